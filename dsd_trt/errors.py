@@ -1,0 +1,46 @@
+"""Every error the package raises on purpose: what went wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DsdError(Exception):
+    """Base of all errors raised on purpose.
+
+    Attributes:
+        exit_code: what a command that ends with this error exits with: 1 unexpected failure,
+            2 wrong usage, 3 some inputs could not be scored, 4 the environment cannot do it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(DsdError):
+    """What the caller passed cannot be used: a missing path, no texts, a malformed pairs file."""
+
+    exit_code = 2
+
+
+class ImageError(DsdError):
+    """One image cannot be decoded; the message is the reason, without the image's name."""
+
+    exit_code = 3
+
+
+class BundleError(DsdError):
+    """A bundle is missing, incomplete, altered, or of a schema this version does not know."""
+
+    exit_code = 2
+
+
+class EngineError(DsdError):
+    """The requested engine is not installed or cannot run the graph here."""
+
+    exit_code = 4
+
+
+class MissingExtraError(DsdError):
+    """A command needs packages that only an optional extra installs."""
+
+    exit_code = 4

@@ -1,0 +1,125 @@
+"""Frozen dataclasses to JSON and back, strictly: a reader that names the field it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class SchemaError(ValueError):
+    """A JSON value does not have the type its field declares; the message names the field."""
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses, tuples and mappings into what `json.dumps` takes.
+
+    A field whose metadata has "json" goes under that key (`lam` is written "lambda").
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {_key(field): to_plain(getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(kind: type[T], value: Any, where: str = "") -> T:
+    """Build a dataclass from parsed JSON.
+
+    Args:
+        kind: the dataclass; its annotations are the schema. Fields may be dataclasses, str, int,
+            float, bool, Literal, `X | Y`, tuple[X, ...], Mapping[str, X] and Any.
+        value: what `json.loads` returned.
+        where: dotted path of `value`, the start of every field name in a message.
+
+    Raises:
+        SchemaError: a field is missing, unknown, or of the wrong type.
+    """
+    if not isinstance(value, dict):
+        raise _mismatch(where, "an object", value)
+    hints = get_type_hints(kind)
+    fields = {_key(field): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if missing := [key for key in fields if key not in value]:
+        raise SchemaError(f"field {_join(where, missing[0])!r} is missing")
+    if unknown := [key for key in value if key not in fields]:
+        raise SchemaError(f"field {_join(where, unknown[0])!r} is not known")
+    read = {
+        field.name: _read(hints[field.name], value[key], _join(where, key))
+        for key, field in fields.items()
+    }
+    return kind(**read)
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """Check one JSON value against a type hint and convert it."""
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return from_plain(hint, value, where)  # type: ignore[arg-type]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in arguments:
+            raise _mismatch(where, "one of " + ", ".join(map(repr, arguments)), value)
+        return value
+    if origin in (Union, types.UnionType):
+        return _read_union(arguments, value, where)
+    if origin is tuple:  # only the tuple[X, ...] form
+        if not isinstance(value, list):
+            raise _mismatch(where, "a list", value)
+        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise _mismatch(where, "an object", value)
+        return {key: _read(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    return _read_scalar(hint, value, where)
+
+
+def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    for option in options:
+        try:
+            return _read(option, value, where)
+        except SchemaError:
+            continue
+    raise _mismatch(
+        where, " or ".join(_NAMES.get(option, str(option)) for option in options), value
+    )
+
+
+def _read_scalar(hint: Any, value: Any, where: str) -> Any:
+    # JSON has one number type, and in Python a bool is an int: neither may slip through.
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise _mismatch(where, _NAMES[hint], value)
+    return value
+
+
+_NAMES: dict[Any, str] = {
+    str: "a string",
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    name: str = field.metadata.get("json", field.name)
+    return name
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _mismatch(where: str, wanted: str, value: Any) -> SchemaError:
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return SchemaError(f"field {where or '(root)'!r} must be {wanted}, got {shown}")
