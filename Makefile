@@ -1,0 +1,46 @@
+# Each target makes its own virtual environment, and makes it again only when what it installs has
+# changed. torch comes from wherever pip is set up to look: on Linux, have pip look where the CPU
+# build is first (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), since the plain one brings CUDA along.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+DEMO := .venv-demo
+DEV := .venv
+INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
+SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test lint bench clean
+
+demo: $(DEMO)/installed
+	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
+
+test: $(DEV)/installed
+	$(DEV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# A type checker cannot follow package-dir through an editable install, so it reads a plain one.
+lint: $(DEV)/installed
+	$(DEV)/bin/ruff check .
+	$(DEV)/bin/ruff format --check .
+	rm -rf build
+	$(DEV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	cd build/typed && ../../$(DEV)/bin/mypy --config-file ../../pyproject.toml --package dsd_trt
+
+bench: $(DEV)/installed
+	$(DEV)/bin/python -m dsd_trt.export.bench
+
+clean:
+	rm -rf $(DEMO) $(DEV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+# Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
+# because setuptools would pack modules that no longer exist.
+$(DEMO)/installed: pyproject.toml constraints.txt $(SOURCES)
+	test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
+	rm -rf build
+	$(DEMO)/$(INSTALL) '.[cpu]'
+	touch $@
+
+$(DEV)/installed: pyproject.toml constraints.txt
+	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
+	$(DEV)/$(INSTALL) --editable '.[test]'
+	touch $@

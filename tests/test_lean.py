@@ -1,0 +1,170 @@
+"""The runtime is lean: it scores where the training stack is missing, and never asks for it.
+
+Each test runs a fresh interpreter and reads what it had loaded when it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+TRAINING = frozenset({"torch", "diffusers", "transformers", "onnx"})
+ENGINES = frozenset({"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"})
+# What takes its time to import, and what a page of help can do without.
+SLOW = TRAINING | ENGINES | {"numpy", "PIL", "tokenizers"}
+
+# A None in sys.modules is a module that is not installed: `import` raises ModuleNotFoundError,
+# `find_spec` finds nothing.
+WITNESS = """
+import json, pathlib, runpy, sys
+script, absent, report, *arguments = sys.argv[1:]
+sys.modules.update(dict.fromkeys(json.loads(absent)))
+sys.argv = [script, *arguments]
+try:
+    runpy.run_path(script, run_name="__main__")
+finally:
+    loaded = sorted({name.partition(".")[0] for name, module in sys.modules.items() if module})
+    pathlib.Path(report).write_text(json.dumps(loaded))
+"""
+
+SCORE = """
+import json, sys
+from dsd_trt import Scorer
+image, engine = sys.argv[1:]
+matrix = Scorer.load(engine=engine).score([image], ["a red circle", "a blue square"])
+print(json.dumps(matrix.scores.tolist()))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished interpreter: what it printed and the packages it had loaded."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+    loaded: frozenset[str]
+
+
+def _run(folder: Path, script: Path, *arguments: str, absent: frozenset[str] = frozenset()) -> Run:
+    report = folder / "loaded.json"
+    done = subprocess.run(
+        [sys.executable, "-c", WITNESS, script, json.dumps(sorted(absent)), report, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
+    loaded = frozenset(json.loads(report.read_text()))
+    return Run(done.returncode, done.stdout, done.stderr, loaded)
+
+
+@pytest.fixture
+def command_line() -> Path:
+    """The installed `dsd-trt`."""
+    return Path(sysconfig.get_path("scripts")) / "dsd-trt"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    image = Image.new("RGB", (64, 64), "gray")
+    ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill="red")
+    path = tmp_path / "circle.png"
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def score_script(tmp_path: Path) -> Path:
+    path = tmp_path / "score.py"
+    path.write_text(SCORE)
+    return path
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_scores_where_the_training_stack_cannot_be_imported(
+    engine: str, picture: Path, score_script: Path, tmp_path: Path
+) -> None:
+    lean = _run(tmp_path, score_script, str(picture), engine, absent=TRAINING)
+    assert lean.exit_code == 0, lean.stderr
+    scores = np.array(json.loads(lean.stdout))
+    assert scores.shape == (1, 2)
+    assert np.isfinite(scores).all()
+
+    # Where it can be, nothing is asked of it and nothing changes.
+    full = _run(tmp_path, score_script, str(picture), engine)
+    assert full.exit_code == 0, full.stderr
+    assert not full.loaded & TRAINING
+    np.testing.assert_allclose(np.array(json.loads(full.stdout)), scores, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("engine", "other"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
+)
+def test_one_engine_is_enough(
+    engine: str, other: str, picture: Path, score_script: Path, tmp_path: Path
+) -> None:
+    run = _run(tmp_path, score_script, str(picture), engine, absent=TRAINING | {other})
+    assert run.exit_code == 0, run.stderr
+    assert engine in run.loaded
+    assert other not in run.loaded
+
+
+def test_without_an_engine_names_the_extra(
+    picture: Path, command_line: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red circle\n")
+    run = _run(tmp_path, command_line, "score", str(picture), str(texts), absent=TRAINING | ENGINES)
+    assert run.exit_code == 4
+    assert "dsd-trt[cpu]" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_the_command_scores_where_the_training_stack_cannot_be_imported(
+    picture: Path, command_line: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a red circle\na blue square\n")
+    run = _run(
+        tmp_path, command_line, "score", str(picture), str(texts), "-f", "jsonl", absent=TRAINING
+    )
+    assert run.exit_code == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert {row["text"] for row in rows} == {"a red circle", "a blue square"}
+
+
+@pytest.mark.parametrize("command", ["export", "pretrain"])
+def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_path: Path) -> None:
+    arguments = {"export": ["--out", "scorer"], "pretrain": ["shapes", "--out", "model"]}[command]
+    run = _run(tmp_path, command_line, command, *arguments, absent=TRAINING)
+    assert run.exit_code == 4
+    assert "pip install" in run.stderr
+    assert "dsd-trt[" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"loaded.json"}
+
+
+@pytest.mark.parametrize("command", [[], ["score"], ["export"], ["pretrain"]], ids=" ".join)
+def test_help_loads_nothing_slow(command: list[str], command_line: Path, tmp_path: Path) -> None:
+    run = _run(tmp_path, command_line, *command, "--help", absent=TRAINING)
+    assert run.exit_code == 0, run.stderr
+    assert "Usage" in run.stdout
+    assert not run.loaded & SLOW
+
+
+def test_importing_the_package_loads_no_engine(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import dsd_trt; dsd_trt.Scorer; dsd_trt.DsdError")
+    run = _run(tmp_path, script)
+    assert run.exit_code == 0, run.stderr
+    assert "dsd_trt" in run.loaded
+    assert not run.loaded & (TRAINING | ENGINES)
