@@ -44,3 +44,9 @@ class MissingExtraError(DsdError):
     """A command needs packages that only an optional extra installs."""
 
     exit_code = 4
+
+
+class ModelError(DsdError):
+    """A diffusion model or an adapter cannot be read, or the two do not belong together."""
+
+    exit_code = 2

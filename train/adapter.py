@@ -1,0 +1,120 @@
+"""The few-shot adapter on disk: prompts, head weights and calibration, tied to its base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dsd_trt.errors import ModelError
+from dsd_trt.train.prompts import PromptConfig
+
+_CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What few-shot training learns.
+
+    Attributes:
+        prompt_config: sizes of the prompts.
+        prompt_state: state of an `AttentionPrompts`.
+        head_weights: w_{l,h} of every cross-attention layer, each (heads,); None is uniform.
+        a: scale of the match probability sigmoid(a f + b).
+        b: its offset.
+        base: sha256 of each weight file of the model it was trained on.
+        training: how it was trained and what it scored, free-form.
+    """
+
+    prompt_config: PromptConfig
+    prompt_state: Mapping[str, Tensor]
+    head_weights: Sequence[Tensor] | None
+    a: float
+    b: float
+    base: Mapping[str, str]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `adapter.safetensors` and `adapter.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"prompts.{name}": value for name, value in self.prompt_state.items()}
+        for layer, weights in enumerate(self.head_weights or ()):
+            tensors[f"head_weights.{layer}"] = weights
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / _WEIGHTS)
+        config = {
+            "format": _FORMAT,
+            "prompts": asdict(self.prompt_config),
+            "a": self.a,
+            "b": self.b,
+            "base": dict(self.base),
+            "training": dict(self.training),
+        }
+        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Adapter:
+        """Read an adapter, FP32.
+
+        Raises:
+            ModelError: not an adapter folder, or not one this version reads.
+        """
+        try:
+            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            tensors = {name: t.float() for name, t in load_file(folder / _WEIGHTS).items()}
+            if config["format"] != _FORMAT:
+                raise ModelError(f"{folder / _CONFIG}: format {config['format']} is not {_FORMAT}")
+            heads = [name for name in tensors if name.startswith("head_weights.")]
+            return cls(
+                prompt_config=PromptConfig(**config["prompts"]),
+                prompt_state={
+                    name.removeprefix("prompts."): value
+                    for name, value in tensors.items()
+                    if name.startswith("prompts.")
+                },
+                head_weights=[tensors[f"head_weights.{i}"] for i in range(len(heads))] or None,
+                a=float(config["a"]),
+                b=float(config["b"]),
+                base=config["base"],
+                training=config["training"],
+            )
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ModelError(f"cannot read an adapter from {folder}: {error}") from error
+
+    def require_base(self, weight_hashes: Mapping[str, str]) -> None:
+        """Refuse to be put on a model it was not trained on.
+
+        Raises:
+            ModelError: names the first weight file that differs.
+        """
+        for file, expected in self.base.items():
+            if weight_hashes.get(file) != expected:
+                raise ModelError(
+                    f"the adapter was trained on another model: {file} differs. Train one for "
+                    "this model, or export without --adapter"
+                )
+
+    def weights_of(self, layers: Sequence[int], heads: Sequence[int]) -> list[Tensor]:
+        """Head weights of the scored layers, made to sum to 1 again.
+
+        Raises:
+            ModelError: the adapter has no weights for one of the layers.
+        """
+        assert self.head_weights is not None
+        if max(layers) >= len(self.head_weights):
+            raise ModelError(
+                f"the adapter weights {len(self.head_weights)} layers; layer {max(layers)} is not "
+                "among them"
+            )
+        chosen = [self.head_weights[layer] for layer in layers]
+        if [len(weights) for weights in chosen] != list(heads):
+            raise ModelError("the adapter's head weights do not fit the model's heads")
+        total = torch.cat(chosen).sum()
+        return [weights / total for weights in chosen]

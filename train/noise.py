@@ -1,0 +1,67 @@
+"""Noise levels: the fixed timesteps, schedule constants and noise tensors of the score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEFAULT_LEVELS = (0.2, 0.4, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """Constants of the noised latent z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps_s (Eq. 1).
+
+    Attributes:
+        fractions: s, in (0, 1).
+        timesteps: t = round(s T), int64 (levels,).
+        signal: sqrt(abar_t), FP32 (levels,).
+        spread: sqrt(1 - abar_t), FP32 (levels,).
+        eps: one noise tensor a level, the same for every image and text, FP32 (levels, C, h, w).
+        seed: what `eps` was drawn from.
+    """
+
+    fractions: tuple[float, ...]
+    timesteps: Tensor
+    signal: Tensor
+    spread: Tensor
+    eps: Tensor
+    seed: int
+
+
+def noise_levels(
+    alphas_cumprod: Tensor,
+    shape: tuple[int, int, int],
+    fractions: tuple[float, ...] = DEFAULT_LEVELS,
+    seed: int = 0,
+) -> NoiseLevels:
+    """Draw the constants of each noise level.
+
+    Every level's noise comes from a generator of its own, seeded by `seed` and the timestep, so
+    that a level keeps its noise whichever others are chosen beside it.
+
+    Args:
+        alphas_cumprod: abar of the checkpoint's schedule, (T,).
+        shape: (C, h, w) of a latent.
+        fractions: noise levels s, each in (0, 1).
+        seed: names the noise.
+
+    Raises:
+        ValueError: a level outside (0, 1).
+    """
+    if not fractions or any(not 0 < s < 1 for s in fractions):
+        raise ValueError(f"noise levels must lie between 0 and 1, got {fractions}")
+    total = len(alphas_cumprod)
+    timesteps = torch.tensor([min(round(s * total), total - 1) for s in fractions])
+    abar = alphas_cumprod[timesteps].double()
+    eps = torch.stack(
+        [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed * 100_003 + int(t)))
+            for t in timesteps
+        ]
+    )
+    return NoiseLevels(
+        tuple(fractions), timesteps, abar.sqrt().float(), (1 - abar).sqrt().float(), eps, seed
+    )

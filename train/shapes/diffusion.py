@@ -1,0 +1,315 @@
+"""Training the embedded model's U-Net and text encoder.
+
+Three losses on one forward pass: denoising (v-prediction) as in Stable Diffusion; grounding, which
+asks a colour's or shape's attention to lie on the thing it names; ranking, which asks the matching
+score itself to be higher for a scene's caption than for its twin's. The last two use what the
+generator of the scenes knows: this model is trained to be matchable, and its card says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
+from dsd_trt.train.noise import noise_levels
+from dsd_trt.train.pooling import logsumexp_pool
+from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
+from dsd_trt.train.shapes.scene import Scene
+from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, sample_twins
+from dsd_trt.train.shapes.vae import cosine
+
+_TEXT_WIDTH = 128
+_GROUNDING, _RANKING = 0.1, 0.5  # weights of the losses beside the denoising loss
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps in total.
+        twins: twins a step; a twin is two pictures and four pairs.
+        learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
+        ema: decay of the averaged weights, which are what is kept.
+        seed: of weights, batches and noise.
+    """
+
+    steps: int
+    twins: int = 24
+    learning_rate: float = 1e-3
+    ema: float = 0.999
+    seed: int = 0
+
+
+def build_unet() -> UNet2DConditionModel:
+    """An untrained U-Net, 4.3 M parameters, 7 cross-attention layers of 4 heads."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=16,
+        out_channels=16,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=4,  # diffusers' name for the number of heads
+        cross_attention_dim=_TEXT_WIDTH,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """An untrained text encoder, 0.5 M parameters."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=4 * _TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            projection_dim=_TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDPMScheduler:
+    """Stable Diffusion's scaled-linear betas, v-prediction."""
+    return DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        steps_offset=1,
+    )
+
+
+class ShapesDiffusion(nn.Module):
+    """What is trained here, with the score it is ranked by."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.scheduler = build_scheduler()
+        self.text_encoder = build_text_encoder(tokenizer)
+        levels = noise_levels(self.scheduler.alphas_cumprod, (16, 8, 8))
+        self.scoring = ScoringUNet(build_unet(), levels)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids (texts, 77), text states (texts, 77, D) and the mask of words and EOS (texts, 77)."""
+        ids = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
+        ends = (ids == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
+        places = torch.arange(ids.shape[1])
+        mask = ((places > 0) & (places <= ends)).float()
+        return ids, self.text_encoder(ids).last_hidden_state, mask
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Denoising, grounding and ranking loss of a batch of twins."""
+        twins = len(batch.timesteps)
+        ids, states, mask = self.encode(batch.captions)  # (2 twins, 77, ...)
+        # Four pairs a twin: the two pictures with their own captions, then with each other's.
+        swapped = torch.arange(2 * twins).view(twins, 2).flip(1).flatten()
+        order = torch.cat([torch.arange(2 * twins), swapped])
+        z = batch.latents.flatten(0, 1)
+        t = batch.timesteps.repeat_interleave(2)
+        noise = batch.noise.flatten(0, 1)
+        z_t = self.scheduler.add_noise(z, noise, t)
+        token_scores = torch.zeros(len(order), mask.shape[1])
+        grounding = torch.zeros(())
+        named, shares = _named_cells(ids, batch.scenes, batch.masks, self.tokenizer)
+        walk = self.scoring.cross_attentions(
+            torch.cat([z_t, z_t]), torch.cat([t, t]), states[order]
+        )
+        while True:
+            try:
+                seen = next(walk)
+            except StopIteration as end:
+                predicted = end.value[: 2 * twins]
+                break
+            pooled = logsumexp_pool(seen.attention, self.scoring.lam)
+            token_scores = token_scores + pooled.mean(dim=1) / len(self.scoring.layer_names)
+            own = seen.attention[: 2 * twins].mean(dim=1)  # (2 twins, image_tokens, 77)
+            grounding = grounding + _grounding(own, named, shares, 1 - t / 1000)
+        target = self.scheduler.get_velocity(z, noise, t)
+        scores = average_tokens(token_scores, mask[order]).view(2, twins, 2)
+        right, wrong = scores  # (twins, 2): [:, k] of picture k
+        scale = self.log_scale.exp()
+        # Given a picture, its own caption; given a caption, its own picture.
+        by_text = F.softplus(scale * (wrong - right))
+        by_image = F.softplus(scale * (wrong.flip(1) - right))
+        weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
+        ranking = ((by_text + by_image).mean(dim=1) * weight).sum() / weight.sum().clamp(min=1)
+        return {
+            "denoising": F.mse_loss(predicted, target),
+            "grounding": grounding / len(self.scoring.layer_names),
+            "ranking": ranking,
+        }
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's twins.
+
+    Attributes:
+        latents: z, (twins, 2, C, h, w).
+        masks: covered share of each cell, (twins, 2, MAX_THINGS, h, w).
+        scenes: of picture 2 i + k.
+        captions: the same order; empty where the text is dropped.
+        timesteps: t, shared by a twin's pairs, (twins,).
+        noise: (twins, 2, C, h, w).
+        ranked: 1 where the captions are there to be ranked, (twins,).
+    """
+
+    latents: Tensor
+    masks: Tensor
+    scenes: list[Scene]
+    captions: list[str]
+    timesteps: Tensor
+    noise: Tensor
+    ranked: Tensor
+
+
+def sample_batch(data: TwinLatents, settings: Settings, step: int) -> Batch:
+    """The batch of one step, a function of its arguments alone."""
+    rng = np.random.default_rng([settings.seed, 7, step])
+    chosen = rng.integers(len(data), size=settings.twins)
+    scenes: list[Scene] = []
+    captions: list[str] = []
+    ranked = np.ones(settings.twins, np.float32)
+    for i, index in enumerate(chosen):
+        twins = sample_twins(data.seed, int(index))
+        scenes += twins.scenes
+        if rng.random() < 0.05:
+            ranked[i] = 0
+            captions += ["", ""]
+        else:
+            captions += twins.captions(rng)
+    # Stratified timesteps: every step sees the whole range.
+    strata = (rng.permutation(settings.twins) + rng.random(settings.twins)) / settings.twins
+    latents = torch.from_numpy(data.latents[chosen].astype(np.float32))
+    noise = rng.standard_normal(latents.shape, dtype=np.float32)
+    return Batch(
+        latents=latents,
+        masks=torch.from_numpy(data.masks[chosen].astype(np.float32)),
+        scenes=scenes,
+        captions=captions,
+        timesteps=torch.from_numpy((strata * 1000).astype(np.int64)),
+        noise=torch.from_numpy(noise),
+        ranked=torch.from_numpy(ranked),
+    )
+
+
+def train_diffusion(
+    model: ShapesDiffusion,
+    data: TwinLatents,
+    folder: Path,
+    settings: Settings,
+    *,
+    report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
+    save_every: int = 200,
+) -> None:
+    """Train `model` in place, going on from `folder/diffusion.ckpt` if it is there.
+
+    At the end the model holds the averaged weights.
+    """
+    parameters = dict(model.named_parameters())
+    average = {name: value.detach().clone() for name, value in parameters.items()}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
+    )
+    start = 0
+    if state := load_checkpoint(folder / "diffusion.ckpt"):
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, start = state["average"], state["step"]
+    model.train()
+    for step in range(start, settings.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
+        losses = model.losses(sample_batch(data, settings, step))
+        total = (
+            losses["denoising"] + _GROUNDING * losses["grounding"] + _RANKING * losses["ranking"]
+        )
+        optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in parameters.items():
+                average[name].lerp_(value, 1 - decay)
+        report(step + 1, {name: value.item() for name, value in losses.items()})
+        if (step + 1) % save_every == 0 or step + 1 == settings.steps:
+            save_checkpoint(
+                folder / "diffusion.ckpt",
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average,
+                    "step": step + 1,
+                },
+            )
+    model.load_state_dict(average, strict=False)
+    model.eval()
+
+
+def _named_cells(
+    ids: Tensor, scenes: list[Scene], masks: Tensor, tokenizer: CLIPTokenizer
+) -> tuple[Tensor, Tensor]:
+    """Which tokens name a visible thing, and where that thing is.
+
+    Args:
+        ids: (pictures, 77).
+        scenes: (pictures).
+        masks: (twins, 2, MAX_THINGS, h, w).
+        tokenizer: knows the words.
+
+    Returns:
+        1 where a token is a colour or shape of something visible, (pictures, 77), and that
+        thing's share of each cell, (pictures, 77, h, w).
+    """
+    cells = masks.flatten(0, 1)
+    words = torch.full((len(scenes), MAX_THINGS, 2), -1)
+    for i, scene in enumerate(scenes):
+        for k, thing in enumerate(scene.things):
+            words[i, k] = torch.tensor(
+                tokenizer.convert_tokens_to_ids([f"{thing.colour}</w>", f"{thing.shape}</w>"])
+            )
+    # (pictures, 77, things): the token is one of the thing's two words.
+    names = (ids[:, :, None, None] == words[:, None]).any(dim=3).float()
+    shares = torch.einsum("pjk,pkhw->pjhw", names, cells).clamp(max=1)
+    return (shares.amax(dim=(2, 3)) > 0.2).float(), shares
+
+
+def _grounding(attention: Tensor, named: Tensor, shares: Tensor, weight: Tensor) -> Tensor:
+    """Negative log share of a naming token's attention that falls on what it names.
+
+    Args:
+        attention: averaged over heads, (pictures, image_tokens, 77).
+        named: (pictures, 77).
+        shares: (pictures, 77, h, w), pooled here to the layer's resolution.
+        weight: of each picture, (pictures,).
+    """
+    side = math.isqrt(attention.shape[1])
+    where = F.adaptive_avg_pool2d(shares, side).flatten(2).transpose(1, 2)
+    where = where / where.amax(dim=1, keepdim=True).clamp(min=1e-4)  # a thing's best cell is whole
+    share = (attention * where).sum(dim=1) / attention.sum(dim=1).clamp(min=1e-6)
+    loss = -share.clamp(min=1e-4).log() * named * weight[:, None]
+    return loss.sum() / named.sum().clamp(min=1)

@@ -1,0 +1,243 @@
+"""`dsd-trt pretrain shapes`: the embedded model from nothing, stage by stage, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from torch import nn
+from transformers import CLIPTokenizer
+
+from dsd_trt.train.shapes.diffusion import Settings, ShapesDiffusion, train_diffusion
+from dsd_trt.train.shapes.probe import probe, summary
+from dsd_trt.train.shapes.tokenizer import build_tokenizer
+from dsd_trt.train.shapes.twins import encode_twins
+from dsd_trt.train.shapes.vae import random_pictures, train_vae
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+
+TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the twins; the few-shot adapter has seeds of its own
+
+SAMPLE_CAPTIONS = (
+    "a red circle",
+    "a large blue square",
+    "a small yellow star",
+    "a green ring",
+    "a white triangle to the left of a purple cross",
+    "an orange star above a blue ring",
+    "a small red square inside a large yellow circle",
+    "a black cross in front of a green circle",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of a run; `SMOKE` goes through every stage in seconds and teaches nothing."""
+
+    vae_steps: int = 2600
+    vae_batch: int = 16
+    twins: int = 50_000
+    held_out_twins: int = 400
+    diffusion_steps: int = 6000
+    diffusion_twins: int = 24
+    probe_every: int = 1000
+    sampling_steps: int = 30
+
+
+SMOKE = Plan(
+    vae_steps=6,
+    vae_batch=4,
+    twins=12,
+    held_out_twins=12,
+    diffusion_steps=4,
+    diffusion_twins=4,
+    probe_every=4,
+    sampling_steps=2,
+)
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Called with (stage, done, total, figures)."""
+
+
+def pretrain_shapes(
+    out: Path,
+    plan: Plan,
+    *,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total, figures: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train tokenizer, autoencoder, text encoder and U-Net; write them in diffusers' format.
+
+    A killed run goes on where its last checkpoint was when called again with the same arguments.
+
+    Args:
+        out: run folder: checkpoints, `losses.jsonl`, `probe.jsonl`, `losses.png`, `samples.png`,
+            and the model in `model/`.
+        plan: sizes.
+        seed: of weights, batches and noise.
+        progress: told of every step.
+        say: told, in a sentence, of what is worth reading.
+
+    Returns:
+        The model's folder, FP16 weights.
+
+    Raises:
+        ValueError: `out` holds a run with another plan or seed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _remember_plan(out, plan, seed)
+    tokenizer = build_tokenizer(out / "tokenizer")
+
+    vae_log = LossLog(out / "vae-losses.jsonl")
+    vae = train_vae(
+        out,
+        seed=seed,
+        steps=plan.vae_steps,
+        batch=plan.vae_batch,
+        report=lambda step, loss: (
+            vae_log.add(step, {"loss": loss}),
+            progress("autoencoder", step, plan.vae_steps, {"loss": loss}),
+        ),
+    )
+    # Weights ship in FP16: what is trained and measured from here on is what ships.
+    round_to_half(vae)
+    say(f"autoencoder: {reconstruction_psnr(vae, seed):.1f} dB on drawn scenes")
+
+    progress("drawing scenes", 0, plan.twins, {})
+    data = encode_twins(vae, plan.twins, TRAIN_SEED, out / "twins")
+    held_out = encode_twins(vae, plan.held_out_twins, HELD_OUT_SEED, out / "twins")
+
+    torch.manual_seed(seed)
+    model = ShapesDiffusion(tokenizer)
+    log = LossLog(out / "losses.jsonl")
+    settings = Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed)
+
+    def report(step: int, losses: dict[str, float]) -> None:
+        log.add(step, losses)
+        progress("diffusion", step, plan.diffusion_steps, losses)
+        if step % plan.probe_every == 0 and step < plan.diffusion_steps:
+            model.eval()
+            say(f"step {step}: {summary(probe(model, held_out))}")
+            model.train()
+
+    train_diffusion(model, data, out, settings, report=report)
+    round_to_half(model)
+    table = probe(model, held_out)
+    (out / "probe.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    say(f"held-out scenes: {summary(table)}")
+
+    pipeline = _pipeline(vae, model, tokenizer)
+    draw_samples(pipeline, plan.sampling_steps, seed).save(out / "samples.png")
+    log.plot(out / "losses.png")
+    pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(out / "model")
+    return out / "model"
+
+
+class LossLog:
+    """Losses of every step, one JSON object a line; a step trained again is written over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self.rows[row.pop("step")] = row
+
+    def add(self, step: int, losses: dict[str, float]) -> None:
+        """Append one step."""
+        self.rows[step] = losses
+        with self.path.open("a", encoding="utf-8") as file:
+            rounded = {name: round(value, 6) for name, value in losses.items()}
+            file.write(json.dumps({"step": step, **rounded}) + "\n")
+
+    def plot(self, path: Path) -> None:
+        """Draw every loss over steps, smoothed over a hundredth of the run."""
+        steps = sorted(self.rows)
+        names = list(self.rows[steps[0]])
+        figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+        width = max(1, len(steps) // 100)
+        for axis, name in zip(axes[0], names, strict=True):
+            values = np.array([self.rows[step][name] for step in steps])
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            axis.plot(steps[width - 1 :], smooth)
+            axis.set(title=f"{name} loss", xlabel="step")
+            axis.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+
+
+def round_to_half(module: nn.Module) -> None:
+    """Round weights to what FP16 can hold, in place; they stay FP32."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.half().float())
+
+
+@torch.no_grad()
+def reconstruction_psnr(vae: AutoencoderKL, seed: int) -> float:
+    """Peak signal-to-noise ratio in decibels over 128 pictures the autoencoder never saw."""
+    pictures, _ = random_pictures(seed + 1, 0, 128)
+    decoded = vae.decode(vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
+    return float(10 * torch.log10(4 / (decoded - pictures).square().mean()))
+
+
+def draw_samples(pipeline: StableDiffusionPipeline, steps: int, seed: int) -> Image.Image:
+    """A grid of generated pictures, three a caption, captions beneath."""
+    pipeline.set_progress_bar_config(disable=True)
+    columns, cell, line = 4, 3 * 96 + 16, 120
+    rows = -(-len(SAMPLE_CAPTIONS) // columns)
+    grid = Image.new("RGB", (columns * cell, rows * line), "white")
+    pen = ImageDraw.Draw(grid)
+    for i, text in enumerate(SAMPLE_CAPTIONS):
+        left, top = i % columns * cell, i // columns * line
+        generator = torch.Generator().manual_seed(seed)
+        pictures = pipeline(
+            text,
+            num_images_per_prompt=3,
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            generator=generator,
+        ).images
+        for k, picture in enumerate(pictures):
+            grid.paste(picture.resize((92, 92)), (left + 96 * k, top))
+        pen.text((left, top + 96), text, fill="black")
+    return grid
+
+
+def _pipeline(
+    vae: AutoencoderKL, model: ShapesDiffusion, tokenizer: CLIPTokenizer
+) -> StableDiffusionPipeline:
+    scheduler = DPMSolverMultistepScheduler.from_config(model.scheduler.config)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model.text_encoder,
+        tokenizer=tokenizer,
+        unet=model.scoring.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _remember_plan(out: Path, plan: Plan, seed: int) -> None:
+    """A run folder belongs to one plan: mixing two would resume into nonsense."""
+    path = out / "plan.json"
+    wanted = {"seed": seed, **asdict(plan)}
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != wanted:
+        raise ValueError(
+            f"{out} holds a run with another plan or seed (see {path.name}): choose another folder"
+        )
+    path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")

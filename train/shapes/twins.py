@@ -1,0 +1,152 @@
+"""Twins: two scenes that differ in one aspect, drawn anew, each with a caption false of the other.
+
+They are what the ranking loss and the tests are made of: given a text the right image of two,
+given an image the right text of two.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+
+from dsd_trt.train.shapes.caption import caption
+from dsd_trt.train.shapes.render import Drawing, draw
+from dsd_trt.train.shapes.scene import EDITS, Scene, edit_scene, sample_scene
+from dsd_trt.train.shapes.vae import build_vae
+
+_EDIT_SHARES = (0.18, 0.18, 0.32, 0.1, 0.05, 0.07, 0.1)  # in the order of EDITS
+_CHUNK = 500
+MAX_THINGS = 3
+
+
+@dataclass(frozen=True)
+class Twins:
+    """A scene, the same scene edited, and what was edited."""
+
+    first: Scene
+    second: Scene
+    edit: str
+
+    @property
+    def scenes(self) -> tuple[Scene, Scene]:
+        """Both, in order."""
+        return self.first, self.second
+
+    def captions(self, rng: np.random.Generator) -> tuple[str, str]:
+        """A caption of each; in half the cases both have the same form of sentence."""
+        seeds = rng.integers(2**32, size=2)
+        if rng.random() < 0.5:
+            seeds[1] = seeds[0]
+        name_relation = self.edit == "predicate"
+        first, second = (
+            caption(scene, np.random.default_rng(seed), name_relation=name_relation)
+            for scene, seed in zip(self.scenes, seeds, strict=True)
+        )
+        return first, second
+
+
+def sample_twins(seed: int, index: int) -> Twins:
+    """The `index`-th pair of twins of a seed; "edit" is what it really became."""
+    rng = np.random.default_rng([seed, index])
+    edit = str(rng.choice(EDITS, p=_EDIT_SHARES))
+    while True:
+        first = sample_scene(rng)
+        second = edit_scene(first, edit, rng)
+        if edit == "predicate" and first.relation == second.relation:
+            continue
+        if edit == "side" and first.side == second.side:
+            continue
+        return Twins(first, second, edit)
+
+
+def draw_twins(seed: int, index: int) -> tuple[Drawing, Drawing]:
+    """Drawings of `sample_twins(seed, index)`; everything left open differs between the two."""
+    twins = sample_twins(seed, index)
+    rng = np.random.default_rng([seed, index, 1])
+    return draw(twins.first, rng), draw(twins.second, rng)
+
+
+@dataclass(frozen=True)
+class TwinLatents:
+    """Many twins, encoded.
+
+    Attributes:
+        seed: of the twins; twin i is `sample_twins(seed, i)`.
+        latents: z, float16 (twins, 2, 16, 8, 8).
+        masks: share of each cell a thing covers, float16 (twins, 2, MAX_THINGS, 8, 8).
+    """
+
+    seed: int
+    latents: NDArray[np.float16]
+    masks: NDArray[np.float16]
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def encode_twins(
+    vae: AutoencoderKL, count: int, seed: int, folder: Path, workers: int = 2
+) -> TwinLatents:
+    """Draw and encode twins, going on where an earlier call in the same folder was stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, count, _CHUNK)
+    missing = [start for start in starts if not _chunk_file(folder, seed, start).exists()]
+    state = {name: value.numpy() for name, value in vae.state_dict().items()}
+    scale = float(vae.config["scaling_factor"])
+    if missing:
+        with ProcessPoolExecutor(workers) as pool:
+            jobs = [
+                pool.submit(_encode_chunk, state, scale, seed, start, folder)
+                for start in missing
+            ]
+            for job in jobs:
+                job.result()
+    latents, masks = [], []
+    for start in starts:
+        with np.load(_chunk_file(folder, seed, start)) as chunk:
+            latents.append(chunk["latents"])
+            masks.append(chunk["masks"])
+    return TwinLatents(seed, np.concatenate(latents)[:count], np.concatenate(masks)[:count])
+
+
+def _chunk_file(folder: Path, seed: int, start: int) -> Path:
+    return folder / f"twins-{seed}-{start:06d}.npz"
+
+
+@torch.no_grad()
+def _encode_chunk(
+    state: dict[str, NDArray[np.float32]],
+    scale: float,
+    seed: int,
+    start: int,
+    folder: Path,
+) -> None:
+    torch.set_num_threads(1)
+    vae = build_vae().eval()
+    vae.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    pixels, masks = [], []
+    for index in range(start, start + _CHUNK):
+        for drawing in draw_twins(seed, index):
+            pixels.append(drawing.pixels)
+            covered = np.zeros((MAX_THINGS, *drawing.masks.shape[1:]), np.float32)
+            covered[: len(drawing.masks)] = drawing.masks
+            masks.append(covered)
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents = torch.cat([vae.encode(part).latent_dist.mean * scale for part in images.split(50)])
+    cells = F.avg_pool2d(torch.from_numpy(np.stack(masks)), 8)
+    path = _chunk_file(folder, seed, start)
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("wb") as file:
+        np.savez(
+            file,
+            latents=latents.unflatten(0, (_CHUNK, 2)).half().numpy(),
+            masks=cells.unflatten(0, (_CHUNK, 2)).half().numpy(),
+        )
+    unfinished.replace(path)
