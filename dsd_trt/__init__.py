@@ -1,0 +1,80 @@
+"""Stable Diffusion as an image-text matching scorer: the lean runtime.
+
+```python
+from dsd_trt import Scorer
+
+scorer = Scorer.load()
+matrix = scorer.score(["photo.jpg"], ["a red circle", "a blue square"])
+```
+
+Public names are imported when they are first used, so that `import dsd_trt` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsd_trt.bundle import Bundle, Manifest, read_bundle, write_bundle
+    from dsd_trt.engine import Engine, EngineDescription
+    from dsd_trt.errors import (
+        BundleError,
+        DsdError,
+        EngineError,
+        ImageError,
+        InputError,
+        MissingExtraError,
+    )
+    from dsd_trt.image import ImageSource
+    from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
+    from dsd_trt.scorer import Progress, Scorer
+
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "DsdError",
+    "Engine",
+    "EngineDescription",
+    "EngineError",
+    "Failure",
+    "ImageError",
+    "ImageSource",
+    "InputError",
+    "Manifest",
+    "MissingExtraError",
+    "PairScores",
+    "Progress",
+    "RankedImage",
+    "ScoreMatrix",
+    "Scorer",
+    "read_bundle",
+    "write_bundle",
+]
+
+_HOMES = {
+    "bundle": ("Bundle", "Manifest", "read_bundle", "write_bundle"),
+    "engine": ("Engine", "EngineDescription"),
+    "errors": (
+        "BundleError",
+        "DsdError",
+        "EngineError",
+        "ImageError",
+        "InputError",
+        "MissingExtraError",
+    ),
+    "image": ("ImageSource",),
+    "results": ("Failure", "PairScores", "RankedImage", "ScoreMatrix"),
+    "scorer": ("Progress", "Scorer"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"dsd_trt.{home}"), name)
+    raise AttributeError(f"module 'dsd_trt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,53 @@
+"""How many items to push through each graph at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dsd_trt.bundle import Manifest
+
+MAX_BATCH = 64  # on CPUs nothing is gained beyond, and progress would come in leaps
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    """Items per run of each graph: images, texts, and (image, text, level) triples."""
+
+    images: int
+    texts: int
+    triples: int
+
+
+def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
+    """Size micro-batches so that a graph's activations fit a memory budget.
+
+    Weights come on top. What one item costs is estimated in FP32 numbers from the manifest's
+    shapes, generously, as the widest point of each network (R resolution, n = h w image tokens,
+    D text width, H the fewest heads of a scored layer, as Stable Diffusion's top level has):
+
+    - image: 3 R^2 128, three feature maps at full resolution with a VAE's usual 128 channels;
+    - text: 77 x 16 D, the widest MLP and its surroundings;
+    - triple: n (2 H (n + 77) + 16 D), logits and softmax of self- and cross-attention at the top
+      level, and the features that the skip connections keep alive.
+
+    Args:
+        manifest: of the bundle that is run.
+        memory_budget_mb: for activations, in MiB.
+
+    Returns:
+        At least 1 and at most `MAX_BATCH` of each.
+    """
+    resolution, length = manifest.preprocessing.resolution, manifest.tokenizer.max_length
+    _, height, width = manifest.latent_shape
+    n, d = height * width, manifest.text_width
+    heads = min(len(weights) for weights in manifest.method.head_weights.values)
+    budget = memory_budget_mb * 2**20 / 4  # FP32 numbers
+
+    def fit(numbers: int) -> int:
+        return min(max(int(budget // numbers), 1), MAX_BATCH)
+
+    return BatchSizes(
+        images=fit(3 * resolution**2 * 128),
+        texts=fit(length * 16 * d),
+        triples=fit(n * (2 * heads * (n + length) + 16 * d)),
+    )

@@ -1,0 +1,104 @@
+"""The `dsd-trt` command: subcommands by name, each imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import click
+
+from dsd_trt.errors import DsdError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """Where a subcommand lives.
+
+    Attributes:
+        home: "module:attribute" of its click command.
+        summary: its line in `dsd-trt --help`, here so that help imports nothing.
+        extra: the optional extra its packages come with.
+    """
+
+    home: str
+    summary: str
+    extra: str | None = None
+
+
+SUBCOMMANDS = {
+    "score": Subcommand("dsd_trt.commands.score:score", "Score images against texts."),
+    "export": Subcommand(
+        "dsd_trt.export.command:export", "Export a model as a bundle of ONNX graphs.", "export"
+    ),
+    "pretrain": Subcommand(
+        "dsd_trt.train.command:pretrain", "Train a demonstration model from scratch.", "train"
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands by name and imports them one at a time."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of the work."""
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand.
+
+        Raises:
+            MissingExtraError: a package it needs is not installed.
+        """
+        if (subcommand := SUBCOMMANDS.get(cmd_name)) is None:
+            return None
+        module, attribute = subcommand.home.split(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if subcommand.extra is None:
+                raise
+            raise MissingExtraError(
+                f"'dsd-trt {cmd_name}' needs packages that are not installed here ({error}). "
+                f"Install them with: pip install 'dsd-trt[{subcommand.extra}]'"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of subcommands from their summaries."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, it.summary) for name, it in SUBCOMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a subcommand; errors raised on purpose become a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except DsdError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = error.exit_code  # type: ignore[misc]
+            raise shown from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dsd-trt")
+def cli() -> None:
+    """Score how well texts describe images, with a diffusion model's cross-attention.
+
+    Exit codes: 0 fine, 1 unexpected failure, 2 wrong usage, 3 finished but some inputs could not
+    be scored, 4 the environment cannot do it, 130 interrupted.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        code = cli.main(arguments, prog_name="dsd-trt", standalone_mode=False)
+    except click.Abort:  # what click makes of Ctrl-C
+        click.echo("interrupted", err=True)
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    sys.exit(code)

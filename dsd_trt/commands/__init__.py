@@ -1,0 +1,1 @@
+"""Commands of the runtime, one a module, imported when they are called."""

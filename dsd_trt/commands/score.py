@@ -1,0 +1,201 @@
+"""`dsd-trt score`: images against texts, from files to a table."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dsd_trt.engine import ENGINES
+from dsd_trt.errors import InputError
+
+# numpy, Pillow and rich are imported where they are used: help should not wait for them.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dsd_trt.output import Record
+    from dsd_trt.results import PairScores, ScoreMatrix
+    from dsd_trt.scorer import Progress
+
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt score photos/ texts.txt
+  dsd-trt score 'photos/*.jpg' texts.txt --top-k 3 -f csv -o scores.csv
+  echo 'a red circle' | dsd-trt score photos/ -
+  dsd-trt score --pairs pairs.csv -f jsonl
+"""
+
+
+def parse_levels(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Split "0.2,0.4"; whether the bundle has these levels is the scorer's to say."""
+    try:
+        return None if value is None else tuple(float(level) for level in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list such as 0.2,0.4") from None
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("paths", nargs=-1, metavar="IMAGES... TEXTS")
+@click.option(
+    "--pairs",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Score these pairs instead: CSV or JSONL with image and text; its image paths are "
+    "relative to the file.",
+)
+@click.option("--bundle", metavar="FOLDER", help="Bundle to score with.  [default: built in]")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option(
+    "--levels",
+    metavar="S,S...",
+    callback=parse_levels,
+    help="Noise levels to average, such as 0.2,0.4.  [default: all]",
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="Only the K best texts of each image.")
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv"]),
+    default="table",
+    show_default=True,
+)
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    metavar="FILE",
+    help="Where results go; - is standard output.",
+    show_default=True,
+)
+@click.pass_context
+def score(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    pairs: Path | None,
+    bundle: str | None,
+    engine: str,
+    levels: tuple[float, ...] | None,
+    top_k: int | None,
+    form: str,
+    output: str,
+) -> None:
+    """Score every image against every text.
+
+    IMAGES are files, directories (searched through) and globs; TEXTS is a UTF-8 file with one
+    text a line, or - for standard input. With --pairs, give neither.
+    """
+    from rich.console import Console
+
+    from dsd_trt.inputs import find_images, read_pairs, read_texts
+    from dsd_trt.output import refuse_unwritable, to_records, top_texts, write_output
+    from dsd_trt.scorer import Scorer
+
+    if pairs:
+        if paths:
+            raise InputError("with --pairs, images and texts come from its file: leave out others")
+        rows = read_pairs(pairs)
+    else:
+        if len(paths) < 2:
+            raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
+        images, texts = find_images(paths[:-1]), read_texts(paths[-1])
+    refuse_unwritable(output)
+
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    with _warnings_on(console):
+        scorer = Scorer.load(bundle, engine)
+        console.print(f"engine: {scorer.engine}")
+        result: ScoreMatrix | PairScores
+        started = time.perf_counter()
+        with _progress_bar(console) as progress:
+            if pairs:
+                result = scorer.score_pairs(
+                    [(row.image, row.text) for row in rows], levels, progress
+                )
+                scored = [(row.name, row.text) for row in rows]
+            else:
+                result = scorer.score(images, texts, levels, progress)
+                scored = list(itertools.product(result.images, result.texts))
+        seconds = time.perf_counter() - started
+    records = to_records(scored, result.scores, result.probabilities)
+    console.print(
+        f"scored {len(records)} pairs in {seconds:.1f} s ({len(records) / seconds:.1f} pairs/s)"
+    )
+    if top_k:
+        records = top_texts(records, top_k)
+    whole = pairs is None and top_k is None
+    write_output(output, _render(records, form, whole, terminal=output == "-"))
+    if result.errors:
+        console.print(f"{len(result.errors)} images could not be scored:")
+        for failure in result.errors:
+            console.print(f"  {failure.image}: {failure.reason}")
+        ctx.exit(3)
+
+
+def _render(records: Sequence[Record], form: str, whole: bool, terminal: bool) -> str:
+    from dsd_trt import output
+    from dsd_trt.table import to_table
+
+    if form == "table":
+        width = shutil.get_terminal_size((100, 24)).columns if terminal else 100
+        color = terminal and sys.stdout.isatty()
+        return to_table(records, matrix=whole, width=width, color=color)
+    write = {"json": output.to_json, "jsonl": output.to_jsonl, "csv": output.to_csv}[form]
+    return write(records)
+
+
+@contextlib.contextmanager
+def _progress_bar(console: Console) -> Iterator[Progress | None]:
+    """A bar with pairs per second and time left, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("pairs, {task.fields[rate]:.1f} a second,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, rate=0.0)
+
+        def show(done: int, total: int | None) -> None:
+            elapsed = bar.tasks[task].elapsed or 0
+            bar.update(task, completed=done, total=total, rate=done / elapsed if elapsed else 0)
+
+        yield show
+
+
+@contextlib.contextmanager
+def _warnings_on(console: Console) -> Iterator[None]:
+    """Show the package's log on stderr, above a progress bar if there is one."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(f"{record.levelname.lower()}: {record.getMessage()}")
+
+    handler, logger = Handler(), logging.getLogger("dsd_trt")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

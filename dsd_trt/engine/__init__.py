@@ -1,0 +1,125 @@
+"""Engines: one compiled graph each, numpy in and numpy out.
+
+The engine asked for is the engine used: where it cannot run, opening it fails. Nothing falls back
+silently.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+from dsd_trt.bundle import Graph
+from dsd_trt.errors import EngineError, InputError
+
+if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
+    from numpy.typing import NDArray
+
+EngineName = Literal["auto", "onnxruntime", "openvino"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+
+
+@dataclass(frozen=True)
+class EngineDescription:
+    """What an engine really got, asked of it after compiling.
+
+    Attributes:
+        engine: library and version.
+        device: what it runs on.
+        precision: what it computes in.
+    """
+
+    engine: str
+    device: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.engine} on {self.device}, {self.precision}"
+
+
+class Engine(Protocol):
+    """One compiled graph."""
+
+    @property
+    def description(self) -> EngineDescription:
+        """Library, device and precision."""
+        ...
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph once.
+
+        Args:
+            feeds: one array for every input, by name, of the declared dtype, batch first.
+
+        Returns:
+            Every output by name, owned by the caller.
+
+        Raises:
+            EngineError: the engine refused.
+        """
+        ...
+
+
+def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
+    """Compile one graph.
+
+    Args:
+        path: the ONNX file.
+        graph: its signature, which the compiled graph must have.
+        engine: "onnxruntime", "openvino", or "auto": OpenVINO where it is installed, else ONNX
+            Runtime.
+
+    Raises:
+        InputError: no engine of that name.
+        EngineError: the engine is not installed, or refuses the graph.
+    """
+    if engine == "auto":
+        engine = preferred_engine()
+    if engine == "openvino":
+        from dsd_trt.engine.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, graph)
+    if engine == "onnxruntime":
+        from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(path, graph)
+    raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
+
+
+def preferred_engine() -> str:
+    """The engine "auto" stands for here.
+
+    Raises:
+        EngineError: none is installed.
+    """
+    for name in ("openvino", "onnxruntime"):
+        if importlib.util.find_spec(name):
+            return name
+    raise EngineError("no engine is installed. Install one with: pip install 'dsd-trt[cpu]'")
+
+
+def thread_limit() -> int | None:
+    """How many threads to use where this process may not use the whole machine, else None.
+
+    The libraries count the machine's cores, even where `taskset` or a container grants fewer.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return None if allowed == os.cpu_count() else allowed
+
+
+def check_names(path: Path, graph: Graph, inputs: list[str], outputs: list[str]) -> None:
+    """Compare the compiled graph's tensors with the manifest's.
+
+    Raises:
+        EngineError: they differ.
+    """
+    for side, got, want in (
+        ("inputs", inputs, [spec.name for spec in graph.inputs]),
+        ("outputs", outputs, [spec.name for spec in graph.outputs]),
+    ):
+        if sorted(got) != sorted(want):
+            raise EngineError(f"{path} has {side} {got} where its bundle says {want}")

@@ -1,0 +1,55 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dsd_trt.bundle import Graph
+from dsd_trt.engine import EngineDescription, check_names, thread_limit
+from dsd_trt.errors import EngineError
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise EngineError(
+        f"onnxruntime cannot be used here ({error}). Install it with: pip install 'dsd-trt[cpu]'"
+    ) from error
+
+PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntimeEngine:
+    """A graph in an ONNX Runtime session; see `Engine`."""
+
+    def __init__(self, path: Path, graph: Graph) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors, which are raised as well
+        options.intra_op_num_threads = thread_limit() or 0  # 0: one a physical core
+        try:
+            self._session = ort.InferenceSession(path, options, providers=[PROVIDER])
+        except Exception as error:  # its exceptions have no base of their own
+            raise EngineError(f"onnxruntime refuses {path}: {error}") from error
+        if self._session.get_providers() != [PROVIDER]:
+            raise EngineError(f"onnxruntime took {self._session.get_providers()} for {PROVIDER}")
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._outputs = [tensor.name for tensor in outputs]
+        check_names(path, graph, [tensor.name for tensor in inputs], self._outputs)
+        half = any(spec.dtype == "float16" for spec in (*graph.inputs, *graph.outputs))
+        self.description = EngineDescription(
+            f"onnxruntime {ort.__version__}",
+            "CPU",
+            # Its CPU kernels know no FP16: such graphs are computed in FP32.
+            "fp32 (from fp16 weights)" if half else "fp32",
+        )
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph once; see `Engine.run`."""
+        try:
+            outputs = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:
+            raise EngineError(f"onnxruntime failed: {error}") from error
+        return dict(zip(self._outputs, outputs, strict=True))

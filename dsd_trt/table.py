@@ -1,0 +1,136 @@
+"""Scores as people read them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dsd_trt.output import Record, by_image
+
+MAX_COLUMN = 16  # a text's column in the grid is no narrower than its text, up to this
+
+
+def to_table(
+    records: Sequence[Record], *, matrix: bool, width: int = 100, color: bool = False
+) -> str:
+    """Lay records out for a terminal, best matches marked.
+
+    A matrix is shown whole as a grid where it fits the width, else as the best text of every
+    image. Other records are listed.
+
+    Args:
+        records: scored pairs, an image's together.
+        matrix: whether they are every image against every text.
+        width: of the terminal, in characters.
+        color: whether it shows colours.
+    """
+    names = _short_names(records)
+    texts = list(dict.fromkeys(record.text for record in records))
+    if not records:
+        return ""
+    if not matrix:
+        table = _list(records, names)
+    elif _grid_width(names.values(), texts) <= width:
+        table = _grid(records, names, texts)
+    else:
+        table = _best_texts(records, names, len(texts)) if len(texts) > 1 else _list(records, names)
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, force_terminal=color, highlight=False).print(table)
+    # The console pads every line to the table's width.
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
+
+
+def _grid(records: Sequence[Record], names: dict[str, str], texts: Sequence[str]) -> Table:
+    best = _best(records)
+    table = _table("Scores. * is the best " + ("text of its image" if len(texts) > 1 else "image"))
+    table.add_column("Image")
+    for text in texts:
+        table.add_column(Text(text), justify="right", min_width=min(len(text), MAX_COLUMN))
+    for image, of_image in by_image(records).items():
+        scores = {record.text: record for record in of_image}
+        table.add_row(Text(names[image]), *(_score(scores[text], best) for text in texts))
+    return table
+
+
+def _best_texts(records: Sequence[Record], names: dict[str, str], texts: int) -> Table:
+    table = _table(
+        f"The best of {texts} texts for each image, and its lead over the second best. "
+        "More: --top-k K. All: -f csv"
+    )
+    table.add_column("Image")
+    table.add_column("* Best text")
+    for heading in ("Score", "Probability", "Lead"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for image, of_image in by_image(records).items():
+        first, second = sorted(of_image, key=lambda record: -record.score)[:2]
+        table.add_row(
+            Text(names[image]),
+            Text(first.text, style="bold green"),
+            f"{first.score:.4f}",
+            f"{first.probability:.3f}",
+            f"{first.score - second.score:.4f}",
+        )
+    return table
+
+
+def _list(records: Sequence[Record], names: dict[str, str]) -> Table:
+    best = _best(records)
+    table = _table("* is the best match" if best else None)
+    table.add_column("Image")
+    table.add_column("Text")
+    table.add_column("Score", justify="right", no_wrap=True)
+    table.add_column("Probability", justify="right", no_wrap=True)
+    previous = None
+    for record in records:
+        table.add_row(
+            Text("" if record.image == previous else names[record.image]),
+            Text(record.text, style="bold green" if record in best else ""),
+            _score(record, best),
+            f"{record.probability:.3f}",
+        )
+        previous = record.image
+    return table
+
+
+def _best(records: Sequence[Record]) -> set[Record]:
+    """The best text of every image that has several; of one text only, the best image."""
+    groups = [group for group in by_image(records).values() if len(group) > 1]
+    if not groups and len({record.text for record in records}) == 1 < len(records):
+        groups = [list(records)]
+    best = set()
+    for group in groups:
+        highest = max(record.score for record in group)
+        best |= {record for record in group if record.score == highest}
+    return best
+
+
+def _score(record: Record, best: set[Record]) -> Text:
+    if record in best:
+        return Text(f"* {record.score:.4f}", style="bold green")
+    return Text(f"{record.score:.4f}")
+
+
+def _table(caption: str | None) -> Table:
+    return Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+
+
+def _grid_width(names: Iterable[str], texts: Sequence[str]) -> int:
+    columns = [max(map(len, names)), *(max(min(len(text), MAX_COLUMN), 8) for text in texts)]
+    return sum(columns) + 2 * len(columns)
+
+
+def _short_names(records: Sequence[Record]) -> dict[str, str]:
+    """Image names without the folder that all of them share."""
+    images = list(by_image(records))
+    try:
+        shared = os.path.commonpath([PurePath(image).parent for image in images])
+    except ValueError:  # absolute and relative ones
+        return {image: image for image in images}
+    return {image: str(PurePath(image).relative_to(shared)) for image in images}

@@ -1,0 +1,87 @@
+"""From texts to the token ids and masks the graphs take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from dsd_trt.bundle import TokenizerSpec, TokenMask
+from dsd_trt.errors import BundleError, InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of tokenised texts.
+
+    Attributes:
+        input_ids: BOS, words, EOS, then padding, int32 (texts, max_length).
+        mask: 1 where a token counts in the average of Eq. 4, float32 (texts, max_length).
+    """
+
+    input_ids: NDArray[np.int32]
+    mask: NDArray[np.float32]
+
+
+class Tokenizer:
+    """CLIP's tokenizer as a bundle carries it.
+
+    Args:
+        path: tokenizer.json in the `tokenizers` library's format.
+        spec: its length and special ids.
+        token_mask: which tokens count: "words_eos", "words", or "all" with BOS and padding too.
+
+    Raises:
+        BundleError: the file is not a tokenizer.
+    """
+
+    def __init__(self, path: Path, spec: TokenizerSpec, token_mask: TokenMask) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise BundleError(f"{path} is not a tokenizer: {error}") from None
+        # The sequence is laid out here, whatever the file's own settings say.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._spec = spec
+        self._token_mask = token_mask
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Tokenise texts; one too long is cut, keeping EOS, with a warning that names it.
+
+        Raises:
+            InputError: a text in which no token counts.
+        """
+        length = self._spec.max_length
+        input_ids = np.full((len(texts), length), self._spec.pad_id, np.int32)
+        mask = np.zeros((len(texts), length), np.float32)
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            words = encoding.ids[: length - 2]  # room for BOS and EOS
+            if len(encoding.ids) > len(words):
+                logger.warning(
+                    "text is too long, only its first %d of %d tokens count: %r",
+                    len(words),
+                    len(encoding.ids),
+                    text,
+                )
+            end = 1 + len(words)  # where EOS goes
+            input_ids[row, 0] = self._spec.bos_id
+            input_ids[row, 1:end] = words
+            input_ids[row, end] = self._spec.eos_id
+            mask[row, self._counted(end)] = 1
+            if not mask[row].any():
+                raise InputError(f"a text has no words to score: {text!r}")
+        return Tokens(input_ids, mask)
+
+    def _counted(self, end: int) -> slice:
+        if self._token_mask == "all":
+            return slice(None)
+        return slice(1, end if self._token_mask == "words" else end + 1)
