@@ -24,7 +24,8 @@ lint: $(DEV)/installed
 	$(DEV)/bin/ruff format --check .
 	rm -rf build
 	$(DEV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
-	cd build/typed && ../../$(DEV)/bin/mypy --config-file ../../pyproject.toml --package dsd_trt
+	cd build/typed && ../../$(DEV)/bin/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache --package dsd_trt
 
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt.export.bench
