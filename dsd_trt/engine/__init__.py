@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from dsd_trt.bundle import Graph
+from dsd_trt.bundle import Graph, TensorSpec
 from dsd_trt.errors import EngineError, InputError
 
 if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
@@ -111,15 +111,34 @@ def thread_limit() -> int | None:
     return None if allowed == os.cpu_count() else allowed
 
 
-def check_names(path: Path, graph: Graph, inputs: list[str], outputs: list[str]) -> None:
-    """Compare the compiled graph's tensors with the manifest's.
+def check_signature(
+    path: Path, graph: Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
+    """Compare the tensors an engine found in a file with those its manifest declares.
+
+    A dimension the file leaves open agrees with any size.
 
     Raises:
-        EngineError: they differ.
+        EngineError: names, types or sizes differ.
     """
-    for side, got, want in (
-        ("inputs", inputs, [spec.name for spec in graph.inputs]),
-        ("outputs", outputs, [spec.name for spec in graph.outputs]),
-    ):
-        if sorted(got) != sorted(want):
-            raise EngineError(f"{path} has {side} {got} where its bundle says {want}")
+    for side, got, want in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
+        found = {spec.name: spec for spec in got}
+        if found.keys() != {spec.name for spec in want}:
+            raise EngineError(
+                f"{path} has {side} {sorted(found)} where its bundle says "
+                f"{sorted(spec.name for spec in want)}"
+            )
+        for spec in want:
+            if not _agree(found[spec.name], spec):
+                raise EngineError(f"{path} has {found[spec.name]} where its bundle says {spec}")
+
+
+def _agree(found: TensorSpec, declared: TensorSpec) -> bool:
+    return (
+        found.dtype == declared.dtype
+        and len(found.shape) == len(declared.shape)
+        and all(
+            isinstance(size, str) or size == wanted
+            for size, wanted in zip(found.shape, declared.shape, strict=True)
+        )
+    )

@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Graph
-from dsd_trt.engine import EngineDescription, check_names, thread_limit
+from dsd_trt.bundle import Graph, TensorSpec
+from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.errors import EngineError
 
 try:
@@ -35,9 +35,10 @@ class OnnxRuntimeEngine:
             raise EngineError(f"onnxruntime refuses {path}: {error}") from error
         if self._session.get_providers() != [PROVIDER]:
             raise EngineError(f"onnxruntime took {self._session.get_providers()} for {PROVIDER}")
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._outputs = [tensor.name for tensor in outputs]
-        check_names(path, graph, [tensor.name for tensor in inputs], self._outputs)
+        inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
+        outputs = [_spec(tensor) for tensor in self._session.get_outputs()]
+        check_signature(path, graph, inputs, outputs)
+        self._outputs = [spec.name for spec in outputs]
         half = any(spec.dtype == "float16" for spec in (*graph.inputs, *graph.outputs))
         self.description = EngineDescription(
             f"onnxruntime {ort.__version__}",
@@ -53,3 +54,11 @@ class OnnxRuntimeEngine:
         except Exception as error:
             raise EngineError(f"onnxruntime failed: {error}") from error
         return dict(zip(self._outputs, outputs, strict=True))
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+    dtype: Any = "float32" if kind == "float" else kind
+    return TensorSpec(
+        tensor.name, dtype, tuple(d if isinstance(d, int) else "?" for d in tensor.shape)
+    )

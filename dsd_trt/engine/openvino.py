@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Graph
-from dsd_trt.engine import EngineDescription, check_names, thread_limit
+from dsd_trt.bundle import Graph, TensorSpec
+from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.errors import EngineError
 
 try:
@@ -39,17 +39,18 @@ class OpenVinoEngine:
             settings["INFERENCE_NUM_THREADS"] = threads
         core = ov.Core()
         try:
-            self._model = core.compile_model(path, DEVICE, settings)
+            model = core.read_model(path)
+            compiled = core.compile_model(model, DEVICE, settings)
         except Exception as error:  # its exceptions have no base of their own
             raise EngineError(f"openvino refuses {path}: {error}") from error
-        check_names(
-            path,
-            graph,
-            [tensor.any_name for tensor in self._model.inputs],
-            [tensor.any_name for tensor in self._model.outputs],
-        )
-        self._request = self._model.create_infer_request()
-        precision = self._model.get_property("INFERENCE_PRECISION_HINT")
+        # Compiling may rename tensors, but keeps their order.
+        declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
+        inputs = [_spec(port, declared) for port in model.inputs]
+        outputs = [_spec(port, declared) for port in model.outputs]
+        check_signature(path, graph, inputs, outputs)
+        self._outputs = [spec.name for spec in outputs]
+        self._request = compiled.create_infer_request()
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT")
         self.description = EngineDescription(
             f"openvino {ov.get_version().split('-')[0]}",
             f"{DEVICE} ({core.get_property(DEVICE, 'FULL_DEVICE_NAME').strip()})",
@@ -63,4 +64,12 @@ class OpenVinoEngine:
         except Exception as error:
             raise EngineError(f"openvino failed: {error}") from error
         # The request owns its output memory and writes there again at the next run.
-        return {tensor.any_name: np.array(results[tensor]) for tensor in self._model.outputs}
+        return {name: np.array(results[i]) for i, name in enumerate(self._outputs)}
+
+
+def _spec(port: Any, declared: set[str]) -> TensorSpec:
+    # A tensor that is only passed on has the names of all its stations.
+    name = min(port.get_names() & declared, default=port.get_any_name())
+    dtype: Any = np.dtype(port.get_element_type().to_dtype()).name
+    sizes = (d.get_length() if d.is_static else "?" for d in port.get_partial_shape())
+    return TensorSpec(name, dtype, tuple(sizes))

@@ -1,0 +1,218 @@
+"""Small bundles whose scores have a closed form, written with numpy beside the graphs.
+
+The stand-in for a model keeps the contract and nothing else:
+
+    latent = mean colour of each quarter of the image, in [0, 1]        (3, 2, 2)
+    r_y    = TABLE[input_ids]                                           (77, D)
+    S_j    = sigmoid(r_j . (PROJECTION^T mean(latent)) + LEVEL_BIAS[level])
+    f      = mean of S_j over the counted tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from dsd_trt.bundle import (
+    Bundle,
+    Calibration,
+    Graph,
+    HeadWeights,
+    Manifest,
+    Method,
+    NoiseLevels,
+    Precision,
+    Preprocessing,
+    Provenance,
+    TokenizerSpec,
+    TokenMask,
+    graph_contract,
+    write_bundle,
+)
+
+RESOLUTION = 8
+LENGTH = 77
+FRACTIONS = (0.2, 0.4, 0.8)
+CALIBRATION = Calibration(a=4.0, b=-2.0)
+WORDS = ("!", "<bos>", "<eos>", "<unk>", "a", "red", "green", "blue", "circle", "square", "dog")
+PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
+
+_random = np.random.default_rng(20)
+TABLE = _random.normal(size=(len(WORDS), 4)).astype(np.float32)  # (vocabulary, D)
+PROJECTION = _random.normal(size=(3, 4)).astype(np.float32)  # (C, D)
+LEVEL_BIAS = np.array([-0.5, 0.0, 0.75], np.float32)
+
+
+def token_ids(text: str) -> list[int]:
+    """Ids of a text's words, without BOS and EOS."""
+    known = {word: i for i, word in enumerate(WORDS)}
+    return [known.get(word, UNKNOWN) for word in text.lower().split()]
+
+
+def closed_form(
+    pixels: NDArray[np.uint8],
+    text: str,
+    levels: Sequence[int] = (0, 1, 2),
+    token_mask: TokenMask = "words_eos",
+) -> float:
+    """f(y, x) of one image, uint8 (RESOLUTION, RESOLUTION, 3), and one text, in float64."""
+    words = token_ids(text)[: LENGTH - 2]
+    counted = {
+        "words": words,
+        "words_eos": [*words, EOS],
+        "all": [BOS, *words, EOS, *[PAD] * (LENGTH - 2 - len(words))],
+    }[token_mask]
+    color = pixels.astype(np.float64).mean(axis=(0, 1)) / 255  # (C,)
+    direction = color @ PROJECTION  # (D,)
+    return float(
+        np.mean(
+            [
+                1 / (1 + np.exp(-(TABLE[token] @ direction + LEVEL_BIAS[level])))
+                for level in levels
+                for token in counted
+            ]
+        )
+    )
+
+
+def probability(f: float) -> float:
+    """Match probability of a score."""
+    return float(1 / (1 + np.exp(-(CALIBRATION.a * f + CALIBRATION.b))))
+
+
+def make_bundle(
+    folder: Path, *, precision: Precision = "fp32", token_mask: TokenMask = "words_eos"
+) -> Bundle:
+    """Write a bundle of the stand-in model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = graph_contract(precision, RESOLUTION, (3, 2, 2), TABLE.shape[1], LENGTH)
+    half = precision == "fp16"
+    _save(folder, graphs["image_encoder"], _image_encoder(half), {})
+    _save(folder, graphs["text_encoder"], _text_encoder(half), {"table": TABLE})
+    _save(
+        folder,
+        graphs["pair_scorer"],
+        _pair_scorer(),
+        {"projection": PROJECTION, "level_bias": LEVEL_BIAS[:, None]},
+    )
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    return write_bundle(folder, make_manifest(graphs, precision, token_mask))
+
+
+def make_manifest(
+    graphs: dict[str, Graph], precision: Precision = "fp32", token_mask: TokenMask = "words_eos"
+) -> Manifest:
+    """The stand-in model's manifest."""
+    return Manifest(
+        method=Method(
+            score_layers=(0, 1),
+            layer_names=("down.attn", "up.attn"),
+            pooling="lse",
+            lam=20.0,
+            head_weights=HeadWeights("uniform", ((0.25, 0.25), (0.25, 0.25))),
+            noise_levels=NoiseLevels(FRACTIONS, (200, 400, 800), 0),
+            token_mask=token_mask,
+            has_prompts=False,
+        ),
+        graphs=graphs,
+        precision=precision,
+        tokenizer=TokenizerSpec("tokenizer.json", LENGTH, BOS, EOS, PAD),
+        preprocessing=Preprocessing(RESOLUTION, "bicubic-stretch"),
+        calibration=CALIBRATION,
+        provenance=Provenance("stand-in", None, {}, None, {}),
+    )
+
+
+def _image_encoder(half: bool) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Cast", ["pixels"], ["float_pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float_pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "AveragePool",
+            ["planes"],
+            ["means"],
+            kernel_shape=[RESOLUTION // 2] * 2,
+            strides=[RESOLUTION // 2] * 2,
+        ),
+        helper.make_node("Constant", [], ["white"], value_float=255.0),
+        helper.make_node("Div", ["means", "white"], ["fraction"]),
+        _cast("fraction", "latent", half),
+    ]
+
+
+def _text_encoder(half: bool) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        _cast("rows", "text_states", half),
+    ]
+
+
+def _pair_scorer() -> list[onnx.NodeProto]:
+    axes = numpy_helper.from_array(np.array([2, 3], np.int64))
+    last = numpy_helper.from_array(np.array([2], np.int64))
+    tokens = numpy_helper.from_array(np.array([1], np.int64))
+    node = helper.make_node
+    return [
+        node("Constant", [], ["axes"], value=axes),
+        node("Constant", [], ["last"], value=last),
+        node("Constant", [], ["tokens"], value=tokens),
+        _cast("latent", "latent32", False),
+        _cast("text_states", "states32", False),
+        node("ReduceMean", ["latent32", "axes"], ["color"], keepdims=0),  # (B, C)
+        node("MatMul", ["color", "projection"], ["direction"]),  # (B, D)
+        node("Unsqueeze", ["direction", "last"], ["column"]),  # (B, D, 1)
+        node("MatMul", ["states32", "column"], ["products"]),  # (B, 77, 1)
+        node("Squeeze", ["products", "last"], ["logits"]),  # (B, 77)
+        node("Gather", ["level_bias", "level"], ["bias"]),  # (B, 1)
+        node("Add", ["logits", "bias"], ["biased"]),
+        node("Sigmoid", ["biased"], ["token_scores"]),
+        node("Mul", ["token_scores", "token_mask"], ["counted"]),
+        node("ReduceSum", ["counted", "tokens"], ["sum"], keepdims=0),
+        node("ReduceSum", ["token_mask", "tokens"], ["count"], keepdims=0),
+        node("Div", ["sum", "count"], ["score"]),
+    ]
+
+
+def _cast(source: str, target: str, half: bool) -> onnx.NodeProto:
+    to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    return helper.make_node("Cast", [source], [target], to=to)
+
+
+def _save(
+    folder: Path, graph: Graph, nodes: list[onnx.NodeProto], constants: dict[str, NDArray[Any]]
+) -> None:
+    def values(specs: Sequence[Any]) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(
+                spec.name,
+                helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)),
+                list(spec.shape),
+            )
+            for spec in specs
+        ]
+
+    body = helper.make_graph(
+        nodes,
+        Path(graph.file).stem,
+        values(graph.inputs),
+        values(graph.outputs),
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, folder / graph.file)
+
+
+def _tokenizer() -> Tokenizer:
+    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
