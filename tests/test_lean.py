@@ -149,6 +149,7 @@ def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_p
     assert run.exit_code == 4
     assert "pip install" in run.stderr
     assert "dsd-trt[" in run.stderr
+    assert "'dsd_trt" not in run.stderr  # a module of ours that is missing is no extra's doing
     assert "Traceback" not in run.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"loaded.json"}
 
