@@ -95,10 +95,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     try:
         code = cli.main(arguments, prog_name="dsd-trt", standalone_mode=False)
-    except click.Abort:  # what click makes of Ctrl-C
-        click.echo("interrupted", err=True)
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+    except Exception as error:
+        if _was_interrupted(error):
+            click.echo("interrupted", err=True)
+            code = 130
+        elif isinstance(error, click.ClickException):
+            error.show()
+            code = error.exit_code
+        else:
+            raise
     sys.exit(code)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: click and compiled modules turn it into their own."""
+    while error and not isinstance(error, (click.Abort, KeyboardInterrupt)):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -61,11 +61,11 @@ def _grid(records: Sequence[Record], names: dict[str, str], texts: Sequence[str]
 
 def _best_texts(records: Sequence[Record], names: dict[str, str], texts: int) -> Table:
     table = _table(
-        f"The best of {texts} texts for each image, and its lead over the second best. "
-        "More: --top-k K. All: -f csv"
+        f"The best of {texts} texts for each image, and its lead over the second best.\n"
+        "More texts: --top-k K. All scores: -f csv"
     )
     table.add_column("Image")
-    table.add_column("* Best text")
+    table.add_column("Best text")
     for heading in ("Score", "Probability", "Lead"):
         table.add_column(heading, justify="right", no_wrap=True)
     for image, of_image in by_image(records).items():

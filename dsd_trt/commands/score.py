@@ -136,7 +136,7 @@ def score(
     whole = pairs is None and top_k is None
     write_output(output, _render(records, form, whole, terminal=output == "-"))
     if result.errors:
-        console.print(f"{len(result.errors)} images could not be scored:")
+        console.print(f"images that could not be scored: {len(result.errors)}")
         for failure in result.errors:
             console.print(f"  {failure.image}: {failure.reason}")
         ctx.exit(3)
@@ -171,7 +171,7 @@ def _progress_bar(console: Console) -> Iterator[Progress | None]:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("pairs, {task.fields[rate]:.1f} a second,"),
+        TextColumn("pairs  {task.fields[rate]:.1f} pairs/s "),
         TimeRemainingColumn(),
         TextColumn("left"),
     )

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from bundles import FRACTIONS, RESOLUTION, closed_form, make_bundle, probability
+from numpy.typing import NDArray
+from PIL import Image
+
+from dsd_trt import (
+    Bundle,
+    BundleError,
+    EngineError,
+    InputError,
+    Scorer,
+    read_bundle,
+    write_bundle,
+)
+from dsd_trt.batching import MAX_BATCH, batch_sizes
+from dsd_trt.engine import open_engine
+
+TEXTS = ["a red circle", "dog", "a blue square a blue dog", "some unknown words"]
+Pixels = NDArray[np.uint8]
+
+
+def random_images(count: int) -> list[Pixels]:
+    generator = np.random.default_rng(5)
+    size = (count, RESOLUTION, RESOLUTION, 3)
+    brightness = generator.uniform(0, 1, (count, 1, 1, 3))
+    return list((generator.integers(0, 256, size) * brightness).astype(np.uint8))
+
+
+@pytest.fixture
+def scorer(bundle: Bundle, engine: str) -> Scorer:
+    return Scorer.load(bundle.folder, engine)
+
+
+def test_the_matrix_is_the_closed_form(scorer: Scorer) -> None:
+    images = random_images(5)
+    matrix = scorer.score(images, TEXTS)
+    expected = np.array([[closed_form(image, text) for text in TEXTS] for image in images])
+    assert matrix.scores.shape == (5, 4)
+    assert np.ptp(expected) > 0.1  # the comparison would notice rows or columns changing places
+    np.testing.assert_allclose(matrix.scores, expected, atol=1e-6)
+    np.testing.assert_allclose(matrix.probabilities, np.vectorize(probability)(expected), atol=1e-6)
+    assert matrix.texts == tuple(TEXTS)
+    assert matrix.images == tuple(f"image {i}" for i in range(5))
+    assert matrix.errors == ()
+
+
+@pytest.mark.parametrize("token_mask", ["words", "words_eos", "all"])
+def test_the_bundles_token_mask_is_used(tmp_path: Path, token_mask: Any) -> None:
+    make_bundle(tmp_path, token_mask=token_mask)
+    (image,) = random_images(1)
+    got = Scorer.load(tmp_path, "onnxruntime").score([image], ["a dog"]).scores
+    assert got[0, 0] == pytest.approx(closed_form(image, "a dog", token_mask=token_mask), abs=1e-6)
+
+
+def test_fp16_bundles_run_on_both_engines(tmp_path: Path, engine: str) -> None:
+    make_bundle(tmp_path, precision="fp16")
+    images = random_images(3)
+    expected = [[closed_form(image, text) for text in TEXTS] for image in images]
+    got = Scorer.load(tmp_path, engine).score(images, TEXTS).scores
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("levels", [[0.2], [0.8, 0.2], list(FRACTIONS)])
+def test_levels_asked_for_are_averaged(scorer: Scorer, levels: list[float]) -> None:
+    (image,) = random_images(1)
+    indices = [FRACTIONS.index(level) for level in levels]
+    got = scorer.score([image], TEXTS, levels=levels).scores[0]
+    np.testing.assert_allclose(got, [closed_form(image, t, indices) for t in TEXTS], atol=1e-6)
+    reordered = scorer.score([image], TEXTS, levels=[*reversed(levels), levels[0]]).scores[0]
+    assert got.tolist() == reordered.tolist()
+
+
+@pytest.mark.parametrize("levels", [[0.3], [], [0.2, 2]])
+def test_a_level_the_bundle_lacks_is_refused(scorer: Scorer, levels: list[float]) -> None:
+    with pytest.raises(InputError, match="noise level"):
+        scorer.score(random_images(1), TEXTS, levels=levels)
+
+
+def test_a_score_does_not_depend_on_its_company(bundle: Bundle, engine: str) -> None:
+    images = random_images(7)
+    pairs = list(itertools.product(images, TEXTS))
+    order = np.random.default_rng(1).permutation(len(pairs))
+    by_budget = []
+    for budget in (1e-3, 0.05, 1024.0):  # from one triple a batch to all in one
+        scorer = Scorer.load(bundle.folder, engine, memory_budget_mb=budget)
+        together = scorer.score(images, TEXTS).scores.ravel()
+        shuffled = scorer.score_pairs([pairs[i] for i in order]).scores
+        alone = [scorer.score_pairs([pair]).scores[0] for pair in pairs]
+        np.testing.assert_allclose(shuffled, together[order], atol=1e-6, rtol=0)
+        np.testing.assert_allclose(alone, together, atol=1e-6, rtol=0)
+        by_budget.append(together)
+    np.testing.assert_allclose(by_budget, np.broadcast_to(by_budget[0], (3, 28)), atol=1e-6, rtol=0)
+
+
+def test_pairs_keep_their_order_and_encode_each_image_and_text_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer.load(bundle.folder, "onnxruntime")
+    seen: dict[str, int] = {"images": 0, "texts": 0}
+    pipeline = scorer._pipeline
+    encode_images, encode_texts = pipeline.encode_images, pipeline.encode_texts
+
+    def count_images(pixels: Any) -> Any:
+        seen["images"] += len(pixels)
+        return encode_images(pixels)
+
+    def count_texts(texts: Any) -> Any:
+        seen["texts"] += len(texts)
+        return encode_texts(texts)
+
+    monkeypatch.setattr(pipeline, "encode_images", count_images)
+    monkeypatch.setattr(pipeline, "encode_texts", count_texts)
+    first, second = random_images(2)
+    pairs = [(first, "dog"), (second, "dog"), (first, "a red dog"), (second, "dog")]
+    result = scorer.score_pairs(pairs)
+    np.testing.assert_allclose(result.scores, [closed_form(*pair) for pair in pairs], atol=1e-6)
+    assert result.texts == ("dog", "dog", "a red dog", "dog")
+    assert seen == {"images": 2, "texts": 2}
+    scorer.score([first, second], ["dog", "a red dog", "dog"])
+    assert seen == {"images": 4, "texts": 4}
+
+
+def test_an_unreadable_image_costs_nothing_but_itself(scorer: Scorer, tmp_path: Path) -> None:
+    good = random_images(3)
+    missing = str(tmp_path / "missing.png")
+    matrix = scorer.score([good[0], b"garbage", good[1], missing, good[2]], TEXTS)
+    expected = np.array([[closed_form(image, text) for text in TEXTS] for image in good])
+    np.testing.assert_allclose(matrix.scores[[0, 2, 4]], expected, atol=1e-6)
+    assert np.isnan(matrix.scores[[1, 3]]).all()
+    assert np.isnan(matrix.probabilities[[1, 3]]).all()
+    assert [failure.image for failure in matrix.errors] == ["image 1", missing]
+    assert "No such file" in matrix.errors[1].reason
+
+    pairs = scorer.score_pairs([(missing, "dog"), (good[0], "dog"), (missing, "a dog")])
+    assert np.isnan(pairs.scores).tolist() == [True, False, True]
+    assert [failure.image for failure in pairs.errors] == [missing]
+
+    nothing = scorer.score([b"", b"x"], TEXTS)
+    assert np.isnan(nothing.scores).all()
+    assert len(nothing.errors) == 2
+
+
+def test_images_are_taken_lazily(bundle: Bundle) -> None:
+    scorer = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.2)
+    assert scorer._pipeline.batch.images < 5
+    taken: list[int] = []
+    most = 0
+
+    def camera() -> Iterator[Pixels]:
+        for i, image in enumerate(random_images(40)):
+            taken.append(i)
+            yield image
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal most
+        assert total is None
+        most = max(most, len(taken) - done)
+
+    matrix = scorer.score(camera(), ["dog"], progress=progress)
+    assert matrix.scores.shape == (40, 1)
+    assert most <= scorer._pipeline.batch.images
+
+
+def test_progress_counts_every_pair(bundle: Bundle) -> None:
+    scorer = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.2)
+    reports: list[tuple[int, int | None]] = []
+    images = [*random_images(6), b"garbage"]
+    scorer.score(images, TEXTS, progress=lambda done, total: reports.append((done, total)))
+    done = [d for d, _ in reports]
+    assert done == sorted(done)
+    assert len(done) >= 4
+    assert reports[-1] == (28, 28)
+
+
+def test_ranking_is_best_first_and_skips_the_unreadable(
+    scorer: Scorer, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = random_images(6)
+    expected = sorted(range(6), key=lambda i: -closed_form(images[i], "a red dog"))
+    with caplog.at_level(logging.WARNING, "dsd_trt"):
+        ranking = scorer.rank("a red dog", [*images, b"garbage"])
+    assert [place.index for place in ranking] == expected
+    assert ranking[0].score == pytest.approx(
+        closed_form(images[expected[0]], "a red dog"), abs=1e-6
+    )
+    assert ranking[0].probability == pytest.approx(probability(ranking[0].score), abs=1e-6)
+    assert "image 6" in caplog.text
+    assert scorer.rank("a red dog", images, top_k=2) == ranking[:2]
+
+
+def test_no_images_and_no_pairs_give_empty_results(scorer: Scorer) -> None:
+    assert scorer.score([], TEXTS).scores.shape == (0, 4)
+    assert scorer.score_pairs([]).scores.shape == (0,)
+
+
+def test_one_path_in_place_of_a_list_is_refused(scorer: Scorer) -> None:
+    with pytest.raises(InputError):
+        scorer.score("photo.png", TEXTS)
+    with pytest.raises(InputError):
+        scorer.score(random_images(1), "a dog")
+    with pytest.raises(InputError):
+        scorer.score(random_images(1), [])
+
+
+def test_paths_are_decoded_and_stretched(scorer: Scorer, tmp_path: Path) -> None:
+    image = Image.new("RGB", (50, 20), (200, 30, 90))
+    image.save(tmp_path / "flat.png")
+    matrix = scorer.score([tmp_path / "flat.png"], ["a dog"])
+    flat = np.broadcast_to(np.array([200, 30, 90], np.uint8), (RESOLUTION, RESOLUTION, 3))
+    assert matrix.scores[0, 0] == pytest.approx(closed_form(flat, "a dog"), abs=1e-6)
+    assert matrix.images == (str(tmp_path / "flat.png"),)
+
+
+def test_engines_say_what_they_got(scorer: Scorer, engine: str) -> None:
+    assert scorer.engine.engine.startswith(engine)
+    assert scorer.engine.device.startswith("CPU")
+    assert scorer.engine.precision == "fp32"
+
+
+def test_openvino_computes_in_full_precision(tmp_path: Path) -> None:
+    """A product that BF16, which this library prefers where it can, would get wrong by 1e-3."""
+    generator = np.random.default_rng(3)
+    bundle = make_bundle(tmp_path)
+    graph = bundle.manifest.graphs["pair_scorer"]
+    latent = generator.uniform(0, 1, (7, 3, 2, 2)).astype(np.float32)
+    feeds = {
+        "latent": latent,
+        "level": np.zeros(7, np.int32),
+        "text_states": generator.normal(size=(7, 77, 4)).astype(np.float32),
+        "token_mask": np.ones((7, 77), np.float32),
+    }
+    got = {
+        name: open_engine(bundle.path(graph.file), graph, name).run(feeds)
+        for name in ("onnxruntime", "openvino")
+    }
+    for output in ("score", "token_scores"):
+        np.testing.assert_allclose(
+            got["openvino"][output], got["onnxruntime"][output], atol=1e-6, rtol=0
+        )
+
+
+def test_outputs_belong_to_the_caller(bundle: Bundle, engine: str) -> None:
+    graph = bundle.manifest.graphs["image_encoder"]
+    encoder = open_engine(bundle.path(graph.file), graph, engine)
+    black, white = (np.full((1, RESOLUTION, RESOLUTION, 3), v, np.uint8) for v in (0, 255))
+    first = encoder.run({"pixels": black})["latent"]
+    encoder.run({"pixels": white})
+    assert first.tolist() == np.zeros((1, 3, 2, 2)).tolist()
+
+
+def test_an_engine_that_is_not_installed_fails_and_names_the_extra(bundle: Bundle) -> None:
+    """In a process where neither engine can be imported."""
+    for engine, message in (
+        ("onnxruntime", "pip install 'dsd-trt[cpu]'"),
+        ("openvino", "pip install 'dsd-trt[openvino]'"),
+        ("auto", "pip install 'dsd-trt[cpu]'"),
+    ):
+        script = (
+            "import sys, importlib.util as u\n"
+            "blocked, find = ('onnxruntime', 'openvino'), u.find_spec\n"
+            "for name in blocked: sys.modules[name] = None\n"
+            "u.find_spec = lambda name: None if name in blocked else find(name)\n"
+            "from dsd_trt import EngineError, Scorer\n"
+            f"try: Scorer.load({str(bundle.folder)!r}, {engine!r})\n"
+            "except EngineError as error: print(error)\n"
+        )
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert message in run.stdout, run.stderr
+
+
+def test_auto_prefers_openvino_and_falls_to_onnxruntime_only_where_it_is_absent(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Scorer.load(bundle.folder).engine.engine.startswith("openvino")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "onnxruntime" or None)
+    assert Scorer.load(bundle.folder).engine.engine.startswith("onnxruntime")
+
+
+def test_an_engine_nobody_knows_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="onnxruntime, openvino"):
+        Scorer.load(bundle.folder, "tensorrt")
+
+
+def test_a_graph_that_does_not_match_its_manifest_is_refused(tmp_path: Path, engine: str) -> None:
+    bundle = make_bundle(tmp_path)
+    path = bundle.path("text_encoder.onnx")
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    onnx.save(model, path)
+    write_bundle(tmp_path, bundle.manifest)  # hashes are right again
+    with pytest.raises(EngineError, match=r"input_ids.*int64"):
+        Scorer.load(tmp_path, engine)
+
+
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, engine: str) -> None:
+    bundle = make_bundle(tmp_path)
+    bundle.path("pair_scorer.onnx").write_bytes(b"not a graph")
+    write_bundle(tmp_path, bundle.manifest)
+    with pytest.raises(EngineError, match=r"pair_scorer\.onnx"):
+        Scorer.load(tmp_path, engine)
+
+
+def test_a_score_that_is_no_number_is_an_error(tmp_path: Path, engine: str) -> None:
+    bundle = make_bundle(tmp_path)
+    path = bundle.path("pair_scorer.onnx")
+    model = onnx.load(path)
+    for constant in model.graph.initializer:
+        if constant.name == "projection":
+            overflowing = np.full((3, 4), np.nan, np.float32)
+            constant.CopyFrom(onnx.numpy_helper.from_array(overflowing, "projection"))
+    onnx.save(model, path)
+    write_bundle(tmp_path, bundle.manifest)
+    with pytest.raises(EngineError, match="finite"):
+        Scorer.load(tmp_path, engine).score(random_images(1), ["dog"])
+
+
+def test_a_name_in_place_of_a_folder_says_what_is_not_there_yet(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="cannot be fetched by name"):
+        Scorer.load("someone/some-scorer")
+    with pytest.raises(BundleError, match="is not a bundle"):
+        Scorer.load(tmp_path)
+
+
+def test_batches_follow_the_memory_budget(bundle: Bundle) -> None:
+    manifest = read_bundle(bundle.folder).manifest
+    # By the formula: n (2 H (n + 77) + 16 D) numbers of 4 bytes, n = 4, H = 2, D = 4.
+    triple = 4 * 4 * (2 * 2 * (4 + 77) + 16 * 4)
+    assert batch_sizes(manifest, 10 * triple / 2**20).triples == 10
+    assert batch_sizes(manifest, 10.5 * triple / 2**20).triples == 10
+    assert batch_sizes(manifest, 0).triples == 1
+    assert batch_sizes(manifest, 1e6).triples == MAX_BATCH
+
+
+def test_importing_the_package_loads_nothing_heavy(bundle: Bundle) -> None:
+    script = (
+        "import sys, dsd_trt\n"
+        "heavy = {'numpy', 'PIL', 'tokenizers', 'rich', 'click', 'onnxruntime', 'openvino'}\n"
+        "assert not heavy & set(sys.modules)\n"
+        f"dsd_trt.Scorer.load({str(bundle.folder)!r}).score([b''], ['dog'])\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'onnx', 'rich'} & set(sys.modules)\n"
+        "assert set(dsd_trt.__all__) <= set(dir(dsd_trt))\n"
+        "assert all(getattr(dsd_trt, name) for name in dsd_trt.__all__)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
