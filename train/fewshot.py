@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens, inner_widths
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def score(
     pairs: Tensor,
     level: Tensor,
 ) -> Tensor:
-    """f of some pairs with head weights that take gradients, (pairs,)."""
+    """F of some pairs with head weights that take gradients, (pairs,)."""
     texts = examples.texts[pairs]
     latents = examples.latents[examples.images[pairs]]
     pooled = scoring.pooled_scores(latents, level, examples.text_states[texts])
@@ -167,7 +166,7 @@ def score(
 def score_all(
     scoring: ScoringUNet, head_weights: tuple[Tensor, ...], examples: Examples, batch: int = 64
 ) -> Tensor:
-    """f of every pair, averaged over the noise levels, (pairs,)."""
+    """F of every pair, averaged over the noise levels, (pairs,)."""
     scores = []
     for pairs in torch.arange(len(examples)).split(batch):
         at_levels = [

@@ -11,15 +11,15 @@ from typing import Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
-
-from dsd_trt.errors import ModelError
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
 from dsd_trt.train.prompts import AttentionPrompts
 from dsd_trt.train.scoring_unet import ScoringUNet, inner_widths
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dsd_trt.errors import ModelError
 
 EMBEDDED = "shapes"
 TokenMask = Literal["words_eos", "words", "all"]
@@ -211,6 +211,18 @@ def token_mask(input_ids: Tensor, eos_id: int, counted: TokenMask = "words_eos")
     return ((places > 0) & (places <= last)).float()
 
 
+@torch.no_grad()
+def encode_texts(
+    checkpoint: Checkpoint, texts: list[str], counted: TokenMask = "words_eos"
+) -> tuple[Tensor, Tensor]:
+    """Text states (texts, 77, D) and token masks (texts, 77) of some texts."""
+    ids = checkpoint.tokenizer(
+        texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids
+    states = checkpoint.text_encoder(ids).last_hidden_state
+    return states, token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
+
+
 def embedded_model_folder() -> Path:
     """Where the embedded model lies in the installed package."""
     return Path(str(files("dsd_trt") / "data" / "shapes-model"))
@@ -219,7 +231,9 @@ def embedded_model_folder() -> Path:
 def weight_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every weight file of a model, by its path in the folder."""
     weights = sorted(
-        path for part in ("vae", "text_encoder", "unet") for path in (folder / part).glob("*.safetensors")
+        path
+        for part in ("vae", "text_encoder", "unet")
+        for path in (folder / part).glob("*.safetensors")
     )
     return {path.relative_to(folder).as_posix(): sha256(path) for path in weights}
 
@@ -240,6 +254,7 @@ __all__ = [
     "build_prompts",
     "build_scoring_unet",
     "embedded_model_folder",
+    "encode_texts",
     "load_checkpoint",
     "token_mask",
     "weight_hashes",

@@ -16,11 +16,10 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from torch import Tensor, nn
-
 from dsd_trt.train.noise import NoiseLevels
 from dsd_trt.train.pooling import CrossAttention, Pooling, pool
 from dsd_trt.train.prompts import AttentionPrompts
+from torch import Tensor, nn
 
 Walk = Generator[CrossAttention, None, Tensor]
 
@@ -119,6 +118,7 @@ class ScoringUNet(nn.Module):
         Yields:
             The layer's index and its pooled attention, FP32 (batch, heads, text_tokens).
         """
+        level = level.long()  # int32 in the graph, but ONNX gathers rows by int64 only
         z_t = self.add_noise(latent, level)
         pi = None if self.prompts is None else self.prompts.condition(latent)
         for seen in self.cross_attentions(z_t, self.timesteps[level], text_states, pi):
@@ -187,7 +187,11 @@ class ScoringUNet(nn.Module):
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
     def _transformer(
-        self, transformer: Transformer2DModel, hidden: Tensor, text_states: Tensor, pi: Tensor | None
+        self,
+        transformer: Transformer2DModel,
+        hidden: Tensor,
+        text_states: Tensor,
+        pi: Tensor | None,
     ) -> Walk:
         """One attention layer of a block: (batch, C, h, w) -> same, through image tokens."""
         residual = hidden

@@ -1,0 +1,1 @@
+"""The embedded model "shapes": its scenes, its training, its measure."""

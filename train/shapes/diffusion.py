@@ -17,9 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
 from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
@@ -27,6 +24,8 @@ from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, sample_twins
 from dsd_trt.train.shapes.vae import cosine
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 _TEXT_WIDTH = 128
 _GROUNDING, _RANKING = 0.1, 0.5  # weights of the losses beside the denoising loss

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
-from PIL import Image, ImageDraw
-from torch import nn
-from transformers import CLIPTokenizer
-
+from dsd_trt.train.fewshot import FewShotSettings, fit_adapter
+from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint
+from dsd_trt.train.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import Settings, ShapesDiffusion, train_diffusion
+from dsd_trt.train.shapes.examples import twin_examples
 from dsd_trt.train.shapes.probe import probe, summary
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
-from dsd_trt.train.shapes.twins import encode_twins
+from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_pictures, train_vae
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
 
 mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
+import matplotlib.pyplot as plt
 
-TRAIN_SEED, HELD_OUT_SEED = 1, 2  # of the twins; the few-shot adapter has seeds of its own
+TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # of the twins
 
 SAMPLE_CAPTIONS = (
     "a red circle",
@@ -50,6 +53,8 @@ class Plan:
     diffusion_twins: int = 24
     probe_every: int = 1000
     sampling_steps: int = 30
+    few_shot_twins: int = 400
+    few_shot_steps: int = 600
 
 
 SMOKE = Plan(
@@ -61,10 +66,15 @@ SMOKE = Plan(
     diffusion_twins=4,
     probe_every=4,
     sampling_steps=2,
+    few_shot_twins=12,
+    few_shot_steps=3,
 )
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called with (stage, done, total, figures)."""
+
+Say = Callable[[str], None]
+"""Called with a sentence worth reading."""
 
 
 def pretrain_shapes(
@@ -73,7 +83,7 @@ def pretrain_shapes(
     *,
     seed: int = 0,
     progress: Progress = lambda stage, done, total, figures: None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
 ) -> Path:
     """Train tokenizer, autoencoder, text encoder and U-Net; write them in diffusers' format.
 
@@ -121,26 +131,54 @@ def pretrain_shapes(
     log = LossLog(out / "losses.jsonl")
     settings = Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed)
 
+    def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+        return model.encode(texts)[1:]
+
     def report(step: int, losses: dict[str, float]) -> None:
         log.add(step, losses)
         progress("diffusion", step, plan.diffusion_steps, losses)
         if step % plan.probe_every == 0 and step < plan.diffusion_steps:
             model.eval()
-            say(f"step {step}: {summary(probe(model, held_out))}")
+            say(f"step {step}: {summary(probe(model.scoring, encode, held_out))}")
             model.train()
 
     train_diffusion(model, data, out, settings, report=report)
     round_to_half(model)
-    table = probe(model, held_out)
-    (out / "probe.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    say(f"held-out scenes: {summary(table)}")
+    log.plot(out / "losses.png")
 
     pipeline = _pipeline(vae, model, tokenizer)
     draw_samples(pipeline, plan.sampling_steps, seed).save(out / "samples.png")
-    log.plot(out / "losses.png")
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out / "model")
+    _add_adapter(out, plan, seed, held_out, progress, say)
     return out / "model"
+
+
+def _add_adapter(
+    out: Path, plan: Plan, seed: int, held_out: TwinLatents, progress: Progress, say: Say
+) -> None:
+    """Train the few-shot adapter on the finished model and measure both."""
+    checkpoint = load_checkpoint(out / "model")
+    few_shot = encode_twins(checkpoint.vae, plan.few_shot_twins, FEW_SHOT_SEED, out / "twins")
+    settings = FewShotSettings(steps=plan.few_shot_steps, seed=seed)
+    adapter = fit_adapter(
+        checkpoint,
+        twin_examples(checkpoint, few_shot),
+        settings,
+        report=lambda step, loss: progress("adapter", step, plan.few_shot_steps, {"loss": loss}),
+    )
+
+    def measure(scoring: ScoringUNet) -> dict[str, float]:
+        return probe(scoring, lambda texts: encode_texts(checkpoint, texts), held_out)
+
+    tables = {
+        "zero-shot": measure(build_scoring_unet(checkpoint)),
+        "few-shot": measure(build_scoring_unet(checkpoint, adapter)),
+    }
+    for name, table in tables.items():
+        say(f"held-out scenes, {name}: {summary(table)}")
+    training = {**asdict(settings), "few_shot_twins": plan.few_shot_twins, "held_out": tables}
+    replace(adapter, training=training).save(out / "model" / "adapter")
 
 
 class LossLog:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.shapes.twins import TwinLatents, sample_twins
 from torch import Tensor
 
-from dsd_trt.train.shapes.diffusion import ShapesDiffusion
-from dsd_trt.train.shapes.twins import TwinLatents, sample_twins
+EncodeTexts = Callable[[list[str]], tuple[Tensor, Tensor]]
+"""Texts to text states (texts, 77, D) and token masks (texts, 77)."""
 
 _EDITS_OF_INTEREST = ("subject", "object", "predicate", "swap", "size", "side")
 
 
 @torch.no_grad()
-def probe(model: ShapesDiffusion, data: TwinLatents, *, of_ten: int = 100) -> dict[str, float]:
+def probe(
+    scoring: ScoringUNet, encode_texts: EncodeTexts, data: TwinLatents, *, of_ten: int = 100
+) -> dict[str, float]:
     """Accuracy in percent on twins the model never saw; ties are wrong.
 
     Returns:
@@ -28,26 +33,29 @@ def probe(model: ShapesDiffusion, data: TwinLatents, *, of_ten: int = 100) -> di
     twins = [sample_twins(data.seed, i) for i in range(len(data))]
     captions = [text for pair in twins for text in pair.captions(rng)]
     latents = torch.from_numpy(data.latents.astype(np.float32)).flatten(0, 1)
-    states, mask = encode_captions(model, captions)
-    pictures, texts = np.meshgrid(np.arange(2), np.arange(2), indexing="ij")
-    base = 2 * np.arange(len(twins))[:, None, None]
-    scores = score_pairs(
-        model, latents, states, mask, (base + pictures).ravel(), (base + texts).ravel()
-    ).view(-1, 2, 2)  # (twins, picture, text)
+    encoded = [encode_texts(captions[i : i + 64]) for i in range(0, len(captions), 64)]
+    states, masks = (torch.cat(parts) for parts in zip(*encoded, strict=True))
 
+    def scores(pictures: Tensor, texts: Tensor) -> Tensor:
+        return mean_scores(scoring, latents, states, masks, pictures, texts)
+
+    pairs = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])  # (picture, text) within a twin
+    indices = 2 * torch.arange(len(twins))[:, None, None] + pairs
     right: dict[str, list[bool]] = defaultdict(list)
-    for pair, s in zip(twins, scores.tolist(), strict=True):
+    of_twins = scores(*indices.flatten(0, 1).unbind(dim=1)).view(-1, 2, 2).tolist()
+    for pair, s in zip(twins, of_twins, strict=True):
         names = [pair.edit]
         if pair.edit == "predicate":
             names.append(f"predicate: {pair.first.relation}")
         for name in names:
             right[f"image {name}"] += [s[0][0] > s[1][0], s[1][1] > s[0][1]]
             right[f"text {name}"] += [s[0][0] > s[0][1], s[1][1] > s[1][0]]
+
     count = min(of_ten, len(twins))
-    choices = (np.arange(count)[:, None] + np.arange(10)[None]) % len(twins) * 2
-    rows = np.repeat(2 * np.arange(count), 10)
-    ten = score_pairs(model, latents, states, mask, rows, choices.ravel()).view(count, 10)
-    right["R@1 of ten"] = [row[0] > max(row[1:]) for row in ten.tolist()]
+    texts = 2 * ((torch.arange(count)[:, None] + torch.arange(10)) % len(twins))
+    pictures = 2 * torch.arange(count).repeat_interleave(10)
+    ten = scores(pictures, texts.flatten()).view(count, 10).tolist()
+    right["R@1 of ten"] = [row[0] > max(row[1:]) for row in ten]
     return {name: 100 * float(np.mean(hits)) for name, hits in sorted(right.items())}
 
 
@@ -61,29 +69,20 @@ def summary(table: dict[str, float]) -> str:
     return ", ".join([*parts, f"R@1 {table['R@1 of ten']:.0f}"])
 
 
-def encode_captions(model: ShapesDiffusion, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Text states (texts, 77, D) and token masks (texts, 77)."""
-    parts = [model.encode(captions[i : i + 64])[1:] for i in range(0, len(captions), 64)]
-    states, masks = zip(*parts, strict=True)
-    return torch.cat(states), torch.cat(masks)
-
-
-def score_pairs(
-    model: ShapesDiffusion,
+def mean_scores(
+    scoring: ScoringUNet,
     latents: Tensor,
     states: Tensor,
-    mask: Tensor,
-    pictures: np.ndarray,
-    texts: np.ndarray,
+    masks: Tensor,
+    pictures: Tensor,
+    texts: Tensor,
 ) -> Tensor:
     """f(y, x) averaged over the noise levels, for index pairs: (pairs,)."""
     scores = []
-    for start in range(0, len(pictures), 64):
-        x = torch.from_numpy(pictures[start : start + 64])
-        y = torch.from_numpy(texts[start : start + 64])
-        total = torch.zeros(len(x))
-        for level in range(len(model.scoring.timesteps)):
-            at = torch.full((len(x),), level)
-            total += model.scoring(latents[x], at, states[y], mask[y])[0]
-        scores.append(total / len(model.scoring.timesteps))
+    for x, y in zip(pictures.split(64), texts.split(64), strict=True):
+        at_levels = [
+            scoring(latents[x], torch.full((len(x),), level), states[y], masks[y])[0]
+            for level in range(len(scoring.timesteps))
+        ]
+        scores.append(torch.stack(at_levels).mean(dim=0))
     return torch.cat(scores)

@@ -12,9 +12,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from dsd_trt.train.shapes.scene import Scene, Thing
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 

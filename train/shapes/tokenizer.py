@@ -1,14 +1,13 @@
-"""A CLIP tokenizer for captions of shapes: every caption word one token, any other text in bytes."""
+"""A CLIP tokenizer for captions of shapes: each caption word one token, any other text in bytes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from dsd_trt.train.shapes.caption import words
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
-
-from dsd_trt.train.shapes.caption import words
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
