@@ -66,7 +66,7 @@ def _best_texts(records: Sequence[Record], names: dict[str, str], texts: int) ->
     )
     table.add_column("Image")
     table.add_column("Best text")
-    for heading in ("Score", "Probability", "Lead"):
+    for heading in ("Score", "Prob.", "Lead"):
         table.add_column(heading, justify="right", no_wrap=True)
     for image, of_image in by_image(records).items():
         first, second = sorted(of_image, key=lambda record: -record.score)[:2]
@@ -86,7 +86,7 @@ def _list(records: Sequence[Record], names: dict[str, str]) -> Table:
     table.add_column("Image")
     table.add_column("Text")
     table.add_column("Score", justify="right", no_wrap=True)
-    table.add_column("Probability", justify="right", no_wrap=True)
+    table.add_column("Prob.", justify="right", no_wrap=True)
     previous = None
     for record in records:
         table.add_row(
@@ -118,7 +118,13 @@ def _score(record: Record, best: set[Record]) -> Text:
 
 
 def _table(caption: str | None) -> Table:
-    return Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
+    return Table(
+        box=box.SIMPLE_HEAD,
+        caption=caption,
+        caption_justify="left",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def _grid_width(names: Iterable[str], texts: Sequence[str]) -> int:
