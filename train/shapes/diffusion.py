@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 _TEXT_WIDTH = 128
-_GROUNDING, _RANKING = 0.1, 0.5  # weights of the losses beside the denoising loss
+_GROUNDING, _RANKING = 0.1, 1.0  # weights of the losses beside the denoising loss
 
 
 @dataclass(frozen=True)

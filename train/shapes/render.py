@@ -241,7 +241,7 @@ def _background(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
         coarse = rng.random((8, 8)).astype(np.float32)
         amount = np.kron(coarse, np.ones((len(x) // 8, len(x) // 8), np.float32))
     if kind > 1:
-        second = first + (second - first) * np.float32(rng.uniform(0.2, 0.7))
+        second = (first + (second - first) * np.float32(rng.uniform(0.2, 0.7))).astype(np.float32)
     return (first + (second - first) * amount[..., None]).astype(np.float32)
 
 
