@@ -1,0 +1,174 @@
+"""`dsd-trt export`: a diffusion model to a bundle."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from dsd_trt.errors import MissingExtraError
+
+# torch and the rest are imported where they are used: help should not wait for them.
+if TYPE_CHECKING:
+    from dsd_trt.export.parity import ParityReport
+    from rich.console import Console
+
+    from dsd_trt.bundle import Precision, TokenMask
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt export --out my-scorer
+  dsd-trt export --model stable-diffusion-2-1/ --precision fp16 --out my-scorer
+  dsd-trt export --score-layers last:2 --levels 0.4 --out fast-scorer
+"""
+
+
+def parse_levels(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
+    """Split "0.2,0.4"."""
+    try:
+        return tuple(float(level) for level in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list such as 0.2,0.4") from None
+
+
+@click.command(epilog=EXAMPLES)
+@click.option(
+    "--model",
+    default="shapes",
+    show_default=True,
+    metavar="DIR",
+    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
+)
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Few-shot adapter trained for the model.  [default: none; shapes has its own]",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="BUNDLE",
+    help="Folder to write.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--score-layers",
+    default="all",
+    show_default=True,
+    metavar="LAYERS",
+    help="Cross-attention layers that count: all, last:N, or a list such as 0,3,5.",
+)
+@click.option(
+    "--levels",
+    default="0.2,0.4,0.6,0.8",
+    show_default=True,
+    metavar="S,S...",
+    callback=parse_levels,
+    help="Noise levels, each between 0 and 1.",
+)
+@click.option(
+    "--token-mask",
+    type=click.Choice(["words_eos", "words", "all"]),
+    default="words_eos",
+    show_default=True,
+    help="Text tokens that count.",
+)
+@click.option("--force", is_flag=True, help="Replace BUNDLE if it is not empty.")
+def export(
+    model: str,
+    adapter: Path | None,
+    out: Path,
+    precision: str,
+    score_layers: str,
+    levels: tuple[float, ...],
+    token_mask: str,
+    force: bool,
+) -> None:
+    """Export a model as a bundle of ONNX graphs, and check them against PyTorch."""
+    try:
+        from dsd_trt.export.exporter import export_bundle
+        from dsd_trt.export.settings import Settings, default_adapter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"'dsd-trt export' needs packages that are not installed here ({error}). "
+            "Install them with: pip install 'dsd-trt[export]'"
+        ) from error
+    from rich.console import Console
+
+    _hush_libraries()
+    settings = Settings(
+        model=model,
+        adapter=adapter or default_adapter(model),
+        precision=cast("Precision", precision),
+        score_layers=score_layers,
+        levels=levels,
+        token_mask=cast("TokenMask", token_mask),
+    )
+    with _stages(Console(stderr=True)) as (stage, progress):
+        _, parity = export_bundle(settings, out, force=force, stage=stage, progress=progress)
+    _print_parity(parity)
+    click.echo(f"wrote {out}; try it: dsd-trt score IMAGES TEXTS --bundle {out}", err=True)
+
+
+@contextmanager
+def _stages(
+    console: Console,
+) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """One line a stage, the one under way with a bar and the time it takes."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    description = TextColumn("{task.description}")
+    columns = (SpinnerColumn(finished_text=" "), description, BarColumn(20), Elapsed(), Remaining())
+    with Progress(*columns, console=console) as bars:
+
+        def finish() -> None:
+            for task in bars.tasks:
+                if not task.finished:
+                    bars.update(task.id, total=1, completed=1)
+
+        def stage(name: str) -> None:
+            finish()
+            bars.add_task(name, total=None)
+
+        def progress(done: int, total: int) -> None:
+            bars.update(bars.tasks[-1].id, total=total, completed=done)
+
+        yield stage, progress
+        finish()
+
+
+def _print_parity(parity: ParityReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Parity with {parity.reference}, over {parity.pairs} pairs")
+    table.add_column("graphs on")
+    for name in ("max score difference", "Spearman", "top-1 agreement"):
+        table.add_column(name, justify="right")
+    for run in parity.runs:
+        score = run.score
+        table.add_row(
+            run.engine,
+            f"{score.max_difference:.2g}",
+            f"{score.spearman:.6f}",
+            f"{score.top1:.1%}",
+        )
+    Console().print(table)
+
+
+def _hush_libraries() -> None:
+    """Keep progress bars and remarks of the libraries off the terminal."""
+    import diffusers
+    import transformers
+
+    warnings.simplefilter("ignore")
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

@@ -1,0 +1,101 @@
+"""What a bundle says about itself, as far as it is known before its graphs exist."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from dsd_trt.export.settings import Settings
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import EMBEDDED, Checkpoint, sha256
+from dsd_trt.train.scoring_unet import ScoringUNet
+
+from dsd_trt.bundle import (
+    Calibration,
+    HeadWeights,
+    Manifest,
+    Method,
+    NoiseLevels,
+    Preprocessing,
+    Provenance,
+    TokenizerSpec,
+    graph_contract,
+)
+
+TOKENIZER_NAME = "tokenizer.json"
+_MAX_LENGTH = 77  # tokens in a padded text, in every Stable Diffusion
+_LIBRARIES = (
+    "dsd-trt",
+    "torch",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)
+
+
+def describe(
+    settings: Settings, checkpoint: Checkpoint, adapter: Adapter | None, scoring: ScoringUNet
+) -> Manifest:
+    """The manifest without files and parity figures."""
+    tokenizer, text_width = checkpoint.tokenizer, int(checkpoint.unet.config["cross_attention_dim"])
+    return Manifest(
+        method=_method(settings, adapter, scoring),
+        graphs=graph_contract(
+            settings.precision,
+            checkpoint.resolution,
+            checkpoint.latent_shape,
+            text_width,
+            _MAX_LENGTH,
+        ),
+        precision=settings.precision,
+        tokenizer=TokenizerSpec(
+            file=TOKENIZER_NAME,
+            max_length=_MAX_LENGTH,
+            bos_id=tokenizer.bos_token_id,
+            eos_id=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+        ),
+        preprocessing=Preprocessing(checkpoint.resolution, "bicubic-stretch"),
+        # Without an adapter nothing was learned about probabilities.
+        calibration=Calibration(adapter.a, adapter.b) if adapter else Calibration(1.0, 0.0),
+        provenance=Provenance(
+            # A folder's path would say where on this machine it lies.
+            base_model=EMBEDDED
+            if checkpoint.name == EMBEDDED
+            else checkpoint.folder.resolve().name,
+            revision=None,
+            weight_hashes=checkpoint.weight_hashes,
+            adapter_hash=_adapter_hash(settings.adapter),
+            library_versions={name: version(name) for name in _LIBRARIES},
+        ),
+    )
+
+
+def _method(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> Method:
+    weights = [scoring.get_buffer(f"head_weights_{layer}") for layer in scoring.score_layers]
+    calibrated = adapter is not None and adapter.head_weights is not None
+    return Method(
+        score_layers=scoring.score_layers,
+        layer_names=tuple(scoring.layer_names[layer] for layer in scoring.score_layers),
+        pooling=scoring.pooling,
+        lam=scoring.lam,
+        head_weights=HeadWeights(
+            mode="calibrated" if calibrated else "uniform",
+            values=tuple(tuple(weight.tolist()) for weight in weights),
+        ),
+        noise_levels=NoiseLevels(
+            fractions=settings.levels,
+            timesteps=tuple(scoring.timesteps.tolist()),
+            seed=settings.noise_seed,
+        ),
+        token_mask=settings.token_mask,
+        has_prompts=scoring.prompts is not None,
+    )
+
+
+def _adapter_hash(folder: Path | None) -> str | None:
+    return None if folder is None else sha256(folder / "adapter.safetensors")

@@ -1,0 +1,71 @@
+"""What a graph computes in real FP16, seen on a CPU that computes in FP32.
+
+ONNX Runtime's CPU kernels run FP16 graphs in FP32: an overflow returns finite numbers, rounding
+errors stay invisible. Here every value an FP16 graph holds is rounded by a pair of Casts, and
+the FP32 islands are left alone.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+_HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+
+# These move values that are rounded already.
+_MOVES = {"Concat", "Expand", "Gather", "GatherND", "Reshape", "Slice", "Split", "Transpose"}
+_MOVES |= {"Squeeze", "Unsqueeze", "Where"}
+
+
+def emulate_half(model: onnx.ModelProto) -> None:
+    """Turn an FP16 graph, in place, into an FP32 graph that rounds where the FP16 graph would.
+
+    Every FLOAT16 tensor becomes FLOAT, inputs and outputs included; behind every node that
+    computes one, Cast(FLOAT16) and Cast(FLOAT) round it, overflow to infinity included. Values
+    keep their names.
+
+    Args:
+        model: weights inside, every value typed (as `trace` leaves it).
+    """
+    graph = model.graph
+    half = {tensor.name for tensor in graph.initializer if tensor.data_type == _HALF}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.tensor_type.elem_type == _HALF:
+            half.add(value.name)
+            value.type.tensor_type.elem_type = _FULL
+    for tensor in graph.initializer:
+        if tensor.data_type == _HALF:
+            tensor.CopyFrom(_widen(tensor))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        _widen_attributes(node)
+        nodes.append(node)
+        if node.op_type in _MOVES:
+            continue
+        for i, name in enumerate(node.output):
+            if name in half:
+                node.output[i] = f"{name}.unrounded"
+                nodes += _round(node.output[i], name)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _round(source: str, target: str) -> list[onnx.NodeProto]:
+    half = f"{target}.half"
+    return [
+        helper.make_node("Cast", [source], [half], name=f"{target}/round", to=_HALF),
+        helper.make_node("Cast", [half], [target], name=f"{target}/widen", to=_FULL),
+    ]
+
+
+def _widen(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name)
+
+
+def _widen_attributes(node: onnx.NodeProto) -> None:
+    """FLOAT16 constants and target types in a node's attributes become FLOAT."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == _HALF:
+            attribute.t.CopyFrom(_widen(attribute.t))
+        if attribute.name in ("to", "dtype") and attribute.i == _HALF:
+            attribute.i = _FULL

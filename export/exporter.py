@@ -1,0 +1,95 @@
+"""From a diffusion model and an adapter to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from dsd_trt.export.describe import TOKENIZER_NAME, describe
+from dsd_trt.export.folder import check_replaceable, staged
+from dsd_trt.export.model_card import CARD_NAME, write_card
+from dsd_trt.export.modules import traceable
+from dsd_trt.export.onnx_file import save, stamp, store_losslessly
+from dsd_trt.export.parity import ParityReport, check_parity
+from dsd_trt.export.probe import draw_probe
+from dsd_trt.export.reference import Reference
+from dsd_trt.export.settings import Settings
+from dsd_trt.export.trace import trace
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+
+from dsd_trt.bundle import Bundle, check_manifest, write_bundle
+from dsd_trt.errors import InputError
+
+DATA_NAMES = {  # where each graph's weights go
+    "image_encoder": "image_encoder.data",
+    "text_encoder": "text_encoder.data",
+    "pair_scorer": "weights.data",
+}
+
+
+def export_bundle(
+    settings: Settings,
+    out: Path,
+    *,
+    force: bool = False,
+    stage: Callable[[str], None] = lambda name: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Bundle, ParityReport]:
+    """Export, compare with the reference, and only then put the bundle where it was asked for.
+
+    Args:
+        settings: what to export.
+        out: the bundle's folder.
+        force: replace a folder that is not empty; what it holds is lost once the export is done.
+        stage: told what begins.
+        progress: told (done, total) while the reference scores.
+
+    Raises:
+        InputError: `out` cannot be used, or layers or levels do not exist.
+        ModelError: model or adapter cannot be read, or do not belong together.
+        ParityError: the graphs do not compute what the PyTorch model computes.
+    """
+    check_replaceable(out, force)
+    stage("Reading the model")
+    checkpoint = load_checkpoint(settings.model)
+    adapter = None if settings.adapter is None else Adapter.load(settings.adapter)
+    try:
+        scoring = build_scoring_unet(
+            checkpoint,
+            adapter,
+            score_layers=settings.score_layers,
+            levels=settings.levels,
+            noise_seed=settings.noise_seed,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    manifest = describe(settings, checkpoint, adapter, scoring)
+    check_manifest(manifest)  # now, rather than after minutes of work
+    with staged(out) as (folder, scratch):
+        for name, graph in manifest.graphs.items():
+            stage(f"Tracing {name}")
+            model = trace(traceable(name, checkpoint, scoring, settings.precision), graph)
+            store_losslessly(model)
+            stamp(model, name, manifest)
+            save(model, folder / graph.file, DATA_NAMES[name])
+        tokenizer = checkpoint.tokenizer.backend_tokenizer
+        (folder / TOKENIZER_NAME).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
+
+        stage("Scoring with the reference")
+        probe = draw_probe(checkpoint.resolution)
+        reference = Reference(checkpoint, scoring, settings.token_mask)
+        expected = reference.expect(probe, progress)
+        parity = check_parity(
+            write_bundle(folder, manifest),
+            expected,
+            partial(traceable, checkpoint=checkpoint, scoring=scoring, precision="fp32"),
+            scratch,
+            stage,
+        )
+        manifest = replace(manifest, parity=parity.to_plain())
+        write_card(folder / CARD_NAME, manifest, parity, checkpoint.folder)
+        bundle = write_bundle(folder, manifest)
+    return replace(bundle, folder=out), parity

@@ -1,0 +1,74 @@
+"""Writing a folder whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dsd_trt.errors import InputError
+
+
+def check_replaceable(out: Path, force: bool) -> None:
+    """Refuse, before any work is done, a folder that must not be written to.
+
+    Raises:
+        InputError: a file, a folder that holds something (unless `force`), or one that holds the
+            user's home or the current folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder: --out BUNDLE")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not force:
+        raise InputError(
+            f"{out} is not empty. Give another --out, or replace all it holds with --force"
+        )
+    if any(place.resolve().is_relative_to(out.resolve()) for place in (Path.cwd(), Path.home())):
+        raise InputError(f"{out} is not replaced: the current or the home folder lies in it")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Fill a folder out of sight; it becomes `out` when the block ends without an error.
+
+    An existing `out` is replaced in that moment, see `check_replaceable`. After an error or an
+    interrupt nothing is left.
+
+    Yields:
+        The folder to fill, and an empty folder for what is only needed meanwhile.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    out = out.resolve()
+    # Beside `out`, so that moving is renaming; higher up where its parents do not exist yet.
+    nearest = next(parent for parent in out.parents if parent.is_dir())
+    stage = nearest / f".{out.name}.{os.getpid()}.part"
+    folder, scratch = stage / "new", stage / "scratch"
+    try:
+        try:
+            stage.mkdir()
+        except OSError as error:
+            raise InputError(f"cannot write to {nearest}: {error.strerror}") from error
+        folder.mkdir()
+        scratch.mkdir()
+        yield folder, scratch
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _swap(folder, out, stage / "old")
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path, old: Path) -> None:
+    """Put `new` where `out` is; whatever happens, `out` is one of the two."""
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise

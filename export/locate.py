@@ -1,0 +1,112 @@
+"""Where a graph starts to differ from the module it was traced from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from dsd_trt.export.trace import module_of
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dsd_trt.bundle import Graph, TensorSpec
+from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a layer's output in the graph is from the module's.
+
+    Attributes:
+        layer: path of the layer in the traced module.
+        relative: largest difference over the largest value; infinite where the graph's is not
+            finite.
+    """
+
+    layer: str
+    relative: float
+
+
+def layer_differences(
+    module: nn.Module, feeds: Mapping[str, NDArray[Any]], path: Path, graph: Graph
+) -> list[Difference]:
+    """Run a module and its graph on the same inputs and compare layer by layer.
+
+    Args:
+        module: what the graph was traced from, FP32.
+        feeds: its inputs by name, in order.
+        path: the graph's file; its nodes are named as `trace` names them.
+        graph: its signature.
+
+    Returns:
+        One difference a layer, in order of execution.
+    """
+    expected = _run_module(module, feeds)
+    model = onnx.load(path, load_external_data=False)
+    # A layer's output is what the last of its nodes computes.
+    value_of = {module_of(node): node.output[0] for node in model.graph.node}
+    value_of = {layer: value_of[layer] for layer in expected if layer in value_of}
+    got = _run_graph(model, path, graph, feeds, sorted(set(value_of.values())))
+    return [
+        Difference(layer, _relative(got[value], expected[layer]))
+        for layer, value in value_of.items()
+        if got[value].shape == expected[layer].shape
+    ]
+
+
+def _run_module(module: nn.Module, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Outputs of all layers that run exactly once, in order of execution."""
+    outputs: dict[str, list[NDArray[Any]]] = {}
+
+    def remember(layer: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                outputs.setdefault(layer, []).append(output.numpy())
+
+        return hook
+
+    leaves = [(name, part) for name, part in module.named_modules() if not any(part.children())]
+    hooks = [part.register_forward_hook(remember(name)) for name, part in leaves]
+    try:
+        with torch.no_grad():
+            module(*(torch.from_numpy(array) for array in feeds.values()))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return {layer: seen[0] for layer, seen in outputs.items() if len(seen) == 1}
+
+
+def _run_graph(
+    model: onnx.ModelProto,
+    path: Path,
+    graph: Graph,
+    feeds: Mapping[str, NDArray[Any]],
+    values: list[str],
+) -> dict[str, NDArray[Any]]:
+    """Values inside a graph, float32."""
+    types = {value.name: value for value in model.graph.value_info}
+    inner = [value for value in values if value in types]
+    model.graph.output.extend(types[value] for value in inner)
+    specs = tuple(TensorSpec(value, "float32", ()) for value in inner)
+    beside = path.with_suffix(".inner.onnx")  # the weights' file is found from there
+    try:
+        onnx.save_model(model, beside)
+        engine = OnnxRuntimeEngine(
+            beside, dataclasses.replace(graph, outputs=(*graph.outputs, *specs))
+        )
+        outputs = engine.run({s.name: feeds[s.name].astype(s.dtype) for s in graph.inputs})
+    finally:
+        beside.unlink(missing_ok=True)
+    return {name: array.astype(np.float32) for name, array in outputs.items()}
+
+
+def _relative(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    if not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1e-6))

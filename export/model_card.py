@@ -1,0 +1,74 @@
+"""The bundle's MODEL_CARD.md: what this bundle is, then what the model's own card says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dsd_trt.export.parity import ParityReport
+
+from dsd_trt.bundle import Manifest
+
+CARD_NAME = "MODEL_CARD.md"
+
+
+def write_card(path: Path, manifest: Manifest, parity: ParityReport, model: Path) -> None:
+    """Write the card.
+
+    Args:
+        path: the file.
+        manifest: of the bundle.
+        parity: its figures.
+        model: the model's folder; its MODEL_CARD.md or README.md follows the generated part.
+    """
+    front, body = "", ""
+    for name in (CARD_NAME, "README.md"):
+        if (model / name).is_file():
+            front, body = _split_front_matter((model / name).read_text(encoding="utf-8"))
+            break
+    path.write_text(
+        f"{front}{_summary(manifest, parity)}\n{body}".rstrip() + "\n", encoding="utf-8"
+    )
+
+
+def _summary(manifest: Manifest, parity: ParityReport) -> str:
+    method, provenance = manifest.method, manifest.provenance
+    layers = ", ".join(map(str, method.score_layers))
+    levels = ", ".join(f"{s:g}" for s in method.noise_levels.fractions)
+    pooling = f"LogSumExp, lambda {method.lam:g}" if method.pooling == "lse" else method.pooling
+    adapter = "with a few-shot adapter" if provenance.adapter_hash else "zero-shot, no adapter"
+    lines = [
+        f"# Image-text matching scorer made from {provenance.base_model}",
+        "",
+        "A bundle for dsd-trt: scores how well a text describes an image by the cross-attention "
+        "of a diffusion model. `bundle.json` holds all of this in full.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base model | {provenance.base_model}, {adapter} |",
+        f"| precision | {manifest.precision} |",
+        f"| image resolution | {manifest.preprocessing.resolution} |",
+        f"| scored layers | {len(method.score_layers)}: {layers} |",
+        f"| pooling | {pooling} |",
+        f"| head weights | {method.head_weights.mode} |",
+        f"| noise levels | {levels} (seed {method.noise_levels.seed}) |",
+        f"| counted tokens | {method.token_mask} |",
+        "",
+        f"Parity over {parity.pairs} pairs, against {parity.reference}:",
+        "",
+        "| graphs on | max score difference | Spearman | top-1 agreement |",
+        "|---|---|---|---|",
+    ]
+    for run in parity.runs:
+        score = run.score
+        lines.append(
+            f"| {run.engine} | {score.max_difference:.2g} | {score.spearman:.6f} "
+            f"| {score.top1:.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _split_front_matter(card: str) -> tuple[str, str]:
+    """YAML between two lines of ---, which has to stay at a card's beginning, and the rest."""
+    if card.startswith("---\n") and (end := card.find("\n---\n")) > 0:
+        return card[: end + 5], card[end + 5 :]
+    return "", card

@@ -1,0 +1,189 @@
+"""The check every export ends with: do the graphs compute what the PyTorch model computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from dsd_trt.export.agreement import Agreement, compare
+from dsd_trt.export.emulation import emulate_half
+from dsd_trt.export.locate import layer_differences
+from dsd_trt.export.onnx_file import save
+from dsd_trt.export.reference import Expected
+from numpy.typing import NDArray
+from torch import nn
+
+from dsd_trt.bundle import Bundle, graph_contract, write_bundle
+from dsd_trt.errors import DsdError, EngineError
+from dsd_trt.pipeline import Pipeline
+from dsd_trt.schema import to_plain
+
+SCORE_TOLERANCE = 1e-5  # FP32, absolute
+MIN_SPEARMAN, MIN_TOP1 = 0.999, 0.99  # FP16
+_LAYER_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # relative; ordinary rounding stays below
+_MEMORY_MB = 1024
+
+
+class ParityError(DsdError):
+    """An exported graph does not compute what the PyTorch model computes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of running a bundle's graphs, against the reference.
+
+    Attributes:
+        engine: what ran them.
+        latent: largest absolute difference of the image encoder's output.
+        text_states: largest absolute difference of the text encoder's output.
+        score: agreement of f(y, x), end to end.
+    """
+
+    engine: str
+    latent: float
+    text_states: float
+    score: Agreement
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Figures of one export.
+
+    Attributes:
+        reference: what the graphs were compared with.
+        pairs: how many (image, text) pairs were scored, at every noise level.
+        runs: the graphs on ONNX Runtime; for FP16 also with real FP16 rounding, emulated.
+    """
+
+    reference: str
+    pairs: int
+    runs: tuple[Run, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For `bundle.json`."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+def check_parity(
+    bundle: Bundle,
+    expected: Expected,
+    module: Callable[[str], nn.Module],
+    scratch: Path,
+    step: Callable[[str], None] = lambda stage: None,
+) -> ParityReport:
+    """Compare a bundle's graphs with the reference.
+
+    Args:
+        bundle: freshly written.
+        expected: what the reference computed.
+        module: what a graph was traced from, in FP32, by name: where to look when something
+            differs.
+        scratch: an empty folder on a disk with room for the weights.
+        step: told what is being done.
+
+    Raises:
+        ParityError: the scores differ by more than the precision allows; it names the first layer
+            that does.
+    """
+    import onnxruntime
+
+    precision = bundle.manifest.precision
+    version = f"onnxruntime {onnxruntime.__version__}"
+    candidates = [(version, bundle)]
+    if precision == "fp16":
+        step("Emulating FP16")
+        candidates.append((f"{version}, FP16 rounding emulated", emulated_bundle(bundle, scratch)))
+    runs = []
+    for engine, candidate in candidates:
+        step(f"Comparing with the reference: {engine}")
+        run = measure(engine, candidate, expected)
+        if complaint := _complaint(run.score, precision):
+            layer = _first_difference(candidate, expected, module, _LAYER_TOLERANCE[precision])
+            advice = (
+                "Export in full precision: --precision fp32"
+                if precision == "fp16"
+                else "The model uses something this exporter gets wrong; please report it with "
+                "the model's config.json files"
+            )
+            raise ParityError(f"the {precision} graphs on {engine}: {complaint}. {layer}. {advice}")
+        runs.append(run)
+    return ParityReport("PyTorch FP32, batch 1", expected.scores.size, tuple(runs))
+
+
+def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
+    """Run a bundle's graphs end to end on ONNX Runtime and compare every output."""
+    pipeline = Pipeline(bundle, "onnxruntime", _MEMORY_MB)
+    latent = pipeline.encode_images(list(expected.probe.pixels))
+    texts = pipeline.encode_texts(expected.probe.texts)
+    levels = len(bundle.manifest.method.noise_levels.fractions)
+    shape = (*expected.scores.shape, levels)
+    image, text, level = (places.ravel() for places in np.indices(shape))
+    try:
+        parts = list(pipeline.score(latent, texts, image, text, level.astype(np.int32)))
+        scores = np.concatenate(parts).reshape(shape).mean(axis=2, dtype=np.float64)
+    except EngineError:  # scores that are no numbers
+        scores = np.full(expected.scores.shape, np.nan)
+    return Run(
+        engine=engine,
+        latent=_difference(latent, expected.latent),
+        text_states=_difference(texts.states, expected.text_states),
+        score=compare(scores, expected.scores),
+    )
+
+
+def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
+    """Write a bundle with the same graphs in FP32, rounding as FP16 would, see `emulate_half`."""
+    manifest = bundle.manifest
+    graphs = graph_contract(
+        "fp32", manifest.preprocessing.resolution, manifest.latent_shape, manifest.text_width
+    )
+    for graph in graphs.values():
+        model = onnx.load(bundle.path(graph.file))
+        emulate_half(model)
+        save(model, folder / graph.file, f"{graph.file}.data")
+    tokenizer = manifest.tokenizer.file
+    (folder / tokenizer).write_bytes(bundle.path(tokenizer).read_bytes())
+    return write_bundle(folder, replace(manifest, precision="fp32", graphs=graphs))
+
+
+def _complaint(score: Agreement, precision: str) -> str | None:
+    """What is wrong with an agreement, None if nothing is; a NaN is always wrong."""
+    if precision == "fp32":
+        if score.max_difference <= SCORE_TOLERANCE:
+            return None
+        return f"scores differ by {score.max_difference:.2g}, allowed are {SCORE_TOLERANCE:g}"
+    if score.spearman >= MIN_SPEARMAN and score.top1 >= MIN_TOP1:
+        return None
+    return (
+        f"Spearman correlation {score.spearman:.5f} and top-1 agreement {score.top1:.1%}, needed "
+        f"are {MIN_SPEARMAN} and {MIN_TOP1:.0%}"
+    )
+
+
+def _first_difference(
+    bundle: Bundle, expected: Expected, module: Callable[[str], nn.Module], tolerance: float
+) -> str:
+    """A sentence that names the first layer to differ, looking at the worst that can be fed."""
+    for name, feeds in expected.feeds().items():
+        graph = bundle.manifest.graphs[name]
+        differences = layer_differences(module(name), feeds, bundle.path(graph.file), graph)
+        for difference in differences:
+            if difference.relative > tolerance:
+                return (
+                    f"The first layer to differ is {difference.layer} of the {name} "
+                    f"(relative difference {difference.relative:.2g})"
+                )
+    worst = max(differences, key=lambda difference: difference.relative)
+    return (
+        f"No layer differs by more than {tolerance:g} of its largest value; {worst.layer} of the "
+        f"{name} differs most (relative difference {worst.relative:.2g})"
+    )
+
+
+def _difference(got: NDArray[Any], expected: NDArray[np.float32]) -> float:
+    return float(np.abs(got.astype(np.float32) - expected).max())

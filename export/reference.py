@@ -1,0 +1,141 @@
+"""The FP32 PyTorch model: what every other path of the project is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from dsd_trt.export.probe import Probe
+from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder, token_mask
+from dsd_trt.train.scoring_unet import ScoringUNet
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsd_trt.bundle import TokenMask
+
+_FED = 2  # pairs to look at layer by layer
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the reference computes on a probe.
+
+    Attributes:
+        probe: images and texts.
+        input_ids: (texts, 77).
+        latent: z, (images, C, h, w).
+        text_states: r_y, (texts, 77, D).
+        token_mask: (texts, 77).
+        scores: f(y, x), (images, texts).
+        levels: how many noise levels f is the mean over.
+    """
+
+    probe: Probe
+    input_ids: NDArray[np.int32]
+    latent: NDArray[np.float32]
+    text_states: NDArray[np.float32]
+    token_mask: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    levels: int
+
+    def feeds(self) -> dict[str, dict[str, NDArray[Any]]]:
+        """The inputs of each graph for a few of the pairs, exact: all levels of each."""
+        rows, level = np.divmod(np.arange(_FED * self.levels, dtype=np.int32), self.levels)
+        return {
+            "image_encoder": {"pixels": self.probe.pixels[:_FED]},
+            "text_encoder": {"input_ids": self.input_ids[:_FED]},
+            "pair_scorer": {
+                "latent": self.latent[rows],
+                "level": level,
+                "text_states": self.text_states[rows],
+                "token_mask": self.token_mask[rows],
+            },
+        }
+
+
+class Reference:
+    """Scores as METHOD has it, in FP32 PyTorch.
+
+    Args:
+        checkpoint: the base model.
+        scoring: its scoring U-Net, prompts not folded.
+        counted: which tokens count (Eq. 4).
+        batch: images, texts or (image, text, level) triples at a time; the reference is batch 1.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, scoring: ScoringUNet, counted: TokenMask, batch: int = 1
+    ) -> None:
+        self.scoring = scoring
+        self.batch = batch
+        self._image_encoder = ImageEncoder(checkpoint.vae)
+        self._text_encoder = TextEncoder(checkpoint.text_encoder)
+        self._tokenizer = checkpoint.tokenizer
+        self._counted = counted
+
+    @torch.no_grad()
+    def encode_images(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Latents z, (images, C, h, w), of uint8 (images, H, W, 3)."""
+        parts = torch.from_numpy(pixels).split(self.batch)
+        return torch.cat([self._image_encoder(part) for part in parts])
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask, (texts, 77) each."""
+        ids = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        ).input_ids
+        return ids, token_mask(ids, self._tokenizer.eos_token_id, self._counted)
+
+    @torch.no_grad()
+    def encode_texts(self, ids: Tensor) -> Tensor:
+        """Text states r_y, (texts, 77, D)."""
+        return torch.cat([self._text_encoder(part) for part in ids.split(self.batch)])
+
+    @torch.no_grad()
+    def score(
+        self,
+        latent: Tensor,
+        states: Tensor,
+        mask: Tensor,
+        step: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """f(y, x) of every image and text, averaged over levels (Eq. 4).
+
+        Args:
+            latent: z, (images, C, h, w).
+            states: r_y, (texts, 77, D).
+            mask: (texts, 77).
+            step: told how many triples are scored, and of how many.
+
+        Returns:
+            (images, texts).
+        """
+        levels = len(self.scoring.timesteps)
+        shape = (len(latent), len(states), levels)
+        triples = torch.cartesian_prod(*(torch.arange(size) for size in shape))
+        scores: list[Tensor] = []
+        for part in triples.split(self.batch):
+            image, text, level = part.unbind(dim=1)
+            score, _ = self.scoring(latent[image], level, states[text], mask[text])
+            scores.append(score)
+            if step:
+                step(min(len(scores) * self.batch, len(triples)), len(triples))
+        return torch.cat(scores).double().view(shape).mean(dim=2).float().numpy()
+
+    def expect(self, probe: Probe, step: Callable[[int, int], None] | None = None) -> Expected:
+        """Compute everything a path is compared with; `step` as in `score`."""
+        latent = self.encode_images(probe.pixels)
+        ids, mask = self.tokenize(probe.texts)
+        states = self.encode_texts(ids)
+        return Expected(
+            probe=probe,
+            input_ids=ids.int().numpy(),
+            latent=latent.numpy(),
+            text_states=states.numpy(),
+            token_mask=mask.numpy(),
+            scores=self.score(latent, states, mask, step),
+            levels=len(self.scoring.timesteps),
+        )

@@ -1,0 +1,40 @@
+"""What to export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsd_trt.train.model import EMBEDDED, embedded_model_folder
+from dsd_trt.train.noise import DEFAULT_LEVELS
+
+from dsd_trt.bundle import Precision, TokenMask
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to export and how.
+
+    Attributes:
+        model: "shapes" for the embedded model, or a folder in diffusers' format.
+        adapter: folder of a few-shot adapter; None is the zero-shot score.
+        precision: "fp32", or "fp16" with FP32 islands.
+        score_layers: "all", "last:N", or layer indices.
+        levels: noise levels s.
+        noise_seed: names the fixed noise of each level.
+        token_mask: which tokens count.
+    """
+
+    model: str = EMBEDDED
+    adapter: Path | None = None
+    precision: Precision = "fp32"
+    score_layers: str | Sequence[int] = "all"
+    levels: tuple[float, ...] = DEFAULT_LEVELS
+    noise_seed: int = 0
+    token_mask: TokenMask = "words_eos"
+
+
+def default_adapter(model: str) -> Path | None:
+    """The adapter that comes with a model: the embedded one has its own."""
+    return embedded_model_folder() / "adapter" if model == EMBEDDED else None

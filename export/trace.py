@@ -1,0 +1,120 @@
+"""PyTorch to ONNX: one module, one graph, dynamic in its first dimension only."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from dsd_trt.bundle import Graph, TensorSpec
+
+OPSET = 20
+"""Has LayerNormalization and Gelu; from 23 on, Attention hides its map from NVIDIA's parser."""
+
+_EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
+
+
+def trace(module: nn.Module, graph: Graph) -> onnx.ModelProto:
+    """Export a module.
+
+    Precision is what the module's own code and weights say; nothing is converted afterwards.
+
+    Args:
+        module: takes and returns tensors as `graph` declares them.
+        graph: names, types and shapes of inputs and outputs.
+
+    Returns:
+        The graph, weights inside, nodes named after the modules they come from
+        ("unet.conv_in/Conv"), without a trace of this machine.
+    """
+    inputs = tuple(_example(spec) for spec in graph.inputs)
+    batch = torch.export.Dim("batch")
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            inputs,
+            dynamo=True,
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            opset_version=OPSET,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            verbose=False,
+        )
+        assert program is not None  # only the older exporter returns None
+        model = program.model_proto
+    _name_nodes(model)
+    _forget_origin(model)
+    _declare(model, graph)
+    return model
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """Zeros of the declared type and shape; tracing looks at nothing else."""
+    shape = [_EXAMPLE_BATCH, *(int(size) for size in spec.shape[1:])]
+    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Name every node MODULE/OPERATOR, numbered where a module has several of a kind."""
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        properties = {entry.key: entry.value for entry in node.metadata_props}
+        # From the root, "", over the modules' full names down to the operation's own.
+        scopes = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
+        path = scopes[-2] if len(scopes) > 1 and "." in scopes[-2] else ""
+        name = f"{path}/{node.op_type}".lstrip("/")
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """Path of the module a traced node comes from, "" for the traced module itself."""
+    path: str = node.name.rpartition("/")[0]
+    return path
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Drop stack traces and file paths, which the exporter writes on everything."""
+    model.doc_string = model.graph.doc_string = ""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del item.metadata_props[:]
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+    for initializer in graph.initializer:
+        del initializer.metadata_props[:]
+
+
+def _declare(model: onnx.ModelProto, graph: Graph) -> None:
+    """Give inputs and outputs the contract's dimension names; refuse any other difference."""
+    for values, specs in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            tensor = value.type.tensor_type
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+            sizes = tuple(d.dim_value for d in tensor.shape.dim[1:])
+            if (value.name, dtype, sizes) != (spec.name, spec.dtype, spec.shape[1:]):
+                raise ValueError(f"traced {value.name} {dtype} {sizes}, which is not {spec}")
+            tensor.shape.dim[0].dim_param = str(spec.shape[0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks, which tell a user nothing, off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,185 @@
+"""Tiny Stable Diffusion folders with random weights, built in a second, and bundles made of them.
+
+A pytest plugin: test modules that need its fixtures name it in `pytest_plugins`.
+
+The weights are not trained, but not quite untrained either: queries and keys are scaled up until
+attention has preferences, so that scores differ by more than rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.parity import ParityReport
+from dsd_trt.export.settings import Settings
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import (
+    Checkpoint,
+    build_scoring_unet,
+    load_checkpoint,
+    weight_hashes,
+)
+from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.shapes.tokenizer import build_tokenizer
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from dsd_trt.bundle import Bundle
+
+LAYERS = 6  # cross-attention layers: one down, one in the middle, four up
+HEADS = 2
+TEXT_WIDTH = 32
+
+
+def write_checkpoint(
+    folder: Path, *, seed: int = 0, linear: bool = True, force_upcast: bool = False
+) -> Path:
+    """Write a model of 32 x 32 pixels and 4 x 8 x 8 latents, weights rounded to FP16.
+
+    Args:
+        folder: to be written.
+        seed: of the weights.
+        linear: linear projections around attention, as in SD 2.x; else convolutions, as in 1.x.
+        force_upcast: whether the VAE asks for FP32.
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(folder / "tokenizer")
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+        scaling_factor=0.9,
+        force_upcast=force_upcast,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=HEADS,  # diffusers' name for the number of heads
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=8,
+        use_linear_projection=linear,
+    )
+    for name, parameter in unet.named_parameters():
+        if ".attn2.to_q." in name or ".attn2.to_k." in name:
+            parameter.data *= 4
+    for name, part in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
+        _randomise_norms(part)
+        part.half().save_pretrained(folder / name)
+    DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction").save_pretrained(
+        folder / "scheduler"
+    )
+    return folder
+
+
+def write_adapter(folder: Path, checkpoint: Path, *, seed: int = 1) -> Path:
+    """Write an adapter for a checkpoint with random prompts, mapping network and head weights."""
+    torch.manual_seed(seed)
+    config = PromptConfig(rank=2, hidden=8, latent_channels=4)
+    prompts = AttentionPrompts([32] * LAYERS, TEXT_WIDTH, config)
+    for parameter in prompts.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape)
+    weights = torch.rand(LAYERS, HEADS) + 0.5
+    Adapter(
+        prompt_config=config,
+        prompt_state=prompts.state_dict(),
+        head_weights=list(weights / weights.sum()),
+        a=12.0,
+        b=-3.0,
+        base=weight_hashes(checkpoint),
+    ).save(folder)
+    return folder
+
+
+def _randomise_norms(module: nn.Module) -> None:
+    """Fresh norms and biases are all ones and zeros, under which a lost one would not be seen."""
+    for parameter in module.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported bundle and what it was made from."""
+
+    bundle: Bundle
+    settings: Settings
+    report: ParityReport
+
+    def load(self) -> tuple[Checkpoint, Adapter | None, ScoringUNet]:
+        """The model, read anew."""
+        checkpoint = load_checkpoint(self.settings.model)
+        adapter = None if self.settings.adapter is None else Adapter.load(self.settings.adapter)
+        scoring = build_scoring_unet(
+            checkpoint,
+            adapter,
+            score_layers=self.settings.score_layers,
+            levels=self.settings.levels,
+        )
+        return checkpoint, adapter, scoring
+
+    def graph(self, name: str) -> onnx.ModelProto:
+        """One graph, weights inside."""
+        return onnx.load(self.bundle.path(self.bundle.manifest.graphs[name].file))
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapter_folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "random", checkpoint_folder)
+
+
+@pytest.fixture(scope="session")
+def exported_fp32(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, adapter_folder: Path
+) -> Exported:
+    """All layers, with an adapter."""
+    settings = Settings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
+    return _export(settings, tmp_path_factory.mktemp("exported") / "fp32")
+
+
+@pytest.fixture(scope="session")
+def exported_fp16(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, adapter_folder: Path
+) -> Exported:
+    """The same in FP16."""
+    settings = Settings(
+        model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8), precision="fp16"
+    )
+    return _export(settings, tmp_path_factory.mktemp("exported") / "fp16")
+
+
+def _export(settings: Settings, out: Path) -> Exported:
+    bundle, report = export_bundle(settings, out)
+    return Exported(bundle, settings, report)
