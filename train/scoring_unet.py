@@ -300,6 +300,7 @@ def require_stable_diffusion(unet: UNet2DConditionModel) -> None:
     expected = {
         "addition_embed_type": (None,),
         "class_embed_type": (None,),
+        "num_class_embeds": (None,),
         "encoder_hid_dim_type": (None,),
         "center_input_sample": (False,),
         "dual_cross_attention": (False,),
@@ -313,6 +314,10 @@ def require_stable_diffusion(unet: UNet2DConditionModel) -> None:
     for field, values in expected.items():
         value = unet.config.get(field, values[0])
         if value not in values and value != [values[0]] * len(unet.down_blocks):
+            raise ValueError(f"not a U-Net of the Stable Diffusion family: {field} is {value!r}")
+    for field, part in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
+        value = unet.config[field]
+        if not set(value) <= {part, f"CrossAttn{part}"}:
             raise ValueError(f"not a U-Net of the Stable Diffusion family: {field} is {value!r}")
 
 

@@ -24,10 +24,12 @@ from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, sample_twins
 from dsd_trt.train.shapes.vae import cosine
+from dsd_trt.train.shapes.workers import Worker
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 _TEXT_WIDTH = 128
+_ALONE = Worker()
 _GROUNDING, _RANKING = 0.1, 1.0  # weights of the losses beside the denoising loss
 
 
@@ -37,7 +39,7 @@ class Settings:
 
     Attributes:
         steps: optimiser steps in total.
-        twins: twins a step; a twin is two pictures and four pairs.
+        twins: twins a step, over all workers; a twin is two pictures and four pairs.
         learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
         ema: decay of the averaged weights, which are what is kept.
         seed: of weights, batches and noise.
@@ -185,23 +187,26 @@ class Batch:
     ranked: Tensor
 
 
-def sample_batch(data: TwinLatents, settings: Settings, step: int) -> Batch:
-    """The batch of one step, a function of its arguments alone."""
-    rng = np.random.default_rng([settings.seed, 7, step])
-    chosen = rng.integers(len(data), size=settings.twins)
+def sample_batch(
+    data: TwinLatents, settings: Settings, step: int, worker: Worker = _ALONE
+) -> Batch:
+    """A worker's part of the batch of one step, a function of its arguments alone."""
+    rng = np.random.default_rng([settings.seed, 7, step, worker.rank])
+    twins = settings.twins // worker.count
+    chosen = rng.integers(len(data), size=twins)
     scenes: list[Scene] = []
     captions: list[str] = []
-    ranked = np.ones(settings.twins, np.float32)
+    ranked = np.ones(twins, np.float32)
     for i, index in enumerate(chosen):
-        twins = sample_twins(data.seed, int(index))
-        scenes += twins.scenes
+        pair = sample_twins(data.seed, int(index))
+        scenes += pair.scenes
         if rng.random() < 0.05:
             ranked[i] = 0
             captions += ["", ""]
         else:
-            captions += twins.captions(rng)
+            captions += pair.captions(rng)
     # Stratified timesteps: every step sees the whole range.
-    strata = (rng.permutation(settings.twins) + rng.random(settings.twins)) / settings.twins
+    strata = (rng.permutation(twins) + rng.random(twins)) / twins
     latents = torch.from_numpy(data.latents[chosen].astype(np.float32))
     noise = rng.standard_normal(latents.shape, dtype=np.float32)
     return Batch(
@@ -221,12 +226,13 @@ def train_diffusion(
     folder: Path,
     settings: Settings,
     *,
+    worker: Worker = _ALONE,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     save_every: int = 200,
 ) -> None:
     """Train `model` in place, going on from `folder/diffusion.ckpt` if it is there.
 
-    At the end the model holds the averaged weights.
+    At the end the model holds the averaged weights. Only worker 0 reports and saves.
     """
     parameters = dict(model.named_parameters())
     average = {name: value.detach().clone() for name, value in parameters.items()}
@@ -242,18 +248,21 @@ def train_diffusion(
     for step in range(start, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
-        losses = model.losses(sample_batch(data, settings, step))
+        losses = model.losses(sample_batch(data, settings, step, worker))
         total = (
             losses["denoising"] + _GROUNDING * losses["grounding"] + _RANKING * losses["ranking"]
         )
         optimizer.zero_grad()
         total.backward()
+        worker.average_gradients(parameters.values())
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, value in parameters.items():
                 average[name].lerp_(value, 1 - decay)
+        if worker.rank > 0:
+            continue
         report(step + 1, {name: value.item() for name, value in losses.items()})
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             save_checkpoint(

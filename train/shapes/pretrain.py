@@ -20,6 +20,7 @@ from dsd_trt.train.shapes.probe import probe, summary
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_pictures, train_vae
+from dsd_trt.train.shapes.workers import Worker, workers
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
@@ -49,8 +50,9 @@ class Plan:
     vae_batch: int = 16
     twins: int = 50_000
     held_out_twins: int = 400
-    diffusion_steps: int = 6000
+    diffusion_steps: int = 5000
     diffusion_twins: int = 24
+    workers: int = 2
     probe_every: int = 1000
     sampling_steps: int = 30
     few_shot_twins: int = 400
@@ -126,8 +128,7 @@ def pretrain_shapes(
     data = encode_twins(vae, plan.twins, TRAIN_SEED, out / "twins")
     held_out = encode_twins(vae, plan.held_out_twins, HELD_OUT_SEED, out / "twins")
 
-    torch.manual_seed(seed)
-    model = ShapesDiffusion(tokenizer)
+    model = _untrained(out, seed)
     log = LossLog(out / "losses.jsonl")
     settings = Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed)
 
@@ -142,7 +143,8 @@ def pretrain_shapes(
             say(f"step {step}: {summary(probe(model.scoring, encode, held_out))}")
             model.train()
 
-    train_diffusion(model, data, out, settings, report=report)
+    with workers(plan.workers, _train_beside, out, settings, data) as worker:
+        train_diffusion(model, data, out, settings, worker=worker, report=report)
     round_to_half(model)
     log.plot(out / "losses.png")
 
@@ -152,6 +154,17 @@ def pretrain_shapes(
     pipeline.save_pretrained(out / "model")
     _add_adapter(out, plan, seed, held_out, progress, say)
     return out / "model"
+
+
+def _train_beside(worker: Worker, out: Path, settings: Settings, data: TwinLatents) -> None:
+    """What the workers beside the first do."""
+    model = _untrained(out, settings.seed)
+    train_diffusion(model, data, out, settings, worker=worker)
+
+
+def _untrained(out: Path, seed: int) -> ShapesDiffusion:
+    torch.manual_seed(seed)
+    return ShapesDiffusion(CLIPTokenizer.from_pretrained(out / "tokenizer"))
 
 
 def _add_adapter(

@@ -95,27 +95,27 @@ def encode_twins(
 ) -> TwinLatents:
     """Draw and encode twins, going on where an earlier call in the same folder was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, count, _CHUNK)
-    missing = [start for start in starts if not _chunk_file(folder, seed, start).exists()]
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    missing = [chunk for chunk in chunks if not _chunk_file(folder, seed, chunk).exists()]
     state = {name: value.numpy() for name, value in vae.state_dict().items()}
     scale = float(vae.config["scaling_factor"])
     if missing:
         with ProcessPoolExecutor(workers) as pool:
             jobs = [
-                pool.submit(_encode_chunk, state, scale, seed, start, folder) for start in missing
+                pool.submit(_encode_chunk, state, scale, seed, chunk, folder) for chunk in missing
             ]
             for job in jobs:
                 job.result()
     latents, masks = [], []
-    for start in starts:
-        with np.load(_chunk_file(folder, seed, start)) as chunk:
-            latents.append(chunk["latents"])
-            masks.append(chunk["masks"])
-    return TwinLatents(seed, np.concatenate(latents)[:count], np.concatenate(masks)[:count])
+    for chunk in chunks:
+        with np.load(_chunk_file(folder, seed, chunk)) as arrays:
+            latents.append(arrays["latents"])
+            masks.append(arrays["masks"])
+    return TwinLatents(seed, np.concatenate(latents), np.concatenate(masks))
 
 
-def _chunk_file(folder: Path, seed: int, start: int) -> Path:
-    return folder / f"twins-{seed}-{start:06d}.npz"
+def _chunk_file(folder: Path, seed: int, chunk: range) -> Path:
+    return folder / f"twins-{seed}-{chunk.start:06d}-{chunk.stop:06d}.npz"
 
 
 @torch.no_grad()
@@ -123,14 +123,14 @@ def _encode_chunk(
     state: dict[str, NDArray[np.float32]],
     scale: float,
     seed: int,
-    start: int,
+    chunk: range,
     folder: Path,
 ) -> None:
     torch.set_num_threads(1)
     vae = build_vae().eval()
     vae.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     pixels, masks = [], []
-    for index in range(start, start + _CHUNK):
+    for index in chunk:
         for drawing in draw_twins(seed, index):
             pixels.append(drawing.pixels)
             covered = np.zeros((MAX_THINGS, *drawing.masks.shape[1:]), np.float32)
@@ -139,12 +139,12 @@ def _encode_chunk(
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents = torch.cat([vae.encode(part).latent_dist.mean * scale for part in images.split(50)])
     cells = F.avg_pool2d(torch.from_numpy(np.stack(masks)), 8)
-    path = _chunk_file(folder, seed, start)
+    path = _chunk_file(folder, seed, chunk)
     unfinished = path.with_suffix(".part")
     with unfinished.open("wb") as file:
         np.savez(
             file,
-            latents=latents.unflatten(0, (_CHUNK, 2)).half().numpy(),
-            masks=cells.unflatten(0, (_CHUNK, 2)).half().numpy(),
+            latents=latents.unflatten(0, (len(chunk), 2)).half().numpy(),
+            masks=cells.unflatten(0, (len(chunk), 2)).half().numpy(),
         )
     unfinished.replace(path)

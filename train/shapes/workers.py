@@ -1,0 +1,101 @@
+"""Training in several processes: small models gain little from threads, much from processes.
+
+Every worker does the same steps on a part of the batch of its own; gradients are averaged, so all
+hold the same weights throughout. The calling process is worker 0.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from dsd_trt.train.memory import keep_freed_memory
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of several processes.
+
+    Attributes:
+        rank: its number; 0 reports and saves.
+        count: how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace every gradient by its mean over the workers, in one exchange."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.count
+        for gradient, mean in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(mean.view_as(gradient))
+
+
+@contextmanager
+def workers(count: int, run: Callable[..., None], *arguments: Any) -> Iterator[Worker]:
+    """Start `count` - 1 further processes that call `run(worker, *arguments)`; be worker 0.
+
+    Args:
+        count: workers in all, one thread each; 1 starts nothing.
+        run: what the others do, a module's function; it must take the same steps as the caller.
+        arguments: of `run`, picklable.
+
+    Yields:
+        The caller's worker.
+    """
+    if count == 1:
+        yield Worker()
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = torch.get_num_threads()
+    context = mp.get_context("spawn")
+    others = [
+        context.Process(target=_enter, args=(rank, count, port, run, arguments), daemon=True)
+        for rank in range(1, count)
+    ]
+    for process in others:
+        process.start()
+    try:
+        yield _join(0, count, port)
+    finally:
+        dist.destroy_process_group()
+        for process in others:
+            process.join(timeout=60)
+        torch.set_num_threads(threads)
+
+
+def _enter(
+    rank: int, count: int, port: int, run: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    keep_freed_memory()
+    try:
+        run(_join(rank, count, port), *arguments)
+    except RuntimeError as error:
+        # Worker 0 went away, killed or stopped: whoever starts it again starts this one too.
+        raise SystemExit(f"worker {rank} stops: {error}") from None
+
+
+def _join(rank: int, count: int, port: int) -> Worker:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count
+    )
+    return Worker(rank, count)
