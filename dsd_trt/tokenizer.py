@@ -70,7 +70,7 @@ class Tokenizer:
                     "text is too long, only its first %d of %d tokens count: %r",
                     len(words),
                     len(encoding.ids),
-                    text,
+                    text if len(text) <= 80 else f"{text[:80]}...",
                 )
             end = 1 + len(words)  # where EOS goes
             input_ids[row, 0] = self._spec.bos_id

@@ -22,11 +22,11 @@ from typing import Any
 
 import click
 import numpy as np
-from dsd_trt.export.probe import draw_probe
 from numpy.typing import NDArray
 
 from dsd_trt import Scorer, read_bundle
 from dsd_trt.batching import batch_sizes
+from dsd_trt.export.probe import draw_probe
 
 CONTENDERS = {
     "openvino": "dsd-trt on OpenVINO",

@@ -14,10 +14,10 @@ from dsd_trt.errors import MissingExtraError
 
 # torch and the rest are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
-    from dsd_trt.export.parity import ParityReport
     from rich.console import Console
 
     from dsd_trt.bundle import Precision, TokenMask
+    from dsd_trt.export.parity import ParityReport
 
 EXAMPLES = """\b
 Examples:

@@ -5,11 +5,6 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from dsd_trt.export.settings import Settings
-from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import EMBEDDED, Checkpoint, sha256
-from dsd_trt.train.scoring_unet import ScoringUNet
-
 from dsd_trt.bundle import (
     Calibration,
     HeadWeights,
@@ -21,6 +16,10 @@ from dsd_trt.bundle import (
     TokenizerSpec,
     graph_contract,
 )
+from dsd_trt.export.settings import Settings
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import EMBEDDED, Checkpoint, sha256
+from dsd_trt.train.scoring_unet import ScoringUNet
 
 TOKENIZER_NAME = "tokenizer.json"
 _MAX_LENGTH = 77  # tokens in a padded text, in every Stable Diffusion

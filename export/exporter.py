@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from dsd_trt.bundle import Bundle, check_manifest, write_bundle
+from dsd_trt.errors import InputError
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
@@ -19,9 +21,6 @@ from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import build_scoring_unet, load_checkpoint
-
-from dsd_trt.bundle import Bundle, check_manifest, write_bundle
-from dsd_trt.errors import InputError
 
 DATA_NAMES = {  # where each graph's weights go
     "image_encoder": "image_encoder.data",

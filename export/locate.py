@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from dsd_trt.export.trace import module_of
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dsd_trt.bundle import Graph, TensorSpec
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.export.trace import module_of
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
-from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder
-from dsd_trt.train.scoring_unet import ScoringUNet
 from torch import Tensor, nn
 
 from dsd_trt.bundle import Precision
+from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder
+from dsd_trt.train.scoring_unet import ScoringUNet
 
 
 class UpcastImageEncoder(ImageEncoder):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import sample_scene
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

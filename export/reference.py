@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from dsd_trt.export.probe import Probe
-from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder, token_mask
-from dsd_trt.train.scoring_unet import ScoringUNet
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dsd_trt.bundle import TokenMask
+from dsd_trt.export.probe import Probe
+from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder, token_mask
+from dsd_trt.train.scoring_unet import ScoringUNet
 
 _FED = 2  # pairs to look at layer by layer
 

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsd_trt.bundle import Precision, TokenMask
 from dsd_trt.train.model import EMBEDDED, embedded_model_folder
 from dsd_trt.train.noise import DEFAULT_LEVELS
-
-from dsd_trt.bundle import Precision, TokenMask
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dsd_trt.train.prompts import PromptConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.prompts import PromptConfig
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 _FORMAT = 1

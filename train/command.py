@@ -33,6 +33,7 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     """
     try:
         import torch
+
         from dsd_trt.train.memory import keep_freed_memory
         from dsd_trt.train.shapes.pretrain import SMOKE, Plan, pretrain_shapes
     except ModuleNotFoundError as error:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens, inner_widths
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

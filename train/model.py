@@ -11,15 +11,15 @@ from typing import Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from dsd_trt.errors import ModelError
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
 from dsd_trt.train.prompts import AttentionPrompts
 from dsd_trt.train.scoring_unet import ScoringUNet, inner_widths
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
-
-from dsd_trt.errors import ModelError
 
 EMBEDDED = "shapes"
 TokenMask = Literal["words_eos", "words", "all"]

@@ -16,10 +16,11 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
 from dsd_trt.train.noise import NoiseLevels
 from dsd_trt.train.pooling import CrossAttention, Pooling, pool
 from dsd_trt.train.prompts import AttentionPrompts
-from torch import Tensor, nn
 
 Walk = Generator[CrossAttention, None, Tensor]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from dsd_trt.train.shapes.scene import Scene, Thing
 
 _PHRASES = {

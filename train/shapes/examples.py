@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from dsd_trt.train.fewshot import Examples
 from dsd_trt.train.model import Checkpoint, encode_texts
 from dsd_trt.train.shapes.twins import TwinLatents, sample_twins

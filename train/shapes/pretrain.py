@@ -11,6 +11,10 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
 from dsd_trt.train.fewshot import FewShotSettings, fit_adapter
 from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
@@ -21,9 +25,6 @@ from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_pictures, train_vae
 from dsd_trt.train.shapes.workers import Worker, workers
-from PIL import Image, ImageDraw
-from torch import Tensor, nn
-from transformers import CLIPTokenizer
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -181,6 +182,10 @@ def _add_adapter(
         report=lambda step, loss: progress("adapter", step, plan.few_shot_steps, {"loss": loss}),
     )
 
+    # Shipped in FP16 like the rest: what is measured is what ships.
+    rounded = {name: value.half().float() for name, value in adapter.prompt_state.items()}
+    adapter = replace(adapter, prompt_state=rounded)
+
     def measure(scoring: ScoringUNet) -> dict[str, float]:
         return probe(scoring, lambda texts: encode_texts(checkpoint, texts), held_out)
 
@@ -191,7 +196,8 @@ def _add_adapter(
     for name, table in tables.items():
         say(f"held-out scenes, {name}: {summary(table)}")
     training = {**asdict(settings), "few_shot_twins": plan.few_shot_twins, "held_out": tables}
-    replace(adapter, training=training).save(out / "model" / "adapter")
+    halves = {name: value.half() for name, value in rounded.items()}
+    replace(adapter, prompt_state=halves, training=training).save(out / "model" / "adapter")
 
 
 class LossLog:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from dsd_trt.train.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.twins import TwinLatents, sample_twins
-from torch import Tensor
 
 EncodeTexts = Callable[[list[str]], tuple[Tensor, Tensor]]
 """Texts to text states (texts, 77, D) and token masks (texts, 77)."""

@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from dsd_trt.train.shapes.scene import Scene, Thing
 from numpy.typing import NDArray
+
+from dsd_trt.train.shapes.scene import Scene, Thing
 
 Floats = NDArray[np.float32]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dsd_trt.train.shapes.caption import words
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
+
+from dsd_trt.train.shapes.caption import words
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 

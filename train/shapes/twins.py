@@ -14,11 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+
 from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import Drawing, draw
 from dsd_trt.train.shapes.scene import EDITS, Scene, edit_scene, sample_scene
 from dsd_trt.train.shapes.vae import build_vae
-from numpy.typing import NDArray
 
 _EDIT_SHARES = (0.18, 0.18, 0.32, 0.1, 0.05, 0.07, 0.1)  # in the order of EDITS
 _CHUNK = 500

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
+
 from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import sample_scene
-from torch import Tensor
 
 _KL_WEIGHT = 2e-7  # at 1e-5 half the channels collapse and small things blur away
 _THING_WEIGHT = 5.0  # of a pixel on a thing, beside 1 for background

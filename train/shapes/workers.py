@@ -16,8 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from dsd_trt.train.memory import keep_freed_memory
 from torch import Tensor
+
+from dsd_trt.train.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
