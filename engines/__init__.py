@@ -1,0 +1,1 @@
+"""Compiling bundles for GPUs and deploying them."""
