@@ -1,0 +1,140 @@
+"""Draw the example images and write their texts: python examples/make_examples.py."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from drawing import Thing, draw, gradient, noisy, plain
+from PIL import Image
+
+# Name, text, background, things from back to front.
+EXAMPLES: list[tuple[str, str, Image.Image, list[Thing]]] = [
+    (
+        "lone-star",
+        "a large yellow star",
+        plain("midnightblue"),
+        [Thing("star", "yellow", 0.50, 0.52, 0.36)],
+    ),
+    (
+        "lone-cross",
+        "a small red cross",
+        plain("lightgray"),
+        [Thing("cross", "red", 0.62, 0.40, 0.12)],
+    ),
+    (
+        "lone-ring",
+        "a purple ring",
+        gradient("honeydew", "darkseagreen"),
+        [Thing("ring", "purple", 0.44, 0.55, 0.25)],
+    ),
+    (
+        "circle-and-square",
+        "a red circle to the left of a blue square",
+        plain("lightgray"),
+        [Thing("circle", "red", 0.26, 0.48, 0.17), Thing("square", "blue", 0.74, 0.54, 0.17)],
+    ),
+    (
+        "star-and-ring",
+        "the yellow star is above a white ring",
+        gradient("dimgray", "slategray"),
+        [Thing("star", "yellow", 0.46, 0.26, 0.18), Thing("ring", "white", 0.53, 0.74, 0.18)],
+    ),
+    (
+        "triangle-and-cross",
+        "a green triangle to the right of an orange cross",
+        noisy("lavender", np.random.default_rng(1)),
+        [
+            Thing("triangle", "green", 0.75, 0.52, 0.18),
+            Thing("cross", "orange", 0.25, 0.46, 0.18, 8),
+        ],
+    ),
+    (
+        "square-and-triangle",
+        "a white square below a black triangle",
+        noisy("rosybrown", np.random.default_rng(2)),
+        [
+            Thing("square", "white", 0.54, 0.74, 0.16, 5),
+            Thing("triangle", "black", 0.47, 0.27, 0.17),
+        ],
+    ),
+    (
+        "star-in-circle",
+        "a small white star inside a large blue circle",
+        plain("tan"),
+        [Thing("circle", "blue", 0.50, 0.50, 0.35), Thing("star", "white", 0.49, 0.52, 0.14)],
+    ),
+    (
+        "square-in-ring",
+        "a small orange square inside a large black ring",
+        gradient("aliceblue", "lightsteelblue", angle=30),
+        [Thing("ring", "black", 0.50, 0.49, 0.38), Thing("square", "orange", 0.50, 0.50, 0.13, 10)],
+    ),
+    (
+        "triangle-over-square",
+        "a yellow triangle in front of a purple square",
+        plain("gainsboro"),
+        [
+            Thing("square", "purple", 0.43, 0.44, 0.25, -6),
+            Thing("triangle", "yellow", 0.63, 0.61, 0.19),
+        ],
+    ),
+    (
+        "cross-over-circle",
+        "a black cross in front of a green circle",
+        noisy("wheat", np.random.default_rng(3)),
+        [Thing("circle", "green", 0.56, 0.46, 0.25), Thing("cross", "black", 0.37, 0.61, 0.18, 12)],
+    ),
+    (
+        "star-ring-triangle",
+        "an orange star to the left of a green ring, and a blue triangle",
+        plain("whitesmoke"),
+        [
+            Thing("star", "orange", 0.24, 0.34, 0.16),
+            Thing("ring", "green", 0.73, 0.32, 0.16),
+            Thing("triangle", "blue", 0.50, 0.78, 0.14),
+        ],
+    ),
+    (
+        "circle-triangle-star",
+        "a purple circle above a red triangle, and a black star",
+        gradient("lightcyan", "lightskyblue", angle=135),
+        [
+            Thing("circle", "purple", 0.32, 0.25, 0.15),
+            Thing("triangle", "red", 0.30, 0.74, 0.16),
+            Thing("star", "black", 0.76, 0.50, 0.15),
+        ],
+    ),
+    (
+        "square-cross-circle",
+        "a red square, a white cross and a yellow circle",
+        noisy("cadetblue", np.random.default_rng(4)),
+        [
+            Thing("square", "red", 0.25, 0.26, 0.15),
+            Thing("cross", "white", 0.72, 0.36, 0.16),
+            Thing("circle", "yellow", 0.42, 0.76, 0.14),
+        ],
+    ),
+]
+
+# They describe none of the images.
+DISTRACTORS = ["a green star below a purple cross", "a large white triangle"]
+
+
+def write_examples(folder: Path) -> None:
+    """Write images/*.png, texts.txt and pairs.csv into a folder."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for name, _, background, things in EXAMPLES:
+        draw(things, background).save(images / f"{name}.png", optimize=True)
+    texts = [text for _, text, _, _ in EXAMPLES] + DISTRACTORS
+    (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image", "text"))
+        writer.writerows((f"images/{name}.png", text) for name, text, _, _ in EXAMPLES)
+
+
+if __name__ == "__main__":
+    write_examples(Path(__file__).parent)
