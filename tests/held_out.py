@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -99,6 +100,19 @@ def report(answers: dict[tuple[str, str], list[bool]]) -> str:
     return "\n".join([*lines, f"Right text of ten: {of_ten}"])
 
 
+def figures(answers: dict[tuple[str, str], list[bool]]) -> dict[str, float]:
+    """The same in percent, under the names the model card's tables use."""
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for (relation, part), right in answers.items():
+        if not part:
+            hits["R@1 of ten"] += right
+            continue
+        hits[f"image {part}"] += right
+        if part == "predicate":
+            hits[f"image {part}: {relation}"] += right
+    return {name: 100 * float(np.mean(right)) for name, right in sorted(hits.items())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", help="bundle to score with; default: the embedded one")
@@ -106,6 +120,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=360, help="image choices; 7 pairs each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="keep images and pairs.csv in this folder")
+    parser.add_argument("--json", action="store_true", help="print figures for the model card")
     asked = parser.parse_args()
     scorer = Scorer.load(asked.bundle, asked.engine)
     with tempfile.TemporaryDirectory() as scratch:
@@ -113,8 +128,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         pairs, questions = write_questions(folder, asked.count, asked.seed)
         scored = scorer.score_pairs(pairs)
-    print(f"{scorer.engine}; {len(pairs)} pairs, seed {asked.seed}")
-    print(report(grade(scored.scores, questions)))
+    answers = grade(scored.scores, questions)
+    if asked.json:
+        print(json.dumps(figures(answers)))
+    else:
+        print(f"{scorer.engine}; {len(pairs)} pairs, seed {asked.seed}")
+        print(report(answers))
 
 
 if __name__ == "__main__":
