@@ -1,0 +1,215 @@
+"""What the README says is so: commands, options, exit codes, Python, links, names of functions."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+import dsd_trt
+from dsd_trt import Bundle, Scorer
+from dsd_trt.cli import SUBCOMMANDS, cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+SHELL = [
+    line.partition(" #")[0].strip()
+    for line in itertools.chain.from_iterable(block.splitlines() for block in _blocks("sh"))
+]
+SCORE = [line for line in SHELL if "dsd-trt score" in line]
+OTHERS = [line for line in SHELL if "dsd-trt" in line and line not in SCORE]
+
+
+def _commands() -> Iterator[click.Command]:
+    """Every command that does something, groups taken apart."""
+    for name in SUBCOMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command
+        yield from command.commands.values() if isinstance(command, click.Group) else [command]
+
+
+def _options(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts if "-" in option}
+
+
+def test_there_is_something_to_check() -> None:
+    assert SCORE
+    assert OTHERS
+    assert len(_blocks("python")) == 1
+
+
+@pytest.mark.parametrize("line", SCORE)
+def test_score_commands_run(line: str, bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    # Which bundle scores is not the point; the embedded one has its own tests.
+    line = re.sub(r"--bundle \S+", "", line)
+    line = line.replace(
+        "dsd-trt score", f"dsd-trt score --bundle {shlex.quote(str(bundle.folder))}"
+    )
+    scripts = Path(sys.executable).parent
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    written = re.search(r" -o (\S+)", line)
+    assert (tmp_path / written[1]).read_text("utf-8") if written else done.stdout
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_other_commands_are_understood(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run" / "model" / "adapter").mkdir(parents=True)  # what pretraining leaves behind
+    monkeypatch.chdir(tmp_path)
+    program, *arguments = shlex.split(line)
+    assert program == "dsd-trt"
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        name = arguments.pop(0)
+        found = command.get_command(click.Context(command), name)
+        assert found, f"no command {name!r}"
+        command = found
+    command.make_context(command.name, arguments)  # parses and checks, runs nothing
+
+
+def test_every_option_is_in_the_readme() -> None:
+    missing = {
+        option
+        for command in _commands()
+        for option in _options(command)
+        if not re.search(rf"(?<![\w-]){option}(?![\w-])", README)
+    }
+    assert missing <= {"-h", "--help"}
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    known = set().union(*map(_options, _commands()))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert named
+    assert named <= known
+
+
+@pytest.mark.parametrize("command", list(_commands()), ids=lambda command: command.name)
+def test_choices_in_tables_are_those_of_the_options(command: click.Command) -> None:
+    for parameter in command.params:
+        if not isinstance(parameter.type, click.Choice):
+            continue
+        (row,) = [
+            line
+            for line in PROSE.splitlines()
+            if line.startswith("|") and f"`{parameter.opts[-1]}" in line.split("|")[1]
+        ]
+        for choice in parameter.type.choices:
+            assert f"`{choice}`" in row, f"{parameter.opts[-1]} takes {choice}"
+
+
+def test_exit_codes_are_those_the_command_line_gives() -> None:
+    table = dict(re.findall(r"^\| (\d+) \| (.*?)(?=[:;] | \|)", README, re.MULTILINE))
+    help_text = " ".join((cli.help or "").split())
+    listed = help_text.partition("Exit codes: ")[2].rstrip(".")
+    assert table == dict(code.split(" ", 1) for code in listed.split(", "))
+    raised = {
+        str(error.exit_code)
+        for error in vars(dsd_trt.errors).values()
+        if isinstance(error, type) and issubclass(error, dsd_trt.DsdError)
+    }
+    assert raised <= table.keys()
+
+
+def test_python_runs(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = _blocks("python")
+    load = Scorer.load
+    monkeypatch.setattr(Scorer, "load", lambda: load(bundle.folder))
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["matrix"].scores.shape == (2, 2)
+    assert names["matrix"].errors == ()
+    assert names["pairs"].scores.shape == (2,)
+    assert names["found"].image in names["images"]
+    assert capsys.readouterr().out
+
+
+def test_make_targets_and_scripts_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))
+    assert {"demo", "test", "bench"} <= named <= targets
+    scripts = re.findall(r"`python (\S+\.py)`", README)
+    assert scripts
+    for script in scripts:
+        assert (ROOT / script).is_file(), script
+
+
+def test_extras_exist() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    named = {
+        extra.strip()
+        for group in re.findall(r"pip install '[^'\[]*\[(.*?)\]'", README)
+        for extra in group.split(",")
+    }
+    assert named
+    assert named <= project["optional-dependencies"].keys()
+
+
+def test_links_lead_somewhere_and_name_what_is_there() -> None:
+    links = re.findall(r"\[([^\]]*)\]\(([^)]+)\)", README)
+    relative = [(text, target) for text, target in links if "://" not in target]
+    assert relative
+    for text, target in relative:
+        path = ROOT / target
+        assert path.is_file(), target
+        if path.suffix == ".py":
+            defined = {
+                node.name
+                for node in ast.walk(ast.parse(path.read_text("utf-8")))
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            }
+            assert text.strip("`") in defined, f"{text} is not in {target}"
+
+
+def test_functions_state_the_equation_they_are_listed_under() -> None:
+    rows = re.findall(r"^\|[^|]*\| (Eq\. \d) \|(.*)\|$", README, re.MULTILINE)
+    assert {equation for equation, _ in rows} >= {"Eq. 1", "Eq. 3", "Eq. 4", "Eq. 5"}
+    for equation, cell in rows:
+        sources = {(ROOT / target).read_text("utf-8") for target in re.findall(r"\((\S+)\)", cell)}
+        assert sources
+        assert all(equation in source for source in sources), equation
+
+
+def test_tolerances_are_those_the_exporter_holds_to() -> None:
+    from dsd_trt.export import parity
+
+    assert f"more than {parity.SCORE_TOLERANCE:.0e}".replace("e-0", "e-") in README
+    flat = " ".join(README.split())
+    assert f"Spearman correlation of {parity.MIN_SPEARMAN}" in flat
+    assert f"top-1 agreement of {parity.MIN_TOP1:.0%}".replace("%", " %") in flat
+
+
+def test_bundle_files_are_those_of_the_contract(bundle: Bundle) -> None:
+    graphs = {graph.file for graph in bundle.manifest.graphs.values()}
+    for name in (*graphs, bundle.manifest.tokenizer.file, "bundle.json", "MODEL_CARD.md"):
+        assert f"| `{name}` |" in README
