@@ -13,15 +13,14 @@ from PIL import Image
 from dsd_trt import Scorer
 from dsd_trt.inputs import find_images, read_pairs, read_texts
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "examples"
-sys.path.insert(0, str(EXAMPLES))
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 
 from drawing import COLOURS, SHAPES, Thing, draw, plain
 from make_examples import write_examples
 from make_score_matrix import CELL, DEEP, FRAME, PALE, ROW, draw_matrix
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 RELATIONS = ("left of", "right of", "above", "below", "inside", "in front of")
 
 
