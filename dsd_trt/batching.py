@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dsd_trt.bundle import Manifest
 
-MAX_BATCH = 64  # on CPUs nothing is gained beyond, and progress would come in leaps
+MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ class Tokenizer:
             input_ids[row, 0] = self._spec.bos_id
             input_ids[row, 1:end] = words
             input_ids[row, end] = self._spec.eos_id
-            mask[row, self._counted(end)] = 1
+            # The first EOS ends a text, as in training, also where it is written out in the text.
+            first_eos = int(np.argmax(input_ids[row] == self._spec.eos_id))
+            mask[row, self._counted(first_eos)] = 1
             if not mask[row].any():
                 raise InputError(f"a text has no words to score: {text!r}")
         return Tokens(input_ids, mask)
