@@ -45,16 +45,17 @@ def emulate_half(model: onnx.ModelProto) -> None:
         for i, name in enumerate(node.output):
             if name in half:
                 node.output[i] = f"{name}.unrounded"
-                nodes += _round(node.output[i], name)
+                nodes += _round(node.output[i], name, node.name)
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _round(source: str, target: str) -> list[onnx.NodeProto]:
-    half = f"{target}.half"
+def _round(source: str, target: str, owner: str) -> list[onnx.NodeProto]:
+    """Two Casts, named after the node they follow, so that they belong to its module."""
+    half, name = f"{target}.half", f"{owner}_{target}"
     return [
-        helper.make_node("Cast", [source], [half], name=f"{target}/round", to=_HALF),
-        helper.make_node("Cast", [half], [target], name=f"{target}/widen", to=_FULL),
+        helper.make_node("Cast", [source], [half], name=f"{name}_rounded", to=_HALF),
+        helper.make_node("Cast", [half], [target], name=f"{name}_widened", to=_FULL),
     ]
 
 

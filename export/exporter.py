@@ -7,6 +7,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
+
 from dsd_trt.bundle import Bundle, check_manifest, write_bundle
 from dsd_trt.errors import InputError
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
@@ -74,8 +77,7 @@ def export_bundle(
             store_losslessly(model)
             stamp(model, name, manifest)
             save(model, folder / graph.file, DATA_NAMES[name])
-        tokenizer = checkpoint.tokenizer.backend_tokenizer
-        (folder / TOKENIZER_NAME).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
+        write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_NAME)
 
         stage("Scoring with the reference")
         probe = draw_probe(checkpoint.resolution)
@@ -92,3 +94,11 @@ def export_bundle(
         write_card(folder / CARD_NAME, manifest, parity, checkpoint.folder)
         bundle = write_bundle(folder, manifest)
     return replace(bundle, folder=out), parity
+
+
+def write_tokenizer(tokenizer: CLIPTokenizer, path: Path) -> None:
+    """Write the `tokenizers` library's file, without padding or truncation: the runtime's job."""
+    bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    bare.no_padding()
+    bare.no_truncation()
+    bare.save(str(path))

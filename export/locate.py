@@ -52,11 +52,11 @@ def layer_differences(
     # A layer's output is what the last of its nodes computes.
     value_of = {module_of(node): node.output[0] for node in model.graph.node}
     value_of = {layer: value_of[layer] for layer in expected if layer in value_of}
-    got = _run_graph(model, path, graph, feeds, sorted(set(value_of.values())))
+    got = _run_graph(model, path, graph, feeds, set(value_of.values()))
     return [
         Difference(layer, _relative(got[value], expected[layer]))
         for layer, value in value_of.items()
-        if got[value].shape == expected[layer].shape
+        if value in got and got[value].shape == expected[layer].shape
     ]
 
 
@@ -87,13 +87,12 @@ def _run_graph(
     path: Path,
     graph: Graph,
     feeds: Mapping[str, NDArray[Any]],
-    values: list[str],
+    values: set[str],
 ) -> dict[str, NDArray[Any]]:
     """Values inside a graph, float32."""
-    types = {value.name: value for value in model.graph.value_info}
-    inner = [value for value in values if value in types]
-    model.graph.output.extend(types[value] for value in inner)
-    specs = tuple(TensorSpec(value, "float32", ()) for value in inner)
+    inner = [value for value in model.graph.value_info if value.name in values]
+    model.graph.output.extend(inner)
+    specs = tuple(_spec(value) for value in inner)
     beside = path.with_suffix(".inner.onnx")  # the weights' file is found from there
     try:
         onnx.save_model(model, beside)
@@ -104,6 +103,14 @@ def _run_graph(
     finally:
         beside.unlink(missing_ok=True)
     return {name: array.astype(np.float32) for name, array in outputs.items()}
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return TensorSpec(
+        value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    )
 
 
 def _relative(got: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -29,7 +29,8 @@ def store_losslessly(model: onnx.ModelProto) -> None:
         full = numpy_helper.to_array(tensor)
         with np.errstate(over="ignore"):
             half = full.astype(np.float16)
-        if full.nbytes < _SMALL or half.astype(np.float32).tobytes() != full.tobytes():
+        back = half.astype(np.float32)
+        if full.nbytes < _SMALL or not np.array_equal(back.view(np.uint32), full.view(np.uint32)):
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.fp16"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dsd_trt.bundle import Graph, TensorSpec
+from dsd_trt.errors import ModelError
 
 OPSET = 20
 """Has LayerNormalization and Gelu; from 23 on, Attention hides its map from NVIDIA's parser."""
@@ -100,7 +101,10 @@ def _declare(model: onnx.ModelProto, graph: Graph) -> None:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
             sizes = tuple(d.dim_value for d in tensor.shape.dim[1:])
             if (value.name, dtype, sizes) != (spec.name, spec.dtype, spec.shape[1:]):
-                raise ValueError(f"traced {value.name} {dtype} {sizes}, which is not {spec}")
+                raise ModelError(
+                    f"the model's parts do not fit together: {value.name} is {dtype} {sizes}, "
+                    f"where {spec.dtype} {spec.shape[1:]} is expected"
+                )
             tensor.shape.dim[0].dim_param = str(spec.shape[0])
 
 

@@ -1,6 +1,4 @@
-"""Tiny Stable Diffusion folders with random weights, built in a second, and bundles made of them.
-
-A pytest plugin: test modules that need its fixtures name it in `pytest_plugins`.
+"""Tiny Stable Diffusion folders with random weights, built in a second.
 
 The weights are not trained, but not quite untrained either: queries and keys are scaled up until
 attention has preferences, so that scores differ by more than rounding.
@@ -8,30 +6,17 @@ attention has preferences, so that scores differ by more than rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.parity import ParityReport
-from dsd_trt.export.settings import Settings
-from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import (
-    Checkpoint,
-    build_scoring_unet,
-    load_checkpoint,
-    weight_hashes,
-)
-from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
-from dsd_trt.train.scoring_unet import ScoringUNet
-from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import weight_hashes
+from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
 LAYERS = 6  # cross-attention layers: one down, one in the middle, four up
 HEADS = 2
@@ -123,63 +108,3 @@ def _randomise_norms(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() == 1:
             parameter.data += 0.1 * torch.randn(parameter.shape)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """An exported bundle and what it was made from."""
-
-    bundle: Bundle
-    settings: Settings
-    report: ParityReport
-
-    def load(self) -> tuple[Checkpoint, Adapter | None, ScoringUNet]:
-        """The model, read anew."""
-        checkpoint = load_checkpoint(self.settings.model)
-        adapter = None if self.settings.adapter is None else Adapter.load(self.settings.adapter)
-        scoring = build_scoring_unet(
-            checkpoint,
-            adapter,
-            score_layers=self.settings.score_layers,
-            levels=self.settings.levels,
-        )
-        return checkpoint, adapter, scoring
-
-    def graph(self, name: str) -> onnx.ModelProto:
-        """One graph, weights inside."""
-        return onnx.load(self.bundle.path(self.bundle.manifest.graphs[name].file))
-
-
-@pytest.fixture(scope="session")
-def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def adapter_folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) -> Path:
-    return write_adapter(tmp_path_factory.mktemp("adapters") / "random", checkpoint_folder)
-
-
-@pytest.fixture(scope="session")
-def exported_fp32(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, adapter_folder: Path
-) -> Exported:
-    """All layers, with an adapter."""
-    settings = Settings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
-    return _export(settings, tmp_path_factory.mktemp("exported") / "fp32")
-
-
-@pytest.fixture(scope="session")
-def exported_fp16(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, adapter_folder: Path
-) -> Exported:
-    """The same in FP16."""
-    settings = Settings(
-        model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8), precision="fp16"
-    )
-    return _export(settings, tmp_path_factory.mktemp("exported") / "fp16")
-
-
-def _export(settings: Settings, out: Path) -> Exported:
-    bundle, report = export_bundle(settings, out)
-    return Exported(bundle, settings, report)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,13 +17,8 @@ import openvino as ov
 import pytest
 import tokenizers
 import torch
-from checkpoints import Exported, write_adapter, write_checkpoint
+from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
-from dsd_trt.export import exporter
-from dsd_trt.export.folder import check_replaceable, staged
-from dsd_trt.export.onnx_file import METADATA_PREFIX, store_losslessly
-from dsd_trt.export.settings import Settings
-from dsd_trt.train.model import token_mask
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
@@ -31,9 +26,17 @@ from dsd_trt import Scorer, read_bundle
 from dsd_trt.bundle import graph_contract
 from dsd_trt.cli import cli
 from dsd_trt.errors import InputError, ModelError
+from dsd_trt.export import exporter
+from dsd_trt.export.folder import check_replaceable, staged
+from dsd_trt.export.onnx_file import METADATA_PREFIX, store_losslessly
+from dsd_trt.export.settings import Settings
 from dsd_trt.tokenizer import Tokenizer
+from dsd_trt.train.model import token_mask
 
-pytest_plugins = ("checkpoints",)
+if TYPE_CHECKING:
+    from exported import Exported
+
+pytest_plugins = ("exported",)
 
 ROOT = Path(__file__).parents[1]
 GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")

@@ -10,12 +10,13 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler, SchedulerMixin
-from dsd_trt.train.model import load_checkpoint
-from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
-from dsd_trt.train.scoring_unet import ScoringUNet
 from numpy.typing import NDArray
 from torch import Tensor
 from unets import random_levels, random_pairs, random_unet
+
+from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
+from dsd_trt.train.scoring_unet import ScoringUNet
 
 SHAPE = (4, 8, 8)
 

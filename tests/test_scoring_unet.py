@@ -11,10 +11,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
-from dsd_trt.train.pooling import CrossAttention
-from dsd_trt.train.scoring_unet import ScoringUNet, select_layers
 from torch import Tensor, nn
 from unets import FAMILY, random_levels, random_pairs, random_unet
+
+from dsd_trt.train.pooling import CrossAttention
+from dsd_trt.train.scoring_unet import ScoringUNet, select_layers
 
 every_member = pytest.mark.parametrize("name", FAMILY)
 Trace = list[tuple[str, Tensor]]

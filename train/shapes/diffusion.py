@@ -25,12 +25,13 @@ from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
 from dsd_trt.train.shapes.scene import Scene
-from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, sample_twins
+from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, Twins, sample_twins
 from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import Worker
 
 _TEXT_WIDTH = 128
 _ALONE = Worker()
+_KEPT = {"predicate": 0.4, "side": 0.4, "other": 0.5}  # share of twins, by what was edited
 _HASTE = 10  # the ranking loss's scale learns this much faster than the weights
 _GROUNDING, _RANKING = 0.1, 1.0  # weights of the losses beside the denoising loss
 
@@ -195,12 +196,12 @@ def sample_batch(
     """A worker's part of the batch of one step, a function of its arguments alone."""
     rng = np.random.default_rng([settings.seed, 7, step, worker.rank])
     twins = settings.twins // worker.count
-    chosen = rng.integers(len(data), size=twins)
+    chosen = np.empty(twins, np.int64)
     scenes: list[Scene] = []
     captions: list[str] = []
     ranked = np.ones(twins, np.float32)
-    for i, index in enumerate(chosen):
-        pair = sample_twins(data.seed, int(index))
+    for i in range(twins):
+        chosen[i], pair = _choose_twins(data, rng)
         scenes += pair.scenes
         if rng.random() < 0.05:
             ranked[i] = 0
@@ -220,6 +221,15 @@ def sample_batch(
         noise=torch.from_numpy(noise),
         ranked=torch.from_numpy(ranked),
     )
+
+
+def _choose_twins(data: TwinLatents, rng: np.random.Generator) -> tuple[int, Twins]:
+    """Random twins, fewer of those that teach little: too easy, or too hard for a short run."""
+    while True:
+        index = int(rng.integers(len(data)))
+        pair = sample_twins(data.seed, index)
+        if rng.random() < _KEPT.get(pair.edit, 1.0):
+            return index, pair
 
 
 def train_diffusion(

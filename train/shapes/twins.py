@@ -63,6 +63,10 @@ def sample_twins(seed: int, index: int) -> Twins:
             continue
         if edit == "side" and first.side == second.side:
             continue
+        sizes = [[thing.size for thing in scene.things] for scene in (first, second)]
+        alone = len(first.things) == 1
+        if (edit in ("object", "swap") and alone) or (edit == "size" and sizes[0] == sizes[1]):
+            edit = "subject"  # what `edit_scene` does instead of an edit that does not apply
         return Twins(first, second, edit)
 
 
