@@ -1,0 +1,94 @@
+"""The few-shot adapter on disk, and the model it insists on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import HEADS, LAYERS, TEXT_WIDTH, write_adapter, write_checkpoint
+from safetensors.torch import load_file
+
+from dsd_trt.errors import ModelError
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint, weight_hashes
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def folder(model: Path, tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "adapter", model)
+
+
+def test_what_is_saved_is_read_back(folder: Path, tmp_path: Path) -> None:
+    adapter = replace(Adapter.load(folder), training={"steps": 7})
+    adapter.save(tmp_path / "again")
+    again = Adapter.load(tmp_path / "again")
+    assert (again.a, again.b, again.base) == (adapter.a, adapter.b, adapter.base)
+    assert again.prompt_config == adapter.prompt_config
+    assert again.training == {"steps": 7}
+    assert again.prompt_state.keys() == adapter.prompt_state.keys()
+    for name, value in adapter.prompt_state.items():
+        assert torch.equal(again.prompt_state[name], value)
+    assert again.head_weights is not None
+    assert adapter.head_weights is not None
+    for one, other in zip(again.head_weights, adapter.head_weights, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_its_weights_are_plain_safetensors_of_the_sizes_the_model_needs(folder: Path) -> None:
+    tensors = load_file(folder / "adapter.safetensors")
+    up = [t for name, t in tensors.items() if name.endswith(".up")]
+    down = [t for name, t in tensors.items() if name.endswith(".down")]
+    assert len(up) == len(down) == 2 * LAYERS  # keys and values
+    assert {t.shape[1] for t in down} == {TEXT_WIDTH}
+    assert sum(name.startswith("head_weights.") for name in tensors) == LAYERS
+
+
+def test_the_model_it_was_trained_on_is_accepted_and_another_refused(
+    folder: Path, model: Path, tmp_path: Path
+) -> None:
+    adapter = Adapter.load(folder)
+    adapter.require_base(weight_hashes(model))
+    other = write_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError, match=r"trained on another model: .*safetensors differs"):
+        build_scoring_unet(load_checkpoint(other), adapter)
+
+
+def test_head_weights_of_chosen_layers_sum_to_one_in_their_old_proportions(folder: Path) -> None:
+    values = [torch.arange(1.0, HEADS + 1) + 10 * layer for layer in range(LAYERS)]
+    adapter = replace(Adapter.load(folder), head_weights=values)
+    first, last = adapter.weights_of([0, LAYERS - 1], [HEADS, HEADS])
+    assert float(first.sum() + last.sum()) == pytest.approx(1)
+    assert torch.allclose(first / first[0], values[0] / values[0][0])
+    assert float(last[0] / first[0]) == pytest.approx(float(values[-1][0] / values[0][0]))
+
+
+def test_head_weights_that_do_not_fit_are_refused(folder: Path) -> None:
+    adapter = Adapter.load(folder)
+    with pytest.raises(ModelError, match="layer 9 is not among them"):
+        adapter.weights_of([9], [HEADS])
+    with pytest.raises(ModelError, match="do not fit the model's heads"):
+        adapter.weights_of([0], [HEADS + 1])
+
+
+def test_damage_is_told_with_the_folder(folder: Path) -> None:
+    weights, config = folder / "adapter.safetensors", folder / "adapter.json"
+    whole, text = weights.read_bytes(), config.read_text("utf-8")
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="cannot read an adapter from"):
+        Adapter.load(folder)
+    weights.write_bytes(whole)
+    for broken in ("{", json.dumps({**json.loads(text), "format": 99}), "{}"):
+        config.write_text(broken, "utf-8")
+        with pytest.raises(ModelError):
+            Adapter.load(folder)
+    weights.unlink()
+    with pytest.raises(ModelError, match="cannot read an adapter from"):
+        Adapter.load(folder)

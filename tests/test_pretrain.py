@@ -1,0 +1,270 @@
+"""Training the embedded model: its losses against slow versions, and a whole run, small."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from dsd_trt import Scorer
+from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.settings import Settings as ExportSettings
+from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.pooling import CrossAttention
+from dsd_trt.train.shapes.diffusion import (
+    Settings,
+    ShapesDiffusion,
+    _grounding,
+    _named_cells,
+    sample_batch,
+    train_diffusion,
+)
+from dsd_trt.train.shapes.pretrain import SMOKE, LossLog, pretrain_shapes
+from dsd_trt.train.shapes.scene import Scene, Thing
+from dsd_trt.train.shapes.tokenizer import build_tokenizer
+from dsd_trt.train.shapes.twins import TwinLatents, sample_twins
+from dsd_trt.train.shapes.vae import cosine
+from dsd_trt.train.shapes.workers import Worker, workers
+
+TWINS = 10
+
+
+@pytest.fixture(scope="module")
+def data() -> TwinLatents:
+    """Random latents: what the losses compute does not depend on what they are of."""
+    rng = np.random.default_rng(0)
+    return TwinLatents(
+        seed=5,
+        latents=rng.standard_normal((TWINS, 2, 16, 8, 8)).astype(np.float16),
+        masks=rng.random((TWINS, 2, 3, 8, 8)).astype(np.float16),
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ShapesDiffusion:
+    torch.manual_seed(0)
+    return ShapesDiffusion(build_tokenizer(tmp_path / "tokenizer"))
+
+
+# Losses
+
+
+def _walk(
+    model: ShapesDiffusion, z_t: Tensor, t: Tensor, states: Tensor
+) -> tuple[list[CrossAttention], Tensor]:
+    """Every map of one forward pass, and the prediction."""
+    maps, walk = [], model.scoring.cross_attentions(z_t, t, states)
+    while True:
+        try:
+            maps.append(next(walk))
+        except StopIteration as end:
+            return maps, end.value
+
+
+@torch.no_grad()
+def test_losses_are_those_of_every_pair_on_its_own(
+    model: ShapesDiffusion, data: TwinLatents
+) -> None:
+    batch = sample_batch(data, Settings(steps=1, twins=3), step=4)
+    losses = model.losses(batch)
+    abar = model.scheduler.alphas_cumprod
+    scale = 60.0
+    squares, ranks, weights = [], [], []
+    for i, t in enumerate(batch.timesteps):
+        scores = torch.zeros(2, 2)  # [picture, caption]
+        for picture in range(2):
+            z, noise = batch.latents[i, picture], batch.noise[i, picture]
+            z_t = abar[t].sqrt() * z + (1 - abar[t]).sqrt() * noise
+            for caption in range(2):
+                ids, states, _ = model.encode([batch.captions[2 * i + caption]])
+                maps, predicted = _walk(model, z_t[None], t[None], states)
+                # Words and EOS count: all but BOS, up to the first EOS.
+                end = ids[0].tolist().index(model.tokenizer.eos_token_id)
+                pooled = [
+                    (torch.logsumexp(20 * m.attention, 2) - math.log(m.attention.shape[2])) / 20
+                    for m in maps
+                ]
+                scores[picture, caption] = (
+                    torch.stack([s.mean(1)[0] for s in pooled]).mean(0)[1 : end + 1].mean()
+                )
+                if picture == caption:
+                    velocity = abar[t].sqrt() * noise - (1 - abar[t]).sqrt() * z
+                    squares.append((predicted[0] - velocity).square().mean())
+        weight = float(batch.ranked[i]) * (0.3 if t > 850 else 1.0)
+        right, wrong = scores.diagonal(), scores.flip(1).diagonal()
+        by_text = F.softplus(scale * (wrong - right))
+        by_image = F.softplus(scale * (wrong.flip(0) - right))
+        ranks.append(weight * (by_text + by_image).mean())
+        weights.append(weight)
+    assert float(losses["denoising"]) == pytest.approx(float(torch.stack(squares).mean()), rel=1e-4)
+    expected = float(torch.stack(ranks).sum()) / max(1.0, sum(weights))
+    assert float(losses["ranking"]) == pytest.approx(expected, rel=1e-4)
+    assert float(losses["grounding"]) > 0
+
+
+def test_grounding_is_the_log_share_of_attention_on_the_thing() -> None:
+    attention = torch.zeros(1, 16, 77)
+    attention[0, 0, 3] = 0.75  # on the thing
+    attention[0, 9, 3] = 0.25  # beside it
+    shares = torch.zeros(1, 77, 4, 4)
+    shares[0, 3, 0, 0] = 1
+    named = torch.zeros(1, 77)
+    named[0, 3] = 1
+    loss = _grounding(attention, named, shares, torch.tensor([0.5]))
+    assert float(loss) == pytest.approx(-0.5 * math.log(0.75), rel=1e-5)
+
+
+def test_only_colours_and_shapes_of_visible_things_are_grounded(model: ShapesDiffusion) -> None:
+    scene = Scene((Thing("star", "red"), Thing("ring", "blue")), "above")
+    masks = torch.zeros(1, 2, 3, 8, 8)
+    masks[0, 0, 0, 2, 2] = 1  # the star is seen; of the ring nothing
+    ids, _, _ = model.encode(["a red star above a blue ring", ""])
+    named, shares = _named_cells(ids, [scene, scene], masks, model.tokenizer)
+    words = model.tokenizer.convert_ids_to_tokens(ids[0])
+    assert [words[i] for i in named[0].nonzero().flatten()] == ["red</w>", "star</w>"]
+    assert float(shares[0, words.index("star</w>"), 2, 2]) == 1
+    assert float(named[1].sum()) == 0
+
+
+def test_learning_rate_rises_then_falls_to_nothing() -> None:
+    factors = [cosine(step, 1000, warm_up=100) for step in range(1001)]
+    assert factors[0] == pytest.approx(0.01)
+    assert max(factors) == factors[99] == pytest.approx(1)
+    assert factors[550] == pytest.approx(0.5)
+    assert factors[1000] == pytest.approx(0)
+
+
+# Batches and workers
+
+
+def test_a_batch_follows_from_its_arguments_alone(data: TwinLatents) -> None:
+    settings = Settings(steps=9, twins=6)
+    one, again, other = (sample_batch(data, settings, step) for step in (3, 3, 4))
+    assert one.captions == again.captions
+    assert torch.equal(one.noise, again.noise)
+    assert not torch.equal(one.noise, other.noise)
+    # Stratified: a timestep from every sixth of the range.
+    assert sorted((one.timesteps * 6 // 1000).tolist()) == list(range(6))
+    for i, scene in enumerate(one.scenes):
+        twins = [sample_twins(data.seed, index).scenes for index in range(TWINS)]
+        assert any(pair[i % 2] == scene for pair in twins)
+
+
+def _gradient_of_rank(worker: Worker, folder: Path) -> None:
+    """Write the mean of two gradients that are known beforehand."""
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.tensor([1.0, 2.0, 3.0]) * (10**worker.rank)
+    worker.average_gradients([parameter])
+    torch.save(parameter.grad, folder / f"{worker.rank}.pt")
+
+
+def test_workers_hold_the_mean_of_their_gradients(tmp_path: Path) -> None:
+    with workers(2, _gradient_of_rank, tmp_path) as worker:
+        _gradient_of_rank(worker, tmp_path)
+    expected = torch.tensor([5.5, 11.0, 16.5])
+    for rank in range(2):
+        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
+
+
+# Whole runs
+
+
+class KillError(Exception):
+    """What stands in for a kill: nothing catches it."""
+
+
+def test_a_killed_training_ends_as_one_that_was_not(data: TwinLatents, tmp_path: Path) -> None:
+    settings = Settings(steps=5, twins=2)
+
+    def train(folder: Path, dies_at: int | None = None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = ShapesDiffusion(build_tokenizer(tmp_path / "tokenizer"))
+
+        def report(step: int, losses: dict[str, float]) -> None:
+            if step == dies_at:
+                raise KillError
+
+        train_diffusion(model, data, folder, settings, report=report, save_every=2)
+        return model.state_dict()
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KillError):
+        train(tmp_path / "killed", dies_at=4)  # after the checkpoint of step 2
+    resumed = train(tmp_path / "killed")
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smoke-size run of the command, killed once on its way."""
+    out = tmp_path_factory.mktemp("pretrain") / "run"
+    program = str(Path(sys.executable).with_name("dsd-trt"))
+    command = [program, "pretrain", "shapes", "--smoke", "--out", str(out)]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (out / "vae.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (out / "model").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "held-out scenes, few-shot" in " ".join(done.stderr.split())
+    return out
+
+
+def test_a_run_leaves_a_model_diffusers_can_open(run: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "model", safety_checker=None)
+    picture = pipeline("a red circle", num_inference_steps=1, output_type="pil").images[0]
+    assert picture.size == (64, 64)
+    checkpoint = load_checkpoint(run / "model")
+    for name, value in checkpoint.unet.state_dict().items():
+        assert torch.equal(value, value.half().float()), name
+
+
+def test_a_run_leaves_its_curve_its_samples_and_its_figures(run: Path) -> None:
+    for name in ("losses.png", "samples.png"):
+        with Image.open(run / name) as picture:
+            assert len(picture.convert("RGB").getcolors(2**24) or []) > 10, name
+    rows = [json.loads(line) for line in (run / "losses.jsonl").read_text("utf-8").splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, SMOKE.diffusion_steps + 1))
+    assert {"denoising", "grounding", "ranking"} < rows[0].keys()
+    adapter = json.loads((run / "model" / "adapter" / "adapter.json").read_text("utf-8"))
+    assert adapter["training"]["held_out"].keys() == {"zero-shot", "few-shot"}
+
+
+def test_a_run_can_be_exported_and_scored_with(run: Path, tmp_path: Path) -> None:
+    settings = ExportSettings(str(run / "model"), run / "model" / "adapter")
+    bundle, _ = export_bundle(settings, tmp_path / "bundle")
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    matrix = Scorer(bundle, "onnxruntime").score([grey], ["a red circle", "a star"])
+    assert np.isfinite(matrix.scores).all()
+
+
+def test_a_folder_of_another_plan_is_refused(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"another plan or seed .*choose another folder"):
+        pretrain_shapes(run, replace(SMOKE, diffusion_steps=9))
+    with pytest.raises(ValueError, match="another plan or seed"):
+        pretrain_shapes(run, SMOKE, seed=1)
+
+
+def test_a_step_trained_again_is_written_over(tmp_path: Path) -> None:
+    log = LossLog(tmp_path / "losses.jsonl")
+    for step, value in ((1, 0.5), (2, 0.25), (2, 0.125)):
+        log.add(step, {"loss": value})
+    again = LossLog(tmp_path / "losses.jsonl")
+    assert again.rows == {1: {"loss": 0.5}, 2: {"loss": 0.125}}
