@@ -25,6 +25,8 @@ MANIFEST_NAME = "bundle.json"
 Precision = Literal["fp32", "fp16"]
 Dtype = Literal["uint8", "int32", "float16", "float32"]
 TokenMask = Literal["words_eos", "words", "all"]
+ScoreKind = Literal["attention", "attention+denoising", "denoising"]
+HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,16 @@ class Graph:
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """w_{l,h} of every scored layer's heads, folded into the graph as constants (Eq. 7).
+    """w_{l,h} of every scored layer's heads, folded into the graph as constants (Eq. 4 and 7).
 
     Attributes:
-        mode: "uniform", or "calibrated" on a few-shot set.
+        mode: "uniform"; "calibrated", by attribution on a few-shot set; "learned" on it by
+            gradient descent; or "dynamic", where the graph weighs heads by their attribution to
+            the pair at hand as well.
         values: one tuple of weights a scored layer.
     """
 
-    mode: Literal["uniform", "calibrated"]
+    mode: HeadMode
     values: tuple[tuple[float, ...], ...]
 
 
@@ -81,9 +85,15 @@ class NoiseLevels:
 
 @dataclass(frozen=True)
 class Method:
-    """What the pair scorer computes.
+    """What a score is.
+
+    With f the pair scorer's `score` and d the denoising error without text less the error with it,
+    each averaged over the noise levels, the score is f ("attention", the paper's), d
+    ("denoising"), or f + w d ("attention+denoising").
 
     Attributes:
+        score: which of them.
+        denoising_weight: w.
         score_layers: which cross-attention layers count, in order of execution.
         layer_names: their module names in the U-Net, one a scored layer.
         pooling: over image tokens; "lse" is Eq. 3.
@@ -94,6 +104,8 @@ class Method:
         has_prompts: whether attention prompts (Eq. 5) are folded in.
     """
 
+    score: ScoreKind
+    denoising_weight: float
     score_layers: tuple[int, ...]
     layer_names: tuple[str, ...]
     pooling: Literal["lse", "max", "cosine"]
@@ -130,7 +142,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Match probability sigmoid(a f + b) of a score f."""
+    """Match probability sigmoid(a s + b) of a score s."""
 
     a: float
     b: float
@@ -191,6 +203,11 @@ class Manifest:
         return int(channels), int(height), int(width)
 
     @property
+    def has_denoising_error(self) -> bool:
+        """Whether the pair scorer computes it: where the score needs it."""
+        return self.method.score != "attention"
+
+    @property
     def text_width(self) -> int:
         """D, the width of a text state."""
         return int(self.graphs["text_encoder"].outputs[0].shape[2])
@@ -245,6 +262,7 @@ def graph_contract(
     latent_shape: tuple[int, int, int],
     text_width: int,
     max_length: int = 77,
+    denoising: bool = False,
 ) -> dict[str, Graph]:
     """The graphs every bundle holds: fixed names, batch first.
 
@@ -254,6 +272,7 @@ def graph_contract(
         latent_shape: (C, h, w).
         text_width: D.
         max_length: tokens in a padded text.
+        denoising: whether the pair scorer also returns its denoising error.
 
     Returns:
         Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples.
@@ -261,6 +280,7 @@ def graph_contract(
     states: Dtype = "float16" if precision == "fp16" else "float32"
     latent = TensorSpec("latent", states, ("I", *latent_shape))
     text_states = TensorSpec("text_states", states, ("T", max_length, text_width))
+    error = (TensorSpec("denoising_error", "float32", ("B",)),) if denoising else ()
     return {
         "image_encoder": Graph(
             "image_encoder.onnx",
@@ -283,6 +303,7 @@ def graph_contract(
             (
                 TensorSpec("score", "float32", ("B",)),
                 TensorSpec("token_scores", "float32", ("B", max_length)),
+                *error,
             ),
         ),
     }
@@ -395,6 +416,7 @@ def _check_graphs(manifest: Manifest) -> None:
         manifest.latent_shape,
         manifest.text_width,
         manifest.tokenizer.max_length,
+        manifest.has_denoising_error,
     )
     for name, wanted in contract.items():
         graph = manifest.graphs[name]

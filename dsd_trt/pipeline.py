@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.engine import Engine, open_engine, preferred_engine
 from dsd_trt.errors import EngineError
-from dsd_trt.tokenizer import Tokenizer
+from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]
 
@@ -44,7 +44,7 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle, engine: str, memory_budget_mb: float) -> None:
-        manifest = bundle.manifest
+        self._manifest = manifest = bundle.manifest
         engine = preferred_engine() if engine == "auto" else engine
 
         def compile_graph(name: str) -> Engine:
@@ -66,10 +66,12 @@ class Pipeline:
         Raises:
             InputError: a text without words.
         """
-        tokens = self._tokenize(texts)
+        return self._encode(self._tokenize(texts))
+
+    def _encode(self, tokens: Tokens) -> EncodedTexts:
         states = [
             self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
-            for rows in _batches(len(texts), self.batch.texts)
+            for rows in _batches(len(tokens.input_ids), self.batch.texts)
         ]
         return EncodedTexts(np.concatenate(states), tokens.mask)
 
@@ -87,39 +89,72 @@ class Pipeline:
         texts: EncodedTexts,
         image_of: NDArray[np.intp],
         text_of: NDArray[np.intp],
-        level_of: NDArray[np.int32],
-    ) -> Iterator[NDArray[np.float32]]:
-        """Score (image, text, level) triples.
+        levels: NDArray[np.int32],
+        done: Callable[[int], None] = lambda triples: None,
+    ) -> NDArray[np.float32]:
+        """Score pairs: attention, denoising term or both, as the bundle's method says.
 
         Args:
             latent: z of every image, (images, C, h, w).
             texts: every text.
-            image_of: each triple's row in `latent`, (triples,).
-            text_of: each triple's row in `texts`, (triples,).
-            level_of: each triple's noise level, an index into the bundle's, (triples,).
+            image_of: each pair's row in `latent`, (pairs,).
+            text_of: each pair's row in `texts`, (pairs,).
+            levels: noise levels to average over (Eq. 4), indices into the bundle's.
+            done: told how many (image, text, level) triples were just scored.
 
-        Yields:
-            The scores of the next micro-batch, float32, in the order of the triples.
+        Returns:
+            The pairs' scores, (pairs,).
 
         Raises:
             EngineError: the engine failed, or a score is not a number.
         """
-        for rows in _batches(len(level_of), self.batch.triples):
-            image, text = image_of[rows], text_of[rows]
-            score = self._pair_scorer.run(
+        method = self._manifest.method
+        mean = self._mean_over_levels(latent, texts, image_of, text_of, levels, done)
+        score = mean["score"]
+        if self._manifest.has_denoising_error:
+            # The error without a text is the same for all texts: once for every image in use.
+            images, place = np.unique(image_of, return_inverse=True)
+            nothing, first = self._encode(self._tokenize.empty()), np.zeros_like(images)
+            without = self._mean_over_levels(latent, nothing, images, first, levels)
+            d = without["denoising_error"][place] - mean["denoising_error"]
+            score = d if method.score == "denoising" else score + method.denoising_weight * d
+        return score.astype(np.float32)
+
+    def _mean_over_levels(
+        self,
+        latent: Array,
+        texts: EncodedTexts,
+        image_of: NDArray[np.intp],
+        text_of: NDArray[np.intp],
+        levels: NDArray[np.int32],
+        done: Callable[[int], None] = lambda triples: None,
+    ) -> dict[str, NDArray[np.float64]]:
+        """What the pair scorer says of each pair, averaged over levels: (pairs,) each."""
+        image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
+        level = np.tile(levels, len(image_of))  # (triples,)
+        parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
+        for rows in _batches(len(level), self.batch.triples):
+            outputs = self._pair_scorer.run(
                 {
-                    "latent": latent[image],
-                    "level": level_of[rows],
-                    "text_states": texts.states[text],
-                    "token_mask": texts.mask[text],
+                    "latent": latent[image[rows]],
+                    "level": level[rows],
+                    "text_states": texts.states[text[rows]],
+                    "token_mask": texts.mask[text[rows]],
                 }
-            )["score"]
-            if not np.isfinite(score).all():
+            )
+            if not all(np.isfinite(values).all() for values in outputs.values()):
                 raise EngineError(
                     f"{self.description} computed a score that is not a finite number. "
                     "Export the bundle in full precision: dsd-trt export --precision fp32"
                 )
-            yield score
+            for name in parts.keys() & outputs.keys():
+                parts[name].append(outputs[name])
+            done(len(level[rows]))
+        return {
+            name: np.concatenate(values).reshape(-1, len(levels)).mean(axis=1, dtype=np.float64)
+            for name, values in parts.items()
+            if values
+        }
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:

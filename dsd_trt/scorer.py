@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle import Bundle, Manifest, read_bundle
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import BundleError, ImageError, InputError
-from dsd_trt.image import ImageSource, preprocess
+from dsd_trt.image import ImageSource, image_identity, preprocess
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
 
@@ -145,7 +145,7 @@ class Scorer:
         names = [_name(image, place) for place, (image, _) in enumerate(pairs)]
         places: dict[object, list[int]] = {}  # where in `pairs` each image occurs
         for place, (image, _) in enumerate(pairs):
-            places.setdefault(_identity(image), []).append(place)
+            places.setdefault(image_identity(image), []).append(place)
         jobs = (_Job(pairs[at[0]][0], text_of[at]) for at in places.values())
         scores = np.full(len(pairs), np.nan, np.float32)
         errors: list[Failure] = []
@@ -239,19 +239,8 @@ class Scorer:
         counts = [len(job.texts) for job, _ in jobs]
         image_of = np.repeat(np.arange(len(jobs)), counts)  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
-        triples = []
-        for batch in self._pipeline.score(
-            latent,
-            texts,
-            np.repeat(image_of, len(level)),  # (pairs * levels,)
-            np.repeat(text_of, len(level)),
-            np.tile(level, len(text_of)),
-        ):
-            triples.append(batch)
-            tally.add(len(batch))
-        by_level = np.concatenate(triples).reshape(-1, len(level))  # (pairs, levels)
-        f = by_level.mean(axis=1, dtype=np.float64).astype(np.float32)
-        return np.split(f, np.cumsum(counts)[:-1])
+        scores = self._pipeline.score(latent, texts, image_of, text_of, level, tally.add)
+        return np.split(scores, np.cumsum(counts)[:-1])
 
     def _decode(self, image: ImageSource) -> NDArray[np.uint8] | ImageError:
         try:
@@ -272,10 +261,10 @@ class Scorer:
             raise InputError("no noise level to score at")
         return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
 
-    def _probability(self, f: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Match probability sigmoid(a f + b), written with tanh, which cannot overflow."""
+    def _probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
         calibration = self.manifest.calibration
-        logit = calibration.a * f.astype(np.float64) + calibration.b
+        logit = calibration.a * score.astype(np.float64) + calibration.b
         return (0.5 + 0.5 * np.tanh(logit / 2)).astype(np.float32)
 
 
@@ -304,11 +293,6 @@ def _unique(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
     """Texts without repetition, and where each of the originals is found among them."""
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     return list(place), np.array([place[text] for text in texts], np.intp)
-
-
-def _identity(image: ImageSource) -> object:
-    """Equal for two references to the same image."""
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 
 
 def _name(image: ImageSource, position: int) -> str:

@@ -83,6 +83,15 @@ class Tokenizer:
                 raise InputError(f"a text has no words to score: {text!r}")
         return Tokens(input_ids, mask)
 
+    def empty(self) -> Tokens:
+        """The empty text, one row: BOS and EOS alone, the latter counting."""
+        length = self._spec.max_length
+        input_ids = np.full((1, length), self._spec.pad_id, np.int32)
+        input_ids[0, :2] = self._spec.bos_id, self._spec.eos_id
+        mask = np.zeros((1, length), np.float32)
+        mask[0, 1] = 1
+        return Tokens(input_ids, mask)
+
     def _counted(self, end: int) -> slice:
         if self._token_mask == "all":
             return slice(None)

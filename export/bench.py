@@ -120,9 +120,10 @@ def _pytorch(batched: bool, bundle: Path, model: str, adapter: Path | None) -> R
         noise_seed=method.noise_levels.seed,
         pooling=method.pooling,
         lam=method.lam,
+        score=method.score,
     )
     batch = batch_sizes(manifest, _MEMORY_MB).triples if batched else 1
-    reference = Reference(checkpoint, scoring, method.token_mask, batch)
+    reference = Reference(checkpoint, scoring, method, batch)
     probe = draw_probe(checkpoint.resolution)
     return lambda: reference.expect(probe).scores
 

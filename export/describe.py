@@ -49,6 +49,7 @@ def describe(
             checkpoint.latent_shape,
             text_width,
             _MAX_LENGTH,
+            scoring.denoising,
         ),
         precision=settings.precision,
         tokenizer=TokenizerSpec(
@@ -75,15 +76,17 @@ def describe(
 
 
 def _method(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> Method:
-    weights = [scoring.get_buffer(f"head_weights_{layer}") for layer in scoring.score_layers]
-    calibrated = adapter is not None and adapter.head_weights is not None
+    weights = scoring.head_weights.split(scoring.heads)
     return Method(
+        score=settings.score or (adapter.score if adapter else "attention"),
+        # Without an adapter none was learned: the sum the released research code takes.
+        denoising_weight=adapter.denoising_weight if adapter else 1.0,
         score_layers=scoring.score_layers,
         layer_names=tuple(scoring.layer_names[layer] for layer in scoring.score_layers),
         pooling=scoring.pooling,
         lam=scoring.lam,
         head_weights=HeadWeights(
-            mode="calibrated" if calibrated else "uniform",
+            mode=adapter.head_mode if adapter else "uniform",
             values=tuple(tuple(weight.tolist()) for weight in weights),
         ),
         noise_levels=NoiseLevels(

@@ -65,6 +65,7 @@ def export_bundle(
             score_layers=settings.score_layers,
             levels=settings.levels,
             noise_seed=settings.noise_seed,
+            score=settings.score,
         )
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -81,7 +82,7 @@ def export_bundle(
 
         stage("Scoring with the reference")
         probe = draw_probe(checkpoint.resolution)
-        reference = Reference(checkpoint, scoring, settings.token_mask)
+        reference = Reference(checkpoint, scoring, manifest.method)
         expected = reference.expect(probe, progress)
         parity = check_parity(
             write_bundle(folder, manifest),

@@ -120,12 +120,10 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     pipeline = Pipeline(bundle, "onnxruntime", _MEMORY_MB)
     latent = pipeline.encode_images(list(expected.probe.pixels))
     texts = pipeline.encode_texts(expected.probe.texts)
-    levels = len(bundle.manifest.method.noise_levels.fractions)
-    shape = (*expected.scores.shape, levels)
-    image, text, level = (places.ravel() for places in np.indices(shape))
+    levels = np.arange(len(bundle.manifest.method.noise_levels.fractions), dtype=np.int32)
+    image, text = (places.ravel() for places in np.indices(expected.scores.shape))
     try:
-        parts = list(pipeline.score(latent, texts, image, text, level.astype(np.int32)))
-        scores = np.concatenate(parts).reshape(shape).mean(axis=2, dtype=np.float64)
+        scores = pipeline.score(latent, texts, image, text, levels).reshape(expected.scores.shape)
     except EngineError:  # scores that are no numbers
         scores = np.full(expected.scores.shape, np.nan)
     return Run(
@@ -140,7 +138,11 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
     """Write a bundle with the same graphs in FP32, rounding as FP16 would, see `emulate_half`."""
     manifest = bundle.manifest
     graphs = graph_contract(
-        "fp32", manifest.preprocessing.resolution, manifest.latent_shape, manifest.text_width
+        "fp32",
+        manifest.preprocessing.resolution,
+        manifest.latent_shape,
+        manifest.text_width,
+        denoising=manifest.has_denoising_error,
     )
     for graph in graphs.values():
         model = onnx.load(bundle.path(graph.file))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsd_trt.bundle import TokenMask
+from dsd_trt.bundle import Method
 from dsd_trt.export.probe import Probe
 from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder, token_mask
 from dsd_trt.train.scoring_unet import ScoringUNet
@@ -62,19 +62,19 @@ class Reference:
     Args:
         checkpoint: the base model.
         scoring: its scoring U-Net, prompts not folded.
-        counted: which tokens count (Eq. 4).
+        method: which score it is, and which tokens count (Eq. 4).
         batch: images, texts or (image, text, level) triples at a time; the reference is batch 1.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, scoring: ScoringUNet, counted: TokenMask, batch: int = 1
+        self, checkpoint: Checkpoint, scoring: ScoringUNet, method: Method, batch: int = 1
     ) -> None:
         self.scoring = scoring
         self.batch = batch
         self._image_encoder = ImageEncoder(checkpoint.vae)
         self._text_encoder = TextEncoder(checkpoint.text_encoder)
         self._tokenizer = checkpoint.tokenizer
-        self._counted = counted
+        self._method = method
 
     @torch.no_grad()
     def encode_images(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -87,7 +87,7 @@ class Reference:
         ids = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
         ).input_ids
-        return ids, token_mask(ids, self._tokenizer.eos_token_id, self._counted)
+        return ids, token_mask(ids, self._tokenizer.eos_token_id, self._method.token_mask)
 
     @torch.no_grad()
     def encode_texts(self, ids: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Reference:
         mask: Tensor,
         step: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
-        """f(y, x) of every image and text, averaged over levels (Eq. 4).
+        """The score of every image and text, averaged over levels (Eq. 4).
 
         Args:
             latent: z, (images, C, h, w).
@@ -113,17 +113,35 @@ class Reference:
         Returns:
             (images, texts).
         """
-        levels = len(self.scoring.timesteps)
-        shape = (len(latent), len(states), levels)
-        triples = torch.cartesian_prod(*(torch.arange(size) for size in shape))
-        scores: list[Tensor] = []
-        for part in triples.split(self.batch):
-            image, text, level = part.unbind(dim=1)
-            score, _ = self.scoring(latent[image], level, states[text], mask[text])
-            scores.append(score)
-            if step:
-                step(min(len(scores) * self.batch, len(triples)), len(triples))
-        return torch.cat(scores).double().view(shape).mean(dim=2).float().numpy()
+        images, texts, levels = len(latent), len(states), len(self.scoring.timesteps)
+        compared = self.scoring.denoising  # with the text that says nothing
+        total, scored = images * (texts + compared) * levels, 0
+
+        def mean_over_levels(states: Tensor, mask: Tensor) -> list[Tensor]:
+            """(images, texts) each: attention score and, where it is computed, denoising error."""
+            nonlocal scored
+            shape = (images, len(states), levels)
+            triples = torch.cartesian_prod(*(torch.arange(size) for size in shape))
+            parts: list[tuple[Tensor, ...]] = []
+            for image, text, level in (p.unbind(dim=1) for p in triples.split(self.batch)):
+                score, _, *error = self.scoring(latent[image], level, states[text], mask[text])
+                parts.append((score, *error))
+                scored += len(level)
+                if step:
+                    step(scored, total)
+            return [
+                torch.cat(part).double().view(shape).mean(dim=2)
+                for part in zip(*parts, strict=True)
+            ]
+
+        f, *error = mean_over_levels(states, mask)
+        if not compared:
+            return f.float().numpy()
+        ids, mask = self.tokenize([""])
+        _, without = mean_over_levels(self.encode_texts(ids), mask)  # (images, 1)
+        d = without - error[0]
+        combined = d if self._method.score == "denoising" else f + self._method.denoising_weight * d
+        return combined.float().numpy()
 
     def expect(self, probe: Probe, step: Callable[[int, int], None] | None = None) -> Expected:
         """Compute everything a path is compared with; `step` as in `score`."""

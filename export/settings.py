@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.bundle import Precision, TokenMask
+from dsd_trt.bundle import Precision, ScoreKind, TokenMask
 from dsd_trt.train.model import EMBEDDED, embedded_model_folder
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
@@ -23,6 +23,8 @@ class Settings:
         levels: noise levels s.
         noise_seed: names the fixed noise of each level.
         token_mask: which tokens count.
+        score: attention, denoising term, or both; None is what the adapter was trained for, or
+            "attention", the paper's, without one.
     """
 
     model: str = EMBEDDED
@@ -32,6 +34,7 @@ class Settings:
     levels: tuple[float, ...] = DEFAULT_LEVELS
     noise_seed: int = 0
     token_mask: TokenMask = "words_eos"
+    score: ScoreKind | None = None
 
 
 def default_adapter(model: str) -> Path | None:

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dsd_trt.bundle import HeadMode, ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import weight_hashes
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
@@ -84,7 +85,14 @@ def write_checkpoint(
     return folder
 
 
-def write_adapter(folder: Path, checkpoint: Path, *, seed: int = 1) -> Path:
+def write_adapter(
+    folder: Path,
+    checkpoint: Path,
+    *,
+    seed: int = 1,
+    head_mode: HeadMode = "learned",
+    score: ScoreKind = "attention",
+) -> Path:
     """Write an adapter for a checkpoint with random prompts, mapping network and head weights."""
     torch.manual_seed(seed)
     config = PromptConfig(rank=2, hidden=8, latent_channels=4)
@@ -95,7 +103,10 @@ def write_adapter(folder: Path, checkpoint: Path, *, seed: int = 1) -> Path:
     Adapter(
         prompt_config=config,
         prompt_state=prompts.state_dict(),
+        head_mode=head_mode,
         head_weights=list(weights / weights.sum()),
+        score=score,
+        denoising_weight=0.7,
         a=12.0,
         b=-3.0,
         base=weight_hashes(checkpoint),

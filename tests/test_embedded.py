@@ -45,7 +45,8 @@ def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
     assert folder
     checkpoint = load_checkpoint()
     scoring = build_scoring_unet(checkpoint, Adapter.load(folder))
-    reference = Reference(checkpoint, scoring, "words_eos")
+    method = Scorer.load(engine="onnxruntime").manifest.method
+    reference = Reference(checkpoint, scoring, method)
     pixels = np.stack([preprocess(image, checkpoint.resolution) for image, _ in pairs[:6]])
     ids, mask = reference.tokenize([*(text for _, text in pairs[:6]), *OTHER_TEXTS])
     return reference.score(reference.encode_images(pixels), reference.encode_texts(ids), mask)

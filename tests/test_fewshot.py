@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from checkpoints import TEXT_WIDTH, write_checkpoint
-from torch import Tensor
+from checkpoints import write_checkpoint
+from torch import Tensor, nn
 
-from dsd_trt.train.fewshot import (
-    Examples,
-    FewShotSettings,
-    HeadWeights,
-    MatchProbability,
-    fit_adapter,
-    fit_match_probability,
-    score_all,
-)
-from dsd_trt.train.model import Checkpoint, build_scoring_unet, encode_texts, load_checkpoint
+from dsd_trt.bundle import HeadMode, ScoreKind
+from dsd_trt.errors import InputError
+from dsd_trt.train.data.question import Question
+from dsd_trt.train.fewshot.batch import Batch, sample_batch
+from dsd_trt.train.fewshot.examples import Examples, encode_questions
+from dsd_trt.train.fewshot.fit import fit_adapter
+from dsd_trt.train.fewshot.match_probability import MatchProbability, fit_match_probability
+from dsd_trt.train.fewshot.model import Validation, build_model, score_all
+from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.head_weights import HeadWeights
+from dsd_trt.train.model import Checkpoint, build_scoring_unet, load_checkpoint
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
-SETTINGS = FewShotSettings(steps=40, pairs=12, learning_rate=2e-2, rank=2, hidden=8)
+SETTINGS = FewShotSettings(
+    steps=30, questions=4, negatives=1, hard=1.0, learning_rate=5e-2, rank=2, hidden=8
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,80 +37,179 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def examples(checkpoint: Checkpoint) -> Examples:
-    """Four images, each with one of the texts: every pair, the own ones thrice as often."""
-    generator = torch.Generator().manual_seed(3)
-    states, masks = encode_texts(checkpoint, TEXTS)
-    images, texts = torch.cartesian_prod(torch.arange(4), torch.arange(4)).unbind(dim=1)
-    own = torch.arange(4).repeat(2)
-    images, texts = torch.cat([images, own]), torch.cat([texts, own])
-    return Examples(
-        latents=torch.randn(4, *checkpoint.latent_shape, generator=generator),
-        text_states=states,
-        token_masks=masks,
-        images=images,
-        texts=texts,
-        labels=(images == texts).float(),
-    )
+def questions() -> list[Question]:
+    """Four pictures, each with its own text and another's."""
+    rng = np.random.default_rng(3)
+    pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in TEXTS]
+    return [
+        Question("text", ((pictures[i], TEXTS[i - 1]), (pictures[i], TEXTS[i])), 1, f"picture {i}")
+        for i in range(4)
+    ]
 
 
-def _entropy(f: Tensor, labels: Tensor, a: float, b: float) -> float:
-    """Mean binary cross-entropy (Eq. 6), written out."""
-    p = torch.sigmoid(a * f.double() + b)
-    return float(-(labels * p.log() + (1 - labels) * (1 - p).log()).mean())
+@pytest.fixture(scope="module")
+def examples(checkpoint: Checkpoint, questions: list[Question]) -> Examples:
+    return encode_questions(checkpoint, questions)
 
 
-def test_training_lowers_the_entropy_below_what_calibration_alone_reaches(
-    checkpoint: Checkpoint, examples: Examples
+# Examples
+
+
+def test_images_and_texts_are_encoded_once(
+    checkpoint: Checkpoint, questions: list[Question], examples: Examples
 ) -> None:
-    steps: list[int] = []
-    adapter = fit_adapter(
-        checkpoint, examples, SETTINGS, report=lambda step, loss: steps.append(step)
-    )
-    assert steps == list(range(1, SETTINGS.steps + 1))
+    assert (len(examples.latents), len(examples.text_states), len(examples)) == (4, 4, 4)
+    assert examples.labels.tolist() == [0, 1] * 4
+    assert examples.starts.tolist() == [0, 2, 4, 6, 8]
+    picture, text = questions[2].candidates[1]
+    assert isinstance(picture, np.ndarray)
+    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        z = checkpoint.vae.encode(x).latent_dist.mean * checkpoint.vae.config["scaling_factor"]
+        ids = checkpoint.tokenizer([text], padding="max_length", return_tensors="pt").input_ids
+        states = checkpoint.text_encoder(ids).last_hidden_state
+    pair = int(examples.right[2])
+    assert torch.allclose(examples.latents[examples.images[pair]], z[0], atol=1e-5)
+    assert torch.allclose(examples.text_states[examples.texts[pair]], states[0], atol=1e-5)
 
-    plain = build_scoring_unet(checkpoint)
-    uniform = HeadWeights(plain.heads)()
-    f = score_all(plain, uniform, examples)
-    before = _entropy(f, examples.labels, *fit_match_probability(f, examples.labels))
 
-    trained = build_scoring_unet(checkpoint, adapter)
-    f = torch.stack([_score_alone(trained, examples, i) for i in range(len(examples))])
-    after = _entropy(f, examples.labels, adapter.a, adapter.b)
-    assert after < 0.75 * before
+def test_a_tie_is_a_wrong_answer(examples: Examples) -> None:
+    scores = torch.tensor([0.1, 0.2, 0.2, 0.1, 0.3, 0.3, 0.0, 0.5])
+    assert examples.right_answers(scores) == [True, False, False, True]
+
+
+def test_what_cannot_be_learned_from_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no questions"):
+        encode_questions(checkpoint, [])
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(InputError, match=r"photo 7: .*nothing wrong"):
+        encode_questions(checkpoint, [Question("k", ((picture, "a"),), 0, "photo 7")])
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG")
+    torn = Question("k", ((tmp_path / "torn.png", "a"), (picture, "a")), 0, "s")
+    with pytest.raises(InputError, match=r"torn\.png"):
+        encode_questions(checkpoint, [torn])
+
+
+# Batches
+
+
+def test_wrong_pairs_are_hard_ones_and_random_ones_and_never_right(examples: Examples) -> None:
+    settings = FewShotSettings(questions=200, negatives=3, hard=0.5)
+    batch = sample_batch(examples, settings, np.random.default_rng(1))
+    pairs = torch.stack([batch.images, batch.texts], dim=2).tolist()
+    own = {(int(examples.images[q * 2]), int(examples.texts[q * 2])) for q in range(len(examples))}
+    hard = 0
+    for right, *wrong in pairs:
+        assert tuple(right) in examples.matches
+        assert not {tuple(pair) for pair in wrong} & examples.matches
+        assert all(pair[0] == right[0] or pair[1] == right[1] for pair in wrong)
+        hard += sum(tuple(pair) in own for pair in wrong)
+    # Half by intention; some random ones happen to be hard as well, or replace a right one.
+    assert 0.45 < hard / 600 < 0.85
+    assert Counter(batch.level.tolist()).keys() == {0, 1, 2, 3}
+
+
+def test_a_batch_follows_from_its_generator(examples: Examples) -> None:
+    one, again = (sample_batch(examples, SETTINGS, np.random.default_rng([2, 5])) for _ in "ab")
+    assert torch.equal(one.images, again.images)
+    assert torch.equal(one.texts, again.texts)
+    assert torch.equal(one.level, again.level)
+
+
+def test_losses_have_their_closed_forms() -> None:
+    batch = Batch(torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), torch.zeros(2).long())
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.3, 0.0, -2.0])
+    right, wrong = [0, 3], [1, 2, 4, 5]
+    entropy = sum(math.log1p(math.exp(-float(logits[i]))) for i in right)
+    entropy += sum(math.log1p(math.exp(float(logits[i]))) for i in wrong)
+    assert float(batch.loss(logits, "bce")) == pytest.approx(entropy / 6, rel=1e-5)
+    shares = [
+        math.exp(logits[3 * q]) / sum(math.exp(logits[3 * q + k]) for k in range(3))
+        for q in range(2)
+    ]
+    expected = -sum(map(math.log, shares)) / 2
+    assert float(batch.loss(logits, "softmax")) == pytest.approx(expected, rel=1e-5)
+
+
+# Training
+
+
+def _entropy(s: Tensor, labels: Tensor, a: float, b: float) -> float:
+    """Mean binary cross-entropy (Eq. 6), written out."""
+    logit = a * s.double() + b  # -log p = log(1 + exp(-logit)), which is finite at p = 0 too
+    return float((torch.log1p(logit.abs().neg().exp()) + logit.relu() - labels * logit).mean())
 
 
 @torch.no_grad()
-def _score_alone(scoring: torch.nn.Module, examples: Examples, pair: int) -> Tensor:
-    """f of one pair at batch 1, levels one by one: the slow way."""
+def _score_alone(
+    scoring: nn.Module, examples: Examples, pair: int, score: ScoreKind, weight: float
+) -> float:
+    """s of one pair at batch 1, levels one by one, without a text each time: the slow way."""
     x, y = examples.images[pair], examples.texts[pair]
-    at_levels = [
-        scoring(
-            examples.latents[x][None],
-            torch.tensor([level]),
-            examples.text_states[y][None],
-            examples.token_masks[y][None],
-        )[0][0]
-        for level in range(4)
-    ]
-    return sum(at_levels, torch.zeros(())) / 4
+    z, mask = examples.latents[x][None], examples.token_masks[y][None]
+    total = 0.0
+    for level in range(4):
+        at = torch.tensor([level])
+        f, _, *error = scoring(z, at, examples.text_states[y][None], mask)
+        if score == "attention":
+            total += float(f)
+            continue
+        d = float(scoring(z, at, examples.empty, mask)[2]) - float(error[0])
+        total += d if score == "denoising" else float(f) + weight * d
+    return total / 4
+
+
+@pytest.mark.parametrize(
+    ("head_mode", "score", "loss", "rank"),
+    [
+        ("learned", "attention", "bce", 2),
+        ("uniform", "attention+denoising", "bce", None),
+        ("calibrated", "attention", "softmax", 2),
+        ("dynamic", "denoising", "bce", 2),
+    ],
+)
+def test_training_beats_calibration_alone_and_serves_what_it_trained(
+    checkpoint: Checkpoint,
+    examples: Examples,
+    head_mode: HeadMode,
+    score: ScoreKind,
+    loss: str,
+    rank: int | None,
+) -> None:
+    settings = replace(SETTINGS, head_mode=head_mode, score=score, loss=loss, rank=rank)
+    before = build_model(checkpoint, examples, settings)
+    f, d = score_all(before, examples)
+    s = f if score == "attention" else d
+    assert s is not None
+    plain = _entropy(s, examples.labels, *fit_match_probability(s, examples.labels))
+
+    fitted = fit_adapter(checkpoint, examples, settings)
+    adapter = fitted.adapter
+    assert len(fitted.losses) == settings.steps
+    trained = build_scoring_unet(checkpoint, adapter)
+    weight = adapter.denoising_weight
+    alone = [_score_alone(trained, examples, i, score, weight) for i in range(8)]
+    after = _entropy(torch.tensor(alone), examples.labels, adapter.a, adapter.b)
+    assert after < 0.9 * plain
 
 
 def test_scores_of_all_pairs_are_those_of_each_alone(
     checkpoint: Checkpoint, examples: Examples
 ) -> None:
-    scoring = build_scoring_unet(checkpoint)
-    together = score_all(scoring, HeadWeights(scoring.heads)(), examples, batch=5)
-    alone = torch.stack([_score_alone(scoring, examples, i) for i in range(len(examples))])
-    assert torch.allclose(together, alone, atol=1e-6, rtol=0)
+    settings = replace(SETTINGS, score="attention+denoising", head_mode="uniform")
+    f, d = score_all(build_model(checkpoint, examples, settings), examples)
+    assert d is not None
+    scoring = build_scoring_unet(checkpoint, score="attention+denoising")
+    alone = [_score_alone(scoring, examples, i, "attention+denoising", 0.7) for i in range(8)]
+    assert torch.allclose(f + 0.7 * d, torch.tensor(alone), atol=1e-6, rtol=0)
 
 
 def test_the_base_model_is_left_as_it_was_and_a_seed_fixes_the_adapter(
     checkpoint: Checkpoint, examples: Examples
 ) -> None:
     before = {name: value.clone() for name, value in checkpoint.unet.state_dict().items()}
-    settings = FewShotSettings(steps=3, pairs=4, rank=2, hidden=8)
-    first, again = (fit_adapter(checkpoint, examples, settings) for _ in range(2))
+    settings = replace(SETTINGS, steps=3)
+    first, again = (fit_adapter(checkpoint, examples, settings).adapter for _ in range(2))
     for name, value in checkpoint.unet.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(parameter.grad is None for parameter in checkpoint.unet.parameters())
@@ -115,48 +220,131 @@ def test_the_base_model_is_left_as_it_was_and_a_seed_fixes_the_adapter(
     assert any(value.abs().max() > 0 for name, value in first.prompt_state.items() if "up" in name)
 
 
-def test_head_weights_start_uniform_and_always_sum_to_one() -> None:
-    weights = HeadWeights([1, 2, 5])
-    assert [len(part) for part in weights()] == [1, 2, 5]
-    assert torch.allclose(torch.cat(weights()), torch.full((8,), 1 / 8))
+def test_recomputing_activations_changes_memory_and_no_gradient(
+    checkpoint: Checkpoint, examples: Examples
+) -> None:
+    gradients = []
+    for recompute in (False, True):
+        settings = replace(SETTINGS, score="attention+denoising", recompute=recompute)
+        model = build_model(checkpoint, examples, settings)
+        batch = sample_batch(examples, settings, np.random.default_rng(0))
+        logits = model(*batch.inputs(examples, torch.device("cpu")))
+        batch.loss(logits, "bce").backward()
+        parts = (p.grad for p in model.parameters() if p.grad is not None)
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
+
+
+def test_accumulated_batches_step_once_with_the_mean_of_their_gradients(
+    checkpoint: Checkpoint, examples: Examples
+) -> None:
+    seen: list[int] = []
+    settings = replace(SETTINGS, steps=2, accumulate=3)
+    fitted = fit_adapter(
+        checkpoint, examples, settings, report=lambda step, loss, validation: seen.append(step)
+    )
+    assert seen == [1, 2]
+    model = build_model(checkpoint, examples, settings)
+    losses = []
+    for part in range(3):
+        batch = sample_batch(examples, settings, np.random.default_rng([0, 0, part, 0]))
+        with torch.no_grad():
+            logits = model(*batch.inputs(examples, torch.device("cpu")))
+        losses.append(float(batch.loss(logits, "bce")))
+    assert fitted.losses[0] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+class KillError(Exception):
+    """What stands in for a kill."""
+
+
+@pytest.mark.parametrize("dies_at", [3, 6])
+def test_killed_and_resumed_training_gives_the_same_adapter(
+    checkpoint: Checkpoint, examples: Examples, tmp_path: Path, dies_at: int
+) -> None:
+    settings = replace(SETTINGS, steps=8, validate_every=2, score="attention+denoising")
+
+    def die(step: int, loss: float, validation: Validation | None) -> None:
+        if step == dies_at:
+            raise KillError
+
+    whole = fit_adapter(checkpoint, examples, settings, validation=examples)
+    with pytest.raises(KillError):
+        fit_adapter(
+            checkpoint, examples, settings, validation=examples, folder=tmp_path, report=die
+        )
+    resumed = fit_adapter(checkpoint, examples, settings, validation=examples, folder=tmp_path)
+    assert resumed.losses == whole.losses
+    assert resumed.validations == whole.validations
+    for name, value in whole.adapter.prompt_state.items():
+        assert torch.equal(resumed.adapter.prompt_state[name], value), name
+    assert (resumed.adapter.a, resumed.adapter.b) == (whole.adapter.a, whole.adapter.b)
+
+
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
+    checkpoint: Checkpoint, examples: Examples
+) -> None:
+    # Labels turned round: what is learned from the examples is wrong of these.
+    turned = replace(examples, right=examples.right - 1)
+    settings = replace(SETTINGS, validate_every=1, patience=3, learning_rate=0.05)
+    fitted = fit_adapter(checkpoint, examples, settings, validation=turned)
+    ranks = [(v.accuracy, -v.loss) for v in fitted.validations]
+    best = max(range(len(ranks)), key=lambda i: ranks[i])
+    assert len(ranks) < settings.steps
+    assert len(ranks) - 1 - best == 3
+    again = fit_adapter(checkpoint, examples, replace(settings, steps=best + 1), validation=turned)
+    assert len(again.validations) == best + 1
+
+
+# Head weights and the logistic
+
+
+def test_head_weights_start_as_given_and_always_sum_to_one() -> None:
+    weights = HeadWeights(torch.tensor([0.5, 0.25, 0.25, 0.0]), learned=True)
+    assert torch.allclose(weights(), torch.tensor([0.5, 0.25, 0.25, 0.0]), atol=1e-5)
     with torch.no_grad():
-        weights.logits += torch.arange(8.0)
-    assert float(torch.cat(weights()).sum()) == pytest.approx(1)
-    assert bool((torch.cat(weights()) > 0).all())
+        weights.logits += torch.arange(4.0)
+    assert float(weights().sum()) == pytest.approx(1)
+    assert bool((weights() > 0).all())
+    assert not HeadWeights(torch.ones(3) / 3, learned=False).logits.requires_grad
 
 
-def test_match_probability_never_turns_the_ranking_round() -> None:
-    match = MatchProbability()
+@pytest.mark.parametrize("score", ["attention", "attention+denoising", "denoising"])
+def test_match_probability_never_turns_the_ranking_round(score: ScoreKind) -> None:
+    match = MatchProbability(score)
     with torch.no_grad():
         match.log_a.fill_(-9.0)
-    f = torch.tensor([0.1, 0.2, 0.3])
-    assert bool((match(f).diff() > 0).all())
+    rising = torch.tensor([0.1, 0.2, 0.3])
+    d = None if score == "attention" else rising
+    assert bool((match(rising, d).diff() > 0).all())
+
+
+def test_the_logistic_is_that_of_the_sum() -> None:
+    match = MatchProbability("attention+denoising")
+    with torch.no_grad():
+        match.log_a.fill_(math.log(5.0))
+        match.log_w.fill_(math.log(0.4))
+        match.b.fill_(-1.0)
+    logit = float(match(torch.tensor(0.3), torch.tensor(0.2)))
+    assert logit == pytest.approx(5 * 0.3 + 2 * 0.2 - 1, rel=1e-6)  # a f + c d + b, c = a w
 
 
 def test_logistic_fit_finds_the_closed_form_of_two_scores() -> None:
-    # Two distinct scores: the likelihood is greatest where each predicts its own share of matches.
-    f = torch.tensor([0.25] * 4000 + [0.75] * 4000)
-    labels = torch.tensor([1.0] * 800 + [0.0] * 3200 + [1.0] * 3600 + [0.0] * 400)
-    a, b = fit_match_probability(f, labels)
-    logit = [math.log(p / (1 - p)) for p in (0.2, 0.9)]
-    assert a * 0.25 + b == pytest.approx(logit[0], abs=1e-4)
-    assert a * 0.75 + b == pytest.approx(logit[1], abs=1e-4)
+    # Two distinct scores: with classes of equal weight, each predicts its own share of matches.
+    s = torch.tensor([0.25] * 6000 + [0.75] * 4000)
+    labels = torch.tensor([1.0] * 800 + [0.0] * 5200 + [1.0] * 3200 + [0.0] * 800)
+    a, b = fit_match_probability(s, labels)
+    # Of 4,000 matches a fifth scores low; of 6,000 mismatches 5,200 do.
+    low, high = math.log((800 / 4000) / (5200 / 6000)), math.log((3200 / 4000) / (800 / 6000))
+    assert a * 0.25 + b == pytest.approx(low, abs=1e-4)
+    assert a * 0.75 + b == pytest.approx(high, abs=1e-4)
 
 
 def test_logistic_fit_stays_finite_where_scores_separate_the_labels() -> None:
-    f = torch.tensor([0.1, 0.11, 0.4, 0.41])
-    a, b = fit_match_probability(f, torch.tensor([0.0, 0.0, 1.0, 1.0]))
-    p = torch.sigmoid(a * f + b)
+    s = torch.tensor([0.1, 0.11, 0.4, 0.41])
+    a, b = fit_match_probability(s, torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    p = torch.sigmoid(a * s + b)
     assert math.isfinite(a)
     assert bool((p[:2] < 0.05).all())
     assert bool((p[2:] > 0.95).all())
-
-
-def test_text_states_have_the_width_the_prompts_are_made_for(
-    checkpoint: Checkpoint, examples: Examples, tmp_path: Path
-) -> None:
-    adapter = fit_adapter(checkpoint, examples, FewShotSettings(steps=1, pairs=2, hidden=4))
-    downs = [value for name, value in adapter.prompt_state.items() if name.endswith("down")]
-    assert {value.shape[1] for value in downs} == {TEXT_WIDTH}
-    adapter.save(tmp_path)
-    assert (tmp_path / "adapter.safetensors").stat().st_size > 0

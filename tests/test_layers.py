@@ -40,7 +40,7 @@ LAYERS = [
         "dsd_trt.train",
         extras=("train",),
         first_party=frozenset({"dsd_trt"}),
-        third_party=LEAN | TORCH,
+        third_party=LEAN | TORCH | {"ijson"},
     ),
     Layer(
         "export",

@@ -123,16 +123,17 @@ def model(exported_fp32: Exported) -> tuple[Checkpoint, ScoringUNet]:
 
 
 @pytest.fixture(scope="module")
-def expected(model: tuple[Checkpoint, ScoringUNet]) -> Expected:
+def expected(model: tuple[Checkpoint, ScoringUNet], exported_fp32: Exported) -> Expected:
     checkpoint, scoring = model
-    return Reference(checkpoint, scoring, "words_eos", batch=8).expect(draw_probe(32))
+    method = exported_fp32.bundle.manifest.method
+    return Reference(checkpoint, scoring, method, batch=8).expect(draw_probe(32))
 
 
 def test_reference_does_not_depend_on_the_batch(
-    model: tuple[Checkpoint, ScoringUNet], expected: Expected
+    model: tuple[Checkpoint, ScoringUNet], expected: Expected, exported_fp32: Exported
 ) -> None:
     checkpoint, scoring = model
-    alone = Reference(checkpoint, scoring, "words_eos")
+    alone = Reference(checkpoint, scoring, exported_fp32.bundle.manifest.method)
     z = alone.encode_images(expected.probe.pixels[:2])
     ids, mask = alone.tokenize(expected.probe.texts[:2])
     assert np.abs(z.numpy() - expected.latent[:2]).max() < 1e-5

@@ -66,12 +66,8 @@ def _walk(
     model: ShapesDiffusion, z_t: Tensor, t: Tensor, states: Tensor
 ) -> tuple[list[CrossAttention], Tensor]:
     """Every map of one forward pass, and the prediction."""
-    maps, walk = [], model.scoring.cross_attentions(z_t, t, states)
-    while True:
-        try:
-            maps.append(next(walk))
-        except StopIteration as end:
-            return maps, end.value
+    walk = model.scoring.cross_attentions(z_t, t, states)
+    return list(walk), walk.prediction
 
 
 @torch.no_grad()
@@ -197,7 +193,9 @@ def test_a_killed_training_ends_as_one_that_was_not(data: TwinLatents, tmp_path:
             if step == dies_at:
                 raise KillError
 
-        train_diffusion(model, data, folder, settings, report=report, save_every=2)
+        train_diffusion(
+            model, data, folder / "diffusion.ckpt", settings, report=report, save_every=2
+        )
         return model.state_dict()
 
     whole = train(tmp_path / "whole")
@@ -241,7 +239,9 @@ def test_a_run_leaves_its_curve_its_samples_and_its_figures(run: Path) -> None:
         with Image.open(run / name) as picture:
             assert len(picture.convert("RGB").getcolors(2**24) or []) > 10, name
     rows = [json.loads(line) for line in (run / "losses.jsonl").read_text("utf-8").splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, SMOKE.diffusion_steps + 1))
+    assert [row["step"] for row in rows] == list(
+        range(1, SMOKE.diffusion_steps + SMOKE.matching_steps + 1)
+    )
     assert {"denoising", "grounding", "ranking"} < rows[0].keys()
     adapter = json.loads((run / "model" / "adapter" / "adapter.json").read_text("utf-8"))
     assert adapter["training"]["held_out"].keys() == {"zero-shot", "few-shot"}

@@ -14,8 +14,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from unets import FAMILY, random_levels, random_pairs, random_unet
 
+from dsd_trt.train.layers import select_layers
 from dsd_trt.train.pooling import CrossAttention
-from dsd_trt.train.scoring_unet import ScoringUNet, select_layers
+from dsd_trt.train.scoring_unet import ScoringUNet
 
 every_member = pytest.mark.parametrize("name", FAMILY)
 Trace = list[tuple[str, Tensor]]
@@ -86,12 +87,9 @@ def walk(
     scoring: ScoringUNet, z_t: Tensor, timestep: Tensor, text_states: Tensor
 ) -> tuple[Tensor, list[CrossAttention]]:
     """The whole walk: the U-Net's prediction and every layer it stopped at."""
-    stops, steps = [], scoring.cross_attentions(z_t, timestep, text_states)
-    while True:
-        try:
-            stops.append(next(steps))
-        except StopIteration as end:
-            return end.value, stops
+    steps = scoring.cross_attentions(z_t, timestep, text_states)
+    stops = list(steps)
+    return steps.prediction, stops
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -289,9 +287,8 @@ def test_uniform_head_weights_are_equal_and_sum_to_one(
     name: str, score_layers: str | Sequence[int]
 ) -> None:
     scoring = ScoringUNet(random_unet(name), random_levels(), score_layers=score_layers)
-    weights = [scoring.get_buffer(f"head_weights_{layer}") for layer in scoring.score_layers]
-    assert [len(w) for w in weights] == scoring.heads
-    flat = torch.cat(weights)
+    flat = scoring.head_weights
+    assert len(flat) == sum(scoring.heads)
     assert flat.max() == flat.min()
     assert flat.sum().item() == pytest.approx(1)
 

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dsd_trt.bundle import HeadMode, ScoreKind
 from dsd_trt.errors import ModelError
 from dsd_trt.train.prompts import PromptConfig
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,11 @@ class Adapter:
     Attributes:
         prompt_config: sizes of the prompts.
         prompt_state: state of an `AttentionPrompts`.
-        head_weights: w_{l,h} of every cross-attention layer, each (heads,); None is uniform.
-        a: scale of the match probability sigmoid(a f + b).
+        head_mode: where the head weights come from, see `HeadWeights` of the bundle.
+        head_weights: w_{l,h} of every cross-attention layer, each (heads,).
+        score: which score it was trained for, see `Method` of the bundle.
+        denoising_weight: w of that score.
+        a: scale of the match probability sigmoid(a s + b).
         b: its offset.
         base: sha256 of each weight file of the model it was trained on.
         training: how it was trained and what it scored, free-form.
@@ -36,7 +40,10 @@ class Adapter:
 
     prompt_config: PromptConfig
     prompt_state: Mapping[str, Tensor]
-    head_weights: Sequence[Tensor] | None
+    head_mode: HeadMode
+    head_weights: Sequence[Tensor]
+    score: ScoreKind
+    denoising_weight: float
     a: float
     b: float
     base: Mapping[str, str]
@@ -46,12 +53,15 @@ class Adapter:
         """Write `adapter.safetensors` and `adapter.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"prompts.{name}": value for name, value in self.prompt_state.items()}
-        for layer, weights in enumerate(self.head_weights or ()):
+        for layer, weights in enumerate(self.head_weights):
             tensors[f"head_weights.{layer}"] = weights
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / _WEIGHTS)
         config = {
             "format": _FORMAT,
             "prompts": asdict(self.prompt_config),
+            "head_mode": self.head_mode,
+            "score": self.score,
+            "denoising_weight": self.denoising_weight,
             "a": self.a,
             "b": self.b,
             "base": dict(self.base),
@@ -79,7 +89,10 @@ class Adapter:
                     for name, value in tensors.items()
                     if name.startswith("prompts.")
                 },
-                head_weights=[tensors[f"head_weights.{i}"] for i in range(len(heads))] or None,
+                head_mode=config["head_mode"],
+                head_weights=[tensors[f"head_weights.{i}"] for i in range(len(heads))],
+                score=config["score"],
+                denoising_weight=float(config["denoising_weight"]),
                 a=float(config["a"]),
                 b=float(config["b"]),
                 base=config["base"],
@@ -101,13 +114,24 @@ class Adapter:
                     "this model, or export without --adapter"
                 )
 
+    def require_score(self, score: ScoreKind) -> None:
+        """Refuse to serve another score than the one it was trained for.
+
+        Raises:
+            ModelError: names both.
+        """
+        if score != self.score:
+            raise ModelError(
+                f'the adapter was trained for the score "{self.score}", not "{score}": leave out '
+                "--score, or train an adapter for it"
+            )
+
     def weights_of(self, layers: Sequence[int], heads: Sequence[int]) -> list[Tensor]:
         """Head weights of the scored layers, made to sum to 1 again.
 
         Raises:
             ModelError: the adapter has no weights for one of the layers.
         """
-        assert self.head_weights is not None
         if max(layers) >= len(self.head_weights):
             raise ModelError(
                 f"the adapter weights {len(self.head_weights)} layers; layer {max(layers)} is not "

@@ -7,19 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from dsd_trt.bundle import ScoreKind
 from dsd_trt.errors import ModelError
 from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.layers import inner_widths
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
 from dsd_trt.train.prompts import AttentionPrompts
-from dsd_trt.train.scoring_unet import ScoringUNet, inner_widths
+from dsd_trt.train.scoring_unet import Prediction, ScoringUNet
 
 EMBEDDED = "shapes"
 TokenMask = Literal["words_eos", "words", "all"]
@@ -39,6 +41,7 @@ class Checkpoint:
         tokenizer: its tokenizer.
         unet: the denoising U-Net.
         alphas_cumprod: abar of the noise schedule, (T,).
+        prediction: what the U-Net was trained to predict.
         resolution: side of the pictures it was trained on, in pixels.
         weight_hashes: sha256 of each weight file, by its path in the folder.
     """
@@ -50,6 +53,7 @@ class Checkpoint:
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
     alphas_cumprod: Tensor
+    prediction: Prediction
     resolution: int
     weight_hashes: dict[str, str]
 
@@ -135,9 +139,20 @@ def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
         tokenizer=tokenizer,
         unet=unet,
         alphas_cumprod=scheduler.alphas_cumprod,
+        prediction=_prediction(folder, scheduler),
         resolution=int(unet.config["sample_size"]) * scale,
         weight_hashes=weight_hashes(folder),
     )
+
+
+def _prediction(folder: Path, scheduler: DDPMScheduler) -> Prediction:
+    kind = scheduler.config["prediction_type"]
+    if kind not in get_args(Prediction):
+        raise ModelError(
+            f"{folder}/scheduler: prediction_type is {kind!r}; known are "
+            f"{', '.join(get_args(Prediction))}"
+        )
+    return cast("Prediction", kind)
 
 
 def build_scoring_unet(
@@ -149,6 +164,7 @@ def build_scoring_unet(
     noise_seed: int = 0,
     pooling: Pooling = "lse",
     lam: float = 20.0,
+    score: ScoreKind | None = None,
 ) -> ScoringUNet:
     """Put the scoring model together.
 
@@ -160,14 +176,17 @@ def build_scoring_unet(
         noise_seed: names the noise.
         pooling: as in `ScoringUNet`.
         lam: as in `ScoringUNet`.
+        score: which score it is for; None is the adapter's, or "attention" without one.
 
     Raises:
-        ModelError: the adapter was trained on other weights, or its head weights on other layers.
+        ModelError: the adapter was trained on other weights or for another score, or its head
+            weights on other layers.
         ValueError: layers or levels that do not exist.
     """
-    prompts = head_weights = None
+    prompts = None
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
+        adapter.require_score(score or adapter.score)
         prompts = build_prompts(checkpoint.unet, adapter)
     scoring = ScoringUNet(
         checkpoint.unet,
@@ -176,11 +195,13 @@ def build_scoring_unet(
         pooling=pooling,
         lam=lam,
         prompts=prompts,
+        dynamic_heads=adapter is not None and adapter.head_mode == "dynamic",
+        denoising=(score or (adapter.score if adapter else "attention")) != "attention",
+        prediction=checkpoint.prediction,
     )
-    if adapter is not None and adapter.head_weights is not None:
-        head_weights = adapter.weights_of(scoring.score_layers, scoring.heads)
-        for layer, weight in zip(scoring.score_layers, head_weights, strict=True):
-            scoring.get_buffer(f"head_weights_{layer}").copy_(weight)
+    if adapter is not None:
+        weights = adapter.weights_of(scoring.score_layers, scoring.heads)
+        scoring.head_weights.copy_(torch.cat(weights))
     return scoring.eval()
 
 

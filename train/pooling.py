@@ -46,6 +46,23 @@ def logsumexp_pool(attention: Tensor, lam: float) -> Tensor:
     return (torch.logsumexp(lam * attention, dim=2) - math.log(n)) / lam
 
 
+def attribution(attention: Tensor, lam: float) -> Tensor:
+    """What each head contributes to each token's pooled score (Eq. 7), in closed form.
+
+    Eq. 7 multiplies a head's map with the score's gradient with respect to it. Taken through the
+    pooling alone that gradient is known, dS_j / dA_ij = softmax_i(lambda A_ij), so a graph can
+    compute it without a backward pass.
+
+    Args:
+        attention: as for `logsumexp_pool`.
+        lam: as for `logsumexp_pool`.
+
+    Returns:
+        sum_i A_ij dS_j / dA_ij, (batch, heads, text_tokens), each in [0, 1].
+    """
+    return (attention * (lam * attention).softmax(dim=2)).sum(dim=2)
+
+
 def max_pool(attention: Tensor) -> Tensor:
     """The largest attention any image token pays to a text token; shapes as `logsumexp_pool`."""
     return attention.amax(dim=2)

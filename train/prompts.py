@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +16,14 @@ class PromptConfig:
     """Sizes of the prompts.
 
     Attributes:
-        rank: of each static prompt P = up @ down.
+        rank: of each static prompt P = up @ down; None is P itself, a full matrix.
         hidden: width of the mapping network m_theta.
         latent_channels: channels of the latent z it looks at.
     """
 
-    rank: int = 4
+    rank: int | None = 4
     hidden: int = 32
     latent_channels: int = 4
-
-    def to_dict(self) -> dict[str, int]:
-        """For the adapter's JSON."""
-        return asdict(self)
 
 
 class MatrixPrompt(nn.Module):
@@ -37,16 +33,20 @@ class MatrixPrompt(nn.Module):
     logits of a query, which softmax ignores; u (pi(x) . r_j) depends on the token j.
     """
 
-    def __init__(self, inner: int, text_width: int, rank: int) -> None:
+    def __init__(self, inner: int, text_width: int, rank: int | None) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, text_width) / text_width**0.5)
-        self.up = nn.Parameter(torch.zeros(inner, rank))
+        self.full = rank is None
+        if rank is None:
+            self.matrix = nn.Parameter(torch.zeros(inner, text_width))
+        else:
+            self.down = nn.Parameter(torch.randn(rank, text_width) / text_width**0.5)
+            self.up = nn.Parameter(torch.zeros(inner, rank))
         self.u = nn.Parameter(torch.ones(inner))
         self.folded = False
 
     def static(self) -> Tensor:
-        """P = up @ down, (inner, D); zero at initialisation."""
-        return self.up @ self.down
+        """P, (inner, D); zero at initialisation."""
+        return self.matrix if self.full else self.up @ self.down
 
     def fold_into(self, weight: Tensor) -> None:
         """Add P to W in place, once and for all; `forward` then leaves it out."""
@@ -74,8 +74,8 @@ class MatrixPrompt(nn.Module):
 class AttentionPrompts(nn.Module):
     """Key and value prompts of every cross-attention layer and their mapping network m_theta.
 
-    An exact identity at initialisation: P is zero because `up` is, pi(x) because m_theta's last
-    layer is.
+    An exact identity at initialisation: P is zero because `up` or P itself is, pi(x) because
+    m_theta's last layer is.
 
     Args:
         inner_widths: rows of each layer's key matrix (heads x head_dim), in order of execution.

@@ -8,7 +8,9 @@ or attention processors: such side effects vanish when a graph is traced.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,46 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from dsd_trt.train.layers import cross_attention_names, require_stable_diffusion, select_layers
 from dsd_trt.train.noise import NoiseLevels
-from dsd_trt.train.pooling import CrossAttention, Pooling, pool
+from dsd_trt.train.pooling import CrossAttention, Pooling, attribution, pool
 from dsd_trt.train.prompts import AttentionPrompts
 
-Walk = Generator[CrossAttention, None, Tensor]
+Prediction = Literal["epsilon", "v_prediction"]
+Steps = Generator[CrossAttention, None, Tensor]
+
+
+class Walk:
+    """A way through the U-Net: iterate over its cross-attention maps, stop whenever you like.
+
+    Attributes:
+        prediction: the U-Net's output, (batch, C, h, w), once the way is walked to its end.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self.prediction: Tensor
+
+    def __iter__(self) -> Iterator[CrossAttention]:
+        self.prediction = yield from self._steps
+
+
+class Response(NamedTuple):
+    """How the U-Net responds to pairs, before heads are averaged.
+
+    Attributes:
+        pooled: S of every head of every scored layer (Eq. 3), FP32 (batch, heads, text_tokens).
+        relevance: attribution of each head (Eq. 7), mean over counted tokens, FP32 (batch,
+            heads); None where heads are not weighed by it.
+        denoising_error: root mean square error of the U-Net's prediction, FP32 (batch,); None
+            where the U-Net is not run to its end.
+    """
+
+    pooled: Tensor
+    relevance: Tensor | None
+    denoising_error: Tensor | None
 
 
 class ScoringUNet(nn.Module):
@@ -36,10 +72,13 @@ class ScoringUNet(nn.Module):
         lam: lambda of LogSumExp pooling.
         prompts: attention prompts (Eq. 5), or None for the plain model.
         head_weights: w_{l,h} of each scored layer's heads, summing to 1 over all; None is uniform.
+        dynamic_heads: weigh heads by their attribution to the pair at hand as well (Eq. 7).
+        denoising: run the U-Net to its end and measure its error too.
+        prediction: what the U-Net was trained to predict; the error is measured in it.
 
     Raises:
-        ValueError: the U-Net has parts the Stable Diffusion family does not have, or the layers
-            selected do not exist.
+        ValueError: the U-Net has parts the Stable Diffusion family does not have, the layers
+            selected do not exist, or `dynamic_heads` with a pooling other than "lse".
     """
 
     def __init__(
@@ -52,13 +91,22 @@ class ScoringUNet(nn.Module):
         lam: float = 20.0,
         prompts: AttentionPrompts | None = None,
         head_weights: Sequence[Tensor] | None = None,
+        dynamic_heads: bool = False,
+        denoising: bool = False,
+        prediction: Prediction = "epsilon",
     ) -> None:
         super().__init__()
         require_stable_diffusion(unet)
+        if dynamic_heads and pooling != "lse":
+            raise ValueError(f'dynamic head weights need pooling "lse", not "{pooling}"')
         self.unet = unet
         self.prompts = prompts
         self.pooling: Pooling = pooling
         self.lam = lam
+        self.dynamic_heads = dynamic_heads
+        self.denoising = denoising
+        self.prediction: Prediction = prediction
+        self.checkpointing = False  # trade time for memory in training: recompute activations
         self.layer_names = cross_attention_names(unet)
         self.score_layers = select_layers(score_layers, len(self.layer_names))
         self._layer_of = {
@@ -74,8 +122,10 @@ class ScoringUNet(nn.Module):
         self.register_buffer("spread", levels.spread, persistent=False)
         self.register_buffer("eps", levels.eps, persistent=False)
         weights = head_weights or uniform_head_weights(self.heads)
-        for layer, weight in zip(self.score_layers, weights, strict=True):
-            self.register_buffer(f"head_weights_{layer}", weight.float(), persistent=False)
+        if [len(weight) for weight in weights] != self.heads:
+            raise ValueError("head weights do not fit the heads of the scored layers")
+        self.head_weights: Tensor  # (heads of all scored layers,)
+        self.register_buffer("head_weights", torch.cat(list(weights)).float(), persistent=False)
 
     @property
     def heads(self) -> list[int]:
@@ -87,7 +137,7 @@ class ScoringUNet(nn.Module):
 
     def forward(
         self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Score pairs at one noise level each; nothing is shared across the batch.
 
         Args:
@@ -97,36 +147,59 @@ class ScoringUNet(nn.Module):
             token_mask: 1 where a token counts, (batch, text_tokens).
 
         Returns:
-            score f(y, x) in [0, 1], FP32 (batch,), and the token scores it is the mean of over
-            counted tokens, FP32 (batch, text_tokens).
+            score f(y, x) in [0, 1], FP32 (batch,); the token scores it is the mean of over counted
+            tokens, FP32 (batch, text_tokens); and, if asked for, the denoising error (batch,).
         """
-        token_scores = torch.zeros(text_states.shape[:2], device=latent.device)
-        for layer, pooled in self.pooled_scores(latent, level, text_states):
-            weights = self.get_buffer(f"head_weights_{layer}")
-            token_scores = token_scores + (pooled * weights[:, None]).sum(dim=1)
-        return average_tokens(token_scores, token_mask), token_scores
+        response = self.respond(latent, level, text_states, token_mask)
+        token_scores = average_heads(response, self.head_weights)
+        score = average_tokens(token_scores, token_mask)
+        if response.denoising_error is None:
+            return score, token_scores
+        return score, token_scores, response.denoising_error
 
-    def pooled_scores(
-        self, latent: Tensor, level: Tensor, text_states: Tensor
-    ) -> Iterator[tuple[int, Tensor]]:
-        """S of every scored layer (Eq. 3), and not a step of the U-Net further.
+    def respond(
+        self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor
+    ) -> Response:
+        """Noise the latents, walk the U-Net no further than needed, and pool what it attends to.
 
         Args:
-            latent: z, the clean latent, (batch, C, h, w).
-            level: index into the noise levels, integer (batch,).
-            text_states: r_y, (batch, text_tokens, D).
-
-        Yields:
-            The layer's index and its pooled attention, FP32 (batch, heads, text_tokens).
+            latent: as for `forward`.
+            level: as for `forward`.
+            text_states: as for `forward`.
+            token_mask: as for `forward`; only attributions look at it.
         """
         level = level.long()  # int32 in the graph, but ONNX gathers rows by int64 only
         z_t = self.add_noise(latent, level)
         pi = None if self.prompts is None else self.prompts.condition(latent)
-        for seen in self.cross_attentions(z_t, self.timesteps[level], text_states, pi):
+        walk = self.cross_attentions(z_t, self.timesteps[level], text_states, pi)
+        pooled, relevance = [], []
+        for seen in walk:
             if seen.layer in self.score_layers:
-                yield seen.layer, pool(seen, self.pooling, self.lam)
-            if seen.layer == self.score_layers[-1]:
-                return
+                pooled.append(pool(seen, self.pooling, self.lam))
+                if self.dynamic_heads:
+                    of_tokens = attribution(seen.attention, self.lam)
+                    relevance.append(average_tokens(of_tokens, token_mask[:, None]))
+            if seen.layer == self.score_layers[-1] and not self.denoising:
+                break
+        return Response(
+            torch.cat(pooled, dim=1),
+            torch.cat(relevance, dim=1) if self.dynamic_heads else None,
+            self.denoising_error(walk.prediction, latent, level) if self.denoising else None,
+        )
+
+    def denoising_error(self, predicted: Tensor, latent: Tensor, level: Tensor) -> Tensor:
+        """Root mean square error of a prediction, FP32 (batch,).
+
+        Args:
+            predicted: the U-Net's output, (batch, C, h, w).
+            latent: z, (batch, C, h, w).
+            level: int64 (batch,).
+        """
+        target = self.eps[level]
+        if self.prediction == "v_prediction":
+            signal, spread = (c[level].view(-1, 1, 1, 1) for c in (self.signal, self.spread))
+            target = signal * target - spread * latent.float()
+        return (predicted.float() - target).square().mean(dim=(1, 2, 3)).sqrt()
 
     def fold_static_prompts(self) -> None:
         """Add every P to its W_k and W_v in place, so that a traced graph holds their sum."""
@@ -153,12 +226,14 @@ class ScoringUNet(nn.Module):
             text_states: r_y, (batch, text_tokens, D).
             pi: image-conditional part of the prompts, as `AttentionPrompts.condition` returns it.
 
-        Yields:
-            One `CrossAttention` a layer, in order of execution.
-
         Returns:
-            The U-Net's prediction, (batch, C, h, w), as the generator's return value.
+            One `CrossAttention` a layer, in order of execution, computed as they are asked for.
         """
+        return Walk(self._steps(z_t, timestep, text_states, pi))
+
+    def _steps(
+        self, z_t: Tensor, timestep: Tensor, text_states: Tensor, pi: Tensor | None
+    ) -> Steps:
         unet = self.unet
         temb = unet.time_embedding(unet.time_proj(timestep).to(z_t.dtype))
         hidden = unet.conv_in(z_t)
@@ -166,7 +241,7 @@ class ScoringUNet(nn.Module):
         for block in unet.down_blocks:
             attentions = _attentions(block)
             for resnet, attention in zip(block.resnets, attentions, strict=True):
-                hidden = resnet(hidden, temb)
+                hidden = self._run(resnet, hidden, temb)
                 if attention is not None:
                     hidden = yield from self._transformer(attention, hidden, text_states, pi)
                 skips.append(hidden)
@@ -174,18 +249,24 @@ class ScoringUNet(nn.Module):
                 hidden = downsampler(hidden)
                 skips.append(hidden)
         middle = unet.mid_block
-        hidden = middle.resnets[0](hidden, temb)
+        hidden = self._run(middle.resnets[0], hidden, temb)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             hidden = yield from self._transformer(attention, hidden, text_states, pi)
-            hidden = resnet(hidden, temb)
+            hidden = self._run(resnet, hidden, temb)
         for block in unet.up_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), temb)
+                hidden = self._run(resnet, torch.cat([hidden, skips.pop()], dim=1), temb)
                 if attention is not None:
                     hidden = yield from self._transformer(attention, hidden, text_states, pi)
             for upsampler in block.upsamplers or ():
                 hidden = upsampler(hidden)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+    def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Run a part of the U-Net; if asked for, forget its activations until backward."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(part, *inputs, use_reentrant=False)
+        return part(*inputs)
 
     def _transformer(
         self,
@@ -193,7 +274,7 @@ class ScoringUNet(nn.Module):
         hidden: Tensor,
         text_states: Tensor,
         pi: Tensor | None,
-    ) -> Walk:
+    ) -> Steps:
         """One attention layer of a block: (batch, C, h, w) -> same, through image tokens."""
         residual = hidden
         _, _, height, width = hidden.shape
@@ -203,9 +284,9 @@ class ScoringUNet(nn.Module):
         else:
             hidden = transformer.proj_in(hidden).flatten(2).transpose(1, 2)
         for block in transformer.transformer_blocks:  # hidden: (batch, image_tokens, inner)
-            hidden = hidden + _self_attention(block.attn1, block.norm1(hidden))
+            hidden = hidden + self._run(_self_attention, block.attn1, block.norm1(hidden))
             hidden = hidden + (yield from self._cross_attention(block, hidden, text_states, pi))
-            hidden = hidden + block.ff(block.norm3(hidden))
+            hidden = hidden + self._run(block.ff, block.norm3(hidden))
         if transformer.use_linear_projection:
             hidden = transformer.proj_out(hidden)
         hidden = hidden.transpose(1, 2).unflatten(2, (height, width))
@@ -215,7 +296,7 @@ class ScoringUNet(nn.Module):
 
     def _cross_attention(
         self, block: BasicTransformerBlock, hidden: Tensor, text_states: Tensor, pi: Tensor | None
-    ) -> Walk:
+    ) -> Steps:
         """Q from the image, K' and V' from the text (Eq. 5); the map stays FP32 throughout."""
         layer = self._layer_of[block]
         attn = block.attn2
@@ -227,8 +308,9 @@ class ScoringUNet(nn.Module):
             key = self.prompts.key[layer](attn.to_k.weight, text_states, pi[layer, 0])
         # Scaling the query first keeps the product small; FP32 because it overflows FP16 in SD 2.x.
         query = _split_heads(query, attn.heads).float() * attn.scale
-        logits = query @ _split_heads(key, attn.heads).float().transpose(2, 3)
-        attention = logits.softmax(dim=-1)  # (batch, heads, image_tokens, text_tokens)
+        with _no_autocast(query):
+            logits = query @ _split_heads(key, attn.heads).float().transpose(2, 3)
+            attention = logits.softmax(dim=-1)  # (batch, heads, image_tokens, text_tokens)
         yield CrossAttention(layer, image_states, text_states, attention)
         if self.prompts is None or pi is None:
             value = attn.to_v(text_states)
@@ -238,88 +320,33 @@ class ScoringUNet(nn.Module):
         return attn.to_out[0](_join_heads(attended))
 
 
+def average_heads(response: Response, weights: Tensor) -> Tensor:
+    """Weighted mean over heads and layers (Eq. 4): a score for each token.
+
+    Args:
+        response: of the U-Net to pairs.
+        weights: w_{l,h}, summing to 1, (heads,).
+
+    Returns:
+        FP32 (batch, text_tokens).
+    """
+    each = weights.expand(len(response.pooled), -1)  # (batch, heads)
+    if response.relevance is not None:
+        each = each * response.relevance
+        each = each / each.sum(dim=1, keepdim=True)
+    return (response.pooled * each[:, :, None]).sum(dim=1)
+
+
 def average_tokens(token_scores: Tensor, token_mask: Tensor) -> Tensor:
-    """Mean over the counted tokens (Eq. 4): (batch, text_tokens) -> (batch,)."""
+    """Mean over the counted tokens (Eq. 4): (..., text_tokens) -> (...)."""
     counted = token_mask.float()
-    return (token_scores * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+    return (token_scores * counted).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
 
 
 def uniform_head_weights(heads: Sequence[int]) -> list[Tensor]:
     """w_{l,h}, equal for every head of every layer and summing to 1."""
     total = sum(heads)
     return [torch.full((count,), 1 / total) for count in heads]
-
-
-def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
-    """Paths of the transformer blocks that hold cross-attention, in order of execution."""
-    modules = dict(unet.named_modules())
-    names = [name for name, module in modules.items() if isinstance(module, BasicTransformerBlock)]
-    order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return sorted(names, key=lambda name: order[name.split(".")[0]])  # stable within a part
-
-
-def inner_widths(unet: UNet2DConditionModel) -> list[int]:
-    """Rows of each cross-attention layer's key matrix (heads x head_dim), in order of execution."""
-    names = cross_attention_names(unet)
-    return [unet.get_submodule(name).attn2.to_k.out_features for name in names]
-
-
-def select_layers(selection: str | Sequence[int], count: int) -> tuple[int, ...]:
-    """Turn a setting into layer indices, ascending.
-
-    Args:
-        selection: "all", "last:N", or indices in order of execution, as a sequence or "0,3,5".
-        count: cross-attention layers the U-Net has.
-
-    Raises:
-        ValueError: no such layers.
-    """
-    allowed = f'choose "all", "last:N" with N up to {count}, or indices from 0 to {count - 1}'
-    try:
-        if selection == "all":
-            layers = list(range(count))
-        elif isinstance(selection, str) and selection.startswith("last:"):
-            last = int(selection.removeprefix("last:"))
-            layers = list(range(count - last, count)) if last > 0 else []
-        elif isinstance(selection, str):
-            layers = [int(index) for index in selection.split(",")]
-        else:
-            layers = [int(index) for index in selection]
-    except ValueError:
-        layers = []
-    if not layers or min(layers) < 0 or max(layers) >= count:
-        raise ValueError(f"no cross-attention layers {selection!r}: {allowed}")
-    return tuple(sorted(set(layers)))
-
-
-def require_stable_diffusion(unet: UNet2DConditionModel) -> None:
-    """Refuse U-Nets with parts that `ScoringUNet.cross_attentions` does not walk.
-
-    Raises:
-        ValueError: names the configuration field.
-    """
-    expected = {
-        "addition_embed_type": (None,),
-        "class_embed_type": (None,),
-        "num_class_embeds": (None,),
-        "encoder_hid_dim_type": (None,),
-        "center_input_sample": (False,),
-        "dual_cross_attention": (False,),
-        "only_cross_attention": (False,),
-        "time_embedding_act_fn": (None,),
-        "time_cond_proj_dim": (None,),
-        "attention_type": ("default",),
-        "resnet_time_scale_shift": ("default",),
-        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    }
-    for field, values in expected.items():
-        value = unet.config.get(field, values[0])
-        if value not in values and value != [values[0]] * len(unet.down_blocks):
-            raise ValueError(f"not a U-Net of the Stable Diffusion family: {field} is {value!r}")
-    for field, part in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
-        value = unet.config[field]
-        if not set(value) <= {part, f"CrossAttn{part}"}:
-            raise ValueError(f"not a U-Net of the Stable Diffusion family: {field} is {value!r}")
 
 
 def _attentions(block: nn.Module) -> list[Transformer2DModel | None]:
@@ -336,6 +363,16 @@ def _self_attention(attn: Attention, hidden: Tensor) -> Tensor:
         query, key = query.float(), key.float()
     attended = F.scaled_dot_product_attention(query, key, value.to(query.dtype))
     return attn.to_out[0](_join_heads(attended.to(hidden.dtype)))
+
+
+def _no_autocast(states: Tensor) -> AbstractContextManager[None]:
+    """Where mixed precision is on, turn it off; a traced graph never sees this."""
+    device = states.device.type
+    return (
+        torch.autocast(device, enabled=False)
+        if torch.is_autocast_enabled(device)
+        else nullcontext()
+    )
 
 
 def _split_heads(states: Tensor, heads: int) -> Tensor:

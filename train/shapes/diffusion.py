@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,8 @@ class Settings:
         steps: optimiser steps in total.
         twins: twins a step, over all workers; a twin is two pictures and four pairs.
         learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
+        strangers: share of twins whose second picture is replaced by another twin's, so that the
+            ranking loss also meets captions that are wrong altogether.
         ema: decay of the averaged weights, which are what is kept.
         seed: of weights, batches and noise.
     """
@@ -51,6 +53,7 @@ class Settings:
     steps: int
     twins: int = 24
     learning_rate: float = 1e-3
+    strangers: float = 0.0
     ema: float = 0.999
     seed: int = 0
 
@@ -141,12 +144,7 @@ class ShapesDiffusion(nn.Module):
         walk = self.scoring.cross_attentions(
             torch.cat([z_t, z_t]), torch.cat([t, t]), states[order]
         )
-        while True:
-            try:
-                seen = next(walk)
-            except StopIteration as end:
-                predicted = end.value[: 2 * twins]
-                break
+        for seen in walk:
             pooled = logsumexp_pool(seen.attention, self.scoring.lam)
             token_scores = token_scores + pooled.mean(dim=1) / len(self.scoring.layer_names)
             own = seen.attention[: 2 * twins].mean(dim=1)  # (2 twins, image_tokens, 77)
@@ -161,7 +159,7 @@ class ShapesDiffusion(nn.Module):
         weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
         ranking = ((by_text + by_image).mean(dim=1) * weight).sum() / weight.sum().clamp(min=1)
         return {
-            "denoising": F.mse_loss(predicted, target),
+            "denoising": F.mse_loss(walk.prediction[: 2 * twins], target),
             "grounding": grounding / len(self.scoring.layer_names),
             "ranking": ranking,
         }
@@ -196,12 +194,15 @@ def sample_batch(
     """A worker's part of the batch of one step, a function of its arguments alone."""
     rng = np.random.default_rng([settings.seed, 7, step, worker.rank])
     twins = settings.twins // worker.count
-    chosen = np.empty(twins, np.int64)
+    chosen = np.empty((twins, 2), np.int64)
     scenes: list[Scene] = []
     captions: list[str] = []
     ranked = np.ones(twins, np.float32)
     for i in range(twins):
         chosen[i], pair = _choose_twins(data, rng)
+        if settings.strangers and rng.random() < settings.strangers:
+            chosen[i, 1], stranger = _choose_twins(data, rng)
+            pair = replace(pair, second=stranger.second, edit="other")
         scenes += pair.scenes
         if rng.random() < 0.05:
             ranked[i] = 0
@@ -210,11 +211,11 @@ def sample_batch(
             captions += pair.captions(rng)
     # Stratified timesteps: every step sees the whole range.
     strata = (rng.permutation(twins) + rng.random(twins)) / twins
-    latents = torch.from_numpy(data.latents[chosen].astype(np.float32))
+    latents = torch.from_numpy(data.latents[chosen, [0, 1]].astype(np.float32))
     noise = rng.standard_normal(latents.shape, dtype=np.float32)
     return Batch(
         latents=latents,
-        masks=torch.from_numpy(data.masks[chosen].astype(np.float32)),
+        masks=torch.from_numpy(data.masks[chosen, [0, 1]].astype(np.float32)),
         scenes=scenes,
         captions=captions,
         timesteps=torch.from_numpy((strata * 1000).astype(np.int64)),
@@ -235,14 +236,14 @@ def _choose_twins(data: TwinLatents, rng: np.random.Generator) -> tuple[int, Twi
 def train_diffusion(
     model: ShapesDiffusion,
     data: TwinLatents,
-    folder: Path,
+    path: Path,
     settings: Settings,
     *,
     worker: Worker = _ALONE,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     save_every: int = 200,
 ) -> None:
-    """Train `model` in place, going on from `folder/diffusion.ckpt` if it is there.
+    """Train `model` in place, going on from the checkpoint at `path` if it is there.
 
     At the end the model holds the averaged weights. Only worker 0 reports and saves.
     """
@@ -252,7 +253,7 @@ def train_diffusion(
         parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
     )
     start = 0
-    if state := load_checkpoint(folder / "diffusion.ckpt"):
+    if state := load_checkpoint(path):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average, start = state["average"], state["step"]
@@ -278,7 +279,7 @@ def train_diffusion(
         report(step + 1, {name: value.item() for name, value in losses.items()})
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             save_checkpoint(
-                folder / "diffusion.ckpt",
+                path,
                 {
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),

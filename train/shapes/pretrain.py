@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,12 +16,15 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from dsd_trt.train.fewshot import FewShotSettings, fit_adapter
+from dsd_trt.train.data.question import split
+from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.fit import fit_adapter
+from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import Settings, ShapesDiffusion, train_diffusion
-from dsd_trt.train.shapes.examples import twin_examples
 from dsd_trt.train.shapes.probe import probe, summary
+from dsd_trt.train.shapes.questions import twin_questions
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_pictures, train_vae
@@ -52,6 +56,7 @@ class Plan:
     twins: int = 50_000
     held_out_twins: int = 400
     diffusion_steps: int = 5000
+    matching_steps: int = 3000
     diffusion_twins: int = 24
     workers: int = 2
     probe_every: int = 1000
@@ -66,6 +71,7 @@ SMOKE = Plan(
     twins=12,
     held_out_twins=12,
     diffusion_steps=4,
+    matching_steps=2,
     diffusion_twins=4,
     probe_every=4,
     sampling_steps=2,
@@ -131,21 +137,29 @@ def pretrain_shapes(
 
     model = _untrained(out, seed)
     log = LossLog(out / "losses.jsonl")
-    settings = Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed)
 
     def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
         return model.encode(texts)[1:]
 
-    def report(step: int, losses: dict[str, float]) -> None:
-        log.add(step, losses)
-        progress("diffusion", step, plan.diffusion_steps, losses)
-        if step % plan.probe_every == 0 and step < plan.diffusion_steps:
-            model.eval()
-            say(f"step {step}: {summary(probe(model.scoring, encode, held_out))}")
-            model.train()
+    def measure(stage: str, step: int) -> None:
+        model.eval()
+        say(f"{stage}, step {step}: {summary(probe(model.scoring, encode, held_out))}")
+        model.train()
 
-    with workers(plan.workers, _train_beside, out, settings, data) as worker:
-        train_diffusion(model, data, out, settings, worker=worker, report=report)
+    def report(stage: str, steps: int, before: int, step: int, losses: dict[str, float]) -> None:
+        log.add(before + step, losses)
+        progress(stage, step, steps, losses)
+        if step % plan.probe_every == 0:
+            measure(stage, step)
+
+    with workers(plan.workers, _train_beside, out, plan, seed, data) as worker:
+        before = 0
+        for stage, settings in _stages(plan, seed).items():
+            told = partial(report, stage, settings.steps, before)
+            train_diffusion(
+                model, data, out / f"{stage}.ckpt", settings, worker=worker, report=told
+            )
+            before += settings.steps
     round_to_half(model)
     log.plot(out / "losses.png")
 
@@ -157,10 +171,25 @@ def pretrain_shapes(
     return out / "model"
 
 
-def _train_beside(worker: Worker, out: Path, settings: Settings, data: TwinLatents) -> None:
+def _stages(plan: Plan, seed: int) -> dict[str, Settings]:
+    """First all at once, then at a lower rate with captions that are wrong altogether, too."""
+    return {
+        "diffusion": Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed),
+        "matching": Settings(
+            steps=plan.matching_steps,
+            twins=plan.diffusion_twins,
+            learning_rate=5e-4,
+            strangers=0.4,
+            seed=seed + 1,
+        ),
+    }
+
+
+def _train_beside(worker: Worker, out: Path, plan: Plan, seed: int, data: TwinLatents) -> None:
     """What the workers beside the first do."""
-    model = _untrained(out, settings.seed)
-    train_diffusion(model, data, out, settings, worker=worker)
+    model = _untrained(out, seed)
+    for stage, settings in _stages(plan, seed).items():
+        train_diffusion(model, data, out / f"{stage}.ckpt", settings, worker=worker)
 
 
 def _untrained(out: Path, seed: int) -> ShapesDiffusion:
@@ -173,14 +202,18 @@ def _add_adapter(
 ) -> None:
     """Train the few-shot adapter on the finished model and measure both."""
     checkpoint = load_checkpoint(out / "model")
-    few_shot = encode_twins(checkpoint.vae, plan.few_shot_twins, FEW_SHOT_SEED, out / "twins")
+    questions = twin_questions(FEW_SHOT_SEED, plan.few_shot_twins)
+    kept, learned = split(questions, 0.15, seed)
     settings = FewShotSettings(steps=plan.few_shot_steps, seed=seed)
     adapter = fit_adapter(
         checkpoint,
-        twin_examples(checkpoint, few_shot),
+        encode_questions(checkpoint, learned),
         settings,
-        report=lambda step, loss: progress("adapter", step, plan.few_shot_steps, {"loss": loss}),
-    )
+        validation=encode_questions(checkpoint, kept),
+        report=lambda step, loss, validation: progress(
+            "adapter", step, plan.few_shot_steps, {"loss": loss}
+        ),
+    ).adapter
 
     # Shipped in FP16 like the rest: what is measured is what ships.
     rounded = {name: value.half().float() for name, value in adapter.prompt_state.items()}

@@ -1,0 +1,184 @@
+"""Data sets by name: the parts they come in, and what each name opens."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsd_trt.errors import InputError
+from dsd_trt.train.data.catalogue import NAMES, SCENES, open_dataset
+from dsd_trt.train.data.question import Question
+
+IMAGES = 40
+
+
+def sources(questions: list[Question]) -> set[str]:
+    return {question.source for question in questions}
+
+
+def both(name: str, root: Path, **options: float) -> tuple[list[Question], list[Question]]:
+    few, rest = (
+        list(open_dataset(name, root, part, 0, fraction=options.get("fraction", 0.1)))
+        for part in ("train", "test")
+    )
+    return few, rest
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every data set that has files, small, in one folder; images are never opened."""
+    root = tmp_path_factory.mktemp("data")
+    numbers = range(1, IMAGES + 1)
+    for name in ("images", "train2014", "val2014"):
+        (root / name).mkdir()
+    for i in numbers:
+        (root / "images" / f"{i}.jpg").touch()
+        (root / "images" / f"wino{i}.png").touch()
+        for split in ("train", "val"):
+            (root / f"{split}2014" / f"COCO_{split}2014_{i:012d}.jpg").touch()
+
+    with (root / "compositional_visual_genome.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "sentence", "pos_image_id", "neg_image_id", "neg_value"])
+        writer.writerows((i, f"text {i}", i, i % IMAGES + 1, "verb") for i in numbers)
+
+    def ref(i: int, split: str, text: str) -> dict[str, object]:
+        return {"image_id": i, "split": split, "sentences": [{"sent": f"{text} {i}"}]}
+
+    refs = [ref(i, "train", "thing") for i in numbers] + [ref(i, "val", "one") for i in numbers]
+    (root / "refs(google).p").write_bytes(pickle.dumps(refs))
+    images = [{"id": i, "file_name": f"COCO_train2014_{i:012d}.jpg"} for i in numbers]
+    (root / "instances.json").write_text(json.dumps({"images": images}))
+
+    for split in ("train", "val"):
+        questions = [{"question_id": i, "image_id": i, "question": "Is it?"} for i in numbers]
+        annotations = [
+            {"question_id": i, "multiple_choice_answer": answer, "answer_type": "yes/no"}
+            for i, answer in zip(numbers, ["yes", "no"] * IMAGES, strict=False)
+        ]
+        (root / f"v2_OpenEnded_mscoco_{split}2014_questions.json").write_text(
+            json.dumps({"questions": questions})
+        )
+        (root / f"v2_mscoco_{split}2014_annotations.json").write_text(
+            json.dumps({"annotations": annotations})
+        )
+    with (root / "vqa_text_test.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sentence", "pos_image_id", *(f"neg_sentence_{i}" for i in range(1, 10))])
+        writer.writerows(["Is it? yes", i, *(f"Is it? {k}" for k in range(9))] for i in numbers)
+
+    items = [
+        {
+            "id": i,
+            "image_0": f"wino{i}",
+            "image_1": f"wino{i % IMAGES + 1}",
+            "caption_0": "a b",
+            "caption_1": "b a",
+        }
+        for i in numbers
+    ]
+    (root / "examples.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    rows = [{"image": f"images/{i}.jpg", "text": "x", "negatives": ["y"]} for i in numbers]
+    (root / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+# Sources of the few-shot part, and questions of each part, at a tenth of 40 sources.
+@pytest.mark.parametrize(
+    ("name", "few_sources", "few", "rest"),
+    [
+        ("comvg", 4, 4, 36),
+        ("refcocog", 4, 4, 36),
+        ("vqav2", 4, 4, 40),  # of other images altogether
+        ("vqav2-released", 4, 4, 36),
+        ("winoground", 4, 16, 144),
+        ("mine.jsonl", 4, 4, 36),
+    ],
+)
+def test_no_source_is_in_both_parts(
+    name: str, few_sources: int, few: int, rest: int, root: Path
+) -> None:
+    train, test = both(name, root)
+    assert len(sources(train)) == few_sources
+    assert (len(train), len(test)) == (few, rest)
+    assert not sources(train) & sources(test)
+    assert both(name, root) == (train, test)
+    reseeded = list(open_dataset(name, root, "train", 1, fraction=0.1))
+    assert sources(reseeded) != sources(train)
+
+
+@pytest.mark.parametrize("name", ["comvg", "refcocog", "vqav2", "winoground", "mine.jsonl"])
+def test_a_fraction_of_nothing_leaves_all_to_test_on(name: str, root: Path) -> None:
+    train, test = both(name, root, fraction=0)
+    assert train == []
+    assert len(sources(test)) == IMAGES
+
+
+def test_refcocog_is_tested_on_its_own_split(root: Path) -> None:
+    train, test = both("refcocog", root)
+    assert all(q.candidates[q.right][1].startswith("thing") for q in train)
+    assert all(q.candidates[q.right][1].startswith("one") for q in test)
+
+
+def test_vqav2_is_tested_without_its_training_images(root: Path) -> None:
+    (root / "train2014").rename(root / "away")
+    try:
+        assert len(list(open_dataset("vqav2", root, "test", 0))) == IMAGES
+        with pytest.raises(InputError, match="COCO_train2014_"):
+            list(open_dataset("vqav2", root, "train", 0))
+    finally:
+        (root / "away").rename(root / "train2014")
+
+
+def test_few_shot_is_one_in_twenty(root: Path) -> None:
+    assert len(list(open_dataset("comvg", root, "train", 0))) == 2
+
+
+@pytest.mark.parametrize("name", [*NAMES, "mine.jsonl"])
+def test_every_name_opens_and_a_limit_holds(name: str, root: Path) -> None:
+    assert len(list(open_dataset(name, root, "test", 0, limit=3))) == 3
+    assert len(list(open_dataset(name, root, "test", 0, limit=0))) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("shapes-")])
+def test_shapes_are_trained_and_tested_on_other_scenes(name: str) -> None:
+    def pictures(part: str, seed: int) -> set[bytes]:
+        questions = open_dataset(name, Path(), part, seed, limit=20)
+        return {np.asarray(image).tobytes() for q in questions for image, _ in q.candidates}
+
+    parts = [pictures(part, seed) for seed in (0, 1) for part in ("train", "test")]
+    assert len(set.union(*parts)) == sum(map(len, parts))
+    assert len(list(open_dataset(name, Path(), "train", 0))) == SCENES
+
+
+def test_a_table_may_lie_elsewhere(root: Path) -> None:
+    assert len(list(open_dataset(str(root / "mine.jsonl"), Path(), "test", 0))) == 38
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(InputError) as error:
+        open_dataset("comgv", Path(), "train", 0)
+    assert str(error.value) == (
+        "no data set 'comgv'; there are comvg, refcocog, vqav2, vqav2-released, winoground, "
+        "shapes-comvg, shapes-refcocog, shapes-vqa, or a table: a .csv or .jsonl file"
+    )
+
+
+def test_an_unknown_part_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match="no part 'val' of a data set; it is train or test"):
+        open_dataset("comvg", Path(), "val", 0)
+
+
+def test_reading_takes_no_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; "  # importing it would be an error
+        "import dsd_trt.train.data.catalogue"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

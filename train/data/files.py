@@ -1,0 +1,111 @@
+"""The files of a data set: finding them, or saying where they come from, and reading them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from dsd_trt.errors import InputError
+from dsd_trt.inputs import _decode
+
+DSD = "the repository that the paper's authors released, eric-ai-lab/DSD on GitHub"
+
+
+def find_file(name: str, folders: Sequence[Path], origin: str) -> Path:
+    """The file of that name in the first of the folders that has it.
+
+    Args:
+        name: of the file, without a folder.
+        folders: where to look, in order.
+        origin: where the file can be had, for the message.
+
+    Raises:
+        InputError: none of the folders has it.
+    """
+    for folder in folders:
+        path = folder / name
+        if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises on odd names)
+            return path
+    places = " or ".join(repr(str(folder)) for folder in folders)
+    raise InputError(f"no file {name!r} in {places}; it comes from {origin}")
+
+
+def find_coco_image(name: str, root: Path, part: str) -> Path:
+    """An image of COCO's 2014 edition.
+
+    Args:
+        name: of the file.
+        root: holds the folder `<part>2014`, `images/<part>2014` or `images`.
+        part: "train" or "val".
+
+    Raises:
+        InputError: it is not there.
+    """
+    folders = [root / f"{part}2014", root / "images" / f"{part}2014", root / "images"]
+    return find_file(name, folders, f"the COCO site (cocodataset.org), 2014 {part} images")
+
+
+def read_text(path: Path) -> str:
+    """All of a UTF-8 file, without its byte order mark.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return _decode(path.read_bytes(), repr(str(path)))
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of every row of a CSV file with a header.
+
+    Raises:
+        InputError: it is malformed, with the line, or lacks one of `columns`.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        if missing := [column for column in columns if column not in header]:
+            raise InputError(
+                f"{path}: no column {missing[0]!r}; the columns are {','.join(columns)}"
+            )
+        for cells in reader:
+            if cells and len(cells) != len(header):
+                raise InputError(f"{path}, line {reader.line_num}: not {len(header)} cells")
+            if cells:
+                yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+
+
+def stream_json(path: Path, key: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The named fields of each object in a list that is never held as a whole.
+
+    Args:
+        path: a JSON file, an object.
+        key: of the list in it.
+        fields: what every object of the list must have.
+
+    Raises:
+        InputError: not valid JSON, no such list or nothing in it, or an object lacks a field.
+    """
+    count = 0
+    with path.open("rb") as file:
+        try:
+            for entry in ijson.items(file, f"{key}.item", use_float=True):
+                yield tuple(entry[field] for field in fields)
+                count += 1
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not valid JSON: {error}") from None
+        except (KeyError, TypeError):
+            wanted = ", ".join(fields)
+            raise InputError(f"{path}: {key}[{count}] is not an object with {wanted}") from None
+    if not count:
+        raise InputError(f"{path} has no list {key!r}, or an empty one")

@@ -1,0 +1,139 @@
+"""RefCOCOg: given an image, the right text of ten."""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from dsd_trt.errors import InputError
+from dsd_trt.train.data.files import find_coco_image, find_file, stream_json
+from dsd_trt.train.data.question import Question, shuffled
+
+_ORIGIN = "the REFER repository, lichengunc/refer on GitHub, data set refcocog"
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An object of an image and what people called it.
+
+    Attributes:
+        image: its number in COCO.
+        split: "train", "val" or "test".
+        sentences: as cleaned by the data set's makers, lower case; none is empty.
+    """
+
+    image: int
+    split: str
+    sentences: tuple[str, ...]
+
+
+def read_refs(path: Path) -> list[Ref]:
+    """The entries of `refs(google).p`, a pickle, of which nothing is ever run.
+
+    Raises:
+        InputError: it holds more than lists, dicts, strings and numbers, or other entries.
+    """
+    with path.open("rb") as file:
+        try:
+            entries = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+        except Exception as error:  # a damaged pickle raises almost anything
+            raise InputError(
+                f"{path} is not a pickle of lists, dicts, strings and numbers alone: {error}"
+            ) from None
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path} is not a list of refs")
+    return [_ref(path, number, entry) for number, entry in enumerate(entries)]
+
+
+def read_refcocog(root: Path, split: str, seed: int, texts: int = 10) -> Iterator[Question]:
+    """A question of each sentence: its image with it and with sentences of other images.
+
+    The wrong ones are drawn from the same split, each sentence as likely as any other; none was
+    also said of this image. The kind is "text of ten", the source is the image's file name. The
+    makers split objects, not images: "train" and "val" may share an image.
+
+    Args:
+        root: folder of `refs(google).p`, `instances.json` and, in `train2014`,
+            `images/train2014` or `images`, COCO's 2014 train images.
+        split: "train" or "val".
+        seed: of the wrong texts and the right one's place.
+        texts: candidates a question.
+
+    Raises:
+        InputError: a file is missing or malformed, or the split does not exist or is too small.
+    """
+    path = find_file("refs(google).p", [root], _ORIGIN)
+    everything = read_refs(path)
+    refs = [ref for ref in everything if ref.split == split]
+    if not refs:
+        there = ", ".join(sorted({ref.split for ref in everything}))
+        raise InputError(f"{path} has no split {split!r}; it has {there}")
+    said: dict[int, set[str]] = defaultdict(set)
+    for ref in refs:
+        said[ref.image].update(ref.sentences)
+    pool = sorted(set().union(*said.values()))
+    names = _file_names(find_file("instances.json", [root], _ORIGIN), said)
+    kind = f"text of {'ten' if texts == 10 else texts}"
+    spoken = ((ref.image, sentence) for ref in refs for sentence in ref.sentences)
+    for number, (image, sentence) in enumerate(spoken):
+        if len(pool) - len(said[image]) < texts - 1:
+            raise InputError(
+                f"{path}: split {split!r} has fewer than {texts - 1} sentences of other images"
+            )
+        picture = find_coco_image(names[image], root, "train")
+        rng = np.random.default_rng([seed, number, 1])
+        wrong = _draw_texts(pool, said[image], texts - 1, rng)
+        yield shuffled(
+            kind,
+            (picture, sentence),
+            [(picture, text) for text in wrong],
+            names[image],
+            [seed, number],
+        )
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Lists, dicts, strings and numbers need no class, and without one nothing can be called."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+
+
+def _ref(path: Path, number: int, entry: Any) -> Ref:
+    try:
+        texts = [spoken["sent"].strip() for spoken in entry["sentences"]]
+        return Ref(entry["image_id"], entry["split"], tuple(text for text in texts if text))
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(
+            f"{path}, entry {number}: not a ref with image_id, split and sentences"
+        ) from None
+
+
+def _file_names(path: Path, images: Collection[int]) -> dict[int, str]:
+    """Name of each image's file, which a ref does not give: its own names a crop."""
+    names = {
+        image: name
+        for image, name in stream_json(path, "images", ("id", "file_name"))
+        if image in images
+    }
+    if missing := sorted(set(images) - set(names)):
+        raise InputError(f"{path} has no image {missing[0]}, of which a ref speaks")
+    return names
+
+
+def _draw_texts(
+    pool: Sequence[str], own: set[str], count: int, rng: np.random.Generator
+) -> list[str]:
+    """`count` different texts out of `pool` and not `own`; the pool must have as many."""
+    chosen: list[str] = []
+    while len(chosen) < count:
+        text = pool[int(rng.integers(len(pool)))]
+        if text not in own and text not in chosen:
+            chosen.append(text)
+    return chosen

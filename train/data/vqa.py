@@ -1,0 +1,182 @@
+"""VQAv2: given an image and a question, the right answer, both put together as one text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.errors import InputError
+from dsd_trt.train.data.files import (
+    DSD,
+    find_coco_image,
+    find_file,
+    read_csv,
+    read_text,
+    stream_json,
+)
+from dsd_trt.train.data.question import Question, shuffled
+
+_ORIGIN = "the VQA site (visualqa.org), version 2 of the balanced real images"
+_WRONG = tuple(f"neg_sentence_{place}" for place in range(1, 10))
+_STATEMENT = re.compile(r"([^*]+)\*The question is asking about ([^:]+): (.+)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the released test texts.
+
+    Attributes:
+        image: number of an image of COCO's val2014.
+        right: question and right answer.
+        wrong: the question and other answers; a repetition of the right one is left out.
+    """
+
+    image: int
+    right: str
+    wrong: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """As in `Question`: "binary" where yes or no follows the question, else "other"."""
+        return _kind(self.right.rpartition("? ")[2] in ("yes", "no"))
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One line of the released `test.txt`.
+
+    Attributes:
+        image: file name in COCO's val2014.
+        about: "yes or no", "others" or "numbers".
+        text: a question, then its answer as a sentence.
+    """
+
+    image: str
+    about: str
+    text: str
+
+
+def read_vqav2(root: Path, split: str, seed: int, answers: int = 3129) -> Iterator[Question]:
+    """Every question with each of the most frequent answers; kinds "binary" and "other".
+
+    The answers are the training split's, the most frequent first and ties in alphabetical order.
+    Questions with another answer are left out, as all are in the released test texts. The source
+    is the image's file name.
+
+    Args:
+        root: folder of the questions and annotations as published and of COCO's 2014 images, in
+            `<split>2014`, `images/<split>2014` or `images`. The answers take the training
+            annotations, whatever the split.
+        split: "train" or "val".
+        seed: of the right answer's place.
+        answers: candidates a question.
+
+    Raises:
+        InputError: no such split, or a file is missing or malformed.
+    """
+    if split not in ("train", "val"):
+        raise InputError(f"VQAv2 has no split {split!r} with public answers; it has train, val")
+    counts = Counter(answer for _, answer, _ in _annotations(root, "train"))
+    candidates = sorted(counts, key=lambda answer: (-counts[answer], answer))[:answers]
+    known = set(candidates)
+    right = {
+        question: (answer, _kind(about == "yes/no"))
+        for question, answer, about in _annotations(root, split)
+        if answer in known
+    }
+    path = find_file(f"v2_OpenEnded_mscoco_{split}2014_questions.json", [root], _ORIGIN)
+    questions = stream_json(path, "questions", ("question_id", "image_id", "question"))
+    for number, (question, image_id, text) in enumerate(questions):
+        if question not in right:
+            continue
+        answer, kind = right[question]
+        image = find_coco_image(_image_name(split, image_id), root, split)
+        wrong = [(image, f"{text} {other}") for other in candidates if other != answer]
+        yield shuffled(kind, (image, f"{text} {answer}"), wrong, image.name, [seed, number])
+
+
+def read_released_vqa(root: Path, seed: int) -> Iterator[Question]:
+    """The paper's released test texts, ten a question; kinds "binary" and "other".
+
+    The source is the image's file name.
+
+    Args:
+        root: folder of `vqa_text_test.csv` and of COCO's 2014 val images, in `val2014`,
+            `images/val2014` or `images`.
+        seed: of the right text's place.
+
+    Raises:
+        InputError: a file is missing or malformed.
+    """
+    path = find_file("vqa_text_test.csv", [root], DSD)
+    for number, row in enumerate(read_rows(path)):
+        image = find_coco_image(_image_name("val", row.image), root, "val")
+        wrong = [(image, text) for text in row.wrong]
+        yield shuffled(row.kind, (image, row.right), wrong, image.name, [seed, number])
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of the released `vqa_text_test.csv`, in order; needs no images.
+
+    Raises:
+        InputError: it is malformed, with the line.
+    """
+    for line, cells in read_csv(path, ("sentence", "pos_image_id", *_WRONG)):
+        image, right = cells["pos_image_id"].strip(), cells["sentence"].strip()
+        wrong = [cells[column].strip() for column in _WRONG]
+        if not image.isdecimal():
+            raise InputError(f"{path}, line {line}: the image must be a number, got {image!r}")
+        if not right or not all(wrong):
+            raise InputError(f"{path}, line {line}: a sentence is empty")
+        yield Row(int(image), right, tuple(text for text in wrong if text != right))
+
+
+def read_statements(path: Path) -> Iterator[Statement]:
+    """The lines of the released `test.txt`: `image*The question is asking about ...: text`.
+
+    Raises:
+        InputError: a line of another form, with its number.
+    """
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        found = _STATEMENT.fullmatch(line.strip())
+        if not found:
+            raise InputError(
+                f"{path}, line {number}: not of the form "
+                "'image*The question is asking about ...: question answer'"
+            )
+        yield Statement(*found.groups())
+
+
+def read_answer_counts(path: Path) -> dict[str, int]:
+    """How often each answer was given: the released `major_answers.json`.
+
+    Raises:
+        InputError: it is not a JSON object of counts.
+    """
+    try:
+        counts = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
+        raise InputError(f"{path} is not an object of answers and their counts")
+    return counts
+
+
+def _annotations(root: Path, split: str) -> Iterator[tuple[Any, ...]]:
+    """Question's number, most frequent answer and answer type of each annotation."""
+    path = find_file(f"v2_mscoco_{split}2014_annotations.json", [root], _ORIGIN)
+    fields = ("question_id", "multiple_choice_answer", "answer_type")
+    return stream_json(path, "annotations", fields)
+
+
+def _image_name(split: str, image: int) -> str:
+    return f"COCO_{split}2014_{image:012d}.jpg"
+
+
+def _kind(binary: bool) -> str:
+    return "binary" if binary else "other"

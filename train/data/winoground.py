@@ -1,0 +1,52 @@
+"""Winoground: two images and two captions of the same words, to be told apart both ways."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from dsd_trt.errors import InputError
+from dsd_trt.inputs import _jsonl_rows, _LineError
+from dsd_trt.train.data.files import find_file, read_text
+from dsd_trt.train.data.question import Question, shuffled
+
+_ORIGIN = "the Winoground data set of facebook on the Hugging Face hub"
+_FIELDS = ("image_0", "image_1", "caption_0", "caption_1")
+
+
+def read_winoground(root: Path, seed: int) -> Iterator[Question]:
+    """Four questions an item, whose id is their source.
+
+    Two of kind "text" (an image's right caption), then two of kind "image" (a caption's right
+    image). Of an item, the text score wants both of the first kind right, the image score both of
+    the second, the group score all four.
+
+    Args:
+        root: folder of `examples.jsonl` and of the images, in `images` or in itself; a name
+            without an ending is a PNG file's.
+        seed: of the right candidates' places.
+
+    Raises:
+        InputError: a file is missing or malformed, with the line.
+    """
+    path = find_file("examples.jsonl", [root], _ORIGIN)
+    try:
+        for number, (line, row) in enumerate(_jsonl_rows(read_text(path))):
+            fields = [row.get(field) for field in _FIELDS]
+            texts = [field.strip() for field in fields if isinstance(field, str)]
+            if len(texts) < len(_FIELDS) or not all(texts) or "id" not in row:
+                raise _LineError(line, f"it must have id,{','.join(_FIELDS)}")
+            names, captions = texts[:2], texts[2:]
+            images = [
+                find_file(
+                    name if Path(name).suffix else f"{name}.png", [root / "images", root], _ORIGIN
+                )
+                for name in names
+            ]
+            for place, (kind, i) in enumerate(itertools.product(("text", "image"), (0, 1))):
+                right = images[i], captions[i]
+                wrong = (right[0], captions[1 - i]) if kind == "text" else (images[1 - i], right[1])
+                yield shuffled(kind, right, [wrong], str(row["id"]), [seed, number, place])
+    except _LineError as error:
+        raise InputError(f"{path}, line {error.line}: {error}") from None

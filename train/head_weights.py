@@ -1,0 +1,85 @@
+"""w_{l,h}: how much each head of each layer counts in the score (Eq. 4 and 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dsd_trt.train.pooling import pool
+from dsd_trt.train.scoring_unet import Response, ScoringUNet, average_heads, average_tokens
+
+
+class HeadWeights(nn.Module):
+    """Weights of all heads of all scored layers, summing to 1; learned as a softmax's logits.
+
+    Args:
+        initial: weights to start from, or to keep, (heads,).
+        learned: whether they take gradients.
+    """
+
+    def __init__(self, initial: Tensor, *, learned: bool) -> None:
+        super().__init__()
+        share = initial.clamp(min=1e-6 / len(initial))  # a head of no weight can come back
+        self.logits = nn.Parameter(share.log(), requires_grad=learned)
+
+    def forward(self) -> Tensor:
+        """w, FP32 (heads,)."""
+        return self.logits.softmax(dim=0)
+
+
+def head_attributions(
+    scoring: ScoringUNet,
+    latent: Tensor,
+    level: Tensor,
+    text_states: Tensor,
+    token_mask: Tensor,
+) -> Tensor:
+    """Attribution of every head by exact gradients (Eq. 7): sum_ij A_ij df / dA_ij.
+
+    The gradient is that of the whole score: it also runs through what a layer's attention changes
+    in later layers, which the closed form of `pooling.attribution` leaves out.
+
+    Args:
+        scoring: the model.
+        latent: z, (batch, C, h, w).
+        level: index into the noise levels, integer (batch,).
+        text_states: r_y, (batch, text_tokens, D).
+        token_mask: (batch, text_tokens).
+
+    Returns:
+        FP32 (batch, heads of all scored layers).
+    """
+    maps: list[Tensor] = []
+    pooled: list[Tensor] = []
+    with torch.enable_grad():
+        pi = None if scoring.prompts is None else scoring.prompts.condition(latent)
+        z_t = scoring.add_noise(latent, level)
+        for seen in scoring.cross_attentions(z_t, scoring.timesteps[level], text_states, pi):
+            if not seen.attention.requires_grad:
+                seen.attention.requires_grad_()
+            if seen.layer in scoring.score_layers:
+                maps.append(seen.attention)
+                pooled.append(pool(seen, scoring.pooling, scoring.lam))
+            if seen.layer == scoring.score_layers[-1]:
+                break
+        response = Response(torch.cat(pooled, dim=1), None, None)
+        f = average_tokens(average_heads(response, scoring.head_weights), token_mask)
+        gradients = torch.autograd.grad(f.sum(), maps)
+    products = [(a * g).sum(dim=(2, 3)) for a, g in zip(maps, gradients, strict=True)]
+    return torch.cat(products, dim=1).detach()
+
+
+def calibrated_weights(attributions: Sequence[Tensor]) -> Tensor:
+    """One weight a head from attributions over a few-shot set: their mean, never negative.
+
+    Args:
+        attributions: of matching pairs, (batch, heads) each.
+
+    Returns:
+        Summing to 1, (heads,); uniform if no head contributes anything.
+    """
+    mean = torch.cat(list(attributions)).mean(dim=0).clamp(min=0)
+    total = mean.sum()
+    return mean / total if total > 0 else torch.full_like(mean, 1 / len(mean))
