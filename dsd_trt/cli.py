@@ -33,8 +33,16 @@ SUBCOMMANDS = {
     "export": Subcommand(
         "dsd_trt.export.command:export", "Export a model as a bundle of ONNX graphs.", "export"
     ),
+    "eval": Subcommand(
+        "dsd_trt.train.commands.evaluate:evaluate",
+        "Measure a bundle or a model on a data set.",
+        "train",
+    ),
+    "train": Subcommand("dsd_trt.train.commands.train:train", "Train a few-shot adapter.", "train"),
     "pretrain": Subcommand(
-        "dsd_trt.train.command:pretrain", "Train a demonstration model from scratch.", "train"
+        "dsd_trt.train.commands.pretrain:pretrain",
+        "Train a demonstration model from scratch.",
+        "train",
     ),
 }
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import io
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +12,7 @@ from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.image import image_suffixes
+from dsd_trt.rows import LineError, csv_rows, decode, is_unicode, jsonl_rows
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def read_texts(source: str) -> list[str]:
         raise InputError(
             f"cannot read texts from {name}: {error.strerror}; the last argument is their file"
         ) from None
-    lines = (line.strip() for line in io.StringIO(_decode(content, name), newline=None))
+    lines = (line.strip() for line in io.StringIO(decode(content, name), newline=None))
     if not (texts := [line for line in lines if line]):
         raise InputError(f"{name} has no texts; write one a line")
     return texts
@@ -80,35 +79,39 @@ def read_pairs(path: Path) -> list[Pair]:
             line's number.
     """
     try:
-        text = _decode(path.read_bytes(), repr(str(path)))
+        text = decode(path.read_bytes(), repr(str(path)))
     except OSError as error:
         raise InputError(f"cannot read pairs from {str(path)!r}: {error.strerror}") from None
-    rows = _jsonl_rows(text) if text.lstrip().startswith("{") else _csv_rows(text)
+    rows = jsonl_rows(text) if text.lstrip().startswith("{") else csv_rows(text, ("image", "text"))
     try:
-        pairs = [_pair(path.parent, line, row) for line, row in rows]
-    except _LineError as error:
+        pairs = [read_pair(path.parent, line, row) for line, row in rows]
+    except LineError as error:
         raise InputError(f"{path}, line {error.line}: {error}") from None
     if not pairs:
         raise InputError(f"{path} has no pairs; write a CSV file with columns image,text")
     return pairs
 
 
-def _pair(folder: Path, line: int, row: dict[str, object]) -> Pair:
+def read_pair(folder: Path, line: int, row: dict[str, object]) -> Pair:
+    """A row with image and text as a pair.
+
+    Args:
+        folder: that the image's name is relative to.
+        line: the row's.
+        row: by column.
+
+    Raises:
+        LineError: one of them is missing, or there is no such image.
+    """
     name, text = row.get("image"), row.get("text")
     if not isinstance(name, str) or not isinstance(text, str) or not name or not text.strip():
-        raise _LineError(line, "image and text must both be there, as text")
-    if not _is_unicode(name + text):
-        raise _LineError(line, "a surrogate, which is half a character")
+        raise LineError(line, "image and text must both be there, as text")
+    if not is_unicode(name + text):
+        raise LineError(line, "a surrogate, which is half a character")
     image = folder / name
     if not os.path.isfile(image):  # noqa: PTH113 (Path.is_file raises on odd names)
-        raise _LineError(line, f"no image file {str(image)!r}")
+        raise LineError(line, f"no image file {str(image)!r}")
     return Pair(name, image, text.strip())
-
-
-class _LineError(ValueError):
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(reason)
-        self.line = line
 
 
 def _expand(argument: str) -> list[Path]:
@@ -144,57 +147,3 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _images(paths: Iterable[Path]) -> list[Path]:
     suffixes = image_suffixes()
     return [path for path in paths if path.suffix.lower() in suffixes]
-
-
-def _decode(content: bytes, name: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name} is not UTF-8 text (line {line})") from None
-
-
-def _is_unicode(text: str) -> bool:
-    """False where a JSON escape left half of a surrogate pair."""
-    try:
-        return bool(text.encode())
-    except UnicodeEncodeError:
-        return False
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = [cell.strip() for cell in cells]
-                if missing := [column for column in ("image", "text") if column not in header]:
-                    raise _LineError(
-                        reader.line_num, f"no column {missing[0]!r}; the columns are image,text"
-                    )
-            elif len(cells) != len(header):
-                raise _LineError(
-                    reader.line_num,
-                    f"{len(cells)} cells under {len(header)} columns; "
-                    'put a text that has commas in "quotes"',
-                )
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise _LineError(reader.line_num, f"not valid CSV: {error}") from None
-
-
-def _jsonl_rows(text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, row in enumerate(io.StringIO(text, newline=None), start=1):
-        if not row.strip():
-            continue
-        try:
-            value = json.loads(row)
-        except ValueError as error:
-            raise _LineError(line, f"not valid JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise _LineError(line, "not a JSON object")
-        yield line, value

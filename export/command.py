@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
+from dsd_trt.bundle import ScoreKind
 from dsd_trt.errors import MissingExtraError
 
 # torch and the rest are imported where they are used: help should not wait for them.
@@ -78,6 +78,11 @@ def parse_levels(ctx: click.Context, param: click.Parameter, value: str) -> tupl
     show_default=True,
     help="Text tokens that count.",
 )
+@click.option(
+    "--score",
+    type=click.Choice(get_args(ScoreKind)),
+    help="attention, the denoising term, or both.  [default: the adapter's, else attention]",
+)
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it is not empty.")
 def export(
     model: str,
@@ -87,12 +92,14 @@ def export(
     score_layers: str,
     levels: tuple[float, ...],
     token_mask: str,
+    score: str | None,
     force: bool,
 ) -> None:
     """Export a model as a bundle of ONNX graphs, and check them against PyTorch."""
     try:
         from dsd_trt.export.exporter import export_bundle
         from dsd_trt.export.settings import Settings, default_adapter
+        from dsd_trt.train.libraries import hush_libraries
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"'dsd-trt export' needs packages that are not installed here ({error}). "
@@ -100,7 +107,7 @@ def export(
         ) from error
     from rich.console import Console
 
-    _hush_libraries()
+    hush_libraries()
     settings = Settings(
         model=model,
         adapter=adapter or default_adapter(model),
@@ -108,6 +115,7 @@ def export(
         score_layers=score_layers,
         levels=levels,
         token_mask=cast("TokenMask", token_mask),
+        score=cast("ScoreKind | None", score),
     )
     with _stages(Console(stderr=True)) as (stage, progress):
         _, parity = export_bundle(settings, out, force=force, stage=stage, progress=progress)
@@ -161,14 +169,3 @@ def _print_parity(parity: ParityReport) -> None:
             f"{score.top1:.1%}",
         )
     Console().print(table)
-
-
-def _hush_libraries() -> None:
-    """Keep progress bars and remarks of the libraries off the terminal."""
-    import diffusers
-    import transformers
-
-    warnings.simplefilter("ignore")
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()

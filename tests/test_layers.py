@@ -31,7 +31,9 @@ class Layer:
 
 
 LEAN = frozenset({"numpy", "PIL", "tokenizers", "click", "rich"})
-TORCH = frozenset({"torch", "diffusers", "transformers", "safetensors", "matplotlib"})
+TORCH = frozenset(
+    {"torch", "diffusers", "transformers", "safetensors", "accelerate", "ijson", "matplotlib"}
+)
 NVIDIA = frozenset({"tensorrt", "tensorrt_rtx", "polygraphy"})
 
 LAYERS = [
@@ -40,7 +42,7 @@ LAYERS = [
         "dsd_trt.train",
         extras=("train",),
         first_party=frozenset({"dsd_trt"}),
-        third_party=LEAN | TORCH | {"ijson"},
+        third_party=LEAN | TORCH,
     ),
     Layer(
         "export",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 
-from dsd_trt.train.command import pretrain
+from dsd_trt.train.commands.pretrain import pretrain
 from dsd_trt.train.shapes.card import model_card
 
 TRAINING = {

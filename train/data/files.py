@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import ijson
 
 from dsd_trt.errors import InputError
-from dsd_trt.inputs import _decode
+from dsd_trt.rows import LineError, csv_rows, decode
 
 DSD = "the repository that the paper's authors released, eric-ai-lab/DSD on GitHub"
 
@@ -58,7 +56,7 @@ def read_text(path: Path) -> str:
         InputError: it cannot be read, or is not UTF-8.
     """
     try:
-        return _decode(path.read_bytes(), repr(str(path)))
+        return decode(path.read_bytes(), repr(str(path)))
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
@@ -69,20 +67,14 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
     Raises:
         InputError: it is malformed, with the line, or lacks one of `columns`.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    if not text.strip():
+        raise InputError(f"{path} is empty; the columns are {','.join(columns)}")
     try:
-        header = next(reader, [])
-        if missing := [column for column in columns if column not in header]:
-            raise InputError(
-                f"{path}: no column {missing[0]!r}; the columns are {','.join(columns)}"
-            )
-        for cells in reader:
-            if cells and len(cells) != len(header):
-                raise InputError(f"{path}, line {reader.line_num}: not {len(header)} cells")
-            if cells:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+        for line, row in csv_rows(text, columns):
+            yield line, {column: str(cell) for column, cell in row.items()}
+    except LineError as error:
+        raise InputError(f"{path}, line {error.line}: {error}") from None
 
 
 def stream_json(path: Path, key: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:

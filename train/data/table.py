@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
-from dsd_trt.inputs import Pair, _csv_rows, _is_unicode, _jsonl_rows, _LineError, _pair
+from dsd_trt.inputs import Pair, read_pair
+from dsd_trt.rows import LineError, csv_rows, is_unicode, jsonl_rows
 from dsd_trt.train.data.files import read_text
 from dsd_trt.train.data.question import Question, shuffled
 
@@ -28,7 +29,7 @@ def read_table(path: Path, seed: int) -> Iterator[Question]:
             wrong texts; a text is both right and wrong.
     """
     text = read_text(path)
-    rows = _jsonl_rows(text) if text.lstrip().startswith("{") else _csv_rows(text)
+    rows = jsonl_rows(text) if text.lstrip().startswith("{") else csv_rows(text, ("image", "text"))
     try:
         if not (first := next(rows, None)):
             raise InputError(f"{path} has no rows")
@@ -38,7 +39,7 @@ def read_table(path: Path, seed: int) -> Iterator[Question]:
         elif "label" in first[1]:
             examples = _with_labels(path, rows)
         else:
-            raise _LineError(first[0], "the columns are image,text,label or image,text,negatives")
+            raise LineError(first[0], "the columns are image,text,label or image,text,negatives")
         for number, (pair, wrong) in enumerate(examples):
             if pair.text in wrong:
                 raise InputError(
@@ -51,7 +52,7 @@ def read_table(path: Path, seed: int) -> Iterator[Question]:
                 pair.name,
                 [seed, number],
             )
-    except _LineError as error:
+    except LineError as error:
         raise InputError(f"{path}, line {error.line}: {error}") from None
 
 
@@ -68,10 +69,10 @@ def _with_negatives(
                 negatives = None
         texts = negatives if isinstance(negatives, list) else []
         if not texts or not all(
-            isinstance(text, str) and text.strip() and _is_unicode(text) for text in texts
+            isinstance(text, str) and text.strip() and is_unicode(text) for text in texts
         ):
-            raise _LineError(line, 'negatives must be a list of texts, such as ["a dog", "a cat"]')
-        yield _pair(path.parent, line, row), [text.strip() for text in texts]
+            raise LineError(line, 'negatives must be a list of texts, such as ["a dog", "a cat"]')
+        yield read_pair(path.parent, line, row), [text.strip() for text in texts]
 
 
 def _with_labels(
@@ -82,8 +83,8 @@ def _with_labels(
     for line, row in rows:
         label = str(row.get("label")).strip()
         if label not in ("0", "1"):
-            raise _LineError(line, f"label must be 0 or 1, got {label!r}")
-        pair = _pair(path.parent, line, row)
+            raise LineError(line, f"label must be 0 or 1, got {label!r}")
+        pair = read_pair(path.parent, line, row)
         by_image.setdefault(pair.name, ([], []))[int(label)].append(pair)
     for name, labelled in by_image.items():
         for number, pairs in enumerate(labelled):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
-from dsd_trt.inputs import _jsonl_rows, _LineError
+from dsd_trt.rows import LineError, jsonl_rows
 from dsd_trt.train.data.files import find_file, read_text
 from dsd_trt.train.data.question import Question, shuffled
 
@@ -32,11 +32,11 @@ def read_winoground(root: Path, seed: int) -> Iterator[Question]:
     """
     path = find_file("examples.jsonl", [root], _ORIGIN)
     try:
-        for number, (line, row) in enumerate(_jsonl_rows(read_text(path))):
+        for number, (line, row) in enumerate(jsonl_rows(read_text(path))):
             fields = [row.get(field) for field in _FIELDS]
             texts = [field.strip() for field in fields if isinstance(field, str)]
             if len(texts) < len(_FIELDS) or not all(texts) or "id" not in row:
-                raise _LineError(line, f"it must have id,{','.join(_FIELDS)}")
+                raise LineError(line, f"it must have id,{','.join(_FIELDS)}")
             names, captions = texts[:2], texts[2:]
             images = [
                 find_file(
@@ -48,5 +48,5 @@ def read_winoground(root: Path, seed: int) -> Iterator[Question]:
                 right = images[i], captions[i]
                 wrong = (right[0], captions[1 - i]) if kind == "text" else (images[1 - i], right[1])
                 yield shuffled(kind, right, [wrong], str(row["id"]), [seed, number, place])
-    except _LineError as error:
+    except LineError as error:
         raise InputError(f"{path}, line {error.line}: {error}") from None

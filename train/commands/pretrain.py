@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import click
@@ -43,6 +42,8 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
         ) from error
     from rich.console import Console
 
+    from dsd_trt.train.progress import StageProgress
+
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -59,41 +60,3 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
         except ValueError as error:
             raise InputError(str(error)) from error
     console.print(f"model: {model}")
-
-
-class StageProgress:
-    """A progress bar a stage, with its latest figures and the time left."""
-
-    def __init__(self, console: object) -> None:
-        from rich import progress as rich_progress
-
-        self._bar = rich_progress.Progress(
-            rich_progress.TextColumn("{task.description}"),
-            rich_progress.BarColumn(),
-            rich_progress.MofNCompleteColumn(),
-            rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
-            rich_progress.TextColumn("{task.fields[figures]}"),
-            console=console,  # type: ignore[arg-type]
-        )
-        self._tasks: dict[str, rich_progress.TaskID] = {}
-        self._shown = 0.0
-
-    def __enter__(self) -> StageProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def step(self, stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        """Show that `done` of `total` steps of a stage are finished."""
-        if stage not in self._tasks:
-            # What was done before a restart does not count in the estimate of the time left.
-            self._tasks[stage] = self._bar.add_task(
-                stage, total=total, completed=max(0, done - 1), figures=""
-            )
-        now = time.monotonic()
-        if done == total or now - self._shown > 0.2:
-            self._shown = now
-            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            self._bar.update(self._tasks[stage], completed=done, figures=text)

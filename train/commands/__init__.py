@@ -1,0 +1,1 @@
+"""Subcommands that learn and measure, one module each."""

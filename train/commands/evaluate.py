@@ -1,0 +1,138 @@
+"""`dsd-trt eval`: accuracy on a data set, on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from dsd_trt.bundle import MANIFEST_NAME
+from dsd_trt.engine import ENGINES
+from dsd_trt.errors import InputError, MissingExtraError
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt eval my-scorer --data shapes-comvg --limit 500
+  dsd-trt eval my-scorer --data comvg --root data/comvg --out results/
+  dsd-trt eval sd-2-1/ --adapter adapter/ --data refcocog --root data/coco -f json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("scorer", metavar="BUNDLE|MODEL")
+@click.option("--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file.")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="Folder of the data set's files.  [default: this one]",
+)
+@click.option(
+    "--fraction",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Share of the set that few-shot examples are taken from, and that is left out here.",
+)
+@click.option("--limit", type=click.IntRange(1), help="No more questions than these.")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Few-shot adapter, for a MODEL; a BUNDLE has its own inside.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for table, figures and plot; a run that was stopped goes on where it was.",
+)
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--seed", default=0, show_default=True, help="Of the split and of wrong candidates.")
+def evaluate(
+    scorer: str,
+    data: str,
+    root: Path,
+    fraction: float,
+    limit: int | None,
+    engine: str,
+    adapter: Path | None,
+    out: Path | None,
+    form: str,
+    seed: int,
+) -> None:
+    """Measure a bundle, or a model in PyTorch, on a data set's test questions.
+
+    A tie is a wrong answer. Right candidates stand at random places. MODEL is a folder in
+    diffusers' format, or "shapes".
+    """
+    try:
+        from dsd_trt.train.data.catalogue import open_dataset
+        from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
+        from dsd_trt.train.evaluation.figures import as_text, figures, plot
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"measuring needs packages that are not installed here ({error}). "
+            "Install them with: pip install 'dsd-trt[train]'"
+        ) from error
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from dsd_trt import Scorer
+
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    score: Score
+    if (Path(scorer) / MANIFEST_NAME).is_file():
+        if adapter:
+            raise InputError(f"{scorer} is a bundle, which has its adapter inside: leave --adapter")
+        opened = Scorer.load(scorer, engine)
+        console.print(f"engine: {opened.engine}")
+        score = by_scorer(opened)
+    else:
+        from dsd_trt.train.evaluation.by_model import by_model
+        from dsd_trt.train.libraries import hush_libraries
+
+        if engine != "auto":
+            raise InputError(f"{scorer} is no bundle, and a model runs in PyTorch: leave --engine")
+        hush_libraries()
+        score = by_model(scorer, adapter)
+        console.print("engine: PyTorch FP32")
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+    questions = open_dataset(data, root, "test", seed, limit, fraction)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=limit)
+        answers = list(
+            ask(
+                questions,
+                score,
+                out and out / "answers.jsonl",
+                lambda answered: bar.update(task, completed=answered),
+            )
+        )
+    if not answers:
+        raise InputError(f"the data set {data} has no test questions")
+    rows = figures(answers, seed)
+    table = as_text(rows)
+    plain = {
+        "scorer": scorer,
+        "data": data,
+        "fraction": fraction,
+        "limit": limit,
+        "seed": seed,
+        "figures": [asdict(row) for row in rows],
+    }
+    if out:
+        (out / "table.md").write_text(table, encoding="utf-8")
+        (out / "figures.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        plot(rows, out / "figures.png", f"{Path(scorer).name} on {data}")
+    click.echo(json.dumps(plain, indent=2) if form == "json" else table, nl=form == "json")

@@ -1,0 +1,175 @@
+"""`dsd-trt train`: a few-shot adapter for a diffusion model, on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from dsd_trt.bundle import HeadMode, ScoreKind
+from dsd_trt.errors import InputError, MissingExtraError
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt train --data shapes-comvg --limit 400 --out adapter
+  dsd-trt train --model sd-2-1 --data comvg --root data/comvg --fraction 0.05 --out adapter
+  dsd-trt train --model sd-2-1 --data pairs.csv --score attention+denoising --out adapter
+"""
+
+
+def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """A number, or "full"."""
+    if value == "full":
+        return None
+    if not value.isdecimal() or int(value) == 0:
+        raise click.BadParameter(f'{value!r} is neither a number above 0 nor "full"')
+    return int(value)
+
+
+@click.command(epilog=EXAMPLES)
+@click.option(
+    "--model",
+    default="shapes",
+    show_default=True,
+    metavar="DIR",
+    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
+)
+@click.option(
+    "--data", required=True, metavar="DATASET", help="Data set, or a .csv or .jsonl file."
+)
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="Folder of the data set's files.  [default: this one]",
+)
+@click.option(
+    "--fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Share of the training set to learn from.",
+)
+@click.option("--limit", type=click.IntRange(2), help="No more questions than these.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="ADAPTER",
+    help="Folder to write; a run that was stopped goes on where it was.",
+)
+@click.option(
+    "--score",
+    type=click.Choice(get_args(ScoreKind)),
+    default="attention",
+    show_default=True,
+    help="What is trained; the paper's is attention.",
+)
+@click.option(
+    "--head-weights",
+    "head_mode",
+    type=click.Choice(get_args(HeadMode)),
+    default="learned",
+    show_default=True,
+)
+@click.option("--loss", type=click.Choice(["bce", "softmax"]), default="bce", show_default=True)
+@click.option(
+    "--negatives", type=click.IntRange(1), default=3, show_default=True, help="A right pair."
+)
+@click.option(
+    "--hard",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of negatives that are the question's own, beside random ones.",
+)
+@click.option("--steps", type=click.IntRange(1), default=600, show_default=True)
+@click.option(
+    "--batch", "questions", type=click.IntRange(1), default=8, show_default=True, help="Questions."
+)
+@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option(
+    "--rank",
+    default="4",
+    show_default=True,
+    callback=parse_rank,
+    help='Of the static prompts; "full" is full matrices.',
+)
+@click.option(
+    "--hidden",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Of the mapping network.",
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share of the examples kept to stop early by; 0 trains to the last step.",
+)
+@click.option("--validate-every", type=click.IntRange(1), default=100, show_default=True)
+@click.option(
+    "--patience", type=click.IntRange(1), default=5, show_default=True, help="Validations."
+)
+@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--mixed-precision",
+    type=click.Choice(["no", "fp16", "bf16"]),
+    default="no",
+    show_default=True,
+)
+@click.option("--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time.")
+@click.option("--seed", default=0, show_default=True)
+def train(
+    model: str,
+    data: str,
+    root: Path,
+    fraction: float,
+    limit: int | None,
+    out: Path,
+    validation: float,
+    seed: int,
+    **sizes: Any,
+) -> None:
+    """Train a few-shot adapter.
+
+    DATASET is comvg, refcocog, vqav2, vqav2-released, winoground, shapes-comvg, shapes-refcocog,
+    shapes-vqa, or a table with columns image,text,label or image,text,negatives. On several GPUs:
+    accelerate launch -m dsd_trt.cli train ...
+    """
+    try:
+        from dsd_trt.train.fewshot.settings import FewShotSettings
+        from dsd_trt.train.fewshot.training import train_adapter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"training needs packages that are not installed here ({error}). "
+            "Install them with: pip install 'dsd-trt[train]'"
+        ) from error
+    from rich.console import Console
+
+    from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.progress import StageProgress
+
+    hush_libraries()
+    questions = list(open_dataset(data, root, "train", seed, limit, fraction))
+    settings = FewShotSettings(seed=seed, **sizes)
+    source = {"data": data, "fraction": fraction, "limit": limit, "validation": validation}
+    console = Console(stderr=True)
+    with StageProgress(console) as progress:
+        try:
+            report = train_adapter(
+                model, questions, settings, out, source, validation, progress=progress.step
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    console.print(f"adapter: {out}")
+    if report.best is not None:
+        console.print(
+            f"validation at step {report.best.step}: {report.best.accuracy:.1%} right, "
+            f"cross-entropy {report.best.loss:.4f}"
+        )
+    console.print(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")

@@ -1,0 +1,1 @@
+"""Measuring: questions asked of a scorer, answers counted, figures with their uncertainty."""

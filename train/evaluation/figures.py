@@ -1,0 +1,163 @@
+"""From answers to figures: accuracy a kind of question, with bootstrap confidence intervals."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.train.evaluation.answers import Answer
+
+_RESAMPLES = 2000
+_FIVE = 5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of a table.
+
+    Attributes:
+        name: what was asked.
+        questions: how many, or how many items where an item counts as a whole.
+        chance: of guessing, percent.
+        top1: right answers, percent.
+        low: and high, the bounds of its 95 % confidence interval.
+        high: see `low`.
+        top5: right candidate among the five best, percent; None with five candidates or fewer.
+    """
+
+    name: str
+    questions: int
+    chance: float
+    top1: float
+    low: float
+    high: float
+    top5: float | None
+
+
+def figures(answers: Sequence[Answer], seed: int = 0) -> list[Figure]:
+    """A row a kind, one a group of kinds ("predicate" of "predicate: above"), and one of all.
+
+    Where every source has questions of kind "text" and of kind "image", as in Winoground, items
+    count as a whole: text, image and group score.
+
+    Args:
+        answers: at least one.
+        seed: of the bootstrap, which draws sources: questions of one source are not independent.
+    """
+    kinds = list(dict.fromkeys(answer.kind for answer in answers))
+    if sorted(kinds) == ["image", "text"]:
+        return _item_scores(answers, seed)
+    groups: dict[str, Callable[[str], bool]] = {}
+    for kind in kinds:
+        head = kind.partition(": ")[0]
+        if head != kind and head not in groups:
+            groups[head] = lambda k, head=head: k.partition(": ")[0] == head  # type: ignore[misc]
+        groups[kind] = lambda k, kind=kind: k == kind  # type: ignore[misc]
+    if len(kinds) > 1:
+        groups["all"] = lambda k: True
+    return [
+        _figure(name, [answer for answer in answers if belongs(answer.kind)], seed)
+        for name, belongs in groups.items()
+    ]
+
+
+def _figure(name: str, answers: Sequence[Answer], seed: int) -> Figure:
+    low, high = _interval(((a.source, a.rank == 1) for a in answers), seed)
+    many = min(answer.candidates for answer in answers) > _FIVE
+    return Figure(
+        name=name,
+        questions=len(answers),
+        chance=100 * float(np.mean([1 / answer.candidates for answer in answers])),
+        top1=100 * float(np.mean([answer.rank == 1 for answer in answers])),
+        low=low,
+        high=high,
+        top5=100 * float(np.mean([answer.rank <= _FIVE for answer in answers])) if many else None,
+    )
+
+
+def _item_scores(answers: Sequence[Answer], seed: int) -> list[Figure]:
+    rows = []
+    for name, kinds in (
+        ("text score", ("text",)),
+        ("image score", ("image",)),
+        ("group score", ("text", "image")),
+    ):
+        items: dict[str, list[Answer]] = defaultdict(list)
+        for answer in answers:
+            if answer.kind in kinds:
+                items[answer.source].append(answer)
+        right = {source: all(a.rank == 1 for a in item) for source, item in items.items()}
+        guess = [float(np.prod([1 / a.candidates for a in item])) for item in items.values()]
+        low, high = _interval(right.items(), seed)
+        rows.append(
+            Figure(
+                name=name,
+                questions=len(items),
+                chance=100 * float(np.mean(guess)),
+                top1=100 * float(np.mean(list(right.values()))),
+                low=low,
+                high=high,
+                top5=None,
+            )
+        )
+    return rows
+
+
+def _interval(hits: Iterable[tuple[str, bool]], seed: int) -> tuple[float, float]:
+    """2.5 % and 97.5 % quantiles of accuracy over resampled sources, percent."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for source, hit in hits:
+        counts[source][0] += hit
+        counts[source][1] += 1
+    table: NDArray[np.int64] = np.array(list(counts.values()))  # (sources, 2)
+    rng = np.random.default_rng(seed)
+    rates = np.empty(_RESAMPLES)
+    for i in range(_RESAMPLES):
+        right, asked = table[rng.integers(len(table), size=len(table))].sum(axis=0)
+        rates[i] = right / asked
+    low, high = np.quantile(rates, (0.025, 0.975))
+    return 100 * float(low), 100 * float(high)
+
+
+def as_text(rows: Sequence[Figure]) -> str:
+    """A table in Markdown."""
+    five = any(row.top5 is not None for row in rows)
+    head = ["asked", "questions", "chance", "top-1", "95 % interval", *(["top-5"] if five else [])]
+    lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
+    for row in rows:
+        cells = [
+            row.name,
+            str(row.questions),
+            f"{row.chance:.1f}",
+            f"{row.top1:.1f}",
+            f"{row.low:.1f} to {row.high:.1f}",
+        ]
+        cells += ["-" if row.top5 is None else f"{row.top5:.1f}"] if five else []
+        lines.append(" | ".join(cells))
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def plot(rows: Sequence[Figure], path: Path, title: str) -> None:
+    """A bar a row with its interval, and a mark at chance."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 0.9 + 0.32 * len(rows)))
+    places = range(len(rows))[::-1]
+    values = [row.top1 for row in rows]
+    errors = [[row.top1 - row.low for row in rows], [row.high - row.top1 for row in rows]]
+    axis.barh(places, values, xerr=errors, color="#4878a8", height=0.62)
+    axis.plot([row.chance for row in rows], places, "k|", markersize=12, label="chance")
+    axis.set_yticks(places, [row.name for row in rows])
+    axis.set(xlim=(0, 100), xlabel="right answers, %", title=title)
+    axis.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
