@@ -31,7 +31,8 @@ from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX, store_losslessly
 from dsd_trt.export.settings import Settings
 from dsd_trt.tokenizer import Tokenizer
-from dsd_trt.train.model import token_mask
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint, token_mask
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -83,6 +84,61 @@ def test_bundle_scores_as_the_pytorch_model_does(
     matrix = Scorer.load(exported_fp32.bundle.folder, engine=engine).score(list(pictures), TEXTS)
 
     assert np.abs(matrix.scores - expected).max() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("head_mode", "score"),
+    [
+        ("uniform", "denoising"),
+        ("calibrated", "attention+denoising"),
+        ("dynamic", "attention"),
+        ("dynamic", "attention+denoising"),
+    ],
+)
+def test_every_kind_of_score_is_served_as_pytorch_computes_it(
+    tmp_path: Path, checkpoint_folder: Path, pictures: Any, head_mode: Any, score: Any
+) -> None:
+    adapter = write_adapter(tmp_path / "a", checkpoint_folder, head_mode=head_mode, score=score)
+    settings = Settings(str(checkpoint_folder), adapter, levels=(0.2, 0.8))
+    bundle, _ = exporter.export_bundle(settings, tmp_path / "bundle")
+    method = bundle.manifest.method
+    assert (method.score, method.head_weights.mode) == (score, head_mode)
+    outputs = [spec.name for spec in bundle.manifest.graphs["pair_scorer"].outputs]
+    assert ("denoising_error" in outputs) == (score != "attention")
+
+    checkpoint = load_checkpoint(checkpoint_folder)
+    scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=(0.2, 0.8))
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected = np.zeros((len(pictures), len(TEXTS)))
+    with torch.no_grad():
+        z = checkpoint.vae.encode(x).latent_dist.mean * checkpoint.vae.config["scaling_factor"]
+        states, mask = encode_texts(checkpoint, [*TEXTS, ""])
+
+        def respond(i: int, text: int, level: int) -> list[float]:
+            """f and, where there is one, the denoising error of one pair at one level."""
+            at = torch.tensor([level])
+            f, _, *error = scoring(z[i : i + 1], at, states[text][None], mask[text][None])
+            return [float(value) for value in (f, *error)]
+
+        for i, j, level in np.ndindex(len(pictures), len(TEXTS), 2):
+            f, *error = respond(i, j, level)
+            d = respond(i, -1, level)[1] - error[0] if error else 0.0
+            expected[i, j] += {"attention": f, "denoising": d}.get(score, f + 0.7 * d) / 2
+    assert expected.std() > 1e-4
+    for engine, tolerance in (("onnxruntime", 1e-5), ("openvino", 1e-4)):
+        matrix = Scorer.load(bundle.folder, engine=engine).score(list(pictures), TEXTS)
+        assert np.abs(matrix.scores - expected).max() < tolerance
+        assert matrix.probabilities == pytest.approx(
+            1 / (1 + np.exp(-(12 * matrix.scores - 3.0))), abs=1e-5
+        )
+
+
+def test_an_adapter_serves_the_score_it_was_trained_for_alone(
+    tmp_path: Path, checkpoint_folder: Path, adapter_folder: Path
+) -> None:
+    settings = Settings(str(checkpoint_folder), adapter_folder, score="denoising")
+    with pytest.raises(ModelError, match='trained for the score "attention", not "denoising"'):
+        exporter.export_bundle(settings, tmp_path / "bundle")
 
 
 def test_a_pair_scores_the_same_alone_and_in_any_company(exported_fp32: Exported) -> None:

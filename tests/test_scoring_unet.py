@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from unets import FAMILY, random_levels, random_pairs, random_unet
@@ -380,3 +380,38 @@ def test_unets_of_another_family_are_refused(field: str, changes: dict[str, Any]
     unet = random_unet(**changes)
     with pytest.raises(ValueError, match=f"{field} is"):
         ScoringUNet(unet, random_levels())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@every_member
+@torch.no_grad()
+def test_denoising_error_is_that_of_diffusers_own_prediction(name: str, prediction: Any) -> None:
+    unet, levels = random_unet(name), random_levels()
+    scoring = ScoringUNet(unet, levels, denoising=True, prediction=prediction)
+    z, level, text_states, mask = random_pairs(3)
+    score, token_scores, error = scoring(z, level, text_states, mask)
+
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    noise, timestep = levels.eps[level], levels.timesteps[level]
+    sample = unet(scheduler.add_noise(z, noise, timestep), timestep, text_states).sample
+    target = noise if prediction == "epsilon" else scheduler.get_velocity(z, noise, timestep)
+    expected = (sample - target).square().mean(dim=(1, 2, 3)).sqrt()
+    assert relative(error, expected) < 1e-5
+
+    plain, plain_tokens = ScoringUNet(unet, levels)(z, level, text_states, mask)
+    assert torch.equal(score, plain)
+    assert torch.equal(token_scores, plain_tokens)
+
+
+def test_mixed_precision_leaves_logits_and_pooling_in_fp32() -> None:
+    scoring = ScoringUNet(random_unet("shapes"), random_levels())
+    z, level, text_states, mask = random_pairs(3)
+    z_t, timestep = scoring.add_noise(z, level), scoring.timesteps[level]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for seen in scoring.cross_attentions(z_t, timestep, text_states):
+            assert seen.attention.dtype == torch.float32
+            # In BF16 sums over tokens would miss 1 by parts in a thousand.
+            assert (seen.attention.sum(dim=-1) - 1).abs().max() < 1e-5
+        half, _ = scoring(z, level, text_states, mask)
+    full, _ = scoring(z, level, text_states, mask)
+    assert 0 < (half - full).abs().max() < 0.05

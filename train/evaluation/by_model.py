@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,6 @@ def by_model(model: str, adapter: Path | None, score: ScoreKind | None = None) -
         examples = encode_questions(checkpoint, questions)
         scores = combine(kind, weight, *score_all(whole, examples)).tolist()
         bounds = examples.starts.tolist()
-        return [scores[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [scores[a:b] for a, b in itertools.pairwise(bounds)]
 
     return score_candidates
