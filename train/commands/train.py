@@ -72,10 +72,22 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     type=click.Choice(get_args(HeadMode)),
     default="learned",
     show_default=True,
+    help="Equal; by attribution on the examples; by gradient descent; or also by attribution to "
+    "the pair at hand, inside the graph.",
 )
-@click.option("--loss", type=click.Choice(["bce", "softmax"]), default="bce", show_default=True)
 @click.option(
-    "--negatives", type=click.IntRange(1), default=3, show_default=True, help="A right pair."
+    "--loss",
+    type=click.Choice(["bce", "softmax"]),
+    default="bce",
+    show_default=True,
+    help="Cross-entropy of every pair, or of the right pair against its negatives.",
+)
+@click.option(
+    "--negatives",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Wrong pairs a right one.",
 )
 @click.option(
     "--hard",
@@ -84,11 +96,24 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     show_default=True,
     help="Share of negatives that are the question's own, beside random ones.",
 )
-@click.option("--steps", type=click.IntRange(1), default=600, show_default=True)
 @click.option(
-    "--batch", "questions", type=click.IntRange(1), default=8, show_default=True, help="Questions."
+    "--steps", type=click.IntRange(1), default=600, show_default=True, help="Optimiser steps."
 )
-@click.option("--learning-rate", type=float, default=2e-3, show_default=True)
+@click.option(
+    "--batch",
+    "questions",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Questions a step.",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=2e-3,
+    show_default=True,
+    help="At first; falls to zero along a line.",
+)
 @click.option(
     "--rank",
     default="4",
@@ -110,19 +135,28 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     show_default=True,
     help="Share of the examples kept to stop early by; 0 trains to the last step.",
 )
-@click.option("--validate-every", type=click.IntRange(1), default=100, show_default=True)
 @click.option(
-    "--patience", type=click.IntRange(1), default=5, show_default=True, help="Validations."
+    "--validate-every", type=click.IntRange(1), default=100, show_default=True, help="Steps."
 )
-@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Validations without a better one after which training stops.",
+)
+@click.option(
+    "--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches a step."
+)
 @click.option(
     "--mixed-precision",
     type=click.Choice(["no", "fp16", "bf16"]),
     default="no",
     show_default=True,
+    help="Attention logits and pooling stay FP32.",
 )
 @click.option("--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of examples, weights and batches.")
 def train(
     model: str,
     data: str,
