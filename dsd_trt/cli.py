@@ -38,6 +38,11 @@ SUBCOMMANDS = {
         "Measure a bundle or a model on a data set.",
         "train",
     ),
+    "ablate": Subcommand(
+        "dsd_trt.train.commands.ablate:ablate",
+        "Measure what layers, heads, pooling and noise levels are worth.",
+        "train",
+    ),
     "train": Subcommand("dsd_trt.train.commands.train:train", "Train a few-shot adapter.", "train"),
     "pretrain": Subcommand(
         "dsd_trt.train.commands.pretrain:pretrain",

@@ -112,6 +112,7 @@ class ScoringUNet(nn.Module):
         self._layer_of = {
             unet.get_submodule(name): layer for layer, name in enumerate(self.layer_names)
         }
+        self.levels = levels.fractions
         # Constants of the graph: never in a state_dict, always in FP32.
         self.timesteps: Tensor
         self.signal: Tensor

@@ -1,0 +1,240 @@
+"""Measuring: answers and their ranks, stopped runs that go on, figures and their intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from dsd_trt import Scorer
+from dsd_trt.cli import cli
+from dsd_trt.errors import InputError
+from dsd_trt.train.data.question import Question
+from dsd_trt.train.data.shapes import shapes_comvg, shapes_refcocog
+from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade
+from dsd_trt.train.evaluation.by_model import by_model
+from dsd_trt.train.evaluation.figures import Figure, as_text, figures, plot
+
+if TYPE_CHECKING:
+    from exported import Exported
+
+pytest_plugins = ("exported",)
+
+
+def _question(number: int, candidates: int = 3) -> Question:
+    pairs = tuple((f"{number}.png", f"text {k}") for k in range(candidates))
+    return Question("kind", pairs, number % candidates, f"source {number}")
+
+
+@pytest.mark.parametrize(
+    ("scores", "rank"),
+    [
+        ([0.1, 0.3, 0.2], 1),
+        ([0.4, 0.3, 0.2], 2),
+        ([0.4, 0.3, 0.5], 3),
+        ([0.3, 0.3, 0.1], 2),  # a tie stands before
+        ([0.3, 0.3, 0.3], 3),
+        ([0.1, math.nan, 0.2], 3),
+        ([math.nan, 0.3, 0.2], 3),  # nobody knows whether it would have been higher
+    ],
+)
+def test_the_right_candidates_rank_counts_ties_and_missing_scores_against_it(
+    scores: list[float], rank: int
+) -> None:
+    assert grade(_question(1), scores) == Answer("kind", "source 1", 3, rank)
+
+
+class Judge:
+    """Scores candidates by a fixed rule and remembers what it was asked."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.asked: list[str] = []
+        self._dies_at = dies_at
+
+    def __call__(self, questions: Sequence[Question]) -> list[list[float]]:
+        for question in questions:
+            self.asked.append(question.source)
+            if len(self.asked) == self._dies_at:
+                raise KeyboardInterrupt
+        return [[float(k == int(q.source.split()[1]) % 2) for k in range(3)] for q in questions]
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    questions = [_question(number) for number in range(100)]
+    whole = list(ask(questions, Judge()))
+    path = tmp_path / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        list(ask(questions, Judge(dies_at=80), path))
+    kept = len(path.read_text("utf-8").splitlines())
+    assert 0 < kept < 80
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"kind": "ki')  # what a kill in the middle of writing leaves
+    judge, told = Judge(), []
+    assert list(ask(questions, judge, path, told.append)) == whole
+    assert judge.asked == [question.source for question in questions[kept:]]
+    assert told[-1] == 100
+    again = Judge()
+    assert list(ask(questions, again, path)) == whole
+    assert again.asked == []
+
+
+def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    list(ask([_question(1), _question(2)], Judge(), path))
+    for others in ([_question(1), _question(3)], [_question(1)]):
+        with pytest.raises(InputError, match="answers to other questions: delete it"):
+            list(ask(others, Judge(), path))
+
+
+def _answers(
+    kind: str, ranks: Sequence[int], candidates: int = 2, per_source: int = 1
+) -> list[Answer]:
+    return [
+        Answer(kind, f"{kind} {i // per_source}", candidates, rank) for i, rank in enumerate(ranks)
+    ]
+
+
+def _row(rows: Sequence[Figure], name: str) -> Figure:
+    (row,) = [row for row in rows if row.name == name]
+    return row
+
+
+def test_kinds_are_counted_alone_in_their_group_and_all_together() -> None:
+    rows = figures(
+        [
+            *_answers("subject", [1, 1, 2, 1]),
+            *_answers("predicate: above", [1, 2]),
+            *_answers("predicate: inside", [2, 2, 1, 1, 1, 1]),
+        ]
+    )
+    assert [row.name for row in rows] == [
+        "subject", "predicate", "predicate: above", "predicate: inside", "all",
+    ]  # fmt: skip
+    expected = {"subject": 75, "predicate": 62.5, "predicate: above": 50, "all": 100 * 8 / 12}
+    for name, percent in expected.items():
+        assert _row(rows, name).top1 == pytest.approx(percent)
+        assert _row(rows, name).chance == 50
+        assert _row(rows, name).top5 is None
+    assert _row(rows, "all").questions == 12
+
+
+def test_five_best_of_ten() -> None:
+    (row,) = figures(_answers("text of ten", [1, 5, 6, 10], candidates=10))
+    assert (row.top1, row.top5, row.chance) == (25, 50, 10)
+
+
+def test_intervals_are_as_wide_as_theory_says() -> None:
+    rng = np.random.default_rng(0)
+    ranks = [1 if hit else 2 for hit in rng.random(400) < 0.7]
+    (row,) = figures(_answers("k", ranks))
+    p = row.top1 / 100
+    half = 196 * math.sqrt(p * (1 - p) / 400)
+    assert row.top1 - row.low == pytest.approx(half, rel=0.15)
+    assert row.high - row.top1 == pytest.approx(half, rel=0.15)
+    # Every answer four times over, in one source each, says no more than it did once.
+    (repeated,) = figures(_answers("k", np.repeat(ranks, 4).tolist(), per_source=4))
+    assert repeated.high - repeated.low == pytest.approx(row.high - row.low, rel=0.05)
+
+
+def test_winoground_items_count_as_a_whole() -> None:
+    def item(name: str, *ranks: int) -> list[Answer]:
+        kinds = ("text", "text", "image", "image")
+        return [Answer(k, name, 2, rank) for k, rank in zip(kinds, ranks, strict=True)]
+
+    rows = figures([*item("a", 1, 1, 1, 1), *item("b", 1, 1, 2, 1), *item("c", 1, 2, 1, 1)])
+    assert [row.name for row in rows] == ["text score", "image score", "group score"]
+    assert [row.top1 for row in rows] == pytest.approx([200 / 3, 200 / 3, 100 / 3])
+    assert [row.chance for row in rows] == [25, 25, 6.25]
+    assert {row.questions for row in rows} == {3}
+
+
+def test_tables_and_plots_show_every_row(tmp_path: Path) -> None:
+    rows = figures([*_answers("subject", [1, 1, 2, 1]), *_answers("object", [1, 2])])
+    lines = as_text(rows).splitlines()
+    assert lines[0].startswith("| asked | questions | chance | top-1 |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| subject", "| object", "| all"]
+    assert " | 75.0 | " in lines[2]
+    plot(rows, tmp_path / "plot.png", "a title")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 10
+
+
+def test_model_and_bundle_give_the_same_scores(exported_fp32: Exported) -> None:
+    questions = [*shapes_comvg(3, 1), *shapes_refcocog(2, 1)]
+    bundle = by_scorer(Scorer(exported_fp32.bundle, "onnxruntime"))
+    settings = exported_fp32.settings
+    model = by_model(str(settings.model), settings.adapter, levels=settings.levels)
+    for one, other, question in zip(bundle(questions), model(questions), questions, strict=True):
+        assert len(one) == len(question.candidates)
+        assert np.ptp(one) > 1e-5
+        assert np.abs(np.subtract(one, other)).max() < 1e-5
+
+
+# Commands
+
+
+def test_eval_command_writes_its_table_and_goes_on(exported_fp32: Exported, tmp_path: Path) -> None:
+    arguments = ["eval", str(exported_fp32.bundle.folder), "--data", "shapes-comvg"]
+    arguments += ["--limit", "6", "--engine", "onnxruntime", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines()[2].startswith("| subject | 2 | 50.0 |")
+    saved = json.loads((tmp_path / "out" / "figures.json").read_text("utf-8"))
+    assert saved["figures"][-1]["name"] == "all"
+    assert (tmp_path / "out" / "table.md").read_text("utf-8") == done.stdout
+    again = CliRunner().invoke(cli, [*arguments, "-f", "json"])
+    assert json.loads(again.stdout)["figures"] == saved["figures"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["shapes", "--data", "nothing"], "no data set 'nothing'"),
+        (["shapes", "--data", "shapes-vqa", "--engine", "openvino"], "leave --engine"),
+        (["nowhere", "--data", "shapes-vqa"], "no model folder 'nowhere'"),
+    ],
+)
+def test_eval_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(cli, ["eval", *arguments])
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_train_command_learns_goes_on_and_feeds_export(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adapter"
+    arguments = ["train", "--model", str(checkpoint_folder), "--data", "shapes-comvg"]
+    arguments += ["--limit", "12", "--batch", "2", "--validate-every", "2", "--validation", "0.25"]
+    done = CliRunner().invoke(cli, [*arguments, "--steps", "4", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    report = json.loads((out / "report.json").read_text("utf-8"))
+    assert len(report["losses"]) == 4
+    assert [v["step"] for v in report["validations"]] == [2, 4]
+    assert report["questions"] == [9, 3]
+    assert report["versions"]["torch"]
+    with Image.open(out / "curves.png") as picture:
+        assert picture.size[0] > 300
+
+    weights = (out / "adapter.safetensors").read_bytes()
+    again = CliRunner().invoke(cli, [*arguments, "--steps", "4", "--out", str(out)])
+    assert again.exit_code == 0
+    assert (out / "adapter.safetensors").read_bytes() == weights
+    other = CliRunner().invoke(cli, [*arguments, "--steps", "5", "--out", str(out)])
+    assert other.exit_code == 2
+    assert "other settings" in other.output
+
+    exported = CliRunner().invoke(
+        cli,
+        ["export", "--model", str(checkpoint_folder), "--adapter", str(out), "--levels", "0.4",
+         "--out", str(tmp_path / "bundle")],
+    )  # fmt: skip
+    assert exported.exit_code == 0, exported.output
+    assert Scorer.load(tmp_path / "bundle").manifest.provenance.adapter_hash

@@ -1,0 +1,101 @@
+"""`dsd-trt ablate`: the paper's ablations on any model and data set, on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from dsd_trt.errors import InputError, MissingExtraError
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt ablate --data shapes-comvg --limit 300 --out ablation/
+  dsd-trt ablate --model sd-2-1/ --data comvg --root data/comvg --limit 500 --out ablation/
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option(
+    "--model",
+    default="shapes",
+    show_default=True,
+    metavar="DIR",
+    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
+)
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Few-shot adapter of the model.  [default: none]",
+)
+@click.option("--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file.")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="Folder of the data set's files.  [default: this one]",
+)
+@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Questions.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for tables, figures and plot.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the split and the heads chosen.")
+def ablate(
+    model: str, adapter: Path | None, data: str, root: Path, limit: int, out: Path, seed: int
+) -> None:
+    """Measure the score with fewer layers, heads and noise levels, and with other poolings.
+
+    Figures 3 to 6 of the paper, on the test questions of a data set; see `dsd-trt eval --help`.
+    """
+    try:
+        from dsd_trt.train.adapter import Adapter
+        from dsd_trt.train.data.catalogue import open_dataset
+        from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
+        from dsd_trt.train.evaluation.ablation import ablate as measure
+        from dsd_trt.train.fewshot.examples import encode_questions
+        from dsd_trt.train.libraries import hush_libraries
+        from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+        from dsd_trt.train.progress import StageProgress
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"measuring needs packages that are not installed here ({error}). "
+            "Install them with: pip install 'dsd-trt[train]'"
+        ) from error
+    from rich.console import Console
+
+    hush_libraries()
+    checkpoint = load_checkpoint(model)
+    learned = Adapter.load(adapter) if adapter else None
+    scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS)
+    questions = list(open_dataset(data, root, "test", seed, limit))
+    if not questions:
+        raise InputError(f"the data set {data} has no test questions")
+    with StageProgress(Console(stderr=True)) as progress:
+        examples = encode_questions(
+            checkpoint,
+            questions,
+            progress=lambda done, total: progress.step("encoding", done, total, {}),
+        )
+        maps = collect(
+            scoring, examples, lambda done, total: progress.step("scoring", done, total, {})
+        )
+    ablations = measure(maps, scoring.head_weights.double().numpy(), examples, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    table = as_text(ablations)
+    (out / "ablation.md").write_text(table, encoding="utf-8")
+    plain = {
+        "model": model,
+        "adapter": adapter and str(adapter),
+        "data": data,
+        "questions": len(questions),
+        "seed": seed,
+        "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
+    }
+    (out / "ablation.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    plot(ablations, out / "ablation.png", f"{model} on {data}, {len(questions)} questions")
+    click.echo(table, nl=False)

@@ -1,0 +1,224 @@
+"""Ablations of the score (section 5.4, Figures 3 to 6), all read off one collection of maps.
+
+A score is a weighted mean of pooled attention over heads, layers, tokens and noise levels. So each
+head's mean over tokens is collected once, at every level and for every pooling; leaving out layers,
+heads or levels is then a matter of weights, and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsd_trt.train.fewshot.examples import Examples
+from dsd_trt.train.noise import DEFAULT_LEVELS
+from dsd_trt.train.pooling import CrossAttention, attribution, logsumexp_pool, pool
+from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
+
+LAMBDAS = (1.0, 5.0, 20.0, 100.0)
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+LEVEL_SETS = {1: (0.4,), 2: (0.4, 0.8), 4: DEFAULT_LEVELS, 8: LEVELS}
+_DRAWS = 5  # random subsets of heads a size
+_BATCH = 64
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What every head says of every pair.
+
+    Attributes:
+        pooled: mean over counted tokens of S, by name of the pooling, (pairs, levels, heads).
+            "cosine" knows no heads: it has one a layer.
+        relevance: attribution of each head at lambda 20 (Eq. 7), (pairs, levels, heads).
+        levels: noise levels s.
+        heads: of each layer.
+    """
+
+    pooled: Mapping[str, Floats]
+    relevance: Floats
+    levels: tuple[float, ...]
+    heads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One bar of a figure: a setting and the share of questions it answers right, percent."""
+
+    setting: str
+    accuracy: float
+
+
+@torch.no_grad()
+def collect(
+    scoring: ScoringUNet,
+    examples: Examples,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Maps:
+    """Walk the whole U-Net for every pair at every level.
+
+    Args:
+        scoring: scores all layers; its levels are collected.
+        examples: questions to be answered.
+        progress: told how many (pair, level) walks are done, and of how many.
+    """
+    names = [*(f"lse {lam:g}" for lam in LAMBDAS), "max", "cosine"]
+    rows: dict[str, list[Floats]] = {name: [] for name in (*names, "relevance")}
+    pairs, levels = len(examples.images), len(scoring.timesteps)
+    for chosen in torch.arange(pairs).split(_BATCH):
+        z = examples.latents[examples.images[chosen]]
+        states = examples.text_states[examples.texts[chosen]]
+        mask = examples.token_masks[examples.texts[chosen]][:, None]  # (batch, 1, text_tokens)
+        at_levels: dict[str, list[Floats]] = {name: [] for name in rows}
+        for level in range(levels):
+            at = torch.full((len(chosen),), level)
+            pi = None if scoring.prompts is None else scoring.prompts.condition(z)
+            walk = scoring.cross_attentions(
+                scoring.add_noise(z, at), scoring.timesteps[at], states, pi
+            )
+            of_layers: dict[str, list[torch.Tensor]] = {name: [] for name in rows}
+            for seen in walk:
+                for name in names:
+                    of_layers[name].append(average_tokens(_pool(seen, name), mask))
+                relevance = attribution(seen.attention, scoring.lam)
+                of_layers["relevance"].append(average_tokens(relevance, mask))
+            for name, parts in of_layers.items():
+                at_levels[name].append(torch.cat(parts, dim=1).double().numpy())
+            progress(int(chosen[0]) * levels + (level + 1) * len(chosen), pairs * levels)
+        for name, parts_at in at_levels.items():
+            rows[name].append(np.stack(parts_at, axis=1))  # (batch, levels, heads)
+    pooled = {name: np.concatenate(rows[name]) for name in names}
+    relevance = np.concatenate(rows["relevance"])
+    return Maps(pooled, relevance, scoring.levels, tuple(scoring.heads))
+
+
+def _pool(seen: CrossAttention, name: str) -> torch.Tensor:
+    kind, _, lam = name.partition(" ")
+    if kind == "lse":
+        return logsumexp_pool(seen.attention, float(lam))
+    return pool(seen, "max" if kind == "max" else "cosine", 1.0)
+
+
+def ablate(
+    maps: Maps, weights: Floats, examples: Examples, seed: int = 0
+) -> dict[str, list[Point]]:
+    """Accuracy of every setting, figure by figure.
+
+    Args:
+        maps: of the questions' pairs.
+        weights: w_{l,h} of the model, (heads,).
+        examples: the questions.
+        seed: of the random subsets of heads.
+    """
+    base = maps.pooled["lse 20"]
+
+    def accuracy(scores: Floats) -> float:
+        answers = examples.right_answers(torch.from_numpy(scores))
+        return 100 * float(np.mean(answers))
+
+    def with_layers(last: int | None) -> Floats:
+        kept = weights.copy()
+        if last is not None:
+            kept[: sum(maps.heads[: len(maps.heads) - last])] = 0
+        return score(maps, base, kept)
+
+    layers = [
+        Point(f"last {n}", accuracy(with_layers(n))) for n in (1, 2, 8) if n < len(maps.heads)
+    ]
+    layers.append(Point(f"all {len(maps.heads)}", accuracy(with_layers(None))))
+
+    rng = np.random.default_rng(seed)
+    heads = []
+    per_layer = min(maps.heads)
+    for count in range(1, per_layer + 1):
+        draws = 1 if count == per_layer else _DRAWS
+        chosen = [_some_heads(maps.heads, count, rng) for _ in range(draws)]
+        for name, relevance in (("averaged", None), ("dynamic", maps.relevance)):
+            mean = np.mean([accuracy(score(maps, base, w, relevance)) for w in chosen])
+            heads.append(Point(f"{count} {name}", float(mean)))
+
+    poolings = []
+    for name, pooled in maps.pooled.items():
+        # Cosine has one "head" a layer: each weighs what its layer's heads weigh together.
+        w = weights if pooled.shape[2] == len(weights) else _by_layer(weights, maps.heads)
+        poolings.append(Point(name, accuracy(score(maps, pooled, w))))
+
+    levels = [
+        Point(f"{s:g}", accuracy(score(maps, base, weights, levels=(s,)))) for s in DEFAULT_LEVELS
+    ]
+    levels += [
+        Point(f"{n} levels", accuracy(score(maps, base, weights, levels=chosen)))
+        for n, chosen in LEVEL_SETS.items()
+    ]
+    return {
+        "Figure 3: layers used": layers,
+        "Figure 4: heads used": heads,
+        "Figure 5: pooling": poolings,
+        "Figure 6: noise levels": levels,
+    }
+
+
+def score(
+    maps: Maps,
+    pooled: Floats,
+    weights: Floats,
+    relevance: Floats | None = None,
+    levels: Sequence[float] = DEFAULT_LEVELS,
+) -> Floats:
+    """The score with some heads, layers and levels (Eq. 4, and 7 with `relevance`), (pairs,)."""
+    places = [maps.levels.index(s) for s in levels]
+    each = np.broadcast_to(weights, pooled.shape)[:, places]
+    if relevance is not None:
+        each = each * relevance[:, places]
+    each = each / each.sum(axis=2, keepdims=True)
+    mean: Floats = (each * pooled[:, places]).sum(axis=2).mean(axis=1)
+    return mean
+
+
+def _some_heads(heads: Sequence[int], count: int, rng: np.random.Generator) -> Floats:
+    """Equal weights for `count` random heads of every layer."""
+    parts = []
+    for total in heads:
+        kept = np.zeros(total)
+        kept[rng.permutation(total)[:count]] = 1
+        parts.append(kept)
+    return np.concatenate(parts)
+
+
+def _by_layer(weights: Floats, heads: Sequence[int]) -> Floats:
+    return np.array([part.sum() for part in np.split(weights, np.cumsum(heads)[:-1])])
+
+
+def as_text(ablations: Mapping[str, Sequence[Point]]) -> str:
+    """One Markdown table a figure."""
+    parts = []
+    for name, points in ablations.items():
+        rows = "".join(f"| {point.setting} | {point.accuracy:.1f} |\n" for point in points)
+        parts.append(f"| {name} | right, % |\n|---|---:|\n{rows}")
+    return "\n".join(parts)
+
+
+def plot(ablations: Mapping[str, Sequence[Point]], path: Path, title: str) -> None:
+    """All figures side by side, bars from the lowest accuracy's neighbourhood up."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(ablations), figsize=(4 * len(ablations), 3.6))
+    for axis, (name, points) in zip(np.atleast_1d(axes), ablations.items(), strict=True):
+        values = [point.accuracy for point in points]
+        axis.bar(range(len(points)), values, color="#4878a8")
+        axis.set_xticks(range(len(points)), [p.setting for p in points], rotation=60, ha="right")
+        axis.set(title=name, ylim=(max(0, min(values) - 10), 100))
+        axis.grid(axis="y", alpha=0.3)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
