@@ -111,5 +111,5 @@ class AttentionPrompts(nn.Module):
         """
         cell = (latent.shape[2] // _GRID, latent.shape[3] // _GRID)
         cells = F.avg_pool2d(latent, cell).flatten(1)  # (batch, channels * 16)
-        pi = self.mapping(cells.to(self.mapping[0].weight.dtype))
+        pi = self.mapping(cells.to(next(self.mapping.parameters()).dtype))
         return pi.unflatten(1, (len(self.key), 2, self.text_width)).permute(1, 2, 0, 3)

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from dsd_trt.train.layers import cross_attention_names, require_stable_diffusion, select_layers
 from dsd_trt.train.noise import NoiseLevels
 from dsd_trt.train.pooling import CrossAttention, Pooling, attribution, pool
-from dsd_trt.train.prompts import AttentionPrompts
+from dsd_trt.train.prompts import AttentionPrompts, MatrixPrompt
 
 Prediction = Literal["epsilon", "v_prediction"]
 Steps = Generator[CrossAttention, None, Tensor]
@@ -208,8 +208,10 @@ class ScoringUNet(nn.Module):
             return
         for layer, name in enumerate(self.layer_names):
             attn = self.unet.get_submodule(name).attn2
-            self.prompts.key[layer].fold_into(attn.to_k.weight)
-            self.prompts.value[layer].fold_into(attn.to_v.weight)
+            for prompts, matrix in ((self.prompts.key, attn.to_k), (self.prompts.value, attn.to_v)):
+                prompt = prompts[layer]
+                assert isinstance(prompt, MatrixPrompt)
+                prompt.fold_into(matrix.weight)
 
     def add_noise(self, latent: Tensor, level: Tensor) -> Tensor:
         """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps_s (Eq. 1), in the U-Net's precision."""
@@ -350,7 +352,7 @@ def uniform_head_weights(heads: Sequence[int]) -> list[Tensor]:
     return [torch.full((count,), 1 / total) for count in heads]
 
 
-def _attentions(block: nn.Module) -> list[Transformer2DModel | None]:
+def _attentions(block: Any) -> list[Transformer2DModel | None]:
     """The transformer after each of a block's resnets, None in blocks that have none."""
     return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
 

@@ -94,8 +94,7 @@ def collect(
         for name, parts_at in at_levels.items():
             rows[name].append(np.stack(parts_at, axis=1))  # (batch, levels, heads)
     pooled = {name: np.concatenate(rows[name]) for name in names}
-    relevance = np.concatenate(rows["relevance"])
-    return Maps(pooled, relevance, scoring.levels, tuple(scoring.heads))
+    return Maps(pooled, np.concatenate(rows["relevance"]), scoring.levels, tuple(scoring.heads))
 
 
 def _pool(seen: CrossAttention, name: str) -> torch.Tensor:

@@ -30,7 +30,7 @@ every shape is and how a scene can be made false, and two of the three training 
 - denoising (v-prediction), as in Stable Diffusion;
 - grounding: the attention of a colour or shape word should lie on the thing it names;
 - ranking: the matching score itself should be higher for a scene's caption than for the caption
-  of a scene that differs in one aspect.
+  of a scene that differs in one aspect or, in a second stage of training, in all of them.
 
 The published claim about zero-shot matching is about purely generative models. "Zero-shot" below
 means only: without the adapter.

@@ -117,15 +117,17 @@ def pretrain_shapes(
     tokenizer = build_tokenizer(out / "tokenizer")
 
     vae_log = LossLog(out / "vae-losses.jsonl")
+
+    def vae_report(step: int, loss: float) -> None:
+        vae_log.add(step, {"loss": loss})
+        progress("autoencoder", step, plan.vae_steps, {"loss": loss})
+
     vae = train_vae(
         out,
         seed=seed,
         steps=plan.vae_steps,
         batch=plan.vae_batch,
-        report=lambda step, loss: (
-            vae_log.add(step, {"loss": loss}),
-            progress("autoencoder", step, plan.vae_steps, {"loss": loss}),
-        ),
+        report=vae_report,
     )
     # Weights ship in FP16: what is trained and measured from here on is what ships.
     round_to_half(vae)

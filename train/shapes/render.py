@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,9 +224,8 @@ def _background(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
     kind = rng.choice(6, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
     turn = rng.uniform(0, 2 * math.pi)
     along = x * math.cos(turn) + y * math.sin(turn)
-    if kind == 0:
-        amount = np.zeros_like(x)
-    elif kind == 1:
+    amount: NDArray[Any] = np.zeros_like(x)
+    if kind == 1:
         amount = (along - along.min()) / (along.max() - along.min())
     elif kind == 2:
         amount = 0.5 + 0.5 * np.sin(along * rng.uniform(10, 50))
@@ -233,12 +233,11 @@ def _background(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
         cells = rng.integers(3, 9)
         amount = ((np.floor(x * cells) + np.floor(y * cells)) % 2).astype(np.float32)
     elif kind == 4:
-        amount = np.zeros_like(x)
         for _ in range(4):
             cx, cy, width = rng.random(), rng.random(), rng.uniform(0.1, 0.3)
             amount += np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * width**2))
         amount = np.clip(amount, 0, 1)
-    else:
+    elif kind == 5:
         coarse = rng.random((8, 8)).astype(np.float32)
         amount = np.kron(coarse, np.ones((len(x) // 8, len(x) // 8), np.float32))
     if kind > 1:
