@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Before anything imports torch, here or in a subprocess: small models gain nothing from threads,
+# and OpenMP's wait by spinning, which on a machine that others use too costs tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from bundles import make_bundle

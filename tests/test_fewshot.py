@@ -27,7 +27,7 @@ from dsd_trt.train.model import Checkpoint, build_scoring_unet, load_checkpoint
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
 SETTINGS = FewShotSettings(
-    steps=30, questions=4, negatives=1, hard=1.0, learning_rate=5e-2, rank=2, hidden=8
+    steps=80, questions=4, negatives=1, hard=1.0, learning_rate=3e-2, rank=2, hidden=8
 )
 
 

@@ -34,7 +34,7 @@ class MatchProbability(nn.Module):
     @property
     def w(self) -> float:
         """Weight of the denoising term."""
-        return float(self.log_w.exp())
+        return self.log_w.exp().item()
 
     def forward(self, f: Tensor, d: Tensor | None) -> Tensor:
         """Logits of pairs with attention score f and denoising term d, same shape."""

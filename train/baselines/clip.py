@@ -1,0 +1,130 @@
+"""A CLIP (Radford et al. 2021) as transformers saves it: weights, tokenizer, pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from dsd_trt.errors import ModelError
+
+_LEGACY_EOS = 2  # in OpenAI's own config files, which transformers reads as "the highest id"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP, FP32.
+
+    Attributes:
+        model: both towers, both projections and the logit scale.
+        tokenizer: its tokenizer.
+        mean: of the pixels it was trained on, in [0, 1], one a colour.
+        std: their standard deviation.
+    """
+
+    model: CLIPModel
+    tokenizer: CLIPTokenizer
+    mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
+    std: tuple[float, ...] = tuple(OPENAI_CLIP_STD)
+
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures the vision tower takes, in pixels."""
+        return int(self.model.config.vision_config.image_size)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """What the vision tower takes, FP32 (images, 3, H, W), of uint8 (images, H, W, 3)."""
+        mean, std = (torch.tensor(value, device=pixels.device) for value in (self.mean, self.std))
+        return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
+
+    def tokenize(self, texts: Sequence[str], reserved: int = 0) -> Tensor:
+        """BOS, words, EOS and padding up to the text tower's length.
+
+        Args:
+            texts: a long one loses its last words, never its EOS.
+            reserved: positions kept free for something else.
+
+        Returns:
+            int64 (texts, length - reserved).
+        """
+        length = int(self.model.config.text_config.max_position_embeddings) - reserved
+        ids: Tensor = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        ).input_ids
+        return ids
+
+    def ends(self, ids: Tensor) -> Tensor:
+        """Where the first EOS of each text stands, from which a text is read, (texts,)."""
+        eos = self.model.config.text_config.eos_token_id
+        return ids.argmax(dim=1) if eos == _LEGACY_EOS else (ids == eos).int().argmax(dim=1)
+
+    def trim(self, ids: Tensor) -> Tensor:
+        """Cut the padding that all texts share: the tower is causal, so nothing before it changes.
+
+        A caption fills a dozen positions of 77, so this saves most of the work.
+        """
+        return ids[:, : int(self.ends(ids).max()) + 1]
+
+
+def load_clip(folder: str | Path) -> Clip:
+    """Read a CLIP in transformers' format, frozen and in evaluation mode.
+
+    Args:
+        folder: with config.json, the weights in safetensors, the tokenizer's files, and perhaps
+            preprocessor_config.json; without it, pixels are normalised as OpenAI's CLIP wants them.
+
+    Raises:
+        ModelError: no such folder, another kind of model, or files missing or unreadable.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"no CLIP folder {str(folder)!r}: give a folder in transformers' format")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no CLIP in transformers' format: it has no config.json")
+    # Without its files transformers makes up a tokenizer that knows no words.
+    names = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+        raise ModelError(
+            f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt"
+        )
+    try:
+        # Any other model would be read as a CLIP, too, its weights drawn at random.
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind != "clip":
+            raise ModelError(f"{folder} is no CLIP: its config.json says model_type {kind!r}")
+        model, report = CLIPModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,  # the older .bin files are pickles
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        mean, std = _normalisation(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot read the CLIP in {folder}: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"{folder} is not a whole CLIP: its weights lack {missing[0]} "
+            f"(and {len(missing) - 1} more); download or save it again"
+        )
+    return Clip(model.eval().requires_grad_(False), tokenizer, mean, std)
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    path = folder / "preprocessor_config.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    mean, std = told.get("image_mean", OPENAI_CLIP_MEAN), told.get("image_std", OPENAI_CLIP_STD)
+    return tuple(mean), tuple(std)

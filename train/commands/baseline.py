@@ -1,0 +1,220 @@
+"""`dsd-trt baseline` and `dsd-trt pretrain tiny-clip`: what DSD is compared with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from dsd_trt.errors import InputError, MissingExtraError
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt baseline clip-vit-base-patch32/ --data comvg --root data/comvg --method zero-shot
+  dsd-trt baseline clip/ --data comvg --root data/comvg --method prompt-learning --out results/
+  dsd-trt baseline tiny/model --data shapes-comvg --method fine-tuning --examples 400 -f json
+"""
+_MISSING = (
+    "this needs packages that are not installed here ({error}). "
+    "Install them with: pip install 'dsd-trt[train]'"
+)
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("folder", metavar="CLIP")
+@click.option(
+    "--method",
+    required=True,
+    type=click.Choice(["zero-shot", "fine-tuning", "prompt-learning"]),
+    help="CLIP as it is, with its heads tuned, or with prompts conditioned on images (CoCoOp).",
+)
+@click.option("--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file.")
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=".",
+    help="Folder of the data set's files.  [default: this one]",
+)
+@click.option(
+    "--fraction",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Share of the training set to learn from, which is not tested on.",
+)
+@click.option("--examples", type=click.IntRange(2), help="Learn from no more questions than these.")
+@click.option("--limit", type=click.IntRange(1), help="Test on no more questions than these.")
+@click.option("--loss", type=click.Choice(["bce", "softmax"]), default="bce", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=600, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=float,
+    help="[default: 1e-4 for fine-tuning, 2e-3 for prompt learning]",
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share of the examples kept to stop early by; 0 trains to the last step.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for table, figures and plot.",
+)
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+)
+@click.option("--seed", default=0, show_default=True, help="Of examples, batches and new weights.")
+def baseline(
+    folder: str,
+    method: str,
+    data: str,
+    root: Path,
+    fraction: float,
+    examples: int | None,
+    limit: int | None,
+    loss: Literal["bce", "softmax"],
+    steps: int,
+    learning_rate: float | None,
+    validation: float,
+    out: Path | None,
+    form: str,
+    seed: int,
+) -> None:
+    """Train a CLIP baseline on few-shot examples and measure it on the test questions.
+
+    CLIP is a folder in transformers' format. Examples, wrong pairs, losses, early stopping and test
+    questions are those of "dsd-trt train" and "dsd-trt eval", given the same seed. A tie is a wrong
+    answer.
+    """
+    try:
+        from dsd_trt.train.baselines.clip import load_clip
+        from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
+        from dsd_trt.train.baselines.matcher import by_matcher
+        from dsd_trt.train.data.catalogue import open_dataset
+        from dsd_trt.train.evaluation.answers import ask
+        from dsd_trt.train.evaluation.figures import as_text, figures, plot
+        from dsd_trt.train.fewshot.model import Validation
+        from dsd_trt.train.fewshot.settings import FewShotSettings
+        from dsd_trt.train.libraries import hush_libraries
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(_MISSING.format(error=error)) from error
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    hush_libraries()
+    clip = load_clip(folder)
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    training: dict[str, Any] = {}
+    with Progress(*columns, console=console, transient=True) as bar:
+        if method == "zero-shot":
+            matcher = build_matcher(clip, method)
+        else:
+            task = bar.add_task("training", total=steps)
+
+            def step(done: int, loss: float, outcome: Validation | None) -> None:
+                bar.update(task, completed=done)
+
+            settings = FewShotSettings(
+                steps=steps,
+                loss=loss,
+                learning_rate=learning_rate or LEARNING_RATES[method],
+                seed=seed,
+            )
+            questions = list(open_dataset(data, root, "train", seed, examples, fraction))
+            matcher, history = train_baseline(clip, method, questions, settings, validation, step)
+            training = {
+                "examples": len(questions),
+                "validation": validation,
+                "loss": loss,
+                "steps": steps,
+                "learning_rate": settings.learning_rate,
+                "steps_done": len(history.losses),
+                "best": history.best and asdict(history.best),
+            }
+        asking = bar.add_task("asking", total=limit)
+        answers = list(
+            ask(
+                open_dataset(data, root, "test", seed, limit, fraction),
+                by_matcher(matcher),
+                progress=lambda answered: bar.update(asking, completed=answered),
+            )
+        )
+    if not answers:
+        raise InputError(f"the data set {data} has no test questions")
+    rows = figures(answers, seed)
+    table = as_text(rows)
+    plain = {
+        "scorer": folder,
+        "method": method,
+        "data": data,
+        "fraction": fraction,
+        "limit": limit,
+        "seed": seed,
+        "training": training,
+        "figures": [asdict(row) for row in rows],
+    }
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text(table, encoding="utf-8")
+        (out / "figures.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        plot(rows, out / "figures.png", f"{Path(folder).name}, {method}, on {data}")
+    click.echo(json.dumps(plain, indent=2) if form == "json" else table, nl=form == "json")
+
+
+@click.command("tiny-clip")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Run folder: checkpoint, losses, and the CLIP in model/.",
+)
+@click.option("--steps", type=click.IntRange(1), help="Of 96 pictures.  [default: 4000]")
+@click.option(
+    "--workers",
+    "processes",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Processes.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of weights and batches.")
+@click.option("--smoke", is_flag=True, help="Seconds instead of hours: every stage, no learning.")
+def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bool) -> None:
+    """Train a CLIP for shapes from scratch, of the embedded model's size, on its pictures.
+
+    The opponent of the embedded model, for "dsd-trt baseline". A run that was stopped goes on from
+    its last checkpoint when the same command is given again.
+    """
+    try:
+        from dsd_trt.train.baselines.tiny_clip import SMOKE, Settings, pretrain_tiny_clip
+        from dsd_trt.train.memory import keep_freed_memory
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(_MISSING.format(error=error)) from error
+    from rich.console import Console
+
+    from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.progress import StageProgress
+
+    hush_libraries()
+    keep_freed_memory()
+    sizes = SMOKE if smoke else Settings()
+    settings = replace(sizes, seed=seed, steps=steps or sizes.steps)
+    console = Console(stderr=True)
+    with StageProgress(console) as progress:
+        try:
+            model = pretrain_tiny_clip(out, settings, processes=processes, progress=progress.step)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    console.print(f"CLIP: {model}")
