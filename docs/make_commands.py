@@ -37,7 +37,11 @@ def render() -> str:
     parts = [INTRODUCTION]
     for path, command in commands(cli, "dsd-trt"):
         context = click.Context(
-            command, info_name=path, terminal_width=WIDTH, max_content_width=WIDTH
+            command,
+            info_name=path,
+            help_option_names=["-h", "--help"],
+            terminal_width=WIDTH,
+            max_content_width=WIDTH,
         )
         text = "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
         parts.append(f"## {path}\n\n```text\n{text}\n```\n")

@@ -6,6 +6,7 @@ The stand-in for a model keeps the contract and nothing else:
     r_y    = TABLE[input_ids]                                           (77, D)
     S_j    = sigmoid(r_j . (PROJECTION^T mean(latent)) + LEVEL_BIAS[level])
     f      = mean of S_j over the counted tokens
+    denoising error = 2 - mean of S_j over all 77 tokens
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dsd_trt.bundle import (
     Precision,
     Preprocessing,
     Provenance,
+    ScoreKind,
     TokenizerSpec,
     TokenMask,
     graph_contract,
@@ -41,6 +43,7 @@ RESOLUTION = 8
 LENGTH = 77
 FRACTIONS = (0.2, 0.4, 0.8)
 CALIBRATION = Calibration(a=4.0, b=-2.0)
+WEIGHT = 0.7  # of the denoising term
 WORDS = ("!", "<bos>", "<eos>", "<unk>", "a", "red", "green", "blue", "circle", "square", "dog")
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 
@@ -87,31 +90,53 @@ def probability(f: float) -> float:
     return float(1 / (1 + np.exp(-(CALIBRATION.a * f + CALIBRATION.b))))
 
 
+def denoising_term(
+    pixels: NDArray[np.uint8], text: str, levels: Sequence[int] = (0, 1, 2)
+) -> float:
+    """d: the error without a text less the error with it."""
+    without, within = (
+        2 - closed_form(pixels, words, levels, token_mask="all") for words in ("", text)
+    )
+    return without - within
+
+
 def make_bundle(
-    folder: Path, *, precision: Precision = "fp32", token_mask: TokenMask = "words_eos"
+    folder: Path,
+    *,
+    precision: Precision = "fp32",
+    token_mask: TokenMask = "words_eos",
+    score: ScoreKind = "attention",
 ) -> Bundle:
     """Write a bundle of the stand-in model."""
     folder.mkdir(parents=True, exist_ok=True)
-    graphs = graph_contract(precision, RESOLUTION, (3, 2, 2), TABLE.shape[1], LENGTH)
+    denoising = score != "attention"
+    graphs = graph_contract(
+        precision, RESOLUTION, (3, 2, 2), TABLE.shape[1], LENGTH, denoising=denoising
+    )
     half = precision == "fp16"
     _save(folder, graphs["image_encoder"], _image_encoder(half), {})
     _save(folder, graphs["text_encoder"], _text_encoder(half), {"table": TABLE})
     _save(
         folder,
         graphs["pair_scorer"],
-        _pair_scorer(),
+        _pair_scorer(denoising),
         {"projection": PROJECTION, "level_bias": LEVEL_BIAS[:, None]},
     )
     _tokenizer().save(str(folder / "tokenizer.json"))
-    return write_bundle(folder, make_manifest(graphs, precision, token_mask))
+    return write_bundle(folder, make_manifest(graphs, precision, token_mask, score))
 
 
 def make_manifest(
-    graphs: dict[str, Graph], precision: Precision = "fp32", token_mask: TokenMask = "words_eos"
+    graphs: dict[str, Graph],
+    precision: Precision = "fp32",
+    token_mask: TokenMask = "words_eos",
+    score: ScoreKind = "attention",
 ) -> Manifest:
     """The stand-in model's manifest."""
     return Manifest(
         method=Method(
+            score=score,
+            denoising_weight=WEIGHT,
             score_layers=(0, 1),
             layer_names=("down.attn", "up.attn"),
             pooling="lse",
@@ -154,11 +179,16 @@ def _text_encoder(half: bool) -> list[onnx.NodeProto]:
     ]
 
 
-def _pair_scorer() -> list[onnx.NodeProto]:
+def _pair_scorer(denoising: bool) -> list[onnx.NodeProto]:
     axes = numpy_helper.from_array(np.array([2, 3], np.int64))
     last = numpy_helper.from_array(np.array([2], np.int64))
     tokens = numpy_helper.from_array(np.array([1], np.int64))
     node = helper.make_node
+    error = [
+        node("Constant", [], ["two"], value_float=2.0),
+        node("ReduceMean", ["token_scores", "tokens"], ["mean"], keepdims=0),
+        node("Sub", ["two", "mean"], ["denoising_error"]),
+    ]
     return [
         node("Constant", [], ["axes"], value=axes),
         node("Constant", [], ["last"], value=last),
@@ -177,6 +207,7 @@ def _pair_scorer() -> list[onnx.NodeProto]:
         node("ReduceSum", ["counted", "tokens"], ["sum"], keepdims=0),
         node("ReduceSum", ["token_mask", "tokens"], ["count"], keepdims=0),
         node("Div", ["sum", "count"], ["score"]),
+        *(error if denoising else []),
     ]
 
 

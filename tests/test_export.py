@@ -279,7 +279,7 @@ def test_manifest_tells_where_everything_comes_from(
     assert (manifest.calibration.a, manifest.calibration.b) == (12.0, -3.0)
     assert manifest.method.noise_levels.fractions == (0.2, 0.8)
     assert manifest.method.noise_levels.timesteps == (200, 800)
-    assert manifest.method.head_weights.mode == "calibrated"
+    assert manifest.method.head_weights.mode == "learned"
     saved = load_file(adapter_folder / "adapter.safetensors")
     for layer, weights in enumerate(manifest.method.head_weights.values):
         assert weights == pytest.approx(saved[f"head_weights.{layer}"].tolist(), rel=1e-6)

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import FRACTIONS, RESOLUTION, closed_form, make_bundle, probability
+from bundles import (
+    FRACTIONS,
+    RESOLUTION,
+    WEIGHT,
+    closed_form,
+    denoising_term,
+    make_bundle,
+    probability,
+)
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -62,6 +70,26 @@ def test_the_bundles_token_mask_is_used(tmp_path: Path, token_mask: Any) -> None
     (image,) = random_images(1)
     got = Scorer.load(tmp_path, "onnxruntime").score([image], ["a dog"]).scores
     assert got[0, 0] == pytest.approx(closed_form(image, "a dog", token_mask=token_mask), abs=1e-6)
+
+
+@pytest.mark.parametrize("levels", [None, [0.8]])
+@pytest.mark.parametrize("score", ["denoising", "attention+denoising"])
+def test_the_denoising_term_is_measured_against_the_empty_text(
+    tmp_path: Path, engine: str, score: Any, levels: list[float] | None
+) -> None:
+    make_bundle(tmp_path, score=score)
+    images, at = random_images(3), (0, 1, 2) if levels is None else (2,)
+    d = np.array([[denoising_term(image, text, at) for text in TEXTS] for image in images])
+    f = np.array([[closed_form(image, text, at) for text in TEXTS] for image in images])
+    expected = d if score == "denoising" else f + WEIGHT * d
+    scorer, told = Scorer.load(tmp_path, engine), []
+    matrix = scorer.score(images, TEXTS, levels, lambda done, total: told.append((done, total)))
+    assert np.ptp(d) > 1e-3
+    np.testing.assert_allclose(matrix.scores, expected, atol=1e-6)
+    np.testing.assert_allclose(matrix.probabilities, np.vectorize(probability)(expected), atol=1e-6)
+    assert told[-1] == (12, 12)  # what the empty text costs is not counted as pairs
+    pairs = scorer.score_pairs([(images[2], TEXTS[1]), (images[0], TEXTS[3])], levels)
+    np.testing.assert_allclose(pairs.scores, [expected[2, 1], expected[0, 3]], atol=1e-6)
 
 
 def test_fp16_bundles_run_on_both_engines(tmp_path: Path, engine: str) -> None:

@@ -333,11 +333,11 @@ def average_heads(response: Response, weights: Tensor) -> Tensor:
     Returns:
         FP32 (batch, text_tokens).
     """
-    each = weights.expand(len(response.pooled), -1)  # (batch, heads)
+    each = weights  # (heads,), or of each pair, (batch, heads)
     if response.relevance is not None:
-        each = each * response.relevance
+        each = weights * response.relevance
         each = each / each.sum(dim=1, keepdim=True)
-    return (response.pooled * each[:, :, None]).sum(dim=1)
+    return (response.pooled * each[..., None]).sum(dim=1)
 
 
 def average_tokens(token_scores: Tensor, token_mask: Tensor) -> Tensor:

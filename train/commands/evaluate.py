@@ -89,6 +89,7 @@ def evaluate(
     from dsd_trt import Scorer
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    questions = open_dataset(data, root, "test", seed, limit, fraction)
     score: Score
     if (Path(scorer) / MANIFEST_NAME).is_file():
         if adapter:
@@ -107,7 +108,6 @@ def evaluate(
         console.print("engine: PyTorch FP32")
     if out:
         out.mkdir(parents=True, exist_ok=True)
-    questions = open_dataset(data, root, "test", seed, limit, fraction)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=limit)

@@ -50,7 +50,7 @@ def fit_adapter(
     folder: Path | None = None,
     report: Report = lambda step, loss, validation: None,
 ) -> Fitted:
-    """Learn prompts, head weights and the logistic (Eq. 5 to 7).
+    """Learn prompts (Eq. 5), head weights (Eq. 7) and the logistic by cross-entropy (Eq. 6).
 
     At the end a and b are fitted again, to the score averaged over all levels, which is what is
     served.
