@@ -43,6 +43,16 @@ SUBCOMMANDS = {
         "Measure what layers, heads, pooling and noise levels are worth.",
         "train",
     ),
+    "baseline": Subcommand(
+        "dsd_trt.train.commands.baseline:baseline",
+        "Measure CLIP on a data set, zero-shot or trained.",
+        "train",
+    ),
+    "reproduce": Subcommand(
+        "dsd_trt.train.commands.reproduce:reproduce",
+        "Reproduce the paper's tables and figures.",
+        "train",
+    ),
     "train": Subcommand("dsd_trt.train.commands.train:train", "Train a few-shot adapter.", "train"),
     "pretrain": Subcommand(
         "dsd_trt.train.commands.pretrain:pretrain",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +102,7 @@ def baseline(
         from dsd_trt.train.baselines.matcher import by_matcher
         from dsd_trt.train.data.catalogue import open_dataset
         from dsd_trt.train.evaluation.answers import ask
-        from dsd_trt.train.evaluation.figures import as_text, figures, plot
+        from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
         from dsd_trt.train.fewshot.model import Validation
         from dsd_trt.train.fewshot.settings import FewShotSettings
         from dsd_trt.train.libraries import hush_libraries
@@ -154,8 +153,7 @@ def baseline(
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
     rows = figures(answers, seed)
-    table = as_text(rows)
-    plain = {
+    about = {
         "scorer": folder,
         "method": method,
         "data": data,
@@ -163,14 +161,10 @@ def baseline(
         "limit": limit,
         "seed": seed,
         "training": training,
-        "figures": [asdict(row) for row in rows],
     }
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(table, encoding="utf-8")
-        (out / "figures.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        plot(rows, out / "figures.png", f"{Path(folder).name}, {method}, on {data}")
-    click.echo(json.dumps(plain, indent=2) if form == "json" else table, nl=form == "json")
+        write(out, rows, about, f"{Path(folder).name}, {method}, on {data}")
+    click.echo(to_json(rows, about) if form == "json" else as_text(rows), nl=False)
 
 
 @click.command("tiny-clip")

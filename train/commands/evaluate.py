@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -77,7 +75,7 @@ def evaluate(
     try:
         from dsd_trt.train.data.catalogue import open_dataset
         from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
-        from dsd_trt.train.evaluation.figures import as_text, figures, plot
+        from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"measuring needs packages that are not installed here ({error}). "
@@ -122,17 +120,13 @@ def evaluate(
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
     rows = figures(answers, seed)
-    table = as_text(rows)
-    plain = {
+    about = {
         "scorer": scorer,
         "data": data,
         "fraction": fraction,
         "limit": limit,
         "seed": seed,
-        "figures": [asdict(row) for row in rows],
     }
     if out:
-        (out / "table.md").write_text(table, encoding="utf-8")
-        (out / "figures.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        plot(rows, out / "figures.png", f"{Path(scorer).name} on {data}")
-    click.echo(json.dumps(plain, indent=2) if form == "json" else table, nl=form == "json")
+        write(out, rows, about, f"{Path(scorer).name} on {data}")
+    click.echo(to_json(rows, about) if form == "json" else as_text(rows), nl=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.train.commands.baseline import tiny_clip
 
 
 @click.group()
@@ -60,3 +61,6 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
         except ValueError as error:
             raise InputError(str(error)) from error
     console.print(f"model: {model}")
+
+
+pretrain.add_command(tiny_clip)

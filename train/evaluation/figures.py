@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +142,19 @@ def as_text(rows: Sequence[Figure]) -> str:
         cells += ["-" if row.top5 is None else f"{row.top5:.1f}"] if five else []
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" for line in lines)
+
+
+def to_json(rows: Sequence[Figure], about: Mapping[str, Any]) -> str:
+    """What was measured, and every figure."""
+    return json.dumps({**about, "figures": [asdict(row) for row in rows]}, indent=2) + "\n"
+
+
+def write(folder: Path, rows: Sequence[Figure], about: Mapping[str, Any], title: str) -> None:
+    """Write `table.md`, `figures.json` and `figures.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.md").write_text(as_text(rows), encoding="utf-8")
+    (folder / "figures.json").write_text(to_json(rows, about), encoding="utf-8")
+    plot(rows, folder / "figures.png", title)
 
 
 def plot(rows: Sequence[Figure], path: Path, title: str) -> None:

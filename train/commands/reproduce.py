@@ -1,0 +1,85 @@
+"""`dsd-trt reproduce`: the paper's tables and figures, on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dsd_trt.errors import InputError, MissingExtraError
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt reproduce --clip tiny-clip/model --out reproduction/
+  dsd-trt reproduce --model sd-2-1/ --clip clip-vit-large/ --root data/ --out reproduction/
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option(
+    "--model",
+    default="shapes",
+    show_default=True,
+    metavar="DIR",
+    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
+)
+@click.option(
+    "--clip",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="CLIP in transformers' format, for the baselines.  [default: none]",
+)
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Holds the folders comvg, refcocog and vqav2.  [default: shapes are drawn instead]",
+)
+@click.option("--questions", type=click.IntRange(1), help="Test questions a data set.")
+@click.option("--examples", type=click.IntRange(2), help="Few-shot examples a data set.")
+@click.option(
+    "--steps", type=click.IntRange(1), default=600, show_default=True, help="Of few-shot training."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write; a run that was stopped goes on where it was.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of everything.")
+def reproduce(
+    model: str,
+    clip: Path | None,
+    root: Path | None,
+    questions: int | None,
+    examples: int | None,
+    steps: int,
+    out: Path,
+    seed: int,
+) -> None:
+    """Reproduce Tables 1 and 2 and Figures 3 to 6 of the paper.
+
+    Every method is trained on the same few-shot examples and answers the same test questions.
+    OUT/reproduction.md has the result.
+    """
+    try:
+        from dsd_trt.train.evaluation.reproduction import Plan
+        from dsd_trt.train.evaluation.reproduction import reproduce as run
+        from dsd_trt.train.fewshot.settings import FewShotSettings
+        from dsd_trt.train.libraries import hush_libraries
+        from dsd_trt.train.progress import StageProgress
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"this needs packages that are not installed here ({error}). "
+            "Install them with: pip install 'dsd-trt[train]'"
+        ) from error
+    from rich.console import Console
+
+    hush_libraries()
+    settings = FewShotSettings(steps=steps, seed=seed)
+    plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
+    with StageProgress(Console(stderr=True)) as progress:
+        try:
+            report = run(plan, out, progress.step)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    (out / "reproduction.md").write_text(report, encoding="utf-8")
+    click.echo(report, nl=False)

@@ -1,0 +1,235 @@
+"""The paper's tables and figures in one go: every method on every data set, then the ablations."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.baselines.clip import load_clip
+from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
+from dsd_trt.train.baselines.matcher import by_matcher
+from dsd_trt.train.data.catalogue import FEW_SHOT, open_dataset
+from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
+from dsd_trt.train.evaluation.ablation import as_text as ablation_text
+from dsd_trt.train.evaluation.ablation import plot as plot_ablations
+from dsd_trt.train.evaluation.answers import Score, ask
+from dsd_trt.train.evaluation.by_model import by_model
+from dsd_trt.train.evaluation.figures import Figure, figures, write
+from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.fewshot.training import train_adapter
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+
+REAL = ("comvg", "refcocog", "vqav2")
+SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")
+_ABLATED = 300  # questions of the first data set
+
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+"""Told (stage, done, total, figures)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is reproduced.
+
+    Attributes:
+        model: what `load_checkpoint` takes.
+        clip: folder of a CLIP for the baselines, or None to leave them out.
+        root: folder with a folder of files a data set, or None: shapes are drawn.
+        questions: test questions a data set; None is all of them.
+        examples: few-shot questions a data set; None is all of the training set's fraction.
+        settings: of few-shot training.
+        fraction: share of the training set that is learned from.
+        seed: of everything.
+    """
+
+    model: str
+    clip: Path | None
+    root: Path | None
+    questions: int | None
+    examples: int | None
+    settings: FewShotSettings
+    fraction: float = FEW_SHOT
+    seed: int = 0
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The data sets."""
+        return SHAPES if self.root is None else REAL
+
+    def open(self, data: str, part: str) -> Any:
+        """Questions of a data set, see `open_dataset`."""
+        limit = self.questions if part == "test" else self.examples
+        root = Path() if self.root is None else self.root / data
+        return open_dataset(data, root, part, self.seed, limit, self.fraction)
+
+
+def reproduce(plan: Plan, out: Path, progress: Progress) -> str:
+    """Run everything, going on where an earlier call was stopped.
+
+    Args:
+        plan: what to do.
+        out: a folder a part: adapters, answers, tables, figures.
+        progress: told of every step.
+
+    Returns:
+        The report, Markdown.
+    """
+    began = time.monotonic()
+    tables: dict[str, dict[str, list[Figure]]] = {}
+    for data in plan.data:
+        for name, make in _methods(plan, data, out, progress).items():
+            folder = out / data / name.replace(" ", "-")
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = _measured(folder)
+            if rows is None:
+                rows = _measure(plan, data, make(folder), folder, name, progress)
+            tables.setdefault(name, {})[data] = rows
+    adapter = out / plan.data[0] / "DSD-few-shot" / "adapter"
+    ablations = _ablate(plan, adapter, out / "ablation", progress)
+    minutes = (time.monotonic() - began) / 60
+    return _report(plan, tables, ablations, minutes)
+
+
+def _methods(
+    plan: Plan, data: str, out: Path, progress: Progress
+) -> dict[str, Callable[[Path], Score]]:
+    """What is compared, each made when its turn comes."""
+
+    def few_shot(settings: FewShotSettings) -> Callable[[Path], Score]:
+        def make(folder: Path) -> Score:
+            questions = list(plan.open(data, "train"))
+            source = {"data": data, "fraction": plan.fraction, "examples": plan.examples}
+            train_adapter(
+                plan.model, questions, settings, folder / "adapter", source, progress=progress
+            )
+            return by_model(plan.model, folder / "adapter")
+
+        return make
+
+    def clip(method: str) -> Callable[[Path], Score]:
+        def make(folder: Path) -> Score:
+            assert plan.clip is not None
+            opened = load_clip(plan.clip)
+            if method == "zero-shot":
+                return by_matcher(build_matcher(opened, method))
+            settings = replace(plan.settings, learning_rate=LEARNING_RATES[method])
+            matcher, _ = train_baseline(
+                opened,
+                method,
+                list(plan.open(data, "train")),
+                settings,
+                report=lambda step, loss, validation: progress(
+                    f"CLIP {method}", step, settings.steps, {"loss": loss}
+                ),
+            )
+            return by_matcher(matcher)
+
+        return make
+
+    methods: dict[str, Callable[[Path], Score]] = {}
+    if plan.clip is not None:
+        for method in ("zero-shot", "fine-tuning", "prompt-learning"):
+            methods[f"CLIP {method}"] = clip(method)
+    methods["DSD zero-shot"] = lambda folder: by_model(plan.model, None)
+    methods["DSD few-shot"] = few_shot(plan.settings)
+    both = replace(plan.settings, score="attention+denoising")
+    methods["DSD few-shot with denoising term"] = few_shot(both)
+    return methods
+
+
+def _measure(
+    plan: Plan, data: str, score: Score, folder: Path, name: str, progress: Progress
+) -> list[Figure]:
+    def told(answered: int) -> None:
+        progress(f"{name} on {data}", answered, plan.questions or answered, {})
+
+    answers = list(ask(plan.open(data, "test"), score, folder / "answers.jsonl", told))
+    rows = figures(answers, plan.seed)
+    write(folder, rows, {"method": name, "data": data, "seed": plan.seed}, f"{name} on {data}")
+    return rows
+
+
+def _measured(folder: Path) -> list[Figure] | None:
+    """Figures of a part that is done."""
+    path = folder / "figures.json"
+    if not path.exists():
+        return None
+    return [Figure(**row) for row in json.loads(path.read_text(encoding="utf-8"))["figures"]]
+
+
+def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
+    path = folder / "ablation.md"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    checkpoint = load_checkpoint(plan.model)
+    scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=LEVELS)
+    data = plan.data[0]
+    few = replace(plan, questions=min(plan.questions or _ABLATED, _ABLATED))
+    examples = encode_questions(checkpoint, list(few.open(data, "test")))
+    maps = collect(scoring, examples, lambda done, total: progress("ablations", done, total, {}))
+    ablations = ablate(maps, scoring.head_weights.double().numpy(), examples, plan.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_ablations(ablations, folder / "ablation.png", f"{len(examples)} questions of {data}")
+    path.write_text(ablation_text(ablations), encoding="utf-8")
+    return path.read_text(encoding="utf-8")
+
+
+def _report(
+    plan: Plan,
+    tables: Mapping[str, Mapping[str, Sequence[Figure]]],
+    ablations: str,
+    minutes: float,
+) -> str:
+    columns = [
+        (data, row.name, kind)
+        for data in plan.data
+        for row in next(iter(tables.values()))[data]
+        for kind in (["top1", "top5"] if row.top5 is not None else ["top1"])
+    ]
+    head = " | ".join(
+        f"{data}: {name}" + (" (top-5)" if kind == "top5" else "") for data, name, kind in columns
+    )
+    lines = [f"| method | {head} |", "|---|" + "---:|" * len(columns)]
+    for method, by_data in tables.items():
+        cells = []
+        for data, name, kind in columns:
+            (row,) = [row for row in by_data[data] if row.name == name]
+            cells.append(f"{getattr(row, kind):.1f}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    chances = [
+        next(row.chance for row in next(iter(tables.values()))[data] if row.name == name)
+        for data, name, kind in columns
+    ]
+    guess = [
+        f"{min(5 * c, 100) if kind == 'top5' else c:.1f}"
+        for c, (_, _, kind) in zip(chances, columns, strict=True)
+    ]
+    lines.append(f"| chance | {' | '.join(guess)} |")
+    about = {**asdict(plan), "settings": asdict(plan.settings)}
+    settings = "\n".join(f"- {name}: {value}" for name, value in about["settings"].items())
+    return (
+        "# Reproduction\n\n"
+        f"Model {Path(plan.model).name}, seed {plan.seed}, "
+        f"{plan.questions or 'all'} test questions and {plan.examples or 'all'} few-shot examples "
+        f"a data set. {_machine()}; this run took {minutes:.0f} minutes.\n\n"
+        "Right answers in percent; a tie is a wrong answer.\n\n"
+        "## Tables 1 and 2\n\n" + "\n".join(lines) + "\n\n"
+        f"## Figures 3 to 6\n\nOn {plan.data[0]}, with the few-shot adapter.\n\n{ablations}\n"
+        f"## Settings of few-shot training\n\n{settings}\n"
+    )
+
+
+def _machine() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    names = ("dsd-trt", "torch", "diffusers", "transformers")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{platform.machine()}, {cores} cores, {platform.system()}, {versions}"
