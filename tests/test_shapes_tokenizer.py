@@ -17,7 +17,7 @@ from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.model import token_mask
 from dsd_trt.train.shapes.caption import caption, words
 from dsd_trt.train.shapes.scene import sample_scene
-from dsd_trt.train.shapes.tokenizer import build_tokenizer
+from dsd_trt.train.shapes.tokenizer import build_tokenizer, learn_merges
 
 # Characters this Python knows: of newer ones the tokenizer may know a lower case that it does not.
 any_text = st.text(st.characters(exclude_categories=("Cn", "Cs")), max_size=60)
@@ -54,6 +54,15 @@ def test_every_caption_word_is_one_token(clip: CLIPTokenizer) -> None:
     assert len(spoken) > 60
     for word in (*words(), *spoken):
         assert clip.tokenize(word) == [f"{word.lower()}</w>"], word
+
+
+def test_merges_follow_from_the_words_alone() -> None:
+    in_order = learn_merges(words())
+    assert learn_merges(reversed(words())) == in_order
+    # By hand: "lo" thrice, then "w</w>" behind it twice, then what is left of each word.
+    assert learn_merges(["low", "low", "lots"]) == [
+        ("l", "o"), ("lo", "w</w>"), ("t", "s</w>"), ("lo", "ts</w>"),
+    ]  # fmt: skip
 
 
 def test_every_token_has_an_id_of_its_own(clip: CLIPTokenizer, folder: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from dsd_trt.train.shapes.caption import words
@@ -18,14 +21,7 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
 
     The vocabulary starts with all 256 bytes, inside a word and ending one, so no text is unknown.
     """
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
-    )
-    learner.train_from_iterator(words(), trainer)
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-
+    merges = learn_merges(words())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(byte + "</w>" for byte in alphabet)]
     tokens += [left + right for left, right in merges] + [_BOS, _EOS]
@@ -53,3 +49,28 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     for name, text in write.items():
         (folder / name).write_text(text, encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent first, until every word is one token.
+
+    Among pairs that are equally frequent the last in the alphabet is merged: the trainer of the
+    `tokenizers` library leaves their order to chance, and with it the ids.
+    """
+    pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for word in pieces for pair in pairwise(word)):
+        merges.append(max(counts, key=lambda pair: (counts[pair], pair)))
+        pieces = [_merged(word, merges[-1]) for word in pieces]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word's pieces with every occurrence of a pair made one."""
+    merged: list[str] = []
+    for piece in word:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
