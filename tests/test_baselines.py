@@ -33,6 +33,7 @@ from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
 SIDE = 32
 TEXTS = ["a red circle", "a blue square", "a green star in front of a red square", "a white ring"]
+COLOURS = [(220, 20, 20), (20, 20, 220), (20, 200, 20), (240, 240, 240)]
 LEARNED = {
     "zero-shot": set(),
     "fine-tuning": {
@@ -51,7 +52,7 @@ LEARNED = {
     },
 }
 TRAINED = ["fine-tuning", "prompt-learning"]
-SETTINGS = FewShotSettings(steps=40, questions=4, negatives=1, hard=1.0, learning_rate=2e-2)
+SETTINGS = FewShotSettings(steps=80, questions=4, negatives=1, hard=1.0, learning_rate=2e-2)
 
 
 def write_clip(folder: Path) -> Path:
@@ -84,7 +85,12 @@ def write_clip(folder: Path) -> Path:
     for parameter in model.parameters():
         if parameter.dim() == 1:  # all ones and zeros, under which a lost one would not be seen
             parameter.data += 0.1 * torch.randn(parameter.shape)
-    model.text_model.embeddings.token_embedding.weight.data *= 20  # texts must differ
+    # Texts and pictures must differ by more than rounding.
+    model.text_model.embeddings.token_embedding.weight.data *= 20
+    model.vision_model.embeddings.patch_embedding.weight.data *= 20
+    for layer in model.text_model.encoder.layers:
+        layer.self_attn.q_proj.weight.data *= 4
+        layer.self_attn.v_proj.weight.data *= 4
     model.save_pretrained(folder)
     return folder
 
@@ -102,8 +108,7 @@ def clip(folder: Path) -> Clip:
 @pytest.fixture(scope="module")
 def questions() -> list[Question]:
     """Four pictures, each with its own text and two others'."""
-    rng = np.random.default_rng(3)
-    pictures = [rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in TEXTS]
+    pictures = [np.full((SIDE, SIDE, 3), colour, np.uint8) for colour in COLOURS]
     return [
         Question(
             "text",
@@ -366,7 +371,7 @@ def test_a_seed_fixes_what_is_learned(clip: Clip, questions: list[Question], met
         train_baseline(clip, method, questions, settings, 0.25) for _ in range(2)
     )
     assert first == again
-    assert [outcome.step for outcome in first.validations] == [2, 4]
+    assert [outcome.step for outcome in first.validations] == [0, 2, 4]
     for name, value in one.learned().items():
         assert torch.equal(value, other.learned()[name]), name
 
@@ -384,9 +389,9 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
     matcher = build_matcher(clip, method)
     examples, turned = examples_and_turned(matcher)
     history = fit(matcher, examples, settings, validation=turned)
-    assert len(history.losses) == len(history.validations) < settings.steps
+    assert len(history.losses) == len(history.validations) - 1 < settings.steps
     assert history.best is not None
-    assert len(history.validations) - history.best.step == 3
+    assert len(history.losses) - history.best.step == 3
     kept = validate(matcher, turned, history.best.step)
     assert kept == history.best
 
@@ -404,7 +409,8 @@ def test_the_command_learns_and_writes_its_table(folder: Path, tmp_path: Path) -
     assert (out / "table.md").read_text("utf-8") == done.stdout
     saved = json.loads((out / "figures.json").read_text("utf-8"))
     assert saved["training"]["examples"] == 8
-    assert saved["training"]["steps_done"] == saved["training"]["best"]["step"] == 3
+    assert saved["training"]["steps_done"] == 3
+    assert saved["training"]["best"]["step"] in (0, 3)
     with Image.open(out / "figures.png") as picture:
         assert picture.size[0] > 300
     again = CliRunner().invoke(baseline, [*arguments, "-f", "json"])
@@ -417,7 +423,7 @@ def test_the_command_measures_without_training(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
     assert shown["training"] == {}
-    assert [row["chance"] for row in shown["figures"]] == [10]
+    assert [row["chance"] for row in shown["figures"]] == pytest.approx([10])
 
 
 @pytest.mark.parametrize(

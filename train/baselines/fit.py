@@ -110,15 +110,28 @@ def fit(
         examples: to learn from, of this matcher.
         settings: of these steps, batches (questions, negatives, hard, seed), loss, learning rate
             and early stopping count; the rest is DSD's own.
-        validation: other examples, to stop early by and to choose the best step; without them the
-            last step counts.
+        validation: other examples, to stop early by and to choose the best step, before the first
+            one included; without them the last step counts.
         report: told of every step.
     """
     _balance(matcher, examples)
     learned = matcher.learned()
     optimizer = torch.optim.AdamW(learned.values(), lr=settings.learning_rate, weight_decay=0.01)
     history, best, waited = History([], []), dict[str, Tensor](), 0
-    for step in range(settings.steps):
+    for step in range(settings.steps + 1):
+        outcome, at_end = None, step == settings.steps
+        # Before the first step, too: what is learned has to beat what it starts from.
+        if validation and (step % settings.validate_every == 0 or at_end):
+            outcome = validate(matcher, validation, step)
+            history.validations.append(outcome)
+            waited += 1
+            if _rank(outcome) == max(map(_rank, history.validations)):
+                best = {name: value.detach().clone() for name, value in learned.items()}
+                waited = 0
+        if step > 0:
+            report(step, history.losses[-1], outcome)
+        if at_end or waited == settings.patience:
+            break
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - step / settings.steps)
         # The seed of `fit_adapter` on one process: DSD sees the very same pairs.
@@ -129,17 +142,6 @@ def fit(
         loss.backward()
         optimizer.step()
         history.losses.append(loss.item())
-        done, outcome = step + 1, None
-        if validation and (done % settings.validate_every == 0 or done == settings.steps):
-            outcome = validate(matcher, validation, done)
-            history.validations.append(outcome)
-            waited += 1
-            if _rank(outcome) == max(map(_rank, history.validations)):
-                best = {name: value.detach().clone() for name, value in learned.items()}
-                waited = 0
-        report(done, loss.item(), outcome)
-        if waited == settings.patience:
-            break
     matcher.load_state_dict(best, strict=False)
     return history
 

@@ -32,7 +32,7 @@ class Matcher(nn.Module):
 
     Attributes:
         clip: what it is made from.
-        match: the logistic a f + b that turns a score into the logit of a match, a CLIP's own
+        match: the logistic a f + b that turns a score into the logit of a match, where a is CLIP's
             logit scale; what is trained is trained through it, and it changes no ranking.
     """
 
@@ -46,6 +46,7 @@ class Matcher(nn.Module):
         self.match = MatchProbability("attention")
         with torch.no_grad():
             self.match.log_a.copy_(clip.model.logit_scale)
+            self.match.b.zero_()
         self.requires_grad_(False)
 
     @property

@@ -34,9 +34,10 @@ class PromptLearning(Matcher):
         self.context = nn.Parameter(embedding[torch.tensor(words, dtype=torch.int64)].clone())
         features, width = self.visual_projection.out_features, embedding.shape[1]
         hidden = max(1, features // _NARROWING)
-        self.meta = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, width))
-        nn.init.zeros_(self.meta[2].weight)
-        nn.init.zeros_(self.meta[2].bias)
+        last = nn.Linear(hidden, width)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.meta = nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), last)
         self.match.b.requires_grad_()
 
     def text_states(self, texts: Sequence[str]) -> Tensor:

@@ -5,8 +5,8 @@ on the fly, with the symmetric InfoNCE loss (Radford et al. 2021, Fig. 3). Both 
 of twins are in one batch, so every picture meets the caption that is false of it in one aspect:
 the hard negatives that the embedded model's ranking loss has, too.
 
-Of 4.3 M parameters, 3.7 M of them in the vision tower; the embedded model's U-Net has 4.3 M, and
-its text encoder, whose shape this one's text tower has, 0.5 M.
+It has 4.1 M parameters, 3.6 M of them in the vision tower. The embedded model's U-Net has 4.3 M,
+and its text encoder, whose shape this one's text tower has, 0.5 M.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
@@ -106,7 +107,8 @@ def build_clip(tokenizer: CLIPTokenizer, settings: Settings) -> Clip:
 def sample_batch(settings: Settings, step: int, worker: Worker = _ALONE) -> Batch:
     """A worker's part of the batch of one step; together the parts are the batch of one alone."""
     part = settings.twins // worker.count
-    pixels, captions = [], []
+    pixels: list[NDArray[np.uint8]] = []
+    captions: list[str] = []
     for place in range(worker.rank * part, (worker.rank + 1) * part):
         rng = np.random.default_rng([settings.seed, step, place, _BATCHES])
         index = int(rng.integers(settings.pool))

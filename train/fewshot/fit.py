@@ -59,8 +59,8 @@ def fit_adapter(
         checkpoint: the base model; not changed.
         examples: to learn from.
         settings: sizes and lengths.
-        validation: other examples, to stop early by and to choose the best step; without them the
-            last step counts.
+        validation: other examples, to stop early by and to choose the best step, before the first
+            one included; without them the last step counts.
         folder: where training state is kept, to go on from when called again; None keeps none.
         report: told of every step.
     """
@@ -74,6 +74,8 @@ def fit_adapter(
         model, torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
     )
     run = _Run(model, optimizer, accelerator, folder)
+    if validation and not run.validations:
+        run.judge(validate(model, validation, 0))  # what is learned has to beat the base model
     while run.step < settings.steps and run.patience_spent() < settings.patience:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - run.step / settings.steps)
