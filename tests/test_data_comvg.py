@@ -72,7 +72,7 @@ def test_a_missing_file_is_named_with_its_origin(tmp_path: Path) -> None:
         ("4,a dog,x,y,1,2.jpg,verb", "the images must be two numbers, got '1' and '2.jpg'"),
         ("4,a dog,x,y,,2,verb", "the images must be two numbers, got '' and '2'"),
         ("4,a dog,x,y,2,2,verb", "the images must be two numbers, got '2' and '2'"),
-        ("4,a dog,x", "3 cells under 7 columns"),
+        ("4,a dog,x", '3 cells under 7 columns; put a text that has commas in "quotes"'),
     ],
 )
 def test_a_malformed_row_is_named_by_its_line(row: str, message: str, tmp_path: Path) -> None:

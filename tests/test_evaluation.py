@@ -217,7 +217,7 @@ def test_train_command_learns_goes_on_and_feeds_export(
     assert done.exit_code == 0, done.output
     report = json.loads((out / "report.json").read_text("utf-8"))
     assert len(report["losses"]) == 4
-    assert [v["step"] for v in report["validations"]] == [2, 4]
+    assert [v["step"] for v in report["validations"]] == [0, 2, 4]
     assert report["questions"] == [9, 3]
     assert report["versions"]["torch"]
     with Image.open(out / "curves.png") as picture:

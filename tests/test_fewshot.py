@@ -293,8 +293,10 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
     best = max(range(len(ranks)), key=lambda i: ranks[i])
     assert len(ranks) < settings.steps
     assert len(ranks) - 1 - best == 3
-    again = fit_adapter(checkpoint, examples, replace(settings, steps=best + 1), validation=turned)
-    assert len(again.validations) == best + 1
+    kept = build_scoring_unet(checkpoint, fitted.adapter)
+    alone = [_score_alone(kept, turned, i, "attention", 1.0) for i in range(8)]
+    accuracy = np.mean(turned.right_answers(torch.tensor(alone)))
+    assert accuracy == fitted.validations[best].accuracy
 
 
 # Head weights and the logistic
@@ -305,7 +307,7 @@ def test_head_weights_start_as_given_and_always_sum_to_one() -> None:
     assert torch.allclose(weights(), torch.tensor([0.5, 0.25, 0.25, 0.0]), atol=1e-5)
     with torch.no_grad():
         weights.logits += torch.arange(4.0)
-    assert float(weights().sum()) == pytest.approx(1)
+    assert weights().sum().item() == pytest.approx(1)
     assert bool((weights() > 0).all())
     assert not HeadWeights(torch.ones(3) / 3, learned=False).logits.requires_grad
 
@@ -326,7 +328,7 @@ def test_the_logistic_is_that_of_the_sum() -> None:
         match.log_a.fill_(math.log(5.0))
         match.log_w.fill_(math.log(0.4))
         match.b.fill_(-1.0)
-    logit = float(match(torch.tensor(0.3), torch.tensor(0.2)))
+    logit = match(torch.tensor(0.3), torch.tensor(0.2)).item()
     assert logit == pytest.approx(5 * 0.3 + 2 * 0.2 - 1, rel=1e-6)  # a f + c d + b, c = a w
 
 

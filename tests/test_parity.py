@@ -163,7 +163,7 @@ def test_fp16_is_judged_by_its_rounding(exported_fp16: Exported) -> None:
     "layer",
     [
         "unet.down_blocks.0.resnets.0.conv2",
-        "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_v",
         "unet.up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_q",  # the last one scored
     ],
 )
