@@ -97,6 +97,7 @@ def export(
 ) -> None:
     """Export a model as a bundle of ONNX graphs, and check them against PyTorch."""
     try:
+        from dsd_trt.console import warnings_on
         from dsd_trt.export.exporter import export_bundle
         from dsd_trt.export.settings import Settings, default_adapter
         from dsd_trt.train.libraries import hush_libraries
@@ -117,7 +118,8 @@ def export(
         token_mask=cast("TokenMask", token_mask),
         score=cast("ScoreKind | None", score),
     )
-    with _stages(Console(stderr=True)) as (stage, progress):
+    console = Console(stderr=True)
+    with warnings_on(console), _stages(console) as (stage, progress):
         _, parity = export_bundle(settings, out, force=force, stage=stage, progress=progress)
     _print_parity(parity)
     click.echo(f"wrote {out}; try it: dsd-trt score IMAGES TEXTS --bundle {out}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from dsd_trt.export.settings import Settings
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import EMBEDDED, Checkpoint, sha256
 from dsd_trt.train.scoring_unet import ScoringUNet
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_NAME = "tokenizer.json"
 _MAX_LENGTH = 77  # tokens in a padded text, in every Stable Diffusion
@@ -60,8 +63,7 @@ def describe(
             pad_id=tokenizer.pad_token_id,
         ),
         preprocessing=Preprocessing(checkpoint.resolution, "bicubic-stretch"),
-        # Without an adapter nothing was learned about probabilities.
-        calibration=Calibration(adapter.a, adapter.b) if adapter else Calibration(1.0, 0.0),
+        calibration=_calibration(settings, adapter, scoring),
         provenance=Provenance(
             # A folder's path would say where on this machine it lies.
             base_model=EMBEDDED
@@ -73,6 +75,20 @@ def describe(
             library_versions={name: version(name) for name in _LIBRARIES},
         ),
     )
+
+
+def _calibration(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> Calibration:
+    """The adapter's a and b, where they were fitted for the very score that is exported."""
+    whole = len(scoring.score_layers) == len(scoring.layer_names)
+    if adapter is not None and whole and settings.levels == adapter.levels:
+        return Calibration(adapter.a, adapter.b)
+    if adapter is not None:
+        logger.warning(
+            "the adapter's match probabilities are for all layers at the levels %s, not for these: "
+            "rank by score alone",
+            ", ".join(f"{s:g}" for s in adapter.levels),
+        )
+    return Calibration(1.0, 0.0)
 
 
 def _method(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> Method:

@@ -109,6 +109,7 @@ def write_adapter(
         denoising_weight=0.7,
         a=12.0,
         b=-3.0,
+        levels=(0.2, 0.8),
         base=weight_hashes(checkpoint),
     ).save(folder)
     return folder

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
 from dsd_trt import Scorer, read_bundle
-from dsd_trt.bundle import graph_contract
+from dsd_trt.bundle import Calibration, graph_contract
 from dsd_trt.cli import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
@@ -284,6 +285,16 @@ def test_manifest_tells_where_everything_comes_from(
     for layer, weights in enumerate(manifest.method.head_weights.values):
         assert weights == pytest.approx(saved[f"head_weights.{layer}"].tolist(), rel=1e-6)
     assert manifest.parity["pairs"] >= 256
+
+
+def test_probabilities_are_of_the_score_they_were_fitted_for_or_of_none(
+    exported_fp32: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert exported_fp32.bundle.manifest.calibration == Calibration(12.0, -3.0)
+    settings = replace(exported_fp32.settings, levels=(0.2,))
+    bundle, _ = exporter.export_bundle(settings, tmp_path / "bundle")
+    assert bundle.manifest.calibration == Calibration(1.0, 0.0)
+    assert "at the levels 0.2, 0.8, not for these: rank by score alone" in caplog.text
 
 
 def test_every_graph_explains_itself(exported: Exported) -> None:

@@ -34,6 +34,7 @@ class Adapter:
         denoising_weight: w of that score.
         a: scale of the match probability sigmoid(a s + b).
         b: its offset.
+        levels: noise levels that a and b were fitted for, with all layers scored.
         base: sha256 of each weight file of the model it was trained on.
         training: how it was trained and what it scored, free-form.
     """
@@ -46,6 +47,7 @@ class Adapter:
     denoising_weight: float
     a: float
     b: float
+    levels: tuple[float, ...]
     base: Mapping[str, str]
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -64,6 +66,7 @@ class Adapter:
             "denoising_weight": self.denoising_weight,
             "a": self.a,
             "b": self.b,
+            "levels": list(self.levels),
             "base": dict(self.base),
             "training": dict(self.training),
         }
@@ -95,6 +98,7 @@ class Adapter:
                 denoising_weight=float(config["denoising_weight"]),
                 a=float(config["a"]),
                 b=float(config["b"]),
+                levels=tuple(config["levels"]),
                 base=config["base"],
                 training=config["training"],
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import shutil
 import sys
 import time
@@ -97,6 +96,7 @@ def score(
     """
     from rich.console import Console
 
+    from dsd_trt.console import warnings_on
     from dsd_trt.inputs import find_images, read_pairs, read_texts
     from dsd_trt.output import refuse_unwritable, to_records, top_texts, write_output
     from dsd_trt.scorer import Scorer
@@ -112,7 +112,7 @@ def score(
     refuse_unwritable(output)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    with _warnings_on(console):
+    with warnings_on(console):
         scorer = Scorer.load(bundle, engine)
         console.print(f"engine: {scorer.engine}")
         result: ScoreMatrix | PairScores
@@ -183,19 +183,3 @@ def _progress_bar(console: Console) -> Iterator[Progress | None]:
             bar.update(task, completed=done, total=total, rate=done / elapsed if elapsed else 0)
 
         yield show
-
-
-@contextlib.contextmanager
-def _warnings_on(console: Console) -> Iterator[None]:
-    """Show the package's log on stderr, above a progress bar if there is one."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            console.print(f"{record.levelname.lower()}: {record.getMessage()}")
-
-    handler, logger = Handler(), logging.getLogger("dsd_trt")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)

@@ -177,5 +177,6 @@ def _adapter(
         denoising_weight=model.match.w,
         a=a,
         b=b,
+        levels=settings.levels,
         base=checkpoint.weight_hashes,
     )
