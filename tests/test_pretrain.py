@@ -47,7 +47,7 @@ def data() -> TwinLatents:
     """Random latents: what the losses compute does not depend on what they are of."""
     rng = np.random.default_rng(0)
     return TwinLatents(
-        seed=5,
+        seed=9,
         latents=rng.standard_normal((TWINS, 2, 16, 8, 8)).astype(np.float16),
         masks=rng.random((TWINS, 2, 3, 8, 8)).astype(np.float16),
     )
@@ -70,17 +70,23 @@ def _walk(
     return list(walk), walk.prediction
 
 
+RELATION_WORDS = {
+    *("left", "right", "above", "below", "over", "under", "higher", "lower", "than", "to", "of"),
+    *("inside", "within", "in", "front", "overlapping", "on", "top", "bottom"),
+}
+
+
 @torch.no_grad()
 def test_losses_are_those_of_every_pair_on_its_own(
     model: ShapesDiffusion, data: TwinLatents
 ) -> None:
-    batch = sample_batch(data, Settings(steps=1, twins=3), step=4)
+    batch = sample_batch(data, Settings(steps=1, twins=6, kept={}), step=4)
     losses = model.losses(batch)
+    assert 0 < batch.related.sum() < 6
     abar = model.scheduler.alphas_cumprod
-    scale = 60.0
-    squares, ranks, weights = [], [], []
+    squares, ranks, related = [], Mean(), Mean()
     for i, t in enumerate(batch.timesteps):
-        scores = torch.zeros(2, 2)  # [picture, caption]
+        whole, relating = torch.zeros(2, 2), torch.zeros(2, 2)  # [picture, caption]
         for picture in range(2):
             z, noise = batch.latents[i, picture], batch.noise[i, picture]
             z_t = abar[t].sqrt() * z + (1 - abar[t]).sqrt() * noise
@@ -93,22 +99,47 @@ def test_losses_are_those_of_every_pair_on_its_own(
                     (torch.logsumexp(20 * m.attention, 2) - math.log(m.attention.shape[2])) / 20
                     for m in maps
                 ]
-                scores[picture, caption] = (
-                    torch.stack([s.mean(1)[0] for s in pooled]).mean(0)[1 : end + 1].mean()
-                )
+                of_tokens = torch.stack([s.mean(1)[0] for s in pooled]).mean(0)
+                whole[picture, caption] = of_tokens[1 : end + 1].mean()
+                words = [
+                    token.removesuffix("</w>")
+                    for token in model.tokenizer.convert_ids_to_tokens(ids[0, : end + 1])
+                ]
+                chosen = [k for k, word in enumerate(words) if word in RELATION_WORDS] + [end]
+                relating[picture, caption] = of_tokens[chosen].mean()
                 if picture == caption:
                     velocity = abar[t].sqrt() * noise - (1 - abar[t]).sqrt() * z
                     squares.append((predicted[0] - velocity).square().mean())
-        weight = float(batch.ranked[i]) * (0.3 if t > 850 else 1.0)
-        right, wrong = scores.diagonal(), scores.flip(1).diagonal()
-        by_text = F.softplus(scale * (wrong - right))
-        by_image = F.softplus(scale * (wrong.flip(0) - right))
-        ranks.append(weight * (by_text + by_image).mean())
-        weights.append(weight)
+        weight = float(batch.ranked[i])
+        ranks.add(_rank(whole, 60.0), weight * (0.3 if t > 850 else 1.0))
+        related.add(_rank(relating, 60.0), weight * float(batch.related[i]))
     assert float(losses["denoising"]) == pytest.approx(float(torch.stack(squares).mean()), rel=1e-4)
-    expected = float(torch.stack(ranks).sum()) / max(1.0, sum(weights))
-    assert float(losses["ranking"]) == pytest.approx(expected, rel=1e-4)
+    assert float(losses["ranking"]) == pytest.approx(ranks.value, rel=1e-4)
+    assert float(losses["relations"]) == pytest.approx(related.value, rel=1e-4)
     assert float(losses["grounding"]) > 0
+
+
+class Mean:
+    """A weighted mean whose weights count as 1 at least."""
+
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
+
+    def add(self, value: float, weight: float) -> None:
+        self.total += weight * value
+        self.weight += weight
+
+    @property
+    def value(self) -> float:
+        return self.total / max(1.0, self.weight)
+
+
+def _rank(scores: Tensor, scale: float) -> float:
+    """Softplus ranking of one twin's scores, [picture, caption], both ways."""
+    right, wrong = scores.diagonal(), scores.flip(1).diagonal()
+    by_text = F.softplus(scale * (wrong - right))
+    by_image = F.softplus(scale * (wrong.flip(0) - right))
+    return float((by_text + by_image).mean())
 
 
 def test_grounding_is_the_log_share_of_attention_on_the_thing() -> None:

@@ -9,8 +9,8 @@ generator of the scenes knows: this model is trained to be matchable, and its ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,11 @@ from dsd_trt.train.shapes.workers import Worker
 
 _TEXT_WIDTH = 128
 _ALONE = Worker()
-_KEPT = {"predicate": 0.4, "side": 0.4, "other": 0.5}  # share of twins, by what was edited
+_RELATION_WORDS = (
+    *("left", "right", "above", "below", "over", "under", "higher", "lower", "than", "to", "of"),
+    *("inside", "within", "in", "front", "overlapping", "on", "top", "bottom"),
+)
+_RELATION_SCALE = 60.0  # of the ranking by relation words; the other one learns its own
 _HASTE = 10  # the ranking loss's scale learns this much faster than the weights
 _GROUNDING, _RANKING = 0.1, 1.0  # weights of the losses beside the denoising loss
 
@@ -44,6 +48,8 @@ class Settings:
         steps: optimiser steps in total.
         twins: twins a step, over all workers; a twin is two pictures and four pairs.
         learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
+        kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
+        relations: weight of the loss that ranks by relation words alone.
         strangers: share of twins whose second picture is replaced by another twin's, so that the
             ranking loss also meets captions that are wrong altogether.
         ema: decay of the averaged weights, which are what is kept.
@@ -53,6 +59,10 @@ class Settings:
     steps: int
     twins: int = 24
     learning_rate: float = 1e-3
+    kept: Mapping[str, float] = field(
+        default_factory=lambda: {"predicate": 0.4, "side": 0.4, "other": 0.5}
+    )
+    relations: float = 0.0
     strangers: float = 0.0
     ema: float = 0.999
     seed: int = 0
@@ -128,7 +138,7 @@ class ShapesDiffusion(nn.Module):
         return ids, self.text_encoder(ids).last_hidden_state, mask
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Denoising, grounding and ranking loss of a batch of twins."""
+        """Denoising, grounding, ranking and relation loss of a batch of twins."""
         twins = len(batch.timesteps)
         ids, states, mask = self.encode(batch.captions)  # (2 twins, 77, ...)
         # Four pairs a twin: the two pictures with their own captions, then with each other's.
@@ -151,18 +161,24 @@ class ShapesDiffusion(nn.Module):
             grounding = grounding + _grounding(own, named, shares, 1 - t / 1000)
         target = self.scheduler.get_velocity(z, noise, t)
         scores = average_tokens(token_scores, mask[order]).view(2, twins, 2)
-        right, wrong = scores  # (twins, 2): [:, k] of picture k
-        scale = (_HASTE * self.log_scale).exp()
-        # Given a picture, its own caption; given a caption, its own picture.
-        by_text = F.softplus(scale * (wrong - right))
-        by_image = F.softplus(scale * (wrong.flip(1) - right))
         weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
-        ranking = ((by_text + by_image).mean(dim=1) * weight).sum() / weight.sum().clamp(min=1)
+        ranking = _ranking(scores, (_HASTE * self.log_scale).exp(), weight)
+        # Mean over all words, a relation is one of many; asked for alone, it is learned.
+        relating = mask * self._relate(ids)
+        scores = average_tokens(token_scores, relating[order]).view(2, twins, 2)
+        relations = _ranking(scores, _RELATION_SCALE, batch.ranked * batch.related)
         return {
             "denoising": F.mse_loss(walk.prediction[: 2 * twins], target),
             "grounding": grounding / len(self.scoring.layer_names),
             "ranking": ranking,
+            "relations": relations,
         }
+
+    def _relate(self, ids: Tensor) -> Tensor:
+        """1 where a token is a relation's word or EOS, which has seen all of them, (texts, 77)."""
+        words = self.tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in _RELATION_WORDS])
+        wanted = torch.tensor([*words, self.tokenizer.eos_token_id])
+        return torch.isin(ids, wanted).float()
 
 
 @dataclass(frozen=True)
@@ -177,6 +193,7 @@ class Batch:
         timesteps: t, shared by a twin's pairs, (twins,).
         noise: (twins, 2, C, h, w).
         ranked: 1 where the captions are there to be ranked, (twins,).
+        related: 1 where relation or side is what the captions differ in, (twins,).
     """
 
     latents: Tensor
@@ -186,6 +203,7 @@ class Batch:
     timesteps: Tensor
     noise: Tensor
     ranked: Tensor
+    related: Tensor
 
 
 def sample_batch(
@@ -197,12 +215,13 @@ def sample_batch(
     chosen = np.empty((twins, 2), np.int64)
     scenes: list[Scene] = []
     captions: list[str] = []
-    ranked = np.ones(twins, np.float32)
+    ranked, related = np.ones(twins, np.float32), np.zeros(twins, np.float32)
     for i in range(twins):
-        chosen[i], pair = _choose_twins(data, rng)
+        chosen[i], pair = _choose_twins(data, settings.kept, rng)
         if settings.strangers and rng.random() < settings.strangers:
-            chosen[i, 1], stranger = _choose_twins(data, rng)
+            chosen[i, 1], stranger = _choose_twins(data, settings.kept, rng)
             pair = replace(pair, second=stranger.second, edit="other")
+        related[i] = pair.edit in ("predicate", "side")
         scenes += pair.scenes
         if rng.random() < 0.05:
             ranked[i] = 0
@@ -221,15 +240,18 @@ def sample_batch(
         timesteps=torch.from_numpy((strata * 1000).astype(np.int64)),
         noise=torch.from_numpy(noise),
         ranked=torch.from_numpy(ranked),
+        related=torch.from_numpy(related),
     )
 
 
-def _choose_twins(data: TwinLatents, rng: np.random.Generator) -> tuple[int, Twins]:
-    """Random twins, fewer of those that teach little: too easy, or too hard for a short run."""
+def _choose_twins(
+    data: TwinLatents, kept: Mapping[str, float], rng: np.random.Generator
+) -> tuple[int, Twins]:
+    """Random twins, fewer of those that teach little at the time: too easy, or too hard as yet."""
     while True:
         index = int(rng.integers(len(data)))
         pair = sample_twins(data.seed, index)
-        if rng.random() < _KEPT.get(pair.edit, 1.0):
+        if rng.random() < kept.get(pair.edit, 1.0):
             return index, pair
 
 
@@ -263,7 +285,10 @@ def train_diffusion(
             group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
         losses = model.losses(sample_batch(data, settings, step, worker))
         total = (
-            losses["denoising"] + _GROUNDING * losses["grounding"] + _RANKING * losses["ranking"]
+            losses["denoising"]
+            + _GROUNDING * losses["grounding"]
+            + _RANKING * losses["ranking"]
+            + settings.relations * losses["relations"]
         )
         optimizer.zero_grad()
         total.backward()
@@ -289,6 +314,21 @@ def train_diffusion(
             )
     model.load_state_dict(average, strict=False)
     model.eval()
+
+
+def _ranking(scores: Tensor, scale: Tensor | float, weight: Tensor) -> Tensor:
+    """How far right pairs are from scoring above wrong ones.
+
+    Args:
+        scores: of picture k with its own caption, then with its twin's, (2, twins, 2), k last.
+        scale: of the differences.
+        weight: of each twin, (twins,).
+    """
+    right, wrong = scores
+    # Given a picture, its own caption; given a caption, its own picture.
+    by_text = F.softplus(scale * (wrong - right))
+    by_image = F.softplus(scale * (wrong.flip(1) - right))
+    return ((by_text + by_image).mean(dim=1) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _named_cells(
