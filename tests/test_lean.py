@@ -162,6 +162,15 @@ def test_help_loads_nothing_slow(command: list[str], command_line: Path, tmp_pat
     assert not run.loaded & SLOW
 
 
+def test_the_package_runs_as_a_module() -> None:
+    """What `accelerate launch -m dsd_trt train` starts in every process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dsd_trt", "score", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "IMAGES" in done.stdout
+
+
 def test_importing_the_package_loads_no_engine(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import dsd_trt; dsd_trt.Scorer; dsd_trt.DsdError")

@@ -172,7 +172,7 @@ def train(
 
     DATASET is comvg, refcocog, vqav2, vqav2-released, winoground, shapes-comvg, shapes-refcocog,
     shapes-vqa, or a table with columns image,text,label or image,text,negatives. On several GPUs:
-    accelerate launch -m dsd_trt.cli train ...
+    accelerate launch -m dsd_trt train ...
     """
     try:
         from dsd_trt.train.fewshot.settings import FewShotSettings
