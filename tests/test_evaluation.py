@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -238,3 +241,23 @@ def test_train_command_learns_goes_on_and_feeds_export(
     )  # fmt: skip
     assert exported.exit_code == 0, exported.output
     assert Scorer.load(tmp_path / "bundle").manifest.provenance.adapter_hash
+
+
+def test_several_processes_learn_together(checkpoint_folder: Path, tmp_path: Path) -> None:
+    """Two processes with a batch each step as one with the mean of their gradients."""
+    arguments = ["train", "--model", str(checkpoint_folder), "--data", "shapes-comvg"]
+    arguments += ["--limit", "8", "--batch", "2", "--steps", "3", "--validation", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1"]
+    launch += ["--nproc_per_node", "2", "-m", "dsd_trt", *arguments, "--out", str(tmp_path / "two")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    alone = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "one")])
+    assert alone.exit_code == 0, alone.output
+
+    def losses(name: str) -> list[float]:
+        report = json.loads((tmp_path / name / "report.json").read_text("utf-8"))
+        return [float(loss) for loss in report["losses"]]
+
+    assert losses("two")[0] == pytest.approx(losses("one")[0], rel=1e-6)  # the first one's batch
+    assert losses("two")[1:] != pytest.approx(losses("one")[1:], rel=1e-6)  # both moved it

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 from dsd_trt.train.adapter import Adapter
@@ -67,6 +67,8 @@ def fit_adapter(
     accelerator = Accelerator(
         gradient_accumulation_steps=settings.accumulate,
         mixed_precision=settings.mixed_precision,
+        # The last layer's value prompts change nothing that is scored, and get no gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     model = build_model(checkpoint, examples, settings).to(accelerator.device)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]

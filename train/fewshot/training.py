@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from dsd_trt.train.data.question import Question, split
 from dsd_trt.train.fewshot.examples import encode_questions
@@ -73,9 +75,11 @@ def train_adapter(
         InputError: questions that cannot be learned from.
         ValueError: `out` holds a run with another plan.
     """
+    # Of several processes, the one that writes; asked for as `Accelerator` itself will.
+    first = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
     checkpoint = load_checkpoint(model)
     plan = {"model": dict(checkpoint.weight_hashes), **source, **asdict(settings)}
-    _remember(out / "plan.json", plan)
+    _remember(out / "plan.json", plan, write=first)
     kept, learned = split(questions, validation, settings.seed)
 
     def encoding(done: int, total: int) -> None:
@@ -103,9 +107,10 @@ def train_adapter(
         best=best,
     )
     summary = {**plan, "steps_done": len(fitted.losses), "best": best and asdict(best)}
-    replace(fitted.adapter, training=summary).save(out)
-    _write(out / "report.json", asdict(report))
-    plot_curves(fitted, out / "curves.png")
+    if first:
+        replace(fitted.adapter, training=summary).save(out)
+        _write(out / "report.json", asdict(report))
+        plot_curves(fitted, out / "curves.png")
     return report
 
 
@@ -126,7 +131,7 @@ def plot_curves(fitted: Fitted, path: Path) -> None:
     plt.close(figure)
 
 
-def _remember(path: Path, plan: Mapping[str, Any]) -> None:
+def _remember(path: Path, plan: Mapping[str, Any], *, write: bool) -> None:
     """A folder belongs to one plan: going on with another would mix two runs."""
     wanted = json.loads(json.dumps(plan))
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != wanted:
@@ -134,8 +139,9 @@ def _remember(path: Path, plan: Mapping[str, Any]) -> None:
             f"{path.parent} holds a run with other settings (see {path.name}): choose another "
             "folder, or delete it"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, wanted)
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, wanted)
 
 
 def _write(path: Path, content: Any) -> None:
