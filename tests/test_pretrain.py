@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from shapes_claims import center, read
 from torch import Tensor
 
 from dsd_trt import Scorer
@@ -29,13 +30,14 @@ from dsd_trt.train.shapes.diffusion import (
     ShapesDiffusion,
     _grounding,
     _named_cells,
+    place_captions,
     sample_batch,
     train_diffusion,
 )
 from dsd_trt.train.shapes.pretrain import SMOKE, LossLog, pretrain_shapes
 from dsd_trt.train.shapes.scene import Scene, Thing
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
-from dsd_trt.train.shapes.twins import TwinLatents, sample_twins
+from dsd_trt.train.shapes.twins import TwinLatents, draw_twins, sample_twins
 from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import Worker, workers
 
@@ -188,6 +190,34 @@ def test_a_batch_follows_from_its_arguments_alone(data: TwinLatents) -> None:
     for i, scene in enumerate(one.scenes):
         twins = [sample_twins(data.seed, index).scenes for index in range(TWINS)]
         assert any(pair[i % 2] == scene for pair in twins)
+
+
+def test_place_captions_are_true_of_their_picture_and_false_of_the_other() -> None:
+    """Read back by the grammar of `shapes_claims`, measured on the pixels of the drawings."""
+    sides: list[str | None] = []
+    for index in range(400):
+        twins, drawings = sample_twins(6, index), draw_twins(6, index)
+        masks = np.zeros((2, 3, 64, 64), np.float32)
+        for k, drawing in enumerate(drawings):
+            masks[k, : len(drawing.masks)] = drawing.masks
+        cells = F.avg_pool2d(torch.from_numpy(masks), 8).half().numpy()
+        told = place_captions(twins, cells, np.random.default_rng(index))
+        for k, text in enumerate(told or ()):
+            claims = read(text)
+            ((_, colour, shape),) = claims.things
+            sides.append(claims.side)
+            for own, scene in ((True, twins.scenes[k]), (False, twins.scenes[1 - k])):
+                drawn = drawings[k if own else 1 - k].masks
+                here = [
+                    mask
+                    for thing, mask in zip(scene.things, drawn, strict=True)
+                    if (thing.colour, thing.shape) == (colour, shape) and mask.any()
+                ]
+                x, y = center(here[0])
+                at = {"left": 1 - x, "right": x, "top": 1 - y, "bottom": y}[str(claims.side)]
+                assert (at > 0.55) == own, text
+    assert len(sides) > 150
+    assert set(sides) == {"left", "right", "top", "bottom"}
 
 
 def _gradient_of_rank(worker: Worker, folder: Path) -> None:

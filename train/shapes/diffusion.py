@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -24,6 +25,7 @@ from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
+from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, Twins, sample_twins
 from dsd_trt.train.shapes.vae import cosine
@@ -50,6 +52,8 @@ class Settings:
         learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
         kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
         relations: weight of the loss that ranks by relation words alone.
+        places: share of twins that are told apart, where they can be, by the side on which a thing
+            of both stands: a lesson between a lone thing's side and a relation of two.
         strangers: share of twins whose second picture is replaced by another twin's, so that the
             ranking loss also meets captions that are wrong altogether.
         ema: decay of the averaged weights, which are what is kept.
@@ -63,6 +67,7 @@ class Settings:
         default_factory=lambda: {"predicate": 0.4, "side": 0.4, "other": 0.5}
     )
     relations: float = 0.0
+    places: float = 0.0
     strangers: float = 0.0
     ema: float = 0.999
     seed: int = 0
@@ -223,11 +228,14 @@ def sample_batch(
             pair = replace(pair, second=stranger.second, edit="other")
         related[i] = pair.edit in ("predicate", "side")
         scenes += pair.scenes
+        told = None
+        if settings.places and rng.random() < settings.places:
+            told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
+            related[i] = related[i] or told is not None
         if rng.random() < 0.05:
             ranked[i] = 0
-            captions += ["", ""]
-        else:
-            captions += pair.captions(rng)
+            told = ("", "")
+        captions += told or pair.captions(rng)
     # Stratified timesteps: every step sees the whole range.
     strata = (rng.permutation(twins) + rng.random(twins)) / twins
     latents = torch.from_numpy(data.latents[chosen, [0, 1]].astype(np.float32))
@@ -242,6 +250,48 @@ def sample_batch(
         ranked=torch.from_numpy(ranked),
         related=torch.from_numpy(related),
     )
+
+
+def place_captions(
+    twins: Twins, masks: NDArray[np.float16], rng: np.random.Generator
+) -> tuple[str, str] | None:
+    """Captions that tell two pictures apart by the side on which the same thing stands.
+
+    Args:
+        twins: two scenes.
+        masks: covered share of each cell by each of their things, (2, MAX_THINGS, h, w).
+        rng: chooses the thing, the axis and the words.
+
+    Returns:
+        One a picture, or None where no thing of both has changed sides clearly.
+    """
+    height, width = masks.shape[2:]
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    shares = masks.astype(np.float32)
+    area = shares.sum(axis=(2, 3)).clip(min=1e-6)  # (2, MAX_THINGS)
+    centers = {
+        ("left", "right"): (shares.sum(axis=2) @ x) / area,
+        ("top", "bottom"): (shares.sum(axis=3) @ y) / area,
+    }
+    found = []
+    for k, (one, other) in enumerate(zip(twins.first.things, twins.second.things, strict=False)):
+        if (one.colour, one.shape) != (other.colour, other.shape):
+            continue
+        for sides, center in centers.items():
+            before, after = center[:, k]
+            if min(before, after) < 0.42 and max(before, after) > 0.58:
+                found.append((one, sides if before < after else sides[::-1]))
+    if not found:
+        return None
+    thing, sides = found[int(rng.integers(len(found)))]
+    seeds = rng.integers(2**32, size=2)
+    if rng.random() < 0.5:
+        seeds[1] = seeds[0]
+    first, second = (
+        caption(Scene((thing,), side=side), np.random.default_rng(seed))
+        for side, seed in zip(sides, seeds, strict=True)
+    )
+    return first, second
 
 
 def _choose_twins(
