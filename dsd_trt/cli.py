@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -78,15 +79,8 @@ class LazyGroup(click.Group):
         if (subcommand := SUBCOMMANDS.get(cmd_name)) is None:
             return None
         module, attribute = subcommand.home.split(":")
-        try:
+        with _naming_the_extra(lambda: cmd_name):
             command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if subcommand.extra is None:
-                raise
-            raise MissingExtraError(
-                f"'dsd-trt {cmd_name}' needs packages that are not installed here ({error}). "
-                f"Install them with: pip install 'dsd-trt[{subcommand.extra}]'"
-            ) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -97,11 +91,32 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a subcommand; errors raised on purpose become a message and an exit code."""
         try:
-            return super().invoke(ctx)
+            # Commands import what is heavy where they use it: only now may a package be missing.
+            with _naming_the_extra(lambda: ctx.invoked_subcommand):
+                return super().invoke(ctx)
         except DsdError as error:
             shown = click.ClickException(str(error))
             shown.exit_code = error.exit_code  # type: ignore[misc]
             raise shown from error
+
+
+@contextlib.contextmanager
+def _naming_the_extra(name: Callable[[], str | None]) -> Iterator[None]:
+    """Turn a package that is missing into the extra that installs it.
+
+    A missing module of ours is no extra's doing, and stays what it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        subcommand = SUBCOMMANDS.get(name() or "")
+        ours = (error.name or "").partition(".")[0] == "dsd_trt"
+        if subcommand is None or subcommand.extra is None or ours:
+            raise
+        raise MissingExtraError(
+            f"'dsd-trt {name()}' needs packages that are not installed here ({error}). "
+            f"Install them with: pip install 'dsd-trt[{subcommand.extra}]'"
+        ) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

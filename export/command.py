@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from dsd_trt.bundle import ScoreKind
-from dsd_trt.errors import MissingExtraError
+from dsd_trt.commands.options import model_option, parse_levels
 
 # torch and the rest are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
@@ -27,22 +27,8 @@ Examples:
 """
 
 
-def parse_levels(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, ...]:
-    """Split "0.2,0.4"."""
-    try:
-        return tuple(float(level) for level in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list such as 0.2,0.4") from None
-
-
 @click.command(epilog=EXAMPLES)
-@click.option(
-    "--model",
-    default="shapes",
-    show_default=True,
-    metavar="DIR",
-    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
-)
+@model_option
 @click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -96,17 +82,12 @@ def export(
     force: bool,
 ) -> None:
     """Export a model as a bundle of ONNX graphs, and check them against PyTorch."""
-    try:
-        from dsd_trt.console import warnings_on
-        from dsd_trt.export.exporter import export_bundle
-        from dsd_trt.export.settings import Settings, default_adapter
-        from dsd_trt.train.libraries import hush_libraries
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"'dsd-trt export' needs packages that are not installed here ({error}). "
-            "Install them with: pip install 'dsd-trt[export]'"
-        ) from error
     from rich.console import Console
+
+    from dsd_trt.console import warnings_on
+    from dsd_trt.export.exporter import export_bundle
+    from dsd_trt.export.settings import Settings, default_adapter
+    from dsd_trt.train.libraries import hush_libraries
 
     hush_libraries()
     settings = Settings(

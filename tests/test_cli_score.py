@@ -437,20 +437,6 @@ def test_help_imports_nothing_heavy() -> None:
         assert name in subprocess.run(command("--help"), capture_output=True, text=True).stdout
 
 
-@pytest.mark.parametrize(("name", "extra"), [("export", "export"), ("pretrain", "train")])
-def test_a_command_whose_packages_are_absent_names_the_extra(name: str, extra: str) -> None:
-    script = (
-        "import sys\n"
-        "for package in ('torch', 'dsd_trt.export', 'dsd_trt.train'): sys.modules[package] = None\n"
-        "from dsd_trt.cli import main\n"
-        f"main([{name!r}, '--out', 'nowhere'])\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ended.returncode == 4
-    assert f"pip install 'dsd-trt[{extra}]'" in ended.stderr
-    assert "Traceback" not in ended.stderr
-
-
 @pytest.fixture
 def long_job(bundle: Bundle, tmp_path: Path) -> list[str]:
     """A command line that keeps the stand-in busy for many seconds."""

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from dsd_trt.cli import SUBCOMMANDS
+
 TRAINING = frozenset({"torch", "diffusers", "transformers", "onnx"})
 ENGINES = frozenset({"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"})
 # What takes its time to import, and what a page of help can do without.
@@ -142,9 +144,24 @@ def test_the_command_scores_where_the_training_stack_cannot_be_imported(
     assert {row["text"] for row in rows} == {"a red circle", "a blue square"}
 
 
-@pytest.mark.parametrize("command", ["export", "pretrain"])
+HEAVY = {
+    "export": ["--out", "scorer"],
+    "pretrain": ["shapes", "--out", "model"],
+    "train": ["--data", "shapes-vqa", "--out", "adapter"],
+    "eval": ["shapes", "--data", "shapes-vqa"],
+    "ablate": ["--data", "shapes-vqa", "--out", "ablation"],
+    "baseline": ["clip", "--method", "zero-shot", "--data", "shapes-vqa"],
+    "reproduce": ["--out", "reproduction"],
+}
+
+
+def test_every_command_but_score_is_heavy() -> None:
+    assert {name for name, it in SUBCOMMANDS.items() if it.extra} == HEAVY.keys()
+
+
+@pytest.mark.parametrize("command", HEAVY)
 def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_path: Path) -> None:
-    arguments = {"export": ["--out", "scorer"], "pretrain": ["shapes", "--out", "model"]}[command]
+    arguments = HEAVY[command]
     run = _run(tmp_path, command_line, command, *arguments, absent=TRAINING)
     assert run.exit_code == 4
     assert "pip install" in run.stderr
@@ -154,7 +171,7 @@ def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"loaded.json"}
 
 
-@pytest.mark.parametrize("command", [[], ["score"], ["export"], ["pretrain"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], ["score"], *([name] for name in HEAVY)], ids=" ".join)
 def test_help_loads_nothing_slow(command: list[str], command_line: Path, tmp_path: Path) -> None:
     run = _run(tmp_path, command_line, *command, "--help", absent=TRAINING)
     assert run.exit_code == 0, run.stderr

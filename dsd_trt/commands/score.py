@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dsd_trt.commands.options import parse_levels
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -32,16 +33,6 @@ Examples:
   echo 'a red circle' | dsd-trt score photos/ -
   dsd-trt score --pairs pairs.csv -f jsonl
 """
-
-
-def parse_levels(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> tuple[float, ...] | None:
-    """Split "0.2,0.4"; whether the bundle has these levels is the scorer's to say."""
-    try:
-        return None if value is None else tuple(float(level) for level in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list such as 0.2,0.4") from None
 
 
 @click.command(epilog=EXAMPLES)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.commands.options import data_options, model_option
+from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
 Examples:
@@ -18,25 +19,13 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option(
-    "--model",
-    default="shapes",
-    show_default=True,
-    metavar="DIR",
-    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
-)
+@model_option
 @click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Few-shot adapter of the model.  [default: none]",
 )
-@click.option("--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file.")
-@click.option(
-    "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=".",
-    help="Folder of the data set's files.  [default: this one]",
-)
+@data_options
 @click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Questions.")
 @click.option(
     "--out",
@@ -52,21 +41,16 @@ def ablate(
 
     Figures 3 to 6 of the paper, on the test questions of a data set; see `dsd-trt eval --help`.
     """
-    try:
-        from dsd_trt.train.adapter import Adapter
-        from dsd_trt.train.data.catalogue import open_dataset
-        from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
-        from dsd_trt.train.evaluation.ablation import ablate as measure
-        from dsd_trt.train.fewshot.examples import encode_questions
-        from dsd_trt.train.libraries import hush_libraries
-        from dsd_trt.train.model import build_scoring_unet, load_checkpoint
-        from dsd_trt.train.progress import StageProgress
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"measuring needs packages that are not installed here ({error}). "
-            "Install them with: pip install 'dsd-trt[train]'"
-        ) from error
     from rich.console import Console
+
+    from dsd_trt.train.adapter import Adapter
+    from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
+    from dsd_trt.train.evaluation.ablation import ablate as measure
+    from dsd_trt.train.fewshot.examples import encode_questions
+    from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+    from dsd_trt.train.progress import StageProgress
 
     hush_libraries()
     checkpoint = load_checkpoint(model)

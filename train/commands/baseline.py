@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import click
 
-from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.commands.options import data_options, table_format_option, validation_option
+from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
 Examples:
@@ -30,13 +31,7 @@ _MISSING = (
     type=click.Choice(["zero-shot", "fine-tuning", "prompt-learning"]),
     help="CLIP as it is, with its heads tuned, or with prompts conditioned on images (CoCoOp).",
 )
-@click.option("--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file.")
-@click.option(
-    "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=".",
-    help="Folder of the data set's files.  [default: this one]",
-)
+@data_options
 @click.option(
     "--fraction",
     type=click.FloatRange(0, 1),
@@ -53,26 +48,13 @@ _MISSING = (
     type=float,
     help="[default: 1e-4 for fine-tuning, 2e-3 for prompt learning]",
 )
-@click.option(
-    "--validation",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.15,
-    show_default=True,
-    help="Share of the examples kept to stop early by; 0 trains to the last step.",
-)
+@validation_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for table, figures and plot.",
 )
-@click.option(
-    "-f",
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-)
+@table_format_option
 @click.option("--seed", default=0, show_default=True, help="Of examples, batches and new weights.")
 def baseline(
     folder: str,
@@ -96,20 +78,18 @@ def baseline(
     questions are those of "dsd-trt train" and "dsd-trt eval", given the same seed. A tie is a wrong
     answer.
     """
-    try:
-        from dsd_trt.train.baselines.clip import load_clip
-        from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
-        from dsd_trt.train.baselines.matcher import by_matcher
-        from dsd_trt.train.data.catalogue import open_dataset
-        from dsd_trt.train.evaluation.answers import ask
-        from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
-        from dsd_trt.train.fewshot.model import Validation
-        from dsd_trt.train.fewshot.settings import FewShotSettings
-        from dsd_trt.train.libraries import hush_libraries
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(_MISSING.format(error=error)) from error
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from dsd_trt.train.baselines.clip import load_clip
+    from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
+    from dsd_trt.train.baselines.matcher import by_matcher
+    from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.evaluation.answers import ask
+    from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
+    from dsd_trt.train.fewshot.model import Validation
+    from dsd_trt.train.fewshot.settings import FewShotSettings
+    from dsd_trt.train.libraries import hush_libraries
 
     hush_libraries()
     clip = load_clip(folder)
@@ -191,14 +171,11 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     The opponent of the embedded model, for "dsd-trt baseline". A run that was stopped goes on from
     its last checkpoint when the same command is given again.
     """
-    try:
-        from dsd_trt.train.baselines.tiny_clip import SMOKE, Settings, pretrain_tiny_clip
-        from dsd_trt.train.memory import keep_freed_memory
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(_MISSING.format(error=error)) from error
     from rich.console import Console
 
+    from dsd_trt.train.baselines.tiny_clip import SMOKE, Settings, pretrain_tiny_clip
     from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.memory import keep_freed_memory
     from dsd_trt.train.progress import StageProgress
 
     hush_libraries()

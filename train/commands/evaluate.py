@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from dsd_trt.bundle import MANIFEST_NAME
+from dsd_trt.commands.options import data_options, table_format_option
 from dsd_trt.engine import ENGINES
-from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
 Examples:
@@ -20,13 +21,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("scorer", metavar="BUNDLE|MODEL")
-@click.option("--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file.")
-@click.option(
-    "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=".",
-    help="Folder of the data set's files.  [default: this one]",
-)
+@data_options
 @click.option(
     "--fraction",
     type=click.FloatRange(0, 1),
@@ -46,14 +41,7 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for table, figures and plot; a run that was stopped goes on where it was.",
 )
-@click.option(
-    "-f",
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-)
+@table_format_option
 @click.option("--seed", default=0, show_default=True, help="Of the split and of wrong candidates.")
 def evaluate(
     scorer: str,
@@ -72,19 +60,13 @@ def evaluate(
     A tie is a wrong answer. Right candidates stand at random places. MODEL is a folder in
     diffusers' format, or "shapes".
     """
-    try:
-        from dsd_trt.train.data.catalogue import open_dataset
-        from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
-        from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"measuring needs packages that are not installed here ({error}). "
-            "Install them with: pip install 'dsd-trt[train]'"
-        ) from error
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from dsd_trt import Scorer
+    from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
+    from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     questions = open_dataset(data, root, "test", seed, limit, fraction)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.errors import InputError
 from dsd_trt.train.commands.baseline import tiny_clip
 
 
@@ -31,19 +31,12 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     Takes about two hours on two CPU cores. A run that was stopped goes on from its last
     checkpoint when the same command is given again.
     """
-    try:
-        import torch
-
-        from dsd_trt.train.memory import keep_freed_memory
-        from dsd_trt.train.shapes.pretrain import SMOKE, Plan, pretrain_shapes
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"training needs packages that are not installed here ({error}). "
-            "Install them with: pip install 'dsd-trt[train]'"
-        ) from error
+    import torch
     from rich.console import Console
 
+    from dsd_trt.train.memory import keep_freed_memory
     from dsd_trt.train.progress import StageProgress
+    from dsd_trt.train.shapes.pretrain import SMOKE, Plan, pretrain_shapes
 
     keep_freed_memory()
     if threads is not None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.commands.options import model_option
+from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
 Examples:
@@ -16,13 +17,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option(
-    "--model",
-    default="shapes",
-    show_default=True,
-    metavar="DIR",
-    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
-)
+@model_option
 @click.option(
     "--clip",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -60,18 +55,13 @@ def reproduce(
     Every method is trained on the same few-shot examples and answers the same test questions.
     OUT/reproduction.md has the result.
     """
-    try:
-        from dsd_trt.train.evaluation.reproduction import Plan
-        from dsd_trt.train.evaluation.reproduction import reproduce as run
-        from dsd_trt.train.fewshot.settings import FewShotSettings
-        from dsd_trt.train.libraries import hush_libraries
-        from dsd_trt.train.progress import StageProgress
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"this needs packages that are not installed here ({error}). "
-            "Install them with: pip install 'dsd-trt[train]'"
-        ) from error
     from rich.console import Console
+
+    from dsd_trt.train.evaluation.reproduction import Plan
+    from dsd_trt.train.evaluation.reproduction import reproduce as run
+    from dsd_trt.train.fewshot.settings import FewShotSettings
+    from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.progress import StageProgress
 
     hush_libraries()
     settings = FewShotSettings(steps=steps, seed=seed)

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import click
 
 from dsd_trt.bundle import HeadMode, ScoreKind
-from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.commands.options import data_options, model_option, validation_option
+from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
 Examples:
@@ -28,22 +29,8 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 
 
 @click.command(epilog=EXAMPLES)
-@click.option(
-    "--model",
-    default="shapes",
-    show_default=True,
-    metavar="DIR",
-    help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded demonstration.',
-)
-@click.option(
-    "--data", required=True, metavar="DATASET", help="Data set, or a .csv or .jsonl file."
-)
-@click.option(
-    "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=".",
-    help="Folder of the data set's files.  [default: this one]",
-)
+@model_option
+@data_options
 @click.option(
     "--fraction",
     type=click.FloatRange(0, 1, min_open=True),
@@ -128,13 +115,7 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     show_default=True,
     help="Of the mapping network.",
 )
-@click.option(
-    "--validation",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.15,
-    show_default=True,
-    help="Share of the examples kept to stop early by; 0 trains to the last step.",
-)
+@validation_option
 @click.option(
     "--validate-every", type=click.IntRange(1), default=100, show_default=True, help="Steps."
 )
@@ -174,17 +155,11 @@ def train(
     shapes-vqa, or a table with columns image,text,label or image,text,negatives. On several GPUs:
     accelerate launch -m dsd_trt train ...
     """
-    try:
-        from dsd_trt.train.fewshot.settings import FewShotSettings
-        from dsd_trt.train.fewshot.training import train_adapter
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"training needs packages that are not installed here ({error}). "
-            "Install them with: pip install 'dsd-trt[train]'"
-        ) from error
     from rich.console import Console
 
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.fewshot.settings import FewShotSettings
+    from dsd_trt.train.fewshot.training import train_adapter
     from dsd_trt.train.libraries import hush_libraries
     from dsd_trt.train.progress import StageProgress
 

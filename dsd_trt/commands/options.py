@@ -1,0 +1,70 @@
+"""Options that several commands have in common; imports nothing heavy, for their help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def parse_levels(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
+    """Split "0.2,0.4"; whether there are such levels is not said here."""
+    try:
+        return None if value is None else tuple(float(level) for level in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list such as 0.2,0.4") from None
+
+
+def model_option(command: Command) -> Command:
+    """--model, a diffusion model."""
+    return click.option(
+        "--model",
+        default="shapes",
+        show_default=True,
+        metavar="DIR",
+        help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded '
+        "demonstration.",
+    )(command)
+
+
+def data_options(command: Command) -> Command:
+    """--data and --root, a data set and where its files are."""
+    data = click.option(
+        "--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file."
+    )
+    root = click.option(
+        "--root",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        default=".",
+        help="Folder of the data set's files.  [default: this one]",
+    )
+    return data(root(command))
+
+
+def table_format_option(command: Command) -> Command:
+    """--format, how figures are printed."""
+    return click.option(
+        "-f",
+        "--format",
+        "form",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+    )(command)
+
+
+def validation_option(command: Command) -> Command:
+    """--validation, the share of the examples that is not learned from."""
+    return click.option(
+        "--validation",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.15,
+        show_default=True,
+        help="Share of the examples kept to stop early by; 0 trains to the last step.",
+    )(command)
