@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from dsd_trt.train.shapes.diffusion import (
     _named_cells,
     place_captions,
     sample_batch,
+    sides_captions,
     train_diffusion,
 )
 from dsd_trt.train.shapes.pretrain import SMOKE, LossLog, pretrain_shapes
@@ -218,6 +220,28 @@ def test_place_captions_are_true_of_their_picture_and_false_of_the_other() -> No
                 assert (at > 0.55) == own, text
     assert len(sides) > 150
     assert set(sides) == {"left", "right", "top", "bottom"}
+
+
+def test_sides_captions_are_true_of_their_picture_and_false_of_the_other() -> None:
+    """Both halves of the sentence, measured on the pixels of the drawings."""
+    seen = set()
+    for index in range(400):
+        twins, drawings = sample_twins(6, index), draw_twins(6, index)
+        told = sides_captions(twins, np.random.default_rng(index))
+        assert (told is None) or twins.edit == "predicate"
+        for k, text in enumerate(told or ()):
+            halves = text.split(" and ")
+            sides = [re.findall("left|right|top|bottom", half)[-1] for half in halves]
+            seen.add(tuple(sides))
+            axis = 0 if sides[0] in ("left", "right") else 1
+            first_is_before = sides[0] in ("left", "top")
+            for own in (True, False):
+                which = k if own else 1 - k
+                for half, thing in zip(halves, twins.scenes[which].things[:2], strict=True):
+                    assert f"{thing.colour} {thing.shape}" in half
+                first, second = (center(mask)[axis] for mask in drawings[which].masks[:2])
+                assert ((first < second) == first_is_before) == own, text
+    assert seen == {("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "top")}
 
 
 def _gradient_of_rank(worker: Worker, folder: Path) -> None:

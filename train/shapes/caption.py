@@ -20,6 +20,12 @@ _SIDE_PHRASES = {
     "top": ("at the top", "on top"),
     "bottom": ("at the bottom", "on the bottom"),
 }
+SIDES_OF = {  # where subject and object of a direction stand
+    "left of": ("left", "right"),
+    "right of": ("right", "left"),
+    "above": ("top", "bottom"),
+    "below": ("bottom", "top"),
+}
 _OPENINGS = (
     ("", 0.55),
     ("there is ", 0.1),
@@ -55,6 +61,13 @@ def caption(scene: Scene, rng: np.random.Generator, *, name_relation: bool = Fal
     if rng.random() < 0.15:
         text = text[0].upper() + text[1:]
     return text + "." if rng.random() < 0.15 else text
+
+
+def sides_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A direction told by both things' sides: "a red circle on the left and a ..."."""
+    subject, target = (_name(thing, "a") for thing in scene.things[:2])
+    near, far = (_pick(rng, _SIDE_PHRASES[side]) for side in SIDES_OF[scene.relation or ""])
+    return f"{_choose_opening(rng)}{subject} {near} and {target} {far}"
 
 
 def words() -> list[str]:

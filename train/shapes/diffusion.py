@@ -25,7 +25,7 @@ from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
-from dsd_trt.train.shapes.caption import caption
+from dsd_trt.train.shapes.caption import SIDES_OF, caption, sides_caption
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, Twins, sample_twins
 from dsd_trt.train.shapes.vae import cosine
@@ -53,7 +53,8 @@ class Settings:
         kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
         relations: weight of the loss that ranks by relation words alone.
         places: share of twins that are told apart, where they can be, by the side on which a thing
-            of both stands: a lesson between a lone thing's side and a relation of two.
+            of both stands, or by the sides of both things: lessons between a lone thing's side and
+            a relation of two.
         strangers: share of twins whose second picture is replaced by another twin's, so that the
             ranking loss also meets captions that are wrong altogether.
         ema: decay of the averaged weights, which are what is kept.
@@ -230,7 +231,10 @@ def sample_batch(
         scenes += pair.scenes
         told = None
         if settings.places and rng.random() < settings.places:
-            told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
+            if pair.edit == "predicate" and rng.random() < 0.6:
+                told = sides_captions(pair, rng)
+            else:
+                told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
             related[i] = related[i] or told is not None
         if rng.random() < 0.05:
             ranked[i] = 0
@@ -291,6 +295,22 @@ def place_captions(
         caption(Scene((thing,), side=side), np.random.default_rng(seed))
         for side, seed in zip(sides, seeds, strict=True)
     )
+    return first, second
+
+
+def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | None:
+    """Captions that tell two pictures apart by the sides of both things, their relation unsaid.
+
+    The last lesson before relations: "a red circle on the left and a blue star on the right".
+
+    Returns:
+        One a picture, of the same form; None unless opposite directions are what differs.
+    """
+    sides = [SIDES_OF.get(scene.relation or "") for scene in twins.scenes]
+    if twins.edit != "predicate" or sides[0] is None or sides[1] != sides[0][::-1]:
+        return None
+    seed = int(rng.integers(2**32))
+    first, second = (sides_caption(scene, np.random.default_rng(seed)) for scene in twins.scenes)
     return first, second
 
 
