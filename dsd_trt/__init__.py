@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsd_trt.bundle import Bundle, Manifest, read_bundle, write_bundle
+    from dsd_trt.bundle import Bundle, read_bundle, write_bundle
     from dsd_trt.engine import Engine, EngineDescription
     from dsd_trt.errors import (
         BundleError,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         MissingExtraError,
     )
     from dsd_trt.image import ImageSource
+    from dsd_trt.manifest import Manifest
     from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
     from dsd_trt.scorer import Progress, Scorer
 

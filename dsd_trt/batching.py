@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsd_trt.bundle import Manifest
+from dsd_trt.manifest import Manifest
 
 MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
 

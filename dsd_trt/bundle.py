@@ -1,247 +1,19 @@
 """The bundle: a folder with everything a runtime needs to score, described by `bundle.json`.
 
-This module owns the format. The exporter writes a `Manifest` with `write_bundle`; runtimes read it
-with `read_bundle`, which verifies every byte before anything runs. A bundle holds no code and no
-pickle.
+The exporter writes one with `write_bundle`; runtimes read it with `read_bundle`, which verifies
+every byte before anything runs. A bundle holds no code and no pickle.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
 
 from dsd_trt.errors import BundleError
-from dsd_trt.schema import SchemaError, from_plain, to_plain
-
-SCHEMA_VERSION = 1
-MANIFEST_NAME = "bundle.json"
-
-Precision = Literal["fp32", "fp16"]
-Dtype = Literal["uint8", "int32", "float16", "float32"]
-TokenMask = Literal["words_eos", "words", "all"]
-ScoreKind = Literal["attention", "attention+denoising", "denoising"]
-HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph.
-
-    Attributes:
-        name: the tensor's name in the graph.
-        dtype: numpy's name of its type, such as "float32".
-        shape: batch first; a string names a dynamic dimension.
-    """
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One ONNX file and its signature."""
-
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-
-@dataclass(frozen=True)
-class HeadWeights:
-    """w_{l,h} of every scored layer's heads, folded into the graph as constants (Eq. 4 and 7).
-
-    Attributes:
-        mode: "uniform"; "calibrated", by attribution on a few-shot set; "learned" on it by
-            gradient descent; or "dynamic", where the graph weighs heads by their attribution to
-            the pair at hand as well.
-        values: one tuple of weights a scored layer.
-    """
-
-    mode: HeadMode
-    values: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class NoiseLevels:
-    """The noise levels whose constants are folded into the pair scorer.
-
-    Attributes:
-        fractions: s of each level, in (0, 1); the graph's `level` input is an index into these.
-        timesteps: t = round(s T) of each level.
-        seed: what the fixed noise tensors were drawn from.
-    """
-
-    fractions: tuple[float, ...]
-    timesteps: tuple[int, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a score is.
-
-    With f the pair scorer's `score` and d the denoising error without text less the error with it,
-    each averaged over the noise levels, the score is f ("attention", the paper's), d
-    ("denoising"), or f + w d ("attention+denoising").
-
-    Attributes:
-        score: which of them.
-        denoising_weight: w.
-        score_layers: which cross-attention layers count, in order of execution.
-        layer_names: their module names in the U-Net, one a scored layer.
-        pooling: over image tokens; "lse" is Eq. 3.
-        lam: lambda of LogSumExp pooling ("lambda" in the file).
-        head_weights: weights of the average over layers and heads (Eq. 4 and 7).
-        noise_levels: the levels the score is averaged over.
-        token_mask: which text tokens count in the average (Eq. 4).
-        has_prompts: whether attention prompts (Eq. 5) are folded in.
-    """
-
-    score: ScoreKind
-    denoising_weight: float
-    score_layers: tuple[int, ...]
-    layer_names: tuple[str, ...]
-    pooling: Literal["lse", "max", "cosine"]
-    lam: float = field(metadata={"json": "lambda"})
-    head_weights: HeadWeights
-    noise_levels: NoiseLevels
-    token_mask: TokenMask
-    has_prompts: bool
-
-
-@dataclass(frozen=True)
-class TokenizerSpec:
-    """The tokenizer's file and the ids its padded sequences are made of."""
-
-    file: str
-    max_length: int
-    bos_id: int
-    eos_id: int
-    pad_id: int
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What happens to an image before the graph sees its bytes.
-
-    Attributes:
-        resolution: side of the square the image is stretched to, in pixels.
-        resize: antialiased bicubic, no crop: a crop can lose the object a text names.
-    """
-
-    resolution: int
-    resize: Literal["bicubic-stretch"]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Match probability sigmoid(a s + b) of a score s."""
-
-    a: float
-    b: float
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What the bundle was made from.
-
-    Attributes:
-        base_model: identifier of the diffusion model.
-        revision: its revision, where it has one.
-        weight_hashes: sha256 of each weight file read.
-        adapter_hash: sha256 of the few-shot adapter, null without one.
-        library_versions: of every library that took part in the export.
-    """
-
-    base_model: str
-    revision: str | None
-    weight_hashes: Mapping[str, str]
-    adapter_hash: str | None
-    library_versions: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Content hash and length in bytes of one file."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All of `bundle.json`.
-
-    Attributes:
-        graphs: by name: "image_encoder", "text_encoder", "pair_scorer".
-        files: every other file of the bundle by its path inside it; filled in by `write_bundle`.
-        parity: the figures of the export's parity report, free-form.
-    """
-
-    method: Method
-    graphs: Mapping[str, Graph]
-    precision: Precision
-    tokenizer: TokenizerSpec
-    preprocessing: Preprocessing
-    calibration: Calibration
-    provenance: Provenance
-    parity: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, FileEntry] = field(default_factory=dict)
-    schema_version: int = SCHEMA_VERSION
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of an image's latent."""
-        channels, height, width = self.graphs["image_encoder"].outputs[0].shape[1:]
-        return int(channels), int(height), int(width)
-
-    @property
-    def has_denoising_error(self) -> bool:
-        """Whether the pair scorer computes it: where the score needs it."""
-        return self.method.score != "attention"
-
-    @property
-    def text_width(self) -> int:
-        """D, the width of a text state."""
-        return int(self.graphs["text_encoder"].outputs[0].shape[2])
-
-    def to_json(self) -> str:
-        """The text of `bundle.json`."""
-        plain = to_plain(self)
-        return json.dumps({"schema_version": plain.pop("schema_version"), **plain}, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Parse and check the text of `bundle.json`.
-
-        Raises:
-            BundleError: not JSON, another schema version, a field missing, unknown or of the wrong
-                type, or graphs that break the contract; the message names the field.
-        """
-        try:
-            plain = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BundleError(f"{MANIFEST_NAME} is not valid JSON: {error}") from None
-        version = plain.get("schema_version") if isinstance(plain, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{MANIFEST_NAME} has schema_version {version!r}; this dsd-trt reads "
-                f"{SCHEMA_VERSION}. Install the dsd-trt that wrote it, or export again: "
-                "dsd-trt export --out BUNDLE"
-            )
-        try:
-            manifest = from_plain(cls, plain)
-        except SchemaError as error:
-            raise BundleError(f"{MANIFEST_NAME}: {error}") from None
-        check_manifest(manifest)
-        return manifest
+from dsd_trt.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest, require
 
 
 @dataclass(frozen=True)
@@ -254,91 +26,6 @@ class Bundle:
     def path(self, file: str) -> Path:
         """Where one of the bundle's files lies."""
         return self.folder / file
-
-
-def graph_contract(
-    precision: Precision,
-    resolution: int,
-    latent_shape: tuple[int, int, int],
-    text_width: int,
-    max_length: int = 77,
-    denoising: bool = False,
-) -> dict[str, Graph]:
-    """The graphs every bundle holds: fixed names, batch first.
-
-    Args:
-        precision: "fp16" bundles carry latents and text states as float16; scores are float32.
-        resolution: side of the input pixels.
-        latent_shape: (C, h, w).
-        text_width: D.
-        max_length: tokens in a padded text.
-        denoising: whether the pair scorer also returns its denoising error.
-
-    Returns:
-        Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples.
-    """
-    states: Dtype = "float16" if precision == "fp16" else "float32"
-    latent = TensorSpec("latent", states, ("I", *latent_shape))
-    text_states = TensorSpec("text_states", states, ("T", max_length, text_width))
-    error = (TensorSpec("denoising_error", "float32", ("B",)),) if denoising else ()
-    return {
-        "image_encoder": Graph(
-            "image_encoder.onnx",
-            (TensorSpec("pixels", "uint8", ("I", resolution, resolution, 3)),),
-            (latent,),
-        ),
-        "text_encoder": Graph(
-            "text_encoder.onnx",
-            (TensorSpec("input_ids", "int32", ("T", max_length)),),
-            (text_states,),
-        ),
-        "pair_scorer": Graph(
-            "pair_scorer.onnx",
-            (
-                dataclasses.replace(latent, shape=("B", *latent.shape[1:])),
-                TensorSpec("level", "int32", ("B",)),
-                dataclasses.replace(text_states, shape=("B", *text_states.shape[1:])),
-                TensorSpec("token_mask", "float32", ("B", max_length)),
-            ),
-            (
-                TensorSpec("score", "float32", ("B",)),
-                TensorSpec("token_scores", "float32", ("B", max_length)),
-                *error,
-            ),
-        ),
-    }
-
-
-def check_manifest(manifest: Manifest) -> None:
-    """Check what types alone cannot say: lists that belong together, graphs against the contract.
-
-    Raises:
-        BundleError: names the field.
-    """
-    method, levels = manifest.method, manifest.method.noise_levels
-    per_layer = len(method.score_layers)
-    _require(per_layer > 0, "method.score_layers", "is empty")
-    _require(
-        len(method.layer_names) == per_layer, "method.layer_names", "needs one name a scored layer"
-    )
-    _require(
-        len(method.head_weights.values) == per_layer,
-        "method.head_weights.values",
-        "needs one list a scored layer",
-    )
-    _require(len(levels.fractions) > 0, "method.noise_levels.fractions", "is empty")
-    _require(
-        all(0 < s < 1 for s in levels.fractions)
-        and len(set(levels.fractions)) == len(levels.fractions),
-        "method.noise_levels.fractions",
-        "must be distinct and lie between 0 and 1",
-    )
-    _require(
-        len(levels.timesteps) == len(levels.fractions),
-        "method.noise_levels.timesteps",
-        "needs one timestep a level",
-    )
-    _check_graphs(manifest)
 
 
 def write_bundle(folder: Path, manifest: Manifest) -> Bundle:
@@ -397,55 +84,12 @@ def read_bundle(folder: Path) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def _check_graphs(manifest: Manifest) -> None:
-    for name in ("image_encoder", "text_encoder", "pair_scorer"):
-        _require(name in manifest.graphs, f"graphs.{name}", "is missing")
-    # Sizes the contract leaves open are read where they first appear, then demanded everywhere.
-    for name, rank in (("image_encoder", 4), ("text_encoder", 3)):
-        outputs = manifest.graphs[name].outputs
-        _require(
-            len(outputs) == 1
-            and len(outputs[0].shape) == rank
-            and all(isinstance(size, int) for size in outputs[0].shape[1:]),
-            f"graphs.{name}.outputs",
-            f"must be one tensor of rank {rank}, dynamic in its first dimension only",
-        )
-    contract = graph_contract(
-        manifest.precision,
-        manifest.preprocessing.resolution,
-        manifest.latent_shape,
-        manifest.text_width,
-        manifest.tokenizer.max_length,
-        manifest.has_denoising_error,
-    )
-    for name, wanted in contract.items():
-        graph = manifest.graphs[name]
-        for side, got, want in (
-            ("inputs", graph.inputs, wanted.inputs),
-            ("outputs", graph.outputs, wanted.outputs),
-        ):
-            _require(
-                [_signature(spec) for spec in got] == [_signature(spec) for spec in want],
-                f"graphs.{name}.{side}",
-                f"must be {_render(want)}, got {_render(got)}",
-            )
-
-
-def _signature(spec: TensorSpec) -> tuple[object, ...]:
-    """What must agree between two tensors: everything but the names of dynamic dimensions."""
-    return spec.name, spec.dtype, tuple(d if isinstance(d, int) else None for d in spec.shape)
-
-
-def _render(specs: tuple[TensorSpec, ...]) -> str:
-    return "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
-
-
 def _check_named_files(manifest: Manifest) -> None:
     for where, file in (
         *((f"graphs.{name}.file", graph.file) for name, graph in manifest.graphs.items()),
         ("tokenizer.file", manifest.tokenizer.file),
     ):
-        _require(file in manifest.files, where, f"names {file!r}, which is not among the files")
+        require(file in manifest.files, where, f"names {file!r}, which is not among the files")
 
 
 def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:
@@ -467,8 +111,3 @@ def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _require(holds: bool, where: str, complaint: str) -> None:
-    if not holds:
-        raise BundleError(f"field {where!r} {complaint}")

@@ -14,10 +14,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle, Manifest, read_bundle
+from dsd_trt.bundle import Bundle, read_bundle
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import BundleError, ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
+from dsd_trt.manifest import Manifest
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
 

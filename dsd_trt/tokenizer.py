@@ -11,8 +11,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import TokenizerSpec, TokenMask
 from dsd_trt.errors import BundleError, InputError
+from dsd_trt.manifest import TokenizerSpec, TokenMask
 
 logger = logging.getLogger(__name__)
 

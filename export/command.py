@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from dsd_trt.bundle import ScoreKind
 from dsd_trt.commands.options import model_option, parse_levels
+from dsd_trt.manifest import ScoreKind
 
 # torch and the rest are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dsd_trt.bundle import Precision, TokenMask
     from dsd_trt.export.parity import ParityReport
+    from dsd_trt.manifest import Precision, TokenMask
 
 EXAMPLES = """\b
 Examples:

@@ -6,7 +6,8 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
-from dsd_trt.bundle import (
+from dsd_trt.export.settings import Settings
+from dsd_trt.manifest import (
     Calibration,
     HeadWeights,
     Manifest,
@@ -17,7 +18,6 @@ from dsd_trt.bundle import (
     TokenizerSpec,
     graph_contract,
 )
-from dsd_trt.export.settings import Settings
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import EMBEDDED, Checkpoint, sha256
 from dsd_trt.train.scoring_unet import ScoringUNet

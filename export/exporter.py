@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
-from dsd_trt.bundle import Bundle, check_manifest, write_bundle
+from dsd_trt.bundle import Bundle, write_bundle
 from dsd_trt.errors import InputError
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
 from dsd_trt.export.folder import check_replaceable, staged
@@ -22,6 +22,7 @@ from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.reference import Reference
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
+from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import build_scoring_unet, load_checkpoint
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.bundle import Precision
+from dsd_trt.manifest import Precision
 from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder
 from dsd_trt.train.scoring_unet import ScoringUNet
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dsd_trt.bundle import Manifest
+from dsd_trt.manifest import Manifest
 from dsd_trt.schema import to_plain
 
 METADATA_PREFIX = "dsd_trt."

@@ -12,13 +12,14 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
-from dsd_trt.bundle import Bundle, graph_contract, write_bundle
+from dsd_trt.bundle import Bundle, write_bundle
 from dsd_trt.errors import DsdError, EngineError
 from dsd_trt.export.agreement import Agreement, compare
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import save
 from dsd_trt.export.reference import Expected
+from dsd_trt.manifest import graph_contract
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.schema import to_plain
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsd_trt.bundle import Method
 from dsd_trt.export.probe import Probe
+from dsd_trt.manifest import Method
 from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder, token_mask
 from dsd_trt.train.scoring_unet import ScoringUNet
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.bundle import Precision, ScoreKind, TokenMask
+from dsd_trt.manifest import Precision, ScoreKind, TokenMask
 from dsd_trt.train.model import EMBEDDED, embedded_model_folder
 from dsd_trt.train.noise import DEFAULT_LEVELS
 

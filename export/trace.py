@@ -13,8 +13,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.bundle import Graph, TensorSpec
 from dsd_trt.errors import ModelError
+from dsd_trt.manifest import Graph, TensorSpec
 
 OPSET = 20
 """Has LayerNormalization and Gelu; from 23 on, Attention hides its map from NVIDIA's parser."""

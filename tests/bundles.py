@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from dsd_trt.bundle import (
-    Bundle,
+from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.manifest import (
     Calibration,
     Graph,
     HeadWeights,
@@ -36,7 +36,6 @@ from dsd_trt.bundle import (
     TokenizerSpec,
     TokenMask,
     graph_contract,
-    write_bundle,
 )
 
 RESOLUTION = 8

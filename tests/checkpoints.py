@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dsd_trt.bundle import HeadMode, ScoreKind
+from dsd_trt.manifest import HeadMode, ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import weight_hashes
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig

@@ -24,13 +24,13 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
 from dsd_trt import Scorer, read_bundle
-from dsd_trt.bundle import Calibration, graph_contract
 from dsd_trt.cli import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX, store_losslessly
 from dsd_trt.export.settings import Settings
+from dsd_trt.manifest import Calibration, graph_contract
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint, token_mask

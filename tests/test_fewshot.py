@@ -13,8 +13,8 @@ import torch
 from checkpoints import write_checkpoint
 from torch import Tensor, nn
 
-from dsd_trt.bundle import HeadMode, ScoreKind
 from dsd_trt.errors import InputError
+from dsd_trt.manifest import HeadMode, ScoreKind
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.fewshot.batch import Batch, sample_batch
 from dsd_trt.train.fewshot.examples import Examples, encode_questions

@@ -24,20 +24,19 @@ from torch import Tensor
 from dsd_trt import Scorer
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings as ExportSettings
+from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.model import load_checkpoint
 from dsd_trt.train.pooling import CrossAttention
+from dsd_trt.train.shapes.batch import place_captions, sample_batch, sides_captions
 from dsd_trt.train.shapes.diffusion import (
-    Settings,
     ShapesDiffusion,
     _grounding,
     _named_cells,
-    place_captions,
-    sample_batch,
-    sides_captions,
     train_diffusion,
 )
-from dsd_trt.train.shapes.pretrain import SMOKE, LossLog, pretrain_shapes
-from dsd_trt.train.shapes.scene import Scene, Thing
+from dsd_trt.train.shapes.pretrain import SMOKE, pretrain_shapes
+from dsd_trt.train.shapes.scene import EDITS, Scene, Thing
+from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, draw_twins, sample_twins
 from dsd_trt.train.shapes.vae import cosine
@@ -242,6 +241,29 @@ def test_sides_captions_are_true_of_their_picture_and_false_of_the_other() -> No
                 first, second = (center(mask)[axis] for mask in drawings[which].masks[:2])
                 assert ((first < second) == first_is_before) == own, text
     assert seen == {("left", "right"), ("right", "left"), ("top", "bottom"), ("bottom", "top")}
+
+
+OPPOSITE = {
+    pair for one in (("left of", "right of"), ("above", "below")) for pair in (one, one[::-1])
+}
+
+
+def test_a_batch_tells_predicate_twins_by_sides_where_it_is_asked_to(data: TwinLatents) -> None:
+    """Of places = 1, three fifths of the twins whose directions are opposite name both sides."""
+    kept = dict.fromkeys(EDITS, 0.0) | {"predicate": 1.0}
+    lessons = Settings(steps=1, twins=200, kept=kept, places=1.0)
+    taught, plain = (
+        sample_batch(data, settings, 0) for settings in (lessons, replace(lessons, places=0.0))
+    )
+    side = re.compile("(at|on)( the)? (left|right|top|bottom)( side)? and an? ")
+    assert not any(side.search(text) for text in plain.captions)
+    pairs = list(zip(taught.captions[::2], taught.captions[1::2], strict=True))
+    told = [pair for pair in pairs if side.search(pair[0])]
+    relations = [scene.relation for scene in taught.scenes]
+    opposite = sum(pair in OPPOSITE for pair in zip(relations[::2], relations[1::2], strict=True))
+    assert 0.4 < len(told) / opposite < 0.75
+    assert all(side.search(one) and side.search(other) for one, other in told)
+    assert taught.related.all()
 
 
 def _gradient_of_rank(worker: Worker, folder: Path) -> None:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dsd_trt.bundle import HeadMode, ScoreKind
 from dsd_trt.errors import ModelError
+from dsd_trt.manifest import HeadMode, ScoreKind
 from dsd_trt.train.prompts import PromptConfig
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"

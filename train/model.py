@@ -14,8 +14,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from dsd_trt.bundle import ScoreKind
 from dsd_trt.errors import ModelError
+from dsd_trt.manifest import ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.layers import inner_widths
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels

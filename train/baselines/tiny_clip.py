@@ -29,8 +29,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
+from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.shapes.diffusion import build_text_encoder
-from dsd_trt.train.shapes.pretrain import TRAIN_SEED, LossLog
+from dsd_trt.train.shapes.pretrain import TRAIN_SEED
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import draw_twins, sample_twins
 from dsd_trt.train.shapes.vae import cosine

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.bundle import MANIFEST_NAME
 from dsd_trt.commands.options import data_options, table_format_option
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
+from dsd_trt.manifest import MANIFEST_NAME
 
 EXAMPLES = """\b
 Examples:

@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 import click
 
-from dsd_trt.bundle import HeadMode, ScoreKind
 from dsd_trt.commands.options import data_options, model_option, validation_option
 from dsd_trt.errors import InputError
+from dsd_trt.manifest import HeadMode, ScoreKind
 
 EXAMPLES = """\b
 Examples:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsd_trt.bundle import ScoreKind
+from dsd_trt.manifest import ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.answers import Score

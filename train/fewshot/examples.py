@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsd_trt.bundle import TokenMask
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
+from dsd_trt.manifest import TokenMask
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.model import Checkpoint, ImageEncoder, encode_texts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.bundle import ScoreKind
+from dsd_trt.manifest import ScoreKind
 
 
 def combine(score: ScoreKind, weight: float | Tensor, f: Tensor, d: Tensor | None) -> Tensor:

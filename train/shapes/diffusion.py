@@ -9,15 +9,12 @@ generator of the scenes knows: this model is trained to be matchable, and its ca
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -25,14 +22,14 @@ from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
-from dsd_trt.train.shapes.caption import SIDES_OF, caption, sides_caption
+from dsd_trt.train.shapes.batch import Batch, sample_batch
 from dsd_trt.train.shapes.scene import Scene
-from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents, Twins, sample_twins
+from dsd_trt.train.shapes.settings import Settings
+from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents
 from dsd_trt.train.shapes.vae import cosine
-from dsd_trt.train.shapes.workers import Worker
+from dsd_trt.train.shapes.workers import ALONE, Worker
 
 _TEXT_WIDTH = 128
-_ALONE = Worker()
 _RELATION_WORDS = (
     *("left", "right", "above", "below", "over", "under", "higher", "lower", "than", "to", "of"),
     *("inside", "within", "in", "front", "overlapping", "on", "top", "bottom"),
@@ -40,38 +37,6 @@ _RELATION_WORDS = (
 _RELATION_SCALE = 60.0  # of the ranking by relation words; the other one learns its own
 _HASTE = 10  # the ranking loss's scale learns this much faster than the weights
 _GROUNDING, _RANKING = 0.1, 1.0  # weights of the losses beside the denoising loss
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long and how fast to train.
-
-    Attributes:
-        steps: optimiser steps in total.
-        twins: twins a step, over all workers; a twin is two pictures and four pairs.
-        learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
-        kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
-        relations: weight of the loss that ranks by relation words alone.
-        places: share of twins that are told apart, where they can be, by the side on which a thing
-            of both stands, or by the sides of both things: lessons between a lone thing's side and
-            a relation of two.
-        strangers: share of twins whose second picture is replaced by another twin's, so that the
-            ranking loss also meets captions that are wrong altogether.
-        ema: decay of the averaged weights, which are what is kept.
-        seed: of weights, batches and noise.
-    """
-
-    steps: int
-    twins: int = 24
-    learning_rate: float = 1e-3
-    kept: Mapping[str, float] = field(
-        default_factory=lambda: {"predicate": 0.4, "side": 0.4, "other": 0.5}
-    )
-    relations: float = 0.0
-    places: float = 0.0
-    strangers: float = 0.0
-    ema: float = 0.999
-    seed: int = 0
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -131,6 +96,8 @@ class ShapesDiffusion(nn.Module):
         self.text_encoder = build_text_encoder(tokenizer)
         levels = noise_levels(self.scheduler.alphas_cumprod, (16, 8, 8))
         self.scoring = ScoringUNet(build_unet(), levels)
+        words = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in _RELATION_WORDS])
+        self._relating_ids = torch.tensor([*words, tokenizer.eos_token_id])
         self.log_scale = nn.Parameter(torch.tensor(math.log(60.0) / _HASTE))
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +137,8 @@ class ShapesDiffusion(nn.Module):
         weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
         ranking = _ranking(scores, (_HASTE * self.log_scale).exp(), weight)
         # Mean over all words, a relation is one of many; asked for alone, it is learned.
-        relating = mask * self._relate(ids)
+        # EOS is among the words asked: it has read all of them.
+        relating = mask * torch.isin(ids, self._relating_ids).float()
         scores = average_tokens(token_scores, relating[order]).view(2, twins, 2)
         relations = _ranking(scores, _RELATION_SCALE, batch.ranked * batch.related)
         return {
@@ -180,150 +148,6 @@ class ShapesDiffusion(nn.Module):
             "relations": relations,
         }
 
-    def _relate(self, ids: Tensor) -> Tensor:
-        """1 where a token is a relation's word or EOS, which has seen all of them, (texts, 77)."""
-        words = self.tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in _RELATION_WORDS])
-        wanted = torch.tensor([*words, self.tokenizer.eos_token_id])
-        return torch.isin(ids, wanted).float()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A step's twins.
-
-    Attributes:
-        latents: z, (twins, 2, C, h, w).
-        masks: covered share of each cell, (twins, 2, MAX_THINGS, h, w).
-        scenes: of picture 2 i + k.
-        captions: the same order; empty where the text is dropped.
-        timesteps: t, shared by a twin's pairs, (twins,).
-        noise: (twins, 2, C, h, w).
-        ranked: 1 where the captions are there to be ranked, (twins,).
-        related: 1 where relation or side is what the captions differ in, (twins,).
-    """
-
-    latents: Tensor
-    masks: Tensor
-    scenes: list[Scene]
-    captions: list[str]
-    timesteps: Tensor
-    noise: Tensor
-    ranked: Tensor
-    related: Tensor
-
-
-def sample_batch(
-    data: TwinLatents, settings: Settings, step: int, worker: Worker = _ALONE
-) -> Batch:
-    """A worker's part of the batch of one step, a function of its arguments alone."""
-    rng = np.random.default_rng([settings.seed, 7, step, worker.rank])
-    twins = settings.twins // worker.count
-    chosen = np.empty((twins, 2), np.int64)
-    scenes: list[Scene] = []
-    captions: list[str] = []
-    ranked, related = np.ones(twins, np.float32), np.zeros(twins, np.float32)
-    for i in range(twins):
-        chosen[i], pair = _choose_twins(data, settings.kept, rng)
-        if settings.strangers and rng.random() < settings.strangers:
-            chosen[i, 1], stranger = _choose_twins(data, settings.kept, rng)
-            pair = replace(pair, second=stranger.second, edit="other")
-        related[i] = pair.edit in ("predicate", "side")
-        scenes += pair.scenes
-        told = None
-        if settings.places and rng.random() < settings.places:
-            if pair.edit == "predicate" and rng.random() < 0.6:
-                told = sides_captions(pair, rng)
-            else:
-                told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
-            related[i] = related[i] or told is not None
-        if rng.random() < 0.05:
-            ranked[i] = 0
-            told = ("", "")
-        captions += told or pair.captions(rng)
-    # Stratified timesteps: every step sees the whole range.
-    strata = (rng.permutation(twins) + rng.random(twins)) / twins
-    latents = torch.from_numpy(data.latents[chosen, [0, 1]].astype(np.float32))
-    noise = rng.standard_normal(latents.shape, dtype=np.float32)
-    return Batch(
-        latents=latents,
-        masks=torch.from_numpy(data.masks[chosen, [0, 1]].astype(np.float32)),
-        scenes=scenes,
-        captions=captions,
-        timesteps=torch.from_numpy((strata * 1000).astype(np.int64)),
-        noise=torch.from_numpy(noise),
-        ranked=torch.from_numpy(ranked),
-        related=torch.from_numpy(related),
-    )
-
-
-def place_captions(
-    twins: Twins, masks: NDArray[np.float16], rng: np.random.Generator
-) -> tuple[str, str] | None:
-    """Captions that tell two pictures apart by the side on which the same thing stands.
-
-    Args:
-        twins: two scenes.
-        masks: covered share of each cell by each of their things, (2, MAX_THINGS, h, w).
-        rng: chooses the thing, the axis and the words.
-
-    Returns:
-        One a picture, or None where no thing of both has changed sides clearly.
-    """
-    height, width = masks.shape[2:]
-    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    shares = masks.astype(np.float32)
-    area = shares.sum(axis=(2, 3)).clip(min=1e-6)  # (2, MAX_THINGS)
-    centers = {
-        ("left", "right"): (shares.sum(axis=2) @ x) / area,
-        ("top", "bottom"): (shares.sum(axis=3) @ y) / area,
-    }
-    found = []
-    for k, (one, other) in enumerate(zip(twins.first.things, twins.second.things, strict=False)):
-        if (one.colour, one.shape) != (other.colour, other.shape):
-            continue
-        for sides, center in centers.items():
-            before, after = center[:, k]
-            if min(before, after) < 0.42 and max(before, after) > 0.58:
-                found.append((one, sides if before < after else sides[::-1]))
-    if not found:
-        return None
-    thing, sides = found[int(rng.integers(len(found)))]
-    seeds = rng.integers(2**32, size=2)
-    if rng.random() < 0.5:
-        seeds[1] = seeds[0]
-    first, second = (
-        caption(Scene((thing,), side=side), np.random.default_rng(seed))
-        for side, seed in zip(sides, seeds, strict=True)
-    )
-    return first, second
-
-
-def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Captions that tell two pictures apart by the sides of both things, their relation unsaid.
-
-    The last lesson before relations: "a red circle on the left and a blue star on the right".
-
-    Returns:
-        One a picture, of the same form; None unless opposite directions are what differs.
-    """
-    sides = [SIDES_OF.get(scene.relation or "") for scene in twins.scenes]
-    if twins.edit != "predicate" or sides[0] is None or sides[1] != sides[0][::-1]:
-        return None
-    seed = int(rng.integers(2**32))
-    first, second = (sides_caption(scene, np.random.default_rng(seed)) for scene in twins.scenes)
-    return first, second
-
-
-def _choose_twins(
-    data: TwinLatents, kept: Mapping[str, float], rng: np.random.Generator
-) -> tuple[int, Twins]:
-    """Random twins, fewer of those that teach little at the time: too easy, or too hard as yet."""
-    while True:
-        index = int(rng.integers(len(data)))
-        pair = sample_twins(data.seed, index)
-        if rng.random() < kept.get(pair.edit, 1.0):
-            return index, pair
-
 
 def train_diffusion(
     model: ShapesDiffusion,
@@ -331,7 +155,7 @@ def train_diffusion(
     path: Path,
     settings: Settings,
     *,
-    worker: Worker = _ALONE,
+    worker: Worker = ALONE,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     save_every: int = 200,
 ) -> None:

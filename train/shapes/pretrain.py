@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw
@@ -20,18 +18,17 @@ from dsd_trt.train.data.shapes import shapes_refcocog
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
-from dsd_trt.train.shapes.diffusion import Settings, ShapesDiffusion, train_diffusion
+from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
 from dsd_trt.train.shapes.probe import probe, summary
 from dsd_trt.train.shapes.questions import twin_questions
+from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_pictures, train_vae
 from dsd_trt.train.shapes.workers import Worker, workers
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # of the twins
 
@@ -243,41 +240,6 @@ def _add_adapter(
     training = {**asdict(settings), "few_shot_twins": plan.few_shot_twins, "held_out": tables}
     halves = {name: value.half() for name, value in rounded.items()}
     replace(adapter, prompt_state=halves, training=training).save(out / "model" / "adapter")
-
-
-class LossLog:
-    """Losses of every step, one JSON object a line; a step trained again is written over."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[int, dict[str, float]] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                self.rows[row.pop("step")] = row
-
-    def add(self, step: int, losses: dict[str, float]) -> None:
-        """Append one step."""
-        self.rows[step] = losses
-        with self.path.open("a", encoding="utf-8") as file:
-            rounded = {name: round(value, 6) for name, value in losses.items()}
-            file.write(json.dumps({"step": step, **rounded}) + "\n")
-
-    def plot(self, path: Path) -> None:
-        """Draw every loss over steps, smoothed over a hundredth of the run."""
-        steps = sorted(self.rows)
-        names = list(self.rows[steps[0]])
-        figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
-        width = max(1, len(steps) // 100)
-        for axis, name in zip(axes[0], names, strict=True):
-            values = np.array([self.rows[step][name] for step in steps])
-            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
-            axis.plot(steps[width - 1 :], smooth)
-            axis.set(title=f"{name} loss", xlabel="step")
-            axis.grid(alpha=0.3)
-        figure.tight_layout()
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
 
 
 def round_to_half(module: nn.Module) -> None:

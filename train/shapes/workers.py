@@ -47,6 +47,9 @@ class Worker:
             gradient.copy_(mean.view_as(gradient))
 
 
+ALONE = Worker()
+
+
 @contextmanager
 def workers(count: int, run: Callable[..., None], *arguments: Any) -> Iterator[Worker]:
     """Start `count` - 1 further processes that call `run(worker, *arguments)`; be worker 0.

@@ -1,0 +1,47 @@
+"""Losses of a run, kept on disk step by step, and drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+
+class LossLog:
+    """Losses of every step, one JSON object a line; a step trained again is written over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self.rows[row.pop("step")] = row
+
+    def add(self, step: int, losses: dict[str, float]) -> None:
+        """Append one step."""
+        self.rows[step] = losses
+        with self.path.open("a", encoding="utf-8") as file:
+            rounded = {name: round(value, 6) for name, value in losses.items()}
+            file.write(json.dumps({"step": step, **rounded}) + "\n")
+
+    def plot(self, path: Path) -> None:
+        """Draw every loss over steps, smoothed over a hundredth of the run."""
+        steps = sorted(self.rows)
+        names = list(self.rows[steps[0]])
+        figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+        width = max(1, len(steps) // 100)
+        for axis, name in zip(axes[0], names, strict=True):
+            values = np.array([self.rows[step][name] for step in steps])
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            axis.plot(steps[width - 1 :], smooth)
+            axis.set(title=f"{name} loss", xlabel="step")
+            axis.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(path, dpi=110)
+        plt.close(figure)

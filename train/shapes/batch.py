@@ -1,0 +1,153 @@
+"""A step's twins: which are drawn, what is said of them, and how noisy they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dsd_trt.train.shapes.caption import SIDES_OF, caption, sides_caption
+from dsd_trt.train.shapes.scene import Scene
+from dsd_trt.train.shapes.settings import Settings
+from dsd_trt.train.shapes.twins import TwinLatents, Twins, sample_twins
+from dsd_trt.train.shapes.workers import ALONE, Worker
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's twins.
+
+    Attributes:
+        latents: z, (twins, 2, C, h, w).
+        masks: covered share of each cell, (twins, 2, MAX_THINGS, h, w).
+        scenes: of picture 2 i + k.
+        captions: the same order; empty where the text is dropped.
+        timesteps: t, shared by a twin's pairs, (twins,).
+        noise: (twins, 2, C, h, w).
+        ranked: 1 where the captions are there to be ranked, (twins,).
+        related: 1 where relation or side is what the captions differ in, (twins,).
+    """
+
+    latents: Tensor
+    masks: Tensor
+    scenes: list[Scene]
+    captions: list[str]
+    timesteps: Tensor
+    noise: Tensor
+    ranked: Tensor
+    related: Tensor
+
+
+def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worker = ALONE) -> Batch:
+    """A worker's part of the batch of one step, a function of its arguments alone."""
+    rng = np.random.default_rng([settings.seed, 7, step, worker.rank])
+    twins = settings.twins // worker.count
+    chosen = np.empty((twins, 2), np.int64)
+    scenes: list[Scene] = []
+    captions: list[str] = []
+    ranked, related = np.ones(twins, np.float32), np.zeros(twins, np.float32)
+    for i in range(twins):
+        chosen[i], pair = _choose_twins(data, settings.kept, rng)
+        if settings.strangers and rng.random() < settings.strangers:
+            chosen[i, 1], stranger = _choose_twins(data, settings.kept, rng)
+            pair = replace(pair, second=stranger.second, edit="other")
+        related[i] = pair.edit in ("predicate", "side")
+        scenes += pair.scenes
+        told = None
+        if settings.places and rng.random() < settings.places:
+            if pair.edit == "predicate" and rng.random() < 0.6:
+                told = sides_captions(pair, rng)
+            else:
+                told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
+            related[i] = related[i] or told is not None
+        if rng.random() < 0.05:
+            ranked[i] = 0
+            told = ("", "")
+        captions += told or pair.captions(rng)
+    # Stratified timesteps: every step sees the whole range.
+    strata = (rng.permutation(twins) + rng.random(twins)) / twins
+    latents = torch.from_numpy(data.latents[chosen, [0, 1]].astype(np.float32))
+    noise = rng.standard_normal(latents.shape, dtype=np.float32)
+    return Batch(
+        latents=latents,
+        masks=torch.from_numpy(data.masks[chosen, [0, 1]].astype(np.float32)),
+        scenes=scenes,
+        captions=captions,
+        timesteps=torch.from_numpy((strata * 1000).astype(np.int64)),
+        noise=torch.from_numpy(noise),
+        ranked=torch.from_numpy(ranked),
+        related=torch.from_numpy(related),
+    )
+
+
+def place_captions(
+    twins: Twins, masks: NDArray[np.float16], rng: np.random.Generator
+) -> tuple[str, str] | None:
+    """Captions that tell two pictures apart by the side on which the same thing stands.
+
+    Args:
+        twins: two scenes.
+        masks: covered share of each cell by each of their things, (2, MAX_THINGS, h, w).
+        rng: chooses the thing, the axis and the words.
+
+    Returns:
+        One a picture, or None where no thing of both has changed sides clearly.
+    """
+    height, width = masks.shape[2:]
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    shares = masks.astype(np.float32)
+    area = shares.sum(axis=(2, 3)).clip(min=1e-6)  # (2, MAX_THINGS)
+    centers = {
+        ("left", "right"): (shares.sum(axis=2) @ x) / area,
+        ("top", "bottom"): (shares.sum(axis=3) @ y) / area,
+    }
+    found = []
+    for k, (one, other) in enumerate(zip(twins.first.things, twins.second.things, strict=False)):
+        if (one.colour, one.shape) != (other.colour, other.shape):
+            continue
+        for sides, center in centers.items():
+            before, after = center[:, k]
+            if min(before, after) < 0.42 and max(before, after) > 0.58:
+                found.append((one, sides if before < after else sides[::-1]))
+    if not found:
+        return None
+    thing, sides = found[int(rng.integers(len(found)))]
+    seeds = rng.integers(2**32, size=2)
+    if rng.random() < 0.5:
+        seeds[1] = seeds[0]
+    first, second = (
+        caption(Scene((thing,), side=side), np.random.default_rng(seed))
+        for side, seed in zip(sides, seeds, strict=True)
+    )
+    return first, second
+
+
+def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | None:
+    """Captions that tell two pictures apart by the sides of both things, their relation unsaid.
+
+    The last lesson before relations: "a red circle on the left and a blue star on the right".
+
+    Returns:
+        One a picture, of the same form; None unless opposite directions are what differs.
+    """
+    sides = [SIDES_OF.get(scene.relation or "") for scene in twins.scenes]
+    if twins.edit != "predicate" or sides[0] is None or sides[1] != sides[0][::-1]:
+        return None
+    seed = int(rng.integers(2**32))
+    first, second = (sides_caption(scene, np.random.default_rng(seed)) for scene in twins.scenes)
+    return first, second
+
+
+def _choose_twins(
+    data: TwinLatents, kept: Mapping[str, float], rng: np.random.Generator
+) -> tuple[int, Twins]:
+    """Random twins, fewer of those that teach little at the time: too easy, or too hard as yet."""
+    while True:
+        index = int(rng.integers(len(data)))
+        pair = sample_twins(data.seed, index)
+        if rng.random() < kept.get(pair.edit, 1.0):
+            return index, pair

@@ -1,0 +1,38 @@
+"""How the embedded model's diffusion is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps in total.
+        twins: twins a step, over all workers; a twin is two pictures and four pairs.
+        learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
+        kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
+        relations: weight of the loss that ranks by relation words alone.
+        places: share of twins that are told apart, where they can be, by the side on which a thing
+            of both stands, or by the sides of both things: lessons between a lone thing's side and
+            a relation of two.
+        strangers: share of twins whose second picture is replaced by another twin's, so that the
+            ranking loss also meets captions that are wrong altogether.
+        ema: decay of the averaged weights, which are what is kept.
+        seed: of weights, batches and noise.
+    """
+
+    steps: int
+    twins: int = 24
+    learning_rate: float = 1e-3
+    kept: Mapping[str, float] = field(
+        default_factory=lambda: {"predicate": 0.4, "side": 0.4, "other": 0.5}
+    )
+    relations: float = 0.0
+    places: float = 0.0
+    strangers: float = 0.0
+    ema: float = 0.999
+    seed: int = 0
