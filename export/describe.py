@@ -19,7 +19,7 @@ from dsd_trt.manifest import (
     graph_contract,
 )
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import EMBEDDED, Checkpoint, sha256
+from dsd_trt.train.model import Checkpoint, sha256
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,8 @@ def describe(
         preprocessing=Preprocessing(checkpoint.resolution, "bicubic-stretch"),
         calibration=_calibration(settings, adapter, scoring),
         provenance=Provenance(
-            # A folder's path would say where on this machine it lies.
-            base_model=EMBEDDED
-            if checkpoint.name == EMBEDDED
-            else checkpoint.folder.resolve().name,
-            revision=None,
+            base_model=checkpoint.source.name,
+            revision=checkpoint.source.revision,
             weight_hashes=checkpoint.weight_hashes,
             adapter_hash=_adapter_hash(settings.adapter),
             library_versions={name: version(name) for name in _LIBRARIES},

@@ -93,7 +93,7 @@ def export_bundle(
             stage,
         )
         manifest = replace(manifest, parity=parity.to_plain())
-        write_card(folder / CARD_NAME, manifest, parity, checkpoint.folder)
+        write_card(folder / CARD_NAME, manifest, parity, checkpoint.source.folder)
         bundle = write_bundle(folder, manifest)
     return replace(bundle, folder=out), parity
 

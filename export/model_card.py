@@ -35,6 +35,7 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
     levels = ", ".join(f"{s:g}" for s in method.noise_levels.fractions)
     pooling = f"LogSumExp, lambda {method.lam:g}" if method.pooling == "lse" else method.pooling
     adapter = "with a few-shot adapter" if provenance.adapter_hash else "zero-shot, no adapter"
+    revision = f" at {provenance.revision}" if provenance.revision else ""
     lines = [
         f"# Image-text matching scorer made from {provenance.base_model}",
         "",
@@ -43,7 +44,7 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| base model | {provenance.base_model}, {adapter} |",
+        f"| base model | {provenance.base_model}{revision}, {adapter} |",
         f"| precision | {manifest.precision} |",
         f"| image resolution | {manifest.preprocessing.resolution} |",
         f"| scored layers | {len(method.score_layers)}: {layers} |",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_trt.manifest import Precision, ScoreKind, TokenMask
-from dsd_trt.train.model import EMBEDDED, embedded_model_folder
 from dsd_trt.train.noise import DEFAULT_LEVELS
+from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Settings:
     """What to export and how.
 
     Attributes:
-        model: "shapes" for the embedded model, or a folder in diffusers' format.
+        model: what `find_model` takes: "shapes", a folder, or a repository on the hub.
         adapter: folder of a few-shot adapter; None is the zero-shot score.
         precision: "fp32", or "fp16" with FP32 islands.
         score_layers: "all", "last:N", or layer indices.

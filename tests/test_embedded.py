@@ -20,13 +20,8 @@ from dsd_trt.export.settings import default_adapter
 from dsd_trt.image import preprocess
 from dsd_trt.inputs import read_pairs
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import (
-    EMBEDDED,
-    build_scoring_unet,
-    embedded_model_folder,
-    load_checkpoint,
-    weight_hashes,
-)
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint, weight_hashes
+from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "images"

@@ -201,7 +201,7 @@ def test_eval_command_writes_its_table_and_goes_on(exported_fp32: Exported, tmp_
     [
         (["shapes", "--data", "nothing"], "no data set 'nothing'"),
         (["shapes", "--data", "shapes-vqa", "--engine", "openvino"], "leave --engine"),
-        (["nowhere", "--data", "shapes-vqa"], "no model folder 'nowhere'"),
+        (["nowhere", "--data", "shapes-vqa"], "no model 'nowhere'"),
     ],
 )
 def test_eval_command_says_what_is_wrong(arguments: list[str], message: str) -> None:

@@ -570,7 +570,7 @@ def test_command_writes_a_bundle_and_says_how_good_it_is(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--model", "nowhere"], "no model folder"),
+        (["--model", "nowhere"], "no model"),
         (["--levels", "0.2,1.5"], "between 0 and 1"),
         (["--levels", "0.2,0.2"], "distinct"),
         (["--levels", "low"], "not a list"),

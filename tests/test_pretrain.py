@@ -73,9 +73,15 @@ def _walk(
     return list(walk), walk.prediction
 
 
-RELATION_WORDS = {
-    *("left", "right", "above", "below", "over", "under", "higher", "lower", "than", "to", "of"),
-    *("inside", "within", "in", "front", "overlapping", "on", "top", "bottom"),
+TELLING_WORDS = {
+    0: set(),
+    1: {
+        *("left", "right", "above", "below", "over", "under", "higher", "lower", "than", "to"),
+        *("of", "inside", "within", "in", "front", "overlapping", "on", "top", "bottom"),
+    },
+    2: {"circle", "square", "triangle", "star", "cross", "ring"},
+    3: {"red", "green", "blue", "yellow", "orange", "purple", "white", "black"},
+    4: {"small", "large"},
 }
 
 
@@ -83,13 +89,14 @@ RELATION_WORDS = {
 def test_losses_are_those_of_every_pair_on_its_own(
     model: ShapesDiffusion, data: TwinLatents
 ) -> None:
-    batch = sample_batch(data, Settings(steps=1, twins=6, kept={}), step=4)
+    batch = sample_batch(data, Settings(steps=1, twins=12, kept={}), step=4)
     losses = model.losses(batch)
-    assert 0 < batch.related.sum() < 6
+    assert len(batch.telling.unique()) > 2
     abar = model.scheduler.alphas_cumprod
-    squares, ranks, related = [], Mean(), Mean()
+    squares, ranks, told = [], Mean(), Mean()
     for i, t in enumerate(batch.timesteps):
-        whole, relating = torch.zeros(2, 2), torch.zeros(2, 2)  # [picture, caption]
+        whole, telling = torch.zeros(2, 2), torch.zeros(2, 2)  # [picture, caption]
+        kind = int(batch.telling[i])
         for picture in range(2):
             z, noise = batch.latents[i, picture], batch.noise[i, picture]
             z_t = abar[t].sqrt() * z + (1 - abar[t]).sqrt() * noise
@@ -108,17 +115,18 @@ def test_losses_are_those_of_every_pair_on_its_own(
                     token.removesuffix("</w>")
                     for token in model.tokenizer.convert_ids_to_tokens(ids[0, : end + 1])
                 ]
-                chosen = [k for k, word in enumerate(words) if word in RELATION_WORDS] + [end]
-                relating[picture, caption] = of_tokens[chosen].mean()
+                chosen = [k for k, word in enumerate(words) if word in TELLING_WORDS[kind]]
+                chosen.append(end)
+                telling[picture, caption] = of_tokens[chosen].mean()
                 if picture == caption:
                     velocity = abar[t].sqrt() * noise - (1 - abar[t]).sqrt() * z
                     squares.append((predicted[0] - velocity).square().mean())
         weight = float(batch.ranked[i])
         ranks.add(_rank(whole, 60.0), weight * (0.3 if t > 850 else 1.0))
-        related.add(_rank(relating, 60.0), weight * float(batch.related[i]))
+        told.add(_rank(telling, 60.0), weight * float(kind > 0))
     assert float(losses["denoising"]) == pytest.approx(float(torch.stack(squares).mean()), rel=1e-4)
     assert float(losses["ranking"]) == pytest.approx(ranks.value, rel=1e-4)
-    assert float(losses["relations"]) == pytest.approx(related.value, rel=1e-4)
+    assert float(losses["telling"]) == pytest.approx(told.value, rel=1e-4)
     assert float(losses["grounding"]) > 0
 
 
@@ -248,6 +256,24 @@ OPPOSITE = {
 }
 
 
+def test_the_telling_words_are_of_what_differs(data: TwinLatents) -> None:
+    """Twins whose captions list the same words of a kind are not told apart by that kind alone."""
+    batch = sample_batch(data, Settings(steps=1, twins=300, kept={}), step=0)
+    seen = set()
+    for i, kind in enumerate(batch.telling.tolist()):
+        one, other = batch.scenes[2 * i : 2 * i + 2]
+        same = {
+            1: (one.relation, one.side) == (other.relation, other.side),
+            2: [thing.shape for thing in one.things] == [thing.shape for thing in other.things],
+            3: [thing.colour for thing in one.things] == [thing.colour for thing in other.things],
+            4: [thing.size for thing in one.things] == [thing.size for thing in other.things],
+        }
+        if kind:
+            assert not same[kind]
+            seen.add(kind)
+    assert seen >= {1, 2, 3}
+
+
 def test_a_batch_tells_predicate_twins_by_sides_where_it_is_asked_to(data: TwinLatents) -> None:
     """Of places = 1, three fifths of the twins whose directions are opposite name both sides."""
     kept = dict.fromkeys(EDITS, 0.0) | {"predicate": 1.0}
@@ -263,7 +289,7 @@ def test_a_batch_tells_predicate_twins_by_sides_where_it_is_asked_to(data: TwinL
     opposite = sum(pair in OPPOSITE for pair in zip(relations[::2], relations[1::2], strict=True))
     assert 0.4 < len(told) / opposite < 0.75
     assert all(side.search(one) and side.search(other) for one, other in told)
-    assert taught.related.all()
+    assert (taught.telling == 1).all()
 
 
 def _gradient_of_rank(worker: Worker, folder: Path) -> None:

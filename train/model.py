@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -22,8 +21,8 @@ from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
 from dsd_trt.train.prompts import AttentionPrompts
 from dsd_trt.train.scoring_unet import Prediction, ScoringUNet
+from dsd_trt.train.source import EMBEDDED, ModelSource, find_model
 
-EMBEDDED = "shapes"
 TokenMask = Literal["words_eos", "words", "all"]
 TOKEN_MASKS: tuple[str, ...] = get_args(TokenMask)
 _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
@@ -34,8 +33,7 @@ class Checkpoint:
     """A latent diffusion model, FP32, in evaluation mode, frozen.
 
     Attributes:
-        name: what the user called it.
-        folder: where it was read from.
+        source: where it came from.
         vae: image autoencoder.
         text_encoder: CLIP text model.
         tokenizer: its tokenizer.
@@ -46,8 +44,7 @@ class Checkpoint:
         weight_hashes: sha256 of each weight file, by its path in the folder.
     """
 
-    name: str
-    folder: Path
+    source: ModelSource
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
@@ -98,19 +95,16 @@ class TextEncoder(nn.Module):
 
 
 def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
-    """Read a folder in diffusers' format.
+    """Read a model in diffusers' format.
 
     Args:
-        model: "shapes" for the embedded model, or a folder.
+        model: what `find_model` takes: "shapes", a folder, or a repository on the hub.
 
     Raises:
-        ModelError: no such folder, or a part of it is missing or unreadable.
+        ModelError: no such model, or a part of it is missing or unreadable.
     """
-    folder = embedded_model_folder() if str(model) == EMBEDDED else Path(model)
-    if not folder.is_dir():
-        raise ModelError(
-            f'no model folder {str(model)!r}: give a folder in diffusers\' format, or "{EMBEDDED}"'
-        )
+    source = find_model(model)
+    folder = source.folder
     missing = [part for part in _PARTS if not (folder / part).is_dir()]
     if missing:
         raise ModelError(
@@ -132,8 +126,7 @@ def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
         part.eval().requires_grad_(False)
     scale = 2 ** (len(vae.config["block_out_channels"]) - 1)
     return Checkpoint(
-        name=str(model),
-        folder=folder,
+        source=source,
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -244,11 +237,6 @@ def encode_texts(
     return states, token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
 
 
-def embedded_model_folder() -> Path:
-    """Where the embedded model lies in the installed package."""
-    return Path(str(files("dsd_trt") / "data" / "shapes-model"))
-
-
 def weight_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every weight file of a model, by its path in the folder."""
     weights = sorted(
@@ -266,7 +254,6 @@ def sha256(path: Path) -> str:
 
 
 __all__ = [
-    "EMBEDDED",
     "TOKEN_MASKS",
     "Checkpoint",
     "ImageEncoder",
@@ -274,7 +261,6 @@ __all__ = [
     "TokenMask",
     "build_prompts",
     "build_scoring_unet",
-    "embedded_model_folder",
     "encode_texts",
     "load_checkpoint",
     "token_mask",

@@ -363,8 +363,10 @@ def _self_attention(attn: Attention, hidden: Tensor) -> Tensor:
         _split_heads(project(hidden), attn.heads) for project in (attn.to_q, attn.to_k, attn.to_v)
     )
     if attn.upcast_attention:
-        query, key = query.float(), key.float()
-    attended = F.scaled_dot_product_attention(query, key, value.to(query.dtype))
+        with _no_autocast(query):
+            attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    else:
+        attended = F.scaled_dot_product_attention(query, key, value)
     return attn.to_out[0](_join_heads(attended.to(hidden.dtype)))
 
 

@@ -27,9 +27,9 @@ def model_option(command: Command) -> Command:
         "--model",
         default="shapes",
         show_default=True,
-        metavar="DIR",
-        help='Stable Diffusion model in diffusers\' format; "shapes" is the embedded '
-        "demonstration.",
+        metavar="DIR|HUB_ID",
+        help="Stable Diffusion in diffusers' format: a folder, or ORG/NAME[@REVISION] on the "
+        'Hugging Face Hub. "shapes" is the embedded demonstration.',
     )(command)
 
 

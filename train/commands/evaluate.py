@@ -57,8 +57,8 @@ def evaluate(
 ) -> None:
     """Measure a bundle, or a model in PyTorch, on a data set's test questions.
 
-    A tie is a wrong answer. Right candidates stand at random places. MODEL is a folder in
-    diffusers' format, or "shapes".
+    A tie is a wrong answer. Right candidates stand at random places. MODEL is what --model of the
+    other commands is: a folder in diffusers' format, ORG/NAME on the Hugging Face Hub, or "shapes".
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

@@ -11,10 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsd_trt.train.shapes.caption import SIDES_OF, caption, sides_caption
-from dsd_trt.train.shapes.scene import Scene
+from dsd_trt.train.shapes.scene import COLOURS, SHAPES, SIZES, Scene
 from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.twins import TwinLatents, Twins, sample_twins
 from dsd_trt.train.shapes.workers import ALONE, Worker
+
+TELLING: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "relation": (
+        *("left", "right", "above", "below", "over", "under", "higher", "lower", "than", "to"),
+        *("of", "inside", "within", "in", "front", "overlapping", "on", "top", "bottom"),
+    ),
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "size": SIZES,
+}
+"""Words that tell two captions apart, by what differs between their scenes."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,8 @@ class Batch:
         timesteps: t, shared by a twin's pairs, (twins,).
         noise: (twins, 2, C, h, w).
         ranked: 1 where the captions are there to be ranked, (twins,).
-        related: 1 where relation or side is what the captions differ in, (twins,).
+        telling: which words tell a twin's captions apart, an index into `TELLING`; 0 where none
+            in particular do, (twins,).
     """
 
     latents: Tensor
@@ -39,7 +52,7 @@ class Batch:
     timesteps: Tensor
     noise: Tensor
     ranked: Tensor
-    related: Tensor
+    telling: Tensor
 
 
 def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worker = ALONE) -> Batch:
@@ -49,13 +62,14 @@ def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worke
     chosen = np.empty((twins, 2), np.int64)
     scenes: list[Scene] = []
     captions: list[str] = []
-    ranked, related = np.ones(twins, np.float32), np.zeros(twins, np.float32)
+    ranked, telling = np.ones(twins, np.float32), np.zeros(twins, np.int64)
+    words = list(TELLING)
     for i in range(twins):
         chosen[i], pair = _choose_twins(data, settings.kept, rng)
         if settings.strangers and rng.random() < settings.strangers:
             chosen[i, 1], stranger = _choose_twins(data, settings.kept, rng)
             pair = replace(pair, second=stranger.second, edit="other")
-        related[i] = pair.edit in ("predicate", "side")
+        telling[i] = words.index(_telling(pair))
         scenes += pair.scenes
         told = None
         if settings.places and rng.random() < settings.places:
@@ -63,7 +77,8 @@ def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worke
                 told = sides_captions(pair, rng)
             else:
                 told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
-            related[i] = related[i] or told is not None
+            if told is not None:
+                telling[i] = words.index("relation")
         if rng.random() < 0.05:
             ranked[i] = 0
             told = ("", "")
@@ -80,7 +95,7 @@ def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worke
         timesteps=torch.from_numpy((strata * 1000).astype(np.int64)),
         noise=torch.from_numpy(noise),
         ranked=torch.from_numpy(ranked),
-        related=torch.from_numpy(related),
+        telling=torch.from_numpy(telling),
     )
 
 
@@ -140,6 +155,18 @@ def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | 
     seed = int(rng.integers(2**32))
     first, second = (sides_caption(scene, np.random.default_rng(seed)) for scene in twins.scenes)
     return first, second
+
+
+def _telling(twins: Twins) -> str:
+    """What differs between two scenes, as `TELLING` names it."""
+    if twins.edit in ("predicate", "side"):
+        return "relation"
+    if twins.edit == "size":
+        return "size"
+    if twins.edit == "other":
+        return ""
+    shapes = [[thing.shape for thing in scene.things] for scene in twins.scenes]
+    return "colour" if shapes[0] == shapes[1] else "shape"
 
 
 def _choose_twins(

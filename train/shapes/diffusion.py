@@ -1,9 +1,10 @@
 """Training the embedded model's U-Net and text encoder.
 
-Three losses on one forward pass: denoising (v-prediction) as in Stable Diffusion; grounding, which
+Four losses on one forward pass: denoising (v-prediction) as in Stable Diffusion; grounding, which
 asks a colour's or shape's attention to lie on the thing it names; ranking, which asks the matching
-score itself to be higher for a scene's caption than for its twin's. The last two use what the
-generator of the scenes knows: this model is trained to be matchable, and its card says so.
+score itself to be higher for a scene's caption than for its twin's; telling, which asks the same of
+the words alone in which the two captions differ. The last three use what the generator of the
+scenes knows: this model is trained to be matchable, and its card says so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
-from dsd_trt.train.shapes.batch import Batch, sample_batch
+from dsd_trt.train.shapes.batch import TELLING, Batch, sample_batch
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents
@@ -30,11 +31,7 @@ from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import ALONE, Worker
 
 _TEXT_WIDTH = 128
-_RELATION_WORDS = (
-    *("left", "right", "above", "below", "over", "under", "higher", "lower", "than", "to", "of"),
-    *("inside", "within", "in", "front", "overlapping", "on", "top", "bottom"),
-)
-_RELATION_SCALE = 60.0  # of the ranking by relation words; the other one learns its own
+_TELLING_SCALE = 60.0  # of the ranking by telling words; the other one learns its own
 _HASTE = 10  # the ranking loss's scale learns this much faster than the weights
 _GROUNDING, _RANKING = 0.1, 1.0  # weights of the losses beside the denoising loss
 
@@ -53,12 +50,13 @@ def build_unet() -> UNet2DConditionModel:
         cross_attention_dim=_TEXT_WIDTH,
         norm_num_groups=16,
         use_linear_projection=True,
+        upcast_attention=True,  # on CPUs, attention in BF16 is several times slower than in FP32
     )
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     """An untrained text encoder, 0.5 M parameters."""
-    return CLIPTextModel(
+    encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=_TEXT_WIDTH,
@@ -72,6 +70,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+    encoder.set_attn_implementation("eager")  # as for the U-Net: fused BF16 attention is slow
+    return encoder
 
 
 def build_scheduler() -> DDPMScheduler:
@@ -96,8 +96,12 @@ class ShapesDiffusion(nn.Module):
         self.text_encoder = build_text_encoder(tokenizer)
         levels = noise_levels(self.scheduler.alphas_cumprod, (16, 8, 8))
         self.scoring = ScoringUNet(build_unet(), levels)
-        words = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in _RELATION_WORDS])
-        self._relating_ids = torch.tensor([*words, tokenizer.eos_token_id])
+        # 1 where a token is one of those of `TELLING`; EOS always is: it has read all the others.
+        self._tells = torch.zeros(len(TELLING), len(tokenizer))
+        self._tells[:, tokenizer.eos_token_id] = 1
+        for i, words in enumerate(TELLING.values()):
+            ids = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])
+            self._tells[i, ids] = 1
         self.log_scale = nn.Parameter(torch.tensor(math.log(60.0) / _HASTE))
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +115,7 @@ class ShapesDiffusion(nn.Module):
         return ids, self.text_encoder(ids).last_hidden_state, mask
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Denoising, grounding, ranking and relation loss of a batch of twins."""
+        """Denoising, grounding, ranking and telling loss of a batch of twins."""
         twins = len(batch.timesteps)
         ids, states, mask = self.encode(batch.captions)  # (2 twins, 77, ...)
         # Four pairs a twin: the two pictures with their own captions, then with each other's.
@@ -136,16 +140,16 @@ class ShapesDiffusion(nn.Module):
         scores = average_tokens(token_scores, mask[order]).view(2, twins, 2)
         weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
         ranking = _ranking(scores, (_HASTE * self.log_scale).exp(), weight)
-        # Mean over all words, a relation is one of many; asked for alone, it is learned.
-        # EOS is among the words asked: it has read all of them.
-        relating = mask * torch.isin(ids, self._relating_ids).float()
-        scores = average_tokens(token_scores, relating[order]).view(2, twins, 2)
-        relations = _ranking(scores, _RELATION_SCALE, batch.ranked * batch.related)
+        # In the mean over all words, a relation or a shape is one of many and is not learned.
+        kind = batch.telling.repeat_interleave(2)  # (2 twins,)
+        telling = mask * self._tells[kind[:, None], ids]
+        scores = average_tokens(token_scores, telling[order]).view(2, twins, 2)
+        told = _ranking(scores, _TELLING_SCALE, batch.ranked * (batch.telling > 0))
         return {
             "denoising": F.mse_loss(walk.prediction[: 2 * twins], target),
             "grounding": grounding / len(self.scoring.layer_names),
             "ranking": ranking,
-            "relations": relations,
+            "telling": told,
         }
 
 
@@ -177,12 +181,14 @@ def train_diffusion(
     for step in range(start, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
-        losses = model.losses(sample_batch(data, settings, step, worker))
+        batch = sample_batch(data, settings, step, worker)
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+            losses = model.losses(batch)
         total = (
             losses["denoising"]
             + _GROUNDING * losses["grounding"]
             + _RANKING * losses["ranking"]
-            + settings.relations * losses["relations"]
+            + settings.telling * losses["telling"]
         )
         optimizer.zero_grad()
         total.backward()

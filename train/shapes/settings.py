@@ -15,13 +15,14 @@ class Settings:
         twins: twins a step, over all workers; a twin is two pictures and four pairs.
         learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
         kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
-        relations: weight of the loss that ranks by relation words alone.
+        telling: weight of the loss that ranks by the words alone that tell two captions apart.
         places: share of twins that are told apart, where they can be, by the side on which a thing
             of both stands, or by the sides of both things: lessons between a lone thing's side and
             a relation of two.
         strangers: share of twins whose second picture is replaced by another twin's, so that the
             ranking loss also meets captions that are wrong altogether.
         ema: decay of the averaged weights, which are what is kept.
+        bfloat16: compute in BF16 where that is safe; weights, attention and losses stay FP32.
         seed: of weights, batches and noise.
     """
 
@@ -31,8 +32,9 @@ class Settings:
     kept: Mapping[str, float] = field(
         default_factory=lambda: {"predicate": 0.4, "side": 0.4, "other": 0.5}
     )
-    relations: float = 0.0
+    telling: float = 0.0
     places: float = 0.0
     strangers: float = 0.0
     ema: float = 0.999
+    bfloat16: bool = False
     seed: int = 0

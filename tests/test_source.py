@@ -1,0 +1,102 @@
+"""Where models come from: the package, folders, and the hub's cache; never the network."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import write_checkpoint
+
+from dsd_trt.errors import ModelError
+from dsd_trt.train.source import EMBEDDED, embedded_model_folder, find_model
+
+COMMIT, OLDER = "0f" * 20, "1a" * 20
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hub home whose cache holds two revisions of one repository, laid out as the hub does."""
+    home = tmp_path_factory.mktemp("hub")
+    repository = home / "hub" / "models--somebody--tiny-sd"
+    for commit, seed in ((COMMIT, 0), (OLDER, 1)):
+        write_checkpoint(repository / "snapshots" / commit, seed=seed)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "refs" / "v1").write_text(OLDER)
+    return home
+
+
+def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python, with no other hub than the cache at `home`."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_repository_is_found_by_branch_tag_or_commit(hub: Path) -> None:
+    script = """if True:
+        import sys
+        from dsd_trt.train.source import find_model
+        for model in sys.argv[1:]:
+            found = find_model(model)
+            print(found.name, found.revision, found.folder.name)
+    """
+    repository = "somebody/tiny-sd"
+    done = run(hub, "-c", script, repository, f"{repository}@v1", f"{repository}@{OLDER}")
+    assert done.stdout.splitlines() == [
+        f"{repository} {commit} {commit}" for commit in (COMMIT, OLDER, OLDER)
+    ], done.stderr
+
+
+def test_a_bundle_names_the_repository_and_the_commit_it_is_of(hub: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = run(hub, "-m", "dsd_trt", "export", "--model", "somebody/tiny-sd", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    provenance = json.loads((out / "bundle.json").read_text("utf-8"))["provenance"]
+    assert provenance["base_model"] == "somebody/tiny-sd"
+    assert provenance["revision"] == COMMIT
+    folder = hub / "hub" / "models--somebody--tiny-sd" / "snapshots" / COMMIT
+    assert provenance["weight_hashes"].keys() == {
+        path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors")
+    }
+
+
+@pytest.mark.parametrize("model", ["nobody/nothing", "somebody/tiny-sd@v7"])
+def test_what_is_not_in_the_cache_is_said_to_be_missing_when_offline(
+    hub: Path, tmp_path: Path, model: str
+) -> None:
+    out = str(tmp_path / "bundle")
+    done = run(hub, "-m", "dsd_trt", "export", "--model", model, "--out", out)
+    assert done.returncode == 2
+    assert "HF_HUB_OFFLINE" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_folder_goes_before_a_repository_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(embedded_model_folder(), tmp_path / "somebody" / "model")
+    monkeypatch.chdir(tmp_path)
+    found = find_model("somebody/model")
+    assert (found.name, found.revision) == ("model", None)
+    assert found.folder == Path("somebody/model")
+
+
+def test_the_embedded_model_needs_no_search() -> None:
+    assert find_model(EMBEDDED).folder == embedded_model_folder()
+
+
+@pytest.mark.parametrize("model", ["nowhere", "a/b/c", "https://example.com/model", "a b/c"])
+def test_what_can_be_no_repository_is_refused_without_asking_the_hub(model: str) -> None:
+    with pytest.raises(ModelError, match=r"no model '.*': give a folder"):
+        find_model(model)
