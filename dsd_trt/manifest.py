@@ -200,6 +200,11 @@ class Manifest:
         return self.method.score != "attention"
 
     @property
+    def has_pooled_text(self) -> bool:
+        """Whether text states have a row more than there are tokens: the text as a whole."""
+        return self.graphs["text_encoder"].outputs[0].shape[1] == self.tokenizer.max_length + 1
+
+    @property
     def text_width(self) -> int:
         """D, the width of a text state."""
         return int(self.graphs["text_encoder"].outputs[0].shape[2])
@@ -243,6 +248,7 @@ def graph_contract(
     text_width: int,
     max_length: int = 77,
     denoising: bool = False,
+    pooled_text: bool = False,
 ) -> dict[str, Graph]:
     """The graphs every bundle holds: fixed names, batch first.
 
@@ -253,13 +259,16 @@ def graph_contract(
         text_width: D.
         max_length: tokens in a padded text.
         denoising: whether the pair scorer also returns its denoising error.
+        pooled_text: whether text states have one more row, the text as a whole (Stable Diffusion
+            XL).
 
     Returns:
         Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples.
     """
     states: Dtype = "float16" if precision == "fp16" else "float32"
     latent = TensorSpec("latent", states, ("I", *latent_shape))
-    text_states = TensorSpec("text_states", states, ("T", max_length, text_width))
+    rows = max_length + pooled_text
+    text_states = TensorSpec("text_states", states, ("T", rows, text_width))
     error = (TensorSpec("denoising_error", "float32", ("B",)),) if denoising else ()
     return {
         "image_encoder": Graph(
@@ -341,6 +350,7 @@ def _check_graphs(manifest: Manifest) -> None:
         manifest.text_width,
         manifest.tokenizer.max_length,
         manifest.has_denoising_error,
+        manifest.has_pooled_text,
     )
     for name, wanted in contract.items():
         graph = manifest.graphs[name]

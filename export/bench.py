@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def _pytorch(batched: bool, bundle: Path, model: str, adapter: Path | None) -> R
     manifest = read_bundle(bundle).manifest
     method, folder = manifest.method, adapter or default_adapter(model)
     checkpoint = load_checkpoint(model)
-    scoring = build_scoring_unet(
+    build = partial(
+        build_scoring_unet,
         checkpoint,
         Adapter.load(folder) if folder else None,
         score_layers=method.score_layers,
@@ -125,7 +127,7 @@ def _pytorch(batched: bool, bundle: Path, model: str, adapter: Path | None) -> R
         score=method.score,
     )
     batch = batch_sizes(manifest, _MEMORY_MB).triples if batched else 1
-    reference = Reference(checkpoint, scoring, method, batch)
+    reference = Reference(checkpoint, build, method, batch)
     probe = draw_probe(checkpoint.resolution)
     return lambda: reference.expect(probe).scores
 

@@ -43,16 +43,17 @@ def describe(
     settings: Settings, checkpoint: Checkpoint, adapter: Adapter | None, scoring: ScoringUNet
 ) -> Manifest:
     """The manifest without files and parity figures."""
-    tokenizer, text_width = checkpoint.tokenizer, int(checkpoint.unet.config["cross_attention_dim"])
+    tokenizer = checkpoint.tokenizer
     return Manifest(
         method=_method(settings, adapter, scoring),
         graphs=graph_contract(
             settings.precision,
             checkpoint.resolution,
             checkpoint.latent_shape,
-            text_width,
+            checkpoint.text_width,
             _MAX_LENGTH,
             scoring.denoising,
+            checkpoint.has_pooled_text,
         ),
         precision=settings.precision,
         tokenizer=TokenizerSpec(

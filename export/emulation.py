@@ -10,6 +10,8 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from dsd_trt.export.trace import widen_stored
+
 _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
 # These move values that are rounded already.
@@ -22,20 +24,18 @@ def emulate_half(model: onnx.ModelProto) -> None:
 
     Every FLOAT16 tensor becomes FLOAT, inputs and outputs included; behind every node that
     computes one, Cast(FLOAT16) and Cast(FLOAT) round it, overflow to infinity included. Values
-    keep their names.
+    keep their names. Weights are stored as they were, and widened by Casts.
 
     Args:
-        model: weights inside, every value typed (as `trace` leaves it).
+        model: every value typed (as `trace` leaves it).
     """
     graph = model.graph
-    half = {tensor.name for tensor in graph.initializer if tensor.data_type == _HALF}
+    stored = {tensor.name for tensor in graph.initializer if tensor.data_type == _HALF}
+    half = set(stored)
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.tensor_type.elem_type == _HALF:
             half.add(value.name)
             value.type.tensor_type.elem_type = _FULL
-    for tensor in graph.initializer:
-        if tensor.data_type == _HALF:
-            tensor.CopyFrom(_widen(tensor))
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         _widen_attributes(node)
@@ -48,6 +48,7 @@ def emulate_half(model: onnx.ModelProto) -> None:
                 nodes += _round(node.output[i], name, node.name)
     del graph.node[:]
     graph.node.extend(nodes)
+    widen_stored(model, stored)
 
 
 def _round(source: str, target: str, owner: str) -> list[onnx.NodeProto]:

@@ -16,21 +16,16 @@ from dsd_trt.export.describe import TOKENIZER_NAME, describe
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
 from dsd_trt.export.modules import traceable
-from dsd_trt.export.onnx_file import save, stamp, store_losslessly
+from dsd_trt.export.onnx_file import save_graph, stamp
 from dsd_trt.export.parity import ParityReport, check_parity
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.reference import Reference
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
+from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import build_scoring_unet, load_checkpoint
-
-DATA_NAMES = {  # where each graph's weights go
-    "image_encoder": "image_encoder.data",
-    "text_encoder": "text_encoder.data",
-    "pair_scorer": "weights.data",
-}
 
 
 def export_bundle(
@@ -59,36 +54,40 @@ def export_bundle(
     stage("Reading the model")
     checkpoint = load_checkpoint(settings.model)
     adapter = None if settings.adapter is None else Adapter.load(settings.adapter)
+    build = partial(
+        build_scoring_unet,
+        checkpoint,
+        adapter,
+        score_layers=settings.score_layers,
+        levels=settings.levels,
+        noise_seed=settings.noise_seed,
+        score=settings.score,
+    )
     try:
-        scoring = build_scoring_unet(
-            checkpoint,
-            adapter,
-            score_layers=settings.score_layers,
-            levels=settings.levels,
-            noise_seed=settings.noise_seed,
-            score=settings.score,
-        )
+        scoring = build(unet=checkpoint.empty_unet())
     except ValueError as error:
         raise InputError(str(error)) from error
     manifest = describe(settings, checkpoint, adapter, scoring)
     check_manifest(manifest)  # now, rather than after minutes of work
     with staged(out) as (folder, scratch):
-        for name, graph in manifest.graphs.items():
-            stage(f"Tracing {name}")
-            model = trace(traceable(name, checkpoint, scoring, settings.precision), graph)
-            store_losslessly(model)
-            stamp(model, name, manifest)
-            save(model, folder / graph.file, DATA_NAMES[name])
+        with WeightFile(folder) as weights:
+            for name, graph in manifest.graphs.items():
+                stage(f"Tracing {name}")
+                module = traceable(name, checkpoint, build, settings.precision)
+                model = trace(module, graph, weights)
+                stamp(model, name, manifest)
+                save_graph(model, folder / graph.file)
+                del module
         write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_NAME)
 
         stage("Scoring with the reference")
         probe = draw_probe(checkpoint.resolution)
-        reference = Reference(checkpoint, scoring, manifest.method)
+        reference = Reference(checkpoint, build, manifest.method)
         expected = reference.expect(probe, progress)
         parity = check_parity(
             write_bundle(folder, manifest),
             expected,
-            partial(traceable, checkpoint=checkpoint, scoring=scoring, precision="fp32"),
+            partial(traceable, checkpoint=checkpoint, build=build, precision="fp32"),
             scratch,
             stage,
         )

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from typing import Protocol
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dsd_trt.manifest import Precision
-from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder
+from dsd_trt.train.encoders import ImageEncoder
+from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
+
+
+class BuildScoring(Protocol):
+    """Puts the scoring model together from a U-Net: `build_scoring_unet`, all else settled."""
+
+    def __call__(self, *, unet: UNet2DConditionModel) -> ScoringUNet:
+        """Build it."""
+        ...
 
 
 class UpcastImageEncoder(ImageEncoder):
@@ -21,37 +31,29 @@ class UpcastImageEncoder(ImageEncoder):
 
 
 def traceable(
-    name: str, checkpoint: Checkpoint, scoring: ScoringUNet, precision: Precision
+    name: str, checkpoint: Checkpoint, build: BuildScoring, precision: Precision
 ) -> nn.Module:
-    """The module a graph is traced from.
+    """The module a graph is traced from, read anew: whoever drops it has its memory back.
 
-    Precision is cast here and nowhere else: weights become FP16, while what the modules' own code
+    Precision is chosen here and nowhere else: weights become FP16, while what the modules' own code
     computes in FP32 (logits, softmax, LogSumExp, noise) stays FP32.
 
     Args:
         name: "image_encoder", "text_encoder" or "pair_scorer".
-        checkpoint: the base model; left as it is.
-        scoring: its scoring U-Net; left as it is, while the module's static prompts are folded in.
+        checkpoint: the base model.
+        build: puts its scoring U-Net together; static prompts are folded in here.
         precision: of the graph.
     """
     half = precision == "fp16"
+    dtype = torch.float16 if half else torch.float32
     if name == "image_encoder":
-        if half and checkpoint.vae.config["force_upcast"]:
-            return UpcastImageEncoder(checkpoint.vae)
-        return ImageEncoder(_cast(checkpoint.vae, half))
+        if half and checkpoint.vae_overflows:
+            return UpcastImageEncoder(checkpoint.read_image_encoder().vae)
+        return checkpoint.read_image_encoder(dtype)
     if name == "text_encoder":
-        return TextEncoder(_cast(checkpoint.text_encoder, half))
-    if not half and scoring.prompts is None:
-        return scoring
-    scoring = deepcopy(scoring)
-    with torch.no_grad():
-        scoring.fold_static_prompts()
-    if half:
-        scoring.unet.half()
-        if scoring.prompts is not None:
-            scoring.prompts.half()
+        return checkpoint.read_text_encoder(dtype)
+    scoring = build(unet=checkpoint.read_unet(dtype))
+    scoring.fold_static_prompts()
+    if half and scoring.prompts is not None:
+        scoring.prompts.half()
     return scoring
-
-
-def _cast(module: nn.Module, half: bool) -> nn.Module:
-    return deepcopy(module).half() if half else module

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from torch import nn
 
@@ -17,8 +16,9 @@ from dsd_trt.errors import DsdError, EngineError
 from dsd_trt.export.agreement import Agreement, compare
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
-from dsd_trt.export.onnx_file import save
+from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.reference import Expected
+from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.manifest import graph_contract
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.schema import to_plain
@@ -144,13 +144,14 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
         manifest.latent_shape,
         manifest.text_width,
         denoising=manifest.has_denoising_error,
+        pooled_text=manifest.has_pooled_text,
     )
     for graph in graphs.values():
-        model = onnx.load(bundle.path(graph.file))
+        model = load_graph(bundle.path(graph.file))
         emulate_half(model)
-        save(model, folder / graph.file, f"{graph.file}.data")
-    tokenizer = manifest.tokenizer.file
-    (folder / tokenizer).write_bytes(bundle.path(tokenizer).read_bytes())
+        save_graph(model, folder / graph.file)
+    for shared in (manifest.tokenizer.file, WEIGHTS_NAME):
+        (folder / shared).hardlink_to(bundle.path(shared))
     return write_bundle(folder, replace(manifest, precision="fp32", graphs=graphs))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.probe import Probe
 from dsd_trt.manifest import Method
-from dsd_trt.train.model import Checkpoint, ImageEncoder, TextEncoder, token_mask
+from dsd_trt.train.model import Checkpoint, token_mask
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 _FED = 2  # pairs to look at layer by layer
@@ -59,40 +61,46 @@ class Expected:
 class Reference:
     """Scores as METHOD has it, in FP32 PyTorch.
 
+    Each part of the model is read when it is first needed, and kept by the checkpoint.
+
     Args:
         checkpoint: the base model.
-        scoring: its scoring U-Net, prompts not folded.
+        build: puts its scoring U-Net together, prompts not folded.
         method: which score it is, and which tokens count (Eq. 4).
         batch: images, texts or (image, text, level) triples at a time; the reference is batch 1.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, scoring: ScoringUNet, method: Method, batch: int = 1
+        self, checkpoint: Checkpoint, build: BuildScoring, method: Method, batch: int = 1
     ) -> None:
-        self.scoring = scoring
         self.batch = batch
-        self._image_encoder = ImageEncoder(checkpoint.vae)
-        self._text_encoder = TextEncoder(checkpoint.text_encoder)
-        self._tokenizer = checkpoint.tokenizer
+        self._checkpoint = checkpoint
+        self._build = build
         self._method = method
+
+    @cached_property
+    def scoring(self) -> ScoringUNet:
+        """The scoring U-Net, FP32."""
+        return self._build(unet=self._checkpoint.unet)
 
     @torch.no_grad()
     def encode_images(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Latents z, (images, C, h, w), of uint8 (images, H, W, 3)."""
         parts = torch.from_numpy(pixels).split(self.batch)
-        return torch.cat([self._image_encoder(part) for part in parts])
+        return torch.cat([self._checkpoint.image_encoder(part) for part in parts])
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask, (texts, 77) each."""
-        ids = self._tokenizer(
+        tokenizer = self._checkpoint.tokenizer
+        ids = tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
         ).input_ids
-        return ids, token_mask(ids, self._tokenizer.eos_token_id, self._method.token_mask)
+        return ids, token_mask(ids, tokenizer.eos_token_id, self._method.token_mask)
 
     @torch.no_grad()
     def encode_texts(self, ids: Tensor) -> Tensor:
-        """Text states r_y, (texts, 77, D)."""
-        return torch.cat([self._text_encoder(part) for part in ids.split(self.batch)])
+        """Text states r_y, (texts, rows, D)."""
+        return torch.cat([self._checkpoint.text_encoder(part) for part in ids.split(self.batch)])
 
     @torch.no_grad()
     def score(

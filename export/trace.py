@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx
+import onnx_ir as ir
 import torch
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
+from dsd_trt.export.weights import SMALL, WeightFile
 from dsd_trt.manifest import Graph, TensorSpec
 
 OPSET = 20
@@ -22,7 +25,7 @@ OPSET = 20
 _EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
 
 
-def trace(module: nn.Module, graph: Graph) -> onnx.ModelProto:
+def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelProto:
     """Export a module.
 
     Precision is what the module's own code and weights say; nothing is converted afterwards.
@@ -30,10 +33,12 @@ def trace(module: nn.Module, graph: Graph) -> onnx.ModelProto:
     Args:
         module: takes and returns tensors as `graph` declares them.
         graph: names, types and shapes of inputs and outputs.
+        weights: where the weights go, straight from the module: no second copy is made of them.
 
     Returns:
-        The graph, weights inside, nodes named after the modules they come from
-        ("unet.conv_in/Conv"), without a trace of this machine.
+        The graph, nodes named after the modules they come from ("unet.conv_in/Conv"), without a
+        trace of this machine. Where a weight is stored in FP16 and computed with in FP32, a Cast
+        stands between; engines fold it when they load the graph.
     """
     inputs = tuple(_example(spec) for spec in graph.inputs)
     batch = torch.export.Dim("batch")
@@ -49,11 +54,48 @@ def trace(module: nn.Module, graph: Graph) -> onnx.ModelProto:
             verbose=False,
         )
         assert program is not None  # only the older exporter returns None
+        halved = _store(program.model, weights)
         model = program.model_proto
     _name_nodes(model)
     _forget_origin(model)
+    widen_stored(model, halved)
     _declare(model, graph)
     return model
+
+
+def _store(model: ir.Model, weights: WeightFile) -> set[str]:
+    """Move a graph's weights into the file; names of those that were FP32 and are FP16 there."""
+    halved = set()
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < SMALL:
+            continue
+        stored = weights.store(name, tensor.numpy())
+        value.const_value = stored
+        if stored.dtype != tensor.dtype:
+            halved.add(name)
+    return halved
+
+
+def widen_stored(model: onnx.ModelProto, names: set[str]) -> None:
+    """Let a graph compute in FP32 with weights that are stored in FP16.
+
+    Args:
+        model: its nodes ask for the weights by `names`.
+        names: of initializers whose stored type is FP16.
+    """
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            name, tensor.name = tensor.name, f"{tensor.name}.fp16"
+            casts.append(
+                helper.make_node(
+                    "Cast", [tensor.name], [name], name=f"{name}/Cast", to=TensorProto.FLOAT
+                )
+            )
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _example(spec: TensorSpec) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -11,11 +12,11 @@ from checkpoints import write_adapter, write_checkpoint
 
 from dsd_trt.bundle import Bundle
 from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.model import Checkpoint, build_scoring_unet, load_checkpoint
-from dsd_trt.train.scoring_unet import ScoringUNet
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,17 @@ class Exported:
     settings: Settings
     report: ParityReport
 
-    def load(self) -> tuple[Checkpoint, Adapter | None, ScoringUNet]:
-        """The model, read anew."""
+    def load(self) -> tuple[Checkpoint, BuildScoring]:
+        """The model, read anew, and how its scoring U-Net is put together."""
         checkpoint = load_checkpoint(self.settings.model)
-        adapter = None if self.settings.adapter is None else Adapter.load(self.settings.adapter)
-        scoring = build_scoring_unet(
+        build = partial(
+            build_scoring_unet,
             checkpoint,
-            adapter,
+            None if self.settings.adapter is None else Adapter.load(self.settings.adapter),
             score_layers=self.settings.score_layers,
             levels=self.settings.levels,
         )
-        return checkpoint, adapter, scoring
+        return checkpoint, build
 
     def graph(self, name: str) -> onnx.ModelProto:
         """One graph, weights inside."""

@@ -5,6 +5,7 @@ How well it does on more scenes stands in its MODEL_CARD.md, written by docs/emb
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
     folder = default_adapter(EMBEDDED)
     assert folder
     checkpoint = load_checkpoint()
-    scoring = build_scoring_unet(checkpoint, Adapter.load(folder))
+    build = partial(build_scoring_unet, checkpoint, Adapter.load(folder))
     method = Scorer.load(engine="onnxruntime").manifest.method
-    reference = Reference(checkpoint, scoring, method)
+    reference = Reference(checkpoint, build, method)
     pixels = np.stack([preprocess(image, checkpoint.resolution) for image, _ in pairs[:6]])
     ids, mask = reference.tokenize([*(text for _, text in pairs[:6]), *OTHER_TEXTS])
     return reference.score(reference.encode_images(pixels), reference.encode_texts(ids), mask)

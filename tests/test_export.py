@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import openvino as ov
 import pytest
@@ -28,8 +29,9 @@ from dsd_trt.cli import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
 from dsd_trt.export.folder import check_replaceable, staged
-from dsd_trt.export.onnx_file import METADATA_PREFIX, store_losslessly
+from dsd_trt.export.onnx_file import METADATA_PREFIX
 from dsd_trt.export.settings import Settings
+from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import Calibration, graph_contract
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.adapter import Adapter
@@ -63,14 +65,16 @@ def pictures() -> np.ndarray[Any, np.dtype[np.uint8]]:
 def test_bundle_scores_as_the_pytorch_model_does(
     exported_fp32: Exported, pictures: Any, engine: str, tolerance: float
 ) -> None:
-    checkpoint, _, scoring = exported_fp32.load()
+    checkpoint, build = exported_fp32.load()
+    scoring = build(unet=checkpoint.unet)
     ids = checkpoint.tokenizer(
         TEXTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids
-    states = checkpoint.text_encoder(ids).last_hidden_state
+    states = checkpoint.text_encoder.text_encoder(ids).last_hidden_state
     mask = token_mask(ids, checkpoint.tokenizer.eos_token_id)
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-    z = checkpoint.vae.encode(x).latent_dist.mean * checkpoint.vae.config["scaling_factor"]
+    vae = checkpoint.image_encoder.vae
+    z = vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]
     expected = np.zeros((len(pictures), len(TEXTS)))
     with torch.no_grad():
         for i in range(len(pictures)):
@@ -112,7 +116,8 @@ def test_every_kind_of_score_is_served_as_pytorch_computes_it(
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     expected = np.zeros((len(pictures), len(TEXTS)))
     with torch.no_grad():
-        z = checkpoint.vae.encode(x).latent_dist.mean * checkpoint.vae.config["scaling_factor"]
+        vae = checkpoint.image_encoder.vae
+        z = vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]
         states, mask = encode_texts(checkpoint, [*TEXTS, ""])
 
         def respond(i: int, text: int, level: int) -> list[float]:
@@ -214,7 +219,7 @@ def test_lossless_storage_changes_no_bit_on_either_engine(
     assert np.array_equal(results[0][1], results[1][1])
 
 
-def test_storage_keeps_in_fp32_what_fp16_cannot_hold() -> None:
+def test_storage_keeps_in_fp32_what_fp16_cannot_hold(tmp_path: Path) -> None:
     exact = np.linspace(-2, 2, 513, dtype=np.float32)
     constants = {
         "exact": exact,
@@ -222,23 +227,29 @@ def test_storage_keeps_in_fp32_what_fp16_cannot_hold() -> None:
         "rounded": exact + np.float32(1e-6),
         "too_large": exact * np.float32(2.0**16),
         "too_small": exact * np.float32(2.0**-30),
-        "short": exact[:8],
     }
-    nodes = [helper.make_node("Identity", [name], [f"{name}.out"]) for name in constants]
-    outputs = [
-        helper.make_tensor_value_info(f"{name}.out", TensorProto.FLOAT, None) for name in constants
-    ]
-    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "constants", [], outputs, initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-    store_losslessly(model)
-
-    halved = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
-    assert halved == {"exact.fp16", "negative_zero.fp16"}
-    session = ort.InferenceSession(model.SerializeToString())
+    with WeightFile(tmp_path) as weights:
+        stored = {name: weights.store(name, value) for name, value in constants.items()}
+    halved = {name for name, tensor in stored.items() if tensor.dtype == ir.DataType.FLOAT16}
+    assert halved == {"exact", "negative_zero"}
     for name, value in constants.items():
-        assert session.run([f"{name}.out"], {})[0].tobytes() == value.tobytes()
+        back = stored[name].numpy().astype(np.float32)
+        assert back.tobytes() == value.tobytes(), name
+
+
+def test_equal_weights_are_stored_once_and_others_apart(tmp_path: Path) -> None:
+    """On whole pages, whichever graphs they are of; shape does not matter, bytes do."""
+    ones = np.ones((64, 64), np.float32) / 3
+    with WeightFile(tmp_path) as weights:
+        first = weights.store("first", ones)
+        other = weights.store("other", ones + np.float32(1e-3))
+        again = weights.store("again", ones.reshape(16, 256).copy())
+    assert again.offset == first.offset
+    assert again.numpy().shape == (16, 256)
+    assert other.offset not in (None, first.offset)
+    assert np.array_equal(other.numpy(), ones + np.float32(1e-3))
+    assert all(tensor.offset % 4096 == 0 for tensor in (first, other))
+    assert (tmp_path / "weights.data").stat().st_size == 2 * ones.nbytes
 
 
 # The files
@@ -407,20 +418,20 @@ def test_a_vae_that_overflows_stays_in_fp32(tmp_path: Path) -> None:
     )
     graph = graph_contract("fp16", 32, (4, 8, 8), 32)["image_encoder"]
     module = exporter.traceable("image_encoder", checkpoint, None, "fp16")  # type: ignore[arg-type]
-    model = exporter.trace(module, graph)
+    with WeightFile(tmp_path) as weights:
+        model = exporter.trace(module, graph, weights)
     types = _types(model)
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     assert convolutions
     assert all(types[node.output[0]] == TensorProto.FLOAT for node in convolutions)
     assert types["latent"] == TensorProto.FLOAT16
-    assert next(checkpoint.vae.parameters()).dtype == torch.float32
 
 
 # The tokenizer
 
 
 def test_tokenizer_gives_the_ids_transformers_gives(exported_fp32: Exported) -> None:
-    checkpoint, _, _ = exported_fp32.load()
+    checkpoint, _ = exported_fp32.load()
     path = exported_fp32.bundle.path("tokenizer.json")
     file = json.loads(path.read_text(encoding="utf-8"))
     assert file["truncation"] is None

@@ -65,9 +65,10 @@ def test_images_and_texts_are_encoded_once(
     assert isinstance(picture, np.ndarray)
     x = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
-        z = checkpoint.vae.encode(x).latent_dist.mean * checkpoint.vae.config["scaling_factor"]
+        vae = checkpoint.image_encoder.vae
+        z = vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]
         ids = checkpoint.tokenizer([text], padding="max_length", return_tensors="pt").input_ids
-        states = checkpoint.text_encoder(ids).last_hidden_state
+        states = checkpoint.text_encoder.text_encoder(ids).last_hidden_state
     pair = int(examples.right[2])
     assert torch.allclose(examples.latents[examples.images[pair]], z[0], atol=1e-5)
     assert torch.allclose(examples.text_states[examples.texts[pair]], states[0], atol=1e-5)

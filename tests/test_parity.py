@@ -14,20 +14,19 @@ from onnx import TensorProto, helper, numpy_helper
 from dsd_trt.bundle import Bundle, write_bundle
 from dsd_trt.export.agreement import compare, spearman, top1_agreement
 from dsd_trt.export.emulation import emulate_half
-from dsd_trt.export.exporter import DATA_NAMES
-from dsd_trt.export.modules import traceable
-from dsd_trt.export.onnx_file import save
+from dsd_trt.export.modules import BuildScoring, traceable
 from dsd_trt.export.parity import ParityError, check_parity, emulated_bundle, measure
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.reference import Expected, Reference
 from dsd_trt.export.trace import module_of
 from dsd_trt.train.model import Checkpoint
-from dsd_trt.train.scoring_unet import ScoringUNet
 
 if TYPE_CHECKING:
     from exported import Exported
 
 pytest_plugins = ("exported",)
+
+HALF = TensorProto.FLOAT16
 
 # Rank statistics
 
@@ -117,23 +116,22 @@ def test_emulation_overflows_where_plain_onnxruntime_does_not() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(exported_fp32: Exported) -> tuple[Checkpoint, ScoringUNet]:
-    checkpoint, _, scoring = exported_fp32.load()
-    return checkpoint, scoring
+def model(exported_fp32: Exported) -> tuple[Checkpoint, BuildScoring]:
+    return exported_fp32.load()
 
 
 @pytest.fixture(scope="module")
-def expected(model: tuple[Checkpoint, ScoringUNet], exported_fp32: Exported) -> Expected:
-    checkpoint, scoring = model
+def expected(model: tuple[Checkpoint, BuildScoring], exported_fp32: Exported) -> Expected:
+    checkpoint, build = model
     method = exported_fp32.bundle.manifest.method
-    return Reference(checkpoint, scoring, method, batch=8).expect(draw_probe(32))
+    return Reference(checkpoint, build, method, batch=8).expect(draw_probe(32))
 
 
 def test_reference_does_not_depend_on_the_batch(
-    model: tuple[Checkpoint, ScoringUNet], expected: Expected, exported_fp32: Exported
+    model: tuple[Checkpoint, BuildScoring], expected: Expected, exported_fp32: Exported
 ) -> None:
-    checkpoint, scoring = model
-    alone = Reference(checkpoint, scoring, exported_fp32.bundle.manifest.method)
+    checkpoint, build = model
+    alone = Reference(checkpoint, build, exported_fp32.bundle.manifest.method)
     z = alone.encode_images(expected.probe.pixels[:2])
     ids, mask = alone.tokenize(expected.probe.texts[:2])
     assert np.abs(z.numpy() - expected.latent[:2]).max() < 1e-5
@@ -171,7 +169,7 @@ def test_a_wrong_weight_fails_the_check_and_its_layer_is_named(
     layer: str,
     exported_fp32: Exported,
     expected: Expected,
-    model: tuple[Checkpoint, ScoringUNet],
+    model: tuple[Checkpoint, BuildScoring],
     tmp_path: Path,
 ) -> None:
     broken = _scale_weights(exported_fp32.bundle, tmp_path / "broken", {layer: 1.5})
@@ -182,7 +180,7 @@ def test_a_wrong_weight_fails_the_check_and_its_layer_is_named(
 def test_a_wrong_weight_in_an_encoder_is_named(
     exported_fp32: Exported,
     expected: Expected,
-    model: tuple[Checkpoint, ScoringUNet],
+    model: tuple[Checkpoint, BuildScoring],
     tmp_path: Path,
 ) -> None:
     layer = "vae.encoder.mid_block.resnets.0.conv2"
@@ -196,7 +194,7 @@ def test_a_wrong_weight_in_an_encoder_is_named(
 def test_an_overflow_is_seen_in_the_emulation_alone(
     exported_fp16: Exported,
     expected: Expected,
-    model: tuple[Checkpoint, ScoringUNet],
+    model: tuple[Checkpoint, BuildScoring],
     tmp_path: Path,
 ) -> None:
     """A resnet's inner values times 2^17: its second norm takes the factor out again."""
@@ -219,16 +217,19 @@ def test_emulated_bundle_leaves_the_original_alone(exported_fp16: Exported, tmp_
     after = {path.name: path.read_bytes() for path in exported_fp16.bundle.folder.iterdir()}
     assert before == after
     for graph in emulated.manifest.graphs.values():
-        for value in onnx.load(emulated.path(graph.file)).graph.initializer:
-            assert value.data_type != TensorProto.FLOAT16
+        loaded = onnx.load(emulated.path(graph.file), load_external_data=False).graph
+        half = {value.name for value in loaded.initializer if value.data_type == HALF}
+        assert half
+        for node in loaded.node:  # nothing computes with what is stored in FP16
+            assert not half & {*node.input} or node.op_type == "Cast"
 
 
 def _check(
-    bundle: Bundle, expected: Expected, model: tuple[Checkpoint, ScoringUNet], scratch: Path
+    bundle: Bundle, expected: Expected, model: tuple[Checkpoint, BuildScoring], scratch: Path
 ) -> None:
     scratch.mkdir()
-    checkpoint, scoring = model
-    module = partial(traceable, checkpoint=checkpoint, scoring=scoring, precision="fp32")
+    checkpoint, build = model
+    module = partial(traceable, checkpoint=checkpoint, build=build, precision="fp32")
     check_parity(bundle, expected, module, scratch)
 
 
@@ -255,7 +256,7 @@ def _scale_weights(
             value = (value.astype(np.float32) * factor).astype(value.dtype)
             assert np.isfinite(value).all()
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-    save(model, path, DATA_NAMES[graph])
+    onnx.save_model(model, path)
     return write_bundle(folder, bundle.manifest)
 
 

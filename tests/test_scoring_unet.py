@@ -357,11 +357,7 @@ def test_layers_that_do_not_exist_are_refused(selection: str | Sequence[int]) ->
         ("class_embed_type", {"class_embed_type": "timestep"}),
         (
             "addition_embed_type",
-            {
-                "addition_embed_type": "text_time",
-                "addition_time_embed_dim": 8,
-                "projection_class_embeddings_input_dim": 64,
-            },
+            {"addition_embed_type": "image", "encoder_hid_dim": 24, "encoder_hid_dim_type": None},
         ),
         ("mid_block_type", {"mid_block_type": "UNetMidBlock2D"}),
         ("only_cross_attention", {"only_cross_attention": True}),

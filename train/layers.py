@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
@@ -50,31 +51,49 @@ def select_layers(selection: str | Sequence[int], count: int) -> tuple[int, ...]
     return tuple(sorted(set(layers)))
 
 
-def require_stable_diffusion(unet: UNet2DConditionModel) -> None:
+def require_stable_diffusion(config: Mapping[str, Any]) -> None:
     """Refuse U-Nets with parts that `ScoringUNet.cross_attentions` does not walk.
 
+    Args:
+        config: of the U-Net, as diffusers writes it.
+
     Raises:
-        ValueError: names the configuration field.
+        ValueError: names the field, what it is and what it may be.
     """
-    expected = {
-        "addition_embed_type": (None,),
-        "class_embed_type": (None,),
-        "num_class_embeds": (None,),
-        "encoder_hid_dim_type": (None,),
-        "center_input_sample": (False,),
-        "dual_cross_attention": (False,),
-        "only_cross_attention": (False,),
-        "time_embedding_act_fn": (None,),
-        "time_cond_proj_dim": (None,),
-        "attention_type": ("default",),
-        "resnet_time_scale_shift": ("default",),
-        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    }
-    for field, values in expected.items():
-        value = unet.config.get(field, values[0])
-        if value not in values and value != [values[0]] * len(unet.down_blocks):
-            raise ValueError(f"not a U-Net of the Stable Diffusion family: {field} is {value!r}")
+    blocks = len(config["down_block_types"])
+    for field, allowed in _EXPECTED.items():
+        value = config.get(field, allowed[0])
+        if value not in allowed and list(_as_list(value)) != [allowed[0]] * blocks:
+            raise ValueError(_unexpected(field, value, allowed))
     for field, part in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
-        value = unet.config[field]
-        if not set(value) <= {part, f"CrossAttn{part}"}:
-            raise ValueError(f"not a U-Net of the Stable Diffusion family: {field} is {value!r}")
+        known = (part, f"CrossAttn{part}")
+        for value in config[field]:
+            if value not in known:
+                raise ValueError(_unexpected(field, value, known))
+
+
+_EXPECTED: Mapping[str, tuple[Any, ...]] = {
+    "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None,),
+    "num_class_embeds": (None,),
+    "encoder_hid_dim_type": (None,),
+    "center_input_sample": (False,),
+    "dual_cross_attention": (False,),
+    "only_cross_attention": (False,),
+    "time_embedding_act_fn": (None,),
+    "time_cond_proj_dim": (None,),
+    "attention_type": ("default",),
+    "resnet_time_scale_shift": ("default",),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+}
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _unexpected(field: str, value: Any, allowed: Sequence[Any]) -> str:
+    return (
+        f"not a U-Net of the Stable Diffusion family: {field} is {value!r}, expected is "
+        f"{' or '.join(map(repr, allowed))}"
+    )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dsd_trt.errors import ModelError
 from dsd_trt.manifest import ScoreKind
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.layers import inner_widths
+from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
+from dsd_trt.train.layers import inner_widths, require_stable_diffusion
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
 from dsd_trt.train.prompts import AttentionPrompts
@@ -26,82 +29,133 @@ from dsd_trt.train.source import EMBEDDED, ModelSource, find_model
 TokenMask = Literal["words_eos", "words", "all"]
 TOKEN_MASKS: tuple[str, ...] = get_args(TokenMask)
 _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+_SECOND = ("text_encoder_2", "tokenizer_2")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A latent diffusion model, FP32, in evaluation mode, frozen.
+    """A latent diffusion model whose parts are read when they are first asked for.
+
+    The parts asked for by name are in FP32, the reference's precision, in evaluation mode, frozen,
+    and kept; `read_*` reads one anew, in any precision, and keeps nothing.
 
     Attributes:
         source: where it came from.
-        vae: image autoencoder.
-        text_encoder: CLIP text model.
-        tokenizer: its tokenizer.
-        unet: the denoising U-Net.
+        tokenizer: of the first text encoder.
         alphas_cumprod: abar of the noise schedule, (T,).
         prediction: what the U-Net was trained to predict.
-        resolution: side of the pictures it was trained on, in pixels.
-        weight_hashes: sha256 of each weight file, by its path in the folder.
+        unet_config: the U-Net's `config.json`.
+        vae_config: the VAE's.
     """
 
     source: ModelSource
-    vae: AutoencoderKL
-    text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
     alphas_cumprod: Tensor
     prediction: Prediction
-    resolution: int
-    weight_hashes: dict[str, str]
+    unet_config: dict[str, Any]
+    vae_config: dict[str, Any]
+
+    @cached_property
+    def image_encoder(self) -> ImageEncoder:
+        """The VAE's encoder, FP32."""
+        return self.read_image_encoder()
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder | DualTextEncoder:
+        """All of the text encoders, FP32."""
+        return self.read_text_encoder()
+
+    @cached_property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoising U-Net, FP32."""
+        return self.read_unet()
+
+    def forget(self) -> None:
+        """Let go of the parts that were kept; they are read again when asked for."""
+        for part in ("image_encoder", "text_encoder", "unet"):
+            self.__dict__.pop(part, None)
+
+    def read_image_encoder(self, dtype: torch.dtype = torch.float32) -> ImageEncoder:
+        """Read the VAE."""
+        vae = self._read(AutoencoderKL, "vae", torch_dtype=dtype)
+        vae.decoder = None  # nothing here makes pictures
+        return ImageEncoder(vae).eval()
+
+    def read_text_encoder(
+        self, dtype: torch.dtype = torch.float32
+    ) -> TextEncoder | DualTextEncoder:
+        """Read the text encoder, or both."""
+        settings = {"dtype": dtype, "attn_implementation": "sdpa"}
+        first = self._read(CLIPTextModel, "text_encoder", **settings)
+        if not self.has_pooled_text:
+            return TextEncoder(first).eval()
+        second = self._read(CLIPTextModelWithProjection, "text_encoder_2", **settings)
+        other = CLIPTokenizer.from_pretrained(self.source.folder / "tokenizer_2")
+        mark_id = self.tokenizer.convert_tokens_to_ids(f"{other.pad_token}</w>")
+        return DualTextEncoder(
+            first, second, self.tokenizer.eos_token_id, other.pad_token_id, mark_id
+        ).eval()
+
+    def read_unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
+        """Read the U-Net."""
+        return self._read(UNet2DConditionModel, "unet", torch_dtype=dtype)
+
+    def empty_unet(self) -> UNet2DConditionModel:
+        """The U-Net without its weights, in no time: to ask for layers and sizes."""
+        with torch.device("meta"):
+            unet: UNet2DConditionModel = UNet2DConditionModel.from_config(self.unet_config)
+        return unet.requires_grad_(False)
+
+    def _read(self, kind: Any, part: str, **settings: Any) -> Any:
+        folder = self.source.folder / part
+        try:
+            module = kind.from_pretrained(folder, **settings)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"cannot read the model in {folder}: {error}") from error
+        return module.eval().requires_grad_(False)
+
+    @cached_property
+    def weight_hashes(self) -> dict[str, str]:
+        """sha256 of each weight file, by its path in the folder."""
+        return weight_hashes(self.source.folder)
+
+    @property
+    def has_pooled_text(self) -> bool:
+        """Whether the U-Net is conditioned on the text as a whole, too: Stable Diffusion XL's."""
+        return self.unet_config.get("addition_embed_type") == "text_time"
+
+    @property
+    def vae_overflows(self) -> bool:
+        """Whether the VAE says that it does not compute in FP16."""
+        return bool(self.vae_config.get("force_upcast", False))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of a latent."""
-        side = int(self.unet.config["sample_size"])
-        return int(self.unet.config["in_channels"]), side, side
+        side = int(self.unet_config["sample_size"])
+        return int(self.unet_config["in_channels"]), side, side
 
+    @property
+    def text_width(self) -> int:
+        """D, the width of a text state."""
+        return int(self.unet_config["cross_attention_dim"])
 
-class ImageEncoder(nn.Module):
-    """Pixels to latent: the posterior mean, not a sample, times the scaling factor."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode.
-
-        Args:
-            pixels: uint8 (images, H, W, 3).
-
-        Returns:
-            z, (images, C, h, w), in the VAE's precision.
-        """
-        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-        moments = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return moments.mean * self.vae.config["scaling_factor"]
-
-
-class TextEncoder(nn.Module):
-    """Token ids to the text encoder's last hidden state, as Stable Diffusion's pipeline uses it."""
-
-    def __init__(self, text_encoder: CLIPTextModel) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Encode int (texts, 77) to r_y, (texts, 77, D)."""
-        return self.text_encoder(input_ids).last_hidden_state
+    @property
+    def resolution(self) -> int:
+        """Side of the pictures it was trained on, in pixels."""
+        scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        return int(self.unet_config["sample_size"]) * scale
 
 
 def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
-    """Read a model in diffusers' format.
+    """Open a model in diffusers' format; its weights are read when they are needed.
 
     Args:
         model: what `find_model` takes: "shapes", a folder, or a repository on the hub.
 
     Raises:
-        ModelError: no such model, or a part of it is missing or unreadable.
+        ModelError: no such model, a part of it is missing or unreadable, or it is none of the
+            Stable Diffusion family.
     """
     source = find_model(model)
     folder = source.folder
@@ -112,30 +166,52 @@ def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
             f"{', '.join(missing)}"
         )
     try:
-        # Half-precision files are read into FP32: the reference computes in FP32 throughout.
-        vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=torch.float32, attn_implementation="sdpa"
-        )
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        unet_config, vae_config = (
+            json.loads((folder / part / "config.json").read_text("utf-8"))
+            for part in ("unet", "vae")
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the model in {folder}: {error}") from error
-    for part in (vae, unet, text_encoder):
-        part.eval().requires_grad_(False)
-    scale = 2 ** (len(vae.config["block_out_channels"]) - 1)
+    _require_parts_that_fit(folder, unet_config, vae_config)
     return Checkpoint(
         source=source,
-        vae=vae,
-        text_encoder=text_encoder,
         tokenizer=tokenizer,
-        unet=unet,
         alphas_cumprod=scheduler.alphas_cumprod,
         prediction=_prediction(folder, scheduler),
-        resolution=int(unet.config["sample_size"]) * scale,
-        weight_hashes=weight_hashes(folder),
+        unet_config=unet_config,
+        vae_config=vae_config,
     )
+
+
+def _require_parts_that_fit(folder: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+    """Refuse what is not of the Stable Diffusion family, before gigabytes are read."""
+    try:
+        require_stable_diffusion(unet)
+    except ValueError as error:
+        raise ModelError(f"{folder}/unet: {error}") from error
+    encoders = ["text_encoder"]
+    if unet.get("addition_embed_type") == "text_time":
+        encoders += ["text_encoder_2"]
+        if missing := [part for part in _SECOND if not (folder / part).is_dir()]:
+            raise ModelError(f"{folder} is a Stable Diffusion XL without {', '.join(missing)}")
+    text_width = 0
+    for part in encoders:
+        try:
+            config = json.loads((folder / part / "config.json").read_text("utf-8"))
+            text_width += int(config["hidden_size"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"cannot read {folder / part / 'config.json'}: {error}") from error
+    for field, value, wanted, whose in (
+        ("in_channels", unet["in_channels"], vae["latent_channels"], "the VAE's latent_channels"),
+        ("cross_attention_dim", unet["cross_attention_dim"], text_width, "the text's hidden_size"),
+    ):
+        if value != wanted:
+            raise ModelError(
+                f"{folder}/unet: {field} is {value}, expected is {whose}, {wanted}: not a "
+                "text-to-image model of the Stable Diffusion family"
+            )
 
 
 def _prediction(folder: Path, scheduler: DDPMScheduler) -> Prediction:
@@ -158,6 +234,7 @@ def build_scoring_unet(
     pooling: Pooling = "lse",
     lam: float = 20.0,
     score: ScoreKind | None = None,
+    unet: UNet2DConditionModel | None = None,
 ) -> ScoringUNet:
     """Put the scoring model together.
 
@@ -170,19 +247,21 @@ def build_scoring_unet(
         pooling: as in `ScoringUNet`.
         lam: as in `ScoringUNet`.
         score: which score it is for; None is the adapter's, or "attention" without one.
+        unet: the checkpoint's U-Net, read by the caller; None is the one the checkpoint keeps.
 
     Raises:
         ModelError: the adapter was trained on other weights or for another score, or its head
             weights on other layers.
         ValueError: layers or levels that do not exist.
     """
+    unet = unet or checkpoint.unet
     prompts = None
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
         adapter.require_score(score or adapter.score)
-        prompts = build_prompts(checkpoint.unet, adapter)
+        prompts = build_prompts(unet, adapter)
     scoring = ScoringUNet(
-        checkpoint.unet,
+        unet,
         noise_levels(checkpoint.alphas_cumprod, checkpoint.latent_shape, levels, noise_seed),
         score_layers=score_layers,
         pooling=pooling,
@@ -191,6 +270,7 @@ def build_scoring_unet(
         dynamic_heads=adapter is not None and adapter.head_mode == "dynamic",
         denoising=(score or (adapter.score if adapter else "attention")) != "attention",
         prediction=checkpoint.prediction,
+        resolution=checkpoint.resolution,
     )
     if adapter is not None:
         weights = adapter.weights_of(scoring.score_layers, scoring.heads)
@@ -229,19 +309,18 @@ def token_mask(input_ids: Tensor, eos_id: int, counted: TokenMask = "words_eos")
 def encode_texts(
     checkpoint: Checkpoint, texts: list[str], counted: TokenMask = "words_eos"
 ) -> tuple[Tensor, Tensor]:
-    """Text states (texts, 77, D) and token masks (texts, 77) of some texts."""
+    """Text states r_y (texts, rows, D), see `Checkpoint.text_encoder`, and masks (texts, 77)."""
     ids = checkpoint.tokenizer(
         texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids
-    states = checkpoint.text_encoder(ids).last_hidden_state
-    return states, token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
+    return checkpoint.text_encoder(ids), token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every weight file of a model, by its path in the folder."""
     weights = sorted(
         path
-        for part in ("vae", "text_encoder", "unet")
+        for part in ("vae", "text_encoder", "text_encoder_2", "unet")
         for path in (folder / part).glob("*.safetensors")
     )
     return {path.relative_to(folder).as_posix(): sha256(path) for path in weights}
@@ -256,8 +335,6 @@ def sha256(path: Path) -> str:
 __all__ = [
     "TOKEN_MASKS",
     "Checkpoint",
-    "ImageEncoder",
-    "TextEncoder",
     "TokenMask",
     "build_prompts",
     "build_scoring_unet",

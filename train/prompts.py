@@ -51,7 +51,7 @@ class MatrixPrompt(nn.Module):
     def fold_into(self, weight: Tensor) -> None:
         """Add P to W in place, once and for all; `forward` then leaves it out."""
         with torch.no_grad():
-            weight += self.static()
+            weight.copy_(weight.float() + self.static())  # rounded once, whatever W's precision
         self.folded = True
 
     def forward(self, weight: Tensor, text_states: Tensor, pi: Tensor) -> Tensor:

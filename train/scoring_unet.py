@@ -75,6 +75,7 @@ class ScoringUNet(nn.Module):
         dynamic_heads: weigh heads by their attribution to the pair at hand as well (Eq. 7).
         denoising: run the U-Net to its end and measure its error too.
         prediction: what the U-Net was trained to predict; the error is measured in it.
+        resolution: side of the pictures in pixels; Stable Diffusion XL is told.
 
     Raises:
         ValueError: the U-Net has parts the Stable Diffusion family does not have, the layers
@@ -94,9 +95,10 @@ class ScoringUNet(nn.Module):
         dynamic_heads: bool = False,
         denoising: bool = False,
         prediction: Prediction = "epsilon",
+        resolution: int = 1024,
     ) -> None:
         super().__init__()
-        require_stable_diffusion(unet)
+        require_stable_diffusion(unet.config)
         if dynamic_heads and pooling != "lse":
             raise ValueError(f'dynamic head weights need pooling "lse", not "{pooling}"')
         self.unet = unet
@@ -106,6 +108,8 @@ class ScoringUNet(nn.Module):
         self.dynamic_heads = dynamic_heads
         self.denoising = denoising
         self.prediction: Prediction = prediction
+        # Original size, top left corner and target size: an uncropped picture of full size.
+        self.picture_size = (resolution, resolution, 0, 0, resolution, resolution)
         self.checkpointing = False  # trade time for memory in training: recompute activations
         self.layer_names = cross_attention_names(unet)
         self.score_layers = select_layers(score_layers, len(self.layer_names))
@@ -226,7 +230,8 @@ class ScoringUNet(nn.Module):
         Args:
             z_t: noised latent, (batch, C, h, w).
             timestep: t, integer (batch,).
-            text_states: r_y, (batch, text_tokens, D).
+            text_states: r_y, (batch, text_tokens, D); for Stable Diffusion XL with the pooled text
+                in one more row.
             pi: image-conditional part of the prompts, as `AttentionPrompts.condition` returns it.
 
         Returns:
@@ -239,6 +244,9 @@ class ScoringUNet(nn.Module):
     ) -> Steps:
         unet = self.unet
         temb = unet.time_embedding(unet.time_proj(timestep).to(z_t.dtype))
+        if unet.config["addition_embed_type"] == "text_time":
+            text_states, pooled = text_states[:, :-1], text_states[:, -1]
+            temb = temb + self._embed_text_and_size(pooled)
         hidden = unet.conv_in(z_t)
         skips = [hidden]
         for block in unet.down_blocks:
@@ -264,6 +272,15 @@ class ScoringUNet(nn.Module):
             for upsampler in block.upsamplers or ():
                 hidden = upsampler(hidden)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+    def _embed_text_and_size(self, pooled: Tensor) -> Tensor:
+        """Stable Diffusion XL's second embedding, added to the timestep's: (batch, temb)."""
+        unet = self.unet
+        size = unet.add_time_proj(torch.tensor(self.picture_size)).flatten()  # (6 * embed,)
+        width = unet.config["projection_class_embeddings_input_dim"] - len(size)
+        size = size.to(pooled.dtype).expand(len(pooled), -1)
+        embedded: Tensor = unet.add_embedding(torch.cat([pooled[:, :width], size], dim=1))
+        return embedded
 
     def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Run a part of the U-Net; if asked for, forget its activations until backward."""

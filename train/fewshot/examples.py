@@ -16,7 +16,7 @@ from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
 from dsd_trt.manifest import TokenMask
 from dsd_trt.train.data.question import Question
-from dsd_trt.train.model import Checkpoint, ImageEncoder, encode_texts
+from dsd_trt.train.model import Checkpoint, encode_texts
 
 _BATCH = 16  # images or texts encoded at a time
 
@@ -102,12 +102,11 @@ def encode_questions(
     place_of_text = {text: i for i, text in enumerate(texts)}
     total = len(images) + len(texts)
 
-    encoder, latents = ImageEncoder(checkpoint.vae), []
-    device = checkpoint.vae.device
+    latents = []
     for batch in _batches(list(images.values())):
         pixels = np.stack([_pixels(image, checkpoint.resolution) for image in batch])
         with torch.no_grad():
-            latents.append(encoder(torch.from_numpy(pixels).to(device)))
+            latents.append(checkpoint.image_encoder(torch.from_numpy(pixels)))
         progress(sum(map(len, latents)), total)
     states, masks = [], []
     for batch in _batches(texts):

@@ -92,6 +92,7 @@ def build_model(
         dynamic_heads=settings.head_mode == "dynamic",
         denoising=settings.score != "attention",
         prediction=checkpoint.prediction,
+        resolution=checkpoint.resolution,
     )
     scoring.checkpointing = settings.recompute
     initial = scoring.head_weights

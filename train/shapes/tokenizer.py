@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
+from dsd_trt.train.clip_tokenizer import write_tokenizer
 from dsd_trt.train.shapes.caption import words
-
-_BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Learn the byte-pair merges that make each caption word one token; write the CLIP files.
-
-    The vocabulary starts with all 256 bytes, inside a word and ending one, so no text is unknown.
-    """
-    merges = learn_merges(words())
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(byte + "</w>" for byte in alphabet)]
-    tokens += [left + right for left, right in merges] + [_BOS, _EOS]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-
-    folder.mkdir(parents=True, exist_ok=True)
-    write = {
-        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
-        "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges),
-        "special_tokens_map.json": json.dumps(
-            {"bos_token": _BOS, "eos_token": _EOS, "unk_token": _EOS, "pad_token": _EOS}
-        ),
-        "tokenizer_config.json": json.dumps(
-            {
-                "tokenizer_class": "CLIPTokenizer",
-                "model_max_length": 77,
-                "do_lower_case": True,
-                "bos_token": _BOS,
-                "eos_token": _EOS,
-                "unk_token": _EOS,
-                "pad_token": _EOS,
-            }
-        ),
-    }
-    for name, text in write.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(folder)
+    """Learn the byte-pair merges that make each caption word one token; write the CLIP files."""
+    return write_tokenizer(folder, learn_merges(words()))
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:

@@ -1,0 +1,81 @@
+"""The weights of a bundle's graphs: one file, every tensor in it once."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+WEIGHTS_NAME = "weights.data"
+SMALL = 1024  # bytes; smaller constants stay in the ONNX file
+_ALIGNMENT = 4096  # a page, so that engines can map the file rather than read it
+
+
+class WeightFile:
+    """Where graphs that are being written leave their weights.
+
+    Equal tensors are stored once, whichever graphs they are of. FP32 tensors that FP16 holds
+    without loss, as those of checkpoints published in FP16, are stored in FP16.
+
+    Args:
+        folder: of the ONNX files; the weights become a file of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._offsets: dict[bytes, int] = {}
+        self._file: BinaryIO = (folder / WEIGHTS_NAME).open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def store(self, name: str, values: NDArray[Any]) -> ir.ExternalTensor:
+        """Store a tensor.
+
+        Args:
+            name: of the tensor.
+            values: its values.
+
+        Returns:
+            What refers to it in a graph; its type is what it is stored in.
+        """
+        values = np.ascontiguousarray(_lossless_half(values))
+        content = memoryview(values).cast("B")
+        key = hashlib.sha256(content).digest()
+        if key not in self._offsets:
+            start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT
+            self._file.write(b"\0" * (start - self._file.tell()))
+            self._offsets[key] = start
+            self._file.write(content)
+        return ir.ExternalTensor(
+            WEIGHTS_NAME,
+            self._offsets[key],
+            values.nbytes,
+            ir.DataType.from_numpy(values.dtype),
+            shape=ir.Shape(values.shape),
+            name=name,
+            base_dir=self._folder,
+        )
+
+
+def _lossless_half(values: NDArray[Any]) -> NDArray[Any]:
+    """FP32 values in FP16 where every one of them survives it, bit for bit; others as they are."""
+    if values.dtype != np.float32:
+        return values
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    same = np.array_equal(half.astype(np.float32).view(np.uint32), values.view(np.uint32))
+    return half if same else values

@@ -1,0 +1,238 @@
+"""Every family at a few channels: the parts against diffusers' own pipelines, then whole."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dsd_trt import Scorer
+from dsd_trt.errors import InputError, ModelError
+from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.settings import Settings
+from dsd_trt.train.families import FAMILIES, tiny, unet_config
+from dsd_trt.train.model import Checkpoint, build_scoring_unet, encode_texts, load_checkpoint
+from dsd_trt.train.random_model import write_random_model
+
+TEXTS = ["a red circle", "two dogs under a tree, one of them asleep", "", "ZEBRA 42!"]
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {
+        name: write_random_model(root / name, tiny(family), seed=1)
+        for name, family in FAMILIES.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def bundles(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """FP16 bundles; that they are there at all means that they passed the parity check."""
+    root = tmp_path_factory.mktemp("bundles")
+    for name, folder in folders.items():
+        export_bundle(Settings(str(folder), levels=(0.2, 0.6), precision="fp16"), root / name)
+    return {name: root / name for name in folders}
+
+
+# The parts
+
+
+def _pipeline_states(folder: Path, text: str) -> tuple[Tensor, Tensor | None]:
+    """Text states, and pooled text where there is one, by diffusers' own pipeline."""
+    encoders = {"text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder")}
+    tokenizers = {"tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer")}
+    settings: dict[str, Any] = {"device": torch.device("cpu"), "num_images_per_prompt": 1}
+    if (folder / "text_encoder_2").exists():
+        encoders["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(
+            folder / "text_encoder_2"
+        )
+        tokenizers["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+        kind, left_out = StableDiffusionXLPipeline, ("vae", "unet", "scheduler")
+    else:
+        kind, left_out = StableDiffusionPipeline, ("vae", "unet", "scheduler")
+        settings |= {"negative_prompt": ""}
+    for encoder in encoders.values():
+        encoder.float()
+    others: dict[str, Any] = dict.fromkeys(left_out)
+    if kind is StableDiffusionPipeline:
+        others |= {"safety_checker": None, "feature_extractor": None}
+        others |= {"requires_safety_checker": False}
+    pipeline = kind(**encoders, **tokenizers, **others)
+    with torch.no_grad():
+        encoded = pipeline.encode_prompt(text, do_classifier_free_guidance=False, **settings)
+    return encoded[0], encoded[2] if len(encoded) == 4 else None
+
+
+@every_family
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_are_encoded_as_diffusers_pipelines_encode_them(
+    folders: dict[str, Path], name: str, text: str
+) -> None:
+    states, _ = encode_texts(load_checkpoint(folders[name]), [text])
+    expected, pooled = _pipeline_states(folders[name], text)
+    assert (pooled is not None) == (name == "sdxl")
+    assert torch.allclose(states[:, :77], expected, atol=1e-5)
+    assert states.shape[1] == (77 if pooled is None else 78)
+    if pooled is not None:
+        width = pooled.shape[1]
+        assert torch.allclose(states[:, 77, :width], pooled, atol=1e-5)
+        assert not states[:, 77, width:].any()
+
+
+def _predict(unet: UNet2DConditionModel, z_t: Tensor, t: Tensor, states: Tensor) -> Tensor:
+    """The U-Net's own forward pass, conditioned as Stable Diffusion XL's pipeline does it."""
+    if states.shape[1] == 77:
+        sample: Tensor = unet(z_t, t, states).sample
+        return sample
+    added = {
+        "text_embeds": states[:, 77, :32],
+        "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]]).repeat(len(z_t), 1),
+    }
+    conditioned: Tensor = unet(z_t, t, states[:, :77], added_cond_kwargs=added).sample
+    return conditioned
+
+
+@every_family
+@torch.no_grad()
+def test_the_walk_predicts_what_the_u_net_predicts(folders: dict[str, Path], name: str) -> None:
+    checkpoint = load_checkpoint(folders[name])
+    assert checkpoint.resolution == 64
+    scoring = build_scoring_unet(checkpoint)
+    states, _ = encode_texts(checkpoint, TEXTS[:2])
+    z_t = torch.randn(2, *checkpoint.latent_shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([200, 800])
+    walk = scoring.cross_attentions(z_t, t, states)
+    assert len(list(walk)) == len(scoring.layer_names)
+    expected = _predict(checkpoint.unet, z_t, t, states)
+    assert (walk.prediction - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_stable_diffusion_xl_heeds_the_text_as_a_whole(folders: dict[str, Path]) -> None:
+    checkpoint = load_checkpoint(folders["sdxl"])
+    scoring = build_scoring_unet(checkpoint, levels=(0.5,))
+    states, mask = encode_texts(checkpoint, TEXTS[:1])
+    other = states.clone()
+    other[:, 77, :32] *= -1
+    z, level = torch.randn(1, *checkpoint.latent_shape), torch.tensor([0])
+    one, another = (scoring(z, level, r, mask)[0].item() for r in (states, other))
+    assert abs(one - another) > 1e-4
+
+
+# Whole bundles
+
+
+@every_family
+def test_a_bundle_of_every_family_passes_its_parity_check(
+    bundles: dict[str, Path], name: str
+) -> None:
+    manifest = json.loads((bundles[name] / "bundle.json").read_text("utf-8"))
+    assert manifest["precision"] == "fp16"
+    runs = manifest["parity"]["runs"]
+    assert len(runs) == 2  # as the engine computes, and with FP16 rounding emulated
+    assert all(run["score"]["spearman"] > 0.999 for run in runs)
+
+
+@every_family
+def test_a_pair_of_every_family_scores_alone_as_among_others(
+    bundles: dict[str, Path], name: str
+) -> None:
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(0, 256, (3, 64, 64, 3), np.uint8))
+    scorer = Scorer.load(bundles[name], engine="onnxruntime")
+    together = scorer.score(images, TEXTS).scores
+    assert together.std() > 1e-4
+    for i, j in np.ndindex(together.shape):
+        alone = scorer.score([images[i]], [TEXTS[j]]).scores[0, 0]
+        assert abs(alone - together[i, j]) < 1e-6
+
+
+def test_the_command_scores_with_a_bundle_of_two_text_encoders(
+    bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("a red circle\na dog\n", "utf-8")
+    images = Path(__file__).parents[1] / "examples" / "images"
+    picture = str(sorted(images.iterdir())[0])
+    command = [sys.executable, "-m", "dsd_trt", "score", picture, str(tmp_path / "texts.txt")]
+    done = subprocess.run(
+        [*command, "--bundle", str(bundles["sdxl"]), "-f", "json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a dog" in done.stdout
+
+
+# Writing them
+
+
+def test_a_seed_names_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
+    again = write_random_model(tmp_path / "again", tiny(FAMILIES["sdxl"]), seed=1)
+    other = write_random_model(tmp_path / "other", tiny(FAMILIES["sdxl"]), seed=2)
+    hashes = [load_checkpoint(folder).weight_hashes for folder in (folders["sdxl"], again, other)]
+    assert hashes[0] == hashes[1]
+    assert set(hashes[0].values()).isdisjoint(hashes[2].values())
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine", "utf-8")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write_random_model(tmp_path, tiny(FAMILIES["sd15"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    # Parameters of the published U-Nets in millions, from their model cards and papers.
+    [("sd15", 860), ("sd21-base", 866), ("sd21", 866), ("sdxl", 2567), ("sd-turbo", 866)],
+)
+def test_the_real_sizes_are_those_of_the_published_models(name: str, weights: int) -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**unet_config(FAMILIES[name]))
+    assert round(sum(p.numel() for p in unet.parameters()) / 1e6) == weights
+
+
+# What is none of them
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "complaint"),
+    [
+        ("unet", {"in_channels": 9}, "in_channels is 9, expected is the VAE's latent_channels, 4"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep', expected is N"),
+        ("unet", {"cross_attention_dim": 40}, "cross_attention_dim is 40, expected is the text"),
+        ("scheduler", {"prediction_type": "sample"}, "prediction_type is 'sample'"),
+    ],
+)
+def test_a_field_that_is_not_as_expected_is_named(
+    tmp_path: Path, part: str, change: dict[str, Any], complaint: str
+) -> None:
+    folder = write_random_model(tmp_path / "model", tiny(FAMILIES["sd15"]))
+    (path,) = (folder / part).glob("*config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
+    with pytest.raises(ModelError, match=complaint):
+        load_checkpoint(folder)
+
+
+def test_a_part_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    folder = write_random_model(tmp_path / "model", tiny(FAMILIES["sdxl"]))
+    (folder / "tokenizer_2").rename(folder / "elsewhere")
+    with pytest.raises(ModelError, match="without tokenizer_2"):
+        load_checkpoint(folder)
+    (folder / "elsewhere").rename(folder / "tokenizer_2")
+    checkpoint: Checkpoint = load_checkpoint(folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match=r"cannot read the model in .*unet"):
+        _ = checkpoint.unet
