@@ -60,6 +60,11 @@ SUBCOMMANDS = {
         "Train a demonstration model from scratch.",
         "train",
     ),
+    "make-random": Subcommand(
+        "dsd_trt.train.commands.make_random:make_random",
+        "Write a model of real sizes with random weights.",
+        "train",
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle import Bundle
-from dsd_trt.engine import Engine, open_engine, preferred_engine
+from dsd_trt.engine import Engine, EngineDescription, open_engine, preferred_engine
 from dsd_trt.errors import EngineError
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
@@ -34,31 +35,50 @@ class EncodedTexts:
 class Pipeline:
     """Encodes images and texts once each and scores their combinations.
 
+    Each graph is compiled when it is first needed, or all of them by `compile`.
+
     Args:
         bundle: a verified bundle.
         engine: "auto", "onnxruntime" or "openvino".
         memory_budget_mb: for activations, in MiB, see `batch_sizes`.
-
-    Raises:
-        EngineError: the engine is not installed or refuses the bundle's graphs.
     """
 
     def __init__(self, bundle: Bundle, engine: str, memory_budget_mb: float) -> None:
+        self._bundle = bundle
         self._manifest = manifest = bundle.manifest
-        engine = preferred_engine() if engine == "auto" else engine
-
-        def compile_graph(name: str) -> Engine:
-            graph = manifest.graphs[name]
-            return open_engine(bundle.path(graph.file), graph, engine)
-
-        self._image_encoder = compile_graph("image_encoder")
-        self._text_encoder = compile_graph("text_encoder")
-        self._pair_scorer = compile_graph("pair_scorer")
+        self._engine = preferred_engine() if engine == "auto" else engine
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )
         self.batch = batch_sizes(manifest, memory_budget_mb)
-        self.description = self._pair_scorer.description
+
+    def compile(self) -> EngineDescription:
+        """Compile every graph now.
+
+        Returns:
+            What the pair scorer runs on.
+
+        Raises:
+            EngineError: the engine is not installed or refuses the bundle's graphs.
+        """
+        engines = (self._image_encoder, self._text_encoder, self._pair_scorer)
+        return engines[-1].description
+
+    @cached_property
+    def _image_encoder(self) -> Engine:
+        return self._open("image_encoder")
+
+    @cached_property
+    def _text_encoder(self) -> Engine:
+        return self._open("text_encoder")
+
+    @cached_property
+    def _pair_scorer(self) -> Engine:
+        return self._open("pair_scorer")
+
+    def _open(self, name: str) -> Engine:
+        graph = self._manifest.graphs[name]
+        return open_engine(self._bundle.path(graph.file), graph, self._engine)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise and encode one or more texts.
@@ -144,7 +164,7 @@ class Pipeline:
             )
             if not all(np.isfinite(values).all() for values in outputs.values()):
                 raise EngineError(
-                    f"{self.description} computed a score that is not a finite number. "
+                    f"{self._pair_scorer.description} computed a score that is no finite number. "
                     "Export the bundle in full precision: dsd-trt export --precision fp32"
                 )
             for name in parts.keys() & outputs.keys():

@@ -50,6 +50,7 @@ class Scorer:
     ) -> None:
         self.bundle = bundle
         self._pipeline = Pipeline(bundle, engine, memory_budget_mb)
+        self._engine = self._pipeline.compile()
 
     @classmethod
     def load(
@@ -79,7 +80,7 @@ class Scorer:
     @property
     def engine(self) -> EngineDescription:
         """Library, device and precision that scoring really got."""
-        return self._pipeline.description
+        return self._engine
 
     def score(
         self,

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from dsd_trt import Scorer, read_bundle
 from dsd_trt.batching import batch_sizes
-from dsd_trt.export.probe import draw_probe
+from dsd_trt.export.probe import Probe, draw_probe
+from dsd_trt.manifest import Manifest
 
 CONTENDERS = {
     "openvino": "dsd-trt on OpenVINO",
@@ -99,7 +100,7 @@ def measure(contender: str, bundle: Path, model: str, adapter: Path | None) -> d
 
 def _runtime(engine: str, bundle: Path) -> Run:
     scorer = Scorer.load(bundle, engine, _MEMORY_MB)
-    probe = draw_probe(scorer.manifest.preprocessing.resolution)
+    probe = _probe(scorer.manifest)
     return lambda: scorer.score(list(probe.pixels), probe.texts).scores
 
 
@@ -128,8 +129,14 @@ def _pytorch(batched: bool, bundle: Path, model: str, adapter: Path | None) -> R
     )
     batch = batch_sizes(manifest, _MEMORY_MB).triples if batched else 1
     reference = Reference(checkpoint, build, method, batch)
-    probe = draw_probe(checkpoint.resolution)
+    probe = _probe(manifest)
     return lambda: reference.expect(probe).scores
+
+
+def _probe(manifest: Manifest) -> Probe:
+    return draw_probe(
+        manifest.preprocessing.resolution, len(manifest.method.noise_levels.fractions)
+    )
 
 
 def as_markdown(result: dict[str, Any]) -> str:

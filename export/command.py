@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dsd_trt.export.parity import ParityReport
+    from dsd_trt.export.settings import Verify
     from dsd_trt.manifest import Precision, TokenMask
 
 EXAMPLES = """\b
@@ -69,6 +70,12 @@ Examples:
     type=click.Choice(get_args(ScoreKind)),
     help="attention, the denoising term, or both.  [default: the adapter's, else attention]",
 )
+@click.option(
+    "--verify",
+    type=click.Choice(["quick", "full"]),
+    help="Compare with PyTorch on 256 pairs at every level, or on 4 at one.  [default: full for "
+    "small models, quick for Stable Diffusion, where full takes hours]",
+)
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it is not empty.")
 def export(
     model: str,
@@ -79,6 +86,7 @@ def export(
     levels: tuple[float, ...],
     token_mask: str,
     score: str | None,
+    verify: str | None,
     force: bool,
 ) -> None:
     """Export a model as a bundle of ONNX graphs, and check them against PyTorch."""
@@ -98,6 +106,7 @@ def export(
         levels=levels,
         token_mask=cast("TokenMask", token_mask),
         score=cast("ScoreKind | None", score),
+        verify=cast("Verify | None", verify),
     )
     console = Console(stderr=True)
     with warnings_on(console), _stages(console) as (stage, progress):

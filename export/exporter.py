@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.bundle import Bundle, write_bundle
 from dsd_trt.errors import InputError
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
-from dsd_trt.export.folder import check_replaceable, staged
+from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
 from dsd_trt.export.modules import traceable
 from dsd_trt.export.onnx_file import save_graph, stamp
@@ -25,7 +25,10 @@ from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint, weight_files
+from dsd_trt.train.scoring_unet import ScoringUNet
+
+_LARGE = 100_000_000  # weights of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
 
 
 def export_bundle(
@@ -46,7 +49,7 @@ def export_bundle(
         progress: told (done, total) while the reference scores.
 
     Raises:
-        InputError: `out` cannot be used, or layers or levels do not exist.
+        InputError: `out` cannot be used, its disk is full, or layers or levels do not exist.
         ModelError: model or adapter cannot be read, or do not belong together.
         ParityError: the graphs do not compute what the PyTorch model computes.
     """
@@ -69,6 +72,7 @@ def export_bundle(
         raise InputError(str(error)) from error
     manifest = describe(settings, checkpoint, adapter, scoring)
     check_manifest(manifest)  # now, rather than after minutes of work
+    check_room(out, sum(path.stat().st_size for path in weight_files(checkpoint.source.folder)))
     with staged(out) as (folder, scratch):
         with WeightFile(folder) as weights:
             for name, graph in manifest.graphs.items():
@@ -81,9 +85,11 @@ def export_bundle(
         write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_NAME)
 
         stage("Scoring with the reference")
-        probe = draw_probe(checkpoint.resolution)
-        reference = Reference(checkpoint, build, manifest.method)
-        expected = reference.expect(probe, progress)
+        probe = draw_probe(
+            checkpoint.resolution, len(settings.levels), quick=_quick(settings, scoring)
+        )
+        expected = Reference(checkpoint, build, manifest.method).expect(probe, progress)
+        checkpoint.forget()
         parity = check_parity(
             write_bundle(folder, manifest),
             expected,
@@ -95,6 +101,13 @@ def export_bundle(
         write_card(folder / CARD_NAME, manifest, parity, checkpoint.source.folder)
         bundle = write_bundle(folder, manifest)
     return replace(bundle, folder=out), parity
+
+
+def _quick(settings: Settings, scoring: ScoringUNet) -> bool:
+    """Whether to verify on little, because one pass of the U-Net takes seconds."""
+    if settings.verify is not None:
+        return settings.verify == "quick"
+    return sum(weight.numel() for weight in scoring.unet.parameters()) > _LARGE
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,29 @@ def check_replaceable(out: Path, force: bool) -> None:
         raise InputError(f"{out} is not replaced: the current or the home folder lies in it")
 
 
+def check_room(out: Path, size: int) -> None:
+    """Refuse, before any work is done, a disk that cannot hold what is to be written.
+
+    Args:
+        out: the folder that is to be written.
+        size: how much that will be at most, in bytes.
+
+    Raises:
+        InputError: there is less room.
+    """
+    nearest = _nearest(out)
+    if (free := shutil.disk_usage(nearest).free) < size:
+        raise InputError(
+            f"{nearest} has room for {free / 1e9:.1f} GB, and the export may need "
+            f"{size / 1e9:.1f} GB. Give a folder on another disk: --out BUNDLE"
+        )
+
+
+def _nearest(out: Path) -> Path:
+    """The innermost parent that exists."""
+    return next(parent for parent in out.resolve().parents if parent.is_dir())
+
+
 @contextmanager
 def staged(out: Path) -> Iterator[tuple[Path, Path]]:
     """Fill a folder out of sight; it becomes `out` when the block ends without an error.
@@ -41,11 +65,11 @@ def staged(out: Path) -> Iterator[tuple[Path, Path]]:
         The folder to fill, and an empty folder for what is only needed meanwhile.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: nothing can be written there, or the disk is full.
     """
     out = out.resolve()
     # Beside `out`, so that moving is renaming; higher up where its parents do not exist yet.
-    nearest = next(parent for parent in out.parents if parent.is_dir())
+    nearest = _nearest(out)
     stage = nearest / f".{out.name}.{os.getpid()}.part"
     folder, scratch = stage / "new", stage / "scratch"
     try:
@@ -58,6 +82,13 @@ def staged(out: Path) -> Iterator[tuple[Path, Path]]:
         yield folder, scratch
         out.parent.mkdir(parents=True, exist_ok=True)
         _swap(folder, out, stage / "old")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"{nearest} is full; nothing was left there. Make room, or give a folder on another "
+            "disk: --out BUNDLE"
+        ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

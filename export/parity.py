@@ -56,12 +56,14 @@ class ParityReport:
 
     Attributes:
         reference: what the graphs were compared with.
-        pairs: how many (image, text) pairs were scored, at every noise level.
+        pairs: how many (image, text) pairs were scored.
+        levels: at how many noise levels each.
         runs: the graphs on ONNX Runtime; for FP16 also with real FP16 rounding, emulated.
     """
 
     reference: str
     pairs: int
+    levels: int
     runs: tuple[Run, ...]
 
     def to_plain(self) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def check_parity(
         expected: what the reference computed.
         module: what a graph was traced from, in FP32, by name: where to look when something
             differs.
-        scratch: an empty folder on a disk with room for the weights.
+        scratch: an empty folder on the bundle's disk.
         step: told what is being done.
 
     Raises:
@@ -113,25 +115,32 @@ def check_parity(
             )
             raise ParityError(f"the {precision} graphs on {engine}: {complaint}. {layer}. {advice}")
         runs.append(run)
-    return ParityReport("PyTorch FP32, batch 1", expected.scores.size, tuple(runs))
+    probe = expected.probe
+    return ParityReport(
+        "PyTorch FP32, batch 1", expected.scores.size, len(probe.levels), tuple(runs)
+    )
 
 
 def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     """Run a bundle's graphs end to end on ONNX Runtime and compare every output."""
-    pipeline = Pipeline(bundle, "onnxruntime", _MEMORY_MB)
-    latent = pipeline.encode_images(list(expected.probe.pixels))
-    texts = pipeline.encode_texts(expected.probe.texts)
-    levels = np.arange(len(bundle.manifest.method.noise_levels.fractions), dtype=np.int32)
+
+    def pipeline() -> Pipeline:
+        """One for each step, so that the graphs of a large model are in memory one at a time."""
+        return Pipeline(bundle, "onnxruntime", _MEMORY_MB)
+
+    probe = expected.probe
+    latent = pipeline().encode_images(list(probe.pixels))
+    texts = pipeline().encode_texts(probe.texts)
     image, text = (places.ravel() for places in np.indices(expected.scores.shape))
     try:
-        scores = pipeline.score(latent, texts, image, text, levels).reshape(expected.scores.shape)
+        scores = pipeline().score(latent, texts, image, text, np.array(probe.levels, np.int32))
     except EngineError:  # scores that are no numbers
         scores = np.full(expected.scores.shape, np.nan)
     return Run(
         engine=engine,
         latent=_difference(latent, expected.latent),
         text_states=_difference(texts.states, expected.text_states),
-        score=compare(scores, expected.scores),
+        score=compare(scores.reshape(expected.scores.shape), expected.scores),
     )
 
 

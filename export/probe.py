@@ -19,15 +19,30 @@ class Probe:
     Attributes:
         pixels: uint8 (images, H, W, 3).
         texts: one a picture, true of it.
+        levels: indices of the noise levels to compare at.
     """
 
     pixels: NDArray[np.uint8]
     texts: tuple[str, ...]
+    levels: tuple[int, ...]
 
 
-def draw_probe(resolution: int, count: int = 16, seed: int = 20) -> Probe:
-    """Drawn scenes and their captions, the same for every model of a resolution."""
+def draw_probe(resolution: int, levels: int, *, quick: bool = False, seed: int = 20) -> Probe:
+    """Drawn scenes and their captions, the same for every model of a resolution.
+
+    Args:
+        resolution: side of the pictures, in pixels.
+        levels: how many noise levels there are.
+        quick: 2 pictures and 2 texts at the first level, instead of 16 and 16 at every one: 4
+            passes of the U-Net instead of a thousand, for models whose passes take seconds.
+        seed: of the scenes.
+    """
+    count = 2 if quick else 16
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     pixels = np.stack([draw(scene, rng, resolution).pixels for scene in scenes])
-    return Probe(pixels, tuple(caption(scene, rng, name_relation=True) for scene in scenes))
+    return Probe(
+        pixels,
+        tuple(caption(scene, rng, name_relation=True) for scene in scenes),
+        tuple(range(1 if quick else levels)),
+    )

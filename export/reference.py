@@ -31,8 +31,7 @@ class Expected:
         latent: z, (images, C, h, w).
         text_states: r_y, (texts, 77, D).
         token_mask: (texts, 77).
-        scores: f(y, x), (images, texts).
-        levels: how many noise levels f is the mean over.
+        scores: f(y, x), (images, texts), the mean over the probe's levels.
     """
 
     probe: Probe
@@ -41,11 +40,11 @@ class Expected:
     text_states: NDArray[np.float32]
     token_mask: NDArray[np.float32]
     scores: NDArray[np.float32]
-    levels: int
 
     def feeds(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """The inputs of each graph for a few of the pairs, exact: all levels of each."""
-        rows, level = np.divmod(np.arange(_FED * self.levels, dtype=np.int32), self.levels)
+        """The inputs of each graph for a few of the pairs, exact: all of the levels of each."""
+        levels = np.array(self.probe.levels, np.int32)
+        rows, level = np.repeat(np.arange(_FED), len(levels)), np.tile(levels, _FED)
         return {
             "image_encoder": {"pixels": self.probe.pixels[:_FED]},
             "text_encoder": {"input_ids": self.input_ids[:_FED]},
@@ -61,7 +60,8 @@ class Expected:
 class Reference:
     """Scores as METHOD has it, in FP32 PyTorch.
 
-    Each part of the model is read when it is first needed, and kept by the checkpoint.
+    Each part of the model is read when it is first needed, and kept by the checkpoint until
+    `expect` is done with it.
 
     Args:
         checkpoint: the base model.
@@ -109,6 +109,7 @@ class Reference:
         states: Tensor,
         mask: Tensor,
         step: Callable[[int, int], None] | None = None,
+        levels: Sequence[int] | None = None,
     ) -> NDArray[np.float32]:
         """The score of every image and text, averaged over levels (Eq. 4).
 
@@ -117,19 +118,21 @@ class Reference:
             states: r_y, (texts, 77, D).
             mask: (texts, 77).
             step: told how many triples are scored, and of how many.
+            levels: indices of noise levels; None is all of them.
 
         Returns:
             (images, texts).
         """
-        images, texts, levels = len(latent), len(states), len(self.scoring.timesteps)
+        images, texts = len(latent), len(states)
+        at = torch.arange(len(self.scoring.timesteps)) if levels is None else torch.tensor(levels)
         compared = self.scoring.denoising  # with the text that says nothing
-        total, scored = images * (texts + compared) * levels, 0
+        total, scored = images * (texts + compared) * len(at), 0
 
         def mean_over_levels(states: Tensor, mask: Tensor) -> list[Tensor]:
             """(images, texts) each: attention score and, where it is computed, denoising error."""
             nonlocal scored
-            shape = (images, len(states), levels)
-            triples = torch.cartesian_prod(*(torch.arange(size) for size in shape))
+            shape = (images, len(states), len(at))
+            triples = torch.cartesian_prod(torch.arange(images), torch.arange(len(states)), at)
             parts: list[tuple[Tensor, ...]] = []
             for image, text, level in (p.unbind(dim=1) for p in triples.split(self.batch)):
                 score, _, *error = self.scoring(latent[image], level, states[text], mask[text])
@@ -156,12 +159,12 @@ class Reference:
         latent = self.encode_images(probe.pixels)
         ids, mask = self.tokenize(probe.texts)
         states = self.encode_texts(ids)
+        self._checkpoint.forget()  # each part has had its turn: one in memory at a time
         return Expected(
             probe=probe,
             input_ids=ids.int().numpy(),
             latent=latent.numpy(),
             text_states=states.numpy(),
             token_mask=mask.numpy(),
-            scores=self.score(latent, states, mask, step),
-            levels=len(self.scoring.timesteps),
+            scores=self.score(latent, states, mask, step, probe.levels),
         )

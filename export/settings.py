@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dsd_trt.manifest import Precision, ScoreKind, TokenMask
 from dsd_trt.train.noise import DEFAULT_LEVELS
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder
+
+Verify = Literal["quick", "full"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Settings:
         token_mask: which tokens count.
         score: attention, denoising term, or both; None is what the adapter was trained for, or
             "attention", the paper's, without one.
+        verify: how much the graphs are compared with PyTorch on, see `draw_probe`; None is full
+            where that takes seconds, quick where it takes hours.
     """
 
     model: str = EMBEDDED
@@ -35,6 +40,7 @@ class Settings:
     noise_seed: int = 0
     token_mask: TokenMask = "words_eos"
     score: ScoreKind | None = None
+    verify: Verify | None = None
 
 
 def default_adapter(model: str) -> Path | None:

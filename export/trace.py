@@ -147,6 +147,8 @@ def _declare(model: onnx.ModelProto, graph: Graph) -> None:
                     f"the model's parts do not fit together: {value.name} is {dtype} {sizes}, "
                     f"where {spec.dtype} {spec.shape[1:]} is expected"
                 )
+            if not tensor.shape.dim[0].dim_param:
+                raise ModelError(f"{value.name} was traced for one batch size alone")
             tensor.shape.dim[0].dim_param = str(spec.shape[0])
 
 

@@ -124,7 +124,7 @@ def model(exported_fp32: Exported) -> tuple[Checkpoint, BuildScoring]:
 def expected(model: tuple[Checkpoint, BuildScoring], exported_fp32: Exported) -> Expected:
     checkpoint, build = model
     method = exported_fp32.bundle.manifest.method
-    return Reference(checkpoint, build, method, batch=8).expect(draw_probe(32))
+    return Reference(checkpoint, build, method, batch=8).expect(draw_probe(32, 2))
 
 
 def test_reference_does_not_depend_on_the_batch(

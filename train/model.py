@@ -316,14 +316,18 @@ def encode_texts(
     return checkpoint.text_encoder(ids), token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
 
 
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every weight file of a model, by its path in the folder."""
-    weights = sorted(
+def weight_files(folder: Path) -> list[Path]:
+    """Every weight file of a model, sorted."""
+    return sorted(
         path
         for part in ("vae", "text_encoder", "text_encoder_2", "unet")
         for path in (folder / part).glob("*.safetensors")
     )
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in weights}
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every weight file of a model, by its path in the folder."""
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in weight_files(folder)}
 
 
 def sha256(path: Path) -> str:
@@ -341,5 +345,6 @@ __all__ = [
     "encode_texts",
     "load_checkpoint",
     "token_mask",
+    "weight_files",
     "weight_hashes",
 ]

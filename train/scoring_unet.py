@@ -278,7 +278,7 @@ class ScoringUNet(nn.Module):
         unet = self.unet
         size = unet.add_time_proj(torch.tensor(self.picture_size)).flatten()  # (6 * embed,)
         width = unet.config["projection_class_embeddings_input_dim"] - len(size)
-        size = size.to(pooled.dtype).expand(len(pooled), -1)
+        size = size.to(pooled.dtype).expand(pooled.shape[0], -1)  # len() would be a constant
         embedded: Tensor = unet.add_embedding(torch.cat([pooled[:, :width], size], dim=1))
         return embedded
 

@@ -1,0 +1,41 @@
+"""`dsd-trt make-random`: a checkpoint of real sizes without real weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dsd_trt.train.families import FAMILIES
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt make-random --family sd21-base --out random-sd
+  dsd-trt make-random --family sdxl --tiny --out tiny-sdxl
+"""
+
+
+@click.command("make-random", epilog=EXAMPLES)
+@click.option("--family", required=True, type=click.Choice(list(FAMILIES)))
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write, in diffusers' format, FP16.",
+)
+@click.option("--tiny", is_flag=True, help="The same parts, a few channels wide: for tests.")
+@click.option("--seed", default=0, show_default=True, help="Of the weights.")
+def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
+    """Write a Stable Diffusion of a family with random weights, for tests and benchmarks.
+
+    Whatever does not depend on the numbers inside is real: shapes, files, memory, time.
+    """
+    from dsd_trt.train import families
+    from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.random_model import write_random_model
+
+    hush_libraries()
+    chosen = FAMILIES[family]
+    write_random_model(out, families.tiny(chosen) if tiny else chosen, seed)
+    click.echo(f"wrote {out}: {chosen.about}, random weights", err=True)
