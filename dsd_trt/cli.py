@@ -60,6 +60,11 @@ SUBCOMMANDS = {
         "Train a demonstration model from scratch.",
         "train",
     ),
+    "import-released": Subcommand(
+        "dsd_trt.train.commands.import_released:import_released",
+        "Turn a checkpoint of the released research code into an adapter.",
+        "train",
+    ),
     "make-random": Subcommand(
         "dsd_trt.train.commands.make_random:make_random",
         "Write a model of real sizes with random weights.",

@@ -17,7 +17,7 @@ MANIFEST_NAME = "bundle.json"
 Precision = Literal["fp32", "fp16"]
 Dtype = Literal["uint8", "int32", "float16", "float32"]
 TokenMask = Literal["words_eos", "words", "all"]
-ScoreKind = Literal["attention", "attention+denoising", "denoising"]
+ScoreKind = Literal["attention", "attention+denoising", "denoising", "released"]
 HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
 
 
@@ -81,14 +81,15 @@ class Method:
 
     With f the pair scorer's `score` and d the denoising error without text less the error with it,
     each averaged over the noise levels, the score is f ("attention", the paper's), d
-    ("denoising"), or f + w d ("attention+denoising").
+    ("denoising"), or f + w d ("attention+denoising", and "released", which is what the research
+    code that was released computes, its f being of raw logits).
 
     Attributes:
         score: which of them.
         denoising_weight: w.
         score_layers: which cross-attention layers count, in order of execution.
         layer_names: their module names in the U-Net, one a scored layer.
-        pooling: over image tokens; "lse" is Eq. 3.
+        pooling: over image tokens; "lse" is Eq. 3; "logits" is of a whole text, not of its tokens.
         lam: lambda of LogSumExp pooling ("lambda" in the file).
         head_weights: weights of the average over layers and heads (Eq. 4 and 7).
         noise_levels: the levels the score is averaged over.
@@ -100,7 +101,7 @@ class Method:
     denoising_weight: float
     score_layers: tuple[int, ...]
     layer_names: tuple[str, ...]
-    pooling: Literal["lse", "max", "cosine"]
+    pooling: Literal["lse", "max", "cosine", "logits"]
     lam: float = field(metadata={"json": "lambda"})
     head_weights: HeadWeights
     noise_levels: NoiseLevels

@@ -80,7 +80,7 @@ def _calibration(settings: Settings, adapter: Adapter | None, scoring: ScoringUN
     whole = len(scoring.score_layers) == len(scoring.layer_names)
     if adapter is not None and whole and settings.levels == adapter.levels:
         return Calibration(adapter.a, adapter.b)
-    if adapter is not None:
+    if adapter is not None and adapter.levels:
         logger.warning(
             "the adapter's match probabilities are for all layers at the levels %s, not for these: "
             "rank by score alone",

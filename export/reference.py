@@ -81,7 +81,7 @@ class Reference:
     @cached_property
     def scoring(self) -> ScoringUNet:
         """The scoring U-Net, FP32."""
-        return self._build(unet=self._checkpoint.unet)
+        return self._build(unet=self._checkpoint.read_unet())
 
     @torch.no_grad()
     def encode_images(self, pixels: NDArray[np.uint8]) -> Tensor:

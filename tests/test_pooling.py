@@ -128,7 +128,7 @@ def test_each_name_selects_its_pooling() -> None:
     image = torch.randn(1, 6, 8, generator=generator)
     text = torch.randn(1, 4, 8, generator=generator)
     attention = torch.randn(1, 2, 6, 4, generator=generator).softmax(dim=3)
-    seen = CrossAttention(0, image, text, attention)
+    seen = CrossAttention(0, image, text, attention.log(), attention)
     assert torch.equal(pool(seen, "lse", 7), logsumexp_pool(attention, 7))
     assert torch.equal(pool(seen, "max", 7), attention.amax(dim=2))
     assert torch.equal(pool(seen, "cosine", 7), cosine_pool(image, text))

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
 from dsd_trt.manifest import HeadMode, ScoreKind
 from dsd_trt.train.prompts import PromptConfig
+from dsd_trt.train.scoring_unet import uniform_head_weights
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 _FORMAT = 2
@@ -26,20 +27,22 @@ class Adapter:
     """What few-shot training learns.
 
     Attributes:
-        prompt_config: sizes of the prompts.
+        prompt_config: sizes of the prompts; None where there are none.
         prompt_state: state of an `AttentionPrompts`.
         head_mode: where the head weights come from, see `HeadWeights` of the bundle.
-        head_weights: w_{l,h} of every cross-attention layer, each (heads,).
+        head_weights: w_{l,h} of every cross-attention layer, each (heads,); none are uniform.
         score: which score it was trained for, see `Method` of the bundle.
         denoising_weight: w of that score.
         a: scale of the match probability sigmoid(a s + b).
         b: its offset.
-        levels: noise levels that a and b were fitted for, with all layers scored.
-        base: sha256 of each weight file of the model it was trained on.
+        levels: noise levels that a and b were fitted for, with all layers scored; none where they
+            were not fitted.
+        base: sha256 of each weight file of the model it was trained on, as far as known.
         training: how it was trained and what it scored, free-form.
+        merged: low-rank changes of the U-Net's own weights, by "PATH OF A LAYER.up" and ".down".
     """
 
-    prompt_config: PromptConfig
+    prompt_config: PromptConfig | None
     prompt_state: Mapping[str, Tensor]
     head_mode: HeadMode
     head_weights: Sequence[Tensor]
@@ -50,17 +53,19 @@ class Adapter:
     levels: tuple[float, ...]
     base: Mapping[str, str]
     training: Mapping[str, Any] = field(default_factory=dict)
+    merged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write `adapter.safetensors` and `adapter.json`."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"prompts.{name}": value for name, value in self.prompt_state.items()}
+        tensors |= {f"merged.{name}": value for name, value in self.merged.items()}
         for layer, weights in enumerate(self.head_weights):
             tensors[f"head_weights.{layer}"] = weights
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / _WEIGHTS)
         config = {
             "format": _FORMAT,
-            "prompts": asdict(self.prompt_config),
+            "prompts": self.prompt_config and asdict(self.prompt_config),
             "head_mode": self.head_mode,
             "score": self.score,
             "denoising_weight": self.denoising_weight,
@@ -86,12 +91,8 @@ class Adapter:
                 raise ModelError(f"{folder / _CONFIG}: format {config['format']} is not {_FORMAT}")
             heads = [name for name in tensors if name.startswith("head_weights.")]
             return cls(
-                prompt_config=PromptConfig(**config["prompts"]),
-                prompt_state={
-                    name.removeprefix("prompts."): value
-                    for name, value in tensors.items()
-                    if name.startswith("prompts.")
-                },
+                prompt_config=config["prompts"] and PromptConfig(**config["prompts"]),
+                prompt_state=_under("prompts.", tensors),
                 head_mode=config["head_mode"],
                 head_weights=[tensors[f"head_weights.{i}"] for i in range(len(heads))],
                 score=config["score"],
@@ -101,6 +102,7 @@ class Adapter:
                 levels=tuple(config["levels"]),
                 base=config["base"],
                 training=config["training"],
+                merged=_under("merged.", tensors),
             )
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ModelError(f"cannot read an adapter from {folder}: {error}") from error
@@ -124,11 +126,35 @@ class Adapter:
         Raises:
             ModelError: names both.
         """
-        if score != self.score:
+        if score != self.score and self.score != "released":  # which has its own layers as well
             raise ModelError(
                 f'the adapter was trained for the score "{self.score}", not "{score}": leave out '
                 "--score, or train an adapter for it"
             )
+
+    def merge_into(self, unet: nn.Module) -> None:
+        """Add the low-rank changes up @ down to the weights of a U-Net, in place.
+
+        Raises:
+            ModelError: the U-Net has no such layer, or one of another size.
+        """
+        for name in self.merged:
+            layer, _, part = name.rpartition(".")
+            if part == "down":
+                continue
+            up, down = self.merged[name], self.merged[f"{layer}.down"]
+            try:
+                weight = unet.get_parameter(f"{layer}.weight")
+            except AttributeError as error:
+                raise ModelError(f"the adapter changes {layer}, which the model lacks") from error
+            if weight.shape != (len(up), down.shape[1]):
+                raise ModelError(
+                    f"the adapter changes {layer}, {tuple(weight.shape)} in this model, by a "
+                    f"matrix of {(len(up), down.shape[1])}: it is for another model"
+                )
+            if not weight.is_meta:
+                with torch.no_grad():
+                    weight.copy_(weight.float() + up @ down)
 
     def weights_of(self, layers: Sequence[int], heads: Sequence[int]) -> list[Tensor]:
         """Head weights of the scored layers, made to sum to 1 again.
@@ -136,6 +162,8 @@ class Adapter:
         Raises:
             ModelError: the adapter has no weights for one of the layers.
         """
+        if not self.head_weights:
+            return uniform_head_weights(heads)
         if max(layers) >= len(self.head_weights):
             raise ModelError(
                 f"the adapter weights {len(self.head_weights)} layers; layer {max(layers)} is not "
@@ -146,3 +174,12 @@ class Adapter:
             raise ModelError("the adapter's head weights do not fit the model's heads")
         total = torch.cat(chosen).sum()
         return [weights / total for weights in chosen]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

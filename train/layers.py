@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from diffusers import UNet2DConditionModel
@@ -21,6 +22,16 @@ def inner_widths(unet: UNet2DConditionModel) -> list[int]:
     """Rows of each cross-attention layer's key matrix (heads x head_dim), in order of execution."""
     names = cross_attention_names(unet)
     return [unet.get_submodule(name).attn2.to_k.out_features for name in names]
+
+
+def last_of_each_stage(unet: UNet2DConditionModel) -> tuple[int, ...]:
+    """Indices of the last cross-attention layer of every block of the U-Net that has one."""
+    stages = [name.split(".attentions.")[0] for name in cross_attention_names(unet)]
+    return tuple(
+        layer
+        for layer, (stage, following) in enumerate(pairwise([*stages, ""]))
+        if stage != following
+    )
 
 
 def select_layers(selection: str | Sequence[int], count: int) -> tuple[int, ...]:

@@ -19,10 +19,10 @@ from dsd_trt.errors import ModelError
 from dsd_trt.manifest import ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
-from dsd_trt.train.layers import inner_widths, require_stable_diffusion
+from dsd_trt.train.layers import inner_widths, last_of_each_stage, require_stable_diffusion
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
-from dsd_trt.train.prompts import AttentionPrompts
+from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.scoring_unet import Prediction, ScoringUNet
 from dsd_trt.train.source import EMBEDDED, ModelSource, find_model
 
@@ -246,20 +246,31 @@ def build_scoring_unet(
         noise_seed: names the noise.
         pooling: as in `ScoringUNet`.
         lam: as in `ScoringUNet`.
-        score: which score it is for; None is the adapter's, or "attention" without one.
-        unet: the checkpoint's U-Net, read by the caller; None is the one the checkpoint keeps.
+        score: which score it is for; None is the adapter's, or "attention" without one. "released"
+            has a pooling and layers of its own: the last of each of the U-Net's blocks.
+        unet: the checkpoint's U-Net, read by the caller, for whom it is changed where the adapter
+            changes weights; None is the one the checkpoint keeps.
 
     Raises:
         ModelError: the adapter was trained on other weights or for another score, or its head
             weights on other layers.
         ValueError: layers or levels that do not exist.
     """
-    unet = unet or checkpoint.unet
+    score = score or (adapter.score if adapter else "attention")
     prompts = None
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
-        adapter.require_score(score or adapter.score)
-        prompts = build_prompts(unet, adapter)
+        adapter.require_score(score)
+        if adapter.merged:
+            unet = unet or checkpoint.read_unet()
+            adapter.merge_into(unet)
+        if adapter.prompt_config is not None:
+            prompts = build_prompts(unet or checkpoint.unet, adapter, adapter.prompt_config)
+    unet = unet or checkpoint.unet
+    if score == "released":
+        if score_layers != "all":
+            raise ValueError('the score "released" has layers of its own: leave --score-layers')
+        pooling, score_layers = "logits", last_of_each_stage(unet)
     scoring = ScoringUNet(
         unet,
         noise_levels(checkpoint.alphas_cumprod, checkpoint.latent_shape, levels, noise_seed),
@@ -268,7 +279,7 @@ def build_scoring_unet(
         lam=lam,
         prompts=prompts,
         dynamic_heads=adapter is not None and adapter.head_mode == "dynamic",
-        denoising=(score or (adapter.score if adapter else "attention")) != "attention",
+        denoising=score != "attention",
         prediction=checkpoint.prediction,
         resolution=checkpoint.resolution,
     )
@@ -278,10 +289,12 @@ def build_scoring_unet(
     return scoring.eval()
 
 
-def build_prompts(unet: UNet2DConditionModel, adapter: Adapter) -> AttentionPrompts:
+def build_prompts(
+    unet: UNet2DConditionModel, adapter: Adapter, config: PromptConfig
+) -> AttentionPrompts:
     """The adapter's prompts for a U-Net, with their learned values."""
     text_width = int(unet.config["cross_attention_dim"])
-    prompts = AttentionPrompts(inner_widths(unet), text_width, adapter.prompt_config)
+    prompts = AttentionPrompts(inner_widths(unet), text_width, config)
     prompts.load_state_dict(adapter.prompt_state)
     return prompts.requires_grad_(False)
 

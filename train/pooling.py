@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pooling = Literal["lse", "max", "cosine"]
+Pooling = Literal["lse", "max", "cosine", "logits"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
@@ -22,12 +22,14 @@ class CrossAttention:
         layer: its place among the U-Net's cross-attention layers, in order of execution.
         image_states: r_x, the normalised features queries are made of, (batch, image_tokens, C).
         text_states: r_y, the text encoder's output, (batch, text_tokens, D).
-        attention: A, softmaxed over text tokens, (batch, heads, image_tokens, text_tokens), FP32.
+        logits: Q K^T / sqrt(d), (batch, heads, image_tokens, text_tokens), FP32.
+        attention: A, the same, softmaxed over text tokens.
     """
 
     layer: int
     image_states: Tensor
     text_states: Tensor
+    logits: Tensor
     attention: Tensor
 
 
@@ -87,10 +89,28 @@ def cosine_pool(image_states: Tensor, text_states: Tensor) -> Tensor:
     return (1 + similarity.mean(dim=1, keepdim=True)) / 2
 
 
+def logits_pool(logits: Tensor) -> Tensor:
+    """What the released research code makes of a layer: LogSumExp of raw logits over the text.
+
+    For every image token the LogSumExp over all text tokens, averaged over image tokens. It is a
+    number for the text as a whole, given to every token alike.
+
+    Args:
+        logits: (batch, heads, image_tokens, text_tokens).
+
+    Returns:
+        (batch, heads, text_tokens), unbounded.
+    """
+    whole = torch.logsumexp(logits, dim=3).mean(dim=2, keepdim=True)  # (batch, heads, 1)
+    return whole.expand(-1, -1, logits.shape[3])
+
+
 def pool(seen: CrossAttention, pooling: Pooling, lam: float) -> Tensor:
     """Pool one layer: (batch, heads, text_tokens); cosine knows no heads and returns one."""
     if pooling == "lse":
         return logsumexp_pool(seen.attention, lam)
     if pooling == "max":
         return max_pool(seen.attention)
+    if pooling == "logits":
+        return logits_pool(seen.logits)
     return cosine_pool(seen.image_states, seen.text_states)

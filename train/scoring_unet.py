@@ -68,7 +68,7 @@ class ScoringUNet(nn.Module):
         unet: any U-Net of the Stable Diffusion family; used as it is.
         levels: constants of the noise levels.
         score_layers: which cross-attention layers count, see `select_layers`.
-        pooling: "lse" (Eq. 3), "max" or "cosine".
+        pooling: "lse" (Eq. 3), "max", "cosine" or "logits".
         lam: lambda of LogSumExp pooling.
         prompts: attention prompts (Eq. 5), or None for the plain model.
         head_weights: w_{l,h} of each scored layer's heads, summing to 1 over all; None is uniform.
@@ -331,7 +331,7 @@ class ScoringUNet(nn.Module):
         with _no_autocast(query):
             logits = query @ _split_heads(key, attn.heads).float().transpose(2, 3)
             attention = logits.softmax(dim=-1)  # (batch, heads, image_tokens, text_tokens)
-        yield CrossAttention(layer, image_states, text_states, attention)
+        yield CrossAttention(layer, image_states, text_states, logits, attention)
         if self.prompts is None or pi is None:
             value = attn.to_v(text_states)
         else:

@@ -9,7 +9,7 @@ import click
 
 from dsd_trt.commands.options import data_options, model_option, validation_option
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import HeadMode, ScoreKind
+from dsd_trt.manifest import HeadMode
 
 EXAMPLES = """\b
 Examples:
@@ -48,7 +48,7 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 )
 @click.option(
     "--score",
-    type=click.Choice(get_args(ScoreKind)),
+    type=click.Choice(["attention", "attention+denoising", "denoising"]),
     default="attention",
     show_default=True,
     help="What is trained; the paper's is attention.",

@@ -1,0 +1,94 @@
+"""Checkpoints of the research code that was released with the paper.
+
+They are a `pytorch_model.bin` of low-rank changes (LoRA, W' = W + up @ down) of the query, key,
+value and output matrices of every attention of Stable Diffusion 2.1's U-Net, self and cross.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsd_trt.errors import InputError
+from dsd_trt.train.adapter import Adapter
+
+_KEY = re.compile(
+    r"(?P<block>(down_blocks|mid_block|up_blocks)\.[\w.]+\.attn[12])"
+    r"\.processor\.to_(?P<matrix>q|k|v|out)_lora\.(?P<part>up|down)\.weight"
+)
+_MATRICES = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
+
+
+def read_released(path: Path) -> Adapter:
+    """Turn a checkpoint of the released code into an adapter.
+
+    Nothing in the file is run: it is read by an unpickler that knows tensors and plain containers.
+    Which weights it was trained on is not recorded there; whether it fits a model is checked, by
+    names and sizes, when the two are put together.
+
+    Args:
+        path: the file.
+
+    Returns:
+        An adapter whose changes export merges into the weights, for the score "released"; other
+        scores can be asked for as well.
+
+    Raises:
+        InputError: no such file, not what the released code writes, or a change without its other
+            half.
+    """
+    changes = {}
+    for key, value in _tensors(path).items():
+        found = _KEY.fullmatch(key)
+        if found is None or value.dim() != 2:
+            raise InputError(
+                f"{path}: {key!r} is nothing the released code writes; expected are LoRA matrices "
+                "such as 'mid_block.attentions.0.transformer_blocks.0.attn2.processor."
+                "to_q_lora.up.weight'"
+            )
+        layer = f"{found['block']}.{_MATRICES[found['matrix']]}"
+        changes[f"{layer}.{found['part']}"] = value.float()
+    for name in changes:
+        layer, _, part = name.rpartition(".")
+        other = f"{layer}.{'down' if part == 'up' else 'up'}"
+        if other not in changes:
+            raise InputError(f"{path}: there is {name} and no {other}")
+        if changes[f"{layer}.up"].shape[1] != len(changes[f"{layer}.down"]):
+            raise InputError(f"{path}: the two matrices of {layer} are of different rank")
+    if not changes:
+        raise InputError(f"{path} holds nothing")
+    return Adapter(
+        prompt_config=None,
+        prompt_state={},
+        head_mode="uniform",
+        head_weights=(),
+        score="released",
+        denoising_weight=1.0,
+        a=1.0,
+        b=0.0,
+        levels=(),
+        base={},
+        training={"imported": path.name, "tensors": len(changes)},
+        merged=changes,
+    )
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a checkpoint of tensors alone, and is not read: {error}"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise InputError(f"{path} does not hold tensors by name")
+    return content
