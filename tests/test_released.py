@@ -48,7 +48,7 @@ def lora(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for key, layer in LAYERS.items():
             up, down = attn.get_submodule(layer).weight.shape
             for part, shape in (("down", (4, down)), ("up", (up, 4))):
-                values = 0.3 * torch.randn(shape, generator=generator)
+                values = 0.1 * torch.randn(shape, generator=generator)
                 tensors[f"{path}.processor.{key}.{part}.weight"] = values
     file = tmp_path_factory.mktemp("lora") / "pytorch_model.bin"
     torch.save(tensors, file)

@@ -283,7 +283,10 @@ def build_scoring_unet(
         prediction=checkpoint.prediction,
         resolution=checkpoint.resolution,
     )
-    if adapter is not None:
+    if score == "released":
+        each = [torch.full((heads,), 1 / heads) for heads in scoring.heads]
+        scoring.head_weights.copy_(torch.cat(each) / len(each))  # every layer counts the same
+    elif adapter is not None:
         weights = adapter.weights_of(scoring.score_layers, scoring.heads)
         scoring.head_weights.copy_(torch.cat(weights))
     return scoring.eval()

@@ -99,7 +99,7 @@ def fill(part: nn.Module, generator: torch.Generator) -> None:
             elif not isinstance(module, nn.Embedding):
                 noise /= math.sqrt(weight[0].numel())  # over the inputs
             if path.endswith((".attn2.to_q", ".attn2.to_k")):
-                noise *= 4
+                noise *= 2
             weight.copy_(noise)
 
 
