@@ -270,8 +270,18 @@ def test_the_telling_words_are_of_what_differs(data: TwinLatents) -> None:
         }
         if kind:
             assert not same[kind]
+            assert kind != 2 or same[3]  # a colour would give the answer away
             seen.add(kind)
     assert seen >= {1, 2, 3}
+
+
+def test_a_lesson_can_be_kept_to_shapes_alone(data: TwinLatents) -> None:
+    kept = dict.fromkeys(EDITS, 0.0) | {"subject": 1.0, "colour": 0.0, "both": 0.0}
+    batch = sample_batch(data, Settings(steps=1, twins=50, kept=kept), step=0)
+    for one, other in zip(batch.scenes[::2], batch.scenes[1::2], strict=True):
+        assert [thing.colour for thing in one.things] == [thing.colour for thing in other.things]
+        assert one.things[0].shape != other.things[0].shape
+    assert (batch.telling == 2).all()
 
 
 def test_a_batch_tells_predicate_twins_by_sides_where_it_is_asked_to(data: TwinLatents) -> None:

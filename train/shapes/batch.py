@@ -158,14 +158,19 @@ def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | 
 
 
 def _telling(twins: Twins) -> str:
-    """What differs between two scenes, as `TELLING` names it."""
+    """What alone differs between two scenes, as `TELLING` names it; "" where several things do."""
     if twins.edit in ("predicate", "side"):
         return "relation"
     if twins.edit == "size":
         return "size"
     if twins.edit == "other":
         return ""
-    shapes = [[thing.shape for thing in scene.things] for scene in twins.scenes]
+    shapes, colours = (
+        [[getattr(thing, what) for thing in scene.things] for scene in twins.scenes]
+        for what in ("shape", "colour")
+    )
+    if shapes[0] != shapes[1] and colours[0] != colours[1]:
+        return ""  # the colour would be enough, and the shape would not be learned
     return "colour" if shapes[0] == shapes[1] else "shape"
 
 
@@ -176,5 +181,8 @@ def _choose_twins(
     while True:
         index = int(rng.integers(len(data)))
         pair = sample_twins(data.seed, index)
-        if rng.random() < kept.get(pair.edit, 1.0):
+        share = kept.get(pair.edit, 1.0)
+        if pair.edit in ("subject", "object"):
+            share *= kept.get(_telling(pair) or "both", 1.0)
+        if rng.random() < share:
             return index, pair

@@ -15,6 +15,8 @@ class Settings:
         twins: twins a step, over all workers; a twin is two pictures and four pairs.
         learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
         kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
+            Of an edited subject or object, times the share of what of it differs: "colour",
+            "shape", or "both".
         telling: weight of the loss that ranks by the words alone that tell two captions apart.
         places: share of twins that are told apart, where they can be, by the side on which a thing
             of both stands, or by the sides of both things: lessons between a lone thing's side and
