@@ -25,12 +25,17 @@ dsd-trt so that everything can be tried without a download. It knows nothing of 
 what it scores says nothing about Stable Diffusion.
 
 **It was trained by its own generator to be matchable.** The generator of the scenes knows where
-every shape is and how a scene can be made false, and two of the three training losses use that:
+every shape is and how a scene can be made false, and three of the four training losses use that:
 
 - denoising (v-prediction), as in Stable Diffusion;
 - grounding: the attention of a colour or shape word should lie on the thing it names;
 - ranking: the matching score itself should be higher for a scene's caption than for the caption
-  of a scene that differs in one aspect or, in a second stage of training, in all of them.
+  of a scene that differs in one aspect or, in later stages of training, in all of them;
+- telling: the same of the score of those words alone in which the two captions differ.
+
+Relations were taught by lessons: the side of a lone thing, the side of one thing among several, the
+sides of both ("a red circle on the left and a blue star on the right"), and only then relations.
+Shapes had a lesson of their own, of scenes that differ in nothing else.
 
 The published claim about zero-shot matching is about purely generative models. "Zero-shot" below
 means only: without the adapter.

@@ -24,7 +24,6 @@ class Settings:
         strangers: share of twins whose second picture is replaced by another twin's, so that the
             ranking loss also meets captions that are wrong altogether.
         ema: decay of the averaged weights, which are what is kept.
-        bfloat16: compute in BF16 where that is safe; weights, attention and losses stay FP32.
         seed: of weights, batches and noise.
     """
 
@@ -38,5 +37,4 @@ class Settings:
     places: float = 0.0
     strangers: float = 0.0
     ema: float = 0.999
-    bfloat16: bool = False
     seed: int = 0
