@@ -85,6 +85,7 @@ def test_scenes_by_another_renderer_are_told_apart(tmp_path: Path) -> None:
     accuracy = figures(grade(Scorer.load().score_pairs(pairs).scores, questions))
     assert accuracy["image subject"] >= 75
     assert accuracy["image object"] >= 75
+    assert accuracy["image predicate"] >= 85
     assert accuracy["R@1 of ten"] >= 60
 
 

@@ -172,9 +172,9 @@ def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
             json.loads((folder / part / "config.json").read_text("utf-8"))
             for part in ("unet", "vae")
         )
+        _require_parts_that_fit(folder, unet_config, vae_config)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the model in {folder}: {error}") from error
-    _require_parts_that_fit(folder, unet_config, vae_config)
     return Checkpoint(
         source=source,
         tokenizer=tokenizer,

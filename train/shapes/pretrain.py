@@ -59,7 +59,6 @@ class Plan:
     both_places_steps: int = 1200
     mixing_steps: int = 3000
     shapes_steps: int = 1500
-    polishing_steps: int = 2600
     diffusion_twins: int = 24
     workers: int = 2
     probe_every: int = 1000
@@ -80,7 +79,6 @@ SMOKE = Plan(
     both_places_steps=1,
     mixing_steps=1,
     shapes_steps=1,
-    polishing_steps=1,
     diffusion_twins=4,
     probe_every=4,
     sampling_steps=2,
@@ -187,7 +185,7 @@ def _stages(plan: Plan, seed: int) -> dict[str, Settings]:
 
     First everything at once; then with captions that are wrong altogether, too. Relations are not
     learned so: three lessons lead there (docs/lessons.md), and everything mixed mends what they
-    cost. Then shapes, which colours outshine, and everything mixed once more.
+    cost. Then shapes, which colours outshine.
     """
     lesson = Settings(steps=0, twins=plan.diffusion_twins, telling=1.0)
     return {
@@ -241,15 +239,6 @@ def _stages(plan: Plan, seed: int) -> dict[str, Settings]:
                 side=0.2, predicate=0.15, other=0.15, swap=0.2, size=0.2, colour=0.05, both=0.05
             ),
             seed=seed + 15,
-        ),
-        "polish": replace(
-            lesson,
-            steps=plan.polishing_steps,
-            learning_rate=5e-4,
-            places=0.05,
-            strangers=0.3,
-            kept=_kept(side=0.3, predicate=0.4, other=0.4, colour=0.6, both=0.4),
-            seed=seed + 16,
         ),
     }
 
