@@ -53,7 +53,7 @@ class WeightFile:
             What refers to it in a graph; its type is what it is stored in.
         """
         values = np.ascontiguousarray(_lossless_half(values))
-        content = memoryview(values).cast("B")
+        content = values.data.cast("B")
         key = hashlib.sha256(content).digest()
         if key not in self._offsets:
             start = -(-self._file.tell() // _ALIGNMENT) * _ALIGNMENT

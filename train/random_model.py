@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import chain, islice, product
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -46,7 +47,7 @@ def write_random_model(folder: Path, family: Family, seed: int = 0) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give another --out")
     with torch.device("meta"):  # no memory yet: the largest has 3.5 G weights
-        parts: dict[str, nn.Module] = {
+        parts: dict[str, Any] = {
             "unet": UNet2DConditionModel(**unet_config(family)),
             "vae": AutoencoderKL(**vae_config(family)),
         }
