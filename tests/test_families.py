@@ -154,10 +154,11 @@ def test_a_pair_of_every_family_scores_alone_as_among_others(
     images = list(rng.integers(0, 256, (3, 64, 64, 3), np.uint8))
     scorer = Scorer.load(bundles[name], engine="onnxruntime")
     together = scorer.score(images, TEXTS).scores
-    assert together.std() > 1e-4
+    assert together.std() > 1e-3
     for i, j in np.ndindex(together.shape):
         alone = scorer.score([images[i]], [TEXTS[j]]).scores[0, 0]
-        assert abs(alone - together[i, j]) < 1e-6
+        # A batch's FP32 rounding may tip an encoder's output to the FP16 number beside it.
+        assert abs(alone - together[i, j]) < 1e-4
 
 
 def test_the_command_scores_with_a_bundle_of_two_text_encoders(

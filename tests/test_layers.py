@@ -32,7 +32,10 @@ class Layer:
 
 LEAN = frozenset({"numpy", "PIL", "tokenizers", "click", "rich"})
 TORCH = frozenset(
-    {"torch", "diffusers", "transformers", "safetensors", "accelerate", "ijson", "matplotlib"}
+    {
+        *("torch", "diffusers", "transformers", "safetensors", "accelerate", "huggingface_hub"),
+        *("ijson", "matplotlib"),
+    }
 )
 NVIDIA = frozenset({"tensorrt", "tensorrt_rtx", "polygraphy"})
 
@@ -49,7 +52,7 @@ LAYERS = [
         "dsd_trt.export",
         extras=("export", "openvino"),
         first_party=frozenset({"dsd_trt.train", "dsd_trt"}),
-        third_party=LEAN | TORCH | {"onnx", "onnxscript", "onnxruntime", "openvino"},
+        third_party=LEAN | TORCH | {"onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino"},
     ),
     Layer(
         "engines",

@@ -152,6 +152,8 @@ HEAVY = {
     "ablate": ["--data", "shapes-vqa", "--out", "ablation"],
     "baseline": ["clip", "--method", "zero-shot", "--data", "shapes-vqa"],
     "reproduce": ["--out", "reproduction"],
+    "import-released": ["pytorch_model.bin", "--out", "adapter"],
+    "make-random": ["--family", "sd15", "--tiny", "--out", "model"],
 }
 
 

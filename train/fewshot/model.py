@@ -78,8 +78,8 @@ def build_model(
     checkpoint: Checkpoint, examples: Examples, settings: FewShotSettings
 ) -> FewShotModel:
     """The model before its first step: an exact identity of the base model's score."""
+    unet = checkpoint.unet  # reading it draws random numbers: before the seed
     torch.manual_seed(settings.seed)
-    unet = checkpoint.unet
     config = PromptConfig(settings.rank, settings.hidden, checkpoint.latent_shape[0])
     prompts = AttentionPrompts(inner_widths(unet), int(unet.config["cross_attention_dim"]), config)
     levels = noise_levels(
