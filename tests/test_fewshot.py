@@ -177,7 +177,7 @@ def test_training_beats_calibration_alone_and_serves_what_it_trained(
     loss: str,
     rank: int | None,
 ) -> None:
-    settings = replace(SETTINGS, head_mode=head_mode, score=score, loss=loss, rank=rank)
+    settings = replace(SETTINGS, steps=160, head_mode=head_mode, score=score, loss=loss, rank=rank)
     before = build_model(checkpoint, examples, settings)
     f, d = score_all(before, examples)
     s = f if score == "attention" else d
