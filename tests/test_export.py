@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ from dsd_trt import Scorer, read_bundle
 from dsd_trt.cli import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
-from dsd_trt.export.folder import check_replaceable, staged
+from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.weights import WeightFile
@@ -544,6 +546,37 @@ def test_what_must_not_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(InputError, match="current"):
         check_replaceable(tmp_path, force=True)
+
+
+def test_a_disk_without_room_is_refused_before_any_work(
+    tmp_path: Path, checkpoint_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(path.stat().st_size for path in checkpoint_folder.rglob("*.safetensors"))
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(
+        "dsd_trt.export.folder.shutil.disk_usage", lambda path: usage._replace(free=weights - 1)
+    )
+    stages: list[str] = []
+    settings = Settings(model=str(checkpoint_folder))
+    with pytest.raises(InputError, match="has room for"):
+        exporter.export_bundle(settings, tmp_path / "a" / "out", stage=stages.append)
+    assert stages == ["Reading the model"]
+    assert not list(tmp_path.iterdir())
+    check_room(tmp_path / "a" / "out", weights - 1)
+
+
+def test_a_disk_that_fills_up_is_said_and_nothing_is_left(tmp_path: Path) -> None:
+    def fill(number: int) -> None:
+        with staged(tmp_path / "out") as (folder, _):
+            (folder / "half").write_text("written")
+            raise OSError(number, "an error of the disk's")
+
+    with pytest.raises(InputError, match="is full; nothing was left"):
+        fill(errno.ENOSPC)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OSError, match="an error of the disk's"):
+        fill(errno.EIO)
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path, checkpoint_folder: Path) -> None:

@@ -119,6 +119,28 @@ def test_the_walk_predicts_what_the_u_net_predicts(folders: dict[str, Path], nam
     assert (walk.prediction - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@every_family
+@torch.no_grad()
+def test_a_pair_scores_in_fp32_alone_as_in_a_batch(folders: dict[str, Path], name: str) -> None:
+    checkpoint = load_checkpoint(folders[name])
+    scoring = build_scoring_unet(checkpoint, levels=(0.2, 0.6))
+    states, mask = encode_texts(checkpoint, TEXTS)
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(4, *checkpoint.latent_shape, generator=generator)
+    level = torch.tensor([0, 1, 1, 0])
+    together = scoring(z, level, states, mask)[0]
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = scoring(z[order], level[order], states[order], mask[order])[0]
+    alone = torch.cat(
+        [
+            scoring(z[i : i + 1], level[i : i + 1], states[i : i + 1], mask[i : i + 1])[0]
+            for i in order
+        ]
+    )
+    assert (shuffled - together[order]).abs().max() < 1e-6
+    assert (alone - shuffled).abs().max() < 1e-6
+
+
 @torch.no_grad()
 def test_stable_diffusion_xl_heeds_the_text_as_a_whole(folders: dict[str, Path]) -> None:
     checkpoint = load_checkpoint(folders["sdxl"])

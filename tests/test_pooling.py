@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,3 +133,13 @@ def test_each_name_selects_its_pooling() -> None:
     assert torch.equal(pool(seen, "lse", 7), logsumexp_pool(attention, 7))
     assert torch.equal(pool(seen, "max", 7), attention.amax(dim=2))
     assert torch.equal(pool(seen, "cosine", 7), cosine_pool(image, text))
+    # Softmaxed maps are their own logits, but for a constant: every LogSumExp over tokens is 0.
+    assert torch.allclose(pool(seen, "logits", 7), torch.zeros(1, 2, 4), atol=1e-6)
+    doubled = replace(seen, logits=2 * seen.logits)
+    by_hand = torch.stack(
+        [
+            torch.stack([(row.double() ** 2).sum().log() for row in head]).mean()
+            for head in attention[0]
+        ]
+    )
+    assert torch.allclose(pool(doubled, "logits", 7)[0], by_hand.float()[:, None].expand(2, 4))
