@@ -121,6 +121,16 @@ def test_what_the_released_code_does_not_write_is_refused(
         read_released(tmp_path / "changed.bin")
 
 
+@pytest.mark.parametrize("content", [b"", b"junk", b"<html>not found</html>", b"PK\x03\x04", None])
+def test_a_file_that_is_no_checkpoint_is_refused(
+    lora: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    whole = lora.read_bytes()
+    (tmp_path / "junk.bin").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(InputError, match="not a checkpoint of tensors alone"):
+        read_released(tmp_path / "junk.bin")
+
+
 class Malice:
     """Leaves a file behind when unpickled."""
 
