@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dsd_trt.errors import ImageError
+from dsd_trt.manifest import Resize
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
@@ -27,12 +28,18 @@ _TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
-def preprocess(source: ImageSource, resolution: int) -> NDArray[np.uint8]:
-    """Decode an image and stretch it to the model's square, antialiased bicubic, without a crop.
+_CLIP_RESOLUTION = 224
+
+
+def preprocess(
+    source: ImageSource, resolution: int, resize: Resize = "bicubic-stretch"
+) -> NDArray[np.uint8]:
+    """Decode an image and stretch it to the model's square.
 
     Args:
         source: path, encoded bytes, PIL image, or uint8 array (H, W), (H, W, 3) or (H, W, 4).
         resolution: side of the square in pixels.
+        resize: see `Resize`.
 
     Returns:
         RGB pixels, uint8 (resolution, resolution, 3).
@@ -41,6 +48,8 @@ def preprocess(source: ImageSource, resolution: int) -> NDArray[np.uint8]:
         ImageError: it cannot be decoded; the message is the reason.
     """
     image = load_image(source)
+    if resize == "bicubic-stretch-through-224":
+        image = image.resize((_CLIP_RESOLUTION, _CLIP_RESOLUTION), Image.Resampling.BICUBIC)
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 

@@ -18,6 +18,12 @@ Precision = Literal["fp32", "fp16"]
 Dtype = Literal["uint8", "int32", "float16", "float32"]
 TokenMask = Literal["words_eos", "words", "all"]
 ScoreKind = Literal["attention", "attention+denoising", "denoising", "released"]
+Resize = Literal["bicubic-stretch", "bicubic-stretch-through-224"]
+"""How images become squares: antialiased bicubic, no crop, which can lose what a text names.
+
+Through 224 pixels is the paper's fair protocol (section 5.1): no more detail is seen than CLIP
+sees.
+"""
 HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
 
 
@@ -126,11 +132,11 @@ class Preprocessing:
 
     Attributes:
         resolution: side of the square the image is stretched to, in pixels.
-        resize: antialiased bicubic, no crop: a crop can lose the object a text names.
+        resize: how, see `Resize`.
     """
 
     resolution: int
-    resize: Literal["bicubic-stretch"]
+    resize: Resize
 
 
 @dataclass(frozen=True)

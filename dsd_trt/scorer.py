@@ -245,8 +245,9 @@ class Scorer:
         return np.split(scores, np.cumsum(counts)[:-1])
 
     def _decode(self, image: ImageSource) -> NDArray[np.uint8] | ImageError:
+        to = self.manifest.preprocessing
         try:
-            return preprocess(image, self.manifest.preprocessing.resolution)
+            return preprocess(image, to.resolution, to.resize)
         except ImageError as error:
             return error
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from dsd_trt.commands.options import model_option, parse_levels
+from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
 from dsd_trt.manifest import ScoreKind
 
 # torch and the rest are imported where they are used: help should not wait for them.
@@ -52,11 +52,9 @@ Examples:
 )
 @click.option(
     "--levels",
-    default="0.2,0.4,0.6,0.8",
-    show_default=True,
     metavar="S,S...",
     callback=parse_levels,
-    help="Noise levels, each between 0 and 1.",
+    help="Noise levels, each between 0 and 1.  [default: the adapter's, else 0.2,0.4,0.6,0.8]",
 )
 @click.option(
     "--token-mask",
@@ -65,6 +63,7 @@ Examples:
     show_default=True,
     help="Text tokens that count.",
 )
+@fair_resolution_option
 @click.option(
     "--score",
     type=click.Choice(get_args(ScoreKind)),
@@ -83,8 +82,9 @@ def export(
     out: Path,
     precision: str,
     score_layers: str,
-    levels: tuple[float, ...],
+    levels: tuple[float, ...] | None,
     token_mask: str,
+    fair_resolution: bool,
     score: str | None,
     verify: str | None,
     force: bool,
@@ -104,6 +104,7 @@ def export(
         precision=cast("Precision", precision),
         score_layers=score_layers,
         levels=levels,
+        resize="bicubic-stretch-through-224" if fair_resolution else None,
         token_mask=cast("TokenMask", token_mask),
         score=cast("ScoreKind | None", score),
         verify=cast("Verify | None", verify),

@@ -63,7 +63,10 @@ def describe(
             eos_id=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,
         ),
-        preprocessing=Preprocessing(checkpoint.resolution, "bicubic-stretch"),
+        preprocessing=Preprocessing(
+            checkpoint.resolution,
+            settings.resize or (adapter.resize if adapter else "bicubic-stretch"),
+        ),
         calibration=_calibration(settings, adapter, scoring),
         provenance=Provenance(
             base_model=checkpoint.source.name,
@@ -78,7 +81,7 @@ def describe(
 def _calibration(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> Calibration:
     """The adapter's a and b, where they were fitted for the very score that is exported."""
     whole = len(scoring.score_layers) == len(scoring.layer_names)
-    if adapter is not None and whole and settings.levels == adapter.levels:
+    if adapter is not None and whole and scoring.levels == adapter.levels:
         return Calibration(adapter.a, adapter.b)
     if adapter is not None and adapter.levels:
         logger.warning(
@@ -104,7 +107,7 @@ def _method(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -
             values=tuple(tuple(weight.tolist()) for weight in weights),
         ),
         noise_levels=NoiseLevels(
-            fractions=settings.levels,
+            fractions=scoring.levels,
             timesteps=tuple(scoring.timesteps.tolist()),
             seed=settings.noise_seed,
         ),

@@ -25,7 +25,7 @@ from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint, weight_files
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 _LARGE = 100_000_000  # weights of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
@@ -72,7 +72,8 @@ def export_bundle(
         raise InputError(str(error)) from error
     manifest = describe(settings, checkpoint, adapter, scoring)
     check_manifest(manifest)  # now, rather than after minutes of work
-    check_room(out, sum(path.stat().st_size for path in weight_files(checkpoint.source.folder)))
+    parts = checkpoint.source.parts
+    check_room(out, sum(path.stat().st_size for path in parts.weight_files().values()))
     with staged(out) as (folder, scratch):
         with WeightFile(folder) as weights:
             for name, graph in manifest.graphs.items():
@@ -86,7 +87,7 @@ def export_bundle(
 
         stage("Scoring with the reference")
         probe = draw_probe(
-            checkpoint.resolution, len(settings.levels), quick=_quick(settings, scoring)
+            checkpoint.resolution, len(scoring.levels), quick=_quick(settings, scoring)
         )
         expected = Reference(checkpoint, build, manifest.method).expect(probe, progress)
         checkpoint.forget()
@@ -98,7 +99,7 @@ def export_bundle(
             stage,
         )
         manifest = replace(manifest, parity=parity.to_plain())
-        write_card(folder / CARD_NAME, manifest, parity, checkpoint.source.folder)
+        write_card(folder / CARD_NAME, manifest, parity, parts.path)
         bundle = write_bundle(folder, manifest)
     return replace(bundle, folder=out), parity
 

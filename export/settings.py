@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dsd_trt.manifest import Precision, ScoreKind, TokenMask
-from dsd_trt.train.noise import DEFAULT_LEVELS
+from dsd_trt.manifest import Precision, Resize, ScoreKind, TokenMask
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 Verify = Literal["quick", "full"]
@@ -23,7 +22,8 @@ class Settings:
         adapter: folder of a few-shot adapter; None is the zero-shot score.
         precision: "fp32", or "fp16" with FP32 islands.
         score_layers: "all", "last:N", or layer indices.
-        levels: noise levels s.
+        levels: noise levels s; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
+        resize: how images become the model's squares; None is the adapter's, or at once.
         noise_seed: names the fixed noise of each level.
         token_mask: which tokens count.
         score: attention, denoising term, or both; None is what the adapter was trained for, or
@@ -36,7 +36,8 @@ class Settings:
     adapter: Path | None = None
     precision: Precision = "fp32"
     score_layers: str | Sequence[int] = "all"
-    levels: tuple[float, ...] = DEFAULT_LEVELS
+    levels: tuple[float, ...] | None = None
+    resize: Resize | None = None
     noise_seed: int = 0
     token_mask: TokenMask = "words_eos"
     score: ScoreKind | None = None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint, weight_hashes
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_the_model_it_was_trained_on_is_accepted_and_another_refused(
     folder: Path, model: Path, tmp_path: Path
 ) -> None:
     adapter = Adapter.load(folder)
-    adapter.require_base(weight_hashes(model))
+    adapter.require_base(load_checkpoint(model).weight_hashes)
     other = write_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match=r"trained on another model: .*safetensors differs"):
         build_scoring_unet(load_checkpoint(other), adapter)
@@ -92,3 +92,14 @@ def test_damage_is_told_with_the_folder(folder: Path) -> None:
     weights.unlink()
     with pytest.raises(ModelError, match="cannot read an adapter from"):
         Adapter.load(folder)
+
+
+def test_a_score_is_taken_at_the_levels_its_adapter_was_trained_at(
+    folder: Path, model: Path
+) -> None:
+    checkpoint, adapter = load_checkpoint(model), Adapter.load(folder)
+    assert build_scoring_unet(checkpoint).levels == (0.2, 0.4, 0.6, 0.8)
+    assert build_scoring_unet(checkpoint, adapter).levels == (0.2, 0.8)
+    assert build_scoring_unet(checkpoint, adapter, levels=(0.5,)).levels == (0.5,)
+    unknown = replace(adapter, levels=())
+    assert build_scoring_unet(checkpoint, unknown).levels == (0.2, 0.4, 0.6, 0.8)

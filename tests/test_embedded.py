@@ -21,7 +21,7 @@ from dsd_trt.export.settings import default_adapter
 from dsd_trt.image import preprocess
 from dsd_trt.inputs import read_pairs
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint, weight_hashes
+from dsd_trt.train.model import build_scoring_unet, load_checkpoint
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -74,7 +74,7 @@ def test_a_pair_scores_the_same_alone_in_sevens_and_shuffled(
 def test_bundle_and_model_belong_together() -> None:
     provenance = Scorer.load(engine="onnxruntime").manifest.provenance
     assert provenance.base_model == EMBEDDED
-    assert provenance.weight_hashes == weight_hashes(embedded_model_folder())
+    assert provenance.weight_hashes == load_checkpoint(EMBEDDED).weight_hashes
     adapter = Adapter.load(embedded_model_folder() / "adapter")
     assert adapter.base == provenance.weight_hashes
 

@@ -24,6 +24,7 @@ import torch
 from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from safetensors.torch import load_file
 
 from dsd_trt import Scorer, read_bundle
@@ -596,6 +597,7 @@ def test_command_writes_a_bundle_and_says_how_good_it_is(tmp_path: Path) -> None
     model = write_checkpoint(tmp_path / "sd1", linear=False)
     command = [str(Path(sys.executable).with_name("dsd-trt")), "export", "--model", str(model)]
     command += ["--out", "bundle", "--score-layers", "last:1", "--levels", "0.4"]
+    command += ["--fair-resolution"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "onnxruntime" in run.stdout
@@ -603,12 +605,20 @@ def test_command_writes_a_bundle_and_says_how_good_it_is(tmp_path: Path) -> None
     assert "Tracing pair_scorer" in run.stderr
     for chatter in ("warning", "[torch.onnx]", "torchvision", "Loading weights", "deprecated"):
         assert chatter.lower() not in (run.stdout + run.stderr).lower()
-    manifest = read_bundle(tmp_path / "bundle").manifest
+    bundle = read_bundle(tmp_path / "bundle")
+    manifest = bundle.manifest
     assert manifest.method.score_layers == (5,)
     assert manifest.method.head_weights.mode == "uniform"
     assert not manifest.method.has_prompts
     assert manifest.provenance.adapter_hash is None
     assert {path.name for path in tmp_path.iterdir()} == {"sd1", "bundle"}
+
+    assert manifest.preprocessing.resize == "bicubic-stretch-through-224"
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    image = Image.fromarray(noise)
+    shrunk = image.resize((224, 224), Image.Resampling.BICUBIC)
+    scores = Scorer(bundle).score([image, shrunk], ["a dog", "a cat"]).scores
+    np.testing.assert_array_equal(scores[0], scores[1])
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,18 @@ def test_resizing_is_antialiased_bicubic_stretching(height: int, width: int) -> 
     assert np.abs(got.astype(int) - expected).max() <= 1
 
 
+def test_through_224_sees_no_more_than_224_pixels_hold() -> None:
+    """The paper's fair protocol. What is finer turns grey; what is coarser stays."""
+    y, x = np.indices((448, 448))
+    fine = np.repeat(255 * ((x + y) % 2)[..., None], 3, 2).astype(np.uint8)
+    assert preprocess(fine, 448).std() > 120
+    through = preprocess(fine, 448, "bicubic-stretch-through-224")
+    assert through.shape == (448, 448, 3)
+    assert through[8:-8, 8:-8].std() < 2
+    coarse = np.repeat(255 * ((x // 64 + y // 64) % 2)[..., None], 3, 2).astype(np.uint8)
+    assert preprocess(coarse, 448, "bicubic-stretch-through-224").std() > 120
+
+
 def test_nothing_is_cropped_from_a_wide_image() -> None:
     pixels = np.zeros((10, 200, 3), np.uint8)
     pixels[:, 190:] = 255  # a centre crop would lose it

@@ -34,8 +34,9 @@ from dsd_trt.train.shapes.diffusion import (
     _named_cells,
     train_diffusion,
 )
-from dsd_trt.train.shapes.pretrain import SMOKE, pretrain_shapes
-from dsd_trt.train.shapes.scene import EDITS, Scene, Thing
+from dsd_trt.train.shapes.plan import SMOKE
+from dsd_trt.train.shapes.pretrain import pretrain_shapes
+from dsd_trt.train.shapes.scene import COLOURS, EDITS, SHAPES, Scene, Thing
 from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, draw_twins, sample_twins
@@ -94,6 +95,7 @@ def test_losses_are_those_of_every_pair_on_its_own(
     assert len(batch.telling.unique()) > 2
     abar = model.scheduler.alphas_cumprod
     squares, ranks, told = [], Mean(), Mean()
+    named = {"shape": Mean(), "colour": Mean()}
     for i, t in enumerate(batch.timesteps):
         whole, telling = torch.zeros(2, 2), torch.zeros(2, 2)  # [picture, caption]
         kind = int(batch.telling[i])
@@ -118,6 +120,12 @@ def test_losses_are_those_of_every_pair_on_its_own(
                 chosen = [k for k, word in enumerate(words) if word in TELLING_WORDS[kind]]
                 chosen.append(end)
                 telling[picture, caption] = of_tokens[chosen].mean()
+                for k, thing in enumerate(batch.scenes[2 * i + picture].things):
+                    cells = batch.masks[i, picture, k]
+                    for kind_of, value in (("shape", thing.shape), ("colour", thing.colour)):
+                        if value not in words and cells.sum() > 0.5:
+                            loss = _naming_loss(model, maps, cells, kind_of, value)
+                            named[kind_of].add(loss, 1 - float(t) / 1000)
                 if picture == caption:
                     velocity = abar[t].sqrt() * noise - (1 - abar[t]).sqrt() * z
                     squares.append((predicted[0] - velocity).square().mean())
@@ -127,6 +135,8 @@ def test_losses_are_those_of_every_pair_on_its_own(
     assert float(losses["denoising"]) == pytest.approx(float(torch.stack(squares).mean()), rel=1e-4)
     assert float(losses["ranking"]) == pytest.approx(ranks.value, rel=1e-4)
     assert float(losses["telling"]) == pytest.approx(told.value, rel=1e-4)
+    expected = named["shape"].value + named["colour"].value
+    assert float(losses["naming"]) == pytest.approx(expected, rel=1e-4)
     assert float(losses["grounding"]) > 0
 
 
@@ -143,6 +153,26 @@ class Mean:
     @property
     def value(self) -> float:
         return self.total / max(1.0, self.weight)
+
+
+def _naming_loss(
+    model: ShapesDiffusion, maps: list[CrossAttention], cells: Tensor, kind: str, value: str
+) -> float:
+    """Negative log probability of a thing's word, from the mean of its image tokens, per layer."""
+    losses = []
+    for seen, layer in zip(maps, model.naming.layers, strict=True):
+        factor = 8 // math.isqrt(seen.image_states.shape[1])  # cells a token stands for
+        h, w = 8 // factor, 8 // factor
+        total, state = 0.0, torch.zeros(seen.image_states.shape[2])
+        for y in range(h):
+            for x in range(w):
+                block = cells[factor * y : factor * (y + 1), factor * x : factor * (x + 1)]
+                total += float(block.mean())
+                state += block.mean() * seen.image_states[0, y * w + x]
+        answer = layer(state / total)
+        of_kind, names = (answer[:6], SHAPES) if kind == "shape" else (answer[6:], COLOURS)
+        losses.append(-float(F.log_softmax(of_kind, 0)[names.index(value)]))
+    return sum(losses) / len(losses)
 
 
 def _rank(scores: Tensor, scale: float) -> float:
@@ -199,6 +229,17 @@ def test_a_batch_follows_from_its_arguments_alone(data: TwinLatents) -> None:
     for i, scene in enumerate(one.scenes):
         twins = [sample_twins(data.seed, index).scenes for index in range(TWINS)]
         assert any(pair[i % 2] == scene for pair in twins)
+
+
+def test_less_noise_and_fewer_words_can_be_asked_for(data: TwinLatents) -> None:
+    plain = sample_batch(data, Settings(steps=1, twins=12, silent=0), step=2)
+    clear = sample_batch(data, Settings(steps=1, twins=12, silent=0, noise=2), step=2)
+    share = plain.timesteps / 1000  # u, but for its rounding
+    assert torch.allclose(clear.timesteps / 1000, share**2, atol=3e-3)
+    assert "" not in plain.captions
+    silent = sample_batch(data, Settings(steps=1, twins=12, silent=1), step=2)
+    assert silent.captions == [""] * 24
+    assert not silent.ranked.any()
 
 
 def test_place_captions_are_true_of_their_picture_and_false_of_the_other() -> None:

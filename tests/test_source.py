@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
+from huggingface_hub.utils import filter_repo_objects
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder, find_model
@@ -48,7 +49,7 @@ def test_a_repository_is_found_by_branch_tag_or_commit(hub: Path) -> None:
         from dsd_trt.train.source import find_model
         for model in sys.argv[1:]:
             found = find_model(model)
-            print(found.name, found.revision, found.folder.name)
+            print(found.name, found.revision, found.parts.path.name)
     """
     repository = "somebody/tiny-sd"
     done = run(hub, "-c", script, repository, f"{repository}@v1", f"{repository}@{OLDER}")
@@ -89,11 +90,69 @@ def test_a_folder_goes_before_a_repository_of_its_name(
     monkeypatch.chdir(tmp_path)
     found = find_model("somebody/model")
     assert (found.name, found.revision) == ("model", None)
-    assert found.folder == Path("somebody/model")
+    assert found.parts.path == Path("somebody/model")
 
 
 def test_the_embedded_model_needs_no_search() -> None:
-    assert find_model(EMBEDDED).folder == embedded_model_folder()
+    assert find_model(EMBEDDED).parts.path == embedded_model_folder()
+
+
+@pytest.fixture
+def fp16_hub(hub: Path, tmp_path: Path) -> Path:
+    """The same, its weights published as the FP16 variant alone."""
+    home = tmp_path / "home"
+    shutil.copytree(hub, home)
+    for path in home.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    return home
+
+
+def test_a_repository_of_fp16_weights_alone_is_read_as_such(
+    fp16_hub: Path, hub: Path, tmp_path: Path
+) -> None:
+    bundles = {}
+    for name, home in (("fp16", fp16_hub), ("plain", hub)):
+        bundles[name] = tmp_path / name
+        arguments = ("--model", "somebody/tiny-sd", "--levels", "0.4")
+        done = run(home, "-m", "dsd_trt", "export", *arguments, "--out", str(bundles[name]))
+        assert done.returncode == 0, done.stderr
+    hashes = {}
+    for name, bundle in bundles.items():
+        provenance = json.loads((bundle / "bundle.json").read_text("utf-8"))["provenance"]
+        hashes[name] = provenance["weight_hashes"]
+    assert all(file.endswith(".fp16.safetensors") for file in hashes["fp16"])
+    assert list(hashes["fp16"].values()) == list(hashes["plain"].values())
+    weights = [(bundle / "weights.data").read_bytes() for bundle in bundles.values()]
+    assert weights[0] == weights[1]
+
+
+def test_only_what_is_read_is_fetched(monkeypatch: pytest.MonkeyPatch, hub: Path) -> None:
+    """Of a repository that holds everything twice, Stable Diffusion XL's second parts included."""
+    snapshot = hub / "hub" / "models--somebody--tiny-sd" / "snapshots" / COMMIT
+    asked: list[list[str]] = []
+
+    def fetch(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(snapshot)
+
+    monkeypatch.setattr("dsd_trt.train.hub.snapshot_download", fetch)
+    find_model("somebody/tiny-sd")
+    (patterns,) = asked
+    wanted = [
+        *("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
+        *("tokenizer/vocab.json", "tokenizer_2/merges.txt", "text_encoder_2/config.json"),
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
+        "text_encoder_2/model.safetensors",
+    ]
+    not_wanted = [
+        *("sd_xl_base_1.0.safetensors", "unet/diffusion_pytorch_model.bin", "unet/model.onnx"),
+        *("unet/diffusion_pytorch_model.fp16.safetensors", "vae_1_0/config.json"),
+        *("unet/diffusion_pytorch_model.non_ema.safetensors", "safety_checker/model.safetensors"),
+    ]
+    matched = set(filter_repo_objects([*wanted, *not_wanted], allow_patterns=patterns))
+    assert matched == set(wanted)
 
 
 @pytest.mark.parametrize("model", ["nowhere", "a/b/c", "https://example.com/model", "a b/c"])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
-from dsd_trt.manifest import HeadMode, ScoreKind
+from dsd_trt.manifest import HeadMode, Resize, ScoreKind
 from dsd_trt.train.prompts import PromptConfig
 from dsd_trt.train.scoring_unet import uniform_head_weights
 
@@ -35,9 +35,10 @@ class Adapter:
         denoising_weight: w of that score.
         a: scale of the match probability sigmoid(a s + b).
         b: its offset.
-        levels: noise levels that a and b were fitted for, with all layers scored; none where they
-            were not fitted.
+        levels: noise levels it was trained at, and that a and b were fitted for with all layers
+            scored; none where they are not known.
         base: sha256 of each weight file of the model it was trained on, as far as known.
+        resize: how the images it was trained on became squares, see `Resize`.
         training: how it was trained and what it scored, free-form.
         merged: low-rank changes of the U-Net's own weights, by "PATH OF A LAYER.up" and ".down".
     """
@@ -52,6 +53,7 @@ class Adapter:
     b: float
     levels: tuple[float, ...]
     base: Mapping[str, str]
+    resize: Resize = "bicubic-stretch"
     training: Mapping[str, Any] = field(default_factory=dict)
     merged: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -72,6 +74,7 @@ class Adapter:
             "a": self.a,
             "b": self.b,
             "levels": list(self.levels),
+            "resize": self.resize,
             "base": dict(self.base),
             "training": dict(self.training),
         }
@@ -100,6 +103,7 @@ class Adapter:
                 a=float(config["a"]),
                 b=float(config["b"]),
                 levels=tuple(config["levels"]),
+                resize=config.get("resize", "bicubic-stretch"),
                 base=config["base"],
                 training=config["training"],
                 merged=_under("merged.", tensors),

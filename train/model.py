@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,19 +10,21 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
 from dsd_trt.manifest import ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
 from dsd_trt.train.layers import inner_widths, last_of_each_stage, require_stable_diffusion
+from dsd_trt.train.model_folder import ModelFolder
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.scoring_unet import Prediction, ScoringUNet
+from dsd_trt.train.single_file import SingleFile
 from dsd_trt.train.source import EMBEDDED, ModelSource, find_model
 
 TokenMask = Literal["words_eos", "words", "all"]
@@ -77,7 +78,7 @@ class Checkpoint:
 
     def read_image_encoder(self, dtype: torch.dtype = torch.float32) -> ImageEncoder:
         """Read the VAE."""
-        vae = self._read(AutoencoderKL, "vae", torch_dtype=dtype)
+        vae = self._read("vae", dtype)
         vae.decoder = None  # nothing here makes pictures
         return ImageEncoder(vae).eval()
 
@@ -85,12 +86,11 @@ class Checkpoint:
         self, dtype: torch.dtype = torch.float32
     ) -> TextEncoder | DualTextEncoder:
         """Read the text encoder, or both."""
-        settings = {"dtype": dtype, "attn_implementation": "sdpa"}
-        first = self._read(CLIPTextModel, "text_encoder", **settings)
+        first = self._read("text_encoder", dtype)
         if not self.has_pooled_text:
             return TextEncoder(first).eval()
-        second = self._read(CLIPTextModelWithProjection, "text_encoder_2", **settings)
-        other = CLIPTokenizer.from_pretrained(self.source.folder / "tokenizer_2")
+        second = self._read("text_encoder_2", dtype)
+        other = self.source.parts.tokenizer("tokenizer_2")
         mark_id = self.tokenizer.convert_tokens_to_ids(f"{other.pad_token}</w>")
         return DualTextEncoder(
             first, second, self.tokenizer.eos_token_id, other.pad_token_id, mark_id
@@ -98,7 +98,8 @@ class Checkpoint:
 
     def read_unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
         """Read the U-Net."""
-        return self._read(UNet2DConditionModel, "unet", torch_dtype=dtype)
+        unet: UNet2DConditionModel = self._read("unet", dtype)
+        return unet
 
     def empty_unet(self) -> UNet2DConditionModel:
         """The U-Net without its weights, in no time: to ask for layers and sizes."""
@@ -106,18 +107,13 @@ class Checkpoint:
             unet: UNet2DConditionModel = UNet2DConditionModel.from_config(self.unet_config)
         return unet.requires_grad_(False)
 
-    def _read(self, kind: Any, part: str, **settings: Any) -> Any:
-        folder = self.source.folder / part
-        try:
-            module = kind.from_pretrained(folder, **settings)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"cannot read the model in {folder}: {error}") from error
-        return module.eval().requires_grad_(False)
+    def _read(self, part: str, dtype: torch.dtype) -> Any:
+        return self.source.parts.read(part, dtype).eval().requires_grad_(False)
 
     @cached_property
     def weight_hashes(self) -> dict[str, str]:
-        """sha256 of each weight file, by its path in the folder."""
-        return weight_hashes(self.source.folder)
+        """sha256 of each weight file, by its name."""
+        return {name: sha256(path) for name, path in self.source.parts.weight_files().items()}
 
     @property
     def has_pooled_text(self) -> bool:
@@ -151,74 +147,64 @@ def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
     """Open a model in diffusers' format; its weights are read when they are needed.
 
     Args:
-        model: what `find_model` takes: "shapes", a folder, or a repository on the hub.
+        model: what `find_model` takes: "shapes", a folder, a file, or a repository on the hub.
 
     Raises:
         ModelError: no such model, a part of it is missing or unreadable, or it is none of the
             Stable Diffusion family.
     """
     source = find_model(model)
-    folder = source.folder
-    missing = [part for part in _PARTS if not (folder / part).is_dir()]
-    if missing:
+    parts = source.parts
+    if missing := [part for part in _PARTS if not parts.has(part)]:
         raise ModelError(
-            f"{folder} is not a Stable Diffusion folder in diffusers' format: it has no "
-            f"{', '.join(missing)}"
+            f"{parts} is no Stable Diffusion in diffusers' format: it has no {', '.join(missing)}"
         )
+    unet_config, vae_config = parts.config("unet"), parts.config("vae")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-        unet_config, vae_config = (
-            json.loads((folder / part / "config.json").read_text("utf-8"))
-            for part in ("unet", "vae")
-        )
-        _require_parts_that_fit(folder, unet_config, vae_config)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot read the model in {folder}: {error}") from error
+        _require_parts_that_fit(parts, unet_config, vae_config)
+    except KeyError as error:
+        raise ModelError(f"{parts}: a config.json has no {error}") from error
+    scheduler = parts.scheduler()
     return Checkpoint(
         source=source,
-        tokenizer=tokenizer,
+        tokenizer=parts.tokenizer(),
         alphas_cumprod=scheduler.alphas_cumprod,
-        prediction=_prediction(folder, scheduler),
+        prediction=_prediction(parts, scheduler),
         unet_config=unet_config,
         vae_config=vae_config,
     )
 
 
-def _require_parts_that_fit(folder: Path, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+def _require_parts_that_fit(
+    parts: ModelFolder | SingleFile, unet: dict[str, Any], vae: dict[str, Any]
+) -> None:
     """Refuse what is not of the Stable Diffusion family, before gigabytes are read."""
     try:
         require_stable_diffusion(unet)
     except ValueError as error:
-        raise ModelError(f"{folder}/unet: {error}") from error
+        raise ModelError(f"{parts}, unet: {error}") from error
     encoders = ["text_encoder"]
     if unet.get("addition_embed_type") == "text_time":
         encoders += ["text_encoder_2"]
-        if missing := [part for part in _SECOND if not (folder / part).is_dir()]:
-            raise ModelError(f"{folder} is a Stable Diffusion XL without {', '.join(missing)}")
-    text_width = 0
-    for part in encoders:
-        try:
-            config = json.loads((folder / part / "config.json").read_text("utf-8"))
-            text_width += int(config["hidden_size"])
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot read {folder / part / 'config.json'}: {error}") from error
+        if missing := [part for part in _SECOND if not parts.has(part)]:
+            raise ModelError(f"{parts} is a Stable Diffusion XL without {', '.join(missing)}")
+    text_width = sum(int(parts.config(part)["hidden_size"]) for part in encoders)
     for field, value, wanted, whose in (
         ("in_channels", unet["in_channels"], vae["latent_channels"], "the VAE's latent_channels"),
         ("cross_attention_dim", unet["cross_attention_dim"], text_width, "the text's hidden_size"),
     ):
         if value != wanted:
             raise ModelError(
-                f"{folder}/unet: {field} is {value}, expected is {whose}, {wanted}: not a "
+                f"{parts}, unet: {field} is {value}, expected is {whose}, {wanted}: not a "
                 "text-to-image model of the Stable Diffusion family"
             )
 
 
-def _prediction(folder: Path, scheduler: DDPMScheduler) -> Prediction:
+def _prediction(parts: ModelFolder | SingleFile, scheduler: DDPMScheduler) -> Prediction:
     kind = scheduler.config["prediction_type"]
     if kind not in get_args(Prediction):
         raise ModelError(
-            f"{folder}/scheduler: prediction_type is {kind!r}; known are "
+            f"{parts}, scheduler: prediction_type is {kind!r}; known are "
             f"{', '.join(get_args(Prediction))}"
         )
     return cast("Prediction", kind)
@@ -229,7 +215,7 @@ def build_scoring_unet(
     adapter: Adapter | None = None,
     *,
     score_layers: str | Sequence[int] = "all",
-    levels: tuple[float, ...] = DEFAULT_LEVELS,
+    levels: tuple[float, ...] | None = None,
     noise_seed: int = 0,
     pooling: Pooling = "lse",
     lam: float = 20.0,
@@ -242,7 +228,7 @@ def build_scoring_unet(
         checkpoint: the base model.
         adapter: few-shot adapter, or None for the zero-shot score.
         score_layers: as in `ScoringUNet`.
-        levels: noise levels s.
+        levels: noise levels s; None is those the adapter was trained at, or 0.2, 0.4, 0.6, 0.8.
         noise_seed: names the noise.
         pooling: as in `ScoringUNet`.
         lam: as in `ScoringUNet`.
@@ -257,6 +243,7 @@ def build_scoring_unet(
         ValueError: layers or levels that do not exist.
     """
     score = score or (adapter.score if adapter else "attention")
+    levels = levels or (adapter.levels if adapter else ()) or DEFAULT_LEVELS
     prompts = None
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
@@ -332,20 +319,6 @@ def encode_texts(
     return checkpoint.text_encoder(ids), token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Every weight file of a model, sorted."""
-    return sorted(
-        path
-        for part in ("vae", "text_encoder", "text_encoder_2", "unet")
-        for path in (folder / part).glob("*.safetensors")
-    )
-
-
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every weight file of a model, by its path in the folder."""
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in weight_files(folder)}
-
-
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
@@ -361,6 +334,4 @@ __all__ = [
     "encode_texts",
     "load_checkpoint",
     "token_mask",
-    "weight_files",
-    "weight_hashes",
 ]

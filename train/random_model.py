@@ -12,23 +12,14 @@ from collections.abc import Iterator
 from itertools import chain, islice, product
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dsd_trt.errors import InputError
 from dsd_trt.train.clip_tokenizer import write_tokenizer
-from dsd_trt.train.families import (
-    VOCABULARY,
-    Family,
-    TextTower,
-    text_config,
-    unet_config,
-    vae_config,
-)
+from dsd_trt.train.families import VOCABULARY, Family
+from dsd_trt.train.skeleton import build_part, build_scheduler
 
 _BYTES, _SPECIAL = 512, 2  # of the tokens; the others are merges
 
@@ -46,22 +37,15 @@ def write_random_model(folder: Path, family: Family, seed: int = 0) -> Path:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give another --out")
-    with torch.device("meta"):  # no memory yet: the largest has 3.5 G weights
-        parts: dict[str, Any] = {
-            "unet": UNet2DConditionModel(**unet_config(family)),
-            "vae": AutoencoderKL(**vae_config(family)),
-        }
     folder.mkdir(parents=True, exist_ok=True)
-    for tower, suffix in zip(family.text, ("", "_2"), strict=False):
-        tokenizer = write_tokenizer(folder / f"tokenizer{suffix}", clip_size_merges(), tower.pad)
-        config = CLIPTextConfig(
-            **text_config(tower),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+    tokenizers = {
+        f"text_encoder{suffix}": write_tokenizer(
+            folder / f"tokenizer{suffix}", clip_size_merges(), tower.pad
         )
-        with torch.device("meta"):
-            parts[f"text_encoder{suffix}"] = _text_encoder(tower, config)
+        for tower, suffix in zip(family.text, ("", "_2"), strict=False)
+    }
+    names = ("unet", "vae", *tokenizers)
+    parts = {name: build_part(family, name, tokenizers.get(name)) for name in names}
     size = 2 * sum(weight.numel() for part in parts.values() for weight in part.parameters())
     if (free := shutil.disk_usage(folder).free) < size:
         raise InputError(
@@ -73,15 +57,7 @@ def write_random_model(folder: Path, family: Family, seed: int = 0) -> Path:
         fill(part, generator)
         part.save_pretrained(folder / name)
         part.to("meta")  # one part in memory at a time
-    scheduler = DDPMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type=family.prediction,
-        clip_sample=False,
-        steps_offset=1,
-    )
-    scheduler.save_pretrained(folder / "scheduler")
+    build_scheduler(family).save_pretrained(folder / "scheduler")
     return folder
 
 
@@ -114,9 +90,3 @@ def _merges() -> Iterator[tuple[str, str]]:
     for length in range(1, 4):
         starts = ["".join(start) for start in product(letters, repeat=length)]
         yield from chain(product(starts, letters), product(starts, last))
-
-
-def _text_encoder(tower: TextTower, config: CLIPTextConfig) -> nn.Module:
-    kind = CLIPTextModel if tower.projection is None else CLIPTextModelWithProjection
-    encoder: nn.Module = kind(config)
-    return encoder

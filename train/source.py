@@ -1,4 +1,4 @@
-"""Where a model comes from: the package itself, a folder, or the Hugging Face Hub."""
+"""Where a model comes from: the package itself, a folder, a file, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -7,62 +7,62 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from dsd_trt.errors import ModelError
+from dsd_trt.train.families import FAMILIES
+from dsd_trt.train.hub import fetch
+from dsd_trt.train.model_folder import ModelFolder
+from dsd_trt.train.single_file import SingleFile
 
 EMBEDDED = "shapes"
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_FILE = re.compile(rf"(?P<path>.+\.safetensors)(@(?P<family>{'|'.join(FAMILIES)}))?")
+_ENCODERS = ("text_encoder", "text_encoder_2")
 # What is read, and no more: repositories hold every weight several times over.
-_FILES = (
-    *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/*"),
-    *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
-    *(
-        f"{part}/diffusion_pytorch_model{shard}"
-        for part in ("unet", "vae")
-        for shard in (".safetensors", "-0*.safetensors", ".safetensors.index.json")
-    ),
-    "text_encoder/model.safetensors",
+_SMALL = (
+    *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/*", "tokenizer_2/*"),
+    *(f"{part}/config.json" for part in ("unet", "vae", *_ENCODERS)),
 )
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model in diffusers' format, on this machine.
+    """A model on this machine.
 
     Attributes:
         name: how a bundle names it; says nothing of this machine's folders.
-        folder: where it lies.
+        parts: where its parts are read from.
         revision: the commit it is, of a model from the hub.
     """
 
     name: str
-    folder: Path
+    parts: ModelFolder | SingleFile
     revision: str | None = None
 
 
 def find_model(model: str | Path) -> ModelSource:
     """Find a model; one from the hub is fetched unless it is in the hub's cache already.
 
-    `HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN` mean what they mean everywhere.
-
     Args:
-        model: "shapes" for the embedded model; a folder in diffusers' format; or
-            "ORG/NAME[@REVISION]", a repository on the Hugging Face Hub.
+        model: "shapes" for the embedded model; a folder in diffusers' format; a single file,
+            "FILE.safetensors[@FAMILY]"; or "ORG/NAME[@REVISION]", a repository on the Hugging Face
+            Hub.
 
     Raises:
         ModelError: there is none, or the hub cannot be reached.
     """
     if str(model) == EMBEDDED:
-        return ModelSource(EMBEDDED, embedded_model_folder())
+        return ModelSource(EMBEDDED, ModelFolder(embedded_model_folder()))
     if Path(model).is_dir():
-        return ModelSource(Path(model).resolve().name, Path(model))
+        return ModelSource(Path(model).resolve().name, ModelFolder(Path(model)))
+    if (found := _FILE.fullmatch(str(model))) and Path(found["path"]).is_file():
+        path = Path(found["path"])
+        return ModelSource(path.stem, SingleFile(path, found["family"]))
     if found := _HUB_ID.fullmatch(str(model)):
-        return _from_hub(found["repo"], found["revision"])
+        return _from_hub(found["repository"], found["revision"])
     raise ModelError(
-        f"no model {str(model)!r}: give a folder in diffusers' format, a repository on the "
-        f'Hugging Face Hub (ORG/NAME or ORG/NAME@REVISION), or "{EMBEDDED}"'
+        f"no model {str(model)!r}: give a folder in diffusers' format, a .safetensors file "
+        "(FILE or FILE@FAMILY), a repository on the Hugging Face Hub (ORG/NAME or "
+        f'ORG/NAME@REVISION), or "{EMBEDDED}"'
     )
 
 
@@ -71,16 +71,25 @@ def embedded_model_folder() -> Path:
     return Path(str(files("dsd_trt") / "data" / "shapes-model"))
 
 
-def _from_hub(repo: str, revision: str | None) -> ModelSource:
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(_FILES)))
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"no folder {repo!r}, and no model of that name from the Hugging Face Hub: it is not "
-            "in the cache (HF_HOME), and the hub cannot be reached or HF_HUB_OFFLINE is set"
-        ) from error
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(
-            f"no folder {repo!r}, and the Hugging Face Hub does not hand it out: {error}"
-        ) from error
-    return ModelSource(repo, folder, folder.name)  # a snapshot's folder is named by its commit
+def _from_hub(repository: str, revision: str | None) -> ModelSource:
+    parts = ModelFolder(fetch(repository, revision, (*_SMALL, *_weights(""))))
+    if not parts.weight_files():  # published in FP16 alone
+        # The commit that was found first: a branch may move on in between.
+        commit = parts.path.name
+        parts = ModelFolder(fetch(repository, commit, (*_SMALL, *_weights(".fp16"))))
+    return ModelSource(repository, parts, parts.path.name)
+
+
+def _weights(variant: str) -> list[str]:
+    """Patterns of the weight files of a variant, whole or in shards."""
+    names = [*((part, "diffusion_pytorch_model") for part in ("unet", "vae"))]
+    names += [(part, "model") for part in _ENCODERS]
+    return [
+        f"{part}/{name}{end}"
+        for part, name in names
+        for end in (
+            f"{variant}.safetensors",
+            f"{variant}-0*.safetensors",
+            f".safetensors.index{variant}.json",
+        )
+    ]

@@ -27,9 +27,19 @@ def model_option(command: Command) -> Command:
         "--model",
         default="shapes",
         show_default=True,
-        metavar="DIR|HUB_ID",
-        help="Stable Diffusion in diffusers' format: a folder, or ORG/NAME[@REVISION] on the "
-        'Hugging Face Hub. "shapes" is the embedded demonstration.',
+        metavar="DIR|FILE|HUB_ID",
+        help="Stable Diffusion: a folder in diffusers' format, FILE.safetensors[@FAMILY], or "
+        'ORG/NAME[@REVISION] on the Hugging Face Hub. "shapes" is the embedded demonstration.',
+    )(command)
+
+
+def fair_resolution_option(command: Command) -> Command:
+    """--fair-resolution, the paper's protocol for comparing with CLIP."""
+    return click.option(
+        "--fair-resolution",
+        is_flag=True,
+        help="Shrink images to 224 x 224 pixels first, so that no more is seen than CLIP sees "
+        "(the paper's Table 1).",
     )(command)
 
 

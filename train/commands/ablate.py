@@ -63,6 +63,7 @@ def ablate(
         examples = encode_questions(
             checkpoint,
             questions,
+            resize=learned.resize if learned else "bicubic-stretch",
             progress=lambda done, total: progress.step("encoding", done, total, {}),
         )
         maps = collect(

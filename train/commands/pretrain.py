@@ -36,7 +36,8 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
 
     from dsd_trt.train.memory import keep_freed_memory
     from dsd_trt.train.progress import StageProgress
-    from dsd_trt.train.shapes.pretrain import SMOKE, Plan, pretrain_shapes
+    from dsd_trt.train.shapes.plan import SMOKE, Plan
+    from dsd_trt.train.shapes.pretrain import pretrain_shapes
 
     keep_freed_memory()
     if threads is not None:

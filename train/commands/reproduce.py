@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import model_option
+from dsd_trt.commands.options import fair_resolution_option, model_option
 from dsd_trt.errors import InputError
+from dsd_trt.manifest import Resize
 
 EXAMPLES = """\b
 Examples:
@@ -39,6 +40,7 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write; a run that was stopped goes on where it was.",
 )
+@fair_resolution_option
 @click.option("--seed", default=0, show_default=True, help="Of everything.")
 def reproduce(
     model: str,
@@ -48,6 +50,7 @@ def reproduce(
     examples: int | None,
     steps: int,
     out: Path,
+    fair_resolution: bool,
     seed: int,
 ) -> None:
     """Reproduce Tables 1 and 2 and Figures 3 to 6 of the paper.
@@ -64,7 +67,8 @@ def reproduce(
     from dsd_trt.train.progress import StageProgress
 
     hush_libraries()
-    settings = FewShotSettings(steps=steps, seed=seed)
+    resize: Resize = "bicubic-stretch-through-224" if fair_resolution else "bicubic-stretch"
+    settings = FewShotSettings(steps=steps, resize=resize, seed=seed)
     plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
     with StageProgress(Console(stderr=True)) as progress:
         try:

@@ -7,9 +7,15 @@ from typing import Any, get_args
 
 import click
 
-from dsd_trt.commands.options import data_options, model_option, validation_option
+from dsd_trt.commands.options import (
+    data_options,
+    fair_resolution_option,
+    model_option,
+    parse_levels,
+    validation_option,
+)
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import HeadMode
+from dsd_trt.manifest import HeadMode, Resize
 
 EXAMPLES = """\b
 Examples:
@@ -95,6 +101,14 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     help="Questions a step.",
 )
 @click.option(
+    "--levels",
+    default="0.2,0.4,0.6,0.8",
+    show_default=True,
+    metavar="S,S...",
+    callback=parse_levels,
+    help="Noise levels, each between 0 and 1; the adapter is then scored at these.",
+)
+@click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
     default=2e-3,
@@ -137,6 +151,7 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     help="Attention logits and pooling stay FP32.",
 )
 @click.option("--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time.")
+@fair_resolution_option
 @click.option("--seed", default=0, show_default=True, help="Of examples, weights and batches.")
 def train(
     model: str,
@@ -146,6 +161,7 @@ def train(
     limit: int | None,
     out: Path,
     validation: float,
+    fair_resolution: bool,
     seed: int,
     **sizes: Any,
 ) -> None:
@@ -165,7 +181,8 @@ def train(
 
     hush_libraries()
     questions = list(open_dataset(data, root, "train", seed, limit, fraction))
-    settings = FewShotSettings(seed=seed, **sizes)
+    resize: Resize = "bicubic-stretch-through-224" if fair_resolution else "bicubic-stretch"
+    settings = FewShotSettings(seed=seed, resize=resize, **sizes)
     source = {"data": data, "fraction": fraction, "limit": limit, "validation": validation}
     console = Console(stderr=True)
     with StageProgress(console) as progress:

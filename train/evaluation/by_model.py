@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsd_trt.manifest import ScoreKind
+from dsd_trt.manifest import Resize, ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.answers import Score
@@ -15,14 +15,14 @@ from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.model import FewShotModel, score_all
 from dsd_trt.train.head_weights import HeadWeights
 from dsd_trt.train.model import build_scoring_unet, load_checkpoint
-from dsd_trt.train.noise import DEFAULT_LEVELS
 
 
 def by_model(
     model: str,
     adapter: Path | None,
     score: ScoreKind | None = None,
-    levels: tuple[float, ...] = DEFAULT_LEVELS,
+    levels: tuple[float, ...] | None = None,
+    resize: Resize | None = None,
 ) -> Score:
     """Score candidates in FP32 PyTorch.
 
@@ -30,7 +30,8 @@ def by_model(
         model: what `load_checkpoint` takes.
         adapter: folder of a few-shot adapter, or None.
         score: None is the adapter's, or "attention" without one.
-        levels: noise levels s.
+        levels: noise levels s; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
+        resize: how images become the model's squares; None is the adapter's, or at once.
 
     Raises:
         ModelError: model or adapter cannot be read, or do not belong together.
@@ -41,10 +42,11 @@ def by_model(
     kind = score or (learned.score if learned else "attention")
     heads = HeadWeights(scoring.head_weights, learned=False)
     whole = FewShotModel(scoring, heads, MatchProbability(kind))
+    resize = resize or (learned.resize if learned else "bicubic-stretch")
     weight = learned.denoising_weight if learned else 1.0
 
     def score_candidates(questions: Sequence[Question]) -> list[list[float]]:
-        examples = encode_questions(checkpoint, questions)
+        examples = encode_questions(checkpoint, questions, resize=resize)
         scores = combine(kind, weight, *score_all(whole, examples)).tolist()
         bounds = examples.starts.tolist()
         return [scores[a:b] for a, b in itertools.pairwise(bounds)]

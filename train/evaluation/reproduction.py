@@ -139,7 +139,9 @@ def _methods(
     if plan.clip is not None:
         for method in ("zero-shot", "fine-tuning", "prompt-learning"):
             methods[f"CLIP {method}"] = clip(method)
-    methods["DSD zero-shot"] = lambda folder: by_model(plan.model, None)
+    methods["DSD zero-shot"] = lambda folder: by_model(
+        plan.model, None, resize=plan.settings.resize
+    )
     methods["DSD few-shot"] = few_shot(plan.settings)
     both = replace(plan.settings, score="attention+denoising")
     methods["DSD few-shot with denoising term"] = few_shot(both)
@@ -174,7 +176,9 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
     scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=LEVELS)
     data = plan.data[0]
     few = replace(plan, questions=min(plan.questions or _ABLATED, _ABLATED))
-    examples = encode_questions(checkpoint, list(few.open(data, "test")))
+    examples = encode_questions(
+        checkpoint, list(few.open(data, "test")), resize=plan.settings.resize
+    )
     maps = collect(scoring, examples, lambda done, total: progress("ablations", done, total, {}))
     ablations = ablate(maps, scoring.head_weights.double().numpy(), examples, plan.seed)
     folder.mkdir(parents=True, exist_ok=True)

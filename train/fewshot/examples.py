@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
-from dsd_trt.manifest import TokenMask
+from dsd_trt.manifest import Resize, TokenMask
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.model import Checkpoint, encode_texts
 
@@ -75,6 +76,7 @@ def encode_questions(
     checkpoint: Checkpoint,
     questions: Sequence[Question],
     *,
+    resize: Resize = "bicubic-stretch",
     counted: TokenMask = "words_eos",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examples:
@@ -83,6 +85,7 @@ def encode_questions(
     Args:
         checkpoint: the base model.
         questions: at least one.
+        resize: how images become the model's squares, see `Resize`.
         counted: which text tokens count.
         progress: told (done, total) images and texts.
 
@@ -104,7 +107,7 @@ def encode_questions(
 
     latents = []
     for batch in _batches(list(images.values())):
-        pixels = np.stack([_pixels(image, checkpoint.resolution) for image in batch])
+        pixels = np.stack([_pixels(image, checkpoint.resolution, resize) for image in batch])
         with torch.no_grad():
             latents.append(checkpoint.image_encoder(torch.from_numpy(pixels)))
         progress(sum(map(len, latents)), total)
@@ -129,9 +132,9 @@ def encode_questions(
     )
 
 
-def _pixels(image: ImageSource, resolution: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _pixels(image: ImageSource, resolution: int, resize: Resize) -> NDArray[np.uint8]:
     try:
-        return preprocess(image, resolution)
+        return preprocess(image, resolution, resize)
     except ImageError as error:
         name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "an image"
         raise InputError(f"cannot learn from {name}: {error}") from error

@@ -180,5 +180,6 @@ def _adapter(
         a=a,
         b=b,
         levels=settings.levels,
+        resize=settings.resize,
         base=checkpoint.weight_hashes,
     )

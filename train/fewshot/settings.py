@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dsd_trt.manifest import HeadMode, ScoreKind
+from dsd_trt.manifest import HeadMode, Resize, ScoreKind
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
 
@@ -28,6 +28,7 @@ class FewShotSettings:
         head_mode: where head weights come from, see `HeadWeights` of the bundle.
         score: what is trained: attention, denoising term, or both.
         levels: noise levels s.
+        resize: how images become the model's squares, see `Resize`.
         seed: of initial values and batches.
         noise_seed: of the score's noise; export uses the same.
         accumulate: batches whose gradients are summed up for one step.
@@ -48,6 +49,7 @@ class FewShotSettings:
     head_mode: HeadMode = "learned"
     score: ScoreKind = "attention"
     levels: tuple[float, ...] = DEFAULT_LEVELS
+    resize: Resize = "bicubic-stretch"
     seed: int = 0
     noise_seed: int = 0
     accumulate: int = 1

@@ -91,9 +91,9 @@ def train_adapter(
 
     fitted = fit_adapter(
         checkpoint,
-        encode_questions(checkpoint, learned, progress=encoding),
+        encode_questions(checkpoint, learned, resize=settings.resize, progress=encoding),
         settings,
-        validation=encode_questions(checkpoint, kept) if kept else None,
+        validation=encode_questions(checkpoint, kept, resize=settings.resize) if kept else None,
         folder=out,
         report=step,
     )

@@ -79,7 +79,7 @@ def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worke
                 told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
             if told is not None:
                 telling[i] = words.index("relation")
-        if rng.random() < 0.05:
+        if rng.random() < settings.silent:
             ranked[i] = 0
             told = ("", "")
         captions += told or pair.captions(rng)
@@ -92,7 +92,7 @@ def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worke
         masks=torch.from_numpy(data.masks[chosen, [0, 1]].astype(np.float32)),
         scenes=scenes,
         captions=captions,
-        timesteps=torch.from_numpy((strata * 1000).astype(np.int64)),
+        timesteps=torch.from_numpy((strata**settings.noise * 1000).astype(np.int64)),
         noise=torch.from_numpy(noise),
         ranked=torch.from_numpy(ranked),
         telling=torch.from_numpy(telling),

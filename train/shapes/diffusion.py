@@ -1,9 +1,10 @@
 """Training the embedded model's U-Net and text encoder.
 
-Four losses on one forward pass: denoising (v-prediction) as in Stable Diffusion; grounding, which
+Five losses on one forward pass: denoising (v-prediction) as in Stable Diffusion; grounding, which
 asks a colour's or shape's attention to lie on the thing it names; ranking, which asks the matching
 score itself to be higher for a scene's caption than for its twin's; telling, which asks the same of
-the words alone in which the two captions differ. The last three use what the generator of the
+the words alone in which the two captions differ; naming, which asks the features what they show
+(`Naming`). The last four use what the generator of the
 scenes knows: this model is trained to be matchable, and its card says so.
 """
 
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
+from dsd_trt.train.layers import inner_widths
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
 from dsd_trt.train.shapes.batch import TELLING, Batch, sample_batch
+from dsd_trt.train.shapes.naming import Naming, unsaid
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents
@@ -99,6 +102,7 @@ class ShapesDiffusion(nn.Module):
         for i, words in enumerate(TELLING.values()):
             ids = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])
             self._tells[i, ids] = 1
+        self.naming = Naming(inner_widths(self.scoring.unet))
         self.log_scale = nn.Parameter(torch.tensor(math.log(60.0) / _HASTE))
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +116,7 @@ class ShapesDiffusion(nn.Module):
         return ids, self.text_encoder(ids).last_hidden_state, mask
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Denoising, grounding, ranking and telling loss of a batch of twins."""
+        """Denoising, grounding, ranking, telling and naming loss of a batch of twins."""
         twins = len(batch.timesteps)
         ids, states, mask = self.encode(batch.captions)  # (2 twins, 77, ...)
         # Four pairs a twin: the two pictures with their own captions, then with each other's.
@@ -123,7 +127,11 @@ class ShapesDiffusion(nn.Module):
         noise = batch.noise.flatten(0, 1)
         z_t = self.scheduler.add_noise(z, noise, t)
         token_scores = torch.zeros(len(order), mask.shape[1])
-        grounding = torch.zeros(())
+        grounding, naming = torch.zeros(()), torch.zeros(())
+        masks = torch.cat([batch.masks.flatten(0, 1)] * 2)
+        told_to = [batch.captions[i] for i in order.tolist()]
+        labels, hidden = unsaid(batch.scenes * 2, told_to, masks)
+        hidden = hidden * (1 - torch.cat([t, t]) / 1000)[:, None, None]
         named, shares = _named_cells(ids, batch.scenes, batch.masks, self.tokenizer)
         walk = self.scoring.cross_attentions(
             torch.cat([z_t, z_t]), torch.cat([t, t]), states[order]
@@ -133,6 +141,7 @@ class ShapesDiffusion(nn.Module):
             token_scores = token_scores + pooled.mean(dim=1) / len(self.scoring.layer_names)
             own = seen.attention[: 2 * twins].mean(dim=1)  # (2 twins, image_tokens, 77)
             grounding = grounding + _grounding(own, named, shares, 1 - t / 1000)
+            naming = naming + self.naming(seen, masks, labels, hidden)
         target = self.scheduler.get_velocity(z, noise, t)
         scores = average_tokens(token_scores, mask[order]).view(2, twins, 2)
         weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
@@ -147,6 +156,7 @@ class ShapesDiffusion(nn.Module):
             "grounding": grounding / len(self.scoring.layer_names),
             "ranking": ranking,
             "telling": told,
+            "naming": naming / len(self.scoring.layer_names),
         }
 
 
@@ -184,6 +194,7 @@ def train_diffusion(
             + _GROUNDING * losses["grounding"]
             + _RANKING * losses["ranking"]
             + settings.telling * losses["telling"]
+            + settings.naming * losses["naming"]
         )
         optimizer.zero_grad()
         total.backward()

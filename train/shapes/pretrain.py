@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,15 +22,18 @@ from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
+from dsd_trt.train.shapes.plan import Plan, stages
 from dsd_trt.train.shapes.probe import probe, summary
 from dsd_trt.train.shapes.questions import twin_questions
-from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_pictures, train_vae
 from dsd_trt.train.shapes.workers import Worker, workers
 
 TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # of the twins
+
+FEW_SHOT_LEVELS = (0.05, 0.1, 0.2, 0.4)
+"""The shapes of small things drown in noise sooner than what photographs show."""
 
 SAMPLE_CAPTIONS = (
     "a red circle",
@@ -43,48 +46,6 @@ SAMPLE_CAPTIONS = (
     "a black cross in front of a green circle",
 )
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Sizes of a run; `SMOKE` goes through every stage in seconds and teaches nothing."""
-
-    vae_steps: int = 2600
-    vae_batch: int = 16
-    twins: int = 50_000
-    held_out_twins: int = 400
-    diffusion_steps: int = 5000
-    matching_steps: int = 3000
-    sides_steps: int = 1000
-    places_steps: int = 1500
-    both_places_steps: int = 1200
-    mixing_steps: int = 3000
-    shapes_steps: int = 1500
-    diffusion_twins: int = 24
-    workers: int = 2
-    probe_every: int = 1000
-    sampling_steps: int = 30
-    few_shot_twins: int = 400
-    few_shot_steps: int = 200
-
-
-SMOKE = Plan(
-    vae_steps=6,
-    vae_batch=4,
-    twins=12,
-    held_out_twins=12,
-    diffusion_steps=4,
-    matching_steps=2,
-    sides_steps=1,
-    places_steps=1,
-    both_places_steps=1,
-    mixing_steps=1,
-    shapes_steps=1,
-    diffusion_twins=4,
-    probe_every=4,
-    sampling_steps=2,
-    few_shot_twins=12,
-    few_shot_steps=3,
-)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called with (stage, done, total, figures)."""
@@ -163,7 +124,7 @@ def pretrain_shapes(
 
     with workers(plan.workers, _train_beside, out, plan, seed, data) as worker:
         before = 0
-        for stage, settings in _stages(plan, seed).items():
+        for stage, settings in stages(plan, seed).items():
             told = partial(report, stage, settings.steps, before)
             train_diffusion(
                 model, data, out / f"{stage}.ckpt", settings, worker=worker, report=told
@@ -180,78 +141,10 @@ def pretrain_shapes(
     return out / "model"
 
 
-def _stages(plan: Plan, seed: int) -> dict[str, Settings]:
-    """One stage after another, each from the weights of the one before.
-
-    First everything at once; then with captions that are wrong altogether, too. Relations are not
-    learned so: three lessons lead there (docs/lessons.md), and everything mixed mends what they
-    cost. Then shapes, which colours outshine.
-    """
-    lesson = Settings(steps=0, twins=plan.diffusion_twins, telling=1.0)
-    return {
-        "diffusion": Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed),
-        "matching": Settings(
-            steps=plan.matching_steps,
-            twins=plan.diffusion_twins,
-            learning_rate=5e-4,
-            strangers=0.4,
-            seed=seed + 1,
-        ),
-        "sides": replace(
-            lesson,
-            steps=plan.sides_steps,
-            learning_rate=5e-4,
-            kept=_kept(predicate=0.1, subject=0.03, object=0.05, other=0.15, swap=0.05, size=0.1),
-            seed=seed + 11,
-        ),
-        "places": replace(
-            lesson,
-            steps=plan.places_steps,
-            learning_rate=5e-4,
-            places=0.8,
-            kept=_kept(predicate=0.4, subject=0.3, object=0.3, other=0.15, swap=0.2, size=0.2),
-            seed=seed + 12,
-        ),
-        "both places": replace(
-            lesson,
-            steps=plan.both_places_steps,
-            learning_rate=6e-4,
-            places=0.6,
-            kept=_kept(side=0.3, subject=0.12, object=0.12, other=0.1, swap=0.15, size=0.15),
-            seed=seed + 13,
-        ),
-        "mix": replace(
-            lesson,
-            steps=plan.mixing_steps,
-            learning_rate=8e-4,
-            places=0.1,
-            strangers=0.35,
-            kept=_kept(side=0.4, predicate=0.5, other=0.4),
-            seed=seed + 14,
-        ),
-        "shapes": replace(
-            lesson,
-            steps=plan.shapes_steps,
-            learning_rate=6e-4,
-            places=0.05,
-            strangers=0.1,
-            kept=_kept(
-                side=0.2, predicate=0.15, other=0.15, swap=0.2, size=0.2, colour=0.05, both=0.05
-            ),
-            seed=seed + 15,
-        ),
-    }
-
-
-def _kept(**shares: float) -> dict[str, float]:
-    """`Settings.kept`, by keyword; 1 of what is not named."""
-    return shares
-
-
 def _train_beside(worker: Worker, out: Path, plan: Plan, seed: int, data: TwinLatents) -> None:
     """What the workers beside the first do."""
     model = _untrained(out, seed)
-    for stage, settings in _stages(plan, seed).items():
+    for stage, settings in stages(plan, seed).items():
         train_diffusion(model, data, out / f"{stage}.ckpt", settings, worker=worker)
 
 
@@ -277,6 +170,7 @@ def _add_adapter(
         hard=0.3,
         loss="softmax",
         learning_rate=1e-4,
+        levels=FEW_SHOT_LEVELS,
         seed=seed,
     )
     adapter = fit_adapter(

@@ -1,0 +1,49 @@
+"""The parts of a family before they have weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from dsd_trt.train.families import Family, text_config, unet_config, vae_config
+
+_TOWERS = {"text_encoder": 0, "text_encoder_2": 1}
+
+
+def build_part(family: Family, part: str, tokenizer: CLIPTokenizer | None = None) -> Any:
+    """A module whose parameters are on the meta device: it takes neither memory nor time.
+
+    Args:
+        family: which.
+        part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        tokenizer: of the part, if it is a text encoder.
+    """
+    with init_empty_weights(include_buffers=False):
+        if part == "unet":
+            return UNet2DConditionModel(**unet_config(family))
+        if part == "vae":
+            return AutoencoderKL(**vae_config(family))
+        assert tokenizer is not None
+        tower = family.text[_TOWERS[part]]
+        config = CLIPTextConfig(
+            **text_config(tower),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return (CLIPTextModelWithProjection if tower.projection else CLIPTextModel)(config)
+
+
+def build_scheduler(family: Family) -> DDPMScheduler:
+    """The noise schedule, the same in all families but for what is predicted."""
+    return DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=family.prediction,
+        clip_sample=False,
+        steps_offset=1,
+    )
