@@ -34,6 +34,11 @@ SUBCOMMANDS = {
     "export": Subcommand(
         "dsd_trt.export.command:export", "Export a model as a bundle of ONNX graphs.", "export"
     ),
+    "ranges": Subcommand(
+        "dsd_trt.export.ranges_command:ranges",
+        "Tell how large values get in a bundle, and what FP16 leaves of room.",
+        "export",
+    ),
     "eval": Subcommand(
         "dsd_trt.train.commands.evaluate:evaluate",
         "Measure a bundle or a model on a data set.",

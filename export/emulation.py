@@ -15,40 +15,55 @@ from dsd_trt.export.trace import widen_stored
 _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
 # These move values that are rounded already.
-_MOVES = {"Concat", "Expand", "Gather", "GatherND", "Reshape", "Slice", "Split", "Transpose"}
-_MOVES |= {"Squeeze", "Unsqueeze", "Where"}
+MOVES = {"Concat", "Expand", "Gather", "GatherND", "Reshape", "Slice", "Split", "Transpose"}
+MOVES |= {"Squeeze", "Unsqueeze", "Where"}
 
 
 def emulate_half(model: onnx.ModelProto) -> None:
     """Turn an FP16 graph, in place, into an FP32 graph that rounds where the FP16 graph would.
 
-    Every FLOAT16 tensor becomes FLOAT, inputs and outputs included; behind every node that
-    computes one, Cast(FLOAT16) and Cast(FLOAT) round it, overflow to infinity included. Values
-    keep their names. Weights are stored as they were, and widened by Casts.
+    As `widen_half`, and behind every node that computes a FLOAT16 value, Cast(FLOAT16) and
+    Cast(FLOAT) round it, overflow to infinity included. Values keep their names.
 
     Args:
         model: every value typed (as `trace` leaves it).
     """
-    graph = model.graph
-    stored = {tensor.name for tensor in graph.initializer if tensor.data_type == _HALF}
-    half = set(stored)
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        if value.type.tensor_type.elem_type == _HALF:
-            half.add(value.name)
-            value.type.tensor_type.elem_type = _FULL
+    half = widen_half(model)
     nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        _widen_attributes(node)
+    for node in model.graph.node:
         nodes.append(node)
-        if node.op_type in _MOVES:
+        if node.op_type in MOVES:
             continue
         for i, name in enumerate(node.output):
             if name in half:
                 node.output[i] = f"{name}.unrounded"
                 nodes += _round(node.output[i], name, node.name)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    widen_stored(model, stored)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def widen_half(model: onnx.ModelProto) -> set[str]:
+    """Turn an FP16 graph, in place, into one that computes the same in FP32.
+
+    Every FLOAT16 tensor becomes FLOAT, inputs and outputs included. Weights are stored as they
+    were, and widened by Casts.
+
+    Args:
+        model: every value typed (as `trace` leaves it).
+
+    Returns:
+        Names of the values computed by nodes that were FLOAT16.
+    """
+    graph = model.graph
+    half = set()
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.tensor_type.elem_type == _HALF:
+            half.add(value.name)
+            value.type.tensor_type.elem_type = _FULL
+    for node in graph.node:
+        _widen_attributes(node)
+    widen_stored(model, {tensor.name for tensor in graph.initializer if tensor.data_type == _HALF})
+    return half
 
 
 def _round(source: str, target: str, owner: str) -> list[onnx.NodeProto]:

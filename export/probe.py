@@ -27,17 +27,20 @@ class Probe:
     levels: tuple[int, ...]
 
 
-def draw_probe(resolution: int, levels: int, *, quick: bool = False, seed: int = 20) -> Probe:
+def draw_probe(
+    resolution: int, levels: int, *, count: int = 16, quick: bool = False, seed: int = 20
+) -> Probe:
     """Drawn scenes and their captions, the same for every model of a resolution.
 
     Args:
         resolution: side of the pictures, in pixels.
         levels: how many noise levels there are.
-        quick: 2 pictures and 2 texts at the first level, instead of 16 and 16 at every one: 4
+        count: pictures, and texts.
+        quick: 2 pictures and 2 texts at the first level, instead of `count` at every one: 4
             passes of the U-Net instead of a thousand, for models whose passes take seconds.
         seed: of the scenes.
     """
-    count = 2 if quick else 16
+    count = 2 if quick else count
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     pixels = np.stack([draw(scene, rng, resolution).pixels for scene in scenes])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import fair_resolution_option, model_option
+from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
 from dsd_trt.errors import InputError
 from dsd_trt.manifest import Resize
 
@@ -40,6 +40,14 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write; a run that was stopped goes on where it was.",
 )
+@click.option(
+    "--levels",
+    default="0.2,0.4,0.6,0.8",
+    show_default=True,
+    metavar="S,S...",
+    callback=parse_levels,
+    help="Noise levels of every DSD score but those of Figures 5 and 6.",
+)
 @fair_resolution_option
 @click.option("--seed", default=0, show_default=True, help="Of everything.")
 def reproduce(
@@ -50,6 +58,7 @@ def reproduce(
     examples: int | None,
     steps: int,
     out: Path,
+    levels: tuple[float, ...],
     fair_resolution: bool,
     seed: int,
 ) -> None:
@@ -68,7 +77,7 @@ def reproduce(
 
     hush_libraries()
     resize: Resize = "bicubic-stretch-through-224" if fair_resolution else "bicubic-stretch"
-    settings = FewShotSettings(steps=steps, resize=resize, seed=seed)
+    settings = FewShotSettings(steps=steps, levels=levels, resize=resize, seed=seed)
     plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
     with StageProgress(Console(stderr=True)) as progress:
         try:

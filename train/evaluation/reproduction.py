@@ -140,7 +140,7 @@ def _methods(
         for method in ("zero-shot", "fine-tuning", "prompt-learning"):
             methods[f"CLIP {method}"] = clip(method)
     methods["DSD zero-shot"] = lambda folder: by_model(
-        plan.model, None, resize=plan.settings.resize
+        plan.model, None, levels=plan.settings.levels, resize=plan.settings.resize
     )
     methods["DSD few-shot"] = few_shot(plan.settings)
     both = replace(plan.settings, score="attention+denoising")

@@ -25,13 +25,15 @@ dsd-trt so that everything can be tried without a download. It knows nothing of 
 what it scores says nothing about Stable Diffusion.
 
 **It was trained by its own generator to be matchable.** The generator of the scenes knows where
-every shape is and how a scene can be made false, and three of the four training losses use that:
+every shape is and how a scene can be made false, and four of the five training losses use that:
 
 - denoising (v-prediction), as in Stable Diffusion;
 - grounding: the attention of a colour or shape word should lie on the thing it names;
 - ranking: the matching score itself should be higher for a scene's caption than for the caption
   of a scene that differs in one aspect or, in later stages of training, in all of them;
-- telling: the same of the score of those words alone in which the two captions differ.
+- telling: the same of the score of those words alone in which the two captions differ;
+- naming: a thing's shape and colour should be told from the image tokens that show it, by a linear
+  layer that is not part of the model.
 
 Relations were taught by lessons: the side of a lone thing, the side of one thing among several, the
 sides of both ("a red circle on the left and a blue star on the right"), and only then relations.
@@ -103,7 +105,8 @@ def _figures(tables: Mapping[str, Table]) -> str:
         "## Figures",
         "",
         "Right answers in percent on held-out scenes. In every question one aspect of the scene "
-        "is changed and everything left open is drawn anew; a tie is a wrong answer.",
+        "is changed and everything left open is drawn anew; a tie is a wrong answer. Zero-shot is "
+        "at the paper's noise levels 0.2, 0.4, 0.6 and 0.8, few-shot at the adapter's own.",
     ]
     for prefix, question in (
         ("image ", "Given a text, the right image of two (chance 50), by what is changed"),

@@ -1,0 +1,207 @@
+"""How large values get inside a bundle's graphs, and what FP16 leaves of room.
+
+FP16 ends at 65,504. Whether a model fits is a matter of its weights and its inputs, and ONNX
+Runtime's CPU kernels do not tell: they compute FP16 graphs in FP32. Here each graph runs in FP32,
+unrounded, with the largest absolute value of everything it computes as further outputs.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from dsd_trt.bundle import Bundle
+from dsd_trt.export.emulation import MOVES, widen_half
+from dsd_trt.export.onnx_file import load_graph, save_graph
+from dsd_trt.export.probe import Probe
+from dsd_trt.export.trace import module_of
+from dsd_trt.export.weights import WEIGHTS_NAME
+from dsd_trt.tokenizer import Tokenizer
+
+FP16_MAX = 65504.0
+_FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
+
+_BEFORE_SOFTMAX = {"Add", "Cast", "Div", "Mul", "Sub", "Where"}
+
+Array = NDArray[Any]
+Kind = Literal["attention logits", "activations"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The largest absolute value of one value of a graph.
+
+    Attributes:
+        graph: which.
+        node: that computes it, "PATH OF A MODULE/OPERATOR", or "OPERATOR after PATH".
+        kind: products of queries and keys, before any mask, or anything else.
+        precision: what the graph computes it in, "fp16" or "fp32".
+        largest: over all inputs; infinite or NaN where FP32 does not hold it either.
+    """
+
+    graph: str
+    node: str
+    kind: Kind
+    precision: str
+    largest: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether its precision holds it."""
+        return bool(self.largest < (FP16_MAX if self.precision == "fp16" else np.inf))
+
+
+def measure_ranges(
+    bundle: Bundle, probe: Probe, scratch: Path, step: Callable[[str], None] = lambda graph: None
+) -> list[Range]:
+    """Run every graph of a bundle on a probe.
+
+    Args:
+        bundle: FP32 or FP16.
+        probe: images, each scored with its own text, at the probe's levels.
+        scratch: an empty folder; on another disk than the bundle's the weights are copied there.
+        step: told which graph is run.
+
+    Returns:
+        One a computed value, in the graphs' order.
+    """
+    manifest = bundle.manifest
+    tokens = Tokenizer(
+        bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
+    )(probe.texts)
+    _link(bundle.path(WEIGHTS_NAME), scratch / WEIGHTS_NAME)
+    found: list[Range] = []
+
+    def run(name: str, feeds: Iterable[dict[str, Array]]) -> list[Array]:
+        """Note the ranges of a graph; its first output for each of the feeds."""
+        step(name)
+        model = load_graph(bundle.path(manifest.graphs[name].file))
+        ranges, outputs = _run(name, model, feeds, scratch / f"{name}.onnx")
+        found.extend(ranges)
+        return outputs
+
+    latents = run("image_encoder", ({"pixels": pixels[None]} for pixels in probe.pixels))
+    states = run("text_encoder", ({"input_ids": ids[None]} for ids in tokens.input_ids))
+    run(
+        "pair_scorer",
+        (
+            {
+                "latent": latent,
+                "level": np.array([level], np.int32),
+                "text_states": of_text,
+                "token_mask": mask[None],
+            }
+            for latent, of_text, mask in zip(latents, states, tokens.mask, strict=True)
+            for level in probe.levels
+        ),
+    )
+    return found
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def worst(ranges: Iterable[Range]) -> list[Range]:
+    """The largest of each kind and precision; what is no number is larger than all."""
+    largest: dict[tuple[str, str], Range] = {}
+    for found in sorted(ranges, key=lambda r: np.inf if np.isnan(r.largest) else r.largest):
+        largest[found.kind, found.precision] = found
+    return list(largest.values())
+
+
+def _run(
+    name: str, model: onnx.ModelProto, feeds: Iterable[dict[str, Array]], path: Path
+) -> tuple[list[Range], list[Array]]:
+    watched = _watch(model)
+    save_graph(model, path)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    largest, outputs = np.zeros(len(watched), np.float32), []
+    for feed in feeds:
+        values = dict(zip(names, session.run(None, feed), strict=True))
+        # `maximum` keeps what is no number.
+        largest = np.maximum(largest, [values[f"{value}.largest"] for value in watched])
+        outputs.append(values[names[0]])
+    ranges = [
+        Range(name, node, kind, precision, float(value))
+        for (node, kind, precision), value in zip(watched.values(), largest, strict=True)
+    ]
+    return ranges, outputs
+
+
+def _watch(model: onnx.ModelProto) -> dict[str, tuple[str, Kind, str]]:
+    """Let a graph compute in FP32 and tell the largest of everything it computes.
+
+    Returns:
+        Node, kind and the graph's own precision of each value that is watched, by its name.
+    """
+    graph = model.graph
+    precision = {
+        value.name: _FLOATS[value.type.tensor_type.elem_type]
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type in _FLOATS
+    }
+    widen_half(model)
+    constant = {tensor.name for tensor in graph.initializer}
+    made_by = {value: node for node in graph.node for value in node.output}
+    logits, masked = _attention_logits(graph, made_by)
+    watched: dict[str, tuple[str, Kind, str]] = {}
+    for node in graph.node:
+        if set(node.input) <= constant:
+            constant.update(node.output)  # of weights alone
+        elif node.op_type not in MOVES:
+            for value in (set(node.output) & precision.keys()) - masked:
+                kind: Kind = "attention logits" if value in logits else "activations"
+                watched[value] = (_place(node, made_by), kind, precision[value])
+    for value in watched:
+        graph.node.append(helper.make_node("Abs", [value], [f"{value}.size"]))
+        graph.node.append(
+            helper.make_node("ReduceMax", [f"{value}.size"], [f"{value}.largest"], keepdims=0)
+        )
+        graph.output.append(
+            helper.make_tensor_value_info(f"{value}.largest", TensorProto.FLOAT, [])
+        )
+    return watched
+
+
+def _place(node: onnx.NodeProto, made_by: Mapping[str, onnx.NodeProto]) -> str:
+    """A node's name; of one outside all modules, with the nearest before it that is in one."""
+    before: onnx.NodeProto | None = node
+    while before is not None and not module_of(before):
+        before = next((made_by[value] for value in before.input if value in made_by), None)
+    return node.name if before in (node, None) else f"{node.name} after {module_of(before)}"
+
+
+def _attention_logits(
+    graph: onnx.GraphProto, made_by: Mapping[str, onnx.NodeProto]
+) -> tuple[set[str], set[str]]:
+    """Products that softmax is taken of, and what lies between: scaled, cast, or masked."""
+    products: set[str] = set()
+    between: set[str] = set()
+    waiting = [node.input[0] for node in graph.node if node.op_type == "Softmax"]
+    while waiting:
+        value = waiting.pop()
+        node = made_by.get(value)
+        if node is None or value in products | between:
+            continue
+        if node.op_type == "MatMul":
+            products.add(value)
+        elif node.op_type in _BEFORE_SOFTMAX:
+            between.add(value)
+            waiting += node.input
+    return products, between

@@ -1,0 +1,66 @@
+"""`dsd-trt ranges`: what FP16 leaves of room in a bundle's graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import click
+
+from dsd_trt.commands.options import table_format_option
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt ranges my-scorer
+  dsd-trt ranges my-scorer --scenes 16 -f json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--scenes",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Drawn scenes to run, each with its caption, at every noise level.",
+)
+@table_format_option
+def ranges(bundle: Path, scenes: int, form: str) -> None:
+    """Tell how large values get inside a bundle's graphs, and what FP16 leaves of room.
+
+    The graphs run in FP32, unrounded. The table has the largest of each graph, kind and precision;
+    -f json has every value, by the node that computes it.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from dsd_trt.bundle import read_bundle
+    from dsd_trt.export.probe import draw_probe
+    from dsd_trt.export.ranges import FP16_MAX, measure_ranges, worst
+
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    probe = draw_probe(
+        manifest.preprocessing.resolution, len(manifest.method.noise_levels.fractions), count=scenes
+    )
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as scratch, console.status("Running") as status:
+        found = measure_ranges(
+            opened, probe, Path(scratch), lambda graph: status.update(f"Running {graph}")
+        )
+    if form == "json":
+        rows = [{**dataclasses.asdict(row), "fits": row.fits} for row in found]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(title=f"Largest absolute values, {scenes} scenes; FP16 ends at {FP16_MAX:,.0f}")
+    for column in ("graph", "kind", "precision", "largest", "node"):
+        table.add_column(column, justify="right" if column == "largest" else "left")
+    for graph in manifest.graphs:
+        for row in worst(row for row in found if row.graph == graph):
+            mark = "" if row.fits else "  does not fit"
+            largest = f"{row.largest:,.4g}{mark}"
+            table.add_row(row.graph, row.kind, row.precision, largest, row.node)
+    Console().print(table)
