@@ -41,6 +41,13 @@ Examples:
     help="Folder to write; a run that was stopped goes on where it was.",
 )
 @click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=2e-3,
+    show_default=True,
+    help="Of DSD's few-shot training; CLIP's are its own.",
+)
+@click.option(
     "--levels",
     default="0.2,0.4,0.6,0.8",
     show_default=True,
@@ -58,6 +65,7 @@ def reproduce(
     examples: int | None,
     steps: int,
     out: Path,
+    learning_rate: float,
     levels: tuple[float, ...],
     fair_resolution: bool,
     seed: int,
@@ -77,7 +85,9 @@ def reproduce(
 
     hush_libraries()
     resize: Resize = "bicubic-stretch-through-224" if fair_resolution else "bicubic-stretch"
-    settings = FewShotSettings(steps=steps, levels=levels, resize=resize, seed=seed)
+    settings = FewShotSettings(
+        steps=steps, learning_rate=learning_rate, levels=levels, resize=resize, seed=seed
+    )
     plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
     with StageProgress(Console(stderr=True)) as progress:
         try:
