@@ -10,13 +10,17 @@ DEV := .venv
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-size lint bench clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
 test: $(DEV)/installed
 	$(DEV)/bin/python -m pytest $(PYTEST_ARGS)
+
+# Needs 10 GB of disk and several minutes.
+test-size: $(DEV)/installed
+	$(DEV)/bin/python -m pytest -m real_size -s $(PYTEST_ARGS)
 
 # A type checker cannot follow package-dir through an editable install, so it reads a plain one.
 lint: $(DEV)/installed
