@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -48,6 +49,20 @@ Examples:
     help="Of DSD's few-shot training; CLIP's are its own.",
 )
 @click.option(
+    "--loss",
+    type=click.Choice(["bce", "softmax"]),
+    default="bce",
+    show_default=True,
+    help="Cross-entropy of every pair, or of the right pair against its negatives.",
+)
+@click.option(
+    "--negatives",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Wrong pairs a right one, in training.",
+)
+@click.option(
     "--levels",
     default="0.2,0.4,0.6,0.8",
     show_default=True,
@@ -66,6 +81,8 @@ def reproduce(
     steps: int,
     out: Path,
     learning_rate: float,
+    loss: Literal["bce", "softmax"],
+    negatives: int,
     levels: tuple[float, ...],
     fair_resolution: bool,
     seed: int,
@@ -86,7 +103,13 @@ def reproduce(
     hush_libraries()
     resize: Resize = "bicubic-stretch-through-224" if fair_resolution else "bicubic-stretch"
     settings = FewShotSettings(
-        steps=steps, learning_rate=learning_rate, levels=levels, resize=resize, seed=seed
+        steps=steps,
+        learning_rate=learning_rate,
+        loss=loss,
+        negatives=negatives,
+        levels=levels,
+        resize=resize,
+        seed=seed,
     )
     plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
     with StageProgress(Console(stderr=True)) as progress:

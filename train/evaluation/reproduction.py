@@ -27,6 +27,7 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+from dsd_trt.train.noise import DEFAULT_LEVELS
 
 REAL = ("comvg", "refcocog", "vqav2")
 SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")
@@ -139,9 +140,13 @@ def _methods(
     if plan.clip is not None:
         for method in ("zero-shot", "fine-tuning", "prompt-learning"):
             methods[f"CLIP {method}"] = clip(method)
-    methods["DSD zero-shot"] = lambda folder: by_model(
-        plan.model, None, levels=plan.settings.levels, resize=plan.settings.resize
-    )
+
+    def zero_shot(levels: tuple[float, ...]) -> Callable[[Path], Score]:
+        return lambda folder: by_model(plan.model, None, levels=levels, resize=plan.settings.resize)
+
+    methods["DSD zero-shot"] = zero_shot(DEFAULT_LEVELS)
+    if plan.settings.levels != DEFAULT_LEVELS:  # what is theirs is not few-shot training's
+        methods["DSD zero-shot at the few-shot levels"] = zero_shot(plan.settings.levels)
     methods["DSD few-shot"] = few_shot(plan.settings)
     both = replace(plan.settings, score="attention+denoising")
     methods["DSD few-shot with denoising term"] = few_shot(both)
