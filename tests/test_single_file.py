@@ -88,7 +88,7 @@ def test_a_file_is_exported_and_scores_as_its_folder(
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     scores = []
     for i, model in enumerate((f"{root}/sd21.safetensors@sd21", str(root / "sd21"))):
-        settings = Settings(model, levels=(0.4,), precision="fp32")
+        settings = Settings(model, levels=(0.4,), verify="quick")
         bundle, _ = export_bundle(settings, tmp_path / str(i))
         scores.append(Scorer(bundle).score([image], ["a dog", "two cats"]).scores)
     np.testing.assert_array_equal(*scores)
