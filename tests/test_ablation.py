@@ -19,6 +19,7 @@ from dsd_trt.train.data.shapes import shapes_comvg
 from dsd_trt.train.evaluation.ablation import LEVELS, Maps, ablate, as_text, collect, score
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
 from dsd_trt.train.model import Checkpoint, build_scoring_unet, load_checkpoint
+from dsd_trt.train.noise import DEFAULT_LEVELS
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +55,8 @@ def _weights(checkpoint: Checkpoint, adapter: Adapter | None) -> NDArray[np.floa
 def _served(
     checkpoint: Checkpoint, adapter: Adapter, examples: Examples, **settings: Any
 ) -> NDArray[np.float64]:
-    """Scores of the model as it would be exported, averaged over its levels."""
-    scoring = build_scoring_unet(checkpoint, adapter, **settings)
+    """Scores of the model as it would be exported, averaged over the paper's levels or others."""
+    scoring = build_scoring_unet(checkpoint, adapter, **{"levels": DEFAULT_LEVELS, **settings})
     images, texts = examples.images, examples.texts
     at_levels = [
         scoring(
