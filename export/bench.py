@@ -109,8 +109,9 @@ def _pytorch(batched: bool, bundle: Path, model: str, adapter: Path | None) -> R
     from dsd_trt.export.reference import Reference
     from dsd_trt.export.settings import default_adapter
     from dsd_trt.train.adapter import Adapter
+    from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.libraries import hush_libraries
-    from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+    from dsd_trt.train.model import load_checkpoint
 
     hush_libraries()
     manifest = read_bundle(bundle).manifest

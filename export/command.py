@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dsd_trt.export.parity import ParityReport
     from dsd_trt.export.settings import Verify
-    from dsd_trt.manifest import Precision, TokenMask
+    from dsd_trt.manifest import Precision, Resize, TokenMask
 
 EXAMPLES = """\b
 Examples:
@@ -84,7 +84,7 @@ def export(
     score_layers: str,
     levels: tuple[float, ...] | None,
     token_mask: str,
-    fair_resolution: bool,
+    resize: Resize | None,
     score: str | None,
     verify: str | None,
     force: bool,
@@ -104,7 +104,7 @@ def export(
         precision=cast("Precision", precision),
         score_layers=score_layers,
         levels=levels,
-        resize="bicubic-stretch-through-224" if fair_resolution else None,
+        resize=resize,
         token_mask=cast("TokenMask", token_mask),
         score=cast("ScoreKind | None", score),
         verify=cast("Verify | None", verify),

@@ -18,7 +18,7 @@ from dsd_trt.manifest import (
     TokenizerSpec,
     graph_contract,
 )
-from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.model import Checkpoint, sha256
 from dsd_trt.train.scoring_unet import ScoringUNet
 
@@ -63,10 +63,7 @@ def describe(
             eos_id=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,
         ),
-        preprocessing=Preprocessing(
-            checkpoint.resolution,
-            settings.resize or (adapter.resize if adapter else "bicubic-stretch"),
-        ),
+        preprocessing=Preprocessing(checkpoint.resolution, resize_of(adapter, settings.resize)),
         calibration=_calibration(settings, adapter, scoring),
         provenance=Provenance(
             base_model=checkpoint.source.name,

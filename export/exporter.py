@@ -25,7 +25,8 @@ from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.model import load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 _LARGE = 100_000_000  # weights of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dsd_trt.bundle import Bundle
+from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half
 from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.probe import Probe
@@ -110,8 +111,14 @@ def measure_ranges(
 def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
+    except OSError:  # another disk
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise InputError(
+                f"cannot copy the weights, {source.stat().st_size / 1e9:.1f} GB, to "
+                f"{target.parent}: {error.strerror}. Name another folder in TMPDIR"
+            ) from error
 
 
 def worst(ranges: Iterable[Range]) -> list[Range]:

@@ -18,7 +18,7 @@ class Settings:
     """What to export and how.
 
     Attributes:
-        model: what `find_model` takes: "shapes", a folder, or a repository on the hub.
+        model: what `find_model` takes: "shapes", a folder, a file, or a repository on the hub.
         adapter: folder of a few-shot adapter; None is the zero-shot score.
         precision: "fp32", or "fp16" with FP32 islands.
         score_layers: "all", "last:N", or layer indices.

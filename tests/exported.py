@@ -16,7 +16,8 @@ from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import Checkpoint, build_scoring_unet, load_checkpoint
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.model import Checkpoint, load_checkpoint
 
 
 @dataclass(frozen=True)

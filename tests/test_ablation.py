@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from dsd_trt.cli import cli
 from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.shapes import shapes_comvg
 from dsd_trt.train.evaluation.ablation import LEVELS, Maps, ablate, as_text, collect, score
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
-from dsd_trt.train.model import Checkpoint, build_scoring_unet, load_checkpoint
+from dsd_trt.train.model import Checkpoint, load_checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
 

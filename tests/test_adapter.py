@@ -12,8 +12,9 @@ from checkpoints import HEADS, LAYERS, TEXT_WIDTH, write_adapter, write_checkpoi
 from safetensors.torch import load_file
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+from dsd_trt.train.adapter import Adapter, resize_of
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.model import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +104,18 @@ def test_a_score_is_taken_at_the_levels_its_adapter_was_trained_at(
     assert build_scoring_unet(checkpoint, adapter, levels=(0.5,)).levels == (0.5,)
     unknown = replace(adapter, levels=())
     assert build_scoring_unet(checkpoint, unknown).levels == (0.2, 0.4, 0.6, 0.8)
+
+
+def test_images_are_resized_as_those_it_was_trained_on(folder: Path, tmp_path: Path) -> None:
+    plain = Adapter.load(folder)
+    replace(plain, resize="bicubic-stretch-through-224").save(tmp_path / "fair")
+    fair = Adapter.load(tmp_path / "fair")
+    assert resize_of(fair) == "bicubic-stretch-through-224"
+    assert resize_of(plain) == resize_of(None) == "bicubic-stretch"
+    assert resize_of(plain, "bicubic-stretch-through-224") == "bicubic-stretch-through-224"
+    assert resize_of(fair, "bicubic-stretch") == "bicubic-stretch"
+    path = folder / "adapter.json"  # as written before there was a choice
+    config = json.loads(path.read_text("utf-8"))
+    del config["resize"]
+    path.write_text(json.dumps(config))
+    assert Adapter.load(folder).resize == "bicubic-stretch"

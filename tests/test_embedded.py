@@ -21,7 +21,8 @@ from dsd_trt.export.settings import default_adapter
 from dsd_trt.image import preprocess
 from dsd_trt.inputs import read_pairs
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.model import load_checkpoint
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -38,7 +38,8 @@ from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import Calibration, graph_contract
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint, token_mask
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.model import encode_texts, load_checkpoint, token_mask
 
 if TYPE_CHECKING:
     from exported import Exported

@@ -19,8 +19,9 @@ from dsd_trt import Scorer
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
+from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.model import Checkpoint, build_scoring_unet, encode_texts, load_checkpoint
+from dsd_trt.train.model import Checkpoint, encode_texts, load_checkpoint
 from dsd_trt.train.random_model import write_random_model
 
 TEXTS = ["a red circle", "two dogs under a tree, one of them asleep", "", "ZEBRA 42!"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dsd_trt.errors import InputError
 from dsd_trt.manifest import HeadMode, ScoreKind
+from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.fewshot.batch import Batch, sample_batch
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
@@ -23,7 +24,7 @@ from dsd_trt.train.fewshot.match_probability import MatchProbability, fit_match_
 from dsd_trt.train.fewshot.model import Validation, build_model, score_all
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.head_weights import HeadWeights
-from dsd_trt.train.model import Checkpoint, build_scoring_unet, load_checkpoint
+from dsd_trt.train.model import Checkpoint, load_checkpoint
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
 SETTINGS = FewShotSettings(

@@ -25,7 +25,8 @@ from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.ranges import FP16_MAX, Range, measure_ranges, worst
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.model import encode_texts, load_checkpoint
 
 if TYPE_CHECKING:
     from exported import Exported

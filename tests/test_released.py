@@ -19,9 +19,10 @@ from dsd_trt.cli import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
+from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.families import FAMILIES, tiny, unet_config
 from dsd_trt.train.layers import last_of_each_stage
-from dsd_trt.train.model import Checkpoint, build_scoring_unet, encode_texts, load_checkpoint
+from dsd_trt.train.model import Checkpoint, encode_texts, load_checkpoint
 from dsd_trt.train.random_model import write_random_model
 from dsd_trt.train.released import read_released
 

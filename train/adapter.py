@@ -187,3 +187,8 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def resize_of(adapter: Adapter | None, asked: Resize | None = None) -> Resize:
+    """How images become squares: as asked for, else as the adapter's did, else at once."""
+    return asked or (adapter.resize if adapter else "bicubic-stretch")

@@ -135,7 +135,15 @@ class SingleFile:
     def _clip(self) -> Path:
         """Folder of CLIP's tokenizer: "tokenizer" beside the file, or the hub's."""
         beside = self.path.parent / "tokenizer"
-        return beside if beside.is_dir() else fetch(CLIP, None, _TOKENIZER)
+        if beside.is_dir():
+            return beside
+        try:
+            return fetch(CLIP, None, _TOKENIZER)
+        except ModelError as error:
+            raise ModelError(
+                f"{self.path} holds no tokenizer: put CLIP's into {beside}, or let it be fetched. "
+                f"Tried: {error}"
+            ) from error
 
     def _empty(self, part: str) -> Any:
         is_text = part.startswith("text_encoder")

@@ -34,13 +34,53 @@ def model_option(command: Command) -> Command:
 
 
 def fair_resolution_option(command: Command) -> Command:
-    """--fair-resolution, the paper's protocol for comparing with CLIP."""
+    """--fair-resolution, the paper's protocol for comparing with CLIP: a `Resize`, or None."""
     return click.option(
         "--fair-resolution",
-        is_flag=True,
+        "resize",
+        flag_value="bicubic-stretch-through-224",
         help="Shrink images to 224 x 224 pixels first, so that no more is seen than CLIP sees "
         "(the paper's Table 1).",
     )(command)
+
+
+def few_shot_options(command: Command) -> Command:
+    """What few-shot training is told wherever it is done."""
+    options = (
+        click.option(
+            "--loss",
+            type=click.Choice(["bce", "softmax"]),
+            default="bce",
+            show_default=True,
+            help="Cross-entropy of every pair, or of the right pair against its negatives.",
+        ),
+        click.option(
+            "--negatives",
+            type=click.IntRange(1),
+            default=3,
+            show_default=True,
+            help="Wrong pairs a right one.",
+        ),
+        click.option(
+            "--learning-rate",
+            type=click.FloatRange(0, min_open=True),
+            default=2e-3,
+            show_default=True,
+            help="At first; falls to zero along a line.",
+        ),
+        click.option(
+            "--levels",
+            default="0.2,0.4,0.6,0.8",
+            show_default=True,
+            metavar="S,S...",
+            callback=parse_levels,
+            help="Noise levels, each between 0 and 1; the adapter is then scored at these.",
+        ),
+        fair_resolution_option,
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def data_options(command: Command) -> Command:

@@ -47,7 +47,7 @@ _LARGEST_SCALE = math.log(100)  # Radford et al. clip the logit scale there
 class Settings:
     """Sizes and lengths; `SMOKE` takes seconds and teaches nothing.
 
-    By default as many pictures are seen as the embedded model sees in all, 384,000.
+    By default 384,000 pictures are seen, as many as in the embedded model's first two stages.
 
     Attributes:
         steps: optimiser steps.

@@ -43,13 +43,14 @@ def ablate(
     """
     from rich.console import Console
 
-    from dsd_trt.train.adapter import Adapter
+    from dsd_trt.train.adapter import Adapter, resize_of
+    from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
     from dsd_trt.train.evaluation.ablation import ablate as measure
     from dsd_trt.train.fewshot.examples import encode_questions
     from dsd_trt.train.libraries import hush_libraries
-    from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+    from dsd_trt.train.model import load_checkpoint
     from dsd_trt.train.progress import StageProgress
 
     hush_libraries()
@@ -63,7 +64,7 @@ def ablate(
         examples = encode_questions(
             checkpoint,
             questions,
-            resize=learned.resize if learned else "bicubic-stretch",
+            resize=resize_of(learned),
             progress=lambda done, total: progress.step("encoding", done, total, {}),
         )
         maps = collect(

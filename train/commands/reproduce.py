@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
-from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
+from dsd_trt.commands.options import few_shot_options, model_option
 from dsd_trt.errors import InputError
 from dsd_trt.manifest import Resize
 
@@ -41,36 +41,7 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write; a run that was stopped goes on where it was.",
 )
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=2e-3,
-    show_default=True,
-    help="Of DSD's few-shot training; CLIP's are its own.",
-)
-@click.option(
-    "--loss",
-    type=click.Choice(["bce", "softmax"]),
-    default="bce",
-    show_default=True,
-    help="Cross-entropy of every pair, or of the right pair against its negatives.",
-)
-@click.option(
-    "--negatives",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Wrong pairs a right one, in training.",
-)
-@click.option(
-    "--levels",
-    default="0.2,0.4,0.6,0.8",
-    show_default=True,
-    metavar="S,S...",
-    callback=parse_levels,
-    help="Noise levels of every DSD score but those of Figures 5 and 6.",
-)
-@fair_resolution_option
+@few_shot_options
 @click.option("--seed", default=0, show_default=True, help="Of everything.")
 def reproduce(
     model: str,
@@ -80,12 +51,9 @@ def reproduce(
     examples: int | None,
     steps: int,
     out: Path,
-    learning_rate: float,
-    loss: Literal["bce", "softmax"],
-    negatives: int,
-    levels: tuple[float, ...],
-    fair_resolution: bool,
+    resize: Resize | None,
     seed: int,
+    **few_shot: Any,
 ) -> None:
     """Reproduce Tables 1 and 2 and Figures 3 to 6 of the paper.
 
@@ -101,15 +69,8 @@ def reproduce(
     from dsd_trt.train.progress import StageProgress
 
     hush_libraries()
-    resize: Resize = "bicubic-stretch-through-224" if fair_resolution else "bicubic-stretch"
     settings = FewShotSettings(
-        steps=steps,
-        learning_rate=learning_rate,
-        loss=loss,
-        negatives=negatives,
-        levels=levels,
-        resize=resize,
-        seed=seed,
+        steps=steps, resize=resize or "bicubic-stretch", seed=seed, **few_shot
     )
     plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
     with StageProgress(Console(stderr=True)) as progress:

@@ -9,9 +9,8 @@ import click
 
 from dsd_trt.commands.options import (
     data_options,
-    fair_resolution_option,
+    few_shot_options,
     model_option,
-    parse_levels,
     validation_option,
 )
 from dsd_trt.errors import InputError
@@ -69,20 +68,6 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     "the pair at hand, inside the graph.",
 )
 @click.option(
-    "--loss",
-    type=click.Choice(["bce", "softmax"]),
-    default="bce",
-    show_default=True,
-    help="Cross-entropy of every pair, or of the right pair against its negatives.",
-)
-@click.option(
-    "--negatives",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Wrong pairs a right one.",
-)
-@click.option(
     "--hard",
     type=click.FloatRange(0, 1),
     default=0.5,
@@ -99,21 +84,6 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     default=8,
     show_default=True,
     help="Questions a step.",
-)
-@click.option(
-    "--levels",
-    default="0.2,0.4,0.6,0.8",
-    show_default=True,
-    metavar="S,S...",
-    callback=parse_levels,
-    help="Noise levels, each between 0 and 1; the adapter is then scored at these.",
-)
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=2e-3,
-    show_default=True,
-    help="At first; falls to zero along a line.",
 )
 @click.option(
     "--rank",
@@ -151,7 +121,7 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     help="Attention logits and pooling stay FP32.",
 )
 @click.option("--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time.")
-@fair_resolution_option
+@few_shot_options
 @click.option("--seed", default=0, show_default=True, help="Of examples, weights and batches.")
 def train(
     model: str,
@@ -161,7 +131,7 @@ def train(
     limit: int | None,
     out: Path,
     validation: float,
-    fair_resolution: bool,
+    resize: Resize | None,
     seed: int,
     **sizes: Any,
 ) -> None:
@@ -181,8 +151,7 @@ def train(
 
     hush_libraries()
     questions = list(open_dataset(data, root, "train", seed, limit, fraction))
-    resize: Resize = "bicubic-stretch-through-224" if fair_resolution else "bicubic-stretch"
-    settings = FewShotSettings(seed=seed, resize=resize, **sizes)
+    settings = FewShotSettings(seed=seed, resize=resize or "bicubic-stretch", **sizes)
     source = {"data": data, "fraction": fraction, "limit": limit, "validation": validation}
     console = Console(stderr=True)
     with StageProgress(console) as progress:

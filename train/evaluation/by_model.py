@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_trt.manifest import Resize, ScoreKind
-from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.adapter import Adapter, resize_of
+from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.answers import Score
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.model import FewShotModel, score_all
 from dsd_trt.train.head_weights import HeadWeights
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+from dsd_trt.train.model import load_checkpoint
 
 
 def by_model(
@@ -42,7 +43,7 @@ def by_model(
     kind = score or (learned.score if learned else "attention")
     heads = HeadWeights(scoring.head_weights, learned=False)
     whole = FewShotModel(scoring, heads, MatchProbability(kind))
-    resize = resize or (learned.resize if learned else "bicubic-stretch")
+    resize = resize_of(learned, resize)
     weight = learned.denoising_weight if learned else 1.0
 
     def score_candidates(questions: Sequence[Question]) -> list[list[float]]:

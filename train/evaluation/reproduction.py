@@ -16,6 +16,7 @@ from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
 from dsd_trt.train.baselines.matcher import by_matcher
+from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.catalogue import FEW_SHOT, open_dataset
 from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
 from dsd_trt.train.evaluation.ablation import as_text as ablation_text
@@ -26,7 +27,7 @@ from dsd_trt.train.evaluation.figures import Figure, figures, write
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
-from dsd_trt.train.model import build_scoring_unet, load_checkpoint
+from dsd_trt.train.model import load_checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
 REAL = ("comvg", "refcocog", "vqav2")
@@ -145,7 +146,7 @@ def _methods(
         return lambda folder: by_model(plan.model, None, levels=levels, resize=plan.settings.resize)
 
     methods["DSD zero-shot"] = zero_shot(DEFAULT_LEVELS)
-    if plan.settings.levels != DEFAULT_LEVELS:  # what is theirs is not few-shot training's
+    if plan.settings.levels != DEFAULT_LEVELS:  # or their gain would be taken for training's
         methods["DSD zero-shot at the few-shot levels"] = zero_shot(plan.settings.levels)
     methods["DSD few-shot"] = few_shot(plan.settings)
     both = replace(plan.settings, score="attention+denoising")

@@ -14,12 +14,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.shapes import shapes_refcocog
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.loss_log import LossLog
-from dsd_trt.train.model import build_scoring_unet, encode_texts, load_checkpoint
+from dsd_trt.train.model import encode_texts, load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
 from dsd_trt.train.shapes.plan import Plan, stages

@@ -1,0 +1,96 @@
+"""Putting the scoring model together from a checkpoint and an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from dsd_trt.manifest import ScoreKind
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.layers import inner_widths, last_of_each_stage
+from dsd_trt.train.model import Checkpoint
+from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
+from dsd_trt.train.pooling import Pooling
+from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring_unet import ScoringUNet
+
+
+def build_scoring_unet(
+    checkpoint: Checkpoint,
+    adapter: Adapter | None = None,
+    *,
+    score_layers: str | Sequence[int] = "all",
+    levels: tuple[float, ...] | None = None,
+    noise_seed: int = 0,
+    pooling: Pooling = "lse",
+    lam: float = 20.0,
+    score: ScoreKind | None = None,
+    unet: UNet2DConditionModel | None = None,
+) -> ScoringUNet:
+    """Put the scoring model together.
+
+    Args:
+        checkpoint: the base model.
+        adapter: few-shot adapter, or None for the zero-shot score.
+        score_layers: as in `ScoringUNet`.
+        levels: noise levels s; None is those the adapter was trained at, or 0.2, 0.4, 0.6, 0.8.
+        noise_seed: names the noise.
+        pooling: as in `ScoringUNet`.
+        lam: as in `ScoringUNet`.
+        score: which score it is for; None is the adapter's, or "attention" without one. "released"
+            has a pooling and layers of its own: the last of each of the U-Net's blocks.
+        unet: the checkpoint's U-Net, read by the caller, for whom it is changed where the adapter
+            changes weights; None is the one the checkpoint keeps.
+
+    Raises:
+        ModelError: the adapter was trained on other weights or for another score, or its head
+            weights on other layers.
+        ValueError: layers or levels that do not exist.
+    """
+    score = score or (adapter.score if adapter else "attention")
+    levels = levels or (adapter.levels if adapter else ()) or DEFAULT_LEVELS
+    prompts = None
+    if adapter is not None:
+        adapter.require_base(checkpoint.weight_hashes)
+        adapter.require_score(score)
+        if adapter.merged:
+            unet = unet or checkpoint.read_unet()
+            adapter.merge_into(unet)
+        if adapter.prompt_config is not None:
+            prompts = build_prompts(unet or checkpoint.unet, adapter, adapter.prompt_config)
+    unet = unet or checkpoint.unet
+    if score == "released":
+        if score_layers != "all":
+            raise ValueError('the score "released" has layers of its own: leave --score-layers')
+        pooling, score_layers = "logits", last_of_each_stage(unet)
+    scoring = ScoringUNet(
+        unet,
+        noise_levels(checkpoint.alphas_cumprod, checkpoint.latent_shape, levels, noise_seed),
+        score_layers=score_layers,
+        pooling=pooling,
+        lam=lam,
+        prompts=prompts,
+        dynamic_heads=adapter is not None and adapter.head_mode == "dynamic",
+        denoising=score != "attention",
+        prediction=checkpoint.prediction,
+        resolution=checkpoint.resolution,
+    )
+    if score == "released":
+        each = [torch.full((heads,), 1 / heads) for heads in scoring.heads]
+        scoring.head_weights.copy_(torch.cat(each) / len(each))  # every layer counts the same
+    elif adapter is not None:
+        weights = adapter.weights_of(scoring.score_layers, scoring.heads)
+        scoring.head_weights.copy_(torch.cat(weights))
+    return scoring.eval()
+
+
+def build_prompts(
+    unet: UNet2DConditionModel, adapter: Adapter, config: PromptConfig
+) -> AttentionPrompts:
+    """The adapter's prompts for a U-Net, with their learned values."""
+    text_width = int(unet.config["cross_attention_dim"])
+    prompts = AttentionPrompts(inner_widths(unet), text_width, config)
+    prompts.load_state_dict(adapter.prompt_state)
+    return prompts.requires_grad_(False)
