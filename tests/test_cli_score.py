@@ -447,10 +447,15 @@ def long_job(bundle: Bundle, tmp_path: Path) -> list[str]:
     return command(*job, *out, "--bundle", str(bundle.folder), "--engine", "onnxruntime")
 
 
+def _heed_ctrl_c() -> None:
+    """A shell without job control has what runs in its background ignore it, children included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_with_one_line_and_no_half_written_file(
     long_job: list[str], tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(long_job, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(long_job, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("engine:")
     time.sleep(0.5)
@@ -464,7 +469,10 @@ def test_ctrl_c_ends_with_one_line_and_no_half_written_file(
 def test_progress_shows_rate_and_time_left_only_on_a_terminal(long_job: list[str]) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        long_job, stderr=theirs, env={**os.environ, "COLUMNS": "100", "TERM": "xterm"}
+        long_job,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "100", "TERM": "xterm"},
+        preexec_fn=_heed_ctrl_c,
     )
     os.close(theirs)
     seen = b""

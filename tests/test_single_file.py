@@ -129,6 +129,7 @@ def test_what_tensors_do_not_tell_has_to_be_said(tmp_path: Path) -> None:
     ("width", "suffix", "message"),
     [
         (768, "@sdxl", "is no sdxl: its text states are 768 wide, as those of sd15"),
+        (1024, "@sd3", "is no sd3: its text states are 1024 wide, as those of sd21-base or"),
         (1280, "", "of no known family: its text states are 1280 wide"),
     ],
 )

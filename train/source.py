@@ -8,14 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.families import FAMILIES
 from dsd_trt.train.hub import fetch
 from dsd_trt.train.model_folder import ModelFolder
 from dsd_trt.train.single_file import SingleFile
 
 EMBEDDED = "shapes"
 _HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_FILE = re.compile(rf"(?P<path>.+\.safetensors)(@(?P<family>{'|'.join(FAMILIES)}))?")
+_FILE = re.compile(r"(?P<path>.+\.safetensors)(@(?P<family>[^@/]+))?")
 _ENCODERS = ("text_encoder", "text_encoder_2")
 # What is read, and no more: repositories hold every weight several times over.
 _SMALL = (
