@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.engine import Engine, EngineDescription, open_engine, preferred_engine
 from dsd_trt.errors import EngineError
+from dsd_trt.manifest import Graph
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]
@@ -39,14 +41,21 @@ class Pipeline:
 
     Args:
         bundle: a verified bundle.
-        engine: "auto", "onnxruntime" or "openvino".
+        engine: "auto", "onnxruntime" or "openvino", or what opens a graph's file.
         memory_budget_mb: for activations, in MiB, see `batch_sizes`.
     """
 
-    def __init__(self, bundle: Bundle, engine: str, memory_budget_mb: float) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str | Callable[[Path, Graph], Engine],
+        memory_budget_mb: float,
+    ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
-        self._engine = preferred_engine() if engine == "auto" else engine
+        if isinstance(engine, str):
+            engine = partial(open_engine, engine=preferred_engine() if engine == "auto" else engine)
+        self._open_graph = engine
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )
@@ -78,7 +87,7 @@ class Pipeline:
 
     def _open(self, name: str) -> Engine:
         graph = self._manifest.graphs[name]
-        return open_engine(self._bundle.path(graph.file), graph, self._engine)
+        return self._open_graph(self._bundle.path(graph.file), graph)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise and encode one or more texts.

@@ -96,8 +96,10 @@ def export(
     from dsd_trt.export.exporter import export_bundle
     from dsd_trt.export.settings import Settings, default_adapter
     from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.memory import return_freed_memory
 
     hush_libraries()
+    return_freed_memory()
     settings = Settings(
         model=model,
         adapter=adapter or default_adapter(model),

@@ -15,7 +15,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
-from dsd_trt.export.modules import traceable
+from dsd_trt.export.modules import drop_weights, traceable
 from dsd_trt.export.onnx_file import save_graph, stamp
 from dsd_trt.export.parity import ParityReport, check_parity
 from dsd_trt.export.probe import draw_probe
@@ -26,6 +26,7 @@ from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.memory import release_freed_memory
 from dsd_trt.train.model import load_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 
@@ -83,7 +84,9 @@ def export_bundle(
                 model = trace(module, graph, weights)
                 stamp(model, name, manifest)
                 save_graph(model, folder / graph.file)
+                drop_weights(module)
                 del module
+                release_freed_memory()
         write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_NAME)
 
         stage("Scoring with the reference")

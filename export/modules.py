@@ -57,3 +57,9 @@ def traceable(
     if half and scoring.prompts is not None:
         scoring.prompts.half()
     return scoring
+
+
+def drop_weights(module: nn.Module) -> None:
+    """Take a module's weights away once they are stored: PyTorch keeps modules that were traced."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.new_empty(0)

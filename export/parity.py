@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.errors import DsdError, EngineError
 from dsd_trt.export.agreement import Agreement, compare
 from dsd_trt.export.emulation import emulate_half
@@ -22,11 +24,13 @@ from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.manifest import graph_contract
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.schema import to_plain
+from dsd_trt.train.memory import release_freed_memory
 
 SCORE_TOLERANCE = 1e-5  # FP32, absolute, or relative to the largest score beyond 1
 MIN_SPEARMAN, MIN_TOP1 = 0.999, 0.99  # FP16
 _LAYER_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # relative; ordinary rounding stays below
 _MEMORY_MB = 1024
+_LARGE_BYTES = 500_000_000  # of weights: from here on memory is worth more than speed
 
 
 class ParityError(DsdError):
@@ -124,10 +128,12 @@ def check_parity(
 
 def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     """Run a bundle's graphs end to end on ONNX Runtime and compare every output."""
+    large = bundle.path(WEIGHTS_NAME).stat().st_size > _LARGE_BYTES
 
     def pipeline() -> Pipeline:
         """One for each step, so that the graphs of a large model are in memory one at a time."""
-        return Pipeline(bundle, "onnxruntime", _MEMORY_MB)
+        release_freed_memory()
+        return Pipeline(bundle, partial(OnnxRuntimeEngine, frugal=large), _MEMORY_MB)
 
     probe = expected.probe
     latent = pipeline().encode_images(list(probe.pixels))

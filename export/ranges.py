@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dsd_trt.bundle import Bundle
+from dsd_trt.engine.onnxruntime import open_session
 from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half
 from dsd_trt.export.onnx_file import load_graph, save_graph
@@ -136,7 +137,8 @@ def _run(
     save_graph(model, path)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the graph's own
+    session = open_session(path, options, frugal=True)
     names = [output.name for output in session.get_outputs()]
     largest, outputs = np.zeros(len(watched), np.float32), []
     for feed in feeds:
@@ -175,14 +177,23 @@ def _watch(model: onnx.ModelProto) -> dict[str, tuple[str, Kind, str]]:
             for value in (set(node.output) & precision.keys()) - masked:
                 kind: Kind = "attention logits" if value in logits else "activations"
                 watched[value] = (_place(node, made_by), kind, precision[value])
-    for value in watched:
-        graph.node.append(helper.make_node("Abs", [value], [f"{value}.size"]))
-        graph.node.append(
-            helper.make_node("ReduceMax", [f"{value}.size"], [f"{value}.largest"], keepdims=0)
-        )
-        graph.output.append(
-            helper.make_tensor_value_info(f"{value}.largest", TensorProto.FLOAT, [])
-        )
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        for value in node.output:
+            if value in watched:  # at once, so that the value need not be kept until the end
+                nodes.append(helper.make_node("Abs", [value], [f"{value}.size"]))
+                nodes.append(
+                    helper.make_node(
+                        "ReduceMax", [f"{value}.size"], [f"{value}.largest"], keepdims=0
+                    )
+                )
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.output.extend(
+        helper.make_tensor_value_info(f"{value}.largest", TensorProto.FLOAT, [])
+        for value in watched
+    )
     return watched
 
 

@@ -25,7 +25,7 @@ class ImageEncoder(nn.Module):
         Returns:
             z, (images, C, h, w), in the VAE's precision.
         """
-        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = pixels.float().permute(0, 3, 1, 2) / 127.5 - 1  # TensorRT permutes no uint8
         moments = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         return moments.mean * self.vae.config["scaling_factor"]
 

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.errors import ModelError
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
 from dsd_trt.train.layers import require_stable_diffusion
+from dsd_trt.train.memory import release_freed_memory
 from dsd_trt.train.model_folder import ModelFolder
 from dsd_trt.train.scoring_unet import Prediction
 from dsd_trt.train.single_file import SingleFile
@@ -69,6 +70,7 @@ class Checkpoint:
         """Let go of the parts that were kept; they are read again when asked for."""
         for part in ("image_encoder", "text_encoder", "unet"):
             self.__dict__.pop(part, None)
+        release_freed_memory()
 
     def read_image_encoder(self, dtype: torch.dtype = torch.float32) -> ImageEncoder:
         """Read the VAE."""
