@@ -18,6 +18,10 @@ class BatchSizes:
     triples: int
 
 
+ON_DEVICE = BatchSizes(images=32, texts=256, triples=256)
+"""For engines on a GPU, which split batches as their plans say, and hold activations themselves."""
+
+
 def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     """Size micro-batches so that a graph's activations fit a memory budget.
 

@@ -34,6 +34,9 @@ SUBCOMMANDS = {
     "export": Subcommand(
         "dsd_trt.export.command:export", "Export a model as a bundle of ONNX graphs.", "export"
     ),
+    "build": Subcommand(
+        "dsd_trt.engines.command:build", "Compile a bundle's graphs to TensorRT plans."
+    ),
     "ranges": Subcommand(
         "dsd_trt.export.ranges_command:ranges",
         "Tell how large values get in a bundle, and what FP16 leaves of room.",

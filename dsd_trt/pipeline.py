@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.batching import batch_sizes
+from dsd_trt.batching import ON_DEVICE, batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.engine import Engine, EngineDescription, open_engine, preferred_engine
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Graph
+from dsd_trt.plan import PLAN_LIBRARIES
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]
@@ -53,13 +54,15 @@ class Pipeline:
     ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
+        self.batch = (
+            ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
+        )
         if isinstance(engine, str):
             engine = partial(open_engine, engine=preferred_engine() if engine == "auto" else engine)
         self._open_graph = engine
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )
-        self.batch = batch_sizes(manifest, memory_budget_mb)
 
     def compile(self) -> EngineDescription:
         """Compile every graph now.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle import Bundle, read_bundle
-from dsd_trt.engine import EngineDescription
+from dsd_trt.engine import EngineDescription, require_engine
 from dsd_trt.errors import BundleError, ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
 from dsd_trt.manifest import Manifest
@@ -36,8 +36,9 @@ class Scorer:
 
     Args:
         bundle: a verified bundle.
-        engine: "auto" (OpenVINO where it is installed, else ONNX Runtime), "onnxruntime" or
-            "openvino". The one that is asked for is used, or this fails.
+        engine: "auto" (OpenVINO where it is installed, else ONNX Runtime), "onnxruntime",
+            "openvino", or, with plans that `dsd-trt build` compiled, "tensorrt" or
+            "tensorrt-rtx". The one that is asked for is used, or this fails.
         memory_budget_mb: for activations, in MiB, see `batch_sizes`. Weights come on top, and so
             do the encoded texts: 77 D numbers each.
 
@@ -70,6 +71,7 @@ class Scorer:
             BundleError: no bundle there, or it is damaged.
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
+        require_engine(engine)
         return cls(read_bundle(_bundle_folder(bundle)), engine, memory_budget_mb)
 
     @property

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.manifest import Graph, TensorSpec
@@ -19,7 +19,9 @@ from dsd_trt.manifest import Graph, TensorSpec
 if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
     from numpy.typing import NDArray
 
-EngineName = Literal["auto", "onnxruntime", "openvino"]
+    from dsd_trt.plan import PlanLibrary
+
+EngineName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
@@ -87,7 +89,23 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
         from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, graph)
+    if engine in ("tensorrt", "tensorrt-rtx"):
+        from dsd_trt.engine.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(path, graph, cast("PlanLibrary", engine))
     raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
+
+
+def require_engine(engine: str) -> None:
+    """Fail now if an engine cannot work on this machine, before gigabytes are read for it.
+
+    Raises:
+        EngineError: it needs a GPU, a driver or a library that is not here.
+    """
+    if engine in ("tensorrt", "tensorrt-rtx"):
+        from dsd_trt.engine.tensorrt import require
+
+        require(cast("PlanLibrary", engine))
 
 
 def preferred_engine() -> str:

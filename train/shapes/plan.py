@@ -24,6 +24,7 @@ class Plan:
     shapes_steps: int = 1500
     naming_steps: int = 1600
     clear_steps: int = 2500
+    again_steps: int = 4000
     diffusion_twins: int = 24
     workers: int = 2
     probe_every: int = 1000
@@ -46,6 +47,7 @@ SMOKE = Plan(
     shapes_steps=1,
     naming_steps=1,
     clear_steps=1,
+    again_steps=1,
     diffusion_twins=4,
     probe_every=4,
     sampling_steps=2,
@@ -60,7 +62,7 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
     First everything at once; then with captions that are wrong altogether, too. Relations are not
     learned so: three lessons lead there (docs/lessons.md), and everything mixed mends what they
     cost. Then shapes, which colours outshine: by scenes that differ in nothing else, by naming,
-    and by less noise.
+    and by less noise. Then all of it again at a high rate that falls to zero, which gave the most.
     """
     lesson = Settings(steps=0, twins=plan.diffusion_twins, telling=1.0)
     return {
@@ -140,6 +142,20 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
                 side=0.2, predicate=0.4, other=0.25, swap=0.3, size=0.4, colour=0.2, both=0.15
             ),
             seed=seed + 18,
+        ),
+        "again": replace(
+            lesson,
+            steps=plan.again_steps,
+            learning_rate=1.2e-3,
+            naming=1.0,
+            silent=0.1,
+            noise=1.7,
+            places=0.04,
+            strangers=0.25,
+            kept=_kept(
+                side=0.2, predicate=0.35, other=0.25, swap=0.3, size=0.35, colour=0.25, both=0.2
+            ),
+            seed=seed + 31,
         ),
     }
 

@@ -1,0 +1,186 @@
+"""The few calls of the CUDA runtime that an engine needs, through NVIDIA's own bindings.
+
+Every call is checked, and everything that is allocated is an object that frees itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dsd_trt.errors import EngineError
+
+try:
+    from cuda.bindings import runtime as cudart
+except ImportError as error:
+    raise EngineError(
+        f"CUDA cannot be used here ({error}). Install its bindings with: "
+        "pip install 'dsd-trt[gpu]', or 'dsd-trt[rtx]' for TensorRT-RTX"
+    ) from error
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """Call a function of the runtime.
+
+    Args:
+        function: its name, such as "cudaMalloc".
+        arguments: of the function.
+
+    Returns:
+        What it returns behind the error code: nothing, a value, or a tuple.
+
+    Raises:
+        EngineError: the code says that it failed.
+    """
+    code, *results = getattr(cudart, function)(*arguments)
+    if code != cudart.cudaError_t.cudaSuccess:
+        raise EngineError(f"{function} failed: {cudart.cudaError_t(code).name}")
+    return results[0] if len(results) == 1 else tuple(results) or None
+
+
+def compute_capability() -> str:
+    """The first GPU's, such as "8.6".
+
+    Raises:
+        EngineError: there is none, or no driver; asking this first spares a library's crash.
+    """
+    code, count = cudart.cudaGetDeviceCount()
+    if code != cudart.cudaError_t.cudaSuccess or not count:
+        why = cudart.cudaError_t(code).name if count is None else "none is visible to this process"
+        raise EngineError(
+            f"no CUDA device: {why}. Install NVIDIA's driver, or use an engine of the CPU: "
+            "--engine onnxruntime, --engine openvino"
+        )
+    attribute = cudart.cudaDeviceAttr
+    major = call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, 0)
+    minor = call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, 0)
+    return f"{major}.{minor}"
+
+
+class Stream:
+    """A queue of work for the GPU."""
+
+    def __init__(self) -> None:
+        self.handle = call("cudaStreamCreate")
+        weakref.finalize(self, call, "cudaStreamDestroy", self.handle)
+
+    def synchronize(self) -> None:
+        """Wait until all of it is done."""
+        call("cudaStreamSynchronize", self.handle)
+
+    def wait(self, event: Event) -> None:
+        """Let what is queued from now on wait for an event of another stream."""
+        call("cudaStreamWaitEvent", self.handle, event.handle, 0)
+
+
+class Event:
+    """A mark in a stream."""
+
+    def __init__(self) -> None:
+        self.handle = call("cudaEventCreate")
+        weakref.finalize(self, call, "cudaEventDestroy", self.handle)
+
+    def record(self, stream: Stream) -> None:
+        """Set the mark behind all that is queued."""
+        call("cudaEventRecord", self.handle, stream.handle)
+
+    def synchronize(self) -> None:
+        """Wait until the stream has come to the mark."""
+        call("cudaEventSynchronize", self.handle)
+
+
+class DeviceMemory:
+    """Memory on the device alone.
+
+    Attributes:
+        address: where.
+        size: in bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.address = int(call("cudaMalloc", size))
+        weakref.finalize(self, call, "cudaFree", self.address)
+
+
+class Buffer:
+    """Memory for one tensor, on the device and, pinned, on the host.
+
+    Attributes:
+        host: the host's side as an array.
+        device: address of the device's side.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: DTypeLike) -> None:
+        kind = np.dtype(dtype)
+        size = int(np.prod(shape)) * kind.itemsize
+        self._memory = DeviceMemory(size)
+        self.device = self._memory.address
+        address = int(call("cudaMallocHost", size))
+        weakref.finalize(self, call, "cudaFreeHost", address)
+        self.host: NDArray[Any] = _array_at(address, tuple(shape), kind)
+
+    def upload(self, rows: int, stream: Stream) -> None:
+        """Queue the copy of the first rows to the device."""
+        self._copy(rows, stream, upload=True)
+
+    def download(self, rows: int, stream: Stream) -> None:
+        """Queue the copy of the first rows to the host."""
+        self._copy(rows, stream, upload=False)
+
+    def _copy(self, rows: int, stream: Stream, *, upload: bool) -> None:
+        part = self.host[:rows]
+        host = part.ctypes.data
+        kinds = cudart.cudaMemcpyKind
+        target, source, kind = (
+            (self.device, host, kinds.cudaMemcpyHostToDevice)
+            if upload
+            else (host, self.device, kinds.cudaMemcpyDeviceToHost)
+        )
+        call("cudaMemcpyAsync", target, source, part.nbytes, kind, stream.handle)
+
+
+class RecordedGraph:
+    """Work recorded once, queued again and again at little cost; addresses and sizes are fixed.
+
+    Args:
+        stream: which is recorded while the block runs; queues nothing meanwhile.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._executable: Any = None
+
+    def __enter__(self) -> RecordedGraph:
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call("cudaStreamBeginCapture", self._stream.handle, mode)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        graph = call("cudaStreamEndCapture", self._stream.handle)
+        if error is None:
+            self._executable = call("cudaGraphInstantiate", graph, 0)
+            weakref.finalize(self, call, "cudaGraphExecDestroy", self._executable)
+        call("cudaGraphDestroy", graph)
+
+    def launch(self) -> None:
+        """Queue the work."""
+        call("cudaGraphLaunch", self._executable, self._stream.handle)
+
+
+def _array_at(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """A view of memory that somebody else owns."""
+
+    class Memory:
+        __array_interface__ = {  # noqa: RUF012
+            "data": (address, False),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+    return np.asarray(Memory())

@@ -1,0 +1,204 @@
+"""TensorRT and TensorRT-RTX on a GPU: plans that `dsd-trt build` put into the bundle.
+
+Buffers, streams and CUDA graphs come from NVIDIA's own bindings of the CUDA runtime. Polygraphy's
+runner would not be less code: it knows neither pinned memory nor CUDA graphs nor a second set of
+buffers, which are most of this file.
+
+No GPU was at hand when this was written: it is checked against the libraries' real signatures and
+against a recording stand-in, and has yet to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.engine import EngineDescription, check_signature
+from dsd_trt.engine.cuda import (
+    Buffer,
+    DeviceMemory,
+    Event,
+    RecordedGraph,
+    Stream,
+    compute_capability,
+)
+from dsd_trt.errors import EngineError
+from dsd_trt.manifest import MANIFEST_NAME, Graph, Manifest, TensorSpec
+from dsd_trt.plan import PlanLibrary, Profile, find_plan
+
+_MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+
+Array = NDArray[Any]
+
+
+def load_library(name: PlanLibrary) -> Any:
+    """Import TensorRT or TensorRT-RTX, whose Python interfaces are the same.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    module, extra = _MODULES[name]
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"{name} cannot be used here ({error}). Install it with: pip install 'dsd-trt[{extra}]'"
+        ) from error
+
+
+def require(name: PlanLibrary) -> tuple[Any, str]:
+    """What an engine needs of this machine, asked before anything is read.
+
+    Returns:
+        The library, and the GPU's compute capability.
+
+    Raises:
+        EngineError: no library, no bindings, no driver, or no GPU.
+    """
+    return load_library(name), compute_capability()
+
+
+class TensorRTEngine:
+    """A plan in an execution context; see `Engine`.
+
+    Batches may be of any size: what the plan does not take at a time is run in parts, the inputs
+    of one part on their way to the device while the one before is computed.
+
+    Args:
+        path: the graph's ONNX file, whose bundle holds the plan.
+        graph: its signature.
+        library: whose plan.
+    """
+
+    def __init__(self, path: Path, graph: Graph, library: PlanLibrary) -> None:
+        trt, capability = require(library)
+        bundle = path.parent
+        manifest = Manifest.from_json((bundle / MANIFEST_NAME).read_text("utf-8"))
+        version = str(trt.__version__)
+        plan = find_plan(bundle, manifest, path.stem, library, version, capability)
+        self._logger = trt.Logger(trt.Logger.ERROR)
+        self._runtime = trt.Runtime(self._logger)  # must outlive the engine
+        self._engine = self._runtime.deserialize_cuda_engine(plan.path.read_bytes())
+        if self._engine is None:
+            raise EngineError(
+                f"{library} {version} refuses {plan.path}. Build again: "
+                f"dsd-trt build {bundle} --engine {library}"
+            )
+        _check_tensors(trt, self._engine, plan.path, graph)
+        self._graph = graph
+        self._profiles = plan.sidecar.profiles
+        self._user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._activations = DeviceMemory(max(int(self._engine.device_memory_size_v2), 256))
+        self._compute, self._upload = Stream(), Stream()
+        most = max(profile.max for profile in self._profiles)
+        self._slots = (_Slot(graph, most), _Slot(graph, most))
+        # By slot and rows. A recording stands on its context's shapes, so each has its own; their
+        # activations share one memory, since one is run after another.
+        self._recorded: dict[tuple[int, int], tuple[Any, RecordedGraph]] = {}
+        self.description = EngineDescription(
+            f"{library} {version}", f"GPU of compute capability {capability}", manifest.precision
+        )
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once; see `Engine.run`."""
+        count = len(next(iter(feeds.values())))
+        outputs: dict[str, Array] = {
+            spec.name: np.empty((count, *map(int, spec.shape[1:])), spec.dtype)
+            for spec in self._graph.outputs
+        }
+        most = max(profile.max for profile in self._profiles)
+        parts = [slice(start, min(start + most, count)) for start in range(0, count, most)]
+        for i, rows in enumerate(parts):
+            slot = self._slots[i % 2]
+            if i >= 2:  # what the slot held is only now needed
+                slot.collect(outputs, parts[i - 2])
+            self._start(i % 2, feeds, rows)
+        for i in range(max(len(parts) - 2, 0), len(parts)):
+            self._slots[i % 2].collect(outputs, parts[i])
+        return outputs
+
+    def _start(self, which: int, feeds: Mapping[str, Array], rows: slice) -> None:
+        """Queue one part: inputs up, the graph, outputs down."""
+        slot = self._slots[which]
+        count = rows.stop - rows.start
+        index, profile = self._choose(count)
+        fed = max(count, profile.min)
+        for name, buffer in slot.inputs.items():
+            buffer.host[:count] = feeds[name][rows]
+            buffer.host[count:fed] = buffer.host[count - 1]  # a plan's least batch is filled up
+            buffer.upload(fed, self._upload)
+        slot.uploaded.record(self._upload)
+        self._compute.wait(slot.uploaded)
+        if (recorded := self._recorded.get((which, fed))) is not None:
+            recorded[1].launch()
+        else:
+            self._record(which, index, fed)
+        for buffer in slot.outputs.values():
+            buffer.download(count, self._compute)
+        slot.done.record(self._compute)
+
+    def _choose(self, count: int) -> tuple[int, Profile]:
+        """The profile that takes a batch and is made for sizes nearest to it."""
+        fitting = [(i, it) for i, it in enumerate(self._profiles) if count <= it.max]
+        return min(fitting, key=lambda chosen: (abs(chosen[1].opt - count), chosen[1].max))
+
+    def _record(self, which: int, index: int, fed: int) -> None:
+        """Run a batch size for the first time, and record it for the next."""
+        slot, context = self._slots[which], self._create_context(index)
+        for spec in self._graph.inputs:
+            shape = (fed, *map(int, spec.shape[1:]))
+            if not context.set_input_shape(spec.name, shape):
+                raise EngineError(f"the plan takes no {spec.name} of {shape}")
+        for name, buffer in (slot.inputs | slot.outputs).items():
+            context.set_tensor_address(name, buffer.device)
+        enqueue = partial(context.execute_async_v3, self._compute.handle)
+        if not enqueue():  # what a library sets up at the first run cannot be recorded
+            raise EngineError("the GPU could not run the plan; the library's log says why")
+        self._compute.synchronize()
+        with RecordedGraph(self._compute) as recorded:
+            enqueue()
+        self._recorded[which, fed] = (context, recorded)
+
+    def _create_context(self, index: int) -> Any:
+        """An execution context on a profile, its activations in the memory all share."""
+        context = self._engine.create_execution_context(self._user_managed)
+        if context is None:
+            raise EngineError("no room on the GPU for another execution context")
+        context.set_device_memory(self._activations.address, self._activations.size)
+        context.set_optimization_profile_async(index, self._compute.handle)
+        self._compute.synchronize()
+        return context
+
+
+class _Slot:
+    """A set of buffers for one part of a batch."""
+
+    def __init__(self, graph: Graph, rows: int) -> None:
+        self.inputs, self.outputs = (
+            {spec.name: Buffer((rows, *map(int, spec.shape[1:])), spec.dtype) for spec in specs}
+            for specs in (graph.inputs, graph.outputs)
+        )
+        self.uploaded, self.done = Event(), Event()
+
+    def collect(self, outputs: dict[str, Array], rows: slice) -> None:
+        """Wait for a part, and copy what it computed."""
+        self.done.synchronize()
+        for name, buffer in self.outputs.items():
+            outputs[name][rows] = buffer.host[: rows.stop - rows.start]
+
+
+def _check_tensors(trt: Any, engine: Any, path: Path, graph: Graph) -> None:
+    """Compare the plan's tensors with those the bundle declares."""
+    specs: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        dtype: Any = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name
+        sizes = tuple(size if size >= 0 else "?" for size in engine.get_tensor_shape(name))
+        specs[engine.get_tensor_mode(name)].append(TensorSpec(name, dtype, sizes))
+    check_signature(path, graph, specs[trt.TensorIOMode.INPUT], specs[trt.TensorIOMode.OUTPUT])

@@ -1,0 +1,232 @@
+"""Compiled plans: what TensorRT made of a bundle's graphs, and whether one fits this machine.
+
+A plan is a file for one library in one version on certain GPUs. It lies in the bundle, in
+`engines/KEY/`, beside an `engine.json` that says what it was made from and for; that is read, and
+every byte of the plan verified, before the library sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from dsd_trt.errors import EngineError, InputError
+from dsd_trt.manifest import Manifest, Precision
+from dsd_trt.schema import from_plain, to_plain
+
+FOLDER = "engines"
+PLAN_NAME, SIDECAR_NAME = "engine.plan", "engine.json"
+
+PlanLibrary = Literal["tensorrt", "tensorrt-rtx"]
+PLAN_LIBRARIES: tuple[str, ...] = get_args(PlanLibrary)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Batch sizes a plan takes: the fewest, those it is fastest at, and the most."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __str__(self) -> str:
+        return f"{self.min},{self.opt},{self.max}"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """All of `engine.json`.
+
+    Attributes:
+        graph: name of the graph in the bundle.
+        graph_hash: see `graph_hash`.
+        precision: the graph's.
+        library: what compiled it.
+        version: of the library; no other reads the plan.
+        compute_capabilities: of the GPUs it runs on, such as "8.6".
+        profiles: batch sizes it takes.
+        size: of the plan, in bytes.
+        sha256: of the plan.
+    """
+
+    graph: str
+    graph_hash: str
+    precision: Precision
+    library: PlanLibrary
+    version: str
+    compute_capabilities: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    size: int
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """Name of the plan's folder: what makes it differ from other plans of the bundle."""
+        gpus = "-".join(
+            "sm" + capability.replace(".", "") for capability in self.compute_capabilities
+        )
+        batch = "-".join(f"{it.min}.{it.opt}.{it.max}" for it in self.profiles)
+        parts = (self.graph, self.library, self.version, gpus, self.precision, f"b{batch}")
+        return "_".join((*parts, self.graph_hash[:12]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan on disk."""
+
+    folder: Path
+    sidecar: Sidecar
+
+    @property
+    def path(self) -> Path:
+        """The plan's file."""
+        return self.folder / PLAN_NAME
+
+
+def graph_hash(manifest: Manifest, graph: str) -> str:
+    """What a plan was compiled from: the sha256 of a graph's file and of its weights, hashed.
+
+    Both are in `bundle.json`, so nothing large is read.
+    """
+    file = manifest.graphs[graph].file
+    others = {it.file for it in manifest.graphs.values()} | {manifest.tokenizer.file}
+    weights = sorted(
+        name for name in manifest.files if name not in others and name.endswith(".data")
+    )
+    hashes = "".join(manifest.files[name].sha256 for name in (file, *weights))
+    return hashlib.sha256(hashes.encode()).hexdigest()
+
+
+def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
+    """Put a plan into a bundle, whole or not at all; one of the same key is replaced.
+
+    Args:
+        bundle: the bundle's folder.
+        content: the plan.
+        sidecar: what it is; size and hash are those of `content`.
+
+    Raises:
+        InputError: the bundle cannot be written to, or its disk is full.
+    """
+    folder = bundle / FOLDER / sidecar.key
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir(parents=True)
+        (unfinished / PLAN_NAME).write_bytes(content)
+        text = json.dumps(to_plain(sidecar), indent=2) + "\n"
+        (unfinished / SIDECAR_NAME).write_text(text, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write a plan of {len(content) / 1e9:.2f} GB to {bundle / FOLDER}: "
+            f"{error.strerror}"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Plan(folder, sidecar)
+
+
+def plans(bundle: Path) -> Iterator[Plan]:
+    """Every plan of a bundle whose sidecar can be read, by key."""
+    for path in sorted((bundle / FOLDER).glob(f"*/{SIDECAR_NAME}")):
+        if path.parent.name.startswith("."):
+            continue  # unfinished
+        try:
+            yield Plan(path.parent, from_plain(Sidecar, json.loads(path.read_text("utf-8"))))
+        except (OSError, ValueError) as error:  # SchemaError is a ValueError
+            raise EngineError(
+                f"{path} cannot be read: {error}. Remove its folder and build again: "
+                f"dsd-trt build {bundle}"
+            ) from None
+
+
+def find_plan(
+    bundle: Path,
+    manifest: Manifest,
+    graph: str,
+    library: PlanLibrary,
+    version: str,
+    compute_capability: str,
+) -> Plan:
+    """The plan of a graph that fits a library and a GPU, verified.
+
+    Raises:
+        EngineError: there is none. Of a plan that comes near, the message says what about it does
+            not fit: the library's version, the GPU, the bundle it was made from, or its bytes.
+    """
+    build = f"dsd-trt build {bundle} --engine {library}"
+    found = [
+        plan
+        for plan in plans(bundle)
+        if plan.sidecar.graph == graph and plan.sidecar.library == library
+    ]
+    if not found:
+        raise EngineError(f"{bundle} has no {library} plan of its {graph}. Build one: {build}")
+    wanted = graph_hash(manifest, graph)
+    complaints: tuple[tuple[Callable[[Sidecar], bool], Callable[[Sidecar], str]], ...] = (
+        (
+            lambda it: it.version == version,
+            lambda it: f"was built with {library} {it.version}, here is {version}",
+        ),
+        (
+            lambda it: compute_capability in it.compute_capabilities,
+            lambda it: (
+                f"was built for GPUs of compute capability {', '.join(it.compute_capabilities)}, "
+                f"this one has {compute_capability}"
+            ),
+        ),
+        (
+            lambda it: it.graph_hash == wanted,
+            lambda _: "was built from another export: the bundle has changed since",
+        ),
+    )
+    for fits, complaint in complaints:
+        fitting = [plan for plan in found if fits(plan.sidecar)]
+        if not fitting:
+            raise EngineError(
+                f"the plan {found[-1].folder} {complaint(found[-1].sidecar)}. Build again: {build}"
+            )
+        found = fitting
+    plan = max(found, key=lambda plan: plan.sidecar.profiles[-1].max)
+    _verify(plan, build)
+    return plan
+
+
+def _verify(plan: Plan, build: str) -> None:
+    try:
+        size = plan.path.stat().st_size
+        with plan.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise EngineError(
+            f"cannot read {plan.path}: {error.strerror}. Build again: {build}"
+        ) from None
+    if size != plan.sidecar.size:
+        raise EngineError(
+            f"{plan.path} has {size} bytes instead of {plan.sidecar.size}. Build again: {build}"
+        )
+    if digest != plan.sidecar.sha256:
+        raise EngineError(f"{plan.path} was altered (sha256 differs). Build again: {build}")
+
+
+def parse_profile(text: str) -> Profile:
+    """Read "MIN,OPT,MAX".
+
+    Raises:
+        InputError: not three sizes in order.
+    """
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3 or not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise InputError(f"{text!r} is no batch MIN,OPT,MAX, such as 1,8,32")
+    return Profile(*sizes)

@@ -1,0 +1,86 @@
+"""Compiling a bundle: every graph a plan, proven before and verified after."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dsd_trt.bundle import Bundle
+from dsd_trt.engine.tensorrt import load_library
+from dsd_trt.engines.compile import RTX_CAPABILITIES, CompileSettings, compile_plan
+from dsd_trt.engines.layers import LayerTable, check_precision
+from dsd_trt.engines.network import parse
+from dsd_trt.errors import InputError
+from dsd_trt.plan import Plan, PlanLibrary, Sidecar, graph_hash, write_plan
+
+ENCODER_BATCH = 32  # at most: images and texts are encoded once each
+
+
+def build_plans(
+    bundle: Bundle,
+    library: PlanLibrary,
+    settings: CompileSettings,
+    graphs: Sequence[str] = (),
+    *,
+    stage: Callable[[str], None] = lambda name: None,
+    step: Callable[[float], None] = lambda share: None,
+) -> Iterator[tuple[Plan, LayerTable]]:
+    """Compile graphs one after another; each plan is in the bundle when it is yielded.
+
+    Args:
+        bundle: a verified bundle.
+        library: with what.
+        settings: how. Without compute capabilities, TensorRT-RTX builds for `RTX_CAPABILITIES`.
+        graphs: which; none are all.
+        stage: told which graph is next.
+        step: told which share of it is done.
+
+    Raises:
+        InputError: no such graph, or a GPU the library cannot build for.
+        EngineError: the library is not here, needs a GPU that is not here, or refuses a graph.
+        PrecisionError: a graph does not compute in the precision its bundle promises.
+    """
+    manifest = bundle.manifest
+    if unknown := set(graphs) - manifest.graphs.keys():
+        raise InputError(
+            f"the bundle has no graph {min(unknown)!r}; choose from {', '.join(manifest.graphs)}"
+        )
+    trt, settings = _prepare(library, settings)
+    for name in graphs or manifest.graphs:
+        stage(name)
+        graph = manifest.graphs[name]
+        network = parse(trt, bundle.path(graph.file))
+        table = LayerTable.of(network)
+        check_precision(table, manifest, name)
+        content = memoryview(compile_plan(network, graph, settings, step))
+        sidecar = Sidecar(
+            graph=name,
+            graph_hash=graph_hash(manifest, name),
+            precision=manifest.precision,
+            library=library,
+            version=str(trt.__version__),
+            compute_capabilities=settings.compute_capabilities,
+            profiles=settings.profiles,
+            size=content.nbytes,
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+        yield write_plan(bundle.folder, content, sidecar), table
+
+
+def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, CompileSettings]:
+    """The library, and for which GPUs it builds."""
+    trt = load_library(library)
+    if library == "tensorrt-rtx":
+        return trt, replace(
+            settings, compute_capabilities=settings.compute_capabilities or RTX_CAPABILITIES
+        )
+    if settings.compute_capabilities:
+        raise InputError(
+            "TensorRT builds for the GPU that it runs on: leave out --compute-capability, or build "
+            "with --engine tensorrt-rtx"
+        )
+    from dsd_trt.engine.cuda import compute_capability
+
+    return trt, replace(settings, compute_capabilities=(compute_capability(),))

@@ -1,0 +1,172 @@
+"""`dsd-trt build`: TensorRT plans of a bundle's graphs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from dsd_trt.plan import PLAN_LIBRARIES, Profile, parse_profile
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dsd_trt.engines.layers import LayerTable
+    from dsd_trt.plan import PlanLibrary
+
+
+def _parse_profiles(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[Profile, ...]:
+    return tuple(parse_profile(value) for value in values)
+
+
+def _split(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",")) if value else ()
+
+
+def _parse_capabilities(
+    ctx: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[str, ...]:
+    """Both "8.6" and "86" are the same GPU."""
+    return tuple(
+        part if "." in part else f"{part[:-1]}.{part[-1:]}"
+        for part in _split(ctx, parameter, value)
+    )
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
+@click.option("--graphs", metavar="NAME,NAME...", callback=_split, help="[default: all]")
+@click.option(
+    "--batch",
+    "profiles",
+    metavar="MIN,OPT,MAX",
+    multiple=True,
+    default=("1,8,32",),
+    show_default=True,
+    callback=_parse_profiles,
+    help="Batch sizes to take, and the one to be fastest at; again for another profile.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    metavar="CC,CC...",
+    callback=_parse_capabilities,
+    help="GPUs to build for, such as 86,89.  [default: 80,86,89,120 with tensorrt-rtx; the GPU "
+    "here with tensorrt, which builds for no other]",
+)
+@click.option(
+    "--workspace",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="Most memory of the GPU a layer may use meanwhile.  [default: all]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to keep measured kernels in, for the next build.",
+)
+@click.option("--report", is_flag=True, help="List what the parser made of every attention.")
+def build(
+    bundle: Path,
+    engine: str,
+    graphs: tuple[str, ...],
+    profiles: tuple[Profile, ...],
+    capabilities: tuple[str, ...],
+    workspace: float | None,
+    timing_cache: Path | None,
+    report: bool,
+) -> None:
+    """Compile BUNDLE's graphs to TensorRT plans, which are put into it.
+
+    TensorRT needs the GPU that the plans are for. TensorRT-RTX needs none.
+    """
+    from rich.console import Console
+
+    from dsd_trt.bundle import read_bundle
+    from dsd_trt.engines.build import build_plans
+    from dsd_trt.engines.compile import CompileSettings
+
+    settings = CompileSettings(
+        profiles, capabilities, None if workspace is None else int(workspace * 2**30), timing_cache
+    )
+    opened = read_bundle(bundle)
+    console, out = Console(stderr=True), Console()
+    began = time.monotonic()
+    with _bars(console) as (stage, step):
+        for plan, table in build_plans(
+            opened, cast("PlanLibrary", engine), settings, graphs, stage=stage, step=step
+        ):
+            _print_layers(out, plan.sidecar.graph, table)
+            if report:
+                _print_attentions(out, plan.sidecar.graph, table)
+            click.echo(f"wrote {plan.path}, {plan.sidecar.size / 1e6:,.0f} MB", err=True)
+    click.echo(
+        f"built in {time.monotonic() - began:.0f} s; on a GPU it serves: "
+        f"dsd-trt score IMAGES TEXTS --bundle {bundle} --engine {engine}",
+        err=True,
+    )
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
+    """A bar a graph, with the time it takes and how long it may still take."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
+
+        def stage(name: str) -> None:
+            bars.add_task(f"Building {name}", total=1.0)
+
+        def step(share: float) -> None:
+            bars.update(bars.task_ids[-1], completed=share)
+
+        yield stage, step
+
+
+def _print_layers(console: Console, graph: str, table: LayerTable) -> None:
+    from rich.table import Table
+
+    shown = Table(title=f"{graph}: {len(table.layers)} layers, {table.half_share():.1%} of matrix "
+                  "products and convolutions in FP16")  # fmt: skip
+    for column in ("type", "precision", "layers"):
+        shown.add_column(column, justify="right" if column == "layers" else "left")
+    counted = {
+        key: number
+        for key, number in table.count().items()
+        if key[1] in ("FLOAT", "HALF", "BF16") and key[0] not in ("CONSTANT", "SHUFFLE")
+    }
+    for (kind, dtype), number in sorted(counted.items()):
+        shown.add_row(kind, dtype, str(number))
+    console.print(shown)
+
+
+def _print_attentions(console: Console, graph: str, table: LayerTable) -> None:
+    from rich.table import Table
+
+    shown = Table(title=f"{graph}: attention")
+    for column in ("logits", "precision", "softmax", "form"):
+        shown.add_column(column)
+    for it in table.attentions():
+        form = (
+            "scored: logits are exposed"
+            if it.scored
+            else "fusable"
+            if it.fusable
+            else "not fusable"
+        )
+        shown.add_row(table.place(it.logits), it.logits.dtype, it.softmax.dtype, form)
+    console.print(shown)

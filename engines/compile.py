@@ -1,0 +1,164 @@
+"""Compiling one graph to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.engines.network import Network
+from dsd_trt.errors import EngineError, InputError
+from dsd_trt.manifest import Graph
+from dsd_trt.plan import Profile
+
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
+"""What TensorRT-RTX plans are built for where nothing else is said: Ampere, Ada and Blackwell."""
+
+_NO_FULL_PRODUCTS = "7.5"  # TensorRT-RTX multiplies no FP32 matrices on Turing
+
+Step = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class CompileSettings:
+    """How a plan is built.
+
+    Attributes:
+        profiles: batch sizes, one profile each.
+        compute_capabilities: GPUs to build for, TensorRT-RTX alone; TensorRT builds for the GPU
+            that it runs on.
+        workspace: most memory a layer may use on the GPU for intermediate results, in bytes; None
+            is all there is.
+        timing_cache: a file in which TensorRT remembers what it measured; made where it is missing.
+    """
+
+    profiles: tuple[Profile, ...]
+    compute_capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+    timing_cache: Path | None = None
+
+
+def compile_plan(
+    network: Network, graph: Graph, settings: CompileSettings, step: Step = lambda share: None
+) -> Any:
+    """Build a plan.
+
+    Args:
+        network: parsed, its precision checked.
+        graph: its signature.
+        settings: how.
+        step: told which share is done, from 0 to 1.
+
+    Returns:
+        The library's host memory; `memoryview` reads it.
+
+    Raises:
+        InputError: a GPU the library cannot build for.
+        EngineError: the library failed; the message has its own words.
+        KeyboardInterrupt: from within the build, which the library would swallow.
+    """
+    trt = network.trt
+    config = network.builder.create_builder_config()
+    if settings.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
+    if settings.compute_capabilities:
+        _set_capabilities(trt, config, settings.compute_capabilities)
+    for profile in settings.profiles:
+        config.add_optimization_profile(_profile(network, graph, profile))
+    cache = None
+    if settings.timing_cache is not None:
+        cache = _timing_cache(config, settings.timing_cache)
+    config.progress_monitor = monitor = _monitor(trt, step)
+    plan = network.builder.build_serialized_network(network.definition, config)
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        why = network.messages[-1] if network.messages else "it does not say why"
+        raise EngineError(f"{trt.__name__} {trt.__version__} could not build a plan: {why}")
+    if cache is not None and settings.timing_cache is not None:
+        _save(settings.timing_cache, memoryview(cache.serialize()))
+    return plan
+
+
+def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    for capability in capabilities:
+        if capability not in known or capability == _NO_FULL_PRODUCTS:
+            able = ", ".join(sorted(known.keys() - {_NO_FULL_PRODUCTS}, key=float))
+            raise InputError(
+                f"{trt.__name__} {trt.__version__} builds no plan for GPUs of compute capability "
+                f"{capability} that computes attention logits in FP32; choose from {able}"
+            )
+    config.num_compute_capabilities = len(capabilities)
+    for i, capability in enumerate(capabilities):
+        config.set_compute_capability(known[capability], i)
+
+
+def _profile(network: Network, graph: Graph, profile: Profile) -> Any:
+    made = network.builder.create_optimization_profile()
+    for spec in graph.inputs:
+        rest = tuple(int(size) for size in spec.shape[1:])
+        made.set_shape(spec.name, (profile.min, *rest), (profile.opt, *rest), (profile.max, *rest))
+    return made
+
+
+def _timing_cache(config: Any, path: Path) -> Any:
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise InputError(f"cannot read the timing cache {path}: {error.strerror}") from error
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise InputError(
+            f"{path} is no timing cache of this version of the library on this GPU; name another"
+        )
+    return cache
+
+
+def _save(path: Path, content: memoryview) -> None:
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write the timing cache {path}: {error.strerror}") from error
+
+
+def _monitor(trt: Any, step: Step) -> Any:
+    """The library's progress as one number: phases lie in one another, each in equal steps."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.interrupted = False
+            self._phases: dict[str, list[float]] = {}  # start, width, steps
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            start, width = 0.0, 1.0
+            if parent is not None and parent in self._phases:
+                low, whole, count, done = self._phases[parent]
+                start, width = low + whole * done / count, whole / count
+            self._phases[name] = [start, width, max(steps, 1), 0]
+
+        def phase_finish(self, name: str) -> None:
+            if (phase := self._phases.pop(name, None)) is not None:
+                self._tell(phase[0] + phase[1])
+
+        def step_complete(self, name: str, done: int) -> bool:
+            if (phase := self._phases.get(name)) is not None:
+                phase[3] = min(done + 1, phase[2])
+                self._tell(phase[0] + phase[1] * phase[3] / phase[2])
+            return not self.interrupted
+
+        def _tell(self, share: float) -> None:
+            try:
+                step(min(share, 1.0))
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+    return Monitor()
