@@ -45,7 +45,15 @@ $(DEMO)/installed: pyproject.toml constraints.txt $(SOURCES)
 	$(DEMO)/$(INSTALL) '.[cpu]'
 	touch $@
 
-$(DEV)/installed: pyproject.toml constraints.txt
+# TensorRT itself is gigabytes, its bindings are 1 MB: the tests ask them what they know. They are
+# not installed, since only one of them could be.
+BINDINGS := 10.8.0.43 10.16.1.11 11.0.0.114 11.4.0.106
+
+$(DEV)/installed: pyproject.toml constraints.txt Makefile
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
 	$(DEV)/$(INSTALL) --editable '.[test]'
+	for version in $(BINDINGS); do \
+		$(DEV)/bin/python -m pip download --quiet --no-deps --only-binary :all: \
+			--dest $(DEV)/tensorrt-bindings "tensorrt-cu12-bindings==$$version" || exit 1; \
+	done
 	touch $@

@@ -73,6 +73,10 @@ def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, Comp
     """The library, and for which GPUs it builds."""
     trt = load_library(library)
     if library == "tensorrt-rtx":
+        if settings.timing_cache is not None:
+            raise InputError(
+                "TensorRT-RTX measures no kernels while it builds: leave out --timing-cache"
+            )
         return trt, replace(
             settings, compute_capabilities=settings.compute_capabilities or RTX_CAPABILITIES
         )

@@ -30,7 +30,8 @@ class CompileSettings:
             that it runs on.
         workspace: most memory a layer may use on the GPU for intermediate results, in bytes; None
             is all there is.
-        timing_cache: a file in which TensorRT remembers what it measured; made where it is missing.
+        timing_cache: a file in which TensorRT remembers what it measured, TensorRT alone; made
+            where it is missing.
     """
 
     profiles: tuple[Profile, ...]
@@ -136,6 +137,7 @@ def _monitor(trt: Any, step: Step) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.interrupted = False
+            self._told = 0.0
             self._phases: dict[str, list[float]] = {}  # start, width, steps
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
@@ -156,8 +158,9 @@ def _monitor(trt: Any, step: Step) -> Any:
             return not self.interrupted
 
         def _tell(self, share: float) -> None:
+            self._told = max(self._told, min(share, 1.0))  # some phases come twice
             try:
-                step(min(share, 1.0))
+                step(self._told)
             except KeyboardInterrupt:
                 self.interrupted = True
 

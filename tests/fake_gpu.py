@@ -1,0 +1,319 @@
+"""A CUDA runtime and a TensorRT that record: work is queued, and done when somebody waits for it.
+
+Memory is real, so that a wrong address, size or order gives wrong numbers. Queued work reads its
+inputs when it is done, not when it is queued: reusing a buffer too early, or reading a result too
+early, shows.
+"""
+
+# ruff: noqa: N802, N815 - the names are the CUDA runtime's
+
+from __future__ import annotations
+
+import ctypes
+import enum
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.manifest import Graph
+
+
+class Error(enum.Enum):
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorNoDevice = 100
+
+
+class Kind(enum.Enum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+
+
+class CaptureMode(enum.Enum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+class Attribute(enum.Enum):
+    cudaDevAttrComputeCapabilityMajor = 75
+    cudaDevAttrComputeCapabilityMinor = 76
+
+
+Work = Callable[[], None]
+
+
+class FakeCuda:
+    """Stands for `cuda.bindings.runtime`."""
+
+    cudaError_t = Error
+    cudaMemcpyKind = Kind
+    cudaStreamCaptureMode = CaptureMode
+    cudaDeviceAttr = Attribute
+
+    def __init__(self, capability: tuple[int, int] = (8, 6), room: int = 10**9) -> None:
+        self.capability = capability
+        self.room = room
+        self.calls: list[str] = []
+        self.memory: dict[int, tuple[str, Any]] = {}  # by address: device or host, and buffer
+        self.queues: dict[int, list[Work]] = {}
+        self.events: dict[int, list[bool]] = {}  # the latest record of each: whether it is done
+        self.graphs: dict[int, list[Work]] = {}
+        self.capturing: dict[int, list[Work]] = {}
+        self._handles = iter(range(1000, 10**6))
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cuda") and name[4].isupper() and name[4:] not in ("Error_t",):
+            object.__getattribute__(self, "calls").append(name)
+        return object.__getattribute__(self, name)
+
+    # Devices
+
+    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
+        return Error.cudaSuccess, 1
+
+    def cudaDeviceGetAttribute(self, what: Attribute, device: int) -> tuple[Any, ...]:
+        return Error.cudaSuccess, self.capability[what.name.endswith("Minor")]
+
+    # Memory
+
+    def _allocate(self, kind: str, size: int) -> tuple[Any, ...]:
+        if kind == "device" and size + self.used("device") > self.room:
+            return Error.cudaErrorMemoryAllocation, None
+        buffer = ctypes.create_string_buffer(b"\xab" * size, size)
+        address = ctypes.addressof(buffer)
+        self.memory[address] = (kind, buffer)
+        return Error.cudaSuccess, address
+
+    def used(self, kind: str) -> int:
+        return sum(len(buffer) for of, buffer in self.memory.values() if of == kind)
+
+    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
+        return self._allocate("device", size)
+
+    def cudaMallocHost(self, size: int) -> tuple[Any, ...]:
+        return self._allocate("host", size)
+
+    def cudaFree(self, address: int) -> tuple[Any, ...]:
+        assert self.memory.pop(address)[0] == "device"
+        return (Error.cudaSuccess,)
+
+    def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
+        assert self.memory.pop(address)[0] == "host"
+        return (Error.cudaSuccess,)
+
+    def check(self, address: int, size: int, kind: str) -> None:
+        """Whether a range lies in one buffer of a kind."""
+        for start, (of, buffer) in self.memory.items():
+            if start <= address and address + size <= start + len(buffer):
+                assert of == kind, f"{of} memory where {kind} memory is meant"
+                return
+        raise AssertionError("memory that was never allocated, or freed")
+
+    # Streams
+
+    def cudaStreamCreate(self) -> tuple[Any, ...]:
+        handle = next(self._handles)
+        self.queues[handle] = []
+        return Error.cudaSuccess, handle
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
+        del self.queues[stream]
+        return (Error.cudaSuccess,)
+
+    def queue(self, stream: int, work: Work) -> None:
+        self.capturing.get(stream, self.queues[stream]).append(work)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
+        assert stream not in self.capturing, "waiting for a stream that is recorded"
+        while self.queues[stream]:
+            self.queues[stream].pop(0)()
+        return (Error.cudaSuccess,)
+
+    def cudaMemcpyAsync(
+        self, target: int, source: int, size: int, kind: Kind, stream: int
+    ) -> tuple[Any, ...]:
+        up = kind is Kind.cudaMemcpyHostToDevice
+        self.check(target, size, "device" if up else "host")
+        self.check(source, size, "host" if up else "device")
+        self.queue(stream, lambda: ctypes.memmove(target, source, size) and None)
+        return (Error.cudaSuccess,)
+
+    # Events
+
+    def cudaEventCreate(self) -> tuple[Any, ...]:
+        handle = next(self._handles)
+        self.events[handle] = [True]
+        return Error.cudaSuccess, handle
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
+        del self.events[event]
+        return (Error.cudaSuccess,)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        done = self.events[event] = [False]
+        self.queue(stream, lambda: done.__setitem__(0, True))
+        return (Error.cudaSuccess,)
+
+    def _run_until(self, done: list[bool]) -> None:
+        for queue in self.queues.values():
+            while not done[0] and queue and any(_marks(work, done) for work in queue):
+                queue.pop(0)()
+        assert done[0], "an event that nobody records"
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:
+        done = self.events[event]
+        self.queue(stream, lambda: self._run_until(done))
+        return (Error.cudaSuccess,)
+
+    def cudaEventSynchronize(self, event: int) -> tuple[Any, ...]:
+        self._run_until(self.events[event])
+        return (Error.cudaSuccess,)
+
+    # Graphs
+
+    def cudaStreamBeginCapture(self, stream: int, mode: CaptureMode) -> tuple[Any, ...]:
+        self.capturing[stream] = []
+        return (Error.cudaSuccess,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
+        handle = next(self._handles)
+        self.graphs[handle] = self.capturing.pop(stream)
+        return Error.cudaSuccess, handle
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:
+        handle = next(self._handles)
+        self.graphs[handle] = self.graphs[graph]
+        return Error.cudaSuccess, handle
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Any, ...]:
+        del self.graphs[graph]
+        return (Error.cudaSuccess,)
+
+    cudaGraphExecDestroy = cudaGraphDestroy
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:
+        for work in self.graphs[graph]:
+            self.queue(stream, work)
+        return (Error.cudaSuccess,)
+
+
+def _marks(work: Work, done: list[bool]) -> bool:
+    return any(cell.cell_contents is done for cell in (work.__closure__ or ()))
+
+
+Compute = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+
+
+class FakeTensorRT:
+    """Stands for `tensorrt`; its engine computes a function.
+
+    Args:
+        cuda: whose memory and streams it uses.
+        graph: the engine's tensors.
+        compute: outputs from inputs.
+        profiles: (min, max) rows of each.
+    """
+
+    TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None})
+
+    def __init__(
+        self,
+        cuda: FakeCuda,
+        graph: Graph,
+        compute: Compute,
+        profiles: tuple[tuple[int, int], ...],
+        version: str = "10.13.3",
+    ) -> None:
+        self.__version__ = version
+        self.cuda, self.graph, self.compute, self.profiles = cuda, graph, compute, profiles
+        self.deserialised: list[bytes] = []
+        self.enqueued: list[tuple[int, int]] = []  # profile and rows, recordings included
+        self.activations = 4096
+
+    def nptype(self, dtype: str) -> Any:
+        return np.dtype(dtype).type
+
+    def Runtime(self, logger: Any) -> Any:
+        return SimpleNamespace(deserialize_cuda_engine=self._deserialise)
+
+    def _deserialise(self, plan: bytes) -> Any:
+        self.deserialised.append(plan)
+        return FakeEngine(self) if plan.startswith(b"plan") else None
+
+
+class FakeEngine:
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self._trt = trt
+        graph = trt.graph
+        self._specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+        self.num_io_tensors = len(self._specs)
+        self.device_memory_size_v2 = trt.activations
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._specs)[index]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self._specs[name].dtype
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, *map(int, self._specs[name].shape[1:]))
+
+    def get_tensor_mode(self, name: str) -> str:
+        inputs = {spec.name for spec in self._trt.graph.inputs}
+        return "in" if name in inputs else "out"
+
+    def create_execution_context(self, strategy: str) -> Any:
+        assert strategy == "user managed"
+        return FakeContext(self._trt)
+
+
+class FakeContext:
+    def __init__(self, trt: FakeTensorRT) -> None:
+        self._trt = trt
+        self._profile = 0
+        self._rows: dict[str, int] = {}
+        self._addresses: dict[str, int] = {}
+        self._memory = 0
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        assert size >= self._trt.activations
+        self._trt.cuda.check(address, size, "device")
+        self._memory = address
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._profile = index
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        least, most = self._trt.profiles[self._profile]
+        self._rows[name] = shape[0]
+        return least <= shape[0] <= most
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert self._memory, "no memory for activations"
+        graph, addresses = self._trt.graph, dict(self._addresses)
+        assert addresses.keys() == {spec.name for spec in (*graph.inputs, *graph.outputs)}
+        (rows,) = set(self._rows.values())
+        self._trt.enqueued.append((self._profile, rows))
+
+        def work() -> None:
+            arrays = {}
+            for spec in (*graph.inputs, *graph.outputs):
+                shape = (rows, *map(int, spec.shape[1:]))
+                size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
+                self._trt.cuda.check(addresses[spec.name], size, "device")
+                content = (ctypes.c_char * size).from_address(addresses[spec.name])
+                arrays[spec.name] = np.frombuffer(content, spec.dtype).reshape(shape)
+            for name, values in self._trt.compute(arrays).items():
+                arrays[name][...] = values
+
+        self._trt.cuda.queue(stream, work)
+        return True
