@@ -37,7 +37,7 @@ TORCH = frozenset(
         *("ijson", "matplotlib"),
     }
 )
-NVIDIA = frozenset({"tensorrt", "tensorrt_rtx", "polygraphy"})
+NVIDIA = frozenset({"tensorrt", "tensorrt_rtx", "cuda"})
 
 LAYERS = [
     Layer(
@@ -76,7 +76,7 @@ COMMAND_LINE = Path("dsd_trt/cli.py")
 HEAVY_NAME = re.compile(r"dsd_trt\.(train|export|engines)(\.\w+)*(:\w+)?")
 
 # Where a module's name is not its distribution's.
-DISTRIBUTIONS = {"PIL": "pillow", "tensorrt_rtx": "tensorrt-rtx"}
+DISTRIBUTIONS = {"PIL": "pillow", "tensorrt_rtx": "tensorrt-rtx", "cuda": "cuda-bindings"}
 
 
 def _owner(module: str) -> str:

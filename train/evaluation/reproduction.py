@@ -87,18 +87,20 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> str:
     """
     began = time.monotonic()
     tables: dict[str, dict[str, list[Figure]]] = {}
+    kept = 0
     for data in plan.data:
         for name, make in _methods(plan, data, out, progress).items():
             folder = out / data / name.replace(" ", "-")
             folder.mkdir(parents=True, exist_ok=True)
             rows = _measured(folder)
+            kept += rows is not None
             if rows is None:
                 rows = _measure(plan, data, make(folder), folder, name, progress)
             tables.setdefault(name, {})[data] = rows
     adapter = out / plan.data[0] / "DSD-few-shot" / "adapter"
     ablations = _ablate(plan, adapter, out / "ablation", progress)
     minutes = (time.monotonic() - began) / 60
-    return _report(plan, tables, ablations, minutes)
+    return _report(plan, tables, ablations, minutes, kept)
 
 
 def _methods(
@@ -198,6 +200,7 @@ def _report(
     tables: Mapping[str, Mapping[str, Sequence[Figure]]],
     ablations: str,
     minutes: float,
+    kept: int,
 ) -> str:
     columns = [
         (data, row.name, kind)
@@ -230,8 +233,9 @@ def _report(
         "# Reproduction\n\n"
         f"Model {Path(plan.model).name}, seed {plan.seed}, "
         f"{plan.questions or 'all'} test questions and {plan.examples or 'all'} few-shot examples "
-        f"a data set. {_machine()}; this run took {minutes:.0f} minutes.\n\n"
-        "Right answers in percent; a tie is a wrong answer.\n\n"
+        f"a data set. {_machine()}; this run took {minutes:.0f} minutes"
+        + (f", {kept} parts having been done by earlier ones.\n\n" if kept else ".\n\n")
+        + "Right answers in percent; a tie is a wrong answer.\n\n"
         "## Tables 1 and 2\n\n" + "\n".join(lines) + "\n\n"
         f"## Figures 3 to 6\n\nOn {plan.data[0]}, with the few-shot adapter.\n\n{ablations}\n"
         f"## Settings of few-shot training\n\n{settings}\n"
