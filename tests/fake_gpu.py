@@ -171,6 +171,16 @@ class FakeCuda:
         self._run_until(self.events[event])
         return (Error.cudaSuccess,)
 
+    milliseconds = 1.0
+
+    def cudaEventElapsedTime(self, before: int, after: int) -> tuple[Any, ...]:
+        assert self.events[before][0], "a mark that is not reached"
+        assert self.events[after][0], "a mark that is not reached"
+        return Error.cudaSuccess, self.milliseconds
+
+    def cudaMemGetInfo(self) -> tuple[Any, ...]:
+        return Error.cudaSuccess, (self.room - self.used("device")), self.room
+
     # Graphs
 
     def cudaStreamBeginCapture(self, stream: int, mode: CaptureMode) -> tuple[Any, ...]:

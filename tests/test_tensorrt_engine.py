@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import dsd_trt.engine.cuda as cuda_module
 import dsd_trt.engine.tensorrt as engine_module
 from dsd_trt import Bundle, Scorer
-from dsd_trt.engine.tensorrt import TensorRTEngine
+from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Graph, TensorSpec
 from dsd_trt.plan import Profile, Sidecar, graph_hash, plans, write_plan
@@ -95,7 +95,7 @@ def open_double(cuda: FakeCuda, copied: Bundle, monkeypatch: pytest.MonkeyPatch)
         limits = tuple((profile.min, profile.max) for profile in profiles)
         trt = FakeTensorRT(cuda, DOUBLE, double, limits)
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        return TensorRTEngine(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt"), trt
+        return open_plan(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt"), trt
 
     return open_it
 
@@ -159,6 +159,14 @@ def test_inputs_travel_while_the_part_before_is_computed(open_double: Open, cuda
     assert launches[2] < waits[1]
 
 
+def test_timing_is_of_the_gpu_alone(open_double: Open, cuda: FakeCuda) -> None:
+    engine, _ = open_double((Profile(1, 4, 4),))
+    cuda.milliseconds = 30.0
+    assert engine.time(feeds(4), repeats=5) == pytest.approx(30e-3 / 5)
+    queued = [name for name in cuda.calls if name in ("cudaEventRecord", "cudaGraphLaunch")]
+    assert queued[-7:] == ["cudaEventRecord", *["cudaGraphLaunch"] * 5, "cudaEventRecord"]
+
+
 def test_everything_is_freed(open_double: Open, cuda: FakeCuda) -> None:
     engine, trt = open_double()
     engine.run(feeds(20))
@@ -207,12 +215,12 @@ def test_scores_are_the_closed_form(
 
         trt = FakeTensorRT(cuda, graph, compute, ((1, 3), (4, 6)))
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        return TensorRTEngine(path, graph, "tensorrt")
+        return open_plan(path, graph, "tensorrt")
 
     for name in copied.manifest.graphs:
         plan_for(copied, name)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.13.3"))
-    monkeypatch.setattr(engine_module, "TensorRTEngine", open_graph)
+    monkeypatch.setattr(engine_module, "open_plan", open_graph)
     images = np.random.default_rng(0).integers(0, 256, (5, RESOLUTION, RESOLUTION, 3), np.uint8)
     texts = ["a red circle", "dog", "a green square"]
     scorer = Scorer.load(copied.folder, engine="tensorrt")
@@ -229,7 +237,7 @@ def _refusal(copied: Bundle, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) ->
     trt = FakeTensorRT(cuda, DOUBLE, double, ((1, 3),))
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     with pytest.raises(EngineError) as caught:
-        TensorRTEngine(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt")
+        open_plan(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt")
     assert not trt.deserialised
     return str(caught.value)
 
@@ -287,14 +295,14 @@ def test_a_library_that_refuses_a_sound_plan_is_an_error(
     trt = FakeTensorRT(cuda, DOUBLE, double, ((1, 3),))
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     with pytest.raises(EngineError, match="refuses"):
-        TensorRTEngine(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt")
+        open_plan(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt")
 
 
 def test_a_plan_of_other_tensors_is_refused(open_double: Open, copied: Bundle) -> None:
     open_double()
     other = replace(DOUBLE, inputs=(replace(DOUBLE.inputs[0], shape=("B", 3)), DOUBLE.inputs[1]))
     with pytest.raises(EngineError, match="where its bundle says"):
-        TensorRTEngine(copied.path("text_encoder.onnx"), other, "tensorrt")
+        open_plan(copied.path("text_encoder.onnx"), other, "tensorrt")
 
 
 def test_a_sidecar_that_cannot_be_read_is_an_error(

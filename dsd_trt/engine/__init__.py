@@ -90,9 +90,9 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
 
         return OnnxRuntimeEngine(path, graph)
     if engine in ("tensorrt", "tensorrt-rtx"):
-        from dsd_trt.engine.tensorrt import TensorRTEngine
+        from dsd_trt.engine.tensorrt import open_plan
 
-        return TensorRTEngine(path, graph, cast("PlanLibrary", engine))
+        return open_plan(path, graph, cast("PlanLibrary", engine))
     raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
 
 

@@ -42,6 +42,11 @@ def call(function: str, *arguments: Any) -> Any:
     return results[0] if len(results) == 1 else tuple(results) or None
 
 
+def _free_with(owner: object, function: str, what: Any) -> None:
+    """Free something with its owner; at the process's end the driver frees all there is."""
+    weakref.finalize(owner, call, function, what).atexit = False
+
+
 def compute_capability() -> str:
     """The first GPU's, such as "8.6".
 
@@ -61,12 +66,18 @@ def compute_capability() -> str:
     return f"{major}.{minor}"
 
 
+def memory_in_use() -> int:
+    """Bytes of the GPU's memory that are taken, by whomever."""
+    free, total = call("cudaMemGetInfo")
+    return int(total) - int(free)
+
+
 class Stream:
     """A queue of work for the GPU."""
 
     def __init__(self) -> None:
         self.handle = call("cudaStreamCreate")
-        weakref.finalize(self, call, "cudaStreamDestroy", self.handle)
+        _free_with(self, "cudaStreamDestroy", self.handle)
 
     def synchronize(self) -> None:
         """Wait until all of it is done."""
@@ -82,7 +93,7 @@ class Event:
 
     def __init__(self) -> None:
         self.handle = call("cudaEventCreate")
-        weakref.finalize(self, call, "cudaEventDestroy", self.handle)
+        _free_with(self, "cudaEventDestroy", self.handle)
 
     def record(self, stream: Stream) -> None:
         """Set the mark behind all that is queued."""
@@ -91,6 +102,10 @@ class Event:
     def synchronize(self) -> None:
         """Wait until the stream has come to the mark."""
         call("cudaEventSynchronize", self.handle)
+
+    def since(self, earlier: Event) -> float:
+        """Seconds from another mark to this one, both reached."""
+        return float(call("cudaEventElapsedTime", earlier.handle, self.handle)) / 1000
 
 
 class DeviceMemory:
@@ -104,7 +119,7 @@ class DeviceMemory:
     def __init__(self, size: int) -> None:
         self.size = size
         self.address = int(call("cudaMalloc", size))
-        weakref.finalize(self, call, "cudaFree", self.address)
+        _free_with(self, "cudaFree", self.address)
 
 
 class Buffer:
@@ -121,7 +136,7 @@ class Buffer:
         self._memory = DeviceMemory(size)
         self.device = self._memory.address
         address = int(call("cudaMallocHost", size))
-        weakref.finalize(self, call, "cudaFreeHost", address)
+        _free_with(self, "cudaFreeHost", address)
         self.host: NDArray[Any] = _array_at(address, tuple(shape), kind)
 
     def upload(self, rows: int, stream: Stream) -> None:
@@ -164,7 +179,7 @@ class RecordedGraph:
         graph = call("cudaStreamEndCapture", self._stream.handle)
         if error is None:
             self._executable = call("cudaGraphInstantiate", graph, 0)
-            weakref.finalize(self, call, "cudaGraphExecDestroy", self._executable)
+            _free_with(self, "cudaGraphExecDestroy", self._executable)
         call("cudaGraphDestroy", graph)
 
     def launch(self) -> None:

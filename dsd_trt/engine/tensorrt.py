@@ -64,35 +64,64 @@ def require(name: PlanLibrary) -> tuple[Any, str]:
     return load_library(name), compute_capability()
 
 
-class TensorRTEngine:
-    """A plan in an execution context; see `Engine`.
-
-    Batches may be of any size: what the plan does not take at a time is run in parts, the inputs
-    of one part on their way to the device while the one before is computed.
+def open_plan(path: Path, graph: Graph, library: PlanLibrary) -> TensorRTEngine:
+    """Open the plan of a graph that fits this machine.
 
     Args:
         path: the graph's ONNX file, whose bundle holds the plan.
         graph: its signature.
         library: whose plan.
+
+    Raises:
+        EngineError: no library, no GPU, no plan that fits both, or the library refuses it.
+    """
+    trt, capability = require(library)
+    bundle = path.parent
+    manifest = Manifest.from_json((bundle / MANIFEST_NAME).read_text("utf-8"))
+    version = str(trt.__version__)
+    plan = find_plan(bundle, manifest, path.stem, library, version, capability)
+    description = EngineDescription(
+        f"{library} {version}", f"GPU of compute capability {capability}", manifest.precision
+    )
+    try:
+        return TensorRTEngine(
+            trt, plan.path.read_bytes(), graph, plan.sidecar.profiles, description
+        )
+    except EngineError as error:
+        raise EngineError(
+            f"{plan.path}: {error}. Build again: dsd-trt build {bundle} --engine {library}"
+        ) from error
+
+
+class TensorRTEngine:
+    """A plan on the GPU; see `Engine`.
+
+    Batches may be of any size: what the plan does not take at a time is run in parts, the inputs
+    of one part on their way to the device while the one before is computed.
+
+    Args:
+        trt: the library.
+        content: the plan.
+        graph: its signature.
+        profiles: batch sizes it takes.
+        description: what it says of itself.
     """
 
-    def __init__(self, path: Path, graph: Graph, library: PlanLibrary) -> None:
-        trt, capability = require(library)
-        bundle = path.parent
-        manifest = Manifest.from_json((bundle / MANIFEST_NAME).read_text("utf-8"))
-        version = str(trt.__version__)
-        plan = find_plan(bundle, manifest, path.stem, library, version, capability)
+    def __init__(
+        self,
+        trt: Any,
+        content: bytes,
+        graph: Graph,
+        profiles: tuple[Profile, ...],
+        description: EngineDescription,
+    ) -> None:
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)  # must outlive the engine
-        self._engine = self._runtime.deserialize_cuda_engine(plan.path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise EngineError(
-                f"{library} {version} refuses {plan.path}. Build again: "
-                f"dsd-trt build {bundle} --engine {library}"
-            )
-        _check_tensors(trt, self._engine, plan.path, graph)
-        self._graph = graph
-        self._profiles = plan.sidecar.profiles
+            raise EngineError("the library refuses the plan")
+        _check_tensors(trt, self._engine, Path(graph.file), graph)
+        self._graph, self._profiles, self.description = graph, profiles, description
         self._user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._activations = DeviceMemory(max(int(self._engine.device_memory_size_v2), 256))
         self._compute, self._upload = Stream(), Stream()
@@ -101,9 +130,6 @@ class TensorRTEngine:
         # By slot and rows. A recording stands on its context's shapes, so each has its own; their
         # activations share one memory, since one is run after another.
         self._recorded: dict[tuple[int, int], tuple[Any, RecordedGraph]] = {}
-        self.description = EngineDescription(
-            f"{library} {version}", f"GPU of compute capability {capability}", manifest.precision
-        )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph once; see `Engine.run`."""
@@ -122,6 +148,25 @@ class TensorRTEngine:
         for i in range(max(len(parts) - 2, 0), len(parts)):
             self._slots[i % 2].collect(outputs, parts[i])
         return outputs
+
+    def time(self, feeds: Mapping[str, Array], repeats: int) -> float:
+        """Seconds one batch takes on the GPU, copies aside: the mean of several.
+
+        Args:
+            feeds: one part, as many rows as the plan takes at most or fewer.
+            repeats: how many are queued between the two marks.
+        """
+        count = len(next(iter(feeds.values())))
+        self.run(feeds)
+        _, profile = self._choose(count)
+        _, recorded = self._recorded[0, max(count, profile.min)]
+        before, after = Event(), Event()
+        before.record(self._compute)
+        for _ in range(repeats):
+            recorded.launch()
+        after.record(self._compute)
+        after.synchronize()
+        return after.since(before) / repeats
 
     def _start(self, which: int, feeds: Mapping[str, Array], rows: slice) -> None:
         """Queue one part: inputs up, the graph, outputs down."""
