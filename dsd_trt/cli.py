@@ -37,6 +37,9 @@ SUBCOMMANDS = {
     "build": Subcommand(
         "dsd_trt.engines.command:build", "Compile a bundle's graphs to TensorRT plans."
     ),
+    "gpu-check": Subcommand(
+        "dsd_trt.engines.gpu_command:gpu_check", "Try a bundle on the GPU here, and measure."
+    ),
     "ranges": Subcommand(
         "dsd_trt.export.ranges_command:ranges",
         "Tell how large values get in a bundle, and what FP16 leaves of room.",

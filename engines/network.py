@@ -44,16 +44,22 @@ def parse(trt: Any, path: Path) -> Network:
     Raises:
         GraphRefusedError: the parser does not take it.
     """
+    network = create_network(trt)
+    parser = network.parser
+    if not parser.parse_from_file(str(path)):
+        errors = [_explain(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise GraphRefusedError("\n  ".join([f"{path} is refused:", *errors]))
+    return network
+
+
+def create_network(trt: Any) -> Network:
+    """An empty network, strongly typed."""
     messages: list[str] = []
     logger = _logger(trt, messages)
     builder = trt.Builder(logger)
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     definition = builder.create_network(1 << int(flag))
-    parser = trt.OnnxParser(definition, logger)
-    if not parser.parse_from_file(str(path)):
-        errors = [_explain(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise GraphRefusedError("\n  ".join([f"{path} is refused:", *errors]))
-    return Network(trt, builder, definition, parser, messages)
+    return Network(trt, builder, definition, trt.OnnxParser(definition, logger), messages)
 
 
 def _explain(error: Any) -> str:

@@ -33,6 +33,8 @@ KINDS = {
     "config": "IBuilderConfig",
     "made": "IOptimizationProfile",
     "layer": "ILayer",
+    "product": "IMatrixMultiplyLayer",
+    "convolution": "IConvolutionLayer",
     "cache": "ITimingCache",
     "_runtime": "Runtime",
     "_engine": "ICudaEngine",
@@ -43,7 +45,7 @@ KINDS = {
 OWN = {
     "layer": {"kind", "dtype", "inputs", "outputs"},
     "error": {"strerror"},
-    "builder": set(),
+    "engine": {"time"},
 }
 RTX_ALONE = {("trt", "ComputeCapability"), ("IBuilderConfig", "num_compute_capabilities")}
 RTX_ALONE |= {("IBuilderConfig", "set_compute_capability"), ("ComputeCapability", "__members__")}

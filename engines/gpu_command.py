@@ -1,0 +1,52 @@
+"""`dsd-trt gpu-check`: a report from somebody's GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from dsd_trt.plan import PLAN_LIBRARIES, parse_profile
+
+if TYPE_CHECKING:
+    from dsd_trt.plan import PlanLibrary
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
+@click.option(
+    "--batch",
+    default="1,8,32",
+    show_default=True,
+    metavar="MIN,OPT,MAX",
+    help="Batch sizes of plans that have yet to be built; OPT is timed.",
+)
+@click.option(
+    "--out",
+    default="gpu-check",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Write OUT.json and OUT.md.",
+)
+def gpu_check(bundle: Path, engine: str, batch: str, out: Path) -> None:
+    """Try BUNDLE on the GPU here: build, run, compare with FP32, and measure.
+
+    No figure of this project was measured on a GPU: a report is worth sending.
+    """
+    from rich.console import Console
+
+    from dsd_trt.bundle import read_bundle
+    from dsd_trt.engine import require_engine
+
+    profile = parse_profile(batch)
+    require_engine(engine)
+    from dsd_trt.engines.gpu_check import check_gpu, write_report
+
+    console = Console(stderr=True)
+    with console.status("Verifying the bundle") as status:
+        report = check_gpu(read_bundle(bundle), cast("PlanLibrary", engine), profile, status.update)
+    write_report(report, out)
+    click.echo(report.to_markdown())
+    click.echo(f"wrote {out}.json and {out}.md", err=True)
