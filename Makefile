@@ -26,6 +26,7 @@ test-size: $(DEV)/installed
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/hadolint engines/docker/*.Dockerfile
 	rm -rf build
 	$(DEV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	cd build/typed && ../../$(DEV)/bin/mypy --config-file ../../pyproject.toml \

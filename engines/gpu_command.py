@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
 @click.option(
     "--batch",

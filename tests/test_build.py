@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,6 +136,21 @@ def test_the_command_builds_and_reports(half: Bundle) -> None:
     sidecar = json.loads((plan.folder / "engine.json").read_text())
     assert sidecar["compute_capabilities"] == ["8.6", "12.0"]
     assert sidecar["version"] == VERSION
+
+
+@pytest.mark.parametrize("graph", ["image_encoder", "text_encoder", "pair_scorer"])
+def test_polygraphy_finds_the_whole_graph_supported(half: Bundle, graph: str) -> None:
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("polygraphy"), "inspect", "capability"),
+            half.path(half.manifest.graphs[graph].file),
+        ],
+        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Graph is fully supported by TensorRT" in done.stdout
 
 
 # Precision, proven
