@@ -452,14 +452,15 @@ def _heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_ends_with_one_line_and_no_half_written_file(
-    long_job: list[str], tmp_path: Path
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_ends_with_one_line_and_no_half_written_file(
+    long_job: list[str], tmp_path: Path, stop: signal.Signals
 ) -> None:
     process = subprocess.Popen(long_job, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("engine:")
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
     assert rest.split() == ["interrupted"]
