@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.export.agreement import compare, spearman, top1_agreement
 from dsd_trt.export.emulation import emulate_half
-from dsd_trt.export.modules import BuildScoring, traceable
+from dsd_trt.export.modules import BuildScoring, drop_weights, traceable
 from dsd_trt.export.parity import ParityError, check_parity, emulated_bundle, measure
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.reference import Expected, Reference
@@ -279,3 +280,34 @@ def _model(
 
 def _run(model: onnx.ModelProto, x: Any) -> list[Any]:
     return ort.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+
+
+# Large models
+
+
+def test_a_frugal_engine_computes_the_same(exported_fp16: Exported) -> None:
+    bundle = exported_fp16.bundle
+    rng = np.random.default_rng(0)
+    manifest = bundle.manifest
+    levels = len(manifest.method.noise_levels.fractions)
+    feeds = {
+        "latent": rng.normal(size=(4, *manifest.latent_shape)).astype(np.float16),
+        "level": (np.arange(4) % levels).astype(np.int32),
+        "text_states": rng.normal(size=(4, 77, manifest.text_width)).astype(np.float16),
+        "token_mask": np.ones((4, 77), np.float32),
+    }
+    graph = manifest.graphs["pair_scorer"]
+    path = bundle.path(graph.file)
+    usual, frugal = (
+        OnnxRuntimeEngine(path, graph, frugal=it).run(feeds)["score"] for it in (False, True)
+    )
+    assert usual.std() > 1e-5
+    np.testing.assert_allclose(frugal, usual, atol=1e-5)
+
+
+def test_a_module_without_its_weights_holds_none(exported_fp16: Exported) -> None:
+    checkpoint, build = exported_fp16.load()
+    module = traceable("pair_scorer", checkpoint, build, "fp16")
+    assert sum(tensor.nbytes for tensor in module.parameters()) > 100_000
+    drop_weights(module)
+    assert sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())) == 0
