@@ -237,7 +237,8 @@ def _report(
         + (f", {kept} parts having been done by earlier ones.\n\n" if kept else ".\n\n")
         + "Right answers in percent; a tie is a wrong answer.\n\n"
         "## Tables 1 and 2\n\n" + "\n".join(lines) + "\n\n"
-        f"## Figures 3 to 6\n\nOn {plan.data[0]}, with the few-shot adapter.\n\n{ablations}\n"
+        f"## Figures 3 to 6\n\nOn {plan.data[0]}, with the few-shot adapter.\n\n"
+        f"![Figures 3 to 6](ablation/ablation.png)\n\n{ablations}\n"
         f"## Settings of few-shot training\n\n{settings}\n"
     )
 
