@@ -140,8 +140,8 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[str], None], Callable[[f
 def _print_layers(console: Console, graph: str, table: LayerTable) -> None:
     from rich.table import Table
 
-    shown = Table(title=f"{graph}: {len(table.layers)} layers, {table.half_share():.1%} of matrix "
-                  "products and convolutions in FP16")  # fmt: skip
+    share = f"{table.half_share():.1%} of products in FP16, scored logits aside"
+    shown = Table(title=f"{graph}: {len(table.layers)} layers, {share}")
     for column in ("type", "precision", "layers"):
         shown.add_column(column, justify="right" if column == "layers" else "left")
     counted = {

@@ -16,7 +16,11 @@ from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Manifest
 
 MIN_HALF = 0.95
-"""Of all matrix products and convolutions of an FP16 graph, at least so many are FP16."""
+"""Of an FP16 graph's matrix products and convolutions, at least so many are FP16.
+
+The scored attention logits are left out: they have to be FP32, and are one product in fifteen of
+Stable Diffusion XL's.
+"""
 
 _SCORES = ("score", "token_scores")
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
@@ -87,9 +91,18 @@ class LayerTable:
         return Counter((layer.kind, layer.dtype) for layer in self.layers)
 
     def half_share(self) -> float:
-        """Share of FP16 among all matrix products and convolutions; 1 where there are none."""
-        products = [layer.dtype for layer in self.layers if layer.kind in _PRODUCTS]
+        """Share of FP16 among matrix products and convolutions, scored logits aside."""
+        products = [layer.dtype for layer in self.products()]
         return products.count("HALF") / len(products) if products else 1.0
+
+    def products(self) -> list[Layer]:
+        """Matrix products and convolutions, but for the attention logits that are scored."""
+        scoring = {layer.outputs[0] for layer in self.scoring()}
+        return [
+            layer
+            for layer in self.layers
+            if layer.kind in _PRODUCTS and layer.outputs[0] not in scoring
+        ]
 
     def scoring(self) -> list[Layer]:
         """What lies between the attention logits and the scores, logits included.
@@ -171,11 +184,7 @@ def check_precision(table: LayerTable, manifest: Manifest, graph: str) -> None:
     # A VAE that overflows in FP16 stays FP32 as a whole (Stable Diffusion XL's).
     whole = graph == "image_encoder" and share == 0
     if manifest.precision == "fp16" and share < MIN_HALF and not whole:
-        wide = [
-            layer.name
-            for layer in table.layers
-            if layer.kind in _PRODUCTS and layer.dtype != "HALF"
-        ]
+        wide = [layer.name for layer in table.products() if layer.dtype != "HALF"]
         raise PrecisionError(
             f"only {share:.1%} of the {graph}'s matrix products and convolutions are FP16, "
             f"{MIN_HALF:.0%} are needed; not so are {_some(wide)}. Export the bundle again"
