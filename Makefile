@@ -15,8 +15,9 @@ SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
+# Two processes, a file of tests to each at a time: what is costly is shared within a file.
 test: $(DEV)/installed
-	$(DEV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # Needs 10 GB of disk and several minutes.
 test-size: $(DEV)/installed
