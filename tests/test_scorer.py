@@ -319,7 +319,7 @@ def test_auto_prefers_openvino_and_falls_to_onnxruntime_only_where_it_is_absent(
 
 def test_an_engine_nobody_knows_is_refused(bundle: Bundle) -> None:
     with pytest.raises(InputError, match="onnxruntime, openvino"):
-        Scorer.load(bundle.folder, "tensorrt")
+        Scorer.load(bundle.folder, "cudnn")
 
 
 def test_a_graph_that_does_not_match_its_manifest_is_refused(tmp_path: Path, engine: str) -> None:
