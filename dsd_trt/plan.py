@@ -65,6 +65,30 @@ class Sidecar:
     size: int
     sha256: str
 
+    @classmethod
+    def of(
+        cls,
+        content: memoryview,
+        manifest: Manifest,
+        graph: str,
+        library: PlanLibrary,
+        version: str,
+        compute_capabilities: tuple[str, ...],
+        profiles: tuple[Profile, ...],
+    ) -> Sidecar:
+        """What is to be said of a plan, freshly built from a bundle's graph."""
+        return cls(
+            graph,
+            graph_hash(manifest, graph),
+            manifest.precision,
+            library,
+            version,
+            compute_capabilities,
+            profiles,
+            content.nbytes,
+            hashlib.sha256(content).hexdigest(),
+        )
+
     @property
     def key(self) -> str:
         """Name of the plan's folder: what makes it differ from other plans of the bundle."""
@@ -95,10 +119,7 @@ def graph_hash(manifest: Manifest, graph: str) -> str:
     Both are in `bundle.json`, so nothing large is read.
     """
     file = manifest.graphs[graph].file
-    others = {it.file for it in manifest.graphs.values()} | {manifest.tokenizer.file}
-    weights = sorted(
-        name for name in manifest.files if name not in others and name.endswith(".data")
-    )
+    weights = sorted(name for name in manifest.files if name.endswith(".data"))
     hashes = "".join(manifest.files[name].sha256 for name in (file, *weights))
     return hashlib.sha256(hashes.encode()).hexdigest()
 
@@ -156,11 +177,11 @@ def find_plan(
     version: str,
     compute_capability: str,
 ) -> Plan:
-    """The plan of a graph that fits a library and a GPU, verified.
+    """The plan of a graph that fits a library and a GPU, by what the plans say of themselves.
 
     Raises:
         EngineError: there is none. Of a plan that comes near, the message says what about it does
-            not fit: the library's version, the GPU, the bundle it was made from, or its bytes.
+            not fit: the library's version, the GPU, or the bundle it was made from.
     """
     build = f"dsd-trt build {bundle} --engine {library}"
     found = [
@@ -195,26 +216,28 @@ def find_plan(
                 f"the plan {found[-1].folder} {complaint(found[-1].sidecar)}. Build again: {build}"
             )
         found = fitting
-    plan = max(found, key=lambda plan: plan.sidecar.profiles[-1].max)
-    _verify(plan, build)
-    return plan
+    return max(found, key=lambda plan: plan.sidecar.profiles[-1].max)
 
 
-def _verify(plan: Plan, build: str) -> None:
+def read_plan(plan: Plan) -> bytes:
+    """A plan's bytes, verified.
+
+    Raises:
+        EngineError: it cannot be read, or is not what its sidecar says.
+    """
+    bundle = plan.folder.parent.parent
+    again = f"Build again: dsd-trt build {bundle} --engine {plan.sidecar.library}"
     try:
-        size = plan.path.stat().st_size
-        with plan.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        content = plan.path.read_bytes()
     except OSError as error:
+        raise EngineError(f"cannot read {plan.path}: {error.strerror}. {again}") from None
+    if len(content) != plan.sidecar.size:
         raise EngineError(
-            f"cannot read {plan.path}: {error.strerror}. Build again: {build}"
-        ) from None
-    if size != plan.sidecar.size:
-        raise EngineError(
-            f"{plan.path} has {size} bytes instead of {plan.sidecar.size}. Build again: {build}"
+            f"{plan.path} has {len(content)} bytes instead of {plan.sidecar.size}. {again}"
         )
-    if digest != plan.sidecar.sha256:
-        raise EngineError(f"{plan.path} was altered (sha256 differs). Build again: {build}")
+    if hashlib.sha256(content).hexdigest() != plan.sidecar.sha256:
+        raise EngineError(f"{plan.path} was altered (sha256 differs). {again}")
+    return content
 
 
 def parse_profile(text: str) -> Profile:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,9 +12,7 @@ from dsd_trt.engines.compile import RTX_CAPABILITIES, CompileSettings, compile_p
 from dsd_trt.engines.layers import LayerTable, check_precision
 from dsd_trt.engines.network import parse
 from dsd_trt.errors import InputError
-from dsd_trt.plan import Plan, PlanLibrary, Sidecar, graph_hash, write_plan
-
-ENCODER_BATCH = 32  # at most: images and texts are encoded once each
+from dsd_trt.plan import Plan, PlanLibrary, Sidecar, write_plan
 
 
 def build_plans(
@@ -55,16 +52,14 @@ def build_plans(
         table = LayerTable.of(network)
         check_precision(table, manifest, name)
         content = memoryview(compile_plan(network, graph, settings, step))
-        sidecar = Sidecar(
-            graph=name,
-            graph_hash=graph_hash(manifest, name),
-            precision=manifest.precision,
-            library=library,
-            version=str(trt.__version__),
-            compute_capabilities=settings.compute_capabilities,
-            profiles=settings.profiles,
-            size=content.nbytes,
-            sha256=hashlib.sha256(content).hexdigest(),
+        sidecar = Sidecar.of(
+            content,
+            manifest,
+            name,
+            library,
+            str(trt.__version__),
+            settings.compute_capabilities,
+            settings.profiles,
         )
         yield write_plan(bundle.folder, content, sidecar), table
 

@@ -90,12 +90,15 @@ def build(
     from rich.console import Console
 
     from dsd_trt.bundle import read_bundle
+    from dsd_trt.engine.tensorrt import load_library, require
     from dsd_trt.engines.build import build_plans
     from dsd_trt.engines.compile import CompileSettings
 
     settings = CompileSettings(
         profiles, capabilities, None if workspace is None else int(workspace * 2**30), timing_cache
     )
+    # Before gigabytes are hashed: TensorRT needs a GPU, TensorRT-RTX the library alone.
+    (require if engine == "tensorrt" else load_library)(cast("PlanLibrary", engine))
     opened = read_bundle(bundle)
     console, out = Console(stderr=True), Console()
     began = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ from dsd_trt.engines.network import create_network, parse
 from dsd_trt.engines.work import count_macs
 from dsd_trt.errors import InputError
 from dsd_trt.manifest import Graph, TensorSpec
-from dsd_trt.plan import Profile, Sidecar, graph_hash, write_plan
+from dsd_trt.plan import Profile, Sidecar, write_plan
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -93,16 +92,8 @@ def test_the_report_has_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
     profile = Profile(1, 8, 32)
     for name in sessions:
         content = b"plan " + name.encode()
-        sidecar = Sidecar(
-            graph=name,
-            graph_hash=graph_hash(bundle.manifest, name),
-            precision=bundle.manifest.precision,
-            library="tensorrt",
-            version="10.13.3",
-            compute_capabilities=("8.6",),
-            profiles=(profile,),
-            size=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
+        sidecar = Sidecar.of(
+            memoryview(content), bundle.manifest, name, "tensorrt", "10.13.3", ("8.6",), (profile,)
         )
         write_plan(bundle.folder, memoryview(content), sidecar)
 

@@ -45,7 +45,7 @@ KINDS = {
 OWN = {
     "layer": {"kind", "dtype", "inputs", "outputs"},
     "error": {"strerror"},
-    "engine": {"time"},
+    "engine": {"time", "profiles"},
 }
 RTX_ALONE = {("trt", "ComputeCapability"), ("IBuilderConfig", "num_compute_capabilities")}
 RTX_ALONE |= {("IBuilderConfig", "set_compute_capability"), ("ComputeCapability", "__members__")}

@@ -29,7 +29,7 @@ from dsd_trt import Bundle, Scorer
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Graph, TensorSpec
-from dsd_trt.plan import Profile, Sidecar, graph_hash, plans, write_plan
+from dsd_trt.plan import Profile, Sidecar, plans, write_plan
 
 PROFILES = (Profile(1, 2, 3), Profile(4, 5, 6))
 
@@ -56,16 +56,8 @@ def plan_for(
     bundle: Bundle, graph: str, profiles: tuple[Profile, ...] = PROFILES, **changes: Any
 ) -> None:
     content = b"plan of " + graph.encode()
-    sidecar = Sidecar(
-        graph=graph,
-        graph_hash=graph_hash(bundle.manifest, graph),
-        precision=bundle.manifest.precision,
-        library="tensorrt",
-        version="10.13.3",
-        compute_capabilities=("8.6",),
-        profiles=profiles,
-        size=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
+    sidecar = Sidecar.of(
+        memoryview(content), bundle.manifest, graph, "tensorrt", "10.13.3", ("8.6",), profiles
     )
     write_plan(bundle.folder, memoryview(content), replace(sidecar, **changes))
 

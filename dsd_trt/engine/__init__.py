@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.manifest import Graph, TensorSpec
+from dsd_trt.plan import PLAN_LIBRARIES, PlanLibrary
 
 if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
     from numpy.typing import NDArray
-
-    from dsd_trt.plan import PlanLibrary
 
 EngineName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
@@ -89,10 +88,10 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
         from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(path, graph)
-    if engine in ("tensorrt", "tensorrt-rtx"):
+    if engine in PLAN_LIBRARIES:
         from dsd_trt.engine.tensorrt import open_plan
 
-        return open_plan(path, graph, cast("PlanLibrary", engine))
+        return open_plan(path, graph, cast(PlanLibrary, engine))
     raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
 
 
@@ -102,10 +101,10 @@ def require_engine(engine: str) -> None:
     Raises:
         EngineError: it needs a GPU, a driver or a library that is not here.
     """
-    if engine in ("tensorrt", "tensorrt-rtx"):
+    if engine in PLAN_LIBRARIES:
         from dsd_trt.engine.tensorrt import require
 
-        require(cast("PlanLibrary", engine))
+        require(cast(PlanLibrary, engine))
 
 
 def preferred_engine() -> str:

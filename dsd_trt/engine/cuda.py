@@ -23,6 +23,12 @@ except ImportError as error:
     ) from error
 
 
+_ADVICE = {
+    "cudaErrorMemoryAllocation": ". Free memory of the GPU, or build plans for smaller batches: "
+    "dsd-trt build BUNDLE --batch MIN,OPT,MAX"
+}
+
+
 def call(function: str, *arguments: Any) -> Any:
     """Call a function of the runtime.
 
@@ -38,7 +44,8 @@ def call(function: str, *arguments: Any) -> Any:
     """
     code, *results = getattr(cudart, function)(*arguments)
     if code != cudart.cudaError_t.cudaSuccess:
-        raise EngineError(f"{function} failed: {cudart.cudaError_t(code).name}")
+        name = cudart.cudaError_t(code).name
+        raise EngineError(f"{function} failed: {name}{_ADVICE.get(name, '')}")
     return results[0] if len(results) == 1 else tuple(results) or None
 
 

@@ -30,7 +30,7 @@ from dsd_trt.engine.cuda import (
 )
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import MANIFEST_NAME, Graph, Manifest, TensorSpec
-from dsd_trt.plan import PlanLibrary, Profile, find_plan
+from dsd_trt.plan import PlanLibrary, Profile, find_plan, read_plan
 
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
@@ -83,14 +83,7 @@ def open_plan(path: Path, graph: Graph, library: PlanLibrary) -> TensorRTEngine:
     description = EngineDescription(
         f"{library} {version}", f"GPU of compute capability {capability}", manifest.precision
     )
-    try:
-        return TensorRTEngine(
-            trt, plan.path.read_bytes(), graph, plan.sidecar.profiles, description
-        )
-    except EngineError as error:
-        raise EngineError(
-            f"{plan.path}: {error}. Build again: dsd-trt build {bundle} --engine {library}"
-        ) from error
+    return TensorRTEngine(trt, read_plan(plan), graph, plan.sidecar.profiles, description)
 
 
 class TensorRTEngine:
@@ -119,13 +112,15 @@ class TensorRTEngine:
         self._runtime = trt.Runtime(self._logger)  # must outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
-            raise EngineError("the library refuses the plan")
+            raise EngineError(
+                f"{description.engine} refuses the plan of {graph.file}. Build again: dsd-trt build"
+            )
         _check_tensors(trt, self._engine, Path(graph.file), graph)
-        self._graph, self._profiles, self.description = graph, profiles, description
+        self._graph, self.profiles, self.description = graph, profiles, description
         self._user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._activations = DeviceMemory(max(int(self._engine.device_memory_size_v2), 256))
         self._compute, self._upload = Stream(), Stream()
-        most = max(profile.max for profile in self._profiles)
+        most = max(profile.max for profile in self.profiles)
         self._slots = (_Slot(graph, most), _Slot(graph, most))
         # By slot and rows. A recording stands on its context's shapes, so each has its own; their
         # activations share one memory, since one is run after another.
@@ -138,7 +133,7 @@ class TensorRTEngine:
             spec.name: np.empty((count, *map(int, spec.shape[1:])), spec.dtype)
             for spec in self._graph.outputs
         }
-        most = max(profile.max for profile in self._profiles)
+        most = max(profile.max for profile in self.profiles)
         parts = [slice(start, min(start + most, count)) for start in range(0, count, most)]
         for i, rows in enumerate(parts):
             slot = self._slots[i % 2]
@@ -190,7 +185,7 @@ class TensorRTEngine:
 
     def _choose(self, count: int) -> tuple[int, Profile]:
         """The profile that takes a batch and is made for sizes nearest to it."""
-        fitting = [(i, it) for i, it in enumerate(self._profiles) if count <= it.max]
+        fitting = [(i, it) for i, it in enumerate(self.profiles) if count <= it.max]
         return min(fitting, key=lambda chosen: (abs(chosen[1].opt - count), chosen[1].max))
 
     def _record(self, which: int, index: int, fed: int) -> None:
