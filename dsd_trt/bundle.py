@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from dsd_trt.errors import BundleError
 from dsd_trt.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest, require
 
+_UNFINISHED = f".{MANIFEST_NAME}.part"
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -41,15 +43,24 @@ def write_bundle(folder: Path, manifest: Manifest) -> Bundle:
     Raises:
         BundleError: the manifest is inconsistent or names a file the folder lacks.
     """
-    unfinished = folder / f".{MANIFEST_NAME}.part"
     files = {
-        path.relative_to(folder).as_posix(): FileEntry(_sha256(path), path.stat().st_size)
+        path.relative_to(folder).as_posix(): file_entry(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path not in (folder / MANIFEST_NAME, unfinished)
+        if path.is_file() and path.name not in (MANIFEST_NAME, _UNFINISHED)
     }
-    manifest = dataclasses.replace(manifest, files=files)
+    return write_manifest(folder, dataclasses.replace(manifest, files=files))
+
+
+def file_entry(path: Path) -> FileEntry:
+    """What `bundle.json` says of a file."""
+    return FileEntry(_sha256(path), path.stat().st_size)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
+    """Write `bundle.json`, whole or not at all; as `write_bundle`, `files` being known already."""
     check_manifest(manifest)
     _check_named_files(manifest)
+    unfinished = folder / _UNFINISHED
     with unfinished.open("w", encoding="utf-8") as stream:
         stream.write(manifest.to_json())
         stream.flush()
@@ -88,8 +99,12 @@ def _check_named_files(manifest: Manifest) -> None:
     for where, file in (
         *((f"graphs.{name}.file", graph.file) for name, graph in manifest.graphs.items()),
         ("tokenizer.file", manifest.tokenizer.file),
+        *([("adapter.file", manifest.adapter.file)] if manifest.adapter else []),
     ):
         require(file in manifest.files, where, f"names {file!r}, which is not among the files")
+    if (adapter := manifest.adapter) is not None:
+        size, needed = manifest.files[adapter.file].size, 4 * adapter.numbers
+        require(size == needed, "adapter.tensors", f"are {needed} bytes, the file has {size}")
 
 
 def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:

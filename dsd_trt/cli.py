@@ -35,6 +35,9 @@ SUBCOMMANDS = {
     "export": Subcommand(
         "dsd_trt.export.command:export", "Export a model as a bundle of ONNX graphs.", "export"
     ),
+    "adapt": Subcommand(
+        "dsd_trt.export.adapt_command:adapt", "Put another adapter into a bundle.", "export"
+    ),
     "build": Subcommand(
         "dsd_trt.engines.command:build", "Compile a bundle's graphs to TensorRT plans."
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -34,12 +35,23 @@ class TensorSpec:
     Attributes:
         name: the tensor's name in the graph.
         dtype: numpy's name of its type, such as "float32".
-        shape: batch first; a string names a dynamic dimension.
+        shape: batch first; a string names a dynamic dimension. Without one the tensor is the same
+            for every item of a batch.
     """
 
     name: str
     dtype: Dtype
     shape: tuple[int | str, ...]
+
+    @property
+    def batched(self) -> bool:
+        """Whether there is one for every item of a batch."""
+        return isinstance(self.shape[0], str)
+
+    def of_batch(self, size: int) -> tuple[int, ...]:
+        """Its shape in a batch of some size."""
+        first, *rest = self.shape
+        return (size if isinstance(first, str) else first, *map(int, rest))
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,24 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class AdapterInput:
+    """An adapter that is fed to the pair scorer, where it is not folded in.
+
+    Attributes:
+        file: the graph's `adapter` input: every tensor's numbers, FP32, little-endian.
+        tensors: in this order; their shapes by name, those of `adapter.safetensors`.
+    """
+
+    file: str
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @property
+    def numbers(self) -> int:
+        """Length of the graph's input."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Content hash and length in bytes of one file."""
 
@@ -180,6 +210,7 @@ class Manifest:
 
     Attributes:
         graphs: by name: "image_encoder", "text_encoder", "pair_scorer".
+        adapter: the adapter, where the pair scorer takes it as an input.
         files: every other file of the bundle by its path inside it; filled in by `write_bundle`.
         parity: the figures of the export's parity report, free-form.
     """
@@ -191,6 +222,7 @@ class Manifest:
     preprocessing: Preprocessing
     calibration: Calibration
     provenance: Provenance
+    adapter: AdapterInput | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -256,6 +288,7 @@ def graph_contract(
     max_length: int = 77,
     denoising: bool = False,
     pooled_text: bool = False,
+    adapter_numbers: int = 0,
 ) -> dict[str, Graph]:
     """The graphs every bundle holds: fixed names, batch first.
 
@@ -268,6 +301,7 @@ def graph_contract(
         denoising: whether the pair scorer also returns its denoising error.
         pooled_text: whether text states have one more row, the text as a whole (Stable Diffusion
             XL).
+        adapter_numbers: length of the pair scorer's `adapter` input; 0 is no such input.
 
     Returns:
         Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples.
@@ -277,6 +311,7 @@ def graph_contract(
     rows = max_length + pooled_text
     text_states = TensorSpec("text_states", states, ("T", rows, text_width))
     error = (TensorSpec("denoising_error", "float32", ("B",)),) if denoising else ()
+    adapter = (TensorSpec("adapter", "float32", (adapter_numbers,)),) if adapter_numbers else ()
     return {
         "image_encoder": Graph(
             "image_encoder.onnx",
@@ -295,6 +330,7 @@ def graph_contract(
                 TensorSpec("level", "int32", ("B",)),
                 dataclasses.replace(text_states, shape=("B", *text_states.shape[1:])),
                 TensorSpec("token_mask", "float32", ("B", max_length)),
+                *adapter,
             ),
             (
                 TensorSpec("score", "float32", ("B",)),
@@ -358,6 +394,7 @@ def _check_graphs(manifest: Manifest) -> None:
         manifest.tokenizer.max_length,
         manifest.has_denoising_error,
         manifest.has_pooled_text,
+        manifest.adapter.numbers if manifest.adapter else 0,
     )
     for name, wanted in contract.items():
         graph = manifest.graphs[name]

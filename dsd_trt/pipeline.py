@@ -88,6 +88,10 @@ class Pipeline:
     def _pair_scorer(self) -> Engine:
         return self._open("pair_scorer")
 
+    @cached_property
+    def _adapter(self) -> dict[str, Array]:
+        return adapter_feed(self._bundle)
+
     def _open(self, name: str) -> Engine:
         graph = self._manifest.graphs[name]
         return self._open_graph(self._bundle.path(graph.file), graph)
@@ -172,6 +176,7 @@ class Pipeline:
                     "level": level[rows],
                     "text_states": texts.states[text[rows]],
                     "token_mask": texts.mask[text[rows]],
+                    **self._adapter,
                 }
             )
             if not all(np.isfinite(values).all() for values in outputs.values()):
@@ -187,6 +192,13 @@ class Pipeline:
             for name, values in parts.items()
             if values
         }
+
+
+def adapter_feed(bundle: Bundle) -> dict[str, Array]:
+    """What the pair scorer is fed beside the pairs: the adapter, unless it is folded in."""
+    if (adapter := bundle.manifest.adapter) is None:
+        return {}
+    return {"adapter": np.fromfile(bundle.path(adapter.file), "<f4").astype(np.float32)}
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:

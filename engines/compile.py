@@ -103,8 +103,8 @@ def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str]) -> Non
 def _profile(network: Network, graph: Graph, profile: Profile) -> Any:
     made = network.builder.create_optimization_profile()
     for spec in graph.inputs:
-        rest = tuple(int(size) for size in spec.shape[1:])
-        made.set_shape(spec.name, (profile.min, *rest), (profile.opt, *rest), (profile.max, *rest))
+        sizes = (spec.of_batch(size) for size in (profile.min, profile.opt, profile.max))
+        made.set_shape(spec.name, *sizes)
     return made
 
 

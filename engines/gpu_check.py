@@ -207,9 +207,7 @@ def _levels(bundle: Bundle) -> NDArray[np.int32]:
 
 
 def _zeros(graph: Graph, rows: int) -> dict[str, NDArray[np.generic]]:
-    return {
-        spec.name: np.zeros((rows, *map(int, spec.shape[1:])), spec.dtype) for spec in graph.inputs
-    }
+    return {spec.name: np.zeros(spec.of_batch(rows), spec.dtype) for spec in graph.inputs}
 
 
 def _measure_peak(library: PlanLibrary, description: EngineDescription) -> float:

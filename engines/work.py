@@ -17,7 +17,7 @@ def count_macs(network: Network, graph: Graph) -> int:
         graph: its signature.
     """
     definition = network.definition
-    sizes = {spec.name: (1, *map(int, spec.shape[1:])) for spec in graph.inputs}
+    sizes = {spec.name: spec.of_batch(1) for spec in graph.inputs}
     for i in range(definition.num_inputs):
         tensor = definition.get_input(i)
         tensor.shape = sizes[tensor.name]

@@ -70,6 +70,11 @@ Examples:
     help="attention, the denoising term, or both.  [default: the adapter's, else attention]",
 )
 @click.option(
+    "--adapter-input",
+    is_flag=True,
+    help="Feed the adapter to the graph, so that `dsd-trt adapt` can put another in its place.",
+)
+@click.option(
     "--verify",
     type=click.Choice(["quick", "full"]),
     help="Compare with PyTorch on 256 pairs at every level, or on 4 at one.  [default: full for "
@@ -86,6 +91,7 @@ def export(
     token_mask: str,
     resize: Resize | None,
     score: str | None,
+    adapter_input: bool,
     verify: str | None,
     force: bool,
 ) -> None:
@@ -110,6 +116,7 @@ def export(
         token_mask=cast("TokenMask", token_mask),
         score=cast("ScoreKind | None", score),
         verify=cast("Verify | None", verify),
+        adapter_input=adapter_input,
     )
     console = Console(stderr=True)
     with warnings_on(console), _stages(console) as (stage, progress):

@@ -6,6 +6,7 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
+from dsd_trt.export.adapter_input import adapter_input
 from dsd_trt.export.settings import Settings
 from dsd_trt.manifest import (
     Calibration,
@@ -44,6 +45,7 @@ def describe(
 ) -> Manifest:
     """The manifest without files and parity figures."""
     tokenizer = checkpoint.tokenizer
+    fed = adapter_input(adapter, scoring) if settings.adapter_input else None
     return Manifest(
         method=_method(settings, adapter, scoring),
         graphs=graph_contract(
@@ -54,6 +56,7 @@ def describe(
             _MAX_LENGTH,
             scoring.denoising,
             checkpoint.has_pooled_text,
+            fed.numbers if fed else 0,
         ),
         precision=settings.precision,
         tokenizer=TokenizerSpec(
@@ -72,6 +75,7 @@ def describe(
             adapter_hash=_adapter_hash(settings.adapter),
             library_versions={name: version(name) for name in _LIBRARIES},
         ),
+        adapter=fed,
     )
 
 

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 
 from dsd_trt.bundle import Bundle, write_bundle
 from dsd_trt.errors import InputError
+from dsd_trt.export.adapter_input import write_adapter_input
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
@@ -80,13 +81,16 @@ def export_bundle(
         with WeightFile(folder) as weights:
             for name, graph in manifest.graphs.items():
                 stage(f"Tracing {name}")
-                module = traceable(name, checkpoint, build, settings.precision)
+                module = traceable(name, checkpoint, build, settings.precision, manifest.adapter)
                 model = trace(module, graph, weights)
                 stamp(model, name, manifest)
                 save_graph(model, folder / graph.file)
                 drop_weights(module)
                 del module
                 release_freed_memory()
+        if manifest.adapter is not None and adapter is not None:
+            path = folder / manifest.adapter.file
+            write_adapter_input(path, adapter, scoring.score_layers, scoring.heads)
         write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_NAME)
 
         stage("Scoring with the reference")
@@ -98,7 +102,13 @@ def export_bundle(
         parity = check_parity(
             write_bundle(folder, manifest),
             expected,
-            partial(traceable, checkpoint=checkpoint, build=build, precision="fp32"),
+            partial(
+                traceable,
+                checkpoint=checkpoint,
+                build=build,
+                precision="fp32",
+                fed=manifest.adapter,
+            ),
             scratch,
             stage,
         )

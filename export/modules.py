@@ -8,7 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from dsd_trt.manifest import Precision
+from dsd_trt.export.adapter_input import FedScoringUNet
+from dsd_trt.manifest import AdapterInput, Precision
 from dsd_trt.train.encoders import ImageEncoder
 from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
@@ -31,7 +32,11 @@ class UpcastImageEncoder(ImageEncoder):
 
 
 def traceable(
-    name: str, checkpoint: Checkpoint, build: BuildScoring, precision: Precision
+    name: str,
+    checkpoint: Checkpoint,
+    build: BuildScoring,
+    precision: Precision,
+    fed: AdapterInput | None = None,
 ) -> nn.Module:
     """The module a graph is traced from, read anew: whoever drops it has its memory back.
 
@@ -43,6 +48,7 @@ def traceable(
         checkpoint: the base model.
         build: puts its scoring U-Net together; static prompts are folded in here.
         precision: of the graph.
+        fed: what the pair scorer takes as an input instead of its having it folded in.
     """
     half = precision == "fp16"
     dtype = torch.float16 if half else torch.float32
@@ -53,6 +59,8 @@ def traceable(
     if name == "text_encoder":
         return checkpoint.read_text_encoder(dtype)
     scoring = build(unet=checkpoint.read_unet(dtype))
+    if fed is not None:
+        return FedScoringUNet(scoring, fed.tensors)
     scoring.fold_static_prompts()
     if half and scoring.prompts is not None:
         scoring.prompts.half()

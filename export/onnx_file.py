@@ -25,6 +25,9 @@ def stamp(model: onnx.ModelProto, name: str, manifest: Manifest) -> None:
     plain = to_plain(manifest)
     for later in ("files", "parity"):
         del plain[later]
+    if manifest.adapter is not None:  # what changes with the adapter would change the graph's hash
+        del plain["calibration"], plain["provenance"]["adapter_hash"]
+        del plain["method"]["head_weights"], plain["method"]["denoising_weight"]
     plain["graph"] = {"name": name, **plain.pop("graphs")[name]}
     helper.set_model_props(
         model, {METADATA_PREFIX + key: json.dumps(value) for key, value in plain.items()}

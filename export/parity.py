@@ -22,7 +22,7 @@ from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.reference import Expected
 from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.manifest import graph_contract
-from dsd_trt.pipeline import Pipeline
+from dsd_trt.pipeline import Pipeline, adapter_feed
 from dsd_trt.schema import to_plain
 from dsd_trt.train.memory import release_freed_memory
 
@@ -161,12 +161,14 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
         manifest.text_width,
         denoising=manifest.has_denoising_error,
         pooled_text=manifest.has_pooled_text,
+        adapter_numbers=manifest.adapter.numbers if manifest.adapter else 0,
     )
     for graph in graphs.values():
         model = load_graph(bundle.path(graph.file))
         emulate_half(model)
         save_graph(model, folder / graph.file)
-    for shared in (manifest.tokenizer.file, WEIGHTS_NAME):
+    adapter = [manifest.adapter.file] if manifest.adapter else []
+    for shared in (manifest.tokenizer.file, WEIGHTS_NAME, *adapter):
         (folder / shared).hardlink_to(bundle.path(shared))
     return write_bundle(folder, replace(manifest, precision="fp32", graphs=graphs))
 
@@ -191,6 +193,8 @@ def _first_difference(
     """A sentence that names the first layer to differ, looking at the worst that can be fed."""
     for name, feeds in expected.feeds().items():
         graph = bundle.manifest.graphs[name]
+        if name == "pair_scorer":
+            feeds |= adapter_feed(bundle)
         differences = layer_differences(module(name), feeds, bundle.path(graph.file), graph)
         for difference in differences:
             if difference.relative > tolerance:

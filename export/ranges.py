@@ -27,6 +27,7 @@ from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.probe import Probe
 from dsd_trt.export.trace import module_of
 from dsd_trt.export.weights import WEIGHTS_NAME
+from dsd_trt.pipeline import adapter_feed
 from dsd_trt.tokenizer import Tokenizer
 
 FP16_MAX = 65504.0
@@ -101,6 +102,7 @@ def measure_ranges(
                 "level": np.array([level], np.int32),
                 "text_states": of_text,
                 "token_mask": mask[None],
+                **adapter_feed(bundle),
             }
             for latent, of_text, mask in zip(latents, states, tokens.mask, strict=True)
             for level in probe.levels

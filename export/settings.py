@@ -30,6 +30,7 @@ class Settings:
             "attention", the paper's, without one.
         verify: how much the graphs are compared with PyTorch on, see `draw_probe`; None is full
             where that takes seconds, quick where it takes hours.
+        adapter_input: take the adapter as an input of the pair scorer instead of folding it in.
     """
 
     model: str = EMBEDDED
@@ -42,6 +43,7 @@ class Settings:
     token_mask: TokenMask = "words_eos"
     score: ScoreKind | None = None
     verify: Verify | None = None
+    adapter_input: bool = False
 
 
 def default_adapter(model: str) -> Path | None:

@@ -47,7 +47,7 @@ def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelPro
             module.eval(),
             inputs,
             dynamo=True,
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamic_shapes=tuple({0: batch} if spec.batched else None for spec in graph.inputs),
             opset_version=OPSET,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
@@ -100,8 +100,7 @@ def widen_stored(model: onnx.ModelProto, names: set[str]) -> None:
 
 def _example(spec: TensorSpec) -> Tensor:
     """Zeros of the declared type and shape; tracing looks at nothing else."""
-    shape = [_EXAMPLE_BATCH, *(int(size) for size in spec.shape[1:])]
-    return torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+    return torch.zeros(spec.of_batch(_EXAMPLE_BATCH), dtype=getattr(torch, spec.dtype))
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
@@ -141,12 +140,15 @@ def _declare(model: onnx.ModelProto, graph: Graph) -> None:
         for value, spec in zip(values, specs, strict=True):
             tensor = value.type.tensor_type
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-            sizes = tuple(d.dim_value for d in tensor.shape.dim[1:])
-            if (value.name, dtype, sizes) != (spec.name, spec.dtype, spec.shape[1:]):
+            known = slice(1, None) if spec.batched else slice(None)
+            sizes = tuple(d.dim_value for d in tensor.shape.dim[known])
+            if (value.name, dtype, sizes) != (spec.name, spec.dtype, spec.shape[known]):
                 raise ModelError(
                     f"the model's parts do not fit together: {value.name} is {dtype} {sizes}, "
-                    f"where {spec.dtype} {spec.shape[1:]} is expected"
+                    f"where {spec.dtype} {spec.shape[known]} is expected"
                 )
+            if not spec.batched:
+                continue
             if not tensor.shape.dim[0].dim_param:
                 raise ModelError(f"{value.name} was traced for one batch size alone")
             tensor.shape.dim[0].dim_param = str(spec.shape[0])

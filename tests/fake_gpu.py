@@ -270,7 +270,7 @@ class FakeEngine:
         return self._specs[name].dtype
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (-1, *map(int, self._specs[name].shape[1:]))
+        return self._specs[name].of_batch(-1)
 
     def get_tensor_mode(self, name: str) -> str:
         inputs = {spec.name for spec in self._trt.graph.inputs}
@@ -300,6 +300,9 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, most = self._trt.profiles[self._profile]
+        (spec,) = (spec for spec in self._trt.graph.inputs if spec.name == name)
+        if not spec.batched:
+            return shape == spec.shape
         self._rows[name] = shape[0]
         return least <= shape[0] <= most
 
@@ -317,7 +320,7 @@ class FakeContext:
         def work() -> None:
             arrays = {}
             for spec in (*graph.inputs, *graph.outputs):
-                shape = (rows, *map(int, spec.shape[1:]))
+                shape = spec.of_batch(rows)
                 size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
                 self._trt.cuda.check(addresses[spec.name], size, "device")
                 content = (ctypes.c_char * size).from_address(addresses[spec.name])

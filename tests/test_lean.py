@@ -146,6 +146,7 @@ def test_the_command_scores_where_the_training_stack_cannot_be_imported(
 
 HEAVY = {
     "export": ["--out", "scorer"],
+    "adapt": [".", ".", "--out", "scorer"],
     "ranges": ["."],
     "pretrain": ["shapes", "--out", "model"],
     "train": ["--data", "shapes-vqa", "--out", "adapter"],

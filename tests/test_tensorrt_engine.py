@@ -35,18 +35,23 @@ PROFILES = (Profile(1, 2, 3), Profile(4, 5, 6))
 
 DOUBLE = Graph(
     "double.onnx",
-    (TensorSpec("x", "float32", ("B", 2)), TensorSpec("level", "int32", ("B",))),
+    (
+        TensorSpec("factor", "float32", (2,)),  # the same for every row
+        TensorSpec("x", "float32", ("B", 2)),
+        TensorSpec("level", "int32", ("B",)),
+    ),
     (TensorSpec("y", "float32", ("B", 2)), TensorSpec("row", "float32", ("B",))),
 )
 
 
 def double(arrays: Any) -> dict[str, NDArray[Any]]:
-    return {"y": 2 * arrays["x"], "row": arrays["x"].sum(axis=1) + arrays["level"]}
+    return {"y": arrays["factor"] * arrays["x"], "row": arrays["x"].sum(axis=1) + arrays["level"]}
 
 
 def feeds(rows: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(rows)
     return {
+        "factor": rng.normal(size=2).astype(np.float32),
         "x": rng.normal(size=(rows, 2)).astype(np.float32),
         "level": rng.integers(9, size=rows).astype(np.int32),
     }
@@ -117,7 +122,7 @@ def test_results_are_the_callers_own(open_double: Open) -> None:
 def test_a_batch_below_the_least_is_filled_up(open_double: Open) -> None:
     engine, trt = open_double((Profile(4, 8, 8),))
     fed = feeds(2)
-    np.testing.assert_array_equal(engine.run(fed)["y"], 2 * fed["x"])
+    np.testing.assert_array_equal(engine.run(fed)["y"], double(fed)["y"])
     assert {rows for _, rows in trt.enqueued} == {4}
 
 
@@ -163,9 +168,9 @@ def test_everything_is_freed(open_double: Open, cuda: FakeCuda) -> None:
     engine, trt = open_double()
     engine.run(feeds(20))
     # Two sets of buffers for the most rows, and one memory for activations, whatever was run.
-    row = 2 * 4 + 4 + 2 * 4 + 4
-    assert cuda.used("device") == 2 * 6 * row + trt.activations
-    assert cuda.used("host") == 2 * 6 * row
+    row, factor = 2 * 4 + 4 + 2 * 4 + 4, 2 * 4
+    assert cuda.used("device") == 2 * (6 * row + factor) + trt.activations
+    assert cuda.used("host") == 2 * (6 * row + factor)
     del engine
     gc.collect()
     assert not cuda.memory

@@ -54,7 +54,7 @@ class Engine(Protocol):
         """Run the graph once.
 
         Args:
-            feeds: one array for every input, by name, of the declared dtype, batch first.
+            feeds: one array for every input, by name, of the declared dtype and shape.
 
         Returns:
             Every output by name, owned by the caller.

@@ -128,10 +128,9 @@ class TensorRTEngine:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph once; see `Engine.run`."""
-        count = len(next(iter(feeds.values())))
+        count = self._rows(feeds)
         outputs: dict[str, Array] = {
-            spec.name: np.empty((count, *map(int, spec.shape[1:])), spec.dtype)
-            for spec in self._graph.outputs
+            spec.name: np.empty(spec.of_batch(count), spec.dtype) for spec in self._graph.outputs
         }
         most = max(profile.max for profile in self.profiles)
         parts = [slice(start, min(start + most, count)) for start in range(0, count, most)]
@@ -151,7 +150,7 @@ class TensorRTEngine:
             feeds: one part, as many rows as the plan takes at most or fewer.
             repeats: how many are queued between the two marks.
         """
-        count = len(next(iter(feeds.values())))
+        count = self._rows(feeds)
         self.run(feeds)
         _, profile = self._choose(count)
         _, recorded = self._recorded[0, max(count, profile.min)]
@@ -163,14 +162,23 @@ class TensorRTEngine:
         after.synchronize()
         return after.since(before) / repeats
 
+    def _rows(self, feeds: Mapping[str, Array]) -> int:
+        """How many items a batch has."""
+        return next(len(feeds[spec.name]) for spec in self._graph.inputs if spec.batched)
+
     def _start(self, which: int, feeds: Mapping[str, Array], rows: slice) -> None:
         """Queue one part: inputs up, the graph, outputs down."""
         slot = self._slots[which]
         count = rows.stop - rows.start
         index, profile = self._choose(count)
         fed = max(count, profile.min)
-        for name, buffer in slot.inputs.items():
-            buffer.host[:count] = feeds[name][rows]
+        for spec in self._graph.inputs:
+            buffer, values = slot.inputs[spec.name], feeds[spec.name]
+            if not spec.batched:
+                buffer.host[:] = values
+                buffer.upload(len(values), self._upload)
+                continue
+            buffer.host[:count] = values[rows]
             buffer.host[count:fed] = buffer.host[count - 1]  # a plan's least batch is filled up
             buffer.upload(fed, self._upload)
         slot.uploaded.record(self._upload)
@@ -192,7 +200,7 @@ class TensorRTEngine:
         """Run a batch size for the first time, and record it for the next."""
         slot, context = self._slots[which], self._create_context(index)
         for spec in self._graph.inputs:
-            shape = (fed, *map(int, spec.shape[1:]))
+            shape = spec.of_batch(fed)
             if not context.set_input_shape(spec.name, shape):
                 raise EngineError(f"the plan takes no {spec.name} of {shape}")
         for name, buffer in (slot.inputs | slot.outputs).items():
@@ -221,7 +229,7 @@ class _Slot:
 
     def __init__(self, graph: Graph, rows: int) -> None:
         self.inputs, self.outputs = (
-            {spec.name: Buffer((rows, *map(int, spec.shape[1:])), spec.dtype) for spec in specs}
+            {spec.name: Buffer(spec.of_batch(rows), spec.dtype) for spec in specs}
             for specs in (graph.inputs, graph.outputs)
         )
         self.uploaded, self.done = Event(), Event()

@@ -1,0 +1,119 @@
+"""Putting another adapter into a bundle that takes it as an input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dsd_trt.bundle import Bundle, file_entry, write_manifest
+from dsd_trt.errors import InputError, ModelError
+from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
+from dsd_trt.export.folder import check_replaceable, staged
+from dsd_trt.export.model_card import CARD_NAME
+from dsd_trt.manifest import Calibration, HeadWeights, Manifest
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.model import sha256
+
+
+def replace_adapter(bundle: Bundle, folder: Path, out: Path, *, force: bool = False) -> Bundle:
+    """A bundle with another adapter: graphs, weights and plans are the same files.
+
+    Args:
+        bundle: exported with an adapter as an input.
+        folder: of the adapter.
+        out: the new bundle's folder, which may be the old one's with `force`.
+        force: replace a folder that is not empty.
+
+    Raises:
+        InputError: the bundle's adapter is folded into its graphs, or `out` cannot be used.
+        ModelError: the adapter does not fit the graphs.
+    """
+    check_replaceable(out, force)
+    adapter, manifest = Adapter.load(folder), bundle.manifest
+    if manifest.adapter is None:
+        raise InputError(
+            f"the adapter of {bundle.folder} is folded into its graphs. Export again, with the new "
+            "one or, if it changes often, with --adapter-input"
+        )
+    layers = manifest.method.score_layers
+    heads = [len(weights) for weights in manifest.method.head_weights.values]
+    _require_fit(adapter, manifest, layers, heads)
+    head_weights = tuple(tuple(each.tolist()) for each in adapter.weights_of(layers, heads))
+    parity = dict(manifest.parity)
+    parity.setdefault("adapter_hash", manifest.provenance.adapter_hash)
+    with staged(out) as (fresh, _):
+        shutil.copytree(bundle.folder, fresh, copy_function=_link, dirs_exist_ok=True)
+        changed = {name: fresh / name for name in (manifest.adapter.file, CARD_NAME)}
+        card = changed[CARD_NAME].read_text(encoding="utf-8")
+        for path in changed.values():
+            path.unlink()  # a link to the old bundle's
+        write_adapter_input(changed[manifest.adapter.file], adapter, layers, heads)
+        changed[CARD_NAME].write_text(_note(card), encoding="utf-8")
+        adapted = write_manifest(
+            fresh,
+            replace(
+                manifest,
+                method=replace(
+                    manifest.method,
+                    head_weights=HeadWeights(adapter.head_mode, head_weights),
+                    denoising_weight=adapter.denoising_weight,
+                ),
+                preprocessing=replace(manifest.preprocessing, resize=adapter.resize),
+                calibration=_calibration(adapter, manifest),
+                provenance=replace(
+                    manifest.provenance, adapter_hash=sha256(folder / "adapter.safetensors")
+                ),
+                parity=parity,
+                files={
+                    **manifest.files,
+                    **{name: file_entry(path) for name, path in changed.items()},
+                },
+            ),
+        )
+    return replace(adapted, folder=out)
+
+
+def _require_fit(
+    adapter: Adapter, manifest: Manifest, layers: Sequence[int], heads: Sequence[int]
+) -> None:
+    """Refuse an adapter for which the graphs would have to be others."""
+    adapter.require_base(manifest.provenance.weight_hashes)
+    adapter.require_score(manifest.method.score)
+    assert manifest.adapter is not None
+    tensors = {name: tuple(it.shape) for name, it in tensors_of(adapter, layers, heads).items()}
+    dynamic = [mode == "dynamic" for mode in (adapter.head_mode, manifest.method.head_weights.mode)]
+    same_levels = adapter.levels in ((), manifest.method.noise_levels.fractions)
+    for fits, complaint in (
+        (not adapter.merged, "changes weights of the U-Net itself, which are no input"),
+        (tensors == dict(manifest.adapter.tensors), "has tensors of other sizes than the input's"),
+        (dynamic[0] == dynamic[1], "or the one before it weighs heads dynamically, but not both"),
+        (same_levels, "was trained at other noise levels"),
+    ):
+        if not fits:
+            raise ModelError(
+                f"the graphs cannot take this adapter: it {complaint}. Export again: dsd-trt "
+                "export --adapter ADAPTER --adapter-input"
+            )
+
+
+def _calibration(adapter: Adapter, manifest: Manifest) -> Calibration:
+    """The adapter's a and b, which are for a score of all layers."""
+    layers = sum(name.startswith("key.") and name.endswith(".u") for name in adapter.prompt_state)
+    whole = len(manifest.method.score_layers) == layers
+    return Calibration(adapter.a, adapter.b) if whole and adapter.levels else Calibration(1.0, 0.0)
+
+
+def _note(card: str) -> str:
+    """The card, saying that its parity figures are of another adapter."""
+    note = "The adapter was replaced after the export; the parity figures are of the one before it."
+    return card if note in card else f"{card}\n{note}\n"
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)

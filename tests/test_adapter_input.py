@@ -1,0 +1,185 @@
+"""An adapter as the graph's input: the scores of one folded in, and another in its place."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import write_adapter
+from exported import Exported
+
+from dsd_trt import Scorer
+from dsd_trt.bundle import Bundle, read_bundle
+from dsd_trt.engine.tensorrt import load_library
+from dsd_trt.engines.build import build_plans
+from dsd_trt.engines.compile import CompileSettings
+from dsd_trt.errors import InputError, ModelError
+from dsd_trt.export.adapt import replace_adapter
+from dsd_trt.export.exporter import export_bundle
+from dsd_trt.plan import Profile, find_plan, graph_hash
+from dsd_trt.train.adapter import Adapter
+
+pytest_plugins = ("exported",)
+
+TEXTS = ["a red circle", "two blue squares left of a star", "green"]
+
+
+@pytest.fixture(scope="session")
+def fed(exported_fp32: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The bundle of `exported_fp32` with its adapter as an input."""
+    settings = replace(exported_fp32.settings, adapter_input=True)
+    return export_bundle(settings, tmp_path_factory.mktemp("fed") / "bundle")[0]
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "other", checkpoint_folder, seed=7)
+
+
+def scores(bundle: Bundle, engine: str = "onnxruntime") -> Any:
+    pictures = np.random.default_rng(3).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    return Scorer.load(bundle.folder, engine=engine).score(list(pictures), TEXTS).scores
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_scores_are_those_of_the_adapter_folded_in(
+    exported_fp32: Exported, fed: Bundle, engine: str
+) -> None:
+    assert np.abs(scores(fed, engine) - scores(exported_fp32.bundle, engine)).max() < 1e-6
+
+
+def test_another_adapter_scores_as_a_new_export_would(
+    fed: Bundle, other: Path, exported_fp32: Exported, tmp_path: Path
+) -> None:
+    settings = replace(exported_fp32.settings, adapter=other)
+    expected = export_bundle(settings, tmp_path / "expected")[0]
+    assert np.abs(scores(expected) - scores(fed)).max() > 1e-4  # or equality would mean nothing
+
+    replace_adapter(fed, other, tmp_path / "adapted")
+    adapted = read_bundle(tmp_path / "adapted")
+
+    assert np.abs(scores(adapted) - scores(expected)).max() < 1e-6
+    got, wanted = adapted.manifest, expected.manifest
+    assert got.method == wanted.method
+    assert got.calibration == wanted.calibration
+    assert got.provenance.adapter_hash == wanted.provenance.adapter_hash
+    assert got.parity["adapter_hash"] == fed.manifest.provenance.adapter_hash
+    assert "parity figures are of the one before" in (adapted.folder / "MODEL_CARD.md").read_text()
+
+
+def test_a_bundle_is_adapted_in_its_own_place(fed: Bundle, other: Path, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    replace_adapter(fed, other, once)
+    with pytest.raises(InputError, match="is not empty"):
+        replace_adapter(read_bundle(once), other, once)
+    first = scores(read_bundle(once))
+    adapter = Adapter.load(other)
+    changed = replace(adapter, head_mode="calibrated", a=3.0)
+    changed.save(tmp_path / "changed")
+    replace_adapter(read_bundle(once), tmp_path / "changed", once, force=True)
+
+    assert read_bundle(once).manifest.calibration.a == 3.0
+    assert np.array_equal(scores(read_bundle(once)), first)
+    assert read_bundle(fed.folder).manifest == fed.manifest  # shares files, and is left alone
+
+
+def test_graphs_and_plans_outlive_the_adapter(fed: Bundle, other: Path, tmp_path: Path) -> None:
+    library = load_library("tensorrt-rtx")
+    replace_adapter(fed, other, tmp_path / "with-plan")
+    bundle = read_bundle(tmp_path / "with-plan")
+    settings = CompileSettings((Profile(1, 2, 4),), ("8.6",))
+    list(build_plans(bundle, "tensorrt-rtx", settings, ["pair_scorer"]))
+
+    first = write_changed(other, tmp_path / "third", head_mode="uniform")
+    replace_adapter(bundle, first, tmp_path / "adapted")
+
+    adapted = read_bundle(tmp_path / "adapted")
+    for name in adapted.manifest.graphs:
+        assert graph_hash(adapted.manifest, name) == graph_hash(fed.manifest, name)
+    find_plan(
+        adapted.folder,
+        adapted.manifest,
+        "pair_scorer",
+        "tensorrt-rtx",
+        str(library.__version__),
+        "8.6",
+    )
+
+
+def test_an_fp16_bundle_takes_it_too(exported_fp16: Exported, other: Path, tmp_path: Path) -> None:
+    settings = replace(exported_fp16.settings, adapter_input=True)
+    fed, report = export_bundle(settings, tmp_path / "fed")
+    assert min(run.score.spearman for run in report.runs) > 0.999
+    expected = export_bundle(replace(exported_fp16.settings, adapter=other), tmp_path / "expected")
+    adapted = replace_adapter(fed, other, tmp_path / "adapted")
+    assert np.abs(scores(adapted) - scores(expected[0])).max() < 1e-3
+
+
+def write_changed(adapter: Path, folder: Path, **changes: Any) -> Path:
+    replace(Adapter.load(adapter), **changes).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"head_mode": "dynamic"}, "weighs heads dynamically"),
+        ({"levels": (0.2, 0.4)}, "other noise levels"),
+        ({"score": "denoising"}, 'trained for the score "denoising"'),
+        ({"base": {"unet": "0"}}, "trained on another model"),
+    ],
+)
+def test_an_adapter_the_graphs_cannot_take_is_refused(
+    fed: Bundle, other: Path, tmp_path: Path, changes: Any, complaint: str
+) -> None:
+    wrong = write_changed(other, tmp_path / "wrong", **changes)
+    with pytest.raises(ModelError, match=complaint):
+        replace_adapter(fed, wrong, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_of_another_rank_are_refused(fed: Bundle, other: Path, tmp_path: Path) -> None:
+    adapter = Adapter.load(other)
+    state = {
+        name: value[:, :1]
+        if name.endswith(".up")
+        else value[:1]
+        if name.endswith(".down")
+        else value
+        for name, value in adapter.prompt_state.items()
+    }
+    wrong = write_changed(other, tmp_path / "wrong", prompt_state=state)
+    with pytest.raises(ModelError, match="other sizes"):
+        replace_adapter(fed, wrong, tmp_path / "out")
+
+
+def test_a_bundle_with_its_adapter_folded_in_takes_no_other(
+    exported_fp32: Exported, other: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="folded into its graphs"):
+        replace_adapter(exported_fp32.bundle, other, tmp_path / "out")
+
+
+def test_without_an_adapter_there_is_nothing_to_feed(
+    exported_fp32: Exported, tmp_path: Path
+) -> None:
+    settings = replace(exported_fp32.settings, adapter=None, adapter_input=True)
+    with pytest.raises(InputError, match="name one with --adapter"):
+        export_bundle(settings, tmp_path / "out")
+
+
+def test_a_vector_of_the_wrong_length_is_refused(fed: Bundle, tmp_path: Path) -> None:
+    plain = json.loads((fed.folder / "bundle.json").read_text())
+    plain["adapter"]["tensors"]["head_weights"] = [5]
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in fed.folder.iterdir():
+        (folder / path.name).hardlink_to(path)
+    (folder / "bundle.json").unlink()
+    (folder / "bundle.json").write_text(json.dumps(plain))
+    with pytest.raises(Exception, match="adapter"):
+        read_bundle(folder)
