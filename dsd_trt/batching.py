@@ -6,19 +6,28 @@ from dataclasses import dataclass
 
 from dsd_trt.manifest import Manifest
 
+_MAX_TEXTS = 256  # of the matrix scorer
 MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Items per run of each graph: images, texts, and (image, text, level) triples."""
+    """Items per run of each graph.
+
+    Attributes:
+        images: of the image encoder.
+        texts: of the text encoder.
+        triples: of image, text and level, of the pair scorer.
+        matrix: of image and level, and of texts, of the matrix scorer.
+    """
 
     images: int
     texts: int
     triples: int
+    matrix: tuple[int, int]
 
 
-ON_DEVICE = BatchSizes(images=32, texts=256, triples=256)
+ON_DEVICE = BatchSizes(images=32, texts=256, triples=256, matrix=(1, 256))
 """For engines on a GPU, which split batches as their plans say, and hold activations themselves."""
 
 
@@ -32,7 +41,10 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     - image: 3 R^2 128, three feature maps at full resolution with a VAE's usual 128 channels;
     - text: 77 x 16 D, the widest MLP and its surroundings;
     - triple: n (2 H (n + 77) + 16 D), logits and softmax of self- and cross-attention at the top
-      level, and the features that the skip connections keep alive.
+      level, and the features that the skip connections keep alive;
+    - match of an image with a text in the matrix scorer: 3 n H 77, logits, softmax and exponentials
+      of the top level, and a fourth of its image tokens where its queries are averaged. Texts come
+      first, since every run walks through the U-Net once more.
 
     Args:
         manifest: of the bundle that is run.
@@ -50,8 +62,12 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     def fit(numbers: int) -> int:
         return min(max(int(budget // numbers), 1), MAX_BATCH)
 
+    pooled = manifest.matrix is not None and manifest.matrix.query_pool > 1
+    match = 3 * (n // 4 if pooled else n) * heads * length
+    texts = min(max(int(budget // match), 1), _MAX_TEXTS)
     return BatchSizes(
         images=fit(3 * resolution**2 * 128),
         texts=fit(length * 16 * d),
         triples=fit(n * (2 * heads * (n + length) + 16 * d)),
+        matrix=(fit(n * (2 * heads * n + 16 * d) + texts * match), texts),
     )

@@ -25,6 +25,9 @@ Resize = Literal["bicubic-stretch", "bicubic-stretch-through-224"]
 Through 224 pixels is the paper's fair protocol (section 5.1): no more detail is seen than CLIP
 sees.
 """
+Mode = Literal["pair", "matrix"]
+"""One walk through the U-Net a pair, as the paper has it, or one an image (late interaction)."""
+TrainedFor = Literal["pair", "matrix", "both"]
 HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
 
 
@@ -113,6 +116,7 @@ class Method:
         noise_levels: the levels the score is averaged over.
         token_mask: which text tokens count in the average (Eq. 4).
         has_prompts: whether attention prompts (Eq. 5) are folded in.
+        trained_for: the mode the adapter was trained for, null without one.
     """
 
     score: ScoreKind
@@ -125,6 +129,7 @@ class Method:
     noise_levels: NoiseLevels
     token_mask: TokenMask
     has_prompts: bool
+    trained_for: TrainedFor | None
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,20 @@ class Calibration:
 
     a: float
     b: float
+
+
+@dataclass(frozen=True)
+class MatrixMode:
+    """What a bundle says of its matrix scorer.
+
+    Attributes:
+        calibration: of its score, which is another one than the pair scorer's.
+        query_pool: side of the squares of image tokens whose queries are averaged at the finest
+            layers; 1 is none.
+    """
+
+    calibration: Calibration
+    query_pool: int
 
 
 @dataclass(frozen=True)
@@ -209,7 +228,9 @@ class Manifest:
     """All of `bundle.json`.
 
     Attributes:
-        graphs: by name: "image_encoder", "text_encoder", "pair_scorer".
+        graphs: by name: "image_encoder", "text_encoder", "pair_scorer", and "matrix_scorer" where
+            there is one.
+        matrix: of the matrix scorer, null without one.
         adapter: the adapter, where the pair scorer takes it as an input.
         files: every other file of the bundle by its path inside it; filled in by `write_bundle`.
         parity: the figures of the export's parity report, free-form.
@@ -222,6 +243,7 @@ class Manifest:
     preprocessing: Preprocessing
     calibration: Calibration
     provenance: Provenance
+    matrix: MatrixMode | None = None
     adapter: AdapterInput | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -289,6 +311,7 @@ def graph_contract(
     denoising: bool = False,
     pooled_text: bool = False,
     adapter_numbers: int = 0,
+    matrix: bool = False,
 ) -> dict[str, Graph]:
     """The graphs every bundle holds: fixed names, batch first.
 
@@ -302,6 +325,7 @@ def graph_contract(
         pooled_text: whether text states have one more row, the text as a whole (Stable Diffusion
             XL).
         adapter_numbers: length of the pair scorer's `adapter` input; 0 is no such input.
+        matrix: whether there is a matrix scorer.
 
     Returns:
         Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples.
@@ -312,7 +336,7 @@ def graph_contract(
     text_states = TensorSpec("text_states", states, ("T", rows, text_width))
     error = (TensorSpec("denoising_error", "float32", ("B",)),) if denoising else ()
     adapter = (TensorSpec("adapter", "float32", (adapter_numbers,)),) if adapter_numbers else ()
-    return {
+    graphs = {
         "image_encoder": Graph(
             "image_encoder.onnx",
             (TensorSpec("pixels", "uint8", ("I", resolution, resolution, 3)),),
@@ -339,6 +363,18 @@ def graph_contract(
             ),
         ),
     }
+    if matrix:
+        graphs["matrix_scorer"] = Graph(
+            "matrix_scorer.onnx",
+            (
+                latent,
+                TensorSpec("level", "int32", ("I",)),
+                text_states,
+                TensorSpec("token_mask", "float32", ("T", max_length)),
+            ),
+            (TensorSpec("score", "float32", ("I", "T")),),
+        )
+    return graphs
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -395,7 +431,9 @@ def _check_graphs(manifest: Manifest) -> None:
         manifest.has_denoising_error,
         manifest.has_pooled_text,
         manifest.adapter.numbers if manifest.adapter else 0,
+        manifest.matrix is not None,
     )
+    require(manifest.graphs.keys() == contract.keys(), "graphs", f"must be {', '.join(contract)}")
     for name, wanted in contract.items():
         graph = manifest.graphs[name]
         for side, got, want in (

@@ -1,8 +1,8 @@
-"""The three graphs of a bundle on one engine, fed in micro-batches."""
+"""The graphs of a bundle on one engine, fed in micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from dsd_trt.batching import ON_DEVICE, batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.engine import Engine, EngineDescription, open_engine, preferred_engine
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import Graph
+from dsd_trt.manifest import Graph, Mode
 from dsd_trt.plan import PLAN_LIBRARIES
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
@@ -33,6 +33,10 @@ class EncodedTexts:
 
     states: Array
     mask: NDArray[np.float32]
+
+    def __getitem__(self, chosen: NDArray[np.intp]) -> EncodedTexts:
+        """Some of them."""
+        return EncodedTexts(self.states[chosen], self.mask[chosen])
 
 
 class Pipeline:
@@ -64,16 +68,17 @@ class Pipeline:
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )
 
-    def compile(self) -> EngineDescription:
-        """Compile every graph now.
+    def compile(self, mode: Mode = "pair") -> EngineDescription:
+        """Compile every graph that a mode needs now.
 
         Returns:
-            What the pair scorer runs on.
+            What its scorer runs on.
 
         Raises:
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
-        engines = (self._image_encoder, self._text_encoder, self._pair_scorer)
+        scorer = self._pair_scorer if mode == "pair" else self._matrix_scorer
+        engines = (self._image_encoder, self._text_encoder, scorer)
         return engines[-1].description
 
     @cached_property
@@ -87,6 +92,10 @@ class Pipeline:
     @cached_property
     def _pair_scorer(self) -> Engine:
         return self._open("pair_scorer")
+
+    @cached_property
+    def _matrix_scorer(self) -> Engine:
+        return self._open("matrix_scorer")
 
     @cached_property
     def _adapter(self) -> dict[str, Array]:
@@ -156,6 +165,47 @@ class Pipeline:
             score = d if method.score == "denoising" else score + method.denoising_weight * d
         return score.astype(np.float32)
 
+    def score_matrix(
+        self,
+        latent: Array,
+        texts: EncodedTexts,
+        levels: NDArray[np.int32],
+        done: Callable[[int], None] = lambda triples: None,
+    ) -> NDArray[np.float32]:
+        """Score every image against every text in matrix mode.
+
+        Args:
+            latent: z of every image, (images, C, h, w).
+            texts: every text.
+            levels: noise levels to average over, indices into the bundle's.
+            done: told how many (image, text, level) triples were just scored.
+
+        Returns:
+            (images, texts).
+
+        Raises:
+            EngineError: the engine failed, or a score is not a number.
+        """
+        image, level = np.repeat(np.arange(len(latent)), len(levels)), np.tile(levels, len(latent))
+        scores = np.empty((len(level), len(texts.mask)), np.float32)
+        walks, matches = self.batch.matrix
+        for columns in _batches(len(texts.mask), matches):
+            states, mask = texts.states[columns], texts.mask[columns]
+            for rows in _batches(len(level), walks):
+                outputs = self._matrix_scorer.run(
+                    {
+                        "latent": latent[image[rows]],
+                        "level": level[rows],
+                        "text_states": states,
+                        "token_mask": mask,
+                    }
+                )
+                _require_numbers(self._matrix_scorer, outputs)
+                scores[rows, columns] = outputs["score"]
+                done(outputs["score"].size)
+        by_level = scores.reshape(len(latent), len(levels), -1)
+        return by_level.mean(axis=1, dtype=np.float64).astype(np.float32)
+
     def _mean_over_levels(
         self,
         latent: Array,
@@ -179,11 +229,7 @@ class Pipeline:
                     **self._adapter,
                 }
             )
-            if not all(np.isfinite(values).all() for values in outputs.values()):
-                raise EngineError(
-                    f"{self._pair_scorer.description} computed a score that is no finite number. "
-                    "Export the bundle in full precision: dsd-trt export --precision fp32"
-                )
+            _require_numbers(self._pair_scorer, outputs)
             for name in parts.keys() & outputs.keys():
                 parts[name].append(outputs[name])
             done(len(level[rows]))
@@ -192,6 +238,14 @@ class Pipeline:
             for name, values in parts.items()
             if values
         }
+
+
+def _require_numbers(scorer: Engine, outputs: Mapping[str, Array]) -> None:
+    if not all(np.isfinite(values).all() for values in outputs.values()):
+        raise EngineError(
+            f"{scorer.description} computed a score that is no finite number. "
+            "Export the bundle in full precision: dsd-trt export --precision fp32"
+        )
 
 
 def adapter_feed(bundle: Bundle) -> dict[str, Array]:

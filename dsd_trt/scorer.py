@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from dsd_trt.bundle import Bundle, read_bundle
 from dsd_trt.engine import EngineDescription, require_engine
 from dsd_trt.errors import BundleError, ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
-from dsd_trt.manifest import Manifest
+from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
+from dsd_trt.plan import PLAN_LIBRARIES
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
 
 logger = logging.getLogger(__name__)
@@ -41,17 +42,26 @@ class Scorer:
             "tensorrt-rtx". The one that is asked for is used, or this fails.
         memory_budget_mb: for activations, in MiB, see `batch_sizes`. Weights come on top, and so
             do the encoded texts: 77 D numbers each.
+        mode: "pair", one pass of the U-Net a pair, as the paper has it; "matrix", one an image,
+            another and much faster score, where the bundle has it; or "auto", the one the adapter
+            was trained for, "pair" if for both or none.
 
     Raises:
         EngineError: the engine is not installed or refuses the bundle's graphs.
+        InputError: the bundle or the engine has no such mode.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: str = "auto", memory_budget_mb: float = 1024
+        self,
+        bundle: Bundle,
+        engine: str = "auto",
+        memory_budget_mb: float = 1024,
+        mode: Mode | Literal["auto"] = "auto",
     ) -> None:
         self.bundle = bundle
+        self.mode = _choose_mode(bundle.manifest, mode, engine)
         self._pipeline = Pipeline(bundle, engine, memory_budget_mb)
-        self._engine = self._pipeline.compile()
+        self._engine = self._pipeline.compile(self.mode)
 
     @classmethod
     def load(
@@ -59,6 +69,7 @@ class Scorer:
         bundle: str | os.PathLike[str] | None = None,
         engine: str = "auto",
         memory_budget_mb: float = 1024,
+        mode: Mode | Literal["auto"] = "auto",
     ) -> Scorer:
         """Open a bundle's folder, or the bundle that comes with the package.
 
@@ -66,13 +77,15 @@ class Scorer:
             bundle: the folder; None is the embedded "shapes" demonstration.
             engine: as for `Scorer`.
             memory_budget_mb: as for `Scorer`.
+            mode: as for `Scorer`.
 
         Raises:
             BundleError: no bundle there, or it is damaged.
+            InputError: as for `Scorer`.
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
         require_engine(engine)
-        return cls(read_bundle(_bundle_folder(bundle)), engine, memory_budget_mb)
+        return cls(read_bundle(_bundle_folder(bundle)), engine, memory_budget_mb, mode)
 
     @property
     def manifest(self) -> Manifest:
@@ -240,11 +253,30 @@ class Scorer:
         if not jobs:
             return []
         latent = self._pipeline.encode_images([pixels for _, pixels in jobs])
+        if self.mode == "matrix":
+            return self._match(latent, [job.texts for job, _ in jobs], texts, level, tally)
         counts = [len(job.texts) for job, _ in jobs]
         image_of = np.repeat(np.arange(len(jobs)), counts)  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
         scores = self._pipeline.score(latent, texts, image_of, text_of, level, tally.add)
         return np.split(scores, np.cumsum(counts)[:-1])
+
+    def _match(
+        self,
+        latent: NDArray[np.generic],
+        texts_of: Sequence[NDArray[np.intp]],
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
+        tally: _Tally,
+    ) -> list[NDArray[np.float32]]:
+        """Scores in matrix mode: at once where all images have the same texts."""
+        if all(np.array_equal(of_image, texts_of[0]) for of_image in texts_of):
+            matrix = self._pipeline.score_matrix(latent, texts[texts_of[0]], level, tally.add)
+            return list(matrix)
+        return [
+            self._pipeline.score_matrix(z[None], texts[of_image], level, tally.add)[0]
+            for z, of_image in zip(latent, texts_of, strict=True)
+        ]
 
     def _decode(self, image: ImageSource) -> NDArray[np.uint8] | ImageError:
         to = self.manifest.preprocessing
@@ -268,7 +300,10 @@ class Scorer:
 
     def _probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
         """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
-        calibration = self.manifest.calibration
+        manifest = self.manifest
+        calibration = manifest.calibration
+        if self.mode == "matrix" and manifest.matrix is not None:
+            calibration = manifest.matrix.calibration
         logit = calibration.a * score.astype(np.float64) + calibration.b
         return (0.5 + 0.5 * np.tanh(logit / 2)).astype(np.float32)
 
@@ -292,6 +327,29 @@ class _Tally:
         self._triples += triples
         if self._progress:
             self._progress(self._triples // self._levels, self._total)
+
+
+def _choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -> Mode:
+    """The mode that is asked for, if bundle and engine have it."""
+    trained = manifest.method.trained_for
+    if mode == "auto":
+        mode = "matrix" if trained == "matrix" else "pair"
+    if mode == "matrix" and manifest.matrix is None:
+        raise InputError(
+            "the bundle has no matrix scorer. Export it with one: dsd-trt export --matrix"
+        )
+    if mode == "matrix" and engine in PLAN_LIBRARIES:
+        raise InputError(
+            f"matrix mode does not run on {engine} yet: use --engine openvino or onnxruntime"
+        )
+    if trained not in (None, "both", mode):
+        logger.warning(
+            "the bundle's adapter was trained for %s mode: its scores in %s mode are worse, and "
+            "its probabilities mean nothing",
+            trained,
+            mode,
+        )
+    return mode
 
 
 def _unique(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:

@@ -70,6 +70,18 @@ Examples:
     help="attention, the denoising term, or both.  [default: the adapter's, else attention]",
 )
 @click.option(
+    "--matrix/--no-matrix",
+    default=None,
+    help="Export the matrix scorer as well.  [default: where the adapter was trained for it]",
+)
+@click.option(
+    "--query-pool",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Matrix scorer: average the queries of the finest layers over squares of this side.",
+)
+@click.option(
     "--adapter-input",
     is_flag=True,
     help="Feed the adapter to the graph, so that `dsd-trt adapt` can put another in its place.",
@@ -91,6 +103,8 @@ def export(
     token_mask: str,
     resize: Resize | None,
     score: str | None,
+    matrix: bool | None,
+    query_pool: int,
     adapter_input: bool,
     verify: str | None,
     force: bool,
@@ -117,6 +131,8 @@ def export(
         score=cast("ScoreKind | None", score),
         verify=cast("Verify | None", verify),
         adapter_input=adapter_input,
+        matrix=matrix,
+        query_pool=query_pool,
     )
     console = Console(stderr=True)
     with warnings_on(console), _stages(console) as (stage, progress):
@@ -163,11 +179,8 @@ def _print_parity(parity: ParityReport) -> None:
     for name in ("max score difference", "Spearman", "top-1 agreement"):
         table.add_column(name, justify="right")
     for run in parity.runs:
-        score = run.score
-        table.add_row(
-            run.engine,
-            f"{score.max_difference:.2g}",
-            f"{score.spearman:.6f}",
-            f"{score.top1:.1%}",
-        )
+        for name, score in ((run.engine, run.score), (f"{run.engine}, matrix mode", run.matrix)):
+            if score is not None:
+                difference = f"{score.max_difference:.2g}"
+                table.add_row(name, difference, f"{score.spearman:.6f}", f"{score.top1:.1%}")
     Console().print(table)

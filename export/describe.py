@@ -6,12 +6,14 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
+from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import adapter_input
 from dsd_trt.export.settings import Settings
 from dsd_trt.manifest import (
     Calibration,
     HeadWeights,
     Manifest,
+    MatrixMode,
     Method,
     NoiseLevels,
     Preprocessing,
@@ -46,6 +48,7 @@ def describe(
     """The manifest without files and parity figures."""
     tokenizer = checkpoint.tokenizer
     fed = adapter_input(adapter, scoring) if settings.adapter_input else None
+    matrix = _matrix(settings, adapter, scoring)
     return Manifest(
         method=_method(settings, adapter, scoring),
         graphs=graph_contract(
@@ -57,6 +60,7 @@ def describe(
             scoring.denoising,
             checkpoint.has_pooled_text,
             fed.numbers if fed else 0,
+            matrix is not None,
         ),
         precision=settings.precision,
         tokenizer=TokenizerSpec(
@@ -67,7 +71,7 @@ def describe(
             pad_id=tokenizer.pad_token_id,
         ),
         preprocessing=Preprocessing(checkpoint.resolution, resize_of(adapter, settings.resize)),
-        calibration=_calibration(settings, adapter, scoring),
+        calibration=_calibration(adapter, scoring),
         provenance=Provenance(
             base_model=checkpoint.source.name,
             revision=checkpoint.source.revision,
@@ -75,16 +79,39 @@ def describe(
             adapter_hash=_adapter_hash(settings.adapter),
             library_versions={name: version(name) for name in _LIBRARIES},
         ),
+        matrix=matrix,
         adapter=fed,
     )
 
 
-def _calibration(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> Calibration:
-    """The adapter's a and b, where they were fitted for the very score that is exported."""
+def _matrix(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> MatrixMode | None:
+    """What is said of the matrix scorer, None where none is exported."""
+    trained = adapter is not None and adapter.mode != "pair"
+    if not (trained if settings.matrix is None else settings.matrix):
+        return None
+    if scoring.denoising or scoring.dynamic_heads:
+        raise InputError(
+            'the matrix scorer has the score "attention" and head weights that are not dynamic: '
+            "leave --matrix"
+        )
+    if settings.adapter_input:
+        raise InputError("the matrix scorer takes no adapter as an input: leave --adapter-input")
+    if adapter is None or not trained or not _fitted(adapter, scoring):
+        return MatrixMode(Calibration(1.0, 0.0), settings.query_pool)
+    return MatrixMode(Calibration(adapter.matrix_a, adapter.matrix_b), settings.query_pool)
+
+
+def _fitted(adapter: Adapter, scoring: ScoringUNet) -> bool:
+    """Whether the adapter's a and b were fitted for the very score that is exported."""
     whole = len(scoring.score_layers) == len(scoring.layer_names)
-    if adapter is not None and whole and scoring.levels == adapter.levels:
+    return whole and scoring.levels == adapter.levels
+
+
+def _calibration(adapter: Adapter | None, scoring: ScoringUNet) -> Calibration:
+    """The adapter's a and b, where they were fitted for the very score that is exported."""
+    if adapter is not None and adapter.mode != "matrix" and _fitted(adapter, scoring):
         return Calibration(adapter.a, adapter.b)
-    if adapter is not None and adapter.levels:
+    if adapter is not None and adapter.mode != "matrix" and adapter.levels:
         logger.warning(
             "the adapter's match probabilities are for all layers at the levels %s, not for these: "
             "rank by score alone",
@@ -114,6 +141,7 @@ def _method(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -
         ),
         token_mask=settings.token_mask,
         has_prompts=scoring.prompts is not None,
+        trained_for=adapter.mode if adapter else None,
     )
 
 

@@ -74,6 +74,13 @@ def export_bundle(
     except ValueError as error:
         raise InputError(str(error)) from error
     manifest = describe(settings, checkpoint, adapter, scoring)
+    module_of = partial(
+        traceable,
+        checkpoint=checkpoint,
+        build=build,
+        fed=manifest.adapter,
+        query_pool=settings.query_pool,
+    )
     check_manifest(manifest)  # now, rather than after minutes of work
     parts = checkpoint.source.parts
     check_room(out, sum(path.stat().st_size for path in parts.weight_files().values()))
@@ -81,7 +88,7 @@ def export_bundle(
         with WeightFile(folder) as weights:
             for name, graph in manifest.graphs.items():
                 stage(f"Tracing {name}")
-                module = traceable(name, checkpoint, build, settings.precision, manifest.adapter)
+                module = module_of(name, precision=settings.precision)
                 model = trace(module, graph, weights)
                 stamp(model, name, manifest)
                 save_graph(model, folder / graph.file)
@@ -97,18 +104,13 @@ def export_bundle(
         probe = draw_probe(
             checkpoint.resolution, len(scoring.levels), quick=_quick(settings, scoring)
         )
-        expected = Reference(checkpoint, build, manifest.method).expect(probe, progress)
+        reference = Reference(checkpoint, build, manifest.method, matrix=manifest.matrix)
+        expected = reference.expect(probe, progress)
         checkpoint.forget()
         parity = check_parity(
             write_bundle(folder, manifest),
             expected,
-            partial(
-                traceable,
-                checkpoint=checkpoint,
-                build=build,
-                precision="fp32",
-                fed=manifest.adapter,
-            ),
+            partial(module_of, precision="fp32"),
             scratch,
             stage,
         )

@@ -1,4 +1,4 @@
-"""The three modules that are traced, in the precision their graphs get."""
+"""The modules that are traced, in the precision their graphs get."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dsd_trt.export.adapter_input import FedScoringUNet
 from dsd_trt.manifest import AdapterInput, Precision
 from dsd_trt.train.encoders import ImageEncoder
-from dsd_trt.train.model import Checkpoint
+from dsd_trt.train.matrix import MatrixScorer
+from dsd_trt.train.model import Checkpoint, encode_texts
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 
@@ -37,6 +38,7 @@ def traceable(
     build: BuildScoring,
     precision: Precision,
     fed: AdapterInput | None = None,
+    query_pool: int = 1,
 ) -> nn.Module:
     """The module a graph is traced from, read anew: whoever drops it has its memory back.
 
@@ -44,11 +46,12 @@ def traceable(
     computes in FP32 (logits, softmax, LogSumExp, noise) stays FP32.
 
     Args:
-        name: "image_encoder", "text_encoder" or "pair_scorer".
+        name: "image_encoder", "text_encoder", "pair_scorer" or "matrix_scorer".
         checkpoint: the base model.
         build: puts its scoring U-Net together; static prompts are folded in here.
         precision: of the graph.
         fed: what the pair scorer takes as an input instead of its having it folded in.
+        query_pool: of the matrix scorer.
     """
     half = precision == "fp16"
     dtype = torch.float16 if half else torch.float32
@@ -58,13 +61,18 @@ def traceable(
         return checkpoint.read_image_encoder(dtype)
     if name == "text_encoder":
         return checkpoint.read_text_encoder(dtype)
+    empty = None
+    if name == "matrix_scorer":
+        empty = encode_texts(checkpoint, [""])[0].to(dtype)
+        checkpoint.forget()
     scoring = build(unet=checkpoint.read_unet(dtype))
     if fed is not None:
         return FedScoringUNet(scoring, fed.tensors)
-    scoring.fold_static_prompts()
+    matrix = None if empty is None else MatrixScorer(scoring, empty, query_pool)
+    (matrix or scoring).fold_static_prompts()
     if half and scoring.prompts is not None:
         scoring.prompts.half()
-    return scoring
+    return scoring if matrix is None else matrix
 
 
 def drop_weights(module: nn.Module) -> None:

@@ -46,12 +46,14 @@ class Run:
         latent: largest absolute difference of the image encoder's output.
         text_states: largest absolute difference of the text encoder's output.
         score: agreement of f(y, x), end to end.
+        matrix: the same in matrix mode; None where there is none.
     """
 
     engine: str
     latent: float
     text_states: float
     score: Agreement
+    matrix: Agreement | None
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,10 @@ def check_parity(
         step(f"Comparing with the reference: {engine}")
         run = measure(engine, candidate, expected)
         largest = float(np.abs(expected.scores).max())
-        if complaint := _complaint(run.score, precision, SCORE_TOLERANCE * max(1.0, largest)):
+        complaint = _complaint(run.score, precision, SCORE_TOLERANCE * max(1.0, largest))
+        if complaint is None and run.matrix is not None:
+            complaint = _complaint(run.matrix, precision, SCORE_TOLERANCE)
+        if complaint:
             layer = _first_difference(candidate, expected, module, _LAYER_TOLERANCE[precision])
             advice = (
                 "Export in full precision: --precision fp32"
@@ -141,13 +146,19 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     image, text = (places.ravel() for places in np.indices(expected.scores.shape))
     try:
         scores = pipeline().score(latent, texts, image, text, np.array(probe.levels, np.int32))
+        matrix = None
+        if expected.matrix is not None:
+            levels = np.array(probe.levels, np.int32)
+            matrix = compare(pipeline().score_matrix(latent, texts, levels), expected.matrix)
     except EngineError:  # scores that are no numbers
         scores = np.full(expected.scores.shape, np.nan)
+        matrix = None
     return Run(
         engine=engine,
         latent=_difference(latent, expected.latent),
         text_states=_difference(texts.states, expected.text_states),
         score=compare(scores.reshape(expected.scores.shape), expected.scores),
+        matrix=matrix,
     )
 
 
@@ -162,6 +173,7 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
         denoising=manifest.has_denoising_error,
         pooled_text=manifest.has_pooled_text,
         adapter_numbers=manifest.adapter.numbers if manifest.adapter else 0,
+        matrix=manifest.matrix is not None,
     )
     for graph in graphs.values():
         model = load_graph(bundle.path(graph.file))

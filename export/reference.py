@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.probe import Probe
-from dsd_trt.manifest import Method
+from dsd_trt.manifest import MatrixMode, Method
+from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint, token_mask
 from dsd_trt.train.scoring_unet import ScoringUNet
 
@@ -32,6 +33,7 @@ class Expected:
         text_states: r_y, (texts, 77, D).
         token_mask: (texts, 77).
         scores: f(y, x), (images, texts), the mean over the probe's levels.
+        matrix: the same in matrix mode; None where that is not looked at.
     """
 
     probe: Probe
@@ -40,12 +42,13 @@ class Expected:
     text_states: NDArray[np.float32]
     token_mask: NDArray[np.float32]
     scores: NDArray[np.float32]
+    matrix: NDArray[np.float32] | None
 
     def feeds(self) -> dict[str, dict[str, NDArray[Any]]]:
         """The inputs of each graph for a few of the pairs, exact: all of the levels of each."""
         levels = np.array(self.probe.levels, np.int32)
         rows, level = np.repeat(np.arange(_FED), len(levels)), np.tile(levels, _FED)
-        return {
+        fed = {
             "image_encoder": {"pixels": self.probe.pixels[:_FED]},
             "text_encoder": {"input_ids": self.input_ids[:_FED]},
             "pair_scorer": {
@@ -55,6 +58,14 @@ class Expected:
                 "token_mask": self.token_mask[rows],
             },
         }
+        if self.matrix is not None:
+            fed["matrix_scorer"] = {
+                "latent": self.latent[rows],
+                "level": level,
+                "text_states": self.text_states[:_FED],
+                "token_mask": self.token_mask[:_FED],
+            }
+        return fed
 
 
 class Reference:
@@ -68,12 +79,19 @@ class Reference:
         build: puts its scoring U-Net together, prompts not folded.
         method: which score it is, and which tokens count (Eq. 4).
         batch: images, texts or (image, text, level) triples at a time; the reference is batch 1.
+        matrix: which matrix mode `expect` computes too, if any.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, build: BuildScoring, method: Method, batch: int = 1
+        self,
+        checkpoint: Checkpoint,
+        build: BuildScoring,
+        method: Method,
+        batch: int = 1,
+        matrix: MatrixMode | None = None,
     ) -> None:
         self.batch = batch
+        self._matrix = matrix
         self._checkpoint = checkpoint
         self._build = build
         self._method = method
@@ -154,6 +172,22 @@ class Reference:
         combined = d if self._method.score == "denoising" else f + self._method.denoising_weight * d
         return combined.float().numpy()
 
+    @torch.no_grad()
+    def score_matrix(
+        self, latent: Tensor, states: Tensor, mask: Tensor, levels: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """The matrix mode's score of every image and text, one pair at a time; as `score`."""
+        assert self._matrix is not None
+        empty = self.encode_texts(self.tokenize([""])[0])
+        scorer = MatrixScorer(self.scoring, empty, self._matrix.query_pool)
+        scores = np.zeros((len(latent), len(states)))
+        for i, j in np.ndindex(scores.shape):
+            for level in levels:
+                at = torch.tensor([level])
+                pair = scorer(latent[i : i + 1], at, states[j : j + 1], mask[j : j + 1])
+                scores[i, j] += pair.item() / len(levels)
+        return scores.astype(np.float32)
+
     def expect(self, probe: Probe, step: Callable[[int, int], None] | None = None) -> Expected:
         """Compute everything a path is compared with; `step` as in `score`."""
         latent = self.encode_images(probe.pixels)
@@ -167,4 +201,7 @@ class Reference:
             text_states=states.numpy(),
             token_mask=mask.numpy(),
             scores=self.score(latent, states, mask, step, probe.levels),
+            matrix=(
+                self.score_matrix(latent, states, mask, probe.levels) if self._matrix else None
+            ),
         )

@@ -30,6 +30,8 @@ class Settings:
             "attention", the paper's, without one.
         verify: how much the graphs are compared with PyTorch on, see `draw_probe`; None is full
             where that takes seconds, quick where it takes hours.
+        matrix: export the matrix scorer as well; None is yes where the adapter was trained for it.
+        query_pool: of the matrix scorer, see `MatrixMode` of the bundle.
         adapter_input: take the adapter as an input of the pair scorer instead of folding it in.
     """
 
@@ -44,6 +46,8 @@ class Settings:
     score: ScoreKind | None = None
     verify: Verify | None = None
     adapter_input: bool = False
+    matrix: bool | None = None
+    query_pool: int = 1
 
 
 def default_adapter(model: str) -> Path | None:

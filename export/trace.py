@@ -41,13 +41,17 @@ def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelPro
         stands between; engines fold it when they load the graph.
     """
     inputs = tuple(_example(spec) for spec in graph.inputs)
-    batch = torch.export.Dim("batch")
+    dims = {
+        spec.shape[0]: torch.export.Dim(str(spec.shape[0])) for spec in graph.inputs if spec.batched
+    }
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             inputs,
             dynamo=True,
-            dynamic_shapes=tuple({0: batch} if spec.batched else None for spec in graph.inputs),
+            dynamic_shapes=tuple(
+                {0: dims[spec.shape[0]]} if spec.batched else None for spec in graph.inputs
+            ),
             opset_version=OPSET,
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
@@ -140,18 +144,19 @@ def _declare(model: onnx.ModelProto, graph: Graph) -> None:
         for value, spec in zip(values, specs, strict=True):
             tensor = value.type.tensor_type
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-            known = slice(1, None) if spec.batched else slice(None)
-            sizes = tuple(d.dim_value for d in tensor.shape.dim[known])
-            if (value.name, dtype, sizes) != (spec.name, spec.dtype, spec.shape[known]):
+            sizes = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+            expected = tuple(
+                size if isinstance(wanted, str) and isinstance(size, str) else wanted
+                for size, wanted in zip(sizes, spec.shape, strict=False)
+            )
+            if (value.name, dtype, sizes) != (spec.name, spec.dtype, expected):
                 raise ModelError(
                     f"the model's parts do not fit together: {value.name} is {dtype} {sizes}, "
-                    f"where {spec.dtype} {spec.shape[known]} is expected"
+                    f"where {spec.dtype} {spec.shape} is expected"
                 )
-            if not spec.batched:
-                continue
-            if not tensor.shape.dim[0].dim_param:
-                raise ModelError(f"{value.name} was traced for one batch size alone")
-            tensor.shape.dim[0].dim_param = str(spec.shape[0])
+            for dim, wanted in zip(tensor.shape.dim, spec.shape, strict=True):
+                if isinstance(wanted, str):
+                    dim.dim_param = wanted
 
 
 @contextmanager

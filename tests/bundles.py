@@ -144,6 +144,7 @@ def make_manifest(
             noise_levels=NoiseLevels(FRACTIONS, (200, 400, 800), 0),
             token_mask=token_mask,
             has_prompts=False,
+            trained_for=None,
         ),
         graphs=graphs,
         precision=precision,

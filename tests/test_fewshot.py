@@ -230,7 +230,7 @@ def test_recomputing_activations_changes_memory_and_no_gradient(
         settings = replace(SETTINGS, score="attention+denoising", recompute=recompute)
         model = build_model(checkpoint, examples, settings)
         batch = sample_batch(examples, settings, np.random.default_rng(0))
-        logits = model(*batch.inputs(examples, torch.device("cpu")))
+        (logits,) = model(*batch.inputs(examples, torch.device("cpu")))
         batch.loss(logits, "bce").backward()
         parts = (p.grad for p in model.parameters() if p.grad is not None)
         gradients.append(torch.cat([part.flatten() for part in parts]))
@@ -252,7 +252,7 @@ def test_accumulated_batches_step_once_with_the_mean_of_their_gradients(
     for part in range(3):
         batch = sample_batch(examples, settings, np.random.default_rng([0, 0, part, 0]))
         with torch.no_grad():
-            logits = model(*batch.inputs(examples, torch.device("cpu")))
+            (logits,) = model(*batch.inputs(examples, torch.device("cpu")))
         losses.append(float(batch.loss(logits, "bce")))
     assert fitted.losses[0] == pytest.approx(np.mean(losses), rel=1e-5)
 

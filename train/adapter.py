@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
-from dsd_trt.manifest import HeadMode, Resize, ScoreKind
+from dsd_trt.manifest import HeadMode, Resize, ScoreKind, TrainedFor
 from dsd_trt.train.prompts import PromptConfig
 from dsd_trt.train.scoring_unet import uniform_head_weights
 
@@ -40,6 +40,9 @@ class Adapter:
         base: sha256 of each weight file of the model it was trained on, as far as known.
         resize: how the images it was trained on became squares, see `Resize`.
         training: how it was trained and what it scored, free-form.
+        mode: which mode it was trained for, see `dsd_trt.train.matrix`.
+        matrix_a: a of the matrix mode's score.
+        matrix_b: b of it.
         merged: low-rank changes of the U-Net's own weights, by "PATH OF A LAYER.up" and ".down".
     """
 
@@ -55,6 +58,9 @@ class Adapter:
     base: Mapping[str, str]
     resize: Resize = "bicubic-stretch"
     training: Mapping[str, Any] = field(default_factory=dict)
+    mode: TrainedFor = "pair"
+    matrix_a: float = 1.0
+    matrix_b: float = 0.0
     merged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -73,6 +79,9 @@ class Adapter:
             "denoising_weight": self.denoising_weight,
             "a": self.a,
             "b": self.b,
+            "mode": self.mode,
+            "matrix_a": self.matrix_a,
+            "matrix_b": self.matrix_b,
             "levels": list(self.levels),
             "resize": self.resize,
             "base": dict(self.base),
@@ -106,6 +115,9 @@ class Adapter:
                 resize=config.get("resize", "bicubic-stretch"),
                 base=config["base"],
                 training=config["training"],
+                mode=config.get("mode", "pair"),
+                matrix_a=float(config.get("matrix_a", 1.0)),
+                matrix_b=float(config.get("matrix_b", 0.0)),
                 merged=_under("merged.", tensors),
             )
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -46,6 +46,13 @@ Examples:
 @click.option("--bundle", metavar="FOLDER", help="Bundle to score with.  [default: built in]")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
+    "--mode",
+    type=click.Choice(["auto", "pair", "matrix"]),
+    default="auto",
+    show_default=True,
+    help="One pass of the U-Net a pair, or one an image: faster, another score.",
+)
+@click.option(
     "--levels",
     metavar="S,S...",
     callback=parse_levels,
@@ -75,6 +82,7 @@ def score(
     pairs: Path | None,
     bundle: str | None,
     engine: str,
+    mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
     top_k: int | None,
     form: str,
@@ -104,8 +112,8 @@ def score(
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     with warnings_on(console):
-        scorer = Scorer.load(bundle, engine)
-        console.print(f"engine: {scorer.engine}")
+        scorer = Scorer.load(bundle, engine, mode=mode)
+        console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
         result: ScoreMatrix | PairScores
         started = time.perf_counter()
         with _progress_bar(console) as progress:

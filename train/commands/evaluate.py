@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -32,6 +33,13 @@ Examples:
 @click.option("--limit", type=click.IntRange(1), help="No more questions than these.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
+    "--mode",
+    type=click.Choice(["auto", "pair", "matrix"]),
+    default="auto",
+    show_default=True,
+    help="As for `score`.",
+)
+@click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Few-shot adapter, for a MODEL; a BUNDLE has its own inside.",
@@ -50,6 +58,7 @@ def evaluate(
     fraction: float,
     limit: int | None,
     engine: str,
+    mode: Literal["auto", "pair", "matrix"],
     adapter: Path | None,
     out: Path | None,
     form: str,
@@ -74,8 +83,8 @@ def evaluate(
     if (Path(scorer) / MANIFEST_NAME).is_file():
         if adapter:
             raise InputError(f"{scorer} is a bundle, which has its adapter inside: leave --adapter")
-        opened = Scorer.load(scorer, engine)
-        console.print(f"engine: {opened.engine}")
+        opened = Scorer.load(scorer, engine, mode=mode)
+        console.print(f"engine: {opened.engine}; {opened.mode} mode")
         score = by_scorer(opened)
     else:
         from dsd_trt.train.evaluation.by_model import by_model
@@ -84,7 +93,7 @@ def evaluate(
         if engine != "auto":
             raise InputError(f"{scorer} is no bundle, and a model runs in PyTorch: leave --engine")
         hush_libraries()
-        score = by_model(scorer, adapter)
+        score = by_model(scorer, adapter, mode=None if mode == "auto" else mode)
         console.print("engine: PyTorch FP32")
     if out:
         out.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from dsd_trt.commands.options import (
     validation_option,
 )
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import HeadMode, Resize
+from dsd_trt.manifest import HeadMode, Resize, TrainedFor
 
 EXAMPLES = """\b
 Examples:
@@ -50,6 +50,13 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     type=click.Path(file_okay=False, path_type=Path),
     metavar="ADAPTER",
     help="Folder to write; a run that was stopped goes on where it was.",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(TrainedFor)),
+    default="pair",
+    show_default=True,
+    help="The scorer it is for: the paper's, the fast one of `export --matrix`, or both.",
 )
 @click.option(
     "--score",

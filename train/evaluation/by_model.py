@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsd_trt.manifest import Resize, ScoreKind
+from dsd_trt.manifest import Mode, Resize, ScoreKind
 from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
@@ -15,7 +15,8 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.model import FewShotModel, score_all
 from dsd_trt.train.head_weights import HeadWeights
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.matrix import MatrixScorer
+from dsd_trt.train.model import encode_texts, load_checkpoint
 
 
 def by_model(
@@ -24,6 +25,7 @@ def by_model(
     score: ScoreKind | None = None,
     levels: tuple[float, ...] | None = None,
     resize: Resize | None = None,
+    mode: Mode | None = None,
 ) -> Score:
     """Score candidates in FP32 PyTorch.
 
@@ -33,6 +35,7 @@ def by_model(
         score: None is the adapter's, or "attention" without one.
         levels: noise levels s; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
         resize: how images become the model's squares; None is the adapter's, or at once.
+        mode: see `dsd_trt.train.matrix`; None is the adapter's, pair for both or none.
 
     Raises:
         ModelError: model or adapter cannot be read, or do not belong together.
@@ -42,13 +45,17 @@ def by_model(
     scoring = build_scoring_unet(checkpoint, learned, score=score, levels=levels)
     kind = score or (learned.score if learned else "attention")
     heads = HeadWeights(scoring.head_weights, learned=False)
-    whole = FewShotModel(scoring, heads, MatchProbability(kind))
+    if mode is None:
+        mode = "matrix" if learned is not None and learned.mode == "matrix" else "pair"
+    empty = encode_texts(checkpoint, [""])[0]
+    matrix = MatrixScorer(scoring, empty) if mode == "matrix" else None
+    whole = FewShotModel(scoring, heads, MatchProbability(kind), matrix)
     resize = resize_of(learned, resize)
     weight = learned.denoising_weight if learned else 1.0
 
     def score_candidates(questions: Sequence[Question]) -> list[list[float]]:
         examples = encode_questions(checkpoint, questions, resize=resize)
-        scores = combine(kind, weight, *score_all(whole, examples)).tolist()
+        scores = combine(kind, weight, *score_all(whole, examples, mode)).tolist()
         bounds = examples.starts.tolist()
         return [scores[a:b] for a, b in itertools.pairwise(bounds)]
 

@@ -87,7 +87,8 @@ def fit_adapter(
             batch = sample_batch(examples, settings, np.random.default_rng(seed))
             with accelerator.accumulate(wrapped), accelerator.autocast():
                 logits = wrapped(*batch.inputs(examples, accelerator.device))
-                loss = batch.loss(logits, settings.loss)
+                losses = [batch.loss(of_mode, settings.loss) for of_mode in logits]
+                loss = torch.stack(losses).mean()
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -163,9 +164,10 @@ class _Run:
 def _adapter(
     model: FewShotModel, checkpoint: Checkpoint, examples: Examples, settings: FewShotSettings
 ) -> Adapter:
-    f, d = score_all(model, examples)
-    score = combine(settings.score, model.match.w, f, d)
-    a, b = fit_match_probability(score, examples.labels)
+    fitted = {"pair": (1.0, 0.0), "matrix": (1.0, 0.0)}  # a and b
+    for mode in settings.modes:
+        score = combine(settings.score, model.match.w, *score_all(model, examples, mode))
+        fitted[mode] = fit_match_probability(score, examples.labels)
     prompts = model.scoring.prompts
     assert prompts is not None
     with torch.no_grad():
@@ -177,8 +179,11 @@ def _adapter(
         head_weights=heads,
         score=settings.score,
         denoising_weight=model.match.w,
-        a=a,
-        b=b,
+        a=fitted["pair"][0],
+        b=fitted["pair"][1],
+        mode=settings.mode,
+        matrix_a=fitted["matrix"][0],
+        matrix_b=fitted["matrix"][1],
         levels=settings.levels,
         resize=settings.resize,
         base=checkpoint.weight_hashes,

@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsd_trt.manifest import Mode
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.head_weights import HeadWeights, calibrated_weights, head_attributions
 from dsd_trt.train.layers import inner_widths
+from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
@@ -29,10 +31,21 @@ class FewShotModel(nn.Module):
         scoring: with prompts.
         heads: weights of its heads.
         match: the logistic.
+        matrix: the matrix scorer around the same U-Net and prompts; None where only pair mode is
+            of interest.
     """
 
-    def __init__(self, scoring: ScoringUNet, heads: HeadWeights, match: MatchProbability) -> None:
+    def __init__(
+        self,
+        scoring: ScoringUNet,
+        heads: HeadWeights,
+        match: MatchProbability,
+        matrix: MatrixScorer | None = None,
+        modes: tuple[Mode, ...] = ("pair",),
+    ) -> None:
         super().__init__()
+        self.matrix = matrix
+        self.modes = modes
         self.scoring = scoring
         self.heads = heads
         self.match = match
@@ -42,13 +55,13 @@ class FewShotModel(nn.Module):
         return {
             name: value.detach().cpu().clone()
             for name, value in self.state_dict().items()
-            if not name.startswith("scoring.unet.")
+            if not name.startswith(("scoring.unet.", "matrix."))  # which shares what is learned
         }
 
     def forward(
         self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor, empty: Tensor
     ) -> Tensor:
-        """Logits of matches, (batch,).
+        """Logits of matches in each mode that is trained, (modes, batch).
 
         Args:
             latent: z, (batch, C, h, w).
@@ -57,18 +70,31 @@ class FewShotModel(nn.Module):
             token_mask: (batch, 77).
             empty: states of the text that says nothing, (1, 77, D).
         """
-        f, error = self.attend(latent, level, text_states, token_mask)
-        if error is None:
-            return self.match(f, None)
-        nothing = empty.expand(len(latent), -1, -1)
-        _, without = self.attend(latent, level, nothing, token_mask)
-        assert without is not None
-        return self.match(f, without - error)
+        pairs = (latent, level, text_states, token_mask)
+        logits = []
+        for mode in self.modes:
+            f, error = self.attend(*pairs, mode)
+            if error is not None:
+                nothing = empty.expand(len(latent), -1, -1)
+                _, without = self.attend(latent, level, nothing, token_mask)
+                assert without is not None
+                error = without - error
+            logits.append(self.match(f, error))
+        return torch.stack(logits)
 
     def attend(
-        self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor
+        self,
+        latent: Tensor,
+        level: Tensor,
+        text_states: Tensor,
+        token_mask: Tensor,
+        mode: Mode = "pair",
     ) -> tuple[Tensor, Tensor | None]:
         """Attention score f and, where the score needs it, denoising error, (batch,) each."""
+        if mode == "matrix":
+            assert self.matrix is not None
+            own = (text_states[:, None], token_mask[:, None])  # one text for each image
+            return self.matrix.score(latent, level, *own, self.heads())[:, 0], None
         response = self.scoring.respond(latent, level, text_states, token_mask)
         f = average_tokens(average_heads(response, self.heads()), token_mask)
         return f, response.denoising_error
@@ -77,7 +103,11 @@ class FewShotModel(nn.Module):
 def build_model(
     checkpoint: Checkpoint, examples: Examples, settings: FewShotSettings
 ) -> FewShotModel:
-    """The model before its first step: an exact identity of the base model's score."""
+    """The model before its first step: an exact identity of the base model's score.
+
+    Raises:
+        ValueError: settings that matrix mode does not have.
+    """
     unet = checkpoint.unet  # reading it draws random numbers: before the seed
     torch.manual_seed(settings.seed)
     config = PromptConfig(settings.rank, settings.hidden, checkpoint.latent_shape[0])
@@ -99,7 +129,8 @@ def build_model(
     if settings.head_mode == "calibrated":
         initial = _calibrate(scoring, examples)
     heads = HeadWeights(initial, learned=settings.head_mode == "learned")
-    return FewShotModel(scoring, heads, MatchProbability(settings.score))
+    matrix = MatrixScorer(scoring, examples.empty) if settings.mode != "pair" else None
+    return FewShotModel(scoring, heads, MatchProbability(settings.score), matrix, settings.modes)
 
 
 def _calibrate(scoring: ScoringUNet, examples: Examples) -> Tensor:
@@ -121,10 +152,13 @@ def _calibrate(scoring: ScoringUNet, examples: Examples) -> Tensor:
 
 
 @torch.no_grad()
-def score_all(model: FewShotModel, examples: Examples) -> tuple[Tensor, Tensor | None]:
+def score_all(
+    model: FewShotModel, examples: Examples, mode: Mode = "pair"
+) -> tuple[Tensor, Tensor | None]:
     """Attention score f and denoising term d of every pair, averaged over levels, (pairs,) each."""
     f, error = _mean_over_levels(
         model,
+        mode,
         examples.latents,
         examples.text_states,
         examples.token_masks,
@@ -136,6 +170,7 @@ def score_all(model: FewShotModel, examples: Examples) -> tuple[Tensor, Tensor |
     every = torch.arange(len(examples.latents))
     _, without = _mean_over_levels(
         model,
+        mode,
         examples.latents,
         examples.empty,
         examples.token_masks[:1],
@@ -148,6 +183,7 @@ def score_all(model: FewShotModel, examples: Examples) -> tuple[Tensor, Tensor |
 
 def _mean_over_levels(
     model: FewShotModel,
+    mode: Mode,
     latents: Tensor,
     states: Tensor,
     masks: Tensor,
@@ -161,7 +197,7 @@ def _mean_over_levels(
         f, error = torch.zeros(len(x)), torch.zeros(len(x))
         for level in range(levels):
             at = torch.full((len(x),), level, device=device)
-            of_level, of_error = model.attend(latent, at, of_text, mask)
+            of_level, of_error = model.attend(latent, at, of_text, mask, mode)
             f += of_level.cpu() / levels
             if of_error is not None:
                 error += of_error.cpu() / levels
@@ -171,14 +207,16 @@ def _mean_over_levels(
 
 
 def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
-    """Answer questions with the score that is served, averaged over levels."""
-    f, d = score_all(model, examples)
-    answers = examples.right_answers(combine(model.match.score, model.match.w, f, d))
-    device = model.match.b.device
-    with torch.no_grad():
-        logits = model.match(f.to(device), d if d is None else d.to(device)).cpu()
-    loss = F.binary_cross_entropy_with_logits(logits, examples.labels)
-    return Validation(step, float(np.mean(answers)), float(loss))
+    """Answer questions with the score that is served, averaged over levels and over modes."""
+    answers, losses = [], []
+    for mode in model.modes:
+        f, d = score_all(model, examples, mode)
+        answers += examples.right_answers(combine(model.match.score, model.match.w, f, d))
+        device = model.match.b.device
+        with torch.no_grad():
+            logits = model.match(f.to(device), d if d is None else d.to(device)).cpu()
+        losses.append(float(F.binary_cross_entropy_with_logits(logits, examples.labels)))
+    return Validation(step, float(np.mean(answers)), float(np.mean(losses)))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dsd_trt.manifest import HeadMode, Resize, ScoreKind
+from dsd_trt.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
 
@@ -26,6 +26,8 @@ class FewShotSettings:
         rank: of the static prompts; None is full matrices.
         hidden: width of the mapping network.
         head_mode: where head weights come from, see `HeadWeights` of the bundle.
+        mode: which mode it is trained for, see `dsd_trt.train.matrix`; "both" takes the mean of
+            their losses.
         score: what is trained: attention, denoising term, or both.
         levels: noise levels s.
         resize: how images become the model's squares, see `Resize`.
@@ -47,6 +49,7 @@ class FewShotSettings:
     rank: int | None = 4
     hidden: int = 32
     head_mode: HeadMode = "learned"
+    mode: TrainedFor = "pair"
     score: ScoreKind = "attention"
     levels: tuple[float, ...] = DEFAULT_LEVELS
     resize: Resize = "bicubic-stretch"
@@ -57,3 +60,8 @@ class FewShotSettings:
     recompute: bool = False
     validate_every: int = 100
     patience: int = 5
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes it is trained for, one by one."""
+        return ("pair", "matrix") if self.mode == "both" else (self.mode,)

@@ -1,0 +1,277 @@
+"""Matrix mode: against a loop over its definition, exported, trained for, and served."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import write_adapter
+from exported import Exported
+from numpy.typing import NDArray
+
+from dsd_trt import Bundle, Scorer
+from dsd_trt.errors import InputError
+from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.settings import Settings
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.data.question import Question
+from dsd_trt.train.evaluation.by_model import by_model
+from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.fit import fit_adapter
+from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.matrix import MatrixScorer
+from dsd_trt.train.model import Checkpoint, encode_texts, load_checkpoint
+from dsd_trt.train.scoring_unet import ScoringUNet
+
+pytest_plugins = ("exported",)
+
+TEXTS = ["a red circle", "two blue squares left of a star", "green", "a star"]
+LEVELS = (0.2, 0.8)
+TOP_LEVEL = 64  # image tokens of the finest layers
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint_folder: Path) -> Checkpoint:
+    return load_checkpoint(checkpoint_folder)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> NDArray[np.uint8]:
+    return np.random.default_rng(3).integers(0, 256, (3, 32, 32, 3), np.uint8)
+
+
+def by_definition(
+    checkpoint: Checkpoint, adapter: Adapter | None, pictures: NDArray[np.uint8], pool: int = 1
+) -> NDArray[np.float64]:
+    """(images, texts), one pair, level, layer and head at a time, with W' written out whole."""
+    plain = build_scoring_unet(checkpoint, None, levels=LEVELS)
+    prompted = build_scoring_unet(checkpoint, adapter, levels=LEVELS)
+    states, masks = encode_texts(checkpoint, TEXTS)
+    empty, _ = encode_texts(checkpoint, [""])
+    latents = checkpoint.image_encoder(torch.from_numpy(pictures))
+    scores = np.zeros((len(pictures), len(TEXTS)))
+    for i, j, level in np.ndindex(len(pictures), len(TEXTS), len(LEVELS)):
+        latent, at = latents[i : i + 1], torch.tensor([level])
+        pi = None if prompted.prompts is None else prompted.prompts.condition(latent)
+        z_t = plain.add_noise(latent, at)
+        token_scores, first = torch.zeros(77), 0
+        for seen in plain.cross_attentions(z_t, plain.timesteps[at], empty):
+            attn = plain.unet.get_submodule(plain.layer_names[seen.layer]).attn2
+            weight = attn.to_k.weight  # W_k
+            if prompted.prompts is not None and pi is not None:
+                prompt: Any = prompted.prompts.key[seen.layer]
+                weight = weight + prompt.static() + torch.outer(prompt.u, pi[seen.layer, 0, 0])
+            keys = states[j] @ weight.T  # (77, inner)
+            queries = seen.image_states[0] @ attn.to_q.weight.T  # (n, inner)
+            if pool > 1 and len(queries) == TOP_LEVEL:
+                side = math.isqrt(TOP_LEVEL)
+                cells = queries.view(side // pool, pool, side // pool, pool, -1)
+                queries = cells.mean(dim=(1, 3)).flatten(0, 1)
+            width = len(weight) // attn.heads
+            for head in range(attn.heads):
+                part = slice(head * width, (head + 1) * width)
+                attention = (queries[:, part] @ keys[:, part].T / math.sqrt(width)).softmax(dim=1)
+                mean = (plain.lam * attention).exp().mean(dim=0)
+                token_scores += prompted.head_weights[first + head] * mean.log() / plain.lam
+            first += attn.heads
+        counted = masks[j].bool()
+        scores[i, j] += token_scores[counted].mean().item() / len(LEVELS)
+    return scores
+
+
+def whole(checkpoint: Checkpoint, scoring: ScoringUNet, pictures: Any, pool: int = 1) -> Any:
+    """The same by `MatrixScorer`, all pairs at once."""
+    scorer = MatrixScorer(scoring, encode_texts(checkpoint, [""])[0], pool)
+    latents = checkpoint.image_encoder(torch.from_numpy(pictures))
+    each = [
+        scorer(latents, torch.full((len(latents),), level), *encode_texts(checkpoint, TEXTS))
+        for level in range(len(LEVELS))
+    ]
+    return torch.stack(each).mean(dim=0).numpy()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", [1, 2, 4])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_it_is_what_its_definition_says(
+    checkpoint: Checkpoint, adapter_folder: Path, pictures: Any, adapted: bool, pool: int
+) -> None:
+    adapter = Adapter.load(adapter_folder) if adapted else None
+    expected = by_definition(checkpoint, adapter, pictures, pool)
+    assert expected.std() > 1e-3  # or agreement would mean nothing
+    scoring = build_scoring_unet(checkpoint, adapter, levels=LEVELS)
+    assert np.abs(whole(checkpoint, scoring, pictures, pool) - expected).max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_large_lambda_does_not_overflow(checkpoint: Checkpoint, pictures: Any) -> None:
+    scores = {}
+    for lam in (79.0, 81.0, 300.0):
+        scoring = build_scoring_unet(checkpoint, None, levels=LEVELS, lam=lam)
+        scores[lam] = whole(checkpoint, scoring, pictures)
+        assert np.isfinite(scores[lam]).all()
+    assert np.abs(scores[79.0] - scores[81.0]).max() < 2e-3  # one way on either side of 80
+    assert (scores[300.0] > scores[79.0]).all()  # nearer to the maximum
+
+
+@pytest.mark.parametrize(
+    "settings", [{"pooling": "max"}, {"score": "denoising"}, {"pooling": "cosine"}]
+)
+def test_what_it_cannot_score_is_refused(checkpoint: Checkpoint, settings: Any) -> None:
+    scoring = build_scoring_unet(checkpoint, None, **settings)
+    with pytest.raises(ValueError, match="matrix mode has the score"):
+        MatrixScorer(scoring, torch.zeros(1, 77, 32))
+
+
+# Exported
+
+
+@pytest.fixture(scope="session")
+def matrix_adapter(tmp_path_factory: pytest.TempPathFactory, adapter_folder: Path) -> Path:
+    """An adapter that says it was trained for both modes."""
+    folder = tmp_path_factory.mktemp("adapters") / "both"
+    replace(Adapter.load(adapter_folder), mode="both", matrix_a=5.0, matrix_b=-1.0).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    exported_fp32: Exported, matrix_adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    settings = replace(exported_fp32.settings, adapter=matrix_adapter)
+    return export_bundle(settings, tmp_path_factory.mktemp("matrix") / "bundle")[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("engine", "tolerance"), [("onnxruntime", 1e-5), ("openvino", 1e-4)])
+def test_a_bundle_serves_it(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    adapter_folder: Path,
+    pictures: Any,
+    engine: str,
+    tolerance: float,
+) -> None:
+    expected = by_definition(checkpoint, Adapter.load(adapter_folder), pictures)
+    matrix = Scorer.load(bundle.folder, engine, mode="matrix").score(list(pictures), TEXTS)
+    assert np.abs(matrix.scores - expected).max() < tolerance
+    assert matrix.probabilities == pytest.approx(1 / (1 + np.exp(1 - 5 * expected)), abs=1e-3)
+
+
+def test_blocks_and_company_change_nothing(bundle: Bundle, pictures: Any) -> None:
+    at_once = Scorer.load(bundle.folder, "onnxruntime", mode="matrix")
+    in_parts = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.01, mode="matrix")
+    assert in_parts._pipeline.batch.matrix == (1, 1)
+    expected = at_once.score(list(pictures), TEXTS).scores
+    assert np.abs(in_parts.score(list(pictures), TEXTS).scores - expected).max() < 1e-6
+    pairs = [(pictures[i], TEXTS[j]) for i, j in [(0, 1), (2, 0), (0, 3)]]
+    scores = at_once.score_pairs(pairs).scores
+    assert scores == pytest.approx(expected[[0, 2, 0], [1, 0, 3]], abs=1e-6)
+    some = at_once.score(list(pictures), TEXTS, levels=[0.8]).scores
+    other = at_once.score(list(pictures), TEXTS, levels=[0.2]).scores
+    assert (some + other) / 2 == pytest.approx(expected, abs=1e-6)
+
+
+def test_progress_counts_pairs(bundle: Bundle, pictures: Any) -> None:
+    told: list[tuple[int, int | None]] = []
+    scorer = Scorer.load(bundle.folder, "onnxruntime", mode="matrix")
+    scorer.score(list(pictures), TEXTS, progress=lambda *counts: told.append(counts))
+    assert told[-1] == (12, 12)
+
+
+def test_fp16_is_held_to_the_same_parity(
+    exported_fp16: Exported, matrix_adapter: Path, tmp_path: Path
+) -> None:
+    settings = replace(exported_fp16.settings, adapter=matrix_adapter, query_pool=2)
+    fp16, report = export_bundle(settings, tmp_path / "bundle")
+    assert fp16.manifest.matrix is not None
+    assert fp16.manifest.matrix.query_pool == 2
+    for run in report.runs:
+        assert run.matrix is not None
+        assert run.matrix.spearman > 0.999
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "chosen", "warned"),
+    [
+        ("pair", "auto", "pair", False),
+        ("pair", "matrix", "matrix", True),
+        ("both", "auto", "pair", False),
+        ("both", "matrix", "matrix", False),
+        ("matrix", "auto", "matrix", False),
+        ("matrix", "pair", "pair", True),
+        (None, "matrix", "matrix", False),
+    ],
+)
+def test_another_mode_than_it_was_trained_for_is_warned_of(
+    bundle: Bundle,
+    caplog: pytest.LogCaptureFixture,
+    trained: Any,
+    asked: Any,
+    chosen: str,
+    warned: bool,
+) -> None:
+    method = replace(bundle.manifest.method, trained_for=trained)
+    told = Bundle(bundle.folder, replace(bundle.manifest, method=method))
+    with caplog.at_level(logging.WARNING):
+        assert Scorer(told, "onnxruntime", mode=asked).mode == chosen
+    assert ("was trained for" in caplog.text) == warned
+
+
+def test_a_bundle_without_it_says_how_to_get_it(exported_fp32: Exported) -> None:
+    with pytest.raises(InputError, match="dsd-trt export --matrix"):
+        Scorer.load(exported_fp32.bundle.folder, "onnxruntime", mode="matrix")
+    assert exported_fp32.bundle.manifest.matrix is None
+
+
+def test_what_goes_with_it_not_is_said_before_any_work(
+    checkpoint_folder: Path, matrix_adapter: Path, tmp_path: Path
+) -> None:
+    settings = Settings(str(checkpoint_folder), matrix_adapter, adapter_input=True)
+    with pytest.raises(InputError, match="leave --adapter-input"):
+        export_bundle(settings, tmp_path / "out")
+    dynamic = write_adapter(tmp_path / "dynamic", checkpoint_folder, head_mode="dynamic")
+    settings = Settings(str(checkpoint_folder), dynamic, matrix=True)
+    with pytest.raises(InputError, match="head weights that are not dynamic"):
+        export_bundle(settings, tmp_path / "out")
+
+
+# Trained
+
+
+@pytest.mark.parametrize("mode", ["matrix", "both"])
+def test_an_adapter_learns_for_it(
+    checkpoint: Checkpoint, pictures: Any, tmp_path: Path, mode: Any
+) -> None:
+    """From chance to knowing three pictures by name, with the score that is then served."""
+    questions = [
+        Question("text", tuple((pictures[i], text) for text in TEXTS[:3]), i, f"picture {i}")
+        for i in range(3)
+    ]
+    settings = FewShotSettings(
+        steps=60, questions=3, negatives=2, learning_rate=3e-2, rank=2, hidden=8, mode=mode,
+        levels=LEVELS, loss="softmax", hard=1.0,
+    )  # fmt: skip
+    fitted = fit_adapter(checkpoint, encode_questions(checkpoint, questions), settings)
+    assert np.mean(fitted.losses[-5:]) < 0.5 * np.mean(fitted.losses[:5])
+    assert fitted.adapter.mode == mode
+    assert fitted.adapter.matrix_a > 1.0
+    assert (fitted.adapter.a != 1.0) == (mode == "both")
+
+    fitted.adapter.save(tmp_path / "adapter")
+    model = str(checkpoint.source.parts.path)
+    for asked in ("matrix", *(["pair"] if mode == "both" else [])):
+        scores = by_model(model, tmp_path / "adapter", mode=asked)(questions)  # type: ignore[arg-type]
+        assert [int(np.argmax(of_question)) for of_question in scores] == [0, 1, 2]
+    bundle, _ = export_bundle(Settings(model, tmp_path / "adapter"), tmp_path / "bundle")
+    served = Scorer.load(bundle.folder, "onnxruntime", mode="matrix")
+    got = served.score(list(pictures), TEXTS[:3]).scores
+    in_torch = by_model(model, tmp_path / "adapter", mode="matrix")(questions)
+    assert got == pytest.approx(np.array(in_torch), abs=1e-5)
