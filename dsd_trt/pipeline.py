@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.batching import ON_DEVICE, batch_sizes
 from dsd_trt.bundle import Bundle
-from dsd_trt.engine import Engine, EngineDescription, open_engine, preferred_engine
+from dsd_trt.engine import BF16, Engine, EngineDescription, open_engine, preferred_engine
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Graph, Mode
 from dsd_trt.plan import PLAN_LIBRARIES
@@ -46,7 +46,7 @@ class Pipeline:
 
     Args:
         bundle: a verified bundle.
-        engine: "auto", "onnxruntime" or "openvino", or what opens a graph's file.
+        engine: one of `ENGINES`, or what opens a graph's file.
         memory_budget_mb: for activations, in MiB, see `batch_sizes`.
     """
 
@@ -61,6 +61,7 @@ class Pipeline:
         self.batch = (
             ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
         )
+        self._bf16 = engine == BF16
         if isinstance(engine, str):
             engine = partial(open_engine, engine=preferred_engine() if engine == "auto" else engine)
         self._open_graph = engine
@@ -103,6 +104,9 @@ class Pipeline:
 
     def _open(self, name: str) -> Engine:
         graph = self._manifest.graphs[name]
+        if self._bf16 and name in ("image_encoder", "text_encoder"):
+            # Run once an image or text; their rounding would be half of all there is.
+            return open_engine(self._bundle.path(graph.file), graph, "openvino")
         return self._open_graph(self._bundle.path(graph.file), graph)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:

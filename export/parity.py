@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from dsd_trt.agreement import Agreement, compare
 from dsd_trt.bundle import Bundle, write_bundle
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.errors import DsdError, EngineError
-from dsd_trt.export.agreement import Agreement, compare
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import load_graph, save_graph

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dsd_trt.agreement import compare, spearman, top1_agreement
 from dsd_trt.bundle import Bundle, write_bundle
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
-from dsd_trt.export.agreement import compare, spearman, top1_agreement
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.modules import BuildScoring, drop_weights, traceable
 from dsd_trt.export.parity import ParityError, check_parity, emulated_bundle, measure

@@ -20,8 +20,9 @@ from dsd_trt.plan import PLAN_LIBRARIES, PlanLibrary
 if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
     from numpy.typing import NDArray
 
-EngineName = Literal["auto", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+EngineName = Literal["auto", "onnxruntime", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
+BF16 = "openvino-bf16"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
     Args:
         path: the ONNX file.
         graph: its signature, which the compiled graph must have.
-        engine: "onnxruntime", "openvino", or "auto": OpenVINO where it is installed, else ONNX
-            Runtime.
+        engine: "onnxruntime", "openvino", "openvino-bf16", or "auto": OpenVINO where it is
+            installed, else ONNX Runtime.
 
     Raises:
         InputError: no engine of that name.
@@ -80,10 +81,10 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
     """
     if engine == "auto":
         engine = preferred_engine()
-    if engine == "openvino":
+    if engine in ("openvino", BF16):
         from dsd_trt.engine.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(path, graph)
+        return OpenVinoEngine(path, graph, bf16=engine == BF16)
     if engine == "onnxruntime":
         from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 

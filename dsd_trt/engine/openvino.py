@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.cache import cache_folder
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Graph, TensorSpec
@@ -27,17 +28,32 @@ DEVICE = "CPU"
 
 
 class OpenVinoEngine:
-    """A graph compiled by OpenVINO; see `Engine`."""
+    """A graph compiled by OpenVINO; see `Engine`.
 
-    def __init__(self, path: Path, graph: Graph) -> None:
+    Args:
+        path: the ONNX file.
+        graph: its signature.
+        bf16: compute in BF16, twice as fast where the processor has it; see `dsd_trt.bfloat16`.
+
+    Raises:
+        EngineError: openvino refuses the graph, or the processor has no BF16.
+    """
+
+    def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",  # all threads on the one batch that is asked for
             # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         }
         if threads := thread_limit():
             settings["INFERENCE_NUM_THREADS"] = threads
         core = ov.Core()
+        if bf16 and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+            raise EngineError(
+                "this processor does not compute in BF16. Score in FP32: --engine openvino"
+            )
+        if (cache := cache_folder()) is not None:  # the second start compiles nothing
+            settings |= {"CACHE_DIR": str(cache / "openvino"), "CACHE_MODE": "OPTIMIZE_SIZE"}
         try:
             model = core.read_model(path)
             compiled = core.compile_model(model, DEVICE, settings)

@@ -1,0 +1,58 @@
+"""What is worth remembering between runs on this machine: compiled models and measurements.
+
+The folder is `$DSD_TRT_CACHE`, else `dsd-trt` in `$XDG_CACHE_HOME` or `~/.cache`; it may be deleted
+at any time. An empty `DSD_TRT_CACHE` keeps nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path | None:
+    """Where things are remembered; None where nothing is to be, or nothing can be written."""
+    named = os.environ.get("DSD_TRT_CACHE")
+    if named == "":
+        return None
+    home = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(named) if named else (Path(home) if home else Path.home() / ".cache") / "dsd-trt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def recall(kind: str, key: str) -> float | None:
+    """A measurement that was remembered.
+
+    Args:
+        kind: what was measured.
+        key: everything it depends on.
+    """
+    if (path := _path(kind, key)) is None:
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return float(kept["value"]) if kept["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # never measured, or damaged: measure again
+
+
+def remember(kind: str, key: str, value: float) -> None:
+    """Remember a measurement; that it cannot be written is no error."""
+    if (path := _path(kind, key)) is None:
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with contextlib.suppress(OSError):
+        unfinished.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
+        unfinished.replace(path)
+
+
+def _path(kind: str, key: str) -> Path | None:
+    folder = cache_folder()
+    return folder and folder / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
