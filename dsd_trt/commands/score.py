@@ -82,13 +82,13 @@ def score(
 ) -> None:
     """Score every image against every text.
 
-    IMAGES are files, directories (searched through) and globs; TEXTS is a UTF-8 file with one
-    text a line, or - for standard input. With --pairs, give neither.
+    IMAGES are files, directories (searched through), globs and indexes (see dsd-trt index); TEXTS
+    is a UTF-8 file with one text a line, or - for standard input. With --pairs, give neither.
     """
     from rich.console import Console
 
     from dsd_trt.console import warnings_on
-    from dsd_trt.inputs import find_images, read_pairs, read_texts
+    from dsd_trt.inputs import open_images, read_pairs, read_texts
     from dsd_trt.output import refuse_unwritable, to_records, top_texts, write_output
     from dsd_trt.scorer import Scorer
 
@@ -99,7 +99,7 @@ def score(
     else:
         if len(paths) < 2:
             raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
-        images, texts = find_images(paths[:-1]), read_texts(paths[-1])
+        images, texts = open_images(paths[:-1]), read_texts(paths[-1])
     refuse_unwritable(output)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
