@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -279,33 +280,48 @@ def test_killed_at_any_moment_it_leaves_an_index_and_goes_on(
     if before:
         update(write_photos(tmp_path / "photos", before))
         out.rename(started)
-    paths = write_photos(tmp_path / "photos", [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
-    stopped = 0
-    for moment in range(1000):
-        shutil.rmtree(out, ignore_errors=True)
-        if before:
-            shutil.copytree(started, out)
+    seeds = list(range(3, 13))  # of those before, a whole shard is not among them
+    paths = write_photos(tmp_path / "photos", seeds)
+
+    def stopped(moment: int) -> bool:
         with monkeypatch.context() as patch:
             stop_at(moment, patch)
             try:
                 update(paths)
-                break
             except Stop:
-                stopped += 1
-        finished = 0
+                return True
+        return False
+
+    def goes_on() -> None:
+        finished: set[int] = set()
         if (out / "index.json").exists():
-            index = Index.open(out)
-            check(index, scorer)
-            finished = len(set(seeds_of(index)) & set(range(2, 13)))
-        done = update(paths)
-        # Of a shard that was written whole, at most the index's mention can be missing.
-        assert done.encoded == 11 - finished
+            check(Index.open(out), scorer)
+            finished = set(seeds_of(Index.open(out))) & set(seeds)
+        assert update(paths).encoded == len(seeds) - len(finished)
         index = Index.open(out)
-        assert seeds_of(index) == list(range(2, 13))
+        assert seeds_of(index) == seeds
         check(index, scorer)
         names = {path.name for path in out.iterdir()}
         assert names == {"index.json", "images.parquet", *index.manifest.shards}
-    assert stopped > 10
+
+    def start_from(state: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        if state.exists():
+            shutil.copytree(state, out)
+
+    for moment in itertools.count():
+        start_from(started)
+        if not stopped(moment):
+            break
+        shutil.rmtree(tmp_path / "once", ignore_errors=True)
+        shutil.copytree(out, tmp_path / "once")
+        goes_on()
+        if (tmp_path / "once/.images.parquet.part").exists():  # the delicate moment: stopped again
+            for second in range(3):
+                start_from(tmp_path / "once")
+                assert stopped(second)
+                goes_on()
+    assert moment > 10
 
 
 class BatchOfTwo:
