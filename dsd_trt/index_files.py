@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -205,14 +205,12 @@ def table_content(entries: Iterable[Entry]) -> bytes:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    schema = table_schema()
-    rows = [astuple(entry) for entry in entries]
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-    arrays = [
-        pyarrow.array(list(column), it.type) for column, it in zip(columns, schema, strict=True)
+    entries, schema = list(entries), table_schema()
+    columns = [
+        pyarrow.array([getattr(entry, it.name) for entry in entries], it.type) for it in schema
     ]
     buffer = BytesIO()
-    parquet.write_table(pyarrow.Table.from_arrays(arrays, schema=schema), buffer)
+    parquet.write_table(pyarrow.Table.from_arrays(columns, schema=schema), buffer)
     return buffer.getvalue()
 
 
