@@ -256,12 +256,6 @@ class Scorer:
         scores = self._pipeline.score(latent, texts, image_of, text_of, level, tally.add)
         return np.split(scores, np.cumsum(counts)[:-1])
 
-    def _latents(self, images: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        """Encode pixels; what is no pixels comes from an index, and is encoded already."""
-        pixels = [image for image in images if image.dtype == np.uint8]
-        encoded = iter(self._pipeline.encode_images(pixels) if pixels else ())
-        return np.stack([next(encoded) if it.dtype == np.uint8 else it for it in images])
-
     def _decode(self, image: Scorable) -> NDArray[Any] | ImageError:
         """Pixels of an image, or its latent where an index has that."""
         to = self.manifest.preprocessing
@@ -272,6 +266,12 @@ class Scorer:
             return preprocess(image, to.resolution, to.resize)
         except ImageError as error:
             return error
+
+    def _latents(self, images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Encode pixels; what is no pixels comes from an index, and is encoded already."""
+        pixels = [image for image in images if image.dtype == np.uint8]
+        encoded = iter(self._pipeline.encode_images(pixels) if pixels else ())
+        return np.stack([next(encoded) if it.dtype == np.uint8 else it for it in images])
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Where the levels asked for stand in the bundle, in its order, each once."""
