@@ -17,7 +17,7 @@ from bundles import RESOLUTION, closed_form
 from PIL import Image
 from test_index import png, write_tar
 
-from dsd_trt import Bundle, Index
+from dsd_trt import Bundle, Index, update_index
 from dsd_trt.cli import main
 
 TEXTS = ["a red circle", "dog"]
@@ -128,7 +128,7 @@ def test_wrong_usage(run: Callable[..., Run], tmp_path: Path) -> None:
 
 
 def test_an_index_that_is_damaged_or_empty_is_a_usage_error(
-    run: Callable[..., Run], tmp_path: Path
+    bundle: Bundle, run: Callable[..., Run], tmp_path: Path
 ) -> None:
     run("index", "in", "out")
     shard = tmp_path / "out/latents-00000.safetensors"
@@ -139,6 +139,10 @@ def test_an_index_that_is_damaged_or_empty_is_a_usage_error(
     assert "was altered (sha256 differs)" in ended.err
     assert "dsd-trt index IMAGES out" in ended.err
     assert "engine:" not in ended.err  # nothing was run
+    update_index("empty", [], bundle.folder)
+    ended = run("score", "empty", "texts.txt")
+    assert ended.code == 2
+    assert "the index 'empty' has no images" in ended.err
 
 
 def test_a_file_name_that_is_not_unicode_stops_nothing(
