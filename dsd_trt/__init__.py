@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         MissingExtraError,
     )
     from dsd_trt.image import ImageSource
+    from dsd_trt.index import Index, IndexedImage
+    from dsd_trt.index_writer import IndexUpdate, update_index
     from dsd_trt.manifest import Manifest
     from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
     from dsd_trt.scorer import Progress, Scorer
@@ -41,6 +43,9 @@ __all__ = [
     "Failure",
     "ImageError",
     "ImageSource",
+    "Index",
+    "IndexUpdate",
+    "IndexedImage",
     "InputError",
     "Manifest",
     "MissingExtraError",
@@ -50,6 +55,7 @@ __all__ = [
     "ScoreMatrix",
     "Scorer",
     "read_bundle",
+    "update_index",
     "write_bundle",
 ]
 
@@ -65,6 +71,8 @@ _HOMES = {
         "MissingExtraError",
     ),
     "image": ("ImageSource",),
+    "index": ("Index", "IndexedImage"),
+    "index_writer": ("IndexUpdate", "update_index"),
     "results": ("Failure", "PairScores", "RankedImage", "ScoreMatrix"),
     "scorer": ("Progress", "Scorer"),
 }

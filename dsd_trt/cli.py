@@ -32,6 +32,9 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "score": Subcommand("dsd_trt.commands.score:score", "Score images against texts."),
+    "index": Subcommand(
+        "dsd_trt.commands.index:index", "Encode images once, to score other texts later."
+    ),
     "export": Subcommand(
         "dsd_trt.export.command:export", "Export a model as a bundle of ONNX graphs.", "export"
     ),

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from dsd_trt.scorer import Progress
 
 
 @contextlib.contextmanager
@@ -23,3 +28,28 @@ def warnings_on(console: Console) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, unit: str) -> Iterator[Progress | None]:
+    """A bar with units per second and time left, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress
+
+    columns = (
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(f"{unit}  {{task.fields[rate]:.1f}} {unit}/s "),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("left"),
+    )
+    with progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, rate=0.0)
+
+        def show(done: int, total: int | None) -> None:
+            elapsed = bar.tasks[task].elapsed or 0
+            bar.update(task, completed=done, total=total, rate=done / elapsed if elapsed else 0)
+
+        yield show

@@ -84,7 +84,7 @@ def load_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"cannot be decoded: {error or type(error).__name__}") from error
 
 
-def image_identity(image: ImageSource) -> object:
+def image_identity(image: object) -> object:
     """Equal for two references to the same image: its path, or the very object."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 

@@ -82,6 +82,11 @@ class Pipeline:
         engines = (self._image_encoder, self._text_encoder, scorer)
         return engines[-1].description
 
+    @property
+    def image_encoder(self) -> EngineDescription:
+        """What images are encoded on; compiles that graph alone."""
+        return self._image_encoder.description
+
     @cached_property
     def _image_encoder(self) -> Engine:
         return self._open("image_encoder")

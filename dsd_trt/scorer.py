@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from dsd_trt.bundle import Bundle, read_bundle
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import BundleError, ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
+from dsd_trt.index import Index, IndexedImage
+from dsd_trt.index_files import is_index
 from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.plan import PLAN_LIBRARIES
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Told, as pairs are done, how many are, and of how many where that is known."""
+
+Scorable: TypeAlias = ImageSource | IndexedImage
 
 
 class Scorer:
@@ -91,7 +95,7 @@ class Scorer:
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
         require_engine(engine)
-        return cls(read_bundle(_bundle_folder(bundle)), engine, memory_budget_mb, mode)
+        return cls(read_bundle(bundle_folder(bundle)), engine, memory_budget_mb, mode)
 
     @property
     def manifest(self) -> Manifest:
@@ -105,7 +109,7 @@ class Scorer:
 
     def score(
         self,
-        images: Iterable[ImageSource],
+        images: str | os.PathLike[str] | Iterable[Scorable],
         texts: Sequence[str],
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
@@ -113,7 +117,8 @@ class Scorer:
         """Score every image against every text.
 
         Args:
-            images: N paths, encoded bytes, PIL images or uint8 arrays; taken a batch at a time.
+            images: N paths, encoded bytes, PIL images, uint8 arrays or images of an index; taken a
+                batch at a time. Or an `Index`, or the folder of one.
             texts: M descriptions.
             levels: noise levels to average over, among the bundle's; None is all of them.
             progress: told as pairs are done.
@@ -122,10 +127,15 @@ class Scorer:
             The (N, M) matrix; an image that cannot be decoded has a row of NaN and an error.
 
         Raises:
-            InputError: no texts, a text without words, or a level the bundle lacks.
+            InputError: no texts, a text without words, a level the bundle lacks, or an index of
+                another image encoder.
         """
-        if isinstance(images, (str, bytes, os.PathLike)) or isinstance(texts, str) or not texts:
+        if isinstance(images, bytes) or isinstance(texts, str) or not texts:
             raise InputError("images and texts are sequences, and there must be a text")
+        if isinstance(images, (str, os.PathLike)):
+            if not is_index(images):
+                raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
+            images = Index.open(images)
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = _unique(texts)
         jobs = (_Job(image, columns) for image in images)
@@ -145,7 +155,7 @@ class Scorer:
 
     def score_pairs(
         self,
-        pairs: Iterable[tuple[ImageSource, str]],
+        pairs: Iterable[tuple[Scorable, str]],
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
     ) -> PairScores:
@@ -184,7 +194,7 @@ class Scorer:
     def rank(
         self,
         text: str,
-        images: Iterable[ImageSource],
+        images: str | os.PathLike[str] | Iterable[Scorable],
         top_k: int | None = None,
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
@@ -250,7 +260,7 @@ class Scorer:
 
     def _score_readable(
         self,
-        jobs: Sequence[tuple[_Job, NDArray[np.uint8]]],
+        jobs: Sequence[tuple[_Job, NDArray[Any]]],
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: _Tally,
@@ -258,7 +268,7 @@ class Scorer:
         """Encode each job's pixels once, score all levels, and average over them (Eq. 4)."""
         if not jobs:
             return []
-        latent = self._pipeline.encode_images([pixels for _, pixels in jobs])
+        latent = self._latents([pixels for _, pixels in jobs])
         if self.mode == "matrix":
             return self._match(latent, [job.texts for job, _ in jobs], texts, level, tally)
         counts = [len(job.texts) for job, _ in jobs]
@@ -284,12 +294,22 @@ class Scorer:
             for z, of_image in zip(latent, texts_of, strict=True)
         ]
 
-    def _decode(self, image: ImageSource) -> NDArray[np.uint8] | ImageError:
+    def _decode(self, image: Scorable) -> NDArray[Any] | ImageError:
+        """Pixels of an image, or its latent where an index has that."""
         to = self.manifest.preprocessing
         try:
+            if isinstance(image, IndexedImage):
+                image.index.require(self.manifest)
+                return image.latent()
             return preprocess(image, to.resolution, to.resize)
         except ImageError as error:
             return error
+
+    def _latents(self, images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Encode pixels; what is no pixels comes from an index, and is encoded already."""
+        pixels = [image for image in images if image.dtype == np.uint8]
+        encoded = iter(self._pipeline.encode_images(pixels) if pixels else ())
+        return np.stack([next(encoded) if it.dtype == np.uint8 else it for it in images])
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Where the levels asked for stand in the bundle, in its order, each once."""
@@ -318,7 +338,7 @@ class Scorer:
 class _Job:
     """One image and the texts to score it against, by their place among the encoded texts."""
 
-    image: ImageSource
+    image: Scorable
     texts: NDArray[np.intp]
 
 
@@ -364,11 +384,18 @@ def _unique(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
     return list(place), np.array([place[text] for text in texts], np.intp)
 
 
-def _name(image: ImageSource, position: int) -> str:
+def _name(image: Scorable, position: int) -> str:
+    if isinstance(image, IndexedImage):
+        return image.name
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"
 
 
-def _bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
+def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
+    """Where a bundle lies; None is the embedded one.
+
+    Raises:
+        BundleError: there is no such folder.
+    """
     if bundle is None:
         return Path(str(resources.files("dsd_trt") / "data" / "shapes-bundle"))
     folder = Path(bundle)

@@ -64,9 +64,9 @@ LAYERS = [
     Layer(
         "dsd_trt",
         "dsd_trt",
-        extras=("cpu", "openvino", "gpu", "rtx"),
+        extras=("cpu", "index", "openvino", "gpu", "rtx"),
         first_party=frozenset(),
-        third_party=LEAN | NVIDIA | {"onnxruntime", "openvino"},
+        third_party=LEAN | NVIDIA | {"onnxruntime", "openvino", "safetensors", "pyarrow"},
     ),
 ]
 PACKAGES = {layer.folder: layer for layer in LAYERS}

@@ -21,7 +21,8 @@ from dsd_trt.cli import SUBCOMMANDS
 TRAINING = frozenset({"torch", "diffusers", "transformers", "onnx"})
 ENGINES = frozenset({"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"})
 # What takes its time to import, and what a page of help can do without.
-SLOW = TRAINING | ENGINES | {"numpy", "PIL", "tokenizers"}
+SLOW = TRAINING | ENGINES | {"numpy", "PIL", "tokenizers", "pyarrow", "safetensors"}
+INDEX = frozenset({"pyarrow", "safetensors"})
 
 # A None in sys.modules is a module that is not installed: `import` raises ModuleNotFoundError,
 # `find_spec` finds nothing.
@@ -104,7 +105,7 @@ def test_scores_where_the_training_stack_cannot_be_imported(
     # Where it can be, nothing is asked of it and nothing changes.
     full = _run(tmp_path, score_script, str(picture), engine)
     assert full.exit_code == 0, full.stderr
-    assert not full.loaded & TRAINING
+    assert not full.loaded & (TRAINING | INDEX)
     np.testing.assert_allclose(np.array(json.loads(full.stdout)), scores, atol=1e-6)
 
 
@@ -144,6 +145,27 @@ def test_the_command_scores_where_the_training_stack_cannot_be_imported(
     assert {row["text"] for row in rows} == {"a red circle", "a blue square"}
 
 
+@pytest.mark.parametrize("package", sorted(INDEX))
+def test_an_index_names_its_extra(
+    package: str, picture: Path, command_line: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("a red circle\n")
+    absent = frozenset({package})
+    run = _run(tmp_path, command_line, "index", str(picture), "out", absent=absent)
+    assert run.exit_code == 4
+    assert "pip install 'dsd-trt[index]'" in run.stderr
+    assert not (tmp_path / "out").exists()
+    run = _run(tmp_path, command_line, "index", str(picture), "out", absent=TRAINING)
+    assert run.exit_code == 0, run.stderr
+    assert not run.loaded & TRAINING
+    run = _run(tmp_path, command_line, "score", "out", "texts.txt", absent=absent)
+    assert run.exit_code == 4
+    assert "pip install 'dsd-trt[index]'" in run.stderr
+    run = _run(tmp_path, command_line, "score", "out", "texts.txt", absent=TRAINING)
+    assert run.exit_code == 0, run.stderr
+    assert not run.loaded & TRAINING
+
+
 HEAVY = {
     "export": ["--out", "scorer"],
     "adapt": [".", ".", "--out", "scorer"],
@@ -175,7 +197,9 @@ def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"loaded.json"}
 
 
-@pytest.mark.parametrize("command", [[], ["score"], *([name] for name in HEAVY)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [[], ["score"], ["index"], *([name] for name in HEAVY)], ids=" ".join
+)
 def test_help_loads_nothing_slow(command: list[str], command_line: Path, tmp_path: Path) -> None:
     run = _run(tmp_path, command_line, *command, "--help", absent=TRAINING)
     assert run.exit_code == 0, run.stderr

@@ -37,6 +37,7 @@ SHELL = [
     for line in itertools.chain.from_iterable(block.splitlines() for block in _blocks("sh"))
 ]
 SCORE = [line for line in SHELL if "dsd-trt score" in line]
+INDEX = [line for line in SHELL if line.startswith("dsd-trt index")]
 OTHERS = [line for line in SHELL if "dsd-trt" in line and line not in SCORE]
 
 
@@ -51,17 +52,18 @@ def _options(command: click.Command) -> set[str]:
 def test_there_is_something_to_check() -> None:
     assert SCORE
     assert OTHERS
+    assert any(line.split()[-1] in score for line in INDEX for score in SCORE)
     assert len(_blocks("python")) == 1
 
 
 @pytest.mark.parametrize("line", SCORE)
 def test_score_commands_run(line: str, bundle: Bundle, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    line = " && ".join([*(it for it in INDEX if it.split()[-1] in line), line])
     # Which bundle scores is not the point; the embedded one has its own tests.
     line = re.sub(r"--bundle \S+", "", line)
-    line = line.replace(
-        "dsd-trt score", f"dsd-trt score --bundle {shlex.quote(str(bundle.folder))}"
-    )
+    given = rf"\g<0> --bundle {shlex.quote(str(bundle.folder))}"
+    line = re.sub(r"dsd-trt (score|index)", given, line)
     scripts = Path(sys.executable).parent
     environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
@@ -168,8 +170,12 @@ def test_links_lead_somewhere_and_name_what_is_there() -> None:
     relative = [(text, target) for text, target in links if "://" not in target]
     assert relative
     for text, target in relative:
-        path = ROOT / target
+        file, _, anchor = target.partition("#")
+        path = ROOT / file
         assert path.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {heading.lower().replace(" ", "-") for heading in headings}, target
         if path.suffix == ".py":
             defined = {
                 node.name

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,11 +18,8 @@ from dsd_trt.errors import InputError
 
 # numpy, Pillow and rich are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dsd_trt.output import Record
     from dsd_trt.results import PairScores, ScoreMatrix
-    from dsd_trt.scorer import Progress
 
 
 EXAMPLES = """\b
@@ -90,13 +86,13 @@ def score(
 ) -> None:
     """Score every image against every text.
 
-    IMAGES are files, directories (searched through) and globs; TEXTS is a UTF-8 file with one
-    text a line, or - for standard input. With --pairs, give neither.
+    IMAGES are files, directories (searched through), globs and indexes (see dsd-trt index); TEXTS
+    is a UTF-8 file with one text a line, or - for standard input. With --pairs, give neither.
     """
     from rich.console import Console
 
-    from dsd_trt.console import warnings_on
-    from dsd_trt.inputs import find_images, read_pairs, read_texts
+    from dsd_trt.console import progress_bar, warnings_on
+    from dsd_trt.inputs import open_images, read_pairs, read_texts
     from dsd_trt.output import refuse_unwritable, to_records, top_texts, write_output
     from dsd_trt.scorer import Scorer
 
@@ -107,7 +103,7 @@ def score(
     else:
         if len(paths) < 2:
             raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
-        images, texts = find_images(paths[:-1]), read_texts(paths[-1])
+        images, texts = open_images(paths[:-1]), read_texts(paths[-1])
     refuse_unwritable(output)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -116,7 +112,7 @@ def score(
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
         result: ScoreMatrix | PairScores
         started = time.perf_counter()
-        with _progress_bar(console) as progress:
+        with progress_bar(console, "pairs") as progress:
             if pairs:
                 result = scorer.score_pairs(
                     [(row.image, row.text) for row in rows], levels, progress
@@ -151,34 +147,3 @@ def _render(records: Sequence[Record], form: str, whole: bool, terminal: bool) -
         return to_table(records, matrix=whole, width=width, color=color)
     write = {"json": output.to_json, "jsonl": output.to_jsonl, "csv": output.to_csv}[form]
     return write(records)
-
-
-@contextlib.contextmanager
-def _progress_bar(console: Console) -> Iterator[Progress | None]:
-    """A bar with pairs per second and time left, where stderr is a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("pairs  {task.fields[rate]:.1f} pairs/s "),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None, rate=0.0)
-
-        def show(done: int, total: int | None) -> None:
-            elapsed = bar.tasks[task].elapsed or 0
-            bar.update(task, completed=done, total=total, rate=done / elapsed if elapsed else 0)
-
-        yield show

@@ -1,0 +1,74 @@
+"""`dsd-trt index`: images to a folder of latents, which other commands take in their place."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from dsd_trt.engine import ENGINES
+from dsd_trt.errors import InputError
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt index photos/ photos.index
+  dsd-trt index 'shards/*.tar' shards.index --bundle my-scorer
+  dsd-trt score photos.index texts.txt
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("paths", nargs=-1, metavar="IMAGES... OUT")
+@click.option("--bundle", metavar="FOLDER", help="Bundle to encode with.  [default: built in]")
+@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Images a file of latents; so many are encoded again after an interruption.",
+)
+@click.option("--keep", is_flag=True, help="Keep what OUT has beside IMAGES.")
+@click.pass_context
+def index(
+    ctx: click.Context,
+    paths: tuple[str, ...],
+    bundle: str | None,
+    engine: str,
+    shard_size: int,
+    keep: bool,
+) -> None:
+    """Encode images once, so that scoring needs neither the images nor the image encoder.
+
+    IMAGES are files, directories (searched through) and globs, as for score, and WebDataset's tar
+    files. OUT is a folder. Where it is an index already, it is brought up to date: new and changed
+    images are encoded, those that are no more among IMAGES are dropped. Interrupted, the same
+    command goes on where it was.
+    """
+    from rich.console import Console
+
+    from dsd_trt.console import progress_bar, warnings_on
+    from dsd_trt.index_writer import update_index
+    from dsd_trt.inputs import find_images
+    from dsd_trt.webdataset import SUFFIX
+
+    if len(paths) < 2:
+        raise InputError("give IMAGES and, last, the folder OUT; see: dsd-trt index --help")
+    images = find_images(paths[:-1], others=frozenset({SUFFIX}))
+
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    started = time.perf_counter()
+    with warnings_on(console), progress_bar(console, "images") as progress:
+        done = update_index(paths[-1], images, bundle, engine, shard_size, keep, progress)
+    seconds = time.perf_counter() - started
+    if done.engine:
+        console.print(f"engine: {done.engine}")
+    console.print(
+        f"{paths[-1]} has {done.images} images: {done.encoded} encoded in {seconds:.1f} s, "
+        f"{done.dropped} dropped"
+    )
+    if done.errors:
+        console.print(f"images that could not be read: {len(done.errors)}")
+        for failure in done.errors:
+            console.print(f"  {failure.image}: {failure.reason}")
+        ctx.exit(3)

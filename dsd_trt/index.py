@@ -1,0 +1,137 @@
+"""An index: latents of images on disk, so that new texts need neither decoding nor the VAE.
+
+A folder with `index.json`, which vouches for everything else by hash; `images.parquet`, a row an
+image; and shards of latents, `latents-00000.safetensors` and so on. `update_index` makes one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from numpy.typing import NDArray
+
+from dsd_trt.errors import ImageError, InputError
+from dsd_trt.index_files import (
+    LATENT,
+    Entry,
+    ImageEncoder,
+    IndexManifest,
+    read_manifest,
+    read_table,
+    to_entries,
+)
+from dsd_trt.manifest import Manifest
+
+_OPEN_SHARDS = 8  # mapped at a time: images that were added later lie scattered
+_AGAIN = "To make it whole, index again: dsd-trt index IMAGES"
+
+
+@dataclass(frozen=True)
+class IndexedImage:
+    """One image of an index; `Scorer` takes it wherever it takes an image."""
+
+    index: Index
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.entry.name
+
+    def latent(self) -> NDArray[Any]:
+        """Its latent z, (C, h, w).
+
+        Raises:
+            ImageError: the image could not be read when it was indexed; the message is the reason.
+        """
+        if self.entry.shard is None or self.entry.row is None:
+            raise ImageError(self.entry.error or "it has no latent")
+        return self.index.read_latent(self.entry.shard, self.entry.row)
+
+
+class Index(Sequence[IndexedImage]):
+    """The images of an index, in the order they were given in; latents stay on disk till needed.
+
+    `Index.open` opens one.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it says about itself.
+    """
+
+    def __init__(self, folder: Path, manifest: IndexManifest, table: Any) -> None:
+        self.folder, self.manifest, self._table = folder, manifest, table
+        self._shard = functools.lru_cache(_OPEN_SHARDS)(self._map_shard)
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Index:
+        """Open an index and verify it whole: schema, and the hash of every file.
+
+        Raises:
+            InputError: no index there, or anything in it is not as `index.json` says.
+            MissingExtraError: the packages that read one are not installed.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        table = read_table(folder, manifest)
+        for name, shard in manifest.shards.items():
+            if complaint := shard.complaint(folder / name):
+                raise InputError(f"{complaint}. {_AGAIN} {folder}")
+        return cls(folder, manifest, table)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, at: int) -> IndexedImage: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[IndexedImage]: ...
+    def __getitem__(self, at: int | slice) -> IndexedImage | list[IndexedImage]:
+        places = range(len(self))[at]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        (entry,) = to_entries(self._table.slice(places, 1))
+        return IndexedImage(self, entry)
+
+    def find(self, name: str) -> IndexedImage:
+        """The image of a name.
+
+        Raises:
+            InputError: there is none.
+        """
+        if (place := self._places.get(name)) is None:
+            raise InputError(f"{self.folder} has no image {name!r}")
+        return self[place]
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self._table["name"].to_pylist())}
+
+    def require(self, manifest: Manifest) -> None:
+        """Refuse a bundle whose image encoder the latents are not of.
+
+        Raises:
+            InputError: says how to make an index that fits.
+        """
+        if ImageEncoder.of(manifest) != self.manifest.image_encoder:
+            raise InputError(
+                f"{self.folder} has latents of another image encoder than this bundle's. Score "
+                "with the bundle they were made with, or index the images with this one, into "
+                "another folder: dsd-trt index IMAGES OUT --bundle BUNDLE"
+            )
+
+    def read_latent(self, shard: str, row: int) -> NDArray[Any]:
+        """Copy one latent from a shard, (C, h, w)."""
+        latent: NDArray[Any] = self._shard(shard)[row : row + 1][0]
+        return latent
+
+    def _map_shard(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        shard: Any = safe_open(self.folder / name, framework="numpy")
+        return shard.get_slice(LATENT)

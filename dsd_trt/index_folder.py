@@ -1,0 +1,187 @@
+"""The folder of an index that is being written: whole on disk at every moment."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dsd_trt.bundle import file_entry
+from dsd_trt.errors import DsdError, InputError
+from dsd_trt.index_files import (
+    INDEX_NAME,
+    NEXT_TABLE,
+    TABLE_NAME,
+    Entry,
+    ImageEncoder,
+    IndexManifest,
+    Shard,
+    is_index,
+    read_manifest,
+    read_table,
+    require_extra,
+    shard_content,
+    shard_name,
+    shard_number,
+    table_content,
+    to_entries,
+)
+from dsd_trt.manifest import FileEntry
+
+logger = logging.getLogger(__name__)
+
+_UNFINISHED = ".unfinished"
+
+
+class IndexFolder:
+    """Shards of latents, and the table that says which image each is of.
+
+    Args:
+        folder: an index, or where one is to be made.
+        image_encoder: that its latents are of.
+    """
+
+    def __init__(self, folder: Path, image_encoder: ImageEncoder) -> None:
+        self._folder, self._image_encoder = folder, image_encoder
+        self._shards: dict[str, Shard] = {}
+
+    def read(self) -> list[Entry]:
+        """What is there to build upon: the images of whole shards, or an index yet without any.
+
+        What an interruption left behind is removed. A damaged shard is given up with a logged
+        warning.
+
+        Raises:
+            InputError: the folder holds something else, an index of another image encoder, or one
+                whose table is damaged.
+            MissingExtraError: the packages that write an index are not installed.
+            DsdError: nothing can be written there.
+        """
+        require_extra()
+        entries = self._open() if is_index(self._folder) else self._make()
+        for path in self._folder.iterdir():
+            left_behind = shard_number(path.name) >= 0 and path.name not in self._shards
+            if left_behind or path.name.endswith(_UNFINISHED):
+                path.unlink()
+        return entries
+
+    def add_shard(self, latents: Sequence[NDArray[Any]], engine: str) -> str:
+        """Write latents to a file of their own; the index speaks of it from the next `commit`.
+
+        Returns:
+            The file's name.
+        """
+        name = shard_name(max(map(shard_number, self._shards), default=-1) + 1)
+        content = shard_content(latents)
+        self._write(name, content)
+        file = _file_entry(content)
+        self._shards[name] = Shard(len(latents), engine, file.sha256, file.size)
+        return name
+
+    def commit(self, entries: Iterable[Entry]) -> None:
+        """Make these the images of the index.
+
+        The moment it changes is the replacement of `index.json`: until then the old table is there
+        under its name, and from then on the new one, be it under its name or under `NEXT_TABLE`.
+
+        Raises:
+            DsdError: the disk is full, or the like; the index is as it was.
+        """
+        table = table_content(entries)
+        self._write(NEXT_TABLE, table)
+        manifest = IndexManifest(self._image_encoder, _file_entry(table), self._shards)
+        self._write(INDEX_NAME, manifest.to_json().encode())
+        self._finish_commit()
+
+    def commit_last(self, entries: Iterable[Entry]) -> None:
+        """As `commit`; shards without an image go."""
+        entries = list(entries)
+        used = {entry.shard for entry in entries}
+        unused = self._shards.keys() - used
+        self._shards = {name: shard for name, shard in self._shards.items() if name in used}
+        self.commit(entries)
+        for name in unused:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _make(self) -> list[Entry]:
+        if self._folder.exists() and not _is_empty(self._folder):
+            raise InputError(
+                f"{self._folder} exists and is not an index. Name a new folder last: "
+                "dsd-trt index IMAGES OUT"
+            )
+        with _writing_to(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        self.commit([])
+        return []
+
+    def _open(self) -> list[Entry]:
+        manifest = read_manifest(self._folder)
+        if manifest.image_encoder != self._image_encoder:
+            raise InputError(
+                f"{self._folder} is an index of another image encoder than this bundle's. Name "
+                "another folder, or remove this one first"
+            )
+        entries = to_entries(read_table(self._folder, manifest))
+        unfinished = self._folder / NEXT_TABLE
+        if unfinished.is_file() and file_entry(unfinished) == manifest.table:
+            self._finish_commit()  # before another takes its name
+        self._shards = dict(manifest.shards)
+        for name, shard in manifest.shards.items():
+            if complaint := shard.complaint(self._folder / name):
+                logger.warning("%s: its images are encoded again", complaint)
+                del self._shards[name]
+        if len(self._shards) < len(manifest.shards):
+            entries = self._without_lost(entries)
+            self.commit(entries)
+        return entries
+
+    def _without_lost(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Leave out images whose shard is gone; what else was in their files is not trusted."""
+        lost = {it.name: it.file for it in entries if it.shard and it.shard not in self._shards}
+        again = set(lost.values())
+        return [
+            replace(it, mtime_ns=None) if it.file in again else it
+            for it in entries
+            if it.name not in lost
+        ]
+
+    def _finish_commit(self) -> None:
+        with _writing_to(self._folder):
+            (self._folder / NEXT_TABLE).replace(self._folder / TABLE_NAME)
+
+    def _write(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        unfinished = self._folder / f".{name}{_UNFINISHED}"
+        with _writing_to(self._folder):
+            with unfinished.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            unfinished.replace(self._folder / name)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what an interruption left behind."""
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _file_entry(content: bytes) -> FileEntry:
+    return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DsdError(
+            f"cannot write to {folder}: {error.strerror}. What was finished is kept, and the same "
+            "command goes on from there"
+        ) from error

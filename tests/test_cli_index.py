@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import RESOLUTION, closed_form
+from PIL import Image
+from test_index import png, write_tar
+
+from dsd_trt import Bundle, Index, update_index
+from dsd_trt.cli import main
+
+TEXTS = ["a red circle", "dog"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Run]:
+    """Run `dsd-trt` on the stand-in bundle, in a folder with texts and three images."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(3)
+    for name in ("a", "b", "deep/c"):
+        path = tmp_path / f"in/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shape = (RESOLUTION, RESOLUTION, 3)
+        Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8)).save(path)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+
+    def command(*arguments: str) -> Run:
+        options = ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *options])
+        captured = capsys.readouterr()
+        return Run(int(ended.value.code or 0), captured.out, captured.err)
+
+    return command
+
+
+def test_what_score_says_of_an_index_it_says_of_the_images(run: Callable[..., Run]) -> None:
+    ended = run("index", "in", "in.index")
+    assert (ended.code, ended.out) == (0, "")
+    assert "in.index has 3 images: 3 encoded" in ended.err
+    assert "engine: onnxruntime" in ended.err
+    for form in ("table", "csv", "json"):
+        of_images = run("score", "in", "texts.txt", "-f", form)
+        of_index = run("score", "in.index", "texts.txt", "-f", form)
+        assert of_index.code == 0
+        assert of_index.out == of_images.out
+        assert "in/deep/c.png" in of_index.out or form == "table"
+    ended = run("index", "in", "in.index")
+    assert "3 images: 0 encoded" in ended.err
+    assert "engine:" not in ended.err  # none was needed
+
+
+def test_indexes_files_and_folders_go_together(run: Callable[..., Run], tmp_path: Path) -> None:
+    run("index", "in/a.png", "in/b.png", "some.index")
+    rows = json.loads(run("score", "in/deep", "some.index", "texts.txt", "-f", "json").out)
+    assert [row["image"] for row in rows[::2]] == ["in/deep/c.png", "in/a.png", "in/b.png"]
+    for row in rows:
+        pixels = np.asarray(Image.open(row["image"]))
+        assert row["score"] == pytest.approx(closed_form(pixels, row["text"]), abs=1e-6)
+
+
+def test_unreadable_images_are_listed_and_the_rest_is_indexed(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "in/b.png").write_text("no image")
+    for ended in (run("index", "in", "out"), run("index", "in", "out")):
+        assert ended.code == 3
+        assert "images that could not be read: 1" in ended.err
+        assert "in/b.png: not an image of a known format" in ended.err
+    scored = run("score", "out", "texts.txt", "-f", "csv")
+    direct = run("score", "in", "texts.txt", "-f", "csv")
+    assert scored.code == direct.code == 3
+    assert scored.out == direct.out
+    assert "in/b.png: not an image of a known format" in scored.err
+
+
+def test_tar_files_are_found_by_index_alone(run: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for name in ("0", "1"):
+        image = np.full((RESOLUTION, RESOLUTION, 3), 50 * int(name), np.uint8)
+        write_tar(tmp_path / f"shards/{name}.tar", {f"{name}.png": png(image)})
+    for images in (["shards"], ["shards/*.tar"], ["shards/0.tar", "shards/1.tar"]):
+        assert run("index", *images, "out").code == 0
+        assert [image.name for image in Index.open("out")] == ["shards/0.tar/0", "shards/1.tar/1"]
+    ended = run("score", "shards", "texts.txt")
+    assert ended.code == 2
+    assert "no images in the directory 'shards'" in ended.err
+
+
+def test_wrong_usage(run: Callable[..., Run], tmp_path: Path) -> None:
+    for arguments, complaint in (
+        (["index"], "OUT"),
+        (["index", "in"], "OUT"),
+        (["index", "missing", "out"], "no file or directory 'missing'"),
+        (["index", "in/a.png", "in/b.png"], "in/b.png exists and is not an index"),
+        (["index", "in/a.png", "in"], "in exists and is not an index"),
+        (["index", "in", "out", "--shard-size", "0"], "--shard-size"),
+    ):
+        ended = run(*arguments)
+        assert ended.code == 2, arguments
+        assert complaint in ended.err, arguments
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_index_that_is_damaged_or_empty_is_a_usage_error(
+    bundle: Bundle, run: Callable[..., Run], tmp_path: Path
+) -> None:
+    run("index", "in", "out")
+    shard = tmp_path / "out/latents-00000.safetensors"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ended = run("score", "out", "texts.txt")
+    assert (ended.code, ended.out) == (2, "")
+    assert "was altered (sha256 differs)" in ended.err
+    assert "dsd-trt index IMAGES out" in ended.err
+    assert "engine:" not in ended.err  # nothing was run
+    update_index("empty", [], bundle.folder)
+    ended = run("score", "empty", "texts.txt")
+    assert ended.code == 2
+    assert "the index 'empty' has no images" in ended.err
+
+
+def test_a_file_name_that_is_not_unicode_stops_nothing(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    content = (tmp_path / "in/a.png").read_bytes()
+    for last in (b"\xe8", b"\xe9"):
+        odd = os.fsencode(tmp_path / "in") + b"/caf" + last + b".png"
+        Path(os.fsdecode(odd)).write_bytes(content)
+    assert "5 images" in run("index", "in", "out").err
+    assert "0 encoded" in run("index", "in", "out").err
+    assert "caf" in run("score", "out", "texts.txt", "-f", "csv").out
+
+
+def test_killed_it_goes_on_where_it_was(
+    bundle: Bundle, tmp_path: Path, run: Callable[..., Run]
+) -> None:
+    image = Image.effect_noise((600, 600), 50)
+    for name in range(40):
+        buffer = io.BytesIO()
+        image.convert("RGB").rotate(name).save(buffer, "JPEG")
+        (tmp_path / f"in/{name}.jpg").write_bytes(buffer.getvalue())
+    arguments = ["index", "in", "out", "--shard-size", "4"]
+    options = ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
+    code = "import sys; from dsd_trt.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments, *options], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/latents-*")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    Index.open(tmp_path / "out")
+    assert run(*arguments).code == 0
+    assert len(Index.open(tmp_path / "out")) == 43
+    of_index = run("score", "out", "texts.txt", "-f", "csv").out
+    assert of_index == run("score", "in", "texts.txt", "-f", "csv").out

@@ -1,0 +1,606 @@
+"""An index against the images it was made from, and against their closed form."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+from bundles import RESOLUTION, closed_form, make_bundle
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import load_file
+
+from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
+from dsd_trt.pipeline import Pipeline
+
+TEXTS = ["a red circle", "dog", "a blue square a blue dog"]
+Pixels = NDArray[np.uint8]
+
+
+def pixels_of(seed: int) -> Pixels:
+    generator = np.random.default_rng(seed)
+    noise = generator.integers(0, 256, (RESOLUTION, RESOLUTION, 3))
+    return (noise * generator.uniform(0, 1, 3)).astype(np.uint8)
+
+
+def png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_photos(folder: Path, seeds: Sequence[int]) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{seed:02}.png" for seed in seeds]
+    for path, seed in zip(paths, seeds, strict=True):
+        path.write_bytes(png(pixels_of(seed)))
+    return paths
+
+
+def write_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def scorer(bundle: Bundle) -> Scorer:
+    return Scorer.load(bundle.folder, "onnxruntime")
+
+
+@pytest.fixture
+def update(bundle: Bundle, tmp_path: Path) -> Callable[..., IndexUpdate]:
+    """Bring the index `out` up to date, in shards of three images."""
+
+    def update(images: Sequence[Path], **options: Any) -> IndexUpdate:
+        options = {"bundle": bundle.folder, "engine": "onnxruntime", "shard_size": 3, **options}
+        return update_index(tmp_path / "out", images, **options)
+
+    return update
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the image encoder was given, call by call."""
+    counts: list[int] = []
+    encode = Pipeline.encode_images
+
+    def count(self: Pipeline, images: Sequence[Pixels]) -> Any:
+        counts.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(Pipeline, "encode_images", count)
+    return counts
+
+
+def expected(seeds: Sequence[int]) -> NDArray[np.float64]:
+    return np.array([[closed_form(pixels_of(seed), text) for text in TEXTS] for seed in seeds])
+
+
+def seeds_of(index: Index) -> list[int]:
+    return [int(Path(image.name).stem) for image in index]
+
+
+def check(index: Index, scorer: Scorer) -> None:
+    """Every image of an index has the scores of the picture its name stands for."""
+    matrix = scorer.score(index, TEXTS)
+    assert matrix.errors == ()
+    if len(index):
+        np.testing.assert_allclose(matrix.scores, expected(seeds_of(index)), atol=1e-6)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_scores_are_those_of_the_images_to_the_last_bit(
+    tmp_path: Path, engine: str, precision: Any
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", precision=precision)
+    paths = write_photos(tmp_path / "photos", range(40))  # more than a batch
+    scorer, out = Scorer.load(bundle.folder, engine), tmp_path / "out"
+    scores = scorer.score(paths, TEXTS)
+    pairs = scorer.score_pairs([(paths[5], "dog"), (paths[30], "a dog"), (paths[5], "red")])
+    ranking = scorer.rank("dog", paths, top_k=7)
+    update_index(out, paths, bundle.folder, engine, shard_size=7)
+    shutil.rmtree(tmp_path / "photos")  # nothing of it is needed any more
+
+    index = Index.open(out)
+    for images in (index, out, str(out), list(index)):
+        matrix = scorer.score(images, TEXTS)
+        assert matrix.images == scores.images
+        assert matrix.scores.tobytes() == scores.scores.tobytes()
+        assert scorer.rank("dog", images, top_k=7) == ranking
+    first, second = index.find(str(paths[5])), index.find(str(paths[30]))
+    indexed = scorer.score_pairs([(first, "dog"), (second, "a dog"), (first, "red")])
+    assert indexed.images == pairs.images
+    assert indexed.scores.tobytes() == pairs.scores.tobytes()
+    tolerance = 1e-6 if precision == "fp32" else 2e-3
+    np.testing.assert_allclose(scores.scores, expected(range(40)), atol=tolerance)
+
+
+def test_indexed_images_can_be_scored_along_with_others(
+    scorer: Scorer, update: Callable[..., IndexUpdate], tmp_path: Path
+) -> None:
+    indexed, other = write_photos(tmp_path / "photos", [1, 2]), pixels_of(3)
+    update(indexed)
+    index = Index.open(tmp_path / "out")
+    mixed = [index[1], other, index[0], b"no image", index[-1]]
+    matrix = scorer.score(mixed, TEXTS)
+    np.testing.assert_allclose(matrix.scores[[0, 1, 2, 4]], expected([2, 3, 1, 2]), atol=1e-6)
+    assert [failure.image for failure in matrix.errors] == ["image 3"]
+
+
+def test_an_index_is_a_sequence(update: Callable[..., IndexUpdate], tmp_path: Path) -> None:
+    update(write_photos(tmp_path / "photos", range(5)))
+    index = Index.open(tmp_path / "out")
+    assert len(index) == 5
+    assert [Path(image.name).stem for image in index[1:4:2]] == ["01", "03"]
+    assert index[-1].name == str(tmp_path / "photos/04.png")
+    with pytest.raises(IndexError):
+        index[5]
+    with pytest.raises(InputError, match=r"no image 'a\.png'"):
+        index.find("a.png")
+
+
+def test_what_is_written_is_what_others_can_read(
+    update: Callable[..., IndexUpdate], tmp_path: Path
+) -> None:
+    """The stand-in's latent is the mean colour of each quarter of the image."""
+    paths = write_photos(tmp_path / "photos", range(4))
+    update(paths)
+    out = tmp_path / "out"
+    rows = parquet.read_table(out / "images.parquet").to_pylist()
+    assert [row["name"] for row in rows] == [str(path) for path in paths]
+    assert [row["size"] for row in rows] == [path.stat().st_size for path in paths]
+    half = RESOLUTION // 2
+    for seed, row in enumerate(rows):
+        quarters = pixels_of(seed).reshape(2, half, 2, half, 3).mean(axis=(1, 3)) / 255
+        latent = load_file(out / row["shard"])["latent"][row["row"]]
+        np.testing.assert_allclose(latent, quarters.transpose(2, 0, 1), atol=1e-6)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "images.parquet", "index.json", "latents-00000.safetensors", "latents-00001.safetensors",
+    ]  # fmt: skip
+    shards = json.loads((out / "index.json").read_text())["shards"]
+    assert [shard["rows"] for shard in shards.values()] == [3, 1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_few_shards_are_mapped_at_a_time(
+    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path
+) -> None:
+    update(write_photos(tmp_path / "photos", range(30)), shard_size=1)
+    index = Index.open(tmp_path / "out")
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(str(tmp_path / "out"))
+
+    assert mapped() == 0
+    check(index, scorer)
+    assert 0 < mapped() <= 8
+
+
+# Bringing up to date
+
+
+def test_only_what_is_new_or_changed_is_encoded(
+    update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+
+    def changes() -> tuple[int, int, int]:
+        encoded.clear()
+        done = update(sorted(photos.iterdir()))
+        assert sum(encoded) == done.encoded
+        index = Index.open(out)
+        assert len(index) == done.images
+        matrix = scorer.score(index, TEXTS)
+        again = scorer.score(sorted(photos.iterdir()), TEXTS)
+        assert matrix.images == again.images  # in this order, whenever they were added
+        assert matrix.scores.tobytes() == again.scores.tobytes()
+        return done.images, done.encoded, done.dropped
+
+    write_photos(photos, [1, 3, 5, 7])
+    assert changes() == (4, 4, 0)
+    assert changes() == (4, 0, 0)
+    write_photos(photos, [0, 4])
+    assert changes() == (6, 2, 0)
+    (photos / "03.png").unlink()
+    assert changes() == (5, 0, 1)
+    (photos / "05.png").write_bytes(png(pixels_of(50)))
+    assert changes() == (5, 1, 0)
+    (photos / "07.png").touch()  # newer, and the same
+    assert changes() == (5, 0, 0)
+    (photos / "07.png").rename(photos / "02.png")
+    assert changes() == (5, 0, 1)
+    shutil.copy(photos / "02.png", photos / "08.png")
+    assert changes() == (6, 0, 0)
+
+
+def test_a_file_that_looks_unchanged_is_not_even_opened(
+    update: Callable[..., IndexUpdate], tmp_path: Path
+) -> None:
+    (photo,) = write_photos(tmp_path / "photos", [1])
+    update([photo])
+    before = photo.stat()
+    other = bytes(len(photo.read_bytes()))
+    photo.write_bytes(other)  # of the same size
+    os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert update([photo]).errors == ()
+    photo.touch()
+    assert [failure.image for failure in update([photo]).errors] == [str(photo)]
+
+
+def test_what_is_not_named_again_goes_unless_it_is_kept(
+    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path
+) -> None:
+    paths, out = write_photos(tmp_path / "photos", range(7)), tmp_path / "out"
+    update(paths)
+    assert len(list(out.glob("latents-*"))) == 3
+    assert update(paths[6:], keep=True).images == 7
+    assert seeds_of(Index.open(out)) == [6, 0, 1, 2, 3, 4, 5]
+    check(Index.open(out), scorer)
+    assert update(paths[2:4]).dropped == 5
+    assert seeds_of(Index.open(out)) == [2, 3]
+    check(Index.open(out), scorer)
+    assert len(list(out.glob("latents-*"))) == 2  # a shard without images goes, too
+
+
+# Interruptions
+
+
+class Stop(BaseException):
+    """A process that is killed."""
+
+
+@pytest.mark.parametrize("before", [[], [0, 1, 2, 3, 4]], ids=["new", "update"])
+def test_killed_at_any_moment_it_leaves_an_index_and_goes_on(
+    update: Callable[..., IndexUpdate],
+    scorer: Scorer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[int],
+) -> None:
+    """Whatever happens to an index on disk happens by replacing or removing a file."""
+    out, started = tmp_path / "out", tmp_path / "started"
+    monkeypatch.setattr(Pipeline, "batch", BatchOfTwo(), raising=False)
+    if before:
+        update(write_photos(tmp_path / "photos", before))
+        out.rename(started)
+    seeds = list(range(3, 13))  # of those before, a whole shard is not among them
+    paths = write_photos(tmp_path / "photos", seeds)
+
+    def stopped(moment: int) -> bool:
+        with monkeypatch.context() as patch:
+            stop_at(moment, patch)
+            try:
+                update(paths)
+            except Stop:
+                return True
+        return False
+
+    def goes_on() -> None:
+        finished: set[int] = set()
+        if (out / "index.json").exists():
+            check(Index.open(out), scorer)
+            finished = set(seeds_of(Index.open(out))) & set(seeds)
+        assert update(paths).encoded == len(seeds) - len(finished)
+        index = Index.open(out)
+        assert seeds_of(index) == seeds
+        check(index, scorer)
+        names = {path.name for path in out.iterdir()}
+        assert names == {"index.json", "images.parquet", *index.manifest.shards}
+
+    def start_from(state: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        if state.exists():
+            shutil.copytree(state, out)
+
+    for moment in itertools.count():
+        start_from(started)
+        if not stopped(moment):
+            break
+        shutil.rmtree(tmp_path / "once", ignore_errors=True)
+        shutil.copytree(out, tmp_path / "once")
+        goes_on()
+        if (tmp_path / "once/.images.parquet.part").exists():  # the delicate moment: stopped again
+            for second in range(3):
+                start_from(tmp_path / "once")
+                assert stopped(second)
+                goes_on()
+    assert moment > 10
+
+
+class BatchOfTwo:
+    """Batches of two images, so that an interruption has moments to choose from."""
+
+    images, texts, triples = 2, 32, 32
+
+    def __set__(self, instance: object, value: object) -> None:
+        """The pipeline's own sizes do not count."""
+
+    def __get__(self, instance: object, owner: type) -> BatchOfTwo:
+        return self
+
+
+def stop_at(moment: int, patch: pytest.MonkeyPatch) -> None:
+    """Have the n-th replacement or removal of a file be the last thing that does not happen."""
+    left = [moment]
+
+    def counting(act: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if left[0] == 0:
+                raise Stop
+            left[0] -= 1
+            return act(*arguments, **options)
+
+        return counted
+
+    patch.setattr(Path, "replace", counting(Path.replace))
+    patch.setattr(Path, "unlink", counting(Path.unlink))
+
+
+def test_a_full_disk_is_a_clear_error_and_costs_nothing_that_was_finished(
+    update: Callable[..., IndexUpdate],
+    scorer: Scorer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = write_photos(tmp_path / "photos", range(6))
+    update(paths[:4])
+
+    def disk_full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", disk_full)
+        with pytest.raises(DsdError, match="No space left on device"):
+            update(paths)
+    assert len(Index.open(tmp_path / "out")) == 4
+    check(Index.open(tmp_path / "out"), scorer)
+    assert update(paths).encoded == 2
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", ["latents-00001.safetensors", "images.parquet"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_is_found_on_opening(
+    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path, name: str, damage: str
+) -> None:
+    out = tmp_path / "out"
+    update(write_photos(tmp_path / "photos", range(5)))
+    content = bytearray((out / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "remove":
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes(content if damage == "flip" else content[:-1])
+    for open_it in (Index.open, lambda folder: scorer.score(folder, TEXTS)):
+        with pytest.raises(InputError, match=rf"{name} .*dsd-trt index IMAGES"):
+            open_it(out)
+
+
+def test_a_damaged_shard_is_made_again_and_no_other(
+    update: Callable[..., IndexUpdate],
+    scorer: Scorer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    paths, shard = write_photos(tmp_path / "photos", range(8)), "latents-00001.safetensors"
+    update(paths)
+    (tmp_path / "out" / shard).write_bytes(b"damaged")
+    assert update(paths).encoded == 3
+    assert f"{shard} was altered" in caplog.text
+    assert seeds_of(Index.open(tmp_path / "out")) == list(range(8))
+    check(Index.open(tmp_path / "out"), scorer)
+
+
+def test_an_index_json_that_is_not_as_it_must_be_is_refused(
+    update: Callable[..., IndexUpdate], tmp_path: Path
+) -> None:
+    paths, path = write_photos(tmp_path / "photos", range(4)), tmp_path / "out/index.json"
+    update(paths)
+    sound = json.loads(path.read_text())
+    shard = sound["shards"]["latents-00001.safetensors"]
+    for changed, complaint in (
+        ({**sound, "schema_version": 2}, "schema_version 2; this dsd-trt reads 1"),
+        ({**sound, "surplus": 1}, "'surplus' is not known"),
+        ({**sound, "shards": {**sound["shards"], "../secret": shard}}, "'../secret'"),
+        ({**sound, "shards": {"latents-00001.safetensors": shard}}, "row 0 of latents-00000"),
+        ([], "schema_version None"),
+    ):
+        path.write_text(json.dumps(changed))
+        for open_it in (Index.open, lambda _: update(paths)):
+            with pytest.raises(InputError, match=complaint):
+                open_it(tmp_path / "out")
+    path.write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        Index.open(tmp_path / "out")
+
+
+# Other bundles, other folders
+
+
+def test_an_index_of_another_image_encoder_is_refused(
+    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path
+) -> None:
+    paths, out = write_photos(tmp_path / "photos", range(2)), tmp_path / "out"
+    update(paths)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = make_bundle(tmp_path / "other", precision="fp16")
+    with pytest.raises(InputError, match=r"another image encoder.*--bundle BUNDLE"):
+        Scorer.load(other.folder, "onnxruntime").score(out, TEXTS)
+    with pytest.raises(InputError, match="another image encoder"):
+        update(paths, bundle=other.folder)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_what_comes_after_the_image_encoder_may_differ(
+    update: Callable[..., IndexUpdate], tmp_path: Path
+) -> None:
+    update(write_photos(tmp_path / "photos", [4]))
+    other = make_bundle(tmp_path / "other", token_mask="all")
+    scores = Scorer.load(other.folder, "onnxruntime").score(tmp_path / "out", ["a dog"]).scores
+    wanted = closed_form(pixels_of(4), "a dog", token_mask="all")
+    assert scores[0, 0] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_no_folder_but_an_index_is_written_to(
+    update: Callable[..., IndexUpdate], tmp_path: Path
+) -> None:
+    paths, out = write_photos(tmp_path / "photos", range(2)), tmp_path / "out"
+    out.write_text("a file")
+    with pytest.raises(InputError, match="is not an index"):
+        update(paths)
+    out.unlink()
+    out.mkdir()
+    (out / "thesis.tex").touch()
+    with pytest.raises(InputError, match="is not an index"):
+        update(paths)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    (out / "thesis.tex").unlink()
+    assert update(paths).images == 2
+
+
+# Images that cannot be read
+
+
+def test_unreadable_images_are_recorded_and_cost_nothing_else(
+    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path
+) -> None:
+    paths = write_photos(tmp_path / "photos", range(6))
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[: len(content) // 2])
+    paths[3].write_text("no image")
+    paths[4].unlink()
+    direct = scorer.score(paths, TEXTS)
+    done = update(paths)
+    assert (done.images, done.encoded) == (6, 3)
+    assert done.errors == direct.errors
+    assert len(done.errors) == 3
+    matrix = scorer.score(tmp_path / "out", TEXTS)
+    assert matrix.errors == direct.errors
+    assert matrix.scores.tobytes() == direct.scores.tobytes()  # NaN where there is none
+    np.testing.assert_allclose(matrix.scores[[0, 2, 5]], expected([0, 2, 5]), atol=1e-6)
+    write_photos(tmp_path / "photos", range(6))
+    assert update(paths).encoded == 3
+    check(Index.open(tmp_path / "out"), scorer)
+
+
+# WebDataset
+
+
+def test_a_webdataset_is_indexed_by_its_keys(
+    update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    tar = tmp_path / "a.b.tar"
+    image = {seed: png(pixels_of(seed)) for seed in range(5)}
+    members = {
+        "00.png": image[0],
+        "00.txt": b"a caption",
+        "00.seg.png": image[4],
+        "deep.er/01.PNG": image[1],
+        "._00.png": b"another program's leavings",
+        "02.png": image[2],
+        "02.webp": image[3],  # a second image of the sample
+        "./03.png": image[3],
+    }
+    write_tar(tar, members)
+    done = update([tar])
+    assert (done.images, done.errors) == (4, ())
+    index = Index.open(tmp_path / "out")
+    keys = ["00", "deep.er/01", "02", "03"]
+    assert [image.name for image in index] == [f"{tar}/{key}" for key in keys]
+    assert f"{tar}/02 is there twice" in caplog.text
+    np.testing.assert_allclose(scorer.score(index, TEXTS).scores, expected(range(4)), atol=1e-6)
+
+    encoded.clear()
+    write_tar(tar, {**members, "01.png": image[4], "04.png": image[4]})
+    assert update([tar]).images == 6
+    assert sum(encoded) == 2
+    monkeypatch.setattr(tarfile, "open", None)  # an unchanged tar is not opened
+    assert update([tar]).images == 6
+
+
+def test_a_tar_that_is_cut_off_keeps_what_came_before(
+    update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path
+) -> None:
+    tar, (photo,) = tmp_path / "a.tar", write_photos(tmp_path / "photos", [9])
+    write_tar(tar, {f"{seed:02}.png": png(pixels_of(seed)) for seed in range(8)})
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: 5 * 1024 + 600])  # header and one block each: within the sixth image
+    done = update([tar, photo])
+    (failure,) = done.errors
+    assert failure.image == str(tar)
+    assert "not a whole tar file" in failure.reason
+    assert done.encoded == 6
+    tar.write_bytes(whole)
+    encoded.clear()
+    assert update([tar, photo], keep=True).errors == ()
+    assert sum(encoded) == 3
+    assert seeds_of(Index.open(tmp_path / "out")) == [*range(8), 9]
+    check(Index.open(tmp_path / "out"), scorer)
+
+
+@pytest.mark.parametrize("kind", ["compressed", "empty", "text", "no images"])
+def test_what_is_no_tar_of_images_is_recorded(
+    update: Callable[..., IndexUpdate], tmp_path: Path, kind: str
+) -> None:
+    tar = tmp_path / "a.tar"
+    tar.write_text("" if kind == "empty" else "no tar " * 200)
+    if kind == "compressed":
+        write_tar(tar, {"00.png": png(pixels_of(0))}, "w:gz")
+    if kind == "no images":
+        write_tar(tar, {"00.txt": b"a caption"})
+    done = update([tar, *write_photos(tmp_path / "photos", [1])])
+    assert [failure.image for failure in done.errors] == [str(tar)]
+    assert done.encoded == 1
+
+
+def test_stopped_within_a_tar_the_rest_of_it_is_not_forgotten(
+    update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tar = tmp_path / "a.tar"
+    write_tar(tar, {f"{seed:02}.png": png(pixels_of(seed)) for seed in range(8)})
+    monkeypatch.setattr(Pipeline, "batch", BatchOfTwo(), raising=False)
+
+    def stop(done: int, total: int | None) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        update([tar], progress=stop)
+    assert seeds_of(Index.open(tmp_path / "out")) == [0, 1, 2, 3, 4, 5]
+    encoded.clear()
+    assert update([tar]).images == 8
+    assert sum(encoded) == 2
+    check(Index.open(tmp_path / "out"), scorer)
+
+
+def test_a_damaged_shard_of_a_tar_is_made_again(
+    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path
+) -> None:
+    tar = tmp_path / "a.tar"
+    write_tar(tar, {f"{seed:02}.png": png(pixels_of(seed)) for seed in range(8)})
+    update([tar])
+    (tmp_path / "out/latents-00000.safetensors").unlink()
+    assert update([tar]).encoded == 3
+    assert seeds_of(Index.open(tmp_path / "out")) == list(range(8))
+    check(Index.open(tmp_path / "out"), scorer)
