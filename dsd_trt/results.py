@@ -24,9 +24,10 @@ class ScoreMatrix:
         images: names, the rows. A path is its own name; other images are named by position.
         texts: the columns.
         scores: f(y, x), in [0, 1] with LogSumExp or max pooling, float32 (N, M); NaN in the row of
-            an image that could not be scored.
+            an image that could not be scored, and where a search for the best gave up on a text.
         probabilities: sigmoid(a f + b), float32 (N, M).
         errors: one a row of NaN.
+        passes: (image, text, level) triples that were scored.
     """
 
     images: tuple[str, ...]
@@ -34,6 +35,7 @@ class ScoreMatrix:
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     errors: tuple[Failure, ...]
+    passes: int
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.plan import PLAN_LIBRARIES
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
+from dsd_trt.search import eliminate
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class Scorer:
         texts: Sequence[str],
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
+        best: int | None = None,
     ) -> ScoreMatrix:
         """Score every image against every text.
 
@@ -122,6 +124,8 @@ class Scorer:
             texts: M descriptions.
             levels: noise levels to average over, among the bundle's; None is all of them.
             progress: told as pairs are done.
+            best: look for so many best texts of each image, and give up on texts that will not be
+                among them after as few levels as possible, see `dsd_trt.search`; None scores all.
 
         Returns:
             The (N, M) matrix; an image that cannot be decoded has a row of NaN and an error.
@@ -130,19 +134,19 @@ class Scorer:
             InputError: no texts, a text without words, a level the bundle lacks, or an index of
                 another image encoder.
         """
-        if isinstance(images, bytes) or isinstance(texts, str) or not texts:
+        if isinstance(texts, str) or not texts:
             raise InputError("images and texts are sequences, and there must be a text")
-        if isinstance(images, (str, os.PathLike)):
-            if not is_index(images):
-                raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
-            images = Index.open(images)
+        images = _open_images(images)
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = _unique(texts)
         jobs = (_Job(image, columns) for image in images)
         names: list[str] = []
         rows: list[NDArray[np.float32]] = []
         errors: list[Failure] = []
-        for job, scores in self._run(jobs, unique, levels, progress, total):
+        if best is not None:
+            self._require_search(best)
+        tally = _Tally(progress, total, len(self._level_indices(levels)))
+        for job, scores in self._run(jobs, unique, levels, tally, best):
             names.append(_name(job.image, len(names)))
             if isinstance(scores, ImageError):
                 errors.append(Failure(names[-1], str(scores)))
@@ -150,7 +154,12 @@ class Scorer:
             rows.append(scores)
         matrix = np.stack(rows) if rows else np.empty((0, len(texts)), np.float32)
         return ScoreMatrix(
-            tuple(names), tuple(texts), matrix, self._probability(matrix), tuple(errors)
+            tuple(names),
+            tuple(texts),
+            matrix,
+            self._probability(matrix),
+            tuple(errors),
+            tally.passes,
         )
 
     def score_pairs(
@@ -182,7 +191,8 @@ class Scorer:
         jobs = (_Job(pairs[at[0]][0], text_of[at]) for at in places.values())
         scores = np.full(len(pairs), np.nan, np.float32)
         errors: list[Failure] = []
-        results = self._run(jobs, unique, levels, progress, len(pairs))
+        tally = _Tally(progress, len(pairs), len(self._level_indices(levels)))
+        results = self._run(jobs, unique, levels, tally)
         for at, (_, result) in zip(places.values(), results, strict=True):
             if isinstance(result, ImageError):
                 errors.append(Failure(names[at[0]], str(result)))
@@ -198,6 +208,7 @@ class Scorer:
         top_k: int | None = None,
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
+        prune: bool = False,
     ) -> list[RankedImage]:
         """Order images by how well a text describes them.
 
@@ -207,6 +218,8 @@ class Scorer:
             top_k: how many to return; None is all.
             levels: as for `score`.
             progress: as for `score`.
+            prune: give up on images that will not be among the `top_k` after as few levels as
+                possible, see `dsd_trt.search`. All latents are held in memory.
 
         Returns:
             Best first; equal scores in the order of the images.
@@ -214,7 +227,10 @@ class Scorer:
         Raises:
             InputError: as for `score`.
         """
-        matrix = self.score(images, [text], levels, progress)
+        if prune:
+            matrix = self._search_images(text, images, top_k or 1, levels, progress)
+        else:
+            matrix = self.score(images, [text], levels, progress)
         for failure in matrix.errors:
             logger.warning("%s is left out of the ranking: %s", failure.image, failure.reason)
         scores, probabilities = matrix.scores[:, 0], matrix.probabilities[:, 0]
@@ -224,13 +240,51 @@ class Scorer:
             for i in order[:top_k]
         ]
 
+    def _search_images(
+        self,
+        text: str,
+        images: str | os.PathLike[str] | Iterable[Scorable],
+        best: int,
+        levels: Sequence[float] | None,
+        progress: Progress | None,
+    ) -> ScoreMatrix:
+        """Scores of the best images, and of others that came close; NaN for the rest."""
+        self._require_search(best)
+        level = self._level_indices(levels)
+        names: list[str] = []
+        errors: list[Failure] = []
+        places: list[int] = []
+        latents: list[NDArray[np.generic]] = []
+        source = iter(_open_images(images))
+        while chunk := list(itertools.islice(source, self._pipeline.batch.images)):
+            readable = []
+            for image in chunk:
+                names.append(_name(image, len(names)))
+                pixels = self._decode(image)
+                if isinstance(pixels, ImageError):
+                    errors.append(Failure(names[-1], str(pixels)))
+                else:
+                    readable.append(pixels)
+                    places.append(len(names) - 1)
+            if readable:
+                latents.extend(self._latents(readable))
+        scores = np.full(len(names), np.nan, np.float32)
+        tally = _Tally(progress, len(names), len(level))
+        if latents:
+            encoded = self._pipeline.encode_texts([text])
+            scores[places] = self._search(np.stack(latents), encoded, level, tally, best)
+        matrix = scores[:, None]
+        return ScoreMatrix(
+            tuple(names), (text,), matrix, self._probability(matrix), tuple(errors), tally.passes
+        )
+
     def _run(
         self,
         jobs: Iterable[_Job],
         texts: Sequence[str],
         levels: Sequence[float] | None,
-        progress: Progress | None,
-        total: int | None,
+        tally: _Tally,
+        best: int | None = None,
     ) -> Iterator[tuple[_Job, NDArray[np.float32] | ImageError]]:
         """Score each job's image against its texts, a batch of images at a time.
 
@@ -241,7 +295,6 @@ class Scorer:
             return
         level = self._level_indices(levels)
         encoded = self._pipeline.encode_texts(texts)
-        tally = _Tally(progress, total, len(level))
         jobs = iter(jobs)
         while chunk := list(itertools.islice(jobs, self._pipeline.batch.images)):
             decoded = [self._decode(job.image) for job in chunk]
@@ -250,10 +303,10 @@ class Scorer:
                 for job, pixels in zip(chunk, decoded, strict=True)
                 if not isinstance(pixels, ImageError)
             ]
-            scores = iter(self._score_readable(readable, encoded, level, tally))
+            scores = iter(self._score_readable(readable, encoded, level, tally, best))
             for job, pixels in zip(chunk, decoded, strict=True):
                 if isinstance(pixels, ImageError):
-                    tally.add(len(job.texts) * len(level))
+                    tally.skip(len(job.texts) * len(level))
                     yield job, pixels
                 else:
                     yield job, next(scores)
@@ -264,6 +317,7 @@ class Scorer:
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: _Tally,
+        best: int | None,
     ) -> list[NDArray[np.float32]]:
         """Encode each job's pixels once, score all levels, and average over them (Eq. 4)."""
         if not jobs:
@@ -271,11 +325,44 @@ class Scorer:
         latent = self._latents([pixels for _, pixels in jobs])
         if self.mode == "matrix":
             return self._match(latent, [job.texts for job, _ in jobs], texts, level, tally)
+        if best is not None:
+            return [
+                self._search(z[None], texts[job.texts], level, tally, best)
+                for z, (job, _) in zip(latent, jobs, strict=True)
+            ]
         counts = [len(job.texts) for job, _ in jobs]
         image_of = np.repeat(np.arange(len(jobs)), counts)  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
         scores = self._pipeline.score(latent, texts, image_of, text_of, level, tally.add)
         return np.split(scores, np.cumsum(counts)[:-1])
+
+    def _search(
+        self,
+        latent: NDArray[np.generic],
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
+        tally: _Tally,
+        best: int,
+    ) -> NDArray[np.float32]:
+        """Scores of the best candidates: texts of the one image, or images of the one text."""
+        images, count = len(latent), max(len(latent), len(texts.mask))
+        before = tally.triples
+
+        def score_at(candidates: NDArray[np.intp], place: int) -> NDArray[np.float32]:
+            one = np.zeros_like(candidates)
+            image_of, text_of = (one, candidates) if images == 1 else (candidates, one)
+            at = level[place : place + 1]
+            return self._pipeline.score(latent, texts, image_of, text_of, at, tally.add)
+
+        scores = eliminate(score_at, count, len(level), best)
+        tally.skip(count * len(level) - (tally.triples - before))
+        return scores
+
+    def _require_search(self, best: int) -> None:
+        if best < 1:
+            raise InputError("look for one best candidate at least")
+        if self.mode == "matrix":
+            raise InputError("matrix mode scores everything at once: there is nothing to prune")
 
     def _match(
         self,
@@ -347,12 +434,30 @@ class _Tally:
 
     def __init__(self, progress: Progress | None, total: int | None, levels: int) -> None:
         self._progress, self._total, self._levels = progress, total, levels
-        self._triples = 0
+        self.triples = 0  # done, or not needed
+        self.passes = 0
 
     def add(self, triples: int) -> None:
-        self._triples += triples
+        """Count triples that were scored."""
+        self.passes += triples
+        self.skip(triples)
+
+    def skip(self, triples: int) -> None:
+        """Count triples that are done with."""
+        self.triples += triples
         if self._progress:
-            self._progress(self._triples // self._levels, self._total)
+            self._progress(self.triples // self._levels, self._total)
+
+
+def _open_images(images: str | os.PathLike[str] | Iterable[Scorable]) -> Iterable[Scorable]:
+    """Images one by one; of the folder of an index, those it holds."""
+    if isinstance(images, bytes):
+        raise InputError("images and texts are sequences, and there must be a text")
+    if isinstance(images, (str, os.PathLike)):
+        if not is_index(images):
+            raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
+        return Index.open(images)
+    return images
 
 
 def _choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -> Mode:

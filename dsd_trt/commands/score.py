@@ -18,8 +18,11 @@ from dsd_trt.errors import InputError
 
 # numpy, Pillow and rich are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dsd_trt.output import Record
     from dsd_trt.results import PairScores, ScoreMatrix
+    from dsd_trt.scorer import Scorable, Scorer
 
 
 EXAMPLES = """\b
@@ -56,6 +59,19 @@ Examples:
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Only the K best texts of each image.")
 @click.option(
+    "--prune",
+    is_flag=True,
+    help="With --top-k: give up on texts that will not be among the K best after as few noise "
+    "levels as possible.",
+)
+@click.option(
+    "--check-prune",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --prune: score the first N images in full as well, and tell how often the K best "
+    "are the same.",
+)
+@click.option(
     "-f",
     "--format",
     "form",
@@ -81,6 +97,8 @@ def score(
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
     top_k: int | None,
+    prune: bool,
+    check_prune: int | None,
     form: str,
     output: str,
 ) -> None:
@@ -94,8 +112,13 @@ def score(
     from dsd_trt.console import progress_bar, warnings_on
     from dsd_trt.inputs import open_images, read_pairs, read_texts
     from dsd_trt.output import refuse_unwritable, to_records, top_texts, write_output
+    from dsd_trt.results import ScoreMatrix
     from dsd_trt.scorer import Scorer
 
+    if prune and (pairs or not top_k):
+        raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
+    if check_prune and not prune:
+        raise InputError("--check-prune is for --prune: give both")
     if pairs:
         if paths:
             raise InputError("with --pairs, images and texts come from its file: leave out others")
@@ -119,13 +142,16 @@ def score(
                 )
                 scored = [(row.name, row.text) for row in rows]
             else:
-                result = scorer.score(images, texts, levels, progress)
+                best = top_k if prune else None
+                result = scorer.score(images, texts, levels, progress, best)
                 scored = list(itertools.product(result.images, result.texts))
         seconds = time.perf_counter() - started
     records = to_records(scored, result.scores, result.probabilities)
     console.print(
         f"scored {len(records)} pairs in {seconds:.1f} s ({len(records) / seconds:.1f} pairs/s)"
     )
+    if prune and top_k and isinstance(result, ScoreMatrix):
+        _report_pruning(console, scorer, result, levels, top_k, images, check_prune)
     if top_k:
         records = top_texts(records, top_k)
     whole = pairs is None and top_k is None
@@ -135,6 +161,30 @@ def score(
         for failure in result.errors:
             console.print(f"  {failure.image}: {failure.reason}")
         ctx.exit(3)
+
+
+def _report_pruning(
+    console: Console,
+    scorer: Scorer,
+    pruned: ScoreMatrix,
+    levels: tuple[float, ...] | None,
+    top_k: int,
+    images: Sequence[Scorable],
+    check: int | None,
+) -> None:
+    """How many passes were saved, and, if asked for, how often nothing was lost."""
+    from dsd_trt.search import same_best
+
+    count = len(levels or scorer.manifest.method.noise_levels.fractions)
+    whole = (len(pruned.images) - len(pruned.errors)) * len(pruned.texts) * count
+    console.print(f"{pruned.passes} passes instead of {whole}: {whole / pruned.passes:.1f} x fewer")
+    if check:
+        full = scorer.score(images[:check], pruned.texts, levels)
+        same = same_best(pruned.scores[:check], full.scores, top_k)
+        console.print(
+            f"the {top_k} best are those of the full computation for {same.sum()} of the first "
+            f"{len(same)} images"
+        )
 
 
 def _render(records: Sequence[Record], form: str, whole: bool, terminal: bool) -> str:

@@ -1,0 +1,147 @@
+"""Successive elimination: what it keeps, what it saves, and how often it errs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import FRACTIONS, WORDS
+from numpy.typing import NDArray
+
+from dsd_trt import Bundle, Scorer
+from dsd_trt.cli import main
+from dsd_trt.errors import InputError
+from dsd_trt.search import eliminate, same_best
+
+LEVELS = 4
+
+
+class Table:
+    """Scores by candidate and level, and how many were asked for."""
+
+    def __init__(self, scores: NDArray[np.float64]) -> None:
+        self.scores, self.asked = scores, np.zeros(scores.shape, int)
+
+    def __call__(self, candidates: NDArray[np.intp], level: int) -> NDArray[np.float64]:
+        self.asked[candidates, level] += 1
+        return self.scores[candidates, level]
+
+
+def scattered(rng: np.random.Generator, count: int, scatter: float) -> Table:
+    """Candidates of unit spread, levels with offsets of their own, and scatter about both."""
+    means = rng.normal(size=(count, 1)) + rng.normal(size=(1, LEVELS))
+    return Table(means + scatter * rng.normal(size=(count, LEVELS)))
+
+
+@pytest.mark.parametrize("best", [1, 3])
+@pytest.mark.parametrize("scatter", [0.05, 0.2, 0.5])
+def test_the_best_are_lost_no_more_often_than_accepted(best: int, scatter: float) -> None:
+    rng = np.random.default_rng(7)
+    same = []
+    for _ in range(400):
+        table = scattered(rng, 60, scatter)
+        found = eliminate(table, 60, LEVELS, best, error=0.01)
+        full = table.scores.mean(axis=1)
+        same.append(same_best(found[None], full[None], best)[0])
+    assert np.mean(same) >= 0.99
+
+
+def test_the_less_levels_scatter_the_more_is_saved() -> None:
+    rng = np.random.default_rng(3)
+    asked = []
+    for scatter in (0.02, 0.2, 2.0):
+        table = scattered(rng, 100, scatter)
+        eliminate(table, 100, LEVELS, 1)
+        asked.append(int(table.asked.sum()))
+    assert asked[0] < 100 * LEVELS / 2.5
+    assert asked[0] < asked[1] < asked[2] <= 100 * LEVELS
+
+
+def test_what_is_kept_has_its_mean_and_nothing_is_scored_twice() -> None:
+    table = scattered(np.random.default_rng(1), 50, 0.2)
+    found = eliminate(table, 50, LEVELS, 2)
+    kept = np.isfinite(found)
+    assert 2 <= kept.sum() < 50
+    assert found[kept] == pytest.approx(table.scores[kept].mean(axis=1), abs=1e-6)
+    assert table.asked.max() == 1
+    assert (table.asked[kept] == 1).all()
+
+
+@pytest.mark.parametrize(("count", "levels", "best"), [(1, 4, 1), (5, 1, 2), (3, 4, 8), (2, 2, 1)])
+def test_small_searches_end(count: int, levels: int, best: int) -> None:
+    scores = np.random.default_rng(0).normal(size=(count, levels))
+    found = eliminate(Table(scores), count, levels, best)
+    order = np.argsort(-scores.mean(axis=1))[: min(best, count)]
+    assert found[order] == pytest.approx(scores[order].mean(axis=1), abs=1e-6)
+
+
+def test_equal_candidates_are_all_kept() -> None:
+    found = eliminate(Table(np.ones((40, LEVELS))), 40, LEVELS, 1)
+    assert np.isfinite(found).all()
+
+
+def test_same_best_looks_at_the_set() -> None:
+    full = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    pruned = np.array([[2.0, 3.0, np.nan], [1.0, np.nan, 3.0]])
+    assert same_best(pruned, full, 2).tolist() == [True, False]
+    assert same_best(pruned, full, 1).tolist() == [False, True]
+
+
+# With a bundle
+
+
+@pytest.fixture
+def pictures() -> list[Any]:
+    return list(np.random.default_rng(2).integers(0, 256, (6, 8, 8, 3), np.uint8))
+
+
+TEXTS = [f"{a} {b}" for a in WORDS[4:] for b in WORDS[4:]]
+
+
+def test_a_scorer_finds_each_images_best_texts(bundle: Bundle, pictures: list[Any]) -> None:
+    scorer = Scorer.load(bundle.folder, "onnxruntime")
+    full = scorer.score(pictures, TEXTS)
+    found = scorer.score([pictures[0], b"no image", *pictures[1:]], TEXTS, best=2)
+    kept = np.delete(found.scores, 1, axis=0)
+    assert full.passes == full.scores.size * len(FRACTIONS)
+    assert found.passes < full.passes
+    assert same_best(kept, full.scores, 2).all()
+    known = np.isfinite(kept)
+    assert not known.all()
+    assert kept[known] == pytest.approx(full.scores[known], abs=1e-6)
+    assert np.isnan(found.scores[1]).all()
+    assert [failure.image for failure in found.errors] == ["image 1"]
+
+
+def test_a_scorer_finds_a_texts_best_images(bundle: Bundle) -> None:
+    pictures = list(np.random.default_rng(4).integers(0, 256, (80, 8, 8, 3), np.uint8))
+    scorer = Scorer.load(bundle.folder, "onnxruntime")
+    told: list[tuple[int, int | None]] = []
+    found = scorer.rank(
+        "a red circle", [*pictures, b""], 3, progress=lambda *it: told.append(it), prune=True
+    )
+    assert found == scorer.rank("a red circle", pictures, 3)
+    assert told[-1] == (80, 81)
+
+
+def test_what_cannot_be_pruned_is_refused(bundle: Bundle, pictures: list[Any]) -> None:
+    scorer = Scorer.load(bundle.folder, "onnxruntime")
+    with pytest.raises(InputError, match="one best candidate"):
+        scorer.score(pictures, TEXTS, best=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--prune"], "give --top-k"),
+        (["--top-k", "1", "--check-prune", "2"], "--check-prune is for --prune"),
+    ],
+)
+def test_options_that_belong_together(
+    options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["score", "a.png", "b.txt", *options])
+    assert caught.value.code == 2
+    assert complaint in capsys.readouterr().err
