@@ -19,7 +19,7 @@ from dsd_trt.engine import EngineDescription, require_engine
 from dsd_trt.errors import BundleError, ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
 from dsd_trt.manifest import Manifest
-from dsd_trt.pipeline import EncodedTexts, Pipeline
+from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
 
 logger = logging.getLogger(__name__)
@@ -267,10 +267,7 @@ class Scorer:
         return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
 
     def _probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
-        calibration = self.manifest.calibration
-        logit = calibration.a * score.astype(np.float64) + calibration.b
-        return (0.5 + 0.5 * np.tanh(logit / 2)).astype(np.float32)
+        return match_probability(score, self.manifest.calibration)
 
 
 @dataclass(frozen=True)
