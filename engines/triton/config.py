@@ -1,7 +1,7 @@
 """Configurations of a repository's models, in Triton's text format.
 
-None has an `instance_group`: Triton then puts a model on the GPUs where there are any, and on the
-CPU where there are none, so that one repository serves both.
+Models that compute have no `instance_group`: Triton puts them on the GPUs where there are any, and
+on the CPU where there are none, so that one repository serves both.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ dynamic_batching { max_queue_delay_microseconds: $delay }
 """)
 
 _CACHE = "response_cache { enable: true }\n"
+
+# It computes nothing, so it is the CPU's everywhere; each instance answers one request at a time.
+_SCORE_INSTANCES = "instance_group [ { count: 4 kind: KIND_CPU } ]\n"
 
 _WARM_UP = Template("""\
 model_warmup [ {
@@ -163,8 +166,7 @@ def score_config(max_batch_size: int, limits: Limits) -> str:
     settings = {
         "max_batch_size": max_batch_size,
         **vars(limits),
-        "workers": 8,
-        "text_cache_mb": 256,
+        "text_cache_mb": 64,
     }
     return _MODEL.substitute(
         name=SCORE,
@@ -177,7 +179,7 @@ def score_config(max_batch_size: int, limits: Limits) -> str:
                 _variable({"image_errors": "string", "text_errors": "string"}, 1),
             )
         ),
-        more=_parameters(settings) + "\n",
+        more=_SCORE_INSTANCES + _parameters(settings) + "\n",
     )
 
 

@@ -1,17 +1,16 @@
 """`dsd_score`: encoded images and texts to the matrix of their scores.
 
-The package's own pipeline, on engines that ask the repository's other models. Requests are
-answered by threads: while one waits for a model, others ask too, and Triton makes batches of them.
+The package's own pipeline, on engines that ask the repository's other models. An instance answers
+one request at a time: while it waits for a model, other instances ask too, and Triton makes batches
+of what they ask. (Threads of one instance would do, but Triton 2.51 crashes when they ask at once.)
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,33 +54,22 @@ class TritonPythonModel:
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
         self._texts = TextCache(settings["text_cache_mb"] * 2**20)
         self._metrics = Metrics(args["model_name"], args["model_version"])
-        self._pool = ThreadPoolExecutor(settings["workers"])
-        self._idle = threading.Semaphore(settings["workers"])
 
-    def execute(self, requests: list[Any]) -> None:
-        """Hand each request to a thread; what no thread is free for waits in Triton's queue."""
-        for request in requests:
-            images, texts = (
-                pb_utils.get_input_tensor_by_name(request, name).as_numpy().tolist()
-                for name in ("images", "texts")
-            )
-            self._idle.acquire()
-            self._pool.submit(self._answer, images, texts, request.get_response_sender())
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; one that fails costs no other."""
+        return [self._answer(request) for request in requests]
 
-    def finalize(self) -> None:
-        """Wait for the last answers."""
-        self._pool.shutdown()
-
-    def _answer(self, images: Sequence[bytes], texts: Sequence[bytes], sender: Any) -> None:
+    def _answer(self, request: Any) -> Any:
+        images, texts = (
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy().tolist()
+            for name in ("images", "texts")
+        )
         try:
-            response = pb_utils.InferenceResponse(self._score(images, texts))
+            return pb_utils.InferenceResponse(self._score(images, texts))
         except InputError as error:
-            response = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
-        except Exception as error:  # whatever it is, the client is not to wait for ever
-            response = _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
-        finally:
-            self._idle.release()
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # the backend would fail the requests beside it too
+            return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
 
     def _score(self, images: Sequence[bytes], texts: Sequence[bytes]) -> list[Any]:
         """The answer's tensors: NaN and a reason where an image or a text cannot be used."""
@@ -188,24 +176,19 @@ class TextCache:
     def __init__(self, budget: int) -> None:
         self._budget, self._used = budget, 0
         self._texts: OrderedDict[bytes, EncodedText] = OrderedDict()
-        self._lock = threading.Lock()
 
     def get(self, text: bytes) -> EncodedText | None:
         """A text that is in it."""
-        with self._lock:
-            if text in self._texts:
-                self._texts.move_to_end(text)
-            return self._texts.get(text)
+        if text in self._texts:
+            self._texts.move_to_end(text)
+        return self._texts.get(text)
 
     def put(self, text: bytes, encoded: EncodedText) -> None:
-        """Add a text, at the cost of those not used for longest."""
-        with self._lock:
-            if text in self._texts:
-                return  # another request was faster
-            self._texts[text] = encoded
-            self._used += self._size(text, encoded)
-            while self._used > self._budget:
-                self._used -= self._size(*self._texts.popitem(last=False))
+        """Add a text that is not in it, at the cost of those not used for longest."""
+        self._texts[text] = encoded
+        self._used += self._size(text, encoded)
+        while self._used > self._budget:
+            self._used -= self._size(*self._texts.popitem(last=False))
 
     @staticmethod
     def _size(text: bytes, encoded: EncodedText) -> int:

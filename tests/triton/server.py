@@ -1,0 +1,120 @@
+"""The real Triton server, from the wheel of nvidia-pytriton, which has its python backend alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+SITE = Path(sysconfig.get_path("purelib"))
+TRITON = SITE / "pytriton" / "tritonserver"
+READY_WITHIN = 120  # seconds; it takes 5 where nothing else runs
+
+
+class Server:
+    """A running server, on ports of its own.
+
+    Args:
+        repository: what it serves.
+        scratch: a folder for its backends and its log.
+        arguments: further ones.
+    """
+
+    def __init__(self, repository: Path, scratch: Path, arguments: Sequence[str] = ()) -> None:
+        backends = scratch / "backends"
+        shutil.copytree(TRITON / "backends", backends)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        stub = TRITON / "python_backend_stubs" / version / "triton_python_backend_stub"
+        shutil.copy(stub, backends / "python")
+        self.http, self.grpc, self._metrics = (f"127.0.0.1:{port}" for port in _free_ports(3))
+        self.log = scratch / "server.log"
+        libraries = [str(SITE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+            # The python backend takes the interpreter's environment it finds there.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    TRITON / "bin" / "tritonserver",
+                    f"--model-repository={repository}",
+                    f"--backend-directory={backends}",
+                    f"--cache-directory={TRITON / 'caches'}",
+                    "--cache-config=local,size=4194304",
+                    "--exit-timeout-secs=5",
+                    *_address("http", self.http),
+                    *_address("grpc", self.grpc),
+                    *_address("metrics", self._metrics),
+                    *arguments,
+                ],
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self) -> None:
+        until = time.monotonic() + READY_WITHIN
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=1).close()
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise RuntimeError(f"the server is not ready:\n{self.log.read_text()[-8000:]}")
+
+    def stop(self) -> None:
+        """End it."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric's values over all series that have these labels."""
+        with urllib.request.urlopen(f"http://{self._metrics}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        series = [re.fullmatch(rf"{name}\{{(.*)\}} (\S+)", line) for line in lines]
+        values = [
+            float(it[2])
+            for it in series
+            if it and all(f'{key}="{value}"' in it[1] for key, value in labels.items())
+        ]
+        assert values, f"no metric {name} {labels}"
+        return sum(values)
+
+    def memory(self) -> int:
+        """Bytes that the server and its models hold: what is shared counts once."""
+        process = psutil.Process(self._process.pid)
+        return sum(it.memory_full_info().pss for it in (process, *process.children(recursive=True)))
+
+
+def _address(service: str, address: str) -> list[str]:
+    host, port = address.split(":")
+    return [f"--{service}-address={host}", f"--{service}-port={port}"]
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [it.getsockname()[1] for it in sockets]
+    for it in sockets:
+        it.close()
+    return ports
