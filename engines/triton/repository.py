@@ -88,7 +88,7 @@ def write_repository(
             "batcher cannot feed. Export again without --adapter-input, or: --engine python"
         )
     fitting = {name: _plans(bundle, name) for name in config.MODELS} if engine == "tensorrt" else {}
-    _check_versions(bundle, fitting)
+    _check_together(bundle, fitting)
     # The first profile is the one Triton takes.
     takes = [it.sidecar.profiles[0].max for found in fitting.values() for it in found]
     size = min([max_batch_size, *takes])
@@ -164,8 +164,9 @@ class _Writer:
         _link(self._bundle.path(file), folder / file)
 
     def match(self) -> None:
-        """`dsd_match`, which has no files: it is its configuration."""
-        self._model(config.MATCH, config.match_config(self._manifest, self._max))
+        """`dsd_match`, which is its configuration; an empty version's folder is easily lost."""
+        folder = self._model(config.MATCH, config.match_config(self._manifest, self._max))
+        _link(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
 
     def _model(self, name: str, text: str) -> Path:
         """Write a model's configuration, and make the folder of its first version."""
@@ -209,14 +210,29 @@ def _plans(bundle: Bundle, name: str) -> list[Plan]:
     return list(found.values())
 
 
-def _check_versions(bundle: Bundle, fitting: dict[str, list[Plan]]) -> None:
-    """A server has one TensorRT, which reads plans of its own version alone."""
+def _check_together(bundle: Bundle, fitting: dict[str, list[Plan]]) -> None:
+    """A server has one TensorRT, which reads plans of its version alone, and needs every graph's.
+
+    Raises:
+        EngineError: plans of several versions, or for a GPU that another graph has no plan for.
+    """
     versions = {plan.sidecar.version for found in fitting.values() for plan in found}
     if len(versions) > 1:
         raise EngineError(
             f"the plans in {bundle.folder} are of several versions of TensorRT, "
             f"{', '.join(sorted(versions))}, and a server reads one. Remove those of the others"
         )
+    able = {
+        name: {gpu for plan in found for gpu in plan.sidecar.compute_capabilities}
+        for name, found in fitting.items()
+    }
+    for gpu in sorted(set().union(*able.values())):
+        if lacking := [name for name, gpus in able.items() if gpu not in gpus]:
+            raise EngineError(
+                f"{bundle.folder} has plans for GPUs of compute capability {gpu}, but none of its "
+                f"{', '.join(lacking)}. Build on such a GPU: "
+                f"dsd-trt build {bundle.folder} --graphs {','.join(lacking)}"
+            )
 
 
 def _link(source: Path, target: Path) -> None:

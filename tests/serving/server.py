@@ -1,14 +1,11 @@
-"""The real Triton server, from the wheel of nvidia-pytriton, which has its python backend alone."""
+"""The real Triton server, with its python backend alone."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -16,8 +13,10 @@ from pathlib import Path
 
 import psutil
 
-SITE = Path(sysconfig.get_path("purelib"))
-TRITON = SITE / "pytriton" / "tritonserver"
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+
+from triton_server import command_line
+
 READY_WITHIN = 120  # seconds; it takes 5 where nothing else runs
 
 
@@ -31,37 +30,22 @@ class Server:
     """
 
     def __init__(self, repository: Path, scratch: Path, arguments: Sequence[str] = ()) -> None:
-        backends = scratch / "backends"
-        shutil.copytree(TRITON / "backends", backends)
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        stub = TRITON / "python_backend_stubs" / version / "triton_python_backend_stub"
-        shutil.copy(stub, backends / "python")
         self.http, self.grpc, self._metrics = (f"127.0.0.1:{port}" for port in _free_ports(3))
         self.log = scratch / "server.log"
-        libraries = [str(SITE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-            # The python backend takes the interpreter's environment it finds there.
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
+        command, environment = command_line(
+            repository,
+            scratch / "backends",
+            [
+                "--exit-timeout-secs=5",
+                *_address("http", self.http),
+                *_address("grpc", self.grpc),
+                *_address("metrics", self._metrics),
+                *arguments,
+            ],
+        )
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [
-                    TRITON / "bin" / "tritonserver",
-                    f"--model-repository={repository}",
-                    f"--backend-directory={backends}",
-                    f"--cache-directory={TRITON / 'caches'}",
-                    "--cache-config=local,size=4194304",
-                    "--exit-timeout-secs=5",
-                    *_address("http", self.http),
-                    *_address("grpc", self.grpc),
-                    *_address("metrics", self._metrics),
-                    *arguments,
-                ],
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT
             )
         try:
             self._wait()

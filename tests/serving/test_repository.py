@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +109,23 @@ def test_plans_have_to_be_there(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
+def test_every_graph_has_a_plan_for_the_same_gpus(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    add_plans(made, "8.6", Profile(1, 8, 32))
+    add_plans(made, "9.0", Profile(1, 8, 32), graphs=["pair_scorer"])
+    with pytest.raises(EngineError, match=r"9\.0, but none of its image_encoder, text_encoder"):
+        write_repository(made, tmp_path / "models", "tensorrt")
+
+
 def add_plans(
-    bundle: Bundle, capability: str, profile: Profile, version: str = "10.8"
+    bundle: Bundle,
+    capability: str,
+    profile: Profile,
+    version: str = "10.8",
+    graphs: Sequence[str] = GRAPHS,
 ) -> list[Plan]:
     plans = []
-    for name in GRAPHS:
+    for name in graphs:
         content = memoryview(f"{name} {capability} {profile}".encode())
         sidecar = Sidecar.of(
             content, bundle.manifest, name, "tensorrt", version, (capability,), (profile,)
@@ -164,6 +178,27 @@ def test_an_adapter_that_is_fed_needs_the_lean_runtime(tmp_path: Path) -> None:
         write_repository(fed, tmp_path / "models")
     config = read(write_repository(fed, tmp_path / "models", "python").folder, "dsd_pair_scorer")
     assert "adapter" not in {it.name for it in config.input}
+
+
+def test_encoded_texts_are_kept_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = "triton_python_backend_utils"
+    monkeypatch.setitem(sys.modules, backend, types.ModuleType(backend))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    from dsd_trt.engines.triton.models.score import EncodedText, TextCache
+
+    def encoded() -> EncodedText:  # 40 bytes, and 1 of text
+        return EncodedText(np.zeros((2, 4), np.float32), np.zeros(2, np.float32))
+
+    cache = TextCache(4 * 41)
+    kept = {text: encoded() for text in (b"a", b"b", b"c", b"d")}
+    for text, it in kept.items():
+        cache.put(text, it)
+    assert all(cache.get(text) is it for text, it in kept.items())
+    cache.get(b"a")  # used again, so "b" is the oldest
+    cache.put(b"e", encoded())
+    cache.put(b"f", encoded())
+    assert [text for text in b"abcdef" if cache.get(bytes([text]))] == list(b"adef")
+    TextCache(0).put(b"a", encoded())  # larger than all of it: not kept, and no error
 
 
 def test_a_folder_that_holds_something_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:

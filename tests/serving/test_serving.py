@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -191,3 +192,16 @@ def test_an_image_in_any_mode_is_as_in_the_runtime(client: Client, bundle: Bundl
     expected = Scorer.load(bundle.folder, engine="onnxruntime").score(images, TEXTS)
     answer = client("dsd_score", {"images": images, "texts": TEXTS})
     np.testing.assert_allclose(answer["scores"], expected.scores, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_is_not_there_is_an_error_and_no_score(client: Client, server: Server) -> None:
+    request = {"images": [encode(PHOTOS[0])], "texts": ["a dog"]}
+    client.triton.unload_model("dsd_pair_scorer")
+    try:
+        while client.triton.is_model_ready("dsd_pair_scorer"):
+            time.sleep(0.05)
+        with pytest.raises(InferenceServerException, match="EngineError: dsd_pair_scorer failed"):
+            client("dsd_score", request)
+    finally:
+        client.triton.load_model("dsd_pair_scorer")
+    assert np.isfinite(client("dsd_score", request)["scores"]).all()
