@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from triton_server import command_line
+
+T = TypeVar("T")
 
 READY_WITHIN = 120  # seconds; it takes 5 where nothing else runs
 
@@ -89,6 +92,25 @@ class Server:
         """Bytes that the server and its models hold: what is shared counts once."""
         process = psutil.Process(self._process.pid)
         return sum(it.memory_full_info().pss for it in (process, *process.children(recursive=True)))
+
+
+def settled(read: Callable[[], T]) -> T:
+    """A count that no longer changes."""
+    found = read()
+    while True:
+        time.sleep(0.2)
+        if (later := read()) == found:
+            return found
+        found = later
+
+
+def eventually(read: Callable[[], T], expected: T) -> bool:
+    """Whether a count becomes what it is to be: the server counts after it has answered."""
+    until = time.monotonic() + 10
+    while (found := read()) != expected and time.monotonic() < until:
+        time.sleep(0.02)
+    assert found == expected
+    return True
 
 
 def _address(service: str, address: str) -> list[str]:
