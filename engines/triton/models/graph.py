@@ -37,21 +37,16 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all requests as one batch."""
-        feeds = {
-            spec.name: np.concatenate(
-                [
-                    pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
-                    for request in requests
-                ]
-            )
+        inputs = {
+            spec.name: [
+                pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()
+                for request in requests
+            ]
             for spec in self._graph.inputs
             if spec.batched
         }
-        first = next(spec.name for spec in self._graph.inputs if spec.batched)
-        sizes = [
-            len(pb_utils.get_input_tensor_by_name(request, first).as_numpy())
-            for request in requests
-        ]
+        sizes = [len(values) for values in next(iter(inputs.values()))]
+        feeds = {name: np.concatenate(values) for name, values in inputs.items()}
         outputs = self._engine.run({**feeds, **self._adapter})
         parts = {name: np.split(values, np.cumsum(sizes)[:-1]) for name, values in outputs.items()}
         return [
