@@ -7,17 +7,22 @@ PYTEST_ARGS ?=
 
 DEMO := .venv-demo
 DEV := .venv
+TRITON := .venv-triton
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-size lint bench clean
+.PHONY: demo test test-triton test-size lint bench clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
-test: $(DEV)/installed
+test: $(DEV)/installed test-triton
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+# On a real server, in its own environment.
+test-triton: $(TRITON)/installed
+	$(TRITON)/bin/python -m pytest tests/serving
 
 # Needs 10 GB of disk and several minutes.
 test-size: $(DEV)/installed
@@ -37,7 +42,7 @@ bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt.export.bench
 
 clean:
-	rm -rf $(DEMO) $(DEV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
 # because setuptools would pack modules that no longer exist.
@@ -58,4 +63,14 @@ $(DEV)/installed: pyproject.toml constraints.txt Makefile
 		$(DEV)/bin/python -m pip download --quiet --no-deps --only-binary :all: \
 			--dest $(DEV)/tensorrt-bindings "tensorrt-cu12-bindings==$$version" || exit 1; \
 	done
+	touch $@
+
+# Triton's server comes with nvidia-pytriton (50 MB), of which nothing else is used. What its python
+# backend runs needs numpy below 2, so this is an environment beside the other.
+$(TRITON)/installed: pyproject.toml constraints-triton.txt Makefile
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet --constraint constraints-triton.txt \
+		--editable '.[cpu,triton]' 'tritonclient[http]' onnx psutil pytest pytest-timeout
+	$(TRITON)/bin/python -m pip install --quiet --constraint constraints-triton.txt \
+		--no-deps nvidia-pytriton
 	touch $@

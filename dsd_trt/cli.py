@@ -47,6 +47,11 @@ SUBCOMMANDS = {
     "gpu-check": Subcommand(
         "dsd_trt.engines.gpu_command:gpu_check", "Try a bundle on the GPU here, and measure."
     ),
+    "triton": Subcommand(
+        "dsd_trt.engines.triton.command:triton",
+        "Write a model repository for Triton Inference Server.",
+        "triton",
+    ),
     "ranges": Subcommand(
         "dsd_trt.export.ranges_command:ranges",
         "Tell how large values get in a bundle, and what FP16 leaves of room.",

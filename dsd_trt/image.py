@@ -22,7 +22,6 @@ MAX_PIXELS = 178_956_970
 """Images above this are refused, as by Pillow: a few kilobytes can unpack to many gigabytes."""
 
 _CHANNELS = ((), (3,), (4,))  # grey, RGB, RGBA
-_TOO_LARGE = f"more than {MAX_PIXELS // 1_000_000} million pixels"
 
 # Only decoders that neither run other programs (EPS starts Ghostscript) nor open other files.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -32,7 +31,10 @@ _CLIP_RESOLUTION = 224
 
 
 def preprocess(
-    source: ImageSource, resolution: int, resize: Resize = "bicubic-stretch"
+    source: ImageSource,
+    resolution: int,
+    resize: Resize = "bicubic-stretch",
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """Decode an image and stretch it to the model's square.
 
@@ -40,6 +42,7 @@ def preprocess(
         source: path, encoded bytes, PIL image, or uint8 array (H, W), (H, W, 3) or (H, W, 4).
         resolution: side of the square in pixels.
         resize: see `Resize`.
+        max_pixels: width times height above which an image is refused.
 
     Returns:
         RGB pixels, uint8 (resolution, resolution, 3).
@@ -47,13 +50,13 @@ def preprocess(
     Raises:
         ImageError: it cannot be decoded; the message is the reason.
     """
-    image = load_image(source)
+    image = load_image(source, max_pixels)
     if resize == "bicubic-stretch-through-224":
         image = image.resize((_CLIP_RESOLUTION, _CLIP_RESOLUTION), Image.Resampling.BICUBIC)
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to upright RGB.
 
     EXIF orientation is applied, transparency is laid on white, 16-bit greys are scaled to 8 bits,
@@ -61,6 +64,7 @@ def load_image(source: ImageSource) -> Image.Image:
 
     Args:
         source: as for `preprocess`.
+        max_pixels: as for `preprocess`.
 
     Raises:
         ImageError: it cannot be decoded; the message is the reason.
@@ -69,11 +73,11 @@ def load_image(source: ImageSource) -> Image.Image:
         with warnings.catch_warnings():
             # Large photographs and damaged metadata pass; `_to_rgb` draws the line on size.
             warnings.simplefilter("ignore")
-            return _load(source)
+            return _load(source, max_pixels)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(_TOO_LARGE) from None
+        raise _too_large(max_pixels) from None
     except UnidentifiedImageError:
         raise ImageError("not an image of a known format") from None
     except OSError as error:
@@ -103,23 +107,27 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _load(source: ImageSource) -> Image.Image:
+def _too_large(max_pixels: int) -> ImageError:
+    return ImageError(f"more than {max_pixels / 1e6:.3g} million pixels")
+
+
+def _load(source: ImageSource, max_pixels: int) -> Image.Image:
     if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source))
+        return _to_rgb(_from_array(source), max_pixels)
     if isinstance(source, Image.Image):
-        return _to_rgb(source)
+        return _to_rgb(source, max_pixels)
     if isinstance(source, bytes):
-        return _decode(BytesIO(source))
+        return _decode(BytesIO(source), max_pixels)
     with Path(source).open("rb") as stream:
-        return _decode(stream)
+        return _decode(stream, max_pixels)
 
 
-def _decode(stream: BinaryIO) -> Image.Image:
+def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
     if not stream.read(1):
         raise ImageError("the file is empty")
     stream.seek(0)
     with Image.open(stream, formats=_formats()) as image:
-        return _to_rgb(image)
+        return _to_rgb(image, max_pixels)
 
 
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
@@ -131,12 +139,12 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
     """Upright RGB without transparency, whatever the mode."""
     if 0 in image.size:
         raise ImageError("it has no pixels")
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(_TOO_LARGE)
+    if image.width * image.height > max_pixels:
+        raise _too_large(max_pixels)
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         return _scale_16_bit(image).convert("RGB")

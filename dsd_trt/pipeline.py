@@ -15,7 +15,7 @@ from dsd_trt.batching import ON_DEVICE, batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.engine import BF16, Engine, EngineDescription, open_engine, preferred_engine
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import Graph, Mode
+from dsd_trt.manifest import Calibration, Graph, Mode
 from dsd_trt.plan import PLAN_LIBRARIES
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
@@ -120,9 +120,10 @@ class Pipeline:
         Raises:
             InputError: a text without words.
         """
-        return self._encode(self._tokenize(texts))
+        return self.encode_tokens(self._tokenize(texts))
 
-    def _encode(self, tokens: Tokens) -> EncodedTexts:
+    def encode_tokens(self, tokens: Tokens) -> EncodedTexts:
+        """Encode one or more texts that are tokenised."""
         states = [
             self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
             for rows in _batches(len(tokens.input_ids), self.batch.texts)
@@ -168,7 +169,7 @@ class Pipeline:
         if self._manifest.has_denoising_error:
             # The error without a text is the same for all texts: once for every image in use.
             images, place = np.unique(image_of, return_inverse=True)
-            nothing, first = self._encode(self._tokenize.empty()), np.zeros_like(images)
+            nothing, first = self.encode_tokens(self._tokenize.empty()), np.zeros_like(images)
             without = self._mean_over_levels(latent, nothing, images, first, levels)
             d = without["denoising_error"][place] - mean["denoising_error"]
             score = d if method.score == "denoising" else score + method.denoising_weight * d
@@ -255,6 +256,12 @@ def _require_numbers(scorer: Engine, outputs: Mapping[str, Array]) -> None:
             f"{scorer.description} computed a score that is no finite number. "
             "Export the bundle in full precision: dsd-trt export --precision fp32"
         )
+
+
+def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:
+    """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
+    logit = calibration.a * scores.astype(np.float64) + calibration.b
+    return (0.5 + 0.5 * np.tanh(logit / 2)).astype(np.float32)
 
 
 def adapter_feed(bundle: Bundle) -> dict[str, Array]:

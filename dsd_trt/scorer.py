@@ -22,7 +22,7 @@ from dsd_trt.image import ImageSource, image_identity, preprocess
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
 from dsd_trt.manifest import Manifest, Mode
-from dsd_trt.pipeline import EncodedTexts, Pipeline
+from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
 from dsd_trt.plan import PLAN_LIBRARIES
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
 from dsd_trt.search import eliminate
@@ -412,13 +412,11 @@ class Scorer:
         return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
 
     def _probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
         manifest = self.manifest
         calibration = manifest.calibration
         if self.mode == "matrix" and manifest.matrix is not None:
             calibration = manifest.matrix.calibration
-        logit = calibration.a * score.astype(np.float64) + calibration.b
-        return (0.5 + 0.5 * np.tanh(logit / 2)).astype(np.float32)
+        return match_probability(score, calibration)
 
 
 @dataclass(frozen=True)

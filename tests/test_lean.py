@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from dsd_trt.cli import SUBCOMMANDS
 
 TRAINING = frozenset({"torch", "diffusers", "transformers", "onnx"})
+SERVING = frozenset({"tritonclient"})
 ENGINES = frozenset({"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"})
 # What takes its time to import, and what a page of help can do without.
 SLOW = TRAINING | ENGINES | {"numpy", "PIL", "tokenizers", "pyarrow", "safetensors"}
@@ -169,6 +170,7 @@ def test_an_index_names_its_extra(
 HEAVY = {
     "export": ["--out", "scorer"],
     "adapt": [".", ".", "--out", "scorer"],
+    "triton": [".", "repository"],
     "ranges": ["."],
     "pretrain": ["shapes", "--out", "model"],
     "train": ["--data", "shapes-vqa", "--out", "adapter"],
@@ -188,7 +190,7 @@ def test_every_command_but_score_is_heavy() -> None:
 @pytest.mark.parametrize("command", HEAVY)
 def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_path: Path) -> None:
     arguments = HEAVY[command]
-    run = _run(tmp_path, command_line, command, *arguments, absent=TRAINING)
+    run = _run(tmp_path, command_line, command, *arguments, absent=TRAINING | SERVING)
     assert run.exit_code == 4
     assert "pip install" in run.stderr
     assert "dsd-trt[" in run.stderr

@@ -21,7 +21,7 @@ FOLDERS = {
     "engines": "dsd_trt/engines",
 }
 LEAN = {"click", "numpy", "pillow", "rich", "tokenizers"}
-EXTRAS = {"cpu", "index", "openvino", "gpu", "rtx", "train", "export", "test"}
+EXTRAS = {"cpu", "index", "openvino", "gpu", "rtx", "triton", "train", "export", "test"}
 MIB = 2**20
 
 

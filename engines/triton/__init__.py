@@ -1,0 +1,1 @@
+"""Serving a bundle with Triton Inference Server."""

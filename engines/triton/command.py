@@ -1,0 +1,48 @@
+"""`dsd-trt triton`: a model repository for Triton Inference Server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+if TYPE_CHECKING:
+    from dsd_trt.engines.triton.repository import ServedBy
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    type=click.Choice(("onnxruntime", "tensorrt", "python")),
+    default="onnxruntime",
+    show_default=True,
+    help="Triton's ONNX Runtime or TensorRT backend, or this package's runtime in its python "
+    "backend.",
+)
+@click.option(
+    "--max-batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Most items in a batch that Triton forms.",
+)
+def triton(bundle: Path, out: Path, engine: str, max_batch_size: int) -> None:
+    """Write OUT, a model repository that Triton serves BUNDLE from.
+
+    Clients call its model dsd_score: encoded images and texts in, the matrix of their
+    probabilities and scores out. With tensorrt, plans have to be in the bundle.
+    """
+    import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
+
+    from dsd_trt.bundle import read_bundle
+    from dsd_trt.engines.triton.repository import write_repository
+
+    written = write_repository(read_bundle(bundle), out, cast("ServedBy", engine), max_batch_size)
+    click.echo(
+        f"wrote {', '.join(written.models)}; batches of {written.max_batch_size} at most. "
+        f"Serve them: tritonserver --model-repository {out.resolve()}",
+        err=True,
+    )

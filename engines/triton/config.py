@@ -1,0 +1,285 @@
+"""Configurations of a repository's models, in Triton's text format.
+
+Models that compute have no `instance_group`: Triton puts them on the GPUs where there are any, and
+on the CPU where there are none, so that one repository serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+from dsd_trt.errors import DsdError
+from dsd_trt.manifest import Graph, Manifest, TensorSpec
+
+IMAGE_ENCODER, TEXT_ENCODER, PAIR_SCORER = (
+    "dsd_image_encoder",
+    "dsd_text_encoder",
+    "dsd_pair_scorer",
+)
+TOKENIZER, SCORE, MATCH = "dsd_tokenizer", "dsd_score", "dsd_match"
+
+MODELS = {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "pair_scorer": PAIR_SCORER}
+"""Name of the model that serves a graph."""
+
+CACHED = ("image_encoder", "text_encoder")
+"""Graphs whose inputs come again: of a pair, the halves do more often than the whole."""
+
+QUEUE_DELAY_US = 1000  # little beside the tens of milliseconds a batch takes
+
+_TYPES = {
+    "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+    "string": "TYPE_STRING",
+}
+
+_MODEL = Template("""\
+name: "$name"
+$runs
+max_batch_size: $max_batch_size
+input [
+$inputs
+]
+output [
+$outputs
+]
+version_policy { latest { num_versions: 1 } }
+$more""")
+
+_BATCHING = Template("""\
+dynamic_batching { max_queue_delay_microseconds: $delay }
+""")
+
+_CACHE = "response_cache { enable: true }\n"
+
+# It computes nothing, so it is the CPU's everywhere; each instance answers one request at a time.
+_SCORE_INSTANCES = "instance_group [ { count: 4 kind: KIND_CPU } ]\n"
+
+_WARM_UP = Template("""\
+model_warmup [ {
+  name: "batch of $batch_size"
+  batch_size: $batch_size
+$inputs
+} ]
+""")
+
+_STEP = Template("""\
+  step [ {
+    model_name: "$model"
+    model_version: -1
+$inputs
+$outputs
+  } ]""")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What `dsd_score` accepts of one request; each is a parameter of its configuration.
+
+    Attributes:
+        max_images: images of a request.
+        max_texts: texts of a request.
+        max_pairs: images times texts of a request.
+        max_image_bytes: length of an encoded image.
+        max_image_pixels: width times height of an image.
+        max_text_bytes: length of a text in UTF-8.
+    """
+
+    max_images: int = 64
+    max_texts: int = 256
+    max_pairs: int = 4096
+    max_image_bytes: int = 20 * 2**20
+    max_image_pixels: int = 25_000_000
+    max_text_bytes: int = 8192
+
+
+def onnxruntime(graph: Graph) -> str:
+    """How Triton's ONNX Runtime backend is told of a graph."""
+    return f'backend: "onnxruntime"\ndefault_model_filename: "{graph.file}"'
+
+
+def tensorrt(plans: Mapping[str, str]) -> str:
+    """How Triton's TensorRT backend is told of a graph.
+
+    Args:
+        plans: file names by compute capability, such as "8.6".
+    """
+    default = next(iter(plans.values()))
+    files = "\n".join(
+        f'cc_model_filenames {{ key: "{capability}" value: "{file}" }}'
+        for capability, file in plans.items()
+    )
+    return f'platform: "tensorrt_plan"\ndefault_model_filename: "{default}"\n{files}'
+
+
+def lean_runtime(graph: str) -> str:
+    """How Triton's python backend is told of a graph, which the lean runtime then runs."""
+    return 'backend: "python"\n' + _parameters({"graph": graph, "engine": "auto"})
+
+
+def graph_config(name: str, graph: Graph, runs: str, max_batch_size: int) -> str:
+    """Configuration of the model that serves a graph.
+
+    Args:
+        name: of the graph.
+        graph: its signature.
+        runs: on what, see `onnxruntime`, `tensorrt` and `lean_runtime`.
+        max_batch_size: most items of a batch.
+    """
+    inputs = [spec for spec in graph.inputs if spec.batched]
+    more = _BATCHING.substitute(delay=QUEUE_DELAY_US)
+    if name in CACHED:
+        more += _CACHE
+    for size in sorted({1, max_batch_size}):
+        more += _WARM_UP.substitute(batch_size=size, inputs=_lines(map(_warm_up_input, inputs)))
+    return _config(MODELS[name], runs, max_batch_size, inputs, graph.outputs, more)
+
+
+def tokenizer_config(manifest: Manifest, max_batch_size: int) -> str:
+    """Configuration of `dsd_tokenizer`: a text in, its ids and mask out."""
+    length = manifest.tokenizer.max_length
+    outputs = (
+        TensorSpec("input_ids", "int32", ("T", length)),
+        TensorSpec("token_mask", "float32", ("T", length)),
+    )
+    text = '  { name: "text" data_type: TYPE_STRING dims: [ 1 ] }'
+    return _MODEL.substitute(
+        name=TOKENIZER,
+        runs='backend: "python"',
+        max_batch_size=max_batch_size,
+        inputs=text,
+        outputs=",\n".join(map(_tensor, outputs)),
+        more=_BATCHING.substitute(delay=QUEUE_DELAY_US),
+    )
+
+
+def score_config(max_batch_size: int, limits: Limits) -> str:
+    """Configuration of `dsd_score`: encoded images and texts in, the matrix out.
+
+    Its requests are no batches, each has its own number of images and texts. What it asks of the
+    other models is, in blocks of at most `max_batch_size`.
+    """
+    settings = {
+        "max_batch_size": max_batch_size,
+        **vars(limits),
+        "text_cache_mb": 64,
+    }
+    return _MODEL.substitute(
+        name=SCORE,
+        runs='backend: "python"',
+        max_batch_size=0,
+        inputs=_variable({"images": "string", "texts": "string"}, 1),
+        outputs=",\n".join(
+            (
+                _variable({"probabilities": "float32", "scores": "float32"}, 2),
+                _variable({"image_errors": "string", "text_errors": "string"}, 1),
+            )
+        ),
+        more=_SCORE_INSTANCES + _parameters(settings) + "\n",
+    )
+
+
+def match_config(manifest: Manifest, max_batch_size: int) -> str:
+    """Configuration of `dsd_match`: the three graphs in a row, for pixels and ids."""
+    graphs = manifest.graphs
+    steps = "\n".join(_step(name, graphs[name]) for name in MODELS)
+    made = {spec.name for name in CACHED for spec in graphs[name].outputs}
+    inputs = [spec for name in MODELS for spec in graphs[name].inputs if spec.batched]
+    return _config(
+        MATCH,
+        'platform: "ensemble"',
+        max_batch_size,
+        [spec for spec in inputs if spec.name not in made],
+        graphs["pair_scorer"].outputs,
+        f"ensemble_scheduling {{\n{steps}\n}}\n",
+        reshape=False,  # only what computes sees the other shape
+    )
+
+
+def check_config(name: str, text: str) -> None:
+    """Parse a configuration with Triton's own definition of one.
+
+    Raises:
+        DsdError: it is none.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    try:
+        text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise DsdError(f"the configuration of {name} is not what Triton reads: {error}") from None
+
+
+def _config(
+    name: str,
+    runs: str,
+    max_batch_size: int,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    more: str,
+    *,
+    reshape: bool = True,
+) -> str:
+    return _MODEL.substitute(
+        name=name,
+        runs=runs,
+        max_batch_size=max_batch_size,
+        inputs=",\n".join(_tensor(spec, reshape) for spec in inputs),
+        outputs=",\n".join(_tensor(spec, reshape) for spec in outputs),
+        more=more,
+    )
+
+
+def _tensor(spec: TensorSpec, reshape: bool = True) -> str:
+    """One input or output; a number an item is a vector of one to clients, for Triton has none."""
+    shape = "" if len(spec.shape) > 1 or not reshape else " reshape { shape: [ ] }"
+    return f'  {{ name: "{spec.name}" {_type_and_dims(spec)}{shape} }}'
+
+
+def _type_and_dims(spec: TensorSpec) -> str:
+    dims = ", ".join(map(str, spec.shape[1:])) or "1"
+    return f"data_type: {_TYPES[spec.dtype]} dims: [ {dims} ]"
+
+
+def _variable(tensors: Mapping[str, str], rank: int) -> str:
+    dims = ", ".join(["-1"] * rank)
+    return ",\n".join(
+        f'  {{ name: "{name}" data_type: {_TYPES[dtype]} dims: [ {dims} ] }}'
+        for name, dtype in tensors.items()
+    )
+
+
+def _warm_up_input(spec: TensorSpec) -> str:
+    # Zeros are valid ids and levels, and a batch takes as long whatever is in it.
+    return f'  inputs {{ key: "{spec.name}" value {{ {_type_and_dims(spec)} zero_data: true }} }}'
+
+
+def _step(name: str, graph: Graph) -> str:
+    def lines(side: str, specs: Sequence[TensorSpec]) -> str:
+        return _lines(
+            f'    {side}_map {{ key: "{spec.name}" value: "{spec.name}" }}'
+            for spec in specs
+            if spec.batched
+        )
+
+    return _STEP.substitute(
+        model=MODELS[name],
+        inputs=lines("input", graph.inputs),
+        outputs=lines("output", graph.outputs),
+    )
+
+
+def _parameters(values: Mapping[str, Any]) -> str:
+    return _lines(
+        f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+        for key, value in values.items()
+    )
+
+
+def _lines(parts: Any) -> str:
+    return "\n".join(parts)

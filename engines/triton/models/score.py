@@ -1,0 +1,262 @@
+"""`dsd_score`: encoded images and texts to the matrix of their scores.
+
+The package's own pipeline, on engines that ask the repository's other models. An instance answers
+one request at a time: while it waits for a model, other instances ask too, and Triton makes batches
+of what they ask. (Threads of one instance would do, but Triton 2.51 crashes when they ask at once.)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# Before an installed dsd_trt, which may be another version.
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from dsd_trt.batching import BatchSizes
+from dsd_trt.bundle import Bundle
+from dsd_trt.engine import EngineDescription
+from dsd_trt.errors import EngineError, ImageError, InputError
+from dsd_trt.image import preprocess
+from dsd_trt.manifest import MANIFEST_NAME, Graph, Manifest
+from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
+from dsd_trt.tokenizer import Tokenizer, Tokens
+
+HERE = Path(__file__).parent
+
+Array = NDArray[Any]
+
+
+class TritonPythonModel:
+    """What the python backend calls."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the bundle's description and this model's parameters."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        settings = {key: int(value["string_value"]) for key, value in parameters.items()}
+        self._settings = settings
+        manifest = Manifest.from_json((HERE / MANIFEST_NAME).read_text("utf-8"))
+        # An adapter that is fed is fed by the model that serves the graph.
+        self._manifest = manifest = replace(manifest, adapter=None)
+        self._pipeline = Pipeline(Bundle(HERE, manifest), TritonEngine, 0)
+        self._pipeline.batch = BatchSizes(*[settings["max_batch_size"]] * 3)
+        self._pipeline.compile()
+        spec = manifest.tokenizer
+        self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
+        self._texts = TextCache(settings["text_cache_mb"] * 2**20)
+        self._metrics = Metrics(args["model_name"], args["model_version"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; one that fails costs no other."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        images, texts = (
+            pb_utils.get_input_tensor_by_name(request, name).as_numpy().tolist()
+            for name in ("images", "texts")
+        )
+        try:
+            return pb_utils.InferenceResponse(self._score(images, texts))
+        except InputError as error:
+            return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:  # the backend would fail the requests beside it too
+            return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
+
+    def _score(self, images: Sequence[bytes], texts: Sequence[bytes]) -> list[Any]:
+        """The answer's tensors: NaN and a reason where an image or a text cannot be used."""
+        self._check(len(images), len(texts))
+        pixels = [self._pixels(image) for image in images]
+        encoded = self._encode(texts)
+        rows = [i for i, it in enumerate(pixels) if not isinstance(it, str)]
+        columns = [j for j, it in enumerate(encoded) if not isinstance(it, str)]
+        scores = np.full((len(images), len(texts)), np.nan, np.float32)
+        if rows and columns:
+            scores[np.ix_(rows, columns)] = self._block(
+                [it for it in pixels if not isinstance(it, str)],
+                [it for it in encoded if not isinstance(it, str)],
+            )
+        reasons = [[it if isinstance(it, str) else "" for it in side] for side in (pixels, encoded)]
+        self._metrics.count(len(rows) * len(columns), *reasons)
+        calibration = self._manifest.calibration
+        return [
+            pb_utils.Tensor("probabilities", match_probability(scores, calibration)),
+            pb_utils.Tensor("scores", scores),
+            pb_utils.Tensor("image_errors", _strings(reasons[0])),
+            pb_utils.Tensor("text_errors", _strings(reasons[1])),
+        ]
+
+    def _block(
+        self, pixels: Sequence[NDArray[np.uint8]], texts: Sequence[EncodedText]
+    ) -> NDArray[np.float32]:
+        """Score images against texts that are all in order: (images, texts)."""
+        latent = self._pipeline.encode_images(pixels)
+        encoded = EncodedTexts(
+            np.stack([it.states for it in texts]), np.stack([it.mask for it in texts])
+        )
+        image_of, text_of = np.indices((len(pixels), len(texts))).reshape(2, -1)  # (pairs,)
+        levels = np.arange(len(self._manifest.method.noise_levels.fractions), dtype=np.int32)
+        scores = self._pipeline.score(latent, encoded, image_of, text_of, levels)
+        return scores.reshape(len(pixels), len(texts))
+
+    def _check(self, images: int, texts: int) -> None:
+        for what, count in (("images", images), ("texts", texts), ("pairs", images * texts)):
+            most = self._settings[f"max_{what}"]
+            if not 0 < count <= most:
+                raise InputError(
+                    f"a request has 1 to {most} {what}, this one {count}; "
+                    "split it, or raise the limit in the configuration of dsd_score"
+                )
+
+    def _pixels(self, image: bytes) -> NDArray[np.uint8] | str:
+        """An image's pixels, or why there are none."""
+        to, settings = self._manifest.preprocessing, self._settings
+        if len(image) > settings["max_image_bytes"]:
+            return f"more than {settings['max_image_bytes']} bytes"
+        try:
+            return preprocess(image, to.resolution, to.resize, settings["max_image_pixels"])
+        except ImageError as error:
+            return str(error)
+
+    def _encode(self, texts: Sequence[bytes]) -> list[EncodedText | str]:
+        """Each text's states and mask, or why there are none; those not in the cache are made."""
+        found: dict[bytes, EncodedText | str] = {}
+        unknown: dict[bytes, Tokens] = {}
+        for text in dict.fromkeys(texts):
+            if (cached := self._texts.get(text)) is not None:
+                found[text] = cached
+                continue
+            try:
+                unknown[text] = self._tokens(text)
+            except InputError as error:
+                found[text] = str(error)
+        if unknown:
+            tokens = Tokens(
+                np.concatenate([it.input_ids for it in unknown.values()]),
+                np.concatenate([it.mask for it in unknown.values()]),
+            )
+            encoded = self._pipeline.encode_tokens(tokens)
+            for text, states, mask in zip(unknown, encoded.states, encoded.mask, strict=True):
+                found[text] = made = EncodedText(states.copy(), mask.copy())
+                self._texts.put(text, made)
+        return [found[text] for text in texts]
+
+    def _tokens(self, text: bytes) -> Tokens:
+        if len(text) > (most := self._settings["max_text_bytes"]):
+            raise InputError(f"more than {most} bytes")
+        try:
+            return self._tokenize([text.decode()])
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8: {error}") from None
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One text as the pair scorer takes it: states (77, D) and mask (77,)."""
+
+    states: Array
+    mask: Array
+
+
+class TextCache:
+    """The texts that were used last, encoded.
+
+    Args:
+        budget: of memory, in bytes.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget, self._used = budget, 0
+        self._texts: OrderedDict[bytes, EncodedText] = OrderedDict()
+
+    def get(self, text: bytes) -> EncodedText | None:
+        """A text that is in it."""
+        if text in self._texts:
+            self._texts.move_to_end(text)
+        return self._texts.get(text)
+
+    def put(self, text: bytes, encoded: EncodedText) -> None:
+        """Add a text that is not in it, at the cost of those not used for longest."""
+        self._texts[text] = encoded
+        self._used += self._size(text, encoded)
+        while self._used > self._budget:
+            self._used -= self._size(*self._texts.popitem(last=False))
+
+    @staticmethod
+    def _size(text: bytes, encoded: EncodedText) -> int:
+        return len(text) + encoded.states.nbytes + encoded.mask.nbytes
+
+
+class TritonEngine:
+    """A graph that another model of the repository serves; see `dsd_trt.engine.Engine`."""
+
+    def __init__(self, path: Path, graph: Graph) -> None:
+        self._model, self._graph = f"dsd_{path.stem}", graph
+        # Of the tokens' scores a matrix has no use.
+        self._outputs = [spec for spec in graph.outputs if spec.name != "token_scores"]
+        self.description = EngineDescription("triton", self._model, "as its graph says")
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Ask the model; see `Engine.run`."""
+        count = len(next(iter(feeds.values())))
+        inputs = [
+            # A number an item is a vector of one to Triton.
+            pb_utils.Tensor(name, values.reshape(-1, 1) if values.ndim == 1 else values)
+            for name, values in feeds.items()
+        ]
+        answer = pb_utils.InferenceRequest(
+            model_name=self._model,
+            requested_output_names=[spec.name for spec in self._outputs],
+            inputs=inputs,
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+        ).exec()
+        if answer.has_error():
+            raise EngineError(f"{self._model} failed: {answer.error().message()}")
+        return {
+            spec.name: pb_utils.get_output_tensor_by_name(answer, spec.name)
+            .as_numpy()
+            .reshape(spec.of_batch(count))
+            for spec in self._outputs
+        }
+
+
+class Metrics:
+    """Counters beside Triton's own, at its metrics endpoint."""
+
+    def __init__(self, model: str, version: str) -> None:
+        labels = {"model": model, "version": version}
+        # A family has to outlive its metrics.
+        self._families = pairs, refused = (
+            _counters("dsd_pairs_scored_total", "Pairs of an image and a text that were scored"),
+            _counters("dsd_inputs_refused_total", "Images and texts that could not be used"),
+        )
+        self._pairs = pairs.Metric(labels=labels)
+        self._refused = [refused.Metric(labels={**labels, "kind": it}) for it in ("image", "text")]
+
+    def count(self, pairs: int, *reasons: Sequence[str]) -> None:
+        """Add what one request had: pairs scored, and its images' and its texts' complaints."""
+        self._pairs.increment(pairs)
+        for metric, complaints in zip(self._refused, reasons, strict=True):
+            metric.increment(sum(map(bool, complaints)))
+
+
+def _counters(name: str, description: str) -> Any:
+    return pb_utils.MetricFamily(
+        name=name, description=description, kind=pb_utils.MetricFamily.COUNTER
+    )
+
+
+def _refusal(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def _strings(values: Sequence[str]) -> Any:
+    return np.array([value.encode() for value in values], np.object_)

@@ -1,0 +1,242 @@
+"""A model repository that Triton serves as it is, written from a bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal, get_args
+
+from dsd_trt.bundle import Bundle
+from dsd_trt.engines.triton import config
+from dsd_trt.errors import EngineError, InputError
+from dsd_trt.manifest import MANIFEST_NAME
+from dsd_trt.plan import Plan, graph_hash, plans
+
+ServedBy = Literal["onnxruntime", "tensorrt", "python"]
+SERVED_BY: tuple[str, ...] = get_args(ServedBy)
+
+VERSION = "1"
+
+_RUNTIME = (
+    "__init__.py",
+    "batching.py",
+    "bundle.py",
+    "engine/__init__.py",
+    "engine/onnxruntime.py",
+    "engine/openvino.py",
+    "errors.py",
+    "image.py",
+    "manifest.py",
+    "pipeline.py",
+    "plan.py",
+    "schema.py",
+    "tokenizer.py",
+)
+"""Modules of the package that models bring along: images and texts become the same numbers as in
+Python, and the server needs no package of ours."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model repository on disk.
+
+    Attributes:
+        folder: what `tritonserver --model-repository` is given.
+        models: their names.
+        max_batch_size: of the models that serve graphs: what was asked for, or what the plans take.
+    """
+
+    folder: Path
+    models: tuple[str, ...]
+    max_batch_size: int
+
+
+def write_repository(
+    bundle: Bundle,
+    out: Path,
+    engine: ServedBy = "onnxruntime",
+    max_batch_size: int = 32,
+    limits: config.Limits | None = None,
+) -> Repository:
+    """Write a repository, whole or not at all.
+
+    Graphs, weights and plans are hard links to the bundle's files where the file system allows it,
+    and copies where it does not.
+
+    Args:
+        bundle: a verified bundle.
+        out: the repository's folder, which is not there yet, or empty.
+        engine: what runs the graphs: Triton's ONNX Runtime or TensorRT backend, or the lean
+            runtime inside its python backend.
+        max_batch_size: most items of a graph's batch; fewer where a plan takes fewer.
+        limits: of one request to `dsd_score`.
+
+    Raises:
+        InputError: the folder holds something or cannot be written to, or the bundle's adapter is
+            an input that Triton's batcher cannot feed.
+        EngineError: a graph has no plan that Triton could load.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder; name another, or remove it first")
+    if bundle.manifest.adapter is not None and engine != "python":
+        raise InputError(
+            "the bundle's adapter is an input that is the same for a whole batch, which Triton's "
+            "batcher cannot feed. Export again without --adapter-input, or: --engine python"
+        )
+    fitting = {name: _plans(bundle, name) for name in config.MODELS} if engine == "tensorrt" else {}
+    _check_together(bundle, fitting)
+    # The first profile is the one Triton takes.
+    takes = [it.sidecar.profiles[0].max for found in fitting.values() for it in found]
+    size = min([max_batch_size, *takes])
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir(parents=True)
+        writer = _Writer(bundle, unfinished, engine, size)
+        for name in config.MODELS:
+            writer.graph(name, fitting.get(name, []))
+        writer.tokenizer()
+        writer.score(limits or config.Limits())
+        writer.match()
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    names = (*config.MODELS.values(), config.TOKENIZER, config.SCORE, config.MATCH)
+    return Repository(out, names, size)
+
+
+class _Writer:
+    """Writes one model after another."""
+
+    def __init__(self, bundle: Bundle, folder: Path, engine: ServedBy, max_batch_size: int) -> None:
+        self._bundle, self._manifest = bundle, bundle.manifest
+        self._folder, self._engine, self._max = folder, engine, max_batch_size
+
+    def graph(self, name: str, fitting: Sequence[Plan]) -> None:
+        """The model that serves a graph."""
+        graph = self._manifest.graphs[name]
+        files = {}
+        if self._engine == "tensorrt":
+            files = {
+                capability: f"sm{capability.replace('.', '')}.plan"
+                for plan in fitting
+                for capability in plan.sidecar.compute_capabilities
+            }
+            runs = config.tensorrt(files)
+        elif self._engine == "onnxruntime":
+            runs = config.onnxruntime(graph)
+        else:
+            runs = config.lean_runtime(name)
+        folder = self._model(config.MODELS[name], config.graph_config(name, graph, runs, self._max))
+        for plan in fitting:
+            for capability in plan.sidecar.compute_capabilities:
+                _link(plan.path, folder / files[capability])
+        if not fitting:
+            weights = [file for file in self._manifest.files if file.endswith(".data")]
+            for file in (graph.file, *weights):
+                _link(self._bundle.path(file), folder / file)
+        if self._engine == "python":
+            self._code(folder, "graph")
+            if (adapter := self._manifest.adapter) is not None:
+                _link(self._bundle.path(adapter.file), folder / adapter.file)
+
+    def tokenizer(self) -> None:
+        """`dsd_tokenizer`."""
+        text = config.tokenizer_config(self._manifest, self._max)
+        folder = self._model(config.TOKENIZER, text)
+        self._code(folder, "tokenizer")
+        _link(
+            self._bundle.path(self._manifest.tokenizer.file), folder / self._manifest.tokenizer.file
+        )
+
+    def score(self, limits: config.Limits) -> None:
+        """`dsd_score`."""
+        folder = self._model(config.SCORE, config.score_config(self._max, limits))
+        self._code(folder, "score")
+        file = self._manifest.tokenizer.file
+        _link(self._bundle.path(file), folder / file)
+
+    def match(self) -> None:
+        """`dsd_match`, which is its configuration; an empty version's folder is easily lost."""
+        folder = self._model(config.MATCH, config.match_config(self._manifest, self._max))
+        _link(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+
+    def _model(self, name: str, text: str) -> Path:
+        """Write a model's configuration, and make the folder of its first version."""
+        config.check_config(name, text)
+        folder = self._folder / name / VERSION
+        folder.mkdir(parents=True)
+        (folder.parent / "config.pbtxt").write_text(text, encoding="utf-8")
+        return folder
+
+    def _code(self, folder: Path, module: str) -> None:
+        """Write a python model: its module, the runtime's, and the bundle's description."""
+        models = resources.files("dsd_trt.engines.triton.models")
+        (folder / "model.py").write_bytes((models / f"{module}.py").read_bytes())
+        for file in _RUNTIME:
+            target = folder / "dsd_trt" / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((resources.files("dsd_trt") / file).read_bytes())
+        _link(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+
+
+def _plans(bundle: Bundle, name: str) -> list[Plan]:
+    """A graph's plans, one a compute capability: of several, the one for the largest batches.
+
+    Raises:
+        EngineError: there is none that belongs to this export and takes batches of one.
+    """
+    wanted = graph_hash(bundle.manifest, name)
+    found: dict[tuple[str, ...], Plan] = {}
+    for plan in sorted(plans(bundle.folder), key=lambda plan: plan.sidecar.profiles[0].max):
+        it = plan.sidecar
+        if (it.graph, it.library, it.graph_hash) != (name, "tensorrt", wanted):
+            continue
+        if it.profiles[0].min == 1:
+            found[it.compute_capabilities] = plan
+    if not found:
+        raise EngineError(
+            f"{bundle.folder} has no tensorrt plan of its {name} that takes batches from 1 on and "
+            f"belongs to this export. Build one, on each kind of GPU that is to serve: "
+            f"dsd-trt build {bundle.folder} --engine tensorrt --batch 1,8,32"
+        )
+    return list(found.values())
+
+
+def _check_together(bundle: Bundle, fitting: dict[str, list[Plan]]) -> None:
+    """A server has one TensorRT, which reads plans of its version alone, and needs every graph's.
+
+    Raises:
+        EngineError: plans of several versions, or for a GPU that another graph has no plan for.
+    """
+    versions = {plan.sidecar.version for found in fitting.values() for plan in found}
+    if len(versions) > 1:
+        raise EngineError(
+            f"the plans in {bundle.folder} are of several versions of TensorRT, "
+            f"{', '.join(sorted(versions))}, and a server reads one. Remove those of the others"
+        )
+    able = {
+        name: {gpu for plan in found for gpu in plan.sidecar.compute_capabilities}
+        for name, found in fitting.items()
+    }
+    for gpu in sorted(set().union(*able.values())):
+        if lacking := [name for name, gpus in able.items() if gpu not in gpus]:
+            raise EngineError(
+                f"{bundle.folder} has plans for GPUs of compute capability {gpu}, but none of its "
+                f"{', '.join(lacking)}. Build on such a GPU: "
+                f"dsd-trt build {bundle.folder} --graphs {','.join(lacking)}"
+            )
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)

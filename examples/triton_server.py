@@ -1,0 +1,63 @@
+"""Start the Triton server that comes in nvidia-pytriton's wheel, without a container.
+
+python examples/triton_server.py MODELS [TRITONSERVER OPTIONS...]
+
+It runs on the CPU and has the python backend alone, so MODELS is to be written with
+`dsd-trt triton --engine python`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SITE = Path(sysconfig.get_path("purelib"))
+TRITON = SITE / "pytriton" / "tritonserver"
+
+
+def command_line(
+    models: Path, backends: Path, options: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """What starts the server.
+
+    Args:
+        models: the model repository.
+        backends: a folder that is not there yet, for the backend and this Python's stub of it.
+        options: of tritonserver.
+
+    Returns:
+        The command and its environment.
+    """
+    shutil.copytree(TRITON / "backends", backends)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = TRITON / "python_backend_stubs" / version / "triton_python_backend_stub"
+    shutil.copy(stub, backends / "python")
+    libraries = [str(SITE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        # Models run in the environment of the first python3 there is.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    command = [
+        str(TRITON / "bin" / "tritonserver"),
+        f"--model-repository={models}",
+        f"--backend-directory={backends}",
+        f"--cache-directory={TRITON / 'caches'}",
+        "--cache-config=local,size=67108864",
+        *options,
+    ]
+    return command, environment
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    scratch = Path(tempfile.mkdtemp(prefix="triton-"))
+    command, environment = command_line(Path(sys.argv[1]), scratch / "backends", sys.argv[2:])
+    os.execve(command[0], command, environment)

@@ -1,0 +1,58 @@
+"""A client that knows of a model what the server's metadata says, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+from numpy.typing import NDArray
+from server import Server
+from tritonclient.utils import triton_to_np_dtype
+
+PROTOCOLS = ("http", "grpc")
+
+
+class Client:
+    """Calls models over one of the protocols; not to be shared by threads."""
+
+    def __init__(self, server: Server, protocol: str) -> None:
+        self._grpc = protocol == "grpc"
+        self._module: ModuleType = tritonclient.grpc if self._grpc else tritonclient.http
+        address = server.grpc if self._grpc else server.http
+        self.triton = self._module.InferenceServerClient(address)
+        self._types: dict[str, dict[str, str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.triton.close()  # a server that ends waits for connections
+
+    def metadata(self, model: str) -> Any:
+        """What the metadata endpoint says of a model."""
+        options = {"as_json": True} if self._grpc else {}
+        return self.triton.get_model_metadata(model, **options)
+
+    def __call__(self, model: str, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Call a model: every output by name."""
+        if model not in self._types:
+            declared = self.metadata(model)["inputs"]
+            self._types[model] = {it["name"]: it["datatype"] for it in declared}
+        inputs = []
+        for name, datatype in self._types[model].items():
+            values = np.asarray(feeds[name], triton_to_np_dtype(datatype))
+            tensor = self._module.InferInput(name, values.shape, datatype)
+            tensor.set_data_from_numpy(values)
+            inputs.append(tensor)
+        result = self.triton.infer(model, inputs)
+        response = result.get_response(as_json=True) if self._grpc else result.get_response()
+        return {it["name"]: result.as_numpy(it["name"]) for it in response["outputs"]}
+
+    def statistics(self, model: str) -> Any:
+        """What the server counted of a model."""
+        options = {"as_json": True} if self._grpc else {}
+        return self.triton.get_inference_statistics(model, **options)["model_stats"][0]

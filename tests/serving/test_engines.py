@@ -1,0 +1,89 @@
+"""Other bundles and engines on the real server: FP16, the denoising error, an adapter that is fed.
+
+The server here has no ONNX Runtime backend. A repository that is made for one is served with a
+stand-in for the backend alone: the graphs run in Python, everything else is as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from adapters import feed_adapter
+from bundles import RESOLUTION, closed_form, make_bundle
+from client import PROTOCOLS, Client
+from inputs import encode
+from server import Server
+
+from dsd_trt import Bundle, Scorer
+from dsd_trt.engines.triton.repository import write_repository
+
+BACKEND = """
+import pathlib
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        (path,) = pathlib.Path(__file__).parent.glob("*.onnx")
+        self.session = onnxruntime.InferenceSession(path)
+
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse(self.run(request)) for request in requests]
+
+    def run(self, request):
+        names = [it.name for it in self.session.get_inputs()]
+        feeds = {it: pb_utils.get_input_tensor_by_name(request, it).as_numpy() for it in names}
+        names = request.requested_output_names()
+        return list(map(pb_utils.Tensor, names, self.session.run(names, feeds)))
+"""
+
+TEXTS = ["a red circle", "blue dog", "green"]
+PIXELS = np.random.default_rng(8).integers(0, 256, (3, RESOLUTION, RESOLUTION, 3), np.uint8)
+IMAGES = [encode(pixels) for pixels in PIXELS]
+
+
+def replace_backend(repository: Path) -> int:
+    """Put the stand-in where the ONNX Runtime backend is asked for."""
+    replaced = 0
+    for path in repository.glob("*/config.pbtxt"):
+        lines = path.read_text("utf-8").splitlines()
+        if 'backend: "onnxruntime"' in lines:
+            kept = [it for it in lines if not it.startswith(("backend", "default_model_filename"))]
+            path.write_text("\n".join([*kept, 'backend: "python"']), encoding="utf-8")
+            (path.parent / "1" / "model.py").write_text(BACKEND)
+            replaced += 1
+    return replaced
+
+
+def answers(bundle: Bundle, scratch: Path, engine: Any) -> Iterator[dict[str, Any]]:
+    """What `dsd_score` says over each protocol."""
+    repository = write_repository(bundle, scratch / "models", engine, max_batch_size=8).folder
+    assert replace_backend(repository) == (3 if engine == "onnxruntime" else 0)
+    server = Server(repository, scratch)
+    try:
+        for protocol in PROTOCOLS:
+            with Client(server, protocol) as client:
+                yield client("dsd_score", {"images": [*IMAGES, b"bad"], "texts": TEXTS})
+    finally:
+        server.stop()
+
+
+def test_half_precision_and_the_denoising_error_on_another_backend(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", precision="fp16", score="attention+denoising")
+    expected = Scorer.load(bundle.folder, engine="onnxruntime").score(IMAGES, TEXTS)
+    for answer in answers(bundle, tmp_path, "onnxruntime"):
+        for name in ("scores", "probabilities"):
+            np.testing.assert_allclose(answer[name][:3], getattr(expected, name), atol=1e-5, rtol=0)
+        assert np.isnan(answer["scores"][3]).all()
+        assert answer["image_errors"][3]
+
+
+def test_an_adapter_that_is_fed_on_the_lean_runtime(tmp_path: Path) -> None:
+    adapter = np.array([0.5, -0.75, 0.9], np.float32)
+    bundle = feed_adapter(make_bundle(tmp_path / "bundle"), adapter)
+    expected = [[adapter.sum() * closed_form(it, text) for text in TEXTS] for it in PIXELS]
+    for answer in answers(bundle, tmp_path, "python"):
+        np.testing.assert_allclose(answer["scores"][:3], expected, atol=1e-5)

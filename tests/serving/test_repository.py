@@ -1,0 +1,248 @@
+"""What is written: configurations, files, and what is refused before anything is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from adapters import feed_adapter
+from bundles import make_bundle
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+from dsd_trt import Bundle, BundleError, EngineError, InputError
+from dsd_trt.engines.triton.config import check_config
+from dsd_trt.engines.triton.repository import write_repository
+from dsd_trt.errors import DsdError
+from dsd_trt.plan import Plan, Profile, Sidecar, write_plan
+
+GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
+
+
+def read(repository: Path, model: str) -> Any:
+    text = (repository / model / "config.pbtxt").read_text("utf-8")
+    return text_format.Parse(text, ModelConfig())
+
+
+TYPES = {DataType.TYPE_UINT8: "uint8", DataType.TYPE_INT32: "int32"} | {
+    DataType.TYPE_FP16: "float16",
+    DataType.TYPE_FP32: "float32",
+}
+
+
+def signature(values: Any) -> dict[str, tuple[str, list[int]]]:
+    """Tensors of an ONNX graph, by name, without their first dimension."""
+    return {
+        it.name: (
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(it.type.tensor_type.elem_type)).name,
+            [size.dim_value for size in it.type.tensor_type.shape.dim[1:]],
+        )
+        for it in values
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_configurations_say_what_the_graphs_take_and_give(precision: Any, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle", precision=precision, score="attention+denoising")
+    written = write_repository(made, tmp_path / "models", max_batch_size=24)
+    for name in GRAPHS:
+        config = read(written.folder, f"dsd_{name}")
+        assert config.name == f"dsd_{name}"
+        assert config.backend == "onnxruntime"
+        assert config.max_batch_size == 24
+        assert config.HasField("dynamic_batching")
+        assert not config.instance_group  # so that it is for CPUs and GPUs
+        assert {it.batch_size for it in config.model_warmup} == {1, 24}
+        model = written.folder / config.name / "1" / config.default_model_filename
+        graph = onnx.load(model).graph
+        for declared, found in ((config.input, graph.input), (config.output, graph.output)):
+            # What the model sees: the reshaped dims, where they are.
+            shapes = {
+                it.name: (
+                    TYPES[it.data_type],
+                    list(it.reshape.shape if it.HasField("reshape") else it.dims),
+                )
+                for it in declared
+            }
+            assert shapes == signature(found)
+
+
+def test_plans_are_named_by_compute_capability(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    add_plans(made, "8.6", Profile(1, 8, 32))
+    add_plans(made, "9.0", Profile(1, 8, 16))
+    add_plans(made, "9.0", Profile(1, 8, 12))  # the one for larger batches is taken
+    add_plans(made, "8.9", Profile(4, 8, 16))  # Triton could not run single items
+    written = write_repository(made, tmp_path / "models", "tensorrt", max_batch_size=24)
+    assert written.max_batch_size == 16
+    for name in GRAPHS:
+        config = read(written.folder, f"dsd_{name}")
+        assert config.platform == "tensorrt_plan"
+        assert config.max_batch_size == 16
+        assert set(config.cc_model_filenames) == {"8.6", "9.0"}
+        version = written.folder / config.name / "1"
+        contents = {
+            capability: (version / file).read_text()
+            for capability, file in config.cc_model_filenames.items()
+        }
+        assert contents == {"8.6": f"{name} 8.6 1,8,32", "9.0": f"{name} 9.0 1,8,16"}
+        assert config.default_model_filename in config.cc_model_filenames.values()
+        assert not list(version.glob("*.onnx"))
+
+
+def test_plans_have_to_be_there(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    with pytest.raises(EngineError, match=r"no tensorrt plan of its image_encoder.*dsd-trt build"):
+        write_repository(made, tmp_path / "models", "tensorrt")
+    add_plans(made, "8.6", Profile(1, 8, 32))
+    add_plans(made, "9.0", Profile(1, 8, 32), version="10.9")
+    with pytest.raises(EngineError, match=r"several versions of TensorRT, 10.8, 10.9"):
+        write_repository(made, tmp_path / "models", "tensorrt")
+    assert not (tmp_path / "models").exists()
+
+
+def test_every_graph_has_a_plan_for_the_same_gpus(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    add_plans(made, "8.6", Profile(1, 8, 32))
+    add_plans(made, "9.0", Profile(1, 8, 32), graphs=["pair_scorer"])
+    with pytest.raises(EngineError, match=r"9\.0, but none of its image_encoder, text_encoder"):
+        write_repository(made, tmp_path / "models", "tensorrt")
+
+
+def add_plans(
+    bundle: Bundle,
+    capability: str,
+    profile: Profile,
+    version: str = "10.8",
+    graphs: Sequence[str] = GRAPHS,
+) -> list[Plan]:
+    plans = []
+    for name in graphs:
+        content = memoryview(f"{name} {capability} {profile}".encode())
+        sidecar = Sidecar.of(
+            content, bundle.manifest, name, "tensorrt", version, (capability,), (profile,)
+        )
+        plans.append(write_plan(bundle.folder, content, sidecar))
+    return plans
+
+
+def test_the_ensemble_joins_the_graphs(bundle: Bundle, tmp_path: Path) -> None:
+    written = write_repository(bundle, tmp_path / "models")
+    config = read(written.folder, "dsd_match")
+    steps = config.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == [f"dsd_{name}" for name in GRAPHS]
+    known = {it.name: tuple(it.dims) for it in config.input}
+    for step in steps:
+        model = read(written.folder, step.model_name)
+        assert {it.name: known[step.input_map[it.name]] for it in model.input} == {
+            it.name: tuple(it.dims) for it in model.input
+        }
+        known |= {step.output_map[it.name]: tuple(it.dims) for it in model.output}
+    assert {it.name: tuple(it.dims) for it in config.output}.items() <= known.items()
+
+
+def test_python_models_import_nothing_of_ours_but_what_lies_beside_them(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    """Each in an interpreter that has no dsd_trt, and a stand-in for Triton's own module."""
+    written = write_repository(bundle, tmp_path / "models", "python")
+    code = (
+        "import sys, types\n"
+        "sys.meta_path = [it for it in sys.meta_path if 'editable' not in repr(it).lower()]\n"
+        "sys.modules['triton_python_backend_utils'] = types.ModuleType('backend')\n"
+        "sys.path.append(sys.argv[1])\n"
+        "import model\n"
+        "print(model.TritonPythonModel, sys.modules['dsd_trt'].__file__)\n"
+    )
+    models = sorted(path.parent for path in written.folder.glob("*/1/model.py"))
+    assert len(models) == 5
+    for model in models:
+        run = subprocess.run(
+            [sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        assert str(model) in run.stdout.split()[-1]
+
+
+def test_an_adapter_that_is_fed_needs_the_lean_runtime(tmp_path: Path) -> None:
+    fed = feed_adapter(make_bundle(tmp_path / "bundle"), np.ones(3, np.float32))
+    with pytest.raises(InputError, match=r"without --adapter-input, or: --engine python"):
+        write_repository(fed, tmp_path / "models")
+    config = read(write_repository(fed, tmp_path / "models", "python").folder, "dsd_pair_scorer")
+    assert "adapter" not in {it.name for it in config.input}
+
+
+def test_encoded_texts_are_kept_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = "triton_python_backend_utils"
+    monkeypatch.setitem(sys.modules, backend, types.ModuleType(backend))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    from dsd_trt.engines.triton.models.score import EncodedText, TextCache
+
+    def encoded() -> EncodedText:  # 40 bytes, and 1 of text
+        return EncodedText(np.zeros((2, 4), np.float32), np.zeros(2, np.float32))
+
+    cache = TextCache(4 * 41)
+    kept = {text: encoded() for text in (b"a", b"b", b"c", b"d")}
+    for text, it in kept.items():
+        cache.put(text, it)
+    assert all(cache.get(text) is it for text, it in kept.items())
+    cache.get(b"a")  # used again, so "b" is the oldest
+    cache.put(b"e", encoded())
+    cache.put(b"f", encoded())
+    assert [text for text in b"abcdef" if cache.get(bytes([text]))] == list(b"adef")
+    TextCache(0).put(b"a", encoded())  # larger than all of it: not kept, and no error
+
+
+def test_a_folder_that_holds_something_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine").write_text("precious")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write_repository(bundle, tmp_path / "models")
+    assert [path.name for path in tmp_path.rglob("*")] == ["models", "mine"]
+
+
+def test_an_empty_folder_is_filled_and_nothing_else_is_left(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    written = write_repository(bundle, tmp_path / "models")
+    assert {path.name for path in written.folder.iterdir()} == set(written.models)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_what_cannot_be_written_is_said(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        write_repository(bundle, tmp_path / "file" / "models")
+
+
+def test_a_configuration_is_checked(bundle: Bundle) -> None:
+    with pytest.raises(DsdError, match=r"dsd_x is not what Triton reads.*max_batch_sise"):
+        check_config("dsd_x", 'name: "dsd_x"\nmax_batch_sise: 3\n')
+
+
+def test_an_altered_bundle_is_not_served(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    (made.folder / "tokenizer.json").write_text("{}")
+    command = [sys.executable, "-m", "dsd_trt", "triton", made.folder, tmp_path / "models"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == BundleError.exit_code
+    assert "tokenizer.json" in run.stderr
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_command_says_how_to_serve(bundle: Bundle, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    command = [sys.executable, "-m", "dsd_trt", "triton", bundle.folder, models]
+    run = subprocess.run([*command, "--max-batch-size", "7"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"tritonserver --model-repository {models}" in run.stderr
+    assert read(models, "dsd_pair_scorer").max_batch_size == 7
+    described = json.loads((models / "dsd_score" / "1" / "bundle.json").read_text())
+    assert described["method"]["lambda"] == bundle.manifest.method.lam
