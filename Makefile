@@ -39,7 +39,7 @@ lint: $(DEV)/installed
 		--cache-dir ../../.mypy_cache --package dsd_trt
 
 bench: $(DEV)/installed
-	$(DEV)/bin/python -m dsd_trt.export.bench
+	$(DEV)/bin/python -m dsd_trt bench
 
 clean:
 	rm -rf $(DEMO) $(DEV) $(TRITON) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -52,6 +52,11 @@ SUBCOMMANDS = {
         "Write a model repository for Triton Inference Server.",
         "triton",
     ),
+    "bench": Subcommand(
+        "dsd_trt.export.benchmark.command:bench",
+        "Measure a bundle against the alternatives.",
+        "export",
+    ),
     "ranges": Subcommand(
         "dsd_trt.export.ranges_command:ranges",
         "Tell how large values get in a bundle, and what FP16 leaves of room.",

@@ -14,6 +14,9 @@ from dsd_trt.engines.network import parse
 from dsd_trt.errors import InputError
 from dsd_trt.plan import Plan, PlanLibrary, Sidecar, write_plan
 
+PAIR_GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
+"""What is built where nothing else is said: no engine on a GPU runs matrix mode yet."""
+
 
 def build_plans(
     bundle: Bundle,
@@ -30,7 +33,7 @@ def build_plans(
         bundle: a verified bundle.
         library: with what.
         settings: how. Without compute capabilities, TensorRT-RTX builds for `RTX_CAPABILITIES`.
-        graphs: which; none are all.
+        graphs: which; none are `PAIR_GRAPHS`.
         stage: told which graph is next.
         step: told which share of it is done.
 
@@ -45,7 +48,7 @@ def build_plans(
             f"the bundle has no graph {min(unknown)!r}; choose from {', '.join(manifest.graphs)}"
         )
     trt, settings = _prepare(library, settings)
-    for name in graphs or manifest.graphs:
+    for name in graphs or PAIR_GRAPHS:
         stage(name)
         graph = manifest.graphs[name]
         network = parse(trt, bundle.path(graph.file))

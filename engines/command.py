@@ -42,7 +42,9 @@ def _parse_capabilities(
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
-@click.option("--graphs", metavar="NAME,NAME...", callback=_split, help="[default: all]")
+@click.option(
+    "--graphs", metavar="NAME,NAME...", callback=_split, help="[default: those of pair mode]"
+)
 @click.option(
     "--batch",
     "profiles",

@@ -17,7 +17,7 @@ from dsd_trt.bundle import Bundle
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.cuda import memory_in_use
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan, require
-from dsd_trt.engines.build import build_plans
+from dsd_trt.engines.build import PAIR_GRAPHS, build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.network import Network, create_network, parse
 from dsd_trt.engines.work import count_macs
@@ -161,7 +161,7 @@ def _build(
 ) -> float:
     """Build the plans that are missing; seconds it took."""
     missing = []
-    for name in bundle.manifest.graphs:
+    for name in PAIR_GRAPHS:
         try:
             find_plan(bundle.folder, bundle.manifest, name, library, version, capability)
         except EngineError:

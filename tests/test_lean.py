@@ -171,6 +171,7 @@ HEAVY = {
     "export": ["--out", "scorer"],
     "adapt": [".", ".", "--out", "scorer"],
     "triton": [".", "repository"],
+    "bench": [],
     "ranges": ["."],
     "pretrain": ["shapes", "--out", "model"],
     "train": ["--data", "shapes-vqa", "--out", "adapter"],

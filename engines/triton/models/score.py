@@ -48,7 +48,7 @@ class TritonPythonModel:
         # An adapter that is fed is fed by the model that serves the graph.
         self._manifest = manifest = replace(manifest, adapter=None)
         self._pipeline = Pipeline(Bundle(HERE, manifest), TritonEngine, 0)
-        self._pipeline.batch = BatchSizes(*[settings["max_batch_size"]] * 3)
+        self._pipeline.batch = BatchSizes(*[settings["max_batch_size"]] * 3, matrix=(1, 1))
         self._pipeline.compile()
         spec = manifest.tokenizer
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)

@@ -1,0 +1,153 @@
+"""`dsd-trt bench`: how fast a bundle scores, and what the alternatives take, in one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dsd_trt.commands.options import model_option
+from dsd_trt.errors import InputError
+
+if TYPE_CHECKING:
+    from dsd_trt.export.benchmark.measure import Measured
+    from dsd_trt.export.benchmark.work import Work
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt bench
+  dsd-trt bench --bundle my-scorer --model sd-2-1/ --adapter adapter/ -o bench.json
+  dsd-trt bench --contenders openvino,torch-bf16 --images 4 --texts 8
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--bundle", metavar="FOLDER", help="Bundle to measure.  [default: built in]")
+@model_option
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Few-shot adapter the bundle was exported with.  [default: none; shapes has its own]",
+)
+@click.option(
+    "--images",
+    "pictures",
+    type=click.IntRange(1),
+    help="[default: 16; 1 where passes take seconds]",
+)
+@click.option("--texts", type=click.IntRange(1), help="[default: 16; 2 where passes take seconds]")
+@click.option("--rounds", type=click.IntRange(1), help="[default: 5; 3 where passes take seconds]")
+@click.option("--contenders", metavar="NAME,NAME...", help="[default: all]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Figures as JSON.")
+@click.option("--measure", "measured", hidden=True)
+def bench(
+    bundle: str | None,
+    model: str,
+    adapter: Path | None,
+    pictures: int | None,
+    texts: int | None,
+    rounds: int | None,
+    contenders: str | None,
+    output: Path | None,
+    measured: str | None,
+) -> None:
+    """Measure a bundle against PyTorch, the research loop and a diffusion classifier.
+
+    All score the same pairs at the same noise levels. Prints a Markdown table.
+    """
+    from dsd_trt.bundle import read_bundle
+    from dsd_trt.export.benchmark.measure import CONTENDERS, measure
+    from dsd_trt.export.benchmark.work import Work, default_size
+    from dsd_trt.schema import to_plain
+    from dsd_trt.scorer import bundle_folder
+
+    opened = read_bundle(bundle_folder(bundle))
+    size = default_size(opened)
+    work = Work(
+        opened,
+        model,
+        adapter,
+        *(given or default for given, default in zip((pictures, texts, rounds), size, strict=True)),
+    )
+    if measured:
+        click.echo(json.dumps(to_plain(measure(measured, work))))
+        return
+    names = contenders.split(",") if contenders else list(CONTENDERS)
+    if unknown := set(names) - CONTENDERS.keys():
+        raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
+    if contenders is None and opened.manifest.matrix is None:
+        names = [name for name in names if not name.endswith("-matrix")]
+    _run(work, names, output)
+
+
+def _run(work: Work, names: list[str], output: Path | None) -> None:
+    from dsd_trt.export.benchmark.machine import describe_machine, matmul_peaks
+    from dsd_trt.export.benchmark.measure import CONTENDERS
+    from dsd_trt.export.benchmark.report import BenchReport
+
+    click.echo("measuring the machine", err=True)
+    peaks, found, failures = matmul_peaks(), {}, {}
+    cold_start = _cold_start(work)
+    for name in names:
+        click.echo(f"measuring {CONTENDERS[name]}", err=True)
+        result = _measure(work, name)
+        if isinstance(result, str):
+            failures[name] = result
+        else:
+            found[name] = result
+    report = BenchReport(
+        describe_machine(),
+        str(work.bundle.folder.name),
+        work.pictures,
+        work.texts,
+        len(work.levels),
+        peaks,
+        cold_start,
+        found,
+        failures,
+    )
+    click.echo(report.to_markdown(), nl=False)
+    if output:
+        output.write_text(report.to_json(), encoding="utf-8")
+
+
+def _measure(work: Work, name: str) -> Measured | str:
+    """Measure one contender in its own process; why it did not run, if it did not."""
+    from dsd_trt.export.benchmark.measure import Measured
+    from dsd_trt.schema import from_plain
+
+    command = [sys.executable, "-m", "dsd_trt", "bench", "--measure", name]
+    command += ["--bundle", str(work.bundle.folder), "--model", work.model]
+    command += ["--adapter", str(work.adapter)] if work.adapter else []
+    command += ["--images", str(work.pictures), "--texts", str(work.texts)]
+    command += ["--rounds", str(work.rounds)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if run.returncode:
+        return run.stderr.strip().rpartition("\n")[2].removeprefix("Error: ")
+    return from_plain(Measured, json.loads(run.stdout))
+
+
+def _cold_start(work: Work) -> tuple[float, float]:
+    """Seconds from the command to one score: with nothing remembered, and with what that left."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        probe = work.probe
+        Image.fromarray(probe.pixels[0]).save(Path(folder) / "image.png")
+        (Path(folder) / "texts.txt").write_text(probe.texts[0] + "\n", encoding="utf-8")
+        command = [sys.executable, "-m", "dsd_trt", "score", "image.png", "texts.txt"]
+        command += ["--bundle", str(work.bundle.folder.resolve())]
+        environment = {**os.environ, "DSD_TRT_CACHE": str(Path(folder) / "cache")}
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True)
+            seconds.append(time.perf_counter() - start)
+    return seconds[0], seconds[1]

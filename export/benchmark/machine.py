@@ -1,0 +1,81 @@
+"""What the machine is, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+_SIDE = 2048
+_ROUNDS = 7
+
+
+def describe_machine() -> str:
+    """Processor, cores this process may use, versions and date."""
+    names = ("dsd-trt", "torch", "onnxruntime", "openvino")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{_processor()}, {cores} cores, {platform.system()}, Python "
+        f"{platform.python_version()}, {versions}; {date.today().isoformat()}"
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def matmul_peaks() -> dict[str, float]:
+    """MAC/s of the best large matrix product seen, in "fp32" and, where there is one, in "bf16".
+
+    Of OpenVINO's and PyTorch's kernels, whichever is faster: what any of the contenders can be
+    measured against.
+    """
+    peaks = {"fp32": max(_openvino("f32"), _torch("float32"))}
+    import openvino as ov
+
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        peaks["bf16"] = max(_openvino("bf16"), _torch("bfloat16"))
+    return peaks
+
+
+def _openvino(precision: str) -> float:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    a, b = (ops.parameter([_SIDE, _SIDE], np.float32) for _ in range(2))
+    model = ov.Model([ops.matmul(a, b, False, False)], [a, b])
+    request = (
+        ov.Core()
+        .compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+        .create_infer_request()
+    )
+    values = np.random.default_rng(0).normal(size=(_SIDE, _SIDE)).astype(np.float32)
+    return _best(lambda: request.infer([values, values], share_inputs=True))
+
+
+def _torch(precision: str) -> float:
+    import torch
+
+    values = torch.randn(_SIDE, _SIDE).to(getattr(torch, precision))
+    return _best(lambda: values @ values)
+
+
+def _best(run: object) -> float:
+    assert callable(run)
+    seconds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return float(_SIDE**3 / min(seconds))

@@ -1,0 +1,149 @@
+"""What else one could do, in PyTorch: our reference, and the loops that are published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsd_trt.batching import batch_sizes
+from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
+from dsd_trt.export.settings import default_adapter
+from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.libraries import hush_libraries
+from dsd_trt.train.model import encode_texts, load_checkpoint
+
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # latent, level, text_states, token_mask, a row each
+
+
+class PyTorch:
+    """The model in PyTorch, eager or compiled, FP32 or BF16.
+
+    Args:
+        work: what is scored.
+        batched: as many triples at a time as our runtime takes; else one.
+        bf16: matrix products in BF16, by autocast.
+        compiled: by `torch.compile`.
+    """
+
+    def __init__(
+        self, work: Work, *, batched: bool = True, bf16: bool = False, compiled: bool = False
+    ) -> None:
+        hush_libraries()
+        self.work, self._bf16 = work, bf16
+        self.checkpoint = load_checkpoint(work.model)
+        manifest = work.bundle.manifest
+        self.batch = batch_sizes(manifest, MEMORY_MB).triples if batched else 1
+        method, folder = manifest.method, work.adapter or default_adapter(work.model)
+        self._build = partial(
+            build_scoring_unet,
+            self.checkpoint,
+            Adapter.load(folder) if folder else None,
+            levels=method.noise_levels.fractions,
+            noise_seed=method.noise_levels.seed,
+            pooling=method.pooling,
+            lam=method.lam,
+        )
+        self.scoring = self._build(score_layers=method.score_layers, score=method.score)
+        self._run: Callable[..., tuple[Tensor, ...]] = (
+            torch.compile(self.scoring) if compiled else self.scoring
+        )
+        self._latent: Tensor | None = None
+        self._texts: tuple[Tensor, Tensor] | None = None
+
+    def contender(self) -> Contender:
+        """The same work as our runtime's: encoders once, the U-Net no further than needed."""
+        passes = self.work.pictures * self.work.texts * len(self.work.levels)
+        macs = float(passes * self.work.macs("pair_scorer"))
+        return Contender(self.encode, self.score, passes, macs, self._precision)
+
+    def naive(self) -> Contender:
+        """The research loop: everything anew for each pair, guidance's batch of two, all of U-Net.
+
+        Every (image, text) encodes its image and its text, and every level walks through the whole
+        U-Net for the text and for no text, of which the latter is thrown away.
+        """
+        whole = self._build(score="attention+denoising")  # to the U-Net's end
+        probe = self.work.probe
+
+        def pair(i: int, j: int) -> float:
+            z = self.checkpoint.image_encoder(torch.from_numpy(probe.pixels[i : i + 1]))
+            states, mask = encode_texts(self.checkpoint, ["", probe.texts[j]])
+            total = 0.0
+            for level in self.work.levels.tolist():
+                at = torch.tensor([level, level])
+                total += float(whole(z.expand(2, -1, -1, -1), at, states, mask)[0][1])
+            return total / len(self.work.levels)
+
+        pairs = self.work.pictures * self.work.texts
+        macs = self._macs(lambda: pair(0, 0)) * pairs
+        passes = 2 * pairs * len(self.work.levels)
+        return Contender(None, partial(self._all, pair), passes, macs, self._precision)
+
+    def diffusion_classifier(self) -> Contender:
+        """Score by the U-Net's error, as diffusion classifiers do: encoders once, all of U-Net."""
+        unet = self.checkpoint.unet
+
+        def errors(latent: Tensor, level: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+            z_t = self.scoring.add_noise(latent, level)
+            predicted = unet(z_t, self.scoring.timesteps[level], states).sample
+            return -self.scoring.denoising_error(predicted, latent, level)
+
+        self.encode()
+        passes = self.work.pictures * self.work.texts * len(self.work.levels)
+        macs = self._macs(lambda: errors(*next(self._pairs(1)))) * passes
+        return Contender(self.encode, partial(self._score, errors), passes, macs, self._precision)
+
+    def encode(self) -> None:
+        """Images and texts, once each."""
+        probe = self.work.probe
+        with torch.no_grad(), self._autocast():
+            parts = torch.from_numpy(probe.pixels).split(max(self.batch // 4, 1))
+            self._latent = torch.cat([self.checkpoint.image_encoder(part) for part in parts])
+            self._texts = encode_texts(self.checkpoint, list(probe.texts))
+
+    def score(self) -> Floats:
+        """The bundle's score of all pairs."""
+        return self._score(lambda *pairs: self._run(*pairs)[0])
+
+    def _score(self, score: Callable[..., Tensor]) -> Floats:
+        with torch.no_grad(), self._autocast():
+            flat = torch.cat([score(*pairs).float() for pairs in self._pairs(self.batch)])
+        shape = (self.work.pictures, self.work.texts, len(self.work.levels))
+        by_level: Floats = flat.view(shape).mean(dim=2).numpy()
+        return by_level
+
+    @torch.no_grad()
+    def _all(self, pair: Callable[[int, int], float]) -> Floats:
+        shape = (self.work.pictures, self.work.texts)
+        return np.array([pair(i, j) for i, j in np.ndindex(shape)]).reshape(shape)
+
+    def _pairs(self, batch: int) -> Iterator[Pairs]:
+        """All (image, text, level), some at a time."""
+        assert self._latent is not None
+        assert self._texts is not None
+        sizes = (self.work.pictures, self.work.texts, len(self.work.levels))
+        image, text, level = (torch.from_numpy(at.ravel()) for at in np.indices(sizes))
+        for x, y, at in zip(image.split(batch), text.split(batch), level.split(batch), strict=True):
+            yield self._latent[x], at, self._texts[0][y], self._texts[1][y]
+
+    def _macs(self, run: Callable[[], object]) -> float:
+        # Of fused attention it counts nothing.
+        plain, counting = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+        with torch.no_grad(), plain, counting as counter:
+            run()
+        return counter.get_total_flops() / 2
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast("cpu", torch.bfloat16) if self._bf16 else nullcontext()
+
+    @property
+    def _precision(self) -> str:
+        return "bf16" if self._bf16 else "fp32"

@@ -1,0 +1,121 @@
+"""What a benchmark found, as a table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsd_trt.export.benchmark.measure import CONTENDERS, REFERENCE, Measured
+from dsd_trt.schema import to_plain
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A run of `dsd-trt bench`.
+
+    Attributes:
+        machine: see `describe_machine`.
+        bundle: what was scored with.
+        pictures: how many.
+        texts: how many.
+        levels: how many noise levels each pair was scored at.
+        peaks: MAC/s of the largest matrix product seen, by precision.
+        cold_start: seconds from the command to one score, the first time and after that.
+        contenders: by name.
+        failures: contenders that did not run, and why.
+    """
+
+    machine: str
+    bundle: str
+    pictures: int
+    texts: int
+    levels: int
+    peaks: Mapping[str, float]
+    cold_start: tuple[float, float]
+    contenders: Mapping[str, Measured]
+    failures: Mapping[str, str]
+
+    @property
+    def pairs(self) -> int:
+        """How many were scored a round."""
+        return self.pictures * self.texts
+
+    def seconds_a_pair(self, name: str) -> list[float]:
+        """Of every round, encoders and all."""
+        it = self.contenders[name]
+        rounds = zip(it.encode_seconds, it.score_seconds, strict=True)
+        return [(encode + score) / self.pairs for encode, score in rounds]
+
+    def to_json(self) -> str:
+        """All of it."""
+        return json.dumps(to_plain(self), indent=2) + "\n"
+
+    def to_markdown(self) -> str:
+        """Two tables, and under them what they were measured on."""
+        lines = [
+            f"| {self.pictures} images x {self.texts} texts, {self.levels} levels | pairs/s "
+            "(median) | min to max | ms a pass | % of matmul peak | peak memory | Spearman |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+            *(self._speed(name) for name in CONTENDERS if name in self.contenders),
+            "",
+            self._factors(),
+            "",
+            f"Cold start of `dsd-trt score`, one image and one text: {self.cold_start[0]:.2f} s "
+            f"the first time, {self.cold_start[1]:.2f} s after that.",
+            *(f"{CONTENDERS[name]} did not run: {why}" for name, why in self.failures.items()),
+            "",
+            f"{self.machine}. Largest matrix product: "
+            + ", ".join(f"{2e-9 * peak:.0f} GFLOP/s in {p}" for p, peak in self.peaks.items()),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _speed(self, name: str) -> str:
+        it, seconds = self.contenders[name], self.seconds_a_pair(name)
+        rates = [1 / each for each in seconds]
+        pass_seconds = statistics.median(it.score_seconds) / it.passes
+        peak = self.peaks.get(it.precision)
+        share = f"{100 * it.macs / it.passes / pass_seconds / peak:.0f}" if peak else "-"
+        if name == "naive":  # its passes and its encoders are not told apart
+            share = f"{100 * it.macs / statistics.median(it.score_seconds) / (peak or 1):.0f}"
+        return (
+            f"| {CONTENDERS[name]} | {statistics.median(rates):.3g} "
+            f"| {min(rates):.3g} to {max(rates):.3g} | {1000 * pass_seconds:.3g} | {share} "
+            f"| {it.peak_mib:.0f} MiB | {self._agreement(name)} |"
+        )
+
+    def _agreement(self, name: str) -> str:
+        """Rank correlation with PyTorch FP32, of those that compute the same score."""
+        if REFERENCE not in self.contenders or name in ("naive", "diffusion-classifier"):
+            return "-"
+        if name.endswith("-matrix"):
+            return "another score"
+        from dsd_trt.agreement import spearman
+
+        ours = np.array(self.contenders[name].scores).ravel()
+        return f"{spearman(ours, np.array(self.contenders[REFERENCE].scores).ravel()):.5f}"
+
+    def _factors(self) -> str:
+        """How many times as fast the best of ours in pair mode is, and from what."""
+        ours = [name for name in ("openvino-bf16", "openvino") if name in self.contenders]
+        if not ours:
+            return ""
+        best = min(ours, key=lambda name: statistics.median(self.seconds_a_pair(name)))
+        mine, my_seconds = self.contenders[best], statistics.median(self.seconds_a_pair(best))
+        lines = [
+            f"| {CONTENDERS[best]} is faster, a pair, than | by | of that, less arithmetic "
+            "| of that, faster arithmetic |",
+            "|---|---:|---:|---:|",
+        ]
+        for name, it in self.contenders.items():
+            if name == best or name.endswith("-matrix"):
+                continue
+            whole = statistics.median(self.seconds_a_pair(name)) / my_seconds
+            less = it.macs / mine.macs
+            lines.append(
+                f"| {CONTENDERS[name]} | {whole:.2f} x | {less:.2f} x | {whole / less:.2f} x |"
+            )
+        return "\n".join(lines)
