@@ -52,9 +52,8 @@ class PyTorch:
             lam=method.lam,
         )
         self.scoring = self._build(score_layers=method.score_layers, score=method.score)
-        self._run: Callable[..., tuple[Tensor, ...]] = (
-            torch.compile(self.scoring) if compiled else self.scoring
-        )
+        self._compiled: Callable[..., tuple[Tensor, ...]] | None = None
+        self._compile = compiled
         self._latent: Tensor | None = None
         self._texts: tuple[Tensor, Tensor] | None = None
 
@@ -70,7 +69,8 @@ class PyTorch:
         Every (image, text) encodes its image and its text, and every level walks through the whole
         U-Net for the text and for no text, of which the latter is thrown away.
         """
-        whole = self._build(score="attention+denoising")  # to the U-Net's end
+        whole = self._build(score_layers="all")
+        whole.denoising = True  # to the U-Net's end
         probe = self.work.probe
 
         def pair(i: int, j: int) -> float:
@@ -111,7 +111,20 @@ class PyTorch:
 
     def score(self) -> Floats:
         """The bundle's score of all pairs."""
-        return self._score(lambda *pairs: self._run(*pairs)[0])
+        if self._compile and self._compiled is None:
+            self._compiled = self._export()
+        run = self.scoring if self._compiled is None else self._compiled
+        return self._score(lambda *pairs: run(*pairs)[0])
+
+    def _export(self) -> Callable[..., tuple[Tensor, ...]]:
+        """The model for `torch.compile`, which does not follow its generator, as plain operators."""
+        pairs = next(self._pairs(2))
+        with torch.no_grad(), self._autocast():
+            program = torch.export.export(
+                self.scoring, pairs, dynamic_shapes=tuple({0: torch.export.Dim.AUTO} for _ in pairs)
+            )
+        compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(program.module())
+        return compiled
 
     def _score(self, score: Callable[..., Tensor]) -> Floats:
         with torch.no_grad(), self._autocast():

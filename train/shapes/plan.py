@@ -25,6 +25,7 @@ class Plan:
     naming_steps: int = 1600
     clear_steps: int = 2500
     again_steps: int = 4000
+    longer_steps: int = 5000
     diffusion_twins: int = 24
     workers: int = 2
     probe_every: int = 1000
@@ -48,6 +49,7 @@ SMOKE = Plan(
     naming_steps=1,
     clear_steps=1,
     again_steps=1,
+    longer_steps=1,
     diffusion_twins=4,
     probe_every=4,
     sampling_steps=2,
@@ -62,9 +64,22 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
     First everything at once; then with captions that are wrong altogether, too. Relations are not
     learned so: three lessons lead there (docs/lessons.md), and everything mixed mends what they
     cost. Then shapes, which colours outshine: by scenes that differ in nothing else, by naming,
-    and by less noise. Then all of it again at a high rate that falls to zero, which gave the most.
+    and by less noise. Then all of it again at a high rate that falls to zero, twice, which gave the
+    most.
     """
     lesson = Settings(steps=0, twins=plan.diffusion_twins, telling=1.0)
+    once_more = replace(
+        lesson,
+        learning_rate=1.2e-3,
+        naming=1.0,
+        silent=0.1,
+        noise=1.7,
+        places=0.04,
+        strangers=0.25,
+        kept=_kept(
+            side=0.2, predicate=0.35, other=0.25, swap=0.3, size=0.35, colour=0.25, both=0.2
+        ),
+    )
     return {
         "diffusion": Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed),
         "matching": Settings(
@@ -143,20 +158,8 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
             ),
             seed=seed + 18,
         ),
-        "again": replace(
-            lesson,
-            steps=plan.again_steps,
-            learning_rate=1.2e-3,
-            naming=1.0,
-            silent=0.1,
-            noise=1.7,
-            places=0.04,
-            strangers=0.25,
-            kept=_kept(
-                side=0.2, predicate=0.35, other=0.25, swap=0.3, size=0.35, colour=0.25, both=0.2
-            ),
-            seed=seed + 31,
-        ),
+        "again": replace(once_more, steps=plan.again_steps, seed=seed + 31),
+        "longer": replace(once_more, steps=plan.longer_steps, seed=seed + 41),
     }
 
 
