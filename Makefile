@@ -7,16 +7,17 @@ PYTEST_ARGS ?=
 
 DEMO := .venv-demo
 DEV := .venv
+CPP := .venv-cpp
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-size lint bench clean
+.PHONY: demo test test-size lint bench cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
-test: $(DEV)/installed
+test: $(DEV)/installed $(if $(shell command -v npm),$(CPP)/fetched)
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # Needs 10 GB of disk and several minutes.
@@ -36,8 +37,17 @@ lint: $(DEV)/installed
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt.export.bench
 
+# The C++ runtime; docs/cpp.md says what has to be installed. CMAKE_ARGS goes to CMake.
+CPP_BUILD ?= engines/cpp/build
+
+cpp: $(CPP)/fetched
+	cmake -S engines/cpp -B $(CPP_BUILD) -DONNXRUNTIME_ROOT=$(CURDIR)/$(CPP)/needed/onnxruntime \
+		-DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/needed/nlohmann_json \
+		-DPython3_EXECUTABLE=$(CURDIR)/$(CPP)/bin/python $(CMAKE_ARGS)
+	cmake --build $(CPP_BUILD) --parallel 2
+
 clean:
-	rm -rf $(DEMO) $(DEV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(CPP) engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
 # because setuptools would pack modules that no longer exist.
@@ -58,4 +68,11 @@ $(DEV)/installed: pyproject.toml constraints.txt Makefile
 		$(DEV)/bin/python -m pip download --quiet --no-deps --only-binary :all: \
 			--dest $(DEV)/tensorrt-bindings "tensorrt-cu12-bindings==$$version" || exit 1; \
 	done
+	touch $@
+
+$(CPP)/fetched: constraints.txt engines/cpp/fetch.py
+	test -x $(CPP)/bin/python || $(PYTHON) -m venv $(CPP)
+	$(CPP)/$(INSTALL) onnxruntime tokenizers
+	rm -rf $(CPP)/needed
+	$(CPP)/bin/python engines/cpp/fetch.py $(CPP)/needed
 	touch $@

@@ -46,7 +46,7 @@ def combining_order() -> dict[int, int]:
     low, high = chr(0x334), chr(0x345)  # of the lowest class and of the highest
 
     def above(first: str, second: str) -> bool:
-        return _nfd(first + second) == second + first
+        return first != second and _nfd(first + second) == second + first
 
     alone = [c for c in CODE_POINTS if _nfd(chr(c)) == chr(c)]
     moved = [c for c in alone if above(high, chr(c)) or above(chr(c), low)]
