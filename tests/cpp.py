@@ -57,6 +57,8 @@ class CppScorer:
         library.dsd_max_length.restype = library.dsd_resolution.restype = ctypes.c_size_t
         self.max_length: int = library.dsd_max_length(self._handle)
         self.resolution: int = library.dsd_resolution(self._handle)
+        self._ids = (ctypes.c_int32 * self.max_length)()
+        self._mask = (ctypes.c_float * self.max_length)()
 
     def close(self) -> None:
         self._library.dsd_close(self._handle)
@@ -87,20 +89,27 @@ class CppScorer:
         )
         return scores, probabilities, [error.message.decode() for error in errors]
 
-    def tokenize(self, text: str | bytes) -> tuple[list[int], list[float], int]:
-        """Ids, mask, and the number of tokens before cutting."""
-        ids = (ctypes.c_int32 * self.max_length)()
-        mask = (ctypes.c_float * self.max_length)()
+    def tokenize(self, text: str | bytes) -> tuple[list[int], list[float]]:
+        """Ids and mask, padded."""
+        self.count_words(text)
+        return self._ids[:], self._mask[:]
+
+    def word_ids(self, text: str) -> list[int]:
+        """Ids of a text that fits, without BOS and EOS."""
+        return self._ids[1 : 1 + self.count_words(text)]
+
+    def count_words(self, text: str | bytes) -> int:
+        """Tokens of a text before cutting, without BOS and EOS."""
         words = ctypes.c_size_t()
         self._call(
             self._library.dsd_tokenize,
             self._handle,
             text.encode() if isinstance(text, str) else text,
-            ids,
-            mask,
+            self._ids,
+            self._mask,
             ctypes.byref(words),
         )
-        return list(ids), list(mask), words.value
+        return words.value
 
     def preprocess(self, image: Path | bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
         pixels = np.zeros((self.resolution, self.resolution, 3), np.uint8)

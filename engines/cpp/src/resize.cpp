@@ -90,8 +90,13 @@ Rgb resize_height(const Rgb &image, std::size_t height) {
 
 Rgb resize(const Rgb &image, std::size_t height, std::size_t width) {
     if (image.width == width && image.height == height) return image;
-    const Rgb across = image.width == width ? image : resize_width(image, width);
-    return across.height == height ? across : resize_height(across, height);
+    if (image.height == height) return resize_width(image, width);
+    if (image.width == width) return resize_height(image, height);
+    // Each pass rounds, so their order shows. Pillow (13) shrinks first where the other pass grows.
+    if (image.height > height && image.width < width) {
+        return resize_width(resize_height(image, height), width);
+    }
+    return resize_height(resize_width(image, width), height);
 }
 
 }  // namespace dsd
