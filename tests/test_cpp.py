@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from bundles import FRACTIONS
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
-from exported import Exported
 from test_cpp_image import CASES, clip_tokenizer, picture
 
 from dsd_trt import Scorer
 from dsd_trt.bundle import write_bundle
 from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.settings import Settings
 from dsd_trt.manifest import Precision, ScoreKind, TokenMask
 
 pytest_plugins = ("cpp", "exported")
@@ -71,22 +71,23 @@ def test_every_kind_of_score_is_pythons(
     assert np.abs(whole - agree(cpp_library, tmp_path, FRACTIONS[1:2])).max() > 1e-4
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_exported_bundles_score_as_in_python(
-    precision: str, request: pytest.FixtureRequest, cpp_library: ctypes.CDLL
+def test_an_adapter_is_fed_and_fp16_passed_on(
+    checkpoint_folder: Path, adapter_folder: Path, cpp_library: ctypes.CDLL, tmp_path: Path
 ) -> None:
-    exported: Exported = request.getfixturevalue(f"exported_{precision}")
-    agree(cpp_library, exported.bundle.folder)
-
-
-def test_an_adapter_is_fed(
-    exported_fp32: Exported, cpp_library: ctypes.CDLL, tmp_path: Path
-) -> None:
-    from dataclasses import replace
-
-    fed = export_bundle(replace(exported_fp32.settings, adapter_input=True), tmp_path / "fed")[0]
-    assert fed.manifest.adapter is not None
-    agree(cpp_library, fed.folder)
+    settings = Settings(
+        model=str(checkpoint_folder),
+        adapter=adapter_folder,
+        levels=(0.2, 0.8),
+        precision="fp16",
+        adapter_input=True,
+    )
+    bundle = export_bundle(settings, tmp_path / "bundle")[0]
+    assert bundle.manifest.adapter is not None
+    fed = agree(cpp_library, bundle.folder)
+    file = bundle.path(bundle.manifest.adapter.file)
+    file.write_bytes(bytes(file.stat().st_size))  # no adapter: other scores, so it is fed
+    write_bundle(bundle.folder, bundle.manifest)
+    assert np.abs(agree(cpp_library, bundle.folder) - fed).max() > 1e-4
 
 
 def test_batches_do_not_change_scores(cpp_library: ctypes.CDLL) -> None:

@@ -92,8 +92,9 @@ Rgb resize(const Rgb &image, std::size_t height, std::size_t width) {
     if (image.width == width && image.height == height) return image;
     if (image.height == height) return resize_width(image, width);
     if (image.width == width) return resize_height(image, height);
-    // Each pass rounds, so their order shows. Pillow (13) shrinks first where the other pass grows.
-    if (image.height > height && image.width < width) {
+    // Each pass rounds, so their order shows. This is Pillow's (13): the width first, but for
+    // images that are much higher than they are wide.
+    if (image.height > height && 2 * image.width < image.height + height) {
         return resize_width(resize_height(image, height), width);
     }
     return resize_height(resize_width(image, width), height);

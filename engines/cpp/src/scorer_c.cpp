@@ -5,6 +5,7 @@
 #include <string>
 
 #include "dsd/scorer.hpp"
+#include "unicode.hpp"
 
 struct dsd_scorer {
     dsd::Scorer scorer;
@@ -12,32 +13,47 @@ struct dsd_scorer {
 
 namespace {
 
-void write_error(dsd_error *error, dsd_status status, const char *message) noexcept {
+// Names of files, and what JSON is quoted, may hold anything.
+std::string printable(std::string message) {
+    try {
+        dsd::unicode::decode(message);
+    } catch (const dsd::Error &) {
+        for (char &c : message) c = static_cast<unsigned char>(c) < 0x80 ? c : '?';
+    }
+    return message;
+}
+
+void write_error(dsd_error *error, dsd_status status, const std::string &message) {
     if (!error) return;
     error->status = status;
-    std::size_t length = std::min(std::strlen(message), sizeof error->message - 1);
+    const std::string text = printable(message);
+    std::size_t length = std::min(text.size(), sizeof error->message - 1);
     // Not within a character, whose further bytes start with the bits 10.
-    const bool cut = message[length] != 0;
-    while (cut && length > 0 && (message[length] & 0xC0) == 0x80) --length;
-    std::memcpy(error->message, message, length);
+    while (length < text.size() && length > 0 && (text[length] & 0xC0) == 0x80) --length;
+    std::memcpy(error->message, text.c_str(), length);
     error->message[length] = 0;
 }
 
-// No exception gets past here.
+// No exception gets past here: where there is no memory even for a message, there is none.
 template <typename Work>
 dsd_status guard(dsd_error *error, Work work) noexcept {
     dsd_status status = DSD_OTHER;
     try {
-        work();
-        write_error(error, DSD_OK, "");
-        return DSD_OK;
-    } catch (const dsd::Error &caught) {
-        status = static_cast<dsd_status>(caught.code());
-        write_error(error, status, caught.what());
-    } catch (const std::exception &caught) {
-        write_error(error, status, caught.what());
+        try {
+            work();
+            status = DSD_OK;
+            write_error(error, status, "");
+        } catch (const dsd::Error &caught) {
+            status = static_cast<dsd_status>(caught.code());
+            write_error(error, status, caught.what());
+        } catch (const std::exception &caught) {
+            write_error(error, status, caught.what());
+        }
     } catch (...) {
-        write_error(error, status, "an unknown failure");
+        if (error) {
+            error->status = status = status == DSD_OK ? DSD_OTHER : status;
+            error->message[0] = 0;
+        }
     }
     return status;
 }
@@ -96,7 +112,7 @@ dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, size_t i
         }
         for (std::size_t i = 0; image_errors && i < image_count; ++i) {
             const std::string &reason = matrix.errors[i];
-            write_error(&image_errors[i], reason.empty() ? DSD_OK : DSD_IMAGE, reason.c_str());
+            write_error(&image_errors[i], reason.empty() ? DSD_OK : DSD_IMAGE, reason);
         }
     });
 }
