@@ -7,6 +7,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from bundles import FRACTIONS
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
 from test_cpp_image import CASES, clip_tokenizer, picture
+from test_cpp_tokenizer import nasty_texts
 
 from dsd_trt import Scorer
 from dsd_trt.bundle import write_bundle
@@ -243,3 +245,89 @@ def test_the_example_prints_what_the_command_prints(cpp_build: Path, tmp_path: P
     for mine, theirs in zip(rows(got.stdout), rows(expected.stdout), strict=True):
         assert mine[:2] == theirs[:2]
         assert mine[2:] == pytest.approx(theirs[2:], abs=1e-5)
+
+
+def guide(language: str) -> list[str]:
+    text = (ROOT / "docs" / "cpp.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_guide_runs_to_the_letter(cpp_build: Path) -> None:
+    """All of its commands, in its order, in the repository; `cpp_build` has run the first."""
+    (source,) = guide("cpp")
+    lines = [line for block in guide("sh") for line in block.splitlines()]
+    assert lines[0] == "make cpp"
+    assert len(lines) == 5
+    made = ROOT / "first.cpp", ROOT / "first"
+    try:
+        made[0].write_text(source)
+        printed = [
+            subprocess.run(
+                line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout
+            for line in lines[1:]
+        ]
+    finally:
+        for file in made:
+            file.unlink(missing_ok=True)
+    texts = ["a large yellow star", "a small red cross"]
+    image = ROOT / "examples" / "images" / "lone-star.png"
+    expected = Scorer.load(EMBEDDED, engine="onnxruntime").score([image], texts)
+    assert len(rows(printed[0])) == 14 * 16
+    assert printed[2].split() == [f"{p:.3f}" for p in expected.probabilities[0]]
+    score, probability = map(float, printed[3].split())
+    assert score == pytest.approx(expected.scores[0, 0], abs=1e-5)
+    assert probability == pytest.approx(expected.probabilities[0, 0], abs=1e-5)
+
+
+@pytest.fixture
+def small_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A bundle, images whole and truncated, and nasty texts, as arguments of the example."""
+    clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch, score="released")
+    images = tmp_path / "images"
+    images.mkdir()
+    for place, (name, content) in enumerate(CASES.items()):
+        for part, length in (("whole", len(content)), ("cut", len(content) * 2 // 3)):
+            (images / f"{place}-{part}.{name[:3]}".replace("jpe", "jpeg")).write_bytes(
+                content[:length]
+            )
+    texts = [" ".join(text.split()) for text in nasty_texts(100)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), "utf-8")
+    return [str(tmp_path / "bundle"), str(images), str(tmp_path / "texts.txt")]
+
+
+def test_sanitizers_find_nothing(small_case: list[str]) -> None:
+    """AddressSanitizer, its leak checker and UndefinedBehaviorSanitizer end a program with 1."""
+    flags = "-DDSD_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug"
+    sanitized = build("build-sanitized", f"CMAKE_ARGS={flags}")
+    symbols = subprocess.run(
+        ["nm", "-D", sanitized / "libdsd.so"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "__asan_init" in symbols
+    assert "__ubsan_handle" in symbols
+    command = [str(sanitized / "dsd-score"), *small_case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr  # some images are truncated
+    assert len(rows(done.stdout)) > 3000
+    altered = Path(small_case[0]) / "tokenizer.json"
+    altered.write_bytes(altered.read_bytes()[:-9])
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "bytes instead of" in done.stderr
+
+
+def test_valgrind_finds_nothing(small_case: list[str], cpp_build: Path, tmp_path: Path) -> None:
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    bundle, images, _ = small_case
+    (tmp_path / "few.txt").write_text("a red circle\nit's 東京 🙂\n", "utf-8")
+    few = [str(Path(images) / name) for name in ("0-whole.jpeg", "8-whole.png", "8-cut.png")]
+    options = ("--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite")
+    done = subprocess.run(
+        ["valgrind", *options, cpp_build / "dsd-score", bundle, *few, str(tmp_path / "few.txt")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "ERROR SUMMARY: 0 errors" in done.stderr
+    assert len(rows(done.stdout)) == 4
