@@ -1,4 +1,4 @@
-"""The C++ runtime's images against Python's: Pillow decodes those, libjpeg-turbo and libpng these."""
+"""The C++ runtime's images, of libjpeg-turbo and libpng, against Python's, of Pillow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import bundles
 import numpy as np
 import pytest
 from bundles import make_bundle
@@ -18,7 +19,6 @@ from cpp import CppError, CppScorer
 from numpy.typing import NDArray
 from PIL import Image
 
-import bundles
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
 from dsd_trt.manifest import Preprocessing, Resize
@@ -44,11 +44,15 @@ def encode(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png(depth: int, color: int, width: int, rows: list[bytes], *chunks: tuple[bytes, bytes]) -> bytes:
+def png(
+    depth: int, color: int, width: int, rows: list[bytes], *chunks: tuple[bytes, bytes]
+) -> bytes:
     """A PNG file of any kind, for those that Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, len(rows), depth, color, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
@@ -139,9 +143,7 @@ def clip_tokenizer() -> Any:
 
 
 @pytest.fixture(scope="module")
-def cpp(
-    cpp_library: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CppScorer]:
+def cpp(cpp_library: ctypes.CDLL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CppScorer]:
     scorer = open_scorer(cpp_library, tmp_path_factory.mktemp("images"))
     yield scorer
     scorer.close()
@@ -208,7 +210,7 @@ def test_a_truncated_image_is_refused_where_python_refuses_it(name: str, cpp: Cp
 def test_a_damaged_image_costs_no_more_than_itself(name: str, cpp: CppScorer) -> None:
     """Whatever bytes come, there are pixels or a reason."""
     random = np.random.default_rng(5)
-    refused = 0
+    statuses = set()
     for _ in range(150):
         damaged = bytearray(CASES[name])
         for place in random.integers(0, len(damaged), random.integers(1, 6)):
@@ -216,9 +218,8 @@ def test_a_damaged_image_costs_no_more_than_itself(name: str, cpp: CppScorer) ->
         try:
             cpp.preprocess(bytes(damaged))
         except CppError as error:
-            refused += 1
-            assert error.status == 3
-    assert refused
+            statuses.add(error.status)
+    assert statuses == {3}
 
 
 def test_what_is_no_image_is_refused_with_the_reason(cpp: CppScorer, tmp_path: Path) -> None:

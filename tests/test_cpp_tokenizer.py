@@ -1,5 +1,7 @@
 """The C++ tokenizer against `tokenizers`: the same ids, on every code point and on nasty texts."""
 
+# ruff: noqa: RUF001 (letters that look like others are the point)
+
 from __future__ import annotations
 
 import ctypes
@@ -68,9 +70,7 @@ def nasty_texts(count: int, seed: int = 0) -> Iterator[str]:
 def clip() -> Tokenizer:
     """A CLIP tokenizer with merges in every script, trained on the nasty texts themselves."""
     tokenizer = Tokenizer(
-        models.BPE(
-            unk_token=SPECIALS[1], end_of_word_suffix="</w>", continuing_subword_prefix=""
-        )
+        models.BPE(unk_token=SPECIALS[1], end_of_word_suffix="</w>", continuing_subword_prefix="")
     )
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -154,7 +154,14 @@ def test_marks_are_ordered_as_by_tokenizers(cpp: CppScorer, clip: Tokenizer) -> 
 
 
 def test_a_text_that_is_not_utf_8_is_refused(cpp: CppScorer) -> None:
-    for text in (b"red \xff", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\x80"):
+    for text in (
+        b"red \xff",
+        b"\xc0\xaf",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xe2\x82",
+        b"\x80",
+    ):
         with pytest.raises(CppError, match="not UTF-8") as caught:
             cpp.tokenize(text)
         assert caught.value.status == 1
