@@ -24,6 +24,11 @@ void require(bool holds, const std::string &where, const std::string &complaint)
     if (!holds) throw field_error(where, complaint);
 }
 
+void require_listed(const std::set<std::string> &files, const std::string &where,
+                    const std::string &file) {
+    require(files.count(file), where, "names '" + file + "', which is not among the files");
+}
+
 std::string sha256(const fs::path &path) {
     const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX *)> context(EVP_MD_CTX_new(),
                                                                       EVP_MD_CTX_free);
@@ -97,7 +102,7 @@ GraphFile read_graph(Fields graphs, const std::string &name, const fs::path &fol
                      const std::set<std::string> &files) {
     Fields fields = graphs.object(name);
     const std::string file = fields.text("file");
-    require(files.count(file), fields.at("file"), "names '" + file + "', which is not among the files");
+    require_listed(files, fields.at("file"), file);
     GraphFile graph{folder / file, read_tensors(fields.list("inputs"), fields.at("inputs")),
                     read_tensors(fields.list("outputs"), fields.at("outputs"))};
     fields.nothing_else();
@@ -134,7 +139,8 @@ void check_contract(const Bundle &bundle, bool half) {
     const Tensor text_states{"text_states", type, {-1, rows, of_text[2]}};
     for (const Tensor &tensor : {latent, text_states}) {
         for (std::size_t i = 1; i < tensor.shape.size(); ++i) {
-            require(tensor.shape[i] > 0, "graphs", "'" + tensor.name + "' must be dynamic in its first dimension only");
+            require(tensor.shape[i] > 0, "graphs",
+                    "'" + tensor.name + "' must be dynamic in its first dimension only");
         }
     }
     demand(bundle.image_encoder.inputs, {{"pixels", ElementType::uint8, {-1, side, side, 3}}},
@@ -184,7 +190,8 @@ void read_method(Bundle &bundle, Fields method) {
     require(!values.empty(), weights.at("values"), "is empty");
     bundle.fewest_heads = values[0].size();
     for (const Json &layer : values) {
-        require(layer.is_array() && !layer.empty(), weights.at("values"), "must be of lists of numbers");
+        require(layer.is_array() && !layer.empty(), weights.at("values"),
+                "must be of lists of numbers");
         bundle.fewest_heads = std::min(bundle.fewest_heads, layer.size());
     }
     (void)weights["mode"];
@@ -201,7 +208,7 @@ void read_adapter(Bundle &bundle, const Json &adapter, const fs::path &folder,
     if (adapter.is_null()) return;
     Fields fields(adapter, "adapter");
     const std::string file = fields.text("file");
-    require(files.count(file), fields.at("file"), "names '" + file + "', which is not among the files");
+    require_listed(files, fields.at("file"), file);
     const auto bytes = fs::file_size(folder / file);
     Fields tensors = fields.object("tensors");
     fields.nothing_else();
@@ -232,9 +239,10 @@ void read_adapter(Bundle &bundle, const Json &adapter, const fs::path &folder,
 Bundle read_manifest(const Json &json, const fs::path &folder) {
     const auto version = json.is_object() ? json.find("schema_version") : json.end();
     if (version == json.end() || !version->is_number_integer() || *version != kSchemaVersion) {
-        throw Error(ErrorCode::bundle, std::string(kManifest) + " has another schema_version than " +
-                                           std::to_string(kSchemaVersion) +
-                                           ", which this library reads; export the bundle again");
+        throw Error(ErrorCode::bundle,
+                    std::string(kManifest) + " has another schema_version than " +
+                        std::to_string(kSchemaVersion) +
+                        ", which this library reads; export the bundle again");
     }
     Fields manifest(json, "");
     (void)manifest["schema_version"];
@@ -251,7 +259,7 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
 
     Fields tokenizer = manifest.object("tokenizer");
     const std::string file = tokenizer.text("file");
-    require(files.count(file), tokenizer.at("file"), "names '" + file + "', which is not among the files");
+    require_listed(files, tokenizer.at("file"), file);
     bundle.tokenizer = folder / file;
     bundle.max_length = tokenizer.integer("max_length", 2);
     bundle.bos = tokenizer.integer("bos_id", 0);
@@ -304,8 +312,9 @@ Bundle read_bundle(const fs::path &folder) {
     const fs::path path = folder / kManifest;
     std::ifstream stream(path, std::ios::binary);
     if (!stream || !fs::is_regular_file(path)) {
-        throw Error(ErrorCode::bundle, folder.string() + " is not a bundle: it has no " + kManifest +
-                                           ". Make one with: dsd-trt export --out BUNDLE");
+        throw Error(ErrorCode::bundle,
+                    folder.string() + " is not a bundle: it has no " + kManifest +
+                        ". Make one with: dsd-trt export --out BUNDLE");
     }
     const std::string where = "bundle " + folder.string() + ": ";
     try {

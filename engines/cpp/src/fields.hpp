@@ -26,7 +26,9 @@ class Fields {
     }
 
     // Where a field is, for messages.
-    std::string at(const std::string &key) const { return where_.empty() ? key : where_ + "." + key; }
+    std::string at(const std::string &key) const {
+        return where_.empty() ? key : where_ + "." + key;
+    }
 
     const Json &operator[](const std::string &key) {
         read_.insert(key);

@@ -76,7 +76,8 @@ void append_row(Reader &reader, std::uint8_t *target) {
         for (int c = 0; c < 3; ++c) {
             if (channels == 4) {  // CMYK, inverted as Adobe writes it
                 const int product = (255 - source[c]) * source[3] + 128;
-                target[c] = static_cast<std::uint8_t>(source[3] - (((product >> 8) + product) >> 8));
+                const int part = ((product >> 8) + product) >> 8;  // product / 255, rounded
+                target[c] = static_cast<std::uint8_t>(source[3] - part);
             } else {
                 target[c] = source[channels == 1 ? 0 : c];
             }

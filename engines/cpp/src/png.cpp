@@ -21,7 +21,8 @@ struct Reader {
     std::vector<png_bytep> rows;
 
     Reader(const unsigned char *bytes, std::size_t size) : data(bytes), left(size) {
-        png = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, fail, [](png_structp, png_const_charp) {});
+        const auto ignore = [](png_structp, png_const_charp) {};
+        png = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, fail, ignore);
         info = png ? png_create_info_struct(png) : nullptr;
         if (!info) throw std::bad_alloc();
         png_set_read_fn(png, this, read);

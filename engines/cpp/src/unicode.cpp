@@ -35,8 +35,8 @@ constexpr char32_t kSyllableCount = kLeadCount * kVowelCount * kTrailCount;
 
 template <std::size_t N>
 bool contains(const Range (&ranges)[N], char32_t c) {
-    const Range *after = std::upper_bound(
-        ranges, ranges + N, c, [](char32_t value, const Range &range) { return value < range.first; });
+    const auto before = [](char32_t value, const Range &range) { return value < range.first; };
+    const Range *after = std::upper_bound(ranges, ranges + N, c, before);
     return after != ranges && c <= std::prev(after)->last;
 }
 
