@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string_view>
+#include <utility>
 
 #include <jpeglib.h>
 // after jpeglib.h, whose types it needs

@@ -1,6 +1,7 @@
 #include "tokenizer.hpp"
 
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <queue>
 #include <string>
