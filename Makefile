@@ -8,16 +8,17 @@ PYTEST_ARGS ?=
 DEMO := .venv-demo
 DEV := .venv
 TRITON := .venv-triton
+CPP := .venv-cpp
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-triton test-size lint bench clean
+.PHONY: demo test test-triton test-size lint bench cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
-test: $(DEV)/installed test-triton
+test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # On a real server, in its own environment.
@@ -41,8 +42,17 @@ lint: $(DEV)/installed
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt bench
 
+# The C++ runtime; docs/cpp.md says what has to be installed. CMAKE_ARGS goes to CMake.
+CPP_BUILD ?= engines/cpp/build
+
+cpp: $(CPP)/fetched
+	cmake -S engines/cpp -B $(CPP_BUILD) -DONNXRUNTIME_ROOT=$(CURDIR)/$(CPP)/needed/onnxruntime \
+		-DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/needed/nlohmann_json \
+		-DPython3_EXECUTABLE=$(CURDIR)/$(CPP)/bin/python $(CMAKE_ARGS)
+	cmake --build $(CPP_BUILD) --parallel 2
+
 clean:
-	rm -rf $(DEMO) $(DEV) $(TRITON) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
 # because setuptools would pack modules that no longer exist.
@@ -65,12 +75,9 @@ $(DEV)/installed: pyproject.toml constraints.txt Makefile
 	done
 	touch $@
 
-# Triton's server comes with nvidia-pytriton (50 MB), of which nothing else is used. What its python
-# backend runs needs numpy below 2, so this is an environment beside the other.
-$(TRITON)/installed: pyproject.toml constraints-triton.txt Makefile
-	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/python -m pip install --quiet --constraint constraints-triton.txt \
-		--editable '.[cpu,triton]' 'tritonclient[http]' onnx psutil pytest pytest-timeout
-	$(TRITON)/bin/python -m pip install --quiet --constraint constraints-triton.txt \
-		--no-deps nvidia-pytriton
+$(CPP)/fetched: constraints.txt engines/cpp/fetch.py
+	test -x $(CPP)/bin/python || $(PYTHON) -m venv $(CPP)
+	$(CPP)/$(INSTALL) onnxruntime tokenizers
+	rm -rf $(CPP)/needed
+	$(CPP)/bin/python engines/cpp/fetch.py $(CPP)/needed
 	touch $@

@@ -117,7 +117,7 @@ class PyTorch:
         return self._score(lambda *pairs: run(*pairs)[0])
 
     def _export(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The model for `torch.compile`, which does not follow its generator, as plain operators."""
+        """The model as plain operators: `torch.compile` does not follow its generator."""
         pairs = next(self._pairs(2))
         with torch.no_grad(), self._autocast():
             program = torch.export.export(

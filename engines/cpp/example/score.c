@@ -1,0 +1,31 @@
+/* Scores one image against one text: dsd-score-c BUNDLE IMAGE TEXT */
+#include <stdio.h>
+
+#include "dsd/scorer.h"
+
+int main(int argc, char **argv) {
+    dsd_scorer *scorer = NULL;
+    dsd_error error, image_error;
+    dsd_image image = {0};
+    float score = 0, probability = 0;
+    int status = 2;
+
+    if (argc != 4) {
+        fprintf(stderr, "usage: dsd-score-c BUNDLE IMAGE TEXT\n");
+        return status;
+    }
+    image.path = argv[2];
+    if (dsd_open(argv[1], NULL, &scorer, &error) != DSD_OK ||
+        dsd_score(scorer, &image, 1, (const char *const *)&argv[3], 1, NULL, 0, &score,
+                  &probability, &image_error, &error) != DSD_OK) {
+        fprintf(stderr, "error: %s\n", error.message);
+    } else if (image_error.status != DSD_OK) {
+        fprintf(stderr, "%s: %s\n", argv[2], image_error.message);
+        status = 3;
+    } else {
+        printf("%.9g %.9g\n", score, probability);
+        status = 0;
+    }
+    dsd_close(scorer);
+    return status;
+}

@@ -1,0 +1,111 @@
+// Prints what `dsd-trt score --bundle BUNDLE --format csv IMAGES... TEXTS` prints.
+//
+//     dsd-score BUNDLE IMAGES... TEXTS
+//
+// IMAGES are JPEG and PNG files, and folders of them; TEXTS is a UTF-8 file with one text a line.
+// Exits with 3 where some images could not be scored, else as the Python command does.
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+#include <iostream>
+#include <set>
+
+#include "dsd/scorer.hpp"
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::vector<fs::path> images_of(const fs::path &path) {
+    if (!fs::exists(path)) {
+        throw dsd::Error(dsd::ErrorCode::input, "no file or directory '" + path.string() + "'");
+    }
+    if (!fs::is_directory(path)) return {path};
+    std::vector<fs::path> found;
+    for (auto entry = fs::recursive_directory_iterator(path); entry != fs::end(entry); ++entry) {
+        std::string ending = entry->path().extension().string();
+        for (char &c : ending) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+        const bool hidden = entry->path().filename().string()[0] == '.';
+        if (hidden && entry->is_directory()) entry.disable_recursion_pending();
+        const bool wanted = std::set<std::string>{".jpg", ".jpeg", ".png"}.count(ending);
+        if (!hidden && wanted && entry->is_regular_file()) found.push_back(entry->path());
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+std::vector<std::string> read_texts(const fs::path &path) {
+    std::ifstream stream(path, std::ios::binary);
+    if (!stream) throw dsd::Error(dsd::ErrorCode::input, "cannot read texts from " + path.string());
+    std::vector<std::string> texts;
+    for (std::string line; std::getline(stream, line);) {
+        if (texts.empty() && line.compare(0, 3, "\xEF\xBB\xBF") == 0) line.erase(0, 3);
+        const char *spaces = " \t\r\n\f\v";
+        const auto first = line.find_first_not_of(spaces);
+        if (first == line.npos) continue;
+        texts.push_back(line.substr(first, line.find_last_not_of(spaces) - first + 1));
+    }
+    return texts;
+}
+
+std::string cell(const std::string &text) {
+    if (text.find_first_of(",\"\r\n") == text.npos) return text;
+    std::string quoted = "\"";
+    for (char c : text) quoted += c == '"' ? "\"\"" : std::string(1, c);
+    return quoted + '"';
+}
+
+// The fewest digits that are read back as the same number.
+std::string shortest(float number) {
+    char digits[32];
+    const auto end = std::to_chars(digits, digits + sizeof digits, number).ptr;
+    return std::string(digits, end);
+}
+
+int run(const std::vector<std::string> &arguments) {
+    const dsd::Scorer scorer(arguments.front());
+    const auto texts = read_texts(arguments.back());
+    std::vector<std::string> names;
+    std::vector<dsd::Image> images;
+    for (std::size_t i = 1; i + 1 < arguments.size(); ++i) {
+        for (const fs::path &path : images_of(arguments[i])) {
+            names.push_back(path.string());
+            images.push_back(dsd::Image::file(path));
+        }
+    }
+    const dsd::Matrix matrix = scorer.score(images, texts);
+    std::cout << "image,text,score,probability\n";
+    for (std::size_t i = 0; i < matrix.scores.size(); ++i) {
+        if (std::isnan(matrix.scores[i])) continue;
+        std::cout << cell(names[i / matrix.texts]) << ',' << cell(texts[i % matrix.texts]) << ','
+                  << shortest(matrix.scores[i]) << ',' << shortest(matrix.probabilities[i]) << '\n';
+    }
+    int status = 0;
+    for (std::size_t i = 0; i < matrix.images; ++i) {
+        if (matrix.errors[i].empty()) continue;
+        std::cerr << names[i] << ": " << matrix.errors[i] << '\n';
+        status = 3;
+    }
+    return status;
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    const std::vector<std::string> arguments(argv + 1, argv + argc);
+    if (arguments.size() < 3) {
+        std::cerr << "usage: dsd-score BUNDLE IMAGES... TEXTS\n";
+        return 2;
+    }
+    try {
+        return run(arguments);
+    } catch (const dsd::Error &error) {
+        std::cerr << "error: " << error.what() << '\n';
+        return error.code() == dsd::ErrorCode::engine ? 4 : 2;
+    } catch (const std::exception &error) {
+        std::cerr << "error: " << error.what() << '\n';
+        return 1;
+    }
+}

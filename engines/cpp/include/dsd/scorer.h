@@ -1,0 +1,95 @@
+/* The scorer for C, and for every language that can call it.
+
+   Who owns what:
+   - Whatever you pass in stays yours. It is read during the call alone, never kept.
+   - Whatever is written goes to memory that you provide, of the size a function's comment states.
+     No function returns memory to be freed, but for the scorer.
+   - A dsd_scorer belongs to whom opened it, and dsd_close ends it. Several threads may use one at
+     once; none may use it while, or after, it is closed.
+   - Where a function fails, it says why in `error`, which may be NULL, and leaves its other outputs
+     as they are or partly written.
+   - Nothing here throws, exits, prints, or keeps state outside of a scorer. */
+#ifndef DSD_SCORER_H
+#define DSD_SCORER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define DSD_API __attribute__((visibility("default")))
+#else
+#define DSD_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum dsd_status {
+    DSD_OK = 0,
+    DSD_INPUT = 1,  /* what was passed: no texts, a text that is not UTF-8, an unknown level */
+    DSD_BUNDLE = 2, /* missing, incomplete, altered, or of a schema this version does not know */
+    DSD_IMAGE = 3,  /* an image cannot be decoded */
+    DSD_ENGINE = 4, /* ONNX Runtime refuses a graph, or computed what is no finite number */
+    DSD_OTHER = 5   /* memory ran out, or the like */
+} dsd_status;
+
+typedef struct dsd_error {
+    dsd_status status;
+    char message[512]; /* UTF-8, ends at 0, cut where it is longer */
+} dsd_error;
+
+typedef struct dsd_options {
+    int threads;             /* of ONNX Runtime; 0 is one a physical core */
+    double memory_budget_mb; /* for activations; 0 is 1024 */
+} dsd_options;
+
+/* An image, in one of three forms. */
+typedef struct dsd_image {
+    const char *path;               /* a JPEG or PNG file, or NULL */
+    const void *data;               /* where path is NULL: a JPEG or PNG file's bytes, or pixels */
+    size_t size;                    /* of data, in bytes */
+    size_t height, width, channels; /* of pixels, rows without gaps, 8 bits a channel: 1 grey,
+                                       3 RGB, 4 RGBA; all 0 where data is a file's bytes */
+} dsd_image;
+
+typedef struct dsd_scorer dsd_scorer;
+
+/* Opens a bundle's folder and verifies it whole. `options` may be NULL. */
+DSD_API dsd_status dsd_open(const char *bundle, const dsd_options *options, dsd_scorer **scorer,
+                            dsd_error *error);
+
+/* NULL is fine. */
+DSD_API void dsd_close(dsd_scorer *scorer);
+
+/* Tokens in a padded text, and the side in pixels of the square that images are stretched to. */
+DSD_API size_t dsd_max_length(const dsd_scorer *scorer);
+DSD_API size_t dsd_resolution(const dsd_scorer *scorer);
+
+/* Scores every image against every text, UTF-8 strings.
+
+   `levels` are the noise levels to average over, among the bundle's; NULL and 0 is all of them.
+   `scores` and `probabilities`, which may be NULL, have room for image_count * text_count floats,
+   an image's after the other. `image_errors`, which may be NULL, has room for image_count: an image
+   that cannot be decoded has NaN in its row and its reason there, others have DSD_OK; it does not
+   make the call fail. */
+DSD_API dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, size_t image_count,
+                             const char *const *texts, size_t text_count, const double *levels,
+                             size_t level_count, float *scores, float *probabilities,
+                             dsd_error *image_errors, dsd_error *error);
+
+/* What the text encoder is fed: `ids` and `mask`, which may be NULL, have room for
+   dsd_max_length() numbers. `words`, which may be NULL: how many tokens the text has without BOS
+   and EOS; one with more than dsd_max_length() - 2 is cut. */
+DSD_API dsd_status dsd_tokenize(const dsd_scorer *scorer, const char *text, int32_t *ids,
+                                float *mask, size_t *words, dsd_error *error);
+
+/* What the image encoder is fed: `pixels` has room for 3 * dsd_resolution()^2 bytes, RGB. */
+DSD_API dsd_status dsd_preprocess(const dsd_scorer *scorer, const dsd_image *image,
+                                  uint8_t *pixels, dsd_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,80 @@
+// Scores how well texts describe images, with a bundle that `dsd-trt export` wrote.
+//
+//     const dsd::Scorer scorer("my-scorer");
+//     const dsd::Matrix matrix = scorer.score({dsd::Image::file("photo.jpg")}, {"a red circle"});
+//
+// Everything that fails throws dsd::Error, but for images that cannot be decoded: each costs its
+// own row alone. A Scorer may be used by several threads at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "dsd/error.hpp"
+
+namespace dsd {
+
+// A reference to an image; what it refers to must stay while it is used.
+struct Image {
+    std::filesystem::path path;  // used where `data` is null
+    const void *data = nullptr;
+    std::size_t size = 0;                       // of `data`, in bytes
+    std::size_t height = 0, width = 0, channels = 0;  // all 0 where `data` is an encoded file
+
+    static Image file(std::filesystem::path path);
+    // The bytes of a JPEG or PNG file.
+    static Image encoded(const void *data, std::size_t size);
+    // Rows of pixels without gaps, 8 bits a channel: 1 is grey, 3 is RGB, 4 is RGBA.
+    static Image pixels(const std::uint8_t *data, std::size_t height, std::size_t width,
+                        std::size_t channels);
+};
+
+struct Options {
+    int threads = 0;                // of ONNX Runtime; 0 is one a physical core
+    double memory_budget_mb = 1024;  // for activations; weights come on top
+};
+
+struct Matrix {
+    std::size_t images, texts;
+    std::vector<float> scores;         // (images, texts); NaN in the row of an unreadable image
+    std::vector<float> probabilities;  // sigmoid(a s + b)
+    std::vector<std::string> errors;   // one an image: why it could not be decoded, or empty
+};
+
+struct Tokens {
+    std::vector<std::int32_t> ids;  // BOS, words, EOS, padding
+    std::vector<float> mask;        // 1 where a token counts in the score
+    std::size_t words;              // tokens before cutting, without BOS and EOS
+};
+
+class Scorer {
+  public:
+    // Opens a bundle's folder and verifies it whole: schema, sizes, hashes, graphs.
+    explicit Scorer(const std::filesystem::path &bundle, const Options &options = {});
+    ~Scorer();
+    Scorer(Scorer &&) noexcept;
+    Scorer &operator=(Scorer &&) noexcept;
+
+    // Scores every image against every text, UTF-8 each. `levels` are noise levels to average
+    // over, among the bundle's; none is all of them.
+    Matrix score(const std::vector<Image> &images, const std::vector<std::string> &texts,
+                 const std::vector<double> &levels = {}) const;
+
+    // What the graphs are fed. A text too long is cut, keeping EOS: then `words` exceeds
+    // max_length() - 2.
+    Tokens tokenize(const std::string &text) const;
+    std::vector<std::uint8_t> preprocess(const Image &image) const;  // (resolution, resolution, 3)
+
+    std::size_t max_length() const noexcept;
+    std::size_t resolution() const noexcept;
+
+  private:
+    struct Parts;
+    std::unique_ptr<const Parts> parts_;
+};
+
+}  // namespace dsd

@@ -1,0 +1,332 @@
+#include "bundle.hpp"
+
+#include <openssl/evp.h>
+
+#include <array>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <set>
+
+#include "fields.hpp"
+
+namespace fs = std::filesystem;
+
+namespace dsd {
+namespace {
+
+constexpr int kSchemaVersion = 1;
+constexpr const char *kManifest = "bundle.json";
+constexpr const char *kTypes[] = {"uint8", "int32", "float16", "float32"};
+
+void require(bool holds, const std::string &where, const std::string &complaint) {
+    if (!holds) throw field_error(where, complaint);
+}
+
+void require_listed(const std::set<std::string> &files, const std::string &where,
+                    const std::string &file) {
+    require(files.count(file), where, "names '" + file + "', which is not among the files");
+}
+
+std::string sha256(const fs::path &path) {
+    const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX *)> context(EVP_MD_CTX_new(),
+                                                                      EVP_MD_CTX_free);
+    std::ifstream stream(path, std::ios::binary);
+    std::vector<char> buffer(1 << 20);
+    std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+    unsigned int length = 0;
+    bool good = context && stream && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr);
+    while (good && stream) {
+        stream.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
+        good = !stream.bad() && EVP_DigestUpdate(context.get(), buffer.data(),
+                                                 static_cast<std::size_t>(stream.gcount()));
+    }
+    if (!good || !EVP_DigestFinal_ex(context.get(), digest.data(), &length)) {
+        throw Error(ErrorCode::bundle, "file '" + path.filename().string() + "' cannot be read");
+    }
+    std::string text;
+    for (unsigned int i = 0; i < length; ++i) {
+        constexpr char kDigits[] = "0123456789abcdef";
+        text += kDigits[digest[i] >> 4];
+        text += kDigits[digest[i] & 15];
+    }
+    return text;
+}
+
+void verify_file(const fs::path &folder, const std::string &name, Fields entry) {
+    const Json &size = entry["size"];
+    require(size.is_number_unsigned(), entry.at("size"), "must be an integer of at least 0");
+    const std::string hash = entry.text("sha256");
+    entry.nothing_else();
+
+    const fs::path path = folder / name;
+    const fs::path within = fs::weakly_canonical(path).lexically_relative(fs::canonical(folder));
+    if (fs::path(name).is_absolute() || name.find('\\') != std::string::npos || within.empty() ||
+        *within.begin() == "..") {
+        throw Error(ErrorCode::bundle, "file '" + name + "' lies outside the bundle");
+    }
+    if (!fs::is_regular_file(path)) {
+        throw Error(ErrorCode::bundle, "file '" + name + "' is missing; copy the bundle again");
+    }
+    if (const auto found = fs::file_size(path); found != size.get<std::uintmax_t>()) {
+        throw Error(ErrorCode::bundle, "file '" + name + "' has " + std::to_string(found) +
+                                           " bytes instead of " + size.dump() +
+                                           "; copy the bundle again");
+    }
+    if (sha256(path) != hash) {
+        throw Error(ErrorCode::bundle,
+                    "file '" + name + "' was altered (sha256 differs); copy the bundle again");
+    }
+}
+
+std::vector<Tensor> read_tensors(const Json &list, const std::string &where) {
+    std::vector<Tensor> tensors;
+    for (const Json &item : list) {
+        Fields fields(item, where + "[" + std::to_string(tensors.size()) + "]");
+        Tensor tensor{fields.text("name"), static_cast<ElementType>(fields.choice("dtype", kTypes)),
+                      {}};
+        for (const Json &size : fields.list("shape")) {
+            const bool dynamic = size.is_string();
+            require(dynamic || (size.is_number_integer() && size > 0 && size < (1 << 30)),
+                    fields.at("shape"), "must be of positive integers and names");
+            tensor.shape.push_back(dynamic ? -1 : size.get<std::int64_t>());
+        }
+        fields.nothing_else();
+        tensors.push_back(std::move(tensor));
+    }
+    return tensors;
+}
+
+GraphFile read_graph(Fields graphs, const std::string &name, const fs::path &folder,
+                     const std::set<std::string> &files) {
+    Fields fields = graphs.object(name);
+    const std::string file = fields.text("file");
+    require_listed(files, fields.at("file"), file);
+    GraphFile graph{folder / file, read_tensors(fields.list("inputs"), fields.at("inputs")),
+                    read_tensors(fields.list("outputs"), fields.at("outputs"))};
+    fields.nothing_else();
+    return graph;
+}
+
+void demand(const std::vector<Tensor> &got, const std::vector<Tensor> &wanted,
+            const std::string &where) {
+    const auto render = [](const std::vector<Tensor> &tensors) {
+        std::string text;
+        for (const Tensor &tensor : tensors) text += (text.empty() ? "" : "; ") + describe(tensor);
+        return text;
+    };
+    // What is rendered is all that has to agree.
+    require(render(got) == render(wanted), where,
+            "must be " + render(wanted) + ", got " + render(got));
+}
+
+// The graphs every bundle holds. What the contract leaves open, the sizes of a latent and of text
+// states, is read where it first appears and then demanded everywhere.
+void check_contract(const Bundle &bundle, bool half) {
+    const auto &latents = bundle.image_encoder.outputs, &states = bundle.text_encoder.outputs;
+    require(latents.size() == 1 && latents[0].shape.size() == 4, "graphs.image_encoder.outputs",
+            "must be one tensor of rank 4");
+    require(states.size() == 1 && states[0].shape.size() == 3, "graphs.text_encoder.outputs",
+            "must be one tensor of rank 3");
+    const auto type = half ? ElementType::float16 : ElementType::float32;
+    const auto number = ElementType::float32;
+    const std::int64_t side = bundle.resolution, length = bundle.max_length;
+    // Stable Diffusion XL's states have one row more than there are tokens: the text as a whole.
+    const auto &of_image = latents[0].shape, &of_text = states[0].shape;
+    const std::int64_t rows = of_text[1] == length + 1 ? length + 1 : length;
+    const Tensor latent{"latent", type, {-1, of_image[1], of_image[2], of_image[3]}};
+    const Tensor text_states{"text_states", type, {-1, rows, of_text[2]}};
+    for (const Tensor &tensor : {latent, text_states}) {
+        for (std::size_t i = 1; i < tensor.shape.size(); ++i) {
+            require(tensor.shape[i] > 0, "graphs",
+                    "'" + tensor.name + "' must be dynamic in its first dimension only");
+        }
+    }
+    demand(bundle.image_encoder.inputs, {{"pixels", ElementType::uint8, {-1, side, side, 3}}},
+           "graphs.image_encoder.inputs");
+    demand(latents, {latent}, "graphs.image_encoder.outputs");
+    demand(bundle.text_encoder.inputs, {{"input_ids", ElementType::int32, {-1, length}}},
+           "graphs.text_encoder.inputs");
+    demand(states, {text_states}, "graphs.text_encoder.outputs");
+    std::vector<Tensor> inputs{latent,
+                               {"level", ElementType::int32, {-1}},
+                               text_states,
+                               {"token_mask", number, {-1, length}}};
+    if (const auto count = static_cast<std::int64_t>(bundle.adapter.size())) {
+        inputs.push_back({"adapter", number, {count}});
+    }
+    demand(bundle.pair_scorer.inputs, inputs, "graphs.pair_scorer.inputs");
+    std::vector<Tensor> outputs{{"score", number, {-1}}, {"token_scores", number, {-1, length}}};
+    if (bundle.score != ScoreKind::attention) outputs.push_back({"denoising_error", number, {-1}});
+    demand(bundle.pair_scorer.outputs, outputs, "graphs.pair_scorer.outputs");
+}
+
+void read_method(Bundle &bundle, Fields method) {
+    constexpr const char *kScores[] = {"attention", "denoising", "attention+denoising", "released"};
+    constexpr ScoreKind kKinds[] = {ScoreKind::attention, ScoreKind::denoising, ScoreKind::both,
+                                    ScoreKind::both};
+    constexpr const char *kMasks[] = {"words", "words_eos", "all"};
+    bundle.score = kKinds[method.choice("score", kScores)];
+    bundle.denoising_weight = method.number("denoising_weight");
+    bundle.token_mask = static_cast<TokenMask>(method.choice("token_mask", kMasks));
+
+    Fields levels = method.object("noise_levels");
+    for (const Json &level : levels.list("fractions")) {
+        require(level.is_number() && level > 0 && level < 1, levels.at("fractions"),
+                "must lie between 0 and 1");
+        bundle.levels.push_back(level.get<double>());
+    }
+    const std::set<double> distinct(bundle.levels.begin(), bundle.levels.end());
+    require(!distinct.empty() && distinct.size() == bundle.levels.size(), levels.at("fractions"),
+            "must be there, and distinct");
+    require(levels.list("timesteps").size() == bundle.levels.size(), levels.at("timesteps"),
+            "needs one timestep a level");
+    (void)levels["seed"];
+    levels.nothing_else();
+
+    Fields weights = method.object("head_weights");
+    const Json &values = weights.list("values");
+    require(!values.empty(), weights.at("values"), "is empty");
+    bundle.fewest_heads = values[0].size();
+    for (const Json &layer : values) {
+        require(layer.is_array() && !layer.empty(), weights.at("values"),
+                "must be of lists of numbers");
+        bundle.fewest_heads = std::min(bundle.fewest_heads, layer.size());
+    }
+    (void)weights["mode"];
+    weights.nothing_else();
+    // What the graph has folded in, and the scores alone depend on.
+    for (const char *key : {"score_layers", "layer_names", "pooling", "lambda", "has_prompts"}) {
+        (void)method[key];
+    }
+    method.nothing_else();
+}
+
+void read_adapter(Bundle &bundle, const Json &adapter, const fs::path &folder,
+                  const std::set<std::string> &files) {
+    if (adapter.is_null()) return;
+    Fields fields(adapter, "adapter");
+    const std::string file = fields.text("file");
+    require_listed(files, fields.at("file"), file);
+    const auto bytes = fs::file_size(folder / file);
+    Fields tensors = fields.object("tensors");
+    fields.nothing_else();
+    std::uintmax_t numbers = 0;
+    for (const auto &item : adapter["tensors"].items()) {
+        std::uintmax_t product = 1;
+        for (const Json &size : tensors.list(item.key())) {
+            require(size.is_number_unsigned() && size <= bytes, tensors.at(item.key()),
+                    "must be of sizes");
+            product *= size.get<std::uintmax_t>();
+        }
+        numbers += product;
+    }
+    require(numbers > 0 && bytes == 4 * numbers, "adapter.tensors",
+            "are " + std::to_string(4 * numbers) + " bytes, the file has " + std::to_string(bytes));
+    std::ifstream stream(folder / file, std::ios::binary);
+    std::vector<unsigned char> raw(bytes);
+    stream.read(reinterpret_cast<char *>(raw.data()), static_cast<std::streamsize>(bytes));
+    if (!stream) throw Error(ErrorCode::bundle, "file '" + file + "' cannot be read");
+    bundle.adapter.resize(numbers);
+    for (std::size_t i = 0; i < numbers; ++i) {  // little-endian, whatever this machine is
+        const unsigned char *b = &raw[4 * i];
+        const std::uint32_t bits = b[0] | b[1] << 8 | b[2] << 16 | std::uint32_t{b[3]} << 24;
+        std::memcpy(&bundle.adapter[i], &bits, sizeof bits);
+    }
+}
+
+Bundle read_manifest(const Json &json, const fs::path &folder) {
+    const auto version = json.is_object() ? json.find("schema_version") : json.end();
+    if (version == json.end() || !version->is_number_integer() || *version != kSchemaVersion) {
+        throw Error(ErrorCode::bundle,
+                    std::string(kManifest) + " has another schema_version than " +
+                        std::to_string(kSchemaVersion) +
+                        ", which this library reads; export the bundle again");
+    }
+    Fields manifest(json, "");
+    (void)manifest["schema_version"];
+
+    Fields entries = manifest.object("files");
+    std::set<std::string> files;
+    for (const auto &item : json["files"].items()) {
+        verify_file(folder, item.key(), entries.object(item.key()));
+        files.insert(item.key());
+    }
+
+    Bundle bundle{};
+    read_method(bundle, manifest.object("method"));
+
+    Fields tokenizer = manifest.object("tokenizer");
+    const std::string file = tokenizer.text("file");
+    require_listed(files, tokenizer.at("file"), file);
+    bundle.tokenizer = folder / file;
+    bundle.max_length = tokenizer.integer("max_length", 2);
+    bundle.bos = tokenizer.integer("bos_id", 0);
+    bundle.eos = tokenizer.integer("eos_id", 0);
+    bundle.pad = tokenizer.integer("pad_id", 0);
+    tokenizer.nothing_else();
+
+    constexpr const char *kResizes[] = {"bicubic-stretch", "bicubic-stretch-through-224"};
+    Fields preprocessing = manifest.object("preprocessing");
+    bundle.resolution = preprocessing.integer("resolution", 1);
+    bundle.through_224 = preprocessing.choice("resize", kResizes) == 1;
+    preprocessing.nothing_else();
+
+    Fields calibration = manifest.object("calibration");
+    bundle.calibration_a = calibration.number("a");
+    bundle.calibration_b = calibration.number("b");
+    calibration.nothing_else();
+
+    read_adapter(bundle, manifest["adapter"], folder, files);
+    Fields graphs = manifest.object("graphs");
+    bundle.image_encoder = read_graph(graphs, "image_encoder", folder, files);
+    bundle.text_encoder = read_graph(graphs, "text_encoder", folder, files);
+    bundle.pair_scorer = read_graph(graphs, "pair_scorer", folder, files);
+    constexpr const char *kPrecisions[] = {"fp32", "fp16"};
+    check_contract(bundle, manifest.choice("precision", kPrecisions) == 1);
+
+    (void)manifest["provenance"];  // where it comes from is for people
+    (void)manifest["parity"];
+    manifest.nothing_else();
+    return bundle;
+}
+
+}  // namespace
+
+std::size_t size_of(ElementType type) {
+    constexpr std::size_t kSizes[] = {1, 4, 2, 4};
+    return kSizes[static_cast<int>(type)];
+}
+
+std::string describe(const Tensor &tensor) {
+    std::string text = tensor.name + " " + kTypes[static_cast<int>(tensor.type)] + " [";
+    for (std::size_t i = 0; i < tensor.shape.size(); ++i) {
+        text += i ? ", " : "";
+        text += tensor.shape[i] < 0 ? "?" : std::to_string(tensor.shape[i]);
+    }
+    return text + "]";
+}
+
+Bundle read_bundle(const fs::path &folder) {
+    const fs::path path = folder / kManifest;
+    std::ifstream stream(path, std::ios::binary);
+    if (!stream || !fs::is_regular_file(path)) {
+        throw Error(ErrorCode::bundle,
+                    folder.string() + " is not a bundle: it has no " + kManifest +
+                        ". Make one with: dsd-trt export --out BUNDLE");
+    }
+    const std::string where = "bundle " + folder.string() + ": ";
+    try {
+        const std::string text{std::istreambuf_iterator<char>(stream), {}};
+        return read_manifest(Json::parse(text), folder);
+    } catch (const Json::exception &error) {
+        throw Error(ErrorCode::bundle, where + kManifest + " is not valid JSON: " + error.what());
+    } catch (const fs::filesystem_error &error) {
+        throw Error(ErrorCode::bundle, where + error.what());
+    } catch (const Error &error) {
+        throw Error(error.code(), where + error.what());
+    }
+}
+
+}  // namespace dsd

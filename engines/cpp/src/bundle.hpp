@@ -1,0 +1,55 @@
+// A bundle on disk: what bundle.json says, and proof that the files are what it says.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace dsd {
+
+enum class ElementType { uint8, int32, float16, float32 };
+
+std::size_t size_of(ElementType type);
+
+// One input or output of a graph. A dimension of -1 is dynamic.
+struct Tensor {
+    std::string name;
+    ElementType type;
+    std::vector<std::int64_t> shape;
+};
+
+std::string describe(const Tensor &tensor);
+
+struct GraphFile {
+    std::filesystem::path path;
+    std::vector<Tensor> inputs, outputs;
+};
+
+enum class ScoreKind { attention, denoising, both };
+enum class TokenMask { words, words_eos, all };
+
+struct Bundle {
+    std::filesystem::path tokenizer;
+    std::int32_t max_length, bos, eos, pad;
+    TokenMask token_mask;
+
+    int resolution;
+    bool through_224;  // every image is first stretched to 224 x 224, which is what CLIP sees
+
+    GraphFile image_encoder, text_encoder, pair_scorer;
+    std::vector<float> adapter;  // an input of the pair scorer; empty where it has none
+    std::size_t fewest_heads;    // of a scored layer
+
+    ScoreKind score;
+    double denoising_weight;
+    std::vector<double> levels;       // fractions s; a level's place here is its number
+    double calibration_a, calibration_b;  // probability = sigmoid(a score + b)
+};
+
+// Reads and verifies a bundle whole, every file's size and SHA-256 included.
+// Throws dsd::Error, code bundle.
+Bundle read_bundle(const std::filesystem::path &folder);
+
+}  // namespace dsd

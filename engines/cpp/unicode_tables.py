@@ -1,0 +1,109 @@
+"""Write the Unicode tables of the C++ tokenizer, asking the `tokenizers` library itself.
+
+Python's and ICU's data are of other Unicode versions, and one letter that is none to one of them
+splits a word. So every code point is put to `tokenizers`: is it a letter, a number, a space; what
+is it in lower case; what does it decompose into. Usage: unicode_tables.py FILE
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, normalizers
+
+CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+HANGUL = range(0xAC00, 0xAC00 + 11172)  # is computed, not looked up
+
+_nfc, _nfd = normalizers.NFC().normalize_str, normalizers.NFD().normalize_str
+
+
+def members(pattern: str) -> list[int]:
+    """Code points that a regular expression of one character matches."""
+    without = normalizers.Replace(Regex(pattern), "").normalize_str
+    return [c for c in CODE_POINTS if not without(chr(c))]
+
+
+def ranges(points: Iterable[int]) -> list[tuple[int, int]]:
+    """Sorted code points as inclusive ranges."""
+    found: list[tuple[int, int]] = []
+    for c in points:
+        if found and found[-1][1] == c - 1:
+            found[-1] = (found[-1][0], c)
+        else:
+            found.append((c, c))
+    return found
+
+
+def combining_order() -> dict[int, int]:
+    """Code points that canonical ordering moves, with a number that orders them as their class.
+
+    Two neighbours are swapped exactly where the first one's class is above the second one's, and
+    neither is 0. Classes themselves cannot be asked for, but their order can: it is all that
+    normalising needs.
+    """
+    low, high = chr(0x334), chr(0x345)  # of the lowest class and of the highest
+
+    def above(first: str, second: str) -> bool:
+        return first != second and _nfd(first + second) == second + first
+
+    alone = [c for c in CODE_POINTS if _nfd(chr(c)) == chr(c)]
+    moved = [c for c in alone if above(high, chr(c)) or above(chr(c), low)]
+    classes: list[str] = []  # one member of each, in ascending order
+    order: dict[int, int] = {}
+    for c in moved:
+        place = sum(above(chr(c), member) for member in classes)
+        if place == len(classes) or above(classes[place], chr(c)):
+            classes.insert(place, chr(c))
+    for c in moved:
+        order[c] = 1 + sum(above(chr(c), member) for member in classes)
+    return order
+
+
+def compositions(decomposed: dict[int, str]) -> list[tuple[int, int, int]]:
+    """Pairs that NFC makes one of: (first, second, whole)."""
+    found = []
+    for c, parts in decomposed.items():
+        if len(parts) > 1 and _nfc(chr(c)) == chr(c):
+            first = _nfc(parts[:-1])
+            assert len(first) == 1, hex(c)
+            found.append((ord(first), ord(parts[-1]), c))
+    return sorted(found)
+
+
+def main(target: Path) -> None:
+    """Write the tables as C++ arrays."""
+    lower = {c: normalizers.Lowercase().normalize_str(chr(c)) for c in CODE_POINTS}
+    lower = {c: text for c, text in lower.items() if text != chr(c)}
+    decomposed = {c: _nfd(chr(c)) for c in CODE_POINTS if c not in HANGUL}
+    decomposed = {c: text for c, text in decomposed.items() if text != chr(c)}
+    order = combining_order()
+
+    def mapping(table: dict[int, str]) -> list[tuple[int, ...]]:
+        width = 4  # no code point becomes more than four
+        assert all(len(text) <= width for text in table.values())
+        return [
+            (c, *(ord(part) for part in text), *[0] * (width - len(text)))
+            for c, text in table.items()
+        ]
+
+    tables: list[tuple[str, str, list[tuple[int, ...]]]] = [
+        ("Range", "letters", [*ranges(members(r"\p{L}"))]),
+        ("Range", "numbers", [*ranges(members(r"\p{N}"))]),
+        ("Range", "spaces", [*ranges(members(r"\s"))]),
+        ("Mapping", "lower_case_of", mapping(lower)),
+        ("Mapping", "decompositions", mapping(decomposed)),
+        ("Composition", "compositions", [*compositions(decomposed)]),
+        ("Order", "combining_order", sorted(order.items())),
+    ]
+    lines = []
+    for kind, name, rows in tables:
+        lines.append(f"constexpr {kind} {name}[] = {{")
+        lines += ["    {" + ", ".join(map(str, row)) + "}," for row in rows]
+        lines.append("};")
+    target.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,346 @@
+"""The C++ scorer against Python's, on the same bundle, images and texts."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import FRACTIONS
+from cpp import ROOT, CppError, CppScorer, build, clip_bundle
+from test_cpp_image import CASES, clip_tokenizer, picture
+from test_cpp_tokenizer import nasty_texts
+
+from dsd_trt import Scorer
+from dsd_trt.bundle import write_bundle
+from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.settings import Settings
+from dsd_trt.manifest import Precision, ScoreKind, TokenMask
+
+pytest_plugins = ("cpp", "exported")
+
+EMBEDDED = ROOT / "dsd_trt" / "data" / "shapes-bundle"
+TEXTS = ["a red circle", "A blue square, right of a star", "a red circle", "東京 🙂", "red " * 90]
+IMAGES = [picture(64, 64), picture(50, 90), picture(200, 31)]
+
+
+def agree(library: ctypes.CDLL, folder: Path, levels: tuple[float, ...] = ()) -> Any:
+    """Scores of both runtimes, which have to be the same."""
+    expected = Scorer.load(folder, engine="onnxruntime").score(IMAGES, TEXTS, levels or None)
+    scorer = CppScorer(library, folder)
+    scores, probabilities, errors = scorer.score(IMAGES, TEXTS, levels)
+    scorer.close()
+    assert errors == [""] * len(IMAGES)
+    assert scores.std() > 0  # or equality would mean little
+    assert np.abs(scores - expected.scores).max() < 1e-5
+    assert np.abs(probabilities - expected.probabilities).max() < 1e-5
+    return scores
+
+
+@pytest.mark.parametrize("levels", [(), (0.4,), (0.4, 0.05)])
+def test_the_embedded_bundle_scores_as_in_python(
+    levels: tuple[float, ...], cpp_library: ctypes.CDLL
+) -> None:
+    agree(cpp_library, EMBEDDED, levels)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("score", ["attention", "denoising", "attention+denoising", "released"])
+@pytest.mark.parametrize("token_mask", ["words_eos", "words", "all"])
+def test_every_kind_of_score_is_pythons(
+    precision: Precision,
+    score: ScoreKind,
+    token_mask: TokenMask,
+    cpp_library: ctypes.CDLL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind: dict[str, Any] = {"precision": precision, "score": score, "token_mask": token_mask}
+    clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, **kind)
+    whole = agree(cpp_library, tmp_path)
+    assert np.abs(whole - agree(cpp_library, tmp_path, FRACTIONS[1:2])).max() > 1e-4
+
+
+def test_an_adapter_is_fed_and_fp16_passed_on(
+    checkpoint_folder: Path, adapter_folder: Path, cpp_library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    settings = Settings(
+        model=str(checkpoint_folder),
+        adapter=adapter_folder,
+        levels=(0.2, 0.8),
+        precision="fp16",
+        adapter_input=True,
+    )
+    bundle = export_bundle(settings, tmp_path / "bundle")[0]
+    assert bundle.manifest.adapter is not None
+    fed = agree(cpp_library, bundle.folder)
+    file = bundle.path(bundle.manifest.adapter.file)
+    (np.fromfile(file, "<f4") / 2).tofile(file)  # another adapter: other scores, so it is fed
+    write_bundle(bundle.folder, bundle.manifest)
+    assert np.abs(agree(cpp_library, bundle.folder) - fed).max() > 1e-4
+
+
+def test_batches_do_not_change_scores(cpp_library: ctypes.CDLL) -> None:
+    """A budget of nearly nothing: one image, one text, one triple at a time."""
+    frugal, usual = CppScorer(cpp_library, EMBEDDED, 1e-3), CppScorer(cpp_library, EMBEDDED)
+    difference = np.abs(frugal.score(IMAGES, TEXTS)[0] - usual.score(IMAGES, TEXTS)[0])
+    assert difference.max() < 1e-6
+    for scorer in (frugal, usual):
+        scorer.close()
+
+
+def test_an_unreadable_image_costs_its_own_row(cpp_library: ctypes.CDLL, tmp_path: Path) -> None:
+    scorer = CppScorer(cpp_library, EMBEDDED)
+    images = [CASES["jpeg"], CASES["jpeg"][:700], tmp_path / "none.jpg", CASES["png rgba"]]
+    scores, probabilities, errors = scorer.score(images, TEXTS[:2])
+    assert np.isnan(scores).all(axis=1).tolist() == [False, True, True, False]
+    assert np.isnan(scores).tolist() == np.isnan(probabilities).tolist()
+    assert [bool(error) for error in errors] == [False, True, True, False]
+    assert "truncated" in errors[1]
+    assert "No such file" in errors[2]
+    alone = scorer.score(images[3:], TEXTS[:2])[0]
+    assert np.abs(alone - scores[3:]).max() < 1e-6
+    scorer.close()
+
+
+def test_threads_share_a_scorer(cpp_library: ctypes.CDLL) -> None:
+    scorer, results = CppScorer(cpp_library, EMBEDDED), []
+
+    def work() -> None:
+        results.append(scorer.score(IMAGES[:2], TEXTS[:2])[0])
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = scorer.score(IMAGES[:2], TEXTS[:2])[0]
+    assert len(results) == 3
+    assert all(np.array_equal(result, expected) for result in results)
+    scorer.close()
+
+
+def test_wrong_input_is_refused(cpp_library: ctypes.CDLL) -> None:
+    scorer = CppScorer(cpp_library, EMBEDDED)
+    for texts, levels, reason in (
+        ([], (), "must be a text"),
+        ([b"\xff"], (), "not UTF-8"),
+        (["red"], (0.3,), "no noise level 0.3"),
+    ):
+        with pytest.raises(CppError, match=reason) as caught:
+            scorer.score(IMAGES, texts, levels)
+        assert caught.value.status == 1
+    scorer.close()
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+# What is done to a bundle's folder, and what the message says then.
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "none": (shutil.rmtree, "is not a bundle"),
+    "no json": (lambda b: (b / "bundle.json").write_text("{"), "not valid JSON"),
+    "no utf-8": (lambda b: (b / "bundle.json").write_bytes(b'{"a": "\xff"}'), "not valid JSON"),
+    "schema": (lambda b: edit(b / "bundle.json", lambda m: m.update(schema_version=2)), "schema"),
+    "missing": (
+        lambda b: edit(b / "bundle.json", lambda m: m.pop("method")),
+        "'method' is missing",
+    ),
+    "unknown": (
+        lambda b: edit(b / "bundle.json", lambda m: m["method"].update(new=1)),
+        "'method.new' is not known",
+    ),
+    "type": (
+        lambda b: edit(b / "bundle.json", lambda m: m["calibration"].update(a="4")),
+        "'calibration.a' must be a finite number",
+    ),
+    "score": (
+        lambda b: edit(b / "bundle.json", lambda m: m["method"].update(score="best")),
+        "'method.score' has an unknown value",
+    ),
+    "contract": (
+        lambda b: edit(b / "bundle.json", lambda m: m["preprocessing"].update(resolution=9)),
+        "graphs.image_encoder.inputs",
+    ),
+    "altered": (
+        lambda b: (b / "pair_scorer.onnx").write_bytes(
+            (b / "pair_scorer.onnx").read_bytes()[:-1] + b"\xff"
+        ),
+        "was altered",
+    ),
+    "cut": (lambda b: os.truncate(b / "pair_scorer.onnx", 100), "has 100 bytes instead of"),
+    "absent": (lambda b: (b / "tokenizer.json").unlink(), "'tokenizer.json' is missing"),
+    "outside": (
+        lambda b: edit(
+            b / "bundle.json",
+            lambda m: m["files"].update({"../x": {"sha256": "", "size": 0}}),
+        ),
+        "lies outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_bundle_is_refused(
+    damage: str, cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    clip_bundle(folder, clip_tokenizer(), monkeypatch)
+    CppScorer(cpp_library, folder).close()
+    change, message = DAMAGES[damage]
+    change(folder)
+    with pytest.raises(CppError, match=message) as caught:
+        CppScorer(cpp_library, folder)
+    assert caught.value.status == 2
+
+
+def test_a_graph_that_is_none_or_another_is_refused(
+    cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hashes agree with what is there: it is ONNX Runtime, or the signature, that does not."""
+    bundle = clip_bundle(tmp_path, clip_tokenizer(), monkeypatch)
+    graph = bundle.path("pair_scorer.onnx")
+    for content, reason in (
+        (b"no graph", "refuses"),
+        (bundle.path("text_encoder.onnx").read_bytes(), "does not have the tensors"),
+    ):
+        graph.write_bytes(content)
+        write_bundle(tmp_path, bundle.manifest)
+        with pytest.raises(CppError, match=reason) as caught:
+            CppScorer(cpp_library, tmp_path)
+        assert caught.value.status == 4
+
+
+def rows(text: str) -> list[tuple[str, str, float, float]]:
+    return [
+        (row["image"], row["text"], float(row["score"]), float(row["probability"]))
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def test_the_example_prints_what_the_command_prints(cpp_build: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "examples" / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    given = ["examples/images", "examples/texts.txt"]
+    python = [str(Path(sys.executable).parent / "dsd-trt"), "score", "--engine", "onnxruntime"]
+    commands = (
+        [*python, "-f", "csv", *given],
+        [str(cpp_build / "dsd-score"), str(EMBEDDED), *given],
+    )
+    expected, got = (
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        for command in commands
+    )
+    assert expected.returncode == got.returncode == 3
+    assert "broken.png: cannot be decoded" in got.stderr
+    for mine, theirs in zip(rows(got.stdout), rows(expected.stdout), strict=True):
+        assert mine[:2] == theirs[:2]
+        assert mine[2:] == pytest.approx(theirs[2:], abs=1e-5)
+
+
+def guide(language: str) -> list[str]:
+    text = (ROOT / "docs" / "cpp.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_the_guide_runs_to_the_letter(cpp_build: Path, tmp_path: Path) -> None:
+    """All of its commands, in its order; `cpp_build` has run the first."""
+    (source,) = guide("cpp")
+    lines = [line for block in guide("sh") for line in block.splitlines()]
+    assert lines[0] == "make cpp"
+    assert len(lines) == 5
+    for folder in ("engines", "dsd_trt", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "first.cpp").write_text(source)
+    printed = [
+        subprocess.run(
+            line, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        for line in lines[1:]
+    ]
+    texts = ["a large yellow star", "a small red cross"]
+    image = ROOT / "examples" / "images" / "lone-star.png"
+    expected = Scorer.load(EMBEDDED, engine="onnxruntime").score([image], texts)
+    assert len(rows(printed[0])) == 14 * 16
+    assert printed[2].split() == [f"{p:.3f}" for p in expected.probabilities[0]]
+    score, probability = map(float, printed[3].split())
+    assert score == pytest.approx(expected.scores[0, 0], abs=1e-5)
+    assert probability == pytest.approx(expected.probabilities[0, 0], abs=1e-5)
+
+
+@pytest.fixture
+def small_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A bundle, images whole and truncated, and nasty texts, as arguments of the example."""
+    clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch, score="released")
+    images = tmp_path / "images"
+    images.mkdir()
+    for place, (name, content) in enumerate(CASES.items()):
+        for part, length in (("whole", len(content)), ("cut", len(content) * 2 // 3)):
+            (images / f"{place}-{part}.{name[:3]}".replace("jpe", "jpeg")).write_bytes(
+                content[:length]
+            )
+    texts = [" ".join(text.split()) for text in nasty_texts(100)]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), "utf-8")
+    return [str(tmp_path / "bundle"), str(images), str(tmp_path / "texts.txt")]
+
+
+def test_sanitizers_find_nothing(small_case: list[str]) -> None:
+    """AddressSanitizer, its leak checker and UndefinedBehaviorSanitizer end a program with 1."""
+    flags = "-DDSD_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug"
+    sanitized = build("build/sanitized", f"CMAKE_ARGS={flags}")
+    symbols = subprocess.run(
+        ["nm", "-D", sanitized / "libdsd.so"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "__asan_init" in symbols
+    assert "__ubsan_handle" in symbols
+    command = [str(sanitized / "dsd-score"), *small_case]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr  # some images are truncated
+    assert len(rows(done.stdout)) > 3000
+    altered = Path(small_case[0]) / "tokenizer.json"
+    altered.write_bytes(altered.read_bytes()[:-9])
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "bytes instead of" in done.stderr
+
+
+def test_valgrind_finds_nothing(small_case: list[str], cpp_build: Path, tmp_path: Path) -> None:
+    if shutil.which("valgrind") is None:
+        pytest.skip("valgrind is not installed")
+    bundle, images, _ = small_case
+    (tmp_path / "few.txt").write_text("a red circle\nit's 東京 🙂\n", "utf-8")
+    few = [str(Path(images) / name) for name in ("0-whole.jpeg", "8-whole.png", "8-cut.png")]
+    leaks = ("--leak-check=full", "--errors-for-leak-kinds=definite")
+    known = f"--suppressions={ROOT / 'engines' / 'cpp' / 'valgrind.supp'}"
+    done = subprocess.run(
+        [
+            "valgrind",
+            "--error-exitcode=9",
+            *leaks,
+            known,
+            cpp_build / "dsd-score",
+            bundle,
+            *few,
+            str(tmp_path / "few.txt"),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 3, done.stderr
+    assert "ERROR SUMMARY: 0 errors" in done.stderr
+    assert len(rows(done.stdout)) == 4
