@@ -75,6 +75,16 @@ $(DEV)/installed: pyproject.toml constraints.txt Makefile
 	done
 	touch $@
 
+# Triton's server comes with nvidia-pytriton (50 MB), of which nothing else is used. What its python
+# backend runs needs numpy below 2, so this is an environment beside the other.
+$(TRITON)/installed: pyproject.toml constraints-triton.txt Makefile
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet --constraint constraints-triton.txt \
+		--editable '.[cpu,triton]' 'tritonclient[http]' onnx psutil pytest pytest-timeout
+	$(TRITON)/bin/python -m pip install --quiet --constraint constraints-triton.txt \
+		--no-deps nvidia-pytriton
+	touch $@
+
 $(CPP)/fetched: constraints.txt engines/cpp/fetch.py
 	test -x $(CPP)/bin/python || $(PYTHON) -m venv $(CPP)
 	$(CPP)/$(INSTALL) onnxruntime tokenizers
