@@ -38,6 +38,7 @@ TORCH = frozenset(
     }
 )
 NVIDIA = frozenset({"tensorrt", "tensorrt_rtx", "cuda"})
+OF_THE_SERVER = frozenset({"triton_python_backend_utils"})  # there where Triton runs a model
 
 LAYERS = [
     Layer(
@@ -57,9 +58,9 @@ LAYERS = [
     Layer(
         "engines",
         "dsd_trt.engines",
-        extras=("gpu", "rtx"),
+        extras=("gpu", "rtx", "triton"),
         first_party=frozenset({"dsd_trt"}),
-        third_party=LEAN | NVIDIA,
+        third_party=LEAN | NVIDIA | {"tritonclient", "google"} | OF_THE_SERVER,
     ),
     Layer(
         "dsd_trt",
@@ -76,7 +77,12 @@ COMMAND_LINE = Path("dsd_trt/cli.py")
 HEAVY_NAME = re.compile(r"dsd_trt\.(train|export|engines)(\.\w+)*(:\w+)?")
 
 # Where a module's name is not its distribution's.
-DISTRIBUTIONS = {"PIL": "pillow", "tensorrt_rtx": "tensorrt-rtx", "cuda": "cuda-bindings"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "tensorrt_rtx": "tensorrt-rtx",
+    "cuda": "cuda-bindings",
+    "google": "protobuf",
+}
 
 
 def _owner(module: str) -> str:
@@ -249,4 +255,4 @@ def test_every_library_is_declared_by_an_extra(layer: Layer) -> None:
     names = set(declared(project["dependencies"]))
     for extra in layer.extras:
         names |= set(declared(extras[extra]))
-    assert {DISTRIBUTIONS.get(x, x) for x in layer.third_party} <= names
+    assert {DISTRIBUTIONS.get(x, x) for x in layer.third_party - OF_THE_SERVER} <= names

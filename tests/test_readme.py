@@ -46,7 +46,8 @@ def _commands() -> list[click.Command]:
 
 
 def _options(command: click.Command) -> set[str]:
-    return {option for parameter in command.params for option in parameter.opts if "-" in option}
+    shown = (p for p in command.params if not getattr(p, "hidden", False))
+    return {option for parameter in shown for option in parameter.opts if "-" in option}
 
 
 def test_there_is_something_to_check() -> None:

@@ -14,7 +14,7 @@ class Plan:
     vae_steps: int = 2600
     vae_batch: int = 16
     twins: int = 50_000
-    held_out_twins: int = 400
+    held_out_twins: int = 1200
     diffusion_steps: int = 5000
     matching_steps: int = 3000
     sides_steps: int = 1000

@@ -33,7 +33,7 @@ from dsd_trt.train.shapes.workers import Worker, workers
 
 TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # of the twins
 
-FEW_SHOT_LEVELS = (0.05, 0.1, 0.2, 0.4)
+FEW_SHOT_LEVELS = (0.02, 0.05, 0.1, 0.2)
 """The shapes of small things drown in noise sooner than what photographs show."""
 
 SAMPLE_CAPTIONS = (
