@@ -51,7 +51,8 @@ class TritonPythonModel:
         # Only a repository for matrix mode says how large its blocks are.
         block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
         self._mode: Mode = "matrix" if all(block) else "pair"
-        self._pipeline.batch = BatchSizes(*[settings["max_batch_size"]] * 3, matrix=block)
+        size = settings["max_batch_size"]
+        self._pipeline.batch = BatchSizes(size, size, size, block)
         self._pipeline.compile(self._mode)
         spec = manifest.tokenizer
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
