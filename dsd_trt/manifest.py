@@ -65,6 +65,11 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def batched(self) -> bool:
+        """Whether its outputs are one for every item of one batch, so that runs can be joined."""
+        return not any(isinstance(size, str) for spec in self.outputs for size in spec.shape[1:])
+
 
 @dataclass(frozen=True)
 class HeadWeights:

@@ -66,7 +66,7 @@ class Scorer:
         mode: Mode | Literal["auto"] = "auto",
     ) -> None:
         self.bundle = bundle
-        self.mode = _choose_mode(bundle.manifest, mode, engine)
+        self.mode = choose_mode(bundle.manifest, mode, engine)
         self._pipeline = Pipeline(bundle, engine, memory_budget_mb)
         self._engine = (
             guarded(bundle, self.mode, self._pipeline, memory_budget_mb)
@@ -458,8 +458,12 @@ def _open_images(images: str | os.PathLike[str] | Iterable[Scorable]) -> Iterabl
     return images
 
 
-def _choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -> Mode:
-    """The mode that is asked for, if bundle and engine have it."""
+def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -> Mode:
+    """The mode that is asked for, with a warning where the adapter was trained for another.
+
+    Raises:
+        InputError: the bundle or the engine has no such mode.
+    """
     trained = manifest.method.trained_for
     if mode == "auto":
         mode = "matrix" if trained == "matrix" else "pair"

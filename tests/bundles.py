@@ -7,11 +7,13 @@ The stand-in for a model keeps the contract and nothing else:
     S_j    = sigmoid(r_j . (PROJECTION^T mean(latent)) + LEVEL_BIAS[level])
     f      = mean of S_j over the counted tokens
     denoising error = 2 - mean of S_j over all 77 tokens
+    matrix score = mean over the counted tokens of tanh where S_j has the sigmoid
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from dsd_trt.manifest import (
     Graph,
     HeadWeights,
     Manifest,
+    MatrixMode,
     Method,
+    Mode,
     NoiseLevels,
     Precision,
     Preprocessing,
@@ -35,6 +39,7 @@ from dsd_trt.manifest import (
     ScoreKind,
     TokenizerSpec,
     TokenMask,
+    TrainedFor,
     graph_contract,
 )
 
@@ -42,6 +47,7 @@ RESOLUTION = 8
 LENGTH = 77
 FRACTIONS = (0.2, 0.4, 0.8)
 CALIBRATION = Calibration(a=4.0, b=-2.0)
+MATRIX_CALIBRATION = Calibration(a=-3.0, b=1.0)
 WEIGHT = 0.7  # of the denoising term
 WORDS = ("!", "<bos>", "<eos>", "<unk>", "a", "red", "green", "blue", "circle", "square", "dog")
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
@@ -63,6 +69,7 @@ def closed_form(
     text: str,
     levels: Sequence[int] = (0, 1, 2),
     token_mask: TokenMask = "words_eos",
+    mode: Mode = "pair",
 ) -> float:
     """f(y, x) of one image, uint8 (RESOLUTION, RESOLUTION, 3), and one text, in float64."""
     words = token_ids(text)[: LENGTH - 2]
@@ -73,20 +80,15 @@ def closed_form(
     }[token_mask]
     color = pixels.astype(np.float64).mean(axis=(0, 1)) / 255  # (C,)
     direction = color @ PROJECTION  # (D,)
-    return float(
-        np.mean(
-            [
-                1 / (1 + np.exp(-(TABLE[token] @ direction + LEVEL_BIAS[level])))
-                for level in levels
-                for token in counted
-            ]
-        )
+    logits = np.array(
+        [TABLE[token] @ direction + LEVEL_BIAS[level] for level in levels for token in counted]
     )
+    return float(np.mean(np.tanh(logits) if mode == "matrix" else 1 / (1 + np.exp(-logits))))
 
 
-def probability(f: float) -> float:
+def probability(f: float, calibration: Calibration = CALIBRATION) -> float:
     """Match probability of a score."""
-    return float(1 / (1 + np.exp(-(CALIBRATION.a * f + CALIBRATION.b))))
+    return float(1 / (1 + np.exp(-(calibration.a * f + calibration.b))))
 
 
 def denoising_term(
@@ -105,12 +107,20 @@ def make_bundle(
     precision: Precision = "fp32",
     token_mask: TokenMask = "words_eos",
     score: ScoreKind = "attention",
+    matrix: bool = False,
+    trained_for: TrainedFor | None = None,
 ) -> Bundle:
-    """Write a bundle of the stand-in model."""
+    """Write a bundle of the stand-in model, with a matrix scorer if wanted."""
     folder.mkdir(parents=True, exist_ok=True)
     denoising = score != "attention"
     graphs = graph_contract(
-        precision, RESOLUTION, (3, 2, 2), TABLE.shape[1], LENGTH, denoising=denoising
+        precision,
+        RESOLUTION,
+        (3, 2, 2),
+        TABLE.shape[1],
+        LENGTH,
+        denoising=denoising,
+        matrix=matrix,
     )
     half = precision == "fp16"
     _save(folder, graphs["image_encoder"], _image_encoder(half), {})
@@ -121,8 +131,14 @@ def make_bundle(
         _pair_scorer(denoising),
         {"projection": PROJECTION, "level_bias": LEVEL_BIAS[:, None]},
     )
+    if matrix:
+        constants = {"projection": PROJECTION, "level_bias": LEVEL_BIAS[:, None, None]}
+        _save(folder, graphs["matrix_scorer"], _matrix_scorer(), constants)
     _tokenizer().save(str(folder / "tokenizer.json"))
-    return write_bundle(folder, make_manifest(graphs, precision, token_mask, score))
+    manifest = make_manifest(graphs, precision, token_mask, score)
+    method = replace(manifest.method, trained_for=trained_for)
+    mode = MatrixMode(MATRIX_CALIBRATION, 1) if matrix else None
+    return write_bundle(folder, replace(manifest, method=method, matrix=mode))
 
 
 def make_manifest(
@@ -208,6 +224,30 @@ def _pair_scorer(denoising: bool) -> list[onnx.NodeProto]:
         node("ReduceSum", ["token_mask", "tokens"], ["count"], keepdims=0),
         node("Div", ["sum", "count"], ["score"]),
         *(error if denoising else []),
+    ]
+
+
+def _matrix_scorer() -> list[onnx.NodeProto]:
+    axes, tokens, last = (
+        numpy_helper.from_array(np.array(it, np.int64)) for it in ([2, 3], [1], [2])
+    )
+    node = helper.make_node
+    return [
+        node("Constant", [], ["axes"], value=axes),
+        node("Constant", [], ["tokens"], value=tokens),
+        node("Constant", [], ["last"], value=last),
+        _cast("latent", "latent32", False),
+        _cast("text_states", "states32", False),
+        node("ReduceMean", ["latent32", "axes"], ["color"], keepdims=0),  # (I, C)
+        node("MatMul", ["color", "projection"], ["direction"]),  # (I, D)
+        node("Einsum", ["direction", "states32"], ["logits"], equation="id,tkd->itk"),
+        node("Gather", ["level_bias", "level"], ["bias"]),  # (I, 1, 1)
+        node("Add", ["logits", "bias"], ["biased"]),
+        node("Tanh", ["biased"], ["token_scores"]),  # (I, T, 77)
+        node("Mul", ["token_scores", "token_mask"], ["counted"]),
+        node("ReduceSum", ["counted", "last"], ["sum"], keepdims=0),
+        node("ReduceSum", ["token_mask", "tokens"], ["count"], keepdims=0),  # (T,)
+        node("Div", ["sum", "count"], ["score"]),  # (I, T)
     ]
 
 

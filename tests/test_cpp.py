@@ -27,7 +27,7 @@ from dsd_trt import Scorer
 from dsd_trt.bundle import write_bundle
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
-from dsd_trt.manifest import Precision, ScoreKind, TokenMask
+from dsd_trt.manifest import Precision, ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
 
@@ -38,7 +38,7 @@ IMAGES = [picture(64, 64), picture(50, 90), picture(200, 31)]
 
 def agree(library: ctypes.CDLL, folder: Path, levels: tuple[float, ...] = ()) -> Any:
     """Scores of both runtimes, which have to be the same."""
-    expected = Scorer.load(folder, engine="onnxruntime").score(IMAGES, TEXTS, levels or None)
+    expected = Scorer.load(folder, "onnxruntime", mode="pair").score(IMAGES, TEXTS, levels or None)
     scorer = CppScorer(library, folder)
     scores, probabilities, errors = scorer.score(IMAGES, TEXTS, levels)
     scorer.close()
@@ -90,6 +90,21 @@ def test_an_adapter_is_fed_and_fp16_passed_on(
     (np.fromfile(file, "<f4") / 2).tofile(file)  # another adapter: other scores, so it is fed
     write_bundle(bundle.folder, bundle.manifest)
     assert np.abs(agree(cpp_library, bundle.folder) - fed).max() > 1e-4
+
+
+@pytest.mark.parametrize("trained_for", [None, "pair", "both", "matrix"])
+def test_a_bundle_for_matrix_mode_is_scored_in_pair_mode(
+    trained_for: TrainedFor | None,
+    cpp_library: ctypes.CDLL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, matrix=True, trained_for=trained_for)
+    agree(cpp_library, tmp_path)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == (trained_for == "matrix")
+    assert all("trained for matrix mode" in line for line in said)
 
 
 def test_batches_do_not_change_scores(cpp_library: ctypes.CDLL) -> None:
@@ -185,6 +200,34 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "cut": (lambda b: os.truncate(b / "pair_scorer.onnx", 100), "has 100 bytes instead of"),
     "absent": (lambda b: (b / "tokenizer.json").unlink(), "'tokenizer.json' is missing"),
+    "mode": (
+        lambda b: edit(b / "bundle.json", lambda m: m["method"].update(trained_for="image")),
+        "'method.trained_for' has an unknown value",
+    ),
+    "matrix without a graph": (
+        lambda b: edit(
+            b / "bundle.json",
+            lambda m: m.update(matrix={"calibration": {"a": 1, "b": 0}, "query_pool": 1}),
+        ),
+        "'graphs.matrix_scorer' is missing",
+    ),
+    "graph without a mode": (
+        lambda b: edit(
+            b / "bundle.json",
+            lambda m: m["graphs"].update(matrix_scorer=m["graphs"]["pair_scorer"]),
+        ),
+        "'graphs.matrix_scorer' is not known",
+    ),
+    "matrix with another graph": (
+        lambda b: edit(
+            b / "bundle.json",
+            lambda m: (
+                m["graphs"].update(matrix_scorer=m["graphs"]["pair_scorer"]),
+                m.update(matrix={"calibration": {"a": 1, "b": 0}, "query_pool": 1}),
+            ),
+        ),
+        "'graphs.matrix_scorer.outputs' must be",
+    ),
     "outside": (
         lambda b: edit(
             b / "bundle.json",

@@ -137,9 +137,9 @@ def open_scorer(
 def clip_tokenizer() -> Any:
     from tokenizers import Tokenizer
 
-    from dsd_trt.scorer import _bundle_folder
+    from dsd_trt.scorer import bundle_folder
 
-    return Tokenizer.from_file(str(_bundle_folder(None) / "tokenizer.json"))
+    return Tokenizer.from_file(str(bundle_folder(None) / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from dsd_trt.engines.triton.repository import ServedBy
+    from dsd_trt.manifest import Mode
 
 
 @click.command()
@@ -29,7 +30,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Most items in a batch that Triton forms.",
 )
-def triton(bundle: Path, out: Path, engine: str, max_batch_size: int) -> None:
+@click.option(
+    "--mode",
+    type=click.Choice(("auto", "pair", "matrix")),
+    default="auto",
+    show_default=True,
+    help="One pass of the U-Net a pair; or one an image, a faster score of its own, if the bundle "
+    "has it. auto: what the adapter was trained for.",
+)
+def triton(bundle: Path, out: Path, engine: str, max_batch_size: int, mode: str) -> None:
     """Write OUT, a model repository that Triton serves BUNDLE from.
 
     Clients call its model dsd_score: encoded images and texts in, the matrix of their
@@ -40,9 +49,16 @@ def triton(bundle: Path, out: Path, engine: str, max_batch_size: int) -> None:
     from dsd_trt.bundle import read_bundle
     from dsd_trt.engines.triton.repository import write_repository
 
-    written = write_repository(read_bundle(bundle), out, cast("ServedBy", engine), max_batch_size)
+    written = write_repository(
+        read_bundle(bundle),
+        out,
+        cast("ServedBy", engine),
+        max_batch_size,
+        mode=cast("Mode", mode),
+    )
     click.echo(
-        f"wrote {', '.join(written.models)}; batches of {written.max_batch_size} at most. "
+        f"wrote {', '.join(written.models)}; {written.mode} mode, "
+        f"batches of {written.max_batch_size} at most. "
         f"Serve them: tritonserver --model-repository {out.resolve()}",
         err=True,
     )

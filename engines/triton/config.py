@@ -12,17 +12,15 @@ from string import Template
 from typing import Any
 
 from dsd_trt.errors import DsdError
-from dsd_trt.manifest import Graph, Manifest, TensorSpec
+from dsd_trt.manifest import Graph, Manifest, Mode, TensorSpec
 
-IMAGE_ENCODER, TEXT_ENCODER, PAIR_SCORER = (
-    "dsd_image_encoder",
-    "dsd_text_encoder",
-    "dsd_pair_scorer",
-)
 TOKENIZER, SCORE, MATCH = "dsd_tokenizer", "dsd_score", "dsd_match"
 
-MODELS = {"image_encoder": IMAGE_ENCODER, "text_encoder": TEXT_ENCODER, "pair_scorer": PAIR_SCORER}
-"""Name of the model that serves a graph."""
+GRAPHS: Mapping[Mode, tuple[str, ...]] = {
+    "pair": ("image_encoder", "text_encoder", "pair_scorer"),
+    "matrix": ("image_encoder", "text_encoder", "matrix_scorer"),
+}
+"""The graphs that a mode needs, in the order they are run."""
 
 CACHED = ("image_encoder", "text_encoder")
 """Graphs whose inputs come again: of a pair, the halves do more often than the whole."""
@@ -61,7 +59,7 @@ _SCORE_INSTANCES = "instance_group [ { count: 4 kind: KIND_CPU } ]\n"
 
 _WARM_UP = Template("""\
 model_warmup [ {
-  name: "batch of $batch_size"
+  name: "$name"
   batch_size: $batch_size
 $inputs
 } ]
@@ -97,6 +95,11 @@ class Limits:
     max_text_bytes: int = 8192
 
 
+def model_of(graph: str) -> str:
+    """Name of the model that serves a graph."""
+    return f"dsd_{graph}"
+
+
 def onnxruntime(graph: Graph) -> str:
     """How Triton's ONNX Runtime backend is told of a graph."""
     return f'backend: "onnxruntime"\ndefault_model_filename: "{graph.file}"'
@@ -122,7 +125,7 @@ def lean_runtime(graph: str) -> str:
 
 
 def graph_config(name: str, graph: Graph, runs: str, max_batch_size: int) -> str:
-    """Configuration of the model that serves a graph.
+    """Configuration of the model that serves a graph in batches.
 
     Args:
         name: of the graph.
@@ -135,8 +138,41 @@ def graph_config(name: str, graph: Graph, runs: str, max_batch_size: int) -> str
     if name in CACHED:
         more += _CACHE
     for size in sorted({1, max_batch_size}):
-        more += _WARM_UP.substitute(batch_size=size, inputs=_lines(map(_warm_up_input, inputs)))
-    return _config(MODELS[name], runs, max_batch_size, inputs, graph.outputs, more)
+        zeros = _lines(_warm_up_input(spec, spec.shape[1:]) for spec in inputs)
+        more += _WARM_UP.substitute(name=f"batch of {size}", batch_size=size, inputs=zeros)
+    return _config(model_of(name), runs, max_batch_size, inputs, graph.outputs, more)
+
+
+def matrix_config(name: str, graph: Graph, runs: str, block: tuple[int, int]) -> str:
+    """Configuration of the model that serves the matrix scorer: a request is a run.
+
+    Two of its dimensions are dynamic, and Triton's batcher joins along one.
+
+    Args:
+        name: of the graph.
+        graph: its signature.
+        runs: as for `graph_config`.
+        block: images at a noise level, and texts, of the largest run.
+    """
+    warm_up = ""
+    for walks, texts in sorted({(1, 1), block}):
+        zeros = _lines(
+            _warm_up_input(
+                spec, (walks if spec.name in ("latent", "level") else texts, *spec.shape[1:])
+            )
+            for spec in graph.inputs
+        )
+        label = f"block of {walks} and {texts}"
+        warm_up += _WARM_UP.substitute(name=label, batch_size=1, inputs=zeros)
+    inputs, outputs = (",\n".join(map(_whole, side)) for side in (graph.inputs, graph.outputs))
+    return _MODEL.substitute(
+        name=model_of(name),
+        runs=runs,
+        max_batch_size=0,
+        inputs=inputs,
+        outputs=outputs,
+        more=warm_up,
+    )
 
 
 def tokenizer_config(manifest: Manifest, max_batch_size: int) -> str:
@@ -157,17 +193,20 @@ def tokenizer_config(manifest: Manifest, max_batch_size: int) -> str:
     )
 
 
-def score_config(max_batch_size: int, limits: Limits) -> str:
+def score_config(max_batch_size: int, limits: Limits, block: tuple[int, int] | None = None) -> str:
     """Configuration of `dsd_score`: encoded images and texts in, the matrix out.
 
     Its requests are no batches, each has its own number of images and texts. What it asks of the
-    other models is, in blocks of at most `max_batch_size`.
+    other models is, in blocks of at most `max_batch_size`; of the matrix scorer, where `block` says
+    that it is to be asked, of that many images at a noise level, and texts.
     """
     settings = {
         "max_batch_size": max_batch_size,
         **vars(limits),
         "text_cache_mb": 64,
     }
+    if block is not None:
+        settings["matrix_walks"], settings["matrix_texts"] = block
     return _MODEL.substitute(
         name=SCORE,
         runs='backend: "python"',
@@ -186,9 +225,9 @@ def score_config(max_batch_size: int, limits: Limits) -> str:
 def match_config(manifest: Manifest, max_batch_size: int) -> str:
     """Configuration of `dsd_match`: the three graphs in a row, for pixels and ids."""
     graphs = manifest.graphs
-    steps = "\n".join(_step(name, graphs[name]) for name in MODELS)
+    steps = "\n".join(_step(name, graphs[name]) for name in GRAPHS["pair"])
     made = {spec.name for name in CACHED for spec in graphs[name].outputs}
-    inputs = [spec for name in MODELS for spec in graphs[name].inputs if spec.batched]
+    inputs = [spec for name in GRAPHS["pair"] for spec in graphs[name].inputs if spec.batched]
     return _config(
         MATCH,
         'platform: "ensemble"',
@@ -238,12 +277,17 @@ def _config(
 def _tensor(spec: TensorSpec, reshape: bool = True) -> str:
     """One input or output; a number an item is a vector of one to clients, for Triton has none."""
     shape = "" if len(spec.shape) > 1 or not reshape else " reshape { shape: [ ] }"
-    return f'  {{ name: "{spec.name}" {_type_and_dims(spec)}{shape} }}'
+    return f'  {{ name: "{spec.name}" {_type_and_dims(spec, spec.shape[1:])}{shape} }}'
 
 
-def _type_and_dims(spec: TensorSpec) -> str:
-    dims = ", ".join(map(str, spec.shape[1:])) or "1"
-    return f"data_type: {_TYPES[spec.dtype]} dims: [ {dims} ]"
+def _whole(spec: TensorSpec) -> str:
+    """One input or output with all its dimensions, -1 where one is dynamic."""
+    dims = [-1 if isinstance(size, str) else size for size in spec.shape]
+    return f'  {{ name: "{spec.name}" {_type_and_dims(spec, dims)} }}'
+
+
+def _type_and_dims(spec: TensorSpec, dims: Sequence[int | str]) -> str:
+    return f"data_type: {_TYPES[spec.dtype]} dims: [ {', '.join(map(str, dims)) or 1} ]"
 
 
 def _variable(tensors: Mapping[str, str], rank: int) -> str:
@@ -254,9 +298,10 @@ def _variable(tensors: Mapping[str, str], rank: int) -> str:
     )
 
 
-def _warm_up_input(spec: TensorSpec) -> str:
+def _warm_up_input(spec: TensorSpec, dims: Sequence[int | str]) -> str:
     # Zeros are valid ids and levels, and a batch takes as long whatever is in it.
-    return f'  inputs {{ key: "{spec.name}" value {{ {_type_and_dims(spec)} zero_data: true }} }}'
+    zeros = f"{_type_and_dims(spec, dims)} zero_data: true"
+    return f'  inputs {{ key: "{spec.name}" value {{ {zeros} }} }}'
 
 
 def _step(name: str, graph: Graph) -> str:
@@ -268,7 +313,7 @@ def _step(name: str, graph: Graph) -> str:
         )
 
     return _STEP.substitute(
-        model=MODELS[name],
+        model=model_of(name),
         inputs=lines("input", graph.inputs),
         outputs=lines("output", graph.outputs),
     )

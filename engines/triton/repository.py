@@ -10,21 +10,26 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
 
+from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.engines.triton import config
 from dsd_trt.errors import EngineError, InputError
-from dsd_trt.manifest import MANIFEST_NAME
+from dsd_trt.manifest import MANIFEST_NAME, Mode
 from dsd_trt.plan import Plan, graph_hash, plans
+from dsd_trt.scorer import choose_mode
 
 ServedBy = Literal["onnxruntime", "tensorrt", "python"]
 SERVED_BY: tuple[str, ...] = get_args(ServedBy)
 
 VERSION = "1"
 
+_MATRIX_MEMORY_MB = 1024  # of the matrix scorer's activations, as `Scorer` allows them
+
 _RUNTIME = (
     "__init__.py",
     "batching.py",
     "bundle.py",
+    "cache.py",
     "engine/__init__.py",
     "engine/onnxruntime.py",
     "engine/openvino.py",
@@ -47,11 +52,13 @@ class Repository:
     Attributes:
         folder: what `tritonserver --model-repository` is given.
         models: their names.
+        mode: which score `dsd_score` gives.
         max_batch_size: of the models that serve graphs: what was asked for, or what the plans take.
     """
 
     folder: Path
     models: tuple[str, ...]
+    mode: Mode
     max_batch_size: int
 
 
@@ -61,6 +68,7 @@ def write_repository(
     engine: ServedBy = "onnxruntime",
     max_batch_size: int = 32,
     limits: config.Limits | None = None,
+    mode: Mode | Literal["auto"] = "auto",
 ) -> Repository:
     """Write a repository, whole or not at all.
 
@@ -74,10 +82,11 @@ def write_repository(
             runtime inside its python backend.
         max_batch_size: most items of a graph's batch; fewer where a plan takes fewer.
         limits: of one request to `dsd_score`.
+        mode: as for `Scorer`; "matrix" has no plans yet.
 
     Raises:
-        InputError: the folder holds something or cannot be written to, or the bundle's adapter is
-            an input that Triton's batcher cannot feed.
+        InputError: the folder holds something or cannot be written to, the bundle's adapter is an
+            input that Triton's batcher cannot feed, or bundle or engine lack the mode.
         EngineError: a graph has no plan that Triton could load.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -87,7 +96,14 @@ def write_repository(
             "the bundle's adapter is an input that is the same for a whole batch, which Triton's "
             "batcher cannot feed. Export again without --adapter-input, or: --engine python"
         )
-    fitting = {name: _plans(bundle, name) for name in config.MODELS} if engine == "tensorrt" else {}
+    chosen = choose_mode(bundle.manifest, mode, "auto")
+    if chosen == "matrix" and engine == "tensorrt":
+        raise InputError(
+            "matrix mode does not run on tensorrt yet: use --engine onnxruntime or python, or, for "
+            "the other score, --mode pair"
+        )
+    graphs = config.GRAPHS[chosen]
+    fitting = {name: _plans(bundle, name) for name in graphs} if engine == "tensorrt" else {}
     _check_together(bundle, fitting)
     # The first profile is the one Triton takes.
     takes = [it.sidecar.profiles[0].max for found in fitting.values() for it in found]
@@ -95,12 +111,13 @@ def write_repository(
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         unfinished.mkdir(parents=True)
-        writer = _Writer(bundle, unfinished, engine, size)
-        for name in config.MODELS:
+        writer = _Writer(bundle, unfinished, engine, size, chosen)
+        for name in graphs:
             writer.graph(name, fitting.get(name, []))
         writer.tokenizer()
         writer.score(limits or config.Limits())
-        writer.match()
+        if chosen == "pair":
+            writer.match()
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
@@ -108,16 +125,20 @@ def write_repository(
         raise InputError(f"cannot write {out}: {error.strerror}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    names = (*config.MODELS.values(), config.TOKENIZER, config.SCORE, config.MATCH)
-    return Repository(out, names, size)
+    rest = (config.TOKENIZER, config.SCORE, *([config.MATCH] if chosen == "pair" else []))
+    return Repository(out, (*map(config.model_of, graphs), *rest), chosen, size)
 
 
 class _Writer:
     """Writes one model after another."""
 
-    def __init__(self, bundle: Bundle, folder: Path, engine: ServedBy, max_batch_size: int) -> None:
+    def __init__(
+        self, bundle: Bundle, folder: Path, engine: ServedBy, max_batch_size: int, mode: Mode
+    ) -> None:
         self._bundle, self._manifest = bundle, bundle.manifest
-        self._folder, self._engine, self._max = folder, engine, max_batch_size
+        self._folder, self._engine, self._max, self._mode = folder, engine, max_batch_size, mode
+        walks, texts = batch_sizes(self._manifest, _MATRIX_MEMORY_MB).matrix
+        self._block = min(walks, max_batch_size), texts
 
     def graph(self, name: str, fitting: Sequence[Plan]) -> None:
         """The model that serves a graph."""
@@ -134,7 +155,11 @@ class _Writer:
             runs = config.onnxruntime(graph)
         else:
             runs = config.lean_runtime(name)
-        folder = self._model(config.MODELS[name], config.graph_config(name, graph, runs, self._max))
+        if graph.batched:
+            text = config.graph_config(name, graph, runs, self._max)
+        else:
+            text = config.matrix_config(name, graph, runs, self._block)
+        folder = self._model(config.model_of(name), text)
         for plan in fitting:
             for capability in plan.sidecar.compute_capabilities:
                 _link(plan.path, folder / files[capability])
@@ -158,7 +183,8 @@ class _Writer:
 
     def score(self, limits: config.Limits) -> None:
         """`dsd_score`."""
-        folder = self._model(config.SCORE, config.score_config(self._max, limits))
+        block = self._block if self._mode == "matrix" else None
+        folder = self._model(config.SCORE, config.score_config(self._max, limits, block))
         self._code(folder, "score")
         file = self._manifest.tokenizer.file
         _link(self._bundle.path(file), folder / file)

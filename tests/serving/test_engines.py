@@ -1,4 +1,4 @@
-"""Other bundles and engines on the real server: FP16, the denoising error, an adapter that is fed.
+"""Other bundles and engines on the real server: FP16, denoising, a fed adapter, matrix mode.
 
 The server here has no ONNX Runtime backend. A repository that is made for one is served with a
 stand-in for the backend alone: the graphs run in Python, everything else is as it was written.
@@ -7,17 +7,21 @@ stand-in for the backend alone: the graphs run in Python, everything else is as 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from adapters import feed_adapter
-from bundles import RESOLUTION, closed_form, make_bundle
+from bundles import MATRIX_CALIBRATION, RESOLUTION, closed_form, make_bundle, probability
 from client import PROTOCOLS, Client
 from inputs import encode
 from server import Server
 
 from dsd_trt import Bundle, Scorer
+from dsd_trt.batching import batch_sizes
+from dsd_trt.engines.triton import repository as repository_module
 from dsd_trt.engines.triton.repository import write_repository
 
 BACKEND = """
@@ -58,9 +62,12 @@ def replace_backend(repository: Path) -> int:
     return replaced
 
 
-def answers(bundle: Bundle, scratch: Path, engine: Any) -> Iterator[dict[str, Any]]:
+def answers(
+    bundle: Bundle, scratch: Path, engine: Any, mode: Any = "auto"
+) -> Iterator[dict[str, Any]]:
     """What `dsd_score` says over each protocol."""
-    repository = write_repository(bundle, scratch / "models", engine, max_batch_size=8).folder
+    written = write_repository(bundle, scratch / "models", engine, max_batch_size=8, mode=mode)
+    repository = written.folder
     assert replace_backend(repository) == (3 if engine == "onnxruntime" else 0)
     server = Server(repository, scratch)
     try:
@@ -87,3 +94,25 @@ def test_an_adapter_that_is_fed_on_the_lean_runtime(tmp_path: Path) -> None:
     expected = [[adapter.sum() * closed_form(it, text) for text in TEXTS] for it in PIXELS]
     for answer in answers(bundle, tmp_path, "python"):
         np.testing.assert_allclose(answer["scores"][:3], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("engine", "precision"), [("python", "fp32"), ("onnxruntime", "fp16")])
+@pytest.mark.parametrize("at_once", ["whole", "in blocks"])
+def test_matrix_mode(
+    engine: str, precision: Any, at_once: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bundle's images at 3 levels, 9 walks: more than a batch, and than a block of 2."""
+    bundle = make_bundle(tmp_path / "bundle", precision=precision, matrix=True)
+    expected = Scorer.load(bundle.folder, "onnxruntime", mode="matrix").score(IMAGES, TEXTS)
+    if at_once == "in blocks":
+        sizes = replace(batch_sizes(bundle.manifest, 1024), matrix=(2, 2))
+        monkeypatch.setattr(repository_module, "batch_sizes", lambda *_: sizes)
+    for answer in answers(bundle, tmp_path, engine, "matrix"):
+        for name in ("scores", "probabilities"):
+            np.testing.assert_allclose(answer[name][:3], getattr(expected, name), atol=1e-5, rtol=0)
+        if precision == "fp32":
+            by_hand = [[closed_form(it, text, mode="matrix") for text in TEXTS] for it in PIXELS]
+            np.testing.assert_allclose(answer["scores"][:3], by_hand, atol=1e-5)
+            sigmoid = probability(by_hand[1][2], MATRIX_CALIBRATION)
+            assert answer["probabilities"][1, 2] == pytest.approx(sigmoid, abs=1e-5)
+        assert np.isnan(answer["scores"][3]).all()

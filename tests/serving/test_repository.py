@@ -18,7 +18,7 @@ from bundles import make_bundle
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from dsd_trt import Bundle, BundleError, EngineError, InputError
+from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
 from dsd_trt.engines.triton.config import check_config
 from dsd_trt.engines.triton.repository import write_repository
 from dsd_trt.errors import DsdError
@@ -180,6 +180,75 @@ def test_an_adapter_that_is_fed_needs_the_lean_runtime(tmp_path: Path) -> None:
     assert "adapter" not in {it.name for it in config.input}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_matrix_mode_has_a_scorer_of_two_dynamic_dimensions(precision: Any, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle", precision=precision, matrix=True)
+    written = write_repository(made, tmp_path / "models", max_batch_size=24, mode="matrix")
+    assert {path.name for path in written.folder.iterdir()} == set(written.models)
+    assert set(written.models) == {
+        *(f"dsd_{name}" for name in ("image_encoder", "text_encoder", "matrix_scorer")),
+        *("dsd_tokenizer", "dsd_score"),
+    }
+    config = read(written.folder, "dsd_matrix_scorer")
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    model = written.folder / config.name / "1" / config.default_model_filename
+    graph = onnx.load(model).graph
+    for declared, found in ((config.input, graph.input), (config.output, graph.output)):
+        in_graph = {
+            it.name: [size.dim_value or -1 for size in it.type.tensor_type.shape.dim]
+            for it in found
+        }
+        assert {it.name: list(it.dims) for it in declared} == in_graph
+    settings = {
+        key: value.string_value
+        for key, value in read(written.folder, "dsd_score").parameters.items()
+    }
+    walks, texts = int(settings["matrix_walks"]), int(settings["matrix_texts"])
+    assert (walks, texts) == (24, 256)
+    largest = config.model_warmup[1].inputs
+    assert {name: it.dims[0] for name, it in largest.items()} == {
+        "latent": walks,
+        "level": walks,
+        "text_states": texts,
+        "token_mask": texts,
+    }
+
+
+@pytest.mark.parametrize(
+    ("trained_for", "asked", "written"),
+    [
+        (None, "auto", "pair"),
+        ("pair", "auto", "pair"),
+        ("both", "auto", "pair"),
+        ("matrix", "auto", "matrix"),
+        ("matrix", "pair", "pair"),
+        ("both", "matrix", "matrix"),
+    ],
+)
+def test_the_mode_is_the_scorers(
+    trained_for: Any, asked: Any, written: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = make_bundle(tmp_path / "bundle", matrix=True, trained_for=trained_for)
+    assert write_repository(made, tmp_path / "models", mode=asked).mode == written
+    assert Scorer.load(made.folder, "onnxruntime", mode=asked).mode == written
+    assert caplog.text.count("was trained for") == (
+        2 if trained_for not in (None, "both", written) else 0
+    )
+
+
+def test_a_mode_that_cannot_be_served_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dsd-trt export --matrix"):
+        write_repository(bundle, tmp_path / "models", mode="matrix")
+    made = make_bundle(tmp_path / "bundle", matrix=True, trained_for="matrix")
+    for asked in ("matrix", "auto"):
+        with pytest.raises(
+            InputError, match=r"does not run on tensorrt yet.*onnxruntime or python"
+        ):
+            write_repository(made, tmp_path / "models", "tensorrt", mode=asked)
+    assert not (tmp_path / "models").exists()
+
+
 def test_encoded_texts_are_kept_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = "triton_python_backend_utils"
     monkeypatch.setitem(sys.modules, backend, types.ModuleType(backend))
@@ -240,9 +309,11 @@ def test_an_altered_bundle_is_not_served(tmp_path: Path) -> None:
 def test_the_command_says_how_to_serve(bundle: Bundle, tmp_path: Path) -> None:
     models = tmp_path / "models"
     command = [sys.executable, "-m", "dsd_trt", "triton", bundle.folder, models]
-    run = subprocess.run([*command, "--max-batch-size", "7"], capture_output=True, text=True)
+    options = ("--max-batch-size", "7", "--mode", "pair")
+    run = subprocess.run([*command, *options], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert f"tritonserver --model-repository {models}" in run.stderr
+    assert "pair mode" in run.stderr
     assert read(models, "dsd_pair_scorer").max_batch_size == 7
     described = json.loads((models / "dsd_score" / "1" / "bundle.json").read_text())
     assert described["method"]["lambda"] == bundle.manifest.method.lam

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <set>
 
 #include "fields.hpp"
@@ -98,7 +99,7 @@ std::vector<Tensor> read_tensors(const Json &list, const std::string &where) {
     return tensors;
 }
 
-GraphFile read_graph(Fields graphs, const std::string &name, const fs::path &folder,
+GraphFile read_graph(Fields &graphs, const std::string &name, const fs::path &folder,
                      const std::set<std::string> &files) {
     Fields fields = graphs.object(name);
     const std::string file = fields.text("file");
@@ -123,7 +124,7 @@ void demand(const std::vector<Tensor> &got, const std::vector<Tensor> &wanted,
 
 // The graphs every bundle holds. What the contract leaves open, the sizes of a latent and of text
 // states, is read where it first appears and then demanded everywhere.
-void check_contract(const Bundle &bundle, bool half) {
+void check_contract(const Bundle &bundle, const std::optional<GraphFile> &matrix_scorer, bool half) {
     const auto &latents = bundle.image_encoder.outputs, &states = bundle.text_encoder.outputs;
     require(latents.size() == 1 && latents[0].shape.size() == 4, "graphs.image_encoder.outputs",
             "must be one tensor of rank 4");
@@ -153,6 +154,11 @@ void check_contract(const Bundle &bundle, bool half) {
                                {"level", ElementType::int32, {-1}},
                                text_states,
                                {"token_mask", number, {-1, length}}};
+    if (matrix_scorer) {
+        demand(matrix_scorer->inputs, inputs, "graphs.matrix_scorer.inputs");
+        demand(matrix_scorer->outputs, {{"score", number, {-1, -1}}},
+               "graphs.matrix_scorer.outputs");
+    }
     if (const auto count = static_cast<std::int64_t>(bundle.adapter.size())) {
         inputs.push_back({"adapter", number, {count}});
     }
@@ -196,6 +202,10 @@ void read_method(Bundle &bundle, Fields method) {
     }
     (void)weights["mode"];
     weights.nothing_else();
+    if (!method["trained_for"].is_null()) {
+        constexpr const char *kModes[] = {"pair", "both", "matrix"};
+        bundle.trained_for_matrix = method.choice("trained_for", kModes) == 2;
+    }
     // What the graph has folded in, and the scores alone depend on.
     for (const char *key : {"score_layers", "layer_names", "pooling", "lambda", "has_prompts"}) {
         (void)method[key];
@@ -236,6 +246,24 @@ void read_adapter(Bundle &bundle, const Json &adapter, const fs::path &folder,
     }
 }
 
+void read_calibration(Fields calibration, double &a, double &b) {
+    a = calibration.number("a");
+    b = calibration.number("b");
+    calibration.nothing_else();
+}
+
+// What the Python runtime's matrix mode needs is verified as all else, and not used here.
+std::optional<GraphFile> read_matrix(const Json &matrix, Fields &graphs, const fs::path &folder,
+                                     const std::set<std::string> &files) {
+    if (matrix.is_null()) return std::nullopt;
+    Fields fields(matrix, "matrix");
+    double a, b;
+    read_calibration(fields.object("calibration"), a, b);
+    fields.integer("query_pool", 1);
+    fields.nothing_else();
+    return read_graph(graphs, "matrix_scorer", folder, files);
+}
+
 Bundle read_manifest(const Json &json, const fs::path &folder) {
     const auto version = json.is_object() ? json.find("schema_version") : json.end();
     if (version == json.end() || !version->is_number_integer() || *version != kSchemaVersion) {
@@ -273,18 +301,17 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     bundle.through_224 = preprocessing.choice("resize", kResizes) == 1;
     preprocessing.nothing_else();
 
-    Fields calibration = manifest.object("calibration");
-    bundle.calibration_a = calibration.number("a");
-    bundle.calibration_b = calibration.number("b");
-    calibration.nothing_else();
+    read_calibration(manifest.object("calibration"), bundle.calibration_a, bundle.calibration_b);
 
     read_adapter(bundle, manifest["adapter"], folder, files);
     Fields graphs = manifest.object("graphs");
     bundle.image_encoder = read_graph(graphs, "image_encoder", folder, files);
     bundle.text_encoder = read_graph(graphs, "text_encoder", folder, files);
     bundle.pair_scorer = read_graph(graphs, "pair_scorer", folder, files);
+    const auto matrix_scorer = read_matrix(manifest["matrix"], graphs, folder, files);
+    graphs.nothing_else();
     constexpr const char *kPrecisions[] = {"fp32", "fp16"};
-    check_contract(bundle, manifest.choice("precision", kPrecisions) == 1);
+    check_contract(bundle, matrix_scorer, manifest.choice("precision", kPrecisions) == 1);
 
     (void)manifest["provenance"];  // where it comes from is for people
     (void)manifest["parity"];

@@ -44,6 +44,7 @@ struct Bundle {
 
     ScoreKind score;
     double denoising_weight;
+    bool trained_for_matrix;          // the adapter, for that mode alone; there is no such mode here
     std::vector<double> levels;       // fractions s; a level's place here is its number
     double calibration_a, calibration_b;  // probability = sigmoid(a score + b)
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iostream>
 #include <limits>
 #include <unordered_map>
 #include <utility>
@@ -35,7 +36,13 @@ Bundle open_bundle(const std::filesystem::path &folder, const Options &options) 
     if (options.threads < 0 || !(options.memory_budget_mb > 0)) {
         throw Error(ErrorCode::input, "threads and the memory budget must not be negative");
     }
-    return read_bundle(folder);
+    Bundle bundle = read_bundle(folder);
+    if (bundle.trained_for_matrix) {
+        std::cerr << "warning: the bundle's adapter was trained for matrix mode, which this library "
+                     "does not have: its scores in pair mode are worse, and its probabilities mean "
+                     "nothing\n";
+    }
+    return bundle;
 }
 
 void append_row(Bytes &target, const Bytes &rows, std::size_t row, std::size_t size) {

@@ -1,4 +1,4 @@
-"""`dsd_image_encoder`, `dsd_text_encoder` or `dsd_pair_scorer` on the lean runtime's engines."""
+"""`dsd_image_encoder`, `dsd_text_encoder` or a scorer on the lean runtime's engines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ class TritonPythonModel:
         self._adapter = adapter_feed(bundle) if takes_adapter else {}
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all requests as one batch."""
+        """Run all requests as one batch, or each by itself where the graph cannot join them."""
+        if self._graph.batched:
+            return self._run(requests)
+        return [response for request in requests for response in self._run([request])]
+
+    def _run(self, requests: list[Any]) -> list[Any]:
         inputs = {
             spec.name: [
                 pb_utils.get_input_tensor_by_name(request, spec.name).as_numpy()

@@ -27,7 +27,7 @@ from dsd_trt.bundle import Bundle
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image import preprocess
-from dsd_trt.manifest import MANIFEST_NAME, Graph, Manifest
+from dsd_trt.manifest import MANIFEST_NAME, Graph, Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
@@ -48,8 +48,12 @@ class TritonPythonModel:
         # An adapter that is fed is fed by the model that serves the graph.
         self._manifest = manifest = replace(manifest, adapter=None)
         self._pipeline = Pipeline(Bundle(HERE, manifest), TritonEngine, 0)
-        self._pipeline.batch = BatchSizes(*[settings["max_batch_size"]] * 3, matrix=(1, 1))
-        self._pipeline.compile()
+        # Only a repository for matrix mode says how large its blocks are.
+        block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
+        self._mode: Mode = "matrix" if all(block) else "pair"
+        size = settings["max_batch_size"]
+        self._pipeline.batch = BatchSizes(size, size, size, block)
+        self._pipeline.compile(self._mode)
         spec = manifest.tokenizer
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
         self._texts = TextCache(settings["text_cache_mb"] * 2**20)
@@ -87,6 +91,8 @@ class TritonPythonModel:
         reasons = [[it if isinstance(it, str) else "" for it in side] for side in (pixels, encoded)]
         self._metrics.count(len(rows) * len(columns), *reasons)
         calibration = self._manifest.calibration
+        if self._mode == "matrix" and self._manifest.matrix is not None:
+            calibration = self._manifest.matrix.calibration
         return [
             pb_utils.Tensor("probabilities", match_probability(scores, calibration)),
             pb_utils.Tensor("scores", scores),
@@ -102,8 +108,10 @@ class TritonPythonModel:
         encoded = EncodedTexts(
             np.stack([it.states for it in texts]), np.stack([it.mask for it in texts])
         )
-        image_of, text_of = np.indices((len(pixels), len(texts))).reshape(2, -1)  # (pairs,)
         levels = np.arange(len(self._manifest.method.noise_levels.fractions), dtype=np.int32)
+        if self._mode == "matrix":
+            return self._pipeline.score_matrix(latent, encoded, levels)
+        image_of, text_of = np.indices((len(pixels), len(texts))).reshape(2, -1)  # (pairs,)
         scores = self._pipeline.score(latent, encoded, image_of, text_of, levels)
         return scores.reshape(len(pixels), len(texts))
 
@@ -206,10 +214,10 @@ class TritonEngine:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Ask the model; see `Engine.run`."""
-        count = len(next(iter(feeds.values())))
+        count, batched = len(next(iter(feeds.values()))), self._graph.batched
         inputs = [
-            # A number an item is a vector of one to Triton.
-            pb_utils.Tensor(name, values.reshape(-1, 1) if values.ndim == 1 else values)
+            # A number an item of a batch is a vector of one to Triton.
+            pb_utils.Tensor(name, values.reshape(-1, 1) if batched and values.ndim == 1 else values)
             for name, values in feeds.items()
         ]
         answer = pb_utils.InferenceRequest(
@@ -220,11 +228,14 @@ class TritonEngine:
         ).exec()
         if answer.has_error():
             raise EngineError(f"{self._model} failed: {answer.error().message()}")
-        return {
-            spec.name: pb_utils.get_output_tensor_by_name(answer, spec.name)
-            .as_numpy()
-            .reshape(spec.of_batch(count))
+        outputs = {
+            spec.name: pb_utils.get_output_tensor_by_name(answer, spec.name).as_numpy()
             for spec in self._outputs
+        }
+        if not batched:
+            return outputs
+        return {
+            spec.name: outputs[spec.name].reshape(spec.of_batch(count)) for spec in self._outputs
         }
 
 
