@@ -35,7 +35,9 @@ class EncodedTexts:
     mask: NDArray[np.float32]
 
     def __getitem__(self, chosen: NDArray[np.intp]) -> EncodedTexts:
-        """Some of them."""
+        """Some of them; all in their order are not copied."""
+        if np.array_equal(chosen, np.arange(len(self.mask))):
+            return self
         return EncodedTexts(self.states[chosen], self.mask[chosen])
 
 
@@ -124,11 +126,13 @@ class Pipeline:
 
     def encode_tokens(self, tokens: Tokens) -> EncodedTexts:
         """Encode one or more texts that are tokenised."""
-        states = [
-            self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
-            for rows in _batches(len(tokens.input_ids), self.batch.texts)
-        ]
-        return EncodedTexts(np.concatenate(states), tokens.mask)
+        count, states = len(tokens.input_ids), np.empty(0)
+        for rows in _batches(count, self.batch.texts):
+            part = self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
+            if rows.start == 0:
+                states = np.empty((count, *part.shape[1:]), part.dtype)
+            states[rows] = part
+        return EncodedTexts(states, tokens.mask)
 
     def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> Array:
         """Encode one or more images, uint8 (R, R, 3) each, to latents z (images, C, h, w)."""
@@ -260,8 +264,12 @@ def _require_numbers(scorer: Engine, outputs: Mapping[str, Array]) -> None:
 
 def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:
     """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
-    logit = calibration.a * scores.astype(np.float64) + calibration.b
-    return (0.5 + 0.5 * np.tanh(logit / 2)).astype(np.float32)
+    probability = np.empty(scores.shape, np.float32)
+    flat, out = scores.reshape(-1), probability.reshape(-1)
+    for part in _batches(len(flat), 2**16):  # in float64, which is not held for all of them
+        logit = calibration.a * flat[part].astype(np.float64) + calibration.b
+        out[part] = 0.5 + 0.5 * np.tanh(logit / 2)
+    return probability
 
 
 def adapter_feed(bundle: Bundle) -> dict[str, Array]:
