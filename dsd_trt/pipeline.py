@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,12 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.batching import ON_DEVICE, batch_sizes
+from dsd_trt.batching import ON_DEVICE, FastestBatch, batch_sizes
 from dsd_trt.bundle import Bundle
-from dsd_trt.engine import BF16, Engine, EngineDescription, open_engine, preferred_engine
+from dsd_trt.engine import (
+    BF16,
+    Engine,
+    EngineDescription,
+    open_engine,
+    preferred_engine,
+    thread_limit,
+)
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Calibration, Graph, Mode
-from dsd_trt.plan import PLAN_LIBRARIES
+from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]
@@ -64,6 +72,8 @@ class Pipeline:
             ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
         )
         self._bf16 = engine == BF16
+        # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
+        self._tries_sizes = isinstance(engine, str) and engine not in PLAN_LIBRARIES
         if isinstance(engine, str):
             engine = partial(open_engine, engine=preferred_engine() if engine == "auto" else engine)
         self._open_graph = engine
@@ -104,6 +114,13 @@ class Pipeline:
     @cached_property
     def _matrix_scorer(self) -> Engine:
         return self._open("matrix_scorer")
+
+    @cached_property
+    def _triples(self) -> FastestBatch:
+        threads = thread_limit() or os.cpu_count()
+        key = f"{graph_hash(self._manifest, 'pair_scorer')} {self._pair_scorer.description}"
+        key += f", {threads} threads"
+        return FastestBatch(self.batch.triples, key if self._tries_sizes else None)
 
     @cached_property
     def _adapter(self) -> dict[str, Array]:
@@ -233,7 +250,7 @@ class Pipeline:
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
         level = np.tile(levels, len(image_of))  # (triples,)
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
-        for rows in _batches(len(level), self.batch.triples):
+        for rows in self._triples.cut(len(level)):
             outputs = self._pair_scorer.run(
                 {
                     "latent": latent[image[rows]],
