@@ -147,9 +147,9 @@ def table(machine: str, found: Sequence[tuple[str, Point]]) -> str:
         "Written by `python docs/make_growth.py`. The embedded model, "
         f"{Setting.images} images x {Setting.texts} texts at {Setting.levels} levels, "
         f"{Setting.resolution} x {Setting.resolution} pixels, {base.threads} threads, but for "
-        "what the row names. Slope: the exponent p of time ~ x^p (or memory ~ x^p), fitted to all points "
-        "of the axis: 1 is proportional, 0 constant, for threads -1 is ideal. Memory is the most "
-        "that the process had, program and weights included. In resolution, x is the side.",
+        "what the row names. Slope: the exponent p of time ~ x^p (or memory ~ x^p), fitted to all "
+        "points of the axis: 1 is proportional, 0 constant, for threads -1 is ideal. Memory is the "
+        "most that the process had, program and weights included. In resolution, x is the side.",
         "",
         "![Time and memory against what is scored](growth.png)",
         "",

@@ -25,7 +25,7 @@ class BatchSizes:
     Attributes:
         images: of the image encoder.
         texts: of the text encoder.
-        triples: of image, text and level, of the pair scorer.
+        triples: of image, text and level, of the pair scorer; the most, see `FastestBatch`.
         matrix: of image and level, and of texts, of the matrix scorer.
     """
 
