@@ -123,7 +123,8 @@ class Scorer:
 
         Args:
             images: N paths, encoded bytes, PIL images, uint8 arrays or images of an index; taken
-                batch by batch, the next of which is decoded in the background. Or an `Index`, or the folder of one.
+                batch by batch, the next of which is decoded in the background. Or an `Index`, or
+                the folder of one.
             texts: M descriptions.
             levels: noise levels to average over, among the bundle's; None is all of them.
             progress: told as pairs are done.
