@@ -14,7 +14,6 @@ _MAX_TEXTS = 256  # of the matrix scorer
 _MIN_TRIED = 4  # below, what a run costs besides its triples is no longer shared
 MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -94,10 +93,9 @@ class FastestBatch:
     """
 
     def __init__(self, largest: int, key: str | None) -> None:
-        sizes = [largest >> halvings for halvings in range(largest.bit_length())]
-        sizes = [largest, *(size for size in sizes[1:] if size >= _MIN_TRIED)]
-        if key is None:
-            sizes = sizes[:1]
+        sizes = [largest]
+        while key is not None and sizes[-1] // 2 >= _MIN_TRIED:
+            sizes.append(sizes[-1] // 2)
         self._key = f"{key}, batches up to {largest}"
         if len(sizes) > 1 and (known := recall("batch", self._key)) in sizes:
             sizes = [int(known)]
