@@ -149,7 +149,8 @@ def table(machine: str, found: Sequence[tuple[str, Point]]) -> str:
         f"{Setting.resolution} x {Setting.resolution} pixels, {base.threads} threads, but for "
         "what the row names. Slope: the exponent p of time ~ x^p (or memory ~ x^p), fitted to all "
         "points of the axis: 1 is proportional, 0 constant, for threads -1 is ideal. Memory is the "
-        "most that the process had, program and weights included. In resolution, x is the side.",
+        "most that the process had, program and weights included; batches grow with the work until "
+        "they fill `memory_budget_mb`, 1024 here. In resolution, x is the side.",
         "",
         "![Time and memory against what is scored](growth.png)",
         "",
@@ -171,7 +172,7 @@ def table(machine: str, found: Sequence[tuple[str, Point]]) -> str:
 
 
 def draw(found: Sequence[tuple[str, Point]], path: Path) -> None:
-    """growth.png: an axis a column, time above and memory below, logarithmic."""
+    """growth.png: an axis a column; time above, logarithmic, and memory below, from nothing."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -185,10 +186,12 @@ def draw(found: Sequence[tuple[str, Point]], path: Path) -> None:
         for cell, ys in zip(grid[:, column], measured, strict=True):
             cell.loglog(xs, ys, "o-", ms=3, label=f"{mode}, slope {slope(xs, ys):.2f}")
             cell.set_xticks(xs, [str(x) for x in xs], minor=False)
-            cell.minorticks_off()
+            cell.xaxis.minorticks_off()
             cell.legend(fontsize=7)
             cell.grid(alpha=0.3)
         grid[1, column].set_xlabel(axis)
+        grid[1, column].set_yscale("linear")
+    grid[1, 0].set_ylim(bottom=0)
     grid[0, 0].set_ylabel("seconds")
     grid[1, 0].set_ylabel("peak memory, MiB")
     figure.tight_layout()
