@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from dsd_trt.image import ImageSource
     from dsd_trt.index import Index, IndexedImage
     from dsd_trt.index_writer import IndexUpdate, update_index
+    from dsd_trt.jobs import Progress
     from dsd_trt.manifest import Manifest
     from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
-    from dsd_trt.scorer import Progress, Scorer
+    from dsd_trt.scorer import Scorer
 
 __all__ = [
     "Bundle",
@@ -73,8 +74,9 @@ _HOMES = {
     "image": ("ImageSource",),
     "index": ("Index", "IndexedImage"),
     "index_writer": ("IndexUpdate", "update_index"),
+    "jobs": ("Progress",),
     "results": ("Failure", "PairScores", "RankedImage", "ScoreMatrix"),
-    "scorer": ("Progress", "Scorer"),
+    "scorer": ("Scorer",),
 }
 
 

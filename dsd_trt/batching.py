@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from time import perf_counter
 
+from dsd_trt.cache import recall, remember
 from dsd_trt.manifest import Manifest
 
 _MAX_TEXTS = 256  # of the matrix scorer
+_MIN_TRIED = 4  # below, what a run costs besides its triples is no longer shared
 MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class BatchSizes:
     Attributes:
         images: of the image encoder.
         texts: of the text encoder.
-        triples: of image, text and level, of the pair scorer.
+        triples: of image, text and level, of the pair scorer; the most, see `FastestBatch`.
         matrix: of image and level, and of texts, of the matrix scorer.
     """
 
@@ -71,3 +78,53 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
         triples=fit(n * (2 * heads * (n + length) + 16 * d)),
         matrix=(fit(n * (2 * heads * n + 16 * d) + texts * match), texts),
     )
+
+
+class FastestBatch:
+    """Cuts work into batches, and finds out on the first of it which size is the fastest.
+
+    Sizes are tried from the largest downwards, each halved. The first batch of a size sets the
+    engine's kernels up for its shape; it is the second that is timed. What is found is remembered,
+    so that a machine tries once.
+
+    Args:
+        largest: that fits into memory.
+        key: all that speed depends on besides the size; None tries nothing, and takes the largest.
+    """
+
+    def __init__(self, largest: int, key: str | None) -> None:
+        sizes = [largest]
+        while key is not None and sizes[-1] // 2 >= _MIN_TRIED:
+            sizes.append(sizes[-1] // 2)
+        self._key = f"{key}, batches up to {largest}"
+        if len(sizes) > 1 and (known := recall("batch", self._key)) in sizes:
+            sizes = [int(known)]
+        self.size, *self._waiting = sizes
+        self._trying = len(sizes) > 1
+        self._seconds: dict[int, float] = {}  # a triple
+        self._seen = 0  # whole batches of this size
+
+    def cut(self, count: int) -> Iterator[slice]:
+        """Batches, of which each is done with when the next is asked for."""
+        start = 0
+        while start < count:
+            rows = slice(start, min(start + self.size, count))
+            begin = perf_counter()
+            yield rows
+            if self._trying and rows.stop - rows.start == self.size:
+                self._note(perf_counter() - begin)
+            start = rows.stop
+
+    def _note(self, seconds: float) -> None:
+        """Take note of a whole batch's time, and go on to the next size if it was the second."""
+        self._seen += 1
+        if self._seen < 2:
+            return
+        self._seconds[self.size] = seconds / self.size
+        if self._waiting:
+            self.size, self._seen = self._waiting.pop(0), 0
+            return
+        self._trying = False
+        self.size = min(self._seconds, key=self._seconds.__getitem__)
+        remember("batch", self._key, self.size)
+        logger.info("batches of %d are the fastest here: %s", self.size, self._seconds)

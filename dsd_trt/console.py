@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from dsd_trt.scorer import Progress
+    from dsd_trt.jobs import Progress
 
 
 @contextlib.contextmanager

@@ -18,10 +18,11 @@ from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
 from dsd_trt.index_files import Entry, ImageEncoder
 from dsd_trt.index_folder import IndexFolder
+from dsd_trt.jobs import Progress
 from dsd_trt.manifest import Manifest
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure
-from dsd_trt.scorer import Progress, bundle_folder
+from dsd_trt.scorer import bundle_folder
 from dsd_trt.webdataset import SUFFIX, tar_images
 
 logger = logging.getLogger(__name__)

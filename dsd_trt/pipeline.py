@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -11,12 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.batching import ON_DEVICE, batch_sizes
+from dsd_trt.batching import ON_DEVICE, FastestBatch, batch_sizes
 from dsd_trt.bundle import Bundle
-from dsd_trt.engine import BF16, Engine, EngineDescription, open_engine, preferred_engine
+from dsd_trt.engine import (
+    BF16,
+    Engine,
+    EngineDescription,
+    open_engine,
+    preferred_engine,
+    thread_limit,
+)
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Calibration, Graph, Mode
-from dsd_trt.plan import PLAN_LIBRARIES
+from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]
@@ -35,7 +43,9 @@ class EncodedTexts:
     mask: NDArray[np.float32]
 
     def __getitem__(self, chosen: NDArray[np.intp]) -> EncodedTexts:
-        """Some of them."""
+        """Some of them; all in their order are not copied."""
+        if np.array_equal(chosen, np.arange(len(self.mask))):
+            return self
         return EncodedTexts(self.states[chosen], self.mask[chosen])
 
 
@@ -62,6 +72,8 @@ class Pipeline:
             ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
         )
         self._bf16 = engine == BF16
+        # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
+        self._tries_sizes = isinstance(engine, str) and engine not in PLAN_LIBRARIES
         if isinstance(engine, str):
             engine = partial(open_engine, engine=preferred_engine() if engine == "auto" else engine)
         self._open_graph = engine
@@ -104,6 +116,13 @@ class Pipeline:
         return self._open("matrix_scorer")
 
     @cached_property
+    def _triples(self) -> FastestBatch:
+        threads = thread_limit() or os.cpu_count()
+        key = f"{graph_hash(self._manifest, 'pair_scorer')} {self._pair_scorer.description}"
+        key += f", {threads} threads"
+        return FastestBatch(self.batch.triples, key if self._tries_sizes else None)
+
+    @cached_property
     def _adapter(self) -> dict[str, Array]:
         return adapter_feed(self._bundle)
 
@@ -124,11 +143,13 @@ class Pipeline:
 
     def encode_tokens(self, tokens: Tokens) -> EncodedTexts:
         """Encode one or more texts that are tokenised."""
-        states = [
-            self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
-            for rows in _batches(len(tokens.input_ids), self.batch.texts)
-        ]
-        return EncodedTexts(np.concatenate(states), tokens.mask)
+        count, states = len(tokens.input_ids), np.empty(0)
+        for rows in _batches(count, self.batch.texts):
+            part = self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
+            if rows.start == 0:
+                states = np.empty((count, *part.shape[1:]), part.dtype)
+            states[rows] = part
+        return EncodedTexts(states, tokens.mask)
 
     def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> Array:
         """Encode one or more images, uint8 (R, R, 3) each, to latents z (images, C, h, w)."""
@@ -229,7 +250,7 @@ class Pipeline:
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
         level = np.tile(levels, len(image_of))  # (triples,)
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
-        for rows in _batches(len(level), self.batch.triples):
+        for rows in self._triples.cut(len(level)):
             outputs = self._pair_scorer.run(
                 {
                     "latent": latent[image[rows]],
@@ -260,8 +281,12 @@ def _require_numbers(scorer: Engine, outputs: Mapping[str, Array]) -> None:
 
 def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:
     """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
-    logit = calibration.a * scores.astype(np.float64) + calibration.b
-    return (0.5 + 0.5 * np.tanh(logit / 2)).astype(np.float32)
+    probability = np.empty(scores.shape, np.float32)
+    flat, out = scores.reshape(-1), probability.reshape(-1)
+    for part in _batches(len(flat), 2**16):  # in float64, which is not held for all of them
+        logit = calibration.a * flat[part].astype(np.float64) + calibration.b
+        out[part] = 0.5 + 0.5 * np.tanh(logit / 2)
+    return probability
 
 
 def adapter_feed(bundle: Bundle) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports torch, here or in a subprocess: small models gain nothing from threads,
@@ -11,6 +12,15 @@ import pytest
 from bundles import make_bundle
 
 from dsd_trt import Bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What tests have remembered, subprocesses included, is not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSD_TRT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

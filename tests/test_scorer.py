@@ -199,7 +199,7 @@ def test_images_are_taken_lazily(bundle: Bundle) -> None:
 
     matrix = scorer.score(camera(), ["dog"], progress=progress)
     assert matrix.scores.shape == (40, 1)
-    assert most <= scorer._pipeline.batch.images
+    assert most <= 2 * scorer._pipeline.batch.images  # one batch is decoded ahead
 
 
 def test_progress_counts_every_pair(bundle: Bundle) -> None:

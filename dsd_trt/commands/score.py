@@ -20,9 +20,10 @@ from dsd_trt.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dsd_trt.jobs import Scorable
     from dsd_trt.output import Record
     from dsd_trt.results import PairScores, ScoreMatrix
-    from dsd_trt.scorer import Scorable, Scorer
+    from dsd_trt.scorer import Scorer
 
 
 EXAMPLES = """\b

@@ -1,0 +1,125 @@
+"""What a scorer works through: images with their texts, decoded ahead and counted."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.errors import ImageError, InputError
+from dsd_trt.image import ImageSource, preprocess
+from dsd_trt.index import Index, IndexedImage
+from dsd_trt.index_files import is_index
+from dsd_trt.manifest import Manifest
+
+Progress: TypeAlias = Callable[[int, int | None], None]
+"""Told, as pairs are done, how many are, and of how many where that is known."""
+
+Scorable: TypeAlias = ImageSource | IndexedImage
+Decoded: TypeAlias = NDArray[Any] | ImageError
+"""Pixels of an image, its latent where an index has that, or why it cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and the texts to score it against, by their place among the encoded texts."""
+
+    image: Scorable
+    texts: NDArray[np.intp]
+
+
+def decoded_ahead(
+    jobs: Iterable[Job], manifest: Manifest, size: int
+) -> Iterator[list[tuple[Job, Decoded]]]:
+    """Decode jobs' images in the background, while what was yielded before is worked on.
+
+    Args:
+        jobs: taken in the caller's thread, at most one chunk more than is yielded.
+        manifest: of the bundle the images are for.
+        size: of a chunk, in jobs.
+
+    Raises:
+        InputError: an image is of an index of another image encoder.
+    """
+
+    def decode(job: Job) -> Decoded:
+        return decode_image(job.image, manifest)
+
+    jobs = iter(jobs)
+    pool = ThreadPoolExecutor(1, "decode")
+    try:
+        chunk = list(itertools.islice(jobs, size))
+        decoded = pool.map(decode, chunk)
+        while chunk:
+            following = list(itertools.islice(jobs, size))
+            waiting = pool.map(decode, following)
+            yield list(zip(chunk, decoded, strict=True))
+            chunk, decoded = following, waiting
+    finally:  # also where the caller stops half way: nothing goes on behind its back
+        pool.shutdown(cancel_futures=True)
+
+
+def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
+    """Decode an image for a bundle.
+
+    Raises:
+        InputError: it is of an index of another image encoder.
+    """
+    to = manifest.preprocessing
+    try:
+        if isinstance(image, IndexedImage):
+            image.index.require(manifest)
+            return image.latent()
+        return preprocess(image, to.resolution, to.resize)
+    except ImageError as error:
+        return error
+
+
+class Tally:
+    """Counts scored (image, text, level) triples and reports whole pairs."""
+
+    def __init__(self, progress: Progress | None, total: int | None, levels: int) -> None:
+        self._progress, self._total, self._levels = progress, total, levels
+        self.triples = 0  # done, or not needed
+        self.passes = 0
+
+    def add(self, triples: int) -> None:
+        """Count triples that were scored."""
+        self.passes += triples
+        self.skip(triples)
+
+    def skip(self, triples: int) -> None:
+        """Count triples that are done with."""
+        self.triples += triples
+        if self._progress:
+            self._progress(self.triples // self._levels, self._total)
+
+
+def open_images(images: str | os.PathLike[str] | Iterable[Scorable]) -> Iterable[Scorable]:
+    """Images one by one; of the folder of an index, those it holds."""
+    if isinstance(images, bytes):
+        raise InputError("images and texts are sequences, and there must be a text")
+    if isinstance(images, (str, os.PathLike)):
+        if not is_index(images):
+            raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
+        return Index.open(images)
+    return images
+
+
+def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
+    """Texts without repetition, and where each of the originals is found among them."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return list(place), np.array([place[text] for text in texts], np.intp)
+
+
+def name_of(image: Scorable, position: int) -> str:
+    """What results call an image."""
+    if isinstance(image, IndexedImage):
+        return image.name
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"

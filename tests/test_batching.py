@@ -1,0 +1,151 @@
+"""The fastest batch size: found on real work, remembered, and without a trace in the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import RESOLUTION, closed_form, make_bundle
+
+from dsd_trt import Bundle, Engine, Scorer
+from dsd_trt.batching import FastestBatch
+from dsd_trt.engine import open_engine
+from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.pipeline import Pipeline
+
+TRIED = [32, 32, 16, 16, 8, 8, 4, 4]
+
+
+@pytest.fixture(autouse=True)
+def remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of each test's own."""
+    folder = tmp_path / "remembered"
+    monkeypatch.setenv("DSD_TRT_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Callable[[FastestBatch, int], list[int]]:
+    """Works through a count by a clock of its own, on which 8 are fastest.
+
+    The first batch of a size takes longer the smaller it is, as if kernels were set up.
+    """
+    now = 0.0
+    seen: set[int] = set()
+    monkeypatch.setattr("dsd_trt.batching.perf_counter", lambda: now)
+
+    def run(batches: FastestBatch, count: int) -> list[int]:
+        nonlocal now
+        sizes, end = [], 0
+        for rows in batches.cut(count):
+            assert rows.start == end
+            size, end = rows.stop - rows.start, rows.stop
+            sizes.append(size)
+            now += 4 + size + size**2 / 16 + (0 if size in seen else 1000 / size)
+            seen.add(size)
+        assert end == count
+        return sizes
+
+    return run
+
+
+def test_the_fastest_is_found_on_the_work_itself_and_remembered(work: Any) -> None:
+    assert work(FastestBatch(32, "here"), 150) == [*TRIED, 8, 8, 8, 6]
+    assert work(FastestBatch(32, "here"), 20) == [8, 8, 4]
+    assert work(FastestBatch(32, "elsewhere"), 120) == TRIED
+    assert work(FastestBatch(16, "here"), 30) == [16, 14]  # another budget is another question
+
+
+def test_a_trial_goes_on_where_the_last_work_ended_and_times_whole_batches_alone(work: Any) -> None:
+    batches = FastestBatch(32, "here")
+    assert work(batches, 31) == [31]
+    assert work(batches, 70) == [32, 32, 6]
+    assert work(batches, 33) == [16, 16, 1]
+    assert work(FastestBatch(32, "here"), 64) == [32, 32]  # nothing is remembered of half a trial
+    assert work(batches, 24) == [8, 8, 4, 4]
+    assert work(batches, 24) == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("largest", "key"), [(7, "here"), (1, "here"), (32, None)])
+def test_nothing_is_tried_where_there_is_no_choice(
+    work: Any, remembered: Path, largest: int, key: str | None
+) -> None:
+    assert work(FastestBatch(largest, key), 4 * largest) == [largest] * 4
+    assert not remembered.exists()
+
+
+def test_without_a_cache_every_process_tries(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSD_TRT_CACHE", "")
+    for _ in range(2):
+        assert work(FastestBatch(32, "here"), 120) == TRIED
+
+
+def test_what_was_remembered_and_cannot_be_is_not_believed(work: Any, remembered: Path) -> None:
+    work(FastestBatch(32, "here"), 120)
+    (file,) = remembered.iterdir()
+    file.write_text(file.read_text("utf-8").replace("8}", "0}"), "utf-8")
+    assert work(FastestBatch(32, "here"), 120)[:4] == [32, 32, 16, 16]
+
+
+# With a bundle
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the pair scorer's batches, as ONNX Runtime gets them."""
+    sizes: list[int] = []
+    run = OnnxRuntimeEngine.run
+
+    def recorded(self: OnnxRuntimeEngine, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        if "level" in feeds:
+            sizes.append(len(feeds["level"]))
+        return run(self, feeds)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", recorded)
+    return sizes
+
+
+def _score(scorer: Scorer) -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (14, RESOLUTION, RESOLUTION, 3), "u1"))
+    texts = ["a red circle", "dog", "a blue square", "a", "red dog"]
+    expected = [[closed_form(image, text) for text in texts] for image in images]
+    np.testing.assert_allclose(scorer.score(images, texts).scores, expected, atol=1e-6)
+
+
+def test_a_scorer_tries_once_on_a_machine_and_scores_the_same(
+    bundle: Bundle, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _score(Scorer.load(bundle.folder, "onnxruntime"))
+    assert batches[:8] == TRIED
+    chosen = batches[8]
+    assert chosen in TRIED
+    batches.clear()
+    _score(Scorer.load(bundle.folder, "onnxruntime"))
+    assert set(batches[:-1]) == {chosen}
+    batches.clear()
+    monkeypatch.setattr("dsd_trt.pipeline.thread_limit", lambda: 77)
+    _score(Scorer.load(bundle.folder, "onnxruntime"))
+    assert batches[:8] == TRIED
+
+
+def test_another_engine_or_graph_is_another_question(bundle: Bundle, tmp_path: Path) -> None:
+    keys = set()
+    for folder in (bundle.folder, make_bundle(tmp_path / "fp16", precision="fp16").folder):
+        for engine in ("onnxruntime", "openvino"):
+            keys.add(Scorer.load(folder, engine)._pipeline._triples._key)
+    assert len(keys) == 4
+
+
+def test_a_stand_in_is_not_tried(bundle: Bundle, batches: list[int], remembered: Path) -> None:
+    opened: Callable[..., Engine] = partial(open_engine, engine="onnxruntime")
+    pipeline = Pipeline(bundle, opened, 1024)
+    states = pipeline.encode_texts(["a dog"])
+    latent = pipeline.encode_images([np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)])
+    zeros = np.zeros(100, np.intp)
+    pipeline.score(latent, states, zeros, zeros, np.arange(1, dtype=np.int32))
+    assert batches == [32, 32, 32, 4]
+    assert not remembered.exists()

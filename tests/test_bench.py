@@ -1,0 +1,202 @@
+"""`dsd-trt bench`: its arithmetic, counted twice; its report; and the command itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+import tensorrt_rtx
+import torch
+from onnx import TensorProto, helper
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsd_trt.engines.network import parse
+from dsd_trt.engines.work import count_macs as count_by_tensorrt
+from dsd_trt.export.benchmark.macs import count_macs
+from dsd_trt.export.benchmark.measure import Measured
+from dsd_trt.export.benchmark.report import BenchReport
+from dsd_trt.manifest import Graph, TensorSpec
+from dsd_trt.train.model import encode_texts
+
+if TYPE_CHECKING:
+    from exported import Exported
+
+pytest_plugins = ("exported",)
+
+GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_macs_are_those_tensorrt_counts(exported_fp32: Exported, name: str) -> None:
+    bundle = exported_fp32.bundle
+    graph = bundle.manifest.graphs[name]
+    path = bundle.path(graph.file)
+    assert count_macs(path, graph) == count_by_tensorrt(parse(tensorrt_rtx, path), graph) > 1e6
+
+
+@torch.no_grad()
+def test_macs_are_those_pytorch_counts(exported_fp32: Exported) -> None:
+    checkpoint, build = exported_fp32.load()
+    scoring = build(unet=checkpoint.unet)
+    pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    latent = checkpoint.image_encoder(pixels)
+    states, mask = encode_texts(checkpoint, ["a dog"])
+    level = torch.zeros(1, dtype=torch.long)
+
+    def score() -> None:
+        scoring(latent, level, states, mask)
+
+    unfolded = _flops(score) / 2
+    scoring.fold_static_prompts()
+    in_torch = {
+        "image_encoder": _flops(lambda: checkpoint.image_encoder(pixels)) / 2,
+        "text_encoder": _flops(lambda: encode_texts(checkpoint, ["a dog"])) / 2,
+        "pair_scorer": _flops(score) / 2,
+    }
+    bundle = exported_fp32.bundle
+    counted = {
+        name: count_macs(bundle.path(graph.file), graph)
+        for name, graph in bundle.manifest.graphs.items()
+    }
+    assert counted == in_torch
+    assert unfolded > in_torch["pair_scorer"]  # what the export folds away
+
+
+def _flops(run: Callable[[], object]) -> int:
+    # Of fused attention it counts nothing.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def test_a_product_whose_size_is_unknown_is_refused(tmp_path: Path) -> None:
+    nodes = [helper.make_node("NonZero", ["x"], ["places"])]
+    nodes += [helper.make_node("Cast", ["places"], ["y"], to=TensorProto.FLOAT)]
+    nodes += [helper.make_node("MatMul", ["x", "y"], ["z"], name="product")]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", 2])]
+    outputs = [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["B", "N"])]
+    body = helper.make_graph(nodes, "g", inputs, outputs)
+    onnx.save(helper.make_model(body), tmp_path / "g.onnx")
+    signature = Graph("g.onnx", (TensorSpec("x", "float32", ("B", 2)),), ())
+    with pytest.raises(ValueError, match="the size of product cannot be told"):
+        count_macs(tmp_path / "g.onnx", signature)
+
+
+# The report
+
+
+@pytest.fixture
+def report() -> BenchReport:
+    """2 images x 4 texts at 2 levels; all figures can be told in one's head."""
+    scores = tuple(map(tuple, np.arange(8.0).reshape(2, 4).tolist()))
+    turned = (scores[0][::-1], scores[1])
+    ours = Measured((0.5,) * 3, (1.0, 1.5, 3.5), 16, 16e9, "bf16", 100.0, scores)
+    reference = Measured((1.0,), (7.0,), 16, 16e9, "fp32", 900.0, scores)
+    other = Measured((0.5,), (3.5,), 16, 16e9, "fp32", 200.0, turned)
+    # Does everything anew: twice the passes, four times the arithmetic, encoders among it.
+    naive = Measured((0.0,), (32.0,), 32, 64e9, "fp32", 950.0, scores)
+    measured = {"openvino-bf16": ours, "onnxruntime": other, "torch-batched": reference}
+    return BenchReport(
+        "a machine",
+        "a-bundle",
+        pictures=2,
+        texts=4,
+        levels=2,
+        peaks={"fp32": 8e9, "bf16": 32e9},
+        cold_start=(2.0, 0.5),
+        contenders={**measured, "naive": naive},
+        failures={"torch-compile": "no compiler"},
+    )
+
+
+def rows(table: str) -> dict[str, list[str]]:
+    """Cells of a Markdown table's rows by their first."""
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    return {first: rest for first, *rest in lines}
+
+
+def test_a_row_is_what_was_measured(report: BenchReport) -> None:
+    found = rows(report.to_markdown().split("\n\n")[0])
+    # 8 pairs in 1.5, 2 and 4 s; 16 passes in 1.5 s; 1e9 of them in 94 ms, of 32e9/s; order kept.
+    assert found["dsd-trt on OpenVINO, BF16"] == [
+        *("4", "2 to 5.33", "93.8", "33", "100 MiB", "1.00000")
+    ]
+    # 1 - 6 sum(d^2) / (n (n^2 - 1)), d = 3, 1, 1, 3.
+    assert found["dsd-trt on ONNX Runtime"][-1] == f"{1 - 6 * 20 / (8 * 63):.5f}"
+    # 64e9 in 32 s, of 8e9/s.
+    assert found["research loop, PyTorch FP32"] == [
+        *("0.25", "0.25 to 0.25", "1e+03", "25", "950 MiB", "-")
+    ]
+    assert list(found)[2:] == [  # in the order of the list, not as they were measured
+        *("dsd-trt on OpenVINO, BF16", "dsd-trt on ONNX Runtime"),
+        *("PyTorch FP32", "research loop, PyTorch FP32"),
+    ]
+
+
+def test_factors_multiply_to_the_whole(report: BenchReport) -> None:
+    found = rows(report.to_markdown().split("\n\n")[1])
+    assert found["research loop, PyTorch FP32"] == ["16.00 x", "4.00 x", "4.00 x"]
+    assert found["PyTorch FP32"] == ["4.00 x", "1.00 x", "4.00 x"]
+    for cells in list(found.values())[2:]:
+        whole, less, faster = (float(cell.removesuffix(" x")) for cell in cells)
+        assert whole == pytest.approx(less * faster, rel=0.01)
+
+
+def test_what_it_was_measured_on_and_what_failed_is_said(report: BenchReport) -> None:
+    text = report.to_markdown()
+    assert "one image and one text: 2.00 s the first time, 0.50 s after that." in text
+    assert "PyTorch FP32, torch.compile did not run: no compiler" in text
+    assert "a machine. Largest matrix product: 16 GFLOP/s in fp32, 64 GFLOP/s in bf16" in text
+    assert json.loads(report.to_json())["contenders"]["naive"]["macs"] == 64e9
+
+
+# The command
+
+
+def test_a_run(exported_fp32: Exported, tmp_path: Path) -> None:
+    settings, folder = exported_fp32.settings, exported_fp32.bundle.folder
+    command = [sys.executable, "-m", "dsd_trt", "bench", "--bundle", str(folder)]
+    command += ["--model", settings.model, "--adapter", str(settings.adapter)]
+    command += ["--contenders", "openvino-matrix,openvino,torch-batched"]
+    command += ["--images", "2", "--texts", "3", "--rounds", "1", "-o", str(tmp_path / "b.json")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "matrix mode did not run: the bundle has no matrix scorer" in run.stdout
+    assert re.search(r"PyTorch FP32 \| \S+ x \| 1\.00 x \|", run.stdout)
+    found = json.loads((tmp_path / "b.json").read_text("utf-8"))
+    assert found["contenders"].keys() == {"openvino", "torch-batched"}
+    ours, theirs = found["contenders"]["openvino"], found["contenders"]["torch-batched"]
+    assert np.shape(ours["scores"]) == (2, 3)
+    assert np.ptp(ours["scores"]) > 1e-3
+    np.testing.assert_allclose(ours["scores"], theirs["scores"], atol=1e-5)
+    for it in (ours, theirs):
+        assert it["passes"] == 2 * 3 * 2
+        graph = exported_fp32.bundle.manifest.graphs["pair_scorer"]
+        counted = count_macs(exported_fp32.bundle.path(graph.file), graph)
+        assert it["macs"] == 12 * counted
+        assert len(it["encode_seconds"]) == len(it["score_seconds"]) == 1
+        assert 0 < it["score_seconds"][0] < 60
+        assert 30 < it["peak_mib"] < 8000
+    assert theirs["peak_mib"] > ours["peak_mib"]
+    assert found["peaks"]["fp32"] > 1e9
+    assert found["cold_start"][0] > 0
+
+
+def test_a_contender_nobody_knows_is_refused(exported_fp32: Exported) -> None:
+    command = [sys.executable, "-m", "dsd_trt", "bench", "--contenders", "openvino,abacus"]
+    command += ["--bundle", str(exported_fp32.bundle.folder)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert "no contender 'abacus'" in run.stderr
