@@ -48,7 +48,7 @@ class Expected:
         """The inputs of each graph for a few of the pairs, exact: all of the levels of each."""
         levels = np.array(self.probe.levels, np.int32)
         rows, level = np.repeat(np.arange(_FED), len(levels)), np.tile(levels, _FED)
-        fed = {
+        fed: dict[str, dict[str, NDArray[Any]]] = {
             "image_encoder": {"pixels": self.probe.pixels[:_FED]},
             "text_encoder": {"input_ids": self.input_ids[:_FED]},
             "pair_scorer": {

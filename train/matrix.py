@@ -137,7 +137,9 @@ class MatrixScorer(nn.Module):
             weight = scoring.unet.get_submodule(
                 scoring.layer_names[layer]
             ).attn2.to_k.weight.clone()
-            scoring.prompts.key[layer].fold_into(weight)
+            prompt = scoring.prompts.key[layer]
+            assert isinstance(prompt, MatrixPrompt)
+            prompt.fold_into(weight)
             folded.append(nn.Parameter(weight, requires_grad=False))
         self.folded = nn.ParameterList(folded)
 
