@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <iostream>
 #include <limits>
 #include <unordered_map>
 #include <utility>
@@ -38,9 +37,9 @@ Bundle open_bundle(const std::filesystem::path &folder, const Options &options) 
     }
     Bundle bundle = read_bundle(folder);
     if (bundle.trained_for_matrix) {
-        std::cerr << "warning: the bundle's adapter was trained for matrix mode, which this library "
-                     "does not have: its scores in pair mode are worse, and its probabilities mean "
-                     "nothing\n";
+        throw Error(ErrorCode::bundle,
+                    "the bundle's adapter was trained for matrix mode, which this library does not "
+                    "have. Train one for both: dsd-trt train --mode both");
     }
     return bundle;
 }
