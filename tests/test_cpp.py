@@ -24,7 +24,7 @@ from test_cpp_image import CASES, clip_tokenizer, picture
 from test_cpp_tokenizer import nasty_texts
 
 from dsd_trt import Scorer
-from dsd_trt.bundle import write_bundle
+from dsd_trt.bundle import read_bundle, write_bundle
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
 from dsd_trt.manifest import Precision, ScoreKind, TokenMask, TrainedFor
@@ -49,7 +49,10 @@ def agree(library: ctypes.CDLL, folder: Path, levels: tuple[float, ...] = ()) ->
     return scores
 
 
-@pytest.mark.parametrize("levels", [(), (0.4,), (0.4, 0.05)])
+KNOWN = read_bundle(EMBEDDED).manifest.method.noise_levels.fractions
+
+
+@pytest.mark.parametrize("levels", [(), KNOWN[:1], (KNOWN[2], KNOWN[0])])
 def test_the_embedded_bundle_scores_as_in_python(
     levels: tuple[float, ...], cpp_library: ctypes.CDLL
 ) -> None:
