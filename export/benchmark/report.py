@@ -78,7 +78,8 @@ class BenchReport:
         rates = [1 / each for each in seconds]
         pass_seconds = statistics.median(it.score_seconds) / it.passes
         peak = self.peaks.get(it.precision)
-        share = f"{100 * it.macs / it.passes / pass_seconds / peak:.0f}" if peak else "-"
+        known = peak and it.macs
+        share = f"{100 * it.macs / it.passes / pass_seconds / peak:.0f}" if known and peak else "-"
         if name == "naive":  # its passes and its encoders are not told apart
             share = f"{100 * it.macs / statistics.median(it.score_seconds) / (peak or 1):.0f}"
         return (

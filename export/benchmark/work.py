@@ -77,7 +77,7 @@ class Contender:
         encode: images and texts, once a round; None where `score` does it for every pair.
         score: the pairs; their scores, (pictures, texts).
         passes: walks through the U-Net, whole or not, a round.
-        macs: multiplications with addition of those, a round.
+        macs: multiplications with addition of those, a round; 0 where that is not told.
         precision: what it multiplies in, "fp32" or "bf16".
     """
 
