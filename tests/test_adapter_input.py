@@ -31,7 +31,7 @@ TEXTS = ["a red circle", "two blue squares left of a star", "green"]
 @pytest.fixture(scope="session")
 def fed(exported_fp32: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The bundle of `exported_fp32` with its adapter as an input."""
-    settings = replace(exported_fp32.settings, adapter_input=True)
+    settings = replace(exported_fp32.settings, verify="quick", adapter_input=True)
     return export_bundle(settings, tmp_path_factory.mktemp("fed") / "bundle")[0]
 
 
@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_adapter_folded_in(
 def test_another_adapter_scores_as_a_new_export_would(
     fed: Bundle, other: Path, exported_fp32: Exported, tmp_path: Path
 ) -> None:
-    settings = replace(exported_fp32.settings, adapter=other)
+    settings = replace(exported_fp32.settings, verify="quick", adapter=other)
     expected = export_bundle(settings, tmp_path / "expected")[0]
     assert np.abs(scores(expected) - scores(fed)).max() > 1e-4  # or equality would mean nothing
 
@@ -111,10 +111,12 @@ def test_graphs_and_plans_outlive_the_adapter(fed: Bundle, other: Path, tmp_path
 
 
 def test_an_fp16_bundle_takes_it_too(exported_fp16: Exported, other: Path, tmp_path: Path) -> None:
-    settings = replace(exported_fp16.settings, adapter_input=True)
+    settings = replace(exported_fp16.settings, verify="quick", adapter_input=True)
     fed, report = export_bundle(settings, tmp_path / "fed")
     assert min(run.score.spearman for run in report.runs) > 0.999
-    expected = export_bundle(replace(exported_fp16.settings, adapter=other), tmp_path / "expected")
+    expected = export_bundle(
+        replace(exported_fp16.settings, verify="quick", adapter=other), tmp_path / "expected"
+    )
     adapted = replace_adapter(fed, other, tmp_path / "adapted")
     assert np.abs(scores(adapted) - scores(expected[0])).max() < 1e-3
 
@@ -167,7 +169,7 @@ def test_a_bundle_with_its_adapter_folded_in_takes_no_other(
 def test_without_an_adapter_there_is_nothing_to_feed(
     exported_fp32: Exported, tmp_path: Path
 ) -> None:
-    settings = replace(exported_fp32.settings, adapter=None, adapter_input=True)
+    settings = replace(exported_fp32.settings, verify="quick", adapter=None, adapter_input=True)
     with pytest.raises(InputError, match="name one with --adapter"):
         export_bundle(settings, tmp_path / "out")
 

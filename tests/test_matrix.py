@@ -145,7 +145,7 @@ def matrix_adapter(tmp_path_factory: pytest.TempPathFactory, adapter_folder: Pat
 def bundle(
     exported_fp32: Exported, matrix_adapter: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    settings = replace(exported_fp32.settings, adapter=matrix_adapter)
+    settings = replace(exported_fp32.settings, verify="quick", adapter=matrix_adapter)
     return export_bundle(settings, tmp_path_factory.mktemp("matrix") / "bundle")[0]
 
 
@@ -189,7 +189,7 @@ def test_progress_counts_pairs(bundle: Bundle, pictures: Any) -> None:
 def test_fp16_is_held_to_the_same_parity(
     exported_fp16: Exported, matrix_adapter: Path, tmp_path: Path
 ) -> None:
-    settings = replace(exported_fp16.settings, adapter=matrix_adapter, query_pool=2)
+    settings = replace(exported_fp16.settings, verify="quick", adapter=matrix_adapter, query_pool=2)
     fp16, report = export_bundle(settings, tmp_path / "bundle")
     assert fp16.manifest.matrix is not None
     assert fp16.manifest.matrix.query_pool == 2
@@ -270,7 +270,9 @@ def test_an_adapter_learns_for_it(
     for asked in ("matrix", *(["pair"] if mode == "both" else [])):
         scores = by_model(model, tmp_path / "adapter", mode=asked)(questions)  # type: ignore[arg-type]
         assert [int(np.argmax(of_question)) for of_question in scores] == [0, 1, 2]
-    bundle, _ = export_bundle(Settings(model, tmp_path / "adapter"), tmp_path / "bundle")
+    bundle, _ = export_bundle(
+        Settings(model, tmp_path / "adapter", verify="quick"), tmp_path / "bundle"
+    )
     served = Scorer.load(bundle.folder, "onnxruntime", mode="matrix")
     got = served.score(list(pictures), TEXTS[:3]).scores
     in_torch = by_model(model, tmp_path / "adapter", mode="matrix")(questions)
