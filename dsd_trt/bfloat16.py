@@ -50,7 +50,9 @@ def guarded(
     description = bf16.compile(mode)
     key = f"{graph_hash(bundle.manifest, f'{mode}_scorer')} {description}"
     if (agreement := recall("bf16", key)) is None:
-        logger.info("comparing BF16 with FP32, once on this machine")
+        logger.warning(
+            "comparing BF16 with FP32, once on this machine: minutes for Stable Diffusion"
+        )
         agreement = _compare(bundle, mode, bf16, memory_budget_mb)
         remember("bf16", key, agreement)
     if not agreement >= MIN_SPEARMAN:

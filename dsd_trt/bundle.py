@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from dsd_trt.errors import BundleError
@@ -93,6 +95,35 @@ def read_bundle(folder: Path) -> Bundle:
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None
     return Bundle(folder, manifest)
+
+
+def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
+    """Where a bundle lies; None is the embedded one.
+
+    Raises:
+        BundleError: there is no such folder.
+    """
+    if bundle is None:
+        return Path(str(resources.files("dsd_trt") / "data" / "shapes-bundle"))
+    folder = Path(bundle)
+    if not folder.is_dir():
+        raise BundleError(
+            f"no folder {str(folder)!r}. A bundle is a folder with a bundle.json; bundles cannot "
+            "be fetched by name yet. Make one with: dsd-trt export --out BUNDLE"
+        )
+    return folder
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let a file stand in another folder too: the same file where it can be, else a copy.
+
+    Raises:
+        OSError: it cannot be copied either.
+    """
+    try:
+        target.hardlink_to(source.resolve())
+    except OSError:  # another disk, or one without hard links
+        shutil.copyfile(source, target)
 
 
 def _check_named_files(manifest: Manifest) -> None:

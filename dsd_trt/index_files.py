@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle import file_entry
+from dsd_trt.contract import TensorSpec
 from dsd_trt.errors import InputError, MissingExtraError
-from dsd_trt.manifest import FileEntry, Manifest, Preprocessing, TensorSpec
+from dsd_trt.manifest import FileEntry, Manifest, Preprocessing
 from dsd_trt.plan import graph_hash
 from dsd_trt.schema import SchemaError, from_plain, to_plain
 

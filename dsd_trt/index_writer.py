@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import read_bundle
+from dsd_trt.bundle import bundle_folder, read_bundle
 from dsd_trt.engine import EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
@@ -22,7 +22,6 @@ from dsd_trt.jobs import Progress
 from dsd_trt.manifest import Manifest
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure
-from dsd_trt.scorer import bundle_folder
 from dsd_trt.webdataset import SUFFIX, tar_images
 
 logger = logging.getLogger(__name__)

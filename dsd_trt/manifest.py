@@ -1,22 +1,20 @@
-"""What a bundle says about itself: the whole of `bundle.json`, and the graphs it promises."""
+"""What a bundle says about itself: the whole of `bundle.json`."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dsd_trt.contract import Graph, Precision, TensorSpec, graph_contract
 from dsd_trt.errors import BundleError
 from dsd_trt.schema import SchemaError, from_plain, to_plain
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
 
-Precision = Literal["fp32", "fp16"]
-Dtype = Literal["uint8", "int32", "float16", "float32"]
 TokenMask = Literal["words_eos", "words", "all"]
 ScoreKind = Literal["attention", "attention+denoising", "denoising", "released"]
 Resize = Literal["bicubic-stretch", "bicubic-stretch-through-224"]
@@ -29,46 +27,6 @@ Mode = Literal["pair", "matrix"]
 """One walk through the U-Net a pair, as the paper has it, or one an image (late interaction)."""
 TrainedFor = Literal["pair", "matrix", "both"]
 HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph.
-
-    Attributes:
-        name: the tensor's name in the graph.
-        dtype: numpy's name of its type, such as "float32".
-        shape: batch first; a string names a dynamic dimension. Without one the tensor is the same
-            for every item of a batch.
-    """
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int | str, ...]
-
-    @property
-    def batched(self) -> bool:
-        """Whether there is one for every item of a batch."""
-        return isinstance(self.shape[0], str)
-
-    def of_batch(self, size: int) -> tuple[int, ...]:
-        """Its shape in a batch of some size."""
-        first, *rest = self.shape
-        return (size if isinstance(first, str) else first, *map(int, rest))
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One ONNX file and its signature."""
-
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    @property
-    def batched(self) -> bool:
-        """Whether its outputs are one for every item of one batch, so that runs can be joined."""
-        return not any(isinstance(size, str) for spec in self.outputs for size in spec.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -305,81 +263,6 @@ class Manifest:
             raise BundleError(f"{MANIFEST_NAME}: {error}") from None
         check_manifest(manifest)
         return manifest
-
-
-def graph_contract(
-    precision: Precision,
-    resolution: int,
-    latent_shape: tuple[int, int, int],
-    text_width: int,
-    max_length: int = 77,
-    denoising: bool = False,
-    pooled_text: bool = False,
-    adapter_numbers: int = 0,
-    matrix: bool = False,
-) -> dict[str, Graph]:
-    """The graphs every bundle holds: fixed names, batch first.
-
-    Args:
-        precision: "fp16" bundles carry latents and text states as float16; scores are float32.
-        resolution: side of the input pixels.
-        latent_shape: (C, h, w).
-        text_width: D.
-        max_length: tokens in a padded text.
-        denoising: whether the pair scorer also returns its denoising error.
-        pooled_text: whether text states have one more row, the text as a whole (Stable Diffusion
-            XL).
-        adapter_numbers: length of the pair scorer's `adapter` input; 0 is no such input.
-        matrix: whether there is a matrix scorer.
-
-    Returns:
-        Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples.
-    """
-    states: Dtype = "float16" if precision == "fp16" else "float32"
-    latent = TensorSpec("latent", states, ("I", *latent_shape))
-    rows = max_length + pooled_text
-    text_states = TensorSpec("text_states", states, ("T", rows, text_width))
-    error = (TensorSpec("denoising_error", "float32", ("B",)),) if denoising else ()
-    adapter = (TensorSpec("adapter", "float32", (adapter_numbers,)),) if adapter_numbers else ()
-    graphs = {
-        "image_encoder": Graph(
-            "image_encoder.onnx",
-            (TensorSpec("pixels", "uint8", ("I", resolution, resolution, 3)),),
-            (latent,),
-        ),
-        "text_encoder": Graph(
-            "text_encoder.onnx",
-            (TensorSpec("input_ids", "int32", ("T", max_length)),),
-            (text_states,),
-        ),
-        "pair_scorer": Graph(
-            "pair_scorer.onnx",
-            (
-                dataclasses.replace(latent, shape=("B", *latent.shape[1:])),
-                TensorSpec("level", "int32", ("B",)),
-                dataclasses.replace(text_states, shape=("B", *text_states.shape[1:])),
-                TensorSpec("token_mask", "float32", ("B", max_length)),
-                *adapter,
-            ),
-            (
-                TensorSpec("score", "float32", ("B",)),
-                TensorSpec("token_scores", "float32", ("B", max_length)),
-                *error,
-            ),
-        ),
-    }
-    if matrix:
-        graphs["matrix_scorer"] = Graph(
-            "matrix_scorer.onnx",
-            (
-                latent,
-                TensorSpec("level", "int32", ("I",)),
-                text_states,
-                TensorSpec("token_mask", "float32", ("T", max_length)),
-            ),
-            (TensorSpec("score", "float32", ("I", "T")),),
-        )
-    return graphs
 
 
 def check_manifest(manifest: Manifest) -> None:

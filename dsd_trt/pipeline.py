@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.batching import ON_DEVICE, FastestBatch, batch_sizes
 from dsd_trt.bundle import Bundle
+from dsd_trt.contract import Graph
 from dsd_trt.engine import (
     BF16,
     Engine,
@@ -23,7 +24,7 @@ from dsd_trt.engine import (
     thread_limit,
 )
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import Calibration, Graph, Mode
+from dsd_trt.manifest import Calibration, Mode
 from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
 from dsd_trt.tokenizer import Tokenizer, Tokens
 

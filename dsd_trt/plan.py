@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from dsd_trt.contract import Precision
 from dsd_trt.errors import EngineError, InputError
-from dsd_trt.manifest import Manifest, Precision
+from dsd_trt.manifest import Manifest
 from dsd_trt.schema import from_plain, to_plain
 
 FOLDER = "engines"

@@ -6,17 +6,15 @@ import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
-from dsd_trt.bundle import Bundle, read_bundle
+from dsd_trt.bundle import Bundle, bundle_folder, read_bundle
 from dsd_trt.engine import BF16, EngineDescription, require_engine
-from dsd_trt.errors import BundleError, ImageError, InputError
+from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import image_identity
 from dsd_trt.jobs import (
     Job,
@@ -29,8 +27,8 @@ from dsd_trt.jobs import (
     unique_texts,
 )
 from dsd_trt.manifest import Manifest, Mode
+from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
-from dsd_trt.plan import PLAN_LIBRARIES
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
 from dsd_trt.search import eliminate
 
@@ -231,8 +229,10 @@ class Scorer:
         Raises:
             InputError: as for `score`.
         """
-        if prune:
-            matrix = self._search_images(text, images, top_k or 1, levels, progress)
+        if prune and top_k is None:
+            raise InputError("pruning looks for the best: say how many with top_k")
+        if prune and top_k:
+            matrix = self._search_images(text, images, top_k, levels, progress)
         else:
             matrix = self.score(images, [text], levels, progress)
         for failure in matrix.errors:
@@ -403,47 +403,3 @@ class Scorer:
         if self.mode == "matrix" and manifest.matrix is not None:
             calibration = manifest.matrix.calibration
         return match_probability(score, calibration)
-
-
-def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -> Mode:
-    """The mode that is asked for, with a warning where the adapter was trained for another.
-
-    Raises:
-        InputError: the bundle or the engine has no such mode.
-    """
-    trained = manifest.method.trained_for
-    if mode == "auto":
-        mode = "matrix" if trained == "matrix" else "pair"
-    if mode == "matrix" and manifest.matrix is None:
-        raise InputError(
-            "the bundle has no matrix scorer. Export it with one: dsd-trt export --matrix"
-        )
-    if mode == "matrix" and engine in PLAN_LIBRARIES:
-        raise InputError(
-            f"matrix mode does not run on {engine} yet: use --engine openvino or onnxruntime"
-        )
-    if trained not in (None, "both", mode):
-        logger.warning(
-            "the bundle's adapter was trained for %s mode: its scores in %s mode are worse, and "
-            "its probabilities mean nothing",
-            trained,
-            mode,
-        )
-    return mode
-
-
-def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
-    """Where a bundle lies; None is the embedded one.
-
-    Raises:
-        BundleError: there is no such folder.
-    """
-    if bundle is None:
-        return Path(str(resources.files("dsd_trt") / "data" / "shapes-bundle"))
-    folder = Path(bundle)
-    if not folder.is_dir():
-        raise BundleError(
-            f"no folder {str(folder)!r}. A bundle is a folder with a bundle.json; bundles cannot "
-            "be fetched by name yet. Make one with: dsd-trt export --out BUNDLE"
-        )
-    return folder

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.contract import Graph
 from dsd_trt.engines.network import Network
 from dsd_trt.errors import EngineError, InputError
-from dsd_trt.manifest import Graph
 from dsd_trt.plan import Profile
 
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle import Bundle
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.cuda import memory_in_use
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan, require
@@ -22,7 +23,6 @@ from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.network import Network, create_network, parse
 from dsd_trt.engines.work import count_macs
 from dsd_trt.errors import EngineError, InputError
-from dsd_trt.manifest import Graph, TensorSpec
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.plan import PlanLibrary, Profile, find_plan
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dsd_trt.contract import Graph
 from dsd_trt.engines.network import Network
-from dsd_trt.manifest import Graph
 
 
 def count_macs(network: Network, graph: Graph) -> int:

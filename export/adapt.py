@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dsd_trt.bundle import Bundle, file_entry, write_manifest
+from dsd_trt.bundle import Bundle, file_entry, link_or_copy, write_manifest
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
 from dsd_trt.export.folder import check_replaceable, staged
@@ -45,7 +43,11 @@ def replace_adapter(bundle: Bundle, folder: Path, out: Path, *, force: bool = Fa
     parity = dict(manifest.parity)
     parity.setdefault("adapter_hash", manifest.provenance.adapter_hash)
     with staged(out) as (fresh, _):
-        shutil.copytree(bundle.folder, fresh, copy_function=_link, dirs_exist_ok=True)
+        for path in bundle.folder.rglob("*"):
+            if path.is_file():
+                target = fresh / path.relative_to(bundle.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(path, target)
         changed = {name: fresh / name for name in (manifest.adapter.file, CARD_NAME)}
         card = changed[CARD_NAME].read_text(encoding="utf-8")
         for path in changed.values():
@@ -110,10 +112,3 @@ def _note(card: str) -> str:
     """The card, saying that its parity figures are of another adapter."""
     note = "The adapter was replaced after the export; the parity figures are of the one before it."
     return card if note in card else f"{card}\n{note}\n"
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)

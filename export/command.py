@@ -16,9 +16,10 @@ from dsd_trt.manifest import ScoreKind
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dsd_trt.contract import Precision
     from dsd_trt.export.parity import ParityReport
     from dsd_trt.export.settings import Verify
-    from dsd_trt.manifest import Precision, Resize, TokenMask
+    from dsd_trt.manifest import Resize, TokenMask
 
 EXAMPLES = """\b
 Examples:

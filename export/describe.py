@@ -6,6 +6,7 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
+from dsd_trt.contract import graph_contract
 from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import adapter_input
 from dsd_trt.export.settings import Settings
@@ -19,7 +20,6 @@ from dsd_trt.manifest import (
     Preprocessing,
     Provenance,
     TokenizerSpec,
-    graph_contract,
 )
 from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.model import Checkpoint, sha256

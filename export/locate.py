@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.export.trace import module_of
-from dsd_trt.manifest import Graph, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dsd_trt.agreement import Agreement, compare
-from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.bundle import Bundle, link_or_copy, write_bundle
+from dsd_trt.contract import graph_contract
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.errors import DsdError, EngineError
 from dsd_trt.export.emulation import emulate_half
@@ -21,7 +22,6 @@ from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.reference import Expected
 from dsd_trt.export.weights import WEIGHTS_NAME
-from dsd_trt.manifest import graph_contract
 from dsd_trt.pipeline import Pipeline, adapter_feed
 from dsd_trt.schema import to_plain
 from dsd_trt.train.memory import release_freed_memory
@@ -181,7 +181,7 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
         save_graph(model, folder / graph.file)
     adapter = [manifest.adapter.file] if manifest.adapter else []
     for shared in (manifest.tokenizer.file, WEIGHTS_NAME, *adapter):
-        (folder / shared).hardlink_to(bundle.path(shared))
+        link_or_copy(bundle.path(shared), folder / shared)
     return write_bundle(folder, replace(manifest, precision="fp32", graphs=graphs))
 
 

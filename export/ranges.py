@@ -7,7 +7,6 @@ unrounded, with the largest absolute value of everything it computes as further 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle import Bundle, link_or_copy
 from dsd_trt.engine.onnxruntime import open_session
 from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half
@@ -81,7 +80,7 @@ def measure_ranges(
     tokens = Tokenizer(
         bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
     )(probe.texts)
-    _link(bundle.path(WEIGHTS_NAME), scratch / WEIGHTS_NAME)
+    _link_weights(bundle.path(WEIGHTS_NAME), scratch / WEIGHTS_NAME)
     found: list[Range] = []
 
     def run(name: str, feeds: Iterable[dict[str, Array]]) -> list[Array]:
@@ -111,17 +110,14 @@ def measure_ranges(
     return found
 
 
-def _link(source: Path, target: Path) -> None:
+def _link_weights(source: Path, target: Path) -> None:
     try:
-        target.hardlink_to(source)
-    except OSError:  # another disk
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            raise InputError(
-                f"cannot copy the weights, {source.stat().st_size / 1e9:.1f} GB, to "
-                f"{target.parent}: {error.strerror}. Name another folder in TMPDIR"
-            ) from error
+        link_or_copy(source, target)
+    except OSError as error:
+        raise InputError(
+            f"cannot copy the weights, {source.stat().st_size / 1e9:.1f} GB, to "
+            f"{target.parent}: {error.strerror}. Name another folder in TMPDIR"
+        ) from error
 
 
 def worst(ranges: Iterable[Range]) -> list[Range]:

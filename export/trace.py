@@ -15,9 +15,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.errors import ModelError
 from dsd_trt.export.weights import SMALL, WeightFile
-from dsd_trt.manifest import Graph, TensorSpec
 
 OPSET = 20
 """Has LayerNormalization and Gelu; from 23 on, Attention hides its map from NVIDIA's parser."""

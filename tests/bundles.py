@@ -24,23 +24,21 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.contract import Graph, Precision, graph_contract
 from dsd_trt.manifest import (
     Calibration,
-    Graph,
     HeadWeights,
     Manifest,
     MatrixMode,
     Method,
     Mode,
     NoiseLevels,
-    Precision,
     Preprocessing,
     Provenance,
     ScoreKind,
     TokenizerSpec,
     TokenMask,
     TrainedFor,
-    graph_contract,
 )
 
 RESOLUTION = 8

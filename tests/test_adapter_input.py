@@ -17,7 +17,7 @@ from dsd_trt.bundle import Bundle, read_bundle
 from dsd_trt.engine.tensorrt import load_library
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings
-from dsd_trt.errors import InputError, ModelError
+from dsd_trt.errors import BundleError, InputError, ModelError
 from dsd_trt.export.adapt import replace_adapter
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.plan import Profile, find_plan, graph_hash
@@ -183,5 +183,5 @@ def test_a_vector_of_the_wrong_length_is_refused(fed: Bundle, tmp_path: Path) ->
         (folder / path.name).hardlink_to(path)
     (folder / "bundle.json").unlink()
     (folder / "bundle.json").write_text(json.dumps(plain))
-    with pytest.raises(Exception, match="adapter"):
+    with pytest.raises(BundleError, match="adapter"):
         read_bundle(folder)

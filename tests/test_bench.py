@@ -19,12 +19,12 @@ from onnx import TensorProto, helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs as count_by_tensorrt
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.benchmark.measure import Measured
 from dsd_trt.export.benchmark.report import BenchReport
-from dsd_trt.manifest import Graph, TensorSpec
 from dsd_trt.train.model import encode_texts
 
 if TYPE_CHECKING:

@@ -8,39 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bundles import RESOLUTION, closed_form
+from in_process import Run
 from PIL import Image
 from test_index import png, write_tar
 
 from dsd_trt import Bundle, Index, update_index
-from dsd_trt.cli import main
+
+pytest_plugins = ("in_process",)
 
 TEXTS = ["a red circle", "dog"]
 
 
-@dataclass(frozen=True)
-class Run:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(
-    bundle: Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., Run]:
-    """Run `dsd-trt` on the stand-in bundle, in a folder with texts and three images."""
-    monkeypatch.chdir(tmp_path)
+def run(dsd_trt: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """Run `dsd-trt` in a folder with texts and three images."""
     generator = np.random.default_rng(3)
     for name in ("a", "b", "deep/c"):
         path = tmp_path / f"in/{name}.png"
@@ -48,15 +34,7 @@ def run(
         shape = (RESOLUTION, RESOLUTION, 3)
         Image.fromarray(generator.integers(0, 256, shape).astype(np.uint8)).save(path)
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-
-    def command(*arguments: str) -> Run:
-        options = ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
-        with pytest.raises(SystemExit) as ended:
-            main([*arguments, *options])
-        captured = capsys.readouterr()
-        return Run(int(ended.value.code or 0), captured.out, captured.err)
-
-    return command
+    return dsd_trt
 
 
 def test_what_score_says_of_an_index_it_says_of_the_images(run: Callable[..., Run]) -> None:

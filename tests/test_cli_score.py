@@ -11,47 +11,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bundles import RESOLUTION, closed_form, probability
+from in_process import Run
 from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt import Bundle
 from dsd_trt.cli import main
 
+pytest_plugins = ("in_process",)
+
 TEXTS = ["a red circle", "dog", "a blue square, a green dog"]
 
 
-@dataclass(frozen=True)
-class Run:
-    """How a command line ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(
-    bundle: Bundle,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[..., Run]:
-    """Run `dsd-trt score` on the stand-in bundle, in an empty folder of the test's own."""
-    monkeypatch.chdir(tmp_path)
+def run(dsd_trt: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Run `dsd-trt score`."""
 
     def score(*arguments: str, stdin: bytes = b"") -> Run:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        options = ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
-        with pytest.raises(SystemExit) as ended:
-            main(["score", *arguments, *options])
-        captured = capsys.readouterr()
-        return Run(int(ended.value.code or 0), captured.out, captured.err)
+        return dsd_trt("score", *arguments)
 
     return score
 

@@ -25,9 +25,10 @@ from test_cpp_tokenizer import nasty_texts
 
 from dsd_trt import Scorer
 from dsd_trt.bundle import read_bundle, write_bundle
+from dsd_trt.contract import Precision
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
-from dsd_trt.manifest import Precision, ScoreKind, TokenMask, TrainedFor
+from dsd_trt.manifest import ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
 

@@ -29,13 +29,14 @@ from safetensors.torch import load_file
 
 from dsd_trt import Scorer, read_bundle
 from dsd_trt.cli import cli
+from dsd_trt.contract import graph_contract
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.weights import WeightFile
-from dsd_trt.manifest import Calibration, graph_contract
+from dsd_trt.manifest import Calibration
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet

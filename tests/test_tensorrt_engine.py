@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 import dsd_trt.engine.cuda as cuda_module
 import dsd_trt.engine.tensorrt as engine_module
 from dsd_trt import Bundle, Scorer
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import Graph, TensorSpec
 from dsd_trt.plan import Profile, Sidecar, plans, write_plan
 
 PROFILES = (Profile(1, 2, 3), Profile(4, 5, 6))

@@ -89,16 +89,11 @@ class MatrixScorer(nn.Module):
         words = text_states[..., : token_mask.shape[-1], :]  # without the text as a whole, if any
         prompts = scoring.prompts
         pi = None if prompts is None else prompts.condition(latent)
-        token_scores: Tensor | float = 0.0
-        first = 0
-        for place, query in enumerate(self.queries(latent, level)):
-            key = self._keys(place, words, None if pi is None else pi)
-            heads = query.shape[1]
-            pooled = match(query, key, scoring.lam)  # (images, heads, texts, text_tokens)
-            of_layer = weights[first : first + heads, None, None]
-            token_scores = token_scores + (pooled * of_layer).sum(dim=1)
-            first += heads
-        assert isinstance(token_scores, Tensor)
+        pooled = [
+            match(query, self._keys(place, words, pi), scoring.lam)
+            for place, query in enumerate(self.queries(latent, level))
+        ]  # (images, heads, texts, text_tokens) each
+        token_scores = (torch.cat(pooled, dim=1) * weights[:, None, None]).sum(dim=1)
         return average_tokens(token_scores, token_mask)
 
     def queries(self, latent: Tensor, level: Tensor) -> list[Tensor]:

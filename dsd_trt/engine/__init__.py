@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.errors import EngineError, InputError
-from dsd_trt.manifest import Graph, TensorSpec
 from dsd_trt.plan import PLAN_LIBRARIES, PlanLibrary
 
 if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy

@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import Graph, TensorSpec
 
 try:
     import onnxruntime as ort

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.cache import cache_folder
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import Graph, TensorSpec
 
 try:
     import openvino as ov

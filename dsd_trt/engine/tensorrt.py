@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature
 from dsd_trt.engine.cuda import (
     Buffer,
@@ -29,7 +30,7 @@ from dsd_trt.engine.cuda import (
     compute_capability,
 )
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import MANIFEST_NAME, Graph, Manifest, TensorSpec
+from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.plan import PlanLibrary, Profile, find_plan, read_plan
 
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}

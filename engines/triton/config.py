@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.errors import DsdError
-from dsd_trt.manifest import Graph, Manifest, Mode, TensorSpec
+from dsd_trt.manifest import Manifest, Mode
 
 TOKENIZER, SCORE, MATCH = "dsd_tokenizer", "dsd_score", "dsd_match"
 

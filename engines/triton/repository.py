@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dsd_trt.batching import batch_sizes
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle import Bundle, link_or_copy
 from dsd_trt.engines.triton import config
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.manifest import MANIFEST_NAME, Mode
+from dsd_trt.mode import choose_mode
 from dsd_trt.plan import Plan, graph_hash, plans
-from dsd_trt.scorer import choose_mode
 
 ServedBy = Literal["onnxruntime", "tensorrt", "python"]
 SERVED_BY: tuple[str, ...] = get_args(ServedBy)
@@ -30,6 +30,7 @@ _RUNTIME = (
     "batching.py",
     "bundle.py",
     "cache.py",
+    "contract.py",
     "engine/__init__.py",
     "engine/onnxruntime.py",
     "engine/openvino.py",
@@ -162,22 +163,22 @@ class _Writer:
         folder = self._model(config.model_of(name), text)
         for plan in fitting:
             for capability in plan.sidecar.compute_capabilities:
-                _link(plan.path, folder / files[capability])
+                link_or_copy(plan.path, folder / files[capability])
         if not fitting:
             weights = [file for file in self._manifest.files if file.endswith(".data")]
             for file in (graph.file, *weights):
-                _link(self._bundle.path(file), folder / file)
+                link_or_copy(self._bundle.path(file), folder / file)
         if self._engine == "python":
             self._code(folder, "graph")
             if (adapter := self._manifest.adapter) is not None:
-                _link(self._bundle.path(adapter.file), folder / adapter.file)
+                link_or_copy(self._bundle.path(adapter.file), folder / adapter.file)
 
     def tokenizer(self) -> None:
         """`dsd_tokenizer`."""
         text = config.tokenizer_config(self._manifest, self._max)
         folder = self._model(config.TOKENIZER, text)
         self._code(folder, "tokenizer")
-        _link(
+        link_or_copy(
             self._bundle.path(self._manifest.tokenizer.file), folder / self._manifest.tokenizer.file
         )
 
@@ -187,12 +188,12 @@ class _Writer:
         folder = self._model(config.SCORE, config.score_config(self._max, limits, block))
         self._code(folder, "score")
         file = self._manifest.tokenizer.file
-        _link(self._bundle.path(file), folder / file)
+        link_or_copy(self._bundle.path(file), folder / file)
 
     def match(self) -> None:
         """`dsd_match`, which is its configuration; an empty version's folder is easily lost."""
         folder = self._model(config.MATCH, config.match_config(self._manifest, self._max))
-        _link(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+        link_or_copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
 
     def _model(self, name: str, text: str) -> Path:
         """Write a model's configuration, and make the folder of its first version."""
@@ -210,7 +211,7 @@ class _Writer:
             target = folder / "dsd_trt" / file
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((resources.files("dsd_trt") / file).read_bytes())
-        _link(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+        link_or_copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
 
 
 def _plans(bundle: Bundle, name: str) -> list[Plan]:
@@ -259,10 +260,3 @@ def _check_together(bundle: Bundle, fitting: dict[str, list[Plan]]) -> None:
                 f"{', '.join(lacking)}. Build on such a GPU: "
                 f"dsd-trt build {bundle.folder} --graphs {','.join(lacking)}"
             )
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source.resolve())
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

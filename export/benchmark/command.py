@@ -63,12 +63,11 @@ def bench(
 
     All score the same pairs at the same noise levels. Prints a Markdown table.
     """
-    from dsd_trt.bundle import read_bundle
+    from dsd_trt.bundle import bundle_folder, read_bundle
     from dsd_trt.export.benchmark.machine import matmul_peaks
     from dsd_trt.export.benchmark.measure import CONTENDERS, measure
     from dsd_trt.export.benchmark.work import Work, default_size
     from dsd_trt.schema import to_plain
-    from dsd_trt.scorer import bundle_folder
 
     opened = read_bundle(bundle_folder(bundle))
     size = default_size(opened)

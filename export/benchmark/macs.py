@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from dsd_trt.manifest import Graph
+from dsd_trt.contract import Graph
 
 Shapes = Mapping[str, tuple[int, ...]]
 

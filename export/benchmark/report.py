@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dsd_trt.agreement import spearman
 from dsd_trt.export.benchmark.measure import CONTENDERS, REFERENCE, Measured
 from dsd_trt.schema import to_plain
 
@@ -78,10 +79,9 @@ class BenchReport:
         rates = [1 / each for each in seconds]
         pass_seconds = statistics.median(it.score_seconds) / it.passes
         peak = self.peaks.get(it.precision)
-        known = peak and it.macs
-        share = f"{100 * it.macs / it.passes / pass_seconds / peak:.0f}" if known and peak else "-"
-        if name == "naive":  # its passes and its encoders are not told apart
-            share = f"{100 * it.macs / statistics.median(it.score_seconds) / (peak or 1):.0f}"
+        share = "-"
+        if peak and it.macs:
+            share = f"{100 * it.macs / it.passes / pass_seconds / peak:.0f}"
         return (
             f"| {CONTENDERS[name]} | {statistics.median(rates):.3g} "
             f"| {min(rates):.3g} to {max(rates):.3g} | {1000 * pass_seconds:.3g} | {share} "
@@ -94,8 +94,6 @@ class BenchReport:
             return "-"
         if name.endswith("-matrix"):
             return "another score"
-        from dsd_trt.agreement import spearman
-
         ours = np.array(self.contenders[name].scores).ravel()
         return f"{spearman(ours, np.array(self.contenders[REFERENCE].scores).ravel()):.5f}"
 

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from dsd_trt import Bundle
 from dsd_trt.bundle import write_bundle
-from dsd_trt.manifest import AdapterInput, TensorSpec
+from dsd_trt.contract import TensorSpec
+from dsd_trt.manifest import AdapterInput
 
 
 def feed_adapter(bundle: Bundle, adapter: NDArray[np.float32]) -> Bundle:

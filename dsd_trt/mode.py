@@ -1,0 +1,39 @@
+"""Pair or matrix: the mode that is asked for, if bundle and engine have it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from dsd_trt.errors import InputError
+from dsd_trt.manifest import Manifest, Mode
+from dsd_trt.plan import PLAN_LIBRARIES
+
+logger = logging.getLogger(__name__)
+
+
+def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -> Mode:
+    """The mode that is asked for, with a warning where the adapter was trained for another.
+
+    Raises:
+        InputError: the bundle or the engine has no such mode.
+    """
+    trained = manifest.method.trained_for
+    if mode == "auto":
+        mode = "matrix" if trained == "matrix" else "pair"
+    if mode == "matrix" and manifest.matrix is None:
+        raise InputError(
+            "the bundle has no matrix scorer. Export it with one: dsd-trt export --matrix"
+        )
+    if mode == "matrix" and engine in PLAN_LIBRARIES:
+        raise InputError(
+            f"matrix mode does not run on {engine} yet: use --engine openvino or onnxruntime"
+        )
+    if trained not in (None, "both", mode):
+        logger.warning(
+            "the bundle's adapter was trained for %s mode: its scores in %s mode are worse, and "
+            "its probabilities mean nothing",
+            trained,
+            mode,
+        )
+    return mode

@@ -1,0 +1,41 @@
+"""A pytest plugin: `dsd-trt` in this process, on the stand-in bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dsd_trt import Bundle
+from dsd_trt.cli import main
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dsd_trt(
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Run]:
+    """Run a command with ONNX Runtime, in an empty folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> Run:
+        options = ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, *options])
+        captured = capsys.readouterr()
+        return Run(int(ended.value.code or 0), captured.out, captured.err)
+
+    return command
