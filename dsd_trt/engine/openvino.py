@@ -25,10 +25,15 @@ except ImportError as error:
     ) from error
 
 DEVICE = "CPU"
+_PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # as the rest of the package calls them
+_LARGE_BYTES = 500_000_000  # of weights: gigabytes are not put on a disk unasked
 
 
 class OpenVinoEngine:
     """A graph compiled by OpenVINO; see `Engine`.
+
+    What was compiled is kept for the next start, where the bundle's weights are small: OpenVINO
+    keeps it with all of them, and has the content of graph and weights in its name.
 
     Args:
         path: the ONNX file.
@@ -37,6 +42,9 @@ class OpenVinoEngine:
 
     Raises:
         EngineError: openvino refuses the graph, or the processor has no BF16.
+
+    Attributes:
+        from_cache: whether nothing had to be compiled.
     """
 
     def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
@@ -52,8 +60,9 @@ class OpenVinoEngine:
             raise EngineError(
                 "this processor does not compute in BF16. Score in FP32: --engine openvino"
             )
-        if (cache := cache_folder()) is not None:  # the second start compiles nothing
-            settings |= {"CACHE_DIR": str(cache / "openvino"), "CACHE_MODE": "OPTIMIZE_SIZE"}
+        weights = sum(file.stat().st_size for file in path.parent.glob("*.data"))
+        if weights < _LARGE_BYTES and (cache := cache_folder()) is not None:
+            settings["CACHE_DIR"] = str(cache / "openvino")
         try:
             model = core.read_model(path)
             compiled = core.compile_model(model, DEVICE, settings)
@@ -65,12 +74,13 @@ class OpenVinoEngine:
         outputs = [_spec(port, declared) for port in model.outputs]
         check_signature(path, graph, inputs, outputs)
         self._outputs = [spec.name for spec in outputs]
+        self.from_cache: bool = compiled.get_property("LOADED_FROM_CACHE")
         self._request = compiled.create_infer_request()
         precision = compiled.get_property("INFERENCE_PRECISION_HINT")
         self.description = EngineDescription(
             f"openvino {ov.get_version().split('-')[0]}",
             f"{DEVICE} ({core.get_property(DEVICE, 'FULL_DEVICE_NAME').strip()})",
-            precision.get_type_name().replace("f", "fp", 1),
+            _PRECISIONS.get(precision.get_type_name(), precision.get_type_name()),
         )
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

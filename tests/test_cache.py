@@ -1,0 +1,121 @@
+"""What is remembered between runs, and what OpenVINO compiled."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from dsd_trt import Bundle, Scorer
+from dsd_trt.bundle import bundle_folder, read_bundle
+from dsd_trt.cache import cache_folder, recall, remember
+from dsd_trt.engine.openvino import OpenVinoEngine
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DSD_TRT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_measurement_is_remembered_by_everything_it_depends_on(cache: Path) -> None:
+    assert recall("speed", "a graph") is None
+    remember("speed", "a graph", 0.25)
+    remember("speed", "another", 4)
+    assert recall("speed", "a graph") == 0.25
+    assert recall("speed", "another") == 4
+    assert recall("size", "a graph") is None
+    assert not list(cache.glob(".*.part"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "a graph"}', '{"value": 1}', "{}"])
+def test_what_is_damaged_is_measured_again(cache: Path, content: str) -> None:
+    remember("speed", "a graph", 0.25)
+    (file,) = cache.iterdir()
+    file.write_text(content)
+    assert recall("speed", "a graph") is None
+
+
+def test_a_hash_that_two_keys_share_does_not_mix_them_up(cache: Path) -> None:
+    remember("speed", "a graph", 0.25)
+    (file,) = cache.iterdir()
+    file.write_text(file.read_text().replace("a graph", "another"))
+    assert recall("speed", "a graph") is None
+
+
+def test_an_empty_name_remembers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSD_TRT_CACHE", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    remember("speed", "a graph", 0.25)
+    assert cache_folder() is None
+    assert recall("speed", "a graph") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_to_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DSD_TRT_CACHE", str(tmp_path / "file" / "cache"))
+    remember("speed", "a graph", 0.25)
+    assert cache_folder() is None
+
+
+def test_it_lies_where_the_user_keeps_such_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DSD_TRT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "dsd-trt"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "dsd-trt"
+
+
+# What OpenVINO compiled
+
+
+def open_it(bundle: Bundle) -> OpenVinoEngine:
+    graph = bundle.manifest.graphs["pair_scorer"]
+    return OpenVinoEngine(bundle.path(graph.file), graph)
+
+
+def test_the_second_start_compiles_nothing(cache: Path) -> None:
+    bundle = read_bundle(bundle_folder(None))
+    first, second = open_it(bundle), open_it(bundle)
+    assert (first.from_cache, second.from_cache) == (False, True)
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    scores = [
+        Scorer(bundle, "openvino").score([picture], ["a red circle", "a star"]).scores
+        for _ in range(2)
+    ]
+    assert np.array_equal(*scores)
+    assert (cache / "openvino").is_dir()
+
+
+def test_other_weights_are_compiled_anew(cache: Path, tmp_path: Path) -> None:
+    """The same graph in the same place, of the same time: only a number differs."""
+    shutil.copytree(bundle_folder(None), tmp_path / "bundle")
+    bundle = read_bundle(tmp_path / "bundle")
+    open_it(bundle)
+    path = tmp_path / "bundle" / "pair_scorer.onnx"
+    model = onnx.load(path, load_external_data=False)
+    weights = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    place = {entry.key: entry.value for entry in weights[len(weights) // 2].external_data}
+    file = tmp_path / "bundle" / place["location"]
+    content = bytearray(file.read_bytes())
+    content[int(place["offset"]) + 1] ^= 0x40  # of a number's exponent
+    file.write_bytes(content)
+    assert not open_it(bundle).from_cache
+
+
+def test_gigabytes_are_not_kept(
+    cache: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsd_trt.engine.openvino._LARGE_BYTES", 0)
+    assert not open_it(bundle).from_cache
+    assert not open_it(bundle).from_cache
+    assert not cache.exists()
