@@ -276,7 +276,8 @@ def _require_numbers(scorer: Engine, outputs: Mapping[str, Array]) -> None:
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise EngineError(
             f"{scorer.description} computed a score that is no finite number. "
-            "Export the bundle in full precision: dsd-trt export --precision fp32"
+            "Compute in full precision: --engine openvino instead of openvino-bf16, or a bundle "
+            "exported with --precision fp32"
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 
 from dsd_trt import Bundle, Scorer
@@ -93,7 +94,7 @@ def test_the_second_start_compiles_nothing(cache: Path) -> None:
         for _ in range(2)
     ]
     assert np.array_equal(*scores)
-    assert (cache / "openvino").is_dir()
+    assert (cache / "openvino-f32").is_dir()
 
 
 def test_other_weights_are_compiled_anew(cache: Path, tmp_path: Path) -> None:
@@ -110,6 +111,28 @@ def test_other_weights_are_compiled_anew(cache: Path, tmp_path: Path) -> None:
     content[int(place["offset"]) + 1] ^= 0x40  # of a number's exponent
     file.write_bytes(content)
     assert not open_it(bundle).from_cache
+
+
+@pytest.mark.skipif(
+    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this processor does not compute in BF16",
+)
+def test_a_precision_does_not_take_what_was_compiled_for_another(cache: Path) -> None:
+    """As OpenVINO would, in one folder, and compute NaN."""
+    bundle = read_bundle(bundle_folder(None))
+    graph = bundle.manifest.graphs["pair_scorer"]
+    rng = np.random.default_rng(0)
+    feeds = {
+        "latent": rng.normal(size=(2, *bundle.manifest.latent_shape)).astype(np.float32),
+        "level": np.zeros(2, np.int32),
+        "text_states": rng.normal(size=graph.inputs[2].of_batch(2)).astype(np.float32),
+        "token_mask": np.ones((2, 77), np.float32),
+    }
+    full = open_it(bundle).run(feeds)["score"]
+    for _ in range(2):  # compiled, then from the cache
+        engine = OpenVinoEngine(bundle.path(graph.file), graph, bf16=True)
+        assert engine.run(feeds)["score"] == pytest.approx(full, abs=1e-3)
+    assert engine.from_cache
 
 
 def test_gigabytes_are_not_kept(

@@ -468,3 +468,25 @@ def test_progress_shows_rate_and_time_left_only_on_a_terminal(long_job: list[str
     process.wait(timeout=120)
     os.close(ours)
     assert shown.search(seen), seen[-500:]
+
+
+def test_pruning_says_what_it_saved_and_whether_it_cost_anything(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    write_images(tmp_path, "a.png", "b.png", "c.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    write_texts(tmp_path)
+    images = ["a.png", "bad.png", "b.png", "c.png"]
+    pruned = run(*images, "texts.txt", "--top-k", "1", "--prune", "--check-prune", "3", "-f", "csv")
+    full = run(*images, "texts.txt", "--top-k", "1", "-f", "csv")
+    assert (pruned.code, pruned.out) == (3, full.out)
+    assert re.search(r"\d+ passes instead of 27: ", pruned.err)
+    assert "the full computation for 2 of the first 2 images that could be read" in pruned.err
+
+
+def test_pruning_of_nothing_saves_nothing(run: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    write_texts(tmp_path)
+    ended = run("bad.png", "texts.txt", "--top-k", "1", "--prune", "--check-prune", "1")
+    assert ended.code == 3
+    assert "passes" not in ended.err

@@ -129,6 +129,8 @@ def test_what_cannot_be_pruned_is_refused(bundle: Bundle, pictures: list[Any]) -
     scorer = Scorer.load(bundle.folder, "onnxruntime")
     with pytest.raises(InputError, match="one best candidate"):
         scorer.score(pictures, TEXTS, best=0)
+    with pytest.raises(InputError, match="say how many with top_k"):
+        scorer.rank("a red circle", pictures, prune=True)
 
 
 @pytest.mark.parametrize(

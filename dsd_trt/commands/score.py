@@ -174,17 +174,22 @@ def _report_pruning(
     check: int | None,
 ) -> None:
     """How many passes were saved, and, if asked for, how often nothing was lost."""
+    import numpy as np
+
     from dsd_trt.search import same_best
 
     count = len(levels or scorer.manifest.method.noise_levels.fractions)
     whole = (len(pruned.images) - len(pruned.errors)) * len(pruned.texts) * count
+    if not whole:
+        return  # no image could be read
     console.print(f"{pruned.passes} passes instead of {whole}: {whole / pruned.passes:.1f} x fewer")
     if check:
         full = scorer.score(images[:check], pruned.texts, levels)
-        same = same_best(pruned.scores[:check], full.scores, top_k)
+        readable = np.isfinite(full.scores).all(axis=1)
+        same = same_best(pruned.scores[:check][readable], full.scores[readable], top_k)
         console.print(
             f"the {top_k} best are those of the full computation for {same.sum()} of the first "
-            f"{len(same)} images"
+            f"{len(same)} images that could be read"
         )
 
 

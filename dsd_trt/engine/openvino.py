@@ -62,7 +62,10 @@ class OpenVinoEngine:
             )
         weights = sum(file.stat().st_size for file in path.parent.glob("*.data"))
         if weights < _LARGE_BYTES and (cache := cache_folder()) is not None:
-            settings["CACHE_DIR"] = str(cache / "openvino")
+            # One a precision: for BF16, too, OpenVINO 2026.4 takes what was compiled for FP32, and
+            # computes NaN.
+            folder = cache / f"openvino-{settings['INFERENCE_PRECISION_HINT']}"
+            settings["CACHE_DIR"] = str(folder)
         try:
             model = core.read_model(path)
             compiled = core.compile_model(model, DEVICE, settings)
