@@ -1,0 +1,60 @@
+"""OpenVINO cuts batches: into parts of fixed sizes, several at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import make_bundle
+from numpy.typing import NDArray
+
+from dsd_trt import Bundle
+from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.openvino import OpenVinoEngine
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+def feeds_of(graph: Any, count: int) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(count)
+    feeds: dict[str, NDArray[Any]] = {}
+    for spec in graph.inputs:
+        shape = spec.of_batch(count)
+        if spec.dtype == "float32":
+            feeds[spec.name] = rng.normal(size=shape).astype(np.float32)
+        else:
+            feeds[spec.name] = rng.integers(0, 2, shape).astype(spec.dtype)
+    feeds["token_mask"] = np.ones_like(feeds["token_mask"])
+    return feeds
+
+
+@pytest.mark.parametrize(("threads", "large"), [(1, False), (3, False), (100, False), (2, True)])
+def test_every_item_gets_its_own_result(
+    bundle: Bundle, threads: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsd_trt.engine.openvino.thread_limit", lambda: threads)
+    monkeypatch.setattr("dsd_trt.engine.openvino._LARGE_BYTES", 0 if large else 10**9)
+    graph = bundle.manifest.graphs["pair_scorer"]
+    path = Path(bundle.path(graph.file))
+    ours, other = OpenVinoEngine(path, graph), OnnxRuntimeEngine(path, graph)
+    for count in (33, 1, 32, 31, 70, 3):
+        feeds = feeds_of(graph, count)
+        found, wanted = ours.run(feeds), other.run(feeds)
+        assert found.keys() == wanted.keys()
+        for name, values in wanted.items():
+            assert np.abs(values).max() > 0
+            np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_run_returned_stays_as_it_was(bundle: Bundle) -> None:
+    graph = bundle.manifest.graphs["pair_scorer"]
+    engine = OpenVinoEngine(bundle.path(graph.file), graph)
+    first = engine.run(feeds_of(graph, 32))["score"]
+    kept = first.copy()
+    assert not np.array_equal(engine.run(feeds_of(graph, 33))["score"][:32], kept)
+    np.testing.assert_array_equal(first, kept)
