@@ -13,12 +13,13 @@ from dsd_trt.contract import Graph
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def count_macs(path: Path, graph: Graph) -> int:
-    """Multiplications with addition of matrix products and convolutions, for one of everything.
+def count_macs(path: Path, graph: Graph, **sizes: int) -> int:
+    """Multiplications with addition of matrix products and convolutions.
 
     Args:
         path: the ONNX file; its weights are not read.
-        graph: its signature; every dynamic dimension is 1.
+        graph: its signature.
+        sizes: of its dynamic dimensions, by name; of those not said, 1.
 
     Raises:
         ValueError: a product's size cannot be told.
@@ -26,9 +27,9 @@ def count_macs(path: Path, graph: Graph) -> int:
     model = onnx.load(path, load_external_data=False)
     del model.graph.value_info[:]  # has names of dynamic dimensions, where numbers are wanted
     for value, spec in zip(model.graph.input, graph.inputs, strict=True):
-        for dim, size in zip(value.type.tensor_type.shape.dim, spec.of_batch(1), strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
             dim.Clear()
-            dim.dim_value = size
+            dim.dim_value = sizes.get(size, 1) if isinstance(size, str) else size
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)

@@ -80,7 +80,7 @@ class BenchReport:
         pass_seconds = statistics.median(it.score_seconds) / it.passes
         peak = self.peaks.get(it.precision)
         share = "-"
-        if peak and it.macs:
+        if peak:
             share = f"{100 * it.macs / it.passes / pass_seconds / peak:.0f}"
         return (
             f"| {CONTENDERS[name]} | {statistics.median(rates):.3g} "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,14 +21,24 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
     """Score on an engine, in a mode."""
     scorer = Scorer(work.bundle, engine, MEMORY_MB, mode)
     runs = _Runs(scorer._pipeline, work, mode)
-    pairs = work.pictures * work.texts * len(work.levels)
     walks = work.pictures * len(work.levels)
     if mode == "pair":
-        passes, macs = pairs, float(pairs * work.macs("pair_scorer"))
+        passes = walks * work.texts
+        macs = passes * work.macs("pair_scorer")
     else:
-        # A walk and matches with all texts: not one kind of pass, whose arithmetic could be told.
-        passes, macs = walks, 0.0
+        passes = walks
+        most = scorer._pipeline.batch.matrix
+        blocks = Counter(product(*map(_sizes, (walks, work.texts), most)))
+        macs = sum(
+            times * work.macs("matrix_scorer", I=rows, T=columns)
+            for (rows, columns), times in blocks.items()
+        )
     return Contender(runs.encode, runs.score, passes, macs, "bf16" if engine == BF16 else "fp32")
+
+
+def _sizes(count: int, most: int) -> list[int]:
+    """Of the batches that so many items are cut into."""
+    return [min(most, count - start) for start in range(0, count, most)]
 
 
 @dataclass

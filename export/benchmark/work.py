@@ -56,10 +56,10 @@ class Work:
         """All of the bundle's."""
         return np.arange(len(self.bundle.manifest.method.noise_levels.fractions), dtype=np.int32)
 
-    def macs(self, name: str) -> int:
-        """Of one item of a graph."""
+    def macs(self, name: str, **sizes: int) -> int:
+        """Of one run of a graph, see `count_macs`."""
         graph = self.bundle.manifest.graphs[name]
-        return count_macs(self.bundle.path(graph.file), graph)
+        return count_macs(self.bundle.path(graph.file), graph, **sizes)
 
 
 def default_size(bundle: Bundle) -> tuple[int, int, int]:
@@ -77,7 +77,7 @@ class Contender:
         encode: images and texts, once a round; None where `score` does it for every pair.
         score: the pairs; their scores, (pictures, texts).
         passes: walks through the U-Net, whole or not, a round.
-        macs: multiplications with addition of those, a round; 0 where that is not told.
+        macs: multiplications with addition of those, a round.
         precision: what it multiplies in, "fp32" or "bf16".
     """
 
