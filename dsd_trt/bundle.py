@@ -18,6 +18,7 @@ from dsd_trt.errors import BundleError
 from dsd_trt.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest, require
 
 _UNFINISHED = f".{MANIFEST_NAME}.part"
+_LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,11 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
             "be fetched by name yet. Make one with: dsd-trt export --out BUNDLE"
         )
     return folder
+
+
+def is_large(folder: Path) -> bool:
+    """Whether a bundle has so many weights that memory and disk are worth more than a second."""
+    return sum(file.stat().st_size for file in folder.glob("*.data")) >= _LARGE_BYTES
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.batching import ON_DEVICE, FastestBatch, batch_sizes
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle import Bundle, is_large
 from dsd_trt.contract import Graph
 from dsd_trt.engine import (
     BF16,
@@ -74,7 +75,7 @@ class Pipeline:
         )
         self._bf16 = engine == BF16
         # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
-        self._tries_sizes = isinstance(engine, str) and engine not in PLAN_LIBRARIES
+        self._on_cpu = isinstance(engine, str) and engine not in PLAN_LIBRARIES
         if isinstance(engine, str):
             engine = partial(open_engine, engine=preferred_engine() if engine == "auto" else engine)
         self._open_graph = engine
@@ -91,9 +92,14 @@ class Pipeline:
         Raises:
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
-        scorer = self._pair_scorer if mode == "pair" else self._matrix_scorer
-        engines = (self._image_encoder, self._text_encoder, scorer)
-        return engines[-1].description
+        names = ("_image_encoder", "_text_encoder", f"_{mode}_scorer")
+        if self._on_cpu and not is_large(self._bundle.folder):
+            # Compiling is work for one core. Large graphs are spared each other's memory.
+            with ThreadPoolExecutor(len(names)) as pool:
+                engines = list(pool.map(partial(getattr, self), names))
+        else:
+            engines = [getattr(self, name) for name in names]
+        return cast(Engine, engines[-1]).description
 
     @property
     def image_encoder(self) -> EngineDescription:
@@ -121,7 +127,7 @@ class Pipeline:
         threads = thread_limit() or os.cpu_count()
         key = f"{graph_hash(self._manifest, 'pair_scorer')} {self._pair_scorer.description}"
         key += f", {threads} threads"
-        return FastestBatch(self.batch.triples, key if self._tries_sizes else None)
+        return FastestBatch(self.batch.triples, key if self._on_cpu else None)
 
     @cached_property
     def _adapter(self) -> dict[str, Array]:

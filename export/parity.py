@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dsd_trt.agreement import Agreement, compare
-from dsd_trt.bundle import Bundle, link_or_copy, write_bundle
+from dsd_trt.bundle import Bundle, is_large, link_or_copy, write_bundle
 from dsd_trt.contract import graph_contract
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.errors import DsdError, EngineError
@@ -30,7 +30,6 @@ SCORE_TOLERANCE = 1e-5  # FP32, absolute, or relative to the largest score beyon
 MIN_SPEARMAN, MIN_TOP1 = 0.999, 0.99  # FP16
 _LAYER_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # relative; ordinary rounding stays below
 _MEMORY_MB = 1024
-_LARGE_BYTES = 500_000_000  # of weights: from here on memory is worth more than speed
 
 
 class ParityError(DsdError):
@@ -133,7 +132,7 @@ def check_parity(
 
 def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     """Run a bundle's graphs end to end on ONNX Runtime and compare every output."""
-    large = bundle.path(WEIGHTS_NAME).stat().st_size > _LARGE_BYTES
+    large = is_large(bundle.folder)
 
     def pipeline() -> Pipeline:
         """One for each step, so that the graphs of a large model are in memory one at a time."""

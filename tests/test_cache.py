@@ -138,7 +138,7 @@ def test_a_precision_does_not_take_what_was_compiled_for_another(cache: Path) ->
 def test_gigabytes_are_not_kept(
     cache: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsd_trt.engine.openvino._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.bundle._LARGE_BYTES", 0)
     assert not open_it(bundle).from_cache
     assert not open_it(bundle).from_cache
     assert not cache.exists()

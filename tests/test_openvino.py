@@ -38,7 +38,7 @@ def test_every_item_gets_its_own_result(
     bundle: Bundle, threads: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dsd_trt.engine.openvino.thread_limit", lambda: threads)
-    monkeypatch.setattr("dsd_trt.engine.openvino._LARGE_BYTES", 0 if large else 10**9)
+    monkeypatch.setattr("dsd_trt.bundle._LARGE_BYTES", 0 if large else 10**9)
     graph = bundle.manifest.graphs["pair_scorer"]
     path = Path(bundle.path(graph.file))
     ours, other = OpenVinoEngine(path, graph), OnnxRuntimeEngine(path, graph)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.batching import MAX_BATCH
+from dsd_trt.bundle import is_large
 from dsd_trt.cache import cache_folder
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
@@ -28,7 +29,6 @@ except ImportError as error:
 
 DEVICE = "CPU"
 _PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # as the rest of the package calls them
-_LARGE_BYTES = 500_000_000  # of weights: gigabytes are not put on a disk unasked
 _STREAMS = (1, 2, 4)  # batches at once; more would be of fewer than 8 items each
 _ANY = 0  # stands for the size of a batch
 
@@ -63,7 +63,7 @@ class OpenVinoEngine:
                 "this processor does not compute in BF16. Score in FP32: --engine openvino"
             )
         threads = thread_limit() or os.cpu_count() or 1
-        large = sum(file.stat().st_size for file in path.parent.glob("*.data")) >= _LARGE_BYTES
+        large = is_large(path.parent)
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._settings: dict[str, Any] = {
             # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.
