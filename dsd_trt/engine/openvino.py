@@ -30,18 +30,17 @@ except ImportError as error:
 DEVICE = "CPU"
 _PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # as the rest of the package calls them
 _STREAMS = (1, 2, 4)  # batches at once; more would be of fewer than 8 items each
-_ANY = 0  # stands for the size of a batch
 
 
 class OpenVinoEngine:
     """A graph compiled by OpenVINO; see `Engine`.
 
-    A small model's pass is hundreds of operations of microseconds each. So it is compiled for
-    batches of fixed sizes, which fuses more of them, and several batches run at once, on threads
-    of their own: together twice as fast as one batch of any size on all threads
-    (docs/speed.md). What was compiled is kept for the next start: OpenVINO keeps it with all the
-    weights, and has the content of graph and weights in its name. A large model's operations keep
-    all threads busy, and it is compiled once, for batches of any size.
+    It is compiled for batches of fixed sizes, which lets OpenVINO fuse more than batches of any
+    size: for one item and, where the model is small, for a part of `MAX_BATCH`. A small model's
+    pass is hundreds of operations of microseconds each, so several parts run at once, on threads
+    of their own (docs/speed.md). What was compiled is kept for the next start: OpenVINO keeps it
+    with all the weights, and has the content of graph and weights in its name. A large model's
+    operations keep all threads busy, and its items gain nothing from each other.
 
     Args:
         path: the ONNX file.
@@ -65,6 +64,7 @@ class OpenVinoEngine:
         threads = thread_limit() or os.cpu_count() or 1
         large = is_large(path.parent)
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
+        self._part = 1 if large else MAX_BATCH // self._streams
         self._settings: dict[str, Any] = {
             # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -89,7 +89,7 @@ class OpenVinoEngine:
         self._inputs = [declared_inputs[spec.name] for spec in inputs]
         self._outputs = [spec.name for spec in outputs]
         self._queues: dict[int, ov.AsyncInferQueue] = {}
-        compiled = self._compile(_ANY if large else 1)
+        compiled = self._compile(1)
         self.from_cache: bool = compiled.get_property("LOADED_FROM_CACHE")
         precision = compiled.get_property("INFERENCE_PRECISION_HINT")
         self.description = EngineDescription(
@@ -112,14 +112,13 @@ class OpenVinoEngine:
         try:
             for rows in self._cut(sizes[self._rows]):
                 size = rows.stop - rows.start
-                kind = _ANY if _ANY in self._queues else size
-                if kind not in self._queues:
-                    self._compile(kind)
+                if size not in self._queues:
+                    self._compile(size)
                 part = {
                     spec.name: feeds[spec.name][rows] if self._is_cut(spec) else feeds[spec.name]
                     for spec in self._graph.inputs
                 }
-                self._queues[kind].start_async(part, (rows, outputs), share_inputs=True)
+                self._queues[size].start_async(part, (rows, outputs), share_inputs=True)
             for queue in self._queues.values():
                 queue.wait_all()
         except Exception as error:
@@ -135,28 +134,20 @@ class OpenVinoEngine:
         return spec.shape[0] == self._rows
 
     def _cut(self, count: int) -> Iterator[slice]:
-        """Parts that go through the graph one by one, as many large ones as keep all streams busy.
-
-        Whatever is left goes one by one: sizes are two, since each has to be compiled.
-        """
-        if _ANY in self._queues:
-            yield slice(0, count)
-            return
-        large = MAX_BATCH // self._streams
-        whole = count - count % MAX_BATCH
-        yield from (slice(start, start + large) for start in range(0, whole, large))
+        """Large parts, as many as keep all streams busy, and whatever is left one by one."""
+        whole = count - count % (self._part * self._streams)
+        yield from (slice(start, start + self._part) for start in range(0, whole, self._part))
         yield from (slice(start, start + 1) for start in range(whole, count))
 
     def _compile(self, size: int) -> Any:
-        """Compile for batches of a size, or of `_ANY` size."""
-        if size != _ANY:
-            shapes = {}
-            for place, spec in enumerate(self._inputs):
-                shapes[place] = self._model.inputs[place].get_partial_shape()
-                if self._is_cut(spec):
-                    shapes[place][0] = size
-            self._model.reshape(shapes)
+        """Compile for batches of a size."""
+        shapes = {}
+        for place, spec in enumerate(self._inputs):
+            shapes[place] = self._model.inputs[place].get_partial_shape()
+            if self._is_cut(spec):
+                shapes[place][0] = size
         try:
+            self._model.reshape(shapes)
             compiled = self._core.compile_model(self._model, DEVICE, self._settings)
         except Exception as error:
             raise EngineError(f"openvino refuses {self._path}: {error}") from error
