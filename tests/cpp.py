@@ -143,8 +143,14 @@ def to_image(source: Path | bytes | NDArray[np.uint8]) -> Image:
     )
 
 
-def build(folder: str, *arguments: str) -> Path:
-    """Run `make cpp`, once for all processes; skips where something it needs is not here."""
+def build(folder: str, *arguments: str, first: Sequence[Sequence[str]] = ()) -> Path:
+    """Run `make cpp`, once for all processes; skips where something it needs is not here.
+
+    Args:
+        folder: where to, within `engines/cpp`.
+        arguments: of make.
+        first: other commands that are run before.
+    """
     for tool in ("make", "cmake", "c++"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
@@ -152,16 +158,12 @@ def build(folder: str, *arguments: str) -> Path:
         pytest.skip("ONNX Runtime's headers are not here: make fetches them, where there is npm")
     with (FETCHED.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        done = subprocess.run(
-            ["make", "cpp", f"CPP_BUILD=engines/cpp/{folder}", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-        )
-    if "dsd needs what is not here" in done.stderr:
-        pytest.skip(done.stderr)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "warning:" not in done.stdout + done.stderr
+        for command in (*first, ["make", "cpp", f"CPP_BUILD=engines/cpp/{folder}", *arguments]):
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if "dsd needs what is not here" in done.stderr:
+                pytest.skip(done.stderr)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "warning:" not in done.stdout + done.stderr
     return ROOT / "engines" / "cpp" / folder
 
 

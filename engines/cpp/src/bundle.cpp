@@ -1,16 +1,13 @@
 #include "bundle.hpp"
 
-#include <openssl/evp.h>
-
-#include <array>
 #include <cstring>
 #include <fstream>
 #include <iterator>
-#include <memory>
 #include <optional>
 #include <set>
 
 #include "fields.hpp"
+#include "sha256.hpp"
 
 namespace fs = std::filesystem;
 
@@ -21,41 +18,34 @@ constexpr int kSchemaVersion = 1;
 constexpr const char *kManifest = "bundle.json";
 constexpr const char *kTypes[] = {"uint8", "int32", "float16", "float32"};
 
+using Hashes = std::map<std::string, std::string>;  // SHA-256 of the bundle's files, by name
+
 void require(bool holds, const std::string &where, const std::string &complaint) {
     if (!holds) throw field_error(where, complaint);
 }
 
-void require_listed(const std::set<std::string> &files, const std::string &where,
-                    const std::string &file) {
+void require_listed(const Hashes &files, const std::string &where, const std::string &file) {
     require(files.count(file), where, "names '" + file + "', which is not among the files");
 }
 
 std::string sha256(const fs::path &path) {
-    const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX *)> context(EVP_MD_CTX_new(),
-                                                                      EVP_MD_CTX_free);
+    Sha256 hash;
     std::ifstream stream(path, std::ios::binary);
     std::vector<char> buffer(1 << 20);
-    std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-    unsigned int length = 0;
-    bool good = context && stream && EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr);
+    bool good = stream.good();
     while (good && stream) {
         stream.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-        good = !stream.bad() && EVP_DigestUpdate(context.get(), buffer.data(),
-                                                 static_cast<std::size_t>(stream.gcount()));
+        good = !stream.bad();
+        hash.add({buffer.data(), static_cast<std::size_t>(stream.gcount())});
     }
-    if (!good || !EVP_DigestFinal_ex(context.get(), digest.data(), &length)) {
+    if (!good) {
         throw Error(ErrorCode::bundle, "file '" + path.filename().string() + "' cannot be read");
     }
-    std::string text;
-    for (unsigned int i = 0; i < length; ++i) {
-        constexpr char kDigits[] = "0123456789abcdef";
-        text += kDigits[digest[i] >> 4];
-        text += kDigits[digest[i] & 15];
-    }
-    return text;
+    return hash.hex();
 }
 
-void verify_file(const fs::path &folder, const std::string &name, Fields entry) {
+// Returns its hash.
+std::string verify_file(const fs::path &folder, const std::string &name, Fields entry) {
     const Json &size = entry["size"];
     require(size.is_number_unsigned(), entry.at("size"), "must be an integer of at least 0");
     const std::string hash = entry.text("sha256");
@@ -79,6 +69,7 @@ void verify_file(const fs::path &folder, const std::string &name, Fields entry) 
         throw Error(ErrorCode::bundle,
                     "file '" + name + "' was altered (sha256 differs); copy the bundle again");
     }
+    return hash;
 }
 
 std::vector<Tensor> read_tensors(const Json &list, const std::string &where) {
@@ -99,12 +90,23 @@ std::vector<Tensor> read_tensors(const Json &list, const std::string &where) {
     return tensors;
 }
 
+// A graph's file and the weights of all graphs, in the order in which `dsd-trt build` hashes them.
+std::string graph_hash(const std::string &file, const Hashes &files) {
+    Sha256 hash;
+    hash.add(files.at(file));
+    for (const auto &[name, content] : files) {
+        if (fs::path(name).extension() == ".data") hash.add(content);
+    }
+    return hash.hex();
+}
+
 GraphFile read_graph(Fields &graphs, const std::string &name, const fs::path &folder,
-                     const std::set<std::string> &files) {
+                     const Hashes &files) {
     Fields fields = graphs.object(name);
     const std::string file = fields.text("file");
     require_listed(files, fields.at("file"), file);
-    GraphFile graph{folder / file, read_tensors(fields.list("inputs"), fields.at("inputs")),
+    GraphFile graph{name, folder / file, graph_hash(file, files),
+                    read_tensors(fields.list("inputs"), fields.at("inputs")),
                     read_tensors(fields.list("outputs"), fields.at("outputs"))};
     fields.nothing_else();
     return graph;
@@ -214,7 +216,7 @@ void read_method(Bundle &bundle, Fields method) {
 }
 
 void read_adapter(Bundle &bundle, const Json &adapter, const fs::path &folder,
-                  const std::set<std::string> &files) {
+                  const Hashes &files) {
     if (adapter.is_null()) return;
     Fields fields(adapter, "adapter");
     const std::string file = fields.text("file");
@@ -254,7 +256,7 @@ void read_calibration(Fields calibration, double &a, double &b) {
 
 // What the Python runtime's matrix mode needs is verified as all else, and not used here.
 std::optional<GraphFile> read_matrix(const Json &matrix, Fields &graphs, const fs::path &folder,
-                                     const std::set<std::string> &files) {
+                                     const Hashes &files) {
     if (matrix.is_null()) return std::nullopt;
     Fields fields(matrix, "matrix");
     double a, b;
@@ -276,10 +278,9 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     (void)manifest["schema_version"];
 
     Fields entries = manifest.object("files");
-    std::set<std::string> files;
+    Hashes files;
     for (const auto &item : json["files"].items()) {
-        verify_file(folder, item.key(), entries.object(item.key()));
-        files.insert(item.key());
+        files[item.key()] = verify_file(folder, item.key(), entries.object(item.key()));
     }
 
     Bundle bundle{};

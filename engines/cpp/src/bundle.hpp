@@ -23,7 +23,9 @@ struct Tensor {
 std::string describe(const Tensor &tensor);
 
 struct GraphFile {
+    std::string name;
     std::filesystem::path path;
+    std::string hash;  // of all that a plan of it is compiled from
     std::vector<Tensor> inputs, outputs;
 };
 

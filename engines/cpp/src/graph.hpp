@@ -1,12 +1,14 @@
-// One graph of a bundle in an ONNX Runtime session.
+// The engine that this library was built with, and the graphs of a bundle in it.
+// graph_onnxruntime.cpp and graph_tensorrt.cpp are the two there are.
 #pragma once
 
-#include <onnxruntime_cxx_api.h>
-
 #include <cstddef>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "batching.hpp"
 #include "bundle.hpp"
 
 namespace dsd {
@@ -14,24 +16,52 @@ namespace dsd {
 // A tensor's bytes, row after row.
 using Bytes = std::vector<std::byte>;
 
+class Engine {
+  public:
+    // Throws dsd::Error, code engine, where the engine's library, or the machine, cannot do it.
+    explicit Engine(int threads);
+    ~Engine();
+
+    static const char *name() noexcept;
+    static BatchSizes batch_sizes(const Bundle &bundle, double memory_budget_mb);
+
+  private:
+    friend class Graph;
+    struct Parts;
+    std::unique_ptr<Parts> parts_;
+};
+
 class Graph {
   public:
-    // Throws dsd::Error, code engine, where ONNX Runtime refuses the file, or where its inputs
-    // and outputs are not those that the bundle declares.
-    Graph(Ort::Env &env, const GraphFile &file, int threads);
+    // The engine has to outlive it. Throws dsd::Error, code engine, where the engine refuses the
+    // graph, or where inputs and outputs are not those that the bundle declares.
+    Graph(const Engine &engine, const GraphFile &file);
+    ~Graph();
 
     // Runs a batch. `feeds` are in the order of the declared inputs, and so are the outputs.
+    // Several threads may do so at once.
     std::vector<Bytes> run(std::size_t batch, const std::vector<const void *> &feeds) const;
 
   private:
-    std::vector<Tensor> inputs_, outputs_;
-    std::string path_;
-    mutable Ort::Session session_;  // safe to run by several threads, though it is not const
+    struct Parts;
+    std::unique_ptr<Parts> parts_;
 };
 
-std::size_t bytes_of_one(const Tensor &tensor);
+// What follows serves both engines.
 
-// Throws dsd::Error, code engine, where the library is older than the headers of this build.
-Ort::Env open_runtime();
+// Whether there is one for every item of a batch.
+bool batched(const Tensor &tensor);
+std::size_t bytes_of_one(const Tensor &tensor);
+std::size_t bytes_of(const Tensor &tensor, std::size_t batch);
+std::vector<std::int64_t> shape_of(const Tensor &tensor, std::size_t batch);
+
+// Whether a shape in a graph's file is what is declared; a dimension left open agrees with any.
+bool agree(const std::vector<std::int64_t> &found, const Tensor &declared);
+
+// Throws dsd::Error, code engine, unless a file's inputs, or outputs, are those declared: `agrees`
+// says whether the tensor at some place among `names` is of the declared type and shape.
+void check_signature(const std::string &path, const std::vector<Tensor> &declared,
+                     const std::vector<std::string> &names,
+                     const std::function<bool(std::size_t, const Tensor &)> &agrees);
 
 }  // namespace dsd

@@ -7,7 +7,6 @@
 #include <unordered_map>
 #include <utility>
 
-#include "batching.hpp"
 #include "bundle.hpp"
 #include "graph.hpp"
 #include "image.hpp"
@@ -81,20 +80,20 @@ Image Image::pixels(const std::uint8_t *data, std::size_t height, std::size_t wi
 }
 
 struct Scorer::Parts {
+    Engine engine;  // first: where it cannot work, gigabytes need not be verified to say so
     Bundle bundle;
     Tokenizer tokenizer;
     BatchSizes batch;
-    Ort::Env env;
     Graph image_encoder, text_encoder, pair_scorer;
 
     Parts(const std::filesystem::path &folder, const Options &options)
-        : bundle(open_bundle(folder, options)),
+        : engine(options.threads),
+          bundle(open_bundle(folder, options)),
           tokenizer(bundle.tokenizer),
-          batch(batch_sizes(bundle, options.memory_budget_mb)),
-          env(open_runtime()),
-          image_encoder(env, bundle.image_encoder, options.threads),
-          text_encoder(env, bundle.text_encoder, options.threads),
-          pair_scorer(env, bundle.pair_scorer, options.threads) {}
+          batch(Engine::batch_sizes(bundle, options.memory_budget_mb)),
+          image_encoder(engine, bundle.image_encoder),
+          text_encoder(engine, bundle.text_encoder),
+          pair_scorer(engine, bundle.pair_scorer) {}
 
     Tokens lay_out(std::vector<std::int32_t> words) const;
     Tokens tokenize(const std::string &text) const;
@@ -192,8 +191,9 @@ Means Scorer::Parts::means(const Bytes &latents, const Texts &texts, const std::
             if (!std::all_of(numbers, numbers + output.size() / sizeof(float),
                              [](float number) { return std::isfinite(number); })) {
                 throw Error(ErrorCode::engine,
-                            "ONNX Runtime computed a score that is no finite number. Export the "
-                            "bundle in full precision: dsd-trt export --precision fp32");
+                            std::string(Engine::name()) +
+                                " computed a score that is no finite number. Export the bundle in "
+                                "full precision: dsd-trt export --precision fp32");
             }
         }
         for (std::size_t i = 0; i < count; ++i) {

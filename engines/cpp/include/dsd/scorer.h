@@ -30,7 +30,7 @@ typedef enum dsd_status {
     DSD_INPUT = 1,  /* what was passed: no texts, a text that is not UTF-8, an unknown level */
     DSD_BUNDLE = 2, /* missing, incomplete, altered, or of a schema this version does not know */
     DSD_IMAGE = 3,  /* an image cannot be decoded */
-    DSD_ENGINE = 4, /* ONNX Runtime refuses a graph, or computed what is no finite number */
+    DSD_ENGINE = 4, /* no GPU, no plan, a graph refused, or a score that is no finite number */
     DSD_OTHER = 5   /* memory ran out, or the like */
 } dsd_status;
 
@@ -41,7 +41,7 @@ typedef struct dsd_error {
 
 typedef struct dsd_options {
     int threads;             /* of ONNX Runtime; 0 is one a physical core */
-    double memory_budget_mb; /* for activations; 0 is 1024 */
+    double memory_budget_mb; /* for activations; 0 is 1024; TensorRT's plans have their own */
 } dsd_options;
 
 /* An image, in one of three forms. */

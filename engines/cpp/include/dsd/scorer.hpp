@@ -35,7 +35,8 @@ struct Image {
 
 struct Options {
     int threads = 0;                // of ONNX Runtime; 0 is one a physical core
-    double memory_budget_mb = 1024;  // for activations; weights come on top
+    double memory_budget_mb = 1024;  // for activations; weights come on top; TensorRT's plans have
+                                     // their own
 };
 
 struct Matrix {

@@ -1,0 +1,120 @@
+#include <onnxruntime_cxx_api.h>
+
+#include <utility>
+
+#include "dsd/error.hpp"
+#include "graph.hpp"
+
+namespace dsd {
+namespace {
+
+ONNXTensorElementDataType onnx_type(ElementType type) {
+    constexpr ONNXTensorElementDataType kTypes[] = {
+        ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+        ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
+    return kTypes[static_cast<int>(type)];
+}
+
+Ort::Env open_library() {
+    if (!OrtGetApiBase()->GetApi(ORT_API_VERSION)) {
+        throw Error(ErrorCode::engine, std::string("ONNX Runtime ") +
+                                           OrtGetApiBase()->GetVersionString() +
+                                           " is older than the headers this was built with, 1." +
+                                           std::to_string(ORT_API_VERSION));
+    }
+    return Ort::Env(ORT_LOGGING_LEVEL_ERROR, "dsd");
+}
+
+Ort::Session open_session(Ort::Env &env, const std::string &path, int threads) {
+    Ort::SessionOptions options;
+    options.SetLogSeverityLevel(3);  // errors, which are thrown as well
+    options.SetIntraOpNumThreads(threads);
+    // Waiting threads sleep: faster at small batches, and it leaves cores to others.
+    options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+    try {
+        return Ort::Session(env, path.c_str(), options);
+    } catch (const Ort::Exception &error) {
+        throw Error(ErrorCode::engine, "ONNX Runtime refuses " + path + ": " + error.what());
+    }
+}
+
+bool agrees(const Ort::TypeInfo &found, const Tensor &declared) {
+    if (found.GetONNXType() != ONNX_TYPE_TENSOR) return false;
+    const auto tensor = found.GetTensorTypeAndShapeInfo();
+    return tensor.GetElementType() == onnx_type(declared.type) &&
+           agree(tensor.GetShape(), declared);
+}
+
+}  // namespace
+
+struct Engine::Parts {
+    Ort::Env env = open_library();
+    int threads;
+};
+
+Engine::Engine(int threads) : parts_(std::make_unique<Parts>()) { parts_->threads = threads; }
+Engine::~Engine() = default;
+
+const char *Engine::name() noexcept { return "ONNX Runtime"; }
+
+BatchSizes Engine::batch_sizes(const Bundle &bundle, double memory_budget_mb) {
+    return dsd::batch_sizes(bundle, memory_budget_mb);
+}
+
+struct Graph::Parts {
+    std::vector<Tensor> inputs, outputs;
+    std::string path;
+    Ort::Session session;
+};
+
+Graph::Graph(const Engine &engine, const GraphFile &file)
+    : parts_(std::make_unique<Parts>(
+          Parts{file.inputs, file.outputs, file.path.string(),
+                open_session(engine.parts_->env, file.path.string(), engine.parts_->threads)})) {
+    const Ort::Session &session = parts_->session;
+    check_signature(parts_->path, file.inputs, session.GetInputNames(),
+                    [&](std::size_t i, const Tensor &declared) {
+                        return agrees(session.GetInputTypeInfo(i), declared);
+                    });
+    check_signature(parts_->path, file.outputs, session.GetOutputNames(),
+                    [&](std::size_t i, const Tensor &declared) {
+                        return agrees(session.GetOutputTypeInfo(i), declared);
+                    });
+}
+Graph::~Graph() = default;
+
+std::vector<Bytes> Graph::run(std::size_t batch, const std::vector<const void *> &feeds) const {
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    std::vector<const char *> input_names, output_names;
+    std::vector<Ort::Value> values;
+    try {
+        for (std::size_t i = 0; i < feeds.size(); ++i) {
+            const Tensor &tensor = parts_->inputs[i];
+            const auto shape = shape_of(tensor, batch);
+            input_names.push_back(tensor.name.c_str());
+            // The runtime reads inputs only.
+            values.push_back(Ort::Value::CreateTensor(memory, const_cast<void *>(feeds[i]),
+                                                      bytes_of(tensor, batch), shape.data(),
+                                                      shape.size(), onnx_type(tensor.type)));
+        }
+        for (const Tensor &tensor : parts_->outputs) output_names.push_back(tensor.name.c_str());
+        const auto results =
+            parts_->session.Run(Ort::RunOptions{}, input_names.data(), values.data(),
+                                values.size(), output_names.data(), output_names.size());
+        std::vector<Bytes> outputs;
+        for (std::size_t i = 0; i < results.size(); ++i) {
+            const Tensor &tensor = parts_->outputs[i];
+            if (results[i].GetTensorTypeAndShapeInfo().GetShape() != shape_of(tensor, batch)) {
+                throw Error(ErrorCode::engine, parts_->path + " computed " + tensor.name +
+                                                   " of another shape than its bundle says");
+            }
+            const auto *data = static_cast<const std::byte *>(results[i].GetTensorRawData());
+            outputs.emplace_back(data, data + bytes_of(tensor, batch));
+        }
+        return outputs;
+    } catch (const Ort::Exception &error) {
+        throw Error(ErrorCode::engine, "ONNX Runtime failed: " + std::string(error.what()));
+    }
+}
+
+}  // namespace dsd
