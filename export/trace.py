@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.errors import ModelError
+from dsd_trt.export.group_norm import flatten_group_norms
 from dsd_trt.export.weights import SMALL, WeightFile
 
 OPSET = 20
@@ -28,7 +29,8 @@ _EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
 def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelProto:
     """Export a module.
 
-    Precision is what the module's own code and weights say; nothing is converted afterwards.
+    Precision is what the module's own code and weights say; nothing is converted afterwards. Of the
+    arithmetic nothing is changed either; see `flatten_group_norms` for shapes.
 
     Args:
         module: takes and returns tensors as `graph` declares them.
@@ -60,6 +62,7 @@ def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelPro
         assert program is not None  # only the older exporter returns None
         halved = _store(program.model, weights)
         model = program.model_proto
+    flatten_group_norms(model)
     _name_nodes(model)
     _forget_origin(model)
     widen_stored(model, halved)
