@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dsd_trt.contract import Precision
 from dsd_trt.export.adapter_input import FedScoringUNet
+from dsd_trt.export.gates import split_gates
 from dsd_trt.manifest import AdapterInput
 from dsd_trt.train.encoders import ImageEncoder
 from dsd_trt.train.matrix import MatrixScorer
@@ -67,6 +68,7 @@ def traceable(
         empty = encode_texts(checkpoint, [""])[0].to(dtype)
         checkpoint.forget()
     scoring = build(unet=checkpoint.read_unet(dtype))
+    split_gates(scoring)
     if fed is not None:
         return FedScoringUNet(scoring, fed.tensors)
     matrix = None if empty is None else MatrixScorer(scoring, empty, query_pool)
