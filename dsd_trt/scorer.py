@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bfloat16 import guarded
 from dsd_trt.bundle import Bundle, bundle_folder, read_bundle
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError, InputError
@@ -69,11 +68,12 @@ class Scorer:
         self.bundle = bundle
         self.mode = choose_mode(bundle.manifest, mode, engine)
         self._pipeline = Pipeline(bundle, engine, memory_budget_mb)
-        self._engine = (
-            guarded(bundle, self.mode, self._pipeline, memory_budget_mb)
-            if engine == BF16
-            else self._pipeline.compile(self.mode)
-        )
+        if engine == BF16:
+            from dsd_trt.bfloat16 import guarded  # draws; no other engine has to wait for that
+
+            self._engine = guarded(bundle, self.mode, self._pipeline, memory_budget_mb)
+        else:
+            self._engine = self._pipeline.compile(self.mode)
 
     @classmethod
     def load(

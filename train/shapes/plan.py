@@ -26,6 +26,7 @@ class Plan:
     clear_steps: int = 2500
     again_steps: int = 4000
     longer_steps: int = 5000
+    last_steps: int = 5000
     diffusion_twins: int = 24
     workers: int = 2
     probe_every: int = 1000
@@ -50,6 +51,7 @@ SMOKE = Plan(
     clear_steps=1,
     again_steps=1,
     longer_steps=1,
+    last_steps=1,
     diffusion_twins=4,
     probe_every=4,
     sampling_steps=2,
@@ -64,8 +66,8 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
     First everything at once; then with captions that are wrong altogether, too. Relations are not
     learned so: three lessons lead there (docs/lessons.md), and everything mixed mends what they
     cost. Then shapes, which colours outshine: by scenes that differ in nothing else, by naming,
-    and by less noise. Then all of it again at a high rate that falls to zero, twice, which gave the
-    most.
+    and by less noise. Then all of it again at a high rate that falls to zero, three times, which
+    gave the most.
     """
     lesson = Settings(steps=0, twins=plan.diffusion_twins, telling=1.0)
     once_more = replace(
@@ -160,6 +162,21 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
         ),
         "again": replace(once_more, steps=plan.again_steps, seed=seed + 31),
         "longer": replace(once_more, steps=plan.longer_steps, seed=seed + 41),
+        "last": replace(
+            once_more,
+            steps=plan.last_steps,
+            kept=_kept(
+                side=0.2,
+                predicate=0.3,
+                subject=0.9,
+                other=0.25,
+                swap=0.25,
+                size=0.2,
+                colour=0.18,
+                both=0.15,
+            ),
+            seed=seed + 42,
+        ),
     }
 
 
