@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.batching import ON_DEVICE, FastestBatch, batch_sizes
-from dsd_trt.bundle import Bundle, is_large
+from dsd_trt.bundle import Bundle
 from dsd_trt.contract import Graph
 from dsd_trt.engine import (
     BF16,
@@ -92,14 +91,11 @@ class Pipeline:
         Raises:
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
-        names = ("_image_encoder", "_text_encoder", f"_{mode}_scorer")
-        if self._on_cpu and not is_large(self._bundle.folder):
-            # Compiling is work for one core. Large graphs are spared each other's memory.
-            with ThreadPoolExecutor(len(names)) as pool:
-                engines = list(pool.map(partial(getattr, self), names))
-        else:
-            engines = [getattr(self, name) for name in names]
-        return cast(Engine, engines[-1]).description
+        # One after another: OpenVINO changes the process's locale while it reads and writes what it
+        # compiled, and several threads that do so at once leave it changed.
+        scorer = self._pair_scorer if mode == "pair" else self._matrix_scorer
+        engines = (self._image_encoder, self._text_encoder, scorer)
+        return engines[-1].description
 
     @property
     def image_encoder(self) -> EngineDescription:
