@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from bundles import make_bundle
 from numpy.typing import NDArray
 
-from dsd_trt import Bundle
+from dsd_trt import Bundle, Scorer
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.engine.openvino import OpenVinoEngine
 
@@ -58,3 +59,14 @@ def test_what_a_run_returned_stays_as_it_was(bundle: Bundle) -> None:
     kept = first.copy()
     assert not np.array_equal(engine.run(feeds_of(graph, 33))["score"][:32], kept)
     np.testing.assert_array_equal(first, kept)
+
+
+def test_the_locale_is_left_as_it_was(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs that are compiled in several threads at once leave it changed, or never return."""
+    monkeypatch.setenv("DSD_TRT_CACHE", str(tmp_path))
+    before = locale.setlocale(locale.LC_ALL)
+    for _ in range(5):
+        Scorer.load(bundle.folder, "openvino")
+        assert locale.setlocale(locale.LC_ALL) == before
