@@ -12,7 +12,7 @@ CPP := .venv-cpp
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-triton test-size lint bench cpp clean
+.PHONY: demo test test-triton test-size test-gpu lint bench cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -28,6 +28,12 @@ test-triton: $(TRITON)/installed
 # Needs 10 GB of disk and several minutes.
 test-size: $(DEV)/installed
 	$(DEV)/bin/python -m pytest -m real_size -s $(PYTEST_ARGS)
+
+# On a machine with a GPU, in an environment whose PyTorch was built for it; here that is GPU_PYTHON.
+GPU_PYTHON ?= python3
+
+test-gpu:
+	$(GPU_PYTHON) -m pytest -m gpu -s $(PYTEST_ARGS)
 
 # A type checker cannot follow package-dir through an editable install, so it reads a plain one.
 lint: $(DEV)/installed

@@ -42,7 +42,7 @@ def build_scoring_unet(
         score: which score it is for; None is the adapter's, or "attention" without one. "released"
             has a pooling and layers of its own: the last of each of the U-Net's blocks.
         unet: the checkpoint's U-Net, read by the caller, for whom it is changed where the adapter
-            changes weights; None is the one the checkpoint keeps.
+            changes weights; on the CPU, or without weights. None is the one the checkpoint keeps.
 
     Raises:
         ModelError: the adapter was trained on other weights or for another score, or its head
@@ -51,7 +51,7 @@ def build_scoring_unet(
     """
     score = score or (adapter.score if adapter else "attention")
     levels = levels or (adapter.levels if adapter else ()) or DEFAULT_LEVELS
-    prompts = None
+    prompts, given = None, unet is not None
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
         adapter.require_score(score)
@@ -83,6 +83,8 @@ def build_scoring_unet(
     elif adapter is not None:
         weights = adapter.weights_of(scoring.score_layers, scoring.heads)
         scoring.head_weights.copy_(torch.cat(weights))
+    if not given:  # a U-Net without weights cannot be moved
+        scoring.to(checkpoint.device)
     return scoring.eval()
 
 

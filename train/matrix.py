@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsd_trt.train.prompts import MatrixPrompt
-from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
+from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens, no_autocast
 
 _LARGEST_EXPONENT = 80.0  # e^80, summed over a million image tokens, still is an FP32 number
 
@@ -168,7 +168,8 @@ def match(query: Tensor, key: Tensor, lam: float) -> Tensor:
     heads = query.shape[1]
     # (images or 1, heads, d, texts * text_tokens): one wide product a head.
     key = key.float().unflatten(3, (heads, -1)).permute(0, 3, 4, 1, 2).flatten(3)
-    attention = (query @ key).unflatten(3, (texts, tokens)).softmax(dim=-1)
+    with no_autocast(query):  # logits leave FP16's range in Stable Diffusion 2.x
+        attention = (query @ key).unflatten(3, (texts, tokens)).softmax(dim=-1)
     n = attention.shape[2]
     if lam > _LARGEST_EXPONENT:
         return (torch.logsumexp(lam * attention, dim=2) - math.log(n)) / lam

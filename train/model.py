@@ -26,6 +26,7 @@ TokenMask = Literal["words_eos", "words", "all"]
 TOKEN_MASKS: tuple[str, ...] = get_args(TokenMask)
 _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 _SECOND = ("text_encoder_2", "tokenizer_2")
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Checkpoint:
         prediction: what the U-Net was trained to predict.
         unet_config: the U-Net's `config.json`.
         vae_config: the VAE's.
+        device: where the parts are put.
     """
 
     source: ModelSource
@@ -50,6 +52,7 @@ class Checkpoint:
     prediction: Prediction
     unet_config: dict[str, Any]
     vae_config: dict[str, Any]
+    device: torch.device = _CPU
 
     @cached_property
     def image_encoder(self) -> ImageEncoder:
@@ -104,7 +107,8 @@ class Checkpoint:
         return unet.requires_grad_(False)
 
     def _read(self, part: str, dtype: torch.dtype) -> Any:
-        return self.source.parts.read(part, dtype).eval().requires_grad_(False)
+        module = self.source.parts.read(part, dtype).eval().requires_grad_(False)
+        return module.to(self.device)
 
     @cached_property
     def weight_hashes(self) -> dict[str, str]:
@@ -139,11 +143,12 @@ class Checkpoint:
         return int(self.unet_config["sample_size"]) * scale
 
 
-def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
+def load_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -> Checkpoint:
     """Open a model in diffusers' format; its weights are read when they are needed.
 
     Args:
         model: what `find_model` takes: "shapes", a folder, a file, or a repository on the hub.
+        device: where its parts are put when they are read.
 
     Raises:
         ModelError: no such model, a part of it is missing or unreadable, or it is none of the
@@ -168,6 +173,7 @@ def load_checkpoint(model: str | Path = EMBEDDED) -> Checkpoint:
         prediction=_prediction(parts, scheduler),
         unet_config=unet_config,
         vae_config=vae_config,
+        device=device,
     )
 
 
@@ -229,11 +235,15 @@ def token_mask(input_ids: Tensor, eos_id: int, counted: TokenMask = "words_eos")
 def encode_texts(
     checkpoint: Checkpoint, texts: list[str], counted: TokenMask = "words_eos"
 ) -> tuple[Tensor, Tensor]:
-    """Text states r_y (texts, rows, D), see `Checkpoint.text_encoder`, and masks (texts, 77)."""
+    """Text states r_y (texts, rows, D), see `Checkpoint.text_encoder`, and masks (texts, 77).
+
+    Both lie in main memory, wherever the text encoder does.
+    """
     ids = checkpoint.tokenizer(
         texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids
-    return checkpoint.text_encoder(ids), token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
+    states = checkpoint.text_encoder(ids.to(checkpoint.device)).cpu()
+    return states, token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
 
 
 def sha256(path: Path) -> str:

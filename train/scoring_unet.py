@@ -276,7 +276,8 @@ class ScoringUNet(nn.Module):
     def _embed_text_and_size(self, pooled: Tensor) -> Tensor:
         """Stable Diffusion XL's second embedding, added to the timestep's: (batch, temb)."""
         unet = self.unet
-        size = unet.add_time_proj(torch.tensor(self.picture_size)).flatten()  # (6 * embed,)
+        side = torch.tensor(self.picture_size, device=pooled.device)
+        size = unet.add_time_proj(side).flatten()  # (6 * embed,)
         width = unet.config["projection_class_embeddings_input_dim"] - len(size)
         size = size.to(pooled.dtype).expand(pooled.shape[0], -1)  # len() would be a constant
         embedded: Tensor = unet.add_embedding(torch.cat([pooled[:, :width], size], dim=1))
@@ -328,7 +329,7 @@ class ScoringUNet(nn.Module):
             key = self.prompts.key[layer](attn.to_k.weight, text_states, pi[layer, 0])
         # Scaling the query first keeps the product small; FP32 because it overflows FP16 in SD 2.x.
         query = _split_heads(query, attn.heads).float() * attn.scale
-        with _no_autocast(query):
+        with no_autocast(query):
             logits = query @ _split_heads(key, attn.heads).float().transpose(2, 3)
             attention = logits.softmax(dim=-1)  # (batch, heads, image_tokens, text_tokens)
         yield CrossAttention(layer, image_states, text_states, logits, attention)
@@ -380,14 +381,14 @@ def _self_attention(attn: Attention, hidden: Tensor) -> Tensor:
         _split_heads(project(hidden), attn.heads) for project in (attn.to_q, attn.to_k, attn.to_v)
     )
     if attn.upcast_attention:
-        with _no_autocast(query):
+        with no_autocast(query):
             attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
     else:
         attended = F.scaled_dot_product_attention(query, key, value)
     return attn.to_out[0](_join_heads(attended.to(hidden.dtype)))
 
 
-def _no_autocast(states: Tensor) -> AbstractContextManager[None]:
+def no_autocast(states: Tensor) -> AbstractContextManager[None]:
     """Where mixed precision is on, turn it off; a traced graph never sees this."""
     device = states.device.type
     return (

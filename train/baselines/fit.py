@@ -15,6 +15,7 @@ from dsd_trt.train.baselines.head import HeadTuning
 from dsd_trt.train.baselines.matcher import Matcher, encode_questions, pair_up, score_all
 from dsd_trt.train.baselines.prompts import PromptLearning
 from dsd_trt.train.data.question import Question, split
+from dsd_trt.train.device import best_device
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.model import Validation
@@ -51,7 +52,7 @@ class History:
 
 
 def build_matcher(clip: Clip, method: str, seed: int = 0) -> Matcher:
-    """A baseline before its first step, on the GPU where there is one.
+    """A baseline before its first step, on `best_device`.
 
     Args:
         clip: what it is made from.
@@ -59,7 +60,7 @@ def build_matcher(clip: Clip, method: str, seed: int = 0) -> Matcher:
         seed: of initial values.
     """
     torch.manual_seed(seed)
-    return METHODS[method](clip).to("cuda" if torch.cuda.is_available() else "cpu")
+    return METHODS[method](clip).to(best_device())
 
 
 def train_baseline(

@@ -46,6 +46,7 @@ def ablate(
     from dsd_trt.train.adapter import Adapter, resize_of
     from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.device import best_device
     from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
     from dsd_trt.train.evaluation.ablation import ablate as measure
     from dsd_trt.train.fewshot.examples import encode_questions
@@ -54,7 +55,7 @@ def ablate(
     from dsd_trt.train.progress import StageProgress
 
     hush_libraries()
-    checkpoint = load_checkpoint(model)
+    checkpoint = load_checkpoint(model, best_device())
     learned = Adapter.load(adapter) if adapter else None
     scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS)
     questions = list(open_dataset(data, root, "test", seed, limit))
@@ -70,7 +71,7 @@ def ablate(
         maps = collect(
             scoring, examples, lambda done, total: progress.step("scoring", done, total, {})
         )
-    ablations = measure(maps, scoring.head_weights.double().numpy(), examples, seed)
+    ablations = measure(maps, scoring.head_weights.double().cpu().numpy(), examples, seed)
     out.mkdir(parents=True, exist_ok=True)
     table = as_text(ablations)
     (out / "ablation.md").write_text(table, encoding="utf-8")

@@ -71,13 +71,15 @@ def collect(
     names = [*(f"lse {lam:g}" for lam in LAMBDAS), "max", "cosine"]
     rows: dict[str, list[Floats]] = {name: [] for name in (*names, "relevance")}
     pairs, levels = len(examples.images), len(scoring.timesteps)
+    device = scoring.head_weights.device
     for chosen in torch.arange(pairs).split(_BATCH):
-        z = examples.latents[examples.images[chosen]]
-        states = examples.text_states[examples.texts[chosen]]
-        mask = examples.token_masks[examples.texts[chosen]][:, None]  # (batch, 1, text_tokens)
+        texts = examples.texts[chosen]
+        z = examples.latents[examples.images[chosen]].to(device)
+        states = examples.text_states[texts].to(device)
+        mask = examples.token_masks[texts][:, None].to(device)  # (batch, 1, text_tokens)
         at_levels: dict[str, list[Floats]] = {name: [] for name in rows}
         for level in range(levels):
-            at = torch.full((len(chosen),), level)
+            at = torch.full((len(chosen),), level, device=device)
             pi = None if scoring.prompts is None else scoring.prompts.condition(z)
             walk = scoring.cross_attentions(
                 scoring.add_noise(z, at), scoring.timesteps[at], states, pi
@@ -89,7 +91,7 @@ def collect(
                 relevance = attribution(seen.attention, scoring.lam)
                 of_layers["relevance"].append(average_tokens(relevance, mask))
             for name, parts in of_layers.items():
-                at_levels[name].append(torch.cat(parts, dim=1).double().numpy())
+                at_levels[name].append(torch.cat(parts, dim=1).double().cpu().numpy())
             progress(int(chosen[0]) * levels + (level + 1) * len(chosen), pairs * levels)
         for name, parts_at in at_levels.items():
             rows[name].append(np.stack(parts_at, axis=1))  # (batch, levels, heads)

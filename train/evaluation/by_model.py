@@ -10,6 +10,7 @@ from dsd_trt.manifest import Mode, Resize, ScoreKind
 from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
+from dsd_trt.train.device import best_device
 from dsd_trt.train.evaluation.answers import Score
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
@@ -27,7 +28,7 @@ def by_model(
     resize: Resize | None = None,
     mode: Mode | None = None,
 ) -> Score:
-    """Score candidates in FP32 PyTorch.
+    """Score candidates in FP32 PyTorch, on `best_device`.
 
     Args:
         model: what `load_checkpoint` takes.
@@ -40,7 +41,7 @@ def by_model(
     Raises:
         ModelError: model or adapter cannot be read, or do not belong together.
     """
-    checkpoint = load_checkpoint(model)
+    checkpoint = load_checkpoint(model, best_device())
     learned = Adapter.load(adapter) if adapter else None
     scoring = build_scoring_unet(checkpoint, learned, score=score, levels=levels)
     kind = score or (learned.score if learned else "attention")
@@ -49,7 +50,7 @@ def by_model(
         mode = "matrix" if learned is not None and learned.mode == "matrix" else "pair"
     empty = encode_texts(checkpoint, [""])[0]
     matrix = MatrixScorer(scoring, empty) if mode == "matrix" else None
-    whole = FewShotModel(scoring, heads, MatchProbability(kind), matrix)
+    whole = FewShotModel(scoring, heads, MatchProbability(kind), matrix).to(checkpoint.device)
     resize = resize_of(learned, resize)
     weight = learned.denoising_weight if learned else 1.0
 

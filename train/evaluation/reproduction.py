@@ -18,6 +18,7 @@ from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_bas
 from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.catalogue import FEW_SHOT, open_dataset
+from dsd_trt.train.device import best_device
 from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
 from dsd_trt.train.evaluation.ablation import as_text as ablation_text
 from dsd_trt.train.evaluation.ablation import plot as plot_ablations
@@ -180,7 +181,7 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
     path = folder / "ablation.md"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    checkpoint = load_checkpoint(plan.model)
+    checkpoint = load_checkpoint(plan.model, best_device())
     scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=LEVELS)
     data = plan.data[0]
     few = replace(plan, questions=min(plan.questions or _ABLATED, _ABLATED))
@@ -188,7 +189,7 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
         checkpoint, list(few.open(data, "test")), resize=plan.settings.resize
     )
     maps = collect(scoring, examples, lambda done, total: progress("ablations", done, total, {}))
-    ablations = ablate(maps, scoring.head_weights.double().numpy(), examples, plan.seed)
+    ablations = ablate(maps, scoring.head_weights.double().cpu().numpy(), examples, plan.seed)
     folder.mkdir(parents=True, exist_ok=True)
     plot_ablations(ablations, folder / "ablation.png", f"{len(examples)} questions of {data}")
     path.write_text(ablation_text(ablations), encoding="utf-8")

@@ -109,7 +109,8 @@ def encode_questions(
     for batch in _batches(list(images.values())):
         pixels = np.stack([_pixels(image, checkpoint.resolution, resize) for image in batch])
         with torch.no_grad():
-            latents.append(checkpoint.image_encoder(torch.from_numpy(pixels)))
+            on_device = torch.from_numpy(pixels).to(checkpoint.device)
+            latents.append(checkpoint.image_encoder(on_device).cpu())
         progress(sum(map(len, latents)), total)
     states, masks = [], []
     for batch in _batches(texts):

@@ -105,6 +105,7 @@ def fit_adapter(
     if run.best is not None:
         model.load_state_dict(run.best, strict=False)
     adapter = _adapter(model, checkpoint, examples, settings)
+    model.to(checkpoint.device)  # whose U-Net it holds
     return Fitted(adapter, run.losses, run.validations)
 
 

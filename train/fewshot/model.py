@@ -123,7 +123,7 @@ def build_model(
         denoising=settings.score != "attention",
         prediction=checkpoint.prediction,
         resolution=checkpoint.resolution,
-    )
+    ).to(checkpoint.device)
     scoring.checkpointing = settings.recompute
     initial = scoring.head_weights
     if settings.head_mode == "calibrated":
@@ -139,15 +139,14 @@ def _calibrate(scoring: ScoringUNet, examples: Examples) -> Tensor:
     for pairs in examples.right.split(_BATCH):
         images, texts = examples.images[pairs], examples.texts[pairs]
         for level in range(len(scoring.timesteps)):
-            attributions.append(
-                head_attributions(
-                    scoring,
-                    examples.latents[images],
-                    torch.full((len(pairs),), level),
-                    examples.text_states[texts],
-                    examples.token_masks[texts],
-                )
+            inputs = (
+                examples.latents[images],
+                torch.full((len(pairs),), level),
+                examples.text_states[texts],
+                examples.token_masks[texts],
             )
+            device = scoring.head_weights.device
+            attributions.append(head_attributions(scoring, *(part.to(device) for part in inputs)))
     return calibrated_weights(attributions)
 
 

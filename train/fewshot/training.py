@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 
 from dsd_trt.train.data.question import Question, split
+from dsd_trt.train.device import best_device, process_state
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import Fitted, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
@@ -75,9 +74,8 @@ def train_adapter(
         InputError: questions that cannot be learned from.
         ValueError: `out` holds a run with another plan.
     """
-    # Of several processes, the one that writes; asked for as `Accelerator` itself will.
-    first = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).is_main_process
-    checkpoint = load_checkpoint(model)
+    first = process_state().is_main_process  # of several processes, the one that writes
+    checkpoint = load_checkpoint(model, best_device())
     plan = {"model": dict(checkpoint.weight_hashes), **source, **asdict(settings)}
     _remember(out / "plan.json", plan, write=first)
     kept, learned = split(questions, validation, settings.seed)
@@ -89,11 +87,14 @@ def train_adapter(
         figures = {"loss": loss} | ({"right": outcome.accuracy} if outcome else {})
         progress("training", done, settings.steps, figures)
 
+    examples = encode_questions(checkpoint, learned, resize=settings.resize, progress=encoding)
+    held = encode_questions(checkpoint, kept, resize=settings.resize) if kept else None
+    checkpoint.forget()  # the encoders: their memory is the U-Net's from here on
     fitted = fit_adapter(
         checkpoint,
-        encode_questions(checkpoint, learned, resize=settings.resize, progress=encoding),
+        examples,
         settings,
-        validation=encode_questions(checkpoint, kept, resize=settings.resize) if kept else None,
+        validation=held,
         folder=out,
         report=step,
     )
