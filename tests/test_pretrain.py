@@ -34,6 +34,7 @@ from dsd_trt.train.shapes.diffusion import (
     _named_cells,
     train_diffusion,
 )
+from dsd_trt.train.shapes.lesson import prepare, words_of
 from dsd_trt.train.shapes.plan import SMOKE
 from dsd_trt.train.shapes.pretrain import pretrain_shapes
 from dsd_trt.train.shapes.scene import COLOURS, EDITS, SHAPES, Scene, Thing
@@ -91,7 +92,7 @@ def test_losses_are_those_of_every_pair_on_its_own(
     model: ShapesDiffusion, data: TwinLatents
 ) -> None:
     batch = sample_batch(data, Settings(steps=1, twins=12, kept={}), step=4)
-    losses = model.losses(batch)
+    losses = model.losses(prepare(batch, model.tokenizer))
     assert len(batch.telling.unique()) > 2
     abar = model.scheduler.alphas_cumprod
     squares, ranks, told = [], Mean(), Mean()
@@ -200,7 +201,7 @@ def test_only_colours_and_shapes_of_visible_things_are_grounded(model: ShapesDif
     masks = torch.zeros(1, 2, 3, 8, 8)
     masks[0, 0, 0, 2, 2] = 1  # the star is seen; of the ring nothing
     ids, _, _ = model.encode(["a red star above a blue ring", ""])
-    named, shares = _named_cells(ids, [scene, scene], masks, model.tokenizer)
+    named, shares = _named_cells(ids, words_of([scene, scene], model.tokenizer), masks)
     words = model.tokenizer.convert_ids_to_tokens(ids[0])
     assert [words[i] for i in named[0].nonzero().flatten()] == ["red</w>", "star</w>"]
     assert float(shares[0, words.index("star</w>"), 2, 2]) == 1

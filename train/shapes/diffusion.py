@@ -25,11 +25,11 @@ from dsd_trt.train.layers import inner_widths
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
-from dsd_trt.train.shapes.batch import TELLING, Batch, sample_batch
-from dsd_trt.train.shapes.naming import Naming, unsaid
-from dsd_trt.train.shapes.scene import Scene
+from dsd_trt.train.shapes.batch import TELLING
+from dsd_trt.train.shapes.lesson import Lesson, lessons, tokenize
+from dsd_trt.train.shapes.naming import Naming
 from dsd_trt.train.shapes.settings import Settings
-from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents
+from dsd_trt.train.shapes.twins import TwinLatents
 from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import ALONE, Worker
 
@@ -97,42 +97,39 @@ class ShapesDiffusion(nn.Module):
         levels = noise_levels(self.scheduler.alphas_cumprod, (16, 8, 8))
         self.scoring = ScoringUNet(build_unet(), levels)
         # 1 where a token is one of those of `TELLING`; EOS always is: it has read all the others.
-        self._tells = torch.zeros(len(TELLING), len(tokenizer))
-        self._tells[:, tokenizer.eos_token_id] = 1
+        tells = torch.zeros(len(TELLING), len(tokenizer))
+        tells[:, tokenizer.eos_token_id] = 1
         for i, words in enumerate(TELLING.values()):
-            ids = tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])
-            self._tells[i, ids] = 1
+            tells[i, tokenizer.convert_tokens_to_ids([f"{word}</w>" for word in words])] = 1
+        self._tells: Tensor
+        self.register_buffer("_tells", tells, persistent=False)
         self.naming = Naming(inner_widths(self.scoring.unet))
         self.log_scale = nn.Parameter(torch.tensor(math.log(60.0) / _HASTE))
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Ids (texts, 77), text states (texts, 77, D) and the mask of words and EOS (texts, 77)."""
-        ids = self.tokenizer(
-            captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-        ).input_ids
-        ends = (ids == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
-        places = torch.arange(ids.shape[1])
-        mask = ((places > 0) & (places <= ends)).float()
-        return ids, self.text_encoder(ids).last_hidden_state, mask
+        ids = tokenize(self.tokenizer, captions).to(self._tells.device)
+        return ids, *self._states(ids)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ends = (ids == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        mask = ((places > 0) & (places <= ends)).float()
+        return self.text_encoder(ids).last_hidden_state, mask
+
+    def losses(self, lesson: Lesson) -> dict[str, Tensor]:
         """Denoising, grounding, ranking, telling and naming loss of a batch of twins."""
-        twins = len(batch.timesteps)
-        ids, states, mask = self.encode(batch.captions)  # (2 twins, 77, ...)
-        # Four pairs a twin: the two pictures with their own captions, then with each other's.
-        swapped = torch.arange(2 * twins).view(twins, 2).flip(1).flatten()
-        order = torch.cat([torch.arange(2 * twins), swapped])
-        z = batch.latents.flatten(0, 1)
-        t = batch.timesteps.repeat_interleave(2)
-        noise = batch.noise.flatten(0, 1)
+        twins, order = len(lesson.timesteps), lesson.order
+        states, mask = self._states(lesson.ids)  # (2 twins, 77, ...)
+        z = lesson.latents.flatten(0, 1)
+        t = lesson.timesteps.repeat_interleave(2)
+        noise = lesson.noise.flatten(0, 1)
         z_t = self.scheduler.add_noise(z, noise, t)
-        token_scores = torch.zeros(len(order), mask.shape[1])
-        grounding, naming = torch.zeros(()), torch.zeros(())
-        masks = torch.cat([batch.masks.flatten(0, 1)] * 2)
-        told_to = [batch.captions[i] for i in order.tolist()]
-        labels, hidden = unsaid(batch.scenes * 2, told_to, masks)
-        hidden = hidden * (1 - torch.cat([t, t]) / 1000)[:, None, None]
-        named, shares = _named_cells(ids, batch.scenes, batch.masks, self.tokenizer)
+        token_scores = z.new_zeros(len(order), mask.shape[1])
+        grounding, naming = z.new_zeros(()), z.new_zeros(())
+        masks = torch.cat([lesson.masks.flatten(0, 1)] * 2)
+        hidden = lesson.hidden * (1 - torch.cat([t, t]) / 1000)[:, None, None]
+        named, shares = _named_cells(lesson.ids, lesson.words, lesson.masks)
         walk = self.scoring.cross_attentions(
             torch.cat([z_t, z_t]), torch.cat([t, t]), states[order]
         )
@@ -141,16 +138,16 @@ class ShapesDiffusion(nn.Module):
             token_scores = token_scores + pooled.mean(dim=1) / len(self.scoring.layer_names)
             own = seen.attention[: 2 * twins].mean(dim=1)  # (2 twins, image_tokens, 77)
             grounding = grounding + _grounding(own, named, shares, 1 - t / 1000)
-            naming = naming + self.naming(seen, masks, labels, hidden)
+            naming = naming + self.naming(seen, masks, lesson.labels, hidden)
         target = self.scheduler.get_velocity(z, noise, t)
         scores = average_tokens(token_scores, mask[order]).view(2, twins, 2)
-        weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
+        weight = lesson.ranked * torch.where(lesson.timesteps > 850, 0.3, 1.0)
         ranking = _ranking(scores, (_HASTE * self.log_scale).exp(), weight)
         # In the mean over all words, a relation or a shape is one of many and is not learned.
-        kind = batch.telling.repeat_interleave(2)  # (2 twins,)
-        telling = mask * self._tells[kind[:, None], ids]
+        kind = lesson.telling.repeat_interleave(2)  # (2 twins,)
+        telling = mask * self._tells[kind[:, None], lesson.ids]
         scores = average_tokens(token_scores, telling[order]).view(2, twins, 2)
-        told = _ranking(scores, _TELLING_SCALE, batch.ranked * (batch.telling > 0))
+        told = _ranking(scores, _TELLING_SCALE, lesson.ranked * (lesson.telling > 0))
         return {
             "denoising": F.mse_loss(walk.prediction[: 2 * twins], target),
             "grounding": grounding / len(self.scoring.layer_names),
@@ -170,7 +167,7 @@ def train_diffusion(
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     save_every: int = 200,
 ) -> None:
-    """Train `model` in place, going on from the checkpoint at `path` if it is there.
+    """Train `model` in place, where it is, going on from the checkpoint at `path` if there is one.
 
     At the end the model holds the averaged weights. Only worker 0 reports and saves.
     """
@@ -179,16 +176,18 @@ def train_diffusion(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
     )
-    start = 0
+    start, device = 0, model.log_scale.device
     if state := load_checkpoint(path):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        average, start = state["average"], state["step"]
+        average = {name: value.to(device) for name, value in state["average"].items()}
+        start = state["step"]
     model.train()
-    for step in range(start, settings.steps):
+    ahead = lessons(data, settings, start, model.tokenizer, worker, device)
+    for step, lesson in enumerate(ahead, start):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
-        losses = model.losses(sample_batch(data, settings, step, worker))
+        losses = model.losses(lesson)
         total = (
             losses["denoising"]
             + _GROUNDING * losses["grounding"]
@@ -207,7 +206,8 @@ def train_diffusion(
                 average[name].lerp_(value, 1 - decay)
         if worker.rank > 0:
             continue
-        report(step + 1, {name: value.item() for name, value in losses.items()})
+        figures = torch.stack(list(losses.values())).tolist()  # one wait for the GPU, not five
+        report(step + 1, dict(zip(losses, figures, strict=True)))
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             save_checkpoint(
                 path,
@@ -237,28 +237,19 @@ def _ranking(scores: Tensor, scale: Tensor | float, weight: Tensor) -> Tensor:
     return ((by_text + by_image).mean(dim=1) * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _named_cells(
-    ids: Tensor, scenes: list[Scene], masks: Tensor, tokenizer: CLIPTokenizer
-) -> tuple[Tensor, Tensor]:
+def _named_cells(ids: Tensor, words: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Which tokens name a visible thing, and where that thing is.
 
     Args:
         ids: (pictures, 77).
-        scenes: (pictures).
+        words: ids of the things' colours and shapes, (pictures, MAX_THINGS, 2).
         masks: (twins, 2, MAX_THINGS, h, w).
-        tokenizer: knows the words.
 
     Returns:
         1 where a token is a colour or shape of something visible, (pictures, 77), and that
         thing's share of each cell, (pictures, 77, h, w).
     """
     cells = masks.flatten(0, 1)
-    words = torch.full((len(scenes), MAX_THINGS, 2), -1)
-    for i, scene in enumerate(scenes):
-        for k, thing in enumerate(scene.things):
-            words[i, k] = torch.tensor(
-                tokenizer.convert_tokens_to_ids([f"{thing.colour}</w>", f"{thing.shape}</w>"])
-            )
     # (pictures, 77, things): the token is one of the thing's two words.
     names = (ids[:, :, None, None] == words[:, None]).any(dim=3).float()
     shares = torch.einsum("pjk,pkhw->pjhw", names, cells).clamp(max=1)

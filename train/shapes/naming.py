@@ -49,7 +49,7 @@ class Naming(nn.Module):
         where = F.adaptive_avg_pool2d(masks, side).flatten(2)
         where = where / where.sum(dim=2, keepdim=True).clamp(min=1e-4)
         logits = self.layers[seen.layer](where @ seen.image_states)  # (rows, MAX_THINGS, words)
-        loss = torch.zeros(())
+        loss = logits.new_zeros(())
         for kind, of_kind in enumerate(logits.split([len(SHAPES), len(COLOURS)], dim=2)):
             each = F.cross_entropy(of_kind.transpose(1, 2), labels[..., kind], reduction="none")
             share = weight[..., kind]

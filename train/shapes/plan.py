@@ -13,7 +13,7 @@ class Plan:
 
     vae_steps: int = 2600
     vae_batch: int = 16
-    twins: int = 50_000
+    twins: int = 100_000
     held_out_twins: int = 1200
     diffusion_steps: int = 5000
     matching_steps: int = 3000
@@ -27,7 +27,9 @@ class Plan:
     again_steps: int = 4000
     longer_steps: int = 5000
     last_steps: int = 5000
+    wide_steps: int = 2900
     diffusion_twins: int = 24
+    wide_twins: int = 144
     workers: int = 2
     probe_every: int = 1000
     sampling_steps: int = 30
@@ -52,7 +54,9 @@ SMOKE = Plan(
     again_steps=1,
     longer_steps=1,
     last_steps=1,
+    wide_steps=1,
     diffusion_twins=4,
+    wide_twins=8,
     probe_every=4,
     sampling_steps=2,
     few_shot_twins=12,
@@ -80,6 +84,19 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
         strangers=0.25,
         kept=_kept(
             side=0.2, predicate=0.35, other=0.25, swap=0.3, size=0.35, colour=0.25, both=0.2
+        ),
+    )
+    harder = replace(
+        once_more,
+        kept=_kept(
+            side=0.2,
+            predicate=0.3,
+            subject=0.9,
+            other=0.25,
+            swap=0.25,
+            size=0.2,
+            colour=0.18,
+            both=0.15,
         ),
     )
     return {
@@ -162,20 +179,13 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
         ),
         "again": replace(once_more, steps=plan.again_steps, seed=seed + 31),
         "longer": replace(once_more, steps=plan.longer_steps, seed=seed + 41),
-        "last": replace(
-            once_more,
-            steps=plan.last_steps,
-            kept=_kept(
-                side=0.2,
-                predicate=0.3,
-                subject=0.9,
-                other=0.25,
-                swap=0.25,
-                size=0.2,
-                colour=0.18,
-                both=0.15,
-            ),
-            seed=seed + 42,
+        "last": replace(harder, steps=plan.last_steps, seed=seed + 42),
+        "wide": replace(
+            harder,
+            steps=plan.wide_steps,
+            twins=plan.wide_twins,
+            learning_rate=1.6e-3,
+            seed=seed + 43,
         ),
     }
 

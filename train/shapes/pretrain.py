@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.shapes import shapes_refcocog
+from dsd_trt.train.device import best_device
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
@@ -106,7 +107,8 @@ def pretrain_shapes(
     data = encode_twins(vae, plan.twins, TRAIN_SEED, out / "twins")
     held_out = encode_twins(vae, plan.held_out_twins, HELD_OUT_SEED, out / "twins")
 
-    model = _untrained(out, seed)
+    device = best_device()
+    model = _untrained(out, seed).to(device)
     log = LossLog(out / "losses.jsonl")
 
     def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -123,7 +125,8 @@ def pretrain_shapes(
         if step % plan.probe_every == 0:
             measure(stage, step)
 
-    with workers(plan.workers, _train_beside, out, plan, seed, data) as worker:
+    together = plan.workers if device.type == "cpu" else 1
+    with workers(together, _train_beside, out, plan, seed, data) as worker:
         before = 0
         for stage, settings in stages(plan, seed).items():
             told = partial(report, stage, settings.steps, before)
@@ -131,7 +134,7 @@ def pretrain_shapes(
                 model, data, out / f"{stage}.ckpt", settings, worker=worker, report=told
             )
             before += settings.steps
-    round_to_half(model)
+    round_to_half(model.cpu())
     log.plot(out / "losses.png")
 
     pipeline = _pipeline(vae, model, tokenizer)

@@ -35,7 +35,9 @@ def probe(
     captions = [text for pair in twins for text in pair.captions(rng)]
     latents = torch.from_numpy(data.latents.astype(np.float32)).flatten(0, 1)
     encoded = [encode_texts(captions[i : i + 64]) for i in range(0, len(captions), 64)]
-    states, masks = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    device = scoring.head_weights.device
+    latents = latents.to(device)
+    states, masks = (torch.cat(parts).to(device) for parts in zip(*encoded, strict=True))
 
     def scores(pictures: Tensor, texts: Tensor) -> Tensor:
         return mean_scores(scoring, latents, states, masks, pictures, texts)
@@ -82,8 +84,8 @@ def mean_scores(
     scores = []
     for x, y in zip(pictures.split(64), texts.split(64), strict=True):
         at_levels = [
-            scoring(latents[x], torch.full((len(x),), level), states[y], masks[y])[0]
-            for level in range(len(scoring.timesteps))
+            scoring(latents[x], level.expand(len(x)), states[y], masks[y])[0]
+            for level in torch.arange(len(scoring.timesteps), device=latents.device)
         ]
         scores.append(torch.stack(at_levels).mean(dim=0))
     return torch.cat(scores)
