@@ -62,7 +62,7 @@ class OpenVinoEngine:
                 "this processor does not compute in BF16. Score in FP32: --engine openvino"
             )
         threads = thread_limit() or os.cpu_count() or 1
-        large = is_large(path.parent)
+        self._large = large = is_large(path.parent)
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._part = 1 if large else MAX_BATCH // self._streams
         self._settings: dict[str, Any] = {
@@ -146,9 +146,14 @@ class OpenVinoEngine:
             shapes[place] = self._model.inputs[place].get_partial_shape()
             if self._is_cut(spec):
                 shapes[place][0] = size
+        settings = self._settings
+        if size == 1 and not self._large:
+            # Fusing operations to kernels made for the purpose takes a fifth of compiling, and is
+            # of no use to one item of a small model (docs/speed.md).
+            settings = {**settings, "SNIPPETS_MODE": "DISABLE"}
         try:
             self._model.reshape(shapes)
-            compiled = self._core.compile_model(self._model, DEVICE, self._settings)
+            compiled = self._core.compile_model(self._model, DEVICE, settings)
         except Exception as error:
             raise EngineError(f"openvino refuses {self._path}: {error}") from error
         self._queues[size] = queue = ov.AsyncInferQueue(compiled, self._streams)
