@@ -257,6 +257,45 @@ def test_accumulated_batches_step_once_with_the_mean_of_their_gradients(
     assert fitted.losses[0] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_matrix_mode_starts_from_the_logistic_that_fits_its_scores(
+    checkpoint: Checkpoint, examples: Examples
+) -> None:
+    settings = replace(SETTINGS, steps=1, mode="matrix", loss="softmax")
+    fitted = fit_adapter(checkpoint, examples, settings)
+    model = build_model(checkpoint, examples, settings)
+    f, _ = score_all(model, examples, "matrix")
+    a, _ = fit_match_probability(f, examples.labels)
+    batch = sample_batch(examples, settings, np.random.default_rng([0, 0, 0, 0]))
+    expected = []
+    for images, texts, level in zip(batch.images, batch.texts, batch.level, strict=True):
+        with torch.no_grad():
+            scores = [
+                model.matrix.score(
+                    examples.latents[x][None],
+                    level[None],
+                    examples.text_states[y][None, None],
+                    examples.token_masks[y][None, None],
+                )
+                for x, y in zip(images, texts, strict=True)
+            ]
+        logits = a * torch.cat(scores).flatten().double()
+        expected.append(float(torch.logsumexp(logits, 0) - logits[0]))
+    assert a > 0
+    assert fitted.losses[0] == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_the_first_questions_are_those_of_a_shorter_list(
+    checkpoint: Checkpoint, questions: list[Question], examples: Examples
+) -> None:
+    alone = encode_questions(checkpoint, questions[:2])
+    first = examples.first(2)
+    assert len(first) == 2
+    assert torch.equal(first.starts, alone.starts)
+    assert torch.equal(first.right, alone.right)
+    assert torch.equal(first.labels, alone.labels)
+    assert torch.allclose(first.latents[first.images], alone.latents[alone.images], atol=1e-6)
+
+
 class KillError(Exception):
     """What stands in for a kill."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,18 @@ class Examples:
         """(image, text) of every right pair."""
         of_right = (self.images[self.right].tolist(), self.texts[self.right].tolist())
         return frozenset(zip(*of_right, strict=True))
+
+    def first(self, questions: int) -> Examples:
+        """The first few questions alone."""
+        starts = self.starts[: questions + 1]
+        pairs = int(starts[-1])
+        return replace(
+            self,
+            images=self.images[:pairs],
+            texts=self.texts[:pairs],
+            starts=starts,
+            right=self.right[:questions],
+        )
 
     def right_answers(self, scores: Tensor) -> list[bool]:
         """Whether each question is answered right by the pairs' scores; a tie is wrong."""

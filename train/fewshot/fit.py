@@ -21,6 +21,8 @@ from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, s
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.model import Checkpoint
 
+_FITTED = 64  # questions that the logistic of matrix mode starts from
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -75,6 +77,11 @@ def fit_adapter(
     wrapped, optimizer = accelerator.prepare(
         model, torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
     )
+    if settings.mode == "matrix":
+        # Its scores lie so close together that prompts would first be bent to draw them apart.
+        few = examples.first(_FITTED)
+        score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
+        model.match.start_from(*fit_match_probability(score, few.labels))
     run = _Run(model, optimizer, accelerator, folder)
     if validation and not run.validations:
         run.judge(validate(model, validation, 0))  # what is learned has to beat the base model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,13 @@ class MatchProbability(nn.Module):
     def w(self) -> float:
         """Weight of the denoising term."""
         return self.log_w.exp().item()
+
+    def start_from(self, a: float, b: float) -> None:
+        """Take a slope and an offset to learn from; a slope that is not positive is left."""
+        if a > 0:
+            with torch.no_grad():
+                self.log_a.fill_(math.log(a))
+                self.b.fill_(b)
 
     def forward(self, f: Tensor, d: Tensor | None) -> Tensor:
         """Logits of pairs with attention score f and denoising term d, same shape."""
