@@ -12,7 +12,7 @@ from dsd_trt.agreement import spearman
 from dsd_trt.bundle import Bundle
 from dsd_trt.cache import recall, remember
 from dsd_trt.engine import EngineDescription
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import PrecisionError
 from dsd_trt.manifest import Mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.plan import graph_hash
@@ -42,7 +42,7 @@ def guarded(
         What the engine is, with the rank correlation (Spearman) of its scores to FP32's.
 
     Raises:
-        EngineError: it is below `MIN_SPEARMAN`.
+        PrecisionError: it is below `MIN_SPEARMAN`.
     """
     description = bf16.compile(mode)
     key = f"{graph_hash(bundle.manifest, f'{mode}_scorer')} {description}"
@@ -53,7 +53,7 @@ def guarded(
         agreement = _compare(bundle, mode, bf16, memory_budget_mb)
         remember("bf16", key, agreement)
     if not agreement >= MIN_SPEARMAN:
-        raise EngineError(
+        raise PrecisionError(
             f"in BF16 this bundle's scores keep their order to {agreement:.5f} only (Spearman "
             f"against FP32, needed is {MIN_SPEARMAN}). Score in FP32: --engine openvino"
         )

@@ -40,6 +40,10 @@ class EngineError(DsdError):
     exit_code = 4
 
 
+class PrecisionError(EngineError):
+    """The requested engine computes too coarsely for this bundle."""
+
+
 class MissingExtraError(DsdError):
     """A command needs packages that only an optional extra installs."""
 

@@ -19,12 +19,18 @@ from onnx import TensorProto, helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsd_trt import Bundle
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs as count_by_tensorrt
+from dsd_trt.errors import PrecisionError
+from dsd_trt.export.benchmark import runtime
 from dsd_trt.export.benchmark.macs import count_macs
-from dsd_trt.export.benchmark.measure import Measured
+from dsd_trt.export.benchmark.measure import Measured, measure
 from dsd_trt.export.benchmark.report import BenchReport
+from dsd_trt.export.benchmark.work import Work
+from dsd_trt.manifest import Mode
+from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.model import encode_texts
 
 if TYPE_CHECKING:
@@ -104,7 +110,7 @@ def report() -> BenchReport:
     turned = (scores[0][::-1], scores[1])
     ours = Measured((0.5,) * 3, (1.0, 1.5, 3.5), 16, 16e9, "bf16", 100.0, scores)
     reference = Measured((1.0,), (7.0,), 16, 16e9, "fp32", 900.0, scores)
-    other = Measured((0.5,), (3.5,), 16, 16e9, "fp32", 200.0, turned)
+    other = Measured((0.5,), (3.5,), 16, 16e9, "fp32", 200.0, turned, refused="too coarse")
     # Does everything anew: twice the passes, four times the arithmetic, encoders among it.
     naive = Measured((0.0,), (32.0,), 32, 64e9, "fp32", 950.0, scores)
     measured = {"openvino-bf16": ours, "onnxruntime": other, "torch-batched": reference}
@@ -158,8 +164,30 @@ def test_what_it_was_measured_on_and_what_failed_is_said(report: BenchReport) ->
     text = report.to_markdown()
     assert "one image and one text: 2.00 s the first time, 0.50 s after that." in text
     assert "PyTorch FP32, torch.compile did not run: no compiler" in text
+    assert text.count("was measured, but is refused") == 1
+    assert "dsd-trt on ONNX Runtime was measured, but is refused: too coarse" in text
     assert "a machine. Largest matrix product: 16 GFLOP/s in fp32, 64 GFLOP/s in bf16" in text
     assert json.loads(report.to_json())["contenders"]["naive"]["macs"] == 64e9
+
+
+# What is measured
+
+
+def test_what_is_too_coarse_to_be_served_is_measured_all_the_same(
+    exported_fp32: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(bundle: Bundle, mode: Mode, pipeline: Pipeline, memory_budget_mb: float) -> None:
+        pipeline.compile(mode)
+        raise PrecisionError("too coarse")
+
+    monkeypatch.setattr(runtime, "guarded", refuse)
+    monkeypatch.setattr(runtime, "BF16", "openvino")
+    settings = exported_fp32.settings
+    work = Work(exported_fp32.bundle, settings.model, settings.adapter, 2, 2, 1)
+    measured = measure("openvino", work)
+    assert measured.refused == "too coarse"
+    assert np.ptp(measured.scores) > 1e-3
+    assert measure("onnxruntime", work).refused == ""
 
 
 # The command

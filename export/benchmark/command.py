@@ -157,7 +157,8 @@ def _cold_start(work: Work) -> tuple[float, float]:
         (Path(folder) / "texts.txt").write_text(probe.texts[0] + "\n", encoding="utf-8")
         command = [sys.executable, "-m", "dsd_trt", "score", "image.png", "texts.txt"]
         command += ["--bundle", str(work.bundle.folder.resolve())]
-        first, later = [], []
+        first: list[float] = []
+        later: list[float] = []
         for repeat in range(_STARTS):
             environment = {**os.environ, "DSD_TRT_CACHE": str(Path(folder) / f"cache-{repeat}")}
             for seconds in (first, later):

@@ -24,6 +24,7 @@ class Measured:
         precision: what it multiplies in.
         peak_mib: most memory the process had.
         scores: of the pairs, rows are pictures.
+        refused: why scoring would refuse it; empty if it would not.
     """
 
     encode_seconds: tuple[float, ...]
@@ -33,6 +34,7 @@ class Measured:
     precision: str
     peak_mib: float
     scores: tuple[tuple[float, ...], ...]
+    refused: str = ""
 
 
 CONTENDERS: dict[str, str] = {
@@ -84,6 +86,7 @@ def measure(name: str, work: Work) -> Measured:
         contender.precision,
         peak / (2**20 if sys.platform == "darwin" else 2**10),  # bytes there, else KiB
         tuple(tuple(float(value) for value in row) for row in scores),
+        contender.refused,
     )
 
 

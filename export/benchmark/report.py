@@ -68,6 +68,11 @@ class BenchReport:
             f"Cold start of `dsd-trt score`, one image and one text: {self.cold_start[0]:.2f} s "
             f"the first time, {self.cold_start[1]:.2f} s after that.",
             *(f"{CONTENDERS[name]} did not run: {why}" for name, why in self.failures.items()),
+            *(
+                f"{CONTENDERS[name]} was measured, but is refused: {it.refused}"
+                for name, it in self.contenders.items()
+                if it.refused
+            ),
             "",
             f"{self.machine}. Largest matrix product: "
             + ", ".join(f"{2e-9 * peak:.0f} GFLOP/s in {p}" for p, peak in self.peaks.items()),

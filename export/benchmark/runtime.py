@@ -10,30 +10,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt import Scorer
+from dsd_trt.bfloat16 import guarded
 from dsd_trt.engine import BF16
+from dsd_trt.errors import PrecisionError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.manifest import Mode
+from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 
 
 def runtime(work: Work, engine: str, mode: Mode) -> Contender:
-    """Score on an engine, in a mode."""
-    scorer = Scorer(work.bundle, engine, MEMORY_MB, mode)
-    runs = _Runs(scorer._pipeline, work, mode)
+    """Score on an engine, in a mode; in BF16 also where it is too far off FP32 to be served."""
+    pipeline = Pipeline(work.bundle, engine, MEMORY_MB)
+    mode = choose_mode(work.bundle.manifest, mode, engine)
+    refused = ""
+    if engine == BF16:
+        try:
+            guarded(work.bundle, mode, pipeline, MEMORY_MB)
+        except PrecisionError as error:
+            refused = str(error)
+    else:
+        pipeline.compile(mode)
+    runs = _Runs(pipeline, work, mode)
     walks = work.pictures * len(work.levels)
     if mode == "pair":
         passes = walks * work.texts
         macs = passes * work.macs("pair_scorer")
     else:
         passes = walks
-        most = scorer._pipeline.batch.matrix
+        most = pipeline.batch.matrix
         blocks = Counter(product(*map(_sizes, (walks, work.texts), most)))
         macs = sum(
             times * work.macs("matrix_scorer", I=rows, T=columns)
             for (rows, columns), times in blocks.items()
         )
-    return Contender(runs.encode, runs.score, passes, macs, "bf16" if engine == BF16 else "fp32")
+    precision = "bf16" if engine == BF16 else "fp32"
+    return Contender(runs.encode, runs.score, passes, macs, precision, refused)
 
 
 def _sizes(count: int, most: int) -> list[int]:

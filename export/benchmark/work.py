@@ -79,6 +79,7 @@ class Contender:
         passes: walks through the U-Net, whole or not, a round.
         macs: multiplications with addition of those, a round.
         precision: what it multiplies in, "fp32" or "bf16".
+        refused: why scoring would refuse it, though it was measured; empty if it would not.
     """
 
     encode: Callable[[], Any] | None
@@ -86,3 +87,4 @@ class Contender:
     passes: int
     macs: float
     precision: str
+    refused: str = ""
