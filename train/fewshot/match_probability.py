@@ -39,8 +39,11 @@ class MatchProbability(nn.Module):
         return self.log_w.exp().item()
 
     def start_from(self, a: float, b: float) -> None:
-        """Take a slope and an offset to learn from; a slope that is not positive is left."""
-        if a > 0:
+        """Take a slope and an offset to learn from, if the slope is steeper than what is there.
+
+        A model that tells nothing apart yet fits a flat one, and would learn nothing from it.
+        """
+        if a > self.log_a.exp().item():
             with torch.no_grad():
                 self.log_a.fill_(math.log(a))
                 self.b.fill_(b)
