@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
 
 from dsd_trt.train.data.shapes import shapes_comvg
 from dsd_trt.train.device import best_device
@@ -57,7 +56,6 @@ def main() -> None:
         write_random_model(model, tiny(family) if options.tiny else family)
         print("| few-shot training | seconds a step | GB |\n|---|---:|---:|")
         for number, (name, change) in enumerate(CHANGES.items()):
-            AcceleratorState._reset_state()  # a process keeps its first precision otherwise
             _forget_peak(on_gpu)
             stamps: list[float] = []
 

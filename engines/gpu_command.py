@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def gpu_check(bundle: Path, engine: str, batch: str, out: Path) -> None:
     """Try BUNDLE on the GPU here: build, run, compare with FP32, and measure.
 
-    No figure of this project was measured on a GPU: a report is worth sending.
+    No plan has run on a GPU yet: a report is worth sending.
     """
     from rich.console import Console
 

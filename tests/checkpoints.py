@@ -6,8 +6,10 @@ attention has preferences, so that scores differ by more than rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
@@ -15,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from dsd_trt.manifest import HeadMode, ScoreKind
 from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.data.question import Question
 from dsd_trt.train.model import load_checkpoint
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
@@ -113,6 +116,16 @@ def write_adapter(
         base=load_checkpoint(checkpoint).weight_hashes,
     ).save(folder)
     return folder
+
+
+def picture_questions(texts: Sequence[str]) -> list[Question]:
+    """For each text a random picture of 32 x 32, to be told from the text before."""
+    rng = np.random.default_rng(3)
+    pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in texts]
+    return [
+        Question("text", ((picture, texts[i - 1]), (picture, texts[i])), 1, f"picture {i}")
+        for i, picture in enumerate(pictures)
+    ]
 
 
 def _randomise_norms(module: nn.Module) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from checkpoints import write_adapter, write_checkpoint
+from checkpoints import picture_questions, write_adapter, write_checkpoint
 from numpy.typing import NDArray
 
 from dsd_trt.engine.cuda import (
@@ -52,10 +51,9 @@ SETTINGS = FewShotSettings(
 
 
 @pytest.fixture(autouse=True)
-def alone_and_in_full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Convolutions round to TF32 unless told otherwise, and the CPU does not."""
     assert torch.cuda.is_available(), "these tests need a GPU, and a PyTorch built for it"
-    AcceleratorState._reset_state()  # a process keeps its first mixed precision otherwise
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -69,12 +67,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def questions() -> list[Question]:
-    rng = np.random.default_rng(3)
-    pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in TEXTS]
-    return [
-        Question("text", ((pictures[i], TEXTS[i - 1]), (pictures[i], TEXTS[i])), 1, f"picture {i}")
-        for i in range(4)
-    ]
+    return picture_questions(TEXTS)
 
 
 def _on_cpu(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import picture_questions, write_checkpoint
 from torch import Tensor, nn
 
 from dsd_trt.errors import InputError
@@ -39,13 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def questions() -> list[Question]:
-    """Four pictures, each with its own text and another's."""
-    rng = np.random.default_rng(3)
-    pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in TEXTS]
-    return [
-        Question("text", ((pictures[i], TEXTS[i - 1]), (pictures[i], TEXTS[i])), 1, f"picture {i}")
-        for i in range(4)
-    ]
+    return picture_questions(TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +230,18 @@ def test_recomputing_activations_changes_memory_and_no_gradient(
         gradients.append(torch.cat([part.flatten() for part in parts]))
     assert gradients[0].abs().max() > 0
     assert torch.allclose(gradients[0], gradients[1], atol=1e-7)
+
+
+def test_a_process_can_train_in_one_precision_after_another(
+    checkpoint: Checkpoint, examples: Examples
+) -> None:
+    losses = []
+    for precision in ("no", "bf16", "no"):
+        settings = replace(SETTINGS, steps=2, mixed_precision=precision)
+        losses.append(fit_adapter(checkpoint, examples, settings).losses)
+    assert losses[0] == losses[2]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
 
 
 def test_accumulated_batches_step_once_with_the_mean_of_their_gradients(

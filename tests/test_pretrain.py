@@ -34,7 +34,7 @@ from dsd_trt.train.shapes.diffusion import (
     _named_cells,
     train_diffusion,
 )
-from dsd_trt.train.shapes.lesson import prepare, words_of
+from dsd_trt.train.shapes.encoded_batch import encode_batch, words_of
 from dsd_trt.train.shapes.plan import SMOKE
 from dsd_trt.train.shapes.pretrain import pretrain_shapes
 from dsd_trt.train.shapes.scene import COLOURS, EDITS, SHAPES, Scene, Thing
@@ -92,7 +92,7 @@ def test_losses_are_those_of_every_pair_on_its_own(
     model: ShapesDiffusion, data: TwinLatents
 ) -> None:
     batch = sample_batch(data, Settings(steps=1, twins=12, kept={}), step=4)
-    losses = model.losses(prepare(batch, model.tokenizer))
+    losses = model.losses(encode_batch(batch, model.tokenizer))
     assert len(batch.telling.unique()) > 2
     abar = model.scheduler.alphas_cumprod
     squares, ranks, told = [], Mean(), Mean()

@@ -212,6 +212,14 @@ def _prediction(parts: ModelFolder | SingleFile, scheduler: DDPMScheduler) -> Pr
     return cast("Prediction", kind)
 
 
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Token ids, cut and padded to the text encoder's length, int64 (texts, 77)."""
+    ids: Tensor = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
 def token_mask(input_ids: Tensor, eos_id: int, counted: TokenMask = "words_eos") -> Tensor:
     """1 where a token counts in the score's mean (Eq. 4).
 
@@ -224,8 +232,8 @@ def token_mask(input_ids: Tensor, eos_id: int, counted: TokenMask = "words_eos")
         FP32 (texts, 77).
     """
     if counted == "all":
-        return torch.ones(input_ids.shape)
-    places = torch.arange(input_ids.shape[1])
+        return torch.ones(input_ids.shape, device=input_ids.device)
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
     end = (input_ids == eos_id).int().argmax(dim=1, keepdim=True)
     last = end if counted == "words_eos" else end - 1
     return ((places > 0) & (places <= last)).float()
@@ -239,9 +247,7 @@ def encode_texts(
 
     Both lie in main memory, wherever the text encoder does.
     """
-    ids = checkpoint.tokenizer(
-        texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-    ).input_ids
+    ids = tokenize(checkpoint.tokenizer, texts)
     states = checkpoint.text_encoder(ids.to(checkpoint.device)).cpu()
     return states, token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
 
@@ -259,4 +265,5 @@ __all__ = [
     "encode_texts",
     "load_checkpoint",
     "token_mask",
+    "tokenize",
 ]

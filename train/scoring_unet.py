@@ -276,8 +276,8 @@ class ScoringUNet(nn.Module):
     def _embed_text_and_size(self, pooled: Tensor) -> Tensor:
         """Stable Diffusion XL's second embedding, added to the timestep's: (batch, temb)."""
         unet = self.unet
-        side = torch.tensor(self.picture_size, device=pooled.device)
-        size = unet.add_time_proj(side).flatten()  # (6 * embed,)
+        sizes = torch.tensor(self.picture_size, device=pooled.device)
+        size = unet.add_time_proj(sizes).flatten()  # (6 * embed,)
         width = unet.config["projection_class_embeddings_input_dim"] - len(size)
         size = size.to(pooled.dtype).expand(pooled.shape[0], -1)  # len() would be a constant
         embedded: Tensor = unet.add_embedding(torch.cat([pooled[:, :width], size], dim=1))

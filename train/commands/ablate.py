@@ -71,7 +71,7 @@ def ablate(
         maps = collect(
             scoring, examples, lambda done, total: progress.step("scoring", done, total, {})
         )
-    ablations = measure(maps, scoring.head_weights.double().cpu().numpy(), examples, seed)
+    ablations = measure(maps, scoring.head_weights.cpu().double().numpy(), examples, seed)
     out.mkdir(parents=True, exist_ok=True)
     table = as_text(ablations)
     (out / "ablation.md").write_text(table, encoding="utf-8")

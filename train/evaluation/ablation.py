@@ -91,7 +91,7 @@ def collect(
                 relevance = attribution(seen.attention, scoring.lam)
                 of_layers["relevance"].append(average_tokens(relevance, mask))
             for name, parts in of_layers.items():
-                at_levels[name].append(torch.cat(parts, dim=1).double().cpu().numpy())
+                at_levels[name].append(torch.cat(parts, dim=1).cpu().double().numpy())
             progress(int(chosen[0]) * levels + (level + 1) * len(chosen), pairs * levels)
         for name, parts_at in at_levels.items():
             rows[name].append(np.stack(parts_at, axis=1))  # (batch, levels, heads)

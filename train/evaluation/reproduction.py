@@ -189,7 +189,7 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
         checkpoint, list(few.open(data, "test")), resize=plan.settings.resize
     )
     maps = collect(scoring, examples, lambda done, total: progress("ablations", done, total, {}))
-    ablations = ablate(maps, scoring.head_weights.double().cpu().numpy(), examples, plan.seed)
+    ablations = ablate(maps, scoring.head_weights.cpu().double().numpy(), examples, plan.seed)
     folder.mkdir(parents=True, exist_ok=True)
     plot_ablations(ablations, folder / "ablation.png", f"{len(examples)} questions of {data}")
     path.write_text(ablation_text(ablations), encoding="utf-8")

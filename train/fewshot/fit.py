@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dsd_trt.train.adapter import Adapter
@@ -66,6 +67,7 @@ def fit_adapter(
         folder: where training state is kept, to go on from when called again; None keeps none.
         report: told of every step.
     """
+    AcceleratorState._reset_state()  # a process would keep the first precision it trained in
     accelerator = Accelerator(
         gradient_accumulation_steps=settings.accumulate,
         mixed_precision=settings.mixed_precision,
@@ -77,12 +79,12 @@ def fit_adapter(
     wrapped, optimizer = accelerator.prepare(
         model, torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
     )
-    if settings.mode == "matrix":
+    run = _Run(model, optimizer, accelerator, folder)
+    if settings.mode == "matrix" and not run.step:
         # Its scores lie so close together that prompts would first be bent to draw them apart.
         few = examples.first(_FITTED)
         score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
         model.match.start_from(*fit_match_probability(score, few.labels))
-    run = _Run(model, optimizer, accelerator, folder)
     if validation and not run.validations:
         run.judge(validate(model, validation, 0))  # what is learned has to beat the base model
     while run.step < settings.steps and run.patience_spent() < settings.patience:

@@ -84,6 +84,9 @@ differ in one aspect.
 ## Training
 
 To make it again: `dsd-trt pretrain shapes --out DIR --seed {training.get("seed", 0)}`
+
+That repeats the recipe, not these weights, which went on from earlier versions; the last stage was
+trained on a GPU (docs/lessons.md).
 """
     plan = _settings("the model", training.get("plan", {}))
     few_shot = _settings("the few-shot adapter", training)

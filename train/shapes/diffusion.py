@@ -22,11 +22,12 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
 from dsd_trt.train.layers import inner_widths
+from dsd_trt.train.model import token_mask, tokenize
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
 from dsd_trt.train.shapes.batch import TELLING
-from dsd_trt.train.shapes.lesson import Lesson, lessons, tokenize
+from dsd_trt.train.shapes.encoded_batch import EncodedBatch, encoded_batches
 from dsd_trt.train.shapes.naming import Naming
 from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.twins import TwinLatents
@@ -112,24 +113,22 @@ class ShapesDiffusion(nn.Module):
         return ids, *self._states(ids)
 
     def _states(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        ends = (ids == self.tokenizer.eos_token_id).int().argmax(dim=1, keepdim=True)
-        places = torch.arange(ids.shape[1], device=ids.device)
-        mask = ((places > 0) & (places <= ends)).float()
+        mask = token_mask(ids, self.tokenizer.eos_token_id)
         return self.text_encoder(ids).last_hidden_state, mask
 
-    def losses(self, lesson: Lesson) -> dict[str, Tensor]:
+    def losses(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Denoising, grounding, ranking, telling and naming loss of a batch of twins."""
-        twins, order = len(lesson.timesteps), lesson.order
-        states, mask = self._states(lesson.ids)  # (2 twins, 77, ...)
-        z = lesson.latents.flatten(0, 1)
-        t = lesson.timesteps.repeat_interleave(2)
-        noise = lesson.noise.flatten(0, 1)
+        twins, order = len(batch.timesteps), batch.order
+        states, mask = self._states(batch.ids)  # (2 twins, 77, ...)
+        z = batch.latents.flatten(0, 1)
+        t = batch.timesteps.repeat_interleave(2)
+        noise = batch.noise.flatten(0, 1)
         z_t = self.scheduler.add_noise(z, noise, t)
         token_scores = z.new_zeros(len(order), mask.shape[1])
         grounding, naming = z.new_zeros(()), z.new_zeros(())
-        masks = torch.cat([lesson.masks.flatten(0, 1)] * 2)
-        hidden = lesson.hidden * (1 - torch.cat([t, t]) / 1000)[:, None, None]
-        named, shares = _named_cells(lesson.ids, lesson.words, lesson.masks)
+        masks = torch.cat([batch.masks.flatten(0, 1)] * 2)
+        hidden = batch.hidden * (1 - torch.cat([t, t]) / 1000)[:, None, None]
+        named, shares = _named_cells(batch.ids, batch.words, batch.masks)
         walk = self.scoring.cross_attentions(
             torch.cat([z_t, z_t]), torch.cat([t, t]), states[order]
         )
@@ -138,16 +137,16 @@ class ShapesDiffusion(nn.Module):
             token_scores = token_scores + pooled.mean(dim=1) / len(self.scoring.layer_names)
             own = seen.attention[: 2 * twins].mean(dim=1)  # (2 twins, image_tokens, 77)
             grounding = grounding + _grounding(own, named, shares, 1 - t / 1000)
-            naming = naming + self.naming(seen, masks, lesson.labels, hidden)
+            naming = naming + self.naming(seen, masks, batch.labels, hidden)
         target = self.scheduler.get_velocity(z, noise, t)
         scores = average_tokens(token_scores, mask[order]).view(2, twins, 2)
-        weight = lesson.ranked * torch.where(lesson.timesteps > 850, 0.3, 1.0)
+        weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
         ranking = _ranking(scores, (_HASTE * self.log_scale).exp(), weight)
         # In the mean over all words, a relation or a shape is one of many and is not learned.
-        kind = lesson.telling.repeat_interleave(2)  # (2 twins,)
-        telling = mask * self._tells[kind[:, None], lesson.ids]
+        kind = batch.telling.repeat_interleave(2)  # (2 twins,)
+        telling = mask * self._tells[kind[:, None], batch.ids]
         scores = average_tokens(token_scores, telling[order]).view(2, twins, 2)
-        told = _ranking(scores, _TELLING_SCALE, lesson.ranked * (lesson.telling > 0))
+        told = _ranking(scores, _TELLING_SCALE, batch.ranked * (batch.telling > 0))
         return {
             "denoising": F.mse_loss(walk.prediction[: 2 * twins], target),
             "grounding": grounding / len(self.scoring.layer_names),
@@ -183,11 +182,11 @@ def train_diffusion(
         average = {name: value.to(device) for name, value in state["average"].items()}
         start = state["step"]
     model.train()
-    ahead = lessons(data, settings, start, model.tokenizer, worker, device)
-    for step, lesson in enumerate(ahead, start):
+    ahead = encoded_batches(data, settings, start, model.tokenizer, worker, device)
+    for step, batch in enumerate(ahead, start):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
-        losses = model.losses(lesson)
+        losses = model.losses(batch)
         total = (
             losses["denoising"]
             + _GROUNDING * losses["grounding"]

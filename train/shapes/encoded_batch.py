@@ -1,4 +1,4 @@
-"""A step's twins as tensors, with all that the losses know of them: what workers prepare."""
+"""A step's batch as tensors alone: what the losses take, and what a GPU is fed with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTokenizer
 
+from dsd_trt.train.model import tokenize
 from dsd_trt.train.shapes.batch import Batch, sample_batch
 from dsd_trt.train.shapes.naming import unsaid
 from dsd_trt.train.shapes.scene import Scene
@@ -19,18 +20,17 @@ from dsd_trt.train.shapes.settings import Settings
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents
 from dsd_trt.train.shapes.workers import Worker
 
-_LOADERS = 8  # processes that prepare lessons for a GPU
+_LOADERS = 8  # processes that encode batches for a GPU
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EncodedBatch:
     """A batch, encoded. A row is a pair: every picture with its own caption, then its twin's.
 
     Attributes:
         latents: as `Batch.latents`, and so are `masks`, `timesteps`, `noise`, `ranked`, `telling`.
         ids: of the captions, (pictures, 77).
         words: ids of colour and shape of each picture's things, (pictures, MAX_THINGS, 2).
-        order: whose caption each row has, (rows,).
         labels: see `unsaid`, of each row.
         hidden: likewise.
     """
@@ -43,26 +43,28 @@ class Lesson:
     telling: Tensor
     ids: Tensor
     words: Tensor
-    order: Tensor
     labels: Tensor
     hidden: Tensor
 
-    def to(self, device: torch.device) -> Lesson:
+    @property
+    def order(self) -> Tensor:
+        """Whose caption each row has, (rows,)."""
+        return _order(len(self.ids), self.ids.device)
+
+    def to(self, device: torch.device) -> EncodedBatch:
         """The same on a device."""
-        return Lesson(
+        return EncodedBatch(
             **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
         )
 
 
-def prepare(batch: Batch, tokenizer: CLIPTokenizer) -> Lesson:
+def encode_batch(batch: Batch, tokenizer: CLIPTokenizer) -> EncodedBatch:
     """Encode a batch."""
-    pictures = len(batch.scenes)
-    swapped = torch.arange(pictures).view(-1, 2).flip(1).flatten()
-    order = torch.cat([torch.arange(pictures), swapped])
+    order = _order(len(batch.scenes), batch.latents.device)
     told_to = [batch.captions[i] for i in order.tolist()]
     masks = torch.cat([batch.masks.flatten(0, 1)] * 2)
     labels, hidden = unsaid(batch.scenes * 2, told_to, masks)
-    return Lesson(
+    return EncodedBatch(
         batch.latents,
         batch.masks,
         batch.timesteps,
@@ -71,18 +73,14 @@ def prepare(batch: Batch, tokenizer: CLIPTokenizer) -> Lesson:
         batch.telling,
         tokenize(tokenizer, batch.captions),
         words_of(batch.scenes, tokenizer),
-        order,
         labels,
         hidden,
     )
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids, (captions, 77)."""
-    ids: Tensor = tokenizer(
-        captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
-    ).input_ids
-    return ids
+def _order(pictures: int, device: torch.device) -> Tensor:
+    own = torch.arange(pictures, device=device)
+    return torch.cat([own, own.view(-1, 2).flip(1).flatten()])
 
 
 def words_of(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
@@ -96,28 +94,28 @@ def words_of(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
     return words
 
 
-def lessons(
+def encoded_batches(
     data: TwinLatents,
     settings: Settings,
     start: int,
     tokenizer: CLIPTokenizer,
     worker: Worker,
     device: torch.device,
-) -> Iterator[Lesson]:
-    """The lessons from step `start` on, on a device; each follows from its step alone.
+) -> Iterator[EncodedBatch]:
+    """The batches from step `start` on, on a device; each follows from its step alone.
 
-    A GPU is faster than one process prepares them, so several do, ahead of it.
+    A GPU is faster than one process encodes them, so several do, ahead of it.
     """
     steps = _Steps(data, settings, start, tokenizer, worker)
     loaders = 0 if device.type == "cpu" else max(min(_LOADERS, (os.cpu_count() or 1) - 1), 1)
-    loader: DataLoader[Lesson] = DataLoader(
+    loader: DataLoader[EncodedBatch] = DataLoader(
         steps, batch_size=None, num_workers=loaders, collate_fn=_unchanged
     )
-    for lesson in loader:
-        yield lesson.to(device)
+    for batch in loader:
+        yield batch.to(device)
 
 
-class _Steps(Dataset[Lesson]):
+class _Steps(Dataset[EncodedBatch]):
     def __init__(
         self,
         data: TwinLatents,
@@ -132,10 +130,10 @@ class _Steps(Dataset[Lesson]):
     def __len__(self) -> int:
         return self._settings.steps - self._start
 
-    def __getitem__(self, index: int) -> Lesson:
+    def __getitem__(self, index: int) -> EncodedBatch:
         batch = sample_batch(self._data, self._settings, self._start + index, self._worker)
-        return prepare(batch, self._tokenizer)
+        return encode_batch(batch, self._tokenizer)
 
 
-def _unchanged(lesson: Any) -> Any:
-    return lesson
+def _unchanged(batch: Any) -> Any:
+    return batch
