@@ -45,7 +45,8 @@ def guarded(
         PrecisionError: it is below `MIN_SPEARMAN`.
     """
     description = bf16.compile(mode)
-    key = f"{graph_hash(bundle.manifest, f'{mode}_scorer')} {description}"
+    graphs = ("image_encoder", "text_encoder", f"{mode}_scorer")
+    key = " ".join([*(graph_hash(bundle.manifest, graph) for graph in graphs), str(description)])
     if (agreement := recall("bf16", key)) is None:
         logger.warning(
             "comparing BF16 with FP32, once on this machine: minutes for Stable Diffusion"

@@ -16,7 +16,6 @@ from dsd_trt.batching import ON_DEVICE, FastestBatch, batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.contract import Graph
 from dsd_trt.engine import (
-    BF16,
     Engine,
     EngineDescription,
     open_engine,
@@ -72,7 +71,6 @@ class Pipeline:
         self.batch = (
             ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
         )
-        self._bf16 = engine == BF16
         # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
         self._on_cpu = isinstance(engine, str) and engine not in PLAN_LIBRARIES
         if isinstance(engine, str):
@@ -131,9 +129,6 @@ class Pipeline:
 
     def _open(self, name: str) -> Engine:
         graph = self._manifest.graphs[name]
-        if self._bf16 and name in ("image_encoder", "text_encoder"):
-            # Run once an image or text; their rounding would be half of all there is.
-            return open_engine(self._bundle.path(graph.file), graph, "openvino")
         return self._open_graph(self._bundle.path(graph.file), graph)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:

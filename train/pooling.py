@@ -13,6 +13,8 @@ from torch import Tensor
 Pooling = Literal["lse", "max", "cosine", "logits"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
+_NO_OVERFLOW = 64.0  # the sum of exp of so much over 2^30 image tokens is below FP32's largest
+
 
 @dataclass(frozen=True)
 class CrossAttention:
@@ -44,8 +46,10 @@ def logsumexp_pool(attention: Tensor, lam: float) -> Tensor:
         S, (batch, heads, text_tokens), each in [0, 1]: the log(n) of the sum is taken off, so
         that layers of different resolution can be averaged (Eq. 4).
     """
-    n = attention.shape[2]
-    return (torch.logsumexp(lam * attention, dim=2) - math.log(n)) / lam
+    n, scaled = attention.shape[2], lam * attention
+    if lam <= _NO_OVERFLOW:  # the largest need not be found first, which takes half as long again
+        return (scaled.exp().sum(dim=2).log() - math.log(n)) / lam
+    return (torch.logsumexp(scaled, dim=2) - math.log(n)) / lam
 
 
 def attribution(attention: Tensor, lam: float) -> Tensor:
