@@ -13,18 +13,21 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dsd_trt.bundle import bundle_folder, read_bundle
-from dsd_trt.engine import EngineDescription, require_engine
+from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
 from dsd_trt.index_files import Entry, ImageEncoder
 from dsd_trt.index_folder import IndexFolder
 from dsd_trt.jobs import Progress
 from dsd_trt.manifest import Manifest
+from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure
 from dsd_trt.webdataset import SUFFIX, tar_images
 
 logger = logging.getLogger(__name__)
+
+_MEMORY_MB = 1024
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,18 @@ def update_index(
         InputError: the folder is something else, or an index of another image encoder.
         BundleError: as for `Scorer.load`.
         EngineError: as for `Scorer.load`.
+        PrecisionError: the bundle's scores change their order in BF16, which was asked for.
         MissingExtraError: the packages that write an index are not installed.
         DsdError: the disk is full, or the like.
     """
     require_engine(engine)
     opened = read_bundle(bundle_folder(bundle))
-    pipeline = Pipeline(opened, engine, memory_budget_mb=1024)
+    if engine == BF16:  # refused where scoring in it would be
+        from dsd_trt.bfloat16 import guarded
+
+        mode = choose_mode(opened.manifest, "auto", engine)
+        guarded(opened, mode, Pipeline(opened, engine, _MEMORY_MB), _MEMORY_MB)
+    pipeline = Pipeline(opened, engine, _MEMORY_MB)
     files = [Path(image) for image in images]
     total = None if any(map(_is_tar, files)) else len(files)
     writer = IndexWriter(

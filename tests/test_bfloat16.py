@@ -9,12 +9,14 @@ import numpy as np
 import openvino as ov
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import dsd_trt.bfloat16 as bfloat16
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle import bundle_folder, read_bundle
 from dsd_trt.engine import EngineDescription, open_engine
 from dsd_trt.errors import EngineError
+from dsd_trt.index_writer import update_index
 from dsd_trt.pipeline import Pipeline
 
 HERE = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -102,3 +104,20 @@ def test_on_this_processor_it_is_guarded_or_refused(
     texts = ["a red circle", "dog"]
     full = Scorer(bundle, "openvino").score([picture], texts).scores
     assert scorer.score([picture], texts).scores == pytest.approx(full, abs=2e-2)
+
+
+def test_an_index_is_guarded_as_scoring_is(
+    shapes: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fresh / "picture.png"
+    Image.new("RGB", (64, 64), "red").save(path)
+    refused = "keep their order" if HERE else "does not compute in BF16"
+    monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", 1.1)
+    with pytest.raises(EngineError, match=refused):
+        update_index(fresh / "index", [path], engine="openvino-bf16")
+    assert not (fresh / "index").exists()
+    if HERE:
+        monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
+        done = update_index(fresh / "index", [path], engine="openvino-bf16")
+        assert done.engine is not None
+        assert done.engine.precision == "bf16"
