@@ -9,16 +9,13 @@ walk, so an adapter is trained for the mode that it serves.
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsd_trt.train.pooling import logsumexp_pool
 from dsd_trt.train.prompts import MatrixPrompt
 from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens, no_autocast
-
-_LARGEST_EXPONENT = 80.0  # e^80, summed over a million image tokens, still is an FP32 number
 
 
 class MatrixScorer(nn.Module):
@@ -170,8 +167,4 @@ def match(query: Tensor, key: Tensor, lam: float) -> Tensor:
     key = key.float().unflatten(3, (heads, -1)).permute(0, 3, 4, 1, 2).flatten(3)
     with no_autocast(query):  # logits leave FP16's range in Stable Diffusion 2.x
         attention = (query @ key).unflatten(3, (texts, tokens)).softmax(dim=-1)
-    n = attention.shape[2]
-    if lam > _LARGEST_EXPONENT:
-        return (torch.logsumexp(lam * attention, dim=2) - math.log(n)) / lam
-    # Attention is at most 1, so nothing has to be subtracted before the exponential.
-    return (lam * attention).exp().mean(dim=2).log() / lam
+    return logsumexp_pool(attention, lam)

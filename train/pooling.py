@@ -13,7 +13,7 @@ from torch import Tensor
 Pooling = Literal["lse", "max", "cosine", "logits"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
-_NO_OVERFLOW = 64.0  # the sum of exp of so much over 2^30 image tokens is below FP32's largest
+_LARGEST_EXPONENT = 64.0  # e^64, summed over a billion image tokens, still is an FP32 number
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ def logsumexp_pool(attention: Tensor, lam: float) -> Tensor:
     """Pool cross-attention over image tokens (Eq. 3).
 
     Args:
-        attention: softmaxed map, (batch, heads, image_tokens, text_tokens), FP32.
+        attention: softmaxed map, (batch, heads, image_tokens, ..., text_tokens), FP32.
         lam: sharpness, above 0; towards 0 this is the mean, towards infinity the maximum.
 
     Returns:
-        S, (batch, heads, text_tokens), each in [0, 1]: the log(n) of the sum is taken off, so
+        S, (batch, heads, ..., text_tokens), each in [0, 1]: the log(n) of the sum is taken off, so
         that layers of different resolution can be averaged (Eq. 4).
     """
-    n, scaled = attention.shape[2], lam * attention
-    if lam <= _NO_OVERFLOW:  # the largest need not be found first, which takes half as long again
-        return (scaled.exp().sum(dim=2).log() - math.log(n)) / lam
-    return (torch.logsumexp(scaled, dim=2) - math.log(n)) / lam
+    scaled = lam * attention
+    if lam <= _LARGEST_EXPONENT:  # attention is at most 1: no need to find the largest first
+        return scaled.exp().mean(dim=2).log() / lam
+    return (torch.logsumexp(scaled, dim=2) - math.log(attention.shape[2])) / lam
 
 
 def attribution(attention: Tensor, lam: float) -> Tensor:

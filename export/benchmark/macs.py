@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from dsd_trt.contract import Graph
 
@@ -26,12 +29,18 @@ def count_macs(path: Path, graph: Graph, **sizes: int) -> int:
     """
     model = onnx.load(path, load_external_data=False)
     del model.graph.value_info[:]  # has names of dynamic dimensions, where numbers are wanted
-    for value, spec in zip(model.graph.input, graph.inputs, strict=True):
-        for dim, size in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
+    given = [
+        tuple(sizes.get(size, 1) if isinstance(size, str) else size for size in spec.shape)
+        for spec in graph.inputs
+    ]
+    for value, shape in zip(model.graph.input, given, strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
             dim.Clear()
-            dim.dim_value = sizes.get(size, 1) if isinstance(size, str) else size
+            dim.dim_value = size
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
+    names = [spec.name for spec in graph.inputs]
+    _fold_sizes(model, dict(zip(names, given, strict=True)))
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
@@ -40,6 +49,29 @@ def count_macs(path: Path, graph: Graph, **sizes: int) -> int:
             dim.dim_value if dim.HasField("dim_value") else 0 for dim in dims
         )
     return sum(_macs(node, shapes) for node in model.graph.node)
+
+
+def _fold_sizes(model: onnx.ModelProto, shapes: Shapes) -> None:
+    """Make constants of what is computed from sizes of inputs; inference does not follow it all."""
+    graph = model.graph
+    known = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.INT64 and tensor.data_location != TensorProto.EXTERNAL
+    }
+    nodes = []
+    for node in graph.node:
+        feeds = {name: known[name] for name in node.input if name in known}
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            feeds = {node.input[0]: np.broadcast_to(np.int64(0), shapes[node.input[0]])}
+        if not node.input or len(feeds) < len(set(node.input)):
+            nodes.append(node)
+            continue
+        for name, value in zip(node.output, ReferenceEvaluator(node).run(None, feeds), strict=True):
+            known[name] = np.asarray(value)
+            graph.initializer.append(numpy_helper.from_array(known[name], name))
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _macs(node: onnx.NodeProto, shapes: Shapes) -> int:
