@@ -20,14 +20,12 @@ from dsd_trt.index_files import Entry, ImageEncoder
 from dsd_trt.index_folder import IndexFolder
 from dsd_trt.jobs import Progress
 from dsd_trt.manifest import Manifest
-from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure
+from dsd_trt.scorer import Scorer
 from dsd_trt.webdataset import SUFFIX, tar_images
 
 logger = logging.getLogger(__name__)
-
-_MEMORY_MB = 1024
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,9 @@ def update_index(
     """
     require_engine(engine)
     opened = read_bundle(bundle_folder(bundle))
-    if engine == BF16:  # refused where scoring in it would be
-        from dsd_trt.bfloat16 import guarded
-
-        mode = choose_mode(opened.manifest, "auto", engine)
-        guarded(opened, mode, Pipeline(opened, engine, _MEMORY_MB), _MEMORY_MB)
-    pipeline = Pipeline(opened, engine, _MEMORY_MB)
+    if engine == BF16:
+        Scorer(opened, engine)  # refuses where scores would change their order
+    pipeline = Pipeline(opened, engine, memory_budget_mb=1024)
     files = [Path(image) for image in images]
     total = None if any(map(_is_tar, files)) else len(files)
     writer = IndexWriter(

@@ -29,18 +29,17 @@ def count_macs(path: Path, graph: Graph, **sizes: int) -> int:
     """
     model = onnx.load(path, load_external_data=False)
     del model.graph.value_info[:]  # has names of dynamic dimensions, where numbers are wanted
-    given = [
-        tuple(sizes.get(size, 1) if isinstance(size, str) else size for size in spec.shape)
+    given = {
+        spec.name: tuple(sizes.get(it, 1) if isinstance(it, str) else it for it in spec.shape)
         for spec in graph.inputs
-    ]
-    for value, shape in zip(model.graph.input, given, strict=True):
-        for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+    }
+    for value in model.graph.input:
+        for dim, size in zip(value.type.tensor_type.shape.dim, given[value.name], strict=True):
             dim.Clear()
             dim.dim_value = size
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    names = [spec.name for spec in graph.inputs]
-    _fold_sizes(model, dict(zip(names, given, strict=True)))
+    _fold_sizes(model, given)
     model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
