@@ -50,7 +50,7 @@ class Scorer:
             do the encoded texts, 77 D numbers each: 237 MB for 1,000 of Stable Diffusion 1.x in
             FP32. How many images there are costs nothing but the results.
         mode: "pair", one pass of the U-Net a pair, as the paper has it; "matrix", one an image,
-            another and much faster score, where the bundle has it; or "auto", the one the adapter
+            another and faster score, where the bundle has it; or "auto", the one the adapter
             was trained for, "pair" if for both or none.
 
     Raises:

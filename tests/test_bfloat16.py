@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def test_it_is_compared_once_on_a_machine(
     assert len(counted) == 1
     bfloat16.guarded(shapes, "pair", rounded(shapes, 19), 1024)  # another engine
     assert len(counted) == 2
+    encoder = shapes.manifest.graphs["image_encoder"].file
+    entry = replace(shapes.manifest.files[encoder], sha256="0" * 64)
+    other = replace(shapes.manifest, files={**shapes.manifest.files, encoder: entry})
+    bfloat16.guarded(replace(shapes, manifest=other), "pair", pipeline, 1024)
+    assert len(counted) == 3
 
 
 def test_what_is_no_number_is_refused(
