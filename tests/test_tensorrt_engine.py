@@ -230,6 +230,13 @@ def test_scores_are_the_closed_form(
 # Refusing, before the library sees a byte
 
 
+def test_a_gpu_that_tensorrt_rtx_does_not_run_on_is_named_at_once(cuda: FakeCuda) -> None:
+    assert engine_module.require("tensorrt-rtx")[1] == "8.6"
+    cuda.capability = (9, 0)  # TensorRT-RTX 1.7.1 on an H200 refuses even what it built there
+    with pytest.raises(EngineError, match=r"8\.9, 12\.0.*this one has 9\.0.*--engine tensorrt$"):
+        engine_module.require("tensorrt-rtx")
+
+
 def _refusal(copied: Bundle, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> str:
     trt = FakeTensorRT(cuda, DOUBLE, double, ((1, 3),))
     monkeypatch.setitem(sys.modules, "tensorrt", trt)

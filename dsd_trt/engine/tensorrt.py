@@ -60,9 +60,19 @@ def require(name: PlanLibrary) -> tuple[Any, str]:
         The library, and the GPU's compute capability.
 
     Raises:
-        EngineError: no library, no bindings, no driver, or no GPU.
+        EngineError: no library, no bindings, no driver, no GPU, or one that TensorRT-RTX does not
+            run on, such as a data centre's Hopper.
     """
-    return load_library(name), compute_capability()
+    trt, capability = load_library(name), compute_capability()
+    if name == "tensorrt-rtx":
+        known = trt.ComputeCapability.__members__
+        if f"SM{capability.replace('.', '')}" not in known:
+            able = ", ".join(f"{sm[2:-1]}.{sm[-1]}" for sm in known if sm.startswith("SM"))
+            raise EngineError(
+                f"TensorRT-RTX {trt.__version__} runs on GPUs of compute capability {able}; this "
+                f"one has {capability}. Use TensorRT: --engine tensorrt"
+            )
+    return trt, capability
 
 
 def open_plan(path: Path, graph: Graph, library: PlanLibrary) -> TensorRTEngine:
