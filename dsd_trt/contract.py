@@ -31,9 +31,8 @@ class TensorSpec:
         return isinstance(self.shape[0], str)
 
     def of_batch(self, size: int) -> tuple[int, ...]:
-        """Its shape in a batch of some size."""
-        first, *rest = self.shape
-        return (size if isinstance(first, str) else first, *map(int, rest))
+        """Its shape where every dynamic dimension has one size."""
+        return tuple(size if isinstance(given, str) else given for given in self.shape)
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ def graph_contract(
         matrix: whether there is a matrix scorer.
 
     Returns:
-        Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples.
+        Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples, and L
+        text tokens of which any may count, at most `max_length`.
     """
     states: Dtype = "float16" if precision == "fp16" else "float32"
     latent = TensorSpec("latent", states, ("I", *latent_shape))
@@ -118,7 +118,7 @@ def graph_contract(
                 latent,
                 TensorSpec("level", "int32", ("I",)),
                 text_states,
-                TensorSpec("token_mask", "float32", ("T", max_length)),
+                TensorSpec("token_mask", "float32", ("T", "L")),
             ),
             (TensorSpec("score", "float32", ("I", "T")),),
         )

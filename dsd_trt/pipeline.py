@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.batching import ON_DEVICE, FastestBatch, batch_sizes
+from dsd_trt.batching import MASK_STEP, ON_DEVICE, FastestBatch, batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.contract import Graph
 from dsd_trt.engine import (
@@ -219,7 +219,7 @@ class Pipeline:
         scores = np.empty((len(level), len(texts.mask)), np.float32)
         walks, matches = self.batch.matrix
         for columns in _batches(len(texts.mask), matches):
-            states, mask = texts.states[columns], texts.mask[columns]
+            states, mask = texts.states[columns], _narrow(texts.mask[columns])
             for rows in _batches(len(level), walks):
                 outputs = self._matrix_scorer.run(
                     {
@@ -267,6 +267,12 @@ class Pipeline:
             for name, values in parts.items()
             if values
         }
+
+
+def _narrow(mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A mask without the last tokens, of which none counts in any text."""
+    counted = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
+    return mask[:, : -(-counted // MASK_STEP) * MASK_STEP]
 
 
 def _require_numbers(scorer: Engine, outputs: Mapping[str, Array]) -> None:

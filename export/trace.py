@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: one module, one graph, dynamic in its first dimension only."""
+"""PyTorch to ONNX: one module, one graph, dynamic where its signature says."""
 
 from __future__ import annotations
 
@@ -43,16 +43,18 @@ def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelPro
         stands between; engines fold it when they load the graph.
     """
     inputs = tuple(_example(spec) for spec in graph.inputs)
-    dims = {
-        spec.shape[0]: torch.export.Dim(str(spec.shape[0])) for spec in graph.inputs if spec.batched
-    }
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             inputs,
             dynamo=True,
             dynamic_shapes=tuple(
-                {0: dims[spec.shape[0]]} if spec.batched else None for spec in graph.inputs
+                {
+                    place: torch.export.Dim.DYNAMIC
+                    for place, size in enumerate(spec.shape)
+                    if isinstance(size, str)
+                }
+                for spec in graph.inputs
             ),
             opset_version=OPSET,
             input_names=[spec.name for spec in graph.inputs],
@@ -142,7 +144,8 @@ def _forget_origin(model: onnx.ModelProto) -> None:
 
 
 def _declare(model: onnx.ModelProto, graph: Graph) -> None:
-    """Give inputs and outputs the contract's dimension names; refuse any other difference."""
+    """Give dimensions the contract's names; refuse any other difference of inputs and outputs."""
+    names = {}
     for values, specs in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
         for value, spec in zip(values, specs, strict=True):
             tensor = value.type.tensor_type
@@ -159,7 +162,12 @@ def _declare(model: onnx.ModelProto, graph: Graph) -> None:
                 )
             for dim, wanted in zip(tensor.shape.dim, spec.shape, strict=True):
                 if isinstance(wanted, str):
+                    names[dim.dim_param] = wanted
                     dim.dim_param = wanted
+    for value in model.graph.value_info:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
 
 
 @contextmanager

@@ -226,14 +226,15 @@ def _pair_scorer(denoising: bool) -> list[onnx.NodeProto]:
 
 
 def _matrix_scorer() -> list[onnx.NodeProto]:
-    axes, tokens, last = (
-        numpy_helper.from_array(np.array(it, np.int64)) for it in ([2, 3], [1], [2])
+    axes, tokens, last, first = (
+        numpy_helper.from_array(np.array(it, np.int64)) for it in ([2, 3], [1], [2], [0])
     )
     node = helper.make_node
     return [
         node("Constant", [], ["axes"], value=axes),
         node("Constant", [], ["tokens"], value=tokens),
         node("Constant", [], ["last"], value=last),
+        node("Constant", [], ["first"], value=first),
         _cast("latent", "latent32", False),
         _cast("text_states", "states32", False),
         node("ReduceMean", ["latent32", "axes"], ["color"], keepdims=0),  # (I, C)
@@ -242,7 +243,9 @@ def _matrix_scorer() -> list[onnx.NodeProto]:
         node("Gather", ["level_bias", "level"], ["bias"]),  # (I, 1, 1)
         node("Add", ["logits", "bias"], ["biased"]),
         node("Tanh", ["biased"], ["token_scores"]),  # (I, T, 77)
-        node("Mul", ["token_scores", "token_mask"], ["counted"]),
+        node("Shape", ["token_mask"], ["width"], start=1, end=2),  # L
+        node("Slice", ["token_scores", "first", "width", "last"], ["narrow"]),  # (I, T, L)
+        node("Mul", ["narrow", "token_mask"], ["counted"]),
         node("ReduceSum", ["counted", "last"], ["sum"], keepdims=0),
         node("ReduceSum", ["token_mask", "tokens"], ["count"], keepdims=0),  # (T,)
         node("Div", ["sum", "count"], ["score"]),  # (I, T)

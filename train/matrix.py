@@ -9,6 +9,8 @@ walk, so an adapter is trained for the mode that it serves.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,18 +50,33 @@ class MatrixScorer(nn.Module):
     def forward(
         self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor
     ) -> Tensor:
-        """Score all combinations.
+        """Score all combinations, as `score` does, but fast.
 
         Args:
             latent: z, (images, C, h, w).
             level: index into the noise levels, integer (images,).
             text_states: r_y, (texts, rows, D).
-            token_mask: 1 where a token counts, (texts, text_tokens).
+            token_mask: 1 where a token counts, (texts, tokens); none counts that is beyond, so
+                that it may be as narrow as the longest text.
 
         Returns:
             FP32 (images, texts).
         """
-        return self.score(latent, level, text_states[None], token_mask[None])
+        scoring, words = self.scoring, self._words(text_states)
+        pi = None if scoring.prompts is None else scoring.prompts.condition(latent)
+        pooled = []
+        for place, query in enumerate(self.queries(latent, level)):
+            prompt, weight = self._prompt(place)
+            tilt = None
+            if prompt is not None and pi is not None:
+                u = prompt.u.float().view(query.shape[1], 1, -1)  # (heads, 1, d)
+                strength = words.flatten(0, 1) @ pi[scoring.score_layers[place], 0].T
+                tilt = Tilt((query * u).sum(dim=3), strength.float())
+            key = F.linear(words, weight).float()
+            pooled.append(match_all(query, key, tilt, scoring.lam, token_mask.shape[1]))
+        # (heads, texts, tokens, images)
+        token_scores = (torch.cat(pooled) * scoring.head_weights[:, None, None, None]).sum(dim=0)
+        return average_tokens(token_scores.permute(2, 0, 1), token_mask)
 
     def score(
         self,
@@ -81,9 +98,8 @@ class MatrixScorer(nn.Module):
         Returns:
             FP32 (images, texts).
         """
-        scoring = self.scoring
+        scoring, words = self.scoring, self._words(text_states)
         weights = scoring.head_weights if head_weights is None else head_weights
-        words = text_states[..., : token_mask.shape[-1], :]  # without the text as a whole, if any
         prompts = scoring.prompts
         pi = None if prompts is None else prompts.condition(latent)
         pooled = [
@@ -135,19 +151,45 @@ class MatrixScorer(nn.Module):
             folded.append(nn.Parameter(weight, requires_grad=False))
         self.folded = nn.ParameterList(folded)
 
-    def _keys(self, place: int, text_states: Tensor, pi: Tensor | None) -> Tensor:
-        """K' of the texts, (images or 1, texts, text_tokens, inner)."""
+    def _words(self, text_states: Tensor) -> Tensor:
+        """Text states without the row that Stable Diffusion XL has for the text as a whole."""
+        whole = self.scoring.unet.config["addition_embed_type"] == "text_time"
+        return text_states[..., :-1, :] if whole else text_states
+
+    def _prompt(self, place: int) -> tuple[MatrixPrompt | None, Tensor]:
+        """Of a scored layer: the prompt, if any, and W_k + P, (inner, D)."""
         scoring = self.scoring
         layer = scoring.score_layers[place]
-        weight = scoring.unet.get_submodule(scoring.layer_names[layer]).attn2.to_k.weight
-        if scoring.prompts is None or pi is None:
-            return F.linear(text_states, weight)
+        weight: Tensor = scoring.unet.get_submodule(scoring.layer_names[layer]).attn2.to_k.weight
+        if scoring.prompts is None:
+            return None, weight
         prompt = scoring.prompts.key[layer]
         assert isinstance(prompt, MatrixPrompt)
-        if self.folded is not None:
-            weight = self.folded[place]
-        keys: Tensor = prompt(weight, text_states, pi[layer, 0, :, None])
+        return prompt, weight + prompt.static() if self.folded is None else self.folded[place]
+
+    def _keys(self, place: int, words: Tensor, pi: Tensor | None) -> Tensor:
+        """K' of the texts, (images or 1, texts, text_tokens, inner)."""
+        prompt, weight = self._prompt(place)
+        if prompt is None or pi is None:
+            return F.linear(words, weight)
+        keys: Tensor = prompt.condition(
+            weight, words, pi[self.scoring.score_layers[place], 0, :, None]
+        )
         return keys
+
+
+class Tilt(NamedTuple):
+    """The part of Eq. 5 that an image has of its own, u pi(x)^T, as logits see it.
+
+    q . (W_k r + u (pi . r)) = q . W_k r + (q . u) (pi . r): two numbers instead of another key.
+
+    Attributes:
+        of_query: q . u, FP32 (images, heads, image_tokens).
+        of_token: pi . r of every token of every text, FP32 (texts * text_tokens, images).
+    """
+
+    of_query: Tensor
+    of_token: Tensor
 
 
 def match(query: Tensor, key: Tensor, lam: float) -> Tensor:
@@ -168,3 +210,37 @@ def match(query: Tensor, key: Tensor, lam: float) -> Tensor:
     with no_autocast(query):  # logits leave FP16's range in Stable Diffusion 2.x
         attention = (query @ key).unflatten(3, (texts, tokens)).softmax(dim=-1)
     return logsumexp_pool(attention, lam)
+
+
+def match_all(query: Tensor, key: Tensor, tilt: Tilt | None, lam: float, counted: int) -> Tensor:
+    """As `match`, for every image and text, as one product of matrices a head.
+
+    Image tokens come last, of all images in one row: softmax over text tokens then is arithmetic on
+    rows, and the tokens that do not count are dropped by leaving out rows.
+
+    Args:
+        query: Q / sqrt(d), FP32 (images, heads, image_tokens, d).
+        key: W_k r_y, FP32 (texts, text_tokens, heads * d).
+        tilt: of the images, if there are prompts.
+        lam: sharpness.
+        counted: how many of the first text tokens are pooled.
+
+    Returns:
+        S, FP32 (heads, texts, counted, images).
+    """
+    images, heads, image_tokens, d = query.shape
+    texts, tokens = key.shape[:2]
+    rows = key.unflatten(2, (heads, d)).permute(2, 0, 1, 3).flatten(1, 2)
+    columns = query.permute(1, 3, 0, 2).flatten(2)
+    # rows: (heads, texts * text_tokens, d), columns: (heads, d, images * image_tokens)
+    if tilt is not None:
+        # One more row of columns an image, zero for all other images.
+        each = torch.arange(images, device=query.device)
+        own = (each[:, None] == each).to(query.dtype)[:, :, None]
+        of_query = tilt.of_query.transpose(0, 1)[:, None] * own  # (heads, images, images, n)
+        columns = torch.cat([columns, of_query.flatten(2)], dim=1)
+        rows = torch.cat([rows, tilt.of_token.expand(heads, -1, -1)], dim=2)
+    with no_autocast(query):  # logits leave FP16's range in Stable Diffusion 2.x
+        logits = (rows @ columns).unflatten(1, (texts, tokens))
+    attention = logits.softmax(dim=2)[:, :, :counted].unflatten(3, (images, image_tokens))
+    return logsumexp_pool(attention, lam, dim=4)

@@ -35,12 +35,13 @@ class CrossAttention:
     attention: Tensor
 
 
-def logsumexp_pool(attention: Tensor, lam: float) -> Tensor:
+def logsumexp_pool(attention: Tensor, lam: float, dim: int = 2) -> Tensor:
     """Pool cross-attention over image tokens (Eq. 3).
 
     Args:
         attention: softmaxed map, (batch, heads, image_tokens, ..., text_tokens), FP32.
         lam: sharpness, above 0; towards 0 this is the mean, towards infinity the maximum.
+        dim: where the image tokens are.
 
     Returns:
         S, (batch, heads, ..., text_tokens), each in [0, 1]: the log(n) of the sum is taken off, so
@@ -48,8 +49,8 @@ def logsumexp_pool(attention: Tensor, lam: float) -> Tensor:
     """
     scaled = lam * attention
     if lam <= _LARGEST_EXPONENT:  # attention is at most 1: no need to find the largest first
-        return scaled.exp().mean(dim=2).log() / lam
-    return (torch.logsumexp(scaled, dim=2) - math.log(attention.shape[2])) / lam
+        return scaled.exp().mean(dim=dim).log() / lam
+    return (torch.logsumexp(scaled, dim=dim) - math.log(attention.shape[dim])) / lam
 
 
 def attribution(attention: Tensor, lam: float) -> Tensor:

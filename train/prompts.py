@@ -67,6 +67,10 @@ class MatrixPrompt(nn.Module):
         """
         if not self.folded:
             weight = weight + self.static()
+        return self.condition(weight, text_states, pi)
+
+    def condition(self, weight: Tensor, text_states: Tensor, pi: Tensor) -> Tensor:
+        """As `forward`, of W + P."""
         strength = text_states @ pi.unsqueeze(-1)  # pi(x) . r_j, (batch, text_tokens, 1)
         return F.linear(text_states, weight) + strength * self.u
 

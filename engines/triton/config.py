@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from string import Template
 from typing import Any
 
+from dsd_trt.batching import MASK_STEP
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.errors import DsdError
 from dsd_trt.manifest import Manifest, Mode
@@ -157,10 +158,9 @@ def matrix_config(name: str, graph: Graph, runs: str, block: tuple[int, int]) ->
     """
     warm_up = ""
     for walks, texts in sorted({(1, 1), block}):
+        sizes = {"I": walks, "T": texts, "L": MASK_STEP}
         zeros = _lines(
-            _warm_up_input(
-                spec, (walks if spec.name in ("latent", "level") else texts, *spec.shape[1:])
-            )
+            _warm_up_input(spec, [sizes.get(str(size), size) for size in spec.shape])
             for spec in graph.inputs
         )
         label = f"block of {walks} and {texts}"

@@ -157,7 +157,9 @@ void check_contract(const Bundle &bundle, const std::optional<GraphFile> &matrix
                                text_states,
                                {"token_mask", number, {-1, length}}};
     if (matrix_scorer) {
-        demand(matrix_scorer->inputs, inputs, "graphs.matrix_scorer.inputs");
+        auto narrow = inputs;
+        narrow.back().shape[1] = -1;  // no wider than the longest text
+        demand(matrix_scorer->inputs, narrow, "graphs.matrix_scorer.inputs");
         demand(matrix_scorer->outputs, {{"score", number, {-1, -1}}},
                "graphs.matrix_scorer.outputs");
     }
