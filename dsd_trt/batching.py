@@ -14,6 +14,9 @@ _MAX_TEXTS = 256  # of the matrix scorer
 _MIN_TRIED = 4  # below, what a run costs besides its triples is no longer shared
 MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
 
+BLOCK_IN_PARTS = (16, 256)
+"""Of the matrix scorer on OpenVINO, whose engine itself matches a few texts at a time."""
+
 MASK_STEP = 16
 """Token masks of the matrix scorer are as wide as a multiple of this: an engine sees few widths."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.batching import MASK_STEP, ON_DEVICE, FastestBatch, batch_sizes
+from dsd_trt.batching import BLOCK_IN_PARTS, MASK_STEP, ON_DEVICE, FastestBatch, batch_sizes
 from dsd_trt.bundle import Bundle
 from dsd_trt.contract import Graph
 from dsd_trt.engine import (
+    BF16,
     Engine,
     EngineDescription,
     open_engine,
@@ -68,13 +69,17 @@ class Pipeline:
     ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
+        if engine == "auto":
+            engine = preferred_engine()
         self.batch = (
             ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
         )
+        if engine in ("openvino", BF16):
+            self.batch = replace(self.batch, matrix=BLOCK_IN_PARTS)
         # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
         self._on_cpu = isinstance(engine, str) and engine not in PLAN_LIBRARIES
         if isinstance(engine, str):
-            engine = partial(open_engine, engine=preferred_engine() if engine == "auto" else engine)
+            engine = partial(open_engine, engine=engine)
         self._open_graph = engine
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask

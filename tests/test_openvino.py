@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 from bundles import make_bundle
 from numpy.typing import NDArray
 
 from dsd_trt import Bundle, Scorer
+from dsd_trt.engine import open_engine
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.engine.openvino import OpenVinoEngine
+from dsd_trt.engine.openvino_matrix import split
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +73,52 @@ def test_the_locale_is_left_as_it_was(
     for _ in range(5):
         Scorer.load(bundle.folder, "openvino")
         assert locale.setlocale(locale.LC_ALL) == before
+
+
+# The matrix scorer, cut in two
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundle") / "matrix", matrix=True)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_every_row_meets_every_text(
+    matrix: Bundle, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsd_trt.bundle._LARGE_BYTES", 0 if large else 10**9)
+    graph = matrix.manifest.graphs["matrix_scorer"]
+    path = Path(matrix.path(graph.file))
+    ours, other = open_engine(path, graph, "openvino"), OnnxRuntimeEngine(path, graph)
+    rng = np.random.default_rng(0)
+    for rows, texts, width in ((1, 1, 16), (21, 33, 16), (4, 16, 77), (37, 2, 32)):
+        sizes = {"I": rows, "T": texts, "L": width}
+        shapes = {it.name: [sizes.get(str(n), n) for n in it.shape] for it in graph.inputs}
+        feeds: dict[str, NDArray[Any]] = {
+            name: rng.normal(size=shapes[name]).astype(np.float32)
+            for name in ("latent", "text_states")
+        }
+        feeds["level"] = rng.integers(0, 2, rows).astype(np.int32)
+        feeds["token_mask"] = rng.integers(0, 2, (texts, width)).astype(np.float32)
+        feeds["token_mask"][:, 0] = 1
+        found, wanted = ours.run(feeds)["score"], other.run(feeds)["score"]
+        assert found.shape == wanted.shape == (rows, texts)
+        assert wanted.std() > 0.01 or wanted.size == 1
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_walked_once_and_nothing_of_the_texts_is(matrix: Bundle) -> None:
+    graph = matrix.manifest.graphs["matrix_scorer"]
+    model = ov.Core().read_model(matrix.path(graph.file))
+    sizes = {"I": 3, "T": 5, "L": 16}
+    model.reshape({n: [sizes.get(str(it), it) for it in spec.shape]
+                   for n, spec in enumerate(graph.inputs)})  # fmt: skip
+    walk, match = split(model, 2)
+    assert [port.get_any_name() for port in walk.inputs] == ["latent", "level"]
+    assert [port.get_any_name() for port in match.inputs[-2:]] == ["text_states", "token_mask"]
+    assert all(port.get_shape()[0] == 3 for port in walk.outputs)
+    assert len(match.inputs) == len(walk.outputs) + 2
+    kinds = [{node.get_type_name() for node in part.get_ordered_ops()} for part in (walk, match)]
+    assert "ReduceMean" in kinds[0] - kinds[1]  # of the latent's pixels
+    assert "Tanh" in kinds[1] - kinds[0]  # of logits

@@ -6,7 +6,7 @@ Its plugin for ONNX Runtime is not used: that one lists no device on AMD process
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,85 @@ _PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # as the rest of the package calls
 _STREAMS = (1, 2, 4)  # batches at once; more would be of fewer than 8 items each
 
 
+class OpenVinoGraph:
+    """A graph as OpenVINO reads it, and how it is compiled here.
+
+    Args:
+        path: the ONNX file.
+        graph: its signature.
+        bf16: compute in BF16, twice as fast where the processor has it; see `dsd_trt.bfloat16`.
+
+    Raises:
+        EngineError: openvino refuses the graph, or the processor has no BF16.
+
+    Attributes:
+        large: whether its operations are so long that each keeps all threads busy.
+        threads: how many there are.
+        model: to be given fixed sizes before it is compiled.
+        inputs: as they were declared, in the model's order.
+        outputs: their names, likewise.
+    """
+
+    def __init__(self, path: Path, graph: Graph, *, bf16: bool) -> None:
+        self._path, self._core = path, ov.Core()
+        if bf16 and "BF16" not in self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+            raise EngineError(
+                "this processor does not compute in BF16. Score in FP32: --engine openvino"
+            )
+        self.large = is_large(path.parent)
+        self.threads = thread_limit() or os.cpu_count() or 1
+        self._settings: dict[str, Any] = {
+            # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "INFERENCE_NUM_THREADS": self.threads,
+        }
+        if not self.large and (cache := cache_folder()) is not None:
+            # One a precision: for BF16, too, OpenVINO 2026.4 takes what was compiled for FP32, and
+            # computes NaN.
+            folder = cache / f"openvino-{self._settings['INFERENCE_PRECISION_HINT']}"
+            self._settings["CACHE_DIR"] = str(folder)
+        self.model = self.read()
+        # Compiling may rename tensors, but keeps their order.
+        declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
+        inputs = [_spec(port, declared) for port in self.model.inputs]
+        outputs = [_spec(port, declared) for port in self.model.outputs]
+        check_signature(path, graph, inputs, outputs)
+        declared_inputs = {spec.name: spec for spec in graph.inputs}
+        self.inputs = [declared_inputs[spec.name] for spec in inputs]
+        self.outputs = [spec.name for spec in outputs]
+
+    def read(self) -> Any:
+        """The model anew."""
+        try:
+            return self._core.read_model(self._path)
+        except Exception as error:  # its exceptions have no base of their own
+            raise EngineError(f"openvino refuses {self._path}: {error}") from error
+
+    def compile(self, model: Any, sizes: Mapping[int, Sequence[int]], **settings: Any) -> Any:
+        """Compile a model.
+
+        Args:
+            model: `model`, or a part of it.
+            sizes: of its inputs, by place; those not named have theirs.
+            settings: OpenVINO's, besides those for any graph.
+        """
+        try:
+            if sizes:
+                model.reshape(dict(sizes))
+            return self._core.compile_model(model, DEVICE, {**self._settings, **settings})
+        except Exception as error:
+            raise EngineError(f"openvino refuses {self._path}: {error}") from error
+
+    def describe(self, compiled: Any) -> EngineDescription:
+        """What was compiled computes in what, asked of itself."""
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        return EngineDescription(
+            f"openvino {ov.get_version().split('-')[0]}",
+            f"{DEVICE} ({self._core.get_property(DEVICE, 'FULL_DEVICE_NAME').strip()})",
+            _PRECISIONS.get(precision, precision),
+        )
+
+
 class OpenVinoEngine:
     """A graph compiled by OpenVINO; see `Engine`.
 
@@ -46,7 +125,7 @@ class OpenVinoEngine:
     Args:
         path: the ONNX file.
         graph: its signature.
-        bf16: compute in BF16, twice as fast where the processor has it; see `dsd_trt.bfloat16`.
+        bf16: compute in BF16, see `OpenVinoGraph`.
 
     Raises:
         EngineError: openvino refuses the graph, or the processor has no BF16.
@@ -56,67 +135,28 @@ class OpenVinoEngine:
     """
 
     def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
-        self._path, self._graph = path, graph
-        self._core = ov.Core()
-        if bf16 and "BF16" not in self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
-            raise EngineError(
-                "this processor does not compute in BF16. Score in FP32: --engine openvino"
-            )
-        threads = thread_limit() or os.cpu_count() or 1
-        self._large = large = is_large(path.parent)
+        self._source, self._graph = OpenVinoGraph(path, graph, bf16=bf16), graph
+        large, threads = self._source.large, self._source.threads
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._part = 1 if large else MAX_BATCH // self._streams
-        self._settings: dict[str, Any] = {
-            # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.
-            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": self._streams,
-        }
-        if not large and (cache := cache_folder()) is not None:
-            # One a precision: for BF16, too, OpenVINO 2026.4 takes what was compiled for FP32, and
-            # computes NaN.
-            folder = cache / f"openvino-{self._settings['INFERENCE_PRECISION_HINT']}"
-            self._settings["CACHE_DIR"] = str(folder)
-        try:
-            self._model = self._core.read_model(path)
-        except Exception as error:  # its exceptions have no base of their own
-            raise EngineError(f"openvino refuses {path}: {error}") from error
-        # Compiling may rename tensors, but keeps their order.
-        declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
-        inputs = [_spec(port, declared) for port in self._model.inputs]
-        outputs = [_spec(port, declared) for port in self._model.outputs]
-        check_signature(path, graph, inputs, outputs)
-        declared_inputs = {spec.name: spec for spec in graph.inputs}
-        self._inputs = [declared_inputs[spec.name] for spec in inputs]
-        self._outputs = [spec.name for spec in outputs]
         self._queues: dict[int, ov.AsyncInferQueue] = {}
         compiled = self._compile(1)
         self.from_cache: bool = compiled.get_property("LOADED_FROM_CACHE")
-        precision = compiled.get_property("INFERENCE_PRECISION_HINT")
-        self.description = EngineDescription(
-            f"openvino {ov.get_version().split('-')[0]}",
-            f"{DEVICE} ({self._core.get_property(DEVICE, 'FULL_DEVICE_NAME').strip()})",
-            _PRECISIONS.get(precision.get_type_name(), precision.get_type_name()),
-        )
+        self.description = self._source.describe(compiled)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `Engine.run`."""
-        sizes = {
-            dimension: size
-            for spec in self._graph.inputs
-            for dimension, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        }
+        count = next(len(feeds[spec.name]) for spec in self._graph.inputs if spec.batched)
         outputs = {
-            spec.name: np.empty([sizes.get(size, size) for size in spec.shape], spec.dtype)
-            for spec in self._graph.outputs
+            spec.name: np.empty(spec.of_batch(count), spec.dtype) for spec in self._graph.outputs
         }
         try:
-            for rows in self._cut(sizes[self._rows]):
+            for rows in self._cut(count):
                 size = rows.stop - rows.start
                 if size not in self._queues:
                     self._compile(size)
                 part = {
-                    spec.name: feeds[spec.name][rows] if self._is_cut(spec) else feeds[spec.name]
+                    spec.name: feeds[spec.name][rows] if spec.batched else feeds[spec.name]
                     for spec in self._graph.inputs
                 }
                 self._queues[size].start_async(part, (rows, outputs), share_inputs=True)
@@ -126,14 +166,6 @@ class OpenVinoEngine:
             raise EngineError(f"openvino failed: {error}") from error
         return outputs
 
-    @property
-    def _rows(self) -> int | str:
-        """The dimension that a batch is cut along; matched texts of a matrix are another one."""
-        return self._graph.inputs[0].shape[0]
-
-    def _is_cut(self, spec: TensorSpec) -> bool:
-        return spec.shape[0] == self._rows
-
     def _cut(self, count: int) -> Iterator[slice]:
         """Large parts, as many as keep all streams busy, and whatever is left one by one."""
         whole = count - count % (self._part * self._streams)
@@ -142,21 +174,16 @@ class OpenVinoEngine:
 
     def _compile(self, size: int) -> Any:
         """Compile for batches of a size."""
-        shapes = {}
-        for place, spec in enumerate(self._inputs):
-            shapes[place] = self._model.inputs[place].get_partial_shape()
-            if self._is_cut(spec):
-                shapes[place][0] = size
-        settings = self._settings
-        if size == 1 and not self._large:
+        source = self._source
+        sizes = {
+            place: spec.of_batch(size) for place, spec in enumerate(source.inputs) if spec.batched
+        }
+        settings = {"NUM_STREAMS": self._streams}
+        if size == 1 and not source.large:
             # Fusing operations to kernels made for the purpose takes a fifth of compiling, and is
             # of no use to one item of a small model (docs/speed.md).
-            settings = {**settings, "SNIPPETS_MODE": "DISABLE"}
-        try:
-            self._model.reshape(shapes)
-            compiled = self._core.compile_model(self._model, DEVICE, settings)
-        except Exception as error:
-            raise EngineError(f"openvino refuses {self._path}: {error}") from error
+            settings["SNIPPETS_MODE"] = "DISABLE"
+        compiled = source.compile(source.model, sizes, **settings)
         self._queues[size] = queue = ov.AsyncInferQueue(compiled, self._streams)
         queue.set_callback(self._collect)
         return compiled
@@ -164,7 +191,7 @@ class OpenVinoEngine:
     def _collect(self, request: Any, part: tuple[slice, dict[str, NDArray[Any]]]) -> None:
         """Keep a part's outputs: the request writes there again at its next run."""
         rows, outputs = part
-        for place, name in enumerate(self._outputs):
+        for place, name in enumerate(self._source.outputs):
             outputs[name][rows] = request.get_output_tensor(place).data
 
 

@@ -34,6 +34,7 @@ _RUNTIME = (
     "engine/__init__.py",
     "engine/onnxruntime.py",
     "engine/openvino.py",
+    "engine/openvino_matrix.py",
     "errors.py",
     "image.py",
     "manifest.py",

@@ -1,0 +1,194 @@
+"""The matrix scorer on OpenVINO: walked once a row, matched with a few texts at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import opset13 as operations
+
+from dsd_trt.batching import MASK_STEP
+from dsd_trt.contract import Graph
+from dsd_trt.engine.openvino import OpenVinoGraph
+from dsd_trt.errors import EngineError
+
+_ROWS = (16, 4, 1)  # images at a noise level that are walked and matched at once
+_LARGE_ROWS = (4, 1)
+_TEXTS = 16  # matched at once, fewer where maps are larger than this many numbers:
+_NUMBERS = 2**25
+
+Array = NDArray[Any]
+
+
+class OpenVinoMatrixEngine:
+    """A graph of two batches, rows and texts; see `Engine`.
+
+    The graph is cut in two where what comes of rows alone meets the texts. The first part, the walk
+    through the U-Net, runs once for a row; the second, which does little for a text but makes large
+    maps, for a few texts at a time, so that memory does not grow with their number and maps stay
+    near the processor. Both are compiled for fixed sizes.
+
+    Args:
+        path: the ONNX file.
+        graph: its signature: rows are what its first input has, texts what its last one has.
+        bf16: compute in BF16, see `OpenVinoGraph`.
+
+    Raises:
+        EngineError: openvino refuses the graph, or the processor has no BF16.
+    """
+
+    def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
+        self._source, self._graph = OpenVinoGraph(path, graph, bf16=bf16), graph
+        row, (text, token) = graph.inputs[0].shape[0], graph.inputs[-1].shape
+        self._names = (row, text, token)
+        self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]
+        self._of_texts = [spec for spec in self._source.inputs if spec.shape[0] != row]
+        self._blocks: dict[tuple[int, int], _Block] = {}
+        self._sizes = _LARGE_ROWS if self._source.large else _ROWS
+        self.description = self._source.describe(self._block(_LARGE_ROWS[0], MASK_STEP).compiled)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph once; see `Engine.run`."""
+        (output,), mask = self._graph.outputs, feeds[self._graph.inputs[-1].name]
+        rows, (texts, width) = len(feeds[self._graph.inputs[0].name]), mask.shape
+        scores = np.empty((rows, texts), output.dtype)
+        for part in self._cut(rows):
+            block = self._block(part.stop - part.start, width)
+            try:
+                block.walk([feeds[spec.name][part] for spec in self._of_rows])
+                for start in range(0, texts, block.texts):
+                    some = slice(start, start + block.texts)
+                    scores[part, some] = block.match(
+                        [feeds[spec.name][some] for spec in self._of_texts]
+                    )
+            except Exception as error:  # its exceptions have no base of their own
+                raise EngineError(f"openvino failed: {error}") from error
+        return {output.name: scores}
+
+    def _cut(self, count: int) -> Iterator[slice]:
+        """The largest parts first."""
+        start = 0
+        for size in self._sizes:
+            while count - start >= size:
+                yield slice(start, start + size)
+                start += size
+
+    def _block(self, rows: int, width: int) -> _Block:
+        """What is compiled for so many rows and a mask so wide."""
+        if (rows, width) not in self._blocks:
+            self._blocks[rows, width] = self._compile(rows, width)
+        return self._blocks[rows, width]
+
+    def _compile(self, rows: int, width: int) -> _Block:
+        source = self._source
+
+        def parts(texts: int) -> tuple[Any, Any]:
+            model, sizes = source.read(), dict(zip(self._names, (rows, texts, width), strict=True))
+            model.reshape(
+                {
+                    place: [sizes.get(str(size), size) for size in spec.shape]
+                    for place, spec in enumerate(source.inputs)
+                }
+            )
+            return split(model, len(self._of_rows))
+
+        texts = min(_TEXTS, max(1, _NUMBERS // _largest(parts(1)[1])))
+        walk, match = parts(texts)
+        # Matching is no faster in BF16 where maps, not keys, are what it is about.
+        settings = {} if source.large else {"INFERENCE_PRECISION_HINT": "f32"}
+        return _Block(
+            texts,
+            source.compile(walk, {}, NUM_STREAMS=1),
+            source.compile(match, {}, NUM_STREAMS=1, **settings),
+        )
+
+
+class _Block:
+    """Both parts, compiled for some rows, texts, and a width of the mask."""
+
+    def __init__(self, texts: int, walk: ov.CompiledModel, match: ov.CompiledModel) -> None:
+        self.texts, self.compiled = texts, walk
+        self._walk, self._match = walk.create_infer_request(), match.create_infer_request()
+        self._crossing = len(walk.outputs)
+        for place in range(self._crossing):  # one memory: nothing is copied between the two
+            self._match.set_input_tensor(place, self._walk.get_output_tensor(place))
+
+    def walk(self, inputs: Sequence[Array]) -> None:
+        """Of as many rows as this was compiled for."""
+        self._walk.infer(list(inputs), share_inputs=True)
+
+    def match(self, inputs: Sequence[Array]) -> Array:
+        """The rows of the latest walk with at most `texts` texts, (rows, texts given)."""
+        given = len(inputs[0])
+        for place, values in enumerate(inputs, self._crossing):
+            tensor = self._match.get_input_tensor(place).data
+            tensor[:given], tensor[given:] = values, 0
+        self._match.infer()
+        scores: Array = self._match.get_output_tensor(0).data[:, :given]
+        return scores
+
+
+def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
+    """Cut a model where what depends on rows alone is used by what depends on texts.
+
+    Args:
+        model: of fixed sizes; not to be used afterwards.
+        rows: how many of its inputs, the first, are rows'.
+
+    Returns:
+        From rows to what crosses the cut; and from that, followed by the other inputs, to the
+        model's outputs.
+    """
+    parameters = model.get_parameters()
+    _fix_shapes(model)
+    of_texts = _downstream(model, parameters[rows:])
+    of_rows_alone = _downstream(model, parameters[:rows]) - of_texts
+    crossing: dict[tuple[str, int], tuple[Any, list[Any]]] = {}
+    for node in model.get_ordered_ops():
+        if node.get_friendly_name() in of_texts:
+            for port in node.inputs():
+                source = port.get_source_output()
+                name = source.get_node().get_friendly_name()
+                if name in of_rows_alone:
+                    crossing.setdefault((name, source.get_index()), (source, []))[1].append(port)
+    results, inputs = [], []
+    for source, ports in crossing.values():
+        results.append(operations.result(source))
+        inputs.append(operations.parameter(source.get_shape(), source.get_element_type()))
+        for port in ports:
+            port.replace_source_output(inputs[-1].output(0))
+    walk = ov.Model(results, parameters[:rows])
+    return walk, ov.Model(model.get_results(), [*inputs, *parameters[rows:]])
+
+
+def _fix_shapes(model: ov.Model) -> None:
+    """Make constants of what is asked of shapes, or the cut would have those cross it as well."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ShapeOf":
+            shape = np.array(node.input_value(0).get_shape(), node.get_element_type().to_dtype())
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(operations.constant(shape).output(0))
+
+
+def _downstream(model: ov.Model, parameters: Sequence[Any]) -> set[str]:
+    """Names of the nodes that depend on some of the inputs."""
+    found = {parameter.get_friendly_name() for parameter in parameters}
+    for node in model.get_ordered_ops():
+        if any(value.get_node().get_friendly_name() in found for value in node.input_values()):
+            found.add(node.get_friendly_name())
+    return found
+
+
+def _largest(model: ov.Model) -> int:
+    """Numbers of the largest tensor that is computed."""
+    return max(
+        math.prod(output.get_shape())
+        for node in model.get_ordered_ops()
+        if node.get_type_name() != "Constant"
+        for output in node.outputs()
+    )
