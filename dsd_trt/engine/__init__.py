@@ -82,12 +82,13 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
     if engine == "auto":
         engine = preferred_engine()
     if engine in ("openvino", BF16):
-        if graph.batched:
-            from dsd_trt.engine.openvino import OpenVinoEngine as OpenVino
-        else:
-            from dsd_trt.engine.openvino_matrix import OpenVinoMatrixEngine as OpenVino
+        if not graph.batched:
+            from dsd_trt.engine.openvino_matrix import OpenVinoMatrixEngine
 
-        return OpenVino(path, graph, bf16=engine == BF16)
+            return OpenVinoMatrixEngine(path, graph, bf16=engine == BF16)
+        from dsd_trt.engine.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, graph, bf16=engine == BF16)
     if engine == "onnxruntime":
         from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 

@@ -178,7 +178,7 @@ class OpenVinoEngine:
         sizes = {
             place: spec.of_batch(size) for place, spec in enumerate(source.inputs) if spec.batched
         }
-        settings = {"NUM_STREAMS": self._streams}
+        settings: dict[str, Any] = {"NUM_STREAMS": self._streams}
         if size == 1 and not source.large:
             # Fusing operations to kernels made for the purpose takes a fifth of compiling, and is
             # of no use to one item of a small model (docs/speed.md).
