@@ -48,27 +48,47 @@ class OpenVinoMatrixEngine:
         self._names = (row, text, token)
         self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]
         self._of_texts = [spec for spec in self._source.inputs if spec.shape[0] != row]
-        self._blocks: dict[tuple[int, int], _Block] = {}
         self._sizes = _LARGE_ROWS if self._source.large else _ROWS
-        self.description = self._source.describe(self._block(_LARGE_ROWS[0], MASK_STEP).compiled)
+        self._walks: dict[int, ov.InferRequest] = {}  # by rows
+        self._matches: dict[tuple[int, int], ov.InferRequest] = {}  # by rows and tokens
+        self._prepare(_LARGE_ROWS[0], MASK_STEP)
+        self.description = self._source.describe(self._walks[_LARGE_ROWS[0]].get_compiled_model())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph once; see `Engine.run`."""
         (output,), mask = self._graph.outputs, feeds[self._graph.inputs[-1].name]
-        rows, (texts, width) = len(feeds[self._graph.inputs[0].name]), mask.shape
-        scores = np.empty((rows, texts), output.dtype)
-        for part in self._cut(rows):
-            block = self._block(part.stop - part.start, width)
-            try:
-                block.walk([feeds[spec.name][part] for spec in self._of_rows])
-                for start in range(0, texts, block.texts):
-                    some = slice(start, start + block.texts)
-                    scores[part, some] = block.match(
-                        [feeds[spec.name][some] for spec in self._of_texts]
-                    )
-            except Exception as error:  # its exceptions have no base of their own
-                raise EngineError(f"openvino failed: {error}") from error
+        scores = np.empty((len(feeds[self._graph.inputs[0].name]), len(mask)), output.dtype)
+        # Short texts first: the tokens that are pooled are those of the longest one at hand.
+        tokens = [int(np.flatnonzero(row).max(initial=0)) + 1 for row in mask]
+        order = np.argsort(tokens, kind="stable")
+        for part in self._cut(len(scores)):
+            rows, walked, start = part.stop - part.start, False, 0
+            while start < len(order):
+                texts = order[start : start + _TEXTS]
+                width = min(-(-tokens[texts[-1]] // MASK_STEP) * MASK_STEP, mask.shape[1])
+                self._prepare(rows, width)
+                try:
+                    if not walked:
+                        self._walks[rows].infer([feeds[it.name][part] for it in self._of_rows])
+                        walked = True
+                    match = self._matches[rows, width]
+                    texts = texts[: match.input_tensors[-1].shape[0]]
+                    scores[part, texts] = self._match(match, feeds, texts)
+                except Exception as error:  # its exceptions have no base of their own
+                    raise EngineError(f"openvino failed: {error}") from error
+                start += len(texts)
         return {output.name: scores}
+
+    def _match(self, match: ov.InferRequest, feeds: Mapping[str, Array], texts: Array) -> Array:
+        """The rows of the latest walk with some texts, at most as many as are compiled for."""
+        for tensor, spec in zip(
+            match.input_tensors[-len(self._of_texts) :], self._of_texts, strict=True
+        ):
+            tensor.data[: len(texts)] = feeds[spec.name][texts, : tensor.shape[1]]
+            tensor.data[len(texts) :] = 0
+        match.infer()
+        scores: Array = match.output_tensors[0].data[:, : len(texts)]
+        return scores
 
     def _cut(self, count: int) -> Iterator[slice]:
         """The largest parts first."""
@@ -78,59 +98,31 @@ class OpenVinoMatrixEngine:
                 yield slice(start, start + size)
                 start += size
 
-    def _block(self, rows: int, width: int) -> _Block:
-        """What is compiled for so many rows and a mask so wide."""
-        if (rows, width) not in self._blocks:
-            self._blocks[rows, width] = self._compile(rows, width)
-        return self._blocks[rows, width]
+    def _prepare(self, rows: int, width: int) -> None:
+        """Compile what is not yet: the walk of so many rows, and matching so many tokens."""
+        if (rows, width) in self._matches:
+            return
+        texts = min(_TEXTS, max(1, _NUMBERS // _largest(self._split(rows, 1, width)[1])))
+        walk, match = self._split(rows, texts, width)
+        if rows not in self._walks:
+            self._walks[rows] = self._source.compile(walk, {}, NUM_STREAMS=1).create_infer_request()
+        # Nearly all of it is reading and writing maps, which are FP32 in either case.
+        exact = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+        request = self._source.compile(match, {}, **exact).create_infer_request()
+        for place, tensor in enumerate(self._walks[rows].output_tensors):
+            request.set_input_tensor(place, tensor)  # the same memory
+        self._matches[rows, width] = request
 
-    def _compile(self, rows: int, width: int) -> _Block:
-        source = self._source
-
-        def parts(texts: int) -> tuple[Any, Any]:
-            model, sizes = source.read(), dict(zip(self._names, (rows, texts, width), strict=True))
-            model.reshape(
-                {
-                    place: [sizes.get(str(size), size) for size in spec.shape]
-                    for place, spec in enumerate(source.inputs)
-                }
-            )
-            return split(model, len(self._of_rows))
-
-        texts = min(_TEXTS, max(1, _NUMBERS // _largest(parts(1)[1])))
-        walk, match = parts(texts)
-        # Matching is no faster in BF16 where maps, not keys, are what it is about.
-        settings = {} if source.large else {"INFERENCE_PRECISION_HINT": "f32"}
-        return _Block(
-            texts,
-            source.compile(walk, {}, NUM_STREAMS=1),
-            source.compile(match, {}, NUM_STREAMS=1, **settings),
+    def _split(self, rows: int, texts: int, width: int) -> tuple[ov.Model, ov.Model]:
+        model = self._source.read()
+        sizes = dict(zip(self._names, (rows, texts, width), strict=True))
+        model.reshape(
+            {
+                place: [sizes.get(str(size), size) for size in spec.shape]
+                for place, spec in enumerate(self._source.inputs)
+            }
         )
-
-
-class _Block:
-    """Both parts, compiled for some rows, texts, and a width of the mask."""
-
-    def __init__(self, texts: int, walk: ov.CompiledModel, match: ov.CompiledModel) -> None:
-        self.texts, self.compiled = texts, walk
-        self._walk, self._match = walk.create_infer_request(), match.create_infer_request()
-        self._crossing = len(walk.outputs)
-        for place in range(self._crossing):  # one memory: nothing is copied between the two
-            self._match.set_input_tensor(place, self._walk.get_output_tensor(place))
-
-    def walk(self, inputs: Sequence[Array]) -> None:
-        """Of as many rows as this was compiled for."""
-        self._walk.infer(list(inputs), share_inputs=True)
-
-    def match(self, inputs: Sequence[Array]) -> Array:
-        """The rows of the latest walk with at most `texts` texts, (rows, texts given)."""
-        given = len(inputs[0])
-        for place, values in enumerate(inputs, self._crossing):
-            tensor = self._match.get_input_tensor(place).data
-            tensor[:given], tensor[given:] = values, 0
-        self._match.infer()
-        scores: Array = self._match.get_output_tensor(0).data[:, :given]
-        return scores
+        return split(model, len(self._of_rows))
 
 
 def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
