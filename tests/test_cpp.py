@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import ctypes
 import io
@@ -175,6 +176,14 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 # What is done to a bundle's folder, and what the message says then.
+def with_matrix(manifest: dict[str, Any], mask_width: int | str = 77) -> None:
+    """Say that the pair scorer is a matrix scorer too."""
+    graph = copy.deepcopy(manifest["graphs"]["pair_scorer"])
+    graph["inputs"][3]["shape"][1] = mask_width
+    manifest["graphs"]["matrix_scorer"] = graph
+    manifest["matrix"] = {"calibration": {"a": 1, "b": 0}, "query_pool": 1}
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "none": (shutil.rmtree, "is not a bundle"),
     "no json": (lambda b: (b / "bundle.json").write_text("{"), "not valid JSON"),
@@ -227,13 +236,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "'graphs.matrix_scorer' is not known",
     ),
     "matrix with another graph": (
-        lambda b: edit(
-            b / "bundle.json",
-            lambda m: (
-                m["graphs"].update(matrix_scorer=m["graphs"]["pair_scorer"]),
-                m.update(matrix={"calibration": {"a": 1, "b": 0}, "query_pool": 1}),
-            ),
-        ),
+        lambda b: edit(b / "bundle.json", with_matrix),
+        "'graphs.matrix_scorer.inputs' must be",
+    ),
+    "matrix with other outputs": (
+        lambda b: edit(b / "bundle.json", lambda m: with_matrix(m, "L")),
         "'graphs.matrix_scorer.outputs' must be",
     ),
     "outside": (
