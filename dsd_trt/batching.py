@@ -10,12 +10,9 @@ from time import perf_counter
 from dsd_trt.cache import recall, remember
 from dsd_trt.manifest import Manifest
 
-_MAX_TEXTS = 256  # of the matrix scorer
+MAX_TEXTS = 256  # of the matrix scorer
 _MIN_TRIED = 4  # below, what a run costs besides its triples is no longer shared
 MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
-
-BLOCK_IN_PARTS = (16, 256)
-"""Of the matrix scorer on OpenVINO, whose engine itself matches a few texts at a time."""
 
 MASK_STEP = 16
 """Token masks of the matrix scorer are as wide as a multiple of this: an engine sees few widths."""
@@ -77,13 +74,22 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
 
     pooled = manifest.matrix is not None and manifest.matrix.query_pool > 1
     match = 3 * (n // 4 if pooled else n) * heads * length
-    texts = min(max(int(budget // match), 1), _MAX_TEXTS)
+    texts = min(max(int(budget // match), 1), MAX_TEXTS)
     return BatchSizes(
         images=fit(3 * resolution**2 * 128),
         texts=fit(length * 16 * d),
         triples=fit(n * (2 * heads * (n + length) + 16 * d)),
         matrix=(fit(n * (2 * heads * n + 16 * d) + texts * match), texts),
     )
+
+
+def walks_at_once(large: bool) -> tuple[int, ...]:
+    """Numbers of images at a noise level that OpenVINO's matrix scorer takes, the largest first.
+
+    It matches a few texts at a time by itself, so that there may be `MAX_TEXTS` of them. A walk of
+    a large model holds gigabytes.
+    """
+    return (4, 1) if large else (16, 4, 1)
 
 
 class FastestBatch:

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.batching import BLOCK_IN_PARTS, MASK_STEP, ON_DEVICE, FastestBatch, batch_sizes
-from dsd_trt.bundle import Bundle
+from dsd_trt.batching import (
+    MASK_STEP,
+    MAX_TEXTS,
+    ON_DEVICE,
+    FastestBatch,
+    batch_sizes,
+    walks_at_once,
+)
+from dsd_trt.bundle import Bundle, is_large
 from dsd_trt.contract import Graph
 from dsd_trt.engine import (
     BF16,
@@ -75,7 +82,8 @@ class Pipeline:
             ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
         )
         if engine in ("openvino", BF16):
-            self.batch = replace(self.batch, matrix=BLOCK_IN_PARTS)
+            walks, *_ = walks_at_once(is_large(bundle.folder))
+            self.batch = replace(self.batch, matrix=(walks, MAX_TEXTS))
         # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
         self._on_cpu = isinstance(engine, str) and engine not in PLAN_LIBRARIES
         if isinstance(engine, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,20 @@ def pictures() -> NDArray[np.uint8]:
 
 
 def by_definition(
-    checkpoint: Checkpoint, adapter: Adapter | None, pictures: NDArray[np.uint8], pool: int = 1
+    checkpoint: Checkpoint,
+    adapter: Adapter | None,
+    pictures: NDArray[np.uint8],
+    pool: int = 1,
+    texts: Sequence[str] = TEXTS,
 ) -> NDArray[np.float64]:
     """(images, texts), one pair, level, layer and head at a time, with W' written out whole."""
     plain = build_scoring_unet(checkpoint, None, levels=LEVELS)
     prompted = build_scoring_unet(checkpoint, adapter, levels=LEVELS)
-    states, masks = encode_texts(checkpoint, TEXTS)
+    states, masks = encode_texts(checkpoint, texts)
     empty, _ = encode_texts(checkpoint, [""])
     latents = checkpoint.image_encoder(torch.from_numpy(pictures))
-    scores = np.zeros((len(pictures), len(TEXTS)))
-    for i, j, level in np.ndindex(len(pictures), len(TEXTS), len(LEVELS)):
+    scores = np.zeros((len(pictures), len(texts)))
+    for i, j, level in np.ndindex(len(pictures), len(texts), len(LEVELS)):
         latent, at = latents[i : i + 1], torch.tensor([level])
         pi = None if prompted.prompts is None else prompted.prompts.condition(latent)
         z_t = plain.add_noise(latent, at)
@@ -165,8 +170,10 @@ def test_a_bundle_serves_it(
     engine: str,
     tolerance: float,
 ) -> None:
-    expected = by_definition(checkpoint, Adapter.load(adapter_folder), pictures)
-    matrix = Scorer.load(bundle.folder, engine, mode="matrix").score(list(pictures), TEXTS)
+    # Masks of several widths; the first is not the narrowest.
+    texts = ["a red circle and " * 9 + "a star", *TEXTS, "a blue square, " * 5]
+    expected = by_definition(checkpoint, Adapter.load(adapter_folder), pictures, texts=texts)
+    matrix = Scorer.load(bundle.folder, engine, mode="matrix").score(list(pictures), texts)
     assert np.abs(matrix.scores - expected).max() < tolerance
     assert matrix.probabilities == pytest.approx(1 / (1 + np.exp(1 - 5 * expected)), abs=1e-3)
 

@@ -69,7 +69,10 @@ class OpenVinoGraph:
             # computes NaN.
             folder = cache / f"openvino-{self._settings['INFERENCE_PRECISION_HINT']}"
             self._settings["CACHE_DIR"] = str(folder)
-        self.model = self.read()
+        try:
+            self.model = self._core.read_model(path)
+        except Exception as error:  # its exceptions have no base of their own
+            raise EngineError(f"openvino refuses {path}: {error}") from error
         # Compiling may rename tensors, but keeps their order.
         declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
         inputs = [_spec(port, declared) for port in self.model.inputs]
@@ -78,13 +81,6 @@ class OpenVinoGraph:
         declared_inputs = {spec.name: spec for spec in graph.inputs}
         self.inputs = [declared_inputs[spec.name] for spec in inputs]
         self.outputs = [spec.name for spec in outputs]
-
-    def read(self) -> Any:
-        """The model anew."""
-        try:
-            return self._core.read_model(self._path)
-        except Exception as error:  # its exceptions have no base of their own
-            raise EngineError(f"openvino refuses {self._path}: {error}") from error
 
     def compile(self, model: Any, sizes: Mapping[int, Sequence[int]], **settings: Any) -> Any:
         """Compile a model.

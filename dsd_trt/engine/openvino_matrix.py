@@ -12,13 +12,11 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino import opset13 as operations
 
-from dsd_trt.batching import MASK_STEP
+from dsd_trt.batching import MASK_STEP, walks_at_once
 from dsd_trt.contract import Graph
 from dsd_trt.engine.openvino import OpenVinoGraph
 from dsd_trt.errors import EngineError
 
-_ROWS = (16, 4, 1)  # images at a noise level that are walked and matched at once
-_LARGE_ROWS = (4, 1)
 _TEXTS = 16  # matched at once, fewer where maps are larger than this many numbers:
 _NUMBERS = 2**25
 
@@ -48,11 +46,12 @@ class OpenVinoMatrixEngine:
         self._names = (row, text, token)
         self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]
         self._of_texts = [spec for spec in self._source.inputs if spec.shape[0] != row]
-        self._sizes = _LARGE_ROWS if self._source.large else _ROWS
+        self._sizes = walks_at_once(self._source.large)
         self._walks: dict[int, ov.InferRequest] = {}  # by rows
         self._matches: dict[tuple[int, int], ov.InferRequest] = {}  # by rows and tokens
-        self._prepare(_LARGE_ROWS[0], MASK_STEP)
-        self.description = self._source.describe(self._walks[_LARGE_ROWS[0]].get_compiled_model())
+        rows = self._sizes[-2]  # of one image, where it is scored at as many levels
+        self._prepare(rows, MASK_STEP)
+        self.description = self._source.describe(self._walks[rows].get_compiled_model())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph once; see `Engine.run`."""
@@ -102,8 +101,9 @@ class OpenVinoMatrixEngine:
         """Compile what is not yet: the walk of so many rows, and matching so many tokens."""
         if (rows, width) in self._matches:
             return
-        texts = min(_TEXTS, max(1, _NUMBERS // _largest(self._split(rows, 1, width)[1])))
-        walk, match = self._split(rows, texts, width)
+        walk, match = self._split(rows, _TEXTS, width)
+        if (fit := _NUMBERS * _TEXTS // _largest(match)) < _TEXTS:
+            walk, match = self._split(rows, max(fit, 1), width)
         if rows not in self._walks:
             self._walks[rows] = self._source.compile(walk, {}, NUM_STREAMS=1).create_infer_request()
         # Nearly all of it is reading and writing maps, which are FP32 in either case.
@@ -114,7 +114,7 @@ class OpenVinoMatrixEngine:
         self._matches[rows, width] = request
 
     def _split(self, rows: int, texts: int, width: int) -> tuple[ov.Model, ov.Model]:
-        model = self._source.read()
+        model = self._source.model.clone()
         sizes = dict(zip(self._names, (rows, texts, width), strict=True))
         model.reshape(
             {
