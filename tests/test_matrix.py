@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 import tensorrt_rtx
 import torch
@@ -20,6 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
+from dsd_trt.engine import pooled_attention
+from dsd_trt.engine.openvino_cut import largest, lift_attention, split
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs as count_by_tensorrt
 from dsd_trt.errors import InputError
@@ -161,21 +164,45 @@ def bundle(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("engine", "tolerance"), [("onnxruntime", 1e-5), ("openvino", 1e-4)])
+@pytest.mark.parametrize(
+    ("engine", "kernel", "tolerance"),
+    [("onnxruntime", False, 1e-5), ("openvino", True, 1e-4), ("openvino", False, 1e-4)],
+)
 def test_a_bundle_serves_it(
     bundle: Bundle,
     checkpoint: Checkpoint,
     adapter_folder: Path,
     pictures: Any,
     engine: str,
+    kernel: bool,
     tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not kernel:
+        monkeypatch.setattr("dsd_trt.engine.pooled_attention.available", lambda: False)
     # Masks of several widths; the first is not the narrowest.
     texts = ["a red circle and " * 9 + "a star", *TEXTS, "a blue square, " * 5]
     expected = by_definition(checkpoint, Adapter.load(adapter_folder), pictures, texts=texts)
     matrix = Scorer.load(bundle.folder, engine, mode="matrix").score(list(pictures), texts)
     assert np.abs(matrix.scores - expected).max() < tolerance
     assert matrix.probabilities == pytest.approx(1 / (1 + np.exp(1 - 5 * expected)), abs=1e-3)
+
+
+@pytest.mark.skipif(not pooled_attention.available(), reason="no compiler to install with")
+def test_no_map_of_attention_is_left(bundle: Bundle) -> None:
+    graph = bundle.manifest.graphs["matrix_scorer"]
+    model = ov.Core().read_model(bundle.path(graph.file))
+    sizes = {"I": 3, "T": 5, "L": 16}
+    model.reshape({n: [sizes.get(str(it), it) for it in spec.shape]
+                   for n, spec in enumerate(graph.inputs)})  # fmt: skip
+    match = split(model, 2)[1]
+    maps = largest(match)
+    lifted = lift_attention(match)
+    assert lifted is not None
+    left = [node.get_type_name() for it in (lifted.before, lifted.after) for node in it.get_ops()]
+    assert "Softmax" not in left
+    assert maps > 4 * max(largest(lifted.before), largest(lifted.after))
+    assert {layer.lam for layer in lifted.layers} == {20.0}
 
 
 def test_its_macs_are_those_tensorrt_counts(bundle: Bundle) -> None:

@@ -16,7 +16,7 @@ from dsd_trt import Bundle, Scorer
 from dsd_trt.engine import open_engine
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.engine.openvino import OpenVinoEngine
-from dsd_trt.engine.openvino_matrix import split
+from dsd_trt.engine.openvino_cut import lift_attention, split
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +108,17 @@ def test_every_row_meets_every_text(
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_rows_are_walked_once_and_nothing_of_the_texts_is(matrix: Bundle) -> None:
-    graph = matrix.manifest.graphs["matrix_scorer"]
-    model = ov.Core().read_model(matrix.path(graph.file))
+def of_fixed_sizes(bundle: Bundle) -> ov.Model:
+    graph = bundle.manifest.graphs["matrix_scorer"]
+    model = ov.Core().read_model(bundle.path(graph.file))
     sizes = {"I": 3, "T": 5, "L": 16}
     model.reshape({n: [sizes.get(str(it), it) for it in spec.shape]
                    for n, spec in enumerate(graph.inputs)})  # fmt: skip
-    walk, match = split(model, 2)
+    return model
+
+
+def test_rows_are_walked_once_and_nothing_of_the_texts_is(matrix: Bundle) -> None:
+    walk, match = split(of_fixed_sizes(matrix), 2)
     assert [port.get_any_name() for port in walk.inputs] == ["latent", "level"]
     assert [port.get_any_name() for port in match.inputs[-2:]] == ["text_states", "token_mask"]
     assert all(port.get_shape()[0] == 3 for port in walk.outputs)
@@ -122,3 +126,10 @@ def test_rows_are_walked_once_and_nothing_of_the_texts_is(matrix: Bundle) -> Non
     kinds = [{node.get_type_name() for node in part.get_ordered_ops()} for part in (walk, match)]
     assert "ReduceMean" in kinds[0] - kinds[1]  # of the latent's pixels
     assert "Tanh" in kinds[1] - kinds[0]  # of logits
+
+
+def test_what_has_no_attention_is_left_as_it_was(matrix: Bundle) -> None:
+    match = split(of_fixed_sizes(matrix), 2)[1]
+    before = [node.get_friendly_name() for node in match.get_ordered_ops()]
+    assert lift_attention(match) is None
+    assert [node.get_friendly_name() for node in match.get_ordered_ops()] == before

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from email import message_from_string
 from email.message import Message
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -30,22 +31,26 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree, so that building leaves nothing in it and finds no earlier build."""
     copy = tmp_path_factory.mktemp("source") / "dsd-trt"
     left_behind = shutil.ignore_patterns(
-        ".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache"
+        ".git", ".venv*", "runs", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache"
     )
     shutil.copytree(ROOT, copy, ignore=left_behind)
     return copy
 
 
-@pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    out = tmp_path_factory.mktemp("wheel")
+def build(source: Path, out: Path, **env: str) -> zipfile.ZipFile:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
         check=True,
         capture_output=True,
+        env={**os.environ, **env},
     )
     (path,) = out.glob("*.whl")
     return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return build(source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +88,25 @@ def test_other_files_are_the_marker_and_the_embedded_data(
         for path in (source / "dsd_trt" / "data").rglob("*")
         if path.is_file()
     }
-    others = {path for path in _installed(wheel) if path.suffix != ".py"}
+    others = {path for path in _installed(wheel) if path.suffix not in (".py", ".so")}
     assert others == data | {PurePosixPath("dsd_trt/py.typed")}
     assert PurePosixPath("dsd_trt/data/shapes-bundle/bundle.json") in data
     assert PurePosixPath("dsd_trt/data/shapes-bundle/MODEL_CARD.md") in data
     assert PurePosixPath("dsd_trt/data/shapes-model/model_index.json") in data
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_what_is_compiled_is_the_kernel(wheel: zipfile.ZipFile) -> None:
+    (path,) = (path for path in _installed(wheel) if path.suffix == ".so")
+    assert path.parent == PurePosixPath("dsd_trt/engine")
+    assert path.name == f"_pooled_attention{EXTENSION_SUFFIXES[0]}"
+
+
+def test_without_a_compiler_it_is_left_out(source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    wheel = build(copy, tmp_path / "wheel", CC="false", CXX="false")
+    assert not [path for path in _installed(wheel) if path.suffix == ".so"]
+    assert PurePosixPath("dsd_trt/engine/pooled_attention.py") in _installed(wheel)
 
 
 @pytest.mark.parametrize("embedded", ["shapes-bundle", "shapes-model"])

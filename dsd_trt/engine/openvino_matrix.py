@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from openvino import opset13 as operations
 
 from dsd_trt.batching import MASK_STEP, walks_at_once
-from dsd_trt.contract import Graph
+from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.openvino import OpenVinoGraph
+from dsd_trt.engine.openvino_cut import Lifted, largest, lift_attention, split
+from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention
 from dsd_trt.errors import EngineError
 
-_TEXTS = 16  # matched at once, fewer where maps are larger than this many numbers:
+_TEXTS = 16  # at once; fewer where maps are written that would have more than so many numbers:
 _NUMBERS = 2**25
 
 Array = NDArray[Any]
@@ -27,9 +29,10 @@ class OpenVinoMatrixEngine:
     """A graph of two batches, rows and texts; see `Engine`.
 
     The graph is cut in two where what comes of rows alone meets the texts. The first part, the walk
-    through the U-Net, runs once for a row; the second, which does little for a text but makes large
-    maps, for a few texts at a time, so that memory does not grow with their number and maps stay
-    near the processor. Both are compiled for fixed sizes.
+    through the U-Net, runs once for a row; the second for a few texts at a time, so that memory
+    does not grow with their number. That one does little for a text but makes large maps of
+    attention. They are left to `pool_attention` where there is one, which does not write them down.
+    All parts are compiled for fixed sizes.
 
     Args:
         path: the ONNX file.
@@ -48,7 +51,7 @@ class OpenVinoMatrixEngine:
         self._of_texts = [spec for spec in self._source.inputs if spec.shape[0] != row]
         self._sizes = walks_at_once(self._source.large)
         self._walks: dict[int, ov.InferRequest] = {}  # by rows
-        self._matches: dict[tuple[int, int], ov.InferRequest] = {}  # by rows and tokens
+        self._matches: dict[tuple[int, int], _Match] = {}  # by rows and tokens
         rows = self._sizes[-2]  # of one image, where it is scored at as many levels
         self._prepare(rows, MASK_STEP)
         self.description = self._source.describe(self._walks[rows].get_compiled_model())
@@ -71,23 +74,14 @@ class OpenVinoMatrixEngine:
                         self._walks[rows].infer([feeds[it.name][part] for it in self._of_rows])
                         walked = True
                     match = self._matches[rows, width]
-                    texts = texts[: match.input_tensors[-1].shape[0]]
-                    scores[part, texts] = self._match(match, feeds, texts)
+                    texts = texts[: match.texts]
+                    scores[part, texts] = match.run(feeds, texts)
+                except EngineError:
+                    raise
                 except Exception as error:  # its exceptions have no base of their own
                     raise EngineError(f"openvino failed: {error}") from error
                 start += len(texts)
         return {output.name: scores}
-
-    def _match(self, match: ov.InferRequest, feeds: Mapping[str, Array], texts: Array) -> Array:
-        """The rows of the latest walk with some texts, at most as many as are compiled for."""
-        for tensor, spec in zip(
-            match.input_tensors[-len(self._of_texts) :], self._of_texts, strict=True
-        ):
-            tensor.data[: len(texts)] = feeds[spec.name][texts, : tensor.shape[1]]
-            tensor.data[len(texts) :] = 0
-        match.infer()
-        scores: Array = match.output_tensors[0].data[:, : len(texts)]
-        return scores
 
     def _cut(self, count: int) -> Iterator[slice]:
         """The largest parts first."""
@@ -102,16 +96,13 @@ class OpenVinoMatrixEngine:
         if (rows, width) in self._matches:
             return
         walk, match = self._split(rows, _TEXTS, width)
-        if (fit := _NUMBERS * _TEXTS // _largest(match)) < _TEXTS:
+        lifted = lift_attention(match) if pooled_attention.available() else None
+        if lifted is None and (fit := _NUMBERS * _TEXTS // largest(match)) < _TEXTS:
             walk, match = self._split(rows, max(fit, 1), width)
         if rows not in self._walks:
             self._walks[rows] = self._source.compile(walk, {}, NUM_STREAMS=1).create_infer_request()
-        # Nearly all of it is reading and writing maps, which are FP32 in either case.
-        exact = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-        request = self._source.compile(match, {}, **exact).create_infer_request()
-        for place, tensor in enumerate(self._walks[rows].output_tensors):
-            request.set_input_tensor(place, tensor)  # the same memory
-        self._matches[rows, width] = request
+        walked = self._walks[rows].output_tensors
+        self._matches[rows, width] = _Match(self._source, match, lifted, walked, self._of_texts)
 
     def _split(self, rows: int, texts: int, width: int) -> tuple[ov.Model, ov.Model]:
         model = self._source.model.clone()
@@ -125,62 +116,61 @@ class OpenVinoMatrixEngine:
         return split(model, len(self._of_rows))
 
 
-def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
-    """Cut a model where what depends on rows alone is used by what depends on texts.
+class _Match:
+    """Matching of a walk's rows with a few texts.
 
     Args:
-        model: of fixed sizes; not to be used afterwards.
-        rows: how many of its inputs, the first, are rows'.
+        source: compiles.
+        match: from what the walk writes, and what texts have, to scores.
+        lifted: the same around its attention, where that is left to `pool_attention`.
+        walked: what the walk writes; the first inputs of `match`.
+        of_texts: the other inputs.
 
-    Returns:
-        From rows to what crosses the cut; and from that, followed by the other inputs, to the
-        model's outputs.
+    Attributes:
+        texts: at most so many at once.
     """
-    parameters = model.get_parameters()
-    _fix_shapes(model)
-    of_texts = _downstream(model, parameters[rows:])
-    of_rows_alone = _downstream(model, parameters[:rows]) - of_texts
-    crossing: dict[tuple[str, int], tuple[Any, list[Any]]] = {}
-    for node in model.get_ordered_ops():
-        if node.get_friendly_name() in of_texts:
-            for port in node.inputs():
-                source = port.get_source_output()
-                name = source.get_node().get_friendly_name()
-                if name in of_rows_alone:
-                    crossing.setdefault((name, source.get_index()), (source, []))[1].append(port)
-    results, inputs = [], []
-    for source, ports in crossing.values():
-        results.append(operations.result(source))
-        inputs.append(operations.parameter(source.get_shape(), source.get_element_type()))
-        for port in ports:
-            port.replace_source_output(inputs[-1].output(0))
-    walk = ov.Model(results, parameters[:rows])
-    return walk, ov.Model(model.get_results(), [*inputs, *parameters[rows:]])
 
+    def __init__(
+        self,
+        source: OpenVinoGraph,
+        match: ov.Model,
+        lifted: Lifted | None,
+        walked: Sequence[ov.Tensor],
+        of_texts: Sequence[TensorSpec],
+    ) -> None:
+        names = [parameter.get_friendly_name() for parameter in match.get_parameters()]
+        given = dict(zip(names, walked, strict=False))
+        asked = dict(zip(names[len(walked) :], of_texts, strict=True))
+        self._inputs: list[tuple[str, ov.Tensor]] = []
+        requests = []
+        for model in [match] if lifted is None else [lifted.before, lifted.after]:
+            # Nearly all of it is reading and writing maps, which are FP32 in either case.
+            exact = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+            requests.append(request := source.compile(model, {}, **exact).create_infer_request())
+            for place, parameter in enumerate(model.get_parameters()):
+                if (name := parameter.get_friendly_name()) in given:
+                    request.set_input_tensor(place, given[name])  # the same memory
+                elif name in asked:
+                    self._inputs.append((asked[name].name, request.input_tensors[place]))
+        self._steps: list[Callable[[], object]] = [request.infer for request in requests]
+        if lifted is not None:
+            before, after = requests
+            layers = [
+                PooledAttention(keys.data, given[it.queries].data, pooled.data, it.lam)
+                for it, keys, pooled in zip(
+                    lifted.layers, before.output_tensors, after.input_tensors, strict=False
+                )
+            ]
+            self._steps.insert(1, partial(pool_attention, layers, source.threads))
+        self._scores = requests[-1].output_tensors[0]
+        self.texts: int = self._scores.shape[1]
 
-def _fix_shapes(model: ov.Model) -> None:
-    """Make constants of what is asked of shapes, or the cut would have those cross it as well."""
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "ShapeOf":
-            shape = np.array(node.input_value(0).get_shape(), node.get_element_type().to_dtype())
-            for port in node.output(0).get_target_inputs():
-                port.replace_source_output(operations.constant(shape).output(0))
-
-
-def _downstream(model: ov.Model, parameters: Sequence[Any]) -> set[str]:
-    """Names of the nodes that depend on some of the inputs."""
-    found = {parameter.get_friendly_name() for parameter in parameters}
-    for node in model.get_ordered_ops():
-        if any(value.get_node().get_friendly_name() in found for value in node.input_values()):
-            found.add(node.get_friendly_name())
-    return found
-
-
-def _largest(model: ov.Model) -> int:
-    """Numbers of the largest tensor that is computed."""
-    return max(
-        math.prod(output.get_shape())
-        for node in model.get_ordered_ops()
-        if node.get_type_name() != "Constant"
-        for output in node.outputs()
-    )
+    def run(self, feeds: Mapping[str, Array], texts: Array) -> Array:
+        """Scores of the latest walk's rows with some texts, given by place: (rows, texts)."""
+        for name, tensor in self._inputs:
+            tensor.data[: len(texts)] = feeds[name][texts, : tensor.shape[1]]
+            tensor.data[len(texts) :] = 0
+        for step in self._steps:
+            step()
+        scores: Array = self._scores.data[:, : len(texts)]
+        return scores

@@ -1,0 +1,180 @@
+"""Cutting a matrix scorer as OpenVINO reads it: rows from texts, and attention out of the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as operations
+from openvino.passes import AnyInput, Matcher, WrapType
+
+from dsd_trt.engine.pooled_attention import LARGEST_LAMBDA
+
+
+def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
+    """Cut a model where what depends on rows alone is used by what depends on texts.
+
+    Args:
+        model: of fixed sizes; not to be used afterwards.
+        rows: how many of its inputs, the first, are rows'.
+
+    Returns:
+        From rows to what crosses the cut; and from that, followed by the other inputs, to the
+        model's outputs.
+    """
+    parameters = model.get_parameters()
+    _fix_shapes(model)
+    of_texts = _downstream(model, parameters[rows:])
+    of_rows_alone = _downstream(model, parameters[:rows]) - of_texts
+    crossing: dict[tuple[str, int], tuple[Any, list[Any]]] = {}
+    for node in model.get_ordered_ops():
+        if node.get_friendly_name() in of_texts:
+            for port in node.inputs():
+                source = port.get_source_output()
+                name = source.get_node().get_friendly_name()
+                if name in of_rows_alone:
+                    crossing.setdefault((name, source.get_index()), (source, []))[1].append(port)
+    results, inputs = [], []
+    for source, ports in crossing.values():
+        results.append(operations.result(source))
+        inputs.append(operations.parameter(source.get_shape(), source.get_element_type()))
+        for port in ports:
+            port.replace_source_output(inputs[-1].output(0))
+    walk = ov.Model(results, parameters[:rows])
+    return walk, ov.Model(model.get_results(), [*inputs, *parameters[rows:]])
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's attention, pooled; see `PooledAttention`.
+
+    Attributes:
+        queries: the friendly name of the model's input that they are.
+        keys: a node's output, (heads, texts * text_tokens, depth).
+        root: likewise, what is pooled, (heads, texts, counted, images).
+        pooled: the input that takes its place.
+        lam: sharpness.
+    """
+
+    queries: str
+    keys: Any
+    root: Any
+    pooled: Any
+    lam: float
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A model without its attention.
+
+    Attributes:
+        layers: what is missing.
+        before: from the model's inputs, those that it takes for that, to keys of every layer.
+        after: from what is pooled of every layer, and other inputs of the model, to its outputs.
+    """
+
+    layers: list[Attention]
+    before: ov.Model
+    after: ov.Model
+
+
+def lift_attention(model: ov.Model) -> Lifted | None:
+    """Take out of a model the attention that `pool_attention` computes.
+
+    Args:
+        model: the second of what `split` returns; not to be used afterwards, unless nothing is
+            found, which leaves it as it was.
+
+    Returns:
+        None if no layer's attention is found whose queries are an input.
+    """
+    layers = _find_attention(model)
+    if not layers:
+        return None
+    for layer in layers:
+        for port in layer.root.get_target_inputs():
+            port.replace_source_output(layer.pooled.output(0))
+    keys, results = [operations.result(layer.keys) for layer in layers], model.get_results()
+    pooled = [layer.pooled for layer in layers]
+    return Lifted(
+        layers,
+        ov.Model(keys, _needed(model, keys)),
+        ov.Model(results, [*pooled, *_needed(model, results)]),
+    )
+
+
+def _find_attention(model: ov.Model) -> list[Attention]:
+    """Every product, softmax and mean of exponentials whose queries are an input."""
+    product = WrapType("opset13.MatMul")
+    attention = WrapType("opset13.Softmax", [WrapType("opset13.Reshape", [product, AnyInput()])])
+    counted = WrapType("opset13.Slice", [attention, *(AnyInput() for _ in range(4))])
+    apart = WrapType("opset13.Reshape", [counted, AnyInput()])
+    sharpness = WrapType("opset13.Constant")
+    sharp = WrapType("opset13.Exp", [WrapType("opset13.Multiply", [apart, sharpness])])
+    matcher = Matcher(WrapType("opset13.ReduceMean", [sharp, AnyInput()]), "pooled attention")
+    found = []
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "ReduceMean" or not matcher.match(node.output(0)):
+            continue
+        at, root = matcher.get_pattern_value_map(), node.output(0)
+        keys, queries = at[product].get_node().input_values()
+        lam = float(at[sharpness].get_node().data.item())
+        heads, texts, of_text, images, image_tokens = at[apart].get_shape()
+        tokens, depth = at[attention].get_shape()[2], keys.get_shape()[2]
+        if (
+            not any(at[product].get_node().get_attributes().values())  # transposed
+            and list(keys.get_shape()) == [heads, texts * tokens, depth]
+            and list(queries.get_shape()) == [heads, depth, images * image_tokens]
+            and at[attention].get_node().get_attributes()["axis"] == 2
+            and list(root.get_shape()) == [heads, texts, of_text, images]
+            and queries.get_node().get_type_name() == "Parameter"
+            and 0 < lam <= LARGEST_LAMBDA
+        ):
+            name = queries.get_node().get_friendly_name()
+            pooled = operations.parameter(root.get_shape(), ov.Type.f32)
+            found.append(Attention(name, keys, root, pooled, lam))
+    return found
+
+
+def _needed(model: ov.Model, results: Sequence[Any]) -> list[Any]:
+    """Those of a model's inputs that some results depend on."""
+    found: set[str] = set()
+    nodes = list(results)
+    while nodes:
+        node = nodes.pop()
+        if (name := node.get_friendly_name()) not in found:
+            found.add(name)
+            nodes += [value.get_node() for value in node.input_values()]
+    return [it for it in model.get_parameters() if it.get_friendly_name() in found]
+
+
+def _fix_shapes(model: ov.Model) -> None:
+    """Make constants of what is asked of shapes, or the cut would have those cross it as well."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ShapeOf":
+            shape = np.array(node.input_value(0).get_shape(), node.get_element_type().to_dtype())
+            for port in node.output(0).get_target_inputs():
+                port.replace_source_output(operations.constant(shape).output(0))
+
+
+def _downstream(model: ov.Model, parameters: Sequence[Any]) -> set[str]:
+    """Names of the nodes that depend on some of the inputs."""
+    found = {parameter.get_friendly_name() for parameter in parameters}
+    for node in model.get_ordered_ops():
+        if any(value.get_node().get_friendly_name() in found for value in node.input_values()):
+            found.add(node.get_friendly_name())
+    return found
+
+
+def largest(model: ov.Model) -> int:
+    """Numbers of the largest tensor that is computed."""
+    return max(
+        math.prod(output.get_shape())
+        for node in model.get_ordered_ops()
+        if node.get_type_name() != "Constant"
+        for output in node.outputs()
+    )

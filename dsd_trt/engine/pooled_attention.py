@@ -1,0 +1,115 @@
+"""Attention pooled over image tokens without its maps, by a kernel that is compiled on installing.
+
+`pooled_attention.cpp` has the arithmetic and needs a C++ compiler with vector types (GCC, Clang).
+Where there was none, `available` is False and everything else works without, slower.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.errors import EngineError
+
+LARGEST_LAMBDA = 64.0
+"""e to this power, summed over a billion image tokens, still is an FP32 number."""
+
+
+@dataclass(frozen=True)
+class PooledAttention:
+    """One layer's heads, with all texts and images: Eq. 3 but its logarithm. Dense FP32 arrays.
+
+    Attributes:
+        keys: K', (heads, texts * text_tokens, depth).
+        queries: Q / sqrt(d), (heads, depth, images * image_tokens).
+        pooled: the mean over image tokens of e^(lambda A), A softmaxed over text tokens, of the
+            first `counted` ones: (heads, texts, counted, images), written.
+        lam: sharpness, above 0 and at most `LARGEST_LAMBDA`.
+    """
+
+    keys: NDArray[Any]
+    queries: NDArray[Any]
+    pooled: NDArray[Any]
+    lam: float
+
+
+class _Layer(ctypes.Structure):
+    """As the C++ file has it."""
+
+    _SIZES = ("heads", "texts", "tokens", "counted", "depth", "images", "image_tokens")
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "queries", "pooled")),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("lam", ctypes.c_float),
+    )
+
+
+def available() -> bool:
+    """Whether the kernel was compiled when the package was installed."""
+    return _kernel() is not None
+
+
+def register_widths() -> list[int]:
+    """Bits of the registers that the kernel can use on this processor, the widest last."""
+    kernel = _kernel()
+    return [] if kernel is None else [n for n in (128, 256, 512) if n <= kernel.dsd_registers()]
+
+
+def pool_attention(
+    layers: Sequence[PooledAttention], threads: int, width: int | None = None
+) -> None:
+    """Compute the pooled attention of some layers.
+
+    Args:
+        layers: `pooled` of each is written.
+        threads: to compute with.
+        width: one of `register_widths`; None is the widest.
+
+    Raises:
+        EngineError: out of memory or threads.
+        ValueError: arrays are not dense FP32, sizes do not agree, or lambda is out of range.
+    """
+    kernel = _kernel()
+    assert kernel is not None
+    passed = (_Layer * len(layers))(*(_checked(layer) for layer in layers))
+    numbers = (ctypes.c_int64(it) for it in (len(layers), threads, width or register_widths()[-1]))
+    if kernel.dsd_pool_attention(passed, *numbers):
+        raise EngineError(f"no memory, or no {threads} threads, to match texts with images")
+
+
+def _checked(layer: PooledAttention) -> _Layer:
+    heads, texts, counted, images = layer.pooled.shape
+    tokens, depth = layer.keys.shape[1] // texts, layer.keys.shape[2]
+    image_tokens = layer.queries.shape[2] // images
+    arrays = (
+        (layer.keys, (heads, texts * tokens, depth)),
+        (layer.queries, (heads, depth, images * image_tokens)),
+        (layer.pooled, (heads, texts, counted, images)),
+    )
+    for array, shape in arrays:
+        if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ValueError(f"{array.dtype} {array.shape} in place of dense float32 {shape}")
+    if not (0 < counted <= tokens and image_tokens > 0 and 0 < layer.lam <= LARGEST_LAMBDA):
+        raise ValueError(f"{counted=} of {tokens=}, {image_tokens=}, lambda={layer.lam}")
+    return _Layer(
+        *(array.ctypes.data for array, _ in arrays),
+        *(heads, texts, tokens, counted, depth, images, image_tokens),
+        layer.lam,
+    )
+
+
+@functools.cache
+def _kernel() -> ctypes.CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_pooled_attention{suffix}")
+        if path.is_file():
+            return ctypes.CDLL(str(path))
+    return None

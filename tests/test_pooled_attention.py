@@ -1,0 +1,227 @@
+"""The compiled kernel against the formula in double precision, whatever the sizes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dsd_trt.engine import pooled_attention
+from dsd_trt.engine.pooled_attention import (
+    PooledAttention,
+    available,
+    pool_attention,
+    register_widths,
+)
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "dsd_trt/engine/pooled_attention.cpp"
+COMPILER = shutil.which("g++")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler to install with")
+
+
+def make(
+    rng: np.random.Generator,
+    heads: int = 2,
+    texts: int = 3,
+    tokens: int = 77,
+    counted: int = 16,
+    depth: int = 8,
+    images: int = 2,
+    image_tokens: int = 64,
+    lam: float = 20.0,
+    spread: float = 1.0,
+) -> PooledAttention:
+    def normal(*shape: int) -> NDArray[Any]:
+        return (rng.normal(size=shape) * spread).astype(np.float32)
+
+    return PooledAttention(
+        normal(heads, texts * tokens, depth),
+        normal(heads, depth, images * image_tokens),
+        np.full((heads, texts, counted, images), np.nan, np.float32),
+        lam,
+    )
+
+
+def by_formula(layer: PooledAttention) -> NDArray[np.float64]:
+    heads, texts, counted, images = layer.pooled.shape
+    logits = layer.keys.astype(np.float64) @ layer.queries.astype(np.float64)
+    logits = logits.reshape(heads, texts, -1, images, layer.queries.shape[2] // images)
+    attention = np.exp(logits - logits.max(axis=2, keepdims=True))
+    attention /= attention.sum(axis=2, keepdims=True)
+    return np.exp(layer.lam * attention[:, :, :counted]).mean(axis=-1)
+
+
+def test_it_is_compiled_where_there_is_a_compiler() -> None:
+    assert available()
+    assert register_widths()[0] == 128
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.fixed_dictionaries(
+        {
+            "heads": st.integers(1, 3),
+            "texts": st.integers(1, 3),
+            "tokens": st.integers(1, 80),
+            "depth": st.integers(1, 40),
+            "images": st.integers(1, 3),
+            "image_tokens": st.integers(1, 100),
+        }
+    ),
+    counted=st.integers(1, 80),
+    lam=st.sampled_from([1e-3, 1.0, 20.0, 64.0]),
+    threads=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.parametrize("width", register_widths())
+def test_it_is_the_formula(
+    width: int, sizes: dict[str, int], counted: int, lam: float, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    layer = make(rng, **sizes, counted=min(counted, sizes["tokens"]), lam=lam)
+    pool_attention([layer], threads, width)
+    # Attention is right to 1e-6 or so, which its sharpening makes lambda times as much.
+    np.testing.assert_allclose(layer.pooled, by_formula(layer), rtol=2e-6 * (1 + lam))
+
+
+@pytest.mark.parametrize("width", register_widths())
+def test_logits_beyond_half_precision(width: int) -> None:
+    layer = make(np.random.default_rng(0), spread=300.0)
+    assert np.abs(layer.keys @ layer.queries).max() > 65504
+    pool_attention([layer], 2, width)
+    # A product is a number of 24 bits: those near 1e6 are off by 0.1, where attention is 0 or 1.
+    np.testing.assert_allclose(layer.pooled, by_formula(layer), rtol=0.02)
+    assert np.isfinite(layer.pooled).all()
+
+
+@pytest.mark.parametrize("width", register_widths())
+def test_what_only_one_image_has_is_left_out_of_the_others(width: int) -> None:
+    """Rows that are zero for all but one image, as `match_all` makes them."""
+    layer = make(np.random.default_rng(0), images=3, depth=11)
+    queries = layer.queries.reshape(2, 11, 3, 64)
+    for image in range(3):
+        queries[:, 8 + image, np.arange(3) != image] = 0
+    pool_attention([layer], 2, width)
+    np.testing.assert_allclose(layer.pooled, by_formula(layer), rtol=4e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_layers_of_all_sizes_at_once(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    layers = [
+        make(rng, image_tokens=16),
+        make(rng, heads=1, image_tokens=1024, depth=64, tokens=30),
+        make(rng, texts=1, image_tokens=5, counted=77),
+    ]
+    pool_attention(layers, threads)
+    for layer in layers:
+        np.testing.assert_allclose(layer.pooled, by_formula(layer), rtol=4e-5)
+
+
+@pytest.mark.parametrize("width", register_widths())
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_stays_so(width: int, wrong: float) -> None:
+    layer = make(np.random.default_rng(0))
+    layer.keys[1, 77 + 40, 3] = wrong  # of the second text, a token that does not count
+    pool_attention([layer], 2, width)
+    assert np.isnan(layer.pooled[1, 1]).all()
+    assert np.isfinite(layer.pooled[:, [0, 2]]).all()
+    assert np.isfinite(layer.pooled[0]).all()
+    layer.queries[0, 2, 64 + 5] = wrong  # of the second image, one image token
+    pool_attention([layer], 2, width)
+    assert np.isnan(layer.pooled[0, :, :, 1]).all()
+    assert np.isfinite(layer.pooled[0, :, :, 0]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"keys": np.zeros((2, 231, 8))},
+        {"keys": np.zeros((2, 8, 231), np.float32).transpose(0, 2, 1)},
+        {"queries": np.zeros((2, 7, 128), np.float32)},
+        {"queries": np.zeros((2, 8, 0), np.float32)},
+        {"pooled": np.zeros((2, 3, 78, 2), np.float32)},
+        {"lam": 65.0},
+        {"lam": 0.0},
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    layer = make(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"in place of|counted="):
+        pool_attention([PooledAttention(**{**vars(layer), **wrong})], 1)
+
+
+MISUSED = """
+import ctypes, sys
+import numpy as np
+from dsd_trt.engine import pooled_attention
+kernel = ctypes.CDLL(sys.argv[1])
+pooled_attention._kernel = lambda: kernel
+sys.path.insert(0, sys.argv[2])
+from test_pooled_attention import make
+rng = np.random.default_rng(0)
+for width in pooled_attention.register_widths():
+    for tokens, depth, image_tokens in ((77, 17, 64), (1, 1, 1), (9, 3, 17), (8, 40, 33)):
+        layer = make(rng, tokens=tokens, counted=min(tokens, 5), depth=depth,
+                     image_tokens=image_tokens)
+        pooled_attention.pool_attention([layer, make(rng)], 2, width)
+        assert np.isfinite(layer.pooled).all()
+print("done")
+"""
+
+
+def test_it_stays_within_its_arrays(tmp_path: Path) -> None:
+    """Under the address and undefined behaviour sanitizers."""
+    assert COMPILER is not None
+    library = tmp_path / "kernel.so"
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
+    subprocess.run([COMPILER, *flags, *sanitize, SOURCE, "-o", library], check=True)
+    libraries = [
+        subprocess.run(
+            [COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", MISUSED, library, ROOT / "tests"],
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(libraries),
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+
+
+def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
+    assert COMPILER is not None
+    flags = ["-std=c++17", "-O2", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
+    subprocess.run([COMPILER, *flags, SOURCE], check=True)
+
+
+def test_without_it_nothing_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooled_attention, "EXTENSION_SUFFIXES", [])
+    pooled_attention._kernel.cache_clear()
+    try:
+        assert not available()
+        assert register_widths() == []
+    finally:
+        monkeypatch.undo()
+        pooled_attention._kernel.cache_clear()
+    assert available()
