@@ -11,6 +11,7 @@ from dsd_trt.cache import recall, remember
 from dsd_trt.manifest import Manifest
 
 MAX_TEXTS = 256  # of the matrix scorer
+_TIMED = 3  # batches of each size, besides one that is not
 _MIN_TRIED = 4  # below, what a run costs besides its triples is no longer shared
 MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
 
@@ -95,9 +96,10 @@ def walks_at_once(large: bool) -> tuple[int, ...]:
 class FastestBatch:
     """Cuts work into batches, and finds out on the first of it which size is the fastest.
 
-    Sizes are tried from the largest downwards, each halved. The first batch of a size sets the
-    engine's kernels up for its shape; it is the second that is timed. What is found is remembered,
-    so that a machine tries once.
+    Sizes, each half of the one before, are tried in turn, several times over. The first batch of a
+    size sets the engine's kernels up for its shape and is not timed; of the others the fastest
+    counts, since whatever else the machine does only makes them slower. What is found is
+    remembered, so that a machine tries once.
 
     Args:
         largest: that fits into memory.
@@ -111,10 +113,9 @@ class FastestBatch:
         self._key = f"{key}, batches up to {largest}"
         if len(sizes) > 1 and (known := recall("batch", self._key)) in sizes:
             sizes = [int(known)]
-        self.size, *self._waiting = sizes
-        self._trying = len(sizes) > 1
-        self._seconds: dict[int, float] = {}  # a triple
-        self._seen = 0  # whole batches of this size
+        self.size = sizes[0]
+        self._untried = sizes * (1 + _TIMED) if len(sizes) > 1 else []
+        self._seconds: dict[int, list[float]] = {size: [] for size in sizes}  # a triple
 
     def cut(self, count: int) -> Iterator[slice]:
         """Batches, of which each is done with when the next is asked for."""
@@ -123,20 +124,17 @@ class FastestBatch:
             rows = slice(start, min(start + self.size, count))
             begin = perf_counter()
             yield rows
-            if self._trying and rows.stop - rows.start == self.size:
+            if self._untried and rows.stop - rows.start == self.size:
                 self._note(perf_counter() - begin)
             start = rows.stop
 
     def _note(self, seconds: float) -> None:
-        """Take note of a whole batch's time, and go on to the next size if it was the second."""
-        self._seen += 1
-        if self._seen < 2:
+        """Take note of a whole batch's time, and go on to the next size."""
+        self._seconds[self._untried.pop(0)].append(seconds / self.size)
+        if self._untried:
+            self.size = self._untried[0]
             return
-        self._seconds[self.size] = seconds / self.size
-        if self._waiting:
-            self.size, self._seen = self._waiting.pop(0), 0
-            return
-        self._trying = False
-        self.size = min(self._seconds, key=self._seconds.__getitem__)
+        fastest = {size: min(each[1:]) for size, each in self._seconds.items()}
+        self.size = min(fastest, key=fastest.__getitem__)
         remember("batch", self._key, self.size)
-        logger.info("batches of %d are the fastest here: %s", self.size, self._seconds)
+        logger.info("batches of %d are the fastest here: %s", self.size, fastest)
