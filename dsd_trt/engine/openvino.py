@@ -44,6 +44,7 @@ class OpenVinoGraph:
         EngineError: openvino refuses the graph, or the processor has no BF16.
 
     Attributes:
+        bf16: whether it computes in BF16.
         large: whether its operations are so long that each keeps all threads busy.
         threads: how many there are.
         model: to be given fixed sizes before it is compiled.
@@ -57,7 +58,7 @@ class OpenVinoGraph:
             raise EngineError(
                 "this processor does not compute in BF16. Score in FP32: --engine openvino"
             )
-        self.large = is_large(path.parent)
+        self.bf16, self.large = bf16, is_large(path.parent)
         self.threads = thread_limit() or os.cpu_count() or 1
         self._settings: dict[str, Any] = {
             # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.

@@ -16,7 +16,7 @@ from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.openvino import OpenVinoGraph
 from dsd_trt.engine.openvino_cut import Lifted, largest, lift_attention, split
-from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention
+from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention, tile_width
 from dsd_trt.errors import EngineError
 
 _TEXTS = 16  # at once; fewer where maps are written that would have more than so many numbers:
@@ -161,7 +161,8 @@ class _Match:
                     lifted.layers, before.output_tensors, after.input_tensors, strict=False
                 )
             ]
-            self._steps.insert(1, partial(pool_attention, layers, source.threads))
+            width = tile_width() if source.bf16 else None
+            self._steps.insert(1, partial(pool_attention, layers, source.threads, width))
         self._scores = requests[-1].output_tensors[0]
         self.texts: int = self._scores.shape[1]
 

@@ -21,6 +21,17 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__)
+#define X86 1
+#if defined(__linux__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TILES 1
+#endif
+#endif
+
 namespace {
 
 // As wide as the widest registers there are; of others it is several.
@@ -29,6 +40,10 @@ constexpr size_t kBytes = sizeof(float) * kLanes;
 typedef float Floats __attribute__((vector_size(kBytes)));
 typedef float Unaligned __attribute__((vector_size(kBytes), aligned(sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
+
+constexpr int64_t kTile = 8192;  // bits
+
+constexpr int64_t ceil(int64_t number, int64_t part) { return (number + part - 1) / part; }
 
 constexpr float kLog2 = 0.693147181f;
 
@@ -52,7 +67,11 @@ struct Layer {
 // any others, 128.
 int64_t dsd_registers();
 
-// With registers of so many bits. Returns 0, or 1 where memory or threads could not be had.
+// Bits of a register that holds a matrix, if this processor multiplies such in BF16 and Linux
+// grants their use to this process, or 0.
+int64_t dsd_tiles();
+
+// With registers of so many bits: products are of BF16 numbers with tiles, of FP32 with others. Returns 0, or 1 where memory or threads could not be had.
 int dsd_pool_attention(const Layer* layers, int64_t count, int64_t threads, int64_t registers);
 }
 
@@ -103,95 +122,115 @@ INLINE void multiply(const float* keys, int64_t depth, const Floats* queries,
 }
 
 struct Scratch {
-  Floats* queries;  // of one head and image: (steps, places, width)
-  Floats* logits;   // (tokens, width)
+  Floats* queries;  // of one head and image, in the order they are multiplied in
+  Floats* keys;     // of one head and text, in BF16
+  Floats* logits;   // (tokens, width), twice
   Floats* sums;     // (counted,)
   std::vector<int64_t> places;
 };
+
+// From logits of `width` times kLanes image tokens, of which so many are left, to sums.
+template <int width>
+INLINE void sharpen(const Layer& layer, const Floats* largest, int64_t left, Floats* logits,
+                    Floats* sums) {
+  Floats total[width] = {}, scale[width];
+  for (int64_t t = 0; t < layer.tokens; ++t)
+    for (int c = 0; c < width; ++c) {
+      Floats& logit = logits[width * t + c];
+      logit = exponential(larger(Floats{} - 126.0f, (logit - largest[c]) * (1 / kLog2)));
+      total[c] += logit;
+    }
+  for (int c = 0; c < width; ++c) scale[c] = layer.lambda / kLog2 / total[c];
+  Ints lane = {};
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  for (int64_t t = 0; t < layer.counted; ++t)
+    for (int c = 0; c < width; ++c) {
+      const Floats sharp = exponential(logits[width * t + c] * scale[c]);
+      const int32_t inside = static_cast<int32_t>(std::min(left - c * kLanes, kLanes));
+      sums[t] += left >= width * kLanes ? sharp : lane < inside ? sharp : Floats{};
+    }
+}
+
+INLINE void finish(const Layer& layer, const Floats* sums, float* pooled) {
+  for (int64_t t = 0; t < layer.counted; ++t)
+    pooled[t * layer.images] = sum(sums[t]) / static_cast<float>(layer.image_tokens);
+}
+
+// kLanes numbers of a row, of which so many are left; the others are zero.
+INLINE Floats load(const float* row, int64_t left) {
+  if (left >= kLanes) return *reinterpret_cast<const Unaligned*>(row);
+  Floats some = {};
+  for (int64_t i = 0; i < left; ++i) some[i] = row[i];
+  return some;
+}
 
 // One head of one image with one text: so many text tokens at once, and `width` times kLanes image
 // tokens.
 template <int64_t rows, int width>
 INLINE void pool(const Layer& layer, const float* keys, const Scratch& scratch, float* pooled) {
-  const int64_t depth = layer.depth, tokens = layer.tokens, step = width * kLanes;
+  const int64_t depth = layer.depth, tokens = layer.tokens;
   const Floats* queries = scratch.queries;
-  Floats *logits = scratch.logits, *sums = scratch.sums;
-  Ints lane = {};
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  std::fill(sums, sums + layer.counted, Floats{});
-  for (int64_t start = 0; start < layer.image_tokens; start += step) {
+  Floats* logits = scratch.logits;
+  std::fill(scratch.sums, scratch.sums + layer.counted, Floats{});
+  for (int64_t left = layer.image_tokens; left > 0; left -= width * kLanes) {
     Floats largest[width];
     std::fill(largest, largest + width, Floats{} - INFINITY);
     int64_t t = 0;
     for (; t + rows <= tokens; t += rows)
-      multiply<rows, width>(keys + t * depth, depth, queries, scratch.places,
-                               logits + width * t, largest);
+      multiply<rows, width>(keys + t * depth, depth, queries, scratch.places, logits + width * t,
+                            largest);
     if (t < tokens && tokens > rows) {  // the last ones, some of them a second time
       t = tokens - rows;
-      multiply<rows, width>(keys + t * depth, depth, queries, scratch.places,
-                               logits + width * t, largest);
+      multiply<rows, width>(keys + t * depth, depth, queries, scratch.places, logits + width * t,
+                            largest);
       t = tokens;
     }
     for (; t < tokens; ++t)
       multiply<1, width>(keys + t * depth, depth, queries, scratch.places, logits + width * t,
                          largest);
     queries += width * scratch.places.size();
-
-    Floats total[width] = {}, scale[width];
-    for (t = 0; t < tokens; ++t)
-      for (int c = 0; c < width; ++c) {
-        Floats& logit = logits[width * t + c];
-        logit = exponential(larger(Floats{} - 126.0f, (logit - largest[c]) * (1 / kLog2)));
-        total[c] += logit;
-      }
-    for (int c = 0; c < width; ++c) scale[c] = layer.lambda / kLog2 / total[c];
-    const int64_t left = layer.image_tokens - start;
-    for (t = 0; t < layer.counted; ++t)
-      for (int c = 0; c < width; ++c) {
-        const Floats sharp = exponential(logits[width * t + c] * scale[c]);
-        const int32_t inside = static_cast<int32_t>(std::min(left - c * kLanes, kLanes));
-        sums[t] += left >= step ? sharp : lane < inside ? sharp : Floats{};
-      }
+    sharpen<width>(layer, largest, left, logits, scratch.sums);
   }
-  for (int64_t t = 0; t < layer.counted; ++t)
-    pooled[t * layer.images] = sum(sums[t]) / static_cast<float>(layer.image_tokens);
+  finish(layer, scratch.sums, pooled);
+}
+
+// One head of one image, where its arrays have it.
+struct Part {
+  const float *keys, *queries;
+  float* pooled;
+  int64_t stride;  // from one number of a query to the next
+};
+
+Part part(const Layer& layer, int64_t head, int64_t image) {
+  const int64_t stride = layer.images * layer.image_tokens;
+  return {layer.keys + head * layer.texts * layer.tokens * layer.depth,
+          layer.queries + head * layer.depth * stride + image * layer.image_tokens,
+          layer.pooled + head * layer.texts * layer.counted * layer.images + image, stride};
 }
 
 // One head of one image with all texts.
 template <int64_t rows, int width>
 INLINE void pool_texts(const Layer& layer, int64_t head, int64_t image, Scratch& scratch) {
-  const int64_t step = width * kLanes, stride = layer.images * layer.image_tokens;
-  const float* queries = layer.queries + head * layer.depth * stride + image * layer.image_tokens;
+  const Part at = part(layer, head, image);
   // What an image has of its own is a row that is zero for all other images: those are left out.
   scratch.places.clear();
   for (int64_t k = 0; k < layer.depth; ++k) {
-    const float* row = queries + k * stride;
+    const float* row = at.queries + k * at.stride;
     if (std::any_of(row, row + layer.image_tokens, [](float x) { return x != 0; }))
       scratch.places.push_back(k);
   }
   Floats* packed = scratch.queries;
-  for (int64_t start = 0; start < layer.image_tokens; start += step)
-    for (const int64_t place : scratch.places) {
-      const float* from = queries + place * stride + start;
-      const int64_t left = layer.image_tokens - start;
-      for (int c = 0; c < width; ++c, from += kLanes, ++packed) {
-        if (left >= (c + 1) * kLanes) {
-          *packed = *reinterpret_cast<const Unaligned*>(from);
-        } else {
-          *packed = Floats{};
-          for (int64_t i = 0; i < left - c * kLanes; ++i) (*packed)[i] = from[i];
-        }
-      }
-    }
-  const float* keys = layer.keys + head * layer.texts * layer.tokens * layer.depth;
-  float* pooled = layer.pooled + head * layer.texts * layer.counted * layer.images + image;
+  for (int64_t start = 0; start < layer.image_tokens; start += width * kLanes)
+    for (const int64_t place : scratch.places)
+      for (int64_t i = start; i < start + width * kLanes; i += kLanes)
+        *packed++ = load(at.queries + place * at.stride + i, layer.image_tokens - i);
   for (int64_t text = 0; text < layer.texts; ++text)
-    pool<rows, width>(layer, keys + text * layer.tokens * layer.depth, scratch,
-                pooled + text * layer.counted * layer.images);
+    pool<rows, width>(layer, at.keys + text * layer.tokens * layer.depth, scratch,
+                      at.pooled + text * layer.counted * layer.images);
 }
 
 // Sums fill half of the registers, and are enough to hide how long a multiplication takes.
-#if defined(__x86_64__)
+#if X86
 __attribute__((target("avx512f"))) void pool_head_512(const Layer& layer, int64_t head,
                                                       int64_t image, Scratch& scratch) {
   if (layer.image_tokens > kLanes)
@@ -206,13 +245,118 @@ __attribute__((target("avx2,fma"))) void pool_head_256(const Layer& layer, int64
 }
 #endif
 
+#if TILES
+// Products in BF16, by tiles: registers of 16 rows of 64 bytes, which a processor multiplies whole.
+#define WITH_TILES __attribute__((target("avx512f,avx512bw,amx-tile,amx-bf16")))
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileDepth = 32;  // BF16 numbers in a row
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// The BF16 that is nearest, in the upper half.
+INLINE Ints nearest(Ints bits) { return bits + 0x7fff + ((bits >> 16) & 1); }
+
+INLINE uint16_t to_bf16(float number) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &number, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// As pool_texts.
+template <int width>
+WITH_TILES INLINE void pool_texts_by_tiles(const Layer& layer, int64_t head, int64_t image,
+                                           Scratch& scratch) {
+  const Part at = part(layer, head, image);
+  const int64_t blocks = ceil(layer.depth, kTileDepth), depth = blocks * kTileDepth;
+  const int64_t rows = ceil(layer.tokens, kTileRows) * kTileRows, tile = kTileDepth / 2;
+  // Of kLanes image tokens: two numbers each in a row, one after the other, depth / 2 rows.
+  Floats* packed = scratch.queries;
+  const int64_t steps = ceil(layer.image_tokens, width * kLanes);
+  for (int64_t start = 0; start < steps * width * kLanes; start += kLanes)
+    for (int64_t k = 0; k < depth; k += 2) {
+      Ints pair[2];
+      for (int i = 0; i < 2; ++i) {
+        const int64_t left = k + i < layer.depth ? layer.image_tokens - start : 0;
+        pair[i] = nearest(
+            reinterpret_cast<Ints>(load(at.queries + (k + i) * at.stride + start, left)));
+      }
+      const Ints low = (pair[0] >> 16) & 0xffff, high = pair[1] & ~0xffff;
+      *packed++ = reinterpret_cast<Floats>(low | high);
+    }
+  uint16_t* keys = reinterpret_cast<uint16_t*>(scratch.keys);
+  std::fill(keys, keys + rows * depth, 0);
+  for (int64_t text = 0; text < layer.texts; ++text) {
+    const float* from = at.keys + text * layer.tokens * layer.depth;
+    for (int64_t t = 0; t < layer.tokens; ++t)
+      for (int64_t k = 0; k < layer.depth; ++k)
+        keys[t * depth + k] = to_bf16(from[t * layer.depth + k]);
+    std::fill(scratch.sums, scratch.sums + layer.counted, Floats{});
+    asm volatile("" ::: "memory");  // compilers do not know that tiles are read from memory
+    // Tiles take long, but on their own: the next step's are multiplied while this one is sharpened.
+    for (int64_t step = 0; step <= steps; ++step) {
+      if (step < steps) {
+        const Floats* queries = scratch.queries + step * width * blocks * tile;
+        Floats* logits = scratch.logits + step % 2 * width * rows;
+        for (int64_t t = 0; t < rows; t += kTileRows) {
+          _tile_zero(0);
+          _tile_zero(1);
+          for (int64_t block = 0; block < blocks; ++block) {
+            _tile_loadd(2, keys + t * depth + block * kTileDepth, depth * sizeof(uint16_t));
+            _tile_loadd(3, queries + block * tile, kBytes);
+            _tile_dpbf16ps(0, 2, 3);
+            if (width == 2) {
+              _tile_loadd(4, queries + (blocks + block) * tile, kBytes);
+              _tile_dpbf16ps(1, 2, 4);
+            }
+          }
+          _tile_stored(0, logits + width * t, width * kBytes);
+          if (width == 2) _tile_stored(1, logits + width * t + 1, width * kBytes);
+        }
+      }
+      if (step > 0) {
+        Floats* logits = scratch.logits + (step - 1) % 2 * width * rows;
+        Floats largest[width];
+        for (int c = 0; c < width; ++c) largest[c] = logits[c];
+        for (int64_t t = 1; t < layer.tokens; ++t)
+          for (int c = 0; c < width; ++c) largest[c] = larger(largest[c], logits[width * t + c]);
+        const int64_t left = layer.image_tokens - (step - 1) * width * kLanes;
+        sharpen<width>(layer, largest, left, logits, scratch.sums);
+      }
+    }
+    finish(layer, scratch.sums, at.pooled + text * layer.counted * layer.images);
+  }
+}
+
+WITH_TILES void pool_head_tiles(const Layer& layer, int64_t head, int64_t image,
+                                Scratch& scratch) {
+  TileConfig ours, others;  // who used tiles on this thread before may rely on theirs
+  std::fill(ours.row_bytes, ours.row_bytes + 5, kBytes);
+  std::fill(ours.rows, ours.rows + 5, kTileRows);
+  _tile_storeconfig(&others);
+  _tile_loadconfig(&ours);
+  if (layer.image_tokens > kLanes)
+    pool_texts_by_tiles<2>(layer, head, image, scratch);
+  else
+    pool_texts_by_tiles<1>(layer, head, image, scratch);
+  _tile_loadconfig(&others);
+}
+#endif
+
 void pool_head_128(const Layer& layer, int64_t head, int64_t image, Scratch& scratch) {
   pool_texts<2, 1>(layer, head, image, scratch);
 }
 
-auto pool_head(int64_t registers) {
-#if defined(__x86_64__)
-  if (registers == 512) return pool_head_512;
+auto pool_head(int64_t registers, int64_t depth) {
+#if TILES
+  // Filled to less than a row, tiles are no faster.
+  if (registers == kTile && depth > kTileDepth) return pool_head_tiles;
+#endif
+#if X86
+  if (registers >= 512) return pool_head_512;
   if (registers == 256) return pool_head_256;
 #endif
   return pool_head_128;
@@ -225,30 +369,47 @@ struct Work {
 
 // Takes work until there is none.
 void pool_share(const std::vector<Work>& all, std::atomic<size_t>& next, int64_t registers) {
-  size_t queries = 0, logits = 0, sums = 0, depth = 0;
+  int64_t queries = 0, keys = 0, tokens = 0, depth = 0;
   for (const Work& work : all) {
     const Layer& layer = *work.layer;
-    const size_t steps = (layer.image_tokens + 2 * kLanes - 1) / (2 * kLanes);
-    queries = std::max<size_t>(queries, steps * layer.depth * 2);
-    logits = std::max<size_t>(logits, 2 * layer.tokens);
-    sums = std::max<size_t>(sums, layer.counted);
-    depth = std::max<size_t>(depth, layer.depth);
+    const int64_t steps = 2 * ceil(layer.image_tokens, 2 * kLanes);
+    const int64_t rows = ceil(layer.tokens, 16) * 16, even = ceil(layer.depth, 32) * 32;
+    queries = std::max(queries, steps * std::max(layer.depth, even / 2));
+    keys = std::max(keys, rows * even / 32);
+    tokens = std::max(tokens, rows);
+    depth = std::max(depth, layer.depth);
   }
   const auto free = [](void* memory) { ::operator delete(memory, std::align_val_t{kBytes}); };
   const std::unique_ptr<void, decltype(free)> memory(
-      ::operator new(kBytes * (queries + logits + sums), std::align_val_t{kBytes}), free);
-  Scratch scratch{static_cast<Floats*>(memory.get()), nullptr, nullptr, {}};
-  scratch.logits = scratch.queries + queries;
-  scratch.sums = scratch.logits + logits;
+      ::operator new(kBytes * (queries + keys + 5 * tokens), std::align_val_t{kBytes}), free);
+  Scratch scratch{};
+  scratch.queries = static_cast<Floats*>(memory.get());
+  scratch.keys = scratch.queries + queries;
+  scratch.logits = scratch.keys + keys;
+  scratch.sums = scratch.logits + 4 * tokens;
   scratch.places.reserve(depth);
   for (size_t i; (i = next++) < all.size();)
-    pool_head(registers)(*all[i].layer, all[i].head, all[i].image, scratch);
+    pool_head(registers, all[i].layer->depth)(*all[i].layer, all[i].head, all[i].image, scratch);
 }
 
 }  // namespace
 
+int64_t dsd_tiles() {
+#if TILES
+  static const bool granted = [] {
+    unsigned eax, ebx, ecx, edx;
+    const bool known = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 22 & 1) &&
+                       (edx >> 24 & 1) && __builtin_cpu_supports("avx512bw");
+    return known && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+  }();
+  return granted ? kTile : 0;
+#else
+  return 0;
+#endif
+}
+
 int64_t dsd_registers() {
-#if defined(__x86_64__)
+#if X86
   if (__builtin_cpu_supports("avx512f")) return 512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 256;
 #endif
@@ -257,6 +418,7 @@ int64_t dsd_registers() {
 
 int dsd_pool_attention(const Layer* layers, int64_t count, int64_t threads,
                        int64_t registers) try {
+  if (registers != dsd_tiles()) registers = std::min(registers, dsd_registers());
   std::vector<Work> all;
   for (const Layer* layer = layers; layer != layers + count; ++layer)
     for (int64_t head = 0; head < layer->heads; ++head)

@@ -58,9 +58,15 @@ def available() -> bool:
 
 
 def register_widths() -> list[int]:
-    """Bits of the registers that the kernel can use on this processor, the widest last."""
+    """Bits of the registers that the kernel can multiply FP32 with here, the widest last."""
     kernel = _kernel()
     return [] if kernel is None else [n for n in (128, 256, 512) if n <= kernel.dsd_registers()]
+
+
+def tile_width() -> int | None:
+    """Bits of the registers that it can multiply BF16 with here, if any (Intel's AMX)."""
+    kernel = _kernel()
+    return None if kernel is None else kernel.dsd_tiles() or None
 
 
 def pool_attention(
@@ -71,7 +77,8 @@ def pool_attention(
     Args:
         layers: `pooled` of each is written.
         threads: to compute with.
-        width: one of `register_widths`; None is the widest.
+        width: of registers: one of `register_widths`, of which None is the widest, or
+            `tile_width`, which rounds keys and queries of more than 32 numbers to BF16.
 
     Raises:
         EngineError: out of memory or threads.
