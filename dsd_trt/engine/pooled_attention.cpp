@@ -23,7 +23,7 @@
 
 #if defined(__x86_64__)
 #define X86 1
-#if defined(__linux__)
+#if defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -41,7 +41,10 @@ typedef float Floats __attribute__((vector_size(kBytes)));
 typedef float Unaligned __attribute__((vector_size(kBytes), aligned(sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 
+// Registers that hold a matrix (Intel's AMX): 16 rows of 64 bytes, here of 32 BF16 numbers.
 constexpr int64_t kTile = 8192;  // bits
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileDepth = 32;
 
 constexpr int64_t ceil(int64_t number, int64_t part) { return (number + part - 1) / part; }
 
@@ -71,7 +74,8 @@ int64_t dsd_registers();
 // grants their use to this process, or 0.
 int64_t dsd_tiles();
 
-// With registers of so many bits: products are of BF16 numbers with tiles, of FP32 with others. Returns 0, or 1 where memory or threads could not be had.
+// With registers of so many bits: products are of BF16 numbers with tiles, of FP32 with others.
+// Returns 0, or 1 where memory or threads could not be had.
 int dsd_pool_attention(const Layer* layers, int64_t count, int64_t threads, int64_t registers);
 }
 
@@ -88,8 +92,8 @@ INLINE float sum(Floats x) {
   return lanes[0];
 }
 
-// 2^x for x in [-126, 127]: 2^n 2^f, |f| <= 1/2, and 2^f = sum of (f log 2)^k / k!, of which what is
-// left out is below 1.3e-7. Of what is no number it makes what is no number.
+// 2^x for x in [-126, 127]: 2^n 2^f, |f| <= 1/2, and 2^f = sum of (f log 2)^k / k!; what is
+// left out of it is below 1.3e-7. Of what is no number it makes what is no number.
 INLINE Floats exponential(Floats x) {
   const Floats rounded = x + 12582912.0f;  // 1.5 2^23: n is in the last bits
   const Floats f = x - (rounded - 12582912.0f);
@@ -246,10 +250,7 @@ __attribute__((target("avx2,fma"))) void pool_head_256(const Layer& layer, int64
 #endif
 
 #if TILES
-// Products in BF16, by tiles: registers of 16 rows of 64 bytes, which a processor multiplies whole.
 #define WITH_TILES __attribute__((target("avx512f,avx512bw,amx-tile,amx-bf16")))
-constexpr int64_t kTileRows = 16;
-constexpr int64_t kTileDepth = 32;  // BF16 numbers in a row
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -266,7 +267,7 @@ INLINE uint16_t to_bf16(float number) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// As pool_texts.
+// As pool_texts, with products in BF16 of whole tiles.
 template <int width>
 WITH_TILES INLINE void pool_texts_by_tiles(const Layer& layer, int64_t head, int64_t image,
                                            Scratch& scratch) {
@@ -296,7 +297,7 @@ WITH_TILES INLINE void pool_texts_by_tiles(const Layer& layer, int64_t head, int
         keys[t * depth + k] = to_bf16(from[t * layer.depth + k]);
     std::fill(scratch.sums, scratch.sums + layer.counted, Floats{});
     asm volatile("" ::: "memory");  // compilers do not know that tiles are read from memory
-    // Tiles take long, but on their own: the next step's are multiplied while this one is sharpened.
+    // Tiles take long, but on their own: the next ones are multiplied while these are sharpened.
     for (int64_t step = 0; step <= steps; ++step) {
       if (step < steps) {
         const Floats* queries = scratch.queries + step * width * blocks * tile;
@@ -373,9 +374,10 @@ void pool_share(const std::vector<Work>& all, std::atomic<size_t>& next, int64_t
   for (const Work& work : all) {
     const Layer& layer = *work.layer;
     const int64_t steps = 2 * ceil(layer.image_tokens, 2 * kLanes);
-    const int64_t rows = ceil(layer.tokens, 16) * 16, even = ceil(layer.depth, 32) * 32;
-    queries = std::max(queries, steps * std::max(layer.depth, even / 2));
-    keys = std::max(keys, rows * even / 32);
+    const int64_t rows = ceil(layer.tokens, kTileRows) * kTileRows;
+    const int64_t blocks = ceil(layer.depth, kTileDepth);
+    queries = std::max(queries, steps * std::max(layer.depth, blocks * kTileDepth / 2));
+    keys = std::max(keys, rows * blocks);  // 32 BF16 numbers are as large as Floats
     tokens = std::max(tokens, rows);
     depth = std::max(depth, layer.depth);
   }
