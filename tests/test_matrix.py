@@ -16,13 +16,15 @@ import tensorrt_rtx
 import torch
 from checkpoints import write_adapter
 from exported import Exported
+from matrix_graphs import of_fixed_sizes
 from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.engine import pooled_attention
+from dsd_trt.engine import open_engine, pooled_attention
 from dsd_trt.engine.openvino_cut import largest, lift_attention, split
+from dsd_trt.engine.pooled_attention import pool_attention, tile_width
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs as count_by_tensorrt
 from dsd_trt.errors import InputError
@@ -163,6 +165,19 @@ def bundle(
     return export_bundle(settings, tmp_path_factory.mktemp("matrix") / "bundle")[0]
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Registers that the kernel was called to use, each time it was."""
+    widths: list[int | None] = []
+
+    def recorded(layers: Any, threads: int, width: int | None) -> None:
+        widths.append(width)
+        pool_attention(layers, threads, width)
+
+    monkeypatch.setattr("dsd_trt.engine.openvino_matrix.pool_attention", recorded)
+    return widths
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("engine", "kernel", "tolerance"),
@@ -176,6 +191,7 @@ def test_a_bundle_serves_it(
     engine: str,
     kernel: bool,
     tolerance: float,
+    calls: list[int | None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not kernel:
@@ -184,25 +200,35 @@ def test_a_bundle_serves_it(
     texts = ["a red circle and " * 9 + "a star", *TEXTS, "a blue square, " * 5]
     expected = by_definition(checkpoint, Adapter.load(adapter_folder), pictures, texts=texts)
     matrix = Scorer.load(bundle.folder, engine, mode="matrix").score(list(pictures), texts)
+    assert bool(calls) == (kernel and pooled_attention.available())
     assert np.abs(matrix.scores - expected).max() < tolerance
     assert matrix.probabilities == pytest.approx(1 / (1 + np.exp(1 - 5 * expected)), abs=1e-3)
 
 
-@pytest.mark.skipif(not pooled_attention.available(), reason="no compiler to install with")
 def test_no_map_of_attention_is_left(bundle: Bundle) -> None:
-    graph = bundle.manifest.graphs["matrix_scorer"]
-    model = ov.Core().read_model(bundle.path(graph.file))
-    sizes = {"I": 3, "T": 5, "L": 16}
-    model.reshape({n: [sizes.get(str(it), it) for it in spec.shape]
-                   for n, spec in enumerate(graph.inputs)})  # fmt: skip
-    match = split(model, 2)[1]
+    match = split(of_fixed_sizes(bundle), 2)[1]
     maps = largest(match)
     lifted = lift_attention(match)
-    assert lifted is not None
-    left = [node.get_type_name() for it in (lifted.before, lifted.after) for node in it.get_ops()]
+    left = [node.get_type_name() for part in lifted.parts for node in part.get_ops()]
     assert "Softmax" not in left
-    assert maps > 4 * max(largest(lifted.before), largest(lifted.after))
+    assert maps > 4 * max(map(largest, lifted.parts))
     assert {layer.lam for layer in lifted.layers} == {20.0}
+
+
+@pytest.mark.skipif(
+    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this processor does not compute in BF16",
+)
+def test_tiles_are_for_bf16_alone(bundle: Bundle, calls: list[int | None]) -> None:
+    graph = bundle.manifest.graphs["matrix_scorer"]
+    sizes = {"I": 1, "T": 1, "L": 16}
+    feeds = {
+        spec.name: np.ones([sizes.get(str(it), it) for it in spec.shape], spec.dtype)
+        for spec in graph.inputs
+    }
+    for engine in ("openvino", "openvino-bf16"):
+        open_engine(bundle.path(graph.file), graph, engine).run(feeds)
+    assert calls == ([None, tile_width()] if pooled_attention.available() else [])
 
 
 def test_its_macs_are_those_tensorrt_counts(bundle: Bundle) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 import openvino as ov
 import pytest
 from bundles import make_bundle
+from matrix_graphs import of_fixed_sizes
 from numpy.typing import NDArray
+from openvino import opset13 as ops
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.engine import open_engine
@@ -108,15 +110,6 @@ def test_every_row_meets_every_text(
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def of_fixed_sizes(bundle: Bundle) -> ov.Model:
-    graph = bundle.manifest.graphs["matrix_scorer"]
-    model = ov.Core().read_model(bundle.path(graph.file))
-    sizes = {"I": 3, "T": 5, "L": 16}
-    model.reshape({n: [sizes.get(str(it), it) for it in spec.shape]
-                   for n, spec in enumerate(graph.inputs)})  # fmt: skip
-    return model
-
-
 def test_rows_are_walked_once_and_nothing_of_the_texts_is(matrix: Bundle) -> None:
     walk, match = split(of_fixed_sizes(matrix), 2)
     assert [port.get_any_name() for port in walk.inputs] == ["latent", "level"]
@@ -131,5 +124,38 @@ def test_rows_are_walked_once_and_nothing_of_the_texts_is(matrix: Bundle) -> Non
 def test_what_has_no_attention_is_left_as_it_was(matrix: Bundle) -> None:
     match = split(of_fixed_sizes(matrix), 2)[1]
     before = [node.get_friendly_name() for node in match.get_ordered_ops()]
-    assert lift_attention(match) is None
+    lifted = lift_attention(match)
+    assert lifted.layers == []
+    assert lifted.parts == [match]
     assert [node.get_friendly_name() for node in match.get_ordered_ops()] == before
+
+
+def attention(
+    *, start: int = 0, step: int = 1, over: int = 4, lam: object = 20.0, softmax: int = 2
+) -> ov.Model:
+    """Of 2 heads, 3 texts, and 4 text tokens, images and image tokens: shapes tell little."""
+    queries, keys = ops.parameter([2, 8, 16]), ops.parameter([2, 12, 8])
+    logits = ops.reshape(ops.matmul(keys, queries, False, False), [2, 3, 4, 16], False)
+    counted = ops.slice(ops.softmax(logits, softmax), [start], [4], [step], [2])
+    count = counted.get_output_shape(0)[2]
+    apart = ops.reshape(counted, [2, 3, count, 4, 4], False)
+    sharp = ops.exp(ops.multiply(apart, np.array(lam, np.float32)))
+    return ov.Model([ops.log(ops.reduce_mean(sharp, [over]))], [queries, keys])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"start": 1},
+        {"step": 2},
+        {"over": 3},
+        {"lam": 65.0},
+        {"lam": [1.0, 2, 3, 4]},
+        {"softmax": 3},
+    ],
+)
+def test_other_attention_than_the_kernel_computes_is_left_in(other: dict[str, Any]) -> None:
+    assert lift_attention(attention()).layers[0].lam == 20.0
+    assert len(lift_attention(attention()).parts) == 2
+    assert lift_attention(attention(), lift=False).layers == []
+    assert lift_attention(attention(**other)).layers == []

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -253,13 +255,26 @@ def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
     subprocess.run([COMPILER, *flags, SOURCE], check=True)
 
 
-def test_without_it_nothing_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooled_attention, "EXTENSION_SUFFIXES", [])
+@pytest.fixture
+def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The kernel is looked for anew, and so it is once the test is over."""
     pooled_attention._kernel.cache_clear()
-    try:
-        assert not available()
-        assert register_widths() == []
-    finally:
-        monkeypatch.undo()
-        pooled_attention._kernel.cache_clear()
-    assert available()
+    yield monkeypatch
+    monkeypatch.undo()
+    pooled_attention._kernel.cache_clear()
+
+
+def test_without_it_nothing_is_available(afresh: pytest.MonkeyPatch) -> None:
+    afresh.setattr(pooled_attention, "EXTENSION_SUFFIXES", [])
+    assert not available()
+    assert register_widths() == []
+    assert tile_width() is None
+
+
+def test_what_cannot_be_loaded_is_said_and_done_without(
+    afresh: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / f"_pooled_attention{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    afresh.setattr(pooled_attention, "__file__", str(tmp_path / "pooled_attention.py"))
+    assert not available()
+    assert "slower than it could be" in caplog.text

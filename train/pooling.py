@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsd_trt.engine.pooled_attention import LARGEST_LAMBDA
+
 Pooling = Literal["lse", "max", "cosine", "logits"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-
-_LARGEST_EXPONENT = 64.0  # e^64, summed over a billion image tokens, still is an FP32 number
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def logsumexp_pool(attention: Tensor, lam: float, dim: int = 2) -> Tensor:
         that layers of different resolution can be averaged (Eq. 4).
     """
     scaled = lam * attention
-    if lam <= _LARGEST_EXPONENT:  # attention is at most 1: no need to find the largest first
+    if lam <= LARGEST_LAMBDA:  # attention is at most 1: no need to find the largest first
         return scaled.exp().mean(dim=dim).log() / lam
     return (torch.logsumexp(scaled, dim=dim) - math.log(attention.shape[dim])) / lam
 

@@ -69,74 +69,79 @@ class Attention:
 
 @dataclass(frozen=True)
 class Lifted:
-    """A model without its attention.
+    """A model, with or without its attention.
 
     Attributes:
-        layers: what is missing.
-        before: from the model's inputs, those that it takes for that, to keys of every layer.
-        after: from what is pooled of every layer, and other inputs of the model, to its outputs.
+        inputs: friendly names of the model's inputs.
+        layers: the attention that was taken out.
+        parts: the model alone, if there is none; else a model from inputs, those that it takes for
+            that, to keys of every layer, and one from what is pooled of every layer, and other
+            inputs, to the model's outputs.
     """
 
+    inputs: list[str]
     layers: list[Attention]
-    before: ov.Model
-    after: ov.Model
+    parts: list[ov.Model]
 
 
-def lift_attention(model: ov.Model) -> Lifted | None:
+def lift_attention(model: ov.Model, *, lift: bool = True) -> Lifted:
     """Take out of a model the attention that `pool_attention` computes.
 
     Args:
-        model: the second of what `split` returns; not to be used afterwards, unless nothing is
-            found, which leaves it as it was.
-
-    Returns:
-        None if no layer's attention is found whose queries are an input.
+        model: the second of what `split` returns; not to be used afterwards.
+        lift: leave everything in if false, as where no layer is one that it computes.
     """
-    layers = _find_attention(model)
+    inputs = [parameter.get_friendly_name() for parameter in model.get_parameters()]
+    layers = _find_attention(model) if lift else []
     if not layers:
-        return None
+        return Lifted(inputs, [], [model])
     for layer in layers:
         for port in layer.root.get_target_inputs():
             port.replace_source_output(layer.pooled.output(0))
     keys, results = [operations.result(layer.keys) for layer in layers], model.get_results()
-    pooled = [layer.pooled for layer in layers]
-    return Lifted(
-        layers,
-        ov.Model(keys, _needed(model, keys)),
-        ov.Model(results, [*pooled, *_needed(model, results)]),
-    )
+    before = ov.Model(keys, _needed(model, keys))
+    after = ov.Model(results, [*(it.pooled for it in layers), *_needed(model, results)])
+    return Lifted(inputs, layers, [before, after])
 
 
 def _find_attention(model: ov.Model) -> list[Attention]:
     """Every product, softmax and mean of exponentials whose queries are an input."""
     product = WrapType("opset13.MatMul")
     attention = WrapType("opset13.Softmax", [WrapType("opset13.Reshape", [product, AnyInput()])])
-    counted = WrapType("opset13.Slice", [attention, *(AnyInput() for _ in range(4))])
+    start, step, axis, over = (WrapType("opset13.Constant") for _ in range(4))
+    counted = WrapType("opset13.Slice", [attention, start, AnyInput(), step, axis])
     apart = WrapType("opset13.Reshape", [counted, AnyInput()])
     sharpness = WrapType("opset13.Constant")
     sharp = WrapType("opset13.Exp", [WrapType("opset13.Multiply", [apart, sharpness])])
-    matcher = Matcher(WrapType("opset13.ReduceMean", [sharp, AnyInput()]), "pooled attention")
+    matcher = Matcher(WrapType("opset13.ReduceMean", [sharp, over]), "pooled attention")
     found = []
     for node in model.get_ordered_ops():
         if node.get_type_name() != "ReduceMean" or not matcher.match(node.output(0)):
             continue
         at, root = matcher.get_pattern_value_map(), node.output(0)
         keys, queries = at[product].get_node().input_values()
-        lam = float(at[sharpness].get_node().data.item())
-        heads, texts, of_text, images, image_tokens = at[apart].get_shape()
-        tokens, depth = at[attention].get_shape()[2], keys.get_shape()[2]
+        constants = [at[it].get_node().data.ravel().tolist() for it in (start, step, axis, over)]
+        sizes, lam = list(at[apart].get_shape()), at[sharpness].get_node().data.ravel().tolist()
         if (
-            not any(at[product].get_node().get_attributes().values())  # transposed
-            and list(keys.get_shape()) == [heads, texts * tokens, depth]
+            constants != [[0], [1], [2], [4]]
+            or at[attention].get_node().get_attributes()["axis"] != 2
+            or any(at[product].get_node().get_attributes().values())  # transposed
+            or queries.get_node().get_type_name() != "Parameter"
+            or len(sizes) != 5
+            or len(lam) != 1
+            or not 0 < lam[0] <= LARGEST_LAMBDA
+        ):
+            continue
+        heads, texts, _, images, image_tokens = sizes
+        tokens, depth = at[attention].get_shape()[2], keys.get_shape()[-1]
+        if (
+            list(keys.get_shape()) == [heads, texts * tokens, depth]
             and list(queries.get_shape()) == [heads, depth, images * image_tokens]
-            and at[attention].get_node().get_attributes()["axis"] == 2
-            and list(root.get_shape()) == [heads, texts, of_text, images]
-            and queries.get_node().get_type_name() == "Parameter"
-            and 0 < lam <= LARGEST_LAMBDA
+            and list(root.get_shape()) == sizes[:4]
         ):
             name = queries.get_node().get_friendly_name()
             pooled = operations.parameter(root.get_shape(), ov.Type.f32)
-            found.append(Attention(name, keys, root, pooled, lam))
+            found.append(Attention(name, keys, root, pooled, lam[0]))
     return found
 
 

@@ -96,15 +96,14 @@ class OpenVinoMatrixEngine:
         if (rows, width) in self._matches:
             return
         walk, match = self._split(rows, _TEXTS, width)
-        lifted = lift_attention(match) if pooled_attention.available() else None
-        if lifted is None and (fit := _NUMBERS * _TEXTS // largest(match)) < _TEXTS:
+        if (fit := _NUMBERS * _TEXTS // max(map(largest, match.parts))) < _TEXTS:
             walk, match = self._split(rows, max(fit, 1), width)
         if rows not in self._walks:
             self._walks[rows] = self._source.compile(walk, {}, NUM_STREAMS=1).create_infer_request()
         walked = self._walks[rows].output_tensors
-        self._matches[rows, width] = _Match(self._source, match, lifted, walked, self._of_texts)
+        self._matches[rows, width] = _Match(self._source, match, walked, self._of_texts)
 
-    def _split(self, rows: int, texts: int, width: int) -> tuple[ov.Model, ov.Model]:
+    def _split(self, rows: int, texts: int, width: int) -> tuple[ov.Model, Lifted]:
         model = self._source.model.clone()
         sizes = dict(zip(self._names, (rows, texts, width), strict=True))
         model.reshape(
@@ -113,7 +112,8 @@ class OpenVinoMatrixEngine:
                 for place, spec in enumerate(self._source.inputs)
             }
         )
-        return split(model, len(self._of_rows))
+        walk, match = split(model, len(self._of_rows))
+        return walk, lift_attention(match, lift=pooled_attention.available())
 
 
 class _Match:
@@ -122,7 +122,6 @@ class _Match:
     Args:
         source: compiles.
         match: from what the walk writes, and what texts have, to scores.
-        lifted: the same around its attention, where that is left to `pool_attention`.
         walked: what the walk writes; the first inputs of `match`.
         of_texts: the other inputs.
 
@@ -133,18 +132,16 @@ class _Match:
     def __init__(
         self,
         source: OpenVinoGraph,
-        match: ov.Model,
-        lifted: Lifted | None,
+        match: Lifted,
         walked: Sequence[ov.Tensor],
         of_texts: Sequence[TensorSpec],
     ) -> None:
-        names = [parameter.get_friendly_name() for parameter in match.get_parameters()]
-        given = dict(zip(names, walked, strict=False))
-        asked = dict(zip(names[len(walked) :], of_texts, strict=True))
+        given = dict(zip(match.inputs, walked, strict=False))
+        asked = dict(zip(match.inputs[len(walked) :], of_texts, strict=True))
         self._inputs: list[tuple[str, ov.Tensor]] = []
         requests = []
-        for model in [match] if lifted is None else [lifted.before, lifted.after]:
-            # Nearly all of it is reading and writing maps, which are FP32 in either case.
+        for model in match.parts:
+            # Little of it is arithmetic; maps, where they are made, are FP32 in either case.
             exact = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
             requests.append(request := source.compile(model, {}, **exact).create_infer_request())
             for place, parameter in enumerate(model.get_parameters()):
@@ -153,12 +150,12 @@ class _Match:
                 elif name in asked:
                     self._inputs.append((asked[name].name, request.input_tensors[place]))
         self._steps: list[Callable[[], object]] = [request.infer for request in requests]
-        if lifted is not None:
+        if match.layers:
             before, after = requests
             layers = [
                 PooledAttention(keys.data, given[it.queries].data, pooled.data, it.lam)
                 for it, keys, pooled in zip(
-                    lifted.layers, before.output_tensors, after.input_tensors, strict=False
+                    match.layers, before.output_tensors, after.input_tensors, strict=False
                 )
             ]
             width = tile_width() if source.bf16 else None

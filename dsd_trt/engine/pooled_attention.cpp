@@ -38,7 +38,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 constexpr size_t kBytes = sizeof(float) * kLanes;
 typedef float Floats __attribute__((vector_size(kBytes)));
-typedef float Unaligned __attribute__((vector_size(kBytes), aligned(sizeof(float))));
+typedef float Unaligned __attribute__((vector_size(kBytes), aligned(sizeof(float)), may_alias));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 
 // Registers that hold a matrix (Intel's AMX): 16 rows of 64 bytes, here of 32 BF16 numbers.

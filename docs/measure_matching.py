@@ -1,0 +1,113 @@
+"""Measure what the kernel of matrix mode is worth.
+
+python docs/measure_matching.py BUNDLE [--rounds 9]
+
+BUNDLE has a matrix scorer. Prints nanoseconds a number of the largest layer's maps, of the embedded
+model's size and of Stable Diffusion 2.1's, with every kind of registers; and milliseconds that the
+bundle's scorer takes for a text and a walk, walk included, with the kernel and with maps.
+Medians of all rounds, which the forms take in turn. Values are drawn at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+
+from dsd_trt.batching import walks_at_once
+from dsd_trt.bundle import is_large, read_bundle
+from dsd_trt.engine import open_engine
+from dsd_trt.engine.pooled_attention import (
+    PooledAttention,
+    pool_attention,
+    register_widths,
+    tile_width,
+)
+
+TEXTS = 16  # matched at once
+COUNTED = 16  # text tokens of a short text, as masks have them
+SIZES = {  # heads, numbers of a head, images, image tokens of the largest layer
+    "embedded": (4, 16, 16, 64),
+    "sd21-base": (5, 64, 4, 4096),
+}
+
+
+def medians(forms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each, after a run that is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in forms}
+    for turn in range(rounds + 1):
+        for name, run in forms.items():
+            begin = time.perf_counter()
+            run()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(each) for name, each in seconds.items()}
+
+
+def kernel(size: str, rounds: int) -> None:
+    """Nanoseconds a number."""
+    heads, width, images, image_tokens = SIZES[size]
+    depth, rng = width + images, np.random.default_rng(0)
+    layer = PooledAttention(
+        rng.normal(size=(heads, TEXTS * 77, depth)).astype(np.float32),
+        rng.normal(size=(heads, depth, images * image_tokens)).astype(np.float32),
+        np.empty((heads, TEXTS, COUNTED, images), np.float32),
+        20.0,
+    )
+    own = layer.queries[:, width:].reshape(heads, images, images, image_tokens)
+    own *= np.eye(images, dtype=np.float32)[:, :, None]  # what an image has of its own
+    kinds = {f"{n} bits": n for n in register_widths()}
+    if (tiles := tile_width()) is not None:
+        kinds["tiles"] = tiles
+    threads = os.cpu_count() or 1
+    forms = {
+        name: lambda n=bits: pool_attention([layer], threads, n) for name, bits in kinds.items()
+    }
+    for name, seconds in medians(forms, rounds).items():
+        numbers = heads * TEXTS * 77 * images * image_tokens
+        print(f"{size}, {name}: {seconds * 1e9 / numbers:.2f} ns a number")
+
+
+def scorer(folder: Path, rounds: int) -> None:
+    """Milliseconds a text and walk."""
+    bundle = read_bundle(folder)
+    graph = bundle.manifest.graphs["matrix_scorer"]
+    rows, texts = walks_at_once(is_large(folder))[0], 4 * TEXTS
+    sizes, rng = {"I": rows, "T": texts, "L": COUNTED}, np.random.default_rng(0)
+    feeds = {}
+    for spec in graph.inputs:
+        values = rng.normal(size=[sizes.get(str(size), size) for size in spec.shape])
+        feeds[spec.name] = (np.zeros_like(values) if spec.name == "level" else values).astype(
+            spec.dtype
+        )
+    feeds["token_mask"][:] = 1
+    for engine in ("openvino", "openvino-bf16"):
+        forms = {}
+        for name in ("kernel", "maps"):
+            with patch("dsd_trt.engine.pooled_attention.available", return_value=name == "kernel"):
+                opened = open_engine(bundle.path(graph.file), graph, engine)
+                opened.run(feeds)  # compiles all it needs, with or without
+            forms[name] = lambda it=opened: it.run(feeds)
+        for name, seconds in medians(forms, rounds).items():
+            print(f"{engine}, {name}: {1000 * seconds / rows / texts:.3f} ms a text and walk")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    for size in SIZES:
+        kernel(size, options.rounds)
+    scorer(options.bundle, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
