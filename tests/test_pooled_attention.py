@@ -74,7 +74,8 @@ def by_formula(layer: PooledAttention, width: int | None = None) -> NDArray[np.f
 
 def test_it_is_compiled_where_there_is_a_compiler() -> None:
     assert available()
-    assert register_widths()[0] == 128
+    assert register_widths()[0] == 256
+
 
 
 @settings(max_examples=60, deadline=None)
@@ -196,6 +197,11 @@ def test_arrays_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     layer = make(np.random.default_rng(0))
     with pytest.raises(ValueError, match=r"in place of|counted="):
         pool_attention([PooledAttention(**{**vars(layer), **wrong})], 1)
+
+
+def test_registers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match="no registers of 128 bits"):
+        pool_attention([make(np.random.default_rng(0))], 1, 128)
 
 
 MISUSED = """

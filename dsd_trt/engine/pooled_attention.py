@@ -1,7 +1,7 @@
 """Attention pooled over image tokens without its maps, by a kernel that is compiled on installing.
 
-`pooled_attention.cpp` has the arithmetic and needs a C++ compiler with vector types (GCC, Clang).
-Where there was none, `available` is False and everything else works without, slower.
+`pooled_attention.cpp` has the arithmetic. It needs a C++ compiler with vector types (GCC, Clang) and
+an x86-64 processor with AVX2. Without, `available` is False and everything else works, slower.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class _Layer(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether the kernel was compiled when the package was installed, and is of use here."""
-    return 512 in register_widths()  # with narrower ones it is slower than maps
+    """Whether the kernel was compiled when the package was installed, and runs here."""
+    return bool(register_widths())
 
 
 def register_widths() -> list[int]:
     """Bits of the registers that the kernel can multiply FP32 with here, the widest last."""
     kernel = _kernel()
-    return [] if kernel is None else [n for n in (128, 256, 512) if n <= kernel.dsd_registers()]
+    return [] if kernel is None else [n for n in (256, 512) if n <= kernel.dsd_registers()]
 
 
 def tile_width() -> int | None:
@@ -85,12 +85,15 @@ def pool_attention(
 
     Raises:
         EngineError: out of memory or threads.
-        ValueError: arrays are not dense FP32, sizes do not agree, or lambda is out of range.
+        ValueError: arrays are not dense FP32, sizes do not agree, lambda is out of range, or there
+            are no such registers.
     """
-    kernel = _kernel()
-    assert kernel is not None
+    kernel, widths = _kernel(), register_widths()
+    width = width or max(widths, default=0)
+    if kernel is None or width not in (*widths, tile_width()):
+        raise ValueError(f"no registers of {width} bits here")
     passed = (_Layer * len(layers))(*(_checked(layer) for layer in layers))
-    numbers = (ctypes.c_int64(it) for it in (len(layers), threads, width or register_widths()[-1]))
+    numbers = (ctypes.c_int64(it) for it in (len(layers), threads, width))
     if kernel.dsd_pool_attention(passed, *numbers):
         raise EngineError(f"no memory, or no {threads} threads, to match texts with images")
 
