@@ -77,7 +77,6 @@ def test_it_is_compiled_where_there_is_a_compiler() -> None:
     assert register_widths()[0] == 256
 
 
-
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.fixed_dictionaries(

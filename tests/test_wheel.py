@@ -127,7 +127,7 @@ def test_carries_its_licence_and_its_command(wheel: zipfile.ZipFile, metadata: M
     assert metadata["License-Expression"] == "Apache-2.0"
     records = {name.partition("/")[2]: name for name in wheel.namelist() if ".dist-info/" in name}
     assert b"Apache License" in wheel.read(records["licenses/LICENSE"])
-    assert b"dsd-trt = dsd_trt.cli:main" in wheel.read(records["entry_points.txt"])
+    assert b"dsd-trt = dsd_trt.__main__:run" in wheel.read(records["entry_points.txt"])
 
 
 def test_scores_with_the_embedded_bundle(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Attention pooled over image tokens without its maps, by a kernel that is compiled on installing.
 
-`pooled_attention.cpp` has the arithmetic. It needs a C++ compiler with vector types (GCC, Clang) and
-an x86-64 processor with AVX2. Without, `available` is False and everything else works, slower.
+`pooled_attention.cpp` has the arithmetic. It needs a C++ compiler with vector types (GCC, Clang)
+and an x86-64 processor with AVX2. Without, `available` is False and all else works, slower.
 """
 
 from __future__ import annotations
