@@ -1,11 +1,13 @@
 """Measure what the kernel of matrix mode is worth.
 
-python docs/measure_matching.py BUNDLE [--rounds 9]
+python docs/measure_matching.py BUNDLE [--rounds 9] [--bits 256]
 
 BUNDLE has a matrix scorer. Prints nanoseconds a number of the largest layer's maps, of the embedded
 model's size and of Stable Diffusion 2.1's, with every kind of registers; and milliseconds that the
 bundle's scorer takes for a text and a walk, walk included, with the kernel and with maps.
-Medians of all rounds, which the forms take in turn. Values are drawn at random.
+Medians of all rounds, which the forms take in turn. Values are drawn at random. With --bits the
+scorer's kernel has such registers, in FP32; with ONEDNN_MAX_CPU_ISA=AVX2 in the environment,
+OpenVINO, too, does without what only wider processors have.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -75,7 +77,7 @@ def kernel(size: str, rounds: int) -> None:
         print(f"{size}, {name}: {seconds * 1e9 / numbers:.2f} ns a number")
 
 
-def scorer(folder: Path, rounds: int) -> None:
+def scorer(folder: Path, rounds: int, engines: Sequence[str]) -> None:
     """Milliseconds a text and walk."""
     bundle = read_bundle(folder)
     graph = bundle.manifest.graphs["matrix_scorer"]
@@ -88,7 +90,7 @@ def scorer(folder: Path, rounds: int) -> None:
             spec.dtype
         )
     feeds["token_mask"][:] = 1
-    for engine in ("openvino", "openvino-bf16"):
+    for engine in engines:
         forms = {}
         for name in ("kernel", "maps") if available() else ("maps",):
             with patch("dsd_trt.engine.pooled_attention.available", return_value=name == "kernel"):
@@ -104,10 +106,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--bits", type=int, choices=register_widths())
     options = parser.parse_args()
     for size in SIZES:
         kernel(size, options.rounds)
-    scorer(options.bundle, options.rounds)
+    if options.bits is None:
+        scorer(options.bundle, options.rounds, ["openvino", "openvino-bf16"])
+        return
+    with patch("dsd_trt.engine.pooled_attention.register_widths", return_value=[options.bits]):
+        scorer(options.bundle, options.rounds, ["openvino"])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dsd_trt.cli import main
 
 def run() -> NoReturn:
     """Run the command line and end the process."""
-    # numpy's BLAS starts threads on being imported: 0.04 s, and no command multiplies with it.
+    # numpy's BLAS starts threads on being imported: 0.04 s, for no large product of any command.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # openvino imports its model converter where it finds one: 0.05 s, and no command converts.
     sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
@@ -27,13 +27,13 @@ def run() -> NoReturn:
 def _leave(ended: SystemExit) -> NoReturn:
     """End at once: OpenVINO spends 0.1 s on giving back what the system takes back anyway.
 
-    Only where scoring is all that was done; other libraries may have something left to finish.
+    Not where torch was at work: it may have something left to finish.
     """
     if "openvino" not in sys.modules or "torch" in sys.modules:
         raise ended
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they were closed
+            stream.flush()
     except OSError:  # nobody reads any more, which Python has words for
         raise ended from None
     os._exit(ended.code if isinstance(ended.code, int) else 0)

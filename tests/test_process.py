@@ -63,6 +63,35 @@ def test_a_reader_that_leaves_is_no_traceback(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_it_ends_without_unloading_openvino_alone(folder: Path, engine: str) -> None:
+    """With it, what is registered for Python's end is not run, and its converter is not there."""
+    program = (
+        "import atexit, sys\n"
+        "from dsd_trt.__main__ import run\n"
+        "atexit.register(lambda: print('ended'))\n"
+        f"sys.argv[1:] = ['score', '0.png', 'texts.txt', '--engine', '{engine}', '-f', 'csv']\n"
+        "run()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith("ended\n") == (engine == "onnxruntime")
+    assert ("openvino._pyopenvino" in done.stderr) == (engine == "openvino")
+    assert "openvino.tools.ovc.convert" not in done.stderr
+
+
+def test_a_closed_output_is_no_failure(folder: Path) -> None:
+    command = f"{sys.executable} -m dsd_trt score 0.png texts.txt --engine openvino -o out.csv"
+    done = subprocess.run(["sh", "-c", f"{command} -f csv >&-"], cwd=folder, check=False)
+    assert done.returncode == 0
+    assert len((folder / "out.csv").read_text("utf-8").splitlines()) == 7
+
+
 def test_programs_that_use_the_package_keep_openvino_whole() -> None:
     """Only the command's own process does without OpenVINO's converter."""
     program = (

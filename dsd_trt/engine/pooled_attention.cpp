@@ -99,7 +99,8 @@ Part part(const Layer& layer, int64_t head, int64_t image) {
           layer.pooled + head * layer.texts * layer.counted * layer.images + image, stride};
 }
 
-// Registers of FP32 numbers. Compilers make slow code of wider ones than a target has.
+// Registers of FP32 numbers. Compilers make slow code of wider ones than a target has, and GCC takes
+// no vector's size from a template.
 struct Bits256 {
   static constexpr int64_t kLanes = 8;
   typedef float Floats __attribute__((vector_size(32)));
