@@ -12,7 +12,7 @@ CPP := .venv-cpp
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-triton test-size test-gpu lint bench cpp clean
+.PHONY: demo test test-all test-avx2 test-triton test-size test-gpu lint bench cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -20,6 +20,15 @@ demo: $(DEMO)/installed
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
 test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+# And the slow ones.
+test-all: test
+	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m slow $(PYTEST_ARGS)
+
+# Without the instructions that only some processors have: no test may depend on them.
+test-avx2: $(DEV)/installed
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+		$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 # On a real server, in its own environment.
 test-triton: $(TRITON)/installed
