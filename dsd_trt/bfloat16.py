@@ -12,7 +12,7 @@ from dsd_trt.agreement import spearman
 from dsd_trt.bundle import Bundle
 from dsd_trt.cache import recall, remember
 from dsd_trt.engine import EngineDescription
-from dsd_trt.errors import PrecisionError
+from dsd_trt.errors import DisagreementError
 from dsd_trt.manifest import Mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.plan import graph_hash
@@ -42,7 +42,7 @@ def guarded(
         What the engine is, with the rank correlation (Spearman) of its scores to FP32's.
 
     Raises:
-        PrecisionError: it is below `MIN_SPEARMAN`.
+        DisagreementError: it is below `MIN_SPEARMAN`.
     """
     description = bf16.image_encoder
     graphs = ("image_encoder", "text_encoder", f"{mode}_scorer")
@@ -54,7 +54,7 @@ def guarded(
         agreement = _compare(bundle, mode, bf16, memory_budget_mb)
         remember("bf16", key, agreement)
     if not agreement >= MIN_SPEARMAN:
-        raise PrecisionError(
+        raise DisagreementError(
             f"in BF16 this bundle's scores keep their order to {agreement:.5f} only (Spearman "
             f"against FP32, needed is {MIN_SPEARMAN}). Score in FP32: --engine openvino"
         )

@@ -40,8 +40,12 @@ class EngineError(DsdError):
     exit_code = 4
 
 
-class PrecisionError(EngineError):
-    """The requested engine computes too coarsely for this bundle."""
+class DisagreementError(EngineError):
+    """An engine's scores do not keep the order of FP32's for this bundle."""
+
+
+class LayerPrecisionError(EngineError):
+    """A network's layers do not compute in the precision that its bundle promises."""
 
 
 class MissingExtraError(DsdError):

@@ -76,7 +76,7 @@ def update_index(
         InputError: the folder is something else, or an index of another image encoder.
         BundleError: as for `Scorer.load`.
         EngineError: as for `Scorer.load`.
-        PrecisionError: the bundle's scores change their order in BF16, which was asked for.
+        DisagreementError: the bundle's scores change their order in BF16, which was asked for.
         MissingExtraError: the packages that write an index are not installed.
         DsdError: the disk is full, or the like.
     """

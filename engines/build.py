@@ -40,7 +40,7 @@ def build_plans(
     Raises:
         InputError: no such graph, or a GPU the library cannot build for.
         EngineError: the library is not here, needs a GPU that is not here, or refuses a graph.
-        PrecisionError: a graph does not compute in the precision its bundle promises.
+        LayerPrecisionError: a graph does not compute in the precision its bundle promises.
     """
     manifest = bundle.manifest
     if unknown := set(graphs) - manifest.graphs.keys():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsd_trt.engines.network import Network
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import LayerPrecisionError
 from dsd_trt.manifest import Manifest
 
 MIN_HALF = 0.95
@@ -26,10 +26,6 @@ _SCORES = ("score", "token_scores")
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 _FLOATS = ("FLOAT", "HALF", "BF16")
 _SHAPES = ("SHUFFLE", "CAST", "IDENTITY", "SQUEEZE", "UNSQUEEZE")  # values stay what they are
-
-
-class PrecisionError(EngineError):
-    """A network does not compute in the precision that its bundle promises."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ def check_precision(table: LayerTable, manifest: Manifest, graph: str) -> None:
         graph: which.
 
     Raises:
-        PrecisionError: names the layers.
+        LayerPrecisionError: names the layers.
     """
     if graph == "pair_scorer":
         _check_scores(table, manifest)
@@ -185,7 +181,7 @@ def check_precision(table: LayerTable, manifest: Manifest, graph: str) -> None:
     whole = graph == "image_encoder" and share == 0
     if manifest.precision == "fp16" and share < MIN_HALF and not whole:
         wide = [layer.name for layer in table.products() if layer.dtype != "HALF"]
-        raise PrecisionError(
+        raise LayerPrecisionError(
             f"only {share:.1%} of the {graph}'s matrix products and convolutions are FP16, "
             f"{MIN_HALF:.0%} are needed; not so are {_some(wide)}. Export the bundle again"
         )
@@ -195,14 +191,14 @@ def _check_scores(table: LayerTable, manifest: Manifest) -> None:
     scoring = table.scoring()
     narrow = [it for it in scoring if it.dtype in _FLOATS and it.dtype != "FLOAT"]
     if narrow:
-        raise PrecisionError(
+        raise LayerPrecisionError(
             f"attention logits, softmax and pooling have to be FP32, but "
             f"{_some([f'{it.name} is {it.dtype}' for it in narrow])}. Export the bundle again"
         )
     logits = [it for it in scoring if it.kind == "MATRIX_MULTIPLY"]
     wanted = len(manifest.method.score_layers)
     if len(logits) < wanted:
-        raise PrecisionError(
+        raise LayerPrecisionError(
             f"scores are made of {wanted} layers' attention logits, but only {len(logits)} are "
             "found in the network. Export the bundle again"
         )

@@ -28,7 +28,7 @@ from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.memory import release_freed_memory
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 _LARGE = 100_000_000  # weights of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
@@ -58,7 +58,7 @@ def export_bundle(
     """
     check_replaceable(out, force)
     stage("Reading the model")
-    checkpoint = load_checkpoint(settings.model)
+    checkpoint = read_checkpoint(settings.model)
     adapter = None if settings.adapter is None else Adapter.load(settings.adapter)
     build = partial(
         build_scoring_unet,

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from dsd_trt.manifest import HeadMode, ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.data.question import Question
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
@@ -113,7 +113,7 @@ def write_adapter(
         a=12.0,
         b=-3.0,
         levels=(0.2, 0.8),
-        base=load_checkpoint(checkpoint).weight_hashes,
+        base=read_checkpoint(checkpoint).weight_hashes,
     ).save(folder)
     return folder
 

@@ -17,7 +17,7 @@ from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import Checkpoint, load_checkpoint
+from dsd_trt.train.model import Checkpoint, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Exported:
 
     def load(self) -> tuple[Checkpoint, BuildScoring]:
         """The model, read anew, and how its scoring U-Net is put together."""
-        checkpoint = load_checkpoint(self.settings.model)
+        checkpoint = read_checkpoint(self.settings.model)
         build = partial(
             build_scoring_unet,
             checkpoint,

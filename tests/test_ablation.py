@@ -19,7 +19,7 @@ from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.shapes import shapes_comvg
 from dsd_trt.train.evaluation.ablation import LEVELS, Maps, ablate, as_text, collect, score
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
-from dsd_trt.train.model import Checkpoint, load_checkpoint
+from dsd_trt.train.model import Checkpoint, read_checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path) -> Checkpoint:
-    return load_checkpoint(folder)
+    return read_checkpoint(folder)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from dsd_trt.errors import ModelError
 from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def test_the_model_it_was_trained_on_is_accepted_and_another_refused(
     folder: Path, model: Path, tmp_path: Path
 ) -> None:
     adapter = Adapter.load(folder)
-    adapter.require_base(load_checkpoint(model).weight_hashes)
+    adapter.require_base(read_checkpoint(model).weight_hashes)
     other = write_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match=r"trained on another model: .*safetensors differs"):
-        build_scoring_unet(load_checkpoint(other), adapter)
+        build_scoring_unet(read_checkpoint(other), adapter)
 
 
 def test_head_weights_of_chosen_layers_sum_to_one_in_their_old_proportions(folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_damage_is_told_with_the_folder(folder: Path) -> None:
 def test_a_score_is_taken_at_the_levels_its_adapter_was_trained_at(
     folder: Path, model: Path
 ) -> None:
-    checkpoint, adapter = load_checkpoint(model), Adapter.load(folder)
+    checkpoint, adapter = read_checkpoint(model), Adapter.load(folder)
     assert build_scoring_unet(checkpoint).levels == (0.2, 0.4, 0.6, 0.8)
     assert build_scoring_unet(checkpoint, adapter).levels == (0.2, 0.8)
     assert build_scoring_unet(checkpoint, adapter, levels=(0.5,)).levels == (0.5,)

@@ -26,7 +26,7 @@ from dsd_trt.train.baselines.tiny_clip import (
     sample_batch,
     train_clip,
 )
-from dsd_trt.train.checkpoint import load_checkpoint
+from dsd_trt.train.checkpoint import load_state
 from dsd_trt.train.commands.baseline import tiny_clip
 from dsd_trt.train.data.shapes import shapes_comvg
 from dsd_trt.train.shapes.diffusion import build_text_encoder, build_unet
@@ -145,7 +145,7 @@ def test_training_tells_a_pair_of_twins_apart(clip: Clip, tmp_path: Path) -> Non
 def test_the_logit_scale_stays_at_most_a_hundred(clip: Clip, tmp_path: Path) -> None:
     clip.model.logit_scale.data.fill_(9.0)
     train_clip(clip, tmp_path / "run.ckpt", replace(SMOKE, steps=1))
-    state = load_checkpoint(tmp_path / "run.ckpt")
+    state = load_state(tmp_path / "run.ckpt")
     assert state is not None
     assert float(state["model"]["logit_scale"].exp()) == pytest.approx(100, rel=1e-5)
 

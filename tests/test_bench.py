@@ -23,7 +23,7 @@ from dsd_trt import Bundle
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs as count_by_tensorrt
-from dsd_trt.errors import PrecisionError
+from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark import runtime
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.benchmark.measure import Measured, measure
@@ -178,7 +178,7 @@ def test_what_is_too_coarse_to_be_served_is_measured_all_the_same(
 ) -> None:
     def refuse(bundle: Bundle, mode: Mode, pipeline: Pipeline, memory_budget_mb: float) -> None:
         pipeline.compile(mode)
-        raise PrecisionError("too coarse")
+        raise DisagreementError("too coarse")
 
     monkeypatch.setattr(runtime, "guarded", refuse)
     monkeypatch.setattr(runtime, "BF16", "openvino")

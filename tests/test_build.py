@@ -25,9 +25,9 @@ from dsd_trt.bundle import write_bundle
 from dsd_trt.cli import cli
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan
-from dsd_trt.engines.layers import LayerTable, PrecisionError, check_precision
+from dsd_trt.engines.layers import LayerTable, check_precision
 from dsd_trt.engines.network import GraphRefusedError, parse
-from dsd_trt.errors import EngineError, InputError
+from dsd_trt.errors import EngineError, InputError, LayerPrecisionError
 from dsd_trt.plan import Plan, Profile, find_plan, parse_profile, plans
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def test_a_planted_cast_among_the_scores_is_caught(
     half: Bundle, operator: str, tmp_path: Path
 ) -> None:
     planted = _planted(half, tmp_path / "planted", operator)
-    with pytest.raises(PrecisionError, match=f"{operator}.* is HALF"):
+    with pytest.raises(LayerPrecisionError, match=f"{operator}.* is HALF"):
         list(build_plans(planted, "tensorrt-rtx", SETTINGS, ["pair_scorer"]))
     assert not list(plans(planted.folder))
 
@@ -234,7 +234,7 @@ def test_an_fp32_network_in_an_fp16_bundle_is_caught(exported_fp32: Exported) ->
     bundle = exported_fp32.bundle
     table = LayerTable.of(parse(tensorrt_rtx, bundle.path("pair_scorer.onnx")))
     check_precision(table, bundle.manifest, "pair_scorer")
-    with pytest.raises(PrecisionError, match=r"only 0\.0% .* are FP16"):
+    with pytest.raises(LayerPrecisionError, match=r"only 0\.0% .* are FP16"):
         check_precision(table, replace(bundle.manifest, precision="fp16"), "pair_scorer")
 
 
@@ -315,5 +315,5 @@ def test_a_graph_without_attention_logits_is_refused(tmp_path: Path) -> None:
     stand_in = make_bundle(tmp_path / "stand-in")
     table = LayerTable.of(parse(tensorrt_rtx, stand_in.path("pair_scorer.onnx")))
     method = replace(stand_in.manifest.method, score_layers=tuple(range(99)))
-    with pytest.raises(PrecisionError, match="99 layers' attention logits"):
+    with pytest.raises(LayerPrecisionError, match="99 layers' attention logits"):
         check_precision(table, replace(stand_in.manifest, method=method), "pair_scorer")

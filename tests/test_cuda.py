@@ -39,7 +39,7 @@ from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.model import build_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.random_model import write_random_model
 
 pytestmark = pytest.mark.gpu
@@ -115,7 +115,7 @@ def test_every_family_scores_and_learns(
     )
     assert np.isfinite(report.losses).all()
     adapter = Adapter.load(tmp_path / "run")
-    build_scoring_unet(load_checkpoint(folder), adapter)  # on the CPU, where export wants it
+    build_scoring_unet(read_checkpoint(folder), adapter)  # on the CPU, where export wants it
 
 
 @pytest.mark.parametrize("head_mode", ["learned", "calibrated", "dynamic"])
@@ -124,7 +124,7 @@ def test_training_follows_the_cpus(
     model: Path, questions: list[Question], head_mode: HeadMode, recompute: bool
 ) -> None:
     settings = replace(SETTINGS, head_mode=head_mode, recompute=recompute)
-    checkpoint = load_checkpoint(model)
+    checkpoint = read_checkpoint(model)
     examples = encode_questions(checkpoint, questions)
     there = fit_adapter(checkpoint, examples, settings, validation=examples)
     # Given back as it came: on the CPU, where it scores what was learned.
@@ -139,7 +139,7 @@ def test_training_follows_the_cpus(
 def _losses_on_cpu(
     model: Path, questions: list[Question], settings: FewShotSettings
 ) -> NDArray[np.float64]:
-    checkpoint = load_checkpoint(model)
+    checkpoint = read_checkpoint(model)
     examples = encode_questions(checkpoint, questions)
     whole = build_model(checkpoint, examples, settings)
     learned = [p for p in whole.parameters() if p.requires_grad]
@@ -167,7 +167,7 @@ def test_mixed_precision_learns_and_goes_on_after_a_kill(
         SETTINGS, mixed_precision=precision, mode=mode, validate_every=4, head_mode="learned"
     )
 
-    checkpoint = load_checkpoint(model, best_device())
+    checkpoint = read_checkpoint(model, best_device())
     examples = encode_questions(checkpoint, questions)
 
     def die(step: int, loss: float, validation: object) -> None:
@@ -185,7 +185,7 @@ def test_mixed_precision_learns_and_goes_on_after_a_kill(
 
 
 def test_ablations_and_baselines_run_there(questions: list[Question]) -> None:
-    checkpoint = load_checkpoint("shapes", best_device())
+    checkpoint = read_checkpoint("shapes", best_device())
     asked = list(shapes_refcocog(8, 5))
     examples = encode_questions(checkpoint, asked)
     maps = collect(build_scoring_unet(checkpoint, levels=LEVELS), examples)

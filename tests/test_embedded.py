@@ -22,7 +22,7 @@ from dsd_trt.image import preprocess
 from dsd_trt.inputs import read_pairs
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -40,7 +40,7 @@ def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
     """What PyTorch computes at batch 1 for the first images against many kinds of texts."""
     folder = default_adapter(EMBEDDED)
     assert folder
-    checkpoint = load_checkpoint()
+    checkpoint = read_checkpoint()
     build = partial(build_scoring_unet, checkpoint, Adapter.load(folder))
     method = Scorer.load(engine="onnxruntime").manifest.method
     reference = Reference(checkpoint, build, method)
@@ -75,7 +75,7 @@ def test_a_pair_scores_the_same_alone_in_sevens_and_shuffled(
 def test_bundle_and_model_belong_together() -> None:
     provenance = Scorer.load(engine="onnxruntime").manifest.provenance
     assert provenance.base_model == EMBEDDED
-    assert provenance.weight_hashes == load_checkpoint(EMBEDDED).weight_hashes
+    assert provenance.weight_hashes == read_checkpoint(EMBEDDED).weight_hashes
     adapter = Adapter.load(embedded_model_folder() / "adapter")
     assert adapter.base == provenance.weight_hashes
 

@@ -40,7 +40,7 @@ from dsd_trt.manifest import Calibration
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import encode_texts, load_checkpoint, token_mask
+from dsd_trt.train.model import encode_texts, read_checkpoint, token_mask
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -116,7 +116,7 @@ def test_every_kind_of_score_is_served_as_pytorch_computes_it(
     outputs = [spec.name for spec in bundle.manifest.graphs["pair_scorer"].outputs]
     assert ("denoising_error" in outputs) == (score != "attention")
 
-    checkpoint = load_checkpoint(checkpoint_folder)
+    checkpoint = read_checkpoint(checkpoint_folder)
     scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=(0.2, 0.8))
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     expected = np.zeros((len(pictures), len(TEXTS)))
@@ -419,7 +419,7 @@ def test_fp16_graph_computes_the_rest_in_fp16(exported_fp16: Exported) -> None:
 
 
 def test_a_vae_that_overflows_stays_in_fp32(tmp_path: Path) -> None:
-    checkpoint = exporter.load_checkpoint(
+    checkpoint = exporter.read_checkpoint(
         str(write_checkpoint(tmp_path / "upcast", force_upcast=True))
     )
     graph = graph_contract("fp16", 32, (4, 8, 8), 32)["image_encoder"]

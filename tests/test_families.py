@@ -21,7 +21,7 @@ from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.model import Checkpoint, encode_texts, load_checkpoint
+from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.random_model import write_random_model
 
 TEXTS = ["a red circle", "two dogs under a tree, one of them asleep", "", "ZEBRA 42!"]
@@ -81,7 +81,7 @@ def _pipeline_states(folder: Path, text: str) -> tuple[Tensor, Tensor | None]:
 def test_texts_are_encoded_as_diffusers_pipelines_encode_them(
     folders: dict[str, Path], name: str, text: str
 ) -> None:
-    states, _ = encode_texts(load_checkpoint(folders[name]), [text])
+    states, _ = encode_texts(read_checkpoint(folders[name]), [text])
     expected, pooled = _pipeline_states(folders[name], text)
     assert (pooled is not None) == (name == "sdxl")
     assert torch.allclose(states[:, :77], expected, atol=1e-5)
@@ -108,7 +108,7 @@ def _predict(unet: UNet2DConditionModel, z_t: Tensor, t: Tensor, states: Tensor)
 @every_family
 @torch.no_grad()
 def test_the_walk_predicts_what_the_u_net_predicts(folders: dict[str, Path], name: str) -> None:
-    checkpoint = load_checkpoint(folders[name])
+    checkpoint = read_checkpoint(folders[name])
     assert checkpoint.resolution == 64
     scoring = build_scoring_unet(checkpoint)
     states, _ = encode_texts(checkpoint, TEXTS[:2])
@@ -123,7 +123,7 @@ def test_the_walk_predicts_what_the_u_net_predicts(folders: dict[str, Path], nam
 @every_family
 @torch.no_grad()
 def test_a_pair_scores_in_fp32_alone_as_in_a_batch(folders: dict[str, Path], name: str) -> None:
-    checkpoint = load_checkpoint(folders[name])
+    checkpoint = read_checkpoint(folders[name])
     scoring = build_scoring_unet(checkpoint, levels=(0.2, 0.6))
     states, mask = encode_texts(checkpoint, TEXTS)
     generator = torch.Generator().manual_seed(1)
@@ -144,7 +144,7 @@ def test_a_pair_scores_in_fp32_alone_as_in_a_batch(folders: dict[str, Path], nam
 
 @torch.no_grad()
 def test_stable_diffusion_xl_heeds_the_text_as_a_whole(folders: dict[str, Path]) -> None:
-    checkpoint = load_checkpoint(folders["sdxl"])
+    checkpoint = read_checkpoint(folders["sdxl"])
     scoring = build_scoring_unet(checkpoint, levels=(0.5,))
     states, mask = encode_texts(checkpoint, TEXTS[:1])
     other = states.clone()
@@ -207,7 +207,7 @@ def test_the_command_scores_with_a_bundle_of_two_text_encoders(
 def test_a_seed_names_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
     again = write_random_model(tmp_path / "again", tiny(FAMILIES["sdxl"]), seed=1)
     other = write_random_model(tmp_path / "other", tiny(FAMILIES["sdxl"]), seed=2)
-    hashes = [load_checkpoint(folder).weight_hashes for folder in (folders["sdxl"], again, other)]
+    hashes = [read_checkpoint(folder).weight_hashes for folder in (folders["sdxl"], again, other)]
     assert hashes[0] == hashes[1]
     assert set(hashes[0].values()).isdisjoint(hashes[2].values())
 
@@ -249,16 +249,16 @@ def test_a_field_that_is_not_as_expected_is_named(
     (path,) = (folder / part).glob("*config.json")
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
     with pytest.raises(ModelError, match=complaint):
-        load_checkpoint(folder)
+        read_checkpoint(folder)
 
 
 def test_a_part_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     folder = write_random_model(tmp_path / "model", tiny(FAMILIES["sdxl"]))
     (folder / "tokenizer_2").rename(folder / "elsewhere")
     with pytest.raises(ModelError, match="without tokenizer_2"):
-        load_checkpoint(folder)
+        read_checkpoint(folder)
     (folder / "elsewhere").rename(folder / "tokenizer_2")
-    checkpoint: Checkpoint = load_checkpoint(folder)
+    checkpoint: Checkpoint = read_checkpoint(folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ModelError, match=r"cannot read the model in .*unet"):
         _ = checkpoint.unet

@@ -24,7 +24,7 @@ from dsd_trt.train.fewshot.match_probability import MatchProbability, fit_match_
 from dsd_trt.train.fewshot.model import Validation, build_model, score_all
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.head_weights import HeadWeights
-from dsd_trt.train.model import Checkpoint, load_checkpoint
+from dsd_trt.train.model import Checkpoint, read_checkpoint
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
 SETTINGS = FewShotSettings(
@@ -34,7 +34,7 @@ SETTINGS = FewShotSettings(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return load_checkpoint(write_checkpoint(tmp_path_factory.mktemp("model")))
+    return read_checkpoint(write_checkpoint(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.matrix import MatrixScorer
-from dsd_trt.train.model import Checkpoint, encode_texts, load_checkpoint
+from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 pytest_plugins = ("exported",)
@@ -51,7 +51,7 @@ TOP_LEVEL = 64  # image tokens of the finest layers
 
 @pytest.fixture(scope="module")
 def checkpoint(checkpoint_folder: Path) -> Checkpoint:
-    return load_checkpoint(checkpoint_folder)
+    return read_checkpoint(checkpoint_folder)
 
 
 @pytest.fixture(scope="module")

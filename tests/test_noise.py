@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from unets import random_levels, random_pairs, random_unet
 
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.scoring_unet import ScoringUNet
 
@@ -139,5 +139,5 @@ def test_a_checkpoint_may_name_any_scheduler(kind: Any, tmp_path: Path) -> None:
         steps_offset=1,
     ).save_pretrained(tmp_path / "scheduler")
     expected = np.cumprod(1 - scaled_linear(1000, 0.00085, 0.012))
-    abar = load_checkpoint(tmp_path).alphas_cumprod
+    abar = read_checkpoint(tmp_path).alphas_cumprod
     np.testing.assert_allclose(abar.numpy(), expected, rtol=2e-5)

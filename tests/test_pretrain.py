@@ -25,7 +25,7 @@ from dsd_trt import Scorer
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings as ExportSettings
 from dsd_trt.train.loss_log import LossLog
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.pooling import CrossAttention
 from dsd_trt.train.shapes.batch import place_captions, sample_batch, sides_captions
 from dsd_trt.train.shapes.diffusion import (
@@ -414,7 +414,7 @@ def test_a_run_leaves_a_model_diffusers_can_open(run: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(run / "model", dtype=torch.float32)
     picture = pipeline("a red circle", num_inference_steps=1, output_type="pil").images[0]
     assert picture.size == (64, 64)
-    checkpoint = load_checkpoint(run / "model")
+    checkpoint = read_checkpoint(run / "model")
     for name, value in checkpoint.unet.state_dict().items():
         assert torch.equal(value, value.half().float()), name
 

@@ -26,7 +26,7 @@ from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.ranges import FP16_MAX, Range, measure_ranges, worst
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import encode_texts, load_checkpoint
+from dsd_trt.train.model import encode_texts, read_checkpoint
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -42,7 +42,7 @@ def test_the_largest_values_are_those_pytorch_computes(tmp_path: Path) -> None:
     probe = draw_probe(32, 2, count=2)
     (tmp_path / "scratch").mkdir()
     found = measure_ranges(bundle, probe, tmp_path / "scratch")
-    checkpoint = load_checkpoint(folder)
+    checkpoint = read_checkpoint(folder)
     scoring = build_scoring_unet(checkpoint, levels=(0.2, 0.8))
     unet = scoring.unet
     largest: dict[str, float] = {}

@@ -22,7 +22,7 @@ from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.families import FAMILIES, tiny, unet_config
 from dsd_trt.train.layers import last_of_each_stage
-from dsd_trt.train.model import Checkpoint, encode_texts, load_checkpoint
+from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.random_model import write_random_model
 from dsd_trt.train.released import read_released
 
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lora(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file as the released code writes it, for the tiny model."""
-    unet = load_checkpoint(model).empty_unet()
+    unet = read_checkpoint(model).empty_unet()
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for path, attn in unet.named_modules():
@@ -100,7 +100,7 @@ def test_an_adapter_for_another_model_is_refused(lora: Path, tmp_path: Path) -> 
     adapter = read_released(lora)
     smaller = write_random_model(tmp_path / "sdxl", tiny(FAMILIES["sdxl"]))
     with pytest.raises(ModelError, match="the adapter changes "):
-        build_scoring_unet(load_checkpoint(smaller), adapter)
+        build_scoring_unet(read_checkpoint(smaller), adapter)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_bundle_serves_the_released_score_of_each_pair(
     method = bundle.manifest.method
     assert (method.score, method.pooling) == ("released", "logits")
 
-    checkpoint = load_checkpoint(model)
+    checkpoint = read_checkpoint(model)
     assert method.score_layers == last_of_each_stage(checkpoint.unet)
     unet = _merged_by_hand(checkpoint, lora)
     scoring = build_scoring_unet(checkpoint, levels=(0.3,))  # for its noise alone

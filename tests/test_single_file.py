@@ -17,7 +17,7 @@ from dsd_trt.errors import ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.model_folder import ModelFolder
 from dsd_trt.train.random_model import write_random_model
 from dsd_trt.train.single_file import SingleFile
@@ -64,8 +64,8 @@ def test_every_weight_is_that_of_the_folder(root: Path, name: str, tiny_families
 def test_texts_and_pictures_are_encoded_as_by_the_folder(
     root: Path, name: str, tiny_families: None
 ) -> None:
-    file = load_checkpoint(f"{root / name}.safetensors@{name}")
-    folder = load_checkpoint(root / name)
+    file = read_checkpoint(f"{root / name}.safetensors@{name}")
+    folder = read_checkpoint(root / name)
     texts = ["a red circle", "ZEBRA 42!", ""]
     for checkpoint in (file, folder):
         assert checkpoint.resolution == 64
@@ -180,4 +180,4 @@ def test_without_clips_tokenizer_it_is_said_where_it_is_looked_for(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     shutil.copy(root / "sd15.safetensors", tmp_path)
     with pytest.raises(ModelError, match=r"put CLIP's into .*tokenizer.*openai/clip-vit-large"):
-        load_checkpoint(f"{tmp_path / 'sd15.safetensors'}@sd15")
+        read_checkpoint(f"{tmp_path / 'sd15.safetensors'}@sd15")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings and containers of them; a kill leaves the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
@@ -16,8 +16,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     unfinished.replace(path)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint, or None where there is none."""
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Read training state, or None where there is none."""
     if not path.exists():
         return None
     return torch.load(path, map_location="cpu", weights_only=True)

@@ -143,7 +143,7 @@ class Checkpoint:
         return int(self.unet_config["sample_size"]) * scale
 
 
-def load_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -> Checkpoint:
+def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -> Checkpoint:
     """Open a model in diffusers' format; its weights are read when they are needed.
 
     Args:
@@ -263,7 +263,7 @@ __all__ = [
     "Checkpoint",
     "TokenMask",
     "encode_texts",
-    "load_checkpoint",
+    "read_checkpoint",
     "token_mask",
     "tokenize",
 ]

@@ -18,7 +18,7 @@ from dsd_trt.export.settings import default_adapter
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.libraries import hush_libraries
-from dsd_trt.train.model import encode_texts, load_checkpoint
+from dsd_trt.train.model import encode_texts, read_checkpoint
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # latent, level, text_states, token_mask, a row each
 
@@ -38,7 +38,7 @@ class PyTorch:
     ) -> None:
         hush_libraries()
         self.work, self._bf16 = work, bf16
-        self.checkpoint = load_checkpoint(work.model)
+        self.checkpoint = read_checkpoint(work.model)
         manifest = work.bundle.manifest
         self.batch = batch_sizes(manifest, MEMORY_MB).triples if batched else 1
         method, folder = manifest.method, work.adapter or default_adapter(work.model)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
 from dsd_trt.engine import BF16
-from dsd_trt.errors import PrecisionError
+from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.manifest import Mode
 from dsd_trt.mode import choose_mode
@@ -27,7 +27,7 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
     if engine == BF16:
         try:
             guarded(work.bundle, mode, pipeline, MEMORY_MB)
-        except PrecisionError as error:
+        except DisagreementError as error:
             refused = str(error)
     else:
         pipeline.compile(mode)

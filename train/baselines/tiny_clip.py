@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from dsd_trt.train.baselines.clip import Clip
-from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
+from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.shapes.diffusion import build_text_encoder
 from dsd_trt.train.shapes.pretrain import TRAIN_SEED
@@ -178,7 +178,7 @@ def train_clip(
         parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
     )
     start, before = 0, 0.0
-    if state := load_checkpoint(path):
+    if state := load_state(path):
         if state["settings"] != asdict(settings):
             raise ValueError(
                 f"{path} is of a run with other settings: choose another folder, or delete it"
@@ -206,7 +206,7 @@ def train_clip(
             continue
         report(step + 1, loss.item())
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
-            save_checkpoint(
+            save_state(
                 path,
                 {
                     "settings": asdict(settings),

@@ -51,11 +51,11 @@ def ablate(
     from dsd_trt.train.evaluation.ablation import ablate as measure
     from dsd_trt.train.fewshot.examples import encode_questions
     from dsd_trt.train.libraries import hush_libraries
-    from dsd_trt.train.model import load_checkpoint
+    from dsd_trt.train.model import read_checkpoint
     from dsd_trt.train.progress import StageProgress
 
     hush_libraries()
-    checkpoint = load_checkpoint(model, best_device())
+    checkpoint = read_checkpoint(model, best_device())
     learned = Adapter.load(adapter) if adapter else None
     scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS)
     questions = list(open_dataset(data, root, "test", seed, limit))

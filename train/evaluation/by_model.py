@@ -17,7 +17,7 @@ from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.model import FewShotModel, score_all
 from dsd_trt.train.head_weights import HeadWeights
 from dsd_trt.train.matrix import MatrixScorer
-from dsd_trt.train.model import encode_texts, load_checkpoint
+from dsd_trt.train.model import encode_texts, read_checkpoint
 
 
 def by_model(
@@ -31,7 +31,7 @@ def by_model(
     """Score candidates in FP32 PyTorch, on `best_device`.
 
     Args:
-        model: what `load_checkpoint` takes.
+        model: what `read_checkpoint` takes.
         adapter: folder of a few-shot adapter, or None.
         score: None is the adapter's, or "attention" without one.
         levels: noise levels s; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
@@ -41,7 +41,7 @@ def by_model(
     Raises:
         ModelError: model or adapter cannot be read, or do not belong together.
     """
-    checkpoint = load_checkpoint(model, best_device())
+    checkpoint = read_checkpoint(model, best_device())
     learned = Adapter.load(adapter) if adapter else None
     scoring = build_scoring_unet(checkpoint, learned, score=score, levels=levels)
     kind = score or (learned.score if learned else "attention")

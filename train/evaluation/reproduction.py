@@ -28,7 +28,7 @@ from dsd_trt.train.evaluation.figures import Figure, figures, write
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
 REAL = ("comvg", "refcocog", "vqav2")
@@ -44,7 +44,7 @@ class Plan:
     """What is reproduced.
 
     Attributes:
-        model: what `load_checkpoint` takes.
+        model: what `read_checkpoint` takes.
         clip: folder of a CLIP for the baselines, or None to leave them out.
         root: folder with a folder of files a data set, or None: shapes are drawn.
         questions: test questions a data set; None is all of them.
@@ -181,7 +181,7 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
     path = folder / "ablation.md"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    checkpoint = load_checkpoint(plan.model, best_device())
+    checkpoint = read_checkpoint(plan.model, best_device())
     scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=LEVELS)
     data = plan.data[0]
     few = replace(plan, questions=min(plan.questions or _ABLATED, _ABLATED))

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
+from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import combine, fit_match_probability
@@ -130,7 +130,7 @@ class _Run:
         self.validations: list[Validation] = []
         self.best: dict[str, Tensor] | None = None
         self._best_at = -1
-        if self._path and (state := load_checkpoint(self._path)):
+        if self._path and (state := load_state(self._path)):
             model.load_state_dict(state["learned"], strict=False)
             optimizer.load_state_dict(state["optimizer"])
             if accelerator.scaler is not None:
@@ -168,7 +168,7 @@ class _Run:
             "best": self.best,
             "best_at": self._best_at,
         }
-        save_checkpoint(self._path, state)
+        save_state(self._path, state)
 
 
 def _adapter(

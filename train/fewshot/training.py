@@ -17,7 +17,7 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import Fitted, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.model import load_checkpoint
+from dsd_trt.train.model import read_checkpoint
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -61,7 +61,7 @@ def train_adapter(
     """Train an adapter, going on where an earlier call with the same arguments was stopped.
 
     Args:
-        model: what `load_checkpoint` takes.
+        model: what `read_checkpoint` takes.
         questions: the examples.
         settings: sizes and lengths.
         out: gets the adapter, `report.json` and `curves.png`.
@@ -75,7 +75,7 @@ def train_adapter(
         ValueError: `out` holds a run with another plan.
     """
     first = process_state().is_main_process  # of several processes, the one that writes
-    checkpoint = load_checkpoint(model, best_device())
+    checkpoint = read_checkpoint(model, best_device())
     plan = {"model": dict(checkpoint.weight_hashes), **source, **asdict(settings)}
     _remember(out / "plan.json", plan, write=first)
     kept, learned = split(questions, validation, settings.seed)

@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
+from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.layers import inner_widths
 from dsd_trt.train.model import token_mask, tokenize
 from dsd_trt.train.noise import noise_levels
@@ -176,7 +176,7 @@ def train_diffusion(
         parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
     )
     start, device = 0, model.log_scale.device
-    if state := load_checkpoint(path):
+    if state := load_state(path):
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         average = {name: value.to(device) for name, value in state["average"].items()}
@@ -208,7 +208,7 @@ def train_diffusion(
         figures = torch.stack(list(losses.values())).tolist()  # one wait for the GPU, not five
         report(step + 1, dict(zip(losses, figures, strict=True)))
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
-            save_checkpoint(
+            save_state(
                 path,
                 {
                     "model": model.state_dict(),

@@ -21,7 +21,7 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.loss_log import LossLog
-from dsd_trt.train.model import encode_texts, load_checkpoint
+from dsd_trt.train.model import encode_texts, read_checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
 from dsd_trt.train.shapes.plan import Plan, stages
@@ -161,7 +161,7 @@ def _add_adapter(
     out: Path, plan: Plan, seed: int, held_out: TwinLatents, progress: Progress, say: Say
 ) -> None:
     """Train the few-shot adapter on the finished model and measure both."""
-    checkpoint = load_checkpoint(out / "model")
+    checkpoint = read_checkpoint(out / "model")
     questions = [
         *twin_questions(FEW_SHOT_SEED, plan.few_shot_twins),
         *shapes_refcocog(plan.few_shot_twins // 2, FEW_SHOT_SEED),

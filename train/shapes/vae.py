@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dsd_trt.train.checkpoint import load_checkpoint, save_checkpoint
+from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import sample_scene
 
@@ -74,7 +74,7 @@ def train_vae(
     vae = build_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
     start = 0
-    if state := load_checkpoint(folder / "vae.ckpt"):
+    if state := load_state(folder / "vae.ckpt"):
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
@@ -95,7 +95,7 @@ def train_vae(
         optimizer.step()
         report(step + 1, loss.item())
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            save_checkpoint(
+            save_state(
                 folder / "vae.ckpt",
                 {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
             )
