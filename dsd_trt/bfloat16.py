@@ -30,23 +30,47 @@ _GROUNDS = ("grey", "beige", "navy", "pink")
 def guarded(
     bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
 ) -> EngineDescription:
-    """Compare BF16 with FP32 on this machine, once, and say how well they agree.
+    """Compile BF16 where scores keep their order in it.
 
     Args:
-        bundle: what is scored with.
-        mode: whose scorer.
-        bf16: in BF16; it is compiled when FP32 has made room.
+        bundle: as for `require_agreement`.
+        mode: as for `require_agreement`.
+        bf16: as for `require_agreement`.
         memory_budget_mb: as for `Pipeline`.
 
     Returns:
         What the engine is, with the rank correlation (Spearman) of its scores to FP32's.
 
     Raises:
+        DisagreementError: as for `require_agreement`.
+    """
+    agreement = require_agreement(bundle, mode, bf16, memory_budget_mb)
+    description = bf16.compile(mode)
+    return EngineDescription(
+        description.engine,
+        description.device,
+        f"{description.precision} (Spearman against fp32: {agreement:.6f})",
+    )
+
+
+def require_agreement(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float) -> float:
+    """Compare BF16 with FP32, once on this machine, and refuse BF16 where they disagree.
+
+    Args:
+        bundle: what is scored with.
+        mode: whose scorer.
+        bf16: in BF16; of a bundle that was compared before, the image encoder alone is compiled.
+        memory_budget_mb: as for `Pipeline`.
+
+    Returns:
+        Rank correlation (Spearman) of its scores to FP32's.
+
+    Raises:
         DisagreementError: it is below `MIN_SPEARMAN`.
     """
-    description = bf16.image_encoder
     graphs = ("image_encoder", "text_encoder", f"{mode}_scorer")
-    key = " ".join([*(graph_hash(bundle.manifest, graph) for graph in graphs), str(description)])
+    hashes = [graph_hash(bundle.manifest, graph) for graph in graphs]
+    key = " ".join([*hashes, str(bf16.image_encoder)])
     if (agreement := recall("bf16", key)) is None:
         logger.warning(
             "comparing BF16 with FP32, once on this machine: minutes for Stable Diffusion"
@@ -58,12 +82,7 @@ def guarded(
             f"in BF16 this bundle's scores keep their order to {agreement:.5f} only (Spearman "
             f"against FP32, needed is {MIN_SPEARMAN}). Score in FP32: --engine openvino"
         )
-    description = bf16.compile(mode)
-    return EngineDescription(
-        description.engine,
-        description.device,
-        f"{description.precision} (Spearman against fp32: {agreement:.6f})",
-    )
+    return agreement
 
 
 def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float) -> float:

@@ -20,12 +20,14 @@ from dsd_trt.index_files import Entry, ImageEncoder
 from dsd_trt.index_folder import IndexFolder
 from dsd_trt.jobs import Progress
 from dsd_trt.manifest import Manifest
+from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure
-from dsd_trt.scorer import Scorer
 from dsd_trt.webdataset import SUFFIX, tar_images
 
 logger = logging.getLogger(__name__)
+
+_MEMORY_MB = 1024  # for activations, as `Scorer` allows them
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ def update_index(
     require_engine(engine)
     opened = read_bundle(bundle_folder(bundle))
     if engine == BF16:
-        Scorer(opened, engine)  # refuses where scores would change their order
-    pipeline = Pipeline(opened, engine, memory_budget_mb=1024)
+        from dsd_trt.bfloat16 import require_agreement  # draws; no other engine waits for that
+
+        mode = choose_mode(opened.manifest, "auto", engine)
+        # In a pipeline of its own: a U-Net compiled to compare is not kept while indexing.
+        require_agreement(opened, mode, Pipeline(opened, engine, _MEMORY_MB), _MEMORY_MB)
+    pipeline = Pipeline(opened, engine, _MEMORY_MB)
     files = [Path(image) for image in images]
     total = None if any(map(_is_tar, files)) else len(files)
     writer = IndexWriter(

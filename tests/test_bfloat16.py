@@ -88,6 +88,23 @@ def test_it_is_compared_once_on_a_machine(
     assert len(counted) == 3
 
 
+def test_a_bundle_that_was_compared_compiles_its_image_encoder_alone(
+    shapes: Bundle, fresh: Path
+) -> None:
+    def compiled() -> list[str]:
+        opened: list[str] = []
+
+        def open_graph(path: Path, graph: Any) -> Rounded:
+            opened.append(path.stem)
+            return Rounded(path, graph, 20)
+
+        bfloat16.require_agreement(shapes, "pair", Pipeline(shapes, open_graph, 1024), 1024)
+        return opened
+
+    assert sorted(compiled()) == ["image_encoder", "pair_scorer", "text_encoder"]
+    assert compiled() == ["image_encoder"]
+
+
 def test_what_is_no_number_is_refused(
     shapes: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
