@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,16 +15,14 @@ from dsd_trt.bundle import bundle_folder, read_bundle
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
-from dsd_trt.index_files import Entry, ImageEncoder
+from dsd_trt.index_files import Entry, ImageEncoder, printable
 from dsd_trt.index_folder import IndexFolder
 from dsd_trt.jobs import Progress
 from dsd_trt.manifest import Manifest
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure
-from dsd_trt.webdataset import SUFFIX, tar_images
-
-logger = logging.getLogger(__name__)
+from dsd_trt.webdataset import is_tar, tar_images
 
 _MEMORY_MB = 1024  # for activations, as `Scorer` allows them
 
@@ -92,7 +89,7 @@ def update_index(
         require_agreement(opened, mode, Pipeline(opened, engine, _MEMORY_MB), _MEMORY_MB)
     pipeline = Pipeline(opened, engine, _MEMORY_MB)
     files = [Path(image) for image in images]
-    total = None if any(map(_is_tar, files)) else len(files)
+    total = None if any(map(is_tar, files)) else len(files)
     writer = IndexWriter(
         Path(folder),
         opened.manifest,
@@ -144,7 +141,9 @@ class IndexWriter:
 
     def add(self, file: Path) -> None:
         """Take in an image file, or what a tar file holds."""
-        path = _printable(str(file))
+        path = printable(str(file))
+        if path in self._files:
+            return
         self._files.add(path)
         size, mtime = _status(file)
         known = self._of_file.get(path, [])
@@ -153,12 +152,9 @@ class IndexWriter:
             self._done(len(self._named))
             return
         # Stopped within a tar, the index must not take it for one that was read to its end.
-        read_to_the_end = None if _is_tar(file) else mtime
+        read_to_the_end = None if is_tar(file) else mtime
         for name, content in _read(file):
-            if (name := _printable(name)) in self._named:
-                logger.warning("%s is there twice: the first counts", name)
-                continue
-            self._named[name] = mtime
+            self._named[name := printable(name)] = mtime
             self._add(Entry(name, path, size, read_to_the_end), content)
             self._done(len(self._named))
 
@@ -230,23 +226,13 @@ class IndexWriter:
 def _read(file: Path) -> Iterator[tuple[str, bytes | ImageError]]:
     """Names and contents of the images of a file; what cannot be read goes by the file's name."""
     try:
-        if not _is_tar(file):
+        if not is_tar(file):
             yield str(file), file.read_bytes()
             return
-        empty = True
-        for key, content in tar_images(file):
-            empty = False
-            yield f"{file}/{key}", content
-        if empty:
-            raise ImageError("no images in the tar file")
+        for name, content in tar_images(file):
+            yield f"{file}/{name}" if name else str(file), content
     except OSError as error:
         yield str(file), ImageError(error.strerror or str(error))
-    except ImageError as error:
-        yield str(file), error
-
-
-def _is_tar(file: Path) -> bool:
-    return file.suffix.lower() == SUFFIX
 
 
 def _status(file: Path) -> tuple[int | None, int | None]:
@@ -256,8 +242,3 @@ def _status(file: Path) -> tuple[int | None, int | None]:
     except OSError:
         return None, None
     return status.st_size, status.st_mtime_ns
-
-
-def _printable(name: str) -> str:
-    """A name that is not valid UTF-8 in a form that a table can hold, and still one of its own."""
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,47 +1,204 @@
-"""WebDataset: samples in plain tar files, the files of one sample alike up to the first dot."""
+"""WebDataset: samples in tar files, the files of one sample alike up to the first dot."""
 
 from __future__ import annotations
 
+import logging
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dsd_trt.errors import ImageError
 from dsd_trt.image import image_suffixes
+from dsd_trt.index_files import printable
+from dsd_trt.tar import CutOffError, Tar, open_tar
 
-SUFFIX = ".tar"
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+"""Endings of tar files, those included that cannot be read: they are named instead of ignored."""
+
+_MOST_HOPS = 40  # as many links as Linux follows to one file
+_MOST_TOLD = 3  # places of damage in a message
 
 
-def tar_images(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Stream the images of a tar file, in its order.
+def is_tar(path: Path) -> bool:
+    """Whether a file is a tar, by its name."""
+    return path.name.lower().endswith(SUFFIXES)
 
-    An image is a member whose name has nothing but an image's ending after the first dot of its
-    last part; `a/007.seg.png` is another field of sample `a/007`.
+
+def tar_images(path: Path) -> Iterator[tuple[str, bytes | ImageError]]:
+    """Read the images of a tar file, in its order.
+
+    An image is a member whose name ends like an image's, or a link with such a name, which is
+    followed within the tar. Hidden members (`._007.png`) and WebDataset's own (`__meta__/a.png`)
+    are left out with a logged warning.
 
     Yields:
-        Keys, the member's path up to that dot, and encoded images. A sample that has several
-        images yields its key as often.
+        Names and encoded images, or why one cannot be read. A sample's first image goes by the
+        sample's key, others by key and field (`a/007.seg.png`). The name "" stands for the tar: it
+        is damaged, cut off, or has no images.
 
     Raises:
-        ImageError: the file is no tar, or cut off; what came before has been yielded.
         OSError: the file cannot be read.
     """
-    suffixes = image_suffixes()
     try:
-        with tarfile.open(path, "r|") as archive:
-            for member in archive:
-                key, suffix = split_key(member.name)
-                # Names that begin with a dot are other programs' leavings ("._007.png").
-                if not member.isfile() or not key or key.endswith("/") or suffix not in suffixes:
-                    continue
-                if (stream := archive.extractfile(member)) is not None:
-                    yield key, stream.read()
-    except tarfile.TarError as error:
-        raise ImageError(f"not a whole tar file: {error}") from None
+        with open_tar(path) as archive:
+            images = _Images(archive)
+            yield from images.read()
+            if archive.damage:
+                yield "", ImageError(f"not a whole tar file: {_told(archive.damage)}")
+            elif not images.names:
+                yield "", ImageError("no images in the tar file")
+            if images.left_out:
+                logger.warning(
+                    "%s: hidden members that are left out: %d, such as %s",
+                    path,
+                    len(images.left_out),
+                    images.left_out[0],
+                )
+    except ImageError as error:
+        yield "", error
 
 
 def split_key(member: str) -> tuple[str, str]:
-    """A member's key, and what follows it, in lower case and with its dot."""
-    name = PurePosixPath(member).name
-    suffix = name[len(name.partition(".")[0]) :]
-    return member.removesuffix(suffix).removeprefix("./"), suffix.lower()
+    """A member's key, and its field: what follows the first dot of its name.
+
+    The key is empty where the library webdataset passes over the member: its name has no dot or
+    begins with one, or it is metadata.
+    """
+    folder, slash, name = member.rpartition("/")
+    stem, dot, field = name.partition(".")
+    top = member.partition("/")[0]
+    if not stem or not dot or (len(top) > 3 and top.startswith("__") and top.endswith("__")):
+        return "", ""
+    return f"{folder}{slash}{stem}", field
+
+
+class _Images:
+    """Images of a tar file, each under a name of its own.
+
+    Attributes:
+        names: of the images so far.
+        left_out: members that end like an image and are not the user's.
+    """
+
+    def __init__(self, archive: Tar) -> None:
+        self.names: set[str] = set()
+        self.left_out: list[str] = []
+        self._archive = archive
+        self._starts: dict[str, int | None] = {}  # of images, where in the tar their files start
+        self._files: dict[str, int] = {}  # the same of every regular member
+        self._links: dict[str, str | None] = {}  # what links lead to, counted from the tar's top
+        self._suffixes = image_suffixes()
+
+    def read(self) -> Iterator[tuple[str, bytes | ImageError]]:
+        """Names and contents; a link to what comes after it is read last."""
+        waiting: list[tarfile.TarInfo] = []
+        for member in self._archive.members():
+            path = _plain(member.name)
+            if _is_link(member):
+                self._links[path] = _target(member)
+                if member.issym():  # which replaces a file; a hard link may be one to itself
+                    self._files.pop(path, None)
+            elif _is_file(member):
+                self._files[path] = member.offset
+            if not self._is_image(member):
+                continue
+            if _is_link(member) and self._start(member) is None:
+                waiting.append(member)
+            else:
+                yield from self._read(member)
+        for member in waiting:
+            yield from self._read(member)
+
+    def _is_image(self, member: tarfile.TarInfo) -> bool:
+        dot_and_last = "." + member.name.rpartition(".")[2].lower()
+        if member.isdir() or dot_and_last not in self._suffixes:
+            return False
+        if split_key(member.name)[0]:
+            return True
+        self.left_out.append(printable(member.name))
+        return False
+
+    def _read(self, member: tarfile.TarInfo) -> Iterator[tuple[str, bytes | ImageError]]:
+        """The image under its name; nothing where the same image had that name before."""
+        start = self._start(member)
+        if start is not None:
+            content = self._content(start)
+        elif _is_link(member):
+            content = ImageError(f"a link to {member.linkname!r}, which is no file of the tar")
+        else:
+            content = ImageError("a device or a pipe, no file")
+        if isinstance(content, CutOffError) and start == member.offset:
+            return  # the tar's damage names it
+        key, full = (printable(it) for it in (split_key(member.name)[0], member.name))
+        if full in self._starts:
+            before = self._starts[full]
+            if before is None or content != self._content(before):
+                yield (
+                    f"{full} at byte {member.offset}",
+                    ImageError("an image before it has its name"),
+                )
+            return
+        self._starts[full] = start
+        name = full if key in self.names else key
+        self.names.add(name)
+        yield name, content
+
+    def _content(self, start: int) -> bytes | ImageError:
+        try:
+            return self._archive.content(start)
+        except ImageError as error:
+            return error
+
+    def _start(self, member: tarfile.TarInfo) -> int | None:
+        """Where the file starts that a member is or leads to; None if there is none (yet)."""
+        if not _is_link(member):
+            return member.offset if _is_file(member) else None
+        rest, done, hops = _plain(member.name).split("/")[::-1], list[str](), 0
+        while rest:
+            part = rest.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if not done:
+                    return None  # out of the tar
+                done.pop()
+                continue
+            done.append(part)
+            path = "/".join(done)
+            if path in self._links and path not in self._files:
+                hops += 1
+                if hops > _MOST_HOPS or (target := self._links[path]) is None:
+                    return None
+                rest += target.split("/")[::-1]
+                done.clear()
+        return self._files.get("/".join(done))
+
+
+def _is_link(member: tarfile.TarInfo) -> bool:
+    return member.issym() or member.islnk()
+
+
+def _is_file(member: tarfile.TarInfo) -> bool:
+    """Whether it has content; members of unknown kinds have, as POSIX wants it."""
+    return member.isreg() or member.type not in tarfile.SUPPORTED_TYPES
+
+
+def _plain(path: str) -> str:
+    """A path in one of its spellings: without empty parts and dots."""
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _target(link: tarfile.TarInfo) -> str | None:
+    """What a link leads to, counted from the tar's top; None if that is out of the tar."""
+    if link.islnk():
+        return _plain(link.linkname)
+    if link.linkname.startswith("/"):
+        return None
+    return f"{_plain(link.name.rpartition('/')[0])}/{link.linkname}"
+
+
+def _told(damage: list[str]) -> str:
+    more = len(damage) - _MOST_TOLD
+    return "; ".join(damage[:_MOST_TOLD]) + (f"; and {more} more" if more > 0 else "")

@@ -507,34 +507,31 @@ def test_unreadable_images_are_recorded_and_cost_nothing_else(
 
 def test_a_webdataset_is_indexed_by_its_keys(
     update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     tar = tmp_path / "a.b.tar"
     image = {seed: png(pixels_of(seed)) for seed in range(5)}
     members = {
         "00.png": image[0],
         "00.txt": b"a caption",
-        "00.seg.png": image[4],
-        "deep.er/01.PNG": image[1],
+        "00.seg.png": image[1],
+        "deep.er/02.img.PNG": image[2],
         "._00.png": b"another program's leavings",
-        "02.png": image[2],
-        "02.webp": image[3],  # a second image of the sample
         "./03.png": image[3],
     }
     write_tar(tar, members)
     done = update([tar])
     assert (done.images, done.errors) == (4, ())
     index = Index.open(tmp_path / "out")
-    keys = ["00", "deep.er/01", "02", "03"]
-    assert [image.name for image in index] == [f"{tar}/{key}" for key in keys]
-    assert f"{tar}/02 is there twice" in caplog.text
+    names = ["00", "00.seg.png", "deep.er/02", "./03"]
+    assert [image.name for image in index] == [f"{tar}/{name}" for name in names]
     np.testing.assert_allclose(scorer.score(index, TEXTS).scores, expected(range(4)), atol=1e-6)
 
     encoded.clear()
     write_tar(tar, {**members, "01.png": image[4], "04.png": image[4]})
     assert update([tar]).images == 6
     assert sum(encoded) == 2
-    monkeypatch.setattr(tarfile, "open", None)  # an unchanged tar is not opened
+    monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", None)  # an unchanged tar is not read
     assert update([tar]).images == 6
 
 
@@ -548,14 +545,50 @@ def test_a_tar_that_is_cut_off_keeps_what_came_before(
     done = update([tar, photo])
     (failure,) = done.errors
     assert failure.image == str(tar)
-    assert "not a whole tar file" in failure.reason
+    assert failure.reason == "not a whole tar file: cut off within '05.png'"
     assert done.encoded == 6
+    encoded.clear()
+    assert update([tar, photo]).errors == done.errors  # it is read again, and nothing encoded
+    assert encoded == []
     tar.write_bytes(whole)
     encoded.clear()
     assert update([tar, photo], keep=True).errors == ()
     assert sum(encoded) == 3
     assert seeds_of(Index.open(tmp_path / "out")) == [*range(8), 9]
     check(Index.open(tmp_path / "out"), scorer)
+
+
+def test_of_a_tar_all_that_is_there_is_indexed_and_the_rest_is_named(
+    update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path
+) -> None:
+    tar = tmp_path / "a.tar"
+    write_tar(tar, {f"{seed:02}.png": png(pixels_of(seed)) for seed in range(3)})
+    with tarfile.open(tar, "a") as archive:
+        for name, target in (("03.png", "gone.png"), ("04.png", "00.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = tarfile.SYMTYPE, target
+            archive.addfile(link)
+    first = tar.read_bytes()
+    write_tar(tar, {f"{seed:02}.png": png(pixels_of(seed)) for seed in range(5, 8)})
+    tar.write_bytes(first + tar.read_bytes())  # and no mark of the end is the last word
+    done = update([tar])
+    assert [failure.image for failure in done.errors] == [f"{tar}/03"]
+    assert done.images == 8
+    matrix = scorer.score(tmp_path / "out", TEXTS)
+    assert [Path(name).name for name in matrix.images] == [
+        "00",
+        "01",
+        "02",
+        "04",
+        "05",
+        "06",
+        "07",
+        "03",
+    ]
+    np.testing.assert_allclose(matrix.scores[:-1], expected([0, 1, 2, 0, 5, 6, 7]), atol=1e-6)
+    encoded.clear()
+    assert update([tar]).errors == done.errors
+    assert encoded == []
 
 
 @pytest.mark.parametrize("kind", ["compressed", "empty", "text", "no images"])
@@ -565,7 +598,7 @@ def test_what_is_no_tar_of_images_is_recorded(
     tar = tmp_path / "a.tar"
     tar.write_text("" if kind == "empty" else "no tar " * 200)
     if kind == "compressed":
-        write_tar(tar, {"00.png": png(pixels_of(0))}, "w:gz")
+        write_tar(tar, {"00.png": png(pixels_of(0))}, "w:xz")
     if kind == "no images":
         write_tar(tar, {"00.txt": b"a caption"})
     done = update([tar, *write_photos(tmp_path / "photos", [1])])

@@ -50,11 +50,11 @@ def index(
     from dsd_trt.console import progress_bar, warnings_on
     from dsd_trt.index_writer import update_index
     from dsd_trt.inputs import find_images
-    from dsd_trt.webdataset import SUFFIX
+    from dsd_trt.webdataset import SUFFIXES
 
     if len(paths) < 2:
         raise InputError("give IMAGES and, last, the folder OUT; see: dsd-trt index --help")
-    images = find_images(paths[:-1], others=frozenset({SUFFIX}))
+    images = find_images(paths[:-1], others=SUFFIXES)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     started = time.perf_counter()
