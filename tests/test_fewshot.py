@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,18 @@ from dsd_trt.train.data.question import Question
 from dsd_trt.train.fewshot.batch import Batch, sample_batch
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
-from dsd_trt.train.fewshot.match_probability import MatchProbability, fit_match_probability
-from dsd_trt.train.fewshot.model import Validation, build_model, score_all
+from dsd_trt.train.fewshot.match_probability import (
+    MatchProbability,
+    combine,
+    fit_match_probability,
+)
+from dsd_trt.train.fewshot.model import (
+    FewShotModel,
+    Validation,
+    build_model,
+    score_all,
+    validate,
+)
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.head_weights import HeadWeights
 from dsd_trt.train.model import Checkpoint, read_checkpoint
@@ -155,7 +166,7 @@ def _score_alone(
     return total / 4
 
 
-@pytest.mark.parametrize(
+WAYS = pytest.mark.parametrize(
     ("head_mode", "score", "loss", "rank"),
     [
         ("learned", "attention", "bce", 2),
@@ -164,7 +175,14 @@ def _score_alone(
         ("dynamic", "denoising", "bce", 2),
     ],
 )
-def test_training_beats_calibration_alone_and_serves_what_it_trained(
+
+
+def _way(head_mode: HeadMode, score: ScoreKind, loss: str, rank: int | None) -> FewShotSettings:
+    return replace(SETTINGS, head_mode=head_mode, score=score, loss=loss, rank=rank)
+
+
+@WAYS
+def test_gradients_are_the_slope_of_the_loss(
     checkpoint: Checkpoint,
     examples: Examples,
     head_mode: HeadMode,
@@ -172,21 +190,92 @@ def test_training_beats_calibration_alone_and_serves_what_it_trained(
     loss: str,
     rank: int | None,
 ) -> None:
-    settings = replace(SETTINGS, steps=160, head_mode=head_mode, score=score, loss=loss, rank=rank)
-    before = build_model(checkpoint, examples, settings)
-    f, d = score_all(before, examples)
-    s = f if score == "attention" else d
-    assert s is not None
-    plain = _entropy(s, examples.labels, *fit_match_probability(s, examples.labels))
+    """Along its gradient the loss rises as steeply as the gradient is long (central differences).
 
+    So a step against it, short enough, makes the loss smaller, on any machine.
+    """
+    settings = _way(head_mode, score, loss, rank)
+    model = build_model(checkpoint, examples, settings)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.manual_seed(1)
+    with torch.no_grad():  # factors that begin as zeros would keep the others from mattering
+        for parameter in learned:
+            parameter += 0.05 * torch.randn(parameter.shape)
+    batch = sample_batch(examples, settings, np.random.default_rng(3))
+    inputs = batch.inputs(examples, torch.device("cpu"))
+
+    def loss_of_batch() -> Tensor:
+        (logits,) = model(*inputs)
+        return batch.loss(logits, settings.loss)
+
+    loss_of_batch().backward()
+    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
+    prompts = [g for g, p in zip(gradient, learned, strict=True) if p.dim() > 1]
+    assert max(float(g.abs().max()) for g in prompts) > 0
+    length = math.sqrt(sum(float(g.square().sum()) for g in gradient))
+    step = 2e-3 / length  # in units of the gradient's direction: the loss moves by 2e-3
+
+    @torch.no_grad()
+    def moved(by: float) -> float:
+        for parameter, g in zip(learned, gradient, strict=True):
+            parameter += by * g / length
+        return float(loss_of_batch())
+
+    rise = moved(step) - moved(-2 * step)
+    assert rise / (2 * step) == pytest.approx(length, rel=0.02)
+
+
+@WAYS
+def test_the_adapter_serves_what_was_trained(
+    checkpoint: Checkpoint,
+    examples: Examples,
+    monkeypatch: pytest.MonkeyPatch,
+    head_mode: HeadMode,
+    score: ScoreKind,
+    loss: str,
+    rank: int | None,
+) -> None:
+    settings = replace(_way(head_mode, score, loss, rank), steps=3)
+    last: list[tuple[Tensor, Tensor | None]] = []
+
+    def remembered(*arguments: Any) -> tuple[Tensor, Tensor | None]:
+        last[:] = [score_all(*arguments)]
+        return last[0]
+
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.score_all", remembered)
     fitted = fit_adapter(checkpoint, examples, settings)
     adapter = fitted.adapter
     assert len(fitted.losses) == settings.steps
     trained = build_scoring_unet(checkpoint, adapter)
     weight = adapter.denoising_weight
-    alone = [_score_alone(trained, examples, i, score, weight) for i in range(8)]
-    after = _entropy(torch.tensor(alone), examples.labels, adapter.a, adapter.b)
-    assert after < 0.9 * plain
+    alone = torch.tensor([_score_alone(trained, examples, i, score, weight) for i in range(8)])
+    ((f, d),) = last  # a and b were fitted to these
+    assert torch.allclose(alone, combine(score, weight, f, d), atol=1e-5, rtol=0)
+    served = torch.sigmoid(adapter.a * alone.double() + adapter.b)
+    a, b = fit_match_probability(alone, examples.labels)
+    assert torch.allclose(served, torch.sigmoid(a * alone.double() + b), atol=1e-2, rtol=0)
+
+
+def test_the_first_step_is_adams_against_the_gradient(
+    checkpoint: Checkpoint, examples: Examples
+) -> None:
+    """AdamW's first step is the learning rate against each gradient's sign, after weight decay."""
+    settings = replace(SETTINGS, steps=1)
+    model = build_model(checkpoint, examples, settings)
+    before = {n: p.detach().clone() for n, p in model.scoring.prompts.named_parameters()}
+    batch = sample_batch(examples, settings, np.random.default_rng([0, 0, 0, 0]))
+    (logits,) = model(*batch.inputs(examples, torch.device("cpu")))
+    batch.loss(logits, settings.loss).backward()
+    after = fit_adapter(checkpoint, examples, settings).adapter.prompt_state
+    compared = 0
+    for name, parameter in model.scoring.prompts.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        clear = gradient.abs() > 1e-5  # Adam adds 1e-8 to what it divides by
+        compared += int(clear.sum())
+        expected = before[name] * (1 - 0.01 * settings.learning_rate)
+        expected = expected - settings.learning_rate * gradient.sign()
+        assert torch.allclose(after[name][clear], expected[clear], rtol=0, atol=1e-4), name
+    assert compared > 100
 
 
 def test_scores_of_all_pairs_are_those_of_each_alone(
@@ -332,20 +421,39 @@ def test_killed_and_resumed_training_gives_the_same_adapter(
 
 
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
+    checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = [(0.5, 0.9), (0.5, 0.8), (0.75, 0.9), (0.75, 0.95), (0.5, 0.1), (0.25, 0.1)]
+    learned: list[dict[str, Tensor]] = []
+
+    def scripted(model: FewShotModel, examples: Examples, step: int) -> Validation:
+        learned.append(model.learned())
+        return Validation(step, *script[step])
+
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.validate", scripted)
+    settings = replace(SETTINGS, validate_every=1, patience=3)
+    fitted = fit_adapter(checkpoint, examples, settings, validation=examples)
+    assert [(v.accuracy, v.loss) for v in fitted.validations] == script
+    assert len(fitted.losses) == 5 < settings.steps
+    for name, value in fitted.adapter.prompt_state.items():
+        assert torch.equal(value, learned[2][f"scoring.prompts.{name}"]), name
+    assert any(
+        not torch.equal(value, learned[5][f"scoring.prompts.{name}"])
+        for name, value in fitted.adapter.prompt_state.items()
+    )
+
+
+def test_validation_answers_with_the_score_that_is_served(
     checkpoint: Checkpoint, examples: Examples
 ) -> None:
-    # Labels turned round: what is learned from the examples is wrong of these.
-    turned = replace(examples, right=examples.right - 1)
-    settings = replace(SETTINGS, validate_every=1, patience=3, learning_rate=0.05)
-    fitted = fit_adapter(checkpoint, examples, settings, validation=turned)
-    ranks = [(v.accuracy, -v.loss) for v in fitted.validations]
-    best = max(range(len(ranks)), key=lambda i: ranks[i])
-    assert len(ranks) < settings.steps
-    assert len(ranks) - 1 - best == 3
-    kept = build_scoring_unet(checkpoint, fitted.adapter)
-    alone = [_score_alone(kept, turned, i, "attention", 1.0) for i in range(8)]
-    accuracy = np.mean(turned.right_answers(torch.tensor(alone)))
-    assert accuracy == fitted.validations[best].accuracy
+    model = build_model(checkpoint, examples, SETTINGS)
+    found = validate(model, examples, 7)
+    scoring = build_scoring_unet(checkpoint)
+    f = torch.tensor([_score_alone(scoring, examples, i, "attention", 1.0) for i in range(8)])
+    assert found.step == 7
+    assert found.accuracy == np.mean(examples.right_answers(f))
+    expected = _entropy(f, examples.labels, math.exp(3.0), -3.0)
+    assert found.loss == pytest.approx(expected, rel=1e-4)
 
 
 # Head weights and the logistic
