@@ -21,13 +21,20 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from dsd_trt.errors import DsdError, InputError, ModelError
 from dsd_trt.train.baselines.clip import Clip, load_clip
 from dsd_trt.train.baselines.fit import METHODS, build_matcher, fit, train_baseline, validate
-from dsd_trt.train.baselines.matcher import Matcher, by_matcher, encode_questions, score_all
+from dsd_trt.train.baselines.matcher import (
+    Matcher,
+    by_matcher,
+    encode_questions,
+    pair_up,
+    score_all,
+)
 from dsd_trt.train.baselines.prompts import PromptLearning
 from dsd_trt.train.commands.baseline import baseline
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.answers import grade
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
+from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
@@ -333,16 +340,49 @@ def test_only_what_is_declared_is_learned(
 
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
 @pytest.mark.parametrize("method", TRAINED)
-def test_training_learns_what_can_be_told_apart(
+def test_the_first_step_is_adams_against_the_slope_of_the_loss(
     clip: Clip, questions: list[Question], method: str, loss: str
 ) -> None:
+    """AdamW's first step is the learning rate against each slope's sign, after weight decay.
+
+    Slopes are central differences of the loss, of a few parameters one by one.
+    """
+    settings = replace(SETTINGS, steps=1, loss=loss, learning_rate=1e-3)
     matcher = build_matcher(clip, method)
     examples = encode_questions(matcher, questions)
-    assert not all(examples.right_answers(score_all(matcher, examples)))
-    history = fit(matcher, examples, replace(SETTINGS, loss=loss))
-    assert len(history.losses) == SETTINGS.steps
-    assert np.mean(history.losses[-5:]) < 0.5 * np.mean(history.losses[:5])
-    assert all(examples.right_answers(score_all(matcher, examples)))
+    batch = sample_batch(examples, settings, np.random.default_rng([0, 0, 0, 0]))
+    fit(matcher, examples, replace(settings, steps=0))  # puts the logistic's middle in place
+    still = copy.deepcopy(matcher).double()
+    precise = replace(examples, latents=examples.latents.double())
+    if method == "fine-tuning":  # else they are token ids
+        precise = replace(precise, text_states=precise.text_states.double())
+
+    @torch.no_grad()
+    def loss_of_batch() -> float:
+        f = pair_up(still, precise, batch.images.flatten(), batch.texts.flatten())
+        logits = still.match(f, None).view(batch.images.shape)
+        if loss == "softmax":
+            return float((logits.logsumexp(1) - logits[:, 0]).mean())
+        signs = torch.ones_like(logits)
+        signs[:, 0] = -1
+        return float(torch.log1p((signs * logits).exp()).mean())
+
+    fit(matcher, examples, settings)
+    compared, rng = 0, np.random.default_rng(5)
+    for name, parameter in still.learned().items():
+        flat, after = parameter.data.view(-1), matcher.learned()[name].detach().double().view(-1)
+        for at in rng.choice(len(flat), min(len(flat), 12), replace=False):
+            before = float(flat[at])
+            flat[at] = before + 1e-4
+            above = loss_of_batch()
+            flat[at] = before - 1e-4
+            slope = (above - loss_of_batch()) / 2e-4
+            flat[at] = before
+            if abs(slope) > 1e-3:  # or its sign is rounding's
+                compared += 1
+                expected = before * (1 - 1e-5) - settings.learning_rate * np.sign(slope)
+                assert float(after[at]) == pytest.approx(expected, abs=2e-5), name
+    assert compared > 10
 
 
 @pytest.mark.parametrize("method", TRAINED)
@@ -378,22 +418,26 @@ def test_a_seed_fixes_what_is_learned(clip: Clip, questions: list[Question], met
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
-    clip: Clip, questions: list[Question], method: str
+    clip: Clip, questions: list[Question], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def examples_and_turned(matcher: Matcher) -> tuple[Examples, Examples]:
-        # Labels turned round: what is learned from the examples is wrong of these.
-        examples = encode_questions(matcher, questions)
-        return examples, replace(examples, right=examples.right - 1)
+    script = [(0.5, 0.9), (0.5, 0.8), (0.75, 0.9), (0.75, 0.95), (0.5, 0.1), (0.25, 0.1)]
+    learned: list[dict[str, Tensor]] = []
 
-    settings = replace(SETTINGS, validate_every=1, patience=3)
+    def scripted(matcher: Matcher, examples: Examples, step: int) -> Validation:
+        learned.append({n: value.detach().clone() for n, value in matcher.learned().items()})
+        return Validation(step, *script[step])
+
+    monkeypatch.setattr("dsd_trt.train.baselines.fit.validate", scripted)
     matcher = build_matcher(clip, method)
-    examples, turned = examples_and_turned(matcher)
-    history = fit(matcher, examples, settings, validation=turned)
-    assert len(history.losses) == len(history.validations) - 1 < settings.steps
-    assert history.best is not None
-    assert len(history.losses) - history.best.step == 3
-    kept = validate(matcher, turned, history.best.step)
-    assert kept == history.best
+    examples = encode_questions(matcher, questions)
+    settings = replace(SETTINGS, validate_every=1, patience=3)
+    history = fit(matcher, examples, settings, validation=examples)
+    assert [(v.accuracy, v.loss) for v in history.validations] == script
+    assert len(history.losses) == 5 < settings.steps
+    assert history.best == history.validations[2]
+    for name, value in matcher.learned().items():
+        assert torch.equal(value, learned[2][name]), name
+        assert not torch.equal(value, learned[5][name]), name
 
 
 # The command

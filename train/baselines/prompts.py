@@ -66,7 +66,8 @@ class PromptLearning(Matcher):
         Its own forward takes token ids alone, so its parts are called one after the other.
         """
         tower, length = self.text_model, embeddings.shape[1]
-        above = torch.full((length, length), -torch.inf, device=embeddings.device).triu(1)
+        # Of the embeddings' type: PyTorch 2.13 reads an FP32 mask wrongly beside FP64 queries.
+        above = torch.full_like(embeddings[0, :1, :1], -torch.inf).expand(length, length).triu(1)
         hidden = tower.embeddings(inputs_embeds=embeddings)  # adds positions
         hidden = tower.encoder(inputs_embeds=hidden, attention_mask=above[None, None])
         return tower.final_layer_norm(hidden.last_hidden_state)
