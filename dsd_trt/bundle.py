@@ -15,9 +15,9 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from dsd_trt.errors import BundleError
+from dsd_trt.files import is_unfinished, write_whole
 from dsd_trt.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest, require
 
-_UNFINISHED = f".{MANIFEST_NAME}.part"
 _LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
 
 
@@ -49,7 +49,7 @@ def write_bundle(folder: Path, manifest: Manifest) -> Bundle:
     files = {
         path.relative_to(folder).as_posix(): file_entry(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST_NAME, _UNFINISHED)
+        if path.is_file() and path.name != MANIFEST_NAME and not is_unfinished(path)
     }
     return write_manifest(folder, dataclasses.replace(manifest, files=files))
 
@@ -63,12 +63,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Write `bundle.json`, whole or not at all; as `write_bundle`, `files` being known already."""
     check_manifest(manifest)
     _check_named_files(manifest)
-    unfinished = folder / _UNFINISHED
-    with unfinished.open("w", encoding="utf-8") as stream:
-        stream.write(manifest.to_json())
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(folder / MANIFEST_NAME)
+    write_whole(folder / MANIFEST_NAME, manifest.to_json())
     return Bundle(folder, manifest)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle import file_entry
 from dsd_trt.errors import DsdError, InputError
+from dsd_trt.files import is_unfinished, write_whole
 from dsd_trt.index_files import (
     INDEX_NAME,
     NEXT_TABLE,
@@ -37,7 +37,7 @@ from dsd_trt.manifest import FileEntry
 
 logger = logging.getLogger(__name__)
 
-_UNFINISHED = ".unfinished"
+_GOES_ON = "What was finished is kept, and the same command goes on from there"
 
 
 class IndexFolder:
@@ -68,7 +68,7 @@ class IndexFolder:
         entries = self._open() if is_index(self._folder) else self._make()
         for path in self._folder.iterdir():
             left_behind = shard_number(path.name) >= 0 and path.name not in self._shards
-            if left_behind or path.name.endswith(_UNFINISHED):
+            if left_behind or is_unfinished(path):
                 path.unlink()
         return entries
 
@@ -157,14 +157,8 @@ class IndexFolder:
             (self._folder / NEXT_TABLE).replace(self._folder / TABLE_NAME)
 
     def _write(self, name: str, content: bytes) -> None:
-        """Write a file, whole or not at all."""
-        unfinished = self._folder / f".{name}{_UNFINISHED}"
         with _writing_to(self._folder):
-            with unfinished.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            unfinished.replace(self._folder / name)
+            write_whole(self._folder / name, content)
 
 
 def _is_empty(folder: Path) -> bool:
@@ -181,7 +175,6 @@ def _writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DsdError(
-            f"cannot write to {folder}: {error.strerror}. What was finished is kept, and the same "
-            "command goes on from there"
-        ) from error
+        raise DsdError(f"cannot write to {folder}: {error.strerror}. {_GOES_ON}") from error
+    except DsdError as error:
+        raise DsdError(f"{error}. {_GOES_ON}") from error

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, InputError
+from dsd_trt.files import is_device, unfinished_name, write_whole
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,15 @@ def refuse_unwritable(path: str) -> None:
     Raises:
         InputError: nothing can be written there.
     """
-    if path == "-" or _is_device(path):
+    target = Path(path).resolve()
+    if path == "-" or is_device(Path(path)):
         return
     try:
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _unfinished(path).open("w").close()
-        _unfinished(path).unlink()
+        unfinished = target.with_name(unfinished_name(target.name))
+        unfinished.open("w").close()
+        unfinished.unlink()
     except OSError as error:
         raise InputError(f"cannot write {path!r}: {error.strerror}") from None
 
@@ -109,41 +112,16 @@ def write_output(path: str, content: str) -> None:
     Raises:
         DsdError: the disk is full, or the like; an older file of that name is left as it was.
     """
+    if path != "-":
+        write_whole(Path(path), content)
+        return
     try:
-        if path == "-":
-            sys.stdout.write(content)
-            sys.stdout.flush()
-        elif _is_device(path):
-            Path(path).write_text(content, encoding="utf-8")
-        else:
-            _replace(path, content)
+        sys.stdout.write(content)
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough: no error of ours
         raise
     except OSError as error:
-        target = "standard output" if path == "-" else repr(path)
-        raise DsdError(f"cannot write {target}: {error.strerror}") from None
-
-
-def _replace(path: str, content: str) -> None:
-    unfinished = _unfinished(path)
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(content)
-        unfinished.replace(Path(path).resolve())
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _unfinished(path: str) -> Path:
-    target = Path(path).resolve()  # a symbolic link stays one
-    return target.with_name(f".{target.name}.part")
-
-
-def _is_device(path: str) -> bool:
-    """True for pipes, terminals and /dev/null: they are written to, never replaced."""
-    target = Path(path)
-    return target.exists() and not target.is_file() and not target.is_dir()
+        raise DsdError(f"cannot write standard output: {error.strerror}") from None
 
 
 def _printable(name: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from dsd_trt.contract import Graph
 from dsd_trt.engines.network import Network
-from dsd_trt.errors import EngineError, InputError
+from dsd_trt.errors import DsdError, EngineError, InputError
+from dsd_trt.files import write_whole
 from dsd_trt.plan import Profile
 
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
@@ -122,12 +123,10 @@ def _timing_cache(config: Any, path: Path) -> Any:
 
 
 def _save(path: Path, content: memoryview) -> None:
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write the timing cache {path}: {error.strerror}") from error
+        write_whole(path, content)
+    except DsdError as error:
+        raise InputError(f"the timing cache: {error}") from error
 
 
 def _monitor(trt: Any, step: Step) -> Any:

@@ -22,7 +22,8 @@ from dsd_trt.engines.build import PAIR_GRAPHS, build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.network import Network, create_network, parse
 from dsd_trt.engines.work import count_macs
-from dsd_trt.errors import EngineError, InputError
+from dsd_trt.errors import DsdError, EngineError, InputError
+from dsd_trt.files import write_whole
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.plan import PlanLibrary, Profile, find_plan
 
@@ -241,7 +242,7 @@ def write_report(report: GpuReport, out: Path) -> None:
         InputError: they cannot be written.
     """
     try:
-        out.with_name(f"{out.name}.json").write_text(report.to_json(), encoding="utf-8")
-        out.with_name(f"{out.name}.md").write_text(report.to_markdown(), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {out}.json: {error.strerror}") from error
+        write_whole(out.with_name(f"{out.name}.json"), report.to_json())
+        write_whole(out.with_name(f"{out.name}.md"), report.to_markdown())
+    except DsdError as error:
+        raise InputError(str(error)) from error

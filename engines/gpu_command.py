@@ -47,6 +47,6 @@ def gpu_check(bundle: Path, engine: str, batch: str, out: Path) -> None:
     console = Console(stderr=True)
     with console.status("Verifying the bundle") as status:
         report = check_gpu(read_bundle(bundle), cast("PlanLibrary", engine), profile, status.update)
+    click.echo(report.to_markdown())  # first: minutes of work are not lost where OUT is no good
     write_report(report, out)
-    click.echo(report.to_markdown())
     click.echo(f"wrote {out}.json and {out}.md", err=True)

@@ -12,8 +12,7 @@ from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME
 from dsd_trt.manifest import Calibration, HeadWeights, Manifest
-from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.model import sha256
+from dsd_trt.train.adapter import Adapter, adapter_hash
 
 
 def replace_adapter(bundle: Bundle, folder: Path, out: Path, *, force: bool = False) -> Bundle:
@@ -65,9 +64,7 @@ def replace_adapter(bundle: Bundle, folder: Path, out: Path, *, force: bool = Fa
                 ),
                 preprocessing=replace(manifest.preprocessing, resize=adapter.resize),
                 calibration=_calibration(adapter, manifest),
-                provenance=replace(
-                    manifest.provenance, adapter_hash=sha256(folder / "adapter.safetensors")
-                ),
+                provenance=replace(manifest.provenance, adapter_hash=adapter_hash(folder)),
                 parity=parity,
                 files={
                     **manifest.files,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import version
-from pathlib import Path
 
 from dsd_trt.contract import graph_contract
 from dsd_trt.errors import InputError
@@ -21,8 +20,8 @@ from dsd_trt.manifest import (
     Provenance,
     TokenizerSpec,
 )
-from dsd_trt.train.adapter import Adapter, resize_of
-from dsd_trt.train.model import Checkpoint, sha256
+from dsd_trt.train.adapter import Adapter, adapter_hash, resize_of
+from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def describe(
             base_model=checkpoint.source.name,
             revision=checkpoint.source.revision,
             weight_hashes=checkpoint.weight_hashes,
-            adapter_hash=_adapter_hash(settings.adapter),
+            adapter_hash=settings.adapter and adapter_hash(settings.adapter),
             library_versions={name: version(name) for name in _LIBRARIES},
         ),
         matrix=matrix,
@@ -143,7 +142,3 @@ def _method(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -
         has_prompts=scoring.prompts is not None,
         trained_for=adapter.mode if adapter else None,
     )
-
-
-def _adapter_hash(folder: Path | None) -> str | None:
-    return None if folder is None else sha256(folder / "adapter.safetensors")

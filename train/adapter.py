@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,15 +11,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
+from dsd_trt.files import write_whole
 from dsd_trt.manifest import HeadMode, Resize, ScoreKind, TrainedFor
 from dsd_trt.train.prompts import PromptConfig
 from dsd_trt.train.scoring_unet import uniform_head_weights
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
+_NEXT_WEIGHTS = f".{_WEIGHTS}.next"
 _FORMAT = 2
 
 
@@ -64,15 +67,26 @@ class Adapter:
     merged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write `adapter.safetensors` and `adapter.json`."""
+        """Write `adapter.safetensors` and `adapter.json`, which has the other's sha256.
+
+        The moment the adapter changes is the replacement of `adapter.json`: until then the old
+        weights are there under their name, and from then on the new ones, be it under that name or
+        under `_NEXT_WEIGHTS`.
+
+        Raises:
+            DsdError: the disk is full, or the like; the adapter is as it was.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"prompts.{name}": value for name, value in self.prompt_state.items()}
         tensors |= {f"merged.{name}": value for name, value in self.merged.items()}
         for layer, weights in enumerate(self.head_weights):
             tensors[f"head_weights.{layer}"] = weights
-        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / _WEIGHTS)
+        content = save({name: value.contiguous() for name, value in tensors.items()})
+        _finish_save(folder)  # before other weights take the name
+        write_whole(folder / _NEXT_WEIGHTS, content)
         config = {
             "format": _FORMAT,
+            "weights": hashlib.sha256(content).hexdigest(),
             "prompts": self.prompt_config and asdict(self.prompt_config),
             "head_mode": self.head_mode,
             "score": self.score,
@@ -87,20 +101,23 @@ class Adapter:
             "base": dict(self.base),
             "training": dict(self.training),
         }
-        (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
+        (folder / _NEXT_WEIGHTS).replace(folder / _WEIGHTS)
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
         """Read an adapter, FP32.
 
         Raises:
-            ModelError: not an adapter folder, or not one this version reads.
+            ModelError: not an adapter folder, one whose files do not belong together, or not one
+                this version reads.
         """
         try:
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-            tensors = {name: t.float() for name, t in load_file(folder / _WEIGHTS).items()}
             if config["format"] != _FORMAT:
                 raise ModelError(f"{folder / _CONFIG}: format {config['format']} is not {_FORMAT}")
+            content = _weights(folder, config)
+            tensors = {name: t.float() for name, t in load(content).items()}
             heads = [name for name in tensors if name.startswith("head_weights.")]
             return cls(
                 prompt_config=config["prompts"] and PromptConfig(**config["prompts"]),
@@ -190,6 +207,40 @@ class Adapter:
             raise ModelError("the adapter's head weights do not fit the model's heads")
         total = torch.cat(chosen).sum()
         return [weights / total for weights in chosen]
+
+
+def adapter_hash(folder: Path) -> str:
+    """sha256 of the weights that `Adapter.load` reads."""
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    return hashlib.sha256(_weights(folder, config)).hexdigest()
+
+
+def _weights(folder: Path, config: Mapping[str, Any]) -> bytes:
+    """The file of weights that a configuration is for; older ones do not say which that is."""
+    if "weights" not in config:
+        return (folder / _WEIGHTS).read_bytes()
+    for path in (folder / _WEIGHTS, folder / _NEXT_WEIGHTS):
+        if path.is_file():
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == config["weights"]:
+                return content
+    raise ModelError(
+        f"cannot read an adapter from {folder}: {_WEIGHTS} is missing, or not the file that "
+        f"{_CONFIG} was written with (sha256 differs). Copy the adapter again, or train it again"
+    )
+
+
+def _finish_save(folder: Path) -> None:
+    """Give the weights their name where an earlier save was stopped just before that."""
+    unfinished = folder / _NEXT_WEIGHTS
+    if not unfinished.is_file():
+        return
+    try:
+        wanted = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("weights")
+    except (OSError, ValueError):
+        return  # the save was the folder's first
+    if hashlib.sha256(unfinished.read_bytes()).hexdigest() == wanted:
+        unfinished.replace(folder / _WEIGHTS)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

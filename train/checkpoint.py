@@ -7,13 +7,23 @@ from typing import Any
 
 import torch
 
+from dsd_trt.files import whole
+
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings and containers of them; a kill leaves the previous file."""
+    """Write tensors, numbers, strings and containers of them; a kill leaves the previous file.
+
+    Raises:
+        DsdError: the disk is full, or the like; the previous file is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    torch.save(state, unfinished)
-    unfinished.replace(path)
+    with whole(path) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # PyTorch's, of a full disk: that it is one it does not say
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
+from dsd_trt.files import whole, whole_lines
+
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -18,10 +20,9 @@ class LossLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                self.rows[row.pop("step")] = row
+        for line in whole_lines(path):
+            row = json.loads(line)
+            self.rows[row.pop("step")] = row
 
     def add(self, step: int, losses: dict[str, float]) -> None:
         """Append one step."""
@@ -43,5 +44,6 @@ class LossLog:
             axis.set(title=f"{name} loss", xlabel="step")
             axis.grid(alpha=0.3)
         figure.tight_layout()
-        figure.savefig(path, dpi=110)
+        with whole(path) as file:
+            figure.savefig(file, dpi=110)
         plt.close(figure)

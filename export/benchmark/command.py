@@ -16,6 +16,7 @@ import click
 
 from dsd_trt.commands.options import model_option
 from dsd_trt.errors import InputError
+from dsd_trt.files import write_whole
 
 if TYPE_CHECKING:
     from dsd_trt.export.benchmark.measure import Measured
@@ -125,7 +126,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
     )
     click.echo(report.to_markdown(), nl=False)
     if output:
-        output.write_text(report.to_json(), encoding="utf-8")
+        write_whole(output, report.to_json())
 
 
 def _measure(work: Work, name: str) -> Measured | str:

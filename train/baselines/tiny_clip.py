@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
+from dsd_trt.files import write_whole
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.loss_log import LossLog
@@ -269,7 +270,7 @@ def pretrain_tiny_clip(
         "processes": processes,
         "parameters": parameter_counts(clip.model),
     }
-    (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "training.json", json.dumps(training, indent=2) + "\n")
     return folder
 
 

@@ -10,6 +10,7 @@ import click
 
 from dsd_trt.commands.options import data_options, model_option
 from dsd_trt.errors import InputError
+from dsd_trt.files import write_whole
 
 EXAMPLES = """\b
 Examples:
@@ -74,7 +75,7 @@ def ablate(
     ablations = measure(maps, scoring.head_weights.cpu().double().numpy(), examples, seed)
     out.mkdir(parents=True, exist_ok=True)
     table = as_text(ablations)
-    (out / "ablation.md").write_text(table, encoding="utf-8")
+    write_whole(out / "ablation.md", table)
     plain = {
         "model": model,
         "adapter": adapter and str(adapter),
@@ -83,6 +84,6 @@ def ablate(
         "seed": seed,
         "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
     }
-    (out / "ablation.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / "ablation.json", json.dumps(plain, indent=2) + "\n")
     plot(ablations, out / "ablation.png", f"{model} on {data}, {len(questions)} questions")
     click.echo(table, nl=False)

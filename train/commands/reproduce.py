@@ -9,6 +9,7 @@ import click
 
 from dsd_trt.commands.options import few_shot_options, model_option
 from dsd_trt.errors import InputError
+from dsd_trt.files import write_whole
 from dsd_trt.manifest import Resize
 
 EXAMPLES = """\b
@@ -78,5 +79,5 @@ def reproduce(
             report = run(plan, out, progress.step)
         except ValueError as error:
             raise InputError(str(error)) from error
-    (out / "reproduction.md").write_text(report, encoding="utf-8")
+    write_whole(out / "reproduction.md", report)
     click.echo(report, nl=False)

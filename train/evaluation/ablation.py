@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dsd_trt.files import whole
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.noise import DEFAULT_LEVELS
 from dsd_trt.train.pooling import CrossAttention, attribution, logsumexp_pool, pool
@@ -221,5 +222,6 @@ def plot(ablations: Mapping[str, Sequence[Point]], path: Path, title: str) -> No
         axis.grid(axis="y", alpha=0.3)
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with whole(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)

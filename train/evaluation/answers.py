@@ -12,6 +12,7 @@ import numpy as np
 
 from dsd_trt import Scorer
 from dsd_trt.errors import InputError
+from dsd_trt.files import whole_lines
 from dsd_trt.train.data.question import Question
 
 Score = Callable[[Sequence[Question]], list[list[float]]]
@@ -62,7 +63,7 @@ def ask(
     Raises:
         InputError: the file holds answers to other questions.
     """
-    kept = _read(path) if path else []
+    kept = [Answer(**json.loads(line)) for line in whole_lines(path)] if path else []
     questions = iter(questions)
     for answered, answer in enumerate(kept, start=1):
         question = next(questions, None)
@@ -90,14 +91,3 @@ def by_scorer(scorer: Scorer) -> Score:
         return [list(itertools.islice(scores, len(q.candidates))) for q in questions]
 
     return score
-
-
-def _read(path: Path) -> list[Answer]:
-    """Answers kept before; a last line that a kill cut short is forgotten, and cut off."""
-    if not path.exists():
-        return []
-    whole = path.read_text(encoding="utf-8")
-    lines = whole[: whole.rfind("\n") + 1]
-    if lines != whole:
-        path.write_text(lines, encoding="utf-8")
-    return [Answer(**json.loads(line)) for line in lines.splitlines()]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.files import whole, write_whole
 from dsd_trt.train.evaluation.answers import Answer
 
 _RESAMPLES = 2000
@@ -152,8 +153,8 @@ def to_json(rows: Sequence[Figure], about: Mapping[str, Any]) -> str:
 def write(folder: Path, rows: Sequence[Figure], about: Mapping[str, Any], title: str) -> None:
     """Write `table.md`, `figures.json` and `figures.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(as_text(rows), encoding="utf-8")
-    (folder / "figures.json").write_text(to_json(rows, about), encoding="utf-8")
+    write_whole(folder / "table.md", as_text(rows))
+    write_whole(folder / "figures.json", to_json(rows, about))
     plot(rows, folder / "figures.png", title)
 
 
@@ -174,5 +175,6 @@ def plot(rows: Sequence[Figure], path: Path, title: str) -> None:
     axis.set(xlim=(0, 100), xlabel="right answers, %", title=title)
     axis.legend(loc="lower right")
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with whole(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.files import write_whole
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
@@ -192,7 +193,7 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
     ablations = ablate(maps, scoring.head_weights.cpu().double().numpy(), examples, plan.seed)
     folder.mkdir(parents=True, exist_ok=True)
     plot_ablations(ablations, folder / "ablation.png", f"{len(examples)} questions of {data}")
-    path.write_text(ablation_text(ablations), encoding="utf-8")
+    write_whole(path, ablation_text(ablations))
     return path.read_text(encoding="utf-8")
 
 

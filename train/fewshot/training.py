@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from dsd_trt.files import whole, write_whole
 from dsd_trt.train.data.question import Question, split
 from dsd_trt.train.device import best_device, process_state
 from dsd_trt.train.fewshot.examples import encode_questions
@@ -128,7 +129,8 @@ def plot_curves(fitted: Fitted, path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with whole(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
@@ -146,4 +148,4 @@ def _remember(path: Path, plan: Mapping[str, Any], *, write: bool) -> None:
 
 
 def _write(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=2) + "\n")

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from dsd_trt.files import whole, write_whole
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.shapes import shapes_refcocog
 from dsd_trt.train.device import best_device
@@ -138,7 +139,9 @@ def pretrain_shapes(
     log.plot(out / "losses.png")
 
     pipeline = _pipeline(vae, model, tokenizer)
-    draw_samples(pipeline, plan.sampling_steps, seed).save(out / "samples.png")
+    samples = draw_samples(pipeline, plan.sampling_steps, seed)
+    with whole(out / "samples.png") as file:
+        samples.save(file, "PNG")
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(out / "model")
     _add_adapter(out, plan, seed, held_out, progress, say)
@@ -266,4 +269,4 @@ def _remember_plan(out: Path, plan: Plan, seed: int) -> None:
         raise ValueError(
             f"{out} holds a run with another plan or seed (see {path.name}): choose another folder"
         )
-    path.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(wanted, indent=2) + "\n")

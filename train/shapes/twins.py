@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
+from dsd_trt.files import whole
 from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import Drawing, draw
 from dsd_trt.train.shapes.scene import EDITS, Scene, edit_scene, sample_scene
@@ -145,11 +146,9 @@ def _encode_chunk(
     latents = torch.cat([vae.encode(part).latent_dist.mean * scale for part in images.split(50)])
     cells = F.avg_pool2d(torch.from_numpy(np.stack(masks)), 8)
     path = _chunk_file(folder, seed, chunk)
-    unfinished = path.with_suffix(".part")
-    with unfinished.open("wb") as file:
+    with whole(path) as file:
         np.savez(
             file,
             latents=latents.unflatten(0, (len(chunk), 2)).half().numpy(),
             masks=cells.unflatten(0, (len(chunk), 2)).half().numpy(),
         )
-    unfinished.replace(path)
