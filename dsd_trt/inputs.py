@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import io
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_trt.errors import InputError
-from dsd_trt.image import image_suffixes
+from dsd_trt.image_files import find_images
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
+from dsd_trt.results import Failure
 from dsd_trt.rows import LineError, csv_rows, decode, is_unicode, jsonl_rows
 
 
@@ -32,48 +33,33 @@ class Pair:
     text: str
 
 
-def open_images(arguments: Sequence[str]) -> Sequence[Path | IndexedImage]:
+def open_images(
+    arguments: Sequence[str],
+) -> tuple[Sequence[Path | IndexedImage], tuple[Failure, ...]]:
     """Collect image files as `find_images` does; the folder of an index stands for its images.
+
+    Returns:
+        The images, and what may hide more of them but cannot be read.
 
     Raises:
         InputError: as for `find_images`, or an index is damaged or empty.
         MissingExtraError: the packages that read an index are not installed.
     """
     images: list[Path | IndexedImage] = []
-    files: list[str] = []
-    for argument in arguments:
-        if not is_index(argument):
-            files.append(argument)
+    unreadable: list[Failure] = []
+    for indexes, group in itertools.groupby(arguments, is_index):
+        if not indexes:
+            found = find_images(group)
+            images += found.images
+            unreadable += found.unreadable
             continue
-        if not (index := Index.open(argument)):
-            raise InputError(f"the index {argument!r} has no images")
-        if len(arguments) == 1:
-            return index  # which need not be in memory
-        images += find_images(files)
-        images += index
-        files.clear()
-    return images + find_images(files)
-
-
-def find_images(arguments: Iterable[str], others: frozenset[str] = frozenset()) -> list[Path]:
-    """Collect image files from files, directories (recursive) and globs, each once.
-
-    A file named outright is taken whatever it is called; in directories and globs, only files
-    whose name ends like an image's, and nothing hidden. Each argument's images are sorted.
-
-    Args:
-        arguments: what was typed.
-        others: name endings of other files to take, such as ".tar".
-
-    Raises:
-        InputError: a path that does not exist, or a directory or glob without images.
-    """
-    found: dict[str, Path] = {}
-    suffixes = image_suffixes() | others
-    for argument in arguments:
-        for path in _expand(argument, suffixes):
-            found.setdefault(str(path.absolute()), path)
-    return list(found.values())
+        for argument in group:
+            if not (index := Index.open(argument)):
+                raise InputError(f"the index {argument!r} has no images")
+            if len(arguments) == 1:
+                return index, ()  # which need not be in memory
+            images += index
+    return images, tuple(unreadable)
 
 
 def read_texts(source: str) -> list[str]:
@@ -142,39 +128,3 @@ def read_pair(folder: Path, line: int, row: dict[str, object]) -> Pair:
     if not os.path.isfile(image):  # noqa: PTH113 (Path.is_file raises on odd names)
         raise LineError(line, f"no image file {str(image)!r}")
     return Pair(name, image, text.strip())
-
-
-def _expand(argument: str, suffixes: frozenset[str]) -> list[Path]:
-    path = Path(argument)
-    if not os.path.exists(path):  # noqa: PTH110 (Path.exists raises on odd names)
-        return _expand_glob(argument, suffixes)
-    if path.is_dir():
-        images = sorted(_walk(path, suffixes))
-        if not images:
-            raise InputError(f"no images in the directory {argument!r}")
-        return images
-    return [path]
-
-
-def _expand_glob(argument: str, suffixes: frozenset[str]) -> list[Path]:
-    if not glob.has_magic(argument):
-        raise InputError(f"no file or directory {argument!r}")
-    images = []
-    # Not Path.glob, which refuses absolute patterns.
-    for match in map(Path, sorted(glob.glob(argument, recursive=True))):  # noqa: PTH207
-        found = sorted(_walk(match, suffixes)) if match.is_dir() else _images([match], suffixes)
-        images += found
-    if not images:
-        raise InputError(f"no images match {argument!r}")
-    return images
-
-
-def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = (Path(root, name) for name in files if not name.startswith("."))
-        yield from _images(shown, suffixes)
-
-
-def _images(paths: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
-    return [path for path in paths if path.suffix.lower() in suffixes]

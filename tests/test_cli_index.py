@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -77,14 +78,51 @@ def test_unreadable_images_are_listed_and_the_rest_is_indexed(
     assert "in/b.png: not an image of a known format" in scored.err
 
 
+def test_nothing_is_dropped_while_a_directory_cannot_be_searched(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in/b.png").rename(tmp_path / "elsewhere/b.png")
+    (tmp_path / "in/disk").symlink_to("../elsewhere")
+    assert run("index", "in", "out").code == 0
+    (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
+    ended = run("index", "in", "out")
+    assert ended.code == 3
+    assert "in/disk: cannot be followed: No such file or directory" in ended.err
+    assert "out has 3 images: 0 encoded" in ended.err
+    assert "nothing was dropped" in ended.err
+    (tmp_path / "in/disk").unlink()
+    assert "1 dropped" in run("index", "in", "out").err
+
+
+def test_a_tar_that_is_not_whole_is_tried_again(run: Callable[..., Run], tmp_path: Path) -> None:
+    images = {f"{i}.png": png(np.full((RESOLUTION,) * 2 + (3,), i, np.uint8)) for i in range(4)}
+    write_tar(tmp_path / "a.tar", images)
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: 2 * 1024 + 100])  # a header and one block each
+    for encoded in (2, 0):
+        ended = run("index", "a.tar", "out")
+        assert ended.code == 3
+        assert f"{encoded} encoded" in ended.err
+        assert "a.tar: not a whole tar file: bytes 2048 to 2147 are no tar" in ended.err
+    (tmp_path / "a.tar").write_bytes(whole)
+    ended = run("index", "a.tar", "out")
+    assert ended.code == 0
+    assert "out has 4 images: 2 encoded" in ended.err
+
+
 def test_tar_files_are_found_by_index_alone(run: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     for name in ("0", "1"):
         image = np.full((RESOLUTION, RESOLUTION, 3), 50 * int(name), np.uint8)
         write_tar(tmp_path / f"shards/{name}.tar", {f"{name}.png": png(image)})
-    for images in (["shards"], ["shards/*.tar"], ["shards/0.tar", "shards/1.tar"]):
+    packed = gzip.compress((tmp_path / "shards/1.tar").read_bytes())
+    (tmp_path / "shards/1.tar").unlink()
+    (tmp_path / "shards/1.tar.gz").write_bytes(packed)
+    for images in (["shards"], ["shards/*.tar*"], ["shards/0.tar", "shards/1.tar.gz"]):
         assert run("index", *images, "out").code == 0
-        assert [image.name for image in Index.open("out")] == ["shards/0.tar/0", "shards/1.tar/1"]
+        names = [image.name for image in Index.open("out")]
+        assert names == ["shards/0.tar/0", "shards/1.tar.gz/1"]
     ended = run("score", "shards", "texts.txt")
     assert ended.code == 2
     assert "no images in the directory 'shards'" in ended.err

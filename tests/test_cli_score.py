@@ -258,6 +258,32 @@ def test_unreadable_images_are_listed_and_the_rest_is_scored(
     assert run("in/n.png", "texts.txt", "-f", "json").code == 3
 
 
+def test_what_cannot_be_searched_is_listed_and_the_rest_is_scored(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    pixels = write_images(tmp_path, "in/a.png", "elsewhere/b.png")
+    (tmp_path / "in/more").symlink_to("../elsewhere")
+    (tmp_path / "in/again").symlink_to("..")
+    (tmp_path / "in/unmounted").symlink_to("nowhere")
+    write_texts(tmp_path, ["dog"])
+    ended = run("in", "texts.txt", "-f", "json")
+    assert ended.code == 3
+    assert {row["image"]: row["score"] for row in json.loads(ended.out)} == {
+        "in/a.png": pytest.approx(closed_form(pixels["in/a.png"], "dog"), abs=1e-6),
+        "in/again/elsewhere/b.png": pytest.approx(
+            closed_form(pixels["elsewhere/b.png"], "dog"), abs=1e-6
+        ),
+    }
+    assert "images that could not be scored: 1" in ended.err
+    assert "in/unmounted: cannot be followed: No such file or directory" in ended.err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/unmounted").symlink_to("nowhere")
+    for form in ("table", "json", "csv"):
+        ended = run("empty", "texts.txt", "-f", form)
+        assert ended.code == 3
+        assert "empty/unmounted: cannot be followed" in ended.err
+
+
 def test_a_file_name_that_is_not_unicode_stops_nothing(
     run: Callable[..., Run], tmp_path: Path
 ) -> None:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from dsd_trt import Scorer
-from dsd_trt.inputs import find_images, read_pairs, read_texts
+from dsd_trt.image_files import find_images
+from dsd_trt.inputs import read_pairs, read_texts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -43,7 +44,7 @@ def test_script_reproduces_the_committed_files(tmp_path: Path) -> None:
 
 
 def test_pairs_name_every_image_and_its_text_once() -> None:
-    images = find_images([str(EXAMPLES / "images")])
+    images = find_images([str(EXAMPLES / "images")]).images
     texts = read_texts(str(EXAMPLES / "texts.txt"))
     pairs = read_pairs(EXAMPLES / "pairs.csv")
     assert len(images) >= 12

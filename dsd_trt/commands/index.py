@@ -48,18 +48,26 @@ def index(
     from rich.console import Console
 
     from dsd_trt.console import progress_bar, warnings_on
+    from dsd_trt.image_files import find_images
     from dsd_trt.index_writer import update_index
-    from dsd_trt.inputs import find_images
     from dsd_trt.webdataset import SUFFIXES
 
     if len(paths) < 2:
         raise InputError("give IMAGES and, last, the folder OUT; see: dsd-trt index --help")
-    images = find_images(paths[:-1], others=SUFFIXES)
+    found = find_images(paths[:-1], others=SUFFIXES)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     started = time.perf_counter()
     with warnings_on(console), progress_bar(console, "images") as progress:
-        done = update_index(paths[-1], images, bundle, engine, shard_size, keep, progress)
+        done = update_index(
+            paths[-1],
+            found.images,
+            bundle,
+            engine,
+            shard_size,
+            keep or bool(found.unreadable),  # what cannot be seen is not known to be gone
+            progress,
+        )
     seconds = time.perf_counter() - started
     if done.engine:
         console.print(f"engine: {done.engine}")
@@ -67,8 +75,11 @@ def index(
         f"{paths[-1]} has {done.images} images: {done.encoded} encoded in {seconds:.1f} s, "
         f"{done.dropped} dropped"
     )
-    if done.errors:
-        console.print(f"images that could not be read: {len(done.errors)}")
-        for failure in done.errors:
+    failures = found.unreadable + done.errors
+    if failures:
+        console.print(f"images that could not be read: {len(failures)}")
+        for failure in failures:
             console.print(f"  {failure.image}: {failure.reason}")
+        if found.unreadable and not keep:
+            console.print("nothing was dropped: images may lie where it could not be searched")
         ctx.exit(3)

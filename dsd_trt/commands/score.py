@@ -123,11 +123,11 @@ def score(
     if pairs:
         if paths:
             raise InputError("with --pairs, images and texts come from its file: leave out others")
-        rows = read_pairs(pairs)
+        rows, unreadable = read_pairs(pairs), ()
     else:
         if len(paths) < 2:
             raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
-        images, texts = open_images(paths[:-1]), read_texts(paths[-1])
+        (images, unreadable), texts = open_images(paths[:-1]), read_texts(paths[-1])
     refuse_unwritable(output)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -157,9 +157,9 @@ def score(
         records = top_texts(records, top_k)
     whole = pairs is None and top_k is None
     write_output(output, _render(records, form, whole, terminal=output == "-"))
-    if result.errors:
-        console.print(f"images that could not be scored: {len(result.errors)}")
-        for failure in result.errors:
+    if failures := unreadable + result.errors:
+        console.print(f"images that could not be scored: {len(failures)}")
+        for failure in failures:
             console.print(f"  {failure.image}: {failure.reason}")
         ctx.exit(3)
 

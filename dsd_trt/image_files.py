@@ -1,0 +1,185 @@
+"""Image files that a command line names: outright, by their directory, or by a glob."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsd_trt.errors import InputError
+from dsd_trt.image import image_suffixes
+from dsd_trt.results import Failure
+
+_NO_FILE = "neither a file nor a directory"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What arguments name.
+
+    Attributes:
+        images: files, each once.
+        unreadable: directories that cannot be searched, links that lead nowhere, and what has an
+            image's name and is no file.
+    """
+
+    images: tuple[Path, ...]
+    unreadable: tuple[Failure, ...]
+
+
+def find_images(arguments: Iterable[str], others: Sequence[str] = ()) -> Found:
+    """Collect image files from files, directories (recursive) and globs.
+
+    A file named outright is taken whatever it is called; in directories and globs, only files
+    whose name ends like an image's, and nothing hidden. Each argument's images are sorted.
+    Symbolic links to directories are followed. A directory is searched once, however many links
+    lead to it, and by its own path if that is below the argument; so every file is found once. A
+    link to a file is a file of its own.
+
+    Args:
+        arguments: what was typed.
+        others: name endings of other files to take, such as ".tar".
+
+    Raises:
+        InputError: a path that does not exist, or a directory or glob without images.
+    """
+    search = _Search((*image_suffixes(), *others))
+    found: dict[str, Path] = {}
+    for argument in arguments:
+        for path in search.expand(argument):
+            found.setdefault(search.identity(path), path)
+    unreadable = tuple(Failure(str(path), why) for path, why in search.unreadable.items())
+    return Found(tuple(found.values()), unreadable)
+
+
+class _Search:
+    """Attributes: unreadable: paths that hide images from the search, and why."""
+
+    def __init__(self, suffixes: tuple[str, ...]) -> None:
+        self.unreadable: dict[Path, str] = {}
+        self._suffixes = suffixes
+        self._parents: dict[Path, str] = {}  # without symbolic links
+
+    def identity(self, path: Path) -> str:
+        """Equal for two paths to a file, unless the file itself has two names."""
+        parent = path.parent
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(parent)
+        return os.path.join(self._parents[parent], path.name)  # noqa: PTH118 (the parent is text)
+
+    def expand(self, argument: str) -> list[Path]:
+        """Images of one argument."""
+        path, before = Path(argument), len(self.unreadable)
+        try:
+            mode = path.stat().st_mode
+        except PermissionError as error:
+            self.unreadable[path] = str(error.strerror)
+            return []
+        except (OSError, ValueError):  # it does not exist, or is no name at all
+            if not glob.has_magic(argument):
+                raise InputError(f"no file or directory {argument!r}") from None
+            paths, complaint = self._matching(path), f"no images match {argument!r}"
+        else:
+            if stat.S_ISREG(mode):
+                return [path]
+            paths, complaint = [path], f"no images in the directory {argument!r}"
+            if not stat.S_ISDIR(mode):
+                self.unreadable[path] = _NO_FILE
+        directories = [path for path in paths if _is_directory(path)]
+        images = {path for path in paths if not _is_directory(path) and self._is_image(path)}
+        for _, inside in self._walk(directories):
+            images.update(inside)
+        if not images and len(self.unreadable) == before:
+            raise InputError(complaint)
+        return sorted(images)
+
+    def _matching(self, pattern: Path) -> list[Path]:
+        """Files and directories that match a glob; glob's own goes round loops of links."""
+        paths = [Path(pattern.anchor)]
+        for part in pattern.relative_to(pattern.anchor).parts:
+            directories = [path for path in paths if _is_directory(path)]
+            if part == "**":
+                paths = [folder for folder, _ in self._walk(directories)]
+            elif glob.has_magic(part):
+                paths = [
+                    Path(entry.path)
+                    for folder in directories
+                    for entry in self._entries(folder)
+                    if fnmatch.fnmatch(entry.name, part)
+                    and (part.startswith(".") or not entry.name.startswith("."))
+                ]
+            else:
+                paths = [path / part for path in directories if os.path.lexists(path / part)]
+        return paths
+
+    def _walk(self, tops: Iterable[Path]) -> Iterator[tuple[Path, list[Path]]]:
+        """Directories and the images in them, each directory once, those behind links last."""
+        seen: set[tuple[int, int]] = set()
+        waiting, linked = list[Path](), list[Path]()
+        for top in tops:
+            (linked if top.is_symlink() else waiting).append(top)
+        while waiting or linked:
+            if not waiting:
+                linked.sort(reverse=True)
+                waiting.append(linked.pop())
+            folder, images = waiting.pop(), list[Path]()
+            try:
+                status = folder.stat()
+            except OSError as error:
+                self.unreadable[folder] = str(error.strerror)
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for entry in self._entries(folder):
+                path = folder / entry.name
+                if entry.name.startswith("."):
+                    continue
+                if _is_kind(entry.is_dir):
+                    (linked if entry.is_symlink() else waiting).append(path)
+                elif self._is_image(path, _is_kind(entry.is_file)):
+                    images.append(path)
+            yield folder, images
+
+    def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                return list(entries)
+        except OSError as error:
+            self.unreadable[folder] = str(error.strerror)
+            return []
+
+    def _is_image(self, path: Path, is_file: bool = False) -> bool:
+        """Whether it is a file with an image's name; what may hide an image is noted.
+
+        Args:
+            path: no directory.
+            is_file: it is known to be a file.
+        """
+        named = path.name.lower().endswith(self._suffixes)
+        if is_file or not (named or path.is_symlink()):
+            return named
+        try:
+            is_file = stat.S_ISREG(path.stat().st_mode)
+        except OSError as error:
+            self.unreadable[path] = f"cannot be followed: {error.strerror}"
+            return False
+        if named and not is_file:
+            self.unreadable[path] = _NO_FILE
+        return named and is_file
+
+
+def _is_directory(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises on odd names)
+
+
+def _is_kind(test: Callable[[], bool]) -> bool:
+    """What an entry of a directory says of itself; no, if it is a link that cannot be followed."""
+    try:
+        return test()
+    except OSError:
+        return False
