@@ -60,6 +60,12 @@ def available() -> bool:
     return bool(register_widths())
 
 
+def kernel_file() -> Path | None:
+    """The kernel, where it was compiled when the package was installed."""
+    paths = (Path(__file__).with_name(f"_pooled_attention{it}") for it in EXTENSION_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def register_widths() -> list[int]:
     """Bits of the registers that the kernel can multiply FP32 with here, the widest last."""
     kernel = _kernel()
@@ -121,11 +127,10 @@ def _checked(layer: PooledAttention) -> _Layer:
 
 @functools.cache
 def _kernel() -> ctypes.CDLL | None:
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_pooled_attention{suffix}")
-        if path.is_file():
-            try:
-                return ctypes.CDLL(str(path))
-            except OSError as error:  # as where there is no C++ library to run with
-                logger.warning("matching texts with images is slower than it could be: %s", error)
-    return None
+    if (path := kernel_file()) is None:
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # as where there is no C++ library to run with
+        logger.warning("matching texts with images is slower than it could be: %s", error)
+        return None

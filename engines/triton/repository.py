@@ -6,13 +6,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Literal, get_args
 
 from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle import Bundle, link_or_copy
 from dsd_trt.engines.triton import config
+from dsd_trt.engines.triton.runtime import write_code
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.manifest import MANIFEST_NAME, Mode
 from dsd_trt.mode import choose_mode
@@ -24,27 +24,6 @@ SERVED_BY: tuple[str, ...] = get_args(ServedBy)
 VERSION = "1"
 
 _MATRIX_MEMORY_MB = 1024  # of the matrix scorer's activations, as `Scorer` allows them
-
-_RUNTIME = (
-    "__init__.py",
-    "batching.py",
-    "bundle.py",
-    "cache.py",
-    "contract.py",
-    "engine/__init__.py",
-    "engine/onnxruntime.py",
-    "engine/openvino.py",
-    "engine/openvino_matrix.py",
-    "errors.py",
-    "image.py",
-    "manifest.py",
-    "pipeline.py",
-    "plan.py",
-    "schema.py",
-    "tokenizer.py",
-)
-"""Modules of the package that models bring along: images and texts become the same numbers as in
-Python, and the server needs no package of ours."""
 
 
 @dataclass(frozen=True)
@@ -206,12 +185,7 @@ class _Writer:
 
     def _code(self, folder: Path, module: str) -> None:
         """Write a python model: its module, the runtime's, and the bundle's description."""
-        models = resources.files("dsd_trt.engines.triton.models")
-        (folder / "model.py").write_bytes((models / f"{module}.py").read_bytes())
-        for file in _RUNTIME:
-            target = folder / "dsd_trt" / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((resources.files("dsd_trt") / file).read_bytes())
+        write_code(folder, module)
         link_or_copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
 
 

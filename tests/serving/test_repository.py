@@ -149,11 +149,13 @@ def test_the_ensemble_joins_the_graphs(bundle: Bundle, tmp_path: Path) -> None:
     assert {it.name: tuple(it.dims) for it in config.output}.items() <= known.items()
 
 
+@pytest.mark.parametrize("mode", ["pair", "matrix"])
 def test_python_models_import_nothing_of_ours_but_what_lies_beside_them(
-    bundle: Bundle, tmp_path: Path
+    mode: Any, tmp_path: Path
 ) -> None:
     """Each in an interpreter that has no dsd_trt, and a stand-in for Triton's own module."""
-    written = write_repository(bundle, tmp_path / "models", "python")
+    made = make_bundle(tmp_path / "bundle", matrix=True)
+    written = write_repository(made, tmp_path / "models", "python", mode=mode)
     code = (
         "import sys, types\n"
         "sys.meta_path = [it for it in sys.meta_path if 'editable' not in repr(it).lower()]\n"
