@@ -15,7 +15,7 @@ from dsd_trt.image_files import find_images
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
 from dsd_trt.results import Failure
-from dsd_trt.rows import LineError, csv_rows, decode, is_unicode, jsonl_rows
+from dsd_trt.rows import LineError, csv_rows, decode, jsonl_rows, text_fault
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def read_pair(folder: Path, line: int, row: dict[str, object]) -> Pair:
     name, text = row.get("image"), row.get("text")
     if not isinstance(name, str) or not isinstance(text, str) or not name or not text.strip():
         raise LineError(line, "image and text must both be there, as text")
-    if not is_unicode(name + text):
-        raise LineError(line, "a surrogate, which is half a character")
+    if fault := text_fault(name) or text_fault(text):
+        raise LineError(line, fault)
     image = folder / name
     if not os.path.isfile(image):  # noqa: PTH113 (Path.is_file raises on odd names)
         raise LineError(line, f"no image file {str(image)!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dsd_trt.image import ImageSource, preprocess
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
 from dsd_trt.manifest import Manifest
+from dsd_trt.rows import text_fault
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Told, as pairs are done, how many are, and of how many where that is known."""
@@ -104,12 +106,77 @@ class Tally:
 def open_images(images: str | os.PathLike[str] | Iterable[Scorable]) -> Iterable[Scorable]:
     """Images one by one; of the folder of an index, those it holds."""
     if isinstance(images, bytes):
-        raise InputError("images and texts are sequences, and there must be a text")
+        raise InputError("images must be a list: an encoded image alone is [image]")
     if isinstance(images, (str, os.PathLike)):
         if not is_index(images):
             raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
         return Index.open(images)
     return images
+
+
+def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_]) -> list[str]:
+    """Texts as plain strings.
+
+    Args:
+        texts: a sequence or a 1-D array.
+
+    Raises:
+        InputError: it is neither, or empty, or something in it is no text; names the place.
+    """
+    if not _is_list(texts):
+        raise InputError(
+            f"texts must be a list of strings or a 1-D array of them, got {_described(texts)}"
+        )
+    if not len(texts):
+        raise InputError("texts is empty: there must be a text")
+    return [checked_text(text, f"texts[{place}]") for place, text in enumerate(texts)]
+
+
+def checked_text(text: object, place: str) -> str:
+    """A text as a plain string.
+
+    Args:
+        text: whatever the caller has in its place.
+        place: what the caller calls it.
+
+    Raises:
+        InputError: it is no string, or one that is no text.
+    """
+    if not isinstance(text, str):
+        hint = ": decode it first" if isinstance(text, bytes) else ""
+        raise InputError(f"{place} must be a string, got {_described(text)}{hint}")
+    if fault := text_fault(text):
+        raise InputError(f"{place} has {fault}: {reprlib.repr(text)}")
+    return str.__str__(text)  # of numpy's strings and of enumerations, the string alone
+
+
+def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
+    """Pairs of an image and a text as a plain string.
+
+    Raises:
+        InputError: something is no pair, or its text is none; names the place.
+    """
+    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
+        raise InputError(f"pairs must be (image, text) tuples, got {_described(pairs)}")
+    checked: list[tuple[Scorable, str]] = []
+    for place, pair in enumerate(pairs):
+        if not _is_list(pair) or len(pair) != 2:
+            raise InputError(f"pairs[{place}] must be (image, text), got {_described(pair)}")
+        checked.append((pair[0], checked_text(pair[1], f"the text of pairs[{place}]")))
+    return checked
+
+
+def _is_list(value: object) -> bool:
+    """Whether it has an order and a length: a list, a tuple, an array, a column of a table."""
+    if isinstance(value, Sequence):
+        return not isinstance(value, (str, bytes, bytearray))
+    return getattr(value, "ndim", None) == 1
+
+
+def _described(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {value.shape}"
+    return f"{type(value).__name__} {reprlib.repr(value)}"
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:

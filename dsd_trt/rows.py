@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from dsd_trt.errors import InputError
 
 Row: TypeAlias = tuple[int, dict[str, object]]
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_FIELD_SIZE, _NO_LIMIT = threading.Lock(), 2**31 - 1  # as much as a C long holds everywhere
 
 
 class LineError(ValueError):
@@ -33,49 +38,74 @@ def decode(content: bytes, name: str) -> str:
         name: of the file, for the message.
 
     Raises:
-        InputError: it is not UTF-8.
+        InputError: it is not UTF-8, or has a NUL, as UTF-16 and binary files have.
     """
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name} is not UTF-8 text (line {line})") from None
+        place = error.start
+    else:
+        if (place := content.find(b"\0")) < 0:
+            return text
+    line = len(_LINE_END.findall(content, 0, place)) + 1
+    raise InputError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8")
 
 
-def csv_rows(text: str, columns: Sequence[str]) -> Iterator[Row]:
+def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
     """Rows of a CSV file with a header; blank lines are left out.
 
     Args:
         text: all of the file.
         columns: what the header must have; it may have more.
+        optional: what else is used if it is there; what is used may not be there twice.
 
     Raises:
-        LineError: not valid CSV, a column is missing, or a row is shorter or longer than the
-            header.
+        LineError: not valid CSV, a column is missing or there twice, or a row is shorter or longer
+            than the header.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
-    try:
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not header:
-                header = [cell.strip() for cell in cells]
-                if missing := [column for column in columns if column not in header]:
-                    raise LineError(
-                        reader.line_num,
-                        f"no column {missing[0]!r}; the columns are {','.join(columns)}",
-                    )
-            elif len(cells) != len(header):
+    while True:
+        first = reader.line_num + 1
+        try:
+            cells = _next_row(reader)
+        except csv.Error as error:  # where its row begins: an open quote takes in all that follows
+            raise LineError(first, f"not valid CSV: {error}") from None
+        if cells is None:
+            return
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header and len(cells) != len(header):
+            raise LineError(
+                reader.line_num,
+                f"{len(cells)} cells under {len(header)} columns; "
+                'put a text that has commas in "quotes"',
+            )
+        if header:
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+            continue
+        header = [cell.strip() for cell in cells]
+        for column in columns:
+            if column not in header:
                 raise LineError(
-                    reader.line_num,
-                    f"{len(cells)} cells under {len(header)} columns; "
-                    'put a text that has commas in "quotes"',
+                    reader.line_num, f"no column {column!r}; the columns are {','.join(columns)}"
                 )
-            else:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise LineError(reader.line_num, f"not valid CSV: {error}") from None
+        for column in (*columns, *optional):
+            if header.count(column) > 1:
+                raise LineError(reader.line_num, f"the column {column!r} is there twice")
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, whatever the length of its cells; None if there is none.
+
+    The module's limit of 131,072 characters is one for the whole process, and stays for others.
+    """
+    with _FIELD_SIZE:
+        limit = csv.field_size_limit(_NO_LIMIT)
+        try:
+            return next(reader, None)
+        finally:
+            csv.field_size_limit(limit)
 
 
 def jsonl_rows(text: str) -> Iterator[Row]:
@@ -89,16 +119,19 @@ def jsonl_rows(text: str) -> Iterator[Row]:
             continue
         try:
             value = json.loads(row)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of brackets within brackets
             raise LineError(line, f"not valid JSON: {error}") from None
         if not isinstance(value, dict):
             raise LineError(line, "not a JSON object")
         yield line, value
 
 
-def is_unicode(text: str) -> bool:
-    """False where a JSON escape left half of a surrogate pair."""
+def text_fault(text: str) -> str | None:
+    """What keeps a string from being a text that can be scored, if anything."""
+    if "\0" in text:
+        return "a NUL character"
     try:
-        return bool(text.encode())
-    except UnicodeEncodeError:
-        return False
+        text.encode()
+    except UnicodeEncodeError:  # as a JSON escape can leave it
+        return "a surrogate, which is half a character"
+    return None

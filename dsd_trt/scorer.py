@@ -20,6 +20,9 @@ from dsd_trt.jobs import (
     Progress,
     Scorable,
     Tally,
+    checked_pairs,
+    checked_text,
+    checked_texts,
     decoded_ahead,
     name_of,
     open_images,
@@ -112,7 +115,7 @@ class Scorer:
     def score(
         self,
         images: str | os.PathLike[str] | Iterable[Scorable],
-        texts: Sequence[str],
+        texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_],
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
         best: int | None = None,
@@ -123,7 +126,7 @@ class Scorer:
             images: N paths, encoded bytes, PIL images, uint8 arrays or images of an index; taken
                 batch by batch, the next of which is decoded in the background. Or an `Index`, or
                 the folder of one.
-            texts: M descriptions.
+            texts: M descriptions, in a sequence or a 1-D array.
             levels: noise levels to average over, among the bundle's; None is all of them.
             progress: told as pairs are done.
             best: look for so many best texts of each image, and give up on texts that will not be
@@ -133,11 +136,11 @@ class Scorer:
             The (N, M) matrix; an image that cannot be decoded has a row of NaN and an error.
 
         Raises:
-            InputError: no texts, a text without words, a level the bundle lacks, or an index of
-                another image encoder.
+            InputError: no texts; something that is no string, by its place; a text in which no
+                token counts (a blank one, where words alone count, see `Tokenizer`); a level the
+                bundle lacks; or an index of another image encoder.
         """
-        if isinstance(texts, str) or not texts:
-            raise InputError("images and texts are sequences, and there must be a text")
+        texts = checked_texts(texts)
         images = open_images(images)
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = unique_texts(texts)
@@ -184,7 +187,7 @@ class Scorer:
         Raises:
             InputError: as for `score`.
         """
-        pairs = list(pairs)
+        pairs = checked_pairs(pairs)
         unique, text_of = unique_texts([text for _, text in pairs])
         names = [name_of(image, place) for place, (image, _) in enumerate(pairs)]
         places: dict[object, list[int]] = {}  # where in `pairs` each image occurs
@@ -231,6 +234,7 @@ class Scorer:
         """
         if prune and top_k is None:
             raise InputError("pruning looks for the best: say how many with top_k")
+        text = checked_text(text, "text")
         if prune and top_k:
             matrix = self._search_images(text, images, top_k, levels, progress)
         else:

@@ -160,6 +160,25 @@ def test_pairs_are_scored_in_order_and_found_beside_their_file(
         assert row["score"] == pytest.approx(f, abs=1e-6)
 
 
+def test_cells_of_any_length_are_read(run: Callable[..., Run], tmp_path: Path) -> None:
+    """Also where another part of the program has set the limit that Python's module has."""
+    pixels = write_images(tmp_path, "a.png")
+    long = "red " * 50_000
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        rows = [("image", "text", "html", ""), ("a.png", "dog", "<p>" * 70_000, "")]
+        csv.writer(file).writerows([*rows, ("a.png", long, "", "")])
+    before = csv.field_size_limit(1000)
+    try:
+        ended = run("--pairs", "pairs.csv", "-f", "json")
+        assert csv.field_size_limit() == 1000
+    finally:
+        csv.field_size_limit(before)
+    assert ended.code == 0, ended.err
+    assert [row["score"] for row in json.loads(ended.out)] == [
+        pytest.approx(closed_form(pixels["a.png"], text), abs=1e-6) for text in ("dog", long)
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -177,6 +196,19 @@ def test_pairs_are_scored_in_order_and_found_beside_their_file(
         ('{"image": "a.png"}\n', "line 1: image and text"),
         ('{"image": "a.png", "text": "\\ud800"}\n', "line 1: a surrogate"),
         ("\x89PNG\r\n", "no column"),
+        ('image,text\na.png,"dog"s\na.png,"red"\n', "line 2: not valid CSV"),
+        ('image,text\na.png,dog\na.png,"red\na.png,dog\na.png,dog\n', "line 3: not valid CSV"),
+        ("image,text\na.png,d\0og\n", "'pairs.csv' is not UTF-8 text (line 2)"),
+        ("image,text\ra.png,dog\ra.png,d\0og\r", "'pairs.csv' is not UTF-8 text (line 3)"),
+        ("i\0m\0a\0g\0e\0", "'pairs.csv' is not UTF-8 text (line 1); save it as UTF-8"),
+        ("image,text\ra.png,dog\rb.png,dog\r", "line 3: no image file"),
+        ("image,text, text\na.png,dog,cat\n", "line 1: the column 'text' is there twice"),
+        ("image;text\na.png;dog\n", "line 1: no column 'image'"),
+        ("a.png,dog\n", "line 1: no column 'image'"),
+        ('{"image": "a.png", "text": NaN}\n', "line 1: image and text"),
+        ('{"image": "a.png", "text": ["dog"]}\n', "line 1: image and text"),
+        ('{"image": "a.png", "text": "d\\u0000og"}\n', "line 1: a NUL character"),
+        ('{"image": "a.png", "text": ' + "[" * 100_000 + "\n", "line 1: not valid JSON"),
     ],
 )
 def test_a_bad_pairs_file_is_a_usage_error_with_the_line(

@@ -119,6 +119,10 @@ def test_places_follow_from_the_seed(root: Path) -> None:
         ),
         ("image,text,label\na.png,a dog,0\n", ": the image 'a.png' has no text with label 1"),
         (
+            "image,text,label,label\na.png,a dog,1,0\n",
+            ", line 1: the column 'label' is there twice",
+        ),
+        (
             "image,text,label\na.png,a dog,0\na.png,a dog,1\n",
             ": 'a dog' is both right and wrong for the image 'a.png'",
         ),
@@ -131,7 +135,17 @@ def test_places_follow_from_the_seed(root: Path) -> None:
                 f"image,text,negatives\na.png,a dog,{cell}\n",
                 ', line 2: negatives must be a list of texts, such as ["a dog", "a cat"]',
             )
-            for cell in ("a cat", "[]", "7", '"[""a"", 7]"', '"["" ""]"', r'"[""\ud83d""]"')
+            for cell in (
+                "a cat",
+                "[]",
+                "7",
+                '"[""a"", 7]"',
+                '"["" ""]"',
+                r'"[""\ud83d""]"',
+                "[NaN]",
+                r'"[""\u0000""]"',
+                "[" * 100_000,
+            )
         ),
     ],
 )
@@ -152,6 +166,16 @@ def test_a_malformed_line_of_json_is_named(root: Path) -> None:
     path = write_jsonl(root, [*NEGATIVES, {**NEGATIVES[0], "image": "gone.png"}])
     with pytest.raises(InputError, match=r"table.jsonl, line 3: no image file .*gone.png"):
         list(read_table(path, seed=0))
+
+
+def test_columns_that_nobody_uses_may_hold_anything(root: Path) -> None:
+    long = "x" * 200_000
+    path = write_csv(
+        root,
+        f"html,image,text,label,html,,\n{long},a.png,a dog,1,{long},,\n,a.png,a cat,0,,,\n",
+    )
+    (question,) = read_table(path, seed=0)
+    assert told(question, root) == ("a.png", "a dog", ["a cat"])
 
 
 def test_a_missing_table_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import collections
+import enum
 import itertools
 import logging
 import subprocess
@@ -241,6 +243,123 @@ def test_one_path_in_place_of_a_list_is_refused(scorer: Scorer) -> None:
         scorer.score(random_images(1), "a dog")
     with pytest.raises(InputError):
         scorer.score(random_images(1), [])
+
+
+class Na:
+    """What tables put where a cell is empty: it is true of nothing, not even of itself."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = object.__hash__
+
+
+class Word(str, enum.Enum):  # noqa: UP042 (what StrEnum replaces is still about)
+    DOG = "dog"
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        tuple(TEXTS),
+        np.array(TEXTS),
+        np.array(TEXTS, object),
+        np.array([TEXTS])[0],
+        [np.str_(text) for text in TEXTS],
+        collections.deque(TEXTS),
+        [TEXTS[0], Word.DOG, *TEXTS[2:]],
+    ],
+    ids=["tuple", "<U", "object", "row", "numpy.str_", "deque", "enumeration"],
+)
+def test_texts_come_in_any_sequence_and_go_as_strings(scorer: Scorer, texts: Any) -> None:
+    (image,) = random_images(1)
+    matrix = scorer.score([image], texts)
+    assert matrix.texts == tuple(TEXTS)
+    assert {type(text) for text in matrix.texts} == {str}
+    np.testing.assert_allclose(matrix.scores[0], [closed_form(image, t) for t in TEXTS], atol=1e-6)
+    pairs = scorer.score_pairs([(image, text) for text in texts])
+    assert pairs.texts == tuple(TEXTS)
+    np.testing.assert_allclose(pairs.scores, matrix.scores[0], atol=1e-6)
+    assert scorer.rank(texts[1], [image])[0].score == pytest.approx(matrix.scores[0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (float("nan"), "got float nan"),
+        (None, "got NoneType None"),
+        (7, "got int 7"),
+        (b"dog", "got bytes b'dog': decode it first"),
+        (np.bytes_(b"dog"), ": decode it first"),
+        (["dog"], r"got list \['dog'\]"),
+        (np.array(["dog"]), r"got an array of <U3 \(1,\)"),
+        (np.float32(1), "got float32"),
+        (Na(), "got Na "),
+        ("a \ud83d dog", "has a surrogate"),
+        ("a \0 dog", "has a NUL character"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_place(scorer: Scorer, text: Any, found: str) -> None:
+    (image,) = random_images(1)
+    for texts in (["dog", "a", text], ("dog", "a", text)):
+        with pytest.raises(InputError, match=rf"^texts\[2\] .*{found}"):
+            scorer.score([image], texts)
+    with pytest.raises(InputError, match=rf"^the text of pairs\[1\] .*{found}"):
+        scorer.score_pairs([(image, "dog"), (image, text)])
+    for prune in (False, True):
+        with pytest.raises(InputError, match=rf"^texts?(\[0\])? .*{found}"):
+            scorer.rank(text, [image], top_k=1, prune=prune)
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ("a dog", "got str 'a dog'"),
+        (b"a dog", "got bytes"),
+        ([], "texts is empty"),
+        (np.array([], str), "texts is empty"),
+        (np.array([["a", "dog"]]), r"got an array of <U3 \(1, 2\)"),
+        (np.array("dog"), r"got an array of <U3 \(\)"),
+        ((text for text in TEXTS), "got generator"),
+        ({"dog"}, "got set"),
+        ({"dog": 1}, "got dict"),
+        (None, "got NoneType"),
+        (np.array([b"dog"]), r"^texts\[0\] must be a string"),
+        (np.array([1.0, np.nan]), r"^texts\[0\] must be a string"),
+        (range(3), r"^texts\[0\] must be a string"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(scorer: Scorer, texts: Any, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        scorer.score(random_images(1), texts)
+
+
+@pytest.mark.parametrize(
+    "pair", [("a.png",), ("a.png", "b", "c"), "ab", 7, {"image": 1, "text": 2}]
+)
+def test_what_is_no_pair_is_named_by_its_place(scorer: Scorer, pair: Any) -> None:
+    with pytest.raises(InputError, match=r"^pairs\[1\] must be \(image, text\), got "):
+        scorer.score_pairs([(random_images(1)[0], "dog"), pair])
+
+
+@pytest.mark.parametrize("pairs", [None, 7, "ab", b"ab"])
+def test_what_are_no_pairs_is_refused(scorer: Scorer, pairs: Any) -> None:
+    with pytest.raises(InputError, match=r"^pairs must be \(image, text\) tuples, got "):
+        scorer.score_pairs(pairs)
+
+
+def test_a_blank_text_is_scored_where_its_end_counts_and_refused_where_words_do(
+    scorer: Scorer, tmp_path: Path
+) -> None:
+    (image,) = random_images(1)
+    found = scorer.score([image], ["", " "]).scores[0]
+    np.testing.assert_allclose(found, [closed_form(image, "")] * 2, atol=1e-6)
+    make_bundle(tmp_path, token_mask="words")
+    with pytest.raises(InputError, match="a text has no words to score: ' '"):
+        Scorer.load(tmp_path, "onnxruntime").score([image], ["dog", " "])
 
 
 def test_paths_are_decoded_and_stretched(scorer: Scorer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.inputs import Pair, read_pair
-from dsd_trt.rows import LineError, csv_rows, is_unicode, jsonl_rows
+from dsd_trt.rows import LineError, csv_rows, jsonl_rows, text_fault
 from dsd_trt.train.data.files import read_text
 from dsd_trt.train.data.question import Question, shuffled
 
@@ -29,7 +29,11 @@ def read_table(path: Path, seed: int) -> Iterator[Question]:
             wrong texts; a text is both right and wrong.
     """
     text = read_text(path)
-    rows = jsonl_rows(text) if text.lstrip().startswith("{") else csv_rows(text, ("image", "text"))
+    rows = (
+        jsonl_rows(text)
+        if text.lstrip().startswith("{")
+        else csv_rows(text, ("image", "text"), ("label", "negatives"))
+    )
     try:
         if not (first := next(rows, None)):
             raise InputError(f"{path} has no rows")
@@ -65,11 +69,11 @@ def _with_negatives(
         if isinstance(negatives, str):
             try:
                 negatives = json.loads(negatives)
-            except ValueError:
+            except (ValueError, RecursionError):
                 negatives = None
         texts = negatives if isinstance(negatives, list) else []
         if not texts or not all(
-            isinstance(text, str) and text.strip() and is_unicode(text) for text in texts
+            isinstance(text, str) and text.strip() and not text_fault(text) for text in texts
         ):
             raise LineError(line, 'negatives must be a list of texts, such as ["a dog", "a cat"]')
         yield read_pair(path.parent, line, row), [text.strip() for text in texts]
