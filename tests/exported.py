@@ -1,8 +1,14 @@
-"""A pytest plugin: bundles exported from tiny models, once a session."""
+"""A pytest plugin: bundles exported from tiny models, once for all of a run's processes.
+
+An export costs the better part of a minute, nearly all of it PyTorch's tracing.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +16,12 @@ import onnx
 import pytest
 from checkpoints import write_adapter, write_checkpoint
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle import Bundle, read_bundle
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.settings import Settings
+from dsd_trt.schema import from_plain
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import Checkpoint, read_checkpoint
@@ -45,15 +52,31 @@ class Exported:
         return onnx.load(self.bundle.path(self.bundle.manifest.graphs[name].file))
 
 
+@contextmanager
+def shared_by_processes(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder for what the run's processes make once: the first makes it, others wait for it."""
+    base = factory.getbasetemp()
+    root = base.parent if base.name.startswith("popen-") else base  # of pytest-xdist's workers
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield root / name
+
+
 @pytest.fixture(scope="session")
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # This seed leaves the best and the second best further apart than FP16 rounds.
-    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny", seed=1)
+    with shared_by_processes(tmp_path_factory, "tiny") as folder:
+        if not folder.exists():
+            # This seed leaves the best and the second best further apart than FP16 rounds.
+            write_checkpoint(folder, seed=1)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def adapter_folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path) -> Path:
-    return write_adapter(tmp_path_factory.mktemp("adapters") / "random", checkpoint_folder)
+    with shared_by_processes(tmp_path_factory, "random-adapter") as folder:
+        if not folder.exists():
+            write_adapter(folder, checkpoint_folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -62,20 +85,20 @@ def exported_fp32(
 ) -> Exported:
     """All layers, with an adapter."""
     settings = Settings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
-    return _export(settings, tmp_path_factory.mktemp("exported") / "fp32")
+    return export_once(tmp_path_factory, "exported-fp32", settings)
 
 
 @pytest.fixture(scope="session")
-def exported_fp16(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, adapter_folder: Path
-) -> Exported:
+def exported_fp16(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Exported) -> Exported:
     """The same in FP16."""
-    settings = Settings(
-        model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8), precision="fp16"
-    )
-    return _export(settings, tmp_path_factory.mktemp("exported") / "fp16")
+    settings = replace(exported_fp32.settings, precision="fp16")
+    return export_once(tmp_path_factory, "exported-fp16", settings)
 
 
-def _export(settings: Settings, out: Path) -> Exported:
-    bundle, report = export_bundle(settings, out)
-    return Exported(bundle, settings, report)
+def export_once(factory: pytest.TempPathFactory, name: str, settings: Settings) -> Exported:
+    """Export to a folder of the run's, unless a process has done so; tests must not change it."""
+    with shared_by_processes(factory, name) as folder:
+        if not folder.exists():
+            export_bundle(settings, folder)
+    bundle = read_bundle(folder)
+    return Exported(bundle, settings, from_plain(ParityReport, bundle.manifest.parity))

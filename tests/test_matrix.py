@@ -15,7 +15,8 @@ import pytest
 import tensorrt_rtx
 import torch
 from checkpoints import write_adapter
-from exported import Exported
+from exported import Exported, export_once
+from gradients import require_gradient_is_slope
 from matrix_graphs import of_fixed_sizes
 from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -35,8 +36,10 @@ from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.by_model import by_model
+from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
+from dsd_trt.train.fewshot.model import build_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
@@ -162,7 +165,7 @@ def bundle(
     exported_fp32: Exported, matrix_adapter: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     settings = replace(exported_fp32.settings, verify="quick", adapter=matrix_adapter)
-    return export_bundle(settings, tmp_path_factory.mktemp("matrix") / "bundle")[0]
+    return export_once(tmp_path_factory, "exported-matrix", settings).bundle
 
 
 @pytest.fixture
@@ -281,6 +284,7 @@ def test_progress_counts_pairs(bundle: Bundle, pictures: Any) -> None:
     assert told[-1] == (12, 12)
 
 
+@pytest.mark.slow  # exports
 def test_fp16_is_held_to_the_same_parity(
     exported_fp16: Exported, matrix_adapter: Path, tmp_path: Path
 ) -> None:
@@ -341,34 +345,75 @@ def test_what_goes_with_it_not_is_said_before_any_work(
 # Trained
 
 
-@pytest.mark.parametrize("mode", ["matrix", "both"])
-def test_an_adapter_learns_for_it(
-    checkpoint: Checkpoint, pictures: Any, tmp_path: Path, mode: Any
-) -> None:
-    """From chance to knowing three pictures by name, with the score that is then served."""
-    questions = [
+@pytest.fixture
+def questions(pictures: Any) -> list[Question]:
+    """Three pictures, each to be known by name."""
+    return [
         Question("text", tuple((pictures[i], text) for text in TEXTS[:3]), i, f"picture {i}")
         for i in range(3)
     ]
-    settings = FewShotSettings(
-        steps=60, questions=3, negatives=2, learning_rate=3e-2, rank=2, hidden=8, mode=mode,
-        levels=LEVELS, loss="softmax", hard=1.0,
-    )  # fmt: skip
-    fitted = fit_adapter(checkpoint, encode_questions(checkpoint, questions), settings)
-    assert np.mean(fitted.losses[-5:]) < 0.5 * np.mean(fitted.losses[:5])
-    assert fitted.adapter.mode == mode
-    assert fitted.adapter.matrix_a > 1.0
-    assert (fitted.adapter.a != 1.0) == (mode == "both")
 
+
+LEARNING = FewShotSettings(
+    steps=3, questions=3, negatives=2, learning_rate=3e-2, rank=2, hidden=8, levels=LEVELS,
+    loss="softmax", hard=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["matrix", "both"])
+def test_gradients_are_the_slope_of_the_loss(
+    checkpoint: Checkpoint, questions: list[Question], mode: Any
+) -> None:
+    examples = encode_questions(checkpoint, questions)
+    settings = replace(LEARNING, mode=mode)
+    model = build_model(checkpoint, examples, settings)
+    batch = sample_batch(examples, settings, np.random.default_rng(3))
+    inputs = batch.inputs(examples, torch.device("cpu"))
+
+    def loss() -> torch.Tensor:
+        return torch.stack(
+            [batch.loss(of_mode, settings.loss) for of_mode in model(*inputs)]
+        ).mean()
+
+    require_gradient_is_slope(model.parameters(), loss)
+
+
+@pytest.fixture(params=["matrix", "both"])
+def trained(
+    request: pytest.FixtureRequest,
+    checkpoint: Checkpoint,
+    questions: list[Question],
+    tmp_path: Path,
+) -> Path:
+    """An adapter after three steps."""
+    settings = replace(LEARNING, mode=request.param)
+    fitted = fit_adapter(checkpoint, encode_questions(checkpoint, questions), settings)
+    assert fitted.adapter.mode == request.param
+    assert fitted.adapter.matrix_a != 1.0
+    assert (fitted.adapter.a != 1.0) == (request.param == "both")
     fitted.adapter.save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_learns_for_it(
+    checkpoint: Checkpoint, questions: list[Question], pictures: Any, trained: Path
+) -> None:
+    expected = by_definition(checkpoint, Adapter.load(trained), pictures, texts=TEXTS[:3])
+    before = by_definition(checkpoint, None, pictures, texts=TEXTS[:3])
+    assert np.abs(expected - before).max() > 1e-4
     model = str(checkpoint.source.parts.path)
-    for asked in ("matrix", *(["pair"] if mode == "both" else [])):
-        scores = by_model(model, tmp_path / "adapter", mode=asked)(questions)  # type: ignore[arg-type]
-        assert [int(np.argmax(of_question)) for of_question in scores] == [0, 1, 2]
-    bundle, _ = export_bundle(
-        Settings(model, tmp_path / "adapter", verify="quick"), tmp_path / "bundle"
-    )
-    served = Scorer.load(bundle.folder, "onnxruntime", mode="matrix")
-    got = served.score(list(pictures), TEXTS[:3]).scores
-    in_torch = by_model(model, tmp_path / "adapter", mode="matrix")(questions)
-    assert got == pytest.approx(np.array(in_torch), abs=1e-5)
+    got = by_model(model, trained, mode="matrix")(questions)
+    assert np.array(got) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow  # exports
+def test_what_was_trained_for_it_is_served(
+    checkpoint: Checkpoint, questions: list[Question], pictures: Any, trained: Path, tmp_path: Path
+) -> None:
+    model = str(checkpoint.source.parts.path)
+    bundle, _ = export_bundle(Settings(model, trained, verify="quick"), tmp_path / "bundle")
+    for mode in ("matrix", *(["pair"] if Adapter.load(trained).mode == "both" else [])):
+        scorer = Scorer.load(bundle.folder, "onnxruntime", mode=mode)
+        got = scorer.score(list(pictures), TEXTS[:3]).scores
+        in_torch = by_model(model, trained, mode=mode)(questions)
+        assert got == pytest.approx(np.array(in_torch), abs=1e-5)
