@@ -95,6 +95,20 @@ def exported_fp16(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Expor
     return export_once(tmp_path_factory, "exported-fp16", settings)
 
 
+@pytest.fixture(scope="session")
+def fed_fp32(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Exported) -> Bundle:
+    """The bundle of `exported_fp32` with its adapter as an input."""
+    settings = replace(exported_fp32.settings, verify="quick", adapter_input=True)
+    return export_once(tmp_path_factory, "fed-fp32", settings).bundle
+
+
+@pytest.fixture(scope="session")
+def fed_fp16(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Exported) -> Bundle:
+    """The same in FP16."""
+    settings = replace(exported_fp32.settings, precision="fp16", verify="quick", adapter_input=True)
+    return export_once(tmp_path_factory, "fed-fp16", settings).bundle
+
+
 def export_once(factory: pytest.TempPathFactory, name: str, settings: Settings) -> Exported:
     """Export to a folder of the run's, unless a process has done so; tests must not change it."""
     with shared_by_processes(factory, name) as folder:

@@ -24,11 +24,9 @@ from cpp import ROOT, CppError, CppScorer, build, clip_bundle
 from test_cpp_image import CASES, clip_tokenizer, picture
 from test_cpp_tokenizer import nasty_texts
 
-from dsd_trt import Scorer
+from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle import read_bundle, write_bundle
 from dsd_trt.contract import Precision
-from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import Settings
 from dsd_trt.manifest import ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
@@ -78,17 +76,13 @@ def test_every_kind_of_score_is_pythons(
     assert np.abs(whole - agree(cpp_library, tmp_path, FRACTIONS[1:2])).max() > 1e-4
 
 
-def test_an_adapter_is_fed_and_fp16_passed_on(
-    checkpoint_folder: Path, adapter_folder: Path, cpp_library: ctypes.CDLL, tmp_path: Path
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "fp32"])
+def test_an_adapter_is_fed(
+    precision: Precision, request: pytest.FixtureRequest, cpp_library: ctypes.CDLL, tmp_path: Path
 ) -> None:
-    settings = Settings(
-        model=str(checkpoint_folder),
-        adapter=adapter_folder,
-        levels=(0.2, 0.8),
-        precision="fp16",
-        adapter_input=True,
-    )
-    bundle = export_bundle(settings, tmp_path / "bundle")[0]
+    shared: Bundle = request.getfixturevalue(f"fed_{precision}")
+    shutil.copytree(shared.folder, tmp_path / "bundle")
+    bundle = read_bundle(tmp_path / "bundle")
     assert bundle.manifest.adapter is not None
     fed = agree(cpp_library, bundle.folder)
     file = bundle.path(bundle.manifest.adapter.file)
@@ -357,6 +351,7 @@ def small_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [str(tmp_path / "bundle"), str(images), str(tmp_path / "texts.txt")]
 
 
+@pytest.mark.slow
 def test_sanitizers_find_nothing(small_case: list[str]) -> None:
     """AddressSanitizer, its leak checker and UndefinedBehaviorSanitizer end a program with 1."""
     flags = "-DDSD_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug"
@@ -377,6 +372,7 @@ def test_sanitizers_find_nothing(small_case: list[str]) -> None:
     assert "bytes instead of" in done.stderr
 
 
+@pytest.mark.slow
 def test_valgrind_finds_nothing(small_case: list[str], cpp_build: Path, tmp_path: Path) -> None:
     if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")

@@ -32,6 +32,7 @@ from dsd_trt.cli import cli
 from dsd_trt.contract import graph_contract
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
+from dsd_trt.export.describe import describe
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX
 from dsd_trt.export.settings import Settings
@@ -99,9 +100,9 @@ def test_bundle_scores_as_the_pytorch_model_does(
 @pytest.mark.parametrize(
     ("head_mode", "score"),
     [
-        ("uniform", "denoising"),
-        ("calibrated", "attention+denoising"),
-        ("dynamic", "attention"),
+        pytest.param("uniform", "denoising", marks=pytest.mark.slow),
+        pytest.param("calibrated", "attention+denoising", marks=pytest.mark.slow),
+        pytest.param("dynamic", "attention", marks=pytest.mark.slow),
         ("dynamic", "attention+denoising"),
     ],
 )
@@ -109,7 +110,7 @@ def test_every_kind_of_score_is_served_as_pytorch_computes_it(
     tmp_path: Path, checkpoint_folder: Path, pictures: Any, head_mode: Any, score: Any
 ) -> None:
     adapter = write_adapter(tmp_path / "a", checkpoint_folder, head_mode=head_mode, score=score)
-    settings = Settings(str(checkpoint_folder), adapter, levels=(0.2, 0.8))
+    settings = Settings(str(checkpoint_folder), adapter, levels=(0.2, 0.8), verify="quick")
     bundle, _ = exporter.export_bundle(settings, tmp_path / "bundle")
     method = bundle.manifest.method
     assert (method.score, method.head_weights.mode) == (score, head_mode)
@@ -304,12 +305,15 @@ def test_manifest_tells_where_everything_comes_from(
 
 
 def test_probabilities_are_of_the_score_they_were_fitted_for_or_of_none(
-    exported_fp32: Exported, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    exported_fp32: Exported, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert exported_fp32.bundle.manifest.calibration == Calibration(12.0, -3.0)
     settings = replace(exported_fp32.settings, levels=(0.2,))
-    bundle, _ = exporter.export_bundle(settings, tmp_path / "bundle")
-    assert bundle.manifest.calibration == Calibration(1.0, 0.0)
+    checkpoint, build = replace(exported_fp32, settings=settings).load()
+    scoring = build(unet=checkpoint.empty_unet())
+    adapter = Adapter.load(settings.adapter) if settings.adapter else None
+    manifest = describe(settings, checkpoint, adapter, scoring)
+    assert manifest.calibration == Calibration(1.0, 0.0)
     assert "at the levels 0.2, 0.8, not for these: rank by score alone" in caplog.text
 
 
@@ -600,7 +604,7 @@ def test_command_writes_a_bundle_and_says_how_good_it_is(tmp_path: Path) -> None
     model = write_checkpoint(tmp_path / "sd1", linear=False)
     command = [str(Path(sys.executable).with_name("dsd-trt")), "export", "--model", str(model)]
     command += ["--out", "bundle", "--score-layers", "last:1", "--levels", "0.4"]
-    command += ["--fair-resolution"]
+    command += ["--fair-resolution", "--verify", "quick"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "onnxruntime" in run.stdout

@@ -229,6 +229,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_it_stays_within_its_arrays(tmp_path: Path) -> None:
     """Under the address and undefined behaviour sanitizers."""
     assert COMPILER is not None

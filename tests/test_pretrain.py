@@ -410,6 +410,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_diffusers_can_open(run: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(run / "model", dtype=torch.float32)
     picture = pipeline("a red circle", num_inference_steps=1, output_type="pil").images[0]
@@ -419,6 +420,7 @@ def test_a_run_leaves_a_model_diffusers_can_open(run: Path) -> None:
         assert torch.equal(value, value.half().float()), name
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_curve_its_samples_and_its_figures(run: Path) -> None:
     for name in ("losses.png", "samples.png"):
         with Image.open(run / name) as picture:
@@ -432,6 +434,7 @@ def test_a_run_leaves_its_curve_its_samples_and_its_figures(run: Path) -> None:
     assert adapter["training"]["held_out"].keys() == {"zero-shot", "few-shot"}
 
 
+@pytest.mark.slow
 def test_a_run_can_be_exported_and_scored_with(run: Path, tmp_path: Path) -> None:
     settings = ExportSettings(str(run / "model"), run / "model" / "adapter")
     bundle, _ = export_bundle(settings, tmp_path / "bundle")
@@ -440,6 +443,7 @@ def test_a_run_can_be_exported_and_scored_with(run: Path, tmp_path: Path) -> Non
     assert np.isfinite(matrix.scores).all()
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_plan_is_refused(run: Path) -> None:
     with pytest.raises(ValueError, match=r"another plan or seed .*choose another folder"):
         pretrain_shapes(run, replace(SMOKE, diffusion_steps=9))

@@ -180,6 +180,7 @@ def _by_hooks(unet: UNet2DConditionModel, z_t: Tensor, t: Tensor, states: Tensor
     return torch.cat([torch.stack(scores).mean()[None], error.flatten()])
 
 
+@pytest.mark.slow  # exports
 def test_a_bundle_serves_the_released_score_of_each_pair(
     model: Path, lora: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +218,7 @@ def test_a_bundle_serves_the_released_score_of_each_pair(
     assert np.abs(scores - expected).max() < 1e-4
 
 
+@pytest.mark.slow  # exports
 def test_the_commands_lead_from_file_to_score(model: Path, lora: Path, tmp_path: Path) -> None:
     adapter, bundle = str(tmp_path / "adapter"), str(tmp_path / "bundle")
     done = CliRunner().invoke(cli, ["import-released", str(lora), "--out", adapter])

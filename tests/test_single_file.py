@@ -82,6 +82,7 @@ def test_texts_and_pictures_are_encoded_as_by_the_folder(
     assert torch.equal(*latents)
 
 
+@pytest.mark.slow  # exports
 def test_a_file_is_exported_and_scores_as_its_folder(
     root: Path, tmp_path: Path, tiny_families: None
 ) -> None:
