@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.index_files import (
     LATENT,
+    NOT_FINITE,
     Entry,
     ImageEncoder,
     IndexManifest,
@@ -47,11 +49,17 @@ class IndexedImage:
         """Its latent z, (C, h, w).
 
         Raises:
-            ImageError: the image could not be read when it was indexed; the message is the reason.
+            ImageError: the image could not be read when it was indexed, or its latent is not
+                finite; the message is the reason.
         """
         if self.entry.shard is None or self.entry.row is None:
             raise ImageError(self.entry.error or "it has no latent")
-        return self.index.read_latent(self.entry.shard, self.entry.row)
+        latent = self.index.read_latent(self.entry.shard, self.entry.row)
+        if not np.isfinite(latent).all():
+            raise ImageError(
+                f"{NOT_FINITE}. Encode it again: dsd-trt index IMAGES {self.index.folder}"
+            )
+        return latent
 
 
 class Index(Sequence[IndexedImage]):

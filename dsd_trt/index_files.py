@@ -27,6 +27,7 @@ NEXT_TABLE = f".{TABLE_NAME}.part"
 """The table that `index.json` speaks of, where a writer was stopped before it was renamed."""
 _SHARD_NAME = re.compile(r"latents-(\d{5,})\.safetensors")
 LATENT = "latent"  # the one tensor of a shard, (rows, C, h, w)
+NOT_FINITE = "its latent in the index has NaN or infinity"
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,16 @@ def shard_content(latents: Sequence[NDArray[Any]]) -> bytes:
     from safetensors.numpy import save
 
     return save({LATENT: np.stack(latents)})
+
+
+def finite_latents(shard: Path) -> NDArray[np.bool_]:
+    """Whether each latent of a shard is finite, (rows,)."""
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="numpy") as opened:
+        latents = opened.get_slice(LATENT)
+        rows = range(latents.get_shape()[0])
+        return np.array([np.isfinite(latents[row : row + 1]).all() for row in rows], np.bool_)
 
 
 def shard_name(number: int) -> str:

@@ -18,11 +18,13 @@ from dsd_trt.files import is_unfinished, write_whole
 from dsd_trt.index_files import (
     INDEX_NAME,
     NEXT_TABLE,
+    NOT_FINITE,
     TABLE_NAME,
     Entry,
     ImageEncoder,
     IndexManifest,
     Shard,
+    finite_latents,
     is_index,
     read_manifest,
     read_table,
@@ -140,7 +142,7 @@ class IndexFolder:
         if len(self._shards) < len(manifest.shards):
             entries = self._without_lost(entries)
             self.commit(entries)
-        return entries
+        return self._without_unusable(entries)
 
     def _without_lost(self, entries: Sequence[Entry]) -> list[Entry]:
         """Leave out images whose shard is gone; what else was in their files is not trusted."""
@@ -150,6 +152,16 @@ class IndexFolder:
             replace(it, mtime_ns=None) if it.file in again else it
             for it in entries
             if it.name not in lost
+        ]
+
+    def _without_unusable(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Take latents that are not finite from their images, which are then encoded again."""
+        finite = {name: finite_latents(self._folder / name) for name in self._shards}
+        return [
+            it
+            if it.shard is None or it.row is None or finite[it.shard][it.row]
+            else replace(it, shard=None, row=None, error=NOT_FINITE)
+            for it in entries
         ]
 
     def _finish_commit(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle import bundle_folder, read_bundle
@@ -204,10 +205,14 @@ class IndexWriter:
                 readable.append(entry)
             except ImageError as error:
                 self._entries[entry.name] = replace(entry, error=str(error))
-        if pixels:
-            latents = self._pipeline.encode_images(pixels)
-            self._encoded += zip(readable, latents, strict=True)
-        self._count += len(pixels)
+        latents = self._pipeline.encode_images(pixels) if pixels else ()
+        for entry, latent in zip(readable, latents, strict=True):
+            if np.isfinite(latent).all():
+                self._encoded.append((entry, latent))
+                self._count += 1
+            else:
+                complaint = self._pipeline.complaint("image_encoder", "a latent")
+                self._entries[entry.name] = replace(entry, error=complaint)
         self._batch.clear()
 
     def _write_shards(self, at_least: int) -> None:

@@ -36,6 +36,32 @@ class Job:
     texts: NDArray[np.intp]
 
 
+@dataclass(frozen=True)
+class Row:
+    """Scores of a job's image.
+
+    Attributes:
+        scores: f of each of its texts, float32 (texts,); NaN where there is none.
+        lost: texts whose f the engine could not compute, (texts,).
+    """
+
+    scores: NDArray[np.float32]
+    lost: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, scores: NDArray[np.float32]) -> Row:
+        """Scores that are NaN for no other reason."""
+        return cls(scores, np.isnan(scores))
+
+    def spread(self, known: NDArray[np.bool_]) -> Row:
+        """Scores of all texts, of which those that are not `known` were left out."""
+        if known.all():
+            return self
+        scores, lost = np.full(len(known), np.nan, np.float32), np.zeros(len(known), np.bool_)
+        scores[known], lost[known] = self.scores, self.lost
+        return Row(scores, lost)
+
+
 def decoded_ahead(
     jobs: Iterable[Job], manifest: Manifest, size: int
 ) -> Iterator[list[tuple[Job, Decoded]]]:

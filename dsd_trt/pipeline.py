@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from dsd_trt.batching import (
     walks_at_once,
 )
 from dsd_trt.bundle import Bundle, is_large
-from dsd_trt.contract import Graph
+from dsd_trt.contract import Graph, Precision
 from dsd_trt.engine import (
     BF16,
     Engine,
@@ -49,6 +49,11 @@ class EncodedTexts:
 
     states: Array
     mask: NDArray[np.float32]
+
+    @cached_property
+    def finite(self) -> NDArray[np.bool_]:
+        """Which texts have finite states, (texts,); no other can be scored."""
+        return finite_rows(self.states)
 
     def __getitem__(self, chosen: NDArray[np.intp]) -> EncodedTexts:
         """Some of them; all in their order are not copied."""
@@ -190,10 +195,10 @@ class Pipeline:
             done: told how many (image, text, level) triples were just scored.
 
         Returns:
-            The pairs' scores, (pairs,).
+            The pairs' scores, (pairs,); NaN where the engine computed no finite number.
 
         Raises:
-            EngineError: the engine failed, or a score is not a number.
+            EngineError: the engine failed, or the unconditional text has no finite states.
         """
         method = self._manifest.method
         mean = self._mean_over_levels(latent, texts, image_of, text_of, levels, done)
@@ -202,10 +207,12 @@ class Pipeline:
             # The error without a text is the same for all texts: once for every image in use.
             images, place = np.unique(image_of, return_inverse=True)
             nothing, first = self.encode_tokens(self._tokenize.empty()), np.zeros_like(images)
+            if not nothing.finite.all():
+                raise EngineError(self.complaint("text_encoder", "states of the empty text"))
             without = self._mean_over_levels(latent, nothing, images, first, levels)
             d = without["denoising_error"][place] - mean["denoising_error"]
             score = d if method.score == "denoising" else score + method.denoising_weight * d
-        return score.astype(np.float32)
+        return _finite_or_nan(score)
 
     def score_matrix(
         self,
@@ -223,10 +230,10 @@ class Pipeline:
             done: told how many (image, text, level) triples were just scored.
 
         Returns:
-            (images, texts).
+            (images, texts); NaN where the engine computed no finite number.
 
         Raises:
-            EngineError: the engine failed, or a score is not a number.
+            EngineError: the engine failed.
         """
         image, level = np.repeat(np.arange(len(latent)), len(levels)), np.tile(levels, len(latent))
         scores = np.empty((len(level), len(texts.mask)), np.float32)
@@ -242,11 +249,31 @@ class Pipeline:
                         "token_mask": mask,
                     }
                 )
-                _require_numbers(self._matrix_scorer, outputs)
                 scores[rows, columns] = outputs["score"]
                 done(outputs["score"].size)
         by_level = scores.reshape(len(latent), len(levels), -1)
-        return by_level.mean(axis=1, dtype=np.float64).astype(np.float32)
+        return _finite_or_nan(by_level.mean(axis=1, dtype=np.float64))
+
+    def require_finite(self, scores: NDArray[np.float32], mode: Mode = "pair") -> None:
+        """Refuse scores of which one is NaN, for figures that would mean nothing.
+
+        Raises:
+            EngineError: says what computed it, and what to do.
+        """
+        if not np.isfinite(scores).all():
+            raise EngineError(self.complaint(f"{mode}_scorer", "a score"))
+
+    def complaint(self, graph: str, what: str) -> str:
+        """That a graph computed something that is not finite, and what to do about it.
+
+        Args:
+            graph: its name.
+            what: it computed, such as "a score".
+        """
+        used: EngineDescription = getattr(self, f"_{graph}").description
+        name = graph.replace("_", " ")
+        advice = precision_advice(used, self._manifest.precision, self._bundle.folder)
+        return f"the {name} gave {what} with NaN or infinity ({used}). {advice}"
 
     def _mean_over_levels(
         self,
@@ -257,7 +284,11 @@ class Pipeline:
         levels: NDArray[np.int32],
         done: Callable[[int], None] = lambda triples: None,
     ) -> dict[str, NDArray[np.float64]]:
-        """What the pair scorer says of each pair, averaged over levels: (pairs,) each."""
+        """What the pair scorer says of each pair, averaged over levels: (pairs,) each.
+
+        A pair has NaN if anything that was computed of it is not finite, scores of tokens included:
+        engines differ in what they make of a NaN.
+        """
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
         level = np.tile(levels, len(image_of))  # (triples,)
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
@@ -271,9 +302,9 @@ class Pipeline:
                     **self._adapter,
                 }
             )
-            _require_numbers(self._pair_scorer, outputs)
+            finite = np.logical_and.reduce([finite_rows(values) for values in outputs.values()])
             for name in parts.keys() & outputs.keys():
-                parts[name].append(outputs[name])
+                parts[name].append(np.where(finite, outputs[name], np.nan))
             done(len(level[rows]))
         return {
             name: np.concatenate(values).reshape(-1, len(levels)).mean(axis=1, dtype=np.float64)
@@ -288,13 +319,30 @@ def _narrow(mask: NDArray[np.float32]) -> NDArray[np.float32]:
     return mask[:, : -(-counted // MASK_STEP) * MASK_STEP]
 
 
-def _require_numbers(scorer: Engine, outputs: Mapping[str, Array]) -> None:
-    if not all(np.isfinite(values).all() for values in outputs.values()):
-        raise EngineError(
-            f"{scorer.description} computed a score that is no finite number. "
-            "Compute in full precision: --engine openvino instead of openvino-bf16, or a bundle "
-            "exported with --precision fp32"
-        )
+def finite_rows(values: Array) -> NDArray[np.bool_]:
+    """Whether all numbers of each row are finite, (rows,)."""
+    return np.array([np.isfinite(row).all() for row in values], np.bool_)
+
+
+def precision_advice(used: EngineDescription, precision: Precision, bundle: Path) -> str:
+    """What to do about numbers that are not finite.
+
+    Args:
+        used: the engine that computed them.
+        precision: the bundle's.
+        bundle: its folder.
+    """
+    if "bf16" in used.precision:
+        return "Compute in FP32: --engine openvino"
+    if precision == "fp16":
+        return "Use a bundle in full precision: dsd-trt export --precision fp32"
+    return f"To see where it begins: dsd-trt ranges {bundle}"
+
+
+def _finite_or_nan(scores: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = scores.astype(np.float32)
+    return np.where(np.isfinite(narrow), narrow, np.float32(np.nan))
 
 
 def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:

@@ -10,10 +10,22 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be scored, and why."""
+    """What could not be scored, and why.
 
-    image: str
+    Attributes:
+        image: its name; None where it is a text that cannot be scored, with any image.
+        reason: what went wrong and what to do.
+        text: None where it is an image that cannot be scored, with any text.
+    """
+
+    image: str | None
     reason: str
+    text: str | None = None
+
+    def __str__(self) -> str:
+        names = [self.image] if self.image is not None else []
+        names += [repr(self.text)] if self.text is not None else []
+        return f"{' and '.join(names)}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -23,10 +35,10 @@ class ScoreMatrix:
     Attributes:
         images: names, the rows. A path is its own name; other images are named by position.
         texts: the columns.
-        scores: f(y, x), in [0, 1] with LogSumExp or max pooling, float32 (N, M); NaN in the row of
-            an image that could not be scored, and where a search for the best gave up on a text.
+        scores: f(y, x), in [0, 1] with LogSumExp or max pooling, float32 (N, M); NaN where `errors`
+            has the image, the text or the pair, and where a search for the best gave up on a text.
         probabilities: sigmoid(a f + b), float32 (N, M).
-        errors: one a row of NaN.
+        errors: images, texts and pairs that could not be scored.
         passes: (image, text, level) triples that were scored.
     """
 
@@ -45,9 +57,10 @@ class PairScores:
     Attributes:
         images: names, as in `ScoreMatrix`, one a pair.
         texts: one a pair.
-        scores: f(y, x), float32 (P,); NaN where the image could not be scored.
+        scores: f(y, x), float32 (P,); NaN where `errors` has the image, the text or the pair.
         probabilities: sigmoid(a f + b), float32 (P,).
-        errors: one for each image that could not be scored, however many pairs it is in.
+        errors: images, texts and pairs that could not be scored, each once, however many pairs an
+            image or a text is in.
     """
 
     images: tuple[str, ...]

@@ -6,7 +6,7 @@ import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import image_identity
 from dsd_trt.jobs import (
+    Decoded,
     Job,
     Progress,
+    Row,
     Scorable,
     Tally,
     checked_pairs,
@@ -133,7 +135,8 @@ class Scorer:
                 among them after as few levels as possible, see `dsd_trt.search`; None scores all.
 
         Returns:
-            The (N, M) matrix; an image that cannot be decoded has a row of NaN and an error.
+            The (N, M) matrix; what cannot be scored has NaN and an error: an image that cannot be
+            decoded, or an image, text or pair that the engine computes no finite number of.
 
         Raises:
             InputError: no texts; something that is no string, by its place; a text in which no
@@ -147,16 +150,17 @@ class Scorer:
         jobs = (Job(image, columns) for image in images)
         names: list[str] = []
         rows = array("f")  # grows in place: nothing is held twice, however many images there are
-        errors: list[Failure] = []
         if best is not None:
             self._require_search(best)
-        tally = Tally(progress, total, len(self._level_indices(levels)))
-        for job, scores in self._run(jobs, unique, levels, tally, best):
+        level = self._level_indices(levels)
+        tally = Tally(progress, total, len(level))
+        encoded, errors = self._encode_texts(unique)
+        for job, result in self._run(jobs, encoded, level, tally, best):
             names.append(name_of(job.image, len(names)))
-            if isinstance(scores, ImageError):
-                errors.append(Failure(names[-1], str(scores)))
-                scores = np.full(len(texts), np.nan, np.float32)
-            rows.frombytes(scores.tobytes())
+            errors += self._failures(names[-1], texts, result)
+            unscored = isinstance(result, ImageError)
+            row = np.full(len(texts), np.nan, np.float32) if unscored else result.scores
+            rows.frombytes(row.tobytes())
         matrix = np.asarray(rows).reshape(-1, len(texts))
         return ScoreMatrix(
             tuple(names),
@@ -181,8 +185,8 @@ class Scorer:
             progress: as for `score`.
 
         Returns:
-            The (P,) scores in the order of the pairs; an image that cannot be decoded has NaN in
-            all of its pairs and one error.
+            The (P,) scores in the order of the pairs; what cannot be scored has NaN and an error,
+            as for `score`: one for an image in all of its pairs.
 
         Raises:
             InputError: as for `score`.
@@ -195,15 +199,15 @@ class Scorer:
             places.setdefault(image_identity(image), []).append(place)
         jobs = (Job(pairs[at[0]][0], text_of[at]) for at in places.values())
         scores = np.full(len(pairs), np.nan, np.float32)
-        errors: list[Failure] = []
-        tally = Tally(progress, len(pairs), len(self._level_indices(levels)))
-        results = self._run(jobs, unique, levels, tally)
-        for at, (_, result) in zip(places.values(), results, strict=True):
-            if isinstance(result, ImageError):
-                errors.append(Failure(names[at[0]], str(result)))
-            else:
-                scores[at] = result
         texts = tuple(text for _, text in pairs)
+        level = self._level_indices(levels)
+        tally = Tally(progress, len(pairs), len(level))
+        encoded, errors = self._encode_texts(unique)
+        results = self._run(jobs, encoded, level, tally)
+        for at, (_, result) in zip(places.values(), results, strict=True):
+            errors += self._failures(names[at[0]], [texts[place] for place in at], result)
+            if not isinstance(result, ImageError):
+                scores[at] = result.scores
         return PairScores(tuple(names), texts, scores, self._probability(scores), tuple(errors))
 
     def rank(
@@ -219,7 +223,7 @@ class Scorer:
 
         Args:
             text: the description.
-            images: as for `score`; one that cannot be decoded is left out with a logged warning.
+            images: as for `score`; one that cannot be scored is left out with a logged warning.
             top_k: how many to return; None is all.
             levels: as for `score`.
             progress: as for `score`.
@@ -240,7 +244,7 @@ class Scorer:
         else:
             matrix = self.score(images, [text], levels, progress)
         for failure in matrix.errors:
-            logger.warning("%s is left out of the ranking: %s", failure.image, failure.reason)
+            logger.warning("left out of the ranking: %s", failure)
         scores, probabilities = matrix.scores[:, 0], matrix.probabilities[:, 0]
         order = [i for i in np.argsort(-scores, kind="stable").tolist() if not np.isnan(scores[i])]
         return [
@@ -260,104 +264,133 @@ class Scorer:
         self._require_search(best)
         level = self._level_indices(levels)
         names: list[str] = []
-        errors: list[Failure] = []
         places: list[int] = []
-        latents: list[NDArray[np.generic]] = []
+        latents: list[NDArray[Any]] = []
+        encoded, errors = self._encode_texts([text])
         jobs = (Job(image, np.zeros(1, np.intp)) for image in open_images(images))
         for chunk in decoded_ahead(jobs, self.manifest, self._pipeline.batch.images):
-            readable = []
-            for job, pixels in chunk:
+            for (job, _), latent in zip(chunk, self._latents(chunk), strict=True):
                 names.append(name_of(job.image, len(names)))
-                if isinstance(pixels, ImageError):
-                    errors.append(Failure(names[-1], str(pixels)))
+                if isinstance(latent, ImageError):
+                    errors.append(Failure(names[-1], str(latent)))
                 else:
-                    readable.append(pixels)
+                    latents.append(latent)
                     places.append(len(names) - 1)
-            if readable:
-                latents.extend(self._latents(readable))
         scores = np.full(len(names), np.nan, np.float32)
         tally = Tally(progress, len(names), len(level))
-        if latents:
-            encoded = self._pipeline.encode_texts([text])
-            scores[places] = self._search(np.stack(latents), encoded, level, tally, best)
+        if latents and encoded.finite.all():
+            found = self._search(np.stack(latents), encoded, level, tally, best)
+            scores[places] = found.scores
+            for place in np.array(places)[found.lost].tolist():
+                errors += self._failures(names[place], [text], Row.of(scores[place : place + 1]))
         matrix = scores[:, None]
         return ScoreMatrix(
             tuple(names), (text,), matrix, self._probability(matrix), tuple(errors), tally.passes
         )
 
+    def _encode_texts(self, texts: Sequence[str]) -> tuple[EncodedTexts, list[Failure]]:
+        """Encode texts, and say which have no finite states."""
+        if not texts:
+            return EncodedTexts(np.empty(0), np.empty(0, np.float32)), []
+        encoded = self._pipeline.encode_texts(texts)
+        return encoded, [
+            Failure(None, self._pipeline.complaint("text_encoder", "states"), text)
+            for text, finite in zip(texts, encoded.finite, strict=True)
+            if not finite
+        ]
+
+    def _failures(
+        self, image: str, texts: Sequence[str], result: Row | ImageError
+    ) -> list[Failure]:
+        """What of an image and its texts could not be scored."""
+        if isinstance(result, ImageError):
+            return [Failure(image, str(result))]
+        if not result.lost.any():
+            return []
+        reason = self._pipeline.complaint(f"{self.mode}_scorer", "a score")
+        if result.lost.all() and len(texts) > 1:
+            return [Failure(image, reason)]
+        lost = dict.fromkeys(texts[place] for place in np.flatnonzero(result.lost))
+        return [Failure(image, reason, text) for text in lost]
+
     def _run(
         self,
         jobs: Iterable[Job],
-        texts: Sequence[str],
-        levels: Sequence[float] | None,
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
         tally: Tally,
         best: int | None = None,
-    ) -> Iterator[tuple[Job, NDArray[np.float32] | ImageError]]:
+    ) -> Iterator[tuple[Job, Row | ImageError]]:
         """Score each job's image against its texts, a batch of images at a time.
 
         Yields:
-            Every job in order, with f for each of its texts or why its image cannot be decoded.
+            Every job in order, with the scores of its texts or why its image has no latent.
         """
-        if not texts:
-            return
-        level = self._level_indices(levels)
-        encoded = self._pipeline.encode_texts(texts)
         for chunk in decoded_ahead(jobs, self.manifest, self._pipeline.batch.images):
-            readable = [(job, it) for job, it in chunk if not isinstance(it, ImageError)]
-            scores = iter(self._score_readable(readable, encoded, level, tally, best))
-            for job, pixels in chunk:
-                if isinstance(pixels, ImageError):
-                    tally.skip(len(job.texts) * len(level))
-                    yield job, pixels
+            latents = self._latents(chunk)
+            finite = [texts.finite[job.texts] for job, _ in chunk]  # (texts,) each
+            scorable = [
+                (Job(job.image, job.texts[known]), latent)
+                for (job, _), latent, known in zip(chunk, latents, finite, strict=True)
+                if not isinstance(latent, ImageError) and known.any()
+            ]
+            rows = iter(self._score(scorable, texts, level, tally, best))
+            for (job, _), latent, known in zip(chunk, latents, finite, strict=True):
+                unscored = isinstance(latent, ImageError)
+                tally.skip((len(known) if unscored else int((~known).sum())) * len(level))
+                if isinstance(latent, ImageError):
+                    yield job, latent
                 else:
-                    yield job, next(scores)
+                    row = next(rows) if known.any() else Row.of(np.empty(0, np.float32))
+                    yield job, row.spread(known)
 
-    def _score_readable(
+    def _score(
         self,
         jobs: Sequence[tuple[Job, NDArray[Any]]],
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
         best: int | None,
-    ) -> list[NDArray[np.float32]]:
-        """Encode each job's pixels once, score all levels, and average over them (Eq. 4)."""
+    ) -> list[Row]:
+        """Score each job's latent at all levels, and average over them (Eq. 4)."""
         if not jobs:
             return []
-        latent = self._latents([pixels for _, pixels in jobs])
+        latent = np.stack([z for _, z in jobs])
         if self.mode == "matrix":
-            return self._match(latent, [job.texts for job, _ in jobs], texts, level, tally)
+            matrix = self._match(latent, [job.texts for job, _ in jobs], texts, level, tally)
+            return list(map(Row.of, matrix))
         if best is not None:
-            return [
-                self._search(z[None], texts[job.texts], level, tally, best)
-                for z, (job, _) in zip(latent, jobs, strict=True)
-            ]
+            return [self._search(z[None], texts[job.texts], level, tally, best) for job, z in jobs]
         counts = [len(job.texts) for job, _ in jobs]
         image_of = np.repeat(np.arange(len(jobs)), counts)  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
         scores = self._pipeline.score(latent, texts, image_of, text_of, level, tally.add)
-        return np.split(scores, np.cumsum(counts)[:-1])
+        return list(map(Row.of, np.split(scores, np.cumsum(counts)[:-1])))
 
     def _search(
         self,
-        latent: NDArray[np.generic],
+        latent: NDArray[Any],
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
         best: int,
-    ) -> NDArray[np.float32]:
+    ) -> Row:
         """Scores of the best candidates: texts of the one image, or images of the one text."""
         images, count = len(latent), max(len(latent), len(texts.mask))
         before = tally.triples
+        lost = np.zeros(count, np.bool_)
 
         def score_at(candidates: NDArray[np.intp], place: int) -> NDArray[np.float32]:
             one = np.zeros_like(candidates)
             image_of, text_of = (one, candidates) if images == 1 else (candidates, one)
             at = level[place : place + 1]
-            return self._pipeline.score(latent, texts, image_of, text_of, at, tally.add)
+            scores = self._pipeline.score(latent, texts, image_of, text_of, at, tally.add)
+            lost[candidates] |= np.isnan(scores)
+            return scores
 
         scores = eliminate(score_at, count, len(level), best)
         tally.skip(count * len(level) - (tally.triples - before))
-        return scores
+        return Row(scores, lost)
 
     def _require_search(self, best: int) -> None:
         if best < 1:
@@ -382,11 +415,16 @@ class Scorer:
             for z, of_image in zip(latent, texts_of, strict=True)
         ]
 
-    def _latents(self, images: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def _latents(self, chunk: Sequence[tuple[Job, Decoded]]) -> list[NDArray[Any] | ImageError]:
         """Encode pixels; what is no pixels comes from an index, and is encoded already."""
-        pixels = [image for image in images if image.dtype == np.uint8]
+        pixels = [it for _, it in chunk if _is_pixels(it)]
         encoded = iter(self._pipeline.encode_images(pixels) if pixels else ())
-        return np.stack([next(encoded) if it.dtype == np.uint8 else it for it in images])
+        return [self._usable(next(encoded)) if _is_pixels(it) else it for _, it in chunk]
+
+    def _usable(self, latent: NDArray[Any]) -> NDArray[Any] | ImageError:
+        if np.isfinite(latent).all():
+            return latent
+        return ImageError(self._pipeline.complaint("image_encoder", "a latent"))
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Where the levels asked for stand in the bundle, in its order, each once."""
@@ -407,3 +445,7 @@ class Scorer:
         if self.mode == "matrix" and manifest.matrix is not None:
             calibration = manifest.matrix.calibration
         return match_probability(score, calibration)
+
+
+def _is_pixels(decoded: Decoded) -> TypeGuard[NDArray[np.uint8]]:
+    return not isinstance(decoded, ImageError) and decoded.dtype == np.uint8

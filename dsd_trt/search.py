@@ -32,7 +32,7 @@ def eliminate(
     out among all candidates, if levels scattered normally and independently.
 
     Args:
-        score_at: scores of some candidates at a level.
+        score_at: scores of some candidates at a level; NaN drops a candidate.
         count: how many candidates there are.
         levels: how many levels.
         best: how many are wanted.
@@ -45,7 +45,7 @@ def eliminate(
     every = np.arange(count)
     scores[:, 0] = score_at(every, 0)
     seen = np.ones(count, np.intp)  # levels of each candidate
-    alive = np.ones(count, bool)
+    alive = ~np.isnan(scores[:, 0])
     z = NormalDist().inv_cdf(1 - error / max(count, 2))
     while True:
         unfinished = alive & (seen < levels)
@@ -57,6 +57,7 @@ def eliminate(
             turn = turn[np.argsort(-scores[turn, 0], kind="stable")[: max(_FIRST, 4 * best)]]
         scores[turn, least] = score_at(turn, int(least))
         seen[turn] += 1
+        alive[turn] &= ~np.isnan(scores[turn, least])
         alive &= ~_hopeless(scores, seen, alive, best, z)
     return np.where(alive, scores.mean(axis=1), np.nan).astype(np.float32)
 
@@ -89,6 +90,7 @@ def _scatter(scores: Floats, seen: NDArray[np.intp]) -> float:
     total, freedom = 0.0, 0
     for common in range(2, int(seen.max()) + 1):
         block = scores[seen == common, :common]
+        block = block[np.isfinite(block).all(axis=1)]
         if len(block) > 1:
             rest = block - block.mean(axis=1, keepdims=True)
             rest -= rest.mean(axis=0, keepdims=True)

@@ -185,7 +185,9 @@ def _scores(bundle: Bundle, pipeline: Pipeline) -> NDArray[np.float32]:
     images = np.random.default_rng(0).integers(0, 256, (_IMAGES, side, side, 3), np.uint8)
     latent, texts = pipeline.encode_images(list(images)), pipeline.encode_texts(_TEXTS)
     image, text = (places.ravel() for places in np.indices((_IMAGES, len(_TEXTS))))
-    return pipeline.score(latent, texts, image, text, _levels(bundle)).reshape(_IMAGES, -1)
+    scores = pipeline.score(latent, texts, image, text, _levels(bundle))
+    pipeline.require_finite(scores)
+    return scores.reshape(_IMAGES, -1)
 
 
 def _pairs_per_second(bundle: Bundle, pipeline: Pipeline) -> float:

@@ -460,7 +460,7 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, engine: str) -> None
         Scorer.load(tmp_path, engine)
 
 
-def test_a_score_that_is_no_number_is_an_error(tmp_path: Path, engine: str) -> None:
+def test_a_scorer_without_a_finite_score_names_every_image(tmp_path: Path, engine: str) -> None:
     bundle = make_bundle(tmp_path)
     path = bundle.path("pair_scorer.onnx")
     model = onnx.load(path)
@@ -470,8 +470,10 @@ def test_a_score_that_is_no_number_is_an_error(tmp_path: Path, engine: str) -> N
             constant.CopyFrom(onnx.numpy_helper.from_array(overflowing, "projection"))
     onnx.save(model, path)
     write_bundle(tmp_path, bundle.manifest)
-    with pytest.raises(EngineError, match="finite"):
-        Scorer.load(tmp_path, engine).score(random_images(1), ["dog"])
+    matrix = Scorer.load(tmp_path, engine).score(random_images(2), ["dog", "a dog"])
+    assert np.isnan(matrix.scores).all()
+    assert [failure.image for failure in matrix.errors] == ["image 0", "image 1"]
+    assert all(f"({engine} " in failure.reason for failure in matrix.errors)
 
 
 def test_a_name_in_place_of_a_folder_says_what_is_not_there_yet(tmp_path: Path) -> None:

@@ -158,9 +158,11 @@ def score(
     whole = pairs is None and top_k is None
     write_output(output, _render(records, form, whole, terminal=output == "-"))
     if failures := unreadable + result.errors:
-        console.print(f"images that could not be scored: {len(failures)}")
+        images_alone = all(failure.text is None for failure in failures)
+        what = "images" if images_alone else "images, texts and pairs"
+        console.print(f"{what} that could not be scored: {len(failures)}")
         for failure in failures:
-            console.print(f"  {failure.image}: {failure.reason}")
+            console.print(f"  {failure}")
         ctx.exit(3)
 
 
@@ -179,13 +181,15 @@ def _report_pruning(
     from dsd_trt.search import same_best
 
     count = len(levels or scorer.manifest.method.noise_levels.fractions)
-    whole = (len(pruned.images) - len(pruned.errors)) * len(pruned.texts) * count
-    if not whole:
-        return  # no image could be read
+    images_left = len(pruned.images) - sum(failure.text is None for failure in pruned.errors)
+    texts_left = len(pruned.texts) - sum(failure.image is None for failure in pruned.errors)
+    whole = images_left * texts_left * count
+    if not whole or not pruned.passes:
+        return  # nothing could be scored
     console.print(f"{pruned.passes} passes instead of {whole}: {whole / pruned.passes:.1f} x fewer")
     if check:
         full = scorer.score(images[:check], pruned.texts, levels)
-        readable = np.isfinite(full.scores).all(axis=1)
+        readable = np.isfinite(full.scores).any(axis=1)
         same = same_best(pruned.scores[:check][readable], full.scores[readable], top_k)
         console.print(
             f"the {top_k} best are those of the full computation for {same.sum()} of the first "

@@ -69,8 +69,11 @@ class _Runs:
         assert self.latent is not None
         assert self.texts is not None
         if self.mode == "matrix":
-            return self.pipeline.score_matrix(self.latent, self.texts, self.work.levels)
+            matrix = self.pipeline.score_matrix(self.latent, self.texts, self.work.levels)
+            self.pipeline.require_finite(matrix, "matrix")
+            return matrix
         shape = (self.work.pictures, self.work.texts)
         image, text = (places.ravel() for places in np.indices(shape))
         scores = self.pipeline.score(self.latent, self.texts, image, text, self.work.levels)
+        self.pipeline.require_finite(scores)
         return scores.reshape(shape)
