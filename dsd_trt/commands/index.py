@@ -41,9 +41,9 @@ def index(
     """Encode images once, so that scoring needs neither the images nor the image encoder.
 
     IMAGES are files, directories (searched through) and globs, as for score, and WebDataset's tar
-    files. OUT is a folder. Where it is an index already, it is brought up to date: new and changed
-    images are encoded, those that are no more among IMAGES are dropped. Interrupted, the same
-    command goes on where it was.
+    files, plain or compressed with gzip. OUT is a folder. Where it is an index already, it is
+    brought up to date: new and changed images are encoded, those that are no more among IMAGES are
+    dropped. Interrupted, the same command goes on where it was.
     """
     from rich.console import Console
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dsd_trt.jobs import Scorable
     from dsd_trt.output import Record
-    from dsd_trt.results import PairScores, ScoreMatrix
+    from dsd_trt.results import Failure, PairScores, ScoreMatrix
     from dsd_trt.scorer import Scorer
 
 
@@ -116,6 +116,7 @@ def score(
     from dsd_trt.results import ScoreMatrix
     from dsd_trt.scorer import Scorer
 
+    unreadable: tuple[Failure, ...] = ()
     if prune and (pairs or not top_k):
         raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
     if check_prune and not prune:
@@ -123,7 +124,7 @@ def score(
     if pairs:
         if paths:
             raise InputError("with --pairs, images and texts come from its file: leave out others")
-        rows, unreadable = read_pairs(pairs), ()
+        rows = read_pairs(pairs)
     else:
         if len(paths) < 2:
             raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
