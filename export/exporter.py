@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
-from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.bundle import Bundle, file_entry, write_bundle, write_manifest
 from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import write_adapter_input
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
@@ -107,16 +107,18 @@ def export_bundle(
         reference = Reference(checkpoint, build, manifest.method, matrix=manifest.matrix)
         expected = reference.expect(probe, progress)
         checkpoint.forget()
+        bundle = write_bundle(folder, manifest)
         parity = check_parity(
-            write_bundle(folder, manifest),
+            bundle,
             expected,
             partial(module_of, precision="fp32"),
             scratch,
             stage,
         )
-        manifest = replace(manifest, parity=parity.to_plain())
+        manifest = replace(bundle.manifest, parity=parity.to_plain())
         write_card(folder / CARD_NAME, manifest, parity, parts.path)
-        bundle = write_bundle(folder, manifest)
+        files = {**manifest.files, CARD_NAME: file_entry(folder / CARD_NAME)}
+        bundle = write_manifest(folder, replace(manifest, files=dict(sorted(files.items()))))
     return replace(bundle, folder=out), parity
 
 

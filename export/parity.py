@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dsd_trt.agreement import Agreement, compare
-from dsd_trt.bundle import Bundle, is_large, link_or_copy, write_bundle
+from dsd_trt.bundle import Bundle, file_entry, is_large, link_or_copy, write_manifest
 from dsd_trt.contract import graph_contract
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.errors import DsdError
@@ -175,9 +175,12 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
         emulate_half(model)
         save_graph(model, folder / graph.file)
     adapter = [manifest.adapter.file] if manifest.adapter else []
-    for shared in (manifest.tokenizer.file, WEIGHTS_NAME, *adapter):
-        link_or_copy(bundle.path(shared), folder / shared)
-    return write_bundle(folder, replace(manifest, precision="fp32", graphs=graphs))
+    shared = (manifest.tokenizer.file, WEIGHTS_NAME, *adapter)
+    for file in shared:
+        link_or_copy(bundle.path(file), folder / file)
+    files = {file: manifest.files[file] for file in shared}
+    files |= {graph.file: file_entry(folder / graph.file) for graph in graphs.values()}
+    return write_manifest(folder, replace(manifest, precision="fp32", graphs=graphs, files=files))
 
 
 def _complaint(score: Agreement, precision: str, tolerance: float) -> str | None:

@@ -6,11 +6,15 @@ An export costs the better part of a minute, nearly all of it PyTorch's tracing.
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import onnx
 import pytest
@@ -29,11 +33,12 @@ from dsd_trt.train.model import Checkpoint, read_checkpoint
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported bundle and what it was made from."""
+    """An exported bundle, what it was made from, and how often each file was hashed."""
 
     bundle: Bundle
     settings: Settings
     report: ParityReport
+    hashed: Mapping[str, int]
 
     def load(self) -> tuple[Checkpoint, BuildScoring]:
         """The model, read anew, and how its scoring U-Net is put together."""
@@ -112,7 +117,26 @@ def fed_fp16(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Exported) 
 def export_once(factory: pytest.TempPathFactory, name: str, settings: Settings) -> Exported:
     """Export to a folder of the run's, unless a process has done so; tests must not change it."""
     with shared_by_processes(factory, name) as folder:
+        counts = folder.with_name(f"{name}.hashed.json")
         if not folder.exists():
-            export_bundle(settings, folder)
+            with _hashed_files() as hashed:
+                export_bundle(settings, folder)
+            counts.write_text(json.dumps(hashed))
     bundle = read_bundle(folder)
-    return Exported(bundle, settings, from_plain(ParityReport, bundle.manifest.parity))
+    report = from_plain(ParityReport, bundle.manifest.parity)
+    return Exported(bundle, settings, report, json.loads(counts.read_text()))
+
+
+@contextmanager
+def _hashed_files() -> Iterator[Counter[str]]:
+    """How often a file of each name is hashed."""
+    hashed: Counter[str] = Counter()
+    digest = hashlib.file_digest
+
+    def counted(stream: BinaryIO, kind: str) -> Any:
+        hashed[Path(stream.name).name] += 1
+        return digest(stream, kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", counted)
+        yield hashed
