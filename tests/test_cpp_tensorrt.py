@@ -37,6 +37,8 @@ from dsd_trt.plan import SIDECAR_NAME, Plan, Profile, Sidecar, plans, write_plan
 
 PAIR = "pair_scorer"
 EMBEDDED = ROOT / "dsd_trt" / "data" / "shapes-bundle"
+pytestmark = pytest.mark.slow  # compiles the library once more
+
 TEXTS = ("a red circle", "A blue square, right of a star", " ".join(["red"] * 90))
 USUAL = (Profile(1, 8, 32),)
 
