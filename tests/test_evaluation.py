@@ -210,9 +210,7 @@ def test_eval_command_says_what_is_wrong(arguments: list[str], message: str) -> 
     assert message in done.output
 
 
-def test_train_command_learns_goes_on_and_feeds_export(
-    checkpoint_folder: Path, tmp_path: Path
-) -> None:
+def test_train_command_learns_and_goes_on(checkpoint_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "adapter"
     arguments = ["train", "--model", str(checkpoint_folder), "--data", "shapes-comvg"]
     arguments += ["--limit", "12", "--batch", "2", "--validate-every", "2", "--validation", "0.25"]
@@ -234,15 +232,21 @@ def test_train_command_learns_goes_on_and_feeds_export(
     assert other.exit_code == 2
     assert "other settings" in other.output
 
-    exported = CliRunner().invoke(
-        cli,
-        ["export", "--model", str(checkpoint_folder), "--adapter", str(out), "--levels", "0.4",
-         "--out", str(tmp_path / "bundle")],
-    )  # fmt: skip
-    assert exported.exit_code == 0, exported.output
-    assert Scorer.load(tmp_path / "bundle").manifest.provenance.adapter_hash
+
+@pytest.mark.slow  # exports
+def test_what_train_learned_can_be_exported(checkpoint_folder: Path, tmp_path: Path) -> None:
+    adapter, bundle = str(tmp_path / "adapter"), str(tmp_path / "bundle")
+    model = ["--model", str(checkpoint_folder)]
+    train = ["train", *model, "--data", "shapes-comvg", "--limit", "8", "--batch", "2"]
+    done = CliRunner().invoke(cli, [*train, "--steps", "2", "--validation", "0", "--out", adapter])
+    assert done.exit_code == 0, done.output
+    export = ["export", *model, "--adapter", adapter, "--levels", "0.4", "--verify", "quick"]
+    done = CliRunner().invoke(cli, [*export, "--out", bundle])
+    assert done.exit_code == 0, done.output
+    assert Scorer.load(bundle).manifest.provenance.adapter_hash
 
 
+@pytest.mark.slow
 def test_several_processes_learn_together(checkpoint_folder: Path, tmp_path: Path) -> None:
     """Two processes with a batch each step as one with the mean of their gradients."""
     arguments = ["train", "--model", str(checkpoint_folder), "--data", "shapes-comvg"]
