@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import functools
 import os
-import warnings
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from dsd_trt.errors import ImageError
+from dsd_trt.formats import avif, bmp, gif, jpeg, png, tiff
+from dsd_trt.formats.orientation import orientation, upright, without_prefix
+from dsd_trt.formats.picture import MAX_PIXELS, Picture, check_size, open_as, too_large
+from dsd_trt.formats.rgb import to_rgb
 from dsd_trt.manifest import Resize
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
-
-MAX_PIXELS = 178_956_970
-"""Images above this are refused, as by Pillow: a few kilobytes can unpack to many gigabytes."""
 
 _CHANNELS = ((), (3,), (4,))  # grey, RGB, RGBA
 
 # Only decoders that neither run other programs (EPS starts Ghostscript) nor open other files.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
+_READERS: dict[str, Callable[[BinaryIO, int], Picture]] = {
+    "JPEG": jpeg.read,
+    "PNG": png.read,
+    "TIFF": tiff.read,
+    "AVIF": avif.read,
+    "GIF": gif.read,
+    "BMP": bmp.read,
+}
 
 _CLIP_RESOLUTION = 224
 
@@ -59,27 +68,26 @@ def preprocess(
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to upright RGB.
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit greys are scaled to 8 bits,
-    and of an animated file the first frame is taken.
+    Orientation is applied, transparency is composited on white, 16-bit samples are scaled to
+    8 bits, and of an animated file the first frame is taken. Colour profiles are not applied. Of
+    metadata nothing but the orientation is read, so that none costs a picture.
 
     Args:
-        source: as for `preprocess`.
+        source: as for `preprocess`. Of a PIL image's mode `I`, white is 65535.
         max_pixels: as for `preprocess`.
 
     Raises:
         ImageError: it cannot be decoded; the message is the reason.
     """
     try:
-        with warnings.catch_warnings():
-            # Large photographs and damaged metadata pass; `_to_rgb` draws the line on size.
-            warnings.simplefilter("ignore")
-            return _load(source, max_pixels)
+        picture = _read(source, max_pixels)
+        return upright(to_rgb(picture.image), picture.orientation)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise _too_large(max_pixels) from None
-    except UnidentifiedImageError:
-        raise ImageError("not an image of a known format") from None
+        lowered = 2 * (Image.MAX_IMAGE_PIXELS or max_pixels) < MAX_PIXELS
+        reason = ImageError("more pixels than Pillow's Image.MAX_IMAGE_PIXELS allows")
+        raise reason if lowered else too_large(max_pixels) from None
     except OSError as error:
         raise ImageError(error.strerror or f"cannot be decoded: {error}") from None
     except Exception as error:
@@ -107,27 +115,72 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _too_large(max_pixels: int) -> ImageError:
-    return ImageError(f"more than {max_pixels / 1e6:.3g} million pixels")
-
-
-def _load(source: ImageSource, max_pixels: int) -> Image.Image:
+def _read(source: ImageSource, max_pixels: int) -> Picture:
     if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source), max_pixels)
+        image = _from_array(source)
+        check_size(image.size, max_pixels)
+        return Picture(image, 1)
     if isinstance(source, Image.Image):
-        return _to_rgb(source, max_pixels)
+        return _from_pil(source, max_pixels)
     if isinstance(source, bytes):
         return _decode(BytesIO(source), max_pixels)
     with Path(source).open("rb") as stream:
-        return _decode(stream, max_pixels)
+        return _loaded(_decode(stream, max_pixels))
 
 
-def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
-    if not stream.read(1):
+def _decode(stream: BinaryIO, max_pixels: int) -> Picture:
+    prefix = stream.read(16)
+    if not prefix:
         raise ImageError("the file is empty")
-    stream.seek(0)
-    with Image.open(stream, formats=_formats()) as image:
-        return _to_rgb(image, max_pixels)
+    for form in _formats():
+        accepts = Image.OPEN[form][1]
+        accepted = accepts is None or accepts(prefix)
+        if isinstance(accepted, str):
+            raise ImageError(accepted)
+        if accepted:
+            stream.seek(0)
+            return _READERS.get(form, functools.partial(_read_plain, form))(stream, max_pixels)
+    raise ImageError("not an image of a known format")
+
+
+def _read_plain(form: str, stream: BinaryIO, max_pixels: int) -> Picture:
+    """Formats that Pillow reads as they are meant to be."""
+    image = open_as(form, stream, max_pixels)
+    return Picture(image, _orientation(image))
+
+
+def _loaded(picture: Picture) -> Picture:
+    picture.image.load()  # before its file is closed
+    return picture
+
+
+def _orientation(image: Image.Image) -> int:
+    """From metadata that Pillow has found; parsed here, since it warns and raises at damage."""
+    exif, xmp = image.info.get("exif"), image.info.get("xmp")
+    return orientation(
+        without_prefix(exif) if isinstance(exif, bytes) else b"",
+        xmp if isinstance(xmp, bytes) else b"",
+    )
+
+
+def _from_pil(image: Image.Image, max_pixels: int) -> Picture:
+    check_size(image.size, max_pixels)
+    stream = getattr(image, "fp", None)
+    if (
+        isinstance(image, ImageFile.ImageFile)
+        and image.format in _formats()
+        and (image.tile and stream is not None and stream.seekable())
+        and not (image.tell() or image.decoderconfig)
+    ):
+        # Opened and nothing more: as if its file had been given.
+        place = stream.tell()
+        try:
+            stream.seek(0)
+            return _loaded(_decode(stream, max_pixels))
+        finally:
+            stream.seek(place)
+    image.load()
+    return Picture(image, _orientation(image))
 
 
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
@@ -136,30 +189,6 @@ def _from_array(pixels: NDArray[Any]) -> Image.Image:
             "an array must be uint8 (H, W), (H, W, 3) or (H, W, 4), "
             f"got {pixels.dtype} {pixels.shape}"
         )
-    return Image.fromarray(pixels)
-
-
-def _to_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Upright RGB without transparency, whatever the mode."""
-    if 0 in image.size:
+    if 0 in pixels.shape:
         raise ImageError("it has no pixels")
-    if image.width * image.height > max_pixels:
-        raise _too_large(max_pixels)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        return _scale_16_bit(image).convert("RGB")
-    if image.mode == "F":
-        raise ImageError("floating-point pixels have no defined white")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _scale_16_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits to 8: Pillow's own conversion would clip everything above 255 to white."""
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ImageError("grey values of more than 16 bits")
-    return Image.fromarray(np.round(grey / 257).astype(np.uint8))  # 65535 = 255 * 257
+    return Image.fromarray(pixels)

@@ -1,0 +1,1 @@
+"""What image files need beyond Pillow's decoders: pixels by the specification, no metadata."""

@@ -1,0 +1,31 @@
+"""GIF: what lies around a first frame that is smaller than the screen."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from PIL import Image
+
+from dsd_trt.formats.picture import Picture, open_as, with_whole_palette
+
+
+def read(stream: BinaryIO, max_pixels: int) -> Picture:
+    """The first frame on its screen."""
+    stream.seek(0)
+    head = stream.read(13 + 768)
+    image = open_as("GIF", stream, max_pixels)
+    frame = image.tile[0][1] or (0, 0, *image.size)
+    if frame == (0, 0, *image.size) or "transparency" in image.info:
+        return Picture(
+            with_whole_palette(image), 1
+        )  # around a frame with a transparent colour all is transparent
+    screen = Image.new("RGB", image.size, _background(head))
+    screen.paste(with_whole_palette(image).convert("RGB").crop(frame), frame)
+    return Picture(screen, 1)
+
+
+def _background(head: bytes) -> tuple[int, ...]:
+    """The screen's colour; white where it has none."""
+    flags, index = head[10], head[11]
+    colors = head[13 : 13 + (6 << (flags & 7))] if flags & 0x80 else b""
+    return tuple(colors[3 * index : 3 * index + 3]) if 3 * index + 3 <= len(colors) else (255,) * 3

@@ -1,0 +1,67 @@
+"""JPEG without the segments that say nothing about pixels."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import BinaryIO
+
+from dsd_trt.formats.orientation import EXIF_PREFIX, orientation, without_prefix
+from dsd_trt.formats.picture import Picture, open_as
+
+_XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
+_JFIF, _EXIF, _ADOBE, _COMMENT, _SCAN, _END = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA, 0xD9
+_ALONE = (0x01, 0xD8, *range(0xD0, 0xD8))  # markers that no length follows
+
+
+def read(stream: BinaryIO, max_pixels: int) -> Picture:
+    """The picture; of several in one file (MPO) the first."""
+    kept, exif, xmp = _split(stream)
+    image = open_as("JPEG", BytesIO(kept), max_pixels)
+    return Picture(image, orientation(without_prefix(exif), xmp))
+
+
+def _split(stream: BinaryIO) -> tuple[bytes, bytes, bytes]:
+    """What decoders need, EXIF (of several segments, one after the other) and the first XMP."""
+    kept, exif, xmp = [stream.read(2)], b"", b""
+    while True:
+        marker = _next_marker(stream)
+        if marker is None:
+            break
+        head = bytes([0xFF, marker])
+        if marker in _ALONE:
+            kept.append(head)
+            continue
+        length = stream.read(2)
+        size = int.from_bytes(length, "big") - 2
+        if marker in (_SCAN, _END) or len(length) < 2 or size < 0:
+            kept += [head, length, stream.read()]
+            break
+        body = stream.read(size)
+        if marker == _EXIF and body.startswith(EXIF_PREFIX):
+            exif += body.removeprefix(EXIF_PREFIX)
+        elif marker == _EXIF and body.startswith(_XMP_PREFIX):
+            xmp = xmp or body.removeprefix(_XMP_PREFIX)
+        if _is_needed(marker, body):
+            kept += [head, length, body]
+    return b"".join(kept), exif, xmp
+
+
+def _next_marker(stream: BinaryIO) -> int | None:
+    """The next marker; as decoders do, whatever else lies before it is passed over."""
+    while byte := stream.read(1):
+        if byte != b"\xff":
+            continue
+        while byte == b"\xff":
+            byte = stream.read(1)
+        if byte and byte != b"\0":
+            return byte[0]
+    return None
+
+
+def _is_needed(marker: int, body: bytes) -> bool:
+    """Whether pixels depend on a segment: colours do on two of the applications'."""
+    if marker == _JFIF:
+        return len(body) >= 14 and body.startswith(b"JFIF\0")
+    if marker == _ADOBE:
+        return len(body) >= 12 and body.startswith(b"Adobe")
+    return not (_JFIF <= marker <= 0xEF or marker == _COMMENT)

@@ -1,0 +1,280 @@
+"""PNG by its specification: exact samples, transparent colours, and no other chunk than needed.
+
+Pillow reads every chunk, and refuses a picture for the size of a text beside it; it compares
+transparent colours with samples of another depth, and cuts 16 bits to 8. So it gets the chunks of
+the pixels alone. `engines/cpp/src/png.cpp` is the same in C++.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import BinaryIO, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dsd_trt.errors import ImageError
+from dsd_trt.formats.orientation import orientation, without_prefix
+from dsd_trt.formats.picture import Picture, check_size, open_as, samples, to_8_bits
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
+_DEPTHS = {
+    _GREY: (1, 2, 4, 8, 16),
+    _RGB: (8, 16),
+    _PALETTE: (1, 2, 4, 8),
+    _GREY_ALPHA: (8, 16),
+    _RGB_ALPHA: (8, 16),
+}
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
+_LONGEST_TEXT = 1 << 24
+"""Bytes of a chunk, packed or not, above which no orientation is looked for in it."""
+
+_FEWEST = {_GREY: 2, _RGB: 6}  # bytes of a transparent colour
+
+
+@dataclass
+class _Chunks:
+    """What a file's chunks say of its pixels, and of how they are turned."""
+
+    header: bytes = b""
+    palette: bytes = b""
+    transparent: bytes = b""
+    pixels: list[bytes] = field(default_factory=list)  # a zlib stream in pieces
+    exif: bytes = b""
+    raw_exif: bytes = b""
+    xmp: bytes = b""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        width, height = struct.unpack_from(">II", self.header)
+        return width, height
+
+    @property
+    def depth(self) -> int:
+        return self.header[8]
+
+    @property
+    def color(self) -> int:
+        return self.header[9]
+
+
+def read(stream: BinaryIO, max_pixels: int) -> Picture:
+    """The picture; of an animation the default image, as where animations are not known."""
+    chunks = _read_chunks(stream, max_pixels)
+    exif = chunks.exif or without_prefix(chunks.raw_exif)
+    return Picture(_decode(chunks, max_pixels), orientation(exif, chunks.xmp))
+
+
+def _damaged(what: str) -> NoReturn:
+    raise ImageError(f"cannot be decoded: {what}")
+
+
+def _walk(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """The name, the place and the declared length of every chunk."""
+    place = len(_SIGNATURE)
+    while True:
+        stream.seek(place)
+        head = stream.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return
+        length = int.from_bytes(head[:4], "big")
+        yield head[4:], place + 8, length
+        place += 12 + length
+
+
+def _read_chunks(stream: BinaryIO, max_pixels: int) -> _Chunks:
+    chunks = _Chunks()
+    ended = False  # the pixels are one run of chunks
+    for name, place, length in _walk(stream):
+        if not (name.isalpha() and name.isascii()) or length >= 1 << 31:
+            if not chunks.pixels:
+                _damaged("no chunk where one should be")
+            break  # the pixels are there all the same
+        critical = name[:1].isupper()
+        if not chunks.header and name != b"IHDR":
+            _damaged("the header is missing")
+        if name == b"IHDR":
+            if chunks.header:
+                _damaged("two headers")
+            chunks.header = _checked_header(_read(stream, name, place, length))
+            check_size(chunks.size, max_pixels)
+        elif name == b"IDAT":
+            if not ended:
+                chunks.pixels.append(_read(stream, name, place, length, whole=False))
+        elif name == b"PLTE":
+            if chunks.color == _PALETTE and not chunks.pixels:
+                if chunks.palette:
+                    _damaged("two palettes")
+                chunks.palette = _checked_palette(_read(stream, name, place, length))
+        elif critical:
+            _damaged(f"{name.decode()} is no chunk that is known")
+        elif length <= _LONGEST_TEXT:
+            _read_ancillary(chunks, stream, name, place, length)
+        ended = bool(chunks.pixels) and name != b"IDAT"
+    if not chunks.pixels:
+        _damaged("image file is truncated")
+    if chunks.color == _PALETTE and not chunks.palette:
+        _damaged("the palette is missing")
+    return chunks
+
+
+def _read(stream: BinaryIO, name: bytes, place: int, length: int, whole: bool = True) -> bytes:
+    """A chunk that pixels need; of one that is not needed whole, what there is of it."""
+    stream.seek(place)
+    body = stream.read(length)
+    checksum = stream.read(4)
+    if len(body) < length or len(checksum) < 4:
+        if whole:
+            _damaged("image file is truncated")
+    elif zlib.crc32(name + body) != int.from_bytes(checksum, "big"):
+        _damaged(f"wrong checksum in {name.decode()}")
+    return body
+
+
+def _read_ancillary(
+    chunks: _Chunks, stream: BinaryIO, name: bytes, place: int, length: int
+) -> None:
+    """Take what is wanted of a chunk; one that is damaged says nothing."""
+    if name not in (b"tRNS", b"eXIf", *_TEXTS):
+        return
+    try:
+        body = _read(stream, name, place, length)
+    except ImageError:
+        return
+    if name == b"tRNS":
+        if not chunks.pixels and not chunks.transparent:
+            chunks.transparent = _checked_transparency(chunks, body)
+    elif name == b"eXIf":
+        chunks.exif = chunks.exif or body
+    else:
+        keyword, _, rest = body.partition(b"\0")
+        if keyword == _XMP and not chunks.xmp:
+            chunks.xmp = _text(name, rest)
+        elif keyword == _RAW_EXIF and not chunks.raw_exif:
+            chunks.raw_exif = _from_hexadecimal(_text(name, rest))
+
+
+def _text(name: bytes, body: bytes) -> bytes:
+    """The text after its keyword; none where it is damaged."""
+    packed, method = False, b"\0"
+    if name == b"zTXt":
+        packed, method, body = True, body[:1], body[1:]
+    elif name == b"iTXt":
+        packed, method = body[:1] != b"\0", body[1:2]
+        _language, _, body = body[2:].partition(b"\0")
+        _keyword, _, body = body.partition(b"\0")
+    if not packed:
+        return body
+    try:
+        return zlib.decompressobj().decompress(body, _LONGEST_TEXT) if method == b"\0" else b""
+    except zlib.error:
+        return b""
+
+
+def _from_hexadecimal(text: bytes) -> bytes:
+    """Bytes that follow three lines: an empty one, a name and a length."""
+    lines = text.split(b"\n", 3)
+    try:
+        return bytes.fromhex(lines[3].decode("ascii")) if len(lines) == 4 else b""
+    except ValueError:
+        return b""
+
+
+def _checked_header(header: bytes) -> bytes:
+    if len(header) != 13:
+        _damaged("the header is damaged")
+    depth, color, packing, filters, interlace = header[8:]
+    if depth not in _DEPTHS.get(color, ()) or packing or filters or interlace > 1:
+        _damaged("the header is damaged")
+    return header
+
+
+def _checked_palette(palette: bytes) -> bytes:
+    if len(palette) % 3 or not 0 < len(palette) <= 768:
+        _damaged("the palette is damaged")
+    return palette
+
+
+def _checked_transparency(chunks: _Chunks, body: bytes) -> bytes:
+    """The chunk, or nothing where it is not one for this kind of picture."""
+    if chunks.color == _PALETTE:
+        return body if len(body) <= len(chunks.palette) // 3 else b""
+    return body if len(body) == _FEWEST.get(chunks.color) else b""
+
+
+def _decode(chunks: _Chunks, max_pixels: int) -> Image.Image:
+    depth, color = chunks.depth, chunks.color
+    if color == _PALETTE:
+        return _from_palette(chunks, samples(_open(chunks, max_pixels)))
+    if depth < 16 and not chunks.transparent:
+        return _open(chunks, max_pixels)
+    stored = _all_samples(chunks, max_pixels)  # (height, width, channels)
+    scaled = to_8_bits(stored, 2**depth - 1)
+    if chunks.transparent:
+        # A sample's low bits count, whatever is in the others.
+        key = np.frombuffer(chunks.transparent, ">u2") & (2**depth - 1)
+        opaque = (stored != key).any(axis=2, keepdims=True)
+        scaled = np.concatenate([scaled, 255 * opaque.astype(np.uint8)], axis=2)
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[scaled.shape[2]]
+    return Image.merge(mode, [Image.fromarray(plane) for plane in np.moveaxis(scaled, 2, 0)])
+
+
+def _from_palette(chunks: _Chunks, indices: NDArray[np.int32]) -> Image.Image:
+    """Colours of indices. One beyond the palette is an error that leaves a picture: black."""
+    table = np.zeros((256, 4), np.uint8)
+    table[:, 3] = 255
+    colors = np.frombuffer(chunks.palette, np.uint8).reshape(-1, 3)
+    table[: len(colors), :3] = colors
+    alpha = np.frombuffer(chunks.transparent, np.uint8)
+    table[: len(alpha), 3] = alpha
+    return Image.fromarray(table[indices][..., : 4 if len(alpha) else 3])
+
+
+def _all_samples(chunks: _Chunks, max_pixels: int) -> NDArray[np.int32]:
+    """Every sample as it is stored, (height, width, channels)."""
+    depth, color = chunks.depth, chunks.color
+    if depth < 16:
+        stored = samples(_open(chunks, max_pixels))
+        # Pillow scales greys of few bits, and returns those of one as truth values.
+        stored = stored // (255 // (2**depth - 1)) if 1 < depth < 8 else stored
+    elif color in (_GREY, _GREY_ALPHA):
+        # Two bytes of grey are stored as one of grey and one of alpha are, and so on.
+        twice = {_GREY: _GREY_ALPHA, _GREY_ALPHA: _RGB_ALPHA}[color]
+        halves = samples(_open(chunks, max_pixels, bytes([8, twice])))
+        stored = halves[..., ::2] * 256 + halves[..., 1::2]
+    else:
+        mode = "RGB" if color == _RGB else "RGBA"
+        high, low = (
+            samples(_open(chunks, max_pixels), f"{mode};16{end}")
+            for end in "BL"  # what is the high byte in one order is the low one in the other
+        )
+        stored = high * 256 + low
+    return stored.reshape(*stored.shape[:2], -1)
+
+
+def _open(chunks: _Chunks, max_pixels: int, kind: bytes = b"") -> Image.Image:
+    """The pixels' chunks, opened by Pillow; `kind` is another depth and colour type."""
+    header = chunks.header[:8] + (kind or chunks.header[8:10]) + chunks.header[10:]
+    # Pillow wants a palette where there are indices; its own colours would do.
+    palette = [(b"PLTE", chunks.palette)] if chunks.color == _PALETTE else []
+    stream = BytesIO()
+    stream.write(_SIGNATURE)
+    for name, body in (
+        (b"IHDR", header),
+        *palette,
+        *((b"IDAT", piece) for piece in chunks.pixels),
+        (b"IEND", b""),
+    ):
+        stream.write(struct.pack(">I", len(body)) + name)
+        stream.write(body)
+        stream.write(struct.pack(">I", zlib.crc32(name + body)))
+    stream.seek(0, os.SEEK_SET)
+    return open_as("PNG", stream, max_pixels)
