@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.contract import Graph
+from dsd_trt.engine.tensorrt import NO_FULL_PRODUCTS, rtx_capabilities
 from dsd_trt.engines.network import Network
 from dsd_trt.errors import DsdError, EngineError, InputError
 from dsd_trt.files import write_whole
@@ -15,8 +16,6 @@ from dsd_trt.plan import Profile
 
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What TensorRT-RTX plans are built for where nothing else is said: Ampere, Ada and Blackwell."""
-
-_NO_FULL_PRODUCTS = "7.5"  # TensorRT-RTX multiplies no FP32 matrices on Turing
 
 Step = Callable[[float], None]
 
@@ -84,17 +83,16 @@ def compile_plan(
 
 
 def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
-    known = {
-        f"{name[2:-1]}.{name[-1]}": value
-        for name, value in trt.ComputeCapability.__members__.items()
-        if name.startswith("SM")
-    }
+    known = rtx_capabilities(trt)
     for capability in capabilities:
-        if capability not in known or capability == _NO_FULL_PRODUCTS:
-            able = ", ".join(sorted(known.keys() - {_NO_FULL_PRODUCTS}, key=float))
+        if capability not in known:
+            why = "does not know them"
+            if capability == NO_FULL_PRODUCTS:
+                why = "multiplies no FP32 matrices there, and attention logits are FP32"
             raise InputError(
                 f"{trt.__name__} {trt.__version__} builds no plan for GPUs of compute capability "
-                f"{capability} that computes attention logits in FP32; choose from {able}"
+                f"{capability}: it {why}. Choose from {', '.join(known)}, or build on the GPU "
+                "itself: --engine tensorrt"
             )
     config.num_compute_capabilities = len(capabilities)
     for i, capability in enumerate(capabilities):

@@ -1,7 +1,8 @@
 """What TensorRT's parser made of a graph: types, the scores' precision, and attention's form.
 
-Precision is proven here rather than asked for. A strongly typed network computes in the types its
-graph has, so that what is read from the parsed network is what the plan does.
+Precision is read back here rather than asked for. A strongly typed network computes in the types
+its graph has, so that what is read from the parsed network is what the plan does; but for the
+inside of a normalisation layer, which the library chooses and does not tell.
 """
 
 from __future__ import annotations

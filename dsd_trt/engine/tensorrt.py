@@ -33,6 +33,8 @@ from dsd_trt.errors import EngineError
 from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.plan import PlanLibrary, Profile, find_plan, read_plan
 
+NO_FULL_PRODUCTS = "7.5"  # TensorRT-RTX multiplies no FP32 matrices on Turing
+
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
 Array = NDArray[Any]
@@ -65,14 +67,29 @@ def require(name: PlanLibrary) -> tuple[Any, str]:
     """
     trt, capability = load_library(name), compute_capability()
     if name == "tensorrt-rtx":
-        known = trt.ComputeCapability.__members__
-        if f"SM{capability.replace('.', '')}" not in known:
-            able = ", ".join(f"{sm[2:-1]}.{sm[-1]}" for sm in known if sm.startswith("SM"))
+        able = rtx_capabilities(trt)
+        if capability not in able:
             raise EngineError(
-                f"TensorRT-RTX {trt.__version__} runs on GPUs of compute capability {able}; this "
-                f"one has {capability}. Use TensorRT: --engine tensorrt"
+                f"TensorRT-RTX {trt.__version__} runs graphs whose attention logits are FP32 on "
+                f"GPUs of compute capability {', '.join(able)}; this one has {capability}. Use "
+                "TensorRT: --engine tensorrt"
             )
     return trt, capability
+
+
+def rtx_capabilities(trt: Any) -> dict[str, Any]:
+    """GPUs that TensorRT-RTX runs a bundle's graphs on: its own constants by compute capability.
+
+    Its library knows Turing, 7.5, but multiplies no FP32 matrices there; data centres' Hopper and
+    Blackwell, 9.0 and 10.0, it does not know at all.
+    """
+    known = {
+        f"{name[2:-1]}.{name[-1]}": value
+        for name, value in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
+    known.pop(NO_FULL_PRODUCTS, None)
+    return dict(sorted(known.items(), key=lambda item: float(item[0])))
 
 
 def open_plan(path: Path, graph: Graph, library: PlanLibrary) -> TensorRTEngine:
