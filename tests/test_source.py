@@ -58,6 +58,28 @@ def test_a_repository_is_found_by_branch_tag_or_commit(hub: Path) -> None:
     ], done.stderr
 
 
+LOOK = """
+import json, sys
+from dsd_trt.train.model import read_checkpoint
+checkpoint = read_checkpoint("somebody/tiny-sd")
+weight = checkpoint.unet.state_dict()["conv_in.weight"].double().sum().item()
+source = checkpoint.source
+print(json.dumps([source.name, source.revision, checkpoint.weight_hashes, weight]))
+"""
+
+
+def test_a_model_of_the_cache_is_read_with_its_commit_and_files(hub: Path) -> None:
+    done = run(hub, "-c", LOOK)
+    assert done.returncode == 0, done.stderr
+    name, revision, hashes, _ = json.loads(done.stdout)
+    assert (name, revision) == ("somebody/tiny-sd", COMMIT)
+    folder = hub / "hub" / "models--somebody--tiny-sd" / "snapshots" / COMMIT
+    assert hashes.keys() == {
+        path.relative_to(folder).as_posix() for path in folder.glob("*/*.safetensors")
+    }
+
+
+@pytest.mark.slow  # exports
 def test_a_bundle_names_the_repository_and_the_commit_it_is_of(hub: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     done = run(hub, "-m", "dsd_trt", "export", "--model", "somebody/tiny-sd", "--out", str(out))
@@ -107,6 +129,16 @@ def fp16_hub(hub: Path, tmp_path: Path) -> Path:
     return home
 
 
+def test_fp16_weights_alone_are_read(fp16_hub: Path, hub: Path) -> None:
+    (_, _, halves, weight), (_, _, hashes, same) = (
+        json.loads(run(home, "-c", LOOK).stdout) for home in (fp16_hub, hub)
+    )
+    assert all(file.endswith(".fp16.safetensors") for file in halves)
+    assert list(halves.values()) == list(hashes.values())
+    assert weight == same
+
+
+@pytest.mark.slow  # exports
 def test_a_repository_of_fp16_weights_alone_is_read_as_such(
     fp16_hub: Path, hub: Path, tmp_path: Path
 ) -> None:
