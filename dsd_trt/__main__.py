@@ -27,9 +27,15 @@ def run() -> NoReturn:
 def _leave(ended: SystemExit) -> NoReturn:
     """End at once: OpenVINO spends 0.1 s on giving back what the system takes back anyway.
 
-    Not where torch was at work: it may have something left to finish.
+    Not where torch was at work, which may have something left to finish, or where a copy of a
+    bundle is to be removed.
     """
-    if "openvino" not in sys.modules or "torch" in sys.modules:
+    copies = sys.modules.get("dsd_trt.real_files")
+    if (
+        "openvino" not in sys.modules
+        or "torch" in sys.modules
+        or (copies is not None and copies.any_temporary())
+    ):
         raise ended
     try:
         for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they were closed

@@ -9,14 +9,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import shutil
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from dsd_trt.errors import BundleError
+from dsd_trt.errors import BundleError, InputError
 from dsd_trt.files import is_unfinished, write_whole
-from dsd_trt.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest, require
+from dsd_trt.hub import Repository, fetch_bundle, holds_bundle
+from dsd_trt.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    check_manifest,
+    require,
+    stays_inside,
+)
+from dsd_trt.snapshot import Snapshot
 
 _LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
 
@@ -75,6 +85,8 @@ def read_bundle(folder: Path) -> Bundle:
     """
     path = folder / MANIFEST_NAME
     try:
+        if path.is_symlink():
+            _require_inside(folder, MANIFEST_NAME, Snapshot.around(folder))
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
@@ -83,48 +95,112 @@ def read_bundle(folder: Path) -> Bundle:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
+    except BundleError as error:
+        raise BundleError(f"bundle {folder}: {error}") from None
     try:
         manifest = Manifest.from_json(text)
         _check_named_files(manifest)
-        for name, entry in manifest.files.items():
-            _verify_file(folder, name, entry)
+        verify_files(folder, manifest)
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None
     return Bundle(folder, manifest)
 
 
-def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
-    """Where a bundle lies; None is the embedded one.
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Verify that every file lies in a bundle's folder, or is the snapshot's, and is unaltered.
 
     Raises:
-        BundleError: there is no such folder.
+        BundleError: one is not; it is named, and so are all that are missing.
+    """
+    snapshot = Snapshot.around(folder)
+    name = MANIFEST_NAME
+    try:
+        for name in manifest.files:
+            _require_inside(folder, name, snapshot)
+        if missing := [name for name in manifest.files if not (folder / name).exists()]:
+            named = ", ".join(map(repr, missing))
+            raise BundleError(
+                f"file{'s' * (len(missing) > 1)} {named} {'are' if len(missing) > 1 else 'is'} "
+                f"missing; {_again(snapshot, missing, force=False)}"
+            )
+        for name, entry in manifest.files.items():
+            _verify_file(folder, name, entry, snapshot)
+    except OSError as error:
+        raise BundleError(f"file {name!r} cannot be read: {error.strerror}") from None
+
+
+def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
+    """Where a bundle lies; one from the Hugging Face Hub is fetched unless it is in its cache.
+
+    Args:
+        bundle: a folder; or, if there is no such folder, a string ORG/NAME or ORG/NAME@REVISION,
+            a repository on the hub; None is the embedded bundle.
+
+    Raises:
+        BundleError: there is no such folder, or the hub does not hand the bundle out.
+        MissingExtraError: a repository is named, and huggingface_hub is not installed.
     """
     if bundle is None:
         return Path(str(resources.files("dsd_trt") / "data" / "shapes-bundle"))
     folder = Path(bundle)
-    if not folder.is_dir():
-        raise BundleError(
-            f"no folder {str(folder)!r}. A bundle is a folder with a bundle.json; bundles cannot "
-            "be fetched by name yet. Make one with: dsd-trt export --out BUNDLE"
+    if folder.is_dir():
+        return folder
+    if isinstance(bundle, str) and (named := Repository.named(bundle)):
+        return fetch_bundle(named)
+    raise BundleError(
+        f"no folder {str(folder)!r}. A bundle is a folder with a {MANIFEST_NAME}, or a repository "
+        "on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION. Make one with: "
+        "dsd-trt export --out BUNDLE"
+    )
+
+
+def names_bundle(text: str) -> bool:
+    """Whether a name is a bundle's rather than a model's; the hub is asked if it can be reached.
+
+    Raises:
+        MissingExtraError: a repository is named, and huggingface_hub is not installed.
+    """
+    if Path(text).exists() or not (named := Repository.named(text)):
+        return (Path(text) / MANIFEST_NAME).is_file()
+    return holds_bundle(named)
+
+
+def own_bundle_folder(bundle: str) -> Path:
+    """Where a bundle lies that is to be written to.
+
+    Raises:
+        InputError: a repository on the hub, or a folder of its cache.
+        BundleError: there is no such folder.
+    """
+    if not Path(bundle).is_dir() and (named := Repository.named(bundle)):
+        copy = named.name.partition("/")[2]
+        revision = f" --revision {named.revision}" if named.revision else ""
+        raise InputError(
+            f"plans are put into the bundle, and {bundle} is no folder of yours. Download it into "
+            f"one: hf download {named.name}{revision} --local-dir {copy}; then name {copy}"
         )
+    folder = bundle_folder(bundle)
+    require_own(folder)
     return folder
+
+
+def require_own(folder: Path) -> None:
+    """Refuse to write into the Hugging Face cache.
+
+    Raises:
+        InputError: the folder lies there.
+    """
+    if snapshot := Snapshot.around(folder):
+        copy = snapshot.name.rpartition("/")[2]
+        raise InputError(
+            f"plans are put into the bundle, and {folder} is the Hugging Face cache's. Copy it: "
+            f"cp -rL {shlex.quote(str(folder))} {copy}; then name {copy}"
+        )
 
 
 def is_large(folder: Path) -> bool:
     """Whether a bundle has so many weights that memory and disk are worth more than a second."""
     return sum(file.stat().st_size for file in folder.glob("*.data")) >= _LARGE_BYTES
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Let a file stand in another folder too: the same file where it can be, else a copy.
-
-    Raises:
-        OSError: it cannot be copied either.
-    """
-    try:
-        target.hardlink_to(source.resolve())
-    except OSError:  # another disk, or one without hard links
-        shutil.copyfile(source, target)
 
 
 def _check_named_files(manifest: Manifest) -> None:
@@ -139,20 +215,34 @@ def _check_named_files(manifest: Manifest) -> None:
         require(size == needed, "adapter.tensors", f"are {needed} bytes, the file has {size}")
 
 
-def _verify_file(folder: Path, name: str, entry: FileEntry) -> None:
-    pure = PurePosixPath(name)
-    inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name
-    path = folder / name
-    if not inside or not path.resolve().is_relative_to(folder.resolve()):
+def _require_inside(folder: Path, name: str, snapshot: Snapshot | None) -> None:
+    """Refuse a name, or a link, that leads out of a bundle, other than to the snapshot's blobs."""
+    path, top = folder / name, os.path.realpath(folder)
+    fits = stays_inside(name) and Path(os.path.realpath(path.parent)).is_relative_to(top)
+    if fits and path.is_symlink():
+        if snapshot is not None:
+            fits = snapshot.leads_to_blob(path)
+        else:
+            fits = Path(os.path.realpath(path)).is_relative_to(top)
+    if not fits:
         raise BundleError(f"file {name!r} lies outside the bundle")
+
+
+def _verify_file(folder: Path, name: str, entry: FileEntry, snapshot: Snapshot | None) -> None:
+    path, again = folder / name, _again(snapshot, [name], force=True)
     if not path.is_file():
-        raise BundleError(f"file {name!r} is missing; copy the bundle again")
+        raise BundleError(f"file {name!r} is no file; {again}")
     if (size := path.stat().st_size) != entry.size:
-        raise BundleError(
-            f"file {name!r} has {size} bytes instead of {entry.size}; copy the bundle again"
-        )
+        raise BundleError(f"file {name!r} has {size} bytes instead of {entry.size}; {again}")
     if _sha256(path) != entry.sha256:
-        raise BundleError(f"file {name!r} was altered (sha256 differs); copy the bundle again")
+        raise BundleError(f"file {name!r} was altered (sha256 differs); {again}")
+
+
+def _again(snapshot: Snapshot | None, files: Sequence[str], *, force: bool) -> str:
+    """What to do about files that are not as they should be."""
+    if snapshot is None:
+        return "copy the bundle again"
+    return f"download it again: {snapshot.download(files, force=force)}"
 
 
 def _sha256(path: Path) -> str:

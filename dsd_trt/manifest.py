@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dsd_trt.contract import Graph, Precision, TensorSpec, graph_contract
@@ -342,6 +343,13 @@ def _signature(spec: TensorSpec) -> tuple[object, ...]:
 
 def _render(specs: tuple[TensorSpec, ...]) -> str:
     return "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
+
+
+def stays_inside(name: str) -> bool:
+    """Whether the name of a bundle's file can lead nowhere else, links aside."""
+    pure = PurePosixPath(name)
+    absolute = not pure.parts or pure.is_absolute()
+    return not (absolute or ".." in pure.parts or "\\" in name or "\0" in name)
 
 
 def require(holds: bool, where: str, complaint: str) -> None:

@@ -33,6 +33,7 @@ from dsd_trt.engine import (
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Calibration, Mode
 from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
+from dsd_trt.real_files import with_real_files
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]
@@ -142,12 +143,17 @@ class Pipeline:
         return FastestBatch(self.batch.triples, key if self._on_cpu else None)
 
     @cached_property
+    def _files(self) -> Bundle:
+        """What graphs are read from; plans lie beside the bundle's own."""
+        return with_real_files(self._bundle) if self._on_cpu else self._bundle
+
+    @cached_property
     def _adapter(self) -> dict[str, Array]:
         return adapter_feed(self._bundle)
 
     def _open(self, name: str) -> Engine:
         graph = self._manifest.graphs[name]
-        return self._open_graph(self._bundle.path(graph.file), graph)
+        return self._open_graph(self._files.path(graph.file), graph)
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise and encode one or more texts.

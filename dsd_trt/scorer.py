@@ -88,16 +88,19 @@ class Scorer:
         memory_budget_mb: float = 1024,
         mode: Mode | Literal["auto"] = "auto",
     ) -> Scorer:
-        """Open a bundle's folder, or the bundle that comes with the package.
+        """Open a bundle: a folder, one on the Hugging Face Hub, or the package's own.
 
         Args:
-            bundle: the folder; None is the embedded "shapes" demonstration.
+            bundle: the folder; or, as a string, ORG/NAME or ORG/NAME@REVISION, a repository on the
+                hub, which is downloaded unless it is in the hub's cache; None is the embedded
+                "shapes" demonstration.
             engine: as for `Scorer`.
             memory_budget_mb: as for `Scorer`.
             mode: as for `Scorer`.
 
         Raises:
-            BundleError: no bundle there, or it is damaged.
+            BundleError: no bundle there, or it is damaged, or the hub does not hand it out.
+            MissingExtraError: a repository is named without the extra "hub".
             InputError: as for `Scorer`.
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """

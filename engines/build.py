@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle import Bundle, require_own
 from dsd_trt.engine.tensorrt import load_library
 from dsd_trt.engines.compile import RTX_CAPABILITIES, CompileSettings, compile_plan
 from dsd_trt.engines.layers import LayerTable, check_precision
@@ -38,11 +38,13 @@ def build_plans(
         step: told which share of it is done.
 
     Raises:
-        InputError: no such graph, or a GPU the library cannot build for.
+        InputError: no such graph, a GPU the library cannot build for, or a bundle in the Hugging
+            Face cache.
         EngineError: the library is not here, needs a GPU that is not here, or refuses a graph.
         LayerPrecisionError: a graph does not compute in the precision its bundle promises.
     """
     manifest = bundle.manifest
+    require_own(bundle.folder)
     if unknown := set(graphs) - manifest.graphs.keys():
         raise InputError(
             f"the bundle has no graph {min(unknown)!r}; choose from {', '.join(manifest.graphs)}"

@@ -40,7 +40,7 @@ def _parse_capabilities(
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
 @click.option(
     "--graphs", metavar="NAME,NAME...", callback=_split, help="[default: those of pair mode]"
@@ -76,7 +76,7 @@ def _parse_capabilities(
 )
 @click.option("--report", is_flag=True, help="List what the parser made of every attention.")
 def build(
-    bundle: Path,
+    bundle: str,
     engine: str,
     graphs: tuple[str, ...],
     profiles: tuple[Profile, ...],
@@ -87,11 +87,13 @@ def build(
 ) -> None:
     """Compile BUNDLE's graphs to TensorRT plans, which are put into it.
 
+    BUNDLE is a folder of yours; one from the Hugging Face Hub has to be downloaded into one.
+
     TensorRT needs the GPU that the plans are for. TensorRT-RTX needs none.
     """
     from rich.console import Console
 
-    from dsd_trt.bundle import read_bundle
+    from dsd_trt.bundle import own_bundle_folder, read_bundle
     from dsd_trt.engine.tensorrt import load_library, require
     from dsd_trt.engines.build import build_plans
     from dsd_trt.engines.compile import CompileSettings
@@ -99,9 +101,10 @@ def build(
     settings = CompileSettings(
         profiles, capabilities, None if workspace is None else int(workspace * 2**30), timing_cache
     )
+    folder = own_bundle_folder(bundle)
     # Before gigabytes are hashed: TensorRT needs a GPU, TensorRT-RTX the library alone.
     (require if engine == "tensorrt" else load_library)(cast("PlanLibrary", engine))
-    opened = read_bundle(bundle)
+    opened = read_bundle(folder)
     console, out = Console(stderr=True), Console()
     began = time.monotonic()
     with _bars(console) as (stage, step):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
 @click.option(
     "--batch",
@@ -30,23 +30,24 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write OUT.json and OUT.md.",
 )
-def gpu_check(bundle: Path, engine: str, batch: str, out: Path) -> None:
+def gpu_check(bundle: str, engine: str, batch: str, out: Path) -> None:
     """Try BUNDLE on the GPU here: build, run, compare with FP32, and measure.
 
     No plan has run on a GPU yet: a report is worth sending.
     """
     from rich.console import Console
 
-    from dsd_trt.bundle import read_bundle
+    from dsd_trt.bundle import own_bundle_folder, read_bundle
     from dsd_trt.engine import require_engine
 
     profile = parse_profile(batch)
+    folder = own_bundle_folder(bundle)
     require_engine(engine)
     from dsd_trt.engines.gpu_check import check_gpu, write_report
 
     console = Console(stderr=True)
     with console.status("Verifying the bundle") as status:
-        report = check_gpu(read_bundle(bundle), cast("PlanLibrary", engine), profile, status.update)
+        report = check_gpu(read_bundle(folder), cast("PlanLibrary", engine), profile, status.update)
     click.echo(report.to_markdown())  # first: minutes of work are not lost where OUT is no good
     write_report(report, out)
     click.echo(f"wrote {out}.json and {out}.md", err=True)

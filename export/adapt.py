@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dsd_trt.bundle import Bundle, file_entry, link_or_copy, write_manifest
+from dsd_trt.bundle import Bundle, file_entry, write_manifest
+from dsd_trt.disk import clone_or_copy, require_room
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME
 from dsd_trt.manifest import Calibration, HeadWeights, Manifest
+from dsd_trt.plan import PLAN_NAME, SIDECAR_NAME, plans
 from dsd_trt.train.adapter import Adapter, adapter_hash
 
 
-def replace_adapter(bundle: Bundle, folder: Path, out: Path, *, force: bool = False) -> Bundle:
-    """A bundle with another adapter: graphs, weights and plans are the same files.
+def replace_adapter(
+    bundle: Bundle,
+    folder: Path,
+    out: Path,
+    *,
+    force: bool = False,
+    copied: Callable[[int], None] = lambda size: None,
+) -> Bundle:
+    """A bundle with another adapter; graphs, weights and plans are copied, see `clone_or_copy`.
 
     Args:
         bundle: exported with an adapter as an input.
         folder: of the adapter.
         out: the new bundle's folder, which may be the old one's with `force`.
         force: replace a folder that is not empty.
+        copied: told how much disk the copies took, in bytes.
 
     Raises:
-        InputError: the bundle's adapter is folded into its graphs, or `out` cannot be used.
+        InputError: the bundle's adapter is folded into its graphs, or `out` cannot be used or
+            written to.
         ModelError: the adapter does not fit the graphs.
     """
     check_replaceable(out, force)
@@ -41,18 +52,27 @@ def replace_adapter(bundle: Bundle, folder: Path, out: Path, *, force: bool = Fa
     head_weights = tuple(tuple(each.tolist()) for each in adapter.weights_of(layers, heads))
     parity = dict(manifest.parity)
     parity.setdefault("adapter_hash", manifest.provenance.adapter_hash)
+    changed = [name for name in (manifest.adapter.file, CARD_NAME) if name in manifest.files]
+    kept = [name for name in manifest.files if name not in changed]
+    for plan in plans(bundle.folder):
+        place = plan.folder.relative_to(bundle.folder)
+        kept += [(place / name).as_posix() for name in (PLAN_NAME, SIDECAR_NAME)]
+    require_room(
+        out,
+        map(bundle.path, kept),
+        "the adapted bundle",
+        "Give a folder on another disk: --out BUNDLE",
+    )
+    taken = 0
+    # What the bundle does not name is not verified, and stays behind.
     with staged(out) as (fresh, _):
-        for path in bundle.folder.rglob("*"):
-            if path.is_file():
-                target = fresh / path.relative_to(bundle.folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(path, target)
-        changed = {name: fresh / name for name in (manifest.adapter.file, CARD_NAME)}
-        card = changed[CARD_NAME].read_text(encoding="utf-8")
-        for path in changed.values():
-            path.unlink()  # a link to the old bundle's
-        write_adapter_input(changed[manifest.adapter.file], adapter, layers, heads)
-        changed[CARD_NAME].write_text(_note(card), encoding="utf-8")
+        for name in kept:
+            (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+            taken += clone_or_copy(bundle.path(name), fresh / name)
+        write_adapter_input(fresh / manifest.adapter.file, adapter, layers, heads)
+        if CARD_NAME in changed:
+            card = bundle.path(CARD_NAME).read_text(encoding="utf-8")
+            (fresh / CARD_NAME).write_text(_note(card), encoding="utf-8")
         adapted = write_manifest(
             fresh,
             replace(
@@ -68,10 +88,11 @@ def replace_adapter(bundle: Bundle, folder: Path, out: Path, *, force: bool = Fa
                 parity=parity,
                 files={
                     **manifest.files,
-                    **{name: file_entry(path) for name, path in changed.items()},
+                    **{name: file_entry(fresh / name) for name in changed},
                 },
             ),
         )
+    copied(taken)
     return replace(adapted, folder=out)
 
 

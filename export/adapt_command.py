@@ -12,12 +12,12 @@ Examples:
   dsd-trt adapt my-scorer new-adapter --out my-new-scorer
 """
 
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-
 
 @click.command(epilog=EXAMPLES)
-@click.argument("bundle", type=_FOLDER)
-@click.argument("adapter", type=_FOLDER)
+@click.argument("bundle")
+@click.argument(
+    "adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="ADAPTER"
+)
 @click.option(
     "--out",
     required=True,
@@ -26,13 +26,23 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="Folder to write; with --force it may be BUNDLE itself.",
 )
 @click.option("--force", is_flag=True, help="Replace it if it is not empty.")
-def adapt(bundle: Path, adapter: Path, out: Path, force: bool) -> None:
+def adapt(bundle: str, adapter: Path, out: Path, force: bool) -> None:
     """Put ADAPTER into BUNDLE, which was exported with --adapter-input.
 
-    Graphs, weights and compiled plans stay as they are, and on one disk are shared.
+    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Its graphs, weights and
+    compiled plans are copied, which takes no disk where the file system clones, as Btrfs and XFS
+    do.
     """
-    from dsd_trt.bundle import read_bundle
+    from dsd_trt.bundle import bundle_folder, read_bundle
+    from dsd_trt.disk import in_gigabytes
     from dsd_trt.export.adapt import replace_adapter
 
-    replace_adapter(read_bundle(bundle), adapter, out, force=force)
-    click.echo(f"wrote {out}; try it: dsd-trt score IMAGES TEXTS --bundle {out}", err=True)
+    taken: list[int] = []
+    replace_adapter(
+        read_bundle(bundle_folder(bundle)), adapter, out, force=force, copied=taken.append
+    )
+    click.echo(
+        f"wrote {out}, which takes {in_gigabytes(sum(taken))} of disk; try it: "
+        f"dsd-trt score IMAGES TEXTS --bundle {out}",
+        err=True,
+    )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dsd_trt.disk import nearest_folder
 from dsd_trt.errors import InputError
 
 
@@ -41,17 +42,12 @@ def check_room(out: Path, size: int) -> None:
     Raises:
         InputError: there is less room.
     """
-    nearest = _nearest(out)
+    nearest = nearest_folder(out.parent)
     if (free := shutil.disk_usage(nearest).free) < size:
         raise InputError(
             f"{nearest} has room for {free / 1e9:.1f} GB, and the export may need "
             f"{size / 1e9:.1f} GB. Give a folder on another disk: --out BUNDLE"
         )
-
-
-def _nearest(out: Path) -> Path:
-    """The innermost parent that exists."""
-    return next(parent for parent in out.resolve().parents if parent.is_dir())
 
 
 @contextmanager
@@ -69,7 +65,7 @@ def staged(out: Path) -> Iterator[tuple[Path, Path]]:
     """
     out = out.resolve()
     # Beside `out`, so that moving is renaming; higher up where its parents do not exist yet.
-    nearest = _nearest(out)
+    nearest = nearest_folder(out.parent)
     stage = nearest / f".{out.name}.{os.getpid()}.part"
     folder, scratch = stage / "new", stage / "scratch"
     try:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dsd_trt.agreement import Agreement, compare
-from dsd_trt.bundle import Bundle, file_entry, is_large, link_or_copy, write_manifest
+from dsd_trt.bundle import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.contract import graph_contract
+from dsd_trt.disk import clone_or_copy
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.errors import DsdError
 from dsd_trt.export.emulation import emulate_half
@@ -177,7 +178,7 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
     adapter = [manifest.adapter.file] if manifest.adapter else []
     shared = (manifest.tokenizer.file, WEIGHTS_NAME, *adapter)
     for file in shared:
-        link_or_copy(bundle.path(file), folder / file)
+        clone_or_copy(bundle.path(file), folder / file)
     files = {file: manifest.files[file] for file in shared}
     files |= {graph.file: file_entry(folder / graph.file) for graph in graphs.values()}
     return write_manifest(folder, replace(manifest, precision="fp32", graphs=graphs, files=files))

@@ -18,7 +18,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from dsd_trt.bundle import Bundle, link_or_copy
+from dsd_trt.bundle import Bundle
+from dsd_trt.disk import clone_or_copy
 from dsd_trt.engine.onnxruntime import open_session
 from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half
@@ -70,7 +71,7 @@ def measure_ranges(
     Args:
         bundle: FP32 or FP16.
         probe: images, each scored with its own text, at the probe's levels.
-        scratch: an empty folder; on another disk than the bundle's the weights are copied there.
+        scratch: an empty folder, with room for the weights where its disk does not clone.
         step: told which graph is run.
 
     Returns:
@@ -80,7 +81,7 @@ def measure_ranges(
     tokens = Tokenizer(
         bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
     )(probe.texts)
-    _link_weights(bundle.path(WEIGHTS_NAME), scratch / WEIGHTS_NAME)
+    _copy_weights(bundle.path(WEIGHTS_NAME), scratch / WEIGHTS_NAME)
     found: list[Range] = []
 
     def run(name: str, feeds: Iterable[dict[str, Array]]) -> list[Array]:
@@ -110,9 +111,9 @@ def measure_ranges(
     return found
 
 
-def _link_weights(source: Path, target: Path) -> None:
+def _copy_weights(source: Path, target: Path) -> None:
     try:
-        link_or_copy(source, target)
+        clone_or_copy(source, target)
     except OSError as error:
         raise InputError(
             f"cannot copy the weights, {source.stat().st_size / 1e9:.1f} GB, to "

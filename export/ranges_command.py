@@ -19,7 +19,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("bundle")
 @click.option(
     "--scenes",
     type=click.IntRange(1),
@@ -28,20 +28,21 @@ Examples:
     help="Drawn scenes to run, each with its caption, at every noise level.",
 )
 @table_format_option
-def ranges(bundle: Path, scenes: int, form: str) -> None:
+def ranges(bundle: str, scenes: int, form: str) -> None:
     """Tell how large values get inside a bundle's graphs, and what FP16 leaves of room.
 
-    The graphs run in FP32, unrounded. The table has the largest of each graph, kind and precision;
-    -f json has every value, by the node that computes it.
+    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. The graphs run in FP32,
+    unrounded. The table has the largest of each graph, kind and precision; -f json has every
+    value, by the node that computes it.
     """
     from rich.console import Console
     from rich.table import Table
 
-    from dsd_trt.bundle import read_bundle
+    from dsd_trt.bundle import bundle_folder, read_bundle
     from dsd_trt.export.probe import draw_probe
     from dsd_trt.export.ranges import FP16_MAX, measure_ranges, worst
 
-    opened = read_bundle(bundle)
+    opened = read_bundle(bundle_folder(bundle))
     manifest = opened.manifest
     probe = draw_probe(
         manifest.preprocessing.resolution, len(manifest.method.noise_levels.fractions), count=scenes

@@ -65,9 +65,11 @@ LAYERS = [
     Layer(
         "dsd_trt",
         "dsd_trt",
-        extras=("cpu", "index", "openvino", "gpu", "rtx"),
+        extras=("cpu", "hub", "index", "openvino", "gpu", "rtx"),
         first_party=frozenset(),
-        third_party=LEAN | NVIDIA | {"onnxruntime", "openvino", "safetensors", "pyarrow"},
+        third_party=LEAN
+        | NVIDIA
+        | {"huggingface_hub", "onnxruntime", "openvino", "safetensors", "pyarrow"},
     ),
 ]
 PACKAGES = {layer.folder: layer for layer in LAYERS}

@@ -476,9 +476,9 @@ def test_a_scorer_without_a_finite_score_names_every_image(tmp_path: Path, engin
     assert all(f"({engine} " in failure.reason for failure in matrix.errors)
 
 
-def test_a_name_in_place_of_a_folder_says_what_is_not_there_yet(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot be fetched by name"):
-        Scorer.load("someone/some-scorer")
+def test_what_is_no_bundle_is_said_not_to_be(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="bundle is a folder"):
+        Scorer.load("no-such-folder")
     with pytest.raises(BundleError, match="is not a bundle"):
         Scorer.load(tmp_path)
 

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from dsd_trt.commands.options import bundle_option
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -19,7 +20,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("paths", nargs=-1, metavar="IMAGES... OUT")
-@click.option("--bundle", metavar="FOLDER", help="Bundle to encode with.  [default: built in]")
+@bundle_option("encode with")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
     "--shard-size",

@@ -21,6 +21,16 @@ def parse_levels(
         raise click.BadParameter(f"{value!r} is not a list such as 0.2,0.4") from None
 
 
+def bundle_option(purpose: str) -> Callable[[Command], Command]:
+    """--bundle, a folder or a repository on the hub; None is the embedded one."""
+    return click.option(
+        "--bundle",
+        metavar="FOLDER|HUB_ID",
+        help=f"Bundle to {purpose}: a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub.  "
+        "[default: built in]",
+    )
+
+
 def model_option(command: Command) -> Command:
     """--model, a diffusion model."""
     return click.option(

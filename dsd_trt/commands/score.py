@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from dsd_trt.commands.options import parse_levels
+from dsd_trt.commands.options import bundle_option, parse_levels
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -43,7 +43,7 @@ Examples:
     help="Score these pairs instead: CSV or JSONL with image and text; its image paths are "
     "relative to the file.",
 )
-@click.option("--bundle", metavar="FOLDER", help="Bundle to score with.  [default: built in]")
+@bundle_option("score with")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
     "--mode",

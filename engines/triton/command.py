@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--engine",
@@ -38,19 +38,22 @@ if TYPE_CHECKING:
     help="One pass of the U-Net a pair; or one an image, a faster score of its own, if the bundle "
     "has it. auto: what the adapter was trained for.",
 )
-def triton(bundle: Path, out: Path, engine: str, max_batch_size: int, mode: str) -> None:
+def triton(bundle: str, out: Path, engine: str, max_batch_size: int, mode: str) -> None:
     """Write OUT, a model repository that Triton serves BUNDLE from.
 
+    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Every model has copies of
+    the files it needs, which take no disk where the file system clones, as Btrfs and XFS do.
     Clients call its model dsd_score: encoded images and texts in, the matrix of their
     probabilities and scores out. With tensorrt, plans have to be in the bundle.
     """
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 
-    from dsd_trt.bundle import read_bundle
+    from dsd_trt.bundle import bundle_folder, read_bundle
+    from dsd_trt.disk import in_gigabytes
     from dsd_trt.engines.triton.repository import write_repository
 
     written = write_repository(
-        read_bundle(bundle),
+        read_bundle(bundle_folder(bundle)),
         out,
         cast("ServedBy", engine),
         max_batch_size,
@@ -58,7 +61,8 @@ def triton(bundle: Path, out: Path, engine: str, max_batch_size: int, mode: str)
     )
     click.echo(
         f"wrote {', '.join(written.models)}; {written.mode} mode, "
-        f"batches of {written.max_batch_size} at most. "
+        f"batches of {written.max_batch_size} at most; "
+        f"{in_gigabytes(written.bytes_taken)} of disk. "
         f"Serve them: tritonserver --model-repository {out.resolve()}",
         err=True,
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from dsd_trt.batching import batch_sizes
-from dsd_trt.bundle import Bundle, link_or_copy
+from dsd_trt.bundle import Bundle
+from dsd_trt.disk import clone_or_copy, require_room
 from dsd_trt.engines.triton import config
 from dsd_trt.engines.triton.runtime import write_code
 from dsd_trt.errors import EngineError, InputError
@@ -35,12 +36,14 @@ class Repository:
         models: their names.
         mode: which score `dsd_score` gives.
         max_batch_size: of the models that serve graphs: what was asked for, or what the plans take.
+        bytes_taken: of disk, by graphs, weights and plans; 0 where the file system clones.
     """
 
     folder: Path
     models: tuple[str, ...]
     mode: Mode
     max_batch_size: int
+    bytes_taken: int
 
 
 def write_repository(
@@ -53,8 +56,8 @@ def write_repository(
 ) -> Repository:
     """Write a repository, whole or not at all.
 
-    Graphs, weights and plans are hard links to the bundle's files where the file system allows it,
-    and copies where it does not.
+    Every model has graphs, weights and plans of its own, see `clone_or_copy`: neither the server's
+    ONNX Runtime nor other programs take links.
 
     Args:
         bundle: a verified bundle.
@@ -67,7 +70,8 @@ def write_repository(
 
     Raises:
         InputError: the folder holds something or cannot be written to, the bundle's adapter is an
-            input that Triton's batcher cannot feed, or bundle or engine lack the mode.
+            input that Triton's batcher cannot feed, bundle or engine lack the mode, or the disk is
+            full.
         EngineError: a graph has no plan that Triton could load.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -89,6 +93,12 @@ def write_repository(
     # The first profile is the one Triton takes.
     takes = [it.sidecar.profiles[0].max for found in fitting.values() for it in found]
     size = min([max_batch_size, *takes])
+    require_room(
+        out,
+        [it for name in graphs for it in _copies(bundle, name, fitting.get(name, [])).values()],
+        "the repository",
+        "Give a folder on another disk",
+    )
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         unfinished.mkdir(parents=True)
@@ -107,7 +117,8 @@ def write_repository(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     rest = (config.TOKENIZER, config.SCORE, *([config.MATCH] if chosen == "pair" else []))
-    return Repository(out, (*map(config.model_of, graphs), *rest), chosen, size)
+    models = (*map(config.model_of, graphs), *rest)
+    return Repository(out, models, chosen, size, writer.bytes_taken)
 
 
 class _Writer:
@@ -120,18 +131,13 @@ class _Writer:
         self._folder, self._engine, self._max, self._mode = folder, engine, max_batch_size, mode
         walks, texts = batch_sizes(self._manifest, _MATRIX_MEMORY_MB).matrix
         self._block = min(walks, max_batch_size), texts
+        self.bytes_taken = 0
 
     def graph(self, name: str, fitting: Sequence[Plan]) -> None:
         """The model that serves a graph."""
         graph = self._manifest.graphs[name]
-        files = {}
         if self._engine == "tensorrt":
-            files = {
-                capability: f"sm{capability.replace('.', '')}.plan"
-                for plan in fitting
-                for capability in plan.sidecar.compute_capabilities
-            }
-            runs = config.tensorrt(files)
+            runs = config.tensorrt({gpu: _plan_name(gpu) for gpu, _ in _by_gpu(fitting)})
         elif self._engine == "onnxruntime":
             runs = config.onnxruntime(graph)
         else:
@@ -141,26 +147,20 @@ class _Writer:
         else:
             text = config.matrix_config(name, graph, runs, self._block)
         folder = self._model(config.model_of(name), text)
-        for plan in fitting:
-            for capability in plan.sidecar.compute_capabilities:
-                link_or_copy(plan.path, folder / files[capability])
-        if not fitting:
-            weights = [file for file in self._manifest.files if file.endswith(".data")]
-            for file in (graph.file, *weights):
-                link_or_copy(self._bundle.path(file), folder / file)
+        for file, source in _copies(self._bundle, name, fitting).items():
+            self._copy(source, folder / file)
         if self._engine == "python":
             self._code(folder, "graph")
             if (adapter := self._manifest.adapter) is not None:
-                link_or_copy(self._bundle.path(adapter.file), folder / adapter.file)
+                self._copy(self._bundle.path(adapter.file), folder / adapter.file)
 
     def tokenizer(self) -> None:
         """`dsd_tokenizer`."""
         text = config.tokenizer_config(self._manifest, self._max)
         folder = self._model(config.TOKENIZER, text)
         self._code(folder, "tokenizer")
-        link_or_copy(
-            self._bundle.path(self._manifest.tokenizer.file), folder / self._manifest.tokenizer.file
-        )
+        file = self._manifest.tokenizer.file
+        self._copy(self._bundle.path(file), folder / file)
 
     def score(self, limits: config.Limits) -> None:
         """`dsd_score`."""
@@ -168,12 +168,15 @@ class _Writer:
         folder = self._model(config.SCORE, config.score_config(self._max, limits, block))
         self._code(folder, "score")
         file = self._manifest.tokenizer.file
-        link_or_copy(self._bundle.path(file), folder / file)
+        self._copy(self._bundle.path(file), folder / file)
 
     def match(self) -> None:
         """`dsd_match`, which is its configuration; an empty version's folder is easily lost."""
         folder = self._model(config.MATCH, config.match_config(self._manifest, self._max))
-        link_or_copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+        self._copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+
+    def _copy(self, source: Path, target: Path) -> None:
+        self.bytes_taken += clone_or_copy(source, target)
 
     def _model(self, name: str, text: str) -> Path:
         """Write a model's configuration, and make the folder of its first version."""
@@ -186,7 +189,25 @@ class _Writer:
     def _code(self, folder: Path, module: str) -> None:
         """Write a python model: its module, the runtime's, and the bundle's description."""
         write_code(folder, module)
-        link_or_copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+        self._copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+
+
+def _copies(bundle: Bundle, name: str, fitting: Sequence[Plan]) -> dict[str, Path]:
+    """What a graph's model is given, by the name it has there: its plans, or graph and weights."""
+    if fitting:
+        return {_plan_name(gpu): plan.path for gpu, plan in _by_gpu(fitting)}
+    files = bundle.manifest.files
+    wanted = [bundle.manifest.graphs[name].file, *(it for it in files if it.endswith(".data"))]
+    return {file: bundle.path(file) for file in wanted}
+
+
+def _by_gpu(fitting: Sequence[Plan]) -> list[tuple[str, Plan]]:
+    """Plans by the compute capabilities they are for."""
+    return [(gpu, plan) for plan in fitting for gpu in plan.sidecar.compute_capabilities]
+
+
+def _plan_name(capability: str) -> str:
+    return f"sm{capability.replace('.', '')}.plan"
 
 
 def _plans(bundle: Bundle, name: str) -> list[Plan]:

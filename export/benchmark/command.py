@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsd_trt.commands.options import model_option
+from dsd_trt.commands.options import bundle_option, model_option
 from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
 
@@ -33,7 +33,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--bundle", metavar="FOLDER", help="Bundle to measure.  [default: built in]")
+@bundle_option("measure")
 @model_option
 @click.option(
     "--adapter",
@@ -70,9 +70,11 @@ def bench(
     from dsd_trt.export.benchmark.machine import matmul_peaks
     from dsd_trt.export.benchmark.measure import CONTENDERS, measure
     from dsd_trt.export.benchmark.work import Work, default_size
+    from dsd_trt.real_files import with_real_files
     from dsd_trt.schema import to_plain
 
-    opened = read_bundle(bundle_folder(bundle))
+    # Once for all: no contender's figures include making a copy.
+    opened = with_real_files(read_bundle(bundle_folder(bundle)))
     size = default_size(opened)
     work = Work(
         opened,

@@ -10,7 +10,6 @@ import click
 from dsd_trt.commands.options import data_options, table_format_option
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import MANIFEST_NAME
 
 EXAMPLES = """\b
 Examples:
@@ -68,11 +67,13 @@ def evaluate(
 
     A tie is a wrong answer. Right candidates stand at random places. MODEL is what --model of the
     other commands is: a folder in diffusers' format, ORG/NAME on the Hugging Face Hub, or "shapes".
+    ORG/NAME is a bundle if it has a bundle.json.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from dsd_trt import Scorer
+    from dsd_trt.bundle import names_bundle
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
@@ -80,7 +81,7 @@ def evaluate(
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     questions = open_dataset(data, root, "test", seed, limit, fraction)
     score: Score
-    if (Path(scorer) / MANIFEST_NAME).is_file():
+    if names_bundle(scorer):
         if adapter:
             raise InputError(f"{scorer} is a bundle, which has its adapter inside: leave --adapter")
         opened = Scorer.load(scorer, engine, mode=mode)

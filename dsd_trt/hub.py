@@ -1,0 +1,151 @@
+"""Bundles on the Hugging Face Hub: of a repository, what its `bundle.json` names and nothing else.
+
+`HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` mean what they mean everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.errors import BundleError, MissingExtraError
+from dsd_trt.manifest import MANIFEST_NAME, Manifest, stays_inside
+from dsd_trt.snapshot import Snapshot
+
+_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository on the hub.
+
+    Attributes:
+        name: ORG/NAME.
+        revision: branch, tag or commit; None is the main branch.
+    """
+
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def named(cls, text: str) -> Repository | None:
+        """What "ORG/NAME" or "ORG/NAME@REVISION" names; None if it is neither."""
+        found = _NAME.fullmatch(text)
+        return cls(found["name"], found["revision"]) if found else None
+
+    def __str__(self) -> str:
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+
+def fetch_bundle(repository: Repository) -> Path:
+    """Fetch a bundle, unless it is in the hub's cache.
+
+    Returns:
+        The snapshot's folder. Its files are not verified.
+
+    Raises:
+        BundleError: there is no such repository, revision or bundle, or it is not in the cache and
+            the hub cannot be reached, or its disk has too little room.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    try:
+        described = _fetch(repository, MANIFEST_NAME)
+    except BundleError as error:
+        raise BundleError(f"no folder {str(repository)!r}, and no such bundle: {error}") from None
+    folder = described.parent
+    try:
+        manifest = Manifest.from_json(described.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, BundleError) as error:
+        raise BundleError(f"bundle {repository} on the Hugging Face Hub: {error}") from None
+    if outside := [name for name in manifest.files if not stays_inside(name)]:
+        raise BundleError(
+            f"bundle {repository} on the Hugging Face Hub: file {outside[0]!r} lies outside the "
+            "bundle"
+        )
+    missing = [name for name in manifest.files if not (folder / name).exists()]
+    needed = sum(manifest.files[name].size for name in missing)
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise BundleError(
+            f"{folder} has room for {free / 1e9:.1f} GB, and the bundle {repository} needs "
+            f"{needed / 1e9:.1f} GB. Name a folder on another disk in HF_HOME"
+        )
+    # The commit that was found first: a branch may move on in between.
+    commit = Repository(repository.name, folder.name)
+    for name in missing:
+        try:
+            _fetch(commit, name)
+        except BundleError as error:
+            snapshot = Snapshot.around(folder) or Snapshot(folder.parent.parent, folder.name)
+            lacking = [it for it in missing if not (folder / it).exists()]
+            raise BundleError(
+                f"the bundle {repository} was not downloaded whole: {', '.join(lacking)} missing "
+                f"in {folder}. {error}. Download it: {snapshot.download(lacking)}"
+            ) from error
+    return folder
+
+
+def holds_bundle(repository: Repository) -> bool:
+    """Whether a repository has a `bundle.json`, as far as can be known here.
+
+    Raises:
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    hub, _ = _library()
+    asked = repository.name, MANIFEST_NAME
+    try:
+        if isinstance(hub.try_to_load_from_cache(*asked, revision=repository.revision), str):
+            return True
+        return bool(hub.file_exists(*asked, revision=repository.revision))
+    except Exception:  # of the libraries it uses, which have no base in common
+        return False
+
+
+def _fetch(repository: Repository, file: str) -> Path:
+    """Fetch one file, unless it is in the cache; see `fetch_bundle` for what is raised."""
+    hub, errors = _library()
+    where = f"{repository} on the Hugging Face Hub"
+    try:
+        return Path(hub.hf_hub_download(repository.name, file, revision=repository.revision))
+    except errors.LocalEntryNotFoundError:
+        raise BundleError(
+            f"{file} of {repository} is not in the Hugging Face cache (HF_HOME), and the hub "
+            "cannot be reached or HF_HUB_OFFLINE is set"
+        ) from None
+    except errors.GatedRepoError:
+        raise BundleError(
+            f"{where} is handed out to those alone who asked for access on its page and say who "
+            "they are: hf auth login, or HF_TOKEN"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise BundleError(
+            f"there is no repository {repository.name} on the Hugging Face Hub. If it is private, "
+            "say who you are: hf auth login, or HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise BundleError(
+            f"{repository.name} on the Hugging Face Hub has no revision {repository.revision!r}: "
+            "name a branch, a tag or a commit"
+        ) from None
+    except errors.EntryNotFoundError:
+        is_none = ": it is no bundle" if file == MANIFEST_NAME else ""
+        raise BundleError(f"{where} has no {file}{is_none}") from None
+    except Exception as error:  # of the libraries it uses, which have no base in common
+        raise BundleError(
+            f"the Hugging Face Hub does not hand out {file} of {repository}: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise MissingExtraError(
+            "a bundle on the Hugging Face Hub needs a package that is not installed here "
+            f"({error}). Install it with: pip install 'dsd-trt[hub]'"
+        ) from error
+    return huggingface_hub, errors

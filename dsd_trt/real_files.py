@@ -1,0 +1,184 @@
+"""Real files for engines, of a bundle whose files are links.
+
+OpenVINO refuses weights that are a link out of the graph's folder, as all files of the Hugging Face
+cache are, and so do ONNX's own tools. Engines are handed a copy, which is made once on a machine
+and takes no disk where the file system clones. Copies lie in the cache (`dsd_trt.cache`), named by
+what they hold; the last two that were used are kept. Where nothing is to be remembered, a copy lies
+in the folder for temporary files and lasts as long as the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from dsd_trt.bundle import Bundle, verify_files
+from dsd_trt.cache import cache_folder
+from dsd_trt.disk import clone_or_copy, in_gigabytes, require_room
+from dsd_trt.errors import BundleError, InputError
+from dsd_trt.manifest import MANIFEST_NAME
+
+logger = logging.getLogger(__name__)
+
+_FOLDER, _TEMPORARY, _UNFINISHED, _LOCK = "bundles", "dsd-trt-bundle-", ".part", ".lock"
+_KEPT = 2
+
+_one_at_a_time = threading.Lock()
+_held: dict[str, tuple[Path, list[object]]] = {}  # copies of this process, and what keeps them
+
+
+def with_real_files(bundle: Bundle) -> Bundle:
+    """A bundle itself, or a verified copy if some of its files are links.
+
+    Raises:
+        InputError: there is no room for the copy, or it cannot be written.
+        BundleError: the bundle's files are no longer what they were.
+    """
+    if not any(bundle.path(name).is_symlink() for name in bundle.manifest.files):
+        return bundle
+    key = hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest()[:32]
+    with _one_at_a_time:
+        if key not in _held or not _held[key][0].is_dir():
+            _held[key] = _hold(bundle, key)
+        return replace(bundle, folder=_held[key][0])
+
+
+def any_temporary() -> bool:
+    """Whether there are copies that go when Python ends in order, and only then."""
+    return any(
+        isinstance(it, tempfile.TemporaryDirectory) for _, keeps in _held.values() for it in keeps
+    )
+
+
+def _hold(bundle: Bundle, key: str) -> tuple[Path, list[object]]:
+    """A copy, and what keeps it from being removed."""
+    cache = cache_folder()
+    if cache is not None:
+        with contextlib.suppress(_CannotLockError):
+            return _kept_copy(bundle, cache / _FOLDER, key)
+    return _temporary_copy(bundle)
+
+
+def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object]]:
+    """The copy of a store, made if it is not there; locked, so that no process removes it."""
+    folder = store / key
+    for trial in (1, 2):
+        with _alone_in(store):
+            made = trial == 2 or not folder.is_dir()
+            _remove_copies(store, _KEPT - 1 if made else _KEPT)
+            if made:
+                shutil.rmtree(folder, ignore_errors=True)
+                unfinished = store / f"{key}{_UNFINISHED}"
+                unfinished.mkdir()
+                try:
+                    _copy(bundle, unfinished)
+                    unfinished.rename(folder)
+                finally:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            held = (folder / MANIFEST_NAME).open(encoding="utf-8")
+            _lock(held, shared=True)
+            os.utime(folder)  # used last
+        if made:
+            return folder, [held]
+        with contextlib.suppress(BundleError):  # a damaged copy is made again
+            verify_files(folder, bundle.manifest)
+            return folder, [held]
+        held.close()
+    raise AssertionError("made in the second trial")
+
+
+def _temporary_copy(bundle: Bundle) -> tuple[Path, list[object]]:
+    """A copy for this process alone. What others left behind that were killed is removed."""
+    for abandoned in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with (
+            contextlib.suppress(OSError, _CannotLockError),
+            (abandoned / _LOCK).open(encoding="utf-8") as lock,
+        ):
+            _lock(lock, shared=False, wait=False)
+            shutil.rmtree(abandoned)
+    temporary = tempfile.TemporaryDirectory(prefix=_TEMPORARY)
+    folder = Path(temporary.name)
+    held = (folder / _LOCK).open("w", encoding="utf-8")
+    with contextlib.suppress(_CannotLockError):
+        _lock(held, shared=True)
+    _copy(bundle, folder)
+    return folder, [temporary, held]
+
+
+def _copy(bundle: Bundle, folder: Path) -> None:
+    """Fill an empty folder with a bundle's files, and verify them."""
+    files, taken = bundle.manifest.files, 0
+    require_room(
+        folder,
+        [bundle.path(name) for name in files],
+        f"a copy of the bundle {bundle.folder}, whose files are links,",
+        "Name a folder on another disk in DSD_TRT_CACHE",
+    )
+    try:
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            taken += clone_or_copy(bundle.path(name), folder / name)
+        verify_files(folder, bundle.manifest)
+        (folder / MANIFEST_NAME).write_text(bundle.manifest.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot copy the bundle {bundle.folder}, whose files are links, to {folder}: "
+            f"{error.strerror}. Name another folder in DSD_TRT_CACHE"
+        ) from error
+    if taken:
+        logger.warning(
+            "engines take no links: the files of %s were copied to %s, %s",
+            *(bundle.folder, folder.parent, in_gigabytes(taken)),
+        )
+
+
+def _remove_copies(store: Path, keep: int) -> None:
+    """Remove what was left unfinished, and copies that no process holds but those used last."""
+    found = sorted(store.glob("*/"), key=lambda folder: -folder.stat().st_mtime_ns)
+    whole = [folder for folder in found if folder.suffix != _UNFINISHED]
+    for folder in {*found} - {*whole[:keep]}:
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if folder in whole:
+                held = stack.enter_context((folder / MANIFEST_NAME).open(encoding="utf-8"))
+                _lock(held, shared=False, wait=False)  # BlockingIOError: it is in use
+            shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _alone_in(store: Path) -> Iterator[None]:
+    """Be the only process that changes a store; another that was killed holds nothing up."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        lock = (store / _LOCK).open("a", encoding="utf-8")
+    except OSError as error:
+        raise _CannotLockError from error
+    with lock:
+        _lock(lock, shared=False)
+        yield
+
+
+def _lock(file: IO[str], *, shared: bool, wait: bool = True) -> None:
+    try:
+        import fcntl
+    except ImportError as error:  # Windows
+        raise _CannotLockError from error
+    try:
+        how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # a network's file system
+        raise _CannotLockError from error
+
+
+class _CannotLockError(Exception):
+    """The file system knows no locks."""
