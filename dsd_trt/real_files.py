@@ -48,7 +48,13 @@ def with_real_files(bundle: Bundle) -> Bundle:
     key = hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest()[:32]
     with _one_at_a_time:
         if key not in _held or not _held[key][0].is_dir():
-            _held[key] = _hold(bundle, key)
+            try:
+                _held[key] = _hold(bundle, key)
+            except OSError as error:
+                raise InputError(
+                    f"the files of the bundle {bundle.folder} are links, which engines refuse, and "
+                    f"cannot be copied: {error}. Name another folder in DSD_TRT_CACHE"
+                ) from error
         return replace(bundle, folder=_held[key][0])
 
 
@@ -73,10 +79,9 @@ def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object
     folder = store / key
     for trial in (1, 2):
         with _alone_in(store):
-            made = trial == 2 or not folder.is_dir()
-            _remove_copies(store, _KEPT - 1 if made else _KEPT)
-            if made:
+            if made := trial == 2 or not (folder / MANIFEST_NAME).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
+                _remove_copies(store, _KEPT - 1)
                 unfinished = store / f"{key}{_UNFINISHED}"
                 unfinished.mkdir()
                 try:
@@ -84,9 +89,11 @@ def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object
                     unfinished.rename(folder)
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)
+            else:
+                os.utime(folder)  # used last
+                _remove_copies(store, _KEPT)
             held = (folder / MANIFEST_NAME).open(encoding="utf-8")
             _lock(held, shared=True)
-            os.utime(folder)  # used last
         if made:
             return folder, [held]
         with contextlib.suppress(BundleError):  # a damaged copy is made again
@@ -123,17 +130,11 @@ def _copy(bundle: Bundle, folder: Path) -> None:
         f"a copy of the bundle {bundle.folder}, whose files are links,",
         "Name a folder on another disk in DSD_TRT_CACHE",
     )
-    try:
-        for name in files:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            taken += clone_or_copy(bundle.path(name), folder / name)
-        verify_files(folder, bundle.manifest)
-        (folder / MANIFEST_NAME).write_text(bundle.manifest.to_json(), encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"cannot copy the bundle {bundle.folder}, whose files are links, to {folder}: "
-            f"{error.strerror}. Name another folder in DSD_TRT_CACHE"
-        ) from error
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        taken += clone_or_copy(bundle.path(name), folder / name)
+    verify_files(folder, bundle.manifest)
+    (folder / MANIFEST_NAME).write_text(bundle.manifest.to_json(), encoding="utf-8")
     if taken:
         logger.warning(
             "engines take no links: the files of %s were copied to %s, %s",

@@ -40,14 +40,14 @@ class Snapshot:
         inner = Path(os.path.realpath(folder))
         for place in (inner, *inner.parents):
             repository = place.parent.parent
-            if place.parent.name == "snapshots" and (repository / "blobs").is_dir():
+            if place.parent.name == "snapshots" and repository.name.startswith("models--"):
                 return cls(repository, place.name)
         return None
 
     @property
     def name(self) -> str:
         """ORG/NAME."""
-        return "/".join(self.repository.name.split("--")[1:]) or self.repository.name
+        return "/".join(self.repository.name.split("--")[1:])
 
     def leads_to_blob(self, link: Path) -> bool:
         """Whether a link in the snapshot leads to a file of the repository and nowhere else.
