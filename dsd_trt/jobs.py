@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -188,21 +188,22 @@ def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
     for place, pair in enumerate(pairs):
         if not _is_list(pair) or len(pair) != 2:
             raise InputError(f"pairs[{place}] must be (image, text), got {_described(pair)}")
-        checked.append((pair[0], checked_text(pair[1], f"the text of pairs[{place}]")))
+        image, text = pair
+        checked.append((image, checked_text(text, f"the text of pairs[{place}]")))
     return checked
 
 
 def _is_list(value: object) -> bool:
     """Whether it has an order and a length: a list, a tuple, an array, a column of a table."""
-    if isinstance(value, Sequence):
-        return not isinstance(value, (str, bytes, bytearray))
-    return getattr(value, "ndim", None) == 1
+    if isinstance(value, (str, bytes, bytearray, Mapping)) or getattr(value, "ndim", 1) != 1:
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def _described(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {value.shape}"
-    return f"{type(value).__name__} {reprlib.repr(value)}"
+    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())}"
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:

@@ -270,9 +270,10 @@ class Word(str, enum.Enum):  # noqa: UP042 (what StrEnum replaces is still about
         np.array([TEXTS])[0],
         [np.str_(text) for text in TEXTS],
         collections.deque(TEXTS),
+        collections.UserList(TEXTS),
         [TEXTS[0], Word.DOG, *TEXTS[2:]],
     ],
-    ids=["tuple", "<U", "object", "row", "numpy.str_", "deque", "enumeration"],
+    ids=["tuple", "<U", "object", "row", "numpy.str_", "deque", "list-like", "enumeration"],
 )
 def test_texts_come_in_any_sequence_and_go_as_strings(scorer: Scorer, texts: Any) -> None:
     (image,) = random_images(1)
