@@ -7,6 +7,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import pytest
 from bundles import make_bundle
 from cpp import CppError, CppScorer
 from numpy.typing import NDArray
+from pictures import PNG_AND_JPEG, Drawn, faults
+from pictures.case import Case
 from PIL import Image
 
 from dsd_trt.errors import ImageError
@@ -158,6 +161,37 @@ def test_pixels_are_pythons_to_one_grey_level(name: str, cpp: CppScorer) -> None
     expected = preprocess(CASES[name], SIDE)
     assert expected.std() > 0 or name == "png one pixel"
     assert difference(cpp.preprocess(CASES[name]), expected) <= 1
+
+
+def resized(case: Case) -> Case:
+    """The case with its pixels at the scorer's size, to which resizing is exact."""
+    if isinstance(case.expected, str):
+        return case
+    # What decoders of JPEG differ by, overshoots where it is enlarged.
+    return replace(case, expected=preprocess(case.expected, SIDE), tolerance=2 * case.tolerance)
+
+
+@pytest.mark.parametrize("draw", PNG_AND_JPEG)
+def test_pixels_are_those_of_the_specification(draw: Drawn, cpp: CppScorer) -> None:
+    def decode(content: bytes) -> Pixels | str:
+        try:
+            return cpp.preprocess(content)
+        except CppError as error:
+            return str(error)
+
+    assert faults(map(resized, draw()), decode) == []
+
+
+@pytest.mark.parametrize("draw", PNG_AND_JPEG)
+def test_python_and_cpp_agree(draw: Drawn, cpp: CppScorer) -> None:
+    for case in draw():
+        try:
+            expected = preprocess(case.content, SIDE)
+        except ImageError:
+            with pytest.raises(CppError):
+                cpp.preprocess(case.content)
+        else:
+            assert difference(cpp.preprocess(case.content), expected) <= (case.tolerance > 0)
 
 
 def test_resizing_is_pillows_to_the_bit(cpp: CppScorer) -> None:

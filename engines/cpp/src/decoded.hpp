@@ -22,7 +22,10 @@ Decoded decode_jpeg(const unsigned char *data, std::size_t size);
 Decoded decode_png(const unsigned char *data, std::size_t size);
 void check_size(std::size_t height, std::size_t width);
 
-// 1 to 8, 1 where nothing is said; EXIF counts before XMP.
+// EXIF from its TIFF header on; some writers prefix it twice.
+std::string without_prefix(const std::string &exif);
+
+// 1 to 8, 1 where nothing is said or what is said is damaged; EXIF counts before XMP.
 int orientation(const Decoded &image);
 
 }  // namespace dsd

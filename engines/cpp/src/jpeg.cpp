@@ -62,12 +62,10 @@ void read_markers(Reader &reader) {
         if (data.substr(0, kExif.size()) == kExif) {
             reader.image.exif += data.substr(kExif.size());
         } else if (data.substr(0, kXmp.size()) == kXmp) {
-            reader.image.xmp = data.substr(kXmp.size());
+            if (reader.image.xmp.empty()) reader.image.xmp = data.substr(kXmp.size());
         }
     }
-    if (reader.image.exif.compare(0, kExif.size(), kExif) == 0) {  // some cameras write it twice
-        reader.image.exif.erase(0, kExif.size());
-    }
+    reader.image.exif = without_prefix(reader.image.exif);
 }
 
 void append_row(Reader &reader, std::uint8_t *target) {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <csetjmp>
 #include <cstdio>
 #include <cstring>
@@ -5,15 +6,14 @@
 
 #include <png.h>
 
-#include "decoded.hpp"
 #include "dsd/error.hpp"
+#include "png_chunks.hpp"
 
 namespace dsd {
 namespace {
 
 struct Reader {
-    const unsigned char *data;
-    std::size_t left;
+    std::string_view left;
     png_structp png = nullptr;
     png_infop info = nullptr;
     std::jmp_buf jump{};
@@ -21,13 +21,15 @@ struct Reader {
     std::vector<std::uint8_t> raw;
     std::vector<png_bytep> rows;
 
-    Reader(const unsigned char *bytes, std::size_t size) : data(bytes), left(size) {
+    explicit Reader(std::string_view bytes) : left(bytes) {
         const auto ignore = [](png_structp, png_const_charp) {};
         png = png_create_read_struct(PNG_LIBPNG_VER_STRING, this, fail, ignore);
         info = png ? png_create_info_struct(png) : nullptr;
         if (!info) throw std::bad_alloc();
         png_set_read_fn(png, this, read);
         png_set_user_limits(png, 0x7FFFFFFF, 0x7FFFFFFF);  // `check_size` draws the line
+        // As Pillow: some writers declare a smaller window than they use.
+        png_set_option(png, PNG_MAXIMUM_INFLATE_WINDOW, PNG_OPTION_ON);
     }
     ~Reader() { png_destroy_read_struct(&png, &info, nullptr); }
     Reader(const Reader &) = delete;
@@ -40,156 +42,112 @@ struct Reader {
     }
     static void read(png_structp png, png_bytep target, std::size_t size) {
         auto *reader = static_cast<Reader *>(png_get_io_ptr(png));
-        if (size > reader->left) png_error(png, "image file is truncated");
-        std::memcpy(target, reader->data, size);
-        reader->data += size;
-        reader->left -= size;
+        if (size > reader->left.size()) png_error(png, "image file is truncated");
+        std::memcpy(target, reader->left.data(), size);
+        reader->left.remove_prefix(size);
     }
 };
 
 // Runs a step that libpng may leave by longjmp, so one whose own frame has nothing to destroy.
-bool succeeds(Reader &reader, void (*step)(Reader &)) {
-    if (setjmp(reader.jump) != 0) return false;
-    step(reader);
-    return true;
-}
-
 void guard(Reader &reader, void (*step)(Reader &)) {
-    if (!succeeds(reader, step)) {
-        throw Error(ErrorCode::image, std::string("cannot be decoded: ") + reader.message);
+    if (setjmp(reader.jump) == 0) {
+        step(reader);
+        return;
     }
+    throw Error(ErrorCode::image, std::string("cannot be decoded: ") + reader.message);
 }
 
-// A byte string in hexadecimal, after three lines of other things.
-std::string from_raw_profile(const std::string &text) {
-    std::size_t at = 0;
-    for (int line = 0; line < 3; ++line) {
-        at = text.find('\n', at);
-        if (at == text.npos) return "";
-        ++at;
-    }
-    std::string bytes;
-    int half = -1;
-    for (; at < text.size(); ++at) {
-        const char *digits = "0123456789abcdef";
-        const char *found = std::strchr(digits, text[at] | 0x20);
-        if (!found || !*found || text[at] < '0') continue;
-        const int digit = static_cast<int>(found - digits);
-        if (half < 0) {
-            half = digit;
-        } else {
-            bytes += static_cast<char>(half << 4 | digit);
-            half = -1;
+// Samples as they are stored: a byte each, or two of 16 bits.
+class Samples {
+public:
+    Samples(const std::vector<std::uint8_t> &raw, int depth)
+        : at_(raw.data()), wide_(depth == 16), white_((1U << depth) - 1) {
+        for (unsigned value = 0; value <= std::min(white_, 255U); ++value) {
+            table_[value] = divided(value);
         }
     }
-    return bytes;
-}
-
-void read_metadata(Reader &reader, Decoded &image) {
-    png_uint_32 size = 0;
-    png_bytep exif = nullptr;
-    if (png_get_eXIf_1(reader.png, reader.info, &size, &exif) && exif) {
-        image.exif.assign(reinterpret_cast<const char *>(exif), size);
+    unsigned next() {
+        const unsigned high = *at_++;
+        return wide_ ? high << 8 | *at_++ : high;
     }
-    png_textp texts = nullptr;
-    const int count = png_get_text(reader.png, reader.info, &texts, nullptr);
-    for (int i = 0; i < count; ++i) {
-        const std::string key = texts[i].key ? texts[i].key : "";
-        const std::string value = texts[i].text ? texts[i].text : "";
-        if (key == "XML:com.adobe.xmp") image.xmp = value;
-        if (key == "Raw profile type exif" && image.exif.empty()) {
-            image.exif = from_raw_profile(value);
-        }
+    std::uint8_t scaled(unsigned value) const { return wide_ ? divided(value) : table_[value]; }
+    // A transparent colour's part: the low bits count, whatever is in the others.
+    unsigned key(std::string_view transparent, std::size_t channel) const {
+        const auto *part = reinterpret_cast<const unsigned char *>(&transparent[2 * channel]);
+        return (part[0] << 8U | part[1]) & white_;
     }
-    const std::string start("Exif\0\0", 6);
-    while (image.exif.compare(0, start.size(), start) == 0) image.exif.erase(0, start.size());
-}
 
-// What libpng has of colours besides the pixels.
-struct Colors {
-    png_colorp palette = nullptr;
-    int palette_size = 0;
-    png_bytep alpha = nullptr;  // of the palette
-    int alpha_size = 0;
-    png_color_16p transparent = nullptr;
-
-    Colors(png_structp png, png_infop info) {
-        png_get_PLTE(png, info, &palette, &palette_size);
-        png_get_tRNS(png, info, &alpha, &alpha_size, &transparent);
+private:
+    std::uint8_t divided(unsigned value) const {
+        return static_cast<std::uint8_t>((value * 510 + white_) / (2 * white_));  // rounded
     }
+
+    const std::uint8_t *at_;
+    bool wide_;
+    unsigned white_;
+    std::uint8_t table_[256] = {};
 };
 
-// Pixels of 8 bits a channel, or of 16 where they are grey, as RGBA. A transparent colour is
-// compared as Pillow does, by its low byte.
-void to_rgba(const std::vector<std::uint8_t> &raw, int kind, int depth, const Colors &colors,
-             std::vector<std::uint8_t> &rgba) {
-    const bool has_alpha = kind & PNG_COLOR_MASK_ALPHA, has_color = kind & PNG_COLOR_MASK_COLOR;
-    const bool has_palette = kind & PNG_COLOR_MASK_PALETTE;
-    const bool wide = kind == PNG_COLOR_TYPE_GRAY && depth == 16;
-    const png_color_16 *key = has_palette || has_alpha || wide ? nullptr : colors.transparent;
-    const auto keyed = [&](int gray_or_part) {
-        const int low = gray_or_part & 0xFF;
-        return kind == PNG_COLOR_TYPE_GRAY && depth == 1 ? (gray_or_part ? 255 : 0) : low;
-    };
-    const std::uint8_t *source = raw.data();
-    for (std::uint8_t *target = rgba.data(); target != rgba.data() + rgba.size(); target += 4) {
-        target[3] = 255;
-        if (has_palette) {
-            const int index = *source++;
-            const bool known = index < colors.palette_size;
-            target[0] = known ? colors.palette[index].red : static_cast<std::uint8_t>(index);
-            target[1] = known ? colors.palette[index].green : static_cast<std::uint8_t>(index);
-            target[2] = known ? colors.palette[index].blue : static_cast<std::uint8_t>(index);
-            if (index < colors.alpha_size && colors.alpha) target[3] = colors.alpha[index];
-        } else if (wide) {
-            const int value = source[0] << 8 | source[1];
-            source += 2;
-            target[0] = target[1] = target[2] = static_cast<std::uint8_t>((value + 128) / 257);
-        } else {
-            target[0] = *source++;
-            target[1] = has_color ? *source++ : target[0];
-            target[2] = has_color ? *source++ : target[0];
-            if (has_alpha) target[3] = *source++;
+// An index beyond the palette is an error that leaves a picture: black.
+void from_palette(const PngChunks &png, const std::vector<std::uint8_t> &raw,
+                  std::vector<std::uint8_t> &rgba) {
+    std::vector<std::uint8_t> table(256 * 4);
+    for (std::size_t i = 0; i < 256; ++i) {
+        for (std::size_t c = 0; c < 3 && 3 * i < png.palette.size(); ++c) {
+            table[4 * i + c] = static_cast<std::uint8_t>(png.palette[3 * i + c]);
         }
-        if (key && (has_color ? target[0] == keyed(key->red) && target[1] == keyed(key->green) &&
-                                    target[2] == keyed(key->blue)
-                              : target[0] == keyed(key->gray))) {
-            target[3] = 0;
-        }
+        const bool known = i < png.transparent.size();
+        table[4 * i + 3] = known ? static_cast<std::uint8_t>(png.transparent[i]) : 255;
+    }
+    std::uint8_t *target = rgba.data();
+    for (std::uint8_t index : raw) {
+        std::memcpy(target, &table[4 * std::size_t{index}], 4);
+        target += 4;
+    }
+}
+
+void from_samples(const PngChunks &png, const std::vector<std::uint8_t> &raw,
+                  std::vector<std::uint8_t> &rgba) {
+    const bool has_alpha = png.color & PNG_COLOR_MASK_ALPHA;
+    const std::size_t colors = png.color & PNG_COLOR_MASK_COLOR ? 3 : 1;
+    Samples samples(raw, png.depth);
+    unsigned key[3] = {};
+    const bool keyed = !png.transparent.empty();
+    for (std::size_t c = 0; keyed && c < colors; ++c) key[c] = samples.key(png.transparent, c);
+    for (std::size_t i = 0; i < rgba.size(); i += 4) {
+        unsigned part[3] = {};
+        for (std::size_t c = 0; c < colors; ++c) part[c] = samples.next();
+        for (std::size_t c = 0; c < 3; ++c) rgba[i + c] = samples.scaled(part[colors == 1 ? 0 : c]);
+        const bool clear = keyed && std::equal(part, part + colors, key);
+        rgba[i + 3] = has_alpha ? samples.scaled(samples.next()) : clear ? 0 : 255;
     }
 }
 
 }  // namespace
 
 Decoded decode_png(const unsigned char *data, std::size_t size) {
-    Reader reader(data, size);
-    guard(reader, [](Reader &r) { png_read_info(r.png, r.info); });
-    Decoded image;
-    image.height = png_get_image_height(reader.png, reader.info);
-    image.width = png_get_image_width(reader.png, reader.info);
-    check_size(image.height, image.width);
-    const int kind = png_get_color_type(reader.png, reader.info);
-    const int depth = png_get_bit_depth(reader.png, reader.info);
+    const std::string_view file(reinterpret_cast<const char *>(data), size);
+    const PngChunks chunks = read_chunks(file);
+    const std::string alone = pixels_alone(chunks, file);
+    Reader reader(alone);
     guard(reader, [](Reader &r) {
-        const int color = png_get_color_type(r.png, r.info);
-        png_set_packing(r.png);
-        if (color == PNG_COLOR_TYPE_GRAY) {
-            png_set_expand_gray_1_2_4_to_8(r.png);
-        } else {
-            png_set_strip_16(r.png);  // the high byte
-        }
+        png_read_info(r.png, r.info);
+        png_set_packing(r.png);  // a byte for a sample of fewer bits
         png_set_interlace_handling(r.png);
         png_read_update_info(r.png, r.info);
     });
     const std::size_t stride = png_get_rowbytes(reader.png, reader.info);
-    reader.raw.resize(stride * image.height);
-    for (std::size_t y = 0; y < image.height; ++y) reader.rows.push_back(&reader.raw[y * stride]);
+    reader.raw.resize(stride * chunks.height);
+    for (std::size_t y = 0; y < chunks.height; ++y) reader.rows.push_back(&reader.raw[y * stride]);
     guard(reader, [](Reader &r) { png_read_image(r.png, r.rows.data()); });
-    // What is said after the pixels counts; if it is damaged, the pixels are there all the same.
-    (void)succeeds(reader, [](Reader &r) { png_read_end(r.png, r.info); });
-    read_metadata(reader, image);
+    Decoded image;
+    image.height = chunks.height;
+    image.width = chunks.width;
+    image.exif = chunks.exif;
+    image.xmp = chunks.xmp;
     image.rgba.resize(image.height * image.width * 4);
-    to_rgba(reader.raw, kind, depth, Colors(reader.png, reader.info), image.rgba);
+    (chunks.color == PNG_COLOR_TYPE_PALETTE ? from_palette : from_samples)(chunks, reader.raw,
+                                                                           image.rgba);
     return image;
 }
 
