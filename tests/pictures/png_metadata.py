@@ -52,6 +52,7 @@ def png_oddities() -> Iterator[Case]:
     place = whole.index(b"eXIf")
     yield Case("png with a wrong checksum of EXIF", damaged(whole, place + 10), rgb)
     yield Case("png without an end", whole[:-12], np.rot90(rgb, -1))
+    yield Case("png cut before the end of its pixels' zlib stream", whole[:-18], np.rot90(rgb, -1))
     yield Case("png with a wrong checksum of pixels", damaged(whole, len(whole) - 14), "checksum")
     yield Case("png with an unknown critical chunk", png(rgb, 8, 2, (b"ABCD", b"")), "ABCD")
     first = [(b"CgBI", b"\x50\0\x20\x02")]

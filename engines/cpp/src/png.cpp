@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include <png.h>
 
@@ -123,13 +124,8 @@ void from_samples(const PngChunks &png, const std::vector<std::uint8_t> &raw,
     }
 }
 
-}  // namespace
-
-Decoded decode_png(const unsigned char *data, std::size_t size) {
-    const std::string_view file(reinterpret_cast<const char *>(data), size);
-    const PngChunks chunks = read_chunks(file);
-    const std::string alone = pixels_alone(chunks, file);
-    Reader reader(alone);
+std::vector<std::uint8_t> decode_samples(const std::string &file, std::size_t height) {
+    Reader reader(file);
     guard(reader, [](Reader &r) {
         png_read_info(r.png, r.info);
         png_set_packing(r.png);  // a byte for a sample of fewer bits
@@ -137,17 +133,37 @@ Decoded decode_png(const unsigned char *data, std::size_t size) {
         png_read_update_info(r.png, r.info);
     });
     const std::size_t stride = png_get_rowbytes(reader.png, reader.info);
-    reader.raw.resize(stride * chunks.height);
-    for (std::size_t y = 0; y < chunks.height; ++y) reader.rows.push_back(&reader.raw[y * stride]);
+    reader.raw.resize(stride * height);
+    for (std::size_t y = 0; y < height; ++y) reader.rows.push_back(&reader.raw[y * stride]);
     guard(reader, [](Reader &r) { png_read_image(r.png, r.rows.data()); });
+    return std::move(reader.raw);
+}
+
+// libpng asks for the end of the zlib stream, though all pixels may lie before it.
+std::vector<std::uint8_t> decode_samples(const PngChunks &png, std::string_view file) {
+    try {
+        return decode_samples(pixels_alone(png, file), png.height);
+    } catch (const Error &) {
+        const std::string ended = pixels_with_an_end(png, file);
+        if (ended.empty()) throw;
+        return decode_samples(ended, png.height);
+    }
+}
+
+}  // namespace
+
+Decoded decode_png(const unsigned char *data, std::size_t size) {
+    const std::string_view file(reinterpret_cast<const char *>(data), size);
+    const PngChunks chunks = read_chunks(file);
+    const std::vector<std::uint8_t> raw = decode_samples(chunks, file);
     Decoded image;
     image.height = chunks.height;
     image.width = chunks.width;
     image.exif = chunks.exif;
     image.xmp = chunks.xmp;
     image.rgba.resize(image.height * image.width * 4);
-    (chunks.color == PNG_COLOR_TYPE_PALETTE ? from_palette : from_samples)(chunks, reader.raw,
-                                                                           image.rgba);
+    const bool has_palette = chunks.color == PNG_COLOR_TYPE_PALETTE;
+    (has_palette ? from_palette : from_samples)(chunks, raw, image.rgba);
     return image;
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string_view>
+#include <utility>
 
 #include <zlib.h>
 
@@ -78,24 +79,33 @@ std::pair<Bytes, Bytes> cut(Bytes text, char mark) {
     return {text.substr(0, at), text.substr(at + 1)};
 }
 
-// Of what is not damaged as much as is there.
-std::string inflated(Bytes packed) {
+struct Inflated {
+    std::string bytes;
+    int status;  // zlib's: Z_BUF_ERROR where the stream has no end
+};
+
+Inflated inflated(Bytes packed, std::size_t longest) {
     z_stream stream{};
     stream.next_in = reinterpret_cast<Bytef *>(const_cast<char *>(packed.data()));
     stream.avail_in = static_cast<uInt>(packed.size());
-    if (inflateInit(&stream) != Z_OK) return "";
-    std::string text;
-    int status = Z_OK;
+    Inflated result{"", inflateInit(&stream)};
     char block[1 << 14];
-    while (status == Z_OK && text.size() < kInflated) {
+    while (result.status == Z_OK && result.bytes.size() < longest) {
         stream.next_out = reinterpret_cast<Bytef *>(block);
         stream.avail_out = sizeof block;
-        status = inflate(&stream, Z_NO_FLUSH);
-        text.append(block, sizeof block - stream.avail_out);
+        result.status = inflate(&stream, Z_NO_FLUSH);
+        result.bytes.append(block, sizeof block - stream.avail_out);
     }
     inflateEnd(&stream);
-    const bool damage = status != Z_OK && status != Z_STREAM_END && status != Z_BUF_ERROR;
-    return damage ? "" : text;
+    return result;
+}
+
+// A packed text; of one that is cut as much as is there, of one that is damaged nothing.
+std::string unpacked_text(Bytes packed) {
+    Inflated text = inflated(packed, kInflated);
+    const int status = text.status;
+    const bool fine = status == Z_OK || status == Z_STREAM_END || status == Z_BUF_ERROR;
+    return fine ? std::move(text.bytes) : "";
 }
 
 // What follows a text's keyword.
@@ -113,7 +123,7 @@ std::string text_of(Bytes name, Bytes rest) {
         rest = cut(cut(rest, 0).second, 0).second;  // a language, and the keyword in it
     }
     if (!packed) return std::string(rest);
-    return method == 0 ? inflated(rest) : "";
+    return method == 0 ? unpacked_text(rest) : "";
 }
 
 // Bytes in hexadecimal that follow three lines: an empty one, a name and a length.
@@ -227,6 +237,22 @@ std::string pixels_alone(const PngChunks &png, Bytes file) {
     for (Bytes piece : png.pixels) append("IDAT", piece);
     append("IEND", "");
     return out;
+}
+
+std::string pixels_with_an_end(const PngChunks &png, Bytes file) {
+    std::string packed;
+    for (Bytes piece : png.pixels) packed += piece;
+    const std::size_t row = 8 * png.width + 1, longest = 2 * row * png.height + 64;
+    const Inflated pixels = inflated(packed, longest);
+    if (pixels.status != Z_BUF_ERROR) return "";
+    uLongf size = compressBound(static_cast<uLong>(pixels.bytes.size()));
+    std::string again(size, 0);
+    compress2(reinterpret_cast<Bytef *>(again.data()), &size,
+              reinterpret_cast<const Bytef *>(pixels.bytes.data()),
+              static_cast<uLong>(pixels.bytes.size()), Z_BEST_SPEED);
+    PngChunks ended = png;
+    ended.pixels = {Bytes(again).substr(0, size)};
+    return pixels_alone(ended, file);
 }
 
 }  // namespace dsd
