@@ -1,4 +1,4 @@
-"""What is worth remembering between runs on this machine: compiled models and measurements.
+"""What is worth remembering between runs on this machine: compiled models, measurements, copies.
 
 The folder is `$DSD_TRT_CACHE`, else `dsd-trt` in `$XDG_CACHE_HOME` or `~/.cache`; it may be deleted
 at any time. An empty `DSD_TRT_CACHE` keeps nothing.

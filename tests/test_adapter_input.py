@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from checkpoints import write_adapter
 from exported import Exported
@@ -99,6 +103,31 @@ def test_a_bundle_is_adapted_in_its_own_place(fed: Bundle, other: Path, tmp_path
     assert read_bundle(once).manifest.calibration.a == 3.0
     assert np.array_equal(scores(read_bundle(once)), first)
     assert read_bundle(fed.folder).manifest == fed.manifest  # shares files, and is left alone
+
+
+def test_neither_bundle_shares_a_file_with_the_other(
+    fed: Bundle, other: Path, tmp_path: Path
+) -> None:
+    """ONNX's own tools refuse weights that have two names, the first bundle's as well."""
+    mine = read_bundle(Path(shutil.copytree(fed.folder, tmp_path / "mine")))
+    (mine.folder / "not of the bundle").symlink_to(sys.executable)
+    taken: list[int] = []
+    adapted = replace_adapter(mine, other, tmp_path / "adapted", copied=taken.append)
+    (mine.folder / "not of the bundle").unlink()
+    assert {path.name for path in adapted.folder.iterdir()} == {*mine.manifest.files, "bundle.json"}
+    sizes = [entry.size for entry in mine.manifest.files.values()]
+    assert taken == [0] or 0.9 * sum(sizes) < taken[0] <= sum(sizes)
+    for bundle in (mine, adapted):
+        assert {path.stat().st_nlink for path in bundle.folder.iterdir()} == {1}
+        for graph in bundle.manifest.graphs.values():
+            path = bundle.path(graph.file)
+            onnx.load(path)
+            onnx.checker.check_model(path)
+    inspect = [str(Path(sys.executable).with_name("polygraphy")), "inspect", "model"]
+    done = subprocess.run(
+        [*inspect, mine.path("text_encoder.onnx")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_graphs_and_plans_outlive_the_adapter(fed: Bundle, other: Path, tmp_path: Path) -> None:

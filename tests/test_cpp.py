@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from bundles import FRACTIONS
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
+from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 from test_cpp_image import CASES, clip_tokenizer, picture
 from test_cpp_tokenizer import nasty_texts
 
@@ -148,6 +149,48 @@ def test_threads_share_a_scorer(cpp_library: ctypes.CDLL) -> None:
     assert len(results) == 3
     assert all(np.array_equal(result, expected) for result in results)
     scorer.close()
+
+
+@pytest.mark.parametrize("layout", ["links", "stored", "some are files"])
+def test_a_snapshot_of_the_hub_is_scored_as_the_bundle(
+    layout: str, cpp_library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    snapshot = lay_out(tmp_path, EMBEDDED, stored=layout == "stored")
+    if layout == "some are files":  # ONNX Runtime follows no link out of the graph's folder
+        for name in ("pair_scorer.onnx", "bundle.json"):
+            (snapshot / name).unlink()
+            shutil.copyfile(EMBEDDED / name, snapshot / name)
+    plain, linked = CppScorer(cpp_library, EMBEDDED), CppScorer(cpp_library, snapshot)
+    scores = [scorer.score(IMAGES[:1], TEXTS[:2])[0] for scorer in (plain, linked)]
+    assert np.array_equal(*scores)
+    for scorer in (plain, linked):
+        scorer.close()
+
+
+@pytest.mark.parametrize("damage", LEADING_OUT, ids=lambda damage: damage.__name__)
+def test_a_link_that_leads_out_of_the_repository_is_refused(
+    damage: Callable[[Path], None], cpp_library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    snapshot = lay_out(tmp_path, EMBEDDED)
+    file = "MODEL_CARD.md"  # the first that is verified
+    damage(snapshot / file)
+    named = "bundle.json" if damage is through_linked_blobs else file
+    with pytest.raises(CppError, match=f"'{named}' lies outside the bundle") as caught:
+        CppScorer(cpp_library, snapshot)
+    assert caught.value.status == 2
+
+
+def test_what_of_a_snapshot_was_not_downloaded_is_named(
+    cpp_library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    snapshot = lay_out(tmp_path, EMBEDDED)
+    (snapshot / "MODEL_CARD.md").resolve().unlink()
+    complaint = f"'MODEL_CARD.md' is missing; .* hf download org/name MODEL_CARD.md .* {COMMIT}"
+    with pytest.raises(CppError, match=complaint):
+        CppScorer(cpp_library, snapshot)
+    relink(snapshot / "bundle.json", "bundle.json")
+    with pytest.raises(CppError, match=r"is not a bundle|lies outside"):
+        CppScorer(cpp_library, snapshot)
 
 
 def test_wrong_input_is_refused(cpp_library: ctypes.CDLL) -> None:

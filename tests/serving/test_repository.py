@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -18,7 +19,8 @@ from bundles import make_bundle
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
-from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
+from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer, disk
+from dsd_trt.bundle import bundle_folder, read_bundle
 from dsd_trt.engines.triton.config import check_config
 from dsd_trt.engines.triton.repository import write_repository
 from dsd_trt.errors import DsdError
@@ -47,6 +49,41 @@ def signature(values: Any) -> dict[str, tuple[str, list[int]]]:
         )
         for it in values
     }
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "python"])
+def test_no_file_is_shared_with_the_bundle(engine: Any, tmp_path: Path) -> None:
+    """Not with the package's own either: ONNX's tools refuse weights that have two names."""
+    bundle = read_bundle(bundle_folder(None))
+    linked = tmp_path / "of before"  # a repository that an earlier version made of hard links
+    shutil.copytree(bundle.folder, tmp_path / "bundle")
+    linked.mkdir()
+    (linked / "weights.data").hardlink_to(tmp_path / "bundle" / "weights.data")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write_repository(bundle, linked, engine)
+    written = write_repository(bundle, tmp_path / "models", engine)
+    files = [path for path in written.folder.rglob("*") if path.is_file()]
+    graphs = [bundle.manifest.graphs[name].file for name in GRAPHS]
+    sizes = [bundle.manifest.files[name].size for name in (*graphs, *["weights.data"] * 3)]
+    assert written.bytes_taken == 0 or 0 <= written.bytes_taken - sum(sizes) < 1e6
+    for path in (*files, *bundle.folder.iterdir()):
+        assert path.stat().st_nlink == 1
+    for path in (*written.folder.rglob("*.onnx"), *bundle.folder.glob("*.onnx")):
+        onnx.load(path)
+        onnx.checker.check_model(path)
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = read_bundle(bundle_folder(None))
+    needed = 3 * bundle.manifest.files["weights.data"].size
+    monkeypatch.setattr(disk, "_clone", lambda source, target: False)
+    usage = shutil.disk_usage(tmp_path)._replace(free=needed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=rf"{tmp_path} has room for .* the repository needs"):
+        write_repository(bundle, tmp_path / "models")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -44,30 +44,95 @@ std::string sha256(const fs::path &path) {
     return hash.hex();
 }
 
+// A snapshot in the Hugging Face cache, whose files are links. dsd_trt/snapshot.py has the rules.
+struct Snapshot {
+    fs::path repository;
+    std::string commit;
+
+    // The snapshot that a folder is, or lies in; its repository is empty if there is none.
+    static Snapshot around(const fs::path &folder) {
+        for (fs::path place = fs::canonical(folder); place.has_relative_path();
+             place = place.parent_path()) {
+            const fs::path repository = place.parent_path().parent_path();
+            if (place.parent_path().filename() == "snapshots" &&
+                repository.filename().string().rfind("models--", 0) == 0) {
+                return {repository, place.filename().string()};
+            }
+        }
+        return {};
+    }
+
+    // Whether a link leads to a blob of the repository and nowhere else.
+    bool leads_to_blob(const fs::path &link) const {
+        const fs::path blobs = repository / "blobs", store = repository.parent_path() / "blobs";
+        const fs::path blob = one_step(link);
+        if (blob.parent_path() != blobs || fs::is_symlink(blobs)) return false;
+        if (!fs::is_symlink(blob)) return true;
+        const fs::path stored = one_step(blob);
+        const std::string hash = stored.filename().string();
+        return hash.size() == 64 && hash.find_first_not_of("0123456789abcdef") == hash.npos &&
+               stored == store / hash.substr(0, 2) / hash && !fs::is_symlink(stored) &&
+               fs::weakly_canonical(stored) == stored &&
+               fs::is_regular_file(store / ".huggingface-shared-blobs");
+    }
+
+    // What to do about a file that is not as it should be.
+    std::string again(const std::string &file) const {
+        if (repository.empty()) return "copy the bundle again";
+        std::string name = repository.filename().string().substr(std::strlen("models--"));
+        if (const auto at = name.find("--"); at != name.npos) name.replace(at, 2, "/");
+        return "download it again: hf download " + name + " " + file + " --revision " + commit +
+               " --force-download";
+    }
+
+  private:
+    // Where a link leads, not following others; empty if it is absolute.
+    static fs::path one_step(const fs::path &link) {
+        const fs::path target = fs::read_symlink(link);
+        if (target.is_absolute()) return {};
+        return (fs::canonical(link.parent_path()) / target).lexically_normal();
+    }
+};
+
+bool lies_in(const fs::path &path, const fs::path &folder) {
+    const fs::path within = fs::weakly_canonical(path).lexically_relative(fs::canonical(folder));
+    return !within.empty() && *within.begin() != "..";
+}
+
+// Refuses a name, or a link, that leads out of a bundle, other than to the snapshot's blobs.
+void require_inside(const fs::path &folder, const std::string &name, const Snapshot &snapshot) {
+    const fs::path pure(name), path = folder / name;
+    bool fits = !name.empty() && !pure.is_absolute() && name.find('\\') == name.npos;
+    for (const fs::path &part : pure) fits = fits && part != "..";
+    fits = fits && lies_in(path.parent_path(), folder);
+    if (fits && fs::is_symlink(path)) {
+        fits = snapshot.repository.empty() ? lies_in(path, folder) : snapshot.leads_to_blob(path);
+    }
+    if (!fits) throw Error(ErrorCode::bundle, "file '" + name + "' lies outside the bundle");
+}
+
 // Returns its hash.
-std::string verify_file(const fs::path &folder, const std::string &name, Fields entry) {
+std::string verify_file(const fs::path &folder, const std::string &name, const Snapshot &snapshot,
+                        Fields entry) {
     const Json &size = entry["size"];
     require(size.is_number_unsigned(), entry.at("size"), "must be an integer of at least 0");
     const std::string hash = entry.text("sha256");
     entry.nothing_else();
 
     const fs::path path = folder / name;
-    const fs::path within = fs::weakly_canonical(path).lexically_relative(fs::canonical(folder));
-    if (fs::path(name).is_absolute() || name.find('\\') != std::string::npos || within.empty() ||
-        *within.begin() == "..") {
-        throw Error(ErrorCode::bundle, "file '" + name + "' lies outside the bundle");
-    }
+    require_inside(folder, name, snapshot);
+    const std::string again = snapshot.again(name);
     if (!fs::is_regular_file(path)) {
-        throw Error(ErrorCode::bundle, "file '" + name + "' is missing; copy the bundle again");
+        const char *is = fs::exists(path) ? "' is no file; " : "' is missing; ";
+        throw Error(ErrorCode::bundle, "file '" + name + is + again);
     }
     if (const auto found = fs::file_size(path); found != size.get<std::uintmax_t>()) {
         throw Error(ErrorCode::bundle, "file '" + name + "' has " + std::to_string(found) +
-                                           " bytes instead of " + size.dump() +
-                                           "; copy the bundle again");
+                                           " bytes instead of " + size.dump() + "; " + again);
     }
     if (sha256(path) != hash) {
         throw Error(ErrorCode::bundle,
-                    "file '" + name + "' was altered (sha256 differs); copy the bundle again");
+                    "file '" + name + "' was altered (sha256 differs); " + again);
     }
     return hash;
 }
@@ -105,7 +170,11 @@ GraphFile read_graph(Fields &graphs, const std::string &name, const fs::path &fo
     Fields fields = graphs.object(name);
     const std::string file = fields.text("file");
     require_listed(files, fields.at("file"), file);
-    GraphFile graph{name, folder / file, graph_hash(file, files),
+    std::vector<fs::path> weights;
+    for (const auto &[other, content] : files) {
+        if (fs::path(other).extension() == ".data") weights.push_back(folder / other);
+    }
+    GraphFile graph{name, folder / file, graph_hash(file, files), std::move(weights),
                     read_tensors(fields.list("inputs"), fields.at("inputs")),
                     read_tensors(fields.list("outputs"), fields.at("outputs"))};
     fields.nothing_else();
@@ -281,8 +350,9 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
 
     Fields entries = manifest.object("files");
     Hashes files;
+    const Snapshot snapshot = Snapshot::around(folder);
     for (const auto &item : json["files"].items()) {
-        files[item.key()] = verify_file(folder, item.key(), entries.object(item.key()));
+        files[item.key()] = verify_file(folder, item.key(), snapshot, entries.object(item.key()));
     }
 
     Bundle bundle{};
@@ -348,6 +418,7 @@ Bundle read_bundle(const fs::path &folder) {
     }
     const std::string where = "bundle " + folder.string() + ": ";
     try {
+        require_inside(folder, kManifest, Snapshot::around(folder));
         const std::string text{std::istreambuf_iterator<char>(stream), {}};
         return read_manifest(Json::parse(text), folder);
     } catch (const Json::exception &error) {

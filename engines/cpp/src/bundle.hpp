@@ -26,6 +26,7 @@ struct GraphFile {
     std::string name;
     std::filesystem::path path;
     std::string hash;  // of all that a plan of it is compiled from
+    std::vector<std::filesystem::path> weights;  // of all graphs; some engines take no links
     std::vector<Tensor> inputs, outputs;
 };
 

@@ -1,4 +1,7 @@
+#include <fcntl.h>
 #include <onnxruntime_cxx_api.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <utility>
 
@@ -25,13 +28,61 @@ Ort::Env open_library() {
     return Ort::Env(ORT_LOGGING_LEVEL_ERROR, "dsd");
 }
 
-Ort::Session open_session(Ort::Env &env, const std::string &path, int threads) {
+// A file in memory, as far as it is read.
+class Mapped {
+  public:
+    explicit Mapped(const std::filesystem::path &path) : size_(std::filesystem::file_size(path)) {
+        const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        if (file < 0) throw Error(ErrorCode::engine, path.string() + " cannot be read");
+        start_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+        close(file);
+        if (start_ == MAP_FAILED) throw Error(ErrorCode::engine, path.string() + " cannot be read");
+    }
+    ~Mapped() {
+        if (start_) munmap(start_, size_);
+    }
+    Mapped(Mapped &&other) noexcept
+        : start_(std::exchange(other.start_, nullptr)), size_(other.size_) {}
+
+    char *start() const { return static_cast<char *>(start_); }
+    std::size_t size() const { return size_; }
+
+  private:
+    void *start_ = nullptr;
+    std::size_t size_;
+};
+
+// Hands ONNX Runtime the weights that are links, which it would not follow out of a graph's folder.
+class LinkedWeights {
+  public:
+    LinkedWeights(Ort::SessionOptions &options, const GraphFile &file) {
+        std::vector<std::string> names;
+        std::vector<char *> starts;
+        std::vector<std::size_t> sizes;
+        for (const auto &path : file.weights) {
+            if (!std::filesystem::is_symlink(path)) continue;
+            mapped_.emplace_back(path);
+            names.push_back(path.lexically_relative(file.path.parent_path()).string());
+            starts.push_back(mapped_.back().start());
+            sizes.push_back(mapped_.back().size());
+        }
+        if (names.empty()) return;
+        options.AddExternalInitializersFromFilesInMemory(names, starts, sizes);
+    }
+
+  private:
+    std::vector<Mapped> mapped_;
+};
+
+Ort::Session open_session(Ort::Env &env, const GraphFile &file, int threads) {
+    const std::string path = file.path.string();
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(3);  // errors, which are thrown as well
     options.SetIntraOpNumThreads(threads);
     // Waiting threads sleep: faster at small batches, and it leaves cores to others.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     try {
+        const LinkedWeights weights(options, file);  // read while the session is made
         return Ort::Session(env, path.c_str(), options);
     } catch (const Ort::Exception &error) {
         throw Error(ErrorCode::engine, "ONNX Runtime refuses " + path + ": " + error.what());
@@ -70,7 +121,7 @@ struct Graph::Parts {
 Graph::Graph(const Engine &engine, const GraphFile &file)
     : parts_(std::make_unique<Parts>(
           Parts{file.inputs, file.outputs, file.path.string(),
-                open_session(engine.parts_->env, file.path.string(), engine.parts_->threads)})) {
+                open_session(engine.parts_->env, file, engine.parts_->threads)})) {
     const Ort::Session &session = parts_->session;
     check_signature(parts_->path, file.inputs, session.GetInputNames(),
                     [&](std::size_t i, const Tensor &declared) {
