@@ -5,6 +5,7 @@ Each test runs a fresh interpreter and reads what it had loaded when it ended.
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -18,6 +19,14 @@ from PIL import Image, ImageDraw
 
 from dsd_trt.cli import SUBCOMMANDS
 
+ROOT = Path(__file__).parents[1]
+# What the modules of each folder may import of the package.
+MAY_IMPORT = {
+    "dsd_trt": {"dsd_trt"},
+    "train": {"dsd_trt", "train"},
+    "export": {"dsd_trt", "train", "export"},
+    "engines": {"dsd_trt", "engines"},
+}
 TRAINING = frozenset({"torch", "diffusers", "transformers", "onnx"})
 SERVING = frozenset({"tritonclient"})
 ENGINES = frozenset({"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"})
@@ -46,6 +55,20 @@ image, engine = sys.argv[1:]
 matrix = Scorer.load(engine=engine).score([image], ["a red circle", "a blue square"])
 print(json.dumps(matrix.scores.tolist()))
 """
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_folders_import_each_other_in_one_direction(folder: str) -> None:
+    """As the README says, lazy imports included."""
+    imported = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            parts = (name.split(".") for name in names if name.split(".")[0] == "dsd_trt")
+            imported |= {it[1] if it[1:2] and it[1] in MAY_IMPORT else "dsd_trt" for it in parts}
+    assert imported == MAY_IMPORT[folder]
 
 
 @dataclass(frozen=True)

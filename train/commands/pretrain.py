@@ -28,8 +28,8 @@ def pretrain() -> None:
 def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     """Train the embedded model "shapes": coloured shapes, 64 x 64, 6 M parameters.
 
-    Takes about three hours on two CPU cores. A run that was stopped goes on from its last
-    checkpoint when the same command is given again.
+    Takes a day or two on two CPU cores. A run that was stopped goes on from its last checkpoint
+    when the same command is given again.
     """
     import torch
     from rich.console import Console
