@@ -9,10 +9,12 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+from onnx import helper, numpy_helper
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle import bundle_folder, read_bundle
 from dsd_trt.cache import cache_folder, recall, remember
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine.openvino import OpenVinoEngine
 
 
@@ -111,6 +113,35 @@ def test_other_weights_are_compiled_anew(cache: Path, tmp_path: Path) -> None:
     content[int(place["offset"]) + 1] ^= 0x40  # of a number's exponent
     file.write_bytes(content)
     assert not open_it(bundle).from_cache
+
+
+def test_other_weights_are_computed_with(cache: Path, tmp_path: Path) -> None:
+    """OpenVINO 2026.4 computes with the old ones where it is given the path to compile from.
+
+    Of a path its cache knows the graph alone, not the file of weights beside it.
+    """
+    path = tmp_path / "sum.onnx"
+    x = TensorSpec("x", "float32", ("B", 16))
+    graph = Graph(path.name, (x,), (TensorSpec("y", "float32", ("B", 16)),))
+
+    def sums(weight: float) -> tuple[bool, float]:
+        model = helper.make_model(
+            helper.make_graph(
+                [helper.make_node("MatMul", ["x", "w"], ["y"])],
+                "sum",
+                *([helper.make_tensor_value_info(name, 1, ["B", 16])] for name in "xy"),
+                [numpy_helper.from_array(np.full((16, 16), weight, np.float32), "w")],
+            ),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
+        )
+        (tmp_path / "w.data").unlink(missing_ok=True)
+        outside = {"save_as_external_data": True, "location": "w.data", "size_threshold": 0}
+        onnx.save(model, path, **outside)
+        engine = OpenVinoEngine(path, graph)
+        return engine.from_cache, float(engine.run({"x": np.ones((1, 16), np.float32)})["y"][0, 0])
+
+    assert [sums(weight) for weight in (1, 1, 2)] == [(False, 16), (True, 16), (False, 32)]
 
 
 @pytest.mark.skipif(

@@ -29,13 +29,14 @@ from safetensors.torch import load_file
 
 from dsd_trt import Scorer, read_bundle
 from dsd_trt.cli import cli
-from dsd_trt.contract import graph_contract
+from dsd_trt.contract import Graph, TensorSpec, graph_contract
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
 from dsd_trt.export.describe import describe
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX
 from dsd_trt.export.settings import Settings
+from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.manifest import Calibration
 from dsd_trt.tokenizer import Tokenizer
@@ -256,6 +257,24 @@ def test_equal_weights_are_stored_once_and_others_apart(tmp_path: Path) -> None:
     assert np.array_equal(other.numpy(), ones + np.float32(1e-3))
     assert all(tensor.offset % 4096 == 0 for tensor in (first, other))
     assert (tmp_path / "weights.data").stat().st_size == 2 * ones.nbytes
+
+
+class Branching(torch.nn.Module):
+    """What has to be decided for every batch that is not of one item, as libraries' code has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x if x.shape[0] == 1 else 3 * x
+
+
+def test_branches_are_decided_for_batches_of_many(tmp_path: Path) -> None:
+    """Traced with one item, a graph claims a dynamic batch and computes as for one item alone."""
+    specs = [(TensorSpec(name, "float32", ("B", 2)),) for name in "xy"]
+    with WeightFile(tmp_path) as weights:
+        model = trace(Branching(), Graph("branching.onnx", *specs), weights)
+    session = ort.InferenceSession(model.SerializeToString())
+    for count in (2, 3, 8):
+        (found,) = session.run(None, {"x": np.ones((count, 2), np.float32)})
+        assert np.array_equal(found, np.full((count, 2), 3, np.float32))
 
 
 # The files

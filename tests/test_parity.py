@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import openvino as ov
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dsd_trt.agreement import compare, spearman, top1_agreement
 from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.modules import BuildScoring, drop_weights, traceable
@@ -99,6 +101,23 @@ def test_emulation_rounds_as_half_precision_arithmetic_does() -> None:
     assert np.array_equal(square, (total * total).astype(np.float32))
     assert np.array_equal(exact, (total * total).astype(np.float32) * third)  # not rounded
     assert np.array_equal(y, exact.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+def test_emulation_survives_the_engine_that_measures(frugal: bool, tmp_path: Path) -> None:
+    """ONNX Runtime keeps the pairs of casts that round; OpenVINO 2026.4 leaves them out."""
+    x = np.array([1 + 2**-12, 1 / 3, 70_000], np.float32)
+    model = _model([helper.make_node("Add", ["x", "x"], ["y"])], {}, "y")
+    emulate_half(model)
+    path = tmp_path / "rounded.onnx"
+    onnx.save(model, path)
+    specs = [(TensorSpec(name, "float32", ("n",)),) for name in "xy"]
+    found = OnnxRuntimeEngine(path, Graph(path.name, *specs), frugal=frugal).run({"x": x})["y"]
+    with np.errstate(over="ignore"):
+        wanted = (x.astype(np.float16) + x.astype(np.float16)).astype(np.float32)
+    assert np.array_equal(found, wanted)
+    # Should it come to keep them, FP16 can be emulated on it, too.
+    assert not np.array_equal(ov.Core().compile_model(path, "CPU")(x)[0], wanted)
 
 
 def test_emulation_overflows_where_plain_onnxruntime_does_not() -> None:
