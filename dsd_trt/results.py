@@ -55,7 +55,7 @@ class PairScores:
     """Scores of P (image, text) pairs.
 
     Attributes:
-        images: names, as in `ScoreMatrix`, one a pair.
+        images: names, as in `ScoreMatrix`, one a pair; an image in several has that of the first.
         texts: one a pair.
         scores: f(y, x), float32 (P,); NaN where `errors` has the image, the text or the pair.
         probabilities: sigmoid(a f + b), float32 (P,).

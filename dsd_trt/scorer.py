@@ -196,10 +196,12 @@ class Scorer:
         """
         pairs = checked_pairs(pairs)
         unique, text_of = unique_texts([text for _, text in pairs])
-        names = [name_of(image, place) for place, (image, _) in enumerate(pairs)]
         places: dict[object, list[int]] = {}  # where in `pairs` each image occurs
         for place, (image, _) in enumerate(pairs):
             places.setdefault(image_identity(image), []).append(place)
+        # An image has one name, by which its error is found, in all of its pairs.
+        firsts = [places[image_identity(image)][0] for image, _ in pairs]
+        names = [name_of(pairs[first][0], first) for first in firsts]
         jobs = (Job(pairs[at[0]][0], text_of[at]) for at in places.values())
         scores = np.full(len(pairs), np.nan, np.float32)
         texts = tuple(text for _, text in pairs)

@@ -30,6 +30,7 @@ from dsd_trt.train.baselines.matcher import (
 )
 from dsd_trt.train.baselines.prompts import PromptLearning
 from dsd_trt.train.commands.baseline import baseline
+from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.answers import grade
 from dsd_trt.train.fewshot.batch import sample_batch
@@ -226,16 +227,20 @@ def test_scores_do_not_depend_on_the_batch(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_image_that_cannot_be_decoded_spoils_its_own_pairs_alone(
+def test_an_image_that_cannot_be_decoded_costs_its_own_question_alone(
     clip: Clip, questions: list[Question], method: str, tmp_path: Path
 ) -> None:
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"\x89PNG")
     score = by_matcher(_disturbed(clip, method))
     picture, text = questions[0].candidates[0]
-    scores = score([Question("k", ((torn, text), (picture, text)), 1, "s"), questions[1]])
-    assert np.isnan(scores[0]).tolist() == [True, False]
-    assert not np.isnan(scores[1]).any()
+    spoilt, left_out = Question("k", ((torn, text), (picture, text)), 1, "s"), LeftOut()
+    scores = score([questions[0], spoilt, questions[1]], left_out.add)
+    assert np.isnan(scores[1]).all()
+    assert np.abs(np.subtract(scores[::2], score(questions[:2]))).max() < 1e-6
+    (failure,) = left_out.failures
+    assert (left_out.questions, failure.image) == (1, str(torn))
+    assert np.isnan(score([spoilt])[0]).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

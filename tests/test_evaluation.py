@@ -19,11 +19,20 @@ from PIL import Image
 from dsd_trt import Scorer
 from dsd_trt.cli import cli
 from dsd_trt.errors import InputError
+from dsd_trt.results import Failure
+from dsd_trt.train.data.left_out import LeftOut, Report
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.data.shapes import shapes_comvg, shapes_refcocog
-from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade
+from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade, ignore
 from dsd_trt.train.evaluation.by_model import by_model
-from dsd_trt.train.evaluation.figures import Figure, as_text, figures, plot
+from dsd_trt.train.evaluation.figures import (
+    Figure,
+    as_text,
+    count_left_out,
+    figures,
+    plot,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -44,12 +53,13 @@ def _question(number: int, candidates: int = 3) -> Question:
         ([0.4, 0.3, 0.5], 3),
         ([0.3, 0.3, 0.1], 2),  # a tie stands before
         ([0.3, 0.3, 0.3], 3),
-        ([0.1, math.nan, 0.2], 3),
-        ([math.nan, 0.3, 0.2], 3),  # nobody knows whether it would have been higher
+        ([0.1, math.nan, 0.2], None),
+        ([math.nan, 0.3, 0.2], None),  # nobody knows whether it would have been higher
+        ([0.1, 0.3, math.inf], None),
     ],
 )
-def test_the_right_candidates_rank_counts_ties_and_missing_scores_against_it(
-    scores: list[float], rank: int
+def test_a_rank_counts_ties_against_it_and_needs_all_scores(
+    scores: list[float], rank: int | None
 ) -> None:
     assert grade(_question(1), scores) == Answer("kind", "source 1", 3, rank)
 
@@ -57,16 +67,24 @@ def test_the_right_candidates_rank_counts_ties_and_missing_scores_against_it(
 class Judge:
     """Scores candidates by a fixed rule and remembers what it was asked."""
 
-    def __init__(self, dies_at: int | None = None) -> None:
+    def __init__(self, dies_at: int | None = None, torn: Sequence[int] = ()) -> None:
         self.asked: list[str] = []
-        self._dies_at = dies_at
+        self._dies_at, self._torn = dies_at, [f"source {number}" for number in torn]
 
-    def __call__(self, questions: Sequence[Question]) -> list[list[float]]:
+    def __call__(
+        self, questions: Sequence[Question], left_out: Report = ignore
+    ) -> list[list[float]]:
+        scores = []
         for question in questions:
             self.asked.append(question.source)
             if len(self.asked) == self._dies_at:
                 raise KeyboardInterrupt
-        return [[float(k == int(q.source.split()[1]) % 2) for k in range(3)] for q in questions]
+            place = int(question.source.split()[1]) % 2
+            scores.append([float(k == place) for k in range(3)])
+            if question.source in self._torn:
+                left_out(question, [Failure(question.source, "it is torn")])
+                scores[-1][1] = math.nan
+        return scores
 
 
 def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
@@ -86,6 +104,35 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     again = Judge()
     assert list(ask(questions, again, path)) == whole
     assert again.asked == []
+
+
+def test_what_was_left_out_is_asked_again_and_the_rest_is_not(tmp_path: Path) -> None:
+    questions, path = [_question(number) for number in range(70)], tmp_path / "answers.jsonl"
+    torn = (3, 40, 69)
+    first = list(ask(questions, Judge(torn=torn), path))
+    assert [i for i, answer in enumerate(first) if answer.rank is None] == list(torn)
+    assert first[40].failures == (Failure("source 40", "it is torn"),)
+    assert first == list(ask(questions, Judge(torn=torn)))
+    before = path.read_bytes()
+
+    again = Judge(torn=torn)
+    assert list(ask(questions, again, path)) == first
+    assert again.asked == ["source 3", "source 40", "source 69"]
+    assert path.read_bytes() == before
+
+    mended = list(ask(questions, Judge(torn=(40,)), path))
+    assert [i for i, answer in enumerate(mended) if answer.rank is None] == [40]
+    judge = Judge()
+    assert list(ask(questions, judge, path)) == list(ask(questions, Judge()))
+    assert judge.asked == ["source 40"]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    for content in ("[1]\n", "no json\n", '{"kind": "k"}\n', "\u00e9\n"):
+        path.write_text(content, "latin-1")
+        with pytest.raises(InputError, match=r"answers\.jsonl holds something else than answers"):
+            list(ask([_question(1)], Judge(), path))
 
 
 def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
@@ -160,13 +207,44 @@ def test_winoground_items_count_as_a_whole() -> None:
 
 def test_tables_and_plots_show_every_row(tmp_path: Path) -> None:
     rows = figures([*_answers("subject", [1, 1, 2, 1]), *_answers("object", [1, 2])])
-    lines = as_text(rows).splitlines()
+    lines = as_text(rows, LeftOut()).splitlines()
+    assert len(lines) == 5
     assert lines[0].startswith("| asked | questions | chance | top-1 |")
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| subject", "| object", "| all"]
     assert " | 75.0 | " in lines[2]
     plot(rows, tmp_path / "plot.png", "a title")
     with Image.open(tmp_path / "plot.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**24) or []) > 10
+
+
+def test_what_is_left_out_counts_for_nothing() -> None:
+    lost = Answer("object", "object 9", 2, None, (Failure("a.png", "torn"),))
+    gone = Answer("verb", "verb 1", 2, None, (Failure("a.png", "torn"), Failure("b.png", "torn")))
+    whole = _answers("subject", [1, 1, 2, 1]) + _answers("object", [1, 2])
+    answers = [lost, *whole, gone]
+    assert [row.name for row in figures(answers)] == ["subject", "object", "all"]
+    by_name = {row.name: row for row in figures(whole)}
+    assert _row(figures(answers), "object") == by_name["object"]
+    assert figures([lost, gone]) == []
+    left_out = count_left_out(answers)
+    assert left_out.questions == 2
+    assert [failure.image for failure in left_out.failures] == ["a.png", "b.png"]
+    text = as_text(figures(answers), left_out)
+    assert text.endswith("|\n\n2 questions left out, for 2 images that failed\n")
+    plain = json.loads(to_json(figures(answers), {"data": "x"}, left_out))
+    assert (plain["left_out"], len(plain["errors"])) == (2, 2)
+
+
+def test_an_item_with_a_question_left_out_is_left_out_as_a_whole() -> None:
+    """What is left of it would be easier to answer."""
+    ranks = {"a": (1, 1, 1, 1), "b": (1, None, 1, 1), "c": (1, 2, 1, 1)}
+    answers = [
+        Answer(kind, name, 2, rank)
+        for name, of_item in ranks.items()
+        for kind, rank in zip(("text", "text", "image", "image"), of_item, strict=True)
+    ]
+    assert [(row.questions, row.top1) for row in figures(answers)] == [(2, 50), (2, 100), (2, 50)]
+    assert figures([answer for answer in answers if answer.source == "b"]) == []
 
 
 def test_model_and_bundle_give_the_same_scores(exported_fp32: Exported) -> None:

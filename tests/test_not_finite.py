@@ -73,6 +73,7 @@ def test_an_image_a_text_and_a_pair_are_named_and_the_rest_is_scored(
     places = [(4, 0), (2, 1), (1, 0), (2, 0), (0, 2), (2, 1), (0, 3)]
     pairs = scorer.score_pairs([(IMAGES[i], TEXTS[j]) for i, j in places])
     np.testing.assert_allclose(pairs.scores, [matrix.scores[place] for place in places], atol=1e-6)
+    assert pairs.images[1] == pairs.images[3] == pairs.images[5] == "image 1"
     assert _failed(pairs.errors) == [
         (None, "a blue circle"),
         ("image 1", "a dog"),

@@ -14,6 +14,7 @@ from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.baselines.head import HeadTuning
 from dsd_trt.train.baselines.matcher import Matcher, encode_questions, pair_up, score_all
 from dsd_trt.train.baselines.prompts import PromptLearning
+from dsd_trt.train.data.left_out import LeftOut, refuse
 from dsd_trt.train.data.question import Question, split
 from dsd_trt.train.device import best_device
 from dsd_trt.train.fewshot.batch import sample_batch
@@ -70,6 +71,7 @@ def train_baseline(
     settings: FewShotSettings,
     validation: float = 0.15,
     report: Report = lambda step, loss, validation: None,
+    left_out: LeftOut | None = None,
 ) -> tuple[Matcher, History]:
     """Train a baseline on few-shot questions.
 
@@ -80,17 +82,22 @@ def train_baseline(
         settings: as for `fit`.
         validation: share of the questions' sources kept to stop early by.
         report: told of every step.
+        left_out: gets the questions that are left out; None refuses them.
 
     Raises:
         InputError: questions that cannot be learned from.
     """
     kept, learned = split(questions, validation, settings.seed)
     matcher = build_matcher(clip, method, settings.seed)
+    note = refuse if left_out is None else left_out.add
+    examples = encode_questions(matcher, learned, note)
+    if left_out is not None:
+        left_out.require_some(len(examples), "few-shot examples")
     history = fit(
         matcher,
-        encode_questions(matcher, learned),
+        examples,
         settings,
-        validation=encode_questions(matcher, kept) if kept else None,
+        validation=encode_questions(matcher, kept, note) if kept else None,
         report=report,
     )
     return matcher, history

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dsd_trt.errors import ImageError, InputError
-from dsd_trt.image import ImageSource, image_identity, preprocess
+from dsd_trt.image import preprocess
 from dsd_trt.train.baselines.clip import Clip
+from dsd_trt.train.data.left_out import Report, refuse
 from dsd_trt.train.data.question import Question
-from dsd_trt.train.evaluation.answers import Score
-from dsd_trt.train.fewshot.examples import Examples
+from dsd_trt.train.evaluation.answers import Score, ignore
+from dsd_trt.train.evaluation.encoded import score_encoded
+from dsd_trt.train.fewshot.examples import Encoders, Examples, encode, require_choices
 from dsd_trt.train.fewshot.match_probability import MatchProbability
 
 _BATCH = 64  # images, texts or pairs at a time
@@ -78,50 +74,38 @@ class Matcher(nn.Module):
         return F.cosine_similarity(self.visual_projection(images), self.text_projection(texts))
 
 
-@torch.no_grad()
 def encode_questions(
-    matcher: Matcher, questions: Sequence[Question], *, strict: bool = True
+    matcher: Matcher, questions: Sequence[Question], left_out: Report = refuse
 ) -> Examples:
     """Compute the state of every image and every text of some questions, each once.
 
     Args:
         matcher: whose states.
         questions: at least one.
-        strict: refuse what cannot be learned from; otherwise an image that cannot be decoded has
-            the state NaN, and so its pairs the score NaN.
+        left_out: as for `dsd_trt.train.fewshot.examples.encode`.
 
     Returns:
         The same examples as for DSD, pair by pair, whose `latents` and `text_states` are states of
         `matcher`; no token is masked.
 
     Raises:
-        InputError: if strict: no questions, one without a wrong candidate, or an image that cannot
-            be decoded, with its name.
+        InputError: no questions, one without a wrong candidate, or as for `encode`.
     """
-    if strict and not questions:
-        raise InputError("there are no questions to learn from")
-    for question in questions:
-        if strict and len(question.candidates) < 2:
-            raise InputError(f"{question.source}: a question with nothing wrong to tell from right")
-    pairs = [pair for question in questions for pair in question.candidates]
-    images = {image_identity(image): image for image, _ in pairs}
-    texts = list(dict.fromkeys(text for _, text in pairs))
-    place_of_image = {identity: i for i, identity in enumerate(images)}
-    place_of_text = {text: i for i, text in enumerate(texts)}
-    starts = np.cumsum([0, *(len(question.candidates) for question in questions)])
-    right = [start + q.right for start, q in zip(starts, questions, strict=False)]
-    text_states = torch.cat([matcher.text_states(batch).cpu() for batch in _batches(texts)])
-    return Examples(
-        latents=torch.cat(
-            [_image_states(matcher, batch, strict) for batch in _batches(list(images.values()))]
-        ),
-        text_states=text_states,
-        token_masks=torch.ones(len(texts), 1),
-        images=torch.tensor([place_of_image[image_identity(image)] for image, _ in pairs]),
-        texts=torch.tensor([place_of_text[text] for _, text in pairs]),
-        starts=torch.from_numpy(starts),
-        right=torch.tensor(right),
-        empty=torch.zeros_like(text_states[:1]),
+    require_choices(questions)
+    return encode(encoders_of(matcher), questions, left_out=left_out)
+
+
+def encoders_of(matcher: Matcher) -> Encoders:
+    """What computes a matcher's states."""
+
+    def encode_texts(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return matcher.text_states(texts).cpu(), torch.ones(len(texts), 1)
+
+    return Encoders(
+        pixels=lambda image: preprocess(image, matcher.clip.resolution),
+        images=lambda pixels: matcher.image_states(pixels).cpu(),
+        texts=encode_texts,
+        batch=_BATCH,
     )
 
 
@@ -141,33 +125,9 @@ def pair_up(matcher: Matcher, examples: Examples, images: Tensor, texts: Tensor)
 def by_matcher(matcher: Matcher) -> Score:
     """Score candidates with CLIP as it is, or with a baseline."""
 
-    def score(questions: Sequence[Question]) -> list[list[float]]:
-        examples = encode_questions(matcher, questions, strict=False)
-        scores = score_all(matcher, examples).tolist()
-        return [scores[a:b] for a, b in itertools.pairwise(examples.starts.tolist())]
+    def score(questions: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
+        return score_encoded(
+            encoders_of(matcher), lambda examples: score_all(matcher, examples), questions, left_out
+        )
 
     return score
-
-
-def _image_states(matcher: Matcher, images: Sequence[ImageSource], strict: bool) -> Tensor:
-    resolution = matcher.clip.resolution
-    read = [_pixels(image, resolution, strict) for image in images]
-    blank = np.zeros((resolution, resolution, 3), np.uint8)
-    pixels = np.stack([blank if picture is None else picture for picture in read])
-    states = matcher.image_states(torch.from_numpy(pixels)).cpu()
-    states[torch.tensor([picture is None for picture in read])] = torch.nan
-    return states
-
-
-def _pixels(image: ImageSource, resolution: int, strict: bool) -> NDArray[np.uint8] | None:
-    try:
-        return preprocess(image, resolution)
-    except ImageError as error:
-        if not strict:
-            return None
-        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else "an image"
-        raise InputError(f"cannot learn from {name}: {error}") from error
-
-
-def _batches(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    return (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))

@@ -35,8 +35,16 @@ Examples:
     help="Folder for tables, figures and plot.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the split and the heads chosen.")
+@click.pass_context
 def ablate(
-    model: str, adapter: Path | None, data: str, root: Path, limit: int, out: Path, seed: int
+    ctx: click.Context,
+    model: str,
+    adapter: Path | None,
+    data: str,
+    root: Path,
+    limit: int,
+    out: Path,
+    seed: int,
 ) -> None:
     """Measure the score with fewer layers, heads and noise levels, and with other poolings.
 
@@ -46,7 +54,9 @@ def ablate(
 
     from dsd_trt.train.adapter import Adapter, resize_of
     from dsd_trt.train.build import build_scoring_unet
+    from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.data.left_out import LeftOut
     from dsd_trt.train.device import best_device
     from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
     from dsd_trt.train.evaluation.ablation import ablate as measure
@@ -62,28 +72,35 @@ def ablate(
     questions = list(open_dataset(data, root, "test", seed, limit))
     if not questions:
         raise InputError(f"the data set {data} has no test questions")
+    left_out = LeftOut()
     with StageProgress(Console(stderr=True)) as progress:
         examples = encode_questions(
             checkpoint,
             questions,
             resize=resize_of(learned),
             progress=lambda done, total: progress.step("encoding", done, total, {}),
+            left_out=left_out.add,
         )
+        left_out.require_some(len(examples), f"test questions of {data}")
         maps = collect(
             scoring, examples, lambda done, total: progress.step("scoring", done, total, {})
         )
     ablations = measure(maps, scoring.head_weights.cpu().double().numpy(), examples, seed)
     out.mkdir(parents=True, exist_ok=True)
     table = as_text(ablations)
+    if left_out.questions:
+        table += f"\n{left_out.sentence()}\n"
     write_whole(out / "ablation.md", table)
     plain = {
         "model": model,
         "adapter": adapter and str(adapter),
         "data": data,
-        "questions": len(questions),
+        "questions": len(examples),
+        **left_out.to_plain(),
         "seed": seed,
         "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
     }
     write_whole(out / "ablation.json", json.dumps(plain, indent=2) + "\n")
-    plot(ablations, out / "ablation.png", f"{model} on {data}, {len(questions)} questions")
+    plot(ablations, out / "ablation.png", f"{model} on {data}, {len(examples)} questions")
     click.echo(table, nl=False)
+    report_left_out(ctx, left_out)

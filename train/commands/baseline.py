@@ -56,7 +56,9 @@ _MISSING = (
 )
 @table_format_option
 @click.option("--seed", default=0, show_default=True, help="Of examples, batches and new weights.")
+@click.pass_context
 def baseline(
+    ctx: click.Context,
     folder: str,
     method: str,
     data: str,
@@ -84,9 +86,11 @@ def baseline(
     from dsd_trt.train.baselines.clip import load_clip
     from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
     from dsd_trt.train.baselines.matcher import by_matcher
+    from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.data.left_out import LeftOut
     from dsd_trt.train.evaluation.answers import ask
-    from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
+    from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.fewshot.model import Validation
     from dsd_trt.train.fewshot.settings import FewShotSettings
     from dsd_trt.train.libraries import hush_libraries
@@ -96,6 +100,7 @@ def baseline(
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     training: dict[str, Any] = {}
+    unlearned = LeftOut()
     with Progress(*columns, console=console, transient=True) as bar:
         if method == "zero-shot":
             matcher = build_matcher(clip, method)
@@ -112,9 +117,12 @@ def baseline(
                 seed=seed,
             )
             questions = list(open_dataset(data, root, "train", seed, examples, fraction))
-            matcher, history = train_baseline(clip, method, questions, settings, validation, step)
+            matcher, history = train_baseline(
+                clip, method, questions, settings, validation, step, unlearned
+            )
             training = {
-                "examples": len(questions),
+                "examples": len(questions) - unlearned.questions,
+                **unlearned.to_plain(),
                 "validation": validation,
                 "loss": loss,
                 "steps": steps,
@@ -132,7 +140,8 @@ def baseline(
         )
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
-    rows = figures(answers, seed)
+    rows, left_out = figures(answers, seed), count_left_out(answers)
+    left_out.require_some(len(rows), f"test questions of {data}")
     about = {
         "scorer": folder,
         "method": method,
@@ -143,8 +152,11 @@ def baseline(
         "training": training,
     }
     if out:
-        write(out, rows, about, f"{Path(folder).name}, {method}, on {data}")
-    click.echo(to_json(rows, about) if form == "json" else as_text(rows), nl=False)
+        write(out, rows, about, f"{Path(folder).name}, {method}, on {data}", left_out)
+    as_asked = to_json(rows, about, left_out) if form == "json" else as_text(rows, left_out)
+    click.echo(as_asked, nl=False)
+    left_out.merge(unlearned.questions, unlearned.failures)
+    report_left_out(ctx, left_out)
 
 
 @click.command("tiny-clip")

@@ -50,7 +50,9 @@ Examples:
 )
 @table_format_option
 @click.option("--seed", default=0, show_default=True, help="Of the split and of wrong candidates.")
+@click.pass_context
 def evaluate(
+    ctx: click.Context,
     scorer: str,
     data: str,
     root: Path,
@@ -65,7 +67,8 @@ def evaluate(
 ) -> None:
     """Measure a bundle, or a model in PyTorch, on a data set's test questions.
 
-    A tie is a wrong answer. Right candidates stand at random places. MODEL is what --model of the
+    A tie is a wrong answer. Right candidates stand at random places. A question with an image that
+    cannot be read is left out, and counted; the exit code is then 3. MODEL is what --model of the
     other commands is: a folder in diffusers' format, ORG/NAME on the Hugging Face Hub, or "shapes".
     ORG/NAME is a bundle if it has a bundle.json.
     """
@@ -74,9 +77,10 @@ def evaluate(
 
     from dsd_trt import Scorer
     from dsd_trt.bundle import names_bundle
+    from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
-    from dsd_trt.train.evaluation.figures import as_text, figures, to_json, write
+    from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     questions = open_dataset(data, root, "test", seed, limit, fraction)
@@ -111,7 +115,8 @@ def evaluate(
         )
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
-    rows = figures(answers, seed)
+    rows, left_out = figures(answers, seed), count_left_out(answers)
+    left_out.require_some(len(rows), f"test questions of {data}")
     about = {
         "scorer": scorer,
         "data": data,
@@ -120,5 +125,7 @@ def evaluate(
         "seed": seed,
     }
     if out:
-        write(out, rows, about, f"{Path(scorer).name} on {data}")
-    click.echo(to_json(rows, about) if form == "json" else as_text(rows), nl=False)
+        write(out, rows, about, f"{Path(scorer).name} on {data}", left_out)
+    as_asked = to_json(rows, about, left_out) if form == "json" else as_text(rows, left_out)
+    click.echo(as_asked, nl=False)
+    report_left_out(ctx, left_out)

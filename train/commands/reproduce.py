@@ -44,7 +44,9 @@ Examples:
 )
 @few_shot_options
 @click.option("--seed", default=0, show_default=True, help="Of everything.")
+@click.pass_context
 def reproduce(
+    ctx: click.Context,
     model: str,
     clip: Path | None,
     root: Path | None,
@@ -63,6 +65,7 @@ def reproduce(
     """
     from rich.console import Console
 
+    from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.evaluation.reproduction import Plan
     from dsd_trt.train.evaluation.reproduction import reproduce as run
     from dsd_trt.train.fewshot.settings import FewShotSettings
@@ -76,8 +79,9 @@ def reproduce(
     plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
     with StageProgress(Console(stderr=True)) as progress:
         try:
-            report = run(plan, out, progress.step)
+            done = run(plan, out, progress.step)
         except ValueError as error:
             raise InputError(str(error)) from error
-    write_whole(out / "reproduction.md", report)
-    click.echo(report, nl=False)
+    write_whole(out / "reproduction.md", done.report)
+    click.echo(done.report, nl=False)
+    report_left_out(ctx, done.left_out)

@@ -130,7 +130,9 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.option("--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time.")
 @few_shot_options
 @click.option("--seed", default=0, show_default=True, help="Of examples, weights and batches.")
+@click.pass_context
 def train(
+    ctx: click.Context,
     model: str,
     data: str,
     root: Path,
@@ -145,12 +147,15 @@ def train(
     """Train a few-shot adapter.
 
     DATASET is comvg, refcocog, vqav2, vqav2-released, winoground, shapes-comvg, shapes-refcocog,
-    shapes-vqa, or a table with columns image,text,label or image,text,negatives. On several GPUs:
+    shapes-vqa, or a table with columns image,text,label or image,text,negatives. A question with an
+    image that cannot be read is left out, and counted; the exit code is then 3. On several GPUs:
     accelerate launch -m dsd_trt train ...
     """
     from rich.console import Console
 
+    from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.device import process_state
     from dsd_trt.train.fewshot.settings import FewShotSettings
     from dsd_trt.train.fewshot.training import train_adapter
     from dsd_trt.train.libraries import hush_libraries
@@ -175,3 +180,5 @@ def train(
             f"cross-entropy {report.best.loss:.4f}"
         )
     console.print(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")
+    if process_state().is_main_process:
+        report_left_out(ctx, report.left_out)

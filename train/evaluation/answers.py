@@ -5,20 +5,37 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from dsd_trt import Scorer
 from dsd_trt.errors import InputError
-from dsd_trt.files import whole_lines
+from dsd_trt.files import whole_lines, write_whole
+from dsd_trt.results import Failure
+from dsd_trt.train.data.left_out import Report, name_image
 from dsd_trt.train.data.question import Question
 
-Score = Callable[[Sequence[Question]], list[list[float]]]
-"""Scores of every candidate of some questions; NaN where an image could not be decoded."""
-
 _CHUNK = 32  # questions scored and kept at a time
+
+
+class Score(Protocol):
+    """Scores the candidates of some questions; NaN where a question is left out."""
+
+    def __call__(self, questions: Sequence[Question], left_out: Report = ...) -> list[list[float]]:
+        """Score candidates.
+
+        Args:
+            questions: to be scored.
+            left_out: told of each question that is left out, with what failed.
+        """
+        ...
+
+
+def ignore(question: Question, failures: Sequence[Failure]) -> None:
+    """A `Report` for those who look at the scores alone."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +47,24 @@ class Answer:
         source: the question's.
         candidates: how many there were.
         rank: of the right one, from 1; candidates with the same score stand before it, so a tie is
-            a wrong answer.
+            a wrong answer. None where the question is left out, as a candidate has no score.
+        failures: why it is left out.
     """
 
     kind: str
     source: str
     candidates: int
-    rank: int
+    rank: int | None
+    failures: tuple[Failure, ...] = ()
 
 
-def grade(question: Question, scores: Sequence[float]) -> Answer:
-    """Find the right candidate's rank; last if it, or any other, has no score."""
-    others = np.delete(np.asarray(scores), question.right)
-    ahead = len(others) if np.isnan(scores).any() else int((others >= scores[question.right]).sum())
-    return Answer(question.kind, question.source, len(scores), 1 + ahead)
+def grade(question: Question, scores: Sequence[float], failures: Sequence[Failure] = ()) -> Answer:
+    """Find the right candidate's rank, if all have a score."""
+    rank = None
+    if np.isfinite(scores).all():
+        others = np.delete(np.asarray(scores), question.right)
+        rank = 1 + int((others >= scores[question.right]).sum())
+    return Answer(question.kind, question.source, len(scores), rank, tuple(failures))
 
 
 def ask(
@@ -57,37 +78,105 @@ def ask(
     Args:
         questions: the same ones, in the same order, whenever a run goes on.
         score: of their candidates.
-        path: JSONL file that answers are kept in; those it holds already are not asked for again.
+        path: JSONL file that answers are kept in. Those it holds already are not asked for again,
+            but for questions that were left out: what failed may have been mended.
         progress: told how many questions are answered.
 
     Raises:
         InputError: the file holds answers to other questions.
     """
-    kept = [Answer(**json.loads(line)) for line in whole_lines(path)] if path else []
+    kept = _read(path) if path else []
+    count, mended = 0, dict[int, Answer]()
     questions = iter(questions)
-    for answered, answer in enumerate(kept, start=1):
-        question = next(questions, None)
-        if question is None or (question.kind, question.source) != (answer.kind, answer.source):
-            raise InputError(f"{path} holds answers to other questions: delete it to start again")
-        progress(answered)
-        yield answer
-    count = len(kept)
     while chunk := list(itertools.islice(questions, _CHUNK)):
-        answers = [grade(*pair) for pair in zip(chunk, score(chunk), strict=True)]
-        if path:
+        answers = kept[count : count + len(chunk)]
+        for question, answer in zip(chunk, answers, strict=False):
+            if (question.kind, question.source) != (answer.kind, answer.source):
+                raise _of_others(path)
+        asked = [i for i in range(len(chunk)) if i >= len(answers) or answers[i].rank is None]
+        known = len(answers)
+        for place, answer in zip(asked, _answers([chunk[i] for i in asked], score), strict=True):
+            if place >= known:
+                answers.append(answer)
+            elif answers[place] != answer:
+                answers[place] = mended[count + place] = answer
+        if path and len(answers) > known:
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(asdict(answer))}\n" for answer in answers)
-        count += len(answers)
+                file.writelines(map(_line, answers[known:]))
+        count += len(chunk)
         progress(count)
         yield from answers
+    if count < len(kept):
+        raise _of_others(path)
+    if path and mended:
+        everything = [mended.get(place, answer) for place, answer in enumerate(_read(path))]
+        write_whole(path, "".join(map(_line, everything)))
 
 
 def by_scorer(scorer: Scorer) -> Score:
     """Score candidates with a bundle."""
 
-    def score(questions: Sequence[Question]) -> list[list[float]]:
+    def score(questions: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
         pairs = [pair for question in questions for pair in question.candidates]
-        scores = iter(scorer.score_pairs(pairs).scores.tolist())
-        return [list(itertools.islice(scores, len(q.candidates))) for q in questions]
+        result = scorer.score_pairs(pairs)
+        failed = {(failure.image, failure.text): failure for failure in result.errors}
+        scored = zip(result.images, result.texts, result.scores.tolist(), strict=True)
+        rows = []
+        for question in questions:
+            row, failures = [], dict[Failure, None]()
+            for image, _ in question.candidates:
+                name, text, value = next(scored)
+                row.append(value)
+                for key in ((name, None), (None, text), (name, text)):
+                    if failure := failed.get(key):
+                        called = None if key[0] is None else name_image(image, question)
+                        failures[replace(failure, image=called)] = None
+            if failures:
+                left_out(question, list(failures))
+            rows.append(row)
+        return rows
 
     return score
+
+
+def _answers(questions: Sequence[Question], score: Score) -> list[Answer]:
+    """What a scorer says."""
+    if not questions:
+        return []
+    failed: dict[int, Sequence[Failure]] = {}  # by the question's identity
+
+    def note(question: Question, failures: Sequence[Failure]) -> None:
+        failed[id(question)] = failures
+
+    scores = score(questions, note)
+    return [
+        grade(question, row, failed.get(id(question), ()))
+        for question, row in zip(questions, scores, strict=True)
+    ]
+
+
+def _line(answer: Answer) -> str:
+    plain = asdict(answer)
+    if not answer.failures:
+        del plain["failures"]
+    return f"{json.dumps(plain)}\n"
+
+
+def _of_others(path: Path | None) -> InputError:
+    return InputError(f"{path} holds answers to other questions: delete it to start again")
+
+
+def _read(path: Path) -> list[Answer]:
+    """Answers kept before."""
+    try:
+        return [_parse(line) for line in whole_lines(path)]
+    except (AttributeError, TypeError, ValueError):
+        raise InputError(
+            f"{path} holds something else than answers: delete it to start again"
+        ) from None
+
+
+def _parse(line: str) -> Answer:
+    plain = json.loads(line)
+    failures = tuple(Failure(**failure) for failure in plain.pop("failures", ()))
+    return Answer(**plain, failures=failures)

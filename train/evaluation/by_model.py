@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from dsd_trt.manifest import Mode, Resize, ScoreKind
 from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.data.left_out import Report
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.device import best_device
-from dsd_trt.train.evaluation.answers import Score
-from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.evaluation.answers import Score, ignore
+from dsd_trt.train.evaluation.encoded import score_encoded
+from dsd_trt.train.fewshot.examples import Examples, encoders_of
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.model import FewShotModel, score_all
 from dsd_trt.train.head_weights import HeadWeights
@@ -54,10 +57,14 @@ def by_model(
     resize = resize_of(learned, resize)
     weight = learned.denoising_weight if learned else 1.0
 
-    def score_candidates(questions: Sequence[Question]) -> list[list[float]]:
-        examples = encode_questions(checkpoint, questions, resize=resize)
-        scores = combine(kind, weight, *score_all(whole, examples, mode)).tolist()
-        bounds = examples.starts.tolist()
-        return [scores[a:b] for a, b in itertools.pairwise(bounds)]
+    encoders = encoders_of(checkpoint, resize)
+
+    def score_pairs(examples: Examples) -> Tensor:
+        return combine(kind, weight, *score_all(whole, examples, mode))
+
+    def score_candidates(
+        questions: Sequence[Question], left_out: Report = ignore
+    ) -> list[list[float]]:
+        return score_encoded(encoders, score_pairs, questions, left_out, empty)
 
     return score_candidates

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.files import whole, write_whole
+from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.evaluation.answers import Answer
 
 _RESAMPLES = 2000
@@ -49,12 +50,16 @@ def figures(answers: Sequence[Answer], seed: int = 0) -> list[Figure]:
     count as a whole: text, image and group score.
 
     Args:
-        answers: at least one.
+        answers: those that are left out count for nothing; of an item that counts as a whole, they
+            leave out the whole.
         seed: of the bootstrap, which draws sources: questions of one source are not independent.
     """
-    kinds = list(dict.fromkeys(answer.kind for answer in answers))
-    if sorted(kinds) == ["image", "text"]:
-        return _item_scores(answers, seed)
+    answered = [answer for answer in answers if answer.rank is not None]
+    if sorted({answer.kind for answer in answers}) == ["image", "text"]:
+        broken = {answer.source for answer in answers if answer.rank is None}
+        whole = [answer for answer in answered if answer.source not in broken]
+        return _item_scores(whole, seed) if whole else []
+    answers, kinds = answered, list(dict.fromkeys(answer.kind for answer in answered))
     groups: dict[str, Callable[[str], bool]] = {}
     for kind in kinds:
         head = kind.partition(": ")[0]
@@ -79,8 +84,13 @@ def _figure(name: str, answers: Sequence[Answer], seed: int) -> Figure:
         top1=100 * float(np.mean([answer.rank == 1 for answer in answers])),
         low=low,
         high=high,
-        top5=100 * float(np.mean([answer.rank <= _FIVE for answer in answers])) if many else None,
+        top5=100 * float(np.mean([_rank(answer) <= _FIVE for answer in answers])) if many else None,
     )
+
+
+def _rank(answer: Answer) -> int:
+    assert answer.rank is not None  # those that are left out were sorted out
+    return answer.rank
 
 
 def _item_scores(answers: Sequence[Answer], seed: int) -> list[Figure]:
@@ -127,8 +137,17 @@ def _interval(hits: Iterable[tuple[str, bool]], seed: int) -> tuple[float, float
     return 100 * float(low), 100 * float(high)
 
 
-def as_text(rows: Sequence[Figure]) -> str:
-    """A table in Markdown."""
+def count_left_out(answers: Iterable[Answer]) -> LeftOut:
+    """The questions without an answer."""
+    left_out = LeftOut()
+    for answer in answers:
+        if answer.rank is None:
+            left_out.merge(1, answer.failures)
+    return left_out
+
+
+def as_text(rows: Sequence[Figure], left_out: LeftOut) -> str:
+    """A table in Markdown, and how many questions it lacks."""
     five = any(row.top5 is not None for row in rows)
     head = ["asked", "questions", "chance", "top-1", "95 % interval", *(["top-5"] if five else [])]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
@@ -142,19 +161,23 @@ def as_text(rows: Sequence[Figure]) -> str:
         ]
         cells += ["-" if row.top5 is None else f"{row.top5:.1f}"] if five else []
         lines.append(" | ".join(cells))
-    return "".join(f"| {line} |\n" for line in lines)
+    table = "".join(f"| {line} |\n" for line in lines)
+    return f"{table}\n{left_out.sentence()}\n" if left_out.questions else table
 
 
-def to_json(rows: Sequence[Figure], about: Mapping[str, Any]) -> str:
-    """What was measured, and every figure."""
-    return json.dumps({**about, "figures": [asdict(row) for row in rows]}, indent=2) + "\n"
+def to_json(rows: Sequence[Figure], about: Mapping[str, Any], left_out: LeftOut) -> str:
+    """What was measured, every figure, how many questions were left out and what failed."""
+    plain = {**about, "figures": [asdict(row) for row in rows], **left_out.to_plain()}
+    return json.dumps(plain, indent=2) + "\n"
 
 
-def write(folder: Path, rows: Sequence[Figure], about: Mapping[str, Any], title: str) -> None:
+def write(
+    folder: Path, rows: Sequence[Figure], about: Mapping[str, Any], title: str, left_out: LeftOut
+) -> None:
     """Write `table.md`, `figures.json` and `figures.png`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "table.md", as_text(rows))
-    write_whole(folder / "figures.json", to_json(rows, about))
+    write_whole(folder / "table.md", as_text(rows, left_out))
+    write_whole(folder / "figures.json", to_json(rows, about, left_out))
     plot(rows, folder / "figures.png", title)
 
 

@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.files import write_whole
+from dsd_trt.results import Failure
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
 from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.catalogue import FEW_SHOT, open_dataset
+from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.device import best_device
 from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
 from dsd_trt.train.evaluation.ablation import as_text as ablation_text
 from dsd_trt.train.evaluation.ablation import plot as plot_ablations
 from dsd_trt.train.evaluation.answers import Score, ask
 from dsd_trt.train.evaluation.by_model import by_model
-from dsd_trt.train.evaluation.figures import Figure, figures, write
+from dsd_trt.train.evaluation.figures import Figure, count_left_out, figures, write
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
@@ -35,6 +37,20 @@ from dsd_trt.train.noise import DEFAULT_LEVELS
 REAL = ("comvg", "refcocog", "vqav2")
 SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")
 _ABLATED = 300  # questions of the first data set
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What became of it.
+
+    Attributes:
+        report: Markdown.
+        left_out: questions that were left out, by any method.
+    """
+
+    report: str
+    left_out: LeftOut
+
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Told (stage, done, total, figures)."""
@@ -76,7 +92,7 @@ class Plan:
         return open_dataset(data, root, part, self.seed, limit, self.fraction)
 
 
-def reproduce(plan: Plan, out: Path, progress: Progress) -> str:
+def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
     """Run everything, going on where an earlier call was stopped.
 
     Args:
@@ -84,45 +100,56 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> str:
         out: a folder a part: adapters, answers, tables, figures.
         progress: told of every step.
 
-    Returns:
-        The report, Markdown.
+    Raises:
+        InputError: nothing of a data set can be used.
     """
     began = time.monotonic()
     tables: dict[str, dict[str, list[Figure]]] = {}
-    kept = 0
+    kept, left_out = 0, LeftOut()
     for data in plan.data:
         for name, make in _methods(plan, data, out, progress).items():
             folder = out / data / name.replace(" ", "-")
             folder.mkdir(parents=True, exist_ok=True)
-            rows = _measured(folder)
-            kept += rows is not None
-            if rows is None:
-                rows = _measure(plan, data, make(folder), folder, name, progress)
-            tables.setdefault(name, {})[data] = rows
+            done = _measured(folder)
+            kept += done is not None
+            if done is None:
+                done = _measure(plan, data, make, folder, name, progress)
+            tables.setdefault(name, {})[data] = done.rows
+            left_out.merge(done.left_out.questions, done.left_out.failures)
     adapter = out / plan.data[0] / "DSD-few-shot" / "adapter"
     ablations = _ablate(plan, adapter, out / "ablation", progress)
     minutes = (time.monotonic() - began) / 60
-    return _report(plan, tables, ablations, minutes, kept)
+    return Reproduction(_report(plan, tables, ablations, minutes, kept, left_out), left_out)
 
 
-def _methods(
-    plan: Plan, data: str, out: Path, progress: Progress
-) -> dict[str, Callable[[Path], Score]]:
+@dataclass(frozen=True)
+class _Measured:
+    """Figures of a method on a data set, and questions that it left out, in training too."""
+
+    rows: list[Figure]
+    left_out: LeftOut
+
+
+_Make = Callable[[Path, LeftOut], Score]  # notes what training leaves out
+
+
+def _methods(plan: Plan, data: str, out: Path, progress: Progress) -> dict[str, _Make]:
     """What is compared, each made when its turn comes."""
 
-    def few_shot(settings: FewShotSettings) -> Callable[[Path], Score]:
-        def make(folder: Path) -> Score:
+    def few_shot(settings: FewShotSettings) -> _Make:
+        def make(folder: Path, left_out: LeftOut) -> Score:
             questions = list(plan.open(data, "train"))
             source = {"data": data, "fraction": plan.fraction, "examples": plan.examples}
-            train_adapter(
+            report = train_adapter(
                 plan.model, questions, settings, folder / "adapter", source, progress=progress
             )
+            left_out.merge(report.left_out.questions, report.left_out.failures)
             return by_model(plan.model, folder / "adapter")
 
         return make
 
-    def clip(method: str) -> Callable[[Path], Score]:
-        def make(folder: Path) -> Score:
+    def clip(method: str) -> _Make:
+        def make(folder: Path, left_out: LeftOut) -> Score:
             assert plan.clip is not None
             opened = load_clip(plan.clip)
             if method == "zero-shot":
@@ -136,18 +163,21 @@ def _methods(
                 report=lambda step, loss, validation: progress(
                     f"CLIP {method}", step, settings.steps, {"loss": loss}
                 ),
+                left_out=left_out,
             )
             return by_matcher(matcher)
 
         return make
 
-    methods: dict[str, Callable[[Path], Score]] = {}
+    methods: dict[str, _Make] = {}
     if plan.clip is not None:
         for method in ("zero-shot", "fine-tuning", "prompt-learning"):
             methods[f"CLIP {method}"] = clip(method)
 
-    def zero_shot(levels: tuple[float, ...]) -> Callable[[Path], Score]:
-        return lambda folder: by_model(plan.model, None, levels=levels, resize=plan.settings.resize)
+    def zero_shot(levels: tuple[float, ...]) -> _Make:
+        return lambda folder, left_out: by_model(
+            plan.model, None, levels=levels, resize=plan.settings.resize
+        )
 
     methods["DSD zero-shot"] = zero_shot(DEFAULT_LEVELS)
     if plan.settings.levels != DEFAULT_LEVELS:  # or their gain would be taken for training's
@@ -159,23 +189,33 @@ def _methods(
 
 
 def _measure(
-    plan: Plan, data: str, score: Score, folder: Path, name: str, progress: Progress
-) -> list[Figure]:
+    plan: Plan, data: str, make: _Make, folder: Path, name: str, progress: Progress
+) -> _Measured:
+    learning = LeftOut()
+    score = make(folder, learning)
+
     def told(answered: int) -> None:
         progress(f"{name} on {data}", answered, plan.questions or answered, {})
 
     answers = list(ask(plan.open(data, "test"), score, folder / "answers.jsonl", told))
-    rows = figures(answers, plan.seed)
-    write(folder, rows, {"method": name, "data": data, "seed": plan.seed}, f"{name} on {data}")
-    return rows
+    rows, left_out = figures(answers, plan.seed), count_left_out(answers)
+    left_out.require_some(len(rows), f"test questions of {data}")
+    left_out.merge(learning.questions, learning.failures)
+    about = {"method": name, "data": data, "seed": plan.seed}
+    write(folder, rows, about, f"{name} on {data}", left_out)
+    return _Measured(rows, left_out)
 
 
-def _measured(folder: Path) -> list[Figure] | None:
+def _measured(folder: Path) -> _Measured | None:
     """Figures of a part that is done."""
     path = folder / "figures.json"
     if not path.exists():
         return None
-    return [Figure(**row) for row in json.loads(path.read_text(encoding="utf-8"))["figures"]]
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    left_out = LeftOut()
+    failures = [Failure(**failure) for failure in plain.get("errors", ())]
+    left_out.merge(plain.get("left_out", 0), failures)
+    return _Measured([Figure(**row) for row in plain["figures"]], left_out)
 
 
 def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
@@ -186,9 +226,14 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
     scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=LEVELS)
     data = plan.data[0]
     few = replace(plan, questions=min(plan.questions or _ABLATED, _ABLATED))
+    left_out = LeftOut()  # each method has named them
     examples = encode_questions(
-        checkpoint, list(few.open(data, "test")), resize=plan.settings.resize
+        checkpoint,
+        list(few.open(data, "test")),
+        resize=plan.settings.resize,
+        left_out=left_out.add,
     )
+    left_out.require_some(len(examples), f"test questions of {data}")
     maps = collect(scoring, examples, lambda done, total: progress("ablations", done, total, {}))
     ablations = ablate(maps, scoring.head_weights.cpu().double().numpy(), examples, plan.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,13 +248,17 @@ def _report(
     ablations: str,
     minutes: float,
     kept: int,
+    left_out: LeftOut,
 ) -> str:
-    columns = [
-        (data, row.name, kind)
+    # Where a method left out all questions of a kind, the others still have a row of it.
+    shown = {
+        (data, row.name, kind): row.chance
         for data in plan.data
-        for row in next(iter(tables.values()))[data]
+        for by_data in tables.values()
+        for row in by_data[data]
         for kind in (["top1", "top5"] if row.top5 is not None else ["top1"])
-    ]
+    }
+    columns = list(shown)
     head = " | ".join(
         f"{data}: {name}" + (" (top-5)" if kind == "top5" else "") for data, name, kind in columns
     )
@@ -217,16 +266,12 @@ def _report(
     for method, by_data in tables.items():
         cells = []
         for data, name, kind in columns:
-            (row,) = [row for row in by_data[data] if row.name == name]
-            cells.append(f"{getattr(row, kind):.1f}")
+            found = [getattr(row, kind) for row in by_data[data] if row.name == name]
+            cells.append("-" if not found or found[0] is None else f"{found[0]:.1f}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    chances = [
-        next(row.chance for row in next(iter(tables.values()))[data] if row.name == name)
-        for data, name, kind in columns
-    ]
     guess = [
-        f"{min(5 * c, 100) if kind == 'top5' else c:.1f}"
-        for c, (_, _, kind) in zip(chances, columns, strict=True)
+        f"{min(5 * chance, 100) if kind == 'top5' else chance:.1f}"
+        for (_, _, kind), chance in shown.items()
     ]
     lines.append(f"| chance | {' | '.join(guess)} |")
     about = {**asdict(plan), "settings": asdict(plan.settings)}
@@ -238,7 +283,11 @@ def _report(
         f"a data set. {_machine()}; this run took {minutes:.0f} minutes"
         + (f", {kept} parts having been done by earlier ones.\n\n" if kept else ".\n\n")
         + "Right answers in percent; a tie is a wrong answer.\n\n"
-        "## Tables 1 and 2\n\n" + "\n".join(lines) + "\n\n"
+        + "".join(f"- {line.strip()}\n" for line in left_out.lines())
+        + ("\n" if left_out.questions else "")
+        + "## Tables 1 and 2\n\n"
+        + "\n".join(lines)
+        + "\n\n"
         f"## Figures 3 to 6\n\nOn {plan.data[0]}, with the few-shot adapter.\n\n"
         f"![Figures 3 to 6](ablation/ablation.png)\n\n{ablations}\n"
         f"## Settings of few-shot training\n\n{settings}\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 
 from dsd_trt.files import whole, write_whole
+from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.question import Question, split
 from dsd_trt.train.device import best_device, process_state
 from dsd_trt.train.fewshot.examples import encode_questions
@@ -37,6 +39,7 @@ class TrainingReport:
         plan: everything that decides the outcome: model, data, settings.
         versions: of the libraries.
         questions: how many were learned from, and how many kept for validation.
+        left_out: those that could not be used; `left_out` and `errors` in `report.json`.
         losses: of every step.
         validations: in order.
         best: the one whose adapter was kept; None without validation.
@@ -45,6 +48,7 @@ class TrainingReport:
     plan: Mapping[str, Any]
     versions: Mapping[str, str]
     questions: tuple[int, int]
+    left_out: LeftOut
     losses: Sequence[float]
     validations: Sequence[Validation]
     best: Validation | None
@@ -88,8 +92,11 @@ def train_adapter(
         figures = {"loss": loss} | ({"right": outcome.accuracy} if outcome else {})
         progress("training", done, settings.steps, figures)
 
-    examples = encode_questions(checkpoint, learned, resize=settings.resize, progress=encoding)
-    held = encode_questions(checkpoint, kept, resize=settings.resize) if kept else None
+    left_out = LeftOut()
+    encode = partial(encode_questions, checkpoint, resize=settings.resize, left_out=left_out.add)
+    examples = encode(learned, progress=encoding)
+    left_out.require_some(len(examples), "few-shot examples")
+    held = encode(kept) if kept else None
     checkpoint.forget()  # the encoders: their memory is the U-Net's from here on
     fitted = fit_adapter(
         checkpoint,
@@ -103,7 +110,8 @@ def train_adapter(
     report = TrainingReport(
         plan=plan,
         versions={name: version(name) for name in _LIBRARIES},
-        questions=(len(learned), len(kept)),
+        questions=(len(examples), len(held or ())),
+        left_out=left_out,
         losses=fitted.losses,
         validations=fitted.validations,
         best=best,
@@ -111,7 +119,7 @@ def train_adapter(
     summary = {**plan, "steps_done": len(fitted.losses), "best": best and asdict(best)}
     if first:
         replace(fitted.adapter, training=summary).save(out)
-        _write(out / "report.json", asdict(report))
+        _write(out / "report.json", {**asdict(report), **left_out.to_plain()})
         plot_curves(fitted, out / "curves.png")
     return report
 

@@ -1,0 +1,60 @@
+"""Scores of questions whose images and texts are encoded first: PyTorch models and CLIP."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from dsd_trt.results import Failure
+from dsd_trt.train.data.left_out import Report, name_image
+from dsd_trt.train.data.question import Question
+from dsd_trt.train.fewshot.examples import Encoders, Examples, encode
+
+
+def score_encoded(
+    encoders: Encoders,
+    score_all: Callable[[Examples], Tensor],
+    questions: Sequence[Question],
+    left_out: Report,
+    empty: Tensor | None = None,
+) -> list[list[float]]:
+    """Score the candidates of some questions.
+
+    Args:
+        encoders: of images and texts.
+        score_all: score of each pair of some examples, (pairs,).
+        questions: to be scored.
+        left_out: told of questions without scores.
+        empty: as for `encode`.
+
+    Returns:
+        A score a candidate of each question; NaN for all of a question that is left out.
+    """
+    unread: dict[int, Sequence[Failure]] = {}  # by the question's identity
+
+    def note(question: Question, failures: Sequence[Failure]) -> None:
+        unread[id(question)] = failures
+
+    examples = encode(encoders, questions, empty, left_out=note)
+    scores = score_all(examples).tolist() if examples else []
+    bounds = itertools.pairwise(examples.starts.tolist())
+    rows = []
+    for question in questions:
+        failures = unread.get(id(question))
+        row = [math.nan] * len(question.candidates)
+        if failures is None:
+            first, last = next(bounds)
+            row = scores[first:last]
+            failures = [
+                Failure(name_image(image, question), "its score is NaN or infinite", text)
+                for (image, text), score in zip(question.candidates, row, strict=True)
+                if not math.isfinite(score)
+            ]
+        if failures:
+            left_out(question, failures)
+            row = [math.nan] * len(row)
+        rows.append(row)
+    return rows
