@@ -161,9 +161,9 @@ class Scorer:
         for job, result in self._run(jobs, encoded, level, tally, best):
             names.append(name_of(job.image, len(names)))
             errors += self._failures(names[-1], texts, result)
-            unscored = isinstance(result, ImageError)
-            row = np.full(len(texts), np.nan, np.float32) if unscored else result.scores
-            rows.frombytes(row.tobytes())
+            if isinstance(result, ImageError):
+                result = Row.of(np.full(len(texts), np.nan, np.float32))
+            rows.frombytes(result.scores.tobytes())
         matrix = np.asarray(rows).reshape(-1, len(texts))
         return ScoreMatrix(
             tuple(names),
@@ -315,7 +315,7 @@ class Scorer:
         reason = self._pipeline.complaint(f"{self.mode}_scorer", "a score")
         if result.lost.all() and len(texts) > 1:
             return [Failure(image, reason)]
-        lost = dict.fromkeys(texts[place] for place in np.flatnonzero(result.lost))
+        lost = dict.fromkeys(texts[place] for place in np.flatnonzero(result.lost).tolist())
         return [Failure(image, reason, text) for text in lost]
 
     def _run(

@@ -47,6 +47,7 @@ Examples:
 @click.pass_context
 def reproduce(
     ctx: click.Context,
+    /,
     model: str,
     clip: Path | None,
     root: Path | None,

@@ -133,6 +133,7 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.pass_context
 def train(
     ctx: click.Context,
+    /,
     model: str,
     data: str,
     root: Path,
