@@ -11,17 +11,22 @@ from pathlib import Path
 
 from dsd_trt.disk import nearest_folder
 from dsd_trt.errors import InputError
+from dsd_trt.snapshot import Snapshot
 
 
 def check_replaceable(out: Path, force: bool) -> None:
     """Refuse, before any work is done, a folder that must not be written to.
 
     Raises:
-        InputError: a file, a folder that holds something (unless `force`), or one that holds the
-            user's home or the current folder.
+        InputError: a file, a folder that holds something (unless `force`), one that holds the
+            user's home or the current folder, or one in the Hugging Face cache.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder: --out BUNDLE")
+    if Snapshot.around(out):
+        raise InputError(
+            f"{out} lies in the Hugging Face cache; give a folder of yours: --out BUNDLE"
+        )
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not force:

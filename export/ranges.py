@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dsd_trt.bundle import Bundle
-from dsd_trt.disk import clone_or_copy
+from dsd_trt.disk import clone_or_copy, require_room
 from dsd_trt.engine.onnxruntime import open_session
 from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half
@@ -112,12 +112,14 @@ def measure_ranges(
 
 
 def _copy_weights(source: Path, target: Path) -> None:
+    advice = "Name another folder in TMPDIR"
+    require_room(target.parent, [source], "a copy of the weights", advice)
     try:
         clone_or_copy(source, target)
     except OSError as error:
         raise InputError(
             f"cannot copy the weights, {source.stat().st_size / 1e9:.1f} GB, to "
-            f"{target.parent}: {error.strerror}. Name another folder in TMPDIR"
+            f"{target.parent}: {error.strerror}. {advice}"
         ) from error
 
 

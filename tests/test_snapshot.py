@@ -17,6 +17,7 @@ from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 
 from dsd_trt import BundleError, InputError, Scorer, disk, read_bundle, real_files
 from dsd_trt.bundle import bundle_folder, own_bundle_folder
+from dsd_trt.export.folder import check_replaceable
 from dsd_trt.real_files import with_real_files
 
 PICTURE = np.random.default_rng(7).integers(0, 256, (8, 8, 3), np.uint8)
@@ -283,4 +284,6 @@ def test_nothing_is_written_into_the_cache_of_the_hub(snapshot: Path, tmp_path: 
         own_bundle_folder(str(snapshot))
     with pytest.raises(InputError, match="hf download org/name --revision v1 --local-dir name"):
         own_bundle_folder("org/name@v1")
+    with pytest.raises(InputError, match="lies in the Hugging Face cache"):
+        check_replaceable(snapshot, force=True)
     assert bundle_folder(str(snapshot)) == snapshot

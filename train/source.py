@@ -8,12 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 
 from dsd_trt.errors import ModelError
+from dsd_trt.hub import Repository
 from dsd_trt.train.hub import fetch
 from dsd_trt.train.model_folder import ModelFolder
 from dsd_trt.train.single_file import SingleFile
 
 EMBEDDED = "shapes"
-_HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _FILE = re.compile(r"(?P<path>.+\.safetensors)(@(?P<family>[^@/]+))?")
 _ENCODERS = ("text_encoder", "text_encoder_2")
 # What is read, and no more: repositories hold every weight several times over.
@@ -56,8 +56,8 @@ def find_model(model: str | Path) -> ModelSource:
     if (found := _FILE.fullmatch(str(model))) and Path(found["path"]).is_file():
         path = Path(found["path"])
         return ModelSource(path.stem, SingleFile(path, found["family"]))
-    if found := _HUB_ID.fullmatch(str(model)):
-        return _from_hub(found["repository"], found["revision"])
+    if named := Repository.named(str(model)):
+        return _from_hub(named.name, named.revision)
     raise ModelError(
         f"no model {str(model)!r}: give a folder in diffusers' format, a .safetensors file "
         "(FILE or FILE@FAMILY), a repository on the Hugging Face Hub (ORG/NAME or "
