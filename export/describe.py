@@ -75,7 +75,7 @@ def describe(
             base_model=checkpoint.source.name,
             revision=checkpoint.source.revision,
             weight_hashes=checkpoint.weight_hashes,
-            adapter_hash=settings.adapter and adapter_hash(settings.adapter),
+            adapter_hash=adapter_hash(settings.adapter) if settings.adapter else None,
             library_versions={name: version(name) for name in _LIBRARIES},
         ),
         matrix=matrix,
