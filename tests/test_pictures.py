@@ -172,14 +172,15 @@ def test_a_process_keeps_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller's limits are for the caller, and its filters of warnings all threads share."""
     small = 100  # so that Pillow would warn of anything larger, or refuse it
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", small)
-    monkeypatch.delattr(warnings, "catch_warnings")
     filters = list(warnings.filters)
     images = {form: Image.new("RGB", (120, 12)) for form in ("JPEG", "PNG", "TIFF", "BMP")}
     images |= {form: Image.new("RGB", (120, 12)) for form in ("GIF", "AVIF", "JPEG2000", "PPM")}
-    for form, image in images.items():
-        assert preprocess(encode(image, form), 8).shape == (8, 8, 3), form
-    with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):  # its decoder asks by itself
-        preprocess(encode(Image.new("RGB", (120, 12)), "WEBP"), 8)
+    with monkeypatch.context() as patched:
+        patched.delattr(warnings, "catch_warnings")
+        for form, image in images.items():
+            assert preprocess(encode(image, form), 8).shape == (8, 8, 3), form
+        with pytest.raises(ImageError, match="MAX_IMAGE_PIXELS"):  # its decoder asks by itself
+            preprocess(encode(Image.new("RGB", (120, 12)), "WEBP"), 8)
     assert filters == warnings.filters
     assert small == Image.MAX_IMAGE_PIXELS
     assert not ImageFile.LOAD_TRUNCATED_IMAGES

@@ -20,7 +20,9 @@ def read(stream: BinaryIO, max_pixels: int) -> Picture:
             with_whole_palette(image), 1
         )  # around a frame with a transparent colour all is transparent
     screen = Image.new("RGB", image.size, _background(head))
-    screen.paste(with_whole_palette(image).convert("RGB").crop(frame), frame)
+    covered = Image.new("1", image.size)
+    covered.paste(1, frame)
+    screen.paste(with_whole_palette(image).convert("RGB"), mask=covered)
     return Picture(screen, 1)
 
 

@@ -9,8 +9,9 @@ from dsd_trt.formats.orientation import EXIF_PREFIX, orientation, without_prefix
 from dsd_trt.formats.picture import Picture, open_as
 
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
-_JFIF, _EXIF, _ADOBE, _COMMENT, _SCAN, _END = 0xE0, 0xE1, 0xEE, 0xFE, 0xDA, 0xD9
-_ALONE = (0x01, 0xD8, *range(0xD0, 0xD8))  # markers that no length follows
+_START, _END, _SCAN, _COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
+_JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE
+_IGNORED = (0x01, *range(0xD0, 0xD8))  # of no use here, and no length follows
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:
@@ -28,7 +29,9 @@ def _split(stream: BinaryIO) -> tuple[bytes, bytes, bytes]:
         if marker is None:
             break
         head = bytes([0xFF, marker])
-        if marker in _ALONE:
+        if marker in _IGNORED:
+            continue
+        if marker == _START:
             kept.append(head)
             continue
         length = stream.read(2)

@@ -32,6 +32,9 @@ _DEPTHS = {
     _GREY_ALPHA: (8, 16),
     _RGB_ALPHA: (8, 16),
 }
+# First column, first row, steps of columns and rows, of each pass of an interlaced picture.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
+_ADAM7 = (*_ADAM7, (0, 1, 1, 2))
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
 _LONGEST_TEXT = 1 << 24
@@ -64,6 +67,10 @@ class _Chunks:
     @property
     def color(self) -> int:
         return self.header[9]
+
+    @property
+    def interlaced(self) -> bool:
+        return self.header[12] == 1
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:
@@ -212,10 +219,15 @@ def _checked_transparency(chunks: _Chunks, body: bytes) -> bytes:
 
 def _decode(chunks: _Chunks, max_pixels: int) -> Image.Image:
     depth, color = chunks.depth, chunks.color
-    if color == _PALETTE:
-        return _from_palette(chunks, samples(_open(chunks, max_pixels)))
-    if depth < 16 and not chunks.transparent:
-        return _open(chunks, max_pixels)
+    if depth < 16 and (color == _PALETTE or not chunks.transparent):
+        image = _open(chunks, max_pixels)
+        image.load()
+        last = Image.new(image.mode, (image.width, 1))
+        last.paste(image, (0, 1 - image.height))  # cropping would warn of a large one
+        if chunks.interlaced or last.getbbox(alpha_only=False) is None:
+            _check_complete(chunks)  # Pillow leaves rows black that are not there
+        return _from_palette(chunks, image) if color == _PALETTE else image
+    _check_complete(chunks)
     stored = _all_samples(chunks, max_pixels)  # (height, width, channels)
     scaled = to_8_bits(stored, 2**depth - 1)
     if chunks.transparent:
@@ -227,15 +239,32 @@ def _decode(chunks: _Chunks, max_pixels: int) -> Image.Image:
     return Image.merge(mode, [Image.fromarray(plane) for plane in np.moveaxis(scaled, 2, 0)])
 
 
-def _from_palette(chunks: _Chunks, indices: NDArray[np.int32]) -> Image.Image:
-    """Colours of indices. One beyond the palette is an error that leaves a picture: black."""
-    table = np.zeros((256, 4), np.uint8)
-    table[:, 3] = 255
-    colors = np.frombuffer(chunks.palette, np.uint8).reshape(-1, 3)
-    table[: len(colors), :3] = colors
-    alpha = np.frombuffer(chunks.transparent, np.uint8)
-    table[: len(alpha), 3] = alpha
-    return Image.fromarray(table[indices][..., : 4 if len(alpha) else 3])
+def _check_complete(chunks: _Chunks) -> None:
+    """Refuse pixels whose zlib stream ends too early."""
+    channels = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGB_ALPHA: 4}[chunks.color]
+    width, height = chunks.size
+    missing = 0
+    for x, y, across, down in _ADAM7 if chunks.interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // across), -(-(height - y) // down)
+        if columns > 0 and rows > 0:
+            missing += rows * (1 + (columns * channels * chunks.depth + 7) // 8)
+    stream = zlib.decompressobj()
+    for piece in chunks.pixels:
+        packed = piece
+        while packed and missing > 0:
+            # No more than is missing: what follows may be damaged.
+            missing -= len(stream.decompress(packed, min(missing, 1 << 20)))
+            packed = stream.unconsumed_tail
+    if missing > 0:
+        _damaged("image file is truncated")
+
+
+def _from_palette(chunks: _Chunks, image: Image.Image) -> Image.Image:
+    """Indices with their colours: black beyond the palette, an error that leaves a picture."""
+    image.putpalette(chunks.palette.ljust(768, b"\0"))
+    if chunks.transparent:
+        image.info["transparency"] = chunks.transparent
+    return image
 
 
 def _all_samples(chunks: _Chunks, max_pixels: int) -> NDArray[np.int32]:

@@ -183,7 +183,8 @@ def _copy_data(stream: BinaryIO, page: Page, out: BytesIO) -> Page:
     for offset, length in zip(offsets, lengths, strict=True):
         stream.seek(offset)
         moved.append(out.tell())
-        out.write(stream.read(length))
+        if out.write(stream.read(length)) < length and not unpacked:
+            raise ImageError("cannot be decoded: image file is truncated")
     return page.with_tag(places, *moved).with_tag(counts, *lengths)
 
 

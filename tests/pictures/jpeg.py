@@ -77,6 +77,8 @@ def jpeg_cases() -> Iterator[Case]:
         "several pictures of no use": [segment(0xE2, b"MPF\0" + noise[:99])],
         "FlashPix cut": [segment(0xE2, b"FPXR\0")],
         "comments": [segment(0xFE, noise)] * 3,
+        "markers of no use": [b"\xff\x01\xff\xd3"],
+        "bytes of no use": [segment(0xE5, b""), b"\0\0words"],
         "empty segments": [segment(0xE0 + n, b"") for n in range(16)],
     }.items():
         yield Case(f"jpeg with {name}", jpeg_with(plain, *segments), upright, 6)

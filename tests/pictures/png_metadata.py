@@ -16,7 +16,7 @@ from pictures.case import (
     random_samples,
 )
 from pictures.exif import STORED, exif_bytes, exif_variants, xmp_bytes
-from pictures.png import png, shorts
+from pictures.png import png, png_chunk, shorts
 
 
 def png_oddities() -> Iterator[Case]:
@@ -53,6 +53,20 @@ def png_oddities() -> Iterator[Case]:
     yield Case("png with a wrong checksum of EXIF", damaged(whole, place + 10), rgb)
     yield Case("png without an end", whole[:-12], np.rot90(rgb, -1))
     yield Case("png cut before the end of its pixels' zlib stream", whole[:-18], np.rot90(rgb, -1))
+    for depth, color, channels in ((8, 2, 3), (16, 6, 4), (1, 0, 1), (8, 3, 1)):
+        for interlaced in (False, True):
+            few = png(
+                random_samples(depth, 5, 7, channels),
+                depth,
+                color,
+                (b"PLTE", noise[:768]),
+                interlaced=interlaced,
+            )
+            header = png_chunk(b"IHDR", few[16:20] + struct.pack(">I", 9) + few[24:29])
+            tall = few[:8] + header + few[33:]
+            yield Case(
+                f"png of color {color} with fewer rows than it says", tall, "cannot be decoded"
+            )
     yield Case("png with a wrong checksum of pixels", damaged(whole, len(whole) - 14), "checksum")
     yield Case("png with an unknown critical chunk", png(rgb, 8, 2, (b"ABCD", b"")), "ABCD")
     first = [(b"CgBI", b"\x50\0\x20\x02")]
