@@ -1,4 +1,4 @@
-"""A CLIP tokenizer's files from a list of byte-pair merges."""
+"""A CLIP tokenizer's files: read and checked, or written from a list of byte-pair merges."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
+from dsd_trt.errors import ModelError
+from dsd_trt.train.weights import read_json, require_class
+
+_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -48,3 +52,80 @@ def write_tokenizer(
     for name, text in write.items():
         (folder / name).write_text(text, encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder)
+
+
+def read_tokenizer(folder: Path, **special: str) -> CLIPTokenizer:
+    """Read a CLIP tokenizer from a folder.
+
+    Args:
+        folder: with `tokenizer.json`, or `vocab.json` and `merges.txt`.
+        special: special tokens that the folder's files do not decide, such as `pad_token`.
+
+    Raises:
+        ModelError: a file is missing or cut, or it is another kind of tokenizer.
+    """
+    # Without its files transformers makes up a tokenizer that knows no words.
+    lacks = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
+    whole = (folder / "tokenizer.json").is_file()
+    if lacks and not whole:
+        raise ModelError(
+            f"{folder} holds no tokenizer: it has no {' and no '.join(lacks)} (and no "
+            "tokenizer.json): download or save the model again"
+        )
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        require_class(read_json(config).get("tokenizer_class"), _CLASSES, config, "tokenizer_class")
+    try:
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
+            folder, local_files_only=True, **special
+        )
+    except Exception as error:  # the libraries raise plain Exception, too
+        raise ModelError(f"cannot read the tokenizer in {folder}: {error}") from error
+    if not whole:
+        _require_all_merges(folder, tokenizer)
+    return tokenizer
+
+
+def _require_all_merges(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """Refuse a merges.txt that was cut: words would fall apart into letters without a word."""
+    made = set()
+    for line in (folder / "merges.txt").read_text("utf-8").splitlines():
+        made.add(line.replace(" ", "", 1))
+    kept = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    lost = [
+        token
+        for token in read_json(folder / "vocab.json")
+        if token not in made and token not in kept and len(token.removesuffix("</w>")) > 1
+    ]
+    if lost:
+        raise ModelError(
+            f"{folder}: merges.txt makes no {lost[0]!r} ({len(lost)} tokens in all), which "
+            "vocab.json lists: one of the two is cut, download or save them again"
+        )
+
+
+def require_embedding(tokenizer: CLIPTokenizer, rows: int, where: str) -> None:
+    """Refuse a tokenizer whose tokens are not the rows of the text encoder's embedding.
+
+    Args:
+        tokenizer: of the text encoder.
+        rows: of its token embedding.
+        where: which tokenizer of which model, for the message.
+
+    Raises:
+        ModelError: a token has no row, or rows have no token; names both sizes.
+    """
+    vocabulary = tokenizer.get_vocab()
+    without = {index: token for token, index in vocabulary.items() if index >= rows}
+    if without:
+        first = min(without)
+        raise ModelError(
+            f"{where}: the token {without[first]!r} has the id {first}, and the text encoder's "
+            f"embedding has {rows} rows for the tokenizer's {len(vocabulary)} tokens: save the "
+            "text encoder with its enlarged embedding, or the tokenizer without the token"
+        )
+    if len(vocabulary) < rows:
+        raise ModelError(
+            f"{where} knows {len(vocabulary)} tokens, and the text encoder's embedding has {rows} "
+            "rows: the tokenizer's files are incomplete or those of another model"
+        )

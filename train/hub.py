@@ -30,6 +30,10 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Pat
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     except LocalEntryNotFoundError as error:
+        if hasattr(error, "snapshot_path"):  # IncompleteSnapshotError, of newer releases
+            raise ModelError(
+                f"{repository} is in the Hugging Face Hub's cache, but not whole: {error}"
+            ) from error
         raise ModelError(
             f"no folder {repository!r}, and no model of that name from the Hugging Face Hub: it is "
             "not in the cache (HF_HOME), and the hub cannot be reached or HF_HUB_OFFLINE is set"

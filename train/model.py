@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.clip_tokenizer import require_embedding
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
 from dsd_trt.train.layers import require_stable_diffusion
 from dsd_trt.train.memory import release_freed_memory
@@ -112,8 +113,18 @@ class Checkpoint:
 
     @cached_property
     def weight_hashes(self) -> dict[str, str]:
-        """sha256 of each weight file, by its name."""
-        return {name: sha256(path) for name, path in self.source.parts.weight_files().items()}
+        """sha256 of each weight file that is read, by its name."""
+        return {name: sha256(path) for name, path in self.weight_files.items()}
+
+    @property
+    def weight_parts(self) -> tuple[str, ...]:
+        """The parts that have weights."""
+        return ("vae", "text_encoder", *_SECOND[:1] * self.has_pooled_text, "unet")
+
+    @property
+    def weight_files(self) -> dict[str, Path]:
+        """Each weight file that is read, by its name."""
+        return self.source.parts.weight_files(self.weight_parts)
 
     @property
     def has_pooled_text(self) -> bool:
@@ -166,7 +177,7 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
     except KeyError as error:
         raise ModelError(f"{parts}: a config.json has no {error}") from error
     scheduler = parts.scheduler()
-    return Checkpoint(
+    checkpoint = Checkpoint(
         source=source,
         tokenizer=parts.tokenizer(),
         alphas_cumprod=scheduler.alphas_cumprod,
@@ -175,6 +186,27 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
         vae_config=vae_config,
         device=device,
     )
+    _require_tokens(checkpoint)
+    for part in checkpoint.weight_parts:
+        parts.check(part)
+    return checkpoint
+
+
+def _require_tokens(checkpoint: Checkpoint) -> None:
+    """Refuse tokenizers whose tokens are not the rows of their text encoders' embeddings."""
+    parts, first = checkpoint.source.parts, checkpoint.tokenizer
+    rows = int(parts.config("text_encoder")["vocab_size"])
+    require_embedding(first, rows, f"{parts}, tokenizer")
+    if not checkpoint.has_pooled_text:
+        return
+    second = parts.tokenizer("tokenizer_2")
+    rows = int(parts.config("text_encoder_2")["vocab_size"])
+    require_embedding(second, rows, f"{parts}, tokenizer_2")
+    if different := sorted(first.get_vocab().items() ^ second.get_vocab().items()):
+        raise ModelError(
+            f"{parts}: the token {different[0][0]!r} is not the same in tokenizer and tokenizer_2; "
+            "the ids of the first are those of the second here"
+        )
 
 
 def _require_parts_that_fit(

@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.clip_tokenizer import read_tokenizer
+from dsd_trt.train.weight_names import current_names
+from dsd_trt.train.weights import (
+    Stored,
+    check_names,
+    check_types,
+    fill_module,
+    find_weights,
+    read_headers,
+    read_json,
+    read_tensors,
+    require_class,
+)
 
-_KINDS: Mapping[str, Any] = {
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-    "unet": UNet2DConditionModel,
+_DIFFUSERS = "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a part has to be.
+
+    Attributes:
+        module: its class.
+        weights: what its files are called.
+        field: of its `config.json`, which names its class.
+        known: values of that field that are read.
+    """
+
+    module: Any
+    weights: str
+    field: str
+    known: tuple[str, ...]
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "vae": _Kind(AutoencoderKL, _DIFFUSERS, "_class_name", ("AutoencoderKL",)),
+    "text_encoder": _Kind(CLIPTextModel, "model", "model_type", ("clip_text_model",)),
+    "text_encoder_2": _Kind(
+        CLIPTextModelWithProjection, "model", "model_type", ("clip_text_model",)
+    ),
+    "unet": _Kind(UNet2DConditionModel, _DIFFUSERS, "_class_name", ("UNet2DConditionModel",)),
 }
-_VARIANT = "fp16"  # some repositories have their weights under this name alone
+
+WEIGHT_NAMES: Mapping[str, str] = {part: kind.weights for part, kind in _KINDS.items()}
+"""What the weight files of each part are called, without variant and ending."""
 
 
 class ModelFolder:
@@ -43,31 +81,51 @@ class ModelFolder:
         """The part's `config.json`.
 
         Raises:
-            ModelError: there is none, or it is not JSON.
+            ModelError: there is none, it is not JSON, or it is that of another class.
         """
-        path = self.path / part / "config.json"
-        try:
-            config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"cannot read {path}: {error}") from error
+        path, kind = self.path / part / "config.json", _KINDS[part]
+        config = read_json(path)
+        require_class(config.get(kind.field), kind.known, path, kind.field)
         return config
+
+    def check(self, part: str) -> None:
+        """Compare a part's weights with its configuration, in no time: their numbers are not read.
+
+        Raises:
+            ModelError: a weight is missing, unknown, of another shape or of no floating type.
+        """
+        self._headers(part)
 
     def read(self, part: str, dtype: torch.dtype) -> Any:
         """Read a part's weights into its module.
 
         Raises:
-            ModelError: they are missing, or no weights of such a part.
+            ModelError: what `check` refuses, or a weight that is not finite.
         """
-        folder = self.path / part
-        variant = None
-        if not (plain := _weights_of(folder, "")) and _weights_of(folder, f".{_VARIANT}"):
-            variant = _VARIANT
-        if not plain and variant is None:
-            raise ModelError(f"{folder} holds no .safetensors weights")
-        try:
-            return _KINDS[part].from_pretrained(folder, dtype=dtype, variant=variant)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"cannot read the model in {folder}: {error}") from error
+        module, headers = self._headers(part)
+        weights = current_names(part, read_tensors(headers), module)
+        fill_module(module, weights, dtype, str(self.path / part), part)
+        return module
+
+    def _headers(self, part: str) -> tuple[Any, dict[str, Stored]]:
+        """The part's module without weights, and what its files say of theirs."""
+        where = str(self.path / part)
+        module = _empty(part, self.config(part), where)
+        headers = read_headers(self.weights(part))
+        named = current_names(part, headers, module)
+        check_names(module, named, where, part)
+        check_types(named, where, part)
+        used = set(map(id, named.values()))
+        return module, {name: tensor for name, tensor in headers.items() if id(tensor) in used}
+
+    def weights(self, part: str) -> list[Path]:
+        """The files that the part's weights are read from.
+
+        Raises:
+            ModelError: there are none, or some are missing.
+        """
+        name = _KINDS[part].weights
+        return find_weights(self.path / part, name, index_first=name == _DIFFUSERS)
 
     def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer:
         """Read a tokenizer.
@@ -75,7 +133,7 @@ class ModelFolder:
         Raises:
             ModelError: there is none that can be read.
         """
-        return self._pretrained(CLIPTokenizer, part)
+        return read_tokenizer(self.path / part)
 
     def scheduler(self) -> DDPMScheduler:
         """Read the noise schedule.
@@ -91,21 +149,25 @@ class ModelFolder:
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"cannot read {self.path / part}: {error}") from error
 
-    def weight_files(self) -> dict[str, Path]:
-        """Every weight file that is read, by its path in the folder."""
-        files = [
-            path
-            for part in _KINDS
-            for path in _weights_of(self.path / part, "")
-            or _weights_of(self.path / part, f".{_VARIANT}")
-        ]
+    def weight_files(self, parts: Sequence[str]) -> dict[str, Path]:
+        """The files that some parts' weights are read from, by their paths in the folder.
+
+        Raises:
+            ModelError: a part has none.
+        """
+        files = [path for part in parts for path in self.weights(part)]
         return {path.relative_to(self.path).as_posix(): path for path in sorted(files)}
 
 
-def _weights_of(folder: Path, variant: str) -> list[Path]:
-    """Weight files of a part, whole or in shards, of one variant."""
-    return [
-        path
-        for path in folder.glob("*.safetensors")
-        if (f".{_VARIANT}" in path.name) == bool(variant)
-    ]
+def _empty(part: str, config: dict[str, Any], where: str) -> Any:
+    """A part without weights."""
+    kind = _KINDS[part].module
+    try:
+        with init_empty_weights(include_buffers=False):
+            if part.startswith("text_encoder"):
+                return kind(CLIPTextConfig.from_dict(config))
+            return kind.from_config(config)
+    except Exception as error:  # whatever the libraries' code stumbles over in a configuration
+        raise ModelError(
+            f"{where}/config.json describes no {kind.__name__}: {' '.join(str(error).split())}"
+        ) from error

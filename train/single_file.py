@@ -7,7 +7,8 @@ of a part has to be there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,23 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.clip_tokenizer import read_tokenizer
 from dsd_trt.train.families import FAMILIES, Family, unet_config
 from dsd_trt.train.hub import fetch
 from dsd_trt.train.skeleton import build_part, build_scheduler
+from dsd_trt.train.weight_names import current_names, is_computed
+from dsd_trt.train.weights import (
+    Stored,
+    check_names,
+    check_types,
+    fill_module,
+    read_headers,
+    read_tensors,
+)
 
 CLIP = "openai/clip-vit-large-patch14"
 """Whose tokenizer every family has."""
@@ -36,6 +46,16 @@ _TOKENIZER = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_
 _UNET = "model.diffusion_model."
 # Of OpenCLIP's code; the other text encoders are of transformers'.
 _OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
+_TO_K = re.compile(r"\.attn2\.to_k\.(base_layer\.)?weight$")  # the second in PEFT's layers
+_COPIED = re.compile(r"\.attn\.in_proj_(weight|bias)$")
+# What is left out because no part needs it: the rest of OpenCLIP, the last of its layers in Stable
+# Diffusion 2, and the VAE's training loss.
+_EXPENDABLE = re.compile(
+    r"(cond_stage_model|conditioner\.embedders\.1)\.model\."
+    r"(text_projection|logit_scale|logit_bias|attn_mask|visual\..*)$"
+    r"|cond_stage_model\.model\.transformer\.resblocks\.23\."
+    r"|first_stage_model\.loss\."
+)
 _PREFIXES: Mapping[str, tuple[str, ...]] = {
     "unet": (_UNET,),
     "vae": ("first_stage_model.",),
@@ -68,7 +88,7 @@ class SingleFile:
                 are alike.
         """
         self.path = path
-        self._shapes = _read_shapes(path)
+        self._headers = read_headers([path])
         self.family: Family = FAMILIES[self._tell_family(family)]
 
     def __str__(self) -> str:
@@ -85,27 +105,63 @@ class SingleFile:
         config = self._empty(part).config
         return dict(config) if part in ("unet", "vae") else dict(config.to_dict())
 
+    def check(self, part: str) -> None:
+        """Compare a part's weights with the family's, in no time: their numbers are not read.
+
+        Raises:
+            ModelError: a weight is missing, unknown, of another shape or of no floating type.
+        """
+        self._checked(part)
+
     def read(self, part: str, dtype: torch.dtype) -> Any:
         """Read a part's weights into its module.
 
         Raises:
-            ModelError: the file's weights are not those of the family.
+            ModelError: what `check` refuses, or a weight that is not finite.
         """
-        module = self._empty(part)
-        prefix = self._prefix(part)
-        with safe_open(self.path, "pt") as file:
-            tensors = {
-                name: file.get_tensor(name) for name in self._shapes if name.startswith(prefix)
-            }
-        weights = _convert(tensors, part, prefix, module)
-        try:
-            module.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, assign=True)
-        except RuntimeError as error:
-            raise ModelError(
-                f"{self.path}: its {part} is none of {self.family.about}: "
-                f"{' '.join(str(error).split())}"
-            ) from error
+        module, headers = self._checked(part)
+        weights = self._convert(read_tensors(headers), part, module)
+        fill_module(module, current_names(part, weights, module), dtype, self._where, part)
         return module
+
+    def _checked(self, part: str) -> tuple[Any, dict[str, Stored]]:
+        """The part's module without weights, and what the file says of its weights."""
+        module, prefix = self._empty(part), self._prefix(part)
+        headers = {
+            name: tensor
+            for name, tensor in self._headers.items()
+            if name.startswith(prefix) and not is_computed(name)
+        }
+        check_types(headers, self._where, part)
+        shapes = {name: tensor.empty() for name, tensor in headers.items()}
+        weights = self._convert(dict(shapes), part, module)
+        left_out = {name: shapes[name] for name in _left_out(shapes, weights)}
+        check_names(module, current_names(part, weights, module) | left_out, self._where, part)
+        return module, headers
+
+    def _convert(
+        self, tensors: dict[str, Tensor], part: str, module: nn.Module
+    ) -> dict[str, Tensor]:
+        """Tensors under diffusers' and transformers' names."""
+        prefix = self._prefix(part)
+        try:
+            if part == "unet":
+                weights = convert_ldm_unet_checkpoint(tensors, module.config)
+            elif part == "vae":
+                weights = convert_ldm_vae_checkpoint(tensors, module.config)
+            elif prefix in _OPEN_CLIP:
+                weights = convert_open_clip_checkpoint(module, tensors, prefix)
+            else:
+                weights = convert_ldm_clip_checkpoint(tensors)
+        except KeyError as error:  # the only weights that a converter asks for by name
+            raise ModelError(f"{self._where}: {part} lacks {prefix}{error.args[0]}") from error
+        except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{self._where}: {part} cannot be converted: {error}") from error
+        return {name: weight for name, weight in weights.items() if weight is not None}
+
+    @property
+    def _where(self) -> str:
+        return f"{self.path}, read as {self.family.about}"
 
     def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer:
         """CLIP's tokenizer, padding as the family does.
@@ -115,20 +171,14 @@ class SingleFile:
                 reached.
         """
         tower = self.family.text[1 if part.endswith("_2") else 0]
-        try:
-            tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(
-                self._clip, pad_token=tower.pad
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot read CLIP's tokenizer in {self._clip}: {error}") from error
-        return tokenizer
+        return read_tokenizer(self._clip, pad_token=tower.pad)
 
     def scheduler(self) -> DDPMScheduler:
         """The noise schedule."""
         return build_scheduler(self.family)
 
-    def weight_files(self) -> dict[str, Path]:
-        """The file, by its name."""
+    def weight_files(self, parts: Sequence[str]) -> dict[str, Path]:
+        """The file, by its name, whichever parts are read."""
         return {self.path.name: self.path}
 
     @cached_property
@@ -152,15 +202,15 @@ class SingleFile:
     def _prefix(self, part: str) -> str:
         """What the names of a part's tensors begin with, "" where there are none."""
         for prefix in _PREFIXES[part]:
-            if any(name.startswith(prefix) for name in self._shapes):
+            if any(name.startswith(prefix) for name in self._headers):
                 return prefix
         return ""
 
     def _tell_family(self, name: str | None) -> str:
         widths = {
-            shape[1]
-            for key, shape in self._shapes.items()
-            if key.startswith(_UNET) and key.endswith(".attn2.to_k.weight")
+            tensor.shape[-1]
+            for key, tensor in self._headers.items()
+            if key.startswith(_UNET) and _TO_K.search(key) and tensor.shape
         }
         if len(widths) != 1:
             raise ModelError(
@@ -184,29 +234,13 @@ class SingleFile:
         return name or fitting[0]
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors, by name."""
-    try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
-
-
-def _convert(
-    tensors: dict[str, Tensor], part: str, prefix: str, module: nn.Module
-) -> dict[str, Tensor]:
-    """Tensors under diffusers' and transformers' names."""
-    if part == "unet":
-        return dict(convert_ldm_unet_checkpoint(tensors, module.config))
-    if part == "vae":
-        return dict(convert_ldm_vae_checkpoint(tensors, module.config))
-    if prefix in _OPEN_CLIP:
-        weights = convert_open_clip_checkpoint(module, tensors, prefix)
-    else:
-        weights = convert_ldm_clip_checkpoint(tensors)
-    if not hasattr(module, "text_model"):  # transformers has flattened one of the two classes
-        weights = {name.removeprefix("text_model."): value for name, value in weights.items()}
-    # Older files hold the numbers 0 to 76 as a weight.
-    return {name: value for name, value in weights.items() if not name.endswith("position_ids")}
+def _left_out(sources: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """Tensors that a converter dropped without a word, by the names they have in the file."""
+    # A converter hands a tensor on, or takes a view of it, or makes copies (`_COPIED`).
+    taken = {id(tensor) for tensor in weights.values()}
+    taken |= {id(tensor._base) for tensor in weights.values()}
+    return [
+        name
+        for name, tensor in sources.items()
+        if id(tensor) not in taken and not _COPIED.search(name) and not _EXPENDABLE.match(name)
+    ]

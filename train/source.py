@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -10,16 +11,16 @@ from pathlib import Path
 from dsd_trt.errors import ModelError
 from dsd_trt.hub import Repository
 from dsd_trt.train.hub import fetch
-from dsd_trt.train.model_folder import ModelFolder
+from dsd_trt.train.model_folder import WEIGHT_NAMES, ModelFolder
 from dsd_trt.train.single_file import SingleFile
+from dsd_trt.train.weights import has_weights, weight_patterns
 
 EMBEDDED = "shapes"
 _FILE = re.compile(r"(?P<path>.+\.safetensors)(@(?P<family>[^@/]+))?")
-_ENCODERS = ("text_encoder", "text_encoder_2")
 # What is read, and no more: repositories hold every weight several times over.
 _SMALL = (
     *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/*", "tokenizer_2/*"),
-    *(f"{part}/config.json" for part in ("unet", "vae", *_ENCODERS)),
+    *(f"{part}/config.json" for part in WEIGHT_NAMES),
 )
 
 
@@ -71,24 +72,24 @@ def embedded_model_folder() -> Path:
 
 
 def _from_hub(repository: str, revision: str | None) -> ModelSource:
-    parts = ModelFolder(fetch(repository, revision, (*_SMALL, *_weights(""))))
-    if not parts.weight_files():  # published in FP16 alone
+    parts = ModelFolder(fetch(repository, revision, (*_SMALL, *_weights(WEIGHT_NAMES, ""))))
+    # What is published in FP16 alone.
+    lacking = {
+        part: name
+        for part, name in WEIGHT_NAMES.items()
+        if parts.has(part) and not has_weights(parts.path / part, name)
+    }
+    if lacking:
         # The commit that was found first: a branch may move on in between.
         commit = parts.path.name
-        parts = ModelFolder(fetch(repository, commit, (*_SMALL, *_weights(".fp16"))))
+        parts = ModelFolder(fetch(repository, commit, (*_SMALL, *_weights(lacking, ".fp16"))))
     return ModelSource(repository, parts, parts.path.name)
 
 
-def _weights(variant: str) -> list[str]:
+def _weights(names: Mapping[str, str], variant: str) -> list[str]:
     """Patterns of the weight files of a variant, whole or in shards."""
-    names = [*((part, "diffusion_pytorch_model") for part in ("unet", "vae"))]
-    names += [(part, "model") for part in _ENCODERS]
     return [
-        f"{part}/{name}{end}"
-        for part, name in names
-        for end in (
-            f"{variant}.safetensors",
-            f"{variant}-0*.safetensors",
-            f".safetensors.index{variant}.json",
-        )
+        f"{part}/{pattern}"
+        for part, name in names.items()
+        for pattern in weight_patterns(name, variant)
     ]

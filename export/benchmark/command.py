@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dsd_trt.export.benchmark.measure import Measured
     from dsd_trt.export.benchmark.work import Work
 
-_MACHINE = "machine"
+_MACHINE, _MODEL = "machine", "model"  # measured by themselves, before the contenders
 _STARTS = 3  # of each kind
 EXAMPLES = """\b
 Examples:
@@ -85,6 +85,11 @@ def bench(
     if measured == _MACHINE:
         click.echo(json.dumps(matmul_peaks()))
         return
+    if measured == _MODEL:
+        from dsd_trt.train.model import read_checkpoint
+
+        read_checkpoint(model)
+        return
     if measured:
         click.echo(json.dumps(to_plain(measure(measured, work))))
         return
@@ -98,13 +103,20 @@ def bench(
 
 def _run(work: Work, names: list[str], output: Path | None) -> None:
     from dsd_trt.export.benchmark.machine import describe_machine
-    from dsd_trt.export.benchmark.measure import CONTENDERS
+    from dsd_trt.export.benchmark.measure import CONTENDERS, RUNTIME
     from dsd_trt.export.benchmark.report import BenchReport
 
+    # In processes of their own: what this one holds would count in the peaks of those it starts.
+    command = [sys.executable, "-m", "dsd_trt", "bench", "--measure"]
+    if any(not name.startswith(RUNTIME) for name in names):
+        # A model that cannot be read ends the run at once, not every contender after minutes.
+        opened = subprocess.run([*command, _MODEL, "--model", work.model], check=False)
+        if opened.returncode:
+            sys.exit(opened.returncode)  # and has said why
     click.echo("measuring the machine", err=True)
-    # In a process of its own: what this one holds would count in the peaks of those it starts.
-    command = [sys.executable, "-m", "dsd_trt", "bench", "--measure", _MACHINE]
-    peaks = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    peaks = json.loads(
+        subprocess.run([*command, _MACHINE], stdout=subprocess.PIPE, check=True).stdout
+    )
     found: dict[str, Measured] = {}
     failures: dict[str, str] = {}
     cold_start = _cold_start(work)

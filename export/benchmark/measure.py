@@ -51,12 +51,13 @@ CONTENDERS: dict[str, str] = {
     "diffusion-classifier": "diffusion classifier, PyTorch FP32",
     "naive": "research loop, PyTorch FP32",
 }
+RUNTIME = ("openvino", "onnxruntime")  # what the names of our own begin with
 REFERENCE = "torch-batched"
 
 
 def build(name: str, work: Work) -> Contender:
     """Set a contender up; what it needs is imported here, so that it counts for it alone."""
-    if name.startswith(("openvino", "onnxruntime")):
+    if name.startswith(RUNTIME):
         from dsd_trt.export.benchmark.runtime import runtime
 
         matrix = name.endswith("-matrix")

@@ -1,0 +1,60 @@
+"""Names that a part's weights have had in older releases, and weights that no part needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+T = TypeVar("T")
+
+# Numbers from 0 to 76, which are computed; older files hold them as a weight.
+_COMPUTED = re.compile(r"(.+\.)?position_ids")
+# Of a complete CLIP, which text states do not depend on.
+_REST_OF_CLIP = re.compile(
+    r"text_projection(\.weight)?|logit_scale|logit_bias|visual_projection\.weight"
+    r"|(vision_model|visual)\..+"
+)
+# The VAE's attention as diffusers named it before release 0.15, in most models of that time.
+_OLD_ATTENTION = re.compile(
+    r"(?P<block>.+\.attentions\.\d+)\.(?P<matrix>query|key|value|proj_attn)"
+)
+_NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def current_names(part: str, weights: Mapping[str, T], module: nn.Module) -> dict[str, T]:
+    """A part's weights under the names of its module, without those that nothing needs.
+
+    Args:
+        part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        weights: anything, by the name in the file.
+        module: the part's.
+    """
+    if part.startswith("text_encoder"):
+        return _of_text_encoder(weights, module)
+    if part == "vae":
+        return {_OLD_ATTENTION.sub(_renamed, name): value for name, value in weights.items()}
+    return dict(weights)
+
+
+def is_computed(name: str) -> bool:
+    """Whether a tensor holds no weights but positions, which its module computes."""
+    return bool(_COMPUTED.fullmatch(name))
+
+
+def _renamed(found: re.Match[str]) -> str:
+    return f"{found['block']}.{_NEW_ATTENTION[found['matrix']]}"
+
+
+def _of_text_encoder(weights: Mapping[str, T], module: nn.Module) -> dict[str, T]:
+    expected = module.state_dict().keys()
+    names: dict[str, T] = {}
+    for name, value in weights.items():
+        # transformers has had both of its text classes with and without this level.
+        bare = name.removeprefix("text_model.")
+        new = next((n for n in (bare, f"text_model.{bare}") if n in expected), name)
+        if new in expected or not (is_computed(bare) or _REST_OF_CLIP.fullmatch(bare)):
+            names[new] = value
+    return names

@@ -1,0 +1,320 @@
+"""Weights as they lie in .safetensors files, put into a module whole or refused by name.
+
+The libraries' own `from_pretrained` warns where a file does not fit its module, and goes on with
+random or empty weights. Here the files' headers are compared with the module before a number is
+read, and every number has to be finite.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dsd_trt.errors import ModelError
+
+_VARIANTS = ("", ".fp16")  # some repositories have their weights under the second name alone
+_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+# What wrappers put in front of, or into, the names of a module they hold, and what to do about it.
+_WRAPPERS: Mapping[str, str] = {
+    "base_layer.": "saved from PEFT without merging; call merge_and_unload() before saving",
+    "base_model.model.": "saved from PEFT without merging; call merge_and_unload() before saving",
+    "module.": "saved from DataParallel; save its .module instead",
+    "_orig_mod.": "saved from torch.compile; save its ._orig_mod instead",
+    "_fsdp_wrapped_module.": "saved from FSDP; gather a full state dict before saving",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, as the file's header describes it.
+
+    Attributes:
+        file: where it lies.
+        shape: its shape.
+        dtype: safetensors' name of its type, such as "F16".
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+    def empty(self) -> Tensor:
+        """A tensor of its shape on the meta device."""
+        return torch.empty(self.shape, device="meta")
+
+
+def find_weights(folder: Path, name: str, *, index_first: bool = False) -> list[Path]:
+    """The files that hold a part's weights: one, or the shards that an index lists.
+
+    Args:
+        folder: of the part.
+        name: "model" as transformers saves it, "diffusion_pytorch_model" as diffusers does.
+        index_first: whether an index goes before a whole file beside it, as in diffusers.
+
+    Raises:
+        ModelError: there are none, or a shard is missing. Other variants and pickles are no
+            weights.
+    """
+    for variant in _VARIANTS:
+        whole, index = folder / f"{name}{variant}.safetensors", _index(folder, name, variant)
+        if index.is_file() and (index_first or not whole.is_file()):
+            return _shards(index)
+        if whole.is_file():
+            return [whole]
+    wanted = folder / f"{name}.safetensors"
+    if wanted.is_symlink():
+        raise ModelError(f"{wanted} is a link to a file that is not there: download it again")
+    shards = sorted(path.name for path in folder.glob(f"{name}*-of-*.safetensors"))
+    if shards:
+        raise ModelError(
+            f"{folder} holds {shards[0]} without {_index(folder, name, '').name}, which lists the "
+            "shards: download or save the model again"
+        )
+    others = sorted(
+        path.name
+        for path in folder.glob("*")
+        if path.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5")
+    )
+    if others:
+        raise ModelError(
+            f"{folder} holds no {wanted.name}, but {', '.join(others)}, which is not read: save "
+            f"the weights as safetensors under that name, or as {name}.fp16.safetensors"
+        )
+    raise ModelError(f"{folder} holds no {wanted.name}: download or save the model again")
+
+
+def has_weights(folder: Path, name: str, variant: str = "") -> bool:
+    """Whether there are weights of a variant, "" or ".fp16"; shards may be missing."""
+    paths = (folder / f"{name}{variant}.safetensors", _index(folder, name, variant))
+    return any(path.is_file() for path in paths)
+
+
+def weight_patterns(name: str, variant: str = "") -> list[str]:
+    """Patterns of all the files that `find_weights` may read of a variant."""
+    shard = "-?????-of-?????"
+    patterns = [f"{name}{variant}.safetensors", f"{name}{variant}{shard}.safetensors"]
+    if variant:  # as older versions of diffusers named shards
+        patterns.append(f"{name}{shard}{variant}.safetensors")
+    return [*patterns, _index(Path(), name, variant).name]
+
+
+def _index(folder: Path, name: str, variant: str) -> Path:
+    return folder / f"{name}.safetensors.index{variant}.json"
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        listed = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is no index of shards: {error!r}") from error
+    for name in listed:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ModelError(f"{index} names a shard {name!r} outside its folder")
+        if not (index.parent / name).is_file():
+            raise ModelError(f"{index} names {name}, which is missing: download it again")
+        if not name.endswith(".safetensors"):
+            raise ModelError(f"{index} names {name}, which is no .safetensors file")
+    if not listed:
+        raise ModelError(f"{index} lists no shards")
+    return [index.parent / name for name in listed]
+
+
+def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
+    """Every tensor of some files, by name; no weights are read.
+
+    Raises:
+        ModelError: a file is cut or damaged, or two of them hold a tensor of one name.
+    """
+    found: dict[str, Stored] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    if name in found:
+                        raise ModelError(f"{name} is both in {found[name].file} and in {path}")
+                    part = file.get_slice(name)
+                    found[name] = Stored(path, tuple(part.get_shape()), str(part.get_dtype()))
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
+    return found
+
+
+def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Read tensors as they are stored.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in sorted({tensor.file for tensor in stored.values()}):
+        try:
+            with safe_open(path, "pt") as file:
+                names = [name for name, tensor in stored.items() if tensor.file == path]
+                tensors |= {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
+    return tensors
+
+
+def check_names(
+    module: nn.Module, weights: Mapping[str, Tensor | Stored], where: str, what: str
+) -> None:
+    """Compare a part's weights with what its module takes, by name and shape.
+
+    Args:
+        module: may be on the meta device.
+        weights: what there is, under the module's own names; may be headers alone.
+        where: file or folder, for the message.
+        what: the part, for the message.
+
+    Raises:
+        ModelError: names the first weight that is missing, unknown or of another shape.
+    """
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    if missing:
+        raise ModelError(f"{where}: {what} lacks {_some(missing)}{_reason(missing, unexpected)}")
+    if unexpected:
+        raise ModelError(
+            f"{where}: {what} has {_some(unexpected)}, which {_kind(module)} of this configuration "
+            "does not have: it is another model, or its config.json is"
+        )
+    for name, wanted in expected.items():
+        shape = tuple(weights[name].shape)
+        if shape != tuple(wanted.shape):
+            raise ModelError(
+                f"{where}: {name} of {what} is {shape}, expected is {tuple(wanted.shape)}: it is "
+                "another model, or its config.json is"
+            )
+
+
+def check_types(weights: Mapping[str, Stored], where: str, what: str) -> None:
+    """Refuse weights that are not stored as floating-point numbers.
+
+    Raises:
+        ModelError: names the first of them and its type.
+    """
+    for name, tensor in weights.items():
+        if tensor.dtype not in _DTYPES:
+            raise ModelError(
+                f"{where}: {name} of {what} is stored as {tensor.dtype}; read are "
+                f"{', '.join(_DTYPES)}. Save the model without quantisation"
+            )
+
+
+def fill_module(
+    module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, where: str, what: str
+) -> None:
+    """Put weights into their module, which may be on the meta device.
+
+    Args:
+        module: takes the tensors as its own.
+        weights: under the module's names; emptied, so that no two copies are held.
+        dtype: the weights are converted to.
+        where: file or folder, for the message.
+        what: the part, for the message.
+
+    Raises:
+        ModelError: what `check_names` refuses, or a weight that is not finite.
+    """
+    check_names(module, weights, where, what)
+    converted = {}
+    for name in list(weights):
+        stored = weights.pop(name)
+        converted[name] = stored.to(dtype)
+        if not is_finite(converted[name]):
+            _refuse_infinite(name, stored, dtype, where, what)
+    module.load_state_dict(converted, assign=True)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor an infinity; several times faster than `isfinite`."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    if tensor.element_size() == 1:
+        tensor = tensor.float()
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor))
+
+
+def _refuse_infinite(name: str, stored: Tensor, dtype: torch.dtype, where: str, what: str) -> None:
+    if is_finite(stored):
+        largest = stored.double().abs().max().item()
+        raise ModelError(
+            f"{where}: {name} of {what} reaches {largest:.3g}, too large for "
+            f"{str(dtype).removeprefix('torch.')}: use FP32 (--precision fp32)"
+        )
+    count = int((~torch.isfinite(stored.float())).sum())
+    raise ModelError(
+        f"{where}: {name} of {what} holds {count} of {stored.numel()} numbers that are NaN or "
+        "infinite: the model is damaged, get it again or use another"
+    )
+
+
+def _kind(module: nn.Module) -> str:
+    return f"a {type(module).__name__}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 1
+    return names[0] + (f" and {more} more weight{'s' * (more > 1)}" if more else "")
+
+
+def _reason(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Why weights are missing, where the names that are there instead tell."""
+    wanted = set(missing)
+    for wrapper, advice in _WRAPPERS.items():
+        for name in unexpected:
+            if wrapper in name and name.replace(wrapper, "", 1) in wanted:
+                return f", but has {name}: {advice}"
+    if unexpected:
+        return f", but has {_some(unexpected)}: it is another model, or its config.json is"
+    return ": the file is incomplete, download or save it again"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        ModelError: there is none, or it is something else.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"cannot read {path}: it holds no JSON object")
+    return found
+
+
+def require_class(found: Any, known: Sequence[str], where: Path, field: str) -> None:
+    """Refuse a part of another class than those that are read.
+
+    Args:
+        found: what the part says it is; None where it says nothing.
+        known: the classes that are read.
+        where: the file that says it.
+        field: of that file, such as "_class_name".
+
+    Raises:
+        ModelError: names the class and those that are known.
+    """
+    if found is not None and found not in known:
+        raise ModelError(
+            f"{where}: {field} is {found!r}; known is {' or '.join(known)}. It is not a model of "
+            "the Stable Diffusion family that is read here"
+        )
