@@ -98,13 +98,24 @@ class Method:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """The tokenizer's file and the ids its padded sequences are made of."""
+    """The tokenizer's file and the ids its padded sequences are made of.
+
+    Attributes:
+        file: in the `tokenizers` library's format.
+        max_length: tokens of a padded text.
+        bos_id: of the token that begins a text.
+        eos_id: of the one that ends it.
+        pad_id: of the one that fills it up.
+        vocabulary: rows of the text encoder's embedding, which every id is below; None in bundles
+            that do not say.
+    """
 
     file: str
     max_length: int
     bos_id: int
     eos_id: int
     pad_id: int
+    vocabulary: int | None = field(default=None, metadata={"optional": True})
 
 
 @dataclass(frozen=True)
@@ -295,7 +306,20 @@ def check_manifest(manifest: Manifest) -> None:
         "method.noise_levels.timesteps",
         "needs one timestep a level",
     )
+    _check_ids(manifest.tokenizer)
     _check_graphs(manifest)
+
+
+def _check_ids(spec: TokenizerSpec) -> None:
+    for name in ("bos_id", "eos_id", "pad_id"):
+        value = getattr(spec, name)
+        require(value >= 0, f"tokenizer.{name}", "is negative")
+        if spec.vocabulary is not None:
+            require(
+                value < spec.vocabulary,
+                f"tokenizer.{name}",
+                f"is {value}, and the text encoder's embedding has {spec.vocabulary} rows",
+            )
 
 
 def _check_graphs(manifest: Manifest) -> None:

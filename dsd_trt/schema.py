@@ -18,11 +18,16 @@ class SchemaError(ValueError):
 def to_plain(value: Any) -> Any:
     """Turn dataclasses, tuples and mappings into what `json.dumps` takes.
 
-    A field whose metadata has "json" goes under that key (`lam` is written "lambda").
+    A field whose metadata has "json" goes under that key (`lam` is written "lambda"); one whose
+    metadata has "optional" is left out where it is None.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {_key(field): to_plain(getattr(value, field.name)) for field in fields}
+        fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {
+            _key(field): to_plain(item)
+            for field, item in fields
+            if item is not None or not _is_optional(field)
+        }
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -35,7 +40,8 @@ def from_plain(kind: type[T], value: Any, where: str = "") -> T:
 
     Args:
         kind: the dataclass; its annotations are the schema. Fields may be dataclasses, str, int,
-            float, bool, Literal, `X | Y`, tuple[X, ...], Mapping[str, X] and Any.
+            float, bool, Literal, `X | Y`, tuple[X, ...], Mapping[str, X] and Any. Those whose
+            metadata has "optional" may be missing, and are None then.
         value: what `json.loads` returned.
         where: dotted path of `value`, the start of every field name in a message.
 
@@ -46,12 +52,13 @@ def from_plain(kind: type[T], value: Any, where: str = "") -> T:
         raise _mismatch(where, "an object", value)
     hints = get_type_hints(kind)
     fields = {_key(field): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if missing := [key for key in fields if key not in value]:
+    optional = {key for key, field in fields.items() if _is_optional(field)}
+    if missing := [key for key in fields if key not in value and key not in optional]:
         raise SchemaError(f"field {_join(where, missing[0])!r} is missing")
     if unknown := [key for key in value if key not in fields]:
         raise SchemaError(f"field {_join(where, unknown[0])!r} is not known")
     read = {
-        field.name: _read(hints[field.name], value[key], _join(where, key))
+        field.name: _read(hints[field.name], value.get(key), _join(where, key))
         for key, field in fields.items()
     }
     return kind(**read)
@@ -108,6 +115,10 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     type(None): "null",
 }
+
+
+def _is_optional(field: dataclasses.Field[Any]) -> bool:
+    return bool(field.metadata.get("optional"))
 
 
 def _key(field: dataclasses.Field[Any]) -> str:

@@ -39,7 +39,8 @@ class Tokenizer:
         token_mask: which tokens count: "words_eos", "words", or "all" with BOS and padding too.
 
     Raises:
-        BundleError: the file is not a tokenizer.
+        BundleError: the file is not a tokenizer, or has more tokens than the text encoder's
+            embedding has rows.
     """
 
     def __init__(self, path: Path, spec: TokenizerSpec, token_mask: TokenMask) -> None:
@@ -50,6 +51,12 @@ class Tokenizer:
         # The sequence is laid out here, whatever the file's own settings say.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        size = self._tokenizer.get_vocab_size()
+        if spec.vocabulary is not None and size > spec.vocabulary:
+            raise BundleError(
+                f"{path} has {size} tokens, and the text encoder's embedding has "
+                f"{spec.vocabulary} rows: export the bundle again"
+            )
         self._spec = spec
         self._token_mask = token_mask
 
@@ -58,6 +65,7 @@ class Tokenizer:
 
         Raises:
             InputError: a text in which no token counts.
+            BundleError: a token has no row in the text encoder's embedding.
         """
         length = self._spec.max_length
         input_ids = np.full((len(texts), length), self._spec.pad_id, np.int32)
@@ -81,7 +89,17 @@ class Tokenizer:
             mask[row, self._counted(first_eos)] = 1
             if not mask[row].any():
                 raise InputError(f"a text has no words to score: {text!r}")
+        self._require_rows(input_ids)
         return Tokens(input_ids, mask)
+
+    def _require_rows(self, input_ids: NDArray[np.int32]) -> None:
+        """Engines score a zero embedding, or lose the whole batch, over an id without a row."""
+        rows = self._spec.vocabulary
+        if rows is not None and input_ids.size and (highest := int(input_ids.max())) >= rows:
+            raise BundleError(
+                f"the token {self._tokenizer.id_to_token(highest)!r} has the id {highest}, and the "
+                f"text encoder's embedding has {rows} rows: export the bundle again"
+            )
 
     def empty(self) -> Tokens:
         """The empty text, one row: BOS and EOS alone, the latter counting."""

@@ -68,6 +68,7 @@ def describe(
             bos_id=tokenizer.bos_token_id,
             eos_id=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,
+            vocabulary=checkpoint.vocabulary,
         ),
         preprocessing=Preprocessing(checkpoint.resolution, resize_of(adapter, settings.resize)),
         calibration=_calibration(adapter, scoring),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import HEADS, LAYERS, TEXT_WIDTH, write_adapter, write_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.adapter import Adapter, resize_of
@@ -93,6 +95,36 @@ def test_damage_is_told_with_the_folder(folder: Path) -> None:
     weights.unlink()
     with pytest.raises(ModelError, match="cannot read an adapter from"):
         Adapter.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"other": torch.ones(1)}, "holds other, which is nothing of an adapter"),
+        ({"head_weights.0": torch.full((HEADS,), torch.nan)}, "head_weights.0 holds numbers that"),
+        ({"head_weights.0": torch.ones(HEADS, dtype=torch.int8)}, "head_weights.0 holds numbers"),
+        ({"merged.a.up": torch.ones(2, 2)}, "holds merged.a.up without merged.a.down"),
+    ],
+)
+def test_tensors_that_no_adapter_has_are_named(
+    folder: Path, changes: dict[str, Tensor], complaint: str
+) -> None:
+    weights, config = folder / "adapter.safetensors", folder / "adapter.json"
+    save_file({**load_file(weights), **changes}, weights)
+    plain = json.loads(config.read_text("utf-8"))
+    plain["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    config.write_text(json.dumps(plain), "utf-8")
+    with pytest.raises(ModelError, match=complaint):
+        Adapter.load(folder)
+
+
+def test_prompts_of_another_model_are_named(folder: Path, model: Path) -> None:
+    adapter = Adapter.load(folder)
+    first = min(adapter.prompt_state)
+    cut = {**adapter.prompt_state, first: adapter.prompt_state[first][:1]}
+    for state, complaint in (({"a": torch.ones(1)}, "set of prompts lacks"), (cut, "is \\(1,")):
+        with pytest.raises(ModelError, match=f"the adapter: .*{complaint}"):
+            build_scoring_unet(read_checkpoint(model), replace(adapter, prompt_state=state))
 
 
 def test_a_score_is_taken_at_the_levels_its_adapter_was_trained_at(

@@ -16,7 +16,13 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from dsd_trt.errors import DsdError, InputError, ModelError
 from dsd_trt.train.baselines.clip import Clip, load_clip
@@ -166,6 +172,12 @@ def _change(folder: Path, what: str) -> None:
         tensors = load_file(weights)
         del tensors["visual_projection.weight"]
         save_file(tensors, weights, {"format": "pt"})
+    elif what == "NaN":
+        save_file({**load_file(weights), "logit_scale": torch.tensor(torch.nan)}, weights)
+    elif what == "token":
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["<cat>"])
+        tokenizer.save_pretrained(folder)
     elif what == "torn weights":
         weights.write_bytes(weights.read_bytes()[:5000])
     elif what == "torn config":
@@ -179,12 +191,14 @@ def _change(folder: Path, what: str) -> None:
     [
         ("config.json", "is no CLIP in transformers' format: it has no config.json"),
         ("type", "is no CLIP: its config.json says model_type 'bert'"),
-        ("lost weight", "not a whole CLIP: its weights lack visual_projection.weight"),
-        ("torn weights", "cannot read the CLIP in"),
-        ("torn config", "cannot read the CLIP in"),
-        ("model.safetensors", "cannot read the CLIP in"),
-        ("vocab.json", "has no tokenizer: neither"),
-        ("merges.txt", "has no tokenizer: neither"),
+        ("NaN", "logit_scale of CLIP holds 1 of 1 numbers that are NaN"),
+        ("token", "the token '<cat>' has the id "),
+        ("lost weight", "CLIP lacks visual_projection.weight"),
+        ("torn weights", "model.safetensors: "),
+        ("torn config", "config.json: "),
+        ("model.safetensors", "holds no model.safetensors"),
+        ("vocab.json", "holds no tokenizer: it has no vocab.json"),
+        ("merges.txt", "holds no tokenizer: it has no merges.txt"),
     ],
 )
 def test_a_folder_that_is_no_clip_is_refused(

@@ -246,6 +246,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda b: edit(b / "bundle.json", lambda m: m["preprocessing"].update(resolution=9)),
         "graphs.image_encoder.inputs",
     ),
+    "vocabulary": (
+        lambda b: edit(b / "bundle.json", lambda m: m["tokenizer"].update(vocabulary=2)),
+        "'tokenizer.vocabulary' must be above the ids of BOS, EOS and padding",
+    ),
     "altered": (
         lambda b: (b / "pair_scorer.onnx").write_bytes(
             (b / "pair_scorer.onnx").read_bytes()[:-1] + b"\xff"
@@ -302,6 +306,22 @@ def test_a_damaged_bundle_is_refused(
     with pytest.raises(CppError, match=message) as caught:
         CppScorer(cpp_library, folder)
     assert caught.value.status == 2
+
+
+def test_a_token_without_a_row_of_the_embedding_is_refused_before_it_is_encoded(
+    cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = clip_tokenizer()
+    rows = tokenizer.get_vocab_size()
+    tokenizer.add_tokens(["<cat>"])
+    clip_bundle(tmp_path, tokenizer, monkeypatch)
+    edit(tmp_path / "bundle.json", lambda m: m["tokenizer"].update(vocabulary=rows))
+    scorer = CppScorer(cpp_library, tmp_path)
+    scorer.score(IMAGES[:1], ["a cat"])
+    with pytest.raises(CppError, match=f"a token with the id {rows}, .* has {rows} rows") as caught:
+        scorer.score(IMAGES[:1], ["a <cat>"])
+    assert caught.value.status == 2
+    scorer.close()
 
 
 def test_a_graph_that_is_none_or_another_is_refused(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from bundles import BOS, EOS, LENGTH, PAD, make_bundle, token_ids
 from transformers import CLIPTokenizer
 
 from dsd_trt import BundleError, InputError
-from dsd_trt.manifest import TokenizerSpec, TokenMask
+from dsd_trt.manifest import Manifest, TokenizerSpec, TokenMask
 from dsd_trt.tokenizer import Tokenizer
 
 SPEC = TokenizerSpec("tokenizer.json", LENGTH, BOS, EOS, PAD)
@@ -111,3 +112,34 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(BundleError, match="not a tokenizer"):
         Tokenizer(path, SPEC, "words")
+
+
+def test_a_token_without_a_row_of_the_embedding_is_named(
+    tokenizer_file: Path, tmp_path: Path
+) -> None:
+    held = tokenizers.Tokenizer.from_file(str(tokenizer_file))
+    rows = held.get_vocab_size()
+    spec = replace(SPEC, vocabulary=rows)
+    Tokenizer(tokenizer_file, spec, "words_eos")(TEXTS)
+    held.add_tokens(["<cat>"])
+    held.save(str(tmp_path / "more.json"))
+    with pytest.raises(BundleError, match=f"has {rows + 1} tokens, .* has {rows} rows"):
+        Tokenizer(tmp_path / "more.json", spec, "words_eos")
+    plain = json.loads(tokenizer_file.read_text("utf-8"))
+    plain["model"]["vocab"]["dog"] = 99  # as many tokens, one of them far away
+    (tmp_path / "gap.json").write_text(json.dumps(plain), "utf-8")
+    tokenize = Tokenizer(tmp_path / "gap.json", spec, "words_eos")
+    tokenize(["a red circle"])
+    with pytest.raises(BundleError, match=f"the token 'dog' has the id 99, .* has {rows} rows"):
+        tokenize(["a red circle", "a dog"])
+
+
+@pytest.mark.parametrize("field", ["bos_id", "eos_id", "pad_id"])
+def test_special_ids_have_rows(tmp_path: Path, field: str) -> None:
+    manifest = make_bundle(tmp_path).manifest
+    for value, rows in ((-1, None), (7, 7)):
+        spec = replace(manifest.tokenizer, vocabulary=rows, **{field: value})
+        text = replace(manifest, tokenizer=spec).to_json()
+        assert ("vocabulary" in text) == (rows is not None)  # which older bundles do not have
+        with pytest.raises(BundleError, match=f"tokenizer.{field}"):
+            Manifest.from_json(text)

@@ -474,7 +474,7 @@ def test_a_tokenizer_without_its_files_is_refused_by_their_names(xl: Path, tmp_p
         ("export", "--out", "bundle", "--model"),
         ("eval", "--data", "shapes-comvg"),
         ("train", "--data", "shapes-comvg", "--out", "adapter", "--model"),
-        ("ablate", "--data", "shapes-comvg", "--model"),
+        ("ablate", "--data", "shapes-comvg", "--out", "figures", "--model"),
         ("bench", "--contenders", "torch", "--model"),
     ],
     ids=lambda command: command[0],

@@ -19,6 +19,7 @@ from dsd_trt.files import write_whole
 from dsd_trt.manifest import HeadMode, Resize, ScoreKind, TrainedFor
 from dsd_trt.train.prompts import PromptConfig
 from dsd_trt.train.scoring_unet import uniform_head_weights
+from dsd_trt.train.weights import is_finite
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 _NEXT_WEIGHTS = f".{_WEIGHTS}.next"
@@ -117,7 +118,9 @@ class Adapter:
             if config["format"] != _FORMAT:
                 raise ModelError(f"{folder / _CONFIG}: format {config['format']} is not {_FORMAT}")
             content = _weights(folder, config)
-            tensors = {name: t.float() for name, t in load(content).items()}
+            tensors = load(content)
+            _require_whole(folder / _WEIGHTS, tensors)
+            tensors = {name: t.float() for name, t in tensors.items()}
             heads = [name for name in tensors if name.startswith("head_weights.")]
             return cls(
                 prompt_config=config["prompts"] and PromptConfig(**config["prompts"]),
@@ -241,6 +244,23 @@ def _finish_save(folder: Path) -> None:
         return  # the save was the folder's first
     if hashlib.sha256(unfinished.read_bytes()).hexdigest() == wanted:
         unfinished.replace(folder / _WEIGHTS)
+
+
+def _require_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what no adapter holds, numbers that are not finite, and half of a change."""
+    for name, tensor in tensors.items():
+        if not name.startswith(("prompts.", "merged.", "head_weights.")):
+            raise ModelError(f"{path} holds {name}, which is nothing of an adapter")
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            raise ModelError(
+                f"{path}: {name} holds numbers that are NaN, infinite or whole: the adapter is "
+                "damaged, train it again"
+            )
+        if name.startswith("merged."):
+            layer, _, part = name.rpartition(".")
+            other = f"{layer}.{'down' if part == 'up' else 'up'}"
+            if other not in tensors:
+                raise ModelError(f"{path} holds {name} without {other}")
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

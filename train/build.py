@@ -15,6 +15,7 @@ from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.weights import check_names
 
 
 def build_scoring_unet(
@@ -91,8 +92,13 @@ def build_scoring_unet(
 def build_prompts(
     unet: UNet2DConditionModel, adapter: Adapter, config: PromptConfig
 ) -> AttentionPrompts:
-    """The adapter's prompts for a U-Net, with their learned values."""
+    """The adapter's prompts for a U-Net, with their learned values.
+
+    Raises:
+        ModelError: they are those of another U-Net.
+    """
     text_width = int(unet.config["cross_attention_dim"])
     prompts = AttentionPrompts(inner_widths(unet), text_width, config)
+    check_names(prompts, adapter.prompt_state, "the adapter", "set of prompts")
     prompts.load_state_dict(adapter.prompt_state)
     return prompts.requires_grad_(False)

@@ -148,6 +148,11 @@ class Checkpoint:
         return int(self.unet_config["cross_attention_dim"])
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the text encoders' embeddings."""
+        return int(self.source.parts.config("text_encoder")["vocab_size"])
+
+    @property
     def resolution(self) -> int:
         """Side of the pictures it was trained on, in pixels."""
         scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
@@ -195,8 +200,7 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
 def _require_tokens(checkpoint: Checkpoint) -> None:
     """Refuse tokenizers whose tokens are not the rows of their text encoders' embeddings."""
     parts, first = checkpoint.source.parts, checkpoint.tokenizer
-    rows = int(parts.config("text_encoder")["vocab_size"])
-    require_embedding(first, rows, f"{parts}, tokenizer")
+    require_embedding(first, checkpoint.vocabulary, f"{parts}, tokenizer")
     if not checkpoint.has_pooled_text:
         return
     second = parts.tokenizer("tokenizer_2")

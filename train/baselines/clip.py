@@ -8,12 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.clip_tokenizer import read_tokenizer, require_embedding
+from dsd_trt.train.weight_names import is_computed
+from dsd_trt.train.weights import (
+    check_types,
+    fill_module,
+    find_weights,
+    read_headers,
+    read_json,
+    read_tensors,
+)
 
 _LEGACY_EOS = 2  # in OpenAI's own config files, which transformers reads as "the highest id"
 
@@ -85,41 +95,30 @@ def load_clip(folder: str | Path) -> Clip:
             preprocessor_config.json; without it, pixels are normalised as OpenAI's CLIP wants them.
 
     Raises:
-        ModelError: no such folder, another kind of model, or files missing or unreadable.
+        ModelError: no such folder, another kind of model, files missing or unreadable, or weights
+            or tokens that do not fit.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"no CLIP folder {str(folder)!r}: give a folder in transformers' format")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no CLIP in transformers' format: it has no config.json")
-    # Without its files transformers makes up a tokenizer that knows no words.
-    names = {path.name for path in folder.iterdir()}
-    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-        raise ModelError(
-            f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt"
-        )
+    # Any other model would be read as a CLIP, too, its weights drawn at random.
+    config = read_json(folder / "config.json")
+    if (kind := config.get("model_type")) != "clip":
+        raise ModelError(f"{folder} is no CLIP: its config.json says model_type {kind!r}")
+    tokenizer = read_tokenizer(folder)
     try:
-        # Any other model would be read as a CLIP, too, its weights drawn at random.
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind != "clip":
-            raise ModelError(f"{folder} is no CLIP: its config.json says model_type {kind!r}")
-        model, report = CLIPModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            use_safetensors=True,  # the older .bin files are pickles
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        with init_empty_weights(include_buffers=False):
+            model = CLIPModel(CLIPConfig.from_dict(config))
         mean, std = _normalisation(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever transformers' code stumbles over in a configuration
         raise ModelError(f"cannot read the CLIP in {folder}: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise ModelError(
-            f"{folder} is not a whole CLIP: its weights lack {missing[0]} "
-            f"(and {len(missing) - 1} more); download or save it again"
-        )
+    require_embedding(tokenizer, model.config.text_config.vocab_size, str(folder))
+    headers = read_headers(find_weights(folder, "model"))
+    headers = {name: tensor for name, tensor in headers.items() if not is_computed(name)}
+    check_types(headers, str(folder), "CLIP")
+    fill_module(model, read_tensors(headers), torch.float32, str(folder), "CLIP")
     return Clip(model.eval().requires_grad_(False), tokenizer, mean, std)
 
 

@@ -1,8 +1,10 @@
 #include "bundle.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <optional>
 #include <set>
 
@@ -366,6 +368,10 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     bundle.bos = tokenizer.integer("bos_id", 0);
     bundle.eos = tokenizer.integer("eos_id", 0);
     bundle.pad = tokenizer.integer("pad_id", 0);
+    bundle.vocabulary = tokenizer.has("vocabulary") ? tokenizer.integer("vocabulary", 1)
+                                                    : std::numeric_limits<std::int32_t>::max();
+    require(std::max({bundle.bos, bundle.eos, bundle.pad}) < bundle.vocabulary,
+            tokenizer.at("vocabulary"), "must be above the ids of BOS, EOS and padding");
     tokenizer.nothing_else();
 
     constexpr const char *kResizes[] = {"bicubic-stretch", "bicubic-stretch-through-224"};

@@ -36,6 +36,7 @@ enum class TokenMask { words, words_eos, all };
 struct Bundle {
     std::filesystem::path tokenizer;
     std::int32_t max_length, bos, eos, pad;
+    std::int32_t vocabulary;  // rows of the text encoder's embedding, the largest number if unknown
     TokenMask token_mask;
 
     int resolution;

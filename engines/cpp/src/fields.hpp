@@ -37,6 +37,13 @@ class Fields {
         return *found;
     }
 
+    // Whether an optional field is there.
+    bool has(const std::string &key) {
+        read_.insert(key);
+        const auto found = object_.find(key);
+        return found != object_.end() && !found->is_null();
+    }
+
     Fields object(const std::string &key) { return Fields((*this)[key], at(key)); }
 
     const Json &list(const std::string &key) {

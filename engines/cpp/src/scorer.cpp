@@ -130,6 +130,14 @@ Tokens Scorer::Parts::tokenize(const std::string &text) const {
     if (std::all_of(tokens.mask.begin(), tokens.mask.end(), [](float one) { return one == 0; })) {
         throw Error(ErrorCode::input, "a text has no words to score: '" + text + "'");
     }
+    const std::int32_t highest = *std::max_element(tokens.ids.begin(), tokens.ids.end());
+    if (highest >= bundle.vocabulary) {  // engines read past the embedding, or score zeros
+        throw Error(ErrorCode::bundle, "'" + text + "' has a token with the id " +
+                                           std::to_string(highest) +
+                                           ", and the text encoder's embedding has " +
+                                           std::to_string(bundle.vocabulary) +
+                                           " rows; export the bundle again");
+    }
     return tokens;
 }
 
