@@ -17,7 +17,6 @@ from dsd_trt.cli import cli
 
 ROOT = Path(__file__).parents[1]
 
-
 DOCUMENTS = sorted(
     it for part in (".", "docs/**", "dsd_trt/data/*") for it in ROOT.glob(f"{part}/*.md")
 )
