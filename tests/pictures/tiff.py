@@ -45,6 +45,7 @@ def tiff(
     big: bool = False,
     rows: int = 0,
     compression: int = 1,
+    tiled: bool = False,
 ) -> bytes:
     """A file of strips; `size` is height and width, `rows` those of one strip."""
     places, data = [], b""
@@ -60,10 +61,10 @@ def tiff(
             (258, 3, list(bits)),
             (259, 3, [compression]),
             (262, 3, [photometric]),
-            (273, 4, places),
+            (324 if tiled else 273, 4, places),
             (277, 3, [len(bits)]),
             (278, 4, [rows or size[0]]),
-            (279, 4, [len(piece) for piece in pieces]),
+            (325 if tiled else 279, 4, [len(piece) for piece in pieces]),
             *more,
         )
     }
@@ -163,6 +164,31 @@ def tiff_colors() -> Iterator[Case]:
                             seen,
                             tolerance,
                         )
+    for depth in (8, 16):
+        rgb = random_samples(depth, 20, 40, 3)
+        padded = np.zeros((32, 48, 3), np.int64)
+        padded[:20, :40] = rgb
+        for planar in (1, 2):
+            parts = [padded] if planar == 1 else list(np.moveaxis(padded, 2, 0))
+            tiles = [
+                stored(part[y : y + 16, x : x + 16], depth)
+                for part in parts
+                for y in (0, 16)
+                for x in (0, 16, 32)
+            ]
+            for pack in (False, True):
+                pieces = [zlib.compress(tile) for tile in tiles] if pack else tiles
+                content = tiff(
+                    pieces,
+                    (20, 40),
+                    [depth] * 3,
+                    RGB,
+                    *((284, 3, [planar]), (322, 3, [16]), (323, 3, [16])),
+                    compression=8 if pack else 1,
+                    tiled=True,
+                )
+                name = f"tiff of tiles {depth} bits planar {planar}{' packed' * pack}"
+                yield Case(name, content, scaled(rgb, 2**depth - 1))
     for depth in (1, 2, 4, 8):
         indices, colors = random_samples(depth, 6, 10), random_samples(8, 2**depth, 3)
         table = (320, 3, (colors.T * 257).ravel().tolist())
