@@ -14,6 +14,7 @@ from checkpoints import write_checkpoint
 from huggingface_hub.utils import filter_repo_objects
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder, find_model
 
 COMMIT, OLDER = "0f" * 20, "1a" * 20
@@ -191,3 +192,54 @@ def test_only_what_is_read_is_fetched(monkeypatch: pytest.MonkeyPatch, hub: Path
 def test_what_can_be_no_repository_is_refused_without_asking_the_hub(model: str) -> None:
     with pytest.raises(ModelError, match=r"no model '.*': give a folder"):
         find_model(model)
+
+
+def half_downloaded(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the cache, offline; the snapshot's folder."""
+    shutil.copytree(hub / "hub", tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub" / "models--somebody--tiny-sd" / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "vae/config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "scheduler/scheduler_config.json",
+    ],
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_what_a_half_downloaded_snapshot_lacks_is_named(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, listed: bool
+) -> None:
+    snapshot = half_downloaded(tmp_path, hub, monkeypatch)
+    if listed:  # newer releases of huggingface_hub keep what the repository holds
+        cache = pytest.importorskip("huggingface_hub._tree_cache")
+        files = [path for path in snapshot.rglob("*") if path.is_file()]
+        entries = {
+            path.relative_to(snapshot).as_posix(): cache.TreeCacheEntry(
+                size=path.stat().st_size, blob_id="0" * 40
+            )
+            for path in files
+        }
+        cache.write_tree_cache(str(snapshot.parents[1]), COMMIT, entries)
+    (snapshot / file).unlink()
+    with pytest.raises(ModelError, match=file if listed else Path(file).name):
+        read_checkpoint("somebody/tiny-sd")
+
+
+def test_one_part_may_be_published_in_fp16_alone(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = half_downloaded(tmp_path, hub, monkeypatch)
+    path = snapshot / "vae" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".fp16.safetensors"))
+    assert (
+        "vae/diffusion_pytorch_model.fp16.safetensors"
+        in read_checkpoint("somebody/tiny-sd").weight_files
+    )

@@ -113,8 +113,18 @@ class Checkpoint:
 
     @cached_property
     def weight_hashes(self) -> dict[str, str]:
-        """sha256 of each weight file that is read, by its name."""
-        return {name: sha256(path) for name, path in self.weight_files.items()}
+        """sha256 of each weight file that is read, by its name.
+
+        Every number is looked at as well: the files are in memory now, and whoever asks for hashes
+        is about to spend minutes on what they hold.
+
+        Raises:
+            ModelError: names the first weight that is NaN or infinite.
+        """
+        hashes = {name: sha256(path) for name, path in self.weight_files.items()}
+        for part in self.weight_parts:
+            self.source.parts.check_numbers(part)
+        return hashes
 
     @property
     def weight_parts(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from dsd_trt.train.weight_names import current_names
 from dsd_trt.train.weights import (
     Stored,
     check_names,
+    check_numbers,
     check_types,
     fill_module,
     find_weights,
@@ -96,6 +97,14 @@ class ModelFolder:
         """
         self._headers(part)
 
+    def check_numbers(self, part: str) -> None:
+        """Look at every number of a part's weights.
+
+        Raises:
+            ModelError: what `check` refuses, or a weight that is not finite.
+        """
+        check_numbers(self._headers(part)[1], str(self.path / part), part)
+
     def read(self, part: str, dtype: torch.dtype) -> Any:
         """Read a part's weights into its module.
 
@@ -103,7 +112,7 @@ class ModelFolder:
             ModelError: what `check` refuses, or a weight that is not finite.
         """
         module, headers = self._headers(part)
-        weights = current_names(part, read_tensors(headers), module)
+        weights = current_names(part, dict(read_tensors(headers)), module)
         fill_module(module, weights, dtype, str(self.path / part), part)
         return module
 

@@ -33,6 +33,7 @@ from dsd_trt.train.weight_names import current_names, is_computed
 from dsd_trt.train.weights import (
     Stored,
     check_names,
+    check_numbers,
     check_types,
     fill_module,
     read_headers,
@@ -113,6 +114,14 @@ class SingleFile:
         """
         self._checked(part)
 
+    def check_numbers(self, part: str) -> None:
+        """Look at every number of a part's weights.
+
+        Raises:
+            ModelError: what `check` refuses, or a weight that is not finite.
+        """
+        check_numbers(self._checked(part)[1], self._where, part)
+
     def read(self, part: str, dtype: torch.dtype) -> Any:
         """Read a part's weights into its module.
 
@@ -120,7 +129,7 @@ class SingleFile:
             ModelError: what `check` refuses, or a weight that is not finite.
         """
         module, headers = self._checked(part)
-        weights = self._convert(read_tensors(headers), part, module)
+        weights = self._convert(dict(read_tensors(headers)), part, module)
         fill_module(module, current_names(part, weights, module), dtype, self._where, part)
         return module
 

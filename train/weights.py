@@ -8,7 +8,7 @@ read, and every number has to be finite.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,21 +153,20 @@ def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
     return found
 
 
-def read_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """Read tensors as they are stored.
+def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+    """Read tensors as they are stored, file by file.
 
     Raises:
         ModelError: a file cannot be read.
     """
-    tensors: dict[str, Tensor] = {}
     for path in sorted({tensor.file for tensor in stored.values()}):
         try:
             with safe_open(path, "pt") as file:
-                names = [name for name, tensor in stored.items() if tensor.file == path]
-                tensors |= {name: file.get_tensor(name) for name in names}
+                for name, tensor in stored.items():
+                    if tensor.file == path:
+                        yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
-    return tensors
 
 
 def check_names(
@@ -215,6 +214,17 @@ def check_types(weights: Mapping[str, Stored], where: str, what: str) -> None:
                 f"{where}: {name} of {what} is stored as {tensor.dtype}; read are "
                 f"{', '.join(_DTYPES)}. Save the model without quantisation"
             )
+
+
+def check_numbers(weights: Mapping[str, Stored], where: str, what: str) -> None:
+    """Look at every number, one tensor at a time: as fast as a file that is in memory is read.
+
+    Raises:
+        ModelError: names the first tensor that holds NaN or an infinity, or a damaged file.
+    """
+    for name, tensor in read_tensors(weights):
+        if not is_finite(tensor):
+            _refuse_infinite(name, tensor, tensor.dtype, where, what)
 
 
 def fill_module(

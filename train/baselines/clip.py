@@ -118,7 +118,7 @@ def load_clip(folder: str | Path) -> Clip:
     headers = read_headers(find_weights(folder, "model"))
     headers = {name: tensor for name, tensor in headers.items() if not is_computed(name)}
     check_types(headers, str(folder), "CLIP")
-    fill_module(model, read_tensors(headers), torch.float32, str(folder), "CLIP")
+    fill_module(model, dict(read_tensors(headers)), torch.float32, str(folder), "CLIP")
     return Clip(model.eval().requires_grad_(False), tokenizer, mean, std)
 
 
