@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 
 from dsd_trt.manifest import ScoreKind
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.layers import inner_widths, last_of_each_stage
+from dsd_trt.train.layers import inner_widths, last_of_each_stage, text_width
 from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.pooling import Pooling
@@ -97,8 +97,7 @@ def build_prompts(
     Raises:
         ModelError: they are those of another U-Net.
     """
-    text_width = int(unet.config["cross_attention_dim"])
-    prompts = AttentionPrompts(inner_widths(unet), text_width, config)
+    prompts = AttentionPrompts(inner_widths(unet), text_width(unet), config)
     check_names(prompts, adapter.prompt_state, "the adapter", "set of prompts")
     prompts.load_state_dict(adapter.prompt_state)
     return prompts.requires_grad_(False)

@@ -10,11 +10,23 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to latent: the posterior mean, not a sample, times the scaling factor."""
+    """Pixels to latent: the posterior mean, not a sample, times the scaling factor.
+
+    Where the VAE's config has means and deviations of the latents' channels, as a few of Stable
+    Diffusion XL have, the latent is normalised by them too.
+    """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
+        self.mean: Tensor | None = None  # of each channel, (C, 1, 1)
+        self.scale: Tensor | float = vae.config["scaling_factor"]
+        if vae.config.get("latents_mean") is not None:
+            mean, std = (
+                torch.tensor(vae.config[field], dtype=torch.float32).view(-1, 1, 1)
+                for field in ("latents_mean", "latents_std")
+            )
+            self.mean, self.scale = mean, self.scale / std
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode.
@@ -27,7 +39,10 @@ class ImageEncoder(nn.Module):
         """
         images = pixels.float().permute(0, 3, 1, 2) / 127.5 - 1  # TensorRT permutes no uint8
         moments = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return moments.mean * self.vae.config["scaling_factor"]
+        if self.mean is None:
+            return moments.mean * self.scale
+        mean, scale = (number.to(moments.mean) for number in (self.mean, self.scale))
+        return (moments.mean - mean) * scale
 
 
 class TextEncoder(nn.Module):

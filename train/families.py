@@ -48,6 +48,8 @@ class Family:
         prediction: what the U-Net predicts.
         text: its text encoders.
         unet: fields of the U-Net's configuration that are its own.
+        encoder_layer: whose states are the text's, counted from the text encoders' end.
+        zero_snr: the noise schedule is rescaled to end without signal.
         scaling_factor: of the latents.
         force_upcast: the VAE overflows in FP16 and stays in FP32.
         vae_channels: at each of its resolutions.
@@ -58,6 +60,8 @@ class Family:
     prediction: Prediction
     text: tuple[TextTower, ...]
     unet: Mapping[str, Any]
+    encoder_layer: int = 1
+    zero_snr: bool = False
     scaling_factor: float = 0.18215
     force_upcast: bool = False
     vae_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -83,13 +87,16 @@ _SDXL = {
 
 FAMILIES: Mapping[str, Family] = {
     "sd15": Family("Stable Diffusion 1.4 and 1.5", 512, "epsilon", (_CLIP_L,), _SD1),
-    "sd21-base": Family("Stable Diffusion 2.0 and 2.1 base", 512, "epsilon", (_CLIP_H,), _SD2),
+    "sd21-base": Family(
+        "Stable Diffusion 2.0 and 2.1 base", 512, "epsilon", (_CLIP_H,), _SD2, encoder_layer=2
+    ),
     "sd21": Family(
         "Stable Diffusion 2.0 and 2.1",
         768,
         "v_prediction",
         (_CLIP_H,),
         {**_SD2, "upcast_attention": True},
+        encoder_layer=2,
     ),
     "sdxl": Family(
         "Stable Diffusion XL base",
@@ -97,10 +104,11 @@ FAMILIES: Mapping[str, Family] = {
         "epsilon",
         (_CLIP_L, _CLIP_G),
         _SDXL,
+        encoder_layer=2,
         scaling_factor=0.13025,
         force_upcast=True,
     ),
-    "sd-turbo": Family("SD-Turbo", 512, "epsilon", (_CLIP_H,), _SD2),
+    "sd-turbo": Family("SD-Turbo", 512, "epsilon", (_CLIP_H,), _SD2, encoder_layer=2),
 }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
+from dsd_trt.train.fields import UNET, require_assumed
+
 
 def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
     """Paths of the transformer blocks that hold cross-attention, in order of execution."""
@@ -71,40 +73,13 @@ def require_stable_diffusion(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the field, what it is and what it may be.
     """
-    blocks = len(config["down_block_types"])
-    for field, allowed in _EXPECTED.items():
-        value = config.get(field, allowed[0])
-        if value not in allowed and list(_as_list(value)) != [allowed[0]] * blocks:
-            raise ValueError(_unexpected(field, value, allowed))
-    for field, part in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
-        known = (part, f"CrossAttn{part}")
-        for value in config[field]:
-            if value not in known:
-                raise ValueError(_unexpected(field, value, known))
+    try:
+        require_assumed(config, UNET.assumed)
+    except ValueError as error:
+        raise ValueError(f"not a U-Net of the Stable Diffusion family: {error}") from error
 
 
-_EXPECTED: Mapping[str, tuple[Any, ...]] = {
-    "addition_embed_type": (None, "text_time"),
-    "class_embed_type": (None,),
-    "num_class_embeds": (None,),
-    "encoder_hid_dim_type": (None,),
-    "center_input_sample": (False,),
-    "dual_cross_attention": (False,),
-    "only_cross_attention": (False,),
-    "time_embedding_act_fn": (None,),
-    "time_cond_proj_dim": (None,),
-    "attention_type": ("default",),
-    "resnet_time_scale_shift": ("default",),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-}
-
-
-def _as_list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-def _unexpected(field: str, value: Any, allowed: Sequence[Any]) -> str:
-    return (
-        f"not a U-Net of the Stable Diffusion family: {field} is {value!r}, expected is "
-        f"{' or '.join(map(repr, allowed))}"
-    )
+def text_width(unet: UNet2DConditionModel) -> int:
+    """D, the width of the text states the U-Net attends to."""
+    width: int = unet.get_submodule(cross_attention_names(unet)[0]).attn2.to_k.in_features
+    return width

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.clip_tokenizer import require_embedding
+from dsd_trt.train.declared import require_tokenizer, text_fields, unet_fields, vae_fields
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
-from dsd_trt.train.layers import require_stable_diffusion
 from dsd_trt.train.memory import release_freed_memory
 from dsd_trt.train.model_folder import ModelFolder
 from dsd_trt.train.scoring_unet import Prediction
@@ -42,8 +43,8 @@ class Checkpoint:
         tokenizer: of the first text encoder.
         alphas_cumprod: abar of the noise schedule, (T,).
         prediction: what the U-Net was trained to predict.
-        unet_config: the U-Net's `config.json`.
-        vae_config: the VAE's.
+        unet_config: the U-Net's `config.json`, complete, see `unet_fields`.
+        vae_config: the VAE's, see `vae_fields`.
         device: where the parts are put.
     """
 
@@ -139,12 +140,12 @@ class Checkpoint:
     @property
     def has_pooled_text(self) -> bool:
         """Whether the U-Net is conditioned on the text as a whole, too: Stable Diffusion XL's."""
-        return self.unet_config.get("addition_embed_type") == "text_time"
+        return bool(self.unet_config["addition_embed_type"] == "text_time")
 
     @property
     def vae_overflows(self) -> bool:
         """Whether the VAE says that it does not compute in FP16."""
-        return bool(self.vae_config.get("force_upcast", False))
+        return bool(self.vae_config["force_upcast"])
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -186,17 +187,14 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
         raise ModelError(
             f"{parts} is no Stable Diffusion in diffusers' format: it has no {', '.join(missing)}"
         )
-    unet_config, vae_config = parts.config("unet"), parts.config("vae")
-    try:
-        _require_parts_that_fit(parts, unet_config, vae_config)
-    except KeyError as error:
-        raise ModelError(f"{parts}: a config.json has no {error}") from error
+    unet_config, vae_config = _require_parts_that_fit(parts)
     scheduler = parts.scheduler()
+    tokenizer = _tokenizer(parts, "tokenizer")
     checkpoint = Checkpoint(
         source=source,
-        tokenizer=parts.tokenizer(),
+        tokenizer=tokenizer,
         alphas_cumprod=scheduler.alphas_cumprod,
-        prediction=_prediction(parts, scheduler),
+        prediction=scheduler.config["prediction_type"],
         unet_config=unet_config,
         vae_config=vae_config,
         device=device,
@@ -224,38 +222,63 @@ def _require_tokens(checkpoint: Checkpoint) -> None:
 
 
 def _require_parts_that_fit(
-    parts: ModelFolder | SingleFile, unet: dict[str, Any], vae: dict[str, Any]
-) -> None:
-    """Refuse what is not of the Stable Diffusion family, before gigabytes are read."""
-    try:
-        require_stable_diffusion(unet)
-    except ValueError as error:
-        raise ModelError(f"{parts}, unet: {error}") from error
-    encoders = ["text_encoder"]
-    if unet.get("addition_embed_type") == "text_time":
-        encoders += ["text_encoder_2"]
+    parts: ModelFolder | SingleFile,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Refuse what is not of the Stable Diffusion family, before gigabytes are read.
+
+    Returns:
+        The U-Net's config and the VAE's, complete.
+    """
+    unet = _declared(parts, "unet", unet_fields)
+    with_pooled_text = unet["addition_embed_type"] == "text_time"
+    vae = _declared(parts, "vae", partial(vae_fields, with_pooled_text=with_pooled_text))
+    texts = [_declared(parts, "text_encoder", text_fields)]
+    if with_pooled_text:
         if missing := [part for part in _SECOND if not parts.has(part)]:
             raise ModelError(f"{parts} is a Stable Diffusion XL without {', '.join(missing)}")
-    text_width = sum(int(parts.config(part)["hidden_size"]) for part in encoders)
-    for field, value, wanted, whose in (
-        ("in_channels", unet["in_channels"], vae["latent_channels"], "the VAE's latent_channels"),
-        ("cross_attention_dim", unet["cross_attention_dim"], text_width, "the text's hidden_size"),
-    ):
-        if value != wanted:
+        eos_id = _tokenizer(parts, "tokenizer_2").eos_token_id
+        texts += [_declared(parts, "text_encoder_2", partial(text_fields, eos_id=eos_id))]
+    wanted = {
+        "in_channels": (vae["latent_channels"], "the VAE's latent_channels"),
+        "out_channels": (vae["latent_channels"], "the VAE's latent_channels"),
+        "cross_attention_dim": (
+            sum(text["hidden_size"] for text in texts),
+            "the text's hidden_size",
+        ),
+    }
+    if with_pooled_text:  # the refiner is told five numbers of the picture, not six
+        width = 6 * (unet["addition_time_embed_dim"] or 0) + texts[1]["projection_dim"]
+        whose = "six addition_time_embed_dim and the second text encoder's projection_dim"
+        wanted["projection_class_embeddings_input_dim"] = width, whose
+    for field, (value, whose) in wanted.items():
+        if unet[field] != value:
             raise ModelError(
-                f"{parts}, unet: {field} is {value}, expected is {whose}, {wanted}: not a "
+                f"{parts}, unet: {field} is {unet[field]}, expected is {whose}, {value}: not a "
                 "text-to-image model of the Stable Diffusion family"
             )
+    return unet, vae
 
 
-def _prediction(parts: ModelFolder | SingleFile, scheduler: DDPMScheduler) -> Prediction:
-    kind = scheduler.config["prediction_type"]
-    if kind not in get_args(Prediction):
-        raise ModelError(
-            f"{parts}, scheduler: prediction_type is {kind!r}; known are "
-            f"{', '.join(get_args(Prediction))}"
-        )
-    return cast("Prediction", kind)
+def _declared(
+    parts: ModelFolder | SingleFile,
+    part: str,
+    complete: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
+    """A part's config, complete; what it says that is not known is refused."""
+    try:
+        return complete(parts.config(part))
+    except ValueError as error:
+        raise ModelError(f"{parts}, {part}: {error}") from error
+
+
+def _tokenizer(parts: ModelFolder | SingleFile, part: str) -> CLIPTokenizer:
+    """A tokenizer whose texts are laid out as the text encoders take them."""
+    tokenizer = parts.tokenizer(part)
+    try:
+        require_tokenizer(tokenizer)
+    except ValueError as error:
+        raise ModelError(f"{parts}, {part}: {error}") from error
+    return tokenizer
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.clip_tokenizer import read_tokenizer
+from dsd_trt.train.schedule import read_schedule
 from dsd_trt.train.weight_names import current_names
 from dsd_trt.train.weights import (
     Stored,
@@ -144,19 +145,21 @@ class ModelFolder:
         """
         return read_tokenizer(self.path / part)
 
-    def scheduler(self) -> DDPMScheduler:
-        """Read the noise schedule.
+    def scheduler(self) -> Any:
+        """Read the noise schedule, see `read_schedule`.
 
         Raises:
-            ModelError: there is none that can be read.
+            ModelError: there is none that can be read, or it is not of Stable Diffusion's kind.
         """
-        return self._pretrained(DDPMScheduler, "scheduler")
-
-    def _pretrained(self, kind: Any, part: str) -> Any:
+        config = read_json(self.path / "scheduler" / "scheduler_config.json")
+        index = self.path / "model_index.json"
+        named = read_json(index).get("scheduler") if index.is_file() else None
+        # diffusers' pipelines take the class that the index names.
+        name = named[1] if isinstance(named, list) and len(named) == 2 else None
         try:
-            return kind.from_pretrained(self.path / part)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot read {self.path / part}: {error}") from error
+            return read_schedule(config, name)
+        except ValueError as error:
+            raise ModelError(f"{self.path}, scheduler: {error}") from error
 
     def weight_files(self, parts: Sequence[str]) -> dict[str, Path]:
         """The files that some parts' weights are read from, by their paths in the folder.

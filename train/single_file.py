@@ -27,6 +27,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.errors import ModelError
 from dsd_trt.train.clip_tokenizer import read_tokenizer
 from dsd_trt.train.families import FAMILIES, Family, unet_config
+from dsd_trt.train.file_header import read_file_header
 from dsd_trt.train.hub import fetch
 from dsd_trt.train.skeleton import build_part, build_scheduler
 from dsd_trt.train.weight_names import current_names, is_computed
@@ -90,7 +91,17 @@ class SingleFile:
         """
         self.path = path
         self._headers = read_headers([path])
-        self.family: Family = FAMILIES[self._tell_family(family)]
+        header = read_file_header(path)
+        try:
+            published = FAMILIES[self._tell_family(family, header.families())]
+            self.family: Family = header.tell(published)
+        except ValueError as error:
+            raise ModelError(f"{path}: {error}") from error
+        # Layers of the text encoder whose states are not used.
+        self._unused = tuple(
+            f".encoder.layers.{layer}."
+            for layer in range(self.family.text[0].layers, published.text[0].layers)
+        )
 
     def __str__(self) -> str:
         return str(self.path)
@@ -141,6 +152,12 @@ class SingleFile:
             for name, tensor in self._headers.items()
             if name.startswith(prefix) and not is_computed(name)
         }
+        if part == "text_encoder":
+            headers = {
+                name: tensor
+                for name, tensor in headers.items()
+                if not any(layer in name for layer in self._unused)
+            }
         check_types(headers, self._where, part)
         shapes = {name: tensor.empty() for name, tensor in headers.items()}
         weights = self._convert(dict(shapes), part, module)
@@ -215,7 +232,13 @@ class SingleFile:
                 return prefix
         return ""
 
-    def _tell_family(self, name: str | None) -> str:
+    def _tell_family(self, name: str | None, told: Sequence[str]) -> str:
+        """The family's name.
+
+        Args:
+            name: what the user says, None if nothing.
+            told: those it can be by what the file says.
+        """
         widths = {
             tensor.shape[-1]
             for key, tensor in self._headers.items()
@@ -231,6 +254,13 @@ class SingleFile:
         if not fitting:
             raise ModelError(f"{self.path} is of no known family: its text states are {width} wide")
         alike = " or ".join(fitting)
+        if not (both := [n for n in fitting if n in told]):
+            raise ModelError(
+                f"{self.path} says that it is {' or '.join(told)} (modelspec.architecture), but "
+                f"its text states are {width} wide, as those of {alike}"
+            )
+        if name is None and len(both) == 1:
+            return both[0]
         if name is None and len(fitting) > 1:
             raise ModelError(
                 f"{self.path} can be {alike}, whose tensors are alike: say which, as in "
@@ -239,6 +269,11 @@ class SingleFile:
         if name is not None and name not in fitting:
             raise ModelError(
                 f"{self.path} is no {name}: its text states are {width} wide, as those of {alike}"
+            )
+        if name is not None and name not in told:
+            raise ModelError(
+                f"{self.path} is no {name}: it says that it is {' or '.join(told)} "
+                "(modelspec.architecture)"
             )
         return name or fitting[0]
 

@@ -38,12 +38,13 @@ def build_part(family: Family, part: str, tokenizer: CLIPTokenizer | None = None
 
 
 def build_scheduler(family: Family) -> DDPMScheduler:
-    """The noise schedule, the same in all families but for what is predicted."""
+    """The noise schedule, the same in all families but for its end and what is predicted."""
     return DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
         prediction_type=family.prediction,
+        rescale_betas_zero_snr=family.zero_snr,
         clip_sample=False,
         steps_offset=1,
     )

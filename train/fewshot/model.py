@@ -14,7 +14,7 @@ from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.head_weights import HeadWeights, calibrated_weights, head_attributions
-from dsd_trt.train.layers import inner_widths
+from dsd_trt.train.layers import inner_widths, text_width
 from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.noise import noise_levels
@@ -111,7 +111,7 @@ def build_model(
     unet = checkpoint.unet  # reading it draws random numbers: before the seed
     torch.manual_seed(settings.seed)
     config = PromptConfig(settings.rank, settings.hidden, checkpoint.latent_shape[0])
-    prompts = AttentionPrompts(inner_widths(unet), int(unet.config["cross_attention_dim"]), config)
+    prompts = AttentionPrompts(inner_widths(unet), text_width(unet), config)
     levels = noise_levels(
         checkpoint.alphas_cumprod, checkpoint.latent_shape, settings.levels, settings.noise_seed
     )

@@ -1,0 +1,190 @@
+"""Configs of a checkpoint's parts, read as diffusers' own pipelines read them, or refused."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from packaging.version import InvalidVersion, Version
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from dsd_trt.train.families import TOKENS
+from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpected
+
+_LEGACY_EOS = 2
+"""An `eos_token_id` by which transformers knows configs of before it took the right one."""
+
+_OLD = Version("0.9.0.dev0")  # of diffusers: before it, the U-Net's sample_size was not kept up
+_OLD_SAMPLE_SIZE = 64
+
+
+def unet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A U-Net's config, complete; `sample_size` and `cross_attention_dim` are integers.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
+    fields = _complete(UNet2DConditionModel, config)
+    require_known(fields, UNET)
+    fields["cross_attention_dim"] = _one_width(fields["cross_attention_dim"])
+    _build(UNet2DConditionModel, UNet2DConditionModel, fields)
+    fields["sample_size"] = _sample_size(fields)
+    return fields
+
+
+def vae_fields(config: Mapping[str, Any], *, with_pooled_text: bool) -> dict[str, Any]:
+    """A VAE's config, complete.
+
+    Args:
+        config: `config.json`.
+        with_pooled_text: of a Stable Diffusion XL, whose pipelines alone read `latents_mean`,
+            `latents_std` and `force_upcast`.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
+    fields = _complete(AutoencoderKL, config)
+    require_known(fields, VAE)
+    _build(AutoencoderKL, AutoencoderKL, fields)
+    if not _is_positive(fields["scaling_factor"]):
+        raise ValueError(
+            f"scaling_factor is {fields['scaling_factor']!r}, expected is a number above 0"
+        )
+    if "force_upcast" not in config:  # the library's default is meant for Stable Diffusion XL
+        fields["force_upcast"] = with_pooled_text
+    _check_latent_statistics(fields, with_pooled_text)
+    return fields
+
+
+def text_fields(config: Mapping[str, Any], eos_id: int | None = None) -> dict[str, Any]:
+    """A text encoder's config, complete.
+
+    Args:
+        config: `config.json`.
+        eos_id: its tokenizer's, where the pooled text is used: it is taken there.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
+    fields = _complete(CLIPTextConfig, config)
+    require_known(fields, TEXT_ENCODER)
+    if eos_id is not None and fields["eos_token_id"] not in (eos_id, _LEGACY_EOS):
+        raise ValueError(
+            f"eos_token_id is {fields['eos_token_id']!r}, expected is the tokenizer's, {eos_id}, "
+            f"or {_LEGACY_EOS} as in older configs: the pooled text is taken at that token"
+        )
+    kind = CLIPTextModel if eos_id is None else CLIPTextModelWithProjection
+    _build(lambda **arguments: kind(CLIPTextConfig(**arguments)), CLIPTextConfig, fields)
+    return fields
+
+
+def require_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer whose texts end elsewhere than the text encoder's positions.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
+    length = tokenizer.model_max_length
+    if length != TOKENS and length < 10**20:  # a huge number where the config says nothing
+        raise ValueError(unexpected("model_max_length", length, [TOKENS]))
+    for field in ("padding_side", "truncation_side"):
+        if getattr(tokenizer, field) != "right":
+            raise ValueError(unexpected(field, getattr(tokenizer, field), ["right"]))
+    if tokenizer.pad_token_id is None:
+        raise ValueError("it has no pad_token: texts are padded to one length")
+
+
+def _complete(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the library's defaults for what it does not say."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+    return {**defaults, **config}
+
+
+def _build(build: Callable[..., object], takes: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse a config of which no module can be built.
+
+    Args:
+        build: builds it.
+        takes: the class whose arguments it takes.
+        fields: the config, complete.
+    """
+    names = inspect.signature(takes.__init__).parameters
+    try:
+        with torch.device("meta"):
+            build(**{name: value for name, value in fields.items() if name in names})
+    except Exception as error:  # the libraries check little beforehand: anything may be raised
+        raise ValueError(
+            f"no such part can be built: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _one_width(value: Any) -> Any:
+    """The width of text states, which may be written once a block."""
+    if isinstance(value, (list, tuple)) and value:
+        if len(set(map(str, value))) > 1:
+            raise ValueError(f"cross_attention_dim is {value}, expected is one width of all blocks")
+        return value[0]
+    return value
+
+
+def _sample_size(fields: Mapping[str, Any]) -> int:
+    """Side of the latents, as diffusers' pipelines read it."""
+    value = fields["sample_size"]
+    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"sample_size is {value!r}, expected is the side of the latents it was trained on, 64 "
+            "for pictures of 512 x 512 pixels: write it into the U-Net's config.json"
+        )
+    version = fields.get("_diffusers_version")
+    # Configs of that time say 32 of models for 512 x 512 pixels.
+    if version is not None and fields["addition_embed_type"] is None and value < _OLD_SAMPLE_SIZE:
+        try:
+            if Version(Version(str(version)).base_version) < _OLD:
+                value = _OLD_SAMPLE_SIZE
+        except InvalidVersion as error:
+            raise ValueError(f"_diffusers_version is no version: {version!r}") from error
+    halvings = 2 ** (len(fields["down_block_types"]) - 1)
+    if value % halvings:
+        raise ValueError(
+            f"sample_size is {value}, expected is a multiple of {halvings}: it is halved "
+            f"{len(fields['down_block_types']) - 1} times"
+        )
+    return value
+
+
+def _check_latent_statistics(fields: Mapping[str, Any], with_pooled_text: bool) -> None:
+    """`latents_mean` and `latents_std`: both or none, a number for each channel."""
+    channels = fields["latent_channels"]
+    values = {field: fields[field] for field in ("latents_mean", "latents_std")}
+    if all(value is None for value in values.values()):
+        return
+    for field, value in values.items():
+        if not with_pooled_text:
+            if value is not None:
+                raise ValueError(
+                    f"{field} is {value}, expected is None: only Stable Diffusion XL's latents are "
+                    "normalised by it"
+                )
+            continue
+        fits = isinstance(value, (list, tuple)) and len(value) == channels
+        if not fits or not all(_is_number(number) for number in value):
+            raise ValueError(
+                f"{field} is {value!r}, expected is a number for each of {channels} channels"
+            )
+    if with_pooled_text and min(values["latents_std"]) <= 0:
+        raise ValueError(f"latents_std is {values['latents_std']}, expected are numbers above 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0

@@ -1,0 +1,233 @@
+"""The fields of the parts' configs: each is read, checked, or without effect.
+
+A field that is none of these is refused by its name: it may change numbers in a way nobody here
+knows of. Fields that begin with "_" are the libraries' bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsd_trt.train.families import TOKENS
+
+_TRAINING = "of training; nothing is trained by it here"
+_DECODER = "of the decoder; nothing is decoded"
+_SAVED_BY = "says how, or by what, the part was saved"
+_GENERATION = "of models that write text; older versions of transformers saved it with every model"
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of a part's config.
+
+    Attributes:
+        read: the part is built by them, or they are read here.
+        assumed: values that are known, by field; the first is the library's default.
+        without_effect: why, by field.
+    """
+
+    read: frozenset[str]
+    assumed: Mapping[str, tuple[Any, ...]]
+    without_effect: Mapping[str, str]
+
+    @property
+    def known(self) -> frozenset[str]:
+        """All of them."""
+        return self.read | self.assumed.keys() | self.without_effect.keys()
+
+
+UNET = Fields(
+    read=frozenset(
+        {
+            "sample_size",
+            "in_channels",
+            "out_channels",
+            "flip_sin_to_cos",
+            "freq_shift",
+            "block_out_channels",
+            "layers_per_block",
+            "downsample_padding",
+            "mid_block_scale_factor",
+            "act_fn",
+            "norm_num_groups",
+            "norm_eps",
+            "cross_attention_dim",
+            "transformer_layers_per_block",
+            "reverse_transformer_layers_per_block",
+            "attention_head_dim",
+            "use_linear_projection",
+            "addition_time_embed_dim",
+            "projection_class_embeddings_input_dim",
+            "upcast_attention",
+            "time_embedding_dim",
+            "timestep_post_act",
+            "conv_in_kernel",
+            "conv_out_kernel",
+        }
+    ),
+    assumed={
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "addition_embed_type": (None, "text_time"),
+        "class_embed_type": (None,),
+        "class_embeddings_concat": (False,),
+        "num_class_embeds": (None,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "num_attention_heads": (None,),
+        "center_input_sample": (False,),
+        "dual_cross_attention": (False,),
+        "only_cross_attention": (False,),
+        "mid_block_only_cross_attention": (None, False),
+        "cross_attention_norm": (None,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_act_fn": (None,),
+        "time_cond_proj_dim": (None,),
+        "attention_type": ("default",),
+        "resnet_time_scale_shift": ("default",),
+        "resnet_skip_time_act": (False,),
+        "resnet_out_scale_factor": (1.0,),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "quantization_config": (None,),
+    },
+    without_effect={
+        "dropout": "only training drops anything",
+        "addition_embed_type_num_heads": 'of the addition_embed_type "text", which is refused',
+        # Written beside the others by diffusers' EMAModel.
+        **dict.fromkeys(
+            (
+                *("decay", "min_decay", "optimization_step", "update_after_step"),
+                *("use_ema_warmup", "inv_gamma", "power"),
+            ),
+            _TRAINING,
+        ),
+    },
+)
+
+VAE = Fields(
+    read=frozenset(
+        {
+            "down_block_types",
+            "block_out_channels",
+            "layers_per_block",
+            "act_fn",
+            "latent_channels",
+            "norm_num_groups",
+            "scaling_factor",
+            "latents_mean",
+            "latents_std",
+            "force_upcast",
+            "use_quant_conv",
+            "mid_block_add_attention",
+        }
+    ),
+    assumed={
+        "in_channels": (3,),
+        "shift_factor": (None, 0.0),
+        "quantization_config": (None,),
+    },
+    without_effect={
+        "out_channels": _DECODER,
+        "up_block_types": _DECODER,
+        "use_post_quant_conv": _DECODER,
+        "sample_size": "of tiles, which are not used; the U-Net says how large pictures are",
+    },
+)
+
+TEXT_ENCODER = Fields(
+    read=frozenset(
+        {
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "projection_dim",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "hidden_act",
+            "layer_norm_eps",
+            "eos_token_id",
+        }
+    ),
+    assumed={
+        "max_position_embeddings": (TOKENS,),
+        "use_attention_mask": (False, None),
+        "return_dict": (True,),
+        "torchscript": (False,),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "pruned_heads": ({},),
+        "quantization_config": (None,),
+    },
+    without_effect={
+        "bos_token_id": "the tokenizer writes it; the text encoder does not look for it",
+        "pad_token_id": "the tokenizer's counts; the text encoder does not look for it",
+        "attention_dropout": "only training drops anything",
+        "dropout": "only training drops anything",
+        "initializer_factor": "weights are read",
+        "initializer_range": "weights are read",
+        "output_hidden_states": "asked for where they are needed",
+        "output_attentions": "nobody asks for them",
+        "is_encoder_decoder": "no part of CLIP looks at it",
+        "chunk_size_feed_forward": "no part of CLIP looks at it",
+        "tie_word_embeddings": "CLIP has nothing to tie",
+        "tie_encoder_decoder": "CLIP has nothing to tie",
+        **dict.fromkeys(
+            ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version"),
+            _SAVED_BY,
+        ),
+        **dict.fromkeys(("id2label", "label2id", "problem_type"), "of classifiers"),
+        **dict.fromkeys(
+            (
+                *("bad_words_ids", "begin_suppress_tokens", "cross_attention_hidden_size"),
+                *("decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping"),
+                *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+                *("finetuning_task", "forced_bos_token_id", "forced_eos_token_id"),
+                *("length_penalty", "max_length", "min_length", "no_repeat_ngram_size"),
+                *("num_beam_groups", "num_beams", "num_return_sequences", "output_scores"),
+                *("prefix", "remove_invalid_values", "repetition_penalty"),
+                *("return_dict_in_generate", "sep_token_id", "suppress_tokens"),
+                *("task_specific_params", "temperature", "tf_legacy_loss", "tokenizer_class"),
+                *("top_k", "top_p", "typical_p", "use_bfloat16", "use_cache"),
+            ),
+            _GENERATION,
+        ),
+    },
+)
+
+
+def require_known(config: Mapping[str, Any], fields: Fields) -> None:
+    """Refuse fields that are unknown, or not as they are assumed to be.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
+    require_assumed(config, fields.assumed)
+    for field, value in config.items():
+        # A later version's field that is off changes nothing.
+        if field not in fields.known and not field.startswith("_") and value not in (None, False):
+            raise ValueError(
+                f"{field} is {value!r}, a field that is not known here: take it out of the config "
+                "if what the part computes does not depend on it"
+            )
+
+
+def require_assumed(config: Mapping[str, Any], assumed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse values that are not as they are assumed to be.
+
+    A list, one value a block, may hold what the field alone may be.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
+    for field, allowed in assumed.items():
+        value = config.get(field, allowed[0])
+        values = value if isinstance(value, (list, tuple)) and value else [value]
+        if any(one not in allowed for one in values):
+            raise ValueError(unexpected(field, value, allowed))
+
+
+def unexpected(field: str, value: Any, allowed: Sequence[Any]) -> str:
+    """What is said of a value that is none of those allowed."""
+    return f"{field} is {value!r}, expected is {' or '.join(map(repr, allowed))}"

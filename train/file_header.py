@@ -1,0 +1,156 @@
+"""What a checkpoint in a single file says about itself beside its weights.
+
+Trainers say it in metadata (Stability AI's model specification, "modelspec.*") and, because many
+loaders read none, in tensors whose being there is the message ("v_pred"). Both are believed; what
+contradicts itself or the family is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dsd_trt.train.families import FAMILIES, Family, TextTower
+from dsd_trt.train.scoring_unet import Prediction
+from dsd_trt.train.skeleton import build_scheduler
+
+SCHEDULES = ("alphas_cumprod", "denoiser.sigmas")
+"""Tensors that hold the noise schedule: abar, and the ratio of noise to signal."""
+
+_EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
+_V, _ZERO_SNR = "v_pred", "ztsnr"
+_SPEC = "modelspec."
+# Both names are in use; the first is the specification's.
+_PREDICTION = (f"{_SPEC}prediction_type", f"{_SPEC}predict_key")
+_PREDICTIONS: Mapping[str, Prediction] = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+}
+# By what an architecture's name begins with; longer ones first.
+_ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
+    "stable-diffusion-v1": ("sd15",),
+    "stable-diffusion-v2-512": ("sd21-base", "sd-turbo"),
+    "stable-diffusion-v2-768": ("sd21",),
+    "stable-diffusion-v2": ("sd21-base", "sd21", "sd-turbo"),
+    "stable-diffusion-xl": ("sdxl",),
+}
+# An adapter ("/lora"), or a model that is given more than a text.
+_OTHERS = re.compile("/|inpaint|refiner|edit|depth|unclip|upscal|pix2pix")
+_TOLERANCE = 2e-3  # of an abar that was kept in half precision
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a file says.
+
+    Attributes:
+        metadata: of the file.
+        tensors: names of its tensors.
+        schedule: abar as the file has it, (T,), None where it has none.
+    """
+
+    metadata: Mapping[str, str]
+    tensors: frozenset[str]
+    schedule: Tensor | None
+
+    def families(self) -> tuple[str, ...]:
+        """The families its architecture can be of; all where it says none.
+
+        Raises:
+            ValueError: it is of another architecture.
+        """
+        said = self.metadata.get(f"{_SPEC}architecture")
+        if said is None:
+            return tuple(FAMILIES)
+        for start, families in _ARCHITECTURES.items():
+            if said.lower().startswith(start) and not _OTHERS.search(said.lower()):
+                return families
+        raise ValueError(
+            f"{_SPEC}architecture is {said!r}, expected is a text-to-image model's: "
+            f"{', '.join(_ARCHITECTURES)}"
+        )
+
+    def tell(self, family: Family) -> Family:
+        """The family as this file is of it: what it says of itself counts.
+
+        Raises:
+            ValueError: names what contradicts itself or cannot be followed.
+        """
+        if found := [name for name in _EDM if name in self.tensors]:
+            raise ValueError(
+                f"it holds the tensor {found[0]!r}, which says that it was trained as EDM: its "
+                "noise is not Stable Diffusion's"
+            )
+        prediction = self._prediction() or family.prediction
+        told = replace(
+            family,
+            prediction=prediction,
+            resolution=self._resolution() or family.resolution,
+            text=self._text(family),
+        )
+        told = replace(told, zero_snr=self._zero_snr(told))
+        return family if told == family else told
+
+    def _prediction(self) -> Prediction | None:
+        said: dict[str, Prediction] = {}
+        for field in _PREDICTION:
+            if (value := self.metadata.get(field)) is None:
+                continue
+            if value.lower() not in _PREDICTIONS:
+                raise ValueError(f"{field} is {value!r}, expected is 'epsilon' or 'v'")
+            said[f"{field} {value!r}"] = _PREDICTIONS[value.lower()]
+        if _V in self.tensors:
+            said[f"the tensor {_V!r}"] = "v_prediction"
+        if len(set(said.values())) > 1:
+            raise ValueError(f"it contradicts itself: {' and '.join(said)}")
+        return next(iter(said.values()), None)
+
+    def _zero_snr(self, family: Family) -> bool:
+        """Whether the noise schedule ends without signal: by the marker, or the schedule itself."""
+        if self.schedule is None or not self.schedule.any():  # zeros: a buffer never filled
+            return _ZERO_SNR in self.tensors
+        known = {
+            zero_snr: build_scheduler(replace(family, zero_snr=zero_snr)).alphas_cumprod
+            for zero_snr in (False, True)
+        }
+        for zero_snr, abar in known.items():
+            if self.schedule.shape == abar.shape and torch.allclose(
+                self.schedule, abar, rtol=0, atol=_TOLERANCE
+            ):
+                return zero_snr or _ZERO_SNR in self.tensors
+        raise ValueError(
+            f"its noise schedule ({' or '.join(SCHEDULES)}) is not Stable Diffusion's, and not the "
+            "same rescaled to end without signal"
+        )
+
+    def _resolution(self) -> int | None:
+        """Side of the pictures, in pixels."""
+        field = f"{_SPEC}resolution"
+        if (value := self.metadata.get(field)) is None:
+            return None
+        found = re.fullmatch(r"\s*(\d+)(?:\s*[x,]\s*(\d+))?\s*", value.lower())
+        if not found or int(found[1]) != int(found[2] or found[1]) or not int(found[1]):
+            raise ValueError(f"{field} is {value!r}, expected is a square's, as '512x512'")
+        side = int(found[1])
+        if side % 64:
+            raise ValueError(f"{field} is {value!r}, expected is a multiple of 64")
+        return side
+
+    def _text(self, family: Family) -> tuple[TextTower, ...]:
+        """The text encoders, without the layers whose states are not used."""
+        field = f"{_SPEC}encoder_layer"
+        if (value := self.metadata.get(field)) is None:
+            return family.text
+        expected = family.encoder_layer
+        if value == str(expected):
+            return family.text
+        if expected == 1 and value.isdecimal() and 1 < int(value) < family.text[0].layers:
+            (tower,) = family.text
+            return (replace(tower, layers=tower.layers - int(value) + 1),)
+        raise ValueError(f"{field} is {value!r}, expected is '{expected}'")

@@ -1,0 +1,156 @@
+"""The noise schedule a checkpoint was trained with, as the config of its scheduler gives it.
+
+Schedulers draw pictures; of all they say, only which noise is at each timestep and what the U-Net
+predicts matter here. A scheduler of another kind of diffusion (flow matching, EDM) is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import diffusers
+
+from dsd_trt.train.fields import Fields, require_known, unexpected
+from dsd_trt.train.scoring_unet import Prediction
+
+KNOWN: tuple[str, ...] = (
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "DDIMInverseScheduler",
+    "PNDMScheduler",
+    "LMSDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "SASolverScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+)
+"""Classes of diffusers whose `betas` are the noise a model was trained with."""
+
+_SAMPLING = "of the steps in which pictures are drawn"
+_FLOW = "of flow matching, which use_flow_sigmas turns on"
+SCHEDULER = Fields(
+    read=frozenset(
+        {
+            "num_train_timesteps",
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "trained_betas",
+            "rescale_betas_zero_snr",
+            "prediction_type",
+        }
+    ),
+    assumed={
+        "timestep_type": ("discrete",),  # else the U-Net is told the noise, not a timestep
+        "use_flow_sigmas": (False, None),
+        "predict_epsilon": (True, None),  # what prediction_type was called once
+    },
+    without_effect={
+        "variance_type": "of drawing; a U-Net that predicts a variance has more out_channels",
+        "tensor_format": "PyTorch's, always",
+        "flow_shift": _FLOW,
+        "use_dynamic_shifting": _FLOW,
+        "time_shift_type": _FLOW,
+        "shift_terminal": _FLOW,
+        **dict.fromkeys(
+            (
+                *("clip_sample", "clip_sample_range", "thresholding", "sample_max_value"),
+                *("dynamic_thresholding_ratio", "timestep_spacing", "steps_offset"),
+                *("set_alpha_to_one", "skip_prk_steps", "interpolation_type"),
+                *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+                *("use_lu_lambdas", "sigma_min", "sigma_max", "final_sigmas_type"),
+                *("algorithm_type", "solver_type", "solver_order", "solver_p", "predict_x0"),
+                *("lower_order_final", "euler_at_final", "lambda_min_clipped"),
+                *("disable_corrector", "predictor_order", "corrector_order", "tau_func"),
+                *("original_inference_steps", "timestep_scaling", "noise_sampler_seed", "eta"),
+            ),
+            _SAMPLING,
+        ),
+    },
+)
+# Classes that need scipy or torchsde, or seconds, to be built: their defaults, where they differ
+# from those of DDPMScheduler, which has the same betas. None of them knows rescale_betas_zero_snr.
+_STANDS_FOR: Mapping[str, Mapping[str, Any]] = {
+    "LMSDiscreteScheduler": {},
+    "DPMSolverSDEScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
+    "KDPM2DiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
+    "KDPM2AncestralDiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
+}
+
+
+def read_schedule(config: Mapping[str, Any], name: str | None = None) -> Any:
+    """The scheduler a config describes.
+
+    Args:
+        config: `scheduler_config.json`.
+        name: its class, where it is known from elsewhere.
+
+    Returns:
+        A scheduler of diffusers; `alphas_cumprod` is abar, (T,), `config["prediction_type"]` a
+        `Prediction`.
+
+    Raises:
+        ValueError: the class is not of Stable Diffusion's kind, or names the field, what it is and
+            what it may be.
+    """
+    name = name or config.get("_class_name")
+    if name not in KNOWN:
+        raise ValueError(
+            f"it is of the class {name}, which has no noise schedule as Stable Diffusion has; "
+            f"known are {', '.join(KNOWN)}"
+        )
+    require_known(config, SCHEDULER)
+    fields = {field: config[field] for field in sorted(SCHEDULER.read) if field in config}
+    stands_for = _STANDS_FOR.get(name)
+    kind = getattr(diffusers, name if stands_for is None else "DDPMScheduler")
+    knows_zero_snr = "rescale_betas_zero_snr" in inspect.signature(kind.__init__).parameters
+    # Saved from another class: left out, it would be lost.
+    if (stands_for is not None or not knows_zero_snr) and fields.pop(
+        "rescale_betas_zero_snr", False
+    ):
+        raise ValueError(
+            f"rescale_betas_zero_snr is True, which {name} does not know: name a class that does, "
+            "as DDIMScheduler, in scheduler_config.json and model_index.json"
+        )
+    prediction = fields.get("prediction_type", "epsilon")
+    if prediction not in get_args(Prediction):
+        raise ValueError(unexpected("prediction_type", prediction, get_args(Prediction)))
+    try:
+        scheduler = kind(**{**(stands_for or {}), **fields})
+    except Exception as error:  # a config of any kind: the library checks little beforehand
+        raise ValueError(
+            f"no {name} can be built: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    _require_schedule(scheduler, fields)
+    return scheduler
+
+
+def _require_schedule(scheduler: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse betas that are none."""
+    abar = scheduler.alphas_cumprod
+    steps = fields.get("num_train_timesteps", len(abar))
+    if len(abar) != steps:
+        raise ValueError(
+            f"trained_betas are {len(abar)}, expected are num_train_timesteps, {steps}"
+        )
+    betas = scheduler.betas
+    fits = len(betas) > 1 and bool(((betas >= 0) & (betas <= 1)).all())  # false of NaN
+    if not fits or not 0 < abar[0] < 1:
+        raise ValueError(
+            "its betas are no noise schedule: expected are num_train_timesteps numbers between 0 "
+            "and 1"
+        )
