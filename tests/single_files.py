@@ -41,8 +41,21 @@ _OPEN_CLIP = {
 }
 
 
-def write_single_file(folder: Path, path: Path) -> Path:
-    """Write a model's weights into one file; its tokenizer goes beside it, as CLIP's would be."""
+def write_single_file(
+    folder: Path,
+    path: Path,
+    *,
+    metadata: dict[str, str] | None = None,
+    markers: tuple[str, ...] = (),
+) -> Path:
+    """Write a model's weights into one file; its tokenizer goes beside it, as CLIP's would be.
+
+    Args:
+        folder: in diffusers' format.
+        path: of the file.
+        metadata: what is said of the model.
+        markers: names of empty tensors, which say something by being there.
+    """
     xl = (folder / "text_encoder_2").exists()
     tensors = dict(_unet(folder))
     tensors |= dict(_vae(folder))
@@ -55,8 +68,10 @@ def write_single_file(folder: Path, path: Path) -> Path:
         prefix = "cond_stage_model.transformer."
         tensors |= dict(_clip(folder / "text_encoder", prefix))
         tensors[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    tensors["alphas_cumprod"] = torch.zeros(1000)  # what such files hold besides
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    tensors["alphas_cumprod"] = (1 - betas).cumprod(0).half()  # what such files hold besides
+    tensors |= {name: torch.zeros(0) for name in markers}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     return path
 
 

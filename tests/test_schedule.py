@@ -124,9 +124,7 @@ def test_trained_betas_are_read() -> None:
     config = {"trained_betas": betas, "num_train_timesteps": 3}
     abar = read_schedule(config, "PNDMScheduler").alphas_cumprod
     assert np.allclose(abar, [0.9, 0.72, 0.36])
-    with pytest.raises(
-        ValueError, match=r"trained_betas are 3, expected are num_train_timesteps, 1000"
-    ):
+    with pytest.raises(ValueError, match=r"trained_betas are 3, .* num_train_timesteps, 1000"):
         read_schedule({**config, "num_train_timesteps": 1000}, "PNDMScheduler")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from packaging.version import InvalidVersion, Version
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dsd_trt.train.families import TOKENS
@@ -18,7 +18,7 @@ from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpec
 _LEGACY_EOS = 2
 """An `eos_token_id` by which transformers knows configs of before it took the right one."""
 
-_OLD = Version("0.9.0.dev0")  # of diffusers: before it, the U-Net's sample_size was not kept up
+_OLD = (0, 9)  # of diffusers: before it, the U-Net's sample_size was not kept up
 _OLD_SAMPLE_SIZE = 64
 
 
@@ -142,14 +142,13 @@ def _sample_size(fields: Mapping[str, Any]) -> int:
             f"sample_size is {value!r}, expected is the side of the latents it was trained on, 64 "
             "for pictures of 512 x 512 pixels: write it into the U-Net's config.json"
         )
-    version = fields.get("_diffusers_version")
     # Configs of that time say 32 of models for 512 x 512 pixels.
-    if version is not None and fields["addition_embed_type"] is None and value < _OLD_SAMPLE_SIZE:
-        try:
-            if Version(Version(str(version)).base_version) < _OLD:
-                value = _OLD_SAMPLE_SIZE
-        except InvalidVersion as error:
-            raise ValueError(f"_diffusers_version is no version: {version!r}") from error
+    version = fields.get("_diffusers_version")
+    if version is not None and fields["addition_embed_type"] is None:
+        if not (found := re.match(r"(\d+)\.(\d+)", str(version))):
+            raise ValueError(f"_diffusers_version is {version!r}, expected is a version")
+        if (int(found[1]), int(found[2])) < _OLD:
+            value = max(value, _OLD_SAMPLE_SIZE)
     halvings = 2 ** (len(fields["down_block_types"]) - 1)
     if value % halvings:
         raise ValueError(

@@ -19,14 +19,13 @@ class ImageEncoder(nn.Module):
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
-        self.mean: Tensor | None = None  # of each channel, (C, 1, 1)
-        self.scale: Tensor | float = vae.config["scaling_factor"]
-        if vae.config.get("latents_mean") is not None:
+        self.statistics: tuple[Tensor, Tensor] | None = None  # of each channel, (C, 1, 1)
+        if vae.config["latents_mean"] is not None:
             mean, std = (
                 torch.tensor(vae.config[field], dtype=torch.float32).view(-1, 1, 1)
                 for field in ("latents_mean", "latents_std")
             )
-            self.mean, self.scale = mean, self.scale / std
+            self.statistics = mean, std
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode.
@@ -39,10 +38,11 @@ class ImageEncoder(nn.Module):
         """
         images = pixels.float().permute(0, 3, 1, 2) / 127.5 - 1  # TensorRT permutes no uint8
         moments = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        if self.mean is None:
-            return moments.mean * self.scale
-        mean, scale = (number.to(moments.mean) for number in (self.mean, self.scale))
-        return (moments.mean - mean) * scale
+        latent = moments.mean
+        if self.statistics is not None:
+            mean, std = (number.to(latent) for number in self.statistics)
+            latent = (latent - mean) / std
+        return latent * self.vae.config["scaling_factor"]
 
 
 class TextEncoder(nn.Module):

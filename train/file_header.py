@@ -150,7 +150,7 @@ class FileHeader:
         expected = family.encoder_layer
         if value == str(expected):
             return family.text
-        if expected == 1 and value.isdecimal() and 1 < int(value) < family.text[0].layers:
+        if expected == 1 and value.isdecimal() and 1 < int(value) <= family.text[0].layers:
             (tower,) = family.text
             return (replace(tower, layers=tower.layers - int(value) + 1),)
         raise ValueError(f"{field} is {value!r}, expected is '{expected}'")
