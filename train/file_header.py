@@ -10,16 +10,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dsd_trt.errors import ModelError
 from dsd_trt.train.families import FAMILIES, Family, TextTower
 from dsd_trt.train.scoring_unet import Prediction
 from dsd_trt.train.skeleton import build_scheduler
 
-SCHEDULES = ("alphas_cumprod", "denoiser.sigmas")
-"""Tensors that hold the noise schedule: abar, and the ratio of noise to signal."""
+# Tensors that hold the noise schedule: abar, and the ratio of noise to signal.
+_ABAR, _SIGMAS = "alphas_cumprod", "denoiser.sigmas"
 
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _V, _ZERO_SNR = "v_pred", "ztsnr"
@@ -43,6 +46,26 @@ _ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
 # An adapter ("/lora"), or a model that is given more than a text.
 _OTHERS = re.compile("/|inpaint|refiner|edit|depth|unclip|upscal|pix2pix")
 _TOLERANCE = 2e-3  # of an abar that was kept in half precision
+
+
+def read_file_header(path: Path) -> FileHeader:
+    """Read what a file says beside its weights.
+
+    Raises:
+        ModelError: it is cut or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            names = frozenset(file.keys())
+            schedule = None
+            if _ABAR in names:
+                schedule = file.get_tensor(_ABAR).float()
+            elif _SIGMAS in names:
+                sigmas = file.get_tensor(_SIGMAS).float().sort().values
+                schedule = 1 / (1 + sigmas.square()) if sigmas.any() else sigmas
+            return FileHeader(file.metadata() or {}, names, schedule)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
 
 
 @dataclass(frozen=True)
@@ -125,7 +148,7 @@ class FileHeader:
             ):
                 return zero_snr or _ZERO_SNR in self.tensors
         raise ValueError(
-            f"its noise schedule ({' or '.join(SCHEDULES)}) is not Stable Diffusion's, and not the "
+            f"its noise schedule ({_ABAR} or {_SIGMAS}) is not Stable Diffusion's, and not the "
             "same rescaled to end without signal"
         )
 

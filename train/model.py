@@ -45,6 +45,7 @@ class Checkpoint:
         prediction: what the U-Net was trained to predict.
         unet_config: the U-Net's `config.json`, complete, see `unet_fields`.
         vae_config: the VAE's, see `vae_fields`.
+        text_configs: the text encoders', see `text_fields`.
         device: where the parts are put.
     """
 
@@ -54,6 +55,7 @@ class Checkpoint:
     prediction: Prediction
     unet_config: dict[str, Any]
     vae_config: dict[str, Any]
+    text_configs: tuple[dict[str, Any], ...]
     device: torch.device = _CPU
 
     @cached_property
@@ -161,7 +163,7 @@ class Checkpoint:
     @property
     def vocabulary(self) -> int:
         """Rows of the text encoders' embeddings."""
-        return int(self.source.parts.config("text_encoder")["vocab_size"])
+        return int(self.text_configs[0]["vocab_size"])
 
     @property
     def resolution(self) -> int:
@@ -187,7 +189,7 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
         raise ModelError(
             f"{parts} is no Stable Diffusion in diffusers' format: it has no {', '.join(missing)}"
         )
-    unet_config, vae_config = _require_parts_that_fit(parts)
+    unet_config, vae_config, *text_configs = _require_parts_that_fit(parts)
     scheduler = parts.scheduler()
     tokenizer = _tokenizer(parts, "tokenizer")
     checkpoint = Checkpoint(
@@ -197,6 +199,7 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
         prediction=scheduler.config["prediction_type"],
         unet_config=unet_config,
         vae_config=vae_config,
+        text_configs=tuple(text_configs),
         device=device,
     )
     _require_tokens(checkpoint)
@@ -212,7 +215,7 @@ def _require_tokens(checkpoint: Checkpoint) -> None:
     if not checkpoint.has_pooled_text:
         return
     second = parts.tokenizer("tokenizer_2")
-    rows = int(parts.config("text_encoder_2")["vocab_size"])
+    rows = int(checkpoint.text_configs[1]["vocab_size"])
     require_embedding(second, rows, f"{parts}, tokenizer_2")
     if different := sorted(first.get_vocab().items() ^ second.get_vocab().items()):
         raise ModelError(
@@ -221,13 +224,11 @@ def _require_tokens(checkpoint: Checkpoint) -> None:
         )
 
 
-def _require_parts_that_fit(
-    parts: ModelFolder | SingleFile,
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _require_parts_that_fit(parts: ModelFolder | SingleFile) -> list[dict[str, Any]]:
     """Refuse what is not of the Stable Diffusion family, before gigabytes are read.
 
     Returns:
-        The U-Net's config and the VAE's, complete.
+        The configs of the U-Net, the VAE and the text encoders, complete.
     """
     unet = _declared(parts, "unet", unet_fields)
     with_pooled_text = unet["addition_embed_type"] == "text_time"
@@ -247,7 +248,7 @@ def _require_parts_that_fit(
         ),
     }
     if with_pooled_text:  # the refiner is told five numbers of the picture, not six
-        width = 6 * (unet["addition_time_embed_dim"] or 0) + texts[1]["projection_dim"]
+        width = 6 * unet["addition_time_embed_dim"] + texts[1]["projection_dim"]
         whose = "six addition_time_embed_dim and the second text encoder's projection_dim"
         wanted["projection_class_embeddings_input_dim"] = width, whose
     for field, (value, whose) in wanted.items():
@@ -256,7 +257,7 @@ def _require_parts_that_fit(
                 f"{parts}, unet: {field} is {unet[field]}, expected is {whose}, {value}: not a "
                 "text-to-image model of the Stable Diffusion family"
             )
-    return unet, vae
+    return [unet, vae, *texts]
 
 
 def _declared(
