@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ELSEWHERE = {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "RePaintSchedule
 every_class = pytest.mark.parametrize("name", KNOWN)
 
 
+@cache
 def _arguments() -> dict[str, dict[str, Any]]:
     """Arguments of every scheduler with betas, from its source: some cannot be imported here."""
     found = {}
