@@ -98,12 +98,13 @@ def test_bundle_scores_as_the_pytorch_model_does(
     assert np.abs(matrix.scores - expected).max() < tolerance
 
 
+@pytest.mark.slow  # exports
 @pytest.mark.parametrize(
     ("head_mode", "score"),
     [
-        pytest.param("uniform", "denoising", marks=pytest.mark.slow),
-        pytest.param("calibrated", "attention+denoising", marks=pytest.mark.slow),
-        pytest.param("dynamic", "attention", marks=pytest.mark.slow),
+        ("uniform", "denoising"),
+        ("calibrated", "attention+denoising"),
+        ("dynamic", "attention"),
         ("dynamic", "attention+denoising"),
     ],
 )
