@@ -376,12 +376,13 @@ def test_patterns_take_in_every_file_that_is_read(tmp_path: Path) -> None:
         ("text_encoder/config.json", "model_type", "bert"),
         ("text_encoder/config.json", "model_type", "clip"),
         ("text_encoder/config.json", "model_type", "t5"),
+        ("text_encoder/config.json", "architectures", "RobertaSeriesModelWithTransformation"),
         ("tokenizer/tokenizer_config.json", "tokenizer_class", "BertTokenizer"),
         ("tokenizer/tokenizer_config.json", "tokenizer_class", "T5TokenizerFast"),
     ],
 )
 def test_a_part_of_another_class_is_named(model: Path, file: str, field: str, value: str) -> None:
-    set_field(model / file, **{field: value})
+    set_field(model / file, **{field: [value] if field == "architectures" else value})
     with pytest.raises(ModelError, match=rf"{file}: {field} is '{value}'; known is "):
         read_checkpoint(model)
 
@@ -391,6 +392,14 @@ def test_a_part_of_another_class_is_named(model: Path, file: str, field: str, va
 def test_a_configuration_that_is_none_is_named(model: Path, part: str, text: str) -> None:
     (model / part / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ModelError, match=rf"cannot read .*{part}/config.json"):
+        read_checkpoint(model)
+
+
+@pytest.mark.parametrize("value", ["x", None, 0, [32]])
+@pytest.mark.parametrize("field", ["num_attention_heads", "hidden_act"])
+def test_a_value_that_makes_no_module_is_named(model: Path, field: str, value: Any) -> None:
+    set_field(model / "text_encoder/config.json", **{field: value})
+    with pytest.raises(ModelError, match=r"text_encoder/config.json describes no CLIPTextModel: "):
         read_checkpoint(model)
 
 

@@ -29,6 +29,7 @@ from dsd_trt.train.weights import (
     require_class,
 )
 
+_TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 _DIFFUSERS = "diffusion_pytorch_model"
 
 
@@ -88,6 +89,10 @@ class ModelFolder:
         path, kind = self.path / part / "config.json", _KINDS[part]
         config = read_json(path)
         require_class(config.get(kind.field), kind.known, path, kind.field)
+        if part.startswith("text_encoder"):
+            named = config.get("architectures") or []
+            for name in named if isinstance(named, list) else [named]:
+                require_class(name, _TEXT_CLASSES, path, "architectures")
         return config
 
     def check(self, part: str) -> None:

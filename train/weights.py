@@ -87,7 +87,8 @@ def find_weights(folder: Path, name: str, *, index_first: bool = False) -> list[
     others = sorted(
         path.name
         for path in folder.glob("*")
-        if path.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5")
+        if path.is_file()
+        and path.suffix in (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5")
     )
     if others:
         raise ModelError(
@@ -293,7 +294,7 @@ def _reason(missing: Sequence[str], unexpected: Sequence[str]) -> str:
                 return f", but has {name}: {advice}"
     if unexpected:
         return f", but has {_some(unexpected)}: it is another model, or its config.json is"
-    return ": the file is incomplete, download or save it again"
+    return ": the weights are incomplete or another model's, download or save them again"
 
 
 def read_json(path: Path) -> dict[str, Any]:
