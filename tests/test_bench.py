@@ -193,6 +193,7 @@ def test_what_is_too_coarse_to_be_served_is_measured_all_the_same(
 # The command
 
 
+@pytest.mark.slow
 def test_a_run(exported_fp32: Exported, tmp_path: Path) -> None:
     settings, folder = exported_fp32.settings, exported_fp32.bundle.folder
     command = [sys.executable, "-m", "dsd_trt", "bench", "--bundle", str(folder)]

@@ -134,6 +134,7 @@ def test_ids_are_those_of_tokenizers_on_nasty_texts(cpp: CppScorer, clip: Tokeni
     assert total == TEXTS
 
 
+@pytest.mark.slow
 def test_every_code_point_is_what_it_is_to_tokenizers(cpp: CppScorer, clip: Tokenizer) -> None:
     """Between letters: a letter joins them, a mark composes, a space parts them."""
     texts = [

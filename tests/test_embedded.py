@@ -80,6 +80,7 @@ def test_bundle_and_model_belong_together() -> None:
     assert adapter.base == provenance.weight_hashes
 
 
+@pytest.mark.slow
 def test_scenes_by_another_renderer_are_told_apart(tmp_path: Path) -> None:
     """Chance is 50 % for an image of two and 10 % for a text of ten."""
     pairs, questions = write_questions(tmp_path, count=360, seed=11)

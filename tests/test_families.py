@@ -39,13 +39,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-# Stable Diffusion XL has all that the others have, and more.
-every_export = pytest.mark.parametrize(
-    "name",
-    [name if name == "sdxl" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-)
-
-
 @pytest.fixture(scope="session")
 def exported(
     folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -173,7 +166,8 @@ def test_stable_diffusion_xl_heeds_the_text_as_a_whole(folders: dict[str, Path])
 # Whole bundles
 
 
-@every_export
+@pytest.mark.slow  # exports
+@every_family
 def test_a_bundle_of_every_family_passes_its_parity_check(
     exported: Callable[[str], Path], name: str
 ) -> None:
@@ -185,7 +179,8 @@ def test_a_bundle_of_every_family_passes_its_parity_check(
     assert all(run["score"]["spearman"] > 0.999 for run in runs)
 
 
-@every_export
+@pytest.mark.slow  # exports
+@every_family
 def test_a_pair_of_every_family_scores_alone_as_among_others(
     exported: Callable[[str], Path], name: str
 ) -> None:
@@ -200,6 +195,7 @@ def test_a_pair_of_every_family_scores_alone_as_among_others(
         assert abs(alone - together[i, j]) < 1e-4
 
 
+@pytest.mark.slow  # exports
 def test_the_command_scores_with_a_bundle_of_two_text_encoders(
     exported: Callable[[str], Path], tmp_path: Path
 ) -> None:

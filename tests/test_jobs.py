@@ -115,6 +115,7 @@ print(most(), found.scores.nbytes + found.probabilities.nbytes)
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read as Linux tells it"
 )
+@pytest.mark.slow
 def test_memory_grows_by_the_results_alone(bundle: Bundle) -> None:
     assert 0.2 in FRACTIONS
     beyond = {}

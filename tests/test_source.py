@@ -130,6 +130,7 @@ def fp16_hub(hub: Path, tmp_path: Path) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_fp16_weights_alone_are_read(fp16_hub: Path, hub: Path) -> None:
     (_, _, halves, weight), (_, _, hashes, same) = (
         json.loads(run(home, "-c", LOOK).stdout) for home in (fp16_hub, hub)
