@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import ImageSource, preprocess
@@ -133,6 +134,10 @@ def open_images(images: str | os.PathLike[str] | Iterable[Scorable]) -> Iterable
     """Images one by one; of the folder of an index, those it holds."""
     if isinstance(images, bytes):
         raise InputError("images must be a list: an encoded image alone is [image]")
+    if isinstance(images, Image.Image) or (
+        isinstance(images, np.ndarray) and images.ndim in (2, 3)
+    ):
+        raise InputError("images must be a list: a picture alone is [image]")
     if isinstance(images, (str, os.PathLike)):
         if not is_index(images):
             raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")

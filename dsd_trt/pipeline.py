@@ -348,7 +348,8 @@ def precision_advice(used: EngineDescription, precision: Precision, bundle: Path
 def _finite_or_nan(scores: NDArray[np.float64]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         narrow = scores.astype(np.float32)
-    return np.where(np.isfinite(narrow), narrow, np.float32(np.nan))
+    narrow[~np.isfinite(narrow)] = np.nan
+    return narrow
 
 
 def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:

@@ -88,7 +88,9 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
         for column in columns:
             if column not in header:
                 raise LineError(
-                    reader.line_num, f"no column {column!r}; the columns are {','.join(columns)}"
+                    reader.line_num,
+                    f"no column {column!r} among {', '.join(map(repr, header))}; needed are "
+                    f"{','.join(columns)}, with commas between and in small letters",
                 )
         for column in (*columns, *optional):
             if header.count(column) > 1:

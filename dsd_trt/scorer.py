@@ -434,6 +434,8 @@ class Scorer:
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Where the levels asked for stand in the bundle, in its order, each once."""
         known = self.manifest.method.noise_levels.fractions
+        if isinstance(levels, (int, float)):
+            raise InputError(f"levels must be a list: [{levels}]")
         wanted = known if levels is None else levels
         for s in wanted:
             if s not in known:

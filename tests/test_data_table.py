@@ -105,7 +105,10 @@ def test_places_follow_from_the_seed(root: Path) -> None:
     [
         ("", " has no rows"),
         ("image,text,label\n", " has no rows"),
-        ("image,label\na.png,1\n", ", line 1: no column 'text'; the columns are image,text"),
+        (
+            "image,label\na.png,1\n",
+            ", line 1: no column 'text' among 'image', 'label'; needed are image,text",
+        ),
         (
             "image,text\na.png,a dog\n",
             ", line 2: the columns are image,text,label or image,text,negatives",

@@ -506,3 +506,18 @@ def test_importing_the_package_loads_nothing_heavy(bundle: Bundle) -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("alone", [Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), np.uint8), b"x"])
+def test_a_picture_alone_is_no_list_of_pictures(bundle: Bundle, alone: Any) -> None:
+    with pytest.raises(InputError, match="images must be a list"):
+        Scorer(bundle, "onnxruntime").score(alone, ["a dog"])
+
+
+def test_a_level_alone_is_no_list_of_levels(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match=r"levels must be a list: \[0\.2\]"):
+        Scorer(bundle, "onnxruntime").score(
+            [np.zeros((8, 8, 3), np.uint8)],
+            ["a dog"],
+            levels=0.2,  # type: ignore[arg-type]
+        )
