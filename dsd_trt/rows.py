@@ -90,7 +90,7 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
                 raise LineError(
                     reader.line_num,
                     f"no column {column!r} among {', '.join(map(repr, header))}; needed are "
-                    f"{','.join(columns)}, with commas between and in small letters",
+                    f"{','.join(columns)}",
                 )
         for column in (*columns, *optional):
             if header.count(column) > 1:
