@@ -82,7 +82,7 @@ SCHEDULER = Fields(
         ),
     },
 )
-# Classes that need scipy or torchsde, or seconds, to be built: their defaults, where they differ
+# Classes that need scipy, torchsde or half a second to be built: their defaults, where they differ
 # from those of DDPMScheduler, which has the same betas. None of them knows rescale_betas_zero_snr.
 _STANDS_FOR: Mapping[str, Mapping[str, Any]] = {
     "LMSDiscreteScheduler": {},
