@@ -2,7 +2,8 @@
 
 FP16 ends at 65,504. Whether a model fits is a matter of its weights and its inputs, and ONNX
 Runtime's CPU kernels do not tell: they compute FP16 graphs in FP32. Here each graph runs in FP32,
-unrounded, with the largest absolute value of everything it computes as further outputs.
+unrounded, with the largest absolute value of everything it computes as further outputs. NaN and
+infinities are counted by themselves: engines' maxima lose a NaN.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ from dsd_trt.tokenizer import Tokenizer
 FP16_MAX = 65504.0
 _FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
 
+_FIGURES = {  # that are outputs, of each value that is watched
+    "largest": TensorProto.FLOAT,
+    "nan": TensorProto.INT32,
+    "infinite": TensorProto.INT32,
+}
 _BEFORE_SOFTMAX = {"Add", "Cast", "Div", "Mul", "Sub", "Where"}
 
 Array = NDArray[Any]
@@ -48,7 +54,9 @@ class Range:
         node: that computes it, "PATH OF A MODULE/OPERATOR", or "OPERATOR after PATH".
         kind: products of queries and keys, before any mask, or anything else.
         precision: what the graph computes it in, "fp16" or "fp32".
-        largest: over all inputs; infinite or NaN where FP32 does not hold it either.
+        largest: of what is finite, over all inputs.
+        nan: how many numbers were NaN, over all inputs.
+        infinite: how many were infinite.
     """
 
     graph: str
@@ -56,11 +64,18 @@ class Range:
     kind: Kind
     precision: str
     largest: float
+    nan: int = 0
+    infinite: int = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether FP32 holds it."""
+        return not (self.nan or self.infinite)
 
     @property
     def fits(self) -> bool:
         """Whether its precision holds it."""
-        return bool(self.largest < (FP16_MAX if self.precision == "fp16" else np.inf))
+        return self.finite and (self.precision != "fp16" or self.largest < FP16_MAX)
 
 
 def measure_ranges(
@@ -70,7 +85,8 @@ def measure_ranges(
 
     Args:
         bundle: FP32 or FP16.
-        probe: images, each scored with its own text, at the probe's levels.
+        probe: images, each scored with its own text, at the probe's levels; in a matrix scorer,
+            with all texts.
         scratch: an empty folder, with room for the weights where its disk does not clone.
         step: told which graph is run.
 
@@ -108,6 +124,16 @@ def measure_ranges(
             for level in probe.levels
         ),
     )
+    if "matrix_scorer" in manifest.graphs:
+        every = {"text_states": np.concatenate(states), "token_mask": tokens.mask}
+        run(
+            "matrix_scorer",
+            (
+                {"latent": latent, "level": np.array([level], np.int32), **every}
+                for latent in latents
+                for level in probe.levels
+            ),
+        )
     return found
 
 
@@ -124,11 +150,18 @@ def _copy_weights(source: Path, target: Path) -> None:
 
 
 def worst(ranges: Iterable[Range]) -> list[Range]:
-    """The largest of each kind and precision; what is no number is larger than all."""
+    """The largest of each kind and precision; the first that is not finite is larger than all."""
     largest: dict[tuple[str, str], Range] = {}
-    for found in sorted(ranges, key=lambda r: np.inf if np.isnan(r.largest) else r.largest):
-        largest[found.kind, found.precision] = found
+    for found in ranges:
+        before = largest.setdefault((found.kind, found.precision), found)
+        if before.finite and (not found.finite or found.largest > before.largest):
+            largest[found.kind, found.precision] = found
     return list(largest.values())
+
+
+def first_not_finite(ranges: Iterable[Range]) -> Range | None:
+    """The first value, in the order of computing, with NaN or infinity: the others follow of it."""
+    return next((found for found in ranges if not found.finite), None)
 
 
 def _run(
@@ -141,15 +174,19 @@ def _run(
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the graph's own
     session = open_session(path, options, frugal=True)
     names = [output.name for output in session.get_outputs()]
-    largest, outputs = np.zeros(len(watched), np.float32), []
+    largest = np.zeros(len(watched), np.float32)
+    counts = np.zeros((len(watched), 2), np.int64)  # NaN, infinite
+    outputs = []
     for feed in feeds:
         values = dict(zip(names, session.run(None, feed), strict=True))
-        # `maximum` keeps what is no number.
         largest = np.maximum(largest, [values[f"{value}.largest"] for value in watched])
+        counts += [[values[f"{value}.nan"], values[f"{value}.infinite"]] for value in watched]
         outputs.append(values[names[0]])
     ranges = [
-        Range(name, node, kind, precision, float(value))
-        for (node, kind, precision), value in zip(watched.values(), largest, strict=True)
+        Range(name, node, kind, precision, float(value), int(nan), int(infinite))
+        for (node, kind, precision), value, (nan, infinite) in zip(
+            watched.values(), largest, counts, strict=True
+        )
     ]
     return ranges, outputs
 
@@ -183,19 +220,44 @@ def _watch(model: onnx.ModelProto) -> dict[str, tuple[str, Kind, str]]:
         nodes.append(node)
         for value in node.output:
             if value in watched:  # at once, so that the value need not be kept until the end
-                nodes.append(helper.make_node("Abs", [value], [f"{value}.size"]))
-                nodes.append(
-                    helper.make_node(
-                        "ReduceMax", [f"{value}.size"], [f"{value}.largest"], keepdims=0
-                    )
-                )
+                nodes += _measuring(value)
     del graph.node[:]
     graph.node.extend(nodes)
+    graph.initializer.extend(
+        helper.make_tensor(name, TensorProto.FLOAT, [], [number])
+        for name, number in (("ranges.end", np.finfo(np.float32).max), ("ranges.zero", 0.0))
+    )
     graph.output.extend(
-        helper.make_tensor_value_info(f"{value}.largest", TensorProto.FLOAT, [])
+        helper.make_tensor_value_info(f"{value}.{figure}", kind, [])
         for value in watched
+        for figure, kind in _FIGURES.items()
     )
     return watched
+
+
+def _measuring(value: str) -> list[onnx.NodeProto]:
+    """Nodes that compute the figures of a value.
+
+    ReduceMax of ONNX Runtime keeps a NaN in some places and loses it in others, so it is given
+    finite numbers alone.
+    """
+    node, name = helper.make_node, value.__add__
+    counting = [
+        node(operator, [value], [name(f".is_{figure}")])
+        for figure, operator in (("nan", "IsNaN"), ("infinite", "IsInf"))
+    ]
+    for figure in ("nan", "infinite"):
+        counting += [
+            node("Cast", [name(f".is_{figure}")], [name(f".{figure}s")], to=TensorProto.INT32),
+            node("ReduceSum", [name(f".{figure}s")], [name(f".{figure}")], keepdims=0),
+        ]
+    return [
+        *counting,
+        node("Abs", [value], [name(".size")]),
+        node("LessOrEqual", [name(".size"), "ranges.end"], [name(".is_finite")]),
+        node("Where", [name(".is_finite"), name(".size"), "ranges.zero"], [name(".finite")]),
+        node("ReduceMax", [name(".finite")], [name(".largest")], keepdims=0),
+    ]
 
 
 def _place(node: onnx.NodeProto, made_by: Mapping[str, onnx.NodeProto]) -> str:

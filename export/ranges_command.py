@@ -32,15 +32,16 @@ def ranges(bundle: str, scenes: int, form: str) -> None:
     """Tell how large values get inside a bundle's graphs, and what FP16 leaves of room.
 
     BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. The graphs run in FP32,
-    unrounded. The table has the largest of each graph, kind and precision; -f json has every
-    value, by the node that computes it.
+    unrounded. The table has the largest of each graph, kind and precision; the first node that
+    computes NaN or infinity is named below it. -f json has every value, by the node that computes
+    it, in the order of computing.
     """
     from rich.console import Console
     from rich.table import Table
 
     from dsd_trt.bundle import bundle_folder, read_bundle
     from dsd_trt.export.probe import draw_probe
-    from dsd_trt.export.ranges import FP16_MAX, measure_ranges, worst
+    from dsd_trt.export.ranges import FP16_MAX, first_not_finite, measure_ranges, worst
 
     opened = read_bundle(bundle_folder(bundle))
     manifest = opened.manifest
@@ -61,7 +62,14 @@ def ranges(bundle: str, scenes: int, form: str) -> None:
         table.add_column(column, justify="right" if column == "largest" else "left")
     for graph in manifest.graphs:
         for row in worst(row for row in found if row.graph == graph):
-            mark = "" if row.fits else "  does not fit"
-            largest = f"{row.largest:,.4g}{mark}"
+            largest = f"{row.largest:,.4g}{'' if row.fits else '  does not fit'}"
+            if not row.finite:
+                largest = f"{row.nan:,} NaN, {row.infinite:,} infinite"
             table.add_row(row.graph, row.kind, row.precision, largest, row.node)
     Console().print(table)
+    if (first := first_not_finite(found)) is not None:
+        click.echo(
+            f"NaN or infinity begins in the {first.graph}, at {first.node}: {first.nan:,} NaN, "
+            f"{first.infinite:,} infinite. FP32 does not hold it either: look at the weights of "
+            "this layer in the checkpoint, and export again"
+        )

@@ -18,12 +18,19 @@ from click.testing import CliRunner
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle import Bundle, read_bundle, write_bundle
 from dsd_trt.cli import cli
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.probe import draw_probe
-from dsd_trt.export.ranges import FP16_MAX, Range, measure_ranges, worst
+from dsd_trt.export.ranges import (
+    FP16_MAX,
+    Range,
+    _watch,
+    first_not_finite,
+    measure_ranges,
+    worst,
+)
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import encode_texts, read_checkpoint
@@ -90,18 +97,96 @@ def test_an_fp16_bundle_says_what_is_in_fp16(exported_fp16: Exported, tmp_path: 
     assert all(0 < row.largest < FP16_MAX for row in cross)
 
 
-def test_the_worst_is_the_largest_of_its_kind_and_what_is_no_number_is_worse() -> None:
+def test_the_worst_is_the_largest_of_its_kind_and_what_is_not_finite_is_worse() -> None:
     rows = [
-        Range("g", str(value), "activations", precision, value)
+        Range("g", f"{nan} {value}", "activations", precision, value, nan, infinite)
         for precision in ("fp16", "fp32")
-        for value in (3.0, float("nan"), 7.0)
+        for value, nan, infinite in ((3.0, 0, 0), (1.0, 2, 0), (0.5, 0, 1), (7.0, 0, 0))
     ]
-    assert [row.node for row in worst(rows)] == ["nan", "nan"]
-    assert [row.node for row in worst(rows[:1] + rows[2:4])] == ["7.0", "3.0"]
-    assert Range("g", "", "activations", "fp32", 1e6).fits
-    assert not Range("g", "", "activations", "fp16", 1e6).fits
-    assert not Range("g", "", "activations", "fp16", float("nan")).fits
-    assert not Range("g", "", "activations", "fp32", float("inf")).fits
+    assert [row.node for row in worst(rows)] == ["2 1.0", "2 1.0"]
+    assert [row.node for row in worst(rows[2:])] == ["0 0.5", "2 1.0"]
+    assert [row.node for row in worst(rows[:1] + rows[3:5])] == ["0 7.0", "0 3.0"]
+    assert [row.fits for row in rows] == [True, False, False, True] * 2
+    assert first_not_finite(rows) == rows[1]
+    assert first_not_finite(rows[3:5]) is None
+    assert not Range("g", "n", "activations", "fp16", FP16_MAX).fits
+    assert Range("g", "n", "activations", "fp32", FP16_MAX).fits
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_is_found_wherever_it_stands(value: float, tmp_path: Path) -> None:
+    """In each of 192 positions: ONNX Runtime's maximum keeps a NaN in some of them alone."""
+    node = onnx.helper.make_node
+    shape = [2, 96]
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")
+    )
+    graph = onnx.helper.make_graph([node("Neg", ["x"], ["y"], name="turn")], "g", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+    model.ir_version = 10
+    rng = np.random.default_rng(7)
+    plain = rng.normal(size=shape).astype(np.float32)
+    feeds = [{"x": plain.copy()} for _ in range(plain.size)]
+    for place, feed in enumerate(feeds):
+        feed["x"].flat[place] = value
+    expected = [np.abs(it["x"][np.isfinite(it["x"])]).max() for it in feeds]
+    watched = _watch(model)
+    assert [place for place, _, _ in watched.values()] == ["turn"]
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, tmp_path / "g.onnx")
+    session = ort.InferenceSession(tmp_path / "g.onnx")
+    figures = ["y.largest", "y.nan", "y.infinite"]
+    found = np.array([session.run(figures, feed) for feed in feeds])
+    assert np.array_equal(found[:, 0].astype(np.float32), np.array(expected))
+    assert np.array_equal(found[:, 1], [np.isnan(value)] * plain.size)
+    assert np.array_equal(found[:, 2], [np.isinf(value)] * plain.size)
+
+
+def test_what_overflows_first_is_named(exported_fp16: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(exported_fp16.bundle.folder, folder)
+    bundle = read_bundle(folder)
+    model = onnx.load(bundle.path("pair_scorer.onnx"), load_external_data=False)
+    nodes = list(model.graph.node)
+    places = [i for i, it in enumerate(nodes) if it.op_type == "Conv"]
+    place = places[len(places) // 2]
+    # Behind a convolution in the middle: a number of every row, and not the first.
+    name = nodes[place].output[0]
+    (spec,) = [it for it in model.graph.value_info if it.name == name]
+    width = spec.type.tensor_type.shape.dim[3].dim_value
+    poison = np.zeros((1, 1, 1, width), np.float16)
+    poison[..., -1] = np.nan
+    nodes[place].output[0] = f"{name}.sound"
+    model.graph.initializer.append(onnx.numpy_helper.from_array(poison, "poison"))
+    nodes.insert(
+        place + 1, onnx.helper.make_node("Add", [f"{name}.sound", "poison"], [name], name="planted")
+    )
+    sound = model.graph.value_info.add()
+    sound.CopyFrom(spec)
+    sound.name = f"{name}.sound"
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, bundle.path("pair_scorer.onnx"))
+    write_bundle(folder, bundle.manifest)
+
+    (tmp_path / "scratch").mkdir()
+    found = measure_ranges(read_bundle(folder), draw_probe(32, 2, count=1), tmp_path / "scratch")
+    first = first_not_finite(found)
+    assert first is not None
+    assert (first.graph, first.node.split(" ")[0]) == ("pair_scorer", "planted")
+    dims = [it.dim_value or 1 for it in spec.type.tensor_type.shape.dim]
+    assert first.nan == 2 * int(np.prod(dims[1:3]))  # at two levels, the last of every row
+    assert first.largest < FP16_MAX
+    at = found.index(first)
+    assert all(row.finite for row in found[:at])
+    assert not any(row.fits for row in found[at:] if row.graph == "pair_scorer" and row.nan)
+
+    shown = CliRunner().invoke(cli, ["ranges", str(folder), "--scenes", "1"])
+    assert shown.exit_code == 0, shown.output
+    assert f"NaN or infinity begins in the pair_scorer, at {first.node}: " in shown.stdout
+    listed = CliRunner().invoke(cli, ["ranges", str(folder), "--scenes", "1", "-f", "json"])
+    rows = json.loads(listed.stdout, parse_constant=pytest.fail)
+    assert next(row for row in rows if row["nan"] or row["infinite"])["node"] == first.node
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +264,8 @@ def test_command_prints_the_worst_and_every_value_as_json(exported_fp16: Exporte
     listed = CliRunner().invoke(cli, [*arguments, "-f", "json"])
     rows = json.loads(listed.stdout)
     assert len(rows) > 100
-    assert rows[0].keys() == {"graph", "node", "kind", "precision", "largest", "fits"}
+    names = {"graph", "node", "kind", "precision", "largest", "nan", "infinite", "fits"}
+    assert rows[0].keys() == names
     assert all(row["fits"] for row in rows)
 
 
