@@ -44,7 +44,7 @@ pytest_plugins = ("exported",)
 @torch.no_grad()
 def test_the_largest_values_are_those_pytorch_computes(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model")
-    settings = Settings(str(folder), levels=(0.2, 0.8), verify="quick")
+    settings = Settings(str(folder), levels=(0.2, 0.8), verify="quick", matrix=True)
     bundle, _ = export_bundle(settings, tmp_path / "bundle")
     probe = draw_probe(32, 2, count=2)
     (tmp_path / "scratch").mkdir()
@@ -81,11 +81,14 @@ def test_the_largest_values_are_those_pytorch_computes(tmp_path: Path) -> None:
 
     for name in names:
         assert of_module(name) == pytest.approx(largest[name], rel=1e-3)
-    cross = [r.largest for r in found if r.kind == "attention logits" and "attn2" in r.node]
+    of_pairs = [r for r in found if r.graph == "pair_scorer" and r.kind == "attention logits"]
+    cross = [r.largest for r in of_pairs if "attn2" in r.node]
     assert cross == pytest.approx(logits, rel=1e-3)
-    own = [r for r in found if r.kind == "attention logits" and "attn1" in r.node]
+    own = [r for r in of_pairs if "attn1" in r.node]
     assert len(own) == len(cross)
     assert all(row.fits and row.precision == "fp32" for row in found)
+    assert {row.graph for row in found} == set(bundle.manifest.graphs)
+    assert sum(row.graph == "matrix_scorer" for row in found) > 50
 
 
 def test_an_fp16_bundle_says_what_is_in_fp16(exported_fp16: Exported, tmp_path: Path) -> None:
