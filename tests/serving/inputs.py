@@ -20,6 +20,10 @@ LIMITS = Limits(
 )
 
 
+UNSCORED = float(np.finfo(np.float32).min)
+"""What the documentation says stands where there is no score."""
+
+
 def encode(pixels: NDArray[np.uint8], kind: str = "PNG") -> bytes:
     """An image file."""
     stream = io.BytesIO()

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from adapters import feed_adapter
 from bundles import MATRIX_CALIBRATION, RESOLUTION, closed_form, make_bundle, probability
-from client import PROTOCOLS, Client
-from inputs import encode
+from client import PROTOCOLS, Client, ask_json
+from fragile_bundles import BLACK, WHITE, make_fragile_bundle
+from inputs import UNSCORED, encode
 from server import Server
 
 from dsd_trt import Bundle, Scorer
@@ -84,7 +85,7 @@ def test_half_precision_and_the_denoising_error_on_another_backend(tmp_path: Pat
     for answer in answers(bundle, tmp_path, "onnxruntime"):
         for name in ("scores", "probabilities"):
             np.testing.assert_allclose(answer[name][:3], getattr(expected, name), atol=1e-5, rtol=0)
-        assert np.isnan(answer["scores"][3]).all()
+        assert (answer["scores"][3] == UNSCORED).all()
         assert answer["image_errors"][3]
 
 
@@ -115,4 +116,53 @@ def test_matrix_mode(
             np.testing.assert_allclose(answer["scores"][:3], by_hand, atol=1e-5)
             sigmoid = probability(by_hand[1][2], MATRIX_CALIBRATION)
             assert answer["probabilities"][1, 2] == pytest.approx(sigmoid, abs=1e-5)
-        assert np.isnan(answer["scores"][3]).all()
+        assert (answer["scores"][3] == UNSCORED).all()
+
+
+@pytest.mark.parametrize("mode", ["pair", "matrix"])
+def test_what_is_not_finite_costs_its_image_text_or_pair_alone(tmp_path: Path, mode: Any) -> None:
+    bundle = make_fragile_bundle(tmp_path / "bundle", matrix=True)
+    models = tmp_path / "models"
+    write_repository(bundle, models, "python", max_batch_size=8, mode=mode)
+    server = Server(models, tmp_path)
+    images = [encode(pixels) for pixels in (PIXELS[0], WHITE, BLACK)]
+    texts = ["a red circle", "blue dog", "a dog"]
+    try:
+        for _ in range(2):  # what has no state is not taken from the cache as if it had
+            status, told = ask_json(server, "dsd_score", {"images": images, "texts": texts})
+            assert status == 200
+            outputs = {it["name"]: it["data"] for it in told["outputs"]}
+            known = [closed_form(PIXELS[0], text, mode=mode) for text in texts[::2]]
+            dark = closed_form(BLACK, texts[0], mode=mode)
+            expected = [known[0], UNSCORED, known[1], *[UNSCORED] * 3, dark, *[UNSCORED] * 2]
+            assert outputs["scores"] == pytest.approx(expected, abs=1e-5)
+            lost = [score == UNSCORED for score in expected]
+            assert [value == UNSCORED for value in outputs["probabilities"]] == lost
+            assert outputs["text_errors"] == ["", "dsd_text_encoder gave NaN or infinity", ""]
+            assert outputs["image_errors"] == [
+                "",
+                "dsd_image_encoder gave NaN or infinity",
+                f"dsd_{mode}_scorer gave NaN or infinity with texts [2]",
+            ]
+        status, told = ask_json(server, "dsd_image_encoder", {"pixels": np.stack([BLACK, WHITE])})
+        assert (status, told["error"]) == (
+            400,
+            "dsd_image_encoder: latent has NaN or infinity in rows [1]",
+        )
+        if mode == "matrix":
+            return
+        latent = np.full((2, 3, 2, 2), 0.5, np.float32)
+        latent[0, 1, 1, 1] = np.nan
+        feeds = {
+            "latent": latent,
+            "level": np.zeros((2, 1), np.int32),
+            "text_states": np.ones((2, 77, 4), np.float32),
+            "token_mask": np.ones((2, 77), np.float32),
+        }
+        status, told = ask_json(server, "dsd_pair_scorer", feeds)
+        assert status == 400
+        assert told["error"] == "dsd_pair_scorer: latent has NaN or infinity in rows [0]"
+        latent[0, 1, 1, 1] = 0.5
+        assert ask_json(server, "dsd_pair_scorer", feeds)[0] == 200
+    finally:
+        server.stop()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from bundles import CALIBRATION, RESOLUTION, WORDS, closed_form
 from client import PROTOCOLS, Client
-from inputs import LIMITS, encode
+from inputs import LIMITS, UNSCORED, encode
 from numpy.typing import NDArray
 from server import Server, eventually, settled
 from tritonclient.utils import InferenceServerException
@@ -77,7 +77,7 @@ def requests(expected: NDArray[np.float64]) -> list[Request]:
         scores = np.array(
             [
                 [
-                    np.nan if row is None or column is None else expected[row, column]
+                    UNSCORED if row is None or column is None else expected[row, column]
                     for column in columns
                 ]
                 for row in rows
@@ -88,7 +88,8 @@ def requests(expected: NDArray[np.float64]) -> list[Request]:
 
 
 def probability(scores: NDArray[Any], calibration: Calibration) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-(calibration.a * scores + calibration.b)))
+    logit = np.where(scores == UNSCORED, 0, calibration.a * scores + calibration.b)
+    return np.where(scores == UNSCORED, UNSCORED, 1 / (1 + np.exp(-logit)))
 
 
 def ask(client: Client, request: Request) -> dict[str, NDArray[Any]] | None:
@@ -176,7 +177,7 @@ def test_models_are_replaced_under_load(
     shutil.copytree(bundle.folder, tmp_path / "bundle")
     changed = write_bundle(tmp_path / "bundle", replace(bundle.manifest, calibration=other))
     written = write_repository(changed, tmp_path / "models", "python").folder
-    good = [it for it in requests if it.scores is not None and np.isfinite(it.scores).all()]
+    good = [it for it in requests if it.scores is not None and (it.scores > UNSCORED).all()]
     stop = threading.Event()
 
     def work(number: int) -> list[str]:

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from bundles import LENGTH, RESOLUTION, closed_form, probability
-from client import Client
-from inputs import LIMITS, encode
+from client import Client, ask_json
+from inputs import LIMITS, UNSCORED, encode
 from PIL import Image
 from server import Server, eventually, settled
 from tritonclient.utils import InferenceServerException
@@ -85,16 +85,30 @@ def test_what_is_bad_has_its_error_and_the_rest_its_scores(client: Client) -> No
         assert re.search(expected, said.decode()) if expected else said == b""
     for said, expected in zip(answer["text_errors"], texts.values(), strict=True):
         assert re.search(expected, said.decode()) if expected else said == b""
-    wanted = np.full((6, 4), np.nan)
+    wanted = np.full((6, 4), UNSCORED)
     wanted[0, [0, 3]] = closed_form(pixels, "blue"), closed_form(pixels, "a größer")
     np.testing.assert_allclose(answer["scores"], wanted, atol=1e-5)
-    assert np.array_equal(np.isnan(answer["probabilities"]), np.isnan(wanted))
+    assert np.array_equal(answer["probabilities"] == UNSCORED, wanted == UNSCORED)
 
 
-def test_nothing_good_is_all_nan(client: Client) -> None:
+def test_nothing_good_is_all_unscored(client: Client) -> None:
     answer = client("dsd_score", {"images": [b"x", b"y"], "texts": ["a dog"]})
-    assert answer["scores"].shape == (2, 1)
-    assert np.isnan(answer["scores"]).all()
+    assert answer["scores"].tolist() == answer["probabilities"].tolist() == [[UNSCORED]] * 2
+
+
+def test_an_answer_is_strict_json_whatever_is_bad(server: Server) -> None:
+    pixels = NOISE.integers(0, 256, (RESOLUTION, RESOLUTION, 3), np.uint8)
+    images, texts = [encode(pixels), b"no image"], ["a dog", "a green square"]
+    status, told = ask_json(server, "dsd_score", {"images": images, "texts": texts})
+    assert status == 200
+    outputs = {it["name"]: it["data"] for it in told["outputs"]}
+    expected = [closed_form(pixels, text) for text in texts]
+    assert outputs["scores"][:2] == pytest.approx(expected, abs=1e-5)
+    assert outputs["probabilities"][:2] == pytest.approx(list(map(probability, expected)), 1e-5)
+    for name in ("scores", "probabilities"):
+        assert outputs[name][2:] == [UNSCORED] * 2
+    assert outputs["image_errors"] == ["", "not an image of a known format"]
+    assert outputs["text_errors"] == ["", ""]
 
 
 @pytest.mark.parametrize(

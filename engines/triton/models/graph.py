@@ -12,13 +12,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from dsd_trt.bundle import Bundle
 from dsd_trt.engine import open_engine
 from dsd_trt.manifest import MANIFEST_NAME, Manifest
-from dsd_trt.pipeline import adapter_feed
+from dsd_trt.pipeline import adapter_feed, finite_rows
 
 HERE = Path(__file__).parent
+
+Array = NDArray[Any]
 
 
 class TritonPythonModel:
@@ -29,6 +32,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         name, engine = (parameters[key]["string_value"] for key in ("graph", "engine"))
         bundle = Bundle(HERE, Manifest.from_json((HERE / MANIFEST_NAME).read_text("utf-8")))
+        self._name = args["model_name"]
         self._graph = bundle.manifest.graphs[name]
         self._engine = open_engine(bundle.path(self._graph.file), self._graph, engine)
         pb_utils.Logger.log_info(f"{name}: {self._engine.description}")
@@ -55,8 +59,28 @@ class TritonPythonModel:
         outputs = self._engine.run({**feeds, **self._adapter})
         parts = {name: np.split(values, np.cumsum(sizes)[:-1]) for name, values in outputs.items()}
         return [
-            pb_utils.InferenceResponse(
-                [pb_utils.Tensor(name, parts[name][i]) for name in request.requested_output_names()]
+            self._answer(
+                request,
+                {name: values[i] for name, values in inputs.items()},
+                {name: values[i] for name, values in parts.items()},
             )
             for i, request in enumerate(requests)
         ]
+
+    def _answer(self, request: Any, inputs: dict[str, Array], outputs: dict[str, Array]) -> Any:
+        """Answer one request: with an error where anything of it is not finite.
+
+        JSON has no NaN, and engines differ in what they make of one: OpenVINO's softmax gives
+        infinity. `dsd_score` asks for many images at once, and looks for itself.
+        """
+        warm_up = not any(values.any() for values in inputs.values())  # no token counts in it
+        if not warm_up and not json.loads(request.parameters()).get("keep_not_finite"):
+            for name, values in {**inputs, **outputs}.items():
+                if bad := np.flatnonzero(~finite_rows(values)).tolist():
+                    message = f"{self._name}: {name} has NaN or infinity in rows {bad}"
+                    return pb_utils.InferenceResponse(
+                        error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+                    )
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, outputs[name]) for name in request.requested_output_names()]
+        )

@@ -34,6 +34,10 @@ from dsd_trt.tokenizer import Tokenizer, Tokens
 
 HERE = Path(__file__).parent
 
+UNSCORED = np.finfo(np.float32).min
+"""Stands for a score or a probability where there is none. JSON has no NaN; this number is below
+all that can be scored, and whatever it is averaged into shows it."""
+
 Array = NDArray[Any]
 
 
@@ -77,44 +81,56 @@ class TritonPythonModel:
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
 
     def _score(self, images: Sequence[bytes], texts: Sequence[bytes]) -> list[Any]:
-        """The answer's tensors: NaN and a reason where an image or a text cannot be used."""
+        """The answer's tensors: `UNSCORED` and a reason where an image or a text is of no use."""
         self._check(len(images), len(texts))
-        pixels = [self._pixels(image) for image in images]
+        latents = self._latents(images)
         encoded = self._encode(texts)
-        rows = [i for i, it in enumerate(pixels) if not isinstance(it, str)]
+        rows = [i for i, it in enumerate(latents) if not isinstance(it, str)]
         columns = [j for j, it in enumerate(encoded) if not isinstance(it, str)]
         scores = np.full((len(images), len(texts)), np.nan, np.float32)
         if rows and columns:
             scores[np.ix_(rows, columns)] = self._block(
-                [it for it in pixels if not isinstance(it, str)],
+                np.stack([it for it in latents if not isinstance(it, str)]),
                 [it for it in encoded if not isinstance(it, str)],
             )
-        reasons = [[it if isinstance(it, str) else "" for it in side] for side in (pixels, encoded)]
-        self._metrics.count(len(rows) * len(columns), *reasons)
+        image_errors, text_errors = (
+            [it if isinstance(it, str) else "" for it in side] for side in (latents, encoded)
+        )
+        self._metrics.count(int(np.isfinite(scores).sum()), image_errors, text_errors)
+        for i in rows:
+            if lost := [j for j in columns if not np.isfinite(scores[i, j])]:
+                image_errors[i] = f"dsd_{self._mode}_scorer gave NaN or infinity with texts {lost}"
         calibration = self._manifest.calibration
         if self._mode == "matrix" and self._manifest.matrix is not None:
             calibration = self._manifest.matrix.calibration
         return [
-            pb_utils.Tensor("probabilities", match_probability(scores, calibration)),
-            pb_utils.Tensor("scores", scores),
-            pb_utils.Tensor("image_errors", _strings(reasons[0])),
-            pb_utils.Tensor("text_errors", _strings(reasons[1])),
+            pb_utils.Tensor("probabilities", _unscored(match_probability(scores, calibration))),
+            pb_utils.Tensor("scores", _unscored(scores)),
+            pb_utils.Tensor("image_errors", _strings(image_errors)),
+            pb_utils.Tensor("text_errors", _strings(text_errors)),
         ]
 
-    def _block(
-        self, pixels: Sequence[NDArray[np.uint8]], texts: Sequence[EncodedText]
-    ) -> NDArray[np.float32]:
+    def _latents(self, images: Sequence[bytes]) -> list[Array | str]:
+        """Each image's latent, or why there is none."""
+        pixels = [self._pixels(image) for image in images]
+        readable = [it for it in pixels if not isinstance(it, str)]
+        encoded = iter(self._pipeline.encode_images(readable) if readable else ())
+        return [
+            it if isinstance(it, str) else _usable(next(encoded), "dsd_image_encoder")
+            for it in pixels
+        ]
+
+    def _block(self, latent: Array, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
         """Score images against texts that are all in order: (images, texts)."""
-        latent = self._pipeline.encode_images(pixels)
         encoded = EncodedTexts(
             np.stack([it.states for it in texts]), np.stack([it.mask for it in texts])
         )
         levels = np.arange(len(self._manifest.method.noise_levels.fractions), dtype=np.int32)
         if self._mode == "matrix":
             return self._pipeline.score_matrix(latent, encoded, levels)
-        image_of, text_of = np.indices((len(pixels), len(texts))).reshape(2, -1)  # (pairs,)
+        image_of, text_of = np.indices((len(latent), len(texts))).reshape(2, -1)  # (pairs,)
         scores = self._pipeline.score(latent, encoded, image_of, text_of, levels)
-        return scores.reshape(len(pixels), len(texts))
+        return scores.reshape(len(latent), len(texts))
 
     def _check(self, images: int, texts: int) -> None:
         for what, count in (("images", images), ("texts", texts), ("pairs", images * texts)):
@@ -154,7 +170,10 @@ class TritonPythonModel:
             )
             encoded = self._pipeline.encode_tokens(tokens)
             for text, states, mask in zip(unknown, encoded.states, encoded.mask, strict=True):
-                found[text] = made = EncodedText(states.copy(), mask.copy())
+                if isinstance(usable := _usable(states, "dsd_text_encoder"), str):
+                    found[text] = usable
+                    continue
+                found[text] = made = EncodedText(usable.copy(), mask.copy())
                 self._texts.put(text, made)
         return [found[text] for text in texts]
 
@@ -225,6 +244,7 @@ class TritonEngine:
             model_name=self._model,
             requested_output_names=[spec.name for spec in self._outputs],
             inputs=inputs,
+            parameters={"keep_not_finite": True},  # one item of many may be; see `graph.py`
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
         ).exec()
         if answer.has_error():
@@ -268,6 +288,15 @@ def _counters(name: str, description: str) -> Any:
 
 def _refusal(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def _usable(values: Array, model: str) -> Array | str:
+    """What a model computed of an image or a text, or that it is of no use."""
+    return values if np.isfinite(values).all() else f"{model} gave NaN or infinity"
+
+
+def _unscored(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.where(np.isfinite(values), values, UNSCORED)
 
 
 def _strings(values: Sequence[str]) -> Any:
