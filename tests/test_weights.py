@@ -464,9 +464,7 @@ def test_a_tokenizer_without_its_files_is_refused_by_their_names(xl: Path, tmp_p
     merges = model / "tokenizer_2" / "merges.txt"
     lines = merges.read_text("utf-8").splitlines(keepends=True)
     merges.write_text("".join(lines[:30_000]), "utf-8")
-    with pytest.raises(
-        ModelError, match=r"tokenizer_2: merges.txt makes no '\w+(</w>)?' \(\d+ tok"
-    ):
+    with pytest.raises(ModelError, match=r"tokenizer_2: no merge makes '\w+(</w>)?' \(\d+ tokens"):
         read_checkpoint(model)
     for name in ("merges.txt", "vocab.json"):
         (model / "tokenizer_2" / name).unlink()
@@ -474,6 +472,77 @@ def test_a_tokenizer_without_its_files_is_refused_by_their_names(xl: Path, tmp_p
             ModelError, match=rf"tokenizer_2 holds no tokenizer: it has no .*{name}"
         ):
             read_checkpoint(model)
+
+
+@pytest.mark.parametrize("kept", [0, 20])
+def test_merges_that_are_cut_within_tokenizer_json_are_refused(model: Path, kept: int) -> None:
+    read_checkpoint(model).tokenizer.backend_tokenizer.save(str(model / "tokenizer/tokenizer.json"))
+    path = model / "tokenizer/tokenizer.json"
+    plain = json.loads(path.read_text("utf-8"))
+    plain["model"]["merges"] = plain["model"]["merges"][:kept]
+    path.write_text(json.dumps(plain), "utf-8")
+    for name in ("vocab.json", "merges.txt"):
+        (model / "tokenizer" / name).unlink()
+    with pytest.raises(ModelError, match=r"tokenizer: no merge makes '\w+(</w>)?' \(\d+ tokens"):
+        read_checkpoint(model)
+
+
+def test_ids_that_two_tokens_share_or_no_file_has_are_refused(model: Path) -> None:
+    vocabulary = vocabulary_of(model)
+    red, blue = vocabulary["red</w>"], vocabulary["blue</w>"]
+    for ids, complaint in (
+        ({"red</w>": blue}, f"'(red|blue)</w>' and '(red|blue)</w>' have one id, {blue}"),
+        ({"red</w>": 2**40 + red}, f"'red</w>' has the id {2**40 + red}, and was read with"),
+    ):
+        path = model / "tokenizer/vocab.json"
+        path.write_text(json.dumps({**vocabulary, **ids}), "utf-8")
+        with pytest.raises(ModelError, match=complaint):
+            read_checkpoint(model)
+
+
+def test_what_texts_are_padded_and_ended_with_has_to_be_said(model: Path) -> None:
+    set_field(model / "tokenizer/special_tokens_map.json", eos_token="!")
+    set_field(model / "tokenizer/tokenizer_config.json", eos_token="!")
+    with pytest.raises(ModelError, match=r"tokenizer: eos_token is '!', expected is '<\|endof"):
+        read_checkpoint(model)
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        (model / "tokenizer" / name).write_text("{}", "utf-8")
+    with pytest.raises(ModelError, match=r"neither tokenizer_config\.json nor .* says pad_token"):
+        read_checkpoint(model)
+
+
+@pytest.mark.parametrize("length", ["77", [77], None])
+def test_a_length_that_is_no_number_is_refused(model: Path, length: Any) -> None:
+    set_field(model / "tokenizer/tokenizer_config.json", model_max_length=length)
+    if length is None:  # says nothing
+        read_checkpoint(model)
+        return
+    with pytest.raises(ModelError, match="tokenizer"):
+        read_checkpoint(model)
+
+
+@pytest.mark.parametrize(
+    ("part", "one", "other"),
+    [
+        ("text_encoder", "final_layer_norm.weight", "text_model.final_layer_norm.weight"),
+        (
+            "vae",
+            "encoder.mid_block.attentions.0.to_q.weight",
+            "encoder.mid_block.attentions.0.query.weight",
+        ),
+    ],
+)
+def test_one_weight_under_two_names_is_refused(
+    model: Path, part: str, one: str, other: str
+) -> None:
+    def double(tensors: dict[str, Tensor]) -> None:
+        held = one if one in tensors else other
+        tensors[one] = tensors[held]
+        tensors[other] = tensors[held] + 1
+
+    rewrite(weight_file(model, part), double)
+    with pytest.raises(ModelError, match=f"{part} has both .*, two names of one weight"):
+        read_checkpoint(model)
 
 
 # Commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def read_tokenizer(folder: Path, **special: str) -> CLIPTokenizer:
         special: special tokens that the folder's files do not decide, such as `pad_token`.
 
     Raises:
-        ModelError: a file is missing or cut, or it is another kind of tokenizer.
+        ModelError: a file is missing or cut, files contradict each other, or it is another kind of
+            tokenizer.
     """
     # Without its files transformers makes up a tokenizer that knows no words.
     lacks = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
@@ -81,26 +83,62 @@ def read_tokenizer(folder: Path, **special: str) -> CLIPTokenizer:
         )
     except Exception as error:  # the libraries raise plain Exception, too
         raise ModelError(f"cannot read the tokenizer in {folder}: {error}") from error
-    if not whole:
-        _require_all_merges(folder, tokenizer)
+    _require_ids_of_file(folder, tokenizer)
+    _require_all_merges(folder, tokenizer)
     return tokenizer
 
 
+def require_padding(folder: Path) -> None:
+    """Refuse a folder in which no file says what texts are padded with.
+
+    Transformers would take EOS, where Stable Diffusion 2 and XL were trained with another token.
+
+    Raises:
+        ModelError: names the files that could.
+    """
+    names = ("tokenizer_config.json", "special_tokens_map.json")
+    if not any(
+        read_json(folder / name).get("pad_token") for name in names if (folder / name).is_file()
+    ):
+        raise ModelError(
+            f"{folder}: neither {' nor '.join(names)} says pad_token, what texts are padded with: "
+            "download or save the tokenizer again"
+        )
+
+
+def _require_ids_of_file(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    """Refuse ids that were read otherwise than `vocab.json` has them."""
+    path = folder / "vocab.json"
+    if not path.is_file():
+        return
+    read = tokenizer.get_vocab()
+    for token, index in read_json(path).items():
+        if read.get(token) != index:
+            raise ModelError(
+                f"{path}: the token {token!r} has the id {index!r}, and was read with "
+                f"{read.get(token)}: the tokenizer's files contradict each other, download or save "
+                "them again"
+            )
+
+
 def _require_all_merges(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    """Refuse a merges.txt that was cut: words would fall apart into letters without a word."""
-    made = set()
-    for line in (folder / "merges.txt").read_text("utf-8").splitlines():
-        made.add(line.replace(" ", "", 1))
+    """Refuse a list of merges that was cut: words would fall apart into letters without a word."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = model.get("merges", ())  # ["a", "b"], or "a b" of older versions
+    made = {
+        merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge) for merge in merges
+    }
     kept = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
     lost = [
         token
-        for token in read_json(folder / "vocab.json")
+        for token in tokenizer.get_vocab()
         if token not in made and token not in kept and len(token.removesuffix("</w>")) > 1
     ]
     if lost:
+        first = min(lost, key=tokenizer.get_vocab().__getitem__)
         raise ModelError(
-            f"{folder}: merges.txt makes no {lost[0]!r} ({len(lost)} tokens in all), which "
-            "vocab.json lists: one of the two is cut, download or save them again"
+            f"{folder}: no merge makes {first!r} ({len(lost)} tokens in all), which the vocabulary "
+            "lists: merges.txt or tokenizer.json is cut, download or save it again"
         )
 
 
@@ -123,6 +161,16 @@ def require_embedding(tokenizer: CLIPTokenizer, rows: int, where: str) -> None:
             f"{where}: the token {without[first]!r} has the id {first}, and the text encoder's "
             f"embedding has {rows} rows for the tokenizer's {len(vocabulary)} tokens: save the "
             "text encoder with its enlarged embedding, or the tokenizer without the token"
+        )
+    ids = set(vocabulary.values())
+    if len(ids) < len(vocabulary):
+        twice = sorted(vocabulary, key=vocabulary.__getitem__)
+        one, other = next(
+            (a, b) for a, b in itertools.pairwise(twice) if vocabulary[a] == vocabulary[b]
+        )
+        raise ModelError(
+            f"{where}: the tokens {one!r} and {other!r} have one id, {vocabulary[one]}: the "
+            "vocabulary is damaged, download or save it again"
         )
     if len(vocabulary) < rows:
         raise ModelError(

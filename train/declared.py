@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
+from dsd_trt.train.clip_tokenizer import BOS, EOS
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpected
 
@@ -91,8 +92,12 @@ def require_tokenizer(tokenizer: Any) -> None:
         ValueError: names the field, what it is and what it may be.
     """
     length = tokenizer.model_max_length
-    if length != TOKENS and length < 10**20:  # a huge number where the config says nothing
+    # A huge number where the config says nothing.
+    if not _is_number(length) or (length != TOKENS and length < 10**20):
         raise ValueError(unexpected("model_max_length", length, [TOKENS]))
+    for field, token in (("bos_token", BOS), ("eos_token", EOS)):
+        if getattr(tokenizer, field) != token:
+            raise ValueError(unexpected(field, getattr(tokenizer, field), [token]))
     for field in ("padding_side", "truncation_side"):
         if getattr(tokenizer, field) != "right":
             raise ValueError(unexpected(field, getattr(tokenizer, field), ["right"]))

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.clip_tokenizer import read_tokenizer
+from dsd_trt.train.clip_tokenizer import read_tokenizer, require_padding
 from dsd_trt.train.schedule import read_schedule
 from dsd_trt.train.weight_names import current_names
 from dsd_trt.train.weights import (
@@ -118,7 +118,7 @@ class ModelFolder:
             ModelError: what `check` refuses, or a weight that is not finite.
         """
         module, headers = self._headers(part)
-        weights = current_names(part, dict(read_tensors(headers)), module)
+        weights = current_names(part, dict(read_tensors(headers)), module, str(self.path / part))
         fill_module(module, weights, dtype, str(self.path / part), part)
         return module
 
@@ -127,7 +127,7 @@ class ModelFolder:
         where = str(self.path / part)
         module = _empty(part, self.config(part), where)
         headers = read_headers(self.weights(part))
-        named = current_names(part, headers, module)
+        named = current_names(part, headers, module, where)
         check_names(module, named, where, part)
         check_types(named, where, part)
         used = set(map(id, named.values()))
@@ -148,7 +148,9 @@ class ModelFolder:
         Raises:
             ModelError: there is none that can be read.
         """
-        return read_tokenizer(self.path / part)
+        tokenizer = read_tokenizer(self.path / part)
+        require_padding(self.path / part)
+        return tokenizer
 
     def scheduler(self) -> Any:
         """Read the noise schedule, see `read_schedule`.

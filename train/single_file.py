@@ -141,7 +141,8 @@ class SingleFile:
         """
         module, headers = self._checked(part)
         weights = self._convert(dict(read_tensors(headers)), part, module)
-        fill_module(module, current_names(part, weights, module), dtype, self._where, part)
+        named = current_names(part, weights, module, self._where)
+        fill_module(module, named, dtype, self._where, part)
         return module
 
     def _checked(self, part: str) -> tuple[Any, dict[str, Stored]]:
@@ -162,7 +163,8 @@ class SingleFile:
         shapes = {name: tensor.empty() for name, tensor in headers.items()}
         weights = self._convert(dict(shapes), part, module)
         left_out = {name: shapes[name] for name in _left_out(shapes, weights)}
-        check_names(module, current_names(part, weights, module) | left_out, self._where, part)
+        named = current_names(part, weights, module, self._where)
+        check_names(module, named | left_out, self._where, part)
         return module, headers
 
     def _convert(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from torch import nn
+
+from dsd_trt.errors import ModelError
 
 T = TypeVar("T")
 
@@ -24,19 +26,34 @@ _OLD_ATTENTION = re.compile(
 _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def current_names(part: str, weights: Mapping[str, T], module: nn.Module) -> dict[str, T]:
+def current_names(
+    part: str, weights: Mapping[str, T], module: nn.Module, where: str
+) -> dict[str, T]:
     """A part's weights under the names of its module, without those that nothing needs.
 
     Args:
         part: "unet", "vae", "text_encoder" or "text_encoder_2".
         weights: anything, by the name in the file.
         module: the part's.
+        where: folder or file, for the message.
+
+    Raises:
+        ModelError: two weights of the file are one of the module's; names both.
     """
     if part.startswith("text_encoder"):
-        return _of_text_encoder(weights, module)
-    if part == "vae":
-        return {_OLD_ATTENTION.sub(_renamed, name): value for name, value in weights.items()}
-    return dict(weights)
+        renamed = _of_text_encoder(weights, module)
+    elif part == "vae":
+        renamed = {name: _OLD_ATTENTION.sub(_renamed, name) for name in weights}
+    else:
+        return dict(weights)
+    sources: dict[str, str] = {}
+    for name, new in renamed.items():
+        if (other := sources.setdefault(new, name)) != name:
+            raise ModelError(
+                f"{where}: {part} has both {other} and {name}, two names of one weight: it was "
+                "merged wrongly, take one of them out"
+            )
+    return {new: weights[name] for name, new in renamed.items()}
 
 
 def is_computed(name: str) -> bool:
@@ -48,13 +65,14 @@ def _renamed(found: re.Match[str]) -> str:
     return f"{found['block']}.{_NEW_ATTENTION[found['matrix']]}"
 
 
-def _of_text_encoder(weights: Mapping[str, T], module: nn.Module) -> dict[str, T]:
+def _of_text_encoder(weights: Iterable[str], module: nn.Module) -> dict[str, str]:
+    """Names in the module by those in the file; what is not needed is left out."""
     expected = module.state_dict().keys()
-    names: dict[str, T] = {}
-    for name, value in weights.items():
+    names: dict[str, str] = {}
+    for name in weights:
         # transformers has had both of its text classes with and without this level.
         bare = name.removeprefix("text_model.")
         new = next((n for n in (bare, f"text_model.{bare}") if n in expected), name)
         if new in expected or not (is_computed(bare) or _REST_OF_CLIP.fullmatch(bare)):
-            names[new] = value
+            names[name] = new
     return names
