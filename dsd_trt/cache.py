@@ -12,6 +12,8 @@ import json
 import os
 from pathlib import Path
 
+from dsd_trt.schema import parse_json
+
 
 def cache_folder() -> Path | None:
     """Where things are remembered; None where nothing is to be, or nothing can be written."""
@@ -37,7 +39,7 @@ def recall(kind: str, key: str) -> float | None:
     if (path := _path(kind, key)) is None:
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = parse_json(path.read_text(encoding="utf-8"))
         return float(kept["value"]) if kept["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # never measured, or damaged: measure again

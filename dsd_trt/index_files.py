@@ -19,7 +19,7 @@ from dsd_trt.contract import TensorSpec
 from dsd_trt.errors import InputError, MissingExtraError
 from dsd_trt.manifest import FileEntry, Manifest, Preprocessing
 from dsd_trt.plan import graph_hash
-from dsd_trt.schema import SchemaError, from_plain, to_plain
+from dsd_trt.schema import SchemaError, from_plain, parse_json, to_plain
 
 SCHEMA_VERSION = 1
 INDEX_NAME, TABLE_NAME = "index.json", "images.parquet"
@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> IndexManifest:
     require_extra()
     path = folder / INDEX_NAME
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder} is not an index: it has no {INDEX_NAME}. Make one with: dsd-trt index "

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from dsd_trt.contract import Graph, Precision, TensorSpec, graph_contract
 from dsd_trt.errors import BundleError
-from dsd_trt.schema import SchemaError, from_plain, to_plain
+from dsd_trt.schema import SchemaError, from_plain, parse_json, to_plain
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "bundle.json"
@@ -259,8 +259,8 @@ class Manifest:
                 type, or graphs that break the contract; the message names the field.
         """
         try:
-            plain = json.loads(text)
-        except json.JSONDecodeError as error:
+            plain = parse_json(text)
+        except ValueError as error:
             raise BundleError(f"{MANIFEST_NAME} is not valid JSON: {error}") from None
         version = plain.get("schema_version") if isinstance(plain, dict) else None
         if version != SCHEMA_VERSION:

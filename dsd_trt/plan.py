@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from dsd_trt.contract import Precision
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.manifest import Manifest
-from dsd_trt.schema import from_plain, to_plain
+from dsd_trt.schema import from_plain, parse_json, to_plain
 
 FOLDER = "engines"
 PLAN_NAME, SIDECAR_NAME = "engine.plan", "engine.json"
@@ -162,7 +162,7 @@ def plans(bundle: Path) -> Iterator[Plan]:
         if path.parent.name.startswith("."):
             continue  # unfinished
         try:
-            yield Plan(path.parent, from_plain(Sidecar, json.loads(path.read_text("utf-8"))))
+            yield Plan(path.parent, from_plain(Sidecar, parse_json(path.read_text("utf-8"))))
         except (OSError, ValueError) as error:  # SchemaError is a ValueError
             raise EngineError(
                 f"{path} cannot be read: {error}. Remove its folder and build again: "

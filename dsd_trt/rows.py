@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from dsd_trt.errors import InputError
+from dsd_trt.schema import parse_json
 
 Row: TypeAlias = tuple[int, dict[str, object]]
 
@@ -120,8 +120,8 @@ def jsonl_rows(text: str) -> Iterator[Row]:
         if not row.strip():
             continue
         try:
-            value = json.loads(row)
-        except (ValueError, RecursionError) as error:  # the latter of brackets within brackets
+            value = parse_json(row)
+        except ValueError as error:
             raise LineError(line, f"not valid JSON: {error}") from None
         if not isinstance(value, dict):
             raise LineError(line, "not a JSON object")

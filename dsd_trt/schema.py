@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 from collections.abc import Mapping
@@ -35,6 +36,18 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON, which may begin with a byte order mark.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def from_plain(kind: type[T], value: Any, where: str = "") -> T:
     """Build a dataclass from parsed JSON.
 
@@ -42,7 +55,7 @@ def from_plain(kind: type[T], value: Any, where: str = "") -> T:
         kind: the dataclass; its annotations are the schema. Fields may be dataclasses, str, int,
             float, bool, Literal, `X | Y`, tuple[X, ...], Mapping[str, X] and Any. Those whose
             metadata has "optional" may be missing, and are None then.
-        value: what `json.loads` returned.
+        value: what `parse_json` returned.
         where: dotted path of `value`, the start of every field name in a message.
 
     Raises:

@@ -221,3 +221,12 @@ def test_fp16_bundles_carry_states_in_float16_and_scores_in_float32(tmp_path: Pa
         "pair_scorer.score": "float32",
         "pair_scorer.token_scores": "float32",
     }
+
+
+def test_json_nested_without_end_is_refused_as_any_that_is_damaged(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    (folder / "bundle.json").write_text("[" * 100_000, "utf-8")
+    with pytest.raises(BundleError, match="not valid JSON: it is nested too deep"):
+        read_bundle(folder)

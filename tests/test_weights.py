@@ -571,3 +571,22 @@ def test_every_command_refuses_before_it_begins(
         main([*command, "model"])
     assert ended.value.code == 2
     assert "text_encoder lacks" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"),
+        *("text_encoder/config.json", "tokenizer/tokenizer_config.json"),
+    ],
+)
+def test_json_nested_without_end_is_refused_by_its_file(model: Path, name: str) -> None:
+    (model / name).write_text("[" * 100_000, "utf-8")
+    with pytest.raises(ModelError, match=name):
+        read_checkpoint(model)
+
+
+def test_json_that_begins_with_a_byte_order_mark_is_read(model: Path) -> None:
+    path = model / "unet/config.json"
+    path.write_text("\ufeff" + path.read_text("utf-8"), "utf-8")
+    read_checkpoint(model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dsd_trt.errors import ModelError
 from dsd_trt.files import write_whole
 from dsd_trt.manifest import HeadMode, Resize, ScoreKind, TrainedFor
+from dsd_trt.schema import parse_json
 from dsd_trt.train.prompts import PromptConfig
 from dsd_trt.train.scoring_unet import uniform_head_weights
 from dsd_trt.train.weights import is_finite
@@ -114,7 +115,7 @@ class Adapter:
                 this version reads.
         """
         try:
-            config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+            config = parse_json((folder / _CONFIG).read_text(encoding="utf-8"))
             if config["format"] != _FORMAT:
                 raise ModelError(f"{folder / _CONFIG}: format {config['format']} is not {_FORMAT}")
             content = _weights(folder, config)
@@ -214,7 +215,7 @@ class Adapter:
 
 def adapter_hash(folder: Path) -> str:
     """sha256 of the weights that `Adapter.load` reads."""
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    config = parse_json((folder / _CONFIG).read_text(encoding="utf-8"))
     return hashlib.sha256(_weights(folder, config)).hexdigest()
 
 
@@ -239,7 +240,7 @@ def _finish_save(folder: Path) -> None:
     if not unfinished.is_file():
         return
     try:
-        wanted = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("weights")
+        wanted = parse_json((folder / _CONFIG).read_text(encoding="utf-8")).get("weights")
     except (OSError, ValueError):
         return  # the save was the folder's first
     if hashlib.sha256(unfinished.read_bytes()).hexdigest() == wanted:

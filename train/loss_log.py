@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 
 from dsd_trt.files import whole, whole_lines
+from dsd_trt.schema import parse_json
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ class LossLog:
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         for line in whole_lines(path):
-            row = json.loads(line)
+            row = parse_json(line)
             self.rows[row.pop("step")] = row
 
     def add(self, step: int, losses: dict[str, float]) -> None:

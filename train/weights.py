@@ -7,7 +7,6 @@ read, and every number has to be finite.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
+from dsd_trt.schema import parse_json
 
 _VARIANTS = ("", ".fp16")  # some repositories have their weights under the second name alone
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -119,7 +119,7 @@ def _index(folder: Path, name: str, variant: str) -> Path:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        listed = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        listed = sorted(set(parse_json(index.read_text("utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is no index of shards: {error!r}") from error
     for name in listed:
@@ -304,7 +304,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: there is none, or it is something else.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):

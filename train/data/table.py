@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.inputs import Pair, read_pair
 from dsd_trt.rows import LineError, csv_rows, jsonl_rows, text_fault
+from dsd_trt.schema import parse_json
 from dsd_trt.train.data.files import read_text
 from dsd_trt.train.data.question import Question, shuffled
 
@@ -68,8 +68,8 @@ def _with_negatives(
         negatives = row.get("negatives")
         if isinstance(negatives, str):
             try:
-                negatives = json.loads(negatives)
-            except (ValueError, RecursionError):
+                negatives = parse_json(negatives)
+            except ValueError:
                 negatives = None
         texts = negatives if isinstance(negatives, list) else []
         if not texts or not all(

@@ -15,6 +15,7 @@ from dsd_trt import Scorer
 from dsd_trt.errors import InputError
 from dsd_trt.files import whole_lines, write_whole
 from dsd_trt.results import Failure
+from dsd_trt.schema import parse_json
 from dsd_trt.train.data.left_out import Report, name_image
 from dsd_trt.train.data.question import Question
 
@@ -177,6 +178,6 @@ def _read(path: Path) -> list[Answer]:
 
 
 def _parse(line: str) -> Answer:
-    plain = json.loads(line)
+    plain = parse_json(line)
     failures = tuple(Failure(**failure) for failure in plain.pop("failures", ()))
     return Answer(**plain, failures=failures)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from dsd_trt.files import write_whole
 from dsd_trt.results import Failure
+from dsd_trt.schema import parse_json
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
@@ -211,7 +211,7 @@ def _measured(folder: Path) -> _Measured | None:
     path = folder / "figures.json"
     if not path.exists():
         return None
-    plain = json.loads(path.read_text(encoding="utf-8"))
+    plain = parse_json(path.read_text(encoding="utf-8"))
     left_out = LeftOut()
     failures = [Failure(**failure) for failure in plain.get("errors", ())]
     left_out.merge(plain.get("left_out", 0), failures)

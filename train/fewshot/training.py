@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 
 from dsd_trt.files import whole, write_whole
+from dsd_trt.schema import parse_json
 from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.question import Question, split
 from dsd_trt.train.device import best_device, process_state
@@ -145,7 +146,7 @@ def plot_curves(fitted: Fitted, path: Path) -> None:
 def _remember(path: Path, plan: Mapping[str, Any], *, write: bool) -> None:
     """A folder belongs to one plan: going on with another would mix two runs."""
     wanted = json.loads(json.dumps(plan))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != wanted:
+    if path.exists() and parse_json(path.read_text(encoding="utf-8")) != wanted:
         raise ValueError(
             f"{path.parent} holds a run with other settings (see {path.name}): choose another "
             "folder, or delete it"
