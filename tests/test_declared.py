@@ -20,6 +20,7 @@ from dsd_trt.train.declared import text_fields, unet_fields, vae_fields
 from dsd_trt.train.encoders import ImageEncoder
 from dsd_trt.train.families import FAMILIES, tiny, unet_config
 from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, Fields, require_known
+from dsd_trt.train.kinds import ELSEWHERE
 from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.random_model import write_random_model
@@ -67,7 +68,7 @@ def test_every_field_of_the_library_s_class_is_known(part: str) -> None:
 @every_part
 def test_a_field_is_of_one_kind_alone_and_assumed_by_the_library_too(part: str) -> None:
     fields = FIELDS[part]
-    kinds = (fields.read, fields.assumed.keys(), fields.without_effect.keys())
+    kinds = (fields.read.keys(), fields.assumed.keys(), fields.without_effect.keys())
     assert sum(map(len, kinds)) == len(fields.known)
     for name, parameter in inspect.signature(KINDS[part].__init__).parameters.items():
         if name in fields.assumed:
@@ -90,7 +91,7 @@ def test_another_value_than_the_assumed_is_refused_by_name(part: str, field: str
 
 
 def test_a_field_nobody_knows_is_refused_unless_it_is_off() -> None:
-    fields = Fields(read=frozenset({"a"}), assumed={}, without_effect={"b": "no effect"})
+    fields = Fields(read={"a": ELSEWHERE}, assumed={}, without_effect={"b": "no effect"})
     require_known({"a": 1, "b": 2, "_bookkeeping": 3, "later": None, "too": False}, fields)
     with pytest.raises(ValueError, match=r"later is 0\.5, a field that is not known"):
         require_known({"a": 1, "later": 0.5}, fields)
@@ -99,13 +100,36 @@ def test_a_field_nobody_knows_is_refused_unless_it_is_off() -> None:
 @pytest.mark.parametrize(
     ("part", "field", "value", "complaint"),
     [
-        ("unet", "block_out_channels", None, r"describes no \w+: "),
+        (
+            "unet",
+            "block_out_channels",
+            None,
+            "block_out_channels is None, expected is a list",
+        ),
         ("unet", "norm_num_groups", 7, r"describes no \w+: "),
+        ("unet", "norm_num_groups", -1, "norm_num_groups is -1, expected is a whole number above"),
+        ("unet", "norm_eps", float("inf"), "norm_eps is inf, expected is a finite number above 0"),
+        ("unet", "norm_eps", "x", "norm_eps is 'x', expected is a finite number above 0"),
+        ("unet", "norm_eps", None, "norm_eps is None, expected is a finite number above 0"),
+        ("unet", "flip_sin_to_cos", "x", "flip_sin_to_cos is 'x', expected is true or false"),
+        ("unet", "freq_shift", "x", "freq_shift is 'x', expected is a finite number"),
+        ("unet", "mid_block_scale_factor", 0, "mid_block_scale_factor is 0, expected is a finite"),
+        ("unet", "downsample_padding", [], r"downsample_padding is \[\], expected is a whole"),
+        ("unet", "attention_head_dim", -1, "attention_head_dim is -1, expected is a whole number"),
+        ("vae", "norm_num_groups", -1, "norm_num_groups is -1, expected is a whole number above"),
+        (
+            "text_encoder",
+            "layer_norm_eps",
+            float("inf"),
+            "layer_norm_eps is inf, expected is a",
+        ),
+        ("text_encoder", "num_attention_heads", -1, "num_attention_heads is -1, expected is a wh"),
+        ("text_encoder", "eos_token_id", [1], r"eos_token_id is \[1\], expected is a whole number"),
         ("unet", "act_fn", "nothing", r"describes no \w+: "),
         ("unet", "out_channels", 8, "out_channels is 8, expected is the VAE's latent_channels, 4"),
         ("unet", "cross_attention_dim", [32, 32, 16, 32], "expected is one width of all blocks"),
         ("unet", "quantization_config", {"quant_method": "bitsandbytes"}, "quantization_config"),
-        ("vae", "scaling_factor", None, "scaling_factor is None, expected is a number above 0"),
+        ("vae", "scaling_factor", None, "scaling_factor is None, expected is a finite"),
         ("vae", "scaling_factor", float("nan"), "scaling_factor is nan"),
         ("vae", "shift_factor", 0.1, "shift_factor is 0.1, expected is None or 0.0"),
         ("vae", "latents_mean", [0.1] * 4, "latents_mean is .* expected is None"),
@@ -279,9 +303,9 @@ def test_the_pooled_text_is_taken_where_transformers_takes_it(
 def test_a_pooled_text_of_no_token_is_refused(
     folders: dict[str, Path], tmp_path: Path, eos: Any
 ) -> None:
-    with pytest.raises(ModelError, match=r"text_encoder_2: eos_token_id is .*, expected is the"):
+    with pytest.raises(ModelError, match=r"text_encoder_2: eos_token_id is .*, expected is "):
         read_changed(folders["sdxl"], tmp_path / "model", "text_encoder_2", eos_token_id=eos)
-    text_fields({"eos_token_id": eos if eos else 3})  # of others nothing is pooled
+    text_fields({"eos_token_id": 3})  # of others nothing is pooled
 
 
 def test_a_refiner_is_told_by_the_sizes_it_takes(folders: dict[str, Path], tmp_path: Path) -> None:

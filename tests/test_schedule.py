@@ -67,7 +67,7 @@ def test_every_scheduler_with_betas_and_every_field_is_known() -> None:
     assert classes.keys() == {*KNOWN, *ELSEWHERE}
     for name in KNOWN:
         assert classes[name].keys() - SCHEDULER.known == set(), name
-    kinds = (SCHEDULER.read, SCHEDULER.assumed.keys(), SCHEDULER.without_effect.keys())
+    kinds = (SCHEDULER.read.keys(), SCHEDULER.assumed.keys(), SCHEDULER.without_effect.keys())
     assert sum(map(len, kinds)) == len(SCHEDULER.known)
 
 

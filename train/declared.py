@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import CLIPTextConfig
 from dsd_trt.train.clip_tokenizer import BOS, EOS
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpected
+from dsd_trt.train.kinds import COUNT, is_count, is_number
 
 _LEGACY_EOS = 2
 """An `eos_token_id` by which transformers knows configs of before it took the right one."""
@@ -31,9 +31,10 @@ def unet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = _complete(UNet2DConditionModel, config)
     require_known(fields, UNET)
     fields["cross_attention_dim"] = _one_width(fields["cross_attention_dim"])
-    _require_counts(fields, "in_channels", "out_channels", "cross_attention_dim")
+    counted = ["cross_attention_dim"]
     if fields["addition_embed_type"] is not None:
-        _require_counts(fields, "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+        counted += ["addition_time_embed_dim", "projection_class_embeddings_input_dim"]
+    _require_counts(fields, *counted)
     fields["sample_size"] = _sample_size(fields)
     return fields
 
@@ -51,11 +52,6 @@ def vae_fields(config: Mapping[str, Any], *, with_pooled_text: bool) -> dict[str
     """
     fields = _complete(AutoencoderKL, config)
     require_known(fields, VAE)
-    _require_counts(fields, "latent_channels")
-    if not _is_positive(fields["scaling_factor"]):
-        raise ValueError(
-            f"scaling_factor is {fields['scaling_factor']!r}, expected is a number above 0"
-        )
     if "force_upcast" not in config:  # the library's default is meant for Stable Diffusion XL
         fields["force_upcast"] = with_pooled_text
     _check_latent_statistics(fields, with_pooled_text)
@@ -79,7 +75,6 @@ def text_fields(config: Mapping[str, Any], eos_id: int | None = None) -> dict[st
             f"eos_token_id is {fields['eos_token_id']!r}, expected is the tokenizer's, {eos_id}, "
             f"or {_LEGACY_EOS} as in older configs: the pooled text is taken at that token"
         )
-    _require_counts(fields, "hidden_size", "vocab_size")
     if eos_id is not None:
         _require_counts(fields, "projection_dim")
     return fields
@@ -93,7 +88,7 @@ def require_tokenizer(tokenizer: Any) -> None:
     """
     length = tokenizer.model_max_length
     # A huge number where the config says nothing.
-    if not _is_number(length) or (length != TOKENS and length < 10**20):
+    if not is_number(length) or (length != TOKENS and length < 10**20):
         raise ValueError(unexpected("model_max_length", length, [TOKENS]))
     for field, token in (("bos_token", BOS), ("eos_token", EOS)):
         if getattr(tokenizer, field) != token:
@@ -115,9 +110,8 @@ def _complete(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 def _require_counts(fields: Mapping[str, Any], *names: str) -> None:
     """Refuse what is no whole number above 0."""
     for name in names:
-        value = fields[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, expected is a whole number above 0")
+        if not is_count(fields[name]):
+            raise ValueError(f"{name} is {fields[name]!r}, expected is {COUNT.expected}")
 
 
 def _one_width(value: Any) -> Any:
@@ -134,7 +128,7 @@ def _sample_size(fields: Mapping[str, Any]) -> int:
     value = fields["sample_size"]
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_count(value):
         raise ValueError(
             f"sample_size is {value!r}, expected is the side of the latents it was trained on, 64 "
             "for pictures of 512 x 512 pixels: write it into the U-Net's config.json"
@@ -170,17 +164,9 @@ def _check_latent_statistics(fields: Mapping[str, Any], with_pooled_text: bool) 
                 )
             continue
         fits = isinstance(value, (list, tuple)) and len(value) == channels
-        if not fits or not all(_is_number(number) for number in value):
+        if not fits or not all(is_number(number) for number in value):
             raise ValueError(
                 f"{field} is {value!r}, expected is a number for each of {channels} channels"
             )
     if with_pooled_text and min(values["latents_std"]) <= 0:
         raise ValueError(f"latents_std is {values['latents_std']}, expected are numbers above 0")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0

@@ -11,6 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsd_trt.train.families import TOKENS
+from dsd_trt.train.kinds import (
+    COUNT,
+    COUNT_LIST,
+    COUNT_OR_NONE,
+    COUNTS,
+    COUNTS_OR_NONE,
+    ELSEWHERE,
+    FLAG,
+    FLAG_OR_NONE,
+    NAME,
+    NAME_OR_NONE,
+    NAMES,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    Kind,
+)
 
 _TRAINING = "of training; nothing is trained by it here"
 _DECODER = "of the decoder; nothing is decoded"
@@ -23,50 +40,48 @@ class Fields:
     """The fields of a part's config.
 
     Attributes:
-        read: the part is built by them, or they are read here.
+        read: what they may be, by field; the part is built by them, or they are read here.
         assumed: values that are known, by field; the first is the library's default.
         without_effect: why, by field.
     """
 
-    read: frozenset[str]
+    read: Mapping[str, Kind]
     assumed: Mapping[str, tuple[Any, ...]]
     without_effect: Mapping[str, str]
 
     @property
     def known(self) -> frozenset[str]:
         """All of them."""
-        return self.read | self.assumed.keys() | self.without_effect.keys()
+        return frozenset((*self.read, *self.assumed, *self.without_effect))
 
 
 UNET = Fields(
-    read=frozenset(
-        {
-            "sample_size",
-            "in_channels",
-            "out_channels",
-            "flip_sin_to_cos",
-            "freq_shift",
-            "block_out_channels",
-            "layers_per_block",
-            "downsample_padding",
-            "mid_block_scale_factor",
-            "act_fn",
-            "norm_num_groups",
-            "norm_eps",
-            "cross_attention_dim",
-            "transformer_layers_per_block",
-            "reverse_transformer_layers_per_block",
-            "attention_head_dim",
-            "use_linear_projection",
-            "addition_time_embed_dim",
-            "projection_class_embeddings_input_dim",
-            "upcast_attention",
-            "time_embedding_dim",
-            "timestep_post_act",
-            "conv_in_kernel",
-            "conv_out_kernel",
-        }
-    ),
+    read={
+        "sample_size": ELSEWHERE,
+        "in_channels": COUNT,
+        "out_channels": COUNT,
+        "flip_sin_to_cos": FLAG,
+        "freq_shift": NUMBER,
+        "block_out_channels": COUNT_LIST,
+        "layers_per_block": COUNTS,
+        "downsample_padding": NOT_NEGATIVE,
+        "mid_block_scale_factor": POSITIVE,
+        "act_fn": NAME,
+        "norm_num_groups": COUNT,
+        "norm_eps": POSITIVE,
+        "cross_attention_dim": ELSEWHERE,
+        "transformer_layers_per_block": COUNTS,
+        "reverse_transformer_layers_per_block": COUNTS_OR_NONE,
+        "attention_head_dim": COUNTS,
+        "use_linear_projection": FLAG,
+        "addition_time_embed_dim": COUNT_OR_NONE,
+        "projection_class_embeddings_input_dim": COUNT_OR_NONE,
+        "upcast_attention": FLAG_OR_NONE,
+        "time_embedding_dim": COUNT_OR_NONE,
+        "timestep_post_act": NAME_OR_NONE,
+        "conv_in_kernel": COUNT,
+        "conv_out_kernel": COUNT,
+    },
     assumed={
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -107,22 +122,20 @@ UNET = Fields(
 )
 
 VAE = Fields(
-    read=frozenset(
-        {
-            "down_block_types",
-            "block_out_channels",
-            "layers_per_block",
-            "act_fn",
-            "latent_channels",
-            "norm_num_groups",
-            "scaling_factor",
-            "latents_mean",
-            "latents_std",
-            "force_upcast",
-            "use_quant_conv",
-            "mid_block_add_attention",
-        }
-    ),
+    read={
+        "down_block_types": NAMES,
+        "block_out_channels": COUNT_LIST,
+        "layers_per_block": COUNT,
+        "act_fn": NAME,
+        "latent_channels": COUNT,
+        "norm_num_groups": COUNT,
+        "scaling_factor": POSITIVE,
+        "latents_mean": ELSEWHERE,
+        "latents_std": ELSEWHERE,
+        "force_upcast": FLAG_OR_NONE,
+        "use_quant_conv": FLAG,
+        "mid_block_add_attention": FLAG,
+    },
     assumed={
         "in_channels": (3,),
         "shift_factor": (None, 0.0),
@@ -137,19 +150,17 @@ VAE = Fields(
 )
 
 TEXT_ENCODER = Fields(
-    read=frozenset(
-        {
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "projection_dim",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "hidden_act",
-            "layer_norm_eps",
-            "eos_token_id",
-        }
-    ),
+    read={
+        "vocab_size": COUNT,
+        "hidden_size": COUNT,
+        "intermediate_size": COUNT,
+        "projection_dim": COUNT_OR_NONE,
+        "num_hidden_layers": COUNT,
+        "num_attention_heads": COUNT,
+        "hidden_act": NAME,
+        "layer_norm_eps": POSITIVE,
+        "eos_token_id": NOT_NEGATIVE,
+    },
     assumed={
         "max_position_embeddings": (TOKENS,),
         "use_attention_mask": (False, None),
@@ -204,6 +215,9 @@ def require_known(config: Mapping[str, Any], fields: Fields) -> None:
         ValueError: names the field, what it is and what it may be.
     """
     require_assumed(config, fields.assumed)
+    for field, kind in fields.read.items():
+        if field in config and not kind.fits(config[field]):
+            raise ValueError(f"{field} is {config[field]!r}, expected is {kind.expected}")
     for field, value in config.items():
         # A later version's field that is off changes nothing.
         if field not in fields.known and not field.startswith("_") and value not in (None, False):

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import diffusers
 
 from dsd_trt.train.fields import Fields, require_known, unexpected
+from dsd_trt.train.kinds import COUNT, ELSEWHERE, FLAG_OR_NONE, POSITIVE
 from dsd_trt.train.scoring_unet import Prediction
 
 KNOWN: tuple[str, ...] = (
@@ -43,17 +44,15 @@ KNOWN: tuple[str, ...] = (
 _SAMPLING = "of the steps in which pictures are drawn"
 _FLOW = "of flow matching, which use_flow_sigmas turns on"
 SCHEDULER = Fields(
-    read=frozenset(
-        {
-            "num_train_timesteps",
-            "beta_start",
-            "beta_end",
-            "beta_schedule",
-            "trained_betas",
-            "rescale_betas_zero_snr",
-            "prediction_type",
-        }
-    ),
+    read={
+        "num_train_timesteps": COUNT,
+        "beta_start": POSITIVE,
+        "beta_end": POSITIVE,
+        "beta_schedule": ELSEWHERE,
+        "trained_betas": ELSEWHERE,
+        "rescale_betas_zero_snr": FLAG_OR_NONE,
+        "prediction_type": ELSEWHERE,
+    },
     assumed={
         "timestep_type": ("discrete",),  # else the U-Net is told the noise, not a timestep
         "use_flow_sigmas": (False, None),
