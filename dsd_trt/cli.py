@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
+import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +104,9 @@ SUBCOMMANDS = {
 }
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file
+
+
 class LazyGroup(click.Group):
     """A group that knows its subcommands by name and imports them one at a time."""
 
@@ -119,7 +125,20 @@ class LazyGroup(click.Group):
         module, attribute = subcommand.home.split(":")
         with _naming_the_extra(lambda: cmd_name):
             command: click.Command = getattr(importlib.import_module(module), attribute)
+        for parameter in command.params:
+            if isinstance(parameter.type, click.types.FloatParamType):
+                parameter.callback = _finite
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse an argument without a character: as a path it would be the current folder.
+
+        Raises:
+            click.UsageError: there is one, as where a shell's variable is not set.
+        """
+        if any(arg == "" or (arg.startswith("--") and arg.endswith("=")) for arg in args):
+            raise click.UsageError("an argument is empty; is a variable of the shell not set?", ctx)
+        return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of subcommands from their summaries."""
@@ -136,6 +155,22 @@ class LazyGroup(click.Group):
             shown = click.ClickException(str(error))
             shown.exit_code = error.exit_code  # type: ignore[misc]
             raise shown from error
+        except BrokenPipeError:  # the reader has seen enough
+            raise
+        except OSError as error:
+            if error.filename is None and error.errno not in _FULL:
+                raise  # nothing that a user could mend
+            where = "" if error.filename is None else f" {os.fsdecode(error.filename)!r}"
+            shown = click.ClickException(f"cannot use{where}: {error.strerror}")
+            shown.exit_code = 1 if error.errno in _FULL else 2
+            raise shown from error
+
+
+def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """A number option's value; click takes NaN for a number of every range."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number", ctx, parameter)
+    return value
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             with path.open("wb") as file:
                 yield file
             return
-        target = path.resolve()
+        target = followed(path)
         unfinished = target.with_name(unfinished_name(target.name))
         try:
             with unfinished.open("wb") as file:
@@ -67,6 +68,18 @@ def whole_lines(path: Path) -> list[str]:
     if lines != content:
         write_whole(path, lines)
     return lines.decode().split("\n")[:-1]
+
+
+def followed(path: Path) -> Path:
+    """Where a file lies, symbolic links followed.
+
+    Raises:
+        OSError: links lead round in a circle, or the name is too long.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:  # what Python says of a circle before 3.13
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def unfinished_name(name: str) -> str:

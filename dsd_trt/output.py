@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, InputError
-from dsd_trt.files import is_device, unfinished_name, write_whole
+from dsd_trt.files import followed, is_device, unfinished_name, write_whole
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,12 @@ def refuse_unwritable(path: str) -> None:
     Raises:
         InputError: nothing can be written there.
     """
-    target = Path(path).resolve()
-    if path == "-" or is_device(Path(path)):
+    if path == "-":
         return
     try:
+        if is_device(Path(path)):
+            return
+        target = followed(Path(path))
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         unfinished = target.with_name(unfinished_name(target.name))

@@ -548,3 +548,27 @@ def test_pruning_of_nothing_saves_nothing(run: Callable[..., Run], tmp_path: Pat
     ended = run("bad.png", "texts.txt", "--top-k", "1", "--prune", "--check-prune", "1")
     assert ended.code == 3
     assert "passes" not in ended.err
+
+
+@pytest.mark.parametrize("arguments", [("", "texts.txt"), ("a.png", "texts.txt", "--bundle=")])
+def test_an_empty_argument_is_no_path(
+    run: Callable[..., Run], tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    write_images(tmp_path, "a.png")
+    write_texts(tmp_path)
+    ended = run(*arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert "an argument is empty" in ended.err
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "loop", "a.png/scores.csv"])
+def test_what_cannot_be_written_is_said_before_scoring(
+    run: Callable[..., Run], tmp_path: Path, name: str
+) -> None:
+    write_images(tmp_path, "a.png")
+    write_texts(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    ended = run("a.png", "texts.txt", "-o", name)
+    assert ended.code == 2
+    assert "cannot write" in ended.err
+    assert "scored" not in ended.err

@@ -343,3 +343,26 @@ def test_several_processes_learn_together(checkpoint_folder: Path, tmp_path: Pat
 
     assert losses("two")[0] == pytest.approx(losses("one")[0], rel=1e-6)  # the first one's batch
     assert losses("two")[1:] != pytest.approx(losses("one")[1:], rel=1e-6)  # both moved it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fraction", "nan"], "nan is no finite number"),
+        (["--seed", "-1"], "-1 is not in the range"),
+        (["--out", "file/below"], "cannot use 'file/below"),
+    ],
+)
+def test_eval_command_refuses_what_makes_no_sense(
+    checkpoint_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    command = ["eval", str(checkpoint_folder), "--data", "shapes-comvg", "--limit", "2"]
+    done = CliRunner().invoke(cli, [*command, *arguments])
+    assert done.exit_code == 2, done.output
+    assert message in done.output

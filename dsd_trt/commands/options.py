@@ -128,3 +128,14 @@ def validation_option(command: Command) -> Command:
         show_default=True,
         help="Share of the examples kept to stop early by; 0 trains to the last step.",
     )(command)
+
+
+def seed_option(of: str) -> Callable[[Command], Command]:
+    """--seed.
+
+    Args:
+        of: what follows from it, for the help.
+    """
+    return click.option(
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=of
+    )

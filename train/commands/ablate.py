@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import data_options, model_option
+from dsd_trt.commands.options import data_options, model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
 
@@ -34,7 +34,7 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for tables, figures and plot.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the split and the heads chosen.")
+@seed_option("Of the split and the heads chosen.")
 @click.pass_context
 def ablate(
     ctx: click.Context,

@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 import click
 
-from dsd_trt.commands.options import data_options, table_format_option, validation_option
+from dsd_trt.commands.options import (
+    data_options,
+    seed_option,
+    table_format_option,
+    validation_option,
+)
 from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
@@ -55,7 +60,7 @@ _MISSING = (
     help="Folder for table, figures and plot.",
 )
 @table_format_option
-@click.option("--seed", default=0, show_default=True, help="Of examples, batches and new weights.")
+@seed_option("Of examples, batches and new weights.")
 @click.pass_context
 def baseline(
     ctx: click.Context,
@@ -175,7 +180,7 @@ def baseline(
     show_default=True,
     help="Processes.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of weights and batches.")
+@seed_option("Of weights and batches.")
 @click.option("--smoke", is_flag=True, help="Seconds instead of hours: every stage, no learning.")
 def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bool) -> None:
     """Train a CLIP for shapes from scratch, of the embedded model's size, on its pictures.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from dsd_trt.commands.options import data_options, table_format_option
+from dsd_trt.commands.options import data_options, seed_option, table_format_option
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -49,7 +49,7 @@ Examples:
     help="Folder for table, figures and plot; a run that was stopped goes on where it was.",
 )
 @table_format_option
-@click.option("--seed", default=0, show_default=True, help="Of the split and of wrong candidates.")
+@seed_option("Of the split and of wrong candidates.")
 @click.pass_context
 def evaluate(
     ctx: click.Context,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.options import seed_option
 from dsd_trt.train.families import FAMILIES
 
 EXAMPLES = """\b
@@ -25,7 +26,7 @@ Examples:
     help="Folder to write, in diffusers' format, FP16.",
 )
 @click.option("--tiny", is_flag=True, help="The same parts, a few channels wide: for tests.")
-@click.option("--seed", default=0, show_default=True, help="Of the weights.")
+@seed_option("Of the weights.")
 def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
     """Write a Stable Diffusion of a family with random weights, for tests and benchmarks.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.options import seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.train.commands.baseline import tiny_clip
 
@@ -22,7 +23,7 @@ def pretrain() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Run folder: checkpoints, losses, pictures, and the model in model/.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of weights, batches and noise.")
+@seed_option("Of weights, batches and noise.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; all of them by default.")
 @click.option("--smoke", is_flag=True, help="Seconds instead of hours: every stage, no learning.")
 def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dsd_trt.commands.options import few_shot_options, model_option
+from dsd_trt.commands.options import few_shot_options, model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
 from dsd_trt.manifest import Resize
@@ -43,7 +43,7 @@ Examples:
     help="Folder to write; a run that was stopped goes on where it was.",
 )
 @few_shot_options
-@click.option("--seed", default=0, show_default=True, help="Of everything.")
+@seed_option("Of everything.")
 @click.pass_context
 def reproduce(
     ctx: click.Context,

@@ -11,6 +11,7 @@ from dsd_trt.commands.options import (
     data_options,
     few_shot_options,
     model_option,
+    seed_option,
     validation_option,
 )
 from dsd_trt.errors import InputError
@@ -129,7 +130,7 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 )
 @click.option("--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time.")
 @few_shot_options
-@click.option("--seed", default=0, show_default=True, help="Of examples, weights and batches.")
+@seed_option("Of examples, weights and batches.")
 @click.pass_context
 def train(
     ctx: click.Context,
