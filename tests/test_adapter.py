@@ -151,3 +151,33 @@ def test_images_are_resized_as_those_it_was_trained_on(folder: Path, tmp_path: P
     del config["resize"]
     path.write_text(json.dumps(config))
     assert Adapter.load(folder).resize == "bicubic-stretch"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("head_mode", "x", "head_mode is 'x'; known are uniform, calibrated"),
+        ("score", "x", "score is 'x'; known are attention"),
+        ("mode", "x", "mode is 'x'; known are pair"),
+        ("resize", "x", "resize is 'x'; known are bicubic"),
+        ("a", float("nan"), "a is nan, expected is a finite number"),
+        ("matrix_b", float("inf"), "matrix_b is inf, expected is a finite number"),
+        ("denoising_weight", float("nan"), "denoising_weight is nan"),
+        ("levels", [0.2, 1.5], r"levels are \(0\.2, 1\.5\), expected are numbers between 0 and 1"),
+    ],
+)
+def test_a_field_that_makes_no_sense_is_named(
+    folder: Path, field: str, value: object, message: str
+) -> None:
+    path = folder / "adapter.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**config, field: value}), "utf-8")
+    with pytest.raises(ModelError, match=message):
+        Adapter.load(folder)
+
+
+def test_head_weights_that_sum_to_nothing_are_refused(folder: Path) -> None:
+    zeros = [torch.zeros(HEADS)] * LAYERS
+    replace(Adapter.load(folder), head_weights=zeros).save(folder)
+    with pytest.raises(ModelError, match="the head weights sum to nothing"):
+        Adapter.load(folder)

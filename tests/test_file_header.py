@@ -41,7 +41,10 @@ def file(
 ) -> Path:
     """A file that is told a family by its one weight."""
     path = folder / "model.safetensors"
-    said = {f"modelspec.{field}": value for field, value in metadata.items()}
+    said = {
+        field if field.startswith("ss_") else f"modelspec.{field}": value
+        for field, value in metadata.items()
+    }
     save_file({FIRST: torch.zeros(4, width), **(tensors or {})}, path, said or None)
     return path
 
@@ -59,6 +62,10 @@ def markers(*names: str) -> dict[str, Tensor]:
         (markers("ztsnr"), {"prediction_type": "v"}, "v_prediction", 0.0176),
         ({}, {"prediction_type": "v"}, "v_prediction", 0.0369),
         ({}, {"predict_key": "v"}, "v_prediction", 0.0369),
+        ({}, {"ss_v_parameterization": "True"}, "v_prediction", 0.0369),
+        ({}, {"ss_zero_terminal_snr": "True", "prediction_type": "v"}, "v_prediction", 0.0176),
+        ({}, {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "None"}, "epsilon", 0.0369),
+        ({}, {"timestep_range": "0,999"}, "epsilon", 0.0369),
         ({}, {"prediction_type": "epsilon", "predict_key": "epsilon"}, "epsilon", 0.0369),
         ({"alphas_cumprod": ABAR}, {}, "epsilon", 0.0369),
         ({"alphas_cumprod": rescaled().half()}, {}, "epsilon", 0.0176),
@@ -102,6 +109,12 @@ def test_prediction_and_schedule_are_as_the_file_says(
         ({}, {"resolution": "1000x1000"}, "resolution is '1000x1000', expected is a multiple"),
         ({}, {"resolution": "0x0"}, "resolution is '0x0'"),
         ({}, {"encoder_layer": "1"}, "encoder_layer is '1', expected is '2'"),
+        ({}, {"timestep_range": "0,500"}, "timestep_range is '0,500', expected is '0,999'"),
+        ({}, {"ss_v_parameterization": "yes"}, "ss_v_parameterization is 'yes', expected is"),
+        ({}, {"ss_v_parameterization": "True", "prediction_type": "epsilon"}, "it contradicts"),
+        (markers("V_PRED"), {}, "it holds the empty tensor 'V_PRED', which says"),
+        (markers("zsnr", "v_pred"), {}, "it holds the empty tensor 'zsnr'"),
+        (markers("alphas_cumprod"), {}, "it holds the empty tensor 'alphas_cumprod'"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -123,7 +124,7 @@ class Adapter:
             _require_whole(folder / _WEIGHTS, tensors)
             tensors = {name: t.float() for name, t in tensors.items()}
             heads = [name for name in tensors if name.startswith("head_weights.")]
-            return cls(
+            adapter = cls(
                 prompt_config=config["prompts"] and PromptConfig(**config["prompts"]),
                 prompt_state=_under("prompts.", tensors),
                 head_mode=config["head_mode"],
@@ -141,8 +142,32 @@ class Adapter:
                 matrix_b=float(config.get("matrix_b", 0.0)),
                 merged=_under("merged.", tensors),
             )
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            adapter._require_sense()
+            return adapter
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"cannot read an adapter from {folder}: {error}") from error
+
+    def _require_sense(self) -> None:
+        """Refuse words that nobody knows and numbers that would score NaN.
+
+        Raises:
+            ValueError: names the field.
+        """
+        for name, known in (
+            ("head_mode", HeadMode),
+            ("score", ScoreKind),
+            ("mode", TrainedFor),
+            ("resize", Resize),
+        ):
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ValueError(f"{name} is {value!r}; known are {', '.join(get_args(known))}")
+        for name in ("denoising_weight", "a", "b", "matrix_a", "matrix_b"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise ValueError(f"{name} is {value}, expected is a finite number")
+        if not all(isinstance(level, (int, float)) and 0 < level < 1 for level in self.levels):
+            raise ValueError(f"levels are {self.levels}, expected are numbers between 0 and 1")
+        if self.head_weights and float(torch.cat(tuple(self.head_weights)).sum()) <= 0:
+            raise ValueError("the head weights sum to nothing: there would be no score")
 
     def require_base(self, weight_hashes: Mapping[str, str]) -> None:
         """Refuse to be put on a model it was not trained on.

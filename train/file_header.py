@@ -26,7 +26,8 @@ _ABAR, _SIGMAS = "alphas_cumprod", "denoiser.sigmas"
 
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 _V, _ZERO_SNR = "v_pred", "ztsnr"
-_SPEC = "modelspec."
+_SPEC, _KOHYA = "modelspec.", "ss_"
+_STEPS = f"{_SPEC}timestep_range"
 # Both names are in use; the first is the specification's.
 _PREDICTION = (f"{_SPEC}prediction_type", f"{_SPEC}predict_key")
 _PREDICTIONS: Mapping[str, Prediction] = {
@@ -63,7 +64,8 @@ def read_file_header(path: Path) -> FileHeader:
             elif _SIGMAS in names:
                 sigmas = file.get_tensor(_SIGMAS).float().sort().values
                 schedule = 1 / (1 + sigmas.square()) if sigmas.any() else sigmas
-            return FileHeader(file.metadata() or {}, names, schedule)
+            empty = frozenset(name for name in names if 0 in file.get_slice(name).get_shape())
+            return FileHeader(file.metadata() or {}, names, empty, schedule)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
 
@@ -75,11 +77,13 @@ class FileHeader:
     Attributes:
         metadata: of the file.
         tensors: names of its tensors.
+        empty: those without a number, which are there to say something.
         schedule: abar as the file has it, (T,), None where it has none.
     """
 
     metadata: Mapping[str, str]
     tensors: frozenset[str]
+    empty: frozenset[str]
     schedule: Tensor | None
 
     def families(self) -> tuple[str, ...]:
@@ -110,6 +114,14 @@ class FileHeader:
                 f"it holds the tensor {found[0]!r}, which says that it was trained as EDM: its "
                 "noise is not Stable Diffusion's"
             )
+        if unknown := sorted(self.empty - {_V, _ZERO_SNR}):
+            raise ValueError(
+                f"it holds the empty tensor {unknown[0]!r}, which says something that is not known "
+                f"here; known are {_V} and {_ZERO_SNR}"
+            )
+        steps = self.metadata.get(_STEPS)
+        if steps is not None and steps.replace(" ", "") not in ("0,999", "0,1000"):
+            raise ValueError(f"{_STEPS} is {steps!r}, expected is '0,999': all of the noise")
         prediction = self._prediction() or family.prediction
         told = replace(
             family,
@@ -130,14 +142,28 @@ class FileHeader:
             said[f"{field} {value!r}"] = _PREDICTIONS[value.lower()]
         if _V in self.tensors:
             said[f"the tensor {_V!r}"] = "v_prediction"
+        if self._trained_with("v_parameterization"):
+            said[f"{_KOHYA}v_parameterization"] = "v_prediction"
         if len(set(said.values())) > 1:
             raise ValueError(f"it contradicts itself: {' and '.join(said)}")
         return next(iter(said.values()), None)
 
+    def _trained_with(self, option: str) -> bool:
+        """Whether a trainer (kohya's) noted that an option of its own was on.
+
+        Raises:
+            ValueError: it is neither on nor off.
+        """
+        value = self.metadata.get(f"{_KOHYA}{option}", "False")
+        if value.lower() not in ("true", "false", "none"):
+            raise ValueError(f"{_KOHYA}{option} is {value!r}, expected is 'True' or 'False'")
+        return value.lower() == "true"
+
     def _zero_snr(self, family: Family) -> bool:
-        """Whether the noise schedule ends without signal: by the marker, or the schedule itself."""
+        """Whether the noise schedule ends without signal: as it is said, or by the schedule."""
+        said = _ZERO_SNR in self.tensors or self._trained_with("zero_terminal_snr")
         if self.schedule is None or not self.schedule.any():  # zeros: a buffer never filled
-            return _ZERO_SNR in self.tensors
+            return said
         known = {
             zero_snr: build_scheduler(replace(family, zero_snr=zero_snr)).alphas_cumprod
             for zero_snr in (False, True)
@@ -146,7 +172,7 @@ class FileHeader:
             if self.schedule.shape == abar.shape and torch.allclose(
                 self.schedule, abar, rtol=0, atol=_TOLERANCE
             ):
-                return zero_snr or _ZERO_SNR in self.tensors
+                return zero_snr or said
         raise ValueError(
             f"its noise schedule ({_ABAR} or {_SIGMAS}) is not Stable Diffusion's, and not the "
             "same rescaled to end without signal"
