@@ -177,7 +177,7 @@ def test_a_field_that_makes_no_sense_is_named(
 
 
 def test_head_weights_that_sum_to_nothing_are_refused(folder: Path) -> None:
-    zeros = [torch.zeros(HEADS)] * LAYERS
+    zeros = [torch.zeros(HEADS) for _ in range(LAYERS)]
     replace(Adapter.load(folder), head_weights=zeros).save(folder)
     with pytest.raises(ModelError, match="the head weights sum to nothing"):
         Adapter.load(folder)
