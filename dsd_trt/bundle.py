@@ -86,7 +86,7 @@ def read_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST_NAME
     try:
         if path.is_symlink():
-            _require_inside(folder, MANIFEST_NAME, Snapshot.around(folder))
+            require_inside(folder, MANIFEST_NAME, Snapshot.around(folder))
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
@@ -116,7 +116,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     name = MANIFEST_NAME
     try:
         for name in manifest.files:
-            _require_inside(folder, name, snapshot)
+            require_inside(folder, name, snapshot)
         if missing := [name for name in manifest.files if not (folder / name).exists()]:
             named = ", ".join(map(repr, missing))
             raise BundleError(
@@ -215,8 +215,12 @@ def _check_named_files(manifest: Manifest) -> None:
         require(size == needed, "adapter.tensors", f"are {needed} bytes, the file has {size}")
 
 
-def _require_inside(folder: Path, name: str, snapshot: Snapshot | None) -> None:
-    """Refuse a name, or a link, that leads out of a bundle, other than to the snapshot's blobs."""
+def require_inside(folder: Path, name: str, snapshot: Snapshot | None) -> None:
+    """Refuse a name, or a link, that leads out of a bundle, other than to the snapshot's blobs.
+
+    Raises:
+        BundleError: names the file.
+    """
     path, top = folder / name, os.path.realpath(folder)
     fits = stays_inside(name) and Path(os.path.realpath(path.parent)).is_relative_to(top)
     if fits and path.is_symlink():

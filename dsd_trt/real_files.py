@@ -145,12 +145,15 @@ def _copy(bundle: Bundle, folder: Path) -> None:
 def _remove_copies(store: Path, keep: int) -> None:
     """Remove what was left unfinished, and copies that no process holds but those used last."""
     found = sorted(store.glob("*/"), key=lambda folder: -folder.stat().st_mtime_ns)
-    whole = [folder for folder in found if folder.suffix != _UNFINISHED]
+    # A copy without its manifest was being made, or removed, when a process was killed.
+    whole = [folder for folder in found if (folder / MANIFEST_NAME).is_file()]
+    whole = [folder for folder in whole if folder.suffix != _UNFINISHED]
     for folder in {*found} - {*whole[:keep]}:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             if folder in whole:
                 held = stack.enter_context((folder / MANIFEST_NAME).open(encoding="utf-8"))
                 _lock(held, shared=False, wait=False)  # BlockingIOError: it is in use
+                folder = folder.rename(folder.with_name(folder.name + _UNFINISHED))
             shutil.rmtree(folder)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dsd_trt.bundle import Bundle, file_entry, write_manifest
+from dsd_trt.bundle import Bundle, file_entry, require_inside, write_manifest
 from dsd_trt.disk import clone_or_copy, require_room
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
@@ -14,6 +14,7 @@ from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME
 from dsd_trt.manifest import Calibration, HeadWeights, Manifest
 from dsd_trt.plan import PLAN_NAME, SIDECAR_NAME, plans
+from dsd_trt.snapshot import Snapshot
 from dsd_trt.train.adapter import Adapter, adapter_hash
 
 
@@ -56,7 +57,10 @@ def replace_adapter(
     kept = [name for name in manifest.files if name not in changed]
     for plan in plans(bundle.folder):
         place = plan.folder.relative_to(bundle.folder)
-        kept += [(place / name).as_posix() for name in (PLAN_NAME, SIDECAR_NAME)]
+        of_plan = [(place / name).as_posix() for name in (PLAN_NAME, SIDECAR_NAME)]
+        for name in of_plan:
+            require_inside(bundle.folder, name, Snapshot.around(bundle.folder))
+        kept += of_plan
     require_room(
         out,
         map(bundle.path, kept),

@@ -222,6 +222,9 @@ def test_what_a_killed_process_left_unfinished_is_removed(snapshot: Path, cache:
     unfinished = cache / "bundles" / "0123.part"
     unfinished.mkdir(parents=True)
     (unfinished / "weights.data").write_bytes(b"half")
+    half_removed = cache / "bundles" / "4567"  # its manifest is gone already
+    half_removed.mkdir()
+    (half_removed / "weights.data").write_bytes(b"half")
     copy = with_real_files(read_bundle(snapshot)).folder
     assert [path.name for path in (cache / "bundles").glob("*/")] == [copy.name]
 
