@@ -25,10 +25,12 @@ class Found:
         images: files, each once.
         unreadable: directories that cannot be searched, links that lead nowhere, and what has an
             image's name and is no file.
+        hides: whether images may lie behind one of these: not where its name is an image's.
     """
 
     images: tuple[Path, ...]
     unreadable: tuple[Failure, ...]
+    hides: bool
 
 
 def find_images(arguments: Iterable[str], others: Sequence[str] = ()) -> Found:
@@ -53,14 +55,20 @@ def find_images(arguments: Iterable[str], others: Sequence[str] = ()) -> Found:
         for path in search.expand(argument):
             found.setdefault(search.identity(path), path)
     unreadable = tuple(Failure(str(path), why) for path, why in search.unreadable.items())
-    return Found(tuple(found.values()), unreadable)
+    return Found(tuple(found.values()), unreadable, search.hides)
 
 
 class _Search:
-    """Attributes: unreadable: paths that hide images from the search, and why."""
+    """Searches arguments one after the other.
+
+    Attributes:
+        unreadable: what cannot be searched or followed, and why.
+        hides: whether images may lie behind one of these.
+    """
 
     def __init__(self, suffixes: tuple[str, ...]) -> None:
         self.unreadable: dict[Path, str] = {}
+        self.hides = False
         self._suffixes = suffixes
         self._parents: dict[Path, str] = {}  # without symbolic links
 
@@ -77,7 +85,7 @@ class _Search:
         try:
             mode = path.stat().st_mode
         except PermissionError as error:
-            self.unreadable[path] = str(error.strerror)
+            self._note(path, error)
             return []
         except (OSError, ValueError):  # it does not exist, or is no name at all
             if not glob.has_magic(argument):
@@ -130,7 +138,7 @@ class _Search:
             try:
                 status = folder.stat()
             except OSError as error:
-                self.unreadable[folder] = str(error.strerror)
+                self._note(folder, error)
                 continue
             if (status.st_dev, status.st_ino) in seen:
                 continue
@@ -150,8 +158,12 @@ class _Search:
             with os.scandir(folder) as entries:
                 return list(entries)
         except OSError as error:
-            self.unreadable[folder] = str(error.strerror)
+            self._note(folder, error)
             return []
+
+    def _note(self, folder: Path, error: OSError) -> None:
+        self.unreadable[folder] = str(error.strerror)
+        self.hides = True
 
     def _is_image(self, path: Path, is_file: bool = False) -> bool:
         """Whether it is a file with an image's name; what may hide an image is noted.
@@ -167,6 +179,7 @@ class _Search:
             is_file = stat.S_ISREG(path.stat().st_mode)
         except OSError as error:
             self.unreadable[path] = f"cannot be followed: {error.strerror}"
+            self.hides |= not named  # else it is one image, and gone
             return False
         if named and not is_file:
             self.unreadable[path] = _NO_FILE

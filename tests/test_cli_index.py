@@ -95,6 +95,19 @@ def test_nothing_is_dropped_while_a_directory_cannot_be_searched(
     assert "1 dropped" in run("index", "in", "out").err
 
 
+def test_a_link_to_an_image_that_is_gone_keeps_no_other(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    assert run("index", "in", "out").code == 0
+    (tmp_path / "in/b.png").unlink()
+    (tmp_path / "in/dead.png").symlink_to("nowhere.png")
+    ended = run("index", "in", "out")
+    assert ended.code == 3
+    assert "in/dead.png: cannot be followed: No such file or directory" in ended.err
+    assert "1 dropped" in ended.err
+    assert "nothing was dropped" not in ended.err
+
+
 def test_a_tar_that_is_not_whole_is_tried_again(run: Callable[..., Run], tmp_path: Path) -> None:
     images = {f"{i}.png": png(np.full((RESOLUTION,) * 2 + (3,), i, np.uint8)) for i in range(4)}
     write_tar(tmp_path / "a.tar", images)

@@ -66,7 +66,7 @@ def index(
             bundle,
             engine,
             shard_size,
-            keep or bool(found.unreadable),  # what cannot be seen is not known to be gone
+            keep or found.hides,  # what cannot be seen is not known to be gone
             progress,
         )
     seconds = time.perf_counter() - started
@@ -81,6 +81,6 @@ def index(
         console.print(f"images that could not be read: {len(failures)}")
         for failure in failures:
             console.print(f"  {failure.image}: {failure.reason}")
-        if found.unreadable and not keep:
+        if found.hides and not keep:
             console.print("nothing was dropped: images may lie where it could not be searched")
         ctx.exit(3)
