@@ -43,6 +43,8 @@ class Tensor:
 class Request(dict):
     def requested_output_names(self):
         return ["score"]
+    def parameters(self):
+        return "{}"
 
 backend.Tensor, backend.InferenceResponse = Tensor, list
 backend.get_input_tensor_by_name = lambda request, name: request[name]
@@ -62,7 +64,8 @@ RUN = """
 graph, engine, feeds = sys.argv[2], sys.argv[3], np.load(sys.argv[4])
 parameters = {"graph": {"string_value": graph}, "engine": {"string_value": engine}}
 served = model.TritonPythonModel()
-served.initialize({"model_config": json.dumps({"parameters": parameters})})
+config = json.dumps({"parameters": parameters})
+served.initialize({"model_name": graph, "model_config": config})
 ((scores,),) = served.execute([Request({name: Tensor(name, it) for name, it in feeds.items()})])
 kernel = sys.modules.get("dsd_trt.engine.pooled_attention")
 print(json.dumps([scores.as_numpy().tolist(), kernel and kernel.register_widths()]))
