@@ -152,18 +152,22 @@ class LazyGroup(click.Group):
             with _naming_the_extra(lambda: ctx.invoked_subcommand):
                 return super().invoke(ctx)
         except DsdError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = error.exit_code  # type: ignore[misc]
-            raise shown from error
+            raise _shown(str(error), error.exit_code) from error
         except BrokenPipeError:  # the reader has seen enough
             raise
         except OSError as error:
             if error.filename is None and error.errno not in _FULL:
                 raise  # nothing that a user could mend
             where = "" if error.filename is None else f" {os.fsdecode(error.filename)!r}"
-            shown = click.ClickException(f"cannot use{where}: {error.strerror}")
-            shown.exit_code = 1 if error.errno in _FULL else 2
-            raise shown from error
+            exit_code = 1 if error.errno in _FULL else 2
+            raise _shown(f"cannot use{where}: {error.strerror}", exit_code) from error
+
+
+def _shown(message: str, exit_code: int) -> click.ClickException:
+    """What click prints after `Error:`, and ends the command with."""
+    shown = click.ClickException(message)
+    shown.exit_code = exit_code  # type: ignore[misc]
+    return shown
 
 
 def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
