@@ -59,9 +59,26 @@ def require_room(folder: Path, files: Iterable[Path], what: str, advice: str) ->
     sizes = [(path, path.stat().st_size) for path in files]
     needed = sum(size for _, size in sizes)
     nearest = nearest_folder(folder)
-    if (free := shutil.disk_usage(nearest).free) >= needed:
+    if shutil.disk_usage(nearest).free >= needed:
         return
     if not _clones(max(sizes, key=lambda it: it[1])[0], nearest):
+        require_free(nearest, needed, what, advice)
+
+
+def require_free(folder: Path, needed: int, what: str, advice: str) -> None:
+    """Refuse, before any work is done, a disk that has less room than will be needed.
+
+    Args:
+        folder: where it is needed; need not be there yet.
+        needed: bytes.
+        what: needs it, for the message.
+        advice: what to do about it.
+
+    Raises:
+        InputError: there is less room.
+    """
+    nearest = nearest_folder(folder)
+    if (free := shutil.disk_usage(nearest).free) < needed:
         raise InputError(
             f"{nearest} has room for {free / 1e9:.1f} GB, and {what} needs {needed / 1e9:.1f} GB. "
             f"{advice}"

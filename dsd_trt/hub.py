@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.disk import require_free
 from dsd_trt.errors import BundleError, MissingExtraError
 from dsd_trt.manifest import MANIFEST_NAME, Manifest, stays_inside
 from dsd_trt.snapshot import Snapshot
@@ -48,7 +48,8 @@ def fetch_bundle(repository: Repository) -> Path:
 
     Raises:
         BundleError: there is no such repository, revision or bundle, or it is not in the cache and
-            the hub cannot be reached, or its disk has too little room.
+            the hub cannot be reached.
+        InputError: the cache's disk has too little room.
         MissingExtraError: huggingface_hub is not installed.
     """
     try:
@@ -67,11 +68,8 @@ def fetch_bundle(repository: Repository) -> Path:
         )
     missing = [name for name in manifest.files if not (folder / name).exists()]
     needed = sum(manifest.files[name].size for name in missing)
-    if (free := shutil.disk_usage(folder).free) < needed:
-        raise BundleError(
-            f"{folder} has room for {free / 1e9:.1f} GB, and the bundle {repository} needs "
-            f"{needed / 1e9:.1f} GB. Name a folder on another disk in HF_HOME"
-        )
+    elsewhere = "Name a folder on another disk in HF_HOME"
+    require_free(folder, needed, f"the bundle {repository}", elsewhere)
     # The commit that was found first: a branch may move on in between.
     commit = Repository(repository.name, folder.name)
     for name in missing:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsd_trt.disk import nearest_folder
+from dsd_trt.disk import nearest_folder, require_free
 from dsd_trt.errors import InputError
 from dsd_trt.snapshot import Snapshot
 
@@ -47,12 +47,8 @@ def check_room(out: Path, size: int) -> None:
     Raises:
         InputError: there is less room.
     """
-    nearest = nearest_folder(out.parent)
-    if (free := shutil.disk_usage(nearest).free) < size:
-        raise InputError(
-            f"{nearest} has room for {free / 1e9:.1f} GB, and the export may need "
-            f"{size / 1e9:.1f} GB. Give a folder on another disk: --out BUNDLE"
-        )
+    advice = "Give a folder on another disk: --out BUNDLE"
+    require_free(out.parent, size, "the export, at most,", advice)
 
 
 @contextmanager

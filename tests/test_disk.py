@@ -59,7 +59,8 @@ def test_where_the_file_system_clones_nothing_is_taken(
         return True
 
     monkeypatch.setattr(disk, "_clone", clone)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # type: ignore[attr-defined]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
     require_room(tmp_path / "new", [source], "the copy", "Elsewhere")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.data"]
     assert clone_or_copy(source, tmp_path / "copy") == 0
@@ -71,7 +72,8 @@ def test_a_disk_without_room_is_refused_by_size_and_folder(
 ) -> None:
     monkeypatch.setattr(disk, "_clone", lambda source, target: False)
     free = 2 * source.stat().st_size
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, free))  # type: ignore[attr-defined]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
     require_room(tmp_path / "a" / "b", [source] * 2, "the copy", "Elsewhere")
     with pytest.raises(InputError, match=rf"{tmp_path} has room for 0\.0 GB, and the copy needs"):
         require_room(tmp_path / "a" / "b", [source] * 3, "the copy", "Elsewhere")

@@ -591,9 +591,7 @@ def test_a_disk_without_room_is_refused_before_any_work(
     weights = sum(path.stat().st_size for path in checkpoint_folder.rglob("*.safetensors"))
 
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        "dsd_trt.export.folder.shutil.disk_usage", lambda path: usage._replace(free=weights - 1)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=weights - 1))
     stages: list[str] = []
     settings = Settings(model=str(checkpoint_folder))
     with pytest.raises(InputError, match="has room for"):

@@ -276,7 +276,8 @@ def test_a_copy_without_room_is_refused_by_size_and_folder(
     snapshot: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "_clone", lambda source, target: False)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 100))  # type: ignore[attr-defined]
+    usage = shutil.disk_usage(snapshot)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(InputError, match=rf"{cache}.* has room for .*whose files are links.*DSD_"):
         with_real_files(read_bundle(snapshot))
     assert not list((cache / "bundles").glob("*/"))
