@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import write_adapter, write_checkpoint
+from full_disk import files_of_at_most
 
 from dsd_trt.errors import DsdError, ModelError
 from dsd_trt.files import is_unfinished, whole, whole_lines, write_whole
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.loss_log import LossLog
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """As on a full disk: what is written beyond so many bytes of a file fails."""
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
 
 
 class Killed(BaseException):

@@ -14,8 +14,10 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from dsd_trt.disk import require_free
 from dsd_trt.errors import InputError
 from dsd_trt.train.clip_tokenizer import write_tokenizer
 from dsd_trt.train.families import VOCABULARY, Family
@@ -38,6 +40,18 @@ def write_random_model(folder: Path, family: Family, seed: int = 0) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _write_parts(folder, family, seed)
+    except BaseException as error:
+        for part in folder.iterdir():
+            shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, (OSError, SafetensorError)):  # safetensors words the system's, too
+            raise InputError(f"cannot write the model to {folder}: {error}") from error
+        raise
+    return folder
+
+
+def _write_parts(folder: Path, family: Family, seed: int) -> None:
     tokenizers = {
         f"text_encoder{suffix}": write_tokenizer(
             folder / f"tokenizer{suffix}", clip_size_merges(), tower.pad
@@ -47,18 +61,16 @@ def write_random_model(folder: Path, family: Family, seed: int = 0) -> Path:
     names = ("unet", "vae", *tokenizers)
     parts = {name: build_part(family, name, tokenizers.get(name)) for name in names}
     size = 2 * sum(weight.numel() for part in parts.values() for weight in part.parameters())
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise InputError(
-            f"the model takes {size / 1e9:.1f} GB, and {folder} has room for {free / 1e9:.1f} GB"
-        )
+    require_free(folder, size, "the model", "Give a folder on another disk: --out MODEL")
     generator = torch.Generator().manual_seed(seed)
     for name, part in parts.items():
         part.half().to_empty(device="cpu")
         fill(part, generator)
         part.save_pretrained(folder / name)
         part.to("meta")  # one part in memory at a time
+        for weights in (folder / name).glob("*.safetensors"):  # for the owner alone until now
+            weights.chmod((folder / name / "config.json").stat().st_mode)
     build_scheduler(family).save_pretrained(folder / "scheduler")
-    return folder
 
 
 @torch.no_grad()
