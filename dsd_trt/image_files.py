@@ -196,3 +196,8 @@ def _is_kind(test: Callable[[], bool]) -> bool:
         return test()
     except OSError:
         return False
+
+
+def printable(name: str) -> str:
+    """A name that is not valid UTF-8 in a form that a table can hold, and still one of its own."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -244,11 +244,6 @@ def shard_number(name: str) -> int:
     return int(match[1]) if match else -1
 
 
-def printable(name: str) -> str:
-    """A name that is not valid UTF-8 in a form that a table can hold, and still one of its own."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def require_extra() -> None:
     """Fail now if the packages that read and write an index are not here.
 

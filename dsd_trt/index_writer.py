@@ -16,7 +16,8 @@ from dsd_trt.bundle import bundle_folder, read_bundle
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
-from dsd_trt.index_files import Entry, ImageEncoder, printable
+from dsd_trt.image_files import printable
+from dsd_trt.index_files import Entry, ImageEncoder
 from dsd_trt.index_folder import IndexFolder
 from dsd_trt.jobs import Progress
 from dsd_trt.manifest import Manifest

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files import followed, is_device, unfinished_name, write_whole
+from dsd_trt.image_files import printable
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def to_records(
         probabilities: of the same shape.
     """
     return [
-        Record(_printable(image), text, _shortest(score), _shortest(probability))
+        Record(printable(image), text, _shortest(score), _shortest(probability))
         for (image, text), score, probability in zip(
             pairs, scores.ravel(), probabilities.ravel(), strict=True
         )
@@ -124,11 +125,6 @@ def write_output(path: str, content: str) -> None:
         raise
     except OSError as error:
         raise DsdError(f"cannot write standard output: {error.strerror}") from None
-
-
-def _printable(name: str) -> str:
-    """A file name that is not valid UTF-8 must not stop the output."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def _shortest(number: np.float32) -> float:
