@@ -16,6 +16,7 @@ from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
 from dsd_trt.results import Failure
 from dsd_trt.rows import LineError, csv_rows, decode, jsonl_rows, text_fault
+from dsd_trt.webdataset import is_tar
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def open_images(
         The images, and what may hide more of them but cannot be read.
 
     Raises:
-        InputError: as for `find_images`, or an index is damaged or empty.
+        InputError: as for `find_images`, an index is damaged or empty, or a file is a tar, which
+            only an index reads.
         MissingExtraError: the packages that read an index are not installed.
     """
     images: list[Path | IndexedImage] = []
@@ -50,6 +52,10 @@ def open_images(
     for indexes, group in itertools.groupby(arguments, is_index):
         if not indexes:
             found = find_images(group)
+            if tar := next(filter(is_tar, found.images), None):
+                raise InputError(
+                    f"{str(tar)!r} is a tar file; encode its images first: dsd-trt index {tar} OUT"
+                )
             images += found.images
             unreadable += found.unreadable
             continue
