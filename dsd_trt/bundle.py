@@ -18,6 +18,7 @@ from pathlib import Path
 from dsd_trt.errors import BundleError, InputError
 from dsd_trt.files import is_unfinished, write_whole
 from dsd_trt.hub import Repository, fetch_bundle, holds_bundle
+from dsd_trt.lfs import POINTER, is_pointer_file
 from dsd_trt.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -237,6 +238,8 @@ def _verify_file(folder: Path, name: str, entry: FileEntry, snapshot: Snapshot |
     if not path.is_file():
         raise BundleError(f"file {name!r} is no file; {again}")
     if (size := path.stat().st_size) != entry.size:
+        if is_pointer_file(path):
+            raise BundleError(f"file {name!r}: {POINTER}")
         raise BundleError(f"file {name!r} has {size} bytes instead of {entry.size}; {again}")
     if _sha256(path) != entry.sha256:
         raise BundleError(f"file {name!r} was altered (sha256 differs); {again}")

@@ -18,6 +18,7 @@ from dsd_trt.formats import avif, bmp, gif, jpeg, png, tiff
 from dsd_trt.formats.orientation import orientation, upright, without_prefix
 from dsd_trt.formats.picture import MAX_PIXELS, Picture, check_size, open_as, too_large
 from dsd_trt.formats.rgb import to_rgb
+from dsd_trt.lfs import POINTER, is_pointer
 from dsd_trt.manifest import Resize
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -129,8 +130,8 @@ def _read(source: ImageSource, max_pixels: int) -> Picture:
 
 
 def _decode(stream: BinaryIO, max_pixels: int) -> Picture:
-    prefix = stream.read(16)
-    if not prefix:
+    start = stream.read(64)
+    if not (prefix := start[:16]):
         raise ImageError("the file is empty")
     for form in _formats():
         accepts = Image.OPEN[form][1]
@@ -140,6 +141,8 @@ def _decode(stream: BinaryIO, max_pixels: int) -> Picture:
         if accepted:
             stream.seek(0)
             return _READERS.get(form, functools.partial(_read_plain, form))(stream, max_pixels)
+    if is_pointer(start):
+        raise ImageError(POINTER)
     raise ImageError("not an image of a known format")
 
 

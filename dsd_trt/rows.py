@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from dsd_trt.errors import InputError
+from dsd_trt.lfs import POINTER, is_pointer
 from dsd_trt.schema import parse_json
 
 Row: TypeAlias = tuple[int, dict[str, object]]
@@ -38,8 +39,11 @@ def decode(content: bytes, name: str) -> str:
         name: of the file, for the message.
 
     Raises:
-        InputError: it is not UTF-8, or has a NUL, as UTF-16 and binary files have.
+        InputError: it is not UTF-8, has a NUL, as UTF-16 and binary files have, or is a Git LFS
+            pointer.
     """
+    if is_pointer(content):
+        raise InputError(f"cannot read {name}: {POINTER}")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

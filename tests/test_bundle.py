@@ -165,6 +165,12 @@ def test_a_truncated_file_is_found(folder: Path) -> None:
         read_bundle(folder)
 
 
+def test_a_git_lfs_pointer_in_a_files_place_is_named(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
+    with pytest.raises(BundleError, match=r"tokenizer\.json.*git lfs pull"):
+        read_bundle(folder)
+
+
 def test_a_missing_file_is_found(folder: Path) -> None:
     (folder / "text_encoder.onnx").unlink()
     with pytest.raises(BundleError, match=r"text_encoder\.onnx.*missing"):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from dsd_trt.cli import main
 
 pytest_plugins = ("in_process",)
 
+LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
 TEXTS = ["a red circle", "dog", "a blue square, a green dog"]
 
 
@@ -232,6 +234,8 @@ def test_bad_arguments_are_usage_errors_and_nothing_runs(
     (tmp_path / "empty.txt").write_text(" \n\n")
     (tmp_path / "latin.txt").write_bytes("dog\ncafé\n".encode("latin-1"))
     (tmp_path / "pairs.csv").write_text("image,text\na.png,dog\n")
+    (tmp_path / "pointer.txt").write_text(LFS_POINTER)
+    tarfile.open(tmp_path / "shard.tar", "w").close()
     for arguments, complaint in (
         ([], "IMAGES"),
         (["a.png"], "TEXTS"),
@@ -244,9 +248,12 @@ def test_bad_arguments_are_usage_errors_and_nothing_runs(
         (["a.png", "empty.txt"], "no texts"),
         (["a.png", "latin.txt"], "'latin.txt' is not UTF-8 text (line 2)"),
         (["texts.txt", "a.png"], "not UTF-8"),
+        (["a.png", "pointer.txt"], "'pointer.txt': it is a Git LFS pointer"),
+        (["a.png", "shard.tar", "texts.txt"], "dsd-trt index shard.tar"),
         (["a.png", "-"], "standard input has no texts"),
         (["a.png", "texts.txt", "--pairs", "pairs.csv"], "--pairs"),
         (["--pairs", "missing.csv"], "missing.csv"),
+        (["--pairs", "pointer.txt"], "git lfs pull"),
         (["a.png", "texts.txt", "--levels", "some"], "--levels"),
         (["a.png", "texts.txt", "--top-k", "0"], "--top-k"),
         (["a.png", "texts.txt", "-f", "xml"], "xml"),
@@ -277,6 +284,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_scored(
     cut = (tmp_path / "in/m.png").read_bytes()
     (tmp_path / "in/m.png").write_bytes(cut[: len(cut) // 2])
     (tmp_path / "in/n.png").write_text("not an image")
+    (tmp_path / "in/p.png").write_text(LFS_POINTER)
     write_texts(tmp_path, ["dog"])
     ended = run("in", "texts.txt", "-f", "json")
     assert ended.code == 3
@@ -286,6 +294,7 @@ def test_unreadable_images_are_listed_and_the_rest_is_scored(
     }
     assert re.search(r"in/m\.png: .*truncated", ended.err)
     assert "in/n.png: not an image of a known format" in ended.err
+    assert re.search(r"in/p\.png: .*git lfs pull", ended.err)
     assert run("in/n.png", "texts.txt", "-f", "csv").out == "image,text,score,probability\n"
     assert run("in/n.png", "texts.txt", "-f", "json").code == 3
 
@@ -326,7 +335,8 @@ def test_a_file_name_that_is_not_unicode_stops_nothing(
     for form in ("table", "json", "csv"):
         ended = run("in", "texts.txt", "-f", form, "-o", f"out.{form}")
         assert ended.code == 0, ended.err
-        assert "caf?.png" in (tmp_path / f"out.{form}").read_text()
+        name = r"caf\\udce9.png" if form == "json" else r"caf\udce9.png"
+        assert name in (tmp_path / f"out.{form}").read_text()
 
 
 def test_top_k_keeps_each_images_best_texts_best_first(

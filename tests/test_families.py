@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from full_disk import files_of_at_most
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -224,6 +225,19 @@ def test_a_seed_names_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
     assert set(hashes[0].values()).isdisjoint(hashes[2].values())
 
 
+def test_whoever_reads_the_config_reads_the_weights(folders: dict[str, Path]) -> None:
+    files = [path for path in folders["sdxl"].rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1
+
+
+def test_a_model_that_finds_the_disk_full_leaves_nothing(tmp_path: Path) -> None:
+    folder, complaint = tmp_path / "model", r"cannot write the model to .*File too large"
+    for size in (100_000, 700_000):  # where a tokenizer ends, and within the U-Net
+        with files_of_at_most(size), pytest.raises(InputError, match=complaint):
+            write_random_model(folder, tiny(FAMILIES["sd15"]))
+        assert not list(folder.iterdir())
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine", "utf-8")
     with pytest.raises(InputError, match="not an empty folder"):
@@ -271,6 +285,11 @@ def test_a_part_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
         read_checkpoint(folder)
     (folder / "elsewhere").rename(folder / "tokenizer_2")
     read_checkpoint(folder)
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"not weights")
     with pytest.raises(ModelError, match=r"cannot read .*unet"):
+        read_checkpoint(folder)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+    weights.write_text(pointer, "utf-8")
+    with pytest.raises(ModelError, match=r"cannot read .*unet.*git lfs pull"):
         read_checkpoint(folder)

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dsd_trt.errors import ModelError
 from dsd_trt.train.families import FAMILIES, Family, TextTower
 from dsd_trt.train.scoring_unet import Prediction
 from dsd_trt.train.skeleton import build_scheduler
+from dsd_trt.train.weights import open_weights
 
 # Tensors that hold the noise schedule: abar, and the ratio of noise to signal.
 _ABAR, _SIGMAS = "alphas_cumprod", "denoiser.sigmas"
@@ -55,19 +54,16 @@ def read_file_header(path: Path) -> FileHeader:
     Raises:
         ModelError: it is cut or damaged.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            names = frozenset(file.keys())
-            schedule = None
-            if _ABAR in names:
-                schedule = file.get_tensor(_ABAR).float()
-            elif _SIGMAS in names:
-                sigmas = file.get_tensor(_SIGMAS).float().sort().values
-                schedule = 1 / (1 + sigmas.square()) if sigmas.any() else sigmas
-            empty = frozenset(name for name in names if 0 in file.get_slice(name).get_shape())
-            return FileHeader(file.metadata() or {}, names, empty, schedule)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
+    with open_weights(path) as file:
+        names = frozenset(file.keys())
+        schedule = None
+        if _ABAR in names:
+            schedule = file.get_tensor(_ABAR).float()
+        elif _SIGMAS in names:
+            sigmas = file.get_tensor(_SIGMAS).float().sort().values
+            schedule = 1 / (1 + sigmas.square()) if sigmas.any() else sigmas
+        empty = frozenset(name for name in names if 0 in file.get_slice(name).get_shape())
+        return FileHeader(file.metadata() or {}, names, empty, schedule)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ read, and every number has to be finite.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
+from dsd_trt.lfs import POINTER, is_pointer_file
 from dsd_trt.schema import parse_json
 
 _VARIANTS = ("", ".fp16")  # some repositories have their weights under the second name alone
@@ -134,6 +136,22 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in listed]
 
 
+@contextmanager
+def open_weights(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file; what is read in the block may fail as opening may.
+
+    Raises:
+        ModelError: it is cut or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        pointer = is_pointer_file(path)
+        what = POINTER if pointer else f"{error}. Download or save it again"
+        raise ModelError(f"cannot read {path}: {what}") from error
+
+
 def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
     """Every tensor of some files, by name; no weights are read.
 
@@ -142,15 +160,12 @@ def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
     """
     found: dict[str, Stored] = {}
     for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    if name in found:
-                        raise ModelError(f"{name} is both in {found[name].file} and in {path}")
-                    part = file.get_slice(name)
-                    found[name] = Stored(path, tuple(part.get_shape()), str(part.get_dtype()))
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
+        with open_weights(path) as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if name in found:
+                    raise ModelError(f"{name} is both in {found[name].file} and in {path}")
+                part = file.get_slice(name)
+                found[name] = Stored(path, tuple(part.get_shape()), str(part.get_dtype()))
     return found
 
 
@@ -161,13 +176,10 @@ def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
         ModelError: a file cannot be read.
     """
     for path in sorted({tensor.file for tensor in stored.values()}):
-        try:
-            with safe_open(path, "pt") as file:
-                for name, tensor in stored.items():
-                    if tensor.file == path:
-                        yield name, file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read {path}: {error}. Download or save it again") from error
+        with open_weights(path) as file:
+            for name, tensor in stored.items():
+                if tensor.file == path:
+                    yield name, file.get_tensor(name)
 
 
 def check_names(
