@@ -134,8 +134,8 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
     """Where a bundle lies; one from the Hugging Face Hub is fetched unless it is in its cache.
 
     Args:
-        bundle: a folder; or, if there is no such folder, a string ORG/NAME or ORG/NAME@REVISION,
-            a repository on the hub; None is the embedded bundle.
+        bundle: a folder; or, if there is no such folder, a string that is `Repository.named`; None
+            is the embedded bundle.
 
     Raises:
         BundleError: there is no such folder, or the hub does not hand the bundle out.
@@ -150,8 +150,8 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
         return fetch_bundle(named)
     raise BundleError(
         f"no folder {str(folder)!r}. A bundle is a folder with a {MANIFEST_NAME}, or a repository "
-        "on the Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION. Make one with: "
-        "dsd-trt export --out BUNDLE"
+        "on the Hugging Face Hub: ORG/NAME@REVISION, or ORG/NAME where no folder ORG is here. Make "
+        "one with: dsd-trt export --out BUNDLE"
     )
 
 

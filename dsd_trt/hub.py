@@ -32,9 +32,15 @@ class Repository:
 
     @classmethod
     def named(cls, text: str) -> Repository | None:
-        """What "ORG/NAME" or "ORG/NAME@REVISION" names; None if it is neither."""
+        """What "ORG/NAME" or "ORG/NAME@REVISION" names; None if it is neither.
+
+        Without a revision it is a path where a folder ORG is here: whoever mistypes `out/bundle`
+        asked for no download.
+        """
         found = _NAME.fullmatch(text)
-        return cls(found["name"], found["revision"]) if found else None
+        if not found or (found["revision"] is None and Path(text).parent.is_dir()):
+            return None
+        return cls(found["name"], found["revision"])
 
     def __str__(self) -> str:
         return self.name if self.revision is None else f"{self.name}@{self.revision}"

@@ -148,6 +148,16 @@ def test_what_is_no_name_of_a_repository_is_not_asked_for(hub: FakeHub, tmp_path
     assert not hub.asked
 
 
+def test_a_mistyped_path_is_not_asked_for_unless_a_revision_is_given(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    (tmp_path / "org").mkdir()
+    (error,) = opened(hub, tmp_path, "org/name")
+    assert error.startswith("BundleError 2: no folder 'org/name'")
+    assert not hub.asked
+    assert opened(hub, tmp_path, "org/name@main") == [str(snapshot(tmp_path))]
+
+
 def test_a_model_is_told_from_a_bundle(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "some" / "model").mkdir(parents=True)
     names = ("org/name", "org/name@models", "org/other", "some/model", "shapes")

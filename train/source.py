@@ -61,8 +61,8 @@ def find_model(model: str | Path) -> ModelSource:
         return _from_hub(named.name, named.revision)
     raise ModelError(
         f"no model {str(model)!r}: give a folder in diffusers' format, a .safetensors file "
-        "(FILE or FILE@FAMILY), a repository on the Hugging Face Hub (ORG/NAME or "
-        f'ORG/NAME@REVISION), or "{EMBEDDED}"'
+        "(FILE or FILE@FAMILY), a repository on the Hugging Face Hub "
+        f'(ORG/NAME@REVISION, or ORG/NAME where no folder ORG is here), or "{EMBEDDED}"'
     )
 
 
