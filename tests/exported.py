@@ -8,6 +8,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,12 +35,21 @@ from dsd_trt.train.model import Checkpoint, read_checkpoint
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported bundle, what it was made from, and how often each file was hashed."""
+    """An exported bundle and what it was made from.
+
+    Attributes:
+        bundle: what was exported.
+        settings: what from.
+        report: its agreement with the reference.
+        hashed: how often each file was hashed, where no command did it.
+        said: stdout and stderr of the command, where one did it.
+    """
 
     bundle: Bundle
     settings: Settings
     report: ParityReport
     hashed: Mapping[str, int]
+    said: tuple[str, str] = ("", "")
 
     def load(self) -> tuple[Checkpoint, BuildScoring]:
         """The model, read anew, and how its scoring U-Net is put together."""
@@ -85,32 +96,56 @@ def adapter_folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: 
 
 
 @pytest.fixture(scope="session")
+def pair_settings(checkpoint_folder: Path, adapter_folder: Path) -> Settings:
+    """All layers, with an adapter, in FP32."""
+    return Settings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
+
+
+@pytest.fixture(scope="session")
 def exported_fp32(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: Path, adapter_folder: Path
+    tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings, adapter_folder: Path
 ) -> Exported:
-    """All layers, with an adapter."""
-    settings = Settings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
+    """By these settings, for both modes: the same adapter says that it was trained for both."""
+    with shared_by_processes(tmp_path_factory, "random-adapter-of-both") as folder:
+        if not folder.exists():
+            adapter = replace(
+                Adapter.load(adapter_folder), mode="both", matrix_a=5.0, matrix_b=-1.0
+            )
+            adapter.save(folder)
+    settings = replace(pair_settings, adapter=folder)
     return export_once(tmp_path_factory, "exported-fp32", settings)
 
 
 @pytest.fixture(scope="session")
-def exported_fp16(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Exported) -> Exported:
-    """The same in FP16."""
-    settings = replace(exported_fp32.settings, precision="fp16")
-    return export_once(tmp_path_factory, "exported-fp16", settings)
+def exported_fp16(tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings) -> Exported:
+    """By these settings in FP16, for pairs alone, and by the command."""
+    settings = replace(pair_settings, precision="fp16")
+    with shared_by_processes(tmp_path_factory, "exported-fp16") as folder:
+        said = folder.with_name("exported-fp16.json")
+        if not folder.exists():
+            done = _run_export(settings, folder)
+            said.write_text(json.dumps([done.stdout, done.stderr]))
+    return replace(_exported(folder, settings, {}), said=tuple(json.loads(said.read_text())))
+
+
+def _run_export(settings: Settings, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("dsd-trt")), "export", "--out", str(folder)]
+    command += ["--model", settings.model, "--adapter", str(settings.adapter)]
+    command += ["--levels", ",".join(map(str, settings.levels)), "--precision", settings.precision]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
 @pytest.fixture(scope="session")
-def fed_fp32(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Exported) -> Bundle:
-    """The bundle of `exported_fp32` with its adapter as an input."""
-    settings = replace(exported_fp32.settings, verify="quick", adapter_input=True)
+def fed_fp32(tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings) -> Bundle:
+    """By these settings with the adapter as an input."""
+    settings = replace(pair_settings, verify="quick", adapter_input=True)
     return export_once(tmp_path_factory, "fed-fp32", settings).bundle
 
 
 @pytest.fixture(scope="session")
-def fed_fp16(tmp_path_factory: pytest.TempPathFactory, exported_fp32: Exported) -> Bundle:
+def fed_fp16(tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings) -> Bundle:
     """The same in FP16."""
-    settings = replace(exported_fp32.settings, precision="fp16", verify="quick", adapter_input=True)
+    settings = replace(pair_settings, precision="fp16", verify="quick", adapter_input=True)
     return export_once(tmp_path_factory, "fed-fp16", settings).bundle
 
 
@@ -122,9 +157,13 @@ def export_once(factory: pytest.TempPathFactory, name: str, settings: Settings) 
             with _hashed_files() as hashed:
                 export_bundle(settings, folder)
             counts.write_text(json.dumps(hashed))
+    return _exported(folder, settings, json.loads(counts.read_text()))
+
+
+def _exported(folder: Path, settings: Settings, hashed: Mapping[str, int]) -> Exported:
     bundle = read_bundle(folder)
     report = from_plain(ParityReport, bundle.manifest.parity)
-    return Exported(bundle, settings, report, json.loads(counts.read_text()))
+    return Exported(bundle, settings, report, hashed)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 import tensorrt_rtx
 import torch
 from checkpoints import write_adapter
-from exported import Exported, export_once
+from exported import Exported
 from gradients import require_gradient_is_slope
 from matrix_graphs import of_fixed_sizes
 from numpy.typing import NDArray
@@ -153,19 +153,8 @@ def test_what_it_cannot_score_is_refused(checkpoint: Checkpoint, settings: Any) 
 
 
 @pytest.fixture(scope="session")
-def matrix_adapter(tmp_path_factory: pytest.TempPathFactory, adapter_folder: Path) -> Path:
-    """An adapter that says it was trained for both modes."""
-    folder = tmp_path_factory.mktemp("adapters") / "both"
-    replace(Adapter.load(adapter_folder), mode="both", matrix_a=5.0, matrix_b=-1.0).save(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def bundle(
-    exported_fp32: Exported, matrix_adapter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
-    settings = replace(exported_fp32.settings, verify="quick", adapter=matrix_adapter)
-    return export_once(tmp_path_factory, "exported-matrix", settings).bundle
+def bundle(exported_fp32: Exported) -> Bundle:
+    return exported_fp32.bundle
 
 
 @pytest.fixture
@@ -285,10 +274,8 @@ def test_progress_counts_pairs(bundle: Bundle, pictures: Any) -> None:
 
 
 @pytest.mark.slow  # exports
-def test_fp16_is_held_to_the_same_parity(
-    exported_fp16: Exported, matrix_adapter: Path, tmp_path: Path
-) -> None:
-    settings = replace(exported_fp16.settings, verify="quick", adapter=matrix_adapter, query_pool=2)
+def test_fp16_is_held_to_the_same_parity(exported_fp32: Exported, tmp_path: Path) -> None:
+    settings = replace(exported_fp32.settings, precision="fp16", verify="quick", query_pool=2)
     fp16, report = export_bundle(settings, tmp_path / "bundle")
     assert fp16.manifest.matrix is not None
     assert fp16.manifest.matrix.query_pool == 2
@@ -324,16 +311,16 @@ def test_another_mode_than_it_was_trained_for_is_warned_of(
     assert ("was trained for" in caplog.text) == warned
 
 
-def test_a_bundle_without_it_says_how_to_get_it(exported_fp32: Exported) -> None:
+def test_a_bundle_without_it_says_how_to_get_it(exported_fp16: Exported) -> None:
     with pytest.raises(InputError, match="dsd-trt export --matrix"):
-        Scorer.load(exported_fp32.bundle.folder, "onnxruntime", mode="matrix")
-    assert exported_fp32.bundle.manifest.matrix is None
+        Scorer.load(exported_fp16.bundle.folder, "onnxruntime", mode="matrix")
+    assert exported_fp16.bundle.manifest.matrix is None
 
 
 def test_what_goes_with_it_not_is_said_before_any_work(
-    checkpoint_folder: Path, matrix_adapter: Path, tmp_path: Path
+    checkpoint_folder: Path, exported_fp32: Exported, tmp_path: Path
 ) -> None:
-    settings = Settings(str(checkpoint_folder), matrix_adapter, adapter_input=True)
+    settings = replace(exported_fp32.settings, adapter_input=True)
     with pytest.raises(InputError, match="leave --adapter-input"):
         export_bundle(settings, tmp_path / "out")
     dynamic = write_adapter(tmp_path / "dynamic", checkpoint_folder, head_mode="dynamic")

@@ -32,8 +32,7 @@ from dsd_trt.export.ranges import (
     worst,
 )
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import encode_texts, read_checkpoint
+from dsd_trt.train.model import encode_texts
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -42,15 +41,14 @@ pytest_plugins = ("exported",)
 
 
 @torch.no_grad()
-def test_the_largest_values_are_those_pytorch_computes(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "model")
-    settings = Settings(str(folder), levels=(0.2, 0.8), verify="quick", matrix=True)
-    bundle, _ = export_bundle(settings, tmp_path / "bundle")
+def test_the_largest_values_are_those_pytorch_computes(
+    exported_fp32: Exported, tmp_path: Path
+) -> None:
+    bundle = exported_fp32.bundle
     probe = draw_probe(32, 2, count=2)
-    (tmp_path / "scratch").mkdir()
-    found = measure_ranges(bundle, probe, tmp_path / "scratch")
-    checkpoint = read_checkpoint(folder)
-    scoring = build_scoring_unet(checkpoint, levels=(0.2, 0.8))
+    found = measure_ranges(bundle, probe, tmp_path)
+    checkpoint, build = exported_fp32.load()
+    scoring = build(unet=checkpoint.unet)
     unet = scoring.unet
     largest: dict[str, float] = {}
 
@@ -214,6 +212,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return bundle
 
 
+@pytest.mark.slow  # exports
 def test_logits_beyond_fp16_stay_finite_here_and_not_in_a_naive_fp16_graph(
     planted: Bundle, tmp_path: Path
 ) -> None:

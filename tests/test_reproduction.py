@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from dsd_trt.cli import cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
