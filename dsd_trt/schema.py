@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+_DIGITS_64 = len(str(-(2**63)))
+MAX_DEPTH = 64
+"""Levels of lists and objects in one another that are read; no file of ours has ten."""
 
 
 class SchemaError(ValueError):
@@ -39,13 +44,60 @@ def to_plain(value: Any) -> Any:
 def parse_json(text: str) -> Any:
     """Parse JSON, which may begin with a byte order mark.
 
+    Stricter than the language's own reader: what parsers read differently is refused.
+
     Raises:
-        ValueError: it is not JSON, or nested too deep.
+        ValueError: it is not JSON; or it has a key twice in an object, an integer beyond 64 bits,
+            or more than `MAX_DEPTH` levels, whose path is named.
     """
+    refused: list[tuple[Any, str]] = []  # and why; where is looked up at the end
+
+    def integer(digits: str) -> Any:
+        if len(digits) <= _DIGITS_64 and -(2**63) <= (value := int(digits)) < 2**63:
+            return value
+        stand_in = object()
+        size = len(digits.lstrip("-"))
+        refused.append((stand_in, f"is an integer of {size} digits, beyond 64 bits"))
+        return stand_in
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in found if keys.count(key) > 1)
+            refused.append((found, f"has the key {_shortened(twice)} twice"))
+        return found
+
     try:
-        return json.loads(text.removeprefix("\ufeff"))
+        parsed = json.loads(
+            text.removeprefix("\ufeff"), parse_int=integer, object_pairs_hook=to_dict
+        )
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    # Neither is rare text slow to count, nor is common text looked at twice.
+    if refused or text.count("{") + text.count("[") > MAX_DEPTH:
+        reasons = {id(value): reason for value, reason in refused}
+        for where, depth, value in _walk(parsed):
+            if depth > MAX_DEPTH:
+                raise ValueError(f"{_field(where)} is nested deeper than {MAX_DEPTH} levels")
+            if reason := reasons.get(id(value)):
+                raise ValueError(f"{_field(where)} {reason}")
+    if refused:  # within what another key of the same name replaced
+        raise ValueError(f"it {refused[0][1]}")
+    return parsed
+
+
+def _walk(parsed: Any) -> Iterator[tuple[str, int, Any]]:
+    """Path, depth and value of everything in parsed JSON."""
+    waiting: list[tuple[str, int, Any]] = [("", 0, parsed)]
+    while waiting:
+        where, depth, value = waiting.pop()
+        inside = isinstance(value, (dict, list))
+        yield where, depth + inside, value
+        if isinstance(value, dict):
+            waiting += [(_join(where, key), depth + 1, item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{where}[{i}]", depth + 1, item) for i, item in enumerate(value)]
 
 
 def from_plain(kind: type[T], value: Any, where: str = "") -> T:
@@ -63,18 +115,23 @@ def from_plain(kind: type[T], value: Any, where: str = "") -> T:
     """
     if not isinstance(value, dict):
         raise _mismatch(where, "an object", value)
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     fields = {_key(field): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     optional = {key for key, field in fields.items() if _is_optional(field)}
     if missing := [key for key in fields if key not in value and key not in optional]:
-        raise SchemaError(f"field {_join(where, missing[0])!r} is missing")
+        raise SchemaError(f"{_field(_join(where, missing[0]))} is missing")
     if unknown := [key for key in value if key not in fields]:
-        raise SchemaError(f"field {_join(where, unknown[0])!r} is not known")
+        raise SchemaError(f"{_field(_join(where, unknown[0]))} is not known")
     read = {
         field.name: _read(hints[field.name], value.get(key), _join(where, key))
         for key, field in fields.items()
     }
     return kind(**read)
+
+
+@functools.cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
@@ -144,6 +201,14 @@ def _join(where: str, key: str) -> str:
 
 
 def _mismatch(where: str, wanted: str, value: Any) -> SchemaError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return SchemaError(f"field {where or '(root)'!r} must be {wanted}, got {shown}")
+    return SchemaError(f"{_field(where)} must be {wanted}, got {_shortened(value)}")
+
+
+def _shortened(value: Any, limit: int = 60) -> str:
+    """How a value is shown in a message, which what others send must not make endless."""
+    shown = repr(value[:limit] if isinstance(value, str) else value)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+def _field(where: str) -> str:
+    return f"field {_shortened(where or '(root)', 160)}"
