@@ -78,7 +78,7 @@ class Index(Sequence[IndexedImage]):
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Index:
-        """Open an index and verify it whole: schema, and the hash of every file.
+        """Open an index and verify it whole: schema, hash of every file, shape and type of latents.
 
         Raises:
             InputError: no index there, or anything in it is not as `index.json` says.
@@ -88,7 +88,7 @@ class Index(Sequence[IndexedImage]):
         manifest = read_manifest(folder)
         table = read_table(folder, manifest)
         for name, shard in manifest.shards.items():
-            if complaint := shard.complaint(folder / name):
+            if complaint := shard.complaint(folder / name, manifest.image_encoder.latent):
                 raise InputError(f"{complaint}. {_AGAIN} {folder}")
         return cls(folder, manifest, table)
 

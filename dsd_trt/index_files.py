@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,18 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle import file_entry
-from dsd_trt.contract import TensorSpec
+from dsd_trt.contract import Dtype, TensorSpec
 from dsd_trt.errors import InputError, MissingExtraError
 from dsd_trt.manifest import FileEntry, Manifest, Preprocessing
 from dsd_trt.plan import graph_hash
 from dsd_trt.schema import SchemaError, from_plain, parse_json, to_plain
+from dsd_trt.tensor_file import read_tensor_headers
 
 SCHEMA_VERSION = 1
 INDEX_NAME, TABLE_NAME = "index.json", "images.parquet"
 NEXT_TABLE = f".{TABLE_NAME}.part"
 """The table that `index.json` speaks of, where a writer was stopped before it was renamed."""
-_SHARD_NAME = re.compile(r"latents-(\d{5,})\.safetensors")
+_LARGEST = 2**20  # size of a latent or side of an image in pixels: any real one, and no product of
+# them overflows
+_SHARD_NAME = re.compile(r"latents-([0-9]{5,9})\.safetensors")
 LATENT = "latent"  # the one tensor of a shard, (rows, C, h, w)
+_STORED: Mapping[Dtype, str] = {"float16": "F16", "float32": "F32"}  # as safetensors names them
 NOT_FINITE = "its latent in the index has NaN or infinity"
 
 
@@ -67,12 +72,20 @@ class Shard:
     sha256: str
     size: int
 
-    def complaint(self, path: Path) -> str | None:
-        """What is wrong with the file, if anything."""
-        if not path.is_file():
-            return f"{path} is missing"
-        if file_entry(path) != FileEntry(self.sha256, self.size):
-            return f"{path} was altered (sha256 differs)"
+    def complaint(self, path: Path, latent: TensorSpec) -> str | None:
+        """What is wrong with the file, if anything; `latent` is what every row has to be."""
+        wanted = {LATENT: (_STORED[latent.dtype], (self.rows, *latent.shape[1:]))}
+        try:
+            if not path.is_file():
+                return f"{path} is missing"
+            if file_entry(path) != FileEntry(self.sha256, self.size):
+                return f"{path} was altered (sha256 differs)"
+            with path.open("rb") as file:
+                headers = read_tensor_headers(file)
+        except (OSError, ValueError) as error:
+            return f"{path} cannot be read: {error}"
+        if (found := {name: (it.dtype, it.shape) for name, it in headers.items()}) != wanted:
+            return f"{path} holds {_render(found)} where {INDEX_NAME} says {_render(wanted)}"
         return None
 
 
@@ -157,33 +170,87 @@ def read_manifest(folder: Path) -> IndexManifest:
         manifest = from_plain(IndexManifest, plain)
     except SchemaError as error:
         raise _unreadable(folder, f"{path}: {error}") from None
-    for name in manifest.shards:
-        if shard_number(name) < 0:  # it could lie anywhere
-            raise _unreadable(folder, f"{path} names {name!r}, which is no shard")
+    if complaint := _complaint(manifest):
+        raise _unreadable(folder, f"{path}: {complaint}")
     return manifest
+
+
+def _complaint(manifest: IndexManifest) -> str | None:
+    """What is wrong with an `index.json` beyond the types of its fields, if anything."""
+    latent, sizes = manifest.image_encoder.latent, manifest.image_encoder.latent.shape[1:]
+    if latent.dtype not in _STORED:
+        return f"field 'image_encoder.latent.dtype' is {latent.dtype!r}, which no latent is"
+    if not (
+        len(latent.shape) == 4
+        and latent.batched
+        and all(isinstance(size, int) and 1 <= size <= _LARGEST for size in sizes)
+    ):
+        return "field 'image_encoder.latent.shape' must be a name, then three sizes"
+    if not 1 <= manifest.image_encoder.preprocessing.resolution <= _LARGEST:
+        return f"field 'image_encoder.preprocessing.resolution' must be from 1 to {_LARGEST}"
+    for name, shard in manifest.shards.items():
+        if shard_number(name) < 0:  # it could lie anywhere
+            return f"field 'shards' names {name[:60]!r}, which is no shard"
+        if shard.rows < 1:
+            return f"field 'shards.{name}.rows' must be 1 or more"
+    return None
 
 
 def read_table(folder: Path, manifest: IndexManifest) -> Any:
     """Read `images.parquet`, verified, as an Arrow table.
 
     Raises:
-        InputError: it is missing, altered, or names a latent that no shard has.
+        InputError: it is missing, altered, no table of images, or names a latent that no shard has.
+    """
+    for path in (folder / TABLE_NAME, folder / NEXT_TABLE):
+        try:
+            if path.is_file() and path.stat().st_size == manifest.table.size:
+                content = path.read_bytes()
+                if entry_of(content) == manifest.table:
+                    break
+        except OSError as error:
+            raise _unreadable(folder, f"{path} cannot be read: {error.strerror}") from None
+    else:
+        raise _unreadable(folder, f"{folder / TABLE_NAME} is missing or was altered")
+    table = _parse_table(folder, path, content)
+    names: set[str] = set()
+    columns = (table[name].to_pylist() for name in ("name", "shard", "row"))
+    for name, shard, row in zip(*columns, strict=True):
+        if name in names:
+            raise _unreadable(folder, f"{path} has the image {name!r} twice")
+        names.add(name)
+        if (shard is None) != (row is None) or (
+            shard is not None
+            and not (shard in manifest.shards and 0 <= row < manifest.shards[shard].rows)
+        ):
+            raise _unreadable(folder, f"{path} names row {row} of {shard}, which is not there")
+    return table
+
+
+def _parse_table(folder: Path, path: Path, content: bytes) -> Any:
+    """The Arrow table in a Parquet file, with the columns of `table_schema`.
+
+    Raises:
+        InputError: it is something else.
     """
     import pyarrow.parquet as parquet
 
-    for path in (folder / TABLE_NAME, folder / NEXT_TABLE):
-        if path.is_file() and file_entry(path) == manifest.table:
-            table = parquet.read_table(BytesIO(path.read_bytes()))
-            break
-    else:
-        raise _unreadable(folder, f"{folder / TABLE_NAME} is missing or was altered")
-    if table.schema != table_schema():
-        raise _unreadable(folder, f"{path} has other columns than an index's")
-    for shard, row in zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True):
-        if shard is not None and not (
-            shard in manifest.shards and row is not None and 0 <= row < manifest.shards[shard].rows
-        ):
-            raise _unreadable(folder, f"{path} names row {row} of {shard}, which is not there")
+    try:
+        file = parquet.ParquetFile(BytesIO(content))
+        if file.schema_arrow != table_schema():
+            raise _unreadable(folder, f"{path} has other columns than an index's")
+        # Each row has a name of its own. One that is claimed costs no bytes, only memory.
+        if (rows := file.metadata.num_rows) > len(content):
+            raise _unreadable(folder, f"{path} claims {rows} images in {len(content)} bytes")
+        table = file.read()
+        table.validate(full=True)  # or text that is no UTF-8 fails wherever it is looked at
+    except InputError:
+        raise
+    except Exception as error:  # fed with junk, the library may raise anything
+        raise _unreadable(folder, f"{path} is no table of images: {error}") from None
+    for name in ("name", "file"):
+        if table[name].null_count:
+            raise _unreadable(folder, f"{path} has an image without its {name!r}")
     return table
 
 
@@ -233,6 +300,11 @@ def finite_latents(shard: Path) -> NDArray[np.bool_]:
         return np.array([np.isfinite(latents[row : row + 1]).all() for row in rows], np.bool_)
 
 
+def entry_of(content: bytes) -> FileEntry:
+    """What `index.json` says of a file with this content."""
+    return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+
+
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"latents-{number:05}.safetensors"
@@ -258,6 +330,11 @@ def require_extra() -> None:
             f"an index needs packages that are not installed here ({error}). "
             "Install them with: pip install 'dsd-trt[index]'"
         ) from error
+
+
+def _render(tensors: Mapping[str, tuple[str, tuple[int | str, ...]]]) -> str:
+    shown = [f"{name[:60]} {dtype} {list(shape)}" for name, (dtype, shape) in tensors.items()]
+    return "; ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def _unreadable(folder: Path, complaint: str) -> InputError:

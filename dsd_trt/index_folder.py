@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from dsd_trt.index_files import (
     ImageEncoder,
     IndexManifest,
     Shard,
+    entry_of,
     finite_latents,
     is_index,
     read_manifest,
@@ -35,7 +35,6 @@ from dsd_trt.index_files import (
     table_content,
     to_entries,
 )
-from dsd_trt.manifest import FileEntry
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class IndexFolder:
         name = shard_name(max(map(shard_number, self._shards), default=-1) + 1)
         content = shard_content(latents)
         self._write(name, content)
-        file = _file_entry(content)
+        file = entry_of(content)
         self._shards[name] = Shard(len(latents), engine, file.sha256, file.size)
         return name
 
@@ -98,7 +97,7 @@ class IndexFolder:
         """
         table = table_content(entries)
         self._write(NEXT_TABLE, table)
-        manifest = IndexManifest(self._image_encoder, _file_entry(table), self._shards)
+        manifest = IndexManifest(self._image_encoder, entry_of(table), self._shards)
         self._write(INDEX_NAME, manifest.to_json().encode())
         self._finish_commit()
 
@@ -136,7 +135,7 @@ class IndexFolder:
             self._finish_commit()  # before another takes its name
         self._shards = dict(manifest.shards)
         for name, shard in manifest.shards.items():
-            if complaint := shard.complaint(self._folder / name):
+            if complaint := shard.complaint(self._folder / name, manifest.image_encoder.latent):
                 logger.warning("%s: its images are encoded again", complaint)
                 del self._shards[name]
         if len(self._shards) < len(manifest.shards):
@@ -176,10 +175,6 @@ class IndexFolder:
 def _is_empty(folder: Path) -> bool:
     """Whether there is nothing in a folder but what an interruption left behind."""
     return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
-
-
-def _file_entry(content: bytes) -> FileEntry:
-    return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,87 @@
+"""Headers of safetensors files, read before the library sees the file.
+
+The library takes the last of two tensors of one name, and a file whose metadata is anything.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from dsd_trt.schema import SchemaError, from_plain, parse_json
+
+MAX_HEADER = 100_000_000  # bytes, as the format has it
+_SIZES: Mapping[str, int] = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: the format's name of its type, such as "F32".
+        shape: sizes, each of at least 0.
+        data_offsets: its first byte, and the one after its last, within the file's data.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, ...]
+
+
+def read_tensor_headers(file: BinaryIO) -> dict[str, TensorHeader]:
+    """Every tensor of a safetensors file by name, in the order of their bytes.
+
+    Raises:
+        ValueError: the file is not as the format has it: cut, longer than its tensors, two of one
+            name, or bytes of one that are too few, shared or nobody's; the tensor is named.
+        OSError: it cannot be read.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER):
+        raise ValueError(f"its header of {length} bytes is longer than the file's {size}")
+    plain = parse_json(file.read(length).decode())  # UnicodeDecodeError is a ValueError
+    if not isinstance(plain, dict):
+        raise ValueError("its header is no JSON object")
+    from_plain(_Metadata, {"entries": plain.pop("__metadata__", {})}, "__metadata__")
+    found = {name: from_plain(TensorHeader, entry, name) for name, entry in plain.items()}
+    found = dict(sorted(found.items(), key=lambda item: item[1].data_offsets))
+    end = 0
+    for name, tensor in found.items():
+        if tensor.dtype not in _SIZES:
+            raise SchemaError(f"field '{name}.dtype' is {tensor.dtype!r}, which is not known")
+        if any(side < 0 for side in tensor.shape):
+            raise SchemaError(f"field '{name}.shape' has a negative size")
+        wanted = end, end + math.prod(tensor.shape) * _SIZES[tensor.dtype]
+        if tensor.data_offsets != wanted:
+            raise SchemaError(f"field '{name}.data_offsets' must be {list(wanted)}")
+        end = wanted[1]
+    if 8 + length + end != size:
+        raise ValueError(f"its tensors end at {8 + length + end} of {size} bytes")
+    return found
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    entries: Mapping[str, str]
