@@ -3,15 +3,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports torch, here or in a subprocess: small models gain nothing from threads,
 # and OpenMP's wait by spinning, which on a machine that others use too costs tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 from bundles import make_bundle
 
 from dsd_trt import Bundle
+
+if TYPE_CHECKING:
+    from dsd_trt.train.shapes.scene import Scene
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +32,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle of the stand-in model, whose scores have a closed form (see `bundles`)."""
     return make_bundle(tmp_path_factory.mktemp("bundles") / "stand-in")
+
+
+@pytest.fixture(scope="module")
+def few_words() -> Iterator[None]:
+    """Random models of 4,000 tokens: CLIP's 49,408 take most of the time in which one is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("families", "random_model"):
+            patch.setattr(f"dsd_trt.train.{module}.VOCABULARY", 4000)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Questions about shapes with grey pictures, in no time: for what is not about the pictures."""
+    from dsd_trt.train.data import shapes
+    from dsd_trt.train.shapes.render import Drawing
+
+    def grey(scene: Scene, rng: np.random.Generator) -> Drawing:
+        masks = np.ones((len(scene.things), 64, 64), np.bool_)
+        return Drawing(np.full((64, 64, 3), 128, np.uint8), masks)
+
+    monkeypatch.setattr(shapes, "draw", grey)
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])

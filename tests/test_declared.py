@@ -32,7 +32,7 @@ every_part = pytest.mark.parametrize("part", KINDS)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory, few_words: None) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("declared")
     return {
         name: write_random_model(root / name, tiny(FAMILIES[name]), seed=3)

@@ -156,7 +156,7 @@ def test_pictures_are_of_the_resolution_the_file_says(tmp_path: Path, written: s
 
 
 @pytest.fixture
-def tiny_families(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_families(monkeypatch: pytest.MonkeyPatch, few_words: None) -> None:
     few = {name: tiny(family) for name, family in FAMILIES.items()}
     monkeypatch.setattr("dsd_trt.train.single_file.FAMILIES", few)
 

@@ -32,7 +32,7 @@ LAYERS = {"to_q_lora": "to_q", "to_k_lora": "to_k", "to_v_lora": "to_v", "to_out
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, few_words: None) -> Path:
     folder = tmp_path_factory.mktemp("released") / "tiny-sd21"
     return write_random_model(folder, tiny(FAMILIES["sd21"]), seed=5)
 

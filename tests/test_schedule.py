@@ -179,7 +179,9 @@ def test_a_field_that_cannot_be_followed_is_refused(field: str, value: Any) -> N
         read_schedule({**STABLE_DIFFUSION, field: value}, "DPMSolverMultistepScheduler")
 
 
-def test_of_a_folder_the_index_names_the_class_as_for_diffusers(tmp_path: Path) -> None:
+def test_of_a_folder_the_index_names_the_class_as_for_diffusers(
+    tmp_path: Path, few_words: None
+) -> None:
     folder = write_random_model(tmp_path / "model", tiny(FAMILIES["sd15"]))
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text('{"_class_name": "LCMScheduler"}', "utf-8")

@@ -35,7 +35,7 @@ def tiny_families(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, few_words: None) -> Path:
     """A folder and a file of each family, with random weights."""
     root = tmp_path_factory.mktemp("single")
     for name, family in FAMILIES.items():
