@@ -113,6 +113,7 @@ def _write_gradient(worker: Worker, folder: Path) -> None:
     torch.save(_gradient(worker, folder), folder / f"{worker.rank}.pt")
 
 
+@pytest.mark.slow  # starts a second process; tests/test_pretrain.py has its like
 def test_two_workers_have_the_gradient_of_one(tmp_path: Path) -> None:
     build_tokenizer(tmp_path)
     with workers(2, _write_gradient, tmp_path) as worker:

@@ -155,7 +155,10 @@ def test_shapes_are_trained_and_tested_on_other_scenes(name: str) -> None:
 
     parts = [pictures(part, seed) for seed in (0, 1) for part in ("train", "test")]
     assert len(set.union(*parts)) == sum(map(len, parts))
-    assert len(list(open_dataset(name, Path(), "train", 0))) == SCENES
+
+
+def test_without_a_limit_shapes_are_a_thousand(undrawn: None) -> None:
+    assert len(list(open_dataset("shapes-vqa", Path(), "train", 0))) == SCENES == 1000
 
 
 def test_a_table_may_lie_elsewhere(root: Path) -> None:

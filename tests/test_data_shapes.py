@@ -19,9 +19,9 @@ from dsd_trt.train.shapes.render import Drawing, draw
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.twins import draw_twins
 
-COUNT = 720
 RELATIONS = ("left of", "right of", "above", "below", "inside", "in front of")
 FORMS = [shapes_comvg, shapes_refcocog, shapes_vqa]
+few_and_many = pytest.mark.parametrize("count", [180, pytest.param(720, marks=pytest.mark.slow)])
 
 Form = Callable[[int, int], Iterator[Question]]
 Drawn = dict[bytes, tuple[Scene, Drawing]]
@@ -57,9 +57,10 @@ def nouns(claims: Claims) -> list[tuple[str, str]]:
     return [(colour, shape) for _, colour, shape in claims.things]
 
 
-def test_the_right_picture_of_two_bears_out_the_caption(drawn: Drawn) -> None:
+@few_and_many
+def test_the_right_picture_of_two_bears_out_the_caption(drawn: Drawn, count: int) -> None:
     untrue, still_true, kinds = 0, Counter[str](), Counter[str]()
-    for question in shapes_comvg(COUNT, 0):
+    for question in shapes_comvg(count, 0):
         kinds[question.kind] += 1
         right, wrong = (pictured(question, i, drawn) for i in (question.right, 1 - question.right))
         assert right.claims == wrong.claims
@@ -67,15 +68,16 @@ def test_the_right_picture_of_two_bears_out_the_caption(drawn: Drawn) -> None:
         assert question.kind in ("subject", "object", f"predicate: {right.claims.relation}")
         untrue += not borne_out(right.claims, right)
         still_true[question.kind] += borne_out(wrong.claims, wrong)
-    assert kinds["subject"] == kinds["object"] == COUNT / 3
-    assert all(kinds[f"predicate: {relation}"] == COUNT / 18 for relation in RELATIONS)
-    assert untrue <= 0.02 * COUNT  # as for all drawings
+    assert kinds["subject"] == kinds["object"] == count / 3
+    assert all(kinds[f"predicate: {relation}"] == count / 18 for relation in RELATIONS)
+    assert untrue <= 0.02 * count  # as for all drawings
     # Things side by side may touch, which from the pixels is told apart from neither.
-    assert still_true.total() == still_true["predicate: in front of"] <= 0.2 * COUNT / 18
+    assert still_true.total() == still_true["predicate: in front of"] <= 0.2 * count / 18
 
 
-def test_the_wrong_picture_differs_in_what_the_kind_says(drawn: Drawn) -> None:
-    for question in shapes_comvg(COUNT, 1):
+@few_and_many
+def test_the_wrong_picture_differs_in_what_the_kind_says(drawn: Drawn, count: int) -> None:
+    for question in shapes_comvg(count, 1):
         right, wrong = (
             pictured(question, i, drawn).scene for i in (question.right, 1 - question.right)
         )
@@ -107,9 +109,10 @@ def test_one_text_of_ten_is_true_of_the_picture(drawn: Drawn) -> None:
     assert untrue <= 4
 
 
-def test_the_right_answer_is_true_of_the_picture(drawn: Drawn) -> None:
+@few_and_many
+def test_the_right_answer_is_true_of_the_picture(drawn: Drawn, count: int) -> None:
     asked = Counter[str]()
-    for question in shapes_vqa(COUNT, 0):
+    for question in shapes_vqa(count, 0):
         scene, drawing = drawn[pixels(question, 0).tobytes()]
         assert drawing.masks.sum(axis=(1, 2)).min() >= 8  # all that is asked about shows
         present = [(thing.colour, thing.shape) for thing in scene.things]
@@ -139,8 +142,8 @@ def test_the_right_answer_is_true_of_the_picture(drawn: Drawn) -> None:
         assert question.kind == kind
         assert set(answers) == expected
         assert len(answers) == len(expected)
-    assert asked["colour"] == asked["shape"] == asked["number"] == COUNT / 4
-    assert min(asked["yes"], asked["no"]) > 0.35 * COUNT / 4
+    assert asked["colour"] == asked["shape"] == asked["number"] == count / 4
+    assert min(asked["yes"], asked["no"]) > 0.35 * count / 4
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -172,7 +175,7 @@ def test_pictures_are_bytes_of_one_size(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_right_candidate_stands_anywhere(form: Form) -> None:
+def test_the_right_candidate_stands_anywhere(form: Form, undrawn: None) -> None:
     by_size: dict[int, Counter[int]] = {}
     for question in form(400, 9):
         by_size.setdefault(len(question.candidates), Counter())[question.right] += 1
