@@ -13,9 +13,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from dsd_trt.errors import BundleError, InputError
+from dsd_trt.external_data import external_files
 from dsd_trt.files import is_unfinished, write_whole
 from dsd_trt.hub import Repository, fetch_bundle, holds_bundle
 from dsd_trt.lfs import POINTER, is_pointer_file
@@ -74,6 +75,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Write `bundle.json`, whole or not at all; as `write_bundle`, `files` being known already."""
     check_manifest(manifest)
     _check_named_files(manifest)
+    _check_weights(folder, manifest)
     write_whole(folder / MANIFEST_NAME, manifest.to_json())
     return Bundle(folder, manifest)
 
@@ -102,6 +104,7 @@ def read_bundle(folder: Path) -> Bundle:
         manifest = Manifest.from_json(text)
         _check_named_files(manifest)
         verify_files(folder, manifest)
+        _check_weights(folder, manifest)
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None
     return Bundle(folder, manifest)
@@ -214,6 +217,32 @@ def _check_named_files(manifest: Manifest) -> None:
     if (adapter := manifest.adapter) is not None:
         size, needed = manifest.files[adapter.file].size, 4 * adapter.numbers
         require(size == needed, "adapter.tensors", f"are {needed} bytes, the file has {size}")
+
+
+def _check_weights(folder: Path, manifest: Manifest) -> None:
+    """Refuse graphs that take weights from a file that `bundle.json` does not vouch for."""
+    for name, graph in manifest.graphs.items():
+        where = f"graphs.{name}.file"
+        # Engines go by the ending: of other formats they read files that nobody looked for.
+        require(graph.file.endswith(".onnx"), where, f"names {graph.file!r}, which is no .onnx")
+        try:
+            locations = external_files((folder / graph.file).read_bytes())
+        except OSError as error:
+            raise BundleError(f"file {graph.file!r} cannot be read: {error.strerror}") from None
+        except ValueError:
+            continue  # no engine takes for a graph what is no ONNX
+        for location in sorted(locations):
+            file = (PurePosixPath(graph.file).parent / location).as_posix()
+            require(
+                # Letter by letter: "./weights.data" would be another name for what was verified,
+                # and of some names ONNX Runtime reads an address in memory.
+                file in manifest.weight_files
+                and location == PurePosixPath(location).as_posix()
+                and "*" not in location,
+                where,
+                f"takes weights from {location!r}, which is not among the bundle's files of "
+                "weights. Export again: dsd-trt export --out BUNDLE",
+            )
 
 
 def require_inside(folder: Path, name: str, snapshot: Snapshot | None) -> None:

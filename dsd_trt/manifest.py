@@ -225,6 +225,16 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Files that graphs may take weights from, in order: those that serve nothing else."""
+        serving = {graph.file for graph in self.graphs.values()} | {self.tokenizer.file}
+        if self.adapter is not None:
+            serving.add(self.adapter.file)
+        return tuple(
+            sorted(it for it in self.files if it not in serving and not it.endswith(".md"))
+        )
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent."""
         channels, height, width = self.graphs["image_encoder"].outputs[0].shape[1:]

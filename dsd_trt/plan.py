@@ -117,11 +117,11 @@ class Plan:
 def graph_hash(manifest: Manifest, graph: str) -> str:
     """What a plan was compiled from: the sha256 of a graph's file and of its weights, hashed.
 
-    Both are in `bundle.json`, so nothing large is read.
+    Both are in `bundle.json`, so nothing large is read. A graph of a verified bundle takes weights
+    from no other files.
     """
-    file = manifest.graphs[graph].file
-    weights = sorted(name for name in manifest.files if name.endswith(".data"))
-    hashes = "".join(manifest.files[name].sha256 for name in (file, *weights))
+    files = (manifest.graphs[graph].file, *manifest.weight_files)
+    hashes = "".join(manifest.files[name].sha256 for name in files)
     return hashlib.sha256(hashes.encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ The stand-in for a model keeps the contract and nothing else:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.bundle import Bundle, file_entry, write_bundle
 from dsd_trt.contract import Graph, Precision, graph_contract
 from dsd_trt.manifest import (
+    MANIFEST_NAME,
     Calibration,
     HeadWeights,
     Manifest,
@@ -40,6 +42,7 @@ from dsd_trt.manifest import (
     TokenMask,
     TrainedFor,
 )
+from dsd_trt.schema import to_plain
 
 RESOLUTION = 8
 LENGTH = 77
@@ -137,6 +140,30 @@ def make_bundle(
     method = replace(manifest.method, trained_for=trained_for)
     mode = MatrixMode(MATRIX_CALIBRATION, 1) if matrix else None
     return write_bundle(folder, replace(manifest, method=method, matrix=mode))
+
+
+def take_weights_from(folder: Path, location: str, *, listed: bool = True) -> Path:
+    """Move the pair scorer's weights to a file beside it; `bundle.json` agrees, where wanted.
+
+    Returns:
+        The file.
+    """
+    path, manifest = folder / "pair_scorer.onnx", folder / MANIFEST_NAME
+    model, content = onnx.load(path), b""
+    for tensor in model.graph.initializer:
+        raw = numpy_helper.to_array(tensor).tobytes()
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.ClearField("raw_data")
+        for key, value in (("location", location), ("offset", len(content)), ("length", len(raw))):
+            tensor.external_data.add(key=key, value=str(value))
+        content += raw
+    (folder / location).write_bytes(content)
+    path.write_bytes(model.SerializeToString())
+    plain = json.loads(manifest.read_text("utf-8"))
+    for name in (path.name, *([location] if listed else [])):
+        plain["files"][name] = to_plain(file_entry(folder / name))
+    manifest.write_text(json.dumps(plain), "utf-8")
+    return folder / location
 
 
 def make_manifest(

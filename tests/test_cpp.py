@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import FRACTIONS
+from bundles import FRACTIONS, take_weights_from
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
 from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 from test_cpp_image import CASES, clip_tokenizer, picture
@@ -284,6 +284,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda b: edit(b / "bundle.json", lambda m: with_matrix(m, "L")),
         "'graphs.matrix_scorer.outputs' must be",
     ),
+    "unlisted weights": (
+        lambda b: take_weights_from(b, "weights.bin", listed=False),
+        "'graphs.pair_scorer.file' takes weights from 'weights.bin', which is not among",
+    ),
+    "weights by another name": (
+        lambda b: take_weights_from(b, "./weights.data"),
+        "takes weights from './weights.data'",
+    ),
+    "another ending": (
+        lambda b: edit(
+            b / "bundle.json", lambda m: m["graphs"]["pair_scorer"].update(file="tokenizer.json")
+        ),
+        "'tokenizer.json', which is no .onnx",
+    ),
     "outside": (
         lambda b: edit(
             b / "bundle.json",
@@ -292,6 +306,19 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         "lies outside",
     ),
 }
+
+
+def test_weights_beside_a_graph_are_read_where_they_are_listed(
+    cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_bundle(tmp_path, clip_tokenizer(), monkeypatch)
+    scores = []
+    for _ in range(2):
+        scorer = CppScorer(cpp_library, tmp_path)
+        scores.append(scorer.score(IMAGES[:1], ["a cat"])[0])
+        scorer.close()
+        take_weights_from(tmp_path, "weights.bin")
+    assert np.array_equal(*scores)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

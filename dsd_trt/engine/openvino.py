@@ -22,6 +22,7 @@ from dsd_trt.errors import EngineError
 
 try:
     import openvino as ov
+    from openvino.frontend import FrontEndManager
 except ImportError as error:
     raise EngineError(
         f"openvino cannot be used here ({error}). Install it with: pip install 'dsd-trt[openvino]'"
@@ -71,7 +72,10 @@ class OpenVinoGraph:
             folder = cache / f"openvino-{self._settings['INFERENCE_PRECISION_HINT']}"
             self._settings["CACHE_DIR"] = str(folder)
         try:
-            self.model = self._core.read_model(path)
+            # `Core.read_model` goes by content: of its own format, whatever the file's ending, it
+            # reads weights from a file beside it that no bundle vouches for.
+            onnx = FrontEndManager().load_by_framework("onnx")
+            self.model = onnx.convert(onnx.load(str(path)))
         except Exception as error:  # its exceptions have no base of their own
             raise EngineError(f"openvino refuses {path}: {error}") from error
         # Compiling may rename tensors, but keeps their order.

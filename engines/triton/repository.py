@@ -196,8 +196,7 @@ def _copies(bundle: Bundle, name: str, fitting: Sequence[Plan]) -> dict[str, Pat
     """What a graph's model is given, by the name it has there: its plans, or graph and weights."""
     if fitting:
         return {_plan_name(gpu): plan.path for gpu, plan in _by_gpu(fitting)}
-    files = bundle.manifest.files
-    wanted = [bundle.manifest.graphs[name].file, *(it for it in files if it.endswith(".data"))]
+    wanted = (bundle.manifest.graphs[name].file, *bundle.manifest.weight_files)
     return {file: bundle.path(file) for file in wanted}
 
 

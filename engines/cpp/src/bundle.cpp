@@ -8,6 +8,7 @@
 #include <optional>
 #include <set>
 
+#include "external_data.hpp"
 #include "fields.hpp"
 #include "sha256.hpp"
 
@@ -157,26 +158,66 @@ std::vector<Tensor> read_tensors(const Json &list, const std::string &where) {
     return tensors;
 }
 
+// Files that graphs may take weights from: those that serve nothing else.
+std::vector<std::string> weight_files(const Json &manifest, const Hashes &files) {
+    std::set<std::string> serving;
+    const auto note = [&](const Json &user) {
+        if (user.is_object() && user.contains("file") && user["file"].is_string()) {
+            serving.insert(user["file"].get<std::string>());
+        }
+    };
+    for (const Json &graph : manifest["graphs"]) note(graph);
+    note(manifest["tokenizer"]);
+    note(manifest["adapter"]);
+    std::vector<std::string> names;
+    for (const auto &[name, content] : files) {
+        if (!serving.count(name) && fs::path(name).extension() != ".md") names.push_back(name);
+    }
+    return names;
+}
+
+// Refuses a graph that takes weights from a file that bundle.json does not vouch for.
+void check_weights(const fs::path &folder, const std::string &file, const std::string &where,
+                   const std::vector<std::string> &weights) {
+    require(fs::path(file).extension() == ".onnx", where, "names '" + file + "', which is no .onnx");
+    std::ifstream stream(folder / file, std::ios::binary);
+    const std::string model{std::istreambuf_iterator<char>(stream), {}};
+    std::set<std::string> locations;
+    try {
+        locations = external_files(model);
+    } catch (const Error &) {
+        return;  // no engine takes for a graph what is no ONNX
+    }
+    for (const std::string &location : locations) {
+        const fs::path beside = fs::path(file).parent_path() / location;
+        // Of some names ONNX Runtime reads an address in memory.
+        const bool plain = fs::path(location).lexically_normal() == location &&
+                           location.find('*') == location.npos;
+        const bool listed = std::count(weights.begin(), weights.end(), beside.generic_string());
+        require(plain && listed, where,
+                "takes weights from '" + location +
+                    "', which is not among the bundle's files of weights; export the bundle again");
+    }
+}
+
 // A graph's file and the weights of all graphs, in the order in which `dsd-trt build` hashes them.
-std::string graph_hash(const std::string &file, const Hashes &files) {
+std::string graph_hash(const std::string &file, const Hashes &files,
+                       const std::vector<std::string> &weights) {
     Sha256 hash;
     hash.add(files.at(file));
-    for (const auto &[name, content] : files) {
-        if (fs::path(name).extension() == ".data") hash.add(content);
-    }
+    for (const std::string &name : weights) hash.add(files.at(name));
     return hash.hex();
 }
 
 GraphFile read_graph(Fields &graphs, const std::string &name, const fs::path &folder,
-                     const Hashes &files) {
+                     const Hashes &files, const std::vector<std::string> &weights) {
     Fields fields = graphs.object(name);
     const std::string file = fields.text("file");
     require_listed(files, fields.at("file"), file);
-    std::vector<fs::path> weights;
-    for (const auto &[other, content] : files) {
-        if (fs::path(other).extension() == ".data") weights.push_back(folder / other);
-    }
-    GraphFile graph{name, folder / file, graph_hash(file, files), std::move(weights),
+    check_weights(folder, file, fields.at("file"), weights);
+    std::vector<fs::path> paths;
+    for (const std::string &other : weights) paths.push_back(folder / other);
+    GraphFile graph{name, folder / file, graph_hash(file, files, weights), std::move(paths),
                     read_tensors(fields.list("inputs"), fields.at("inputs")),
                     read_tensors(fields.list("outputs"), fields.at("outputs"))};
     fields.nothing_else();
@@ -329,14 +370,15 @@ void read_calibration(Fields calibration, double &a, double &b) {
 
 // What the Python runtime's matrix mode needs is verified as all else, and not used here.
 std::optional<GraphFile> read_matrix(const Json &matrix, Fields &graphs, const fs::path &folder,
-                                     const Hashes &files) {
+                                     const Hashes &files,
+                                     const std::vector<std::string> &weights) {
     if (matrix.is_null()) return std::nullopt;
     Fields fields(matrix, "matrix");
     double a, b;
     read_calibration(fields.object("calibration"), a, b);
     fields.integer("query_pool", 1);
     fields.nothing_else();
-    return read_graph(graphs, "matrix_scorer", folder, files);
+    return read_graph(graphs, "matrix_scorer", folder, files, weights);
 }
 
 Bundle read_manifest(const Json &json, const fs::path &folder) {
@@ -384,10 +426,11 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
 
     read_adapter(bundle, manifest["adapter"], folder, files);
     Fields graphs = manifest.object("graphs");
-    bundle.image_encoder = read_graph(graphs, "image_encoder", folder, files);
-    bundle.text_encoder = read_graph(graphs, "text_encoder", folder, files);
-    bundle.pair_scorer = read_graph(graphs, "pair_scorer", folder, files);
-    const auto matrix_scorer = read_matrix(manifest["matrix"], graphs, folder, files);
+    const std::vector<std::string> weights = weight_files(json, files);
+    bundle.image_encoder = read_graph(graphs, "image_encoder", folder, files, weights);
+    bundle.text_encoder = read_graph(graphs, "text_encoder", folder, files, weights);
+    bundle.pair_scorer = read_graph(graphs, "pair_scorer", folder, files, weights);
+    const auto matrix_scorer = read_matrix(manifest["matrix"], graphs, folder, files, weights);
     graphs.nothing_else();
     constexpr const char *kPrecisions[] = {"fp32", "fp16"};
     check_contract(bundle, matrix_scorer, manifest.choice("precision", kPrecisions) == 1);
