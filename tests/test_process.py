@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,20 +13,27 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-COMMAND = [sys.executable, "-m", "dsd_trt"]
+from dsd_trt import Bundle
+
+SCORE = [
+    *(sys.executable, "-m", "dsd_trt", "score", "*.png", "texts.txt"),
+    *("--bundle", "bundle", "--engine", "openvino"),
+]
 TEXTS = [f"a {color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "star")]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, bundle: Bundle) -> Path:
+    """Images, texts, and the stand-in model: which one scores is not the point."""
     for place in range(3):
         Image.new("RGB", (64, 64), (80 * place, 40, 90)).save(tmp_path / f"{place}.png")
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n", "utf-8")
+    (tmp_path / "bundle").symlink_to(bundle.folder)
     return tmp_path
 
 
 def score(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, "score", "*.png", "texts.txt", "--engine", "openvino", *options]
+    command = [*SCORE, *options]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
@@ -54,7 +62,7 @@ def test_a_reader_that_leaves_is_no_traceback(folder: Path) -> None:
     """As `head` does once it has seen enough."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [*COMMAND, "score", "*.png", "texts.txt", "--engine", "openvino", "-f", "csv"]
+    command = [*SCORE, "-f", "csv"]
     with os.fdopen(writing, "wb") as stdout:
         done = subprocess.run(
             command, cwd=folder, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
@@ -70,7 +78,8 @@ def test_it_ends_without_unloading_openvino_alone(folder: Path, engine: str) -> 
         "import atexit, sys\n"
         "from dsd_trt.__main__ import run\n"
         "atexit.register(lambda: print('ended'))\n"
-        f"sys.argv[1:] = ['score', '0.png', 'texts.txt', '--engine', '{engine}', '-f', 'csv']\n"
+        "sys.argv[1:] = ['score', '0.png', 'texts.txt', '--bundle', 'bundle', '-f', 'csv']\n"
+        f"sys.argv[1:] += ['--engine', '{engine}']\n"
         "run()\n"
     )
     done = subprocess.run(
@@ -86,19 +95,21 @@ def test_it_ends_without_unloading_openvino_alone(folder: Path, engine: str) -> 
 
 
 def test_a_closed_output_is_no_failure(folder: Path) -> None:
-    command = f"{sys.executable} -m dsd_trt score 0.png texts.txt --engine openvino -o out.csv"
-    done = subprocess.run(["sh", "-c", f"{command} -f csv >&-"], cwd=folder, check=False)
+    command = shlex.join([*SCORE, "-o", "out.csv", "-f", "csv"]).replace("*.png", "0.png")
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], cwd=folder, check=False)
     assert done.returncode == 0
     assert len((folder / "out.csv").read_text("utf-8").splitlines()) == 7
 
 
-def test_programs_that_use_the_package_keep_openvino_whole() -> None:
+def test_programs_that_use_the_package_keep_openvino_whole(folder: Path) -> None:
     """Only the command's own process does without OpenVINO's converter."""
     program = (
         "from dsd_trt import Scorer\n"
-        "Scorer.load(engine='openvino')\n"
+        "Scorer.load('bundle', engine='openvino')\n"
         "import openvino\n"
         "openvino.convert_model\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
