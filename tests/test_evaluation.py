@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from bundles import make_bundle
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from dsd_trt import Scorer
@@ -33,6 +36,11 @@ from dsd_trt.train.evaluation.figures import (
     plot,
     to_json,
 )
+from dsd_trt.train.evaluation.reproduction import Plan, reproduce
+from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.run_key import claim
+
+ROOT = Path(__file__).parents[1]
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -141,6 +149,24 @@ def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:
     for others in ([_question(1), _question(3)], [_question(1)]):
         with pytest.raises(InputError, match="answers to other questions: delete it"):
             list(ask(others, Judge(), path))
+
+
+def test_answers_are_of_these_very_texts_and_images(tmp_path: Path) -> None:
+    path, picture = tmp_path / "answers.jsonl", tmp_path / "a.png"
+    picture.write_bytes(b"one")
+    pairs = ((picture, "a dog"), (picture, "a cat"), (picture, "a cow"))
+    question = Question("kind", pairs, 0, "source 1")
+    list(ask([question], Judge(), path))
+    judge = Judge()
+    list(ask([question], judge, path))
+    assert judge.asked == []
+    renamed = (pairs[0], (picture, "a hat"), pairs[2])
+    for other in (replace(question, candidates=renamed), replace(question, right=1)):
+        with pytest.raises(InputError, match="answers to other questions"):
+            list(ask([other], Judge(), path))
+    picture.write_bytes(b"two")
+    with pytest.raises(InputError, match="answers to other questions"):
+        list(ask([question], Judge(), path))
 
 
 def _answers(
@@ -272,6 +298,66 @@ def test_eval_command_writes_its_table_and_goes_on(exported_fp32: Exported, tmp_
     assert (tmp_path / "out" / "table.md").read_text("utf-8") == done.stdout
     again = CliRunner().invoke(cli, [*arguments, "-f", "json"])
     assert json.loads(again.stdout)["figures"] == saved["figures"]
+
+
+def test_a_folder_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
+    """Bundle, engine, mode, data and settings: one bundle never gets another's answers."""
+    first = make_bundle(tmp_path / "first", matrix=True).folder
+    other = make_bundle(tmp_path / "other", matrix=True, token_mask="words").folder
+    out = tmp_path / "out"
+
+    def run(bundle: Path, *options: str) -> Result:
+        arguments = ["eval", str(bundle), "--data", "shapes-comvg", "--out", str(out)]
+        arguments += ["--limit", "3", "--engine", "onnxruntime", *options]
+        return CliRunner().invoke(cli, arguments)
+
+    assert run(first).exit_code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for arguments, named in (
+        ((other,), "bundle"),
+        ((first, "--engine", "openvino"), "engine"),
+        ((first, "--mode", "matrix"), "mode"),
+        ((first, "--data", "shapes-vqa"), "data"),
+        ((first, "--seed", "1"), "seed"),
+        ((first, "--fraction", "0.1"), "fraction"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2, done.output
+        assert f"{out} holds another run: {named} was" in done.output
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    moved = shutil.copytree(first, tmp_path / "moved")
+    assert run(moved).exit_code == 0  # the same bundle, wherever it lies
+    assert run(first, "--limit", "6").exit_code == 0  # more of the same
+    (out / "run.json").unlink()
+    assert "does not say what it was of" in run(first).output
+    (out / "run.json").write_text("[", "utf-8")
+    assert "run.json cannot be read" in run(first).output
+
+
+def test_a_reproduction_goes_on_with_its_own_parts_alone(tmp_path: Path) -> None:
+    (tmp_path / "shapes-comvg").mkdir()
+    plan = Plan("shapes", None, None, 2, 2, FewShotSettings(steps=1))
+    claim(tmp_path, {"model": "another"}, ())
+    with pytest.raises(InputError, match="holds another run: model was another, and now is"):
+        reproduce(plan, tmp_path, lambda *told: None)
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(InputError, match="holds shapes-comvg of a run that does not say"):
+        reproduce(plan, tmp_path, lambda *told: None)
+
+
+def test_an_adapter_of_other_questions_is_not_gone_on_with(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    """The table has its name, and other texts in it."""
+    (tmp_path / "a.png").write_bytes((ROOT / "examples/images/lone-star.png").read_bytes())
+    table = tmp_path / "table.csv"
+    arguments = ["train", "--model", str(checkpoint_folder), "--data", "table.csv"]
+    arguments += ["--root", str(tmp_path), "--fraction", "1", "--steps", "1", "--batch", "1"]
+    arguments += ["--validation", "0", "--out", str(tmp_path / "out")]
+    for text, code in (("red", 0), ("red", 0), ("green", 2)):
+        table.write_text(f'image,text,negatives\na.png,a {text} star,"[""a dog""]"\n', "utf-8")
+        done = CliRunner().invoke(cli, arguments)
+        assert done.exit_code == code, done.output
 
 
 @pytest.mark.parametrize(

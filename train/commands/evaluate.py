@@ -81,6 +81,7 @@ def evaluate(
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
+    from dsd_trt.train.run_key import bundle_identity, claim, model_key
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     questions = open_dataset(data, root, "test", seed, limit, fraction)
@@ -91,6 +92,7 @@ def evaluate(
         opened = Scorer.load(scorer, engine, mode=mode)
         console.print(f"engine: {opened.engine}; {opened.mode} mode")
         score = by_scorer(opened)
+        of = bundle_identity(opened) if out else {}
     else:
         from dsd_trt.train.evaluation.by_model import by_model
         from dsd_trt.train.libraries import hush_libraries
@@ -100,8 +102,11 @@ def evaluate(
         hush_libraries()
         score = by_model(scorer, adapter, mode=None if mode == "auto" else mode)
         console.print("engine: PyTorch FP32")
+        of = model_key(scorer, adapter, mode) if out else {}
     if out:
-        out.mkdir(parents=True, exist_ok=True)
+        # More questions of the same may be asked: the limit is no part of the key.
+        key = {**of, "data": data, "fraction": fraction, "seed": seed}
+        claim(out, key, ("answers.jsonl", "figures.json"))
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=limit)

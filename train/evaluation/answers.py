@@ -18,6 +18,7 @@ from dsd_trt.results import Failure
 from dsd_trt.schema import parse_json
 from dsd_trt.train.data.left_out import Report, name_image
 from dsd_trt.train.data.question import Question
+from dsd_trt.train.run_key import question_hash
 
 _CHUNK = 32  # questions scored and kept at a time
 
@@ -79,20 +80,25 @@ def ask(
     Args:
         questions: the same ones, in the same order, whenever a run goes on.
         score: of their candidates.
-        path: JSONL file that answers are kept in. Those it holds already are not asked for again,
-            but for questions that were left out: what failed may have been mended.
+        path: JSONL file that answers are kept in, each with its question's hash; whose answers
+            they are, `claim` has to see to. Those it holds already are not asked for again, but
+            for questions that were left out: what failed may have been mended.
         progress: told how many questions are answered.
 
     Raises:
         InputError: the file holds answers to other questions.
     """
     kept = _read(path) if path else []
-    count, mended = 0, dict[int, Answer]()
+    count, mended = 0, dict[int, tuple[Answer, str]]()
     questions = iter(questions)
     while chunk := list(itertools.islice(questions, _CHUNK)):
-        answers = kept[count : count + len(chunk)]
-        for question, answer in zip(chunk, answers, strict=False):
-            if (question.kind, question.source) != (answer.kind, answer.source):
+        hashes = [question_hash(question) for question in chunk] if path else []
+        answers = [answer for answer, _ in kept[count : count + len(chunk)]]
+        known_hashes = [known for _, known in kept[count : count + len(chunk)]]
+        for i, answer in enumerate(answers):
+            same = (chunk[i].kind, chunk[i].source) == (answer.kind, answer.source)
+            # An image that could not be read may have been mended.
+            if not same or (answer.rank is not None and known_hashes[i] != hashes[i]):
                 raise _of_others(path)
         asked = [i for i in range(len(chunk)) if i >= len(answers) or answers[i].rank is None]
         known = len(answers)
@@ -100,18 +106,19 @@ def ask(
             if place >= known:
                 answers.append(answer)
             elif answers[place] != answer:
-                answers[place] = mended[count + place] = answer
+                answers[place] = answer
+                mended[count + place] = answer, hashes[place]
         if path and len(answers) > known:
             with path.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, answers[known:]))
+                file.writelines(map(_line, answers[known:], hashes[known:]))
         count += len(chunk)
         progress(count)
         yield from answers
     if count < len(kept):
         raise _of_others(path)
     if path and mended:
-        everything = [mended.get(place, answer) for place, answer in enumerate(_read(path))]
-        write_whole(path, "".join(map(_line, everything)))
+        everything = [mended.get(place, kept) for place, kept in enumerate(_read(path))]
+        write_whole(path, "".join(_line(*it) for it in everything))
 
 
 def by_scorer(scorer: Scorer) -> Score:
@@ -156,8 +163,8 @@ def _answers(questions: Sequence[Question], score: Score) -> list[Answer]:
     ]
 
 
-def _line(answer: Answer) -> str:
-    plain = asdict(answer)
+def _line(answer: Answer, question: str) -> str:
+    plain = {**asdict(answer), "question": question}
     if not answer.failures:
         del plain["failures"]
     return f"{json.dumps(plain)}\n"
@@ -167,8 +174,8 @@ def _of_others(path: Path | None) -> InputError:
     return InputError(f"{path} holds answers to other questions: delete it to start again")
 
 
-def _read(path: Path) -> list[Answer]:
-    """Answers kept before."""
+def _read(path: Path) -> list[tuple[Answer, str]]:
+    """Answers kept before, each with its question's hash."""
     try:
         return [_parse(line) for line in whole_lines(path)]
     except (AttributeError, TypeError, ValueError):
@@ -177,7 +184,8 @@ def _read(path: Path) -> list[Answer]:
         ) from None
 
 
-def _parse(line: str) -> Answer:
+def _parse(line: str) -> tuple[Answer, str]:
     plain = parse_json(line)
+    question = str(plain.pop("question", ""))
     failures = tuple(Failure(**failure) for failure in plain.pop("failures", ()))
-    return Answer(**plain, failures=failures)
+    return Answer(**plain, failures=failures), question

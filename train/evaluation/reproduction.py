@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.bundle import file_entry
 from dsd_trt.files import write_whole
 from dsd_trt.results import Failure
 from dsd_trt.schema import parse_json
@@ -33,9 +34,11 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS
+from dsd_trt.train.run_key import claim, model_identity
 
 REAL = ("comvg", "refcocog", "vqav2")
 SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")
+_LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers")
 _ABLATED = 300  # questions of the first data set
 
 
@@ -101,9 +104,10 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
         progress: told of every step.
 
     Raises:
-        InputError: nothing of a data set can be used.
+        InputError: nothing of a data set can be used, or `out` holds another reproduction.
     """
     began = time.monotonic()
+    claim(out, _key(plan), (*plan.data, "ablation"))
     tables: dict[str, dict[str, list[Figure]]] = {}
     kept, left_out = 0, LeftOut()
     for data in plan.data:
@@ -120,6 +124,27 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
     ablations = _ablate(plan, adapter, out / "ablation", progress)
     minutes = (time.monotonic() - began) / 60
     return Reproduction(_report(plan, tables, ablations, minutes, kept, left_out), left_out)
+
+
+def _key(plan: Plan) -> dict[str, Any]:
+    """All that the parts depend on; those that are done are not looked at again."""
+    checkpoint = read_checkpoint(plan.model)
+    return {
+        "model": model_identity(checkpoint),
+        "clip": plan.clip
+        and {
+            path.relative_to(plan.clip).as_posix(): file_entry(path).sha256
+            for path in sorted(plan.clip.rglob("*"))
+            if path.is_file()
+        },
+        "root": plan.root and str(plan.root.resolve()),
+        "settings": asdict(plan.settings),
+        "questions": plan.questions,
+        "examples": plan.examples,
+        "fraction": plan.fraction,
+        "seed": plan.seed,
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
 
 
 @dataclass(frozen=True)
@@ -296,6 +321,5 @@ def _report(
 
 def _machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    names = ("dsd-trt", "torch", "diffusers", "transformers")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    versions = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
     return f"{platform.machine()}, {cores} cores, {platform.system()}, {versions}"

@@ -22,6 +22,7 @@ from dsd_trt.train.fewshot.fit import Fitted, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.model import read_checkpoint
+from dsd_trt.train.run_key import model_identity, questions_hash
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -82,7 +83,15 @@ def train_adapter(
     """
     first = process_state().is_main_process  # of several processes, the one that writes
     checkpoint = read_checkpoint(model, best_device())
-    plan = {"model": dict(checkpoint.weight_hashes), **source, **asdict(settings)}
+    identity = model_identity(checkpoint)
+    plan = {
+        "model": identity["weights"],
+        "configuration": identity["configuration"],
+        **source,
+        "validation": validation,
+        "content": questions_hash(questions),  # of the questions: a name says little
+        **asdict(settings),
+    }
     _remember(out / "plan.json", plan, write=first)
     kept, learned = split(questions, validation, settings.seed)
 

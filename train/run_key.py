@@ -1,0 +1,154 @@
+"""What the results of a run depend on, so that none is taken for another run's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsd_trt import Scorer
+from dsd_trt.errors import InputError
+from dsd_trt.files import write_whole
+from dsd_trt.image import ImageSource
+from dsd_trt.schema import parse_json
+from dsd_trt.train.adapter import adapter_hash
+from dsd_trt.train.data.question import Question
+from dsd_trt.train.device import best_device
+from dsd_trt.train.model import Checkpoint, read_checkpoint
+
+RUN_NAME = "run.json"
+_SHOWN = 80  # characters of a value in a message
+
+
+def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
+    """Make a folder a run's own; a run goes on in it only if all that it depends on is the same.
+
+    Args:
+        folder: made where it is missing.
+        key: all that the run's results depend on, as JSON takes it.
+        kept: names of what the run keeps there, and would go on from.
+
+    Raises:
+        InputError: it holds something of another run; the message says what differs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, wanted = folder / RUN_NAME, json.loads(json.dumps(key))
+    advice = "Name another folder with --out, or remove that one first"
+    found = [name for name in kept if (folder / name).exists()]
+    if not found:
+        write_whole(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds {found[0]} of a run that does not say what it was of. {advice}"
+        )
+    try:
+        before = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}. {advice}") from None
+    if before != wanted:
+        raise InputError(f"{folder} holds another run{_difference(before, wanted)}. {advice}")
+
+
+def bundle_identity(scorer: Scorer) -> dict[str, Any]:
+    """All that a bundle's scores depend on, beside images and texts."""
+    return {
+        "bundle": hashlib.sha256(scorer.manifest.to_json().encode()).hexdigest(),
+        "engine": str(scorer.engine),
+        "mode": scorer.mode,
+        "dsd_trt": version("dsd-trt"),
+    }
+
+
+def model_key(model: str, adapter: Path | None, mode: str) -> dict[str, Any]:
+    """All that a PyTorch model's scores depend on, beside images and texts."""
+    return {
+        "model": model_identity(read_checkpoint(model)),
+        "adapter": adapter and adapter_identity(adapter),
+        "engine": f"PyTorch {version('torch')} on {best_device()}",
+        "mode": mode,
+        "dsd_trt": version("dsd-trt"),
+    }
+
+
+def adapter_identity(folder: Path) -> dict[str, str]:
+    """All of an adapter: its weights, and its configuration."""
+    return {
+        "weights": adapter_hash(folder),
+        "configuration": hashlib.sha256((folder / "adapter.json").read_bytes()).hexdigest(),
+    }
+
+
+def model_identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that a diffusion model computes with: its weights, their configuration, the tokenizer."""
+    configuration = {
+        "unet": checkpoint.unet_config,
+        "vae": checkpoint.vae_config,
+        "text": checkpoint.text_configs,
+        "prediction": checkpoint.prediction,
+        "alphas_cumprod": checkpoint.alphas_cumprod.tolist(),
+        "tokenizer": checkpoint.tokenizer.backend_tokenizer.to_str(),
+    }
+    text = json.dumps(configuration, sort_keys=True, default=str)
+    return {
+        "weights": dict(checkpoint.weight_hashes),
+        "configuration": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def question_hash(question: Question) -> str:
+    """What is asked: kind, source, texts, images by their content, and which is right."""
+    digest, images = hashlib.sha256(), dict[int, bytes]()
+    texts = [text for _, text in question.candidates]
+    plain = [question.kind, question.source, question.right, texts]
+    digest.update(json.dumps(plain).encode())
+    for image, _ in question.candidates:
+        if id(image) not in images:
+            images[id(image)] = _content_hash(image)
+        digest.update(images[id(image)])
+    return digest.hexdigest()
+
+
+def questions_hash(questions: Iterable[Question]) -> str:
+    """Of all of them, in their order."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(question_hash(question).encode())
+    return digest.hexdigest()
+
+
+def _content_hash(image: ImageSource) -> bytes:
+    """Of a file, its bytes; one that cannot be read is like any other of these."""
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            content = Path(image).read_bytes()
+        except (OSError, ValueError):
+            content = b""
+    elif isinstance(image, bytes):
+        content = image
+    else:
+        pixels = np.asarray(image)
+        content = f"{pixels.shape} {pixels.dtype} ".encode() + pixels.tobytes()
+    return hashlib.sha256(content).digest()
+
+
+def _difference(before: Any, wanted: Mapping[str, Any]) -> str:
+    """Of what, as the end of a sentence."""
+    if not isinstance(before, dict):
+        return ""
+    for name in (*wanted, *before):
+        if before.get(name) != wanted.get(name):
+            old, new = (_shown(it.get(name)) for it in (before, wanted))
+            return f": {name} was {old}, and now is {new}"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
