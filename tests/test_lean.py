@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from dsd_trt import Bundle
 from dsd_trt.cli import SUBCOMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -116,12 +117,16 @@ def score_script(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_scores_where_the_training_stack_cannot_be_imported(
-    engine: str, picture: Path, score_script: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("engine", "other"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
+)
+def test_scores_with_one_engine_where_the_training_stack_cannot_be_imported(
+    engine: str, other: str, picture: Path, score_script: Path, tmp_path: Path
 ) -> None:
-    lean = _run(tmp_path, score_script, str(picture), engine, absent=TRAINING)
+    lean = _run(tmp_path, score_script, str(picture), engine, absent=TRAINING | {other})
     assert lean.exit_code == 0, lean.stderr
+    assert engine in lean.loaded
+    assert other not in lean.loaded
     scores = np.array(json.loads(lean.stdout))
     assert scores.shape == (1, 2)
     assert np.isfinite(scores).all()
@@ -131,18 +136,6 @@ def test_scores_where_the_training_stack_cannot_be_imported(
     assert full.exit_code == 0, full.stderr
     assert not full.loaded & (TRAINING | INDEX)
     np.testing.assert_allclose(np.array(json.loads(full.stdout)), scores, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("engine", "other"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")]
-)
-def test_one_engine_is_enough(
-    engine: str, other: str, picture: Path, score_script: Path, tmp_path: Path
-) -> None:
-    run = _run(tmp_path, score_script, str(picture), engine, absent=TRAINING | {other})
-    assert run.exit_code == 0, run.stderr
-    assert engine in run.loaded
-    assert other not in run.loaded
 
 
 def test_without_an_engine_names_the_extra(
@@ -169,25 +162,20 @@ def test_the_command_scores_where_the_training_stack_cannot_be_imported(
     assert {row["text"] for row in rows} == {"a red circle", "a blue square"}
 
 
-@pytest.mark.parametrize("package", sorted(INDEX))
 def test_an_index_names_its_extra(
-    package: str, picture: Path, command_line: Path, tmp_path: Path
+    picture: Path, command_line: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     (tmp_path / "texts.txt").write_text("a red circle\n")
-    absent = frozenset({package})
-    run = _run(tmp_path, command_line, "index", str(picture), "out", absent=absent)
-    assert run.exit_code == 4
-    assert "pip install 'dsd-trt[index]'" in run.stderr
-    assert not (tmp_path / "out").exists()
-    run = _run(tmp_path, command_line, "index", str(picture), "out", absent=TRAINING)
-    assert run.exit_code == 0, run.stderr
-    assert not run.loaded & TRAINING
-    run = _run(tmp_path, command_line, "score", "out", "texts.txt", absent=absent)
-    assert run.exit_code == 4
-    assert "pip install 'dsd-trt[index]'" in run.stderr
-    run = _run(tmp_path, command_line, "score", "out", "texts.txt", absent=TRAINING)
-    assert run.exit_code == 0, run.stderr
-    assert not run.loaded & TRAINING
+    for command in (("index", str(picture), "out"), ("score", "out", "texts.txt")):
+        arguments = (*command, "--bundle", str(bundle.folder))
+        for package in sorted(INDEX):
+            run = _run(tmp_path, command_line, *arguments, absent=frozenset({package}))
+            assert run.exit_code == 4
+            assert "pip install 'dsd-trt[index]'" in run.stderr
+            assert (tmp_path / "out").exists() == (command[0] == "score")
+        run = _run(tmp_path, command_line, *arguments, absent=TRAINING)
+        assert run.exit_code == 0, run.stderr
+        assert not run.loaded & TRAINING
 
 
 HEAVY = {
