@@ -27,6 +27,7 @@ from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "images"
+FEW = 3  # pairs, each image against every text
 OTHER_TEXTS = ["a dog on a beach", "Ein Pferd — 馬 🐎", "circle " * 90]  # the last is cut
 
 
@@ -44,8 +45,8 @@ def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
     build = partial(build_scoring_unet, checkpoint, Adapter.load(folder))
     method = Scorer.load(engine="onnxruntime").manifest.method
     reference = Reference(checkpoint, build, method)
-    pixels = np.stack([preprocess(image, checkpoint.resolution) for image, _ in pairs[:6]])
-    ids, mask = reference.tokenize([*(text for _, text in pairs[:6]), *OTHER_TEXTS])
+    pixels = np.stack([preprocess(image, checkpoint.resolution) for image, _ in pairs[:FEW]])
+    ids, mask = reference.tokenize([*(text for _, text in pairs[:FEW]), *OTHER_TEXTS])
     return reference.score(reference.encode_images(pixels), reference.encode_texts(ids), mask)
 
 
@@ -53,8 +54,8 @@ def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
 def test_it_scores_as_the_pytorch_model_does(
     engine: str, tolerance: float, pairs: list[tuple[Path, str]], expected: NDArray[np.float32]
 ) -> None:
-    texts = [*(text for _, text in pairs[:6]), *OTHER_TEXTS]
-    scores = Scorer.load(engine=engine).score([image for image, _ in pairs[:6]], texts).scores
+    texts = [*(text for _, text in pairs[:FEW]), *OTHER_TEXTS]
+    scores = Scorer.load(engine=engine).score([image for image, _ in pairs[:FEW]], texts).scores
     assert expected.std() > 1e-3  # or agreement would mean nothing
     assert np.abs(scores - expected).max() < tolerance
 
@@ -104,12 +105,13 @@ def test_card_says_what_the_model_is_and_how_to_make_it() -> None:
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not on this machine")
 def test_photographs_can_be_scored_though_it_knows_none() -> None:
     paths = sorted(PHOTOGRAPHS.iterdir())
-    matrix = Scorer.load().score(paths, ["a dog", "a horse"])
+    scorer = Scorer.load()
+    matrix = scorer.score(paths, ["a dog", "a horse"])
     assert matrix.scores.shape == (len(paths), 2)
     assert matrix.errors == ()
     assert np.isfinite(matrix.scores).all()
     for path, row in zip(paths, matrix.scores, strict=True):
         with Image.open(path) as image:
             pixels: NDArray[Any] = np.asarray(image)
-        again = Scorer.load().score([pixels], ["a dog", "a horse"]).scores
+        again = scorer.score([pixels], ["a dog", "a horse"]).scores
         assert np.abs(again - row).max() < 1e-6

@@ -97,6 +97,10 @@ def test_score_matrix_shades_by_probability_and_frames_what_belongs() -> None:
     assert thumbnails == [[255, 0, 0], [0, 0, 255]]
 
 
+# How far the engines agree is the matter of tests/test_embedded.py.
+@pytest.mark.parametrize(
+    "engine", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.slow)]
+)
 def test_embedded_model_puts_the_right_text_on_top(engine: str) -> None:
     pairs = read_pairs(EXAMPLES / "pairs.csv")
     texts = read_texts(str(EXAMPLES / "texts.txt"))

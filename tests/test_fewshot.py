@@ -375,7 +375,7 @@ class KillError(Exception):
     """What stands in for a kill."""
 
 
-@pytest.mark.parametrize("dies_at", [3, 6])
+@pytest.mark.parametrize("dies_at", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_killed_and_resumed_training_gives_the_same_adapter(
     checkpoint: Checkpoint, examples: Examples, tmp_path: Path, dies_at: int
 ) -> None:

@@ -71,13 +71,14 @@ def _write_table(path: Path, names: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tables: bad images between good ones, and bad ones alone."""
+    """Tables: bad images between good ones, either alone, and bad ones with a few good ones."""
     folder = tmp_path_factory.mktemp("data")
     _write_images(folder)
     mixed = [name for pair in zip(BAD, GOOD, strict=False) for name in pair] + GOOD[len(BAD) :]
     _write_table(folder / "mixed.jsonl", mixed)
     _write_table(folder / "good.jsonl", GOOD)
     _write_table(folder / "bad.jsonl", list(BAD))
+    _write_table(folder / "few.jsonl", [*BAD, *GOOD[:3]])
     return folder
 
 
@@ -231,7 +232,7 @@ def test_reproduce_names_them_once_and_again_when_it_goes_on(
     root: Path, model: Path, tmp_path: Path
 ) -> None:
     settings = FewShotSettings(steps=1, questions=2, levels=(0.4,))
-    plan = TablePlan(str(model), None, root, None, None, settings, table=root / "mixed.jsonl")
+    plan = TablePlan(str(model), None, root, None, None, settings, table=root / "few.jsonl")
     for done_before in (False, True):
         done = reproduce(plan, tmp_path, lambda *_: None)
         assert {Path(str(it.image)).name for it in done.left_out.failures} == BAD.keys()
