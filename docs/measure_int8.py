@@ -12,6 +12,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import dsd_trt  # noqa: F401  # before OpenVINO: it turns its telemetry off
+
+# isort: split
 import nncf
 import numpy as np
 import openvino as ov

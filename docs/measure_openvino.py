@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dsd_trt  # noqa: F401  # before OpenVINO: it turns its telemetry off
+
+# isort: split
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray

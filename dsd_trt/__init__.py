@@ -15,6 +15,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dsd_trt import telemetry
+
+telemetry.turn_off()
+
 if TYPE_CHECKING:
     from dsd_trt.bundle import Bundle, read_bundle, write_bundle
     from dsd_trt.engine import Engine, EngineDescription

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "dsd/error.hpp"
@@ -10,6 +11,15 @@
 
 namespace dsd {
 namespace {
+
+// ONNX Runtime 1.32 reports to its maker unless this variable is set when its first environment is
+// made. It is set as this library is loaded: by then few programs have threads that could be
+// reading the environment. A value the user has set stays.
+[[maybe_unused]] const int kTelemetryOff = [] {
+    constexpr char kVariable[] = "ORT_DISABLE_TELEMETRY";
+    const char *value = std::getenv(kVariable);
+    return value && *value ? 0 : setenv(kVariable, "1", 1);
+}();
 
 ONNXTensorElementDataType onnx_type(ElementType type) {
     constexpr ONNXTensorElementDataType kTypes[] = {

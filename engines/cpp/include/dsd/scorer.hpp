@@ -4,7 +4,9 @@
 //     const dsd::Matrix matrix = scorer.score({dsd::Image::file("photo.jpg")}, {"a red circle"});
 //
 // Everything that fails throws dsd::Error, but for images that cannot be decoded: each costs its
-// own row alone. A Scorer may be used by several threads at once.
+// own row alone. A Scorer may be used by several threads at once. Loading the library sets
+// ORT_DISABLE_TELEMETRY=1, unless the environment has a value for it: ONNX Runtime 1.32 reports to
+// its maker otherwise.
 #pragma once
 
 #include <cstddef>

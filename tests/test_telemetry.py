@@ -1,0 +1,189 @@
+"""Nothing leaves the machine, and nothing is written for it, that nobody asked for.
+
+Commands run in a network of their own (see `own_network`), as on a user's machine: with an empty
+home folder, and without the variables of CI, where libraries report less.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from bundles import make_bundle
+from fake_hub import FakeHub, files_of, serve
+from own_network import Ended, Running, own_network, run
+
+from dsd_trt.telemetry import VARIABLES
+
+__all__ = ["own_network"]
+
+ROOT = Path(__file__).parents[1]
+IMAGES, TEXTS = ROOT / "examples" / "images", ROOT / "examples" / "texts.txt"
+# What is remembered for the next run, and by whom.
+REMEMBERED = (".cache/dsd-trt/", ".cache/matplotlib/", ".config/matplotlib/")
+
+LEAVES = """
+import os, socket
+try:
+    socket.getaddrinfo("some.example.org", 443)
+except OSError:
+    pass
+for family, address in (socket.AF_INET, "198.51.100.7"), (socket.AF_INET6, "2001:db8::7"):
+    with socket.socket(family) as outward:
+        try:
+            outward.connect((address, 443))
+        except OSError:
+            pass
+own = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(own.getsockname()).sendall(b"to itself")
+open(os.path.expanduser("~/traces"), "w").close()
+"""
+
+SCORE = """
+import sys, time
+from dsd_trt import Scorer
+engine, image, seconds = sys.argv[1:]
+with_it = Scorer.load(engine=engine)
+until = time.monotonic() + float(seconds)
+while True:
+    with_it.score([image], ["a red circle", "a blue square"])
+    if time.monotonic() > until:
+        break
+"""
+
+# The command line, in a process that stays as long as its libraries take to report.
+STAY = """
+import atexit, sys, time
+from dsd_trt.__main__ import run
+import os
+seconds = float(sys.argv.pop(1))
+os._exit = lambda code: sys.exit(code)  # else OpenVINO's process ends before
+atexit.register(time.sleep, seconds)
+run()
+"""
+
+
+def python(program: str, *arguments: str | Path) -> list[str | Path]:
+    return [sys.executable, "-c", program, *arguments]
+
+
+def command(*arguments: str | Path) -> list[str | Path]:
+    return [sys.executable, "-m", "dsd_trt", *arguments]
+
+
+def leaves_nothing(ended: Ended, code: int = 0) -> bool:
+    assert ended.code == code, ended.output
+    assert not ended.asked
+    assert not [it for it in ended.files if not it.startswith(REMEMBERED)]
+    return True
+
+
+def wrote_identifier(ended: Ended) -> bool:
+    assert ended.code == 0, ended.output
+    return any(it.endswith("onnxruntime/deviceid") for it in ended.files)
+
+
+@pytest.fixture(scope="module")
+def reporting_onnxruntime(own_network: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where the library itself reports nothing, as before 1.32."""
+    if not wrote_identifier(run(python("import onnxruntime"), tmp_path_factory.mktemp("o") / "x")):
+        pytest.skip(f"onnxruntime {metadata.version('onnxruntime')} reports nothing here")
+
+
+@pytest.fixture(scope="module")
+def reporting_openvino(own_network: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where the library itself reports nothing."""
+    ended = run(python("import openvino"), tmp_path_factory.mktemp("o") / "x")
+    if not ended.asked:
+        pytest.skip(f"openvino {metadata.version('openvino')} reports nothing here")
+
+
+def test_sees_what_leaves_a_machine(own_network: None, tmp_path: Path) -> None:
+    ended = run(python(LEAVES), tmp_path / "x")
+    assert ended.code == 0, ended.output
+    assert ended.asked[:2] == ("some.example.org", "198.51.100.7")
+    assert set(ended.asked[2:]) <= {"2001:db8::7"}  # where the kernel has IPv6
+    assert ended.files == ("traces",)
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+@pytest.mark.parametrize(("value", "kept"), [(None, "1"), ("", "1"), ("0", "0"), ("yes", "yes")])
+def test_the_users_value_stays(name: str, value: str | None, kept: str) -> None:
+    environment = {it: text for it, text in os.environ.items() if it != name}
+    if value is not None:
+        environment[name] = value
+    program = f"import dsd_trt, os; print(os.environ[{name!r}])"
+    done = subprocess.run(python(program), env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{kept}\n", done.stderr
+
+
+def test_a_library_leaves_nothing(own_network: None, engine: str, tmp_path: Path) -> None:
+    ended = run(python(SCORE, engine, IMAGES / "lone-star.png", "1"), tmp_path / "x")
+    assert leaves_nothing(ended)
+
+
+def test_a_command_leaves_nothing(own_network: None, engine: str, tmp_path: Path) -> None:
+    ended = run(
+        command("score", IMAGES / "lone-star.png", TEXTS, "--engine", engine), tmp_path / "x"
+    )
+    assert leaves_nothing(ended)
+
+
+def test_onnxruntime_reports_to_those_who_let_it(
+    reporting_onnxruntime: None, tmp_path: Path
+) -> None:
+    """And a test that sees nothing sees something where there is something."""
+    score = command("score", IMAGES / "lone-star.png", TEXTS, "--engine", "onnxruntime")
+    assert wrote_identifier(run(score, tmp_path / "x", {"ORT_DISABLE_TELEMETRY": "0"}))
+
+
+def test_openvino_reports_to_those_who_let_it(reporting_openvino: None, tmp_path: Path) -> None:
+    program = (
+        "import pathlib\n"
+        "consent = pathlib.Path.home() / 'intel' / 'openvino_telemetry'\n"
+        "consent.parent.mkdir()\n"
+        "consent.write_text('{}')\n"
+        "import dsd_trt, openvino\n"
+    )
+    assert run(python(program.format(1)), tmp_path / "1").asked
+    assert not run(python(program.format(0)), tmp_path / "0").asked
+
+
+def test_the_hub_is_asked_for_nothing_but_the_bundle(tmp_path: Path) -> None:
+    files = files_of(make_bundle(tmp_path / "bundle").folder)
+    asked = {}
+    for value in ("", "0"):
+        with serve(FakeHub("org/name", {"0f" * 20: files}, {"main": "0f" * 20})) as hub:
+            environment = {
+                **{it: text for it, text in os.environ.items() if not it.startswith("HF_")},
+                **{"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / f"hf{value}")},
+                "HF_HUB_DISABLE_TELEMETRY": value,
+            }
+            program = "from dsd_trt import Scorer; Scorer.load('org/name')"
+            done = subprocess.run(python(program), env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        asked[value] = {path for _, path in hub.asked if not path.startswith("/org/name/resolve/")}
+    assert not asked[""]
+    if importlib.util.find_spec("huggingface_hub.utils._detect_agent"):  # since its 2
+        assert asked["0"] == {"/api/agent-harnesses"}
+
+
+@pytest.mark.slow
+def test_sees_onnxruntime_report(reporting_onnxruntime: None, tmp_path: Path) -> None:
+    score = python(SCORE, "onnxruntime", IMAGES / "lone-star.png", "30")
+    ended = run(score, tmp_path / "x", {"ORT_DISABLE_TELEMETRY": "0"})
+    assert ended.asked == ("mobile.events.data.microsoft.com",)
+
+
+@pytest.mark.slow
+def test_a_library_leaves_nothing_for_long(own_network: None, tmp_path: Path) -> None:
+    running = [
+        Running(python(SCORE, engine, IMAGES / "lone-star.png", "30"), tmp_path / engine)
+        for engine in ("onnxruntime", "openvino")
+    ]
+    assert all(leaves_nothing(it.end()) for it in running)
