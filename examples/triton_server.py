@@ -39,6 +39,8 @@ def command_line(
     shutil.copy(stub, backends / "python")
     libraries = [str(SITE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
     environment = {
+        # For backends that have ONNX Runtime of their own, which reports to its maker otherwise.
+        "ORT_DISABLE_TELEMETRY": "1",
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         # Models run in the environment of the first python3 there is.
