@@ -24,6 +24,7 @@ test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 # And the slow ones.
 test-all: test
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m slow $(PYTEST_ARGS)
+	$(TRITON)/bin/python -m pytest tests/serving -m slow
 
 # Without the instructions that only some processors have: no test may depend on them.
 test-avx2: $(DEV)/installed

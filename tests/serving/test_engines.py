@@ -97,8 +97,15 @@ def test_an_adapter_that_is_fed_on_the_lean_runtime(tmp_path: Path) -> None:
         np.testing.assert_allclose(answer["scores"][:3], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("engine", "precision"), [("python", "fp32"), ("onnxruntime", "fp16")])
-@pytest.mark.parametrize("at_once", ["whole", "in blocks"])
+@pytest.mark.parametrize(
+    ("engine", "precision", "at_once"),
+    [
+        ("python", "fp32", "in blocks"),
+        ("onnxruntime", "fp16", "whole"),
+        pytest.param("python", "fp32", "whole", marks=pytest.mark.slow),
+        pytest.param("onnxruntime", "fp16", "in blocks", marks=pytest.mark.slow),
+    ],
+)
 def test_matrix_mode(
     engine: str, precision: Any, at_once: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
