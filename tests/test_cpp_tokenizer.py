@@ -18,7 +18,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 pytest_plugins = ("cpp",)
 
 LENGTH = 3000  # of the longest text that is compared whole
-TEXTS = 100_000
+FEW, MANY = 10_000, 100_000  # texts
 CODE_POINTS = [c for c in range(1, 0x110000) if not 0xD800 <= c < 0xE000]
 
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -122,16 +122,19 @@ def differences(cpp: CppScorer, clip: Tokenizer, texts: list[str]) -> list[str]:
     ]
 
 
-def test_ids_are_those_of_tokenizers_on_nasty_texts(cpp: CppScorer, clip: Tokenizer) -> None:
-    texts = list(nasty_texts(TEXTS))
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_ids_are_those_of_tokenizers_on_nasty_texts(
+    cpp: CppScorer, clip: Tokenizer, count: int
+) -> None:
+    texts = list(nasty_texts(count))
     assert max(map(len, texts)) > 1000
     total = 0
-    for start in range(0, TEXTS, 5000):
+    for start in range(0, count, 5000):
         chunk = texts[start : start + 5000]
         wrong = differences(cpp, clip, chunk)
         assert not wrong, f"{len(wrong)} differ, such as {wrong[0]!r}"
         total += len(chunk)
-    assert total == TEXTS
+    assert total == count
 
 
 @pytest.mark.slow
