@@ -28,6 +28,7 @@ from dsd_trt.manifest import (
     require,
     stays_inside,
 )
+from dsd_trt.schema import read_text
 from dsd_trt.snapshot import Snapshot
 
 _LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
@@ -90,13 +91,13 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         if path.is_symlink():
             require_inside(folder, MANIFEST_NAME, Snapshot.around(folder))
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST_NAME}. "
             "Make one with: dsd-trt export --out BUNDLE"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from None
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None

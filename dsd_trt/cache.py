@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from dsd_trt.schema import parse_json
+from dsd_trt.schema import read_json
 
 
 def cache_folder() -> Path | None:
@@ -39,9 +39,9 @@ def recall(kind: str, key: str) -> float | None:
     if (path := _path(kind, key)) is None:
         return None
     try:
-        kept = parse_json(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         return float(kept["value"]) if kept["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None  # never measured, or damaged: measure again
 
 

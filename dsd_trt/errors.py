@@ -58,3 +58,8 @@ class ModelError(DsdError):
     """A diffusion model or an adapter cannot be read, or the two do not belong together."""
 
     exit_code = 2
+
+
+def one_line(error: object) -> str:
+    """What a library says of an error, as a part of a message of ours."""
+    return " ".join(str(error).split())[:300].rstrip(". ")

@@ -13,6 +13,7 @@ from typing import Any
 from dsd_trt.disk import require_free
 from dsd_trt.errors import BundleError, MissingExtraError
 from dsd_trt.manifest import MANIFEST_NAME, Manifest, stays_inside
+from dsd_trt.schema import read_text
 from dsd_trt.snapshot import Snapshot
 
 _NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
@@ -64,8 +65,8 @@ def fetch_bundle(repository: Repository) -> Path:
         raise BundleError(f"no folder {str(repository)!r}, and no such bundle: {error}") from None
     folder = described.parent
     try:
-        manifest = Manifest.from_json(described.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, BundleError) as error:
+        manifest = Manifest.from_json(read_text(described))
+    except (OSError, ValueError, BundleError) as error:
         raise BundleError(f"bundle {repository} on the Hugging Face Hub: {error}") from None
     if outside := [name for name in manifest.files if not stays_inside(name)]:
         raise BundleError(

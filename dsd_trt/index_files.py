@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle import file_entry
 from dsd_trt.contract import Dtype, TensorSpec
-from dsd_trt.errors import InputError, MissingExtraError
+from dsd_trt.errors import InputError, MissingExtraError, one_line
 from dsd_trt.manifest import FileEntry, Manifest, Preprocessing
 from dsd_trt.plan import graph_hash
-from dsd_trt.schema import SchemaError, from_plain, parse_json, to_plain
+from dsd_trt.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.tensor_file import read_tensor_headers
 
 SCHEMA_VERSION = 1
@@ -152,7 +152,7 @@ def read_manifest(folder: Path) -> IndexManifest:
     require_extra()
     path = folder / INDEX_NAME
     try:
-        plain = parse_json(path.read_text(encoding="utf-8"))
+        plain = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"{folder} is not an index: it has no {INDEX_NAME}. Make one with: dsd-trt index "
@@ -247,7 +247,7 @@ def _parse_table(folder: Path, path: Path, content: bytes) -> Any:
     except InputError:
         raise
     except Exception as error:  # fed with junk, the library may raise anything
-        raise _unreadable(folder, f"{path} is no table of images: {error}") from None
+        raise _unreadable(folder, f"{path} is no table of images: {one_line(error)}") from None
     for name in ("name", "file"):
         if table[name].null_count:
             raise _unreadable(folder, f"{path} has an image without its {name!r}")

@@ -14,6 +14,7 @@ from dsd_trt.errors import BundleError
 from dsd_trt.schema import SchemaError, from_plain, parse_json, to_plain
 
 SCHEMA_VERSION = 1
+_LARGEST = 2**30  # so that no size, and no product of a few, overflows where it is computed with
 MANIFEST_NAME = "bundle.json"
 
 TokenMask = Literal["words_eos", "words", "all"]
@@ -294,6 +295,9 @@ def check_manifest(manifest: Manifest) -> None:
         BundleError: names the field.
     """
     method, levels = manifest.method, manifest.method.noise_levels
+    for name, entry in manifest.files.items():
+        require(is_file_name(name), "files", f"names {name[:60]!r}, which is no file's name")
+        require(entry.size >= 0, f"files.{name}.size", "is negative")
     per_layer = len(method.score_layers)
     require(per_layer > 0, "method.score_layers", "is empty")
     require(
@@ -303,6 +307,17 @@ def check_manifest(manifest: Manifest) -> None:
         len(method.head_weights.values) == per_layer,
         "method.head_weights.values",
         "needs one list a scored layer",
+    )
+    require(
+        all(layer >= 0 for layer in method.score_layers)
+        and len(set(method.score_layers)) == per_layer,
+        "method.score_layers",
+        "must be distinct and at least 0",
+    )
+    require(
+        all(method.head_weights.values),
+        "method.head_weights.values",
+        "has a layer without heads",
     )
     require(len(levels.fractions) > 0, "method.noise_levels.fractions", "is empty")
     require(
@@ -316,14 +331,28 @@ def check_manifest(manifest: Manifest) -> None:
         "method.noise_levels.timesteps",
         "needs one timestep a level",
     )
+    _check_size(manifest.preprocessing.resolution, "preprocessing.resolution")
+    if manifest.matrix is not None:
+        _check_size(manifest.matrix.query_pool, "matrix.query_pool")
+    if manifest.adapter is not None:
+        for name, shape in manifest.adapter.tensors.items():
+            for size in shape:
+                _check_size(size, f"adapter.tensors.{name}")
     _check_ids(manifest.tokenizer)
     _check_graphs(manifest)
 
 
+def _check_size(size: int, where: str, least: int = 1) -> None:
+    require(least <= size < _LARGEST, where, f"is {size}, not from {least} to {_LARGEST - 1}")
+
+
 def _check_ids(spec: TokenizerSpec) -> None:
+    _check_size(spec.max_length, "tokenizer.max_length", 2)  # BOS and EOS
+    if spec.vocabulary is not None:
+        require(spec.vocabulary > 0, "tokenizer.vocabulary", "must be at least 1")
     for name in ("bos_id", "eos_id", "pad_id"):
         value = getattr(spec, name)
-        require(value >= 0, f"tokenizer.{name}", "is negative")
+        require(0 <= value < 2**31, f"tokenizer.{name}", f"is {value}, which is no token's id")
         if spec.vocabulary is not None:
             require(
                 value < spec.vocabulary,
@@ -335,6 +364,12 @@ def _check_ids(spec: TokenizerSpec) -> None:
 def _check_graphs(manifest: Manifest) -> None:
     for name in ("image_encoder", "text_encoder", "pair_scorer"):
         require(name in manifest.graphs, f"graphs.{name}", "is missing")
+    for name, graph in manifest.graphs.items():
+        for side in ("inputs", "outputs"):
+            for spec in getattr(graph, side):
+                for size in spec.shape:
+                    if isinstance(size, int):
+                        _check_size(size, f"graphs.{name}.{side}")
     # Sizes the contract leaves open are read where they first appear, then demanded everywhere.
     for name, rank in (("image_encoder", 4), ("text_encoder", 3)):
         outputs = manifest.graphs[name].outputs
@@ -377,6 +412,16 @@ def _signature(spec: TensorSpec) -> tuple[object, ...]:
 
 def _render(specs: tuple[TensorSpec, ...]) -> str:
     return "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file system takes a name, or a path of names."""
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:  # a surrogate, as a JSON escape can leave it
+        return False
+    longest = max(map(len, encoded.split(b"/")))
+    return bool(encoded) and b"\0" not in encoded and longest <= 255 and len(encoded) < 4096
 
 
 def stays_inside(name: str) -> bool:

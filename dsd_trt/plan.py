@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from dsd_trt.contract import Precision
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.manifest import Manifest
-from dsd_trt.schema import from_plain, parse_json, to_plain
+from dsd_trt.schema import SchemaError, from_plain, read_json, to_plain
 
 FOLDER = "engines"
 PLAN_NAME, SIDECAR_NAME = "engine.plan", "engine.json"
@@ -162,12 +162,27 @@ def plans(bundle: Path) -> Iterator[Plan]:
         if path.parent.name.startswith("."):
             continue  # unfinished
         try:
-            yield Plan(path.parent, from_plain(Sidecar, parse_json(path.read_text("utf-8"))))
+            sidecar = from_plain(Sidecar, read_json(path))
+            _check(sidecar)
         except (OSError, ValueError) as error:  # SchemaError is a ValueError
             raise EngineError(
                 f"{path} cannot be read: {error}. Remove its folder and build again: "
                 f"dsd-trt build {bundle}"
             ) from None
+        yield Plan(path.parent, sidecar)
+
+
+def _check(sidecar: Sidecar) -> None:
+    """Refuse what types alone cannot.
+
+    Raises:
+        SchemaError: names the field.
+    """
+    if not sidecar.profiles:
+        raise SchemaError("field 'profiles' is empty")
+    for number, it in enumerate(sidecar.profiles):
+        if not 1 <= it.min <= it.opt <= it.max < 2**31:
+            raise SchemaError(f"field 'profiles[{number}]' must have 1 <= min <= opt <= max")
 
 
 def find_plan(
@@ -229,13 +244,13 @@ def read_plan(plan: Plan) -> bytes:
     bundle = plan.folder.parent.parent
     again = f"Build again: dsd-trt build {bundle} --engine {plan.sidecar.library}"
     try:
-        content = plan.path.read_bytes()
+        if (found := plan.path.stat().st_size) == plan.sidecar.size:
+            content = plan.path.read_bytes()
+            found = len(content)
     except OSError as error:
         raise EngineError(f"cannot read {plan.path}: {error.strerror}. {again}") from None
-    if len(content) != plan.sidecar.size:
-        raise EngineError(
-            f"{plan.path} has {len(content)} bytes instead of {plan.sidecar.size}. {again}"
-        )
+    if found != plan.sidecar.size:
+        raise EngineError(f"{plan.path} has {found} bytes instead of {plan.sidecar.size}. {again}")
     if hashlib.sha256(content).hexdigest() != plan.sidecar.sha256:
         raise EngineError(f"{plan.path} was altered (sha256 differs). {again}")
     return content

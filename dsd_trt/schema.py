@@ -6,13 +6,17 @@ import dataclasses
 import functools
 import json
 import math
+import stat
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
 _DIGITS_64 = len(str(-(2**63)))
+MAX_BYTES = 2**28
+"""Length of a JSON file that is read; the longest there are, vocabularies, have a tenth of it."""
 MAX_DEPTH = 64
 """Levels of lists and objects in one another that are read; no file of ours has ten."""
 
@@ -87,6 +91,33 @@ def parse_json(text: str) -> Any:
     return parsed
 
 
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        ValueError: as for `read_text` and `parse_json`.
+        OSError: it cannot be read.
+    """
+    return parse_json(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """All of a UTF-8 file of at most `MAX_BYTES`.
+
+    Raises:
+        ValueError: it is longer, not UTF-8, or no regular file: a pipe could keep a reader waiting.
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it is longer than {MAX_BYTES} bytes")
+    return content.decode()
+
+
 def _walk(parsed: Any) -> Iterator[tuple[str, int, Any]]:
     """Path, depth and value of everything in parsed JSON."""
     waiting: list[tuple[str, int, Any]] = [("", 0, parsed)]
@@ -115,7 +146,7 @@ def from_plain(kind: type[T], value: Any, where: str = "") -> T:
     """
     if not isinstance(value, dict):
         raise _mismatch(where, "an object", value)
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     fields = {_key(field): field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     optional = {key for key, field in fields.items() if _is_optional(field)}
     if missing := [key for key in fields if key not in value and key not in optional]:
@@ -159,6 +190,8 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is not None and len(others := [it for it in options if it is not type(None)]) == 1:
+        return _read(others[0], value, where)  # whose complaint names a field within
     for option in options:
         try:
             return _read(option, value, where)

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dsd_trt.schema import SchemaError, from_plain, parse_json
 
@@ -56,14 +56,7 @@ def read_tensor_headers(file: BinaryIO) -> dict[str, TensorHeader]:
             name, or bytes of one that are too few, shared or nobody's; the tensor is named.
         OSError: it cannot be read.
     """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > min(size - 8, MAX_HEADER):
-        raise ValueError(f"its header of {length} bytes is longer than the file's {size}")
-    plain = parse_json(file.read(length).decode())  # UnicodeDecodeError is a ValueError
-    if not isinstance(plain, dict):
-        raise ValueError("its header is no JSON object")
+    plain, begin, size = _read_header(file)
     from_plain(_Metadata, {"entries": plain.pop("__metadata__", {})}, "__metadata__")
     found = {name: from_plain(TensorHeader, entry, name) for name, entry in plain.items()}
     found = dict(sorted(found.items(), key=lambda item: item[1].data_offsets))
@@ -77,9 +70,31 @@ def read_tensor_headers(file: BinaryIO) -> dict[str, TensorHeader]:
         if tensor.data_offsets != wanted:
             raise SchemaError(f"field '{name}.data_offsets' must be {list(wanted)}")
         end = wanted[1]
-    if 8 + length + end != size:
-        raise ValueError(f"its tensors end at {8 + length + end} of {size} bytes")
+    if begin + end != size:
+        raise ValueError(f"its tensors end at {begin + end} of {size} bytes")
     return found
+
+
+def require_unique(file: BinaryIO) -> None:
+    """Refuse a safetensors file with two tensors of one name.
+
+    Raises:
+        ValueError: names it; or the file is cut.
+    """
+    _read_header(file)
+
+
+def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+    """The header, where the data begins, and the file's size."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(size - 8, MAX_HEADER):
+        raise ValueError(f"its header of {length} bytes is longer than the file's {size}")
+    plain = parse_json(file.read(length).decode())  # UnicodeDecodeError is a ValueError
+    if not isinstance(plain, dict):
+        raise ValueError("its header is no JSON object")
+    return plain, 8 + length, size
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import BundleError, InputError
 from dsd_trt.manifest import TokenizerSpec, TokenMask
+from dsd_trt.schema import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +47,11 @@ class Tokenizer:
 
     def __init__(self, path: Path, spec: TokenizerSpec, token_mask: TokenMask) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+            text = read_text(path)
+            parse_json(text)  # the library takes the last of two tokens of one name
+            with _own_errors():
+                self._tokenizer = tokenizers.Tokenizer.from_str(text)
+        except (OSError, ValueError) as error:
             raise BundleError(f"{path} is not a tokenizer: {error}") from None
         # The sequence is laid out here, whatever the file's own settings say.
         self._tokenizer.no_truncation()
@@ -70,7 +75,11 @@ class Tokenizer:
         length = self._spec.max_length
         input_ids = np.full((len(texts), length), self._spec.pad_id, np.int32)
         mask = np.zeros((len(texts), length), np.float32)
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            with _own_errors():
+                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except ValueError as error:
+            raise BundleError(f"the bundle's tokenizer cannot read a text: {error}") from None
         for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             words = encoding.ids[: length - 2]  # room for BOS and EOS
             if len(encoding.ids) > len(words):
@@ -114,3 +123,20 @@ class Tokenizer:
         if self._token_mask == "all":
             return slice(None)
         return slice(1, end if self._token_mask == "words" else end + 1)
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Turn what the library raises into ValueError.
+
+    That is plain `Exception`, or, where its code gives up ("panics"), what is no `Exception` at
+    all and would end the whole process.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(str(error)) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the library gave up: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 from bundles import RESOLUTION, closed_form, make_bundle
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
+from dsd_trt.index_files import table_schema
 from dsd_trt.pipeline import Pipeline
 
 TEXTS = ["a red circle", "dog", "a blue square a blue dog"]
@@ -637,3 +640,102 @@ def test_a_damaged_shard_of_a_tar_is_made_again(
     assert update([tar]).encoded == 3
     assert seeds_of(Index.open(tmp_path / "out")) == list(range(8))
     check(Index.open(tmp_path / "out"), scorer)
+
+
+# Forged: hashes fit, and what they vouch for does not.
+
+
+def forge(folder: Path, **files: bytes) -> None:
+    """Give files of an index, by their stems, another content that `index.json` vouches for."""
+    manifest = json.loads((folder / "index.json").read_text())
+    for stem, content in files.items():
+        (path,) = folder.glob(f"{stem.replace('_', '-')}.*")
+        path.write_bytes(content)
+        entry = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        (manifest["table"] if stem == "images" else manifest["shards"][path.name]).update(entry)
+    (folder / "index.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [
+        {"latent": np.zeros((3, 3, 2, 2), np.float16)},
+        {"latent": np.zeros((2, 3, 2, 2), np.float32)},
+        {"latent": np.zeros((4, 3, 2, 2), np.float32)},
+        {"latent": np.zeros((3, 3, 4, 1), np.float32)},
+        {"latent": np.zeros((3, 12), np.float32)},
+        {"latents": np.zeros((3, 3, 2, 2), np.float32)},
+        {"latent": np.zeros((3, 3, 2, 2), np.float32), "more": np.zeros(1, np.float32)},
+    ],
+)
+def test_latents_of_another_shape_or_type_are_refused_before_scoring(
+    update: Callable[..., IndexUpdate], tmp_path: Path, latents: dict[str, NDArray[Any]]
+) -> None:
+    update(write_photos(tmp_path / "photos", range(3)))
+    forge(tmp_path / "out", latents_00000=save(latents))
+    with pytest.raises(InputError, match=r"latents-00000\.safetensors holds .* where index\.json"):
+        Index.open(tmp_path / "out")
+    # Which is what an index whose shard is damaged does: it encodes those images again.
+    assert update(sorted((tmp_path / "photos").iterdir())).encoded == 3
+    assert len(Index.open(tmp_path / "out")) == 3
+
+
+def test_tables_that_are_not_of_images_are_refused(
+    update: Callable[..., IndexUpdate], tmp_path: Path
+) -> None:
+    update(write_photos(tmp_path / "photos", range(2)))
+    out = tmp_path / "out"
+    table = parquet.read_table(out / "images.parquet")
+    twice = pyarrow.concat_tables([table, table])
+    nameless = table.set_column(0, table.schema[0], [pyarrow.nulls(2, pyarrow.string())])
+    raw = pyarrow.array([b"\xff", b"a"], pyarrow.binary()).view(pyarrow.string())
+    for changed, complaint in (
+        (twice, "has the image .* twice"),
+        (nameless, "an image without its 'name'"),
+        (table.set_column(0, table.schema[0], [raw]), "is no table of images"),
+        (table.drop_columns(["sha256"]), "other columns"),
+        (table.set_column(6, "row", [pyarrow.array([0, None], pyarrow.int64())]), "names row None"),
+        (table.set_column(6, "row", [pyarrow.array([0, 2], pyarrow.int64())]), "names row 2 of"),
+    ):
+        buffer = io.BytesIO()
+        parquet.write_table(changed, buffer)
+        forge(out, images=buffer.getvalue())
+        with pytest.raises(InputError, match=complaint):
+            Index.open(out)
+    # A million rows of nothing take a few hundred bytes, and memory as if they were there.
+    buffer = io.BytesIO()
+    columns = [pyarrow.nulls(10**6, field.type) for field in table_schema()]
+    parquet.write_table(pyarrow.Table.from_arrays(columns, schema=table_schema()), buffer)
+    forge(out, images=buffer.getvalue())
+    with pytest.raises(InputError, match="claims 1000000 images in"):
+        Index.open(out)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("image_encoder/latent/shape", ["I", 3, 2], "latent.shape' must be a name"),
+        ("image_encoder/latent/shape", [], "latent.shape' must be a name"),
+        ("image_encoder/latent/shape", ["I", 3, 2, 2**40], "latent.shape' must be a name"),
+        ("image_encoder/latent/dtype", "int32", "latent.dtype' is 'int32'"),
+        ("image_encoder/preprocessing/resolution", 0, "resolution' must be from 1"),
+        ("shards", {"latents-" + "9" * 5000 + ".safetensors": None}, "shards"),
+        ("shards/latents-00000.safetensors/rows", 0, "rows' must be 1 or more"),
+        ("shards/latents-00000.safetensors/rows", 10**30, "is an integer of 31 digits"),
+    ],
+)
+def test_fields_of_index_json_that_cannot_be_are_named(
+    update: Callable[..., IndexUpdate], tmp_path: Path, field: str, value: Any, complaint: str
+) -> None:
+    update(write_photos(tmp_path / "photos", range(2)))
+    path = tmp_path / "out" / "index.json"
+    plain = json.loads(path.read_text())
+    *parents, last = field.split("/")
+    at = plain
+    for key in parents:
+        at = at[key]
+    at[last] = value
+    path.write_text(json.dumps(plain))
+    with pytest.raises(InputError, match=complaint) as refused:
+        Index.open(tmp_path / "out")
+    assert len(str(refused.value)) < 600
