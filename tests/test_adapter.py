@@ -156,14 +156,14 @@ def test_images_are_resized_as_those_it_was_trained_on(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("head_mode", "x", "head_mode is 'x'; known are uniform, calibrated"),
-        ("score", "x", "score is 'x'; known are attention"),
-        ("mode", "x", "mode is 'x'; known are pair"),
-        ("resize", "x", "resize is 'x'; known are bicubic"),
-        ("a", float("nan"), "a is nan, expected is a finite number"),
-        ("matrix_b", float("inf"), "matrix_b is inf, expected is a finite number"),
-        ("denoising_weight", float("nan"), "denoising_weight is nan"),
-        ("levels", [0.2, 1.5], r"levels are \(0\.2, 1\.5\), expected are numbers between 0 and 1"),
+        ("head_mode", "x", "'head_mode' must be one of 'uniform', 'calibrated'"),
+        ("score", "x", "'score' must be one of 'attention'"),
+        ("mode", "x", "'mode' must be one of 'pair'"),
+        ("resize", "x", "'resize' must be one of 'bicubic-stretch'"),
+        ("a", float("nan"), "'a' must be a finite number"),
+        ("matrix_b", float("inf"), "'matrix_b' must be a finite number"),
+        ("denoising_weight", float("nan"), "'denoising_weight' must be a finite number"),
+        ("levels", [0.2, 1.5], "'levels' must be of numbers between 0 and 1"),
     ],
 )
 def test_a_field_that_makes_no_sense_is_named(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dsd_trt.errors import ModelError
 from dsd_trt.files import write_whole
 from dsd_trt.manifest import HeadMode, Resize, ScoreKind, TrainedFor
-from dsd_trt.schema import parse_json
+from dsd_trt.schema import SchemaError, from_plain, read_json, to_plain
+from dsd_trt.tensor_file import TensorHeader, read_tensor_headers
 from dsd_trt.train.prompts import PromptConfig
 from dsd_trt.train.scoring_unet import uniform_head_weights
 from dsd_trt.train.weights import is_finite
@@ -87,24 +88,24 @@ class Adapter:
         content = save({name: value.contiguous() for name, value in tensors.items()})
         _finish_save(folder)  # before other weights take the name
         write_whole(folder / _NEXT_WEIGHTS, content)
-        config = {
-            "format": _FORMAT,
-            "weights": hashlib.sha256(content).hexdigest(),
-            "prompts": self.prompt_config and asdict(self.prompt_config),
-            "head_mode": self.head_mode,
-            "score": self.score,
-            "denoising_weight": self.denoising_weight,
-            "a": self.a,
-            "b": self.b,
-            "mode": self.mode,
-            "matrix_a": self.matrix_a,
-            "matrix_b": self.matrix_b,
-            "levels": list(self.levels),
-            "resize": self.resize,
-            "base": dict(self.base),
-            "training": dict(self.training),
-        }
-        write_whole(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
+        config = _Config(
+            format=_FORMAT,
+            weights=hashlib.sha256(content).hexdigest(),
+            prompts=self.prompt_config,
+            head_mode=self.head_mode,
+            score=self.score,
+            denoising_weight=self.denoising_weight,
+            a=self.a,
+            b=self.b,
+            mode=self.mode,
+            matrix_a=self.matrix_a,
+            matrix_b=self.matrix_b,
+            levels=self.levels,
+            resize=self.resize,
+            base=self.base,
+            training=self.training,
+        )
+        write_whole(folder / _CONFIG, json.dumps(to_plain(config), indent=2) + "\n")
         (folder / _NEXT_WEIGHTS).replace(folder / _WEIGHTS)
 
     @classmethod
@@ -115,59 +116,37 @@ class Adapter:
             ModelError: not an adapter folder, one whose files do not belong together, or not one
                 this version reads.
         """
+        config = _read_config(folder)
+        content = _weights(folder, config)
         try:
-            config = parse_json((folder / _CONFIG).read_text(encoding="utf-8"))
-            if config["format"] != _FORMAT:
-                raise ModelError(f"{folder / _CONFIG}: format {config['format']} is not {_FORMAT}")
-            content = _weights(folder, config)
+            headers = read_tensor_headers(BytesIO(content))
+            _require_known(config, headers)
             tensors = load(content)
-            _require_whole(folder / _WEIGHTS, tensors)
+            _require_finite(tensors)
             tensors = {name: t.float() for name, t in tensors.items()}
-            heads = [name for name in tensors if name.startswith("head_weights.")]
             adapter = cls(
-                prompt_config=config["prompts"] and PromptConfig(**config["prompts"]),
+                prompt_config=config.prompts,
                 prompt_state=_under("prompts.", tensors),
-                head_mode=config["head_mode"],
-                head_weights=[tensors[f"head_weights.{i}"] for i in range(len(heads))],
-                score=config["score"],
-                denoising_weight=float(config["denoising_weight"]),
-                a=float(config["a"]),
-                b=float(config["b"]),
-                levels=tuple(config["levels"]),
-                resize=config.get("resize", "bicubic-stretch"),
-                base=config["base"],
-                training=config["training"],
-                mode=config.get("mode", "pair"),
-                matrix_a=float(config.get("matrix_a", 1.0)),
-                matrix_b=float(config.get("matrix_b", 0.0)),
+                head_mode=config.head_mode,
+                head_weights=[tensors[name] for name in _head_weights(headers)],
+                score=config.score,
+                denoising_weight=config.denoising_weight,
+                a=config.a,
+                b=config.b,
+                levels=config.levels,
+                resize=config.resize or "bicubic-stretch",
+                base=config.base,
+                training=config.training,
+                mode=config.mode or "pair",
+                matrix_a=1.0 if config.matrix_a is None else config.matrix_a,
+                matrix_b=0.0 if config.matrix_b is None else config.matrix_b,
                 merged=_under("merged.", tensors),
             )
-            adapter._require_sense()
+            if adapter.head_weights and float(torch.cat(tuple(adapter.head_weights)).sum()) <= 0:
+                raise ValueError("the head weights sum to nothing: there would be no score")
             return adapter
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"cannot read an adapter from {folder}: {error}") from error
-
-    def _require_sense(self) -> None:
-        """Refuse words that nobody knows and numbers that would score NaN.
-
-        Raises:
-            ValueError: names the field.
-        """
-        for name, known in (
-            ("head_mode", HeadMode),
-            ("score", ScoreKind),
-            ("mode", TrainedFor),
-            ("resize", Resize),
-        ):
-            if (value := getattr(self, name)) not in get_args(known):
-                raise ValueError(f"{name} is {value!r}; known are {', '.join(get_args(known))}")
-        for name in ("denoising_weight", "a", "b", "matrix_a", "matrix_b"):
-            if not math.isfinite(value := getattr(self, name)):
-                raise ValueError(f"{name} is {value}, expected is a finite number")
-        if not all(isinstance(level, (int, float)) and 0 < level < 1 for level in self.levels):
-            raise ValueError(f"levels are {self.levels}, expected are numbers between 0 and 1")
-        if self.head_weights and float(torch.cat(tuple(self.head_weights)).sum()) <= 0:
-            raise ValueError("the head weights sum to nothing: there would be no score")
+        except (ValueError, RuntimeError, SafetensorError) as error:
+            raise ModelError(f"cannot read an adapter from {folder}: {_WEIGHTS}: {error}") from None
 
     def require_base(self, weight_hashes: Mapping[str, str]) -> None:
         """Refuse to be put on a model it was not trained on.
@@ -239,20 +218,64 @@ class Adapter:
 
 
 def adapter_hash(folder: Path) -> str:
-    """sha256 of the weights that `Adapter.load` reads."""
-    config = parse_json((folder / _CONFIG).read_text(encoding="utf-8"))
-    return hashlib.sha256(_weights(folder, config)).hexdigest()
+    """sha256 of the weights that `Adapter.load` reads.
+
+    Raises:
+        ModelError: as for `Adapter.load`.
+    """
+    return hashlib.sha256(_weights(folder, _read_config(folder))).hexdigest()
 
 
-def _weights(folder: Path, config: Mapping[str, Any]) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class _Config:
+    """All of `adapter.json`; what older versions did not write is optional."""
+
+    format: int
+    weights: str | None = field(default=None, metadata={"optional": True})
+    prompts: PromptConfig | None
+    head_mode: HeadMode
+    score: ScoreKind
+    denoising_weight: float
+    a: float
+    b: float
+    mode: TrainedFor | None = field(default=None, metadata={"optional": True})
+    matrix_a: float | None = field(default=None, metadata={"optional": True})
+    matrix_b: float | None = field(default=None, metadata={"optional": True})
+    levels: tuple[float, ...]
+    resize: Resize | None = field(default=None, metadata={"optional": True})
+    base: Mapping[str, str]
+    training: Mapping[str, Any]
+
+
+def _read_config(folder: Path) -> _Config:
+    path = folder / _CONFIG
+    try:
+        plain = read_json(path)
+        found = plain.get("format") if isinstance(plain, dict) else None
+        if found != _FORMAT:
+            raise ValueError(f"{_CONFIG}: format {found!r} is not {_FORMAT}")
+        config = from_plain(_Config, plain)
+        if not all(0 < level < 1 for level in config.levels):
+            raise ValueError(f"{_CONFIG}: field 'levels' must be of numbers between 0 and 1")
+        return config
+    except SchemaError as error:
+        raise ModelError(f"cannot read an adapter from {folder}: {_CONFIG}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read an adapter from {folder}: {error}") from None
+
+
+def _weights(folder: Path, config: _Config) -> bytes:
     """The file of weights that a configuration is for; older ones do not say which that is."""
-    if "weights" not in config:
-        return (folder / _WEIGHTS).read_bytes()
-    for path in (folder / _WEIGHTS, folder / _NEXT_WEIGHTS):
-        if path.is_file():
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() == config["weights"]:
-                return content
+    try:
+        if config.weights is None:
+            return (folder / _WEIGHTS).read_bytes()
+        for path in (folder / _WEIGHTS, folder / _NEXT_WEIGHTS):
+            if path.is_file():
+                content = path.read_bytes()
+                if hashlib.sha256(content).hexdigest() == config.weights:
+                    return content
+    except OSError as error:
+        raise ModelError(f"cannot read an adapter from {folder}: {error}") from None
     raise ModelError(
         f"cannot read an adapter from {folder}: {_WEIGHTS} is missing, or not the file that "
         f"{_CONFIG} was written with (sha256 differs). Copy the adapter again, or train it again"
@@ -265,28 +288,64 @@ def _finish_save(folder: Path) -> None:
     if not unfinished.is_file():
         return
     try:
-        wanted = parse_json((folder / _CONFIG).read_text(encoding="utf-8")).get("weights")
-    except (OSError, ValueError):
+        wanted = _read_config(folder).weights
+    except ModelError:
         return  # the save was the folder's first
     if hashlib.sha256(unfinished.read_bytes()).hexdigest() == wanted:
         unfinished.replace(folder / _WEIGHTS)
 
 
-def _require_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse what no adapter holds, numbers that are not finite, and half of a change."""
-    for name, tensor in tensors.items():
+def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuse tensors that no adapter has, half of a change, and shapes that contradict each other.
+
+    Which prompts, heads and layers there must be, the model says that the adapter is put on.
+
+    Raises:
+        ValueError: names the tensor.
+    """
+    for name, tensor in headers.items():
         if not name.startswith(("prompts.", "merged.", "head_weights.")):
-            raise ModelError(f"{path} holds {name}, which is nothing of an adapter")
-        if not tensor.is_floating_point() or not is_finite(tensor):
-            raise ModelError(
-                f"{path}: {name} holds numbers that are NaN, infinite or whole: the adapter is "
-                "damaged, train it again"
-            )
+            raise ValueError(f"it holds {name}, which is nothing of an adapter")
+        if name.startswith("prompts.") and config.prompts is None:
+            raise ValueError(f"it holds {name}, and {_CONFIG} says that there are no prompts")
         if name.startswith("merged."):
             layer, _, part = name.rpartition(".")
             other = f"{layer}.{'down' if part == 'up' else 'up'}"
-            if other not in tensors:
-                raise ModelError(f"{path} holds {name} without {other}")
+            if part not in ("up", "down") or other not in headers:
+                raise ValueError(f"it holds {name} without {other}")
+            if len(tensor.shape) != 2 or not all(tensor.shape):
+                raise ValueError(f"{name} is {list(tensor.shape)}, expected is a matrix")
+            if part == "up" and headers[other].shape[:1] != tensor.shape[1:]:
+                raise ValueError(f"{name} and {other} are of different rank")
+    if config.prompts is not None and not any(name.startswith("prompts.") for name in headers):
+        raise ValueError(f"it holds no prompts, of which {_CONFIG} speaks")
+    for name in _head_weights(headers):
+        if name not in headers:
+            raise ValueError(f"it lacks {name}")
+        if len(headers[name].shape) != 1 or not headers[name].shape[0]:
+            raise ValueError(
+                f"{name} is {list(headers[name].shape)}, expected is one number a head"
+            )
+
+
+def _head_weights(headers: Mapping[str, TensorHeader]) -> list[str]:
+    """Names that the tensors of head weights must have."""
+    count = sum(name.startswith("head_weights.") for name in headers)
+    return [f"head_weights.{layer}" for layer in range(count)]
+
+
+def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse numbers that are not finite.
+
+    Raises:
+        ValueError: names the tensor.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not is_finite(tensor):
+            raise ValueError(
+                f"{name} holds numbers that are NaN, infinite or whole: the adapter is damaged, "
+                "train it again"
+            )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
 from dsd_trt.lfs import POINTER, is_pointer_file
-from dsd_trt.schema import parse_json
+from dsd_trt.schema import read_json as load_json
+from dsd_trt.tensor_file import require_unique
 
 _VARIANTS = ("", ".fp16")  # some repositories have their weights under the second name alone
 _DTYPES: Mapping[str, torch.dtype] = {
@@ -121,7 +122,7 @@ def _index(folder: Path, name: str, variant: str) -> Path:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        listed = sorted(set(parse_json(index.read_text("utf-8"))["weight_map"].values()))
+        listed = sorted(set(load_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index} is no index of shards: {error!r}") from error
     for name in listed:
@@ -161,6 +162,11 @@ def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
     found: dict[str, Stored] = {}
     for path in files:
         with open_weights(path) as file:
+            try:
+                with path.open("rb") as content:
+                    require_unique(content)
+            except ValueError as error:
+                raise ModelError(f"cannot read {path}: {error}") from None
             for name in file.keys():  # noqa: SIM118 - no mapping
                 if name in found:
                     raise ModelError(f"{name} is both in {found[name].file} and in {path}")
@@ -316,7 +322,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: there is none, or it is something else.
     """
     try:
-        found = parse_json(path.read_text("utf-8"))
+        found = load_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(found, dict):
