@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from dsd_trt.errors import InputError
 from dsd_trt.train.baselines.clip import Clip, load_clip
 from dsd_trt.train.baselines.fit import build_matcher
 from dsd_trt.train.baselines.matcher import by_matcher
@@ -213,7 +214,7 @@ def test_a_run_says_what_it_did(run: Path) -> None:
 
 
 def test_a_folder_of_other_settings_is_refused(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"other settings: choose another folder"):
+    with pytest.raises(InputError, match=r"other settings: choose another folder"):
         pretrain_tiny_clip(run, replace(SMOKE, seed=1), processes=1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
+from dsd_trt.errors import InputError
 from dsd_trt.files import whole, whole_lines
 from dsd_trt.schema import parse_json
 
@@ -21,9 +22,19 @@ class LossLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
-        for line in whole_lines(path):
-            row = parse_json(line)
-            self.rows[row.pop("step")] = row
+        try:
+            lines = whole_lines(path)
+        except ValueError as error:
+            raise InputError(f"{path} is no UTF-8 text: {error}") from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = parse_json(line)
+                step = int(row.pop("step"))
+                self.rows[step] = {str(name): float(value) for name, value in row.items()}
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise InputError(
+                    f"{path}, line {number}: no losses of a step ({error}). Delete the line"
+                ) from None
 
     def add(self, step: int, losses: dict[str, float]) -> None:
         """Append one step."""

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
+from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
 from dsd_trt.train.baselines.clip import Clip
-from dsd_trt.train.checkpoint import load_state, save_state
+from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.shapes.diffusion import build_text_encoder
 from dsd_trt.train.shapes.pretrain import TRAIN_SEED
@@ -170,7 +171,7 @@ def train_clip(
         Seconds it took, those before a restart counted.
 
     Raises:
-        ValueError: the checkpoint is of a run with other settings.
+        InputError: the checkpoint is of a run with other settings.
     """
     model = clip.model
     parameters = dict(model.named_parameters())
@@ -179,14 +180,16 @@ def train_clip(
         parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
     )
     start, before = 0, 0.0
-    if state := load_state(path):
-        if state["settings"] != asdict(settings):
-            raise ValueError(
-                f"{path} is of a run with other settings: choose another folder, or delete it"
-            )
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, start, before = state["average"], state["step"], state["seconds"]
+    with resumed(path) as state:
+        if state is not None:
+            if state["settings"] != asdict(settings):
+                raise InputError(
+                    f"{path} is of a run with other settings: choose another folder, or delete it"
+                )
+            model.load_state_dict(state["model"])
+            restore_optimizer(optimizer, state["optimizer"])
+            require_like(state["average"], parameters)
+            average, start, before = state["average"], int(state["step"]), float(state["seconds"])
     begun = time.monotonic()
     model.train()
     for step in range(start, settings.steps):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.errors import InputError
+from dsd_trt.schema import parse_json
 from dsd_trt.train.data.files import (
     DSD,
     find_coco_image,
@@ -159,7 +159,7 @@ def read_answer_counts(path: Path) -> dict[str, int]:
         InputError: it is not a JSON object of counts.
     """
     try:
-        counts = json.loads(read_text(path))
+        counts = parse_json(read_text(path))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):

@@ -15,7 +15,7 @@ from dsd_trt import Scorer
 from dsd_trt.errors import InputError
 from dsd_trt.files import whole_lines, write_whole
 from dsd_trt.results import Failure
-from dsd_trt.schema import parse_json
+from dsd_trt.schema import SchemaError, from_plain, parse_json
 from dsd_trt.train.data.left_out import Report, name_image
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.run_key import question_hash
@@ -177,15 +177,22 @@ def _of_others(path: Path | None) -> InputError:
 def _read(path: Path) -> list[tuple[Answer, str]]:
     """Answers kept before, each with its question's hash."""
     try:
-        return [_parse(line) for line in whole_lines(path)]
-    except (AttributeError, TypeError, ValueError):
+        return [_parse(number, line) for number, line in enumerate(whole_lines(path), start=1)]
+    except ValueError as error:
         raise InputError(
-            f"{path} holds something else than answers: delete it to start again"
+            f"{path} holds something else than answers: delete it to start again ({error})"
         ) from None
 
 
-def _parse(line: str) -> tuple[Answer, str]:
-    plain = parse_json(line)
-    question = str(plain.pop("question", ""))
-    failures = tuple(Failure(**failure) for failure in plain.pop("failures", ()))
-    return Answer(**plain, failures=failures), question
+def _parse(number: int, line: str) -> tuple[Answer, str]:
+    try:
+        plain = parse_json(line)
+        question = str(plain.pop("question", "")) if isinstance(plain, dict) else ""
+        if isinstance(plain, dict):
+            plain.setdefault("failures", [])
+        answer = from_plain(Answer, plain)
+        if answer.rank is not None and not 1 <= answer.rank <= answer.candidates:
+            raise SchemaError(f"field 'rank' is {answer.rank} of {answer.candidates}")
+        return answer, question
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.bundle import file_entry
+from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
 from dsd_trt.results import Failure
-from dsd_trt.schema import parse_json
+from dsd_trt.schema import from_plain, read_json
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
@@ -236,11 +237,14 @@ def _measured(folder: Path) -> _Measured | None:
     path = folder / "figures.json"
     if not path.exists():
         return None
-    plain = parse_json(path.read_text(encoding="utf-8"))
     left_out = LeftOut()
-    failures = [Failure(**failure) for failure in plain.get("errors", ())]
-    left_out.merge(plain.get("left_out", 0), failures)
-    return _Measured([Figure(**row) for row in plain["figures"]], left_out)
+    try:
+        plain = read_json(path)
+        failures = [from_plain(Failure, failure) for failure in plain.get("errors", ())]
+        left_out.merge(int(plain.get("left_out", 0)), failures)
+        return _Measured([from_plain(Figure, row) for row in plain["figures"]], left_out)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Delete it to measure again") from None
 
 
 def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:

@@ -13,8 +13,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from dsd_trt.schema import from_plain
 from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.checkpoint import load_state, save_state
+from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import combine, fit_match_probability
@@ -130,13 +131,24 @@ class _Run:
         self.validations: list[Validation] = []
         self.best: dict[str, Tensor] | None = None
         self._best_at = -1
-        if self._path and (state := load_state(self._path)):
+        if self._path is None:
+            return
+        with resumed(self._path) as state:
+            if state is None:
+                return
+            best: dict[str, Tensor] | None = state["best"]
+            for learned in (state["learned"], best):
+                if learned is not None:
+                    require_like(learned, model.learned())
             model.load_state_dict(state["learned"], strict=False)
-            optimizer.load_state_dict(state["optimizer"])
+            restore_optimizer(optimizer, state["optimizer"])
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(state["scaler"])
-            self.losses, self.best, self._best_at = state["losses"], state["best"], state["best_at"]
-            self.validations = [Validation(**row) for row in state["validations"]]
+            self.losses = [float(loss) for loss in state["losses"]]
+            self.validations = [from_plain(Validation, row) for row in state["validations"]]
+            self.best, self._best_at = best, int(state["best_at"])
+            if self._best_at not in (range(len(self.validations)) if best else (-1,)):
+                raise ValueError(f"best_at is {self._best_at} of {len(self.validations)}")
 
     @property
     def step(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib as mpl
 
 from dsd_trt.files import whole, write_whole
-from dsd_trt.schema import parse_json
+from dsd_trt.train.checkpoint import require_plan
 from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.question import Question, split
 from dsd_trt.train.device import best_device, process_state
@@ -79,7 +79,7 @@ def train_adapter(
     Raises:
         ModelError: no such model.
         InputError: questions that cannot be learned from.
-        ValueError: `out` holds a run with another plan.
+        InputError: `out` holds a run with another plan.
     """
     first = process_state().is_main_process  # of several processes, the one that writes
     checkpoint = read_checkpoint(model, best_device())
@@ -154,15 +154,10 @@ def plot_curves(fitted: Fitted, path: Path) -> None:
 
 def _remember(path: Path, plan: Mapping[str, Any], *, write: bool) -> None:
     """A folder belongs to one plan: going on with another would mix two runs."""
-    wanted = json.loads(json.dumps(plan))
-    if path.exists() and parse_json(path.read_text(encoding="utf-8")) != wanted:
-        raise ValueError(
-            f"{path.parent} holds a run with other settings (see {path.name}): choose another "
-            "folder, or delete it"
-        )
+    require_plan(path, plan)
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, wanted)
+        _write(path, plan)
 
 
 def _write(path: Path, content: Any) -> None:

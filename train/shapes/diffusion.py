@@ -20,7 +20,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dsd_trt.train.checkpoint import load_state, save_state
+from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.layers import inner_widths
 from dsd_trt.train.model import token_mask, tokenize
 from dsd_trt.train.noise import noise_levels
@@ -176,11 +176,13 @@ def train_diffusion(
         parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
     )
     start, device = 0, model.log_scale.device
-    if state := load_state(path):
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average = {name: value.to(device) for name, value in state["average"].items()}
-        start = state["step"]
+    with resumed(path) as state:
+        if state is not None:
+            model.load_state_dict(state["model"])
+            restore_optimizer(optimizer, state["optimizer"])
+            require_like(state["average"], parameters)
+            average = {name: value.to(device) for name, value in state["average"].items()}
+            start = int(state["step"])
     model.train()
     ahead = encoded_batches(data, settings, start, model.tokenizer, worker, device)
     for step, batch in enumerate(ahead, start):

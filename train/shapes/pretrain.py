@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from dsd_trt.files import whole, write_whole
-from dsd_trt.schema import parse_json
 from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.checkpoint import require_plan
 from dsd_trt.train.data.shapes import shapes_refcocog
 from dsd_trt.train.device import best_device
 from dsd_trt.train.fewshot.examples import encode_questions
@@ -266,8 +266,5 @@ def _remember_plan(out: Path, plan: Plan, seed: int) -> None:
     """A run folder belongs to one plan: mixing two would resume into nonsense."""
     path = out / "plan.json"
     wanted = {"seed": seed, **asdict(plan)}
-    if path.exists() and parse_json(path.read_text(encoding="utf-8")) != wanted:
-        raise ValueError(
-            f"{out} holds a run with another plan or seed (see {path.name}): choose another folder"
-        )
+    require_plan(path, wanted)
     write_whole(path, json.dumps(wanted, indent=2) + "\n")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
+from dsd_trt.errors import InputError
 from dsd_trt.files import whole
 from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import Drawing, draw
@@ -114,9 +115,13 @@ def encode_twins(
                 job.result()
     latents, masks = [], []
     for chunk in chunks:
-        with np.load(_chunk_file(folder, seed, chunk)) as arrays:
-            latents.append(arrays["latents"])
-            masks.append(arrays["masks"])
+        path = _chunk_file(folder, seed, chunk)
+        try:
+            with np.load(path) as arrays:
+                latents.append(arrays["latents"])
+                masks.append(arrays["masks"])
+        except Exception as error:  # numpy's, zipfile's and zlib's have no base in common
+            raise InputError(f"cannot read {path}: {error}. Delete it to draw it again") from None
     return TwinLatents(seed, np.concatenate(latents), np.concatenate(masks))
 
 

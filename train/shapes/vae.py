@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dsd_trt.train.checkpoint import load_state, save_state
+from dsd_trt.train.checkpoint import restore_optimizer, resumed, save_state
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import sample_scene
 
@@ -74,10 +74,11 @@ def train_vae(
     vae = build_vae()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4)
     start = 0
-    if state := load_state(folder / "vae.ckpt"):
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+    with resumed(folder / "vae.ckpt") as state:
+        if state is not None:
+            vae.load_state_dict(state["vae"])
+            restore_optimizer(optimizer, state["optimizer"])
+            start = int(state["step"])
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * cosine(step, steps, warm_up=100)
