@@ -7,6 +7,7 @@ home folder, and without the variables of CI, where libraries report less.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from dsd_trt.telemetry import VARIABLES
 
 __all__ = ["own_network"]
 
+pytest_plugins = ("cpp",)
+
 ROOT = Path(__file__).parents[1]
-IMAGES, TEXTS = ROOT / "examples" / "images", ROOT / "examples" / "texts.txt"
+STAR, TEXTS = ROOT / "examples" / "images" / "lone-star.png", ROOT / "examples" / "texts.txt"
+EMBEDDED = ROOT / "dsd_trt" / "data" / "shapes-bundle"
 # What is remembered for the next run, and by whom.
 REMEMBERED = (".cache/dsd-trt/", ".cache/matplotlib/", ".config/matplotlib/")
 
@@ -56,15 +60,47 @@ while True:
         break
 """
 
-# The command line, in a process that stays as long as its libraries take to report.
-STAY = """
-import atexit, sys, time
-from dsd_trt.__main__ import run
-import os
-seconds = float(sys.argv.pop(1))
-os._exit = lambda code: sys.exit(code)  # else OpenVINO's process ends before
-atexit.register(time.sleep, seconds)
-run()
+# Commands, one after the other, in a process that stays until its libraries would have reported.
+COMMANDS = """
+import json, sys, time
+from dsd_trt.cli import main
+until = time.monotonic() + 30
+for arguments in json.loads(sys.argv[1]):
+    print(arguments)
+    main(arguments, standalone_mode=False)
+time.sleep(max(0, until - time.monotonic()))
+"""
+MODEL = ["--data", "shapes-comvg", "--limit", "4"]
+ROADS = {
+    "export": [
+        ["export", "--adapter-input", "--verify", "quick", "--out", "bundle"],
+        ["train", *MODEL, "--steps", "1", "--out", "adapter"],
+        ["adapt", "bundle", "adapter", "--out", "adapted"],
+        ["eval", "adapted", *MODEL],
+        ["ranges", "adapted", "--scenes", "1"],
+        ["build", "bundle", "--engine", "tensorrt-rtx", "--graphs", "image_encoder"],
+    ],
+    "measure": [
+        ["eval", "shapes", *MODEL, "--out", "results"],
+        ["ablate", *MODEL, "--out", "ablation"],
+        ["baseline", str(ROOT / "docs" / "tiny-clip"), "--method", "zero-shot", *MODEL],
+        ["make-random", "--family", "sd15", "--tiny", "--out", "random"],
+        ["bench", "--images", "1", "--texts", "1", "--rounds", "1", "--contenders", "onnxruntime"],
+    ],
+    "index": [["index", str(STAR), "index"], ["score", "index", str(TEXTS)]],
+    "openvino": [["score", str(STAR), str(TEXTS), "--engine", "openvino"]],
+    "onnxruntime": [["score", str(STAR), str(TEXTS), "--engine", "onnxruntime"]],
+}
+
+
+# The C++ library, loaded by a program that knows nothing of ours.
+OPEN_IN_CPP = """
+import ctypes, sys, time
+library, bundle, seconds = sys.argv[1:]
+scorer = ctypes.c_void_p()
+failed = ctypes.CDLL(library).dsd_open(bundle.encode(), None, ctypes.byref(scorer), None)
+time.sleep(float(seconds))
+sys.exit(failed)
 """
 
 
@@ -123,26 +159,24 @@ def test_the_users_value_stays(name: str, value: str | None, kept: str) -> None:
 
 
 def test_a_library_leaves_nothing(own_network: None, engine: str, tmp_path: Path) -> None:
-    ended = run(python(SCORE, engine, IMAGES / "lone-star.png", "1"), tmp_path / "x")
+    ended = run(python(SCORE, engine, STAR, "1"), tmp_path / "x")
     assert leaves_nothing(ended)
 
 
 def test_a_command_leaves_nothing(own_network: None, engine: str, tmp_path: Path) -> None:
-    ended = run(
-        command("score", IMAGES / "lone-star.png", TEXTS, "--engine", engine), tmp_path / "x"
-    )
+    ended = run(command("score", STAR, TEXTS, "--engine", engine), tmp_path / "x")
     assert leaves_nothing(ended)
 
 
-def test_onnxruntime_reports_to_those_who_let_it(
+def test_onnxruntime_reports_for_those_who_let_it(
     reporting_onnxruntime: None, tmp_path: Path
 ) -> None:
     """And a test that sees nothing sees something where there is something."""
-    score = command("score", IMAGES / "lone-star.png", TEXTS, "--engine", "onnxruntime")
+    score = command("score", STAR, TEXTS, "--engine", "onnxruntime")
     assert wrote_identifier(run(score, tmp_path / "x", {"ORT_DISABLE_TELEMETRY": "0"}))
 
 
-def test_openvino_reports_to_those_who_let_it(reporting_openvino: None, tmp_path: Path) -> None:
+def test_openvino_reports_for_those_who_let_it(reporting_openvino: None, tmp_path: Path) -> None:
     program = (
         "import pathlib\n"
         "consent = pathlib.Path.home() / 'intel' / 'openvino_telemetry'\n"
@@ -173,9 +207,30 @@ def test_the_hub_is_asked_for_nothing_but_the_bundle(tmp_path: Path) -> None:
         assert asked["0"] == {"/api/agent-harnesses"}
 
 
+def test_the_cpp_library_leaves_nothing(own_network: None, cpp_build: Path, tmp_path: Path) -> None:
+    score = [cpp_build / "dsd-score", EMBEDDED, STAR, TEXTS]
+    assert leaves_nothing(run(score, tmp_path / "unset"))
+    assert leaves_nothing(run(score, tmp_path / "empty", {"ORT_DISABLE_TELEMETRY": ""}))
+
+
+def test_the_cpp_library_reports_for_those_who_let_it(
+    reporting_onnxruntime: None, cpp_build: Path, tmp_path: Path
+) -> None:
+    score = [cpp_build / "dsd-score", EMBEDDED, STAR, TEXTS]
+    assert wrote_identifier(run(score, tmp_path / "x", {"ORT_DISABLE_TELEMETRY": "0"}))
+
+
+@pytest.mark.slow
+def test_the_cpp_library_leaves_nothing_for_long(
+    own_network: None, cpp_build: Path, tmp_path: Path
+) -> None:
+    program = python(OPEN_IN_CPP, cpp_build / "libdsd.so", EMBEDDED, "30")
+    assert leaves_nothing(run(program, tmp_path / "x"))
+
+
 @pytest.mark.slow
 def test_sees_onnxruntime_report(reporting_onnxruntime: None, tmp_path: Path) -> None:
-    score = python(SCORE, "onnxruntime", IMAGES / "lone-star.png", "30")
+    score = python(SCORE, "onnxruntime", STAR, "30")
     ended = run(score, tmp_path / "x", {"ORT_DISABLE_TELEMETRY": "0"})
     assert ended.asked == ("mobile.events.data.microsoft.com",)
 
@@ -183,7 +238,14 @@ def test_sees_onnxruntime_report(reporting_onnxruntime: None, tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_library_leaves_nothing_for_long(own_network: None, tmp_path: Path) -> None:
     running = [
-        Running(python(SCORE, engine, IMAGES / "lone-star.png", "30"), tmp_path / engine)
+        Running(python(SCORE, engine, STAR, "30"), tmp_path / engine)
         for engine in ("onnxruntime", "openvino")
     ]
     assert all(leaves_nothing(it.end()) for it in running)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("road", ROADS)
+def test_commands_leave_nothing_for_long(own_network: None, road: str, tmp_path: Path) -> None:
+    ended = run(python(COMMANDS, json.dumps(ROADS[road])), tmp_path / "x")
+    assert leaves_nothing(ended)
