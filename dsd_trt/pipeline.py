@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -30,6 +31,7 @@ from dsd_trt.engine import (
     preferred_engine,
     thread_limit,
 )
+from dsd_trt.engine.shared import CLOSED, require_process
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Calibration, Mode
 from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
@@ -66,7 +68,8 @@ class EncodedTexts:
 class Pipeline:
     """Encodes images and texts once each and scores their combinations.
 
-    Each graph is compiled when it is first needed, or all of them by `compile`.
+    Each graph is compiled when it is first needed, or all of them by `compile`. Threads may share
+    one.
 
     Args:
         bundle: a verified bundle.
@@ -95,6 +98,10 @@ class Pipeline:
         if isinstance(engine, str):
             engine = partial(open_engine, engine=engine)
         self._open_graph = engine
+        self._process = os.getpid()
+        self._opening = threading.RLock()
+        self._engines: dict[str, Engine] = {}  # by graph
+        self._closed = False
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )
@@ -108,30 +115,47 @@ class Pipeline:
         Raises:
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
-        # One after another: OpenVINO changes the process's locale while it reads and writes what it
-        # compiled, and several threads that do so at once leave it changed.
         scorer = self._pair_scorer if mode == "pair" else self._matrix_scorer
         engines = (self._image_encoder, self._text_encoder, scorer)
         return engines[-1].description
+
+    def require_usable(self) -> None:
+        """Fail now where engines would fail.
+
+        Raises:
+            EngineError: it is closed, or this is a process forked from the one that made it.
+        """
+        require_process(self._process)
+        if self._closed:
+            raise EngineError(CLOSED)
+
+    def close(self) -> None:
+        """Give back the engines' memory and threads; closing again does nothing."""
+        if self._process != os.getpid():
+            return  # a forked child's: a thread that is not in it may hold the lock
+        with self._opening:
+            self._closed = True
+            for engine in self._engines.values():
+                engine.close()
 
     @property
     def image_encoder(self) -> EngineDescription:
         """What images are encoded on; compiles that graph alone."""
         return self._image_encoder.description
 
-    @cached_property
+    @property
     def _image_encoder(self) -> Engine:
         return self._open("image_encoder")
 
-    @cached_property
+    @property
     def _text_encoder(self) -> Engine:
         return self._open("text_encoder")
 
-    @cached_property
+    @property
     def _pair_scorer(self) -> Engine:
         return self._open("pair_scorer")
 
-    @cached_property
+    @property
     def _matrix_scorer(self) -> Engine:
         return self._open("matrix_scorer")
 
@@ -152,8 +176,14 @@ class Pipeline:
         return adapter_feed(self._bundle)
 
     def _open(self, name: str) -> Engine:
-        graph = self._manifest.graphs[name]
-        return self._open_graph(self._files.path(graph.file), graph)
+        if (known := self._engines.get(name)) is not None:
+            return known
+        with self._opening:
+            self.require_usable()
+            if name not in self._engines:
+                graph = self._manifest.graphs[name]
+                self._engines[name] = self._open_graph(self._files.path(graph.file), graph)
+            return self._engines[name]
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise and encode one or more texts.

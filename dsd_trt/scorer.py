@@ -45,6 +45,14 @@ class Scorer:
     `Scorer.load` opens one. A score depends on its image and text alone, not on what else is
     scored along with them.
 
+    Threads may share a scorer, and get the scores that one thread would. Their passes take turns,
+    since each keeps all cores busy: together they score as many pairs per second as one thread
+    does, and while one waits for a pass, others decode images. Processes cannot share it: one that
+    is forked afterwards is refused, so start processes with spawn and open a scorer in each.
+
+    `close`, or the end of a `with` block, gives back memory and threads at once; so does dropping
+    the last reference.
+
     Args:
         bundle: a verified bundle.
         engine: "auto" (OpenVINO where it is installed, else ONNX Runtime), "onnxruntime",
@@ -73,12 +81,31 @@ class Scorer:
         self.bundle = bundle
         self.mode = choose_mode(bundle.manifest, mode, engine)
         self._pipeline = Pipeline(bundle, engine, memory_budget_mb)
+        try:
+            self._engine = self._compiled(engine, memory_budget_mb)
+        except BaseException:
+            self._pipeline.close()
+            raise
+
+    def _compiled(self, engine: str, memory_budget_mb: float) -> EngineDescription:
         if engine == BF16:
             from dsd_trt.bfloat16 import guarded  # draws; no other engine has to wait for that
 
-            self._engine = guarded(bundle, self.mode, self._pipeline, memory_budget_mb)
-        else:
-            self._engine = self._pipeline.compile(self.mode)
+            return guarded(self.bundle, self.mode, self._pipeline, memory_budget_mb)
+        return self._pipeline.compile(self.mode)
+
+    def close(self) -> None:
+        """Give back memory and threads, after the passes that are under way.
+
+        Closing again does nothing; scoring afterwards raises an EngineError.
+        """
+        self._pipeline.close()
+
+    def __enter__(self) -> Scorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def load(
@@ -145,7 +172,10 @@ class Scorer:
             InputError: no texts; something that is no string, by its place; a text in which no
                 token counts (a blank one, where words alone count, see `Tokenizer`); a level the
                 bundle lacks; or an index of another image encoder.
+            EngineError: the engine failed, the scorer is closed, or this is a process forked from
+                the one that opened it.
         """
+        self._pipeline.require_usable()
         texts = checked_texts(texts)
         images = open_images(images)
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
@@ -193,7 +223,9 @@ class Scorer:
 
         Raises:
             InputError: as for `score`.
+            EngineError: as for `score`.
         """
+        self._pipeline.require_usable()
         pairs = checked_pairs(pairs)
         unique, text_of = unique_texts([text for _, text in pairs])
         places: dict[object, list[int]] = {}  # where in `pairs` each image occurs
@@ -240,9 +272,11 @@ class Scorer:
 
         Raises:
             InputError: as for `score`.
+            EngineError: as for `score`.
         """
         if prune and top_k is None:
             raise InputError("pruning looks for the best: say how many with top_k")
+        self._pipeline.require_usable()
         text = checked_text(text, "text")
         if prune and top_k:
             matrix = self._search_images(text, images, top_k, levels, progress)

@@ -44,7 +44,7 @@ class EngineDescription:
 
 
 class Engine(Protocol):
-    """One compiled graph."""
+    """One compiled graph. Threads may share it."""
 
     @property
     def description(self) -> EngineDescription:
@@ -61,8 +61,13 @@ class Engine(Protocol):
             Every output by name, owned by the caller.
 
         Raises:
-            EngineError: the engine refused.
+            EngineError: the engine refused, the feeds are not as declared, it is closed, or this
+                is a process forked from the one that opened it.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back its memory and threads, once nothing runs; closing again does nothing."""
         ...
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
+from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError
 
 try:
@@ -22,7 +23,7 @@ except ImportError as error:
 PROVIDER = "CPUExecutionProvider"
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(SharedEngine):
     """A graph in an ONNX Runtime session; see `Engine`.
 
     Args:
@@ -33,6 +34,7 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self, path: Path, graph: Graph, *, frugal: bool = False) -> None:
+        super().__init__(graph)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors, which are raised as well
         options.intra_op_num_threads = thread_limit() or 0  # 0: one a physical core
@@ -56,13 +58,15 @@ class OnnxRuntimeEngine:
             "fp32 (from fp16 weights)" if half else "fp32",
         )
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph once; see `Engine.run`."""
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
             outputs = self._session.run(self._outputs, dict(feeds))
         except Exception as error:
             raise EngineError(f"onnxruntime failed: {error}") from error
         return dict(zip(self._outputs, outputs, strict=True))
+
+    def _release(self) -> None:
+        del self._session
 
 
 def open_session(path: Path, options: ort.SessionOptions, *, frugal: bool) -> ort.InferenceSession:

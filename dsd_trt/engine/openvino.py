@@ -5,7 +5,11 @@ Its plugin for ONNX Runtime is not used: that one lists no device on AMD process
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from dsd_trt.bundle import is_large
 from dsd_trt.cache import cache_folder
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
+from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError
 
 try:
@@ -31,6 +36,16 @@ except ImportError as error:
 DEVICE = "CPU"
 _PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # as the rest of the package calls them
 _STREAMS = (1, 2, 4)  # batches at once; more would be of fewer than 8 items each
+
+# OpenVINO changes the process's locale while it reads and writes what it compiled, and several
+# threads that do so at once leave it changed, or never return.
+_compiling = threading.Lock()
+
+
+@functools.cache
+def _first_process() -> int:
+    """The process that opened a graph first: OpenVINO's threads are not in what it forks."""
+    return os.getpid()
 
 
 class OpenVinoGraph:
@@ -54,6 +69,7 @@ class OpenVinoGraph:
     """
 
     def __init__(self, path: Path, graph: Graph, *, bf16: bool) -> None:
+        require_process(_first_process())
         self._path, self._core = path, ov.Core()
         if bf16 and "BF16" not in self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
             raise EngineError(
@@ -74,8 +90,9 @@ class OpenVinoGraph:
         try:
             # `Core.read_model` goes by content: of its own format, whatever the file's ending, it
             # reads weights from a file beside it that no bundle vouches for.
-            onnx = FrontEndManager().load_by_framework("onnx")
-            self.model = onnx.convert(onnx.load(str(path)))
+            with _compiling:
+                onnx = FrontEndManager().load_by_framework("onnx")
+                self.model = onnx.convert(onnx.load(str(path)))
         except Exception as error:  # its exceptions have no base of their own
             raise EngineError(f"openvino refuses {path}: {error}") from error
         # Compiling may rename tensors, but keeps their order.
@@ -98,7 +115,8 @@ class OpenVinoGraph:
         try:
             if sizes:
                 model.reshape(dict(sizes))
-            return self._core.compile_model(model, DEVICE, {**self._settings, **settings})
+            with _compiling:
+                return self._core.compile_model(model, DEVICE, {**self._settings, **settings})
         except Exception as error:
             raise EngineError(f"openvino refuses {self._path}: {error}") from error
 
@@ -112,7 +130,7 @@ class OpenVinoGraph:
         )
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(SharedEngine):
     """A graph compiled by OpenVINO; see `Engine`.
 
     It is compiled for batches of fixed sizes, which lets OpenVINO fuse more than batches of any
@@ -136,42 +154,58 @@ class OpenVinoEngine:
     """
 
     def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
-        self._source, self._graph = OpenVinoGraph(path, graph, bf16=bf16), graph
+        super().__init__(graph)
+        self._source = OpenVinoGraph(path, graph, bf16=bf16)
         large, threads = self._source.large, self._source.threads
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._part = 1 if large else MAX_BATCH // self._streams
-        self._queues: dict[int, ov.AsyncInferQueue] = {}
+        self._requests: dict[int, list[ov.InferRequest]] = {}  # one a stream, by size of a part
         compiled = self._compile(1)
         self.from_cache: bool = compiled.get_property("LOADED_FROM_CACHE")
         self.description = self._source.describe(compiled)
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph once; see `Engine.run`."""
+    def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         count = next(len(feeds[spec.name]) for spec in self._graph.inputs if spec.batched)
         outputs = {
             spec.name: np.empty(spec.of_batch(count), spec.dtype) for spec in self._graph.outputs
         }
+        running: deque[tuple[ov.InferRequest, slice]] = deque()  # oldest first
         try:
-            for rows in self._cut(count):
-                size = rows.stop - rows.start
-                if size not in self._queues:
-                    self._compile(size)
+            for place, rows in enumerate(self._cut(count)):
+                requests = self._prepare(rows.stop - rows.start)
                 part = {
                     spec.name: feeds[spec.name][rows] if spec.batched else feeds[spec.name]
                     for spec in self._graph.inputs
                 }
-                self._queues[size].start_async(part, (rows, outputs), share_inputs=True)
-            for queue in self._queues.values():
-                queue.wait_all()
+                if len(running) == self._streams:
+                    self._collect(running, outputs)
+                running.append((requests[place % self._streams], rows))
+                running[-1][0].start_async(part, share_inputs=True)
+            while running:
+                self._collect(running, outputs)
         except Exception as error:
             raise EngineError(f"openvino failed: {error}") from error
+        finally:  # after an error or Ctrl-C, the next run must find no request busy
+            for request, _ in running:
+                with contextlib.suppress(Exception):
+                    request.wait()
         return outputs
+
+    def _release(self) -> None:
+        self._requests.clear()
+        del self._source
 
     def _cut(self, count: int) -> Iterator[slice]:
         """Large parts, as many as keep all streams busy, and whatever is left one by one."""
         whole = count - count % (self._part * self._streams)
         yield from (slice(start, start + self._part) for start in range(0, whole, self._part))
         yield from (slice(start, start + 1) for start in range(whole, count))
+
+    def _prepare(self, size: int) -> list[ov.InferRequest]:
+        """Requests for batches of a size, which is compiled if it is not yet."""
+        if size not in self._requests:
+            self._compile(size)
+        return self._requests[size]
 
     def _compile(self, size: int) -> Any:
         """Compile for batches of a size."""
@@ -185,15 +219,20 @@ class OpenVinoEngine:
             # of no use to one item of a small model (docs/speed.md).
             settings["SNIPPETS_MODE"] = "DISABLE"
         compiled = source.compile(source.model, sizes, **settings)
-        self._queues[size] = queue = ov.AsyncInferQueue(compiled, self._streams)
-        queue.set_callback(self._collect)
+        self._requests[size] = [compiled.create_infer_request() for _ in range(self._streams)]
         return compiled
 
-    def _collect(self, request: Any, part: tuple[slice, dict[str, NDArray[Any]]]) -> None:
-        """Keep a part's outputs: the request writes there again at its next run."""
-        rows, outputs = part
+    def _collect(
+        self,
+        running: deque[tuple[ov.InferRequest, slice]],
+        outputs: dict[str, NDArray[Any]],
+    ) -> None:
+        """Wait for the oldest part, and keep its outputs: its request writes there again."""
+        request, rows = running[0]
+        request.wait()
         for place, name in enumerate(self._source.outputs):
             outputs[name][rows] = request.get_output_tensor(place).data
+        running.popleft()
 
 
 def _spec(port: Any, declared: set[str]) -> TensorSpec:

@@ -17,6 +17,7 @@ from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.openvino import OpenVinoGraph
 from dsd_trt.engine.openvino_cut import Lifted, largest, lift_attention, split
 from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention, tile_width
+from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError
 
 _TEXTS = 16  # at once; fewer where maps are written that would have more than so many numbers:
@@ -25,7 +26,7 @@ _NUMBERS = 2**25
 Array = NDArray[Any]
 
 
-class OpenVinoMatrixEngine:
+class OpenVinoMatrixEngine(SharedEngine):
     """A graph of two batches, rows and texts; see `Engine`.
 
     The graph is cut in two where what comes of rows alone meets the texts. The first part, the walk
@@ -44,7 +45,8 @@ class OpenVinoMatrixEngine:
     """
 
     def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
-        self._source, self._graph = OpenVinoGraph(path, graph, bf16=bf16), graph
+        super().__init__(graph)
+        self._source = OpenVinoGraph(path, graph, bf16=bf16)
         row, (text, token) = graph.inputs[0].shape[0], graph.inputs[-1].shape
         self._names = (row, text, token)
         self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]
@@ -56,8 +58,7 @@ class OpenVinoMatrixEngine:
         self._prepare(rows, MASK_STEP)
         self.description = self._source.describe(self._walks[rows].get_compiled_model())
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph once; see `Engine.run`."""
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         (output,), mask = self._graph.outputs, feeds[self._graph.inputs[-1].name]
         scores = np.empty((len(feeds[self._graph.inputs[0].name]), len(mask)), output.dtype)
         # Short texts first: the tokens that are pooled are those of the longest one at hand.
@@ -82,6 +83,11 @@ class OpenVinoMatrixEngine:
                     raise EngineError(f"openvino failed: {error}") from error
                 start += len(texts)
         return {output.name: scores}
+
+    def _release(self) -> None:
+        self._matches.clear()
+        self._walks.clear()
+        del self._source
 
     def _cut(self, count: int) -> Iterator[slice]:
         """The largest parts first."""

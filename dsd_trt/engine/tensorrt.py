@@ -10,6 +10,7 @@ against a recording stand-in, and has yet to run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from functools import partial
@@ -29,6 +30,7 @@ from dsd_trt.engine.cuda import (
     Stream,
     compute_capability,
 )
+from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError
 from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.plan import PlanLibrary, Profile, find_plan, read_plan
@@ -114,7 +116,7 @@ def open_plan(path: Path, graph: Graph, library: PlanLibrary) -> TensorRTEngine:
     return TensorRTEngine(trt, read_plan(plan), graph, plan.sidecar.profiles, description)
 
 
-class TensorRTEngine:
+class TensorRTEngine(SharedEngine):
     """A plan on the GPU; see `Engine`.
 
     Batches may be of any size: what the plan does not take at a time is run in parts, the inputs
@@ -136,6 +138,7 @@ class TensorRTEngine:
         profiles: tuple[Profile, ...],
         description: EngineDescription,
     ) -> None:
+        super().__init__(graph)
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)  # must outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(content)
@@ -144,7 +147,7 @@ class TensorRTEngine:
                 f"{description.engine} refuses the plan of {graph.file}. Build again: dsd-trt build"
             )
         _check_tensors(trt, self._engine, Path(graph.file), graph)
-        self._graph, self.profiles, self.description = graph, profiles, description
+        self.profiles, self.description = profiles, description
         self._user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._activations = DeviceMemory(max(int(self._engine.device_memory_size_v2), 256))
         self._compute, self._upload = Stream(), Stream()
@@ -154,8 +157,22 @@ class TensorRTEngine:
         # activations share one memory, since one is run after another.
         self._recorded: dict[tuple[int, int], tuple[Any, RecordedGraph]] = {}
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run the graph once; see `Engine.run`."""
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            return self._run_in_parts(feeds)
+        except BaseException:  # nothing goes on that would write into the next run's buffers
+            for stream in (self._upload, self._compute):
+                with contextlib.suppress(EngineError):
+                    stream.synchronize()
+            raise
+
+    def _release(self) -> None:
+        # What stands on something else goes before it.
+        self._recorded.clear()
+        del self._slots, self._activations, self._compute, self._upload
+        del self._engine, self._runtime
+
+    def _run_in_parts(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         count = self._rows(feeds)
         outputs: dict[str, Array] = {
             spec.name: np.empty(spec.of_batch(count), spec.dtype) for spec in self._graph.outputs
