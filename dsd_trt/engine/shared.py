@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,9 @@ _FORKED = (
 )
 
 
+_alive: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
+
+
 class SharedEngine(ABC):
     """One compiled graph that any thread may run; see `Engine`.
 
@@ -39,6 +43,7 @@ class SharedEngine(ABC):
         self._process = os.getpid()
         self._turn = threading.Lock()
         self._closed = False
+        _alive.add(self)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `Engine.run`."""
@@ -78,6 +83,19 @@ def require_process(opener: int) -> None:
     """
     if os.getpid() != opener:
         raise EngineError(_FORKED)
+
+
+def _abandon() -> None:
+    """Leave a child what its parent opened: to free it would wait for threads that it lacks."""
+    if engines := list(_alive):
+        import ctypes
+
+        for engine in engines:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon)
 
 
 def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:

@@ -39,6 +39,10 @@ class TritonPythonModel:
         takes_adapter = any(not spec.batched for spec in self._graph.inputs)
         self._adapter = adapter_feed(bundle) if takes_adapter else {}
 
+    def finalize(self) -> None:
+        """Give back the engine's memory and threads, before the model is loaded again."""
+        self._engine.close()
+
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all requests as one batch, or each by itself where the graph cannot join them."""
         if self._graph.batched:

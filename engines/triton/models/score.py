@@ -259,6 +259,9 @@ class TritonEngine:
             spec.name: outputs[spec.name].reshape(spec.of_batch(count)) for spec in self._outputs
         }
 
+    def close(self) -> None:
+        """Nothing to give back: the graph is the other model's."""
+
 
 class Metrics:
     """Counters beside Triton's own, at its metrics endpoint."""

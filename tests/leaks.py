@@ -1,0 +1,51 @@
+"""Open, use and drop many scorers, and print what the process holds: run by test_shared_engines.
+
+    python leaks.py BUNDLE ENGINE MODE COUNT [broken]
+
+Prints, as JSON, a list of {"mib", "threads", "files"} after a tenth of them and after all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsd_trt import DsdError, Scorer, read_bundle
+
+
+def held() -> dict[str, float]:
+    """What this process holds now."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {
+        "mib": int(status["VmRSS"].split()[0]) / 1024,
+        "threads": int(status["Threads"]),
+        "files": len(list(Path("/proc/self/fd").iterdir())),
+    }
+
+
+def main(folder: str, engine: str, mode: Any, count: str, broken: str = "") -> None:
+    """Open and drop; `broken` says that opening fails at the scorer, after the encoders."""
+    bundle = read_bundle(Path(folder))
+    if broken:
+        graph = bundle.path(bundle.manifest.graphs[f"{mode}_scorer"].file)
+        graph.write_bytes(bundle.path(bundle.manifest.graphs["text_encoder"].file).read_bytes())
+    images = [np.full((8, 8, 3), shade, np.uint8) for shade in range(40)]
+    found = []
+    for number in range(1, int(count) + 1):
+        with contextlib.suppress(DsdError):
+            scorer = Scorer(bundle, engine, mode=mode)
+            assert not broken
+            assert np.isfinite(scorer.score(images, ["a dog", "red"]).scores).all()
+            del scorer
+        if number in (int(count) // 10, int(count)):
+            found.append(held())
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
