@@ -9,19 +9,25 @@ import os
 import sys
 from typing import NoReturn
 
-from dsd_trt.cli import main
+from dsd_trt import signals
 
 
 def run() -> NoReturn:
     """Run the command line and end the process."""
+    signals.end_at_once()
     # numpy's BLAS starts threads on being imported: 0.04 s, for no large product of any command.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # openvino imports its model converter where it finds one: 0.05 s, and no command converts.
     sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
+    from dsd_trt.cli import main
+
     try:
         main()
     except SystemExit as ended:
+        signals.end_at_once()
         _leave(ended)
+    except KeyboardInterrupt:  # a second one, while the first was answered
+        signals.end_interrupted()
 
 
 def _leave(ended: SystemExit) -> NoReturn:

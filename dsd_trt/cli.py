@@ -7,7 +7,6 @@ import errno
 import importlib
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from dsd_trt.errors import DsdError, MissingExtraError
+from dsd_trt.signals import INTERRUPTED, interrupting
 
 
 @dataclass(frozen=True)
@@ -208,14 +208,13 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
-    # Whoever stops a job sends this; what is half-written is then removed as it is after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = cli.main(arguments, prog_name="dsd-trt", standalone_mode=False)
+        with interrupting():
+            code = cli.main(arguments, prog_name="dsd-trt", standalone_mode=False)
     except Exception as error:
         if _was_interrupted(error):
             click.echo("interrupted", err=True)
-            code = 130
+            code = INTERRUPTED
         elif isinstance(error, click.ClickException):
             error.show()
             code = error.exit_code
