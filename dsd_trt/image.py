@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -16,10 +15,12 @@ from PIL import Image, ImageFile
 from dsd_trt.errors import ImageError
 from dsd_trt.formats import avif, bmp, gif, jpeg, png, tiff
 from dsd_trt.formats.orientation import orientation, upright, without_prefix
-from dsd_trt.formats.picture import MAX_PIXELS, Picture, check_size, open_as, too_large
+from dsd_trt.formats.picture import Picture, check_size, open_as, too_large
 from dsd_trt.formats.rgb import to_rgb
 from dsd_trt.lfs import POINTER, is_pointer
+from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 from dsd_trt.manifest import Resize
+from dsd_trt.regular import read_regular
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
@@ -44,7 +45,7 @@ def preprocess(
     source: ImageSource,
     resolution: int,
     resize: Resize = "bicubic-stretch",
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
     """Decode an image and stretch it to the model's square.
 
@@ -52,7 +53,8 @@ def preprocess(
         source: path, encoded bytes, PIL image, or uint8 array (H, W), (H, W, 3) or (H, W, 4).
         resolution: side of the square in pixels.
         resize: see `Resize`.
-        max_pixels: width times height above which an image is refused.
+        max_pixels: width times height above which an image is refused; None is the limit
+            DSD_TRT_MAX_IMAGE_PIXELS.
 
     Returns:
         RGB pixels, uint8 (resolution, resolution, 3).
@@ -66,7 +68,7 @@ def preprocess(
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 
-def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
     """Decode an image to upright RGB.
 
     Orientation is applied, transparency is composited on white, 16-bit samples are scaled to
@@ -80,13 +82,15 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     Raises:
         ImageError: it cannot be decoded; the message is the reason.
     """
+    if max_pixels is None:
+        max_pixels = IMAGE_PIXELS.value()
     try:
         picture = _read(source, max_pixels)
         return upright(to_rgb(picture.image), picture.orientation)
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        lowered = 2 * (Image.MAX_IMAGE_PIXELS or max_pixels) < MAX_PIXELS
+        lowered = 2 * (Image.MAX_IMAGE_PIXELS or max_pixels) < max_pixels
         reason = ImageError("more pixels than Pillow's Image.MAX_IMAGE_PIXELS allows")
         raise reason if lowered else too_large(max_pixels) from None
     except OSError as error:
@@ -124,9 +128,10 @@ def _read(source: ImageSource, max_pixels: int) -> Picture:
     if isinstance(source, Image.Image):
         return _from_pil(source, max_pixels)
     if isinstance(source, bytes):
+        if fault := IMAGE_BYTES.fault(len(source)):
+            raise ImageError(fault)
         return _decode(BytesIO(source), max_pixels)
-    with Path(source).open("rb") as stream:
-        return _loaded(_decode(stream, max_pixels))
+    return _decode(BytesIO(read_regular(source, IMAGE_BYTES)), max_pixels)
 
 
 def _decode(stream: BinaryIO, max_pixels: int) -> Picture:

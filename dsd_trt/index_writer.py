@@ -20,9 +20,11 @@ from dsd_trt.image_files import printable
 from dsd_trt.index_files import Entry, ImageEncoder
 from dsd_trt.index_folder import IndexFolder
 from dsd_trt.jobs import Progress
+from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.manifest import Manifest
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
+from dsd_trt.regular import read_regular
 from dsd_trt.results import Failure
 from dsd_trt.webdataset import is_tar, tar_images
 
@@ -233,7 +235,7 @@ def _read(file: Path) -> Iterator[tuple[str, bytes | ImageError]]:
     """Names and contents of the images of a file; what cannot be read goes by the file's name."""
     try:
         if not is_tar(file):
-            yield str(file), file.read_bytes()
+            yield str(file), read_regular(file, IMAGE_BYTES)
             return
         for name, content in tar_images(file):
             yield f"{file}/{name}" if name else str(file), content

@@ -14,6 +14,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.image_files import find_images
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
+from dsd_trt.regular import read_bounded, read_regular
 from dsd_trt.results import Failure
 from dsd_trt.rows import LineError, csv_rows, decode, jsonl_rows, text_fault
 from dsd_trt.webdataset import is_tar
@@ -79,7 +80,11 @@ def read_texts(source: str) -> list[str]:
     """
     name = "standard input" if source == "-" else repr(source)
     try:
-        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        if source == "-":
+            content = read_bounded(sys.stdin.buffer, name)
+        else:
+            with Path(source).open("rb") as stream:  # perhaps a pipe, as of <(command)
+                content = read_bounded(stream, source)
     except OSError as error:
         raise InputError(
             f"cannot read texts from {name}: {error.strerror}; the last argument is their file"
@@ -101,7 +106,7 @@ def read_pairs(path: Path) -> list[Pair]:
             line's number.
     """
     try:
-        text = decode(path.read_bytes(), repr(str(path)))
+        text = decode(read_regular(path), repr(str(path)))
     except OSError as error:
         raise InputError(f"cannot read pairs from {str(path)!r}: {error.strerror}") from None
     rows = jsonl_rows(text) if text.lstrip().startswith("{") else csv_rows(text, ("image", "text"))

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt.errors import ImageError, InputError
-from dsd_trt.image import ImageSource, preprocess
+from dsd_trt.image import ImageSource, image_identity, preprocess
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
+from dsd_trt.limits import IMAGES, PAIRS, TEXTS, Limit
 from dsd_trt.manifest import Manifest
 from dsd_trt.rows import text_fault
 
@@ -130,8 +131,18 @@ class Tally:
             self._progress(self.triples // self._levels, self._total)
 
 
-def open_images(images: str | os.PathLike[str] | Iterable[Scorable]) -> Iterable[Scorable]:
-    """Images one by one; of the folder of an index, those it holds."""
+def open_images(
+    images: str | os.PathLike[str] | Iterable[Scorable], texts: int = 1
+) -> Iterable[Scorable]:
+    """Images one by one; of the folder of an index, those it holds.
+
+    Args:
+        images: as for `Scorer.score`.
+        texts: that each is scored against.
+
+    Raises:
+        InputError: no list of images, or more of them than a call may have.
+    """
     if isinstance(images, bytes):
         raise InputError("images must be a list: an encoded image alone is [image]")
     if isinstance(images, Image.Image) or (
@@ -141,8 +152,32 @@ def open_images(images: str | os.PathLike[str] | Iterable[Scorable]) -> Iterable
     if isinstance(images, (str, os.PathLike)):
         if not is_index(images):
             raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
-        return Index.open(images)
-    return images
+        images = Index.open(images)
+    if isinstance(images, Sequence):
+        require_within_limits(len(images), texts)
+        return images
+    return _counted(images, texts)
+
+
+def _counted(images: Iterable[Scorable], texts: int) -> Iterator[Scorable]:
+    for number, image in enumerate(images, start=1):
+        require_within_limits(number, texts)
+        yield image
+
+
+def require_within_limits(images: int, texts: int = 1) -> None:
+    """Refuse a call of more images, or pairs of them and texts, than it may have.
+
+    Raises:
+        InputError: names the limit.
+    """
+    _require(IMAGES, images)
+    _require(PAIRS, images * texts)
+
+
+def _require(limit: Limit, count: int) -> None:
+    if fault := limit.fault(count):
+        raise InputError(f"a call has {fault}. Make several calls, or set the limit higher")
 
 
 def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_]) -> list[str]:
@@ -152,7 +187,8 @@ def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_])
         texts: a sequence or a 1-D array.
 
     Raises:
-        InputError: it is neither, or empty, or something in it is no text; names the place.
+        InputError: it is neither, or empty, or longer than a call's may be, or something in it is
+            no text; names the place.
     """
     if not _is_list(texts):
         raise InputError(
@@ -160,6 +196,7 @@ def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_])
         )
     if not len(texts):
         raise InputError("texts is empty: there must be a text")
+    _require(TEXTS, len(texts))
     return [checked_text(text, f"texts[{place}]") for place, text in enumerate(texts)]
 
 
@@ -185,16 +222,20 @@ def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
     """Pairs of an image and a text as a plain string.
 
     Raises:
-        InputError: something is no pair, or its text is none; names the place.
+        InputError: something is no pair, or its text is none; names the place. Or there are more
+            than a call may have.
     """
     if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
         raise InputError(f"pairs must be (image, text) tuples, got {_described(pairs)}")
     checked: list[tuple[Scorable, str]] = []
     for place, pair in enumerate(pairs):
+        _require(PAIRS, place + 1)
         if not _is_list(pair) or len(pair) != 2:
             raise InputError(f"pairs[{place}] must be (image, text), got {_described(pair)}")
         image, text = pair
         checked.append((image, checked_text(text, f"the text of pairs[{place}]")))
+    _require(TEXTS, len({text for _, text in checked}))
+    _require(IMAGES, len({image_identity(image) for image, _ in checked}))
     return checked
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dsd_trt.regular import open_regular
+
 _START = b"version https://git-lfs.github.com/spec/"
 POINTER = "it is a Git LFS pointer, not the file itself: fetch that with: git lfs pull"
 
@@ -16,7 +18,7 @@ def is_pointer(content: bytes) -> bool:
 def is_pointer_file(path: Path) -> bool:
     """Whether a file is a pointer; not if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return is_pointer(file.read(len(_START)))
     except OSError:
         return False

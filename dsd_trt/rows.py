@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from dsd_trt.errors import InputError
 from dsd_trt.lfs import POINTER, is_pointer
+from dsd_trt.limits import TEXT_CHARACTERS
 from dsd_trt.schema import parse_json
 
 Row: TypeAlias = tuple[int, dict[str, object]]
@@ -134,6 +135,8 @@ def jsonl_rows(text: str) -> Iterator[Row]:
 
 def text_fault(text: str) -> str | None:
     """What keeps a string from being a text that can be scored, if anything."""
+    if fault := TEXT_CHARACTERS.fault(len(text)):
+        return fault
     if "\0" in text:
         return "a NUL character"
     try:

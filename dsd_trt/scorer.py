@@ -171,13 +171,14 @@ class Scorer:
         Raises:
             InputError: no texts; something that is no string, by its place; a text in which no
                 token counts (a blank one, where words alone count, see `Tokenizer`); a level the
-                bundle lacks; or an index of another image encoder.
+                bundle lacks; an index of another image encoder; or more of something than its limit
+                (`dsd_trt.limits`).
             EngineError: the engine failed, the scorer is closed, or this is a process forked from
                 the one that opened it.
         """
         self._pipeline.require_usable()
         texts = checked_texts(texts)
-        images = open_images(images)
+        images = open_images(images, len(texts))
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = unique_texts(texts)
         jobs = (Job(image, columns) for image in images)

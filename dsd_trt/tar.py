@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from dsd_trt.errors import ImageError
+from dsd_trt.regular import open_regular
 
 BLOCK = tarfile.BLOCKSIZE
 _MAGIC, _MAGIC_AT = b"ustar", 257  # of every header since POSIX.1-1988, and where it has it
@@ -147,7 +148,7 @@ def open_tar(path: Path) -> Iterator[Tar]:
         ImageError: it is empty, compressed otherwise, or there is no room for it unpacked.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         magic = stream.read(6)
         stream.seek(0)
         if not magic:

@@ -22,7 +22,7 @@ from test_baselines import write_clip
 from dsd_trt import Scorer
 from dsd_trt.cli import cli
 from dsd_trt.errors import InputError
-from dsd_trt.image import MAX_PIXELS
+from dsd_trt.limits import IMAGE_PIXELS
 from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.question import Question
@@ -53,7 +53,7 @@ def _write_images(folder: Path) -> None:
     (folder / "cut.jpg").write_bytes(stream.getvalue()[:1200])
     (folder / "empty.png").touch()
     (folder / "text.png").write_bytes(b"no image")
-    side = int(MAX_PIXELS**0.5) + 1
+    side = int(IMAGE_PIXELS.value() ** 0.5) + 1
     Image.new("1", (side, side)).save(folder / "bomb.png")
 
 

@@ -12,9 +12,6 @@ from PIL import Image, ImageFile
 
 from dsd_trt.errors import ImageError
 
-MAX_PIXELS = 178_956_970
-"""Images above this are refused, as by Pillow: a few kilobytes can unpack to many gigabytes."""
-
 
 @dataclass(frozen=True)
 class Picture:

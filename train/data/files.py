@@ -10,6 +10,7 @@ from typing import Any
 import ijson
 
 from dsd_trt.errors import InputError
+from dsd_trt.regular import open_regular, read_regular
 from dsd_trt.rows import LineError, csv_rows, decode
 
 DSD = "the repository that the paper's authors released, eric-ai-lab/DSD on GitHub"
@@ -56,7 +57,7 @@ def read_text(path: Path) -> str:
         InputError: it cannot be read, or is not UTF-8.
     """
     try:
-        return decode(path.read_bytes(), repr(str(path)))
+        return decode(read_regular(path), repr(str(path)))
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
@@ -89,7 +90,7 @@ def stream_json(path: Path, key: str, fields: Sequence[str]) -> Iterator[tuple[A
         InputError: not valid JSON, no such list or nothing in it, or an object lacks a field.
     """
     count = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             for entry in ijson.items(file, f"{key}.item", use_float=True):
                 yield tuple(entry[field] for field in fields)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dsd_trt.errors import InputError
+from dsd_trt.regular import open_regular
 from dsd_trt.train.data.files import find_coco_image, find_file, stream_json
 from dsd_trt.train.data.question import Question, shuffled
 
@@ -39,7 +40,7 @@ def read_refs(path: Path) -> list[Ref]:
     Raises:
         InputError: it holds more than lists, dicts, strings and numbers, or other entries.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             entries = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
         except Exception as error:  # a damaged pickle raises almost anything

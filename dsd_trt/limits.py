@@ -1,0 +1,62 @@
+"""Limits of what one call reads and holds, each with a name: see docs/limits.md.
+
+An environment variable of that name sets it, for Python, the commands and the C++ library. Triton's
+`dsd_score` has parameters of the same names, in lower case, and lower numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from dsd_trt.errors import InputError
+
+_PREFIX = "DSD_TRT_"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit.
+
+    Attributes:
+        name: of the environment variable, without its prefix.
+        default: what it is where the variable is not set.
+        unit: what is counted.
+    """
+
+    name: str
+    default: int
+    unit: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return _PREFIX + self.name
+
+    def value(self) -> int:
+        """What it is now.
+
+        Raises:
+            InputError: the variable holds no whole number above 0.
+        """
+        if not (given := os.environ.get(self.variable)):
+            return self.default
+        if given.isascii() and given.isdigit() and len(given) < 19 and int(given):
+            return int(given)
+        raise InputError(f"{self.variable} must be a whole number above 0, got {given!r}")
+
+    def fault(self, count: int) -> str | None:
+        """What is wrong with a count, if anything."""
+        if count <= (most := self.value()):
+            return None
+        return f"more than {most} {self.unit}; the limit is {self.variable}"
+
+
+IMAGE_BYTES = Limit("MAX_IMAGE_BYTES", 2**30, "bytes")
+IMAGE_PIXELS = Limit("MAX_IMAGE_PIXELS", 178_956_970, "pixels")
+TEXT_CHARACTERS = Limit("MAX_TEXT_CHARACTERS", 1_000_000, "characters")
+IMAGES = Limit("MAX_IMAGES", 10_000_000, "images")
+TEXTS = Limit("MAX_TEXTS", 1_000_000, "texts")
+PAIRS = Limit("MAX_PAIRS", 1_000_000_000, "pairs")
+FILE_BYTES = Limit("MAX_FILE_BYTES", 2**29, "bytes")
+"""Of a file that is held as a whole and is no image: texts, pairs, a table, a description."""
