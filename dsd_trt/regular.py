@@ -46,16 +46,6 @@ def read_regular(path: str | os.PathLike[str], most: Limit = FILE_BYTES) -> byte
         return read_bounded(stream, path, most, os.fstat(stream.fileno()).st_size)
 
 
-def read_regular_text(path: str | os.PathLike[str], most: Limit = FILE_BYTES) -> str:
-    """All of a regular file in UTF-8.
-
-    Raises:
-        OSError: as for `read_regular`.
-        UnicodeDecodeError: it is not UTF-8.
-    """
-    return read_regular(path, most).decode()
-
-
 def read_bounded(
     stream: BinaryIO, name: str | os.PathLike[str], most: Limit = FILE_BYTES, expected: int = 0
 ) -> bytes:
