@@ -138,6 +138,7 @@ class IndexWriter:
         for entry in entries:
             self._of_file.setdefault(entry.file, []).append(entry)
         self._files: set[str] = set()  # that were added
+        self._unread: set[str] = set()  # of them, tars that could not be read at all this time
         self._named: dict[str, int | None] = {}  # images of them: when the file was last changed
         self._batch: list[tuple[Entry, bytes | ImageError]] = []  # to be encoded together
         self._encoded: list[tuple[Entry, NDArray[Any]]] = []  # to be written together
@@ -158,6 +159,8 @@ class IndexWriter:
         # Stopped within a tar, the index must not take it for one that was read to its end.
         read_to_the_end = None if is_tar(file) else mtime
         for name, content in _read(file):
+            if is_tar(file) and name == str(file):
+                self._unread.add(path)
             self._named[name := printable(name)] = mtime
             self._add(Entry(name, path, size, read_to_the_end), content)
             self._done(len(self._named))
@@ -170,12 +173,13 @@ class IndexWriter:
         self._entries = {
             name: replace(before[name], mtime_ns=mtime) for name, mtime in self._named.items()
         }
-        if keep:
-            self._entries |= {
-                name: it
-                for name, it in before.items()
-                if name not in self._named and it.file not in self._files
-            }
+        # What a tar holds that cannot be read now is not known to be gone.
+        self._entries |= {
+            name: replace(it, mtime_ns=None) if it.file in self._unread else it
+            for name, it in before.items()
+            if name not in self._named
+            and (it.file in self._unread or (keep and it.file not in self._files))
+        }
         self._folder.commit_last(self._entries.values())
         return IndexUpdate(
             len(self._entries),

@@ -561,6 +561,27 @@ def test_a_tar_that_is_cut_off_keeps_what_came_before(
     check(Index.open(tmp_path / "out"), scorer)
 
 
+def test_a_tar_that_cannot_be_read_this_time_loses_no_latents(
+    update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tar = tmp_path / "a.tar.gz"
+    write_tar(tar, {f"{seed:02}.png": png(pixels_of(seed)) for seed in range(4)}, "w:gz")
+    (photo,) = write_photos(tmp_path / "photos", [9])
+    update([tar, photo])
+    whole = tar.read_bytes()
+    tar.write_bytes(b"no tar")
+    done = update([tar, photo])
+    assert [failure.image for failure in done.errors] == [str(tar)]
+    assert done.dropped == 0
+    tar.write_bytes(whole)
+    encoded.clear()
+    assert update([tar, photo]).errors == ()
+    assert encoded == []
+    assert seeds_of(Index.open(tmp_path / "out")) == [*range(4), 9]
+    check(Index.open(tmp_path / "out"), scorer)
+
+
 def test_of_a_tar_all_that_is_there_is_indexed_and_the_rest_is_named(
     update: Callable[..., IndexUpdate], scorer: Scorer, encoded: list[int], tmp_path: Path
 ) -> None:
