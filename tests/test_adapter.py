@@ -73,6 +73,13 @@ def test_head_weights_of_chosen_layers_sum_to_one_in_their_old_proportions(folde
     assert float(last[0] / first[0]) == pytest.approx(float(values[-1][0] / values[0][0]))
 
 
+def test_layers_that_the_adapter_gives_no_weight_are_refused(folder: Path) -> None:
+    values = [torch.zeros(HEADS), *(torch.ones(HEADS) for _ in range(LAYERS - 1))]
+    adapter = replace(Adapter.load(folder), head_weights=values)
+    with pytest.raises(ModelError, match="gives the scored layers no weight"):
+        adapter.weights_of([0], [HEADS])
+
+
 def test_head_weights_that_do_not_fit_are_refused(folder: Path) -> None:
     adapter = Adapter.load(folder)
     with pytest.raises(ModelError, match="layer 9 is not among them"):

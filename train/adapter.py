@@ -213,7 +213,10 @@ class Adapter:
         chosen = [self.head_weights[layer] for layer in layers]
         if [len(weights) for weights in chosen] != list(heads):
             raise ModelError("the adapter's head weights do not fit the model's heads")
-        total = torch.cat(chosen).sum()
+        if not float(total := torch.cat(chosen).sum()) > 0:
+            raise ModelError(
+                "the adapter gives the scored layers no weight: score others, such as all"
+            )
         return [weights / total for weights in chosen]
 
 

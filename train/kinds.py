@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_MOST_BITS = 1024  # of a whole number that a float can hold
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -23,7 +25,9 @@ class Kind:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < _MOST_BITS
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def is_positive(value: Any) -> bool:
