@@ -127,7 +127,7 @@ def _read_chunks(stream: BinaryIO, max_pixels: int) -> _Chunks:
             _damaged(f"{name.decode()} is no chunk that is known")
         elif length <= _LONGEST_TEXT:
             _read_ancillary(chunks, stream, name, place, length)
-        ended = bool(chunks.pixels) and name != b"IDAT"
+        ended = ended or (bool(chunks.pixels) and name != b"IDAT")
     if not chunks.pixels:
         _damaged("image file is truncated")
     if chunks.color == _PALETTE and not chunks.palette:

@@ -211,7 +211,7 @@ PngChunks read_chunks(Bytes file) {
         } else {
             read_ancillary(chunk, png, raw_exif);
         }
-        ended = !png.pixels.empty() && !chunk.is("IDAT");
+        ended = ended || (!png.pixels.empty() && !chunk.is("IDAT"));
         at += 12 + length;
     }
     if (png.pixels.empty()) damaged("image file is truncated");
