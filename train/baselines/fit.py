@@ -93,11 +93,14 @@ def train_baseline(
     examples = encode_questions(matcher, learned, note)
     if left_out is not None:
         left_out.require_some(len(examples), "few-shot examples")
+    held = encode_questions(matcher, kept, note) if kept else None
+    if left_out is not None and held is not None:
+        left_out.require_some(len(held), "validation questions")
     history = fit(
         matcher,
         examples,
         settings,
-        validation=encode_questions(matcher, kept, note) if kept else None,
+        validation=held,
         report=report,
     )
     return matcher, history

@@ -112,6 +112,7 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
     tables: dict[str, dict[str, list[Figure]]] = {}
     kept, left_out = 0, LeftOut()
     for data in plan.data:
+        most = 0  # the methods leave the same questions out
         for name, make in _methods(plan, data, out, progress).items():
             folder = out / data / name.replace(" ", "-")
             folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,9 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
             if done is None:
                 done = _measure(plan, data, make, folder, name, progress)
             tables.setdefault(name, {})[data] = done.rows
-            left_out.merge(done.left_out.questions, done.left_out.failures)
+            most = max(most, done.left_out.questions)
+            left_out.merge(0, done.left_out.failures)
+        left_out.merge(most, ())
     adapter = out / plan.data[0] / "DSD-few-shot" / "adapter"
     ablations = _ablate(plan, adapter, out / "ablation", progress)
     minutes = (time.monotonic() - began) / 60

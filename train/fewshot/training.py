@@ -107,6 +107,8 @@ def train_adapter(
     examples = encode(learned, progress=encoding)
     left_out.require_some(len(examples), "few-shot examples")
     held = encode(kept) if kept else None
+    if held is not None:
+        left_out.require_some(len(held), "validation questions")
     checkpoint.forget()  # the encoders: their memory is the U-Net's from here on
     fitted = fit_adapter(
         checkpoint,
