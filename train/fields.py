@@ -219,8 +219,8 @@ def require_known(config: Mapping[str, Any], fields: Fields) -> None:
         if field in config and not kind.fits(config[field]):
             raise ValueError(f"{field} is {config[field]!r}, expected is {kind.expected}")
     for field, value in config.items():
-        # A later version's field that is off changes nothing.
-        if field not in fields.known and not field.startswith("_") and value not in (None, False):
+        off = value is None or value is False  # a later version's field that changes nothing
+        if field not in fields.known and not field.startswith("_") and not off:
             raise ValueError(
                 f"{field} is {value!r}, a field that is not known here: take it out of the config "
                 "if what the part computes does not depend on it"
