@@ -22,10 +22,6 @@ Examples:
   dsd-trt baseline clip/ --data comvg --root data/comvg --method prompt-learning --out results/
   dsd-trt baseline tiny/model --data shapes-comvg --method fine-tuning --examples 400 -f json
 """
-_MISSING = (
-    "this needs packages that are not installed here ({error}). "
-    "Install them with: pip install 'dsd-trt[train]'"
-)
 
 
 @click.command(epilog=EXAMPLES)
@@ -50,7 +46,7 @@ _MISSING = (
 @click.option("--steps", type=click.IntRange(1), default=600, show_default=True)
 @click.option(
     "--learning-rate",
-    type=float,
+    type=click.FloatRange(0, min_open=True),
     help="[default: 1e-4 for fine-tuning, 2e-3 for prompt learning]",
 )
 @validation_option
@@ -118,7 +114,7 @@ def baseline(
             settings = FewShotSettings(
                 steps=steps,
                 loss=loss,
-                learning_rate=learning_rate or LEARNING_RATES[method],
+                learning_rate=LEARNING_RATES[method] if learning_rate is None else learning_rate,
                 seed=seed,
             )
             questions = list(open_dataset(data, root, "train", seed, examples, fraction))
