@@ -391,10 +391,12 @@ def test_graphs_hold_nothing_nvidias_parser_refuses(exported: Exported) -> None:
                 assert len(node.input) < 2 or node.input[1] in constants
 
 
-def test_gigabytes_are_hashed_once(exported: Exported) -> None:
-    assert exported.hashed["weights.data"] == 1
-    assert exported.hashed["diffusion_pytorch_model.safetensors"] == 2  # the U-Net's and the VAE's
-    again = read_bundle(exported.bundle.folder)  # which verifies that the hashes are right
+def test_gigabytes_are_hashed_once(exported_fp32: Exported) -> None:
+    assert exported_fp32.hashed["weights.data"] == 1
+    assert (
+        exported_fp32.hashed["diffusion_pytorch_model.safetensors"] == 2
+    )  # the U-Net's and the VAE's
+    again = read_bundle(exported_fp32.bundle.folder)  # which verifies that the hashes are right
     assert {*again.manifest.files} == {
         path.name for path in again.folder.iterdir() if path.name != "bundle.json"
     }

@@ -49,6 +49,7 @@ def test_the_largest_values_are_those_pytorch_computes(
     found = measure_ranges(bundle, probe, tmp_path)
     checkpoint, build = exported_fp32.load()
     scoring = build(unet=checkpoint.unet)
+    assert scoring.prompts is not None
     unet = scoring.unet
     largest: dict[str, float] = {}
 
@@ -65,10 +66,11 @@ def test_the_largest_values_are_those_pytorch_computes(
     states, _ = encode_texts(checkpoint, list(probe.texts))
     for i in range(2):
         z = checkpoint.image_encoder(torch.from_numpy(probe.pixels[i : i + 1]))
+        pi = scoring.prompts.condition(z)
         for level in range(2):
             noised = scoring.signal[level] * z + scoring.spread[level] * scoring.eps[level]
             walk = scoring.cross_attentions(
-                noised, scoring.timesteps[level : level + 1], states[i : i + 1]
+                noised, scoring.timesteps[level : level + 1], states[i : i + 1], pi
             )
             for seen in walk:
                 logits[seen.layer] = max(logits[seen.layer], float(seen.logits.abs().max()))
