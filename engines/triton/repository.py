@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle import Bundle
@@ -20,7 +20,6 @@ from dsd_trt.mode import choose_mode
 from dsd_trt.plan import Plan, graph_hash, plans
 
 ServedBy = Literal["onnxruntime", "tensorrt", "python"]
-SERVED_BY: tuple[str, ...] = get_args(ServedBy)
 
 VERSION = "1"
 
@@ -36,7 +35,7 @@ class Repository:
         models: their names.
         mode: which score `dsd_score` gives.
         max_batch_size: of the models that serve graphs: what was asked for, or what the plans take.
-        bytes_taken: of disk, by graphs, weights and plans; 0 where the file system clones.
+        bytes_taken: of disk, by copied files; 0 where the file system clones.
     """
 
     folder: Path
