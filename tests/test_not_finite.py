@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import FRACTIONS, closed_form, make_bundle
+from bundles import closed_form, make_bundle
 from click.testing import CliRunner
 from fragile_bundles import BLACK, WHITE, make_fragile_bundle
 from PIL import Image
@@ -273,4 +273,3 @@ def test_rows_are_finite_as_a_whole() -> None:
     values = np.zeros((4, 2, 3), np.float16)
     values[1, 1, 2], values[2, 0, 0] = np.nan, -np.inf
     assert finite_rows(values).tolist() == [True, False, False, True]
-    assert len(FRACTIONS) == 3

@@ -518,7 +518,7 @@ def test_a_length_that_is_no_number_is_refused(model: Path, length: Any) -> None
     if length is None:  # says nothing
         read_checkpoint(model)
         return
-    with pytest.raises(ModelError, match="tokenizer"):
+    with pytest.raises(ModelError, match="model_max_length"):
         read_checkpoint(model)
 
 
