@@ -85,6 +85,7 @@ def replace_adapter(
                     manifest.method,
                     head_weights=HeadWeights(adapter.head_mode, head_weights),
                     denoising_weight=adapter.denoising_weight,
+                    trained_for=adapter.mode,
                 ),
                 preprocessing=replace(manifest.preprocessing, resize=adapter.resize),
                 calibration=_calibration(adapter, manifest),
@@ -115,6 +116,7 @@ def _require_fit(
         (tensors == dict(manifest.adapter.tensors), "has tensors of other sizes than the input's"),
         (dynamic[0] == dynamic[1], "or the one before it weighs heads dynamically, but not both"),
         (same_levels, "was trained at other noise levels"),
+        (adapter.mode != "matrix", "was trained for matrix mode, and they score pairs"),
     ):
         if not fits:
             raise ModelError(

@@ -173,6 +173,7 @@ def write_changed(adapter: Path, folder: Path, **changes: Any) -> Path:
     [
         ({"head_mode": "dynamic"}, "weighs heads dynamically"),
         ({"levels": (0.2, 0.4)}, "other noise levels"),
+        ({"mode": "matrix"}, "trained for matrix mode"),
         ({"score": "denoising"}, 'trained for the score "denoising"'),
         ({"base": {"unet": "0"}}, "trained on another model"),
     ],
