@@ -21,13 +21,13 @@ from dsd_trt.manifest import (
     TokenizerSpec,
 )
 from dsd_trt.train.adapter import Adapter, adapter_hash, resize_of
+from dsd_trt.train.families import TOKENS
 from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.scoring_unet import ScoringUNet
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_NAME = "tokenizer.json"
-_MAX_LENGTH = 77  # tokens in a padded text, in every Stable Diffusion
 _LIBRARIES = (
     "dsd-trt",
     "torch",
@@ -55,7 +55,7 @@ def describe(
             checkpoint.resolution,
             checkpoint.latent_shape,
             checkpoint.text_width,
-            _MAX_LENGTH,
+            TOKENS,
             scoring.denoising,
             checkpoint.has_pooled_text,
             fed.numbers if fed else 0,
@@ -64,7 +64,7 @@ def describe(
         precision=settings.precision,
         tokenizer=TokenizerSpec(
             file=TOKENIZER_NAME,
-            max_length=_MAX_LENGTH,
+            max_length=TOKENS,
             bos_id=tokenizer.bos_token_id,
             eos_id=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,

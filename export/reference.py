@@ -15,6 +15,7 @@ from torch import Tensor
 from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.probe import Probe
 from dsd_trt.manifest import MatrixMode, Method
+from dsd_trt.train.families import TOKENS
 from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint, token_mask
 from dsd_trt.train.scoring_unet import ScoringUNet
@@ -111,7 +112,11 @@ class Reference:
         """Ids and mask, (texts, 77) each."""
         tokenizer = self._checkpoint.tokenizer
         ids = tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=TOKENS,
+            return_tensors="pt",
         ).input_ids
         return ids, token_mask(ids, tokenizer.eos_token_id, self._method.token_mask)
 

@@ -11,6 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.families import TOKENS
 from dsd_trt.train.weights import read_json, require_class
 
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -44,7 +45,7 @@ def write_tokenizer(
         "tokenizer_config.json": json.dumps(
             {
                 "tokenizer_class": "CLIPTokenizer",
-                "model_max_length": 77,
+                "model_max_length": TOKENS,
                 "do_lower_case": True,
                 **special,
             }

@@ -11,12 +11,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
 from dsd_trt.train.clip_tokenizer import BOS, EOS
-from dsd_trt.train.families import TOKENS
+from dsd_trt.train.families import LEGACY_EOS, TOKENS
 from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpected
 from dsd_trt.train.kinds import COUNT, is_count, is_number
-
-_LEGACY_EOS = 2
-"""An `eos_token_id` by which transformers knows configs of before it took the right one."""
 
 _OLD = (0, 9)  # of diffusers: before it, the U-Net's sample_size was not kept up
 _OLD_SAMPLE_SIZE = 64
@@ -70,10 +67,10 @@ def text_fields(config: Mapping[str, Any], eos_id: int | None = None) -> dict[st
     """
     fields = _complete(CLIPTextConfig, config)
     require_known(fields, TEXT_ENCODER)
-    if eos_id is not None and fields["eos_token_id"] not in (eos_id, _LEGACY_EOS):
+    if eos_id is not None and fields["eos_token_id"] not in (eos_id, LEGACY_EOS):
         raise ValueError(
             f"eos_token_id is {fields['eos_token_id']!r}, expected is the tokenizer's, {eos_id}, "
-            f"or {_LEGACY_EOS} as in older configs: the pooled text is taken at that token"
+            f"or {LEGACY_EOS} as in older configs: the pooled text is taken at that token"
         )
     if eos_id is not None:
         _require_counts(fields, "projection_dim")

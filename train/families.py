@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # commands list the families in their help, which should not 
     from dsd_trt.train.scoring_unet import Prediction
 
 TOKENS = 77  # in a padded text, in every one of them
+LEGACY_EOS = 2  # in older config files, which transformers reads as "the highest id"
 VOCABULARY = 49_408  # CLIP's
 
 

@@ -18,6 +18,7 @@ from dsd_trt.errors import ModelError
 from dsd_trt.train.clip_tokenizer import require_embedding
 from dsd_trt.train.declared import require_tokenizer, text_fields, unet_fields, vae_fields
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
+from dsd_trt.train.families import TOKENS
 from dsd_trt.train.memory import release_freed_memory
 from dsd_trt.train.model_folder import ModelFolder
 from dsd_trt.train.scoring_unet import Prediction
@@ -285,7 +286,7 @@ def _tokenizer(parts: ModelFolder | SingleFile, part: str) -> CLIPTokenizer:
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token ids, cut and padded to the text encoder's length, int64 (texts, 77)."""
     ids: Tensor = tokenizer(
-        texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+        texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
     ).input_ids
     return ids
 

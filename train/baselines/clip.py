@@ -14,6 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.clip_tokenizer import read_tokenizer, require_embedding
+from dsd_trt.train.families import LEGACY_EOS
 from dsd_trt.train.weight_names import is_computed
 from dsd_trt.train.weights import (
     check_types,
@@ -23,8 +24,6 @@ from dsd_trt.train.weights import (
     read_json,
     read_tensors,
 )
-
-_LEGACY_EOS = 2  # in OpenAI's own config files, which transformers reads as "the highest id"
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Clip:
     def ends(self, ids: Tensor) -> Tensor:
         """Where the first EOS of each text stands, from which a text is read, (texts,)."""
         eos = self.model.config.text_config.eos_token_id
-        return ids.argmax(dim=1) if eos == _LEGACY_EOS else (ids == eos).int().argmax(dim=1)
+        return ids.argmax(dim=1) if eos == LEGACY_EOS else (ids == eos).int().argmax(dim=1)
 
     def trim(self, ids: Tensor) -> Tensor:
         """Cut the padding that all texts share: the tower is causal, so nothing before it changes.
