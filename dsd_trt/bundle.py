@@ -74,10 +74,12 @@ def file_entry(path: Path) -> FileEntry:
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     """Write `bundle.json`, whole or not at all; as `write_bundle`, `files` being known already."""
+    text = manifest.to_json()
     check_manifest(manifest)
+    Manifest.from_json(text)  # what nobody could read is not written
     _check_named_files(manifest)
     _check_weights(folder, manifest)
-    write_whole(folder / MANIFEST_NAME, manifest.to_json())
+    write_whole(folder / MANIFEST_NAME, text)
     return Bundle(folder, manifest)
 
 

@@ -128,6 +128,8 @@ def graph_hash(manifest: Manifest, graph: str) -> str:
 def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
     """Put a plan into a bundle, whole or not at all; one of the same key is replaced.
 
+    What was written is read back first; until then the old plan is as it was.
+
     Args:
         bundle: the bundle's folder.
         content: the plan.
@@ -135,24 +137,34 @@ def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
 
     Raises:
         InputError: the bundle cannot be written to, or its disk is full.
+        EngineError: what was written is not what is read.
     """
     folder = bundle / FOLDER / sidecar.key
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    unfinished, old = (
+        folder.with_name(f".{folder.name}.{os.getpid()}.{ending}") for ending in ("part", "old")
+    )
     try:
         unfinished.mkdir(parents=True)
         (unfinished / PLAN_NAME).write_bytes(content)
         text = json.dumps(to_plain(sidecar), indent=2) + "\n"
         (unfinished / SIDECAR_NAME).write_text(text, encoding="utf-8")
+        read_plan(Plan(unfinished, sidecar))
         if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
+            folder.rename(old)
+        try:
+            unfinished.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
     except OSError as error:
         raise InputError(
             f"cannot write a plan of {len(content) / 1e9:.2f} GB to {bundle / FOLDER}: "
             f"{error.strerror}"
         ) from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for left in (unfinished, old):
+            shutil.rmtree(left, ignore_errors=True)
     return Plan(folder, sidecar)
 
 

@@ -12,6 +12,7 @@ from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME
+from dsd_trt.export.proof import require_scores
 from dsd_trt.manifest import Calibration, HeadWeights, Manifest
 from dsd_trt.plan import PLAN_NAME, SIDECAR_NAME, plans
 from dsd_trt.snapshot import Snapshot
@@ -35,10 +36,15 @@ def replace_adapter(
         force: replace a folder that is not empty.
         copied: told how much disk the copies took, in bytes.
 
+    The bundle is read back and scores before it takes the place of what is in `out`, which until
+    then is as it was.
+
     Raises:
         InputError: the bundle's adapter is folded into its graphs, or `out` cannot be used or
             written to.
-        ModelError: the adapter does not fit the graphs.
+        ModelError: the adapter does not fit the graphs, or scores nothing.
+        BundleError: with the adapter, nobody could read the bundle.
+        EngineError: no engine is installed, or the one that is refuses the bundle.
     """
     check_replaceable(out, force)
     adapter, manifest = Adapter.load(folder), bundle.manifest
@@ -97,6 +103,7 @@ def replace_adapter(
                 },
             ),
         )
+        require_scores(fresh, "Train the adapter again")
     copied(taken)
     return replace(adapted, folder=out)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from checkpoints import write_adapter
 from exported import Exported
 
@@ -185,6 +186,35 @@ def test_an_adapter_the_graphs_cannot_take_is_refused(
     with pytest.raises(ModelError, match=complaint):
         replace_adapter(fed, wrong, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["overflow", "NaN calibration", "unknown field", "no heads"])
+def test_a_working_bundle_outlives_an_adapter_that_makes_none(
+    fed: Bundle, other: Path, tmp_path: Path, kind: str
+) -> None:
+    """Also where it is to be replaced in its place, which is not before the new one scores."""
+    mine = read_bundle(Path(shutil.copytree(fed.folder, tmp_path / "mine")))
+    before = {path.name: path.read_bytes() for path in mine.folder.iterdir()}
+    adapter = Adapter.load(other)
+    changes: dict[str, Any] = {
+        "overflow": {"prompt_state": {k: v * 1e30 for k, v in adapter.prompt_state.items()}},
+        "NaN calibration": {"a": float("nan")},
+        "unknown field": {"head_mode": "best"},
+        "no heads": {"head_weights": [torch.zeros_like(it) for it in adapter.head_weights]},
+    }[kind]
+    wrong = write_changed(other, tmp_path / "wrong", **changes)
+    with pytest.raises(ModelError):
+        replace_adapter(mine, wrong, mine.folder, force=True)
+    assert {path.name: path.read_bytes() for path in mine.folder.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "wrong"}
+
+
+def test_head_weights_of_scored_layers_that_sum_to_nothing_are_refused(other: Path) -> None:
+    adapter = Adapter.load(other)
+    first, *rest = adapter.head_weights
+    lacking = replace(adapter, head_weights=[torch.zeros_like(first), *rest])
+    with pytest.raises(ModelError, match="gives the scored layers no weight"):
+        lacking.weights_of([0], [len(first)])
 
 
 def test_prompts_of_another_rank_are_refused(fed: Bundle, other: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from bundles import make_bundle, make_manifest
 
 from dsd_trt import Bundle, BundleError, Manifest, read_bundle, write_bundle
 from dsd_trt.contract import graph_contract
+from dsd_trt.manifest import Calibration
 
 
 @pytest.fixture
@@ -206,6 +209,24 @@ def test_an_inconsistent_manifest_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not among the files"):
         write_bundle(tmp_path, make_manifest(contract, precision="fp16"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_nobody_could_read_is_never_written(bundle: Bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+    before = (folder / "bundle.json").read_bytes()
+    method = bundle.manifest.method
+    unknown: Any = replace(method.head_weights, mode="best")
+    for manifest, field in (
+        (replace(bundle.manifest, calibration=Calibration(math.nan, 0)), "calibration.a"),
+        (replace(bundle.manifest, calibration=Calibration(1, math.inf)), "calibration.b"),
+        (
+            replace(bundle.manifest, method=replace(method, head_weights=unknown)),
+            "method.head_weights.mode",
+        ),
+    ):
+        with pytest.raises(BundleError, match=field):
+            write_bundle(folder, manifest)
+        assert (folder / "bundle.json").read_bytes() == before
 
 
 def test_fp16_bundles_carry_states_in_float16_and_scores_in_float32(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ class Adapter:
         """Head weights of the scored layers, made to sum to 1 again.
 
         Raises:
-            ModelError: the adapter has no weights for one of the layers.
+            ModelError: the adapter has no weights for one of the layers, or they sum to nothing.
         """
         if not self.head_weights:
             return uniform_head_weights(heads)

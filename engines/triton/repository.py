@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from dsd_trt.batching import batch_sizes
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle import Bundle, file_entry
 from dsd_trt.disk import clone_or_copy, require_room
 from dsd_trt.engines.triton import config
 from dsd_trt.engines.triton.runtime import write_code
-from dsd_trt.errors import EngineError, InputError
+from dsd_trt.errors import BundleError, EngineError, InputError
 from dsd_trt.manifest import MANIFEST_NAME, Mode
 from dsd_trt.mode import choose_mode
 from dsd_trt.plan import Plan, graph_hash, plans
@@ -72,6 +72,7 @@ def write_repository(
             input that Triton's batcher cannot feed, bundle or engine lack the mode, or the disk is
             full.
         EngineError: a graph has no plan that Triton could load.
+        BundleError: what was written is not what the bundle holds.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; name another, or remove it first")
@@ -108,6 +109,7 @@ def write_repository(
         writer.score(limits or config.Limits())
         if chosen == "pair":
             writer.match()
+        _require_copies(bundle, unfinished)
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
@@ -118,6 +120,21 @@ def write_repository(
     rest = (config.TOKENIZER, config.SCORE, *([config.MATCH] if chosen == "pair" else []))
     models = (*map(config.model_of, graphs), *rest)
     return Repository(out, models, chosen, size, writer.bytes_taken)
+
+
+def _require_copies(bundle: Bundle, folder: Path) -> None:
+    """Read back what was written: a copy of a bundle's file is what `bundle.json` says of it.
+
+    Raises:
+        BundleError: one is not.
+    """
+    entries = bundle.manifest.files
+    for path in folder.rglob("*"):
+        if path.name in entries and path.is_file() and file_entry(path) != entries[path.name]:
+            raise BundleError(
+                f"the copy of {path.name!r} for {path.parent.parent.name} is not what the bundle "
+                f"{bundle.folder} holds. Look after the disk, and write the repository again"
+            )
 
 
 class _Writer:
