@@ -94,7 +94,7 @@ def walks_at_once(large: bool) -> tuple[int, ...]:
 
 
 class FastestBatch:
-    """Cuts work into batches, and finds out on the first of it which size is the fastest.
+    """Cuts work into batches; where wanted, finds out on the first of it which is the fastest.
 
     Sizes, each half of the one before, are tried in turn, several times over. The first batch of a
     size sets the engine's kernels up for its shape and is not timed; of the others the fastest

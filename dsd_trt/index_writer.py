@@ -140,7 +140,7 @@ class IndexWriter:
         self._files: set[str] = set()  # that were added
         self._unread: set[str] = set()  # of them, tars that could not be read at all this time
         self._named: dict[str, int | None] = {}  # images of them: when the file was last changed
-        self._batch: list[tuple[Entry, bytes | ImageError]] = []  # to be encoded together
+        self._batch: list[tuple[Entry, NDArray[np.uint8]]] = []  # to be encoded together
         self._encoded: list[tuple[Entry, NDArray[Any]]] = []  # to be written together
         self._count = 0  # encoded
 
@@ -195,25 +195,27 @@ class IndexWriter:
             if (twin := self._latents.get(entry.sha256)) is not None:
                 self._entries[entry.name] = replace(entry, shard=twin.shard, row=twin.row)
                 return
-        self._batch.append((entry, content))
-        if len(self._batch) == self._pipeline.batch.images:
+        to = self._preprocessing
+        try:
+            if isinstance(content, ImageError):
+                raise content
+            pixels = preprocess(content, to.resolution, to.resize)
+        except ImageError as error:
+            self._entries[entry.name] = replace(entry, error=str(error))
+            return
+        self._batch.append((entry, pixels))
+        # A latent's last bits depend on the batch. One that ends with its shard is composed alike
+        # whether images before it were encoded just now or by a run that was stopped.
+        room = self._shard_size - len(self._encoded)
+        if len(self._batch) == min(self._pipeline.batch.images, room):
             self._encode()
             self._write_shards(self._shard_size)
 
     def _encode(self) -> None:
-        """Encode a batch, composed as scoring the same images would compose it."""
-        to = self._preprocessing
-        readable, pixels = [], []
-        for entry, content in self._batch:
-            try:
-                if isinstance(content, ImageError):
-                    raise content
-                pixels.append(preprocess(content, to.resolution, to.resize))
-                readable.append(entry)
-            except ImageError as error:
-                self._entries[entry.name] = replace(entry, error=str(error))
+        """Encode a batch of images that can be read, as scoring encodes them."""
+        pixels = [it for _, it in self._batch]
         latents = self._pipeline.encode_images(pixels) if pixels else ()
-        for entry, latent in zip(readable, latents, strict=True):
+        for (entry, _), latent in zip(self._batch, latents, strict=True):
             if np.isfinite(latent).all():
                 self._encoded.append((entry, latent))
                 self._count += 1

@@ -75,6 +75,8 @@ class Pipeline:
         bundle: a verified bundle.
         engine: one of `ENGINES`, or what opens a graph's file.
         memory_budget_mb: for activations, in MiB, see `batch_sizes`.
+        tune: find out which batch of the pair scorer is the fastest here, see `FastestBatch`. The
+            last bits of a score depend on the batch, so runs differ until it is found.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Pipeline:
         bundle: Bundle,
         engine: str | Callable[[Path, Graph], Engine],
         memory_budget_mb: float,
+        tune: bool = False,
     ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
@@ -95,6 +98,7 @@ class Pipeline:
             self.batch = replace(self.batch, matrix=(walks, MAX_TEXTS))
         # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
         self._on_cpu = isinstance(engine, str) and engine not in PLAN_LIBRARIES
+        self._tune = tune and self._on_cpu
         if isinstance(engine, str):
             engine = partial(open_engine, engine=engine)
         self._open_graph = engine
@@ -161,10 +165,12 @@ class Pipeline:
 
     @cached_property
     def _triples(self) -> FastestBatch:
+        if not self._tune:
+            return FastestBatch(self.batch.triples, None)
         threads = thread_limit() or os.cpu_count()
         key = f"{graph_hash(self._manifest, 'pair_scorer')} {self._pair_scorer.description}"
         key += f", {threads} threads"
-        return FastestBatch(self.batch.triples, key if self._on_cpu else None)
+        return FastestBatch(self.batch.triples, key)
 
     @cached_property
     def _files(self) -> Bundle:

@@ -42,8 +42,9 @@ logger = logging.getLogger(__name__)
 class Scorer:
     """Scores how well texts describe images, with one bundle on one engine.
 
-    `Scorer.load` opens one. A score depends on its image and text alone, not on what else is
-    scored along with them.
+    `Scorer.load` opens one. A score depends on its image and text alone, but for its last bits
+    (below 1e-6 in FP32), which engines round differently in batches of other sizes and on other
+    numbers of threads. The same call gives the same bytes in every run on a machine.
 
     Threads may share a scorer, and get the scores that one thread would. Their passes take turns,
     since each keeps all cores busy: together they score as many pairs per second as one thread
@@ -65,6 +66,8 @@ class Scorer:
         mode: "pair", one pass of the U-Net a pair, as the paper has it; "matrix", one an image,
             another and faster score, where the bundle has it; or "auto", the one the adapter
             was trained for, "pair" if for both or none.
+        tune: find out on the first work which batch size is the fastest, and remember it for this
+            machine; scores of the runs before and after differ in their last bits.
 
     Raises:
         EngineError: the engine is not installed or refuses the bundle's graphs.
@@ -77,10 +80,11 @@ class Scorer:
         engine: str = "auto",
         memory_budget_mb: float = 1024,
         mode: Mode | Literal["auto"] = "auto",
+        tune: bool = False,
     ) -> None:
         self.bundle = bundle
         self.mode = choose_mode(bundle.manifest, mode, engine)
-        self._pipeline = Pipeline(bundle, engine, memory_budget_mb)
+        self._pipeline = Pipeline(bundle, engine, memory_budget_mb, tune)
         try:
             self._engine = self._compiled(engine, memory_budget_mb)
         except BaseException:
@@ -114,6 +118,7 @@ class Scorer:
         engine: str = "auto",
         memory_budget_mb: float = 1024,
         mode: Mode | Literal["auto"] = "auto",
+        tune: bool = False,
     ) -> Scorer:
         """Open a bundle: a folder, one on the Hugging Face Hub, or the package's own.
 
@@ -124,6 +129,7 @@ class Scorer:
             engine: as for `Scorer`.
             memory_budget_mb: as for `Scorer`.
             mode: as for `Scorer`.
+            tune: as for `Scorer`.
 
         Raises:
             BundleError: no bundle there, or it is damaged, or the hub does not hand it out.
@@ -132,7 +138,7 @@ class Scorer:
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
         require_engine(engine)
-        return cls(read_bundle(bundle_folder(bundle)), engine, memory_budget_mb, mode)
+        return cls(read_bundle(bundle_folder(bundle)), engine, memory_budget_mb, mode, tune)
 
     @property
     def manifest(self) -> Manifest:

@@ -31,6 +31,7 @@ def require_scores(folder: Path, advice: str) -> None:
     side = bundle.manifest.preprocessing.resolution
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     level = bundle.manifest.method.noise_levels.fractions[0]
-    result = Scorer(bundle, mode="pair").score([picture], _TEXTS, [level])
+    with Scorer(bundle, mode="pair") as scorer:
+        result = scorer.score([picture], _TEXTS, [level])
     if result.errors:
         raise ModelError(f"what was written scores nothing: {result.errors[0].reason} {advice}")

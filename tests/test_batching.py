@@ -118,19 +118,47 @@ def _score(scorer: Scorer) -> None:
     np.testing.assert_allclose(scorer.score(images, texts).scores, expected, atol=1e-6)
 
 
-def test_a_scorer_tries_once_on_a_machine_and_scores_the_same(
+def test_the_first_run_on_a_machine_and_any_later_one_give_the_same_bytes(
+    bundle: Bundle, engine: str, batches: list[int], remembered: Path
+) -> None:
+    """On the embedded model, whose numbers are as any: batches are what they always are."""
+    images = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8))
+    texts = ["a red circle", "a dog", "two blue squares"]
+    runs = [Scorer.load(None, engine).score(images, texts).scores.tobytes() for _ in range(3)]
+    assert runs[0] == runs[1] == runs[2]
+    assert not list(remembered.glob("batch-*"))
+    batches.clear()
+    _score(Scorer.load(bundle.folder, engine))
+    assert batches == ([32] * 14 + [2] if engine == "onnxruntime" else [])
+
+
+def test_other_numbers_of_threads_differ_in_the_last_bits_alone(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8))
+    texts = ["a red circle", "a dog", "two blue squares", "a large green star in a blue ring"]
+    scores = []
+    for threads in (1, 2):
+        for module in ("onnxruntime", "openvino"):
+            monkeypatch.setattr(f"dsd_trt.engine.{module}.thread_limit", lambda n=threads: n)
+        scores.append(Scorer.load(None, engine).score(images, texts).scores)
+    assert np.ptp(scores[0]) > 1e-3
+    assert np.abs(scores[1] - scores[0]).max() < 1e-6
+
+
+def test_a_scorer_that_is_to_tune_tries_once_on_a_machine(
     bundle: Bundle, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _score(Scorer.load(bundle.folder, "onnxruntime"))
+    _score(Scorer.load(bundle.folder, "onnxruntime", tune=True))
     assert batches[:16] == TRIED
     chosen = batches[16]
     assert chosen in TRIED
     batches.clear()
-    _score(Scorer.load(bundle.folder, "onnxruntime"))
+    _score(Scorer.load(bundle.folder, "onnxruntime", tune=True))
     assert set(batches[:-1]) == {chosen}
     batches.clear()
     monkeypatch.setattr("dsd_trt.pipeline.thread_limit", lambda: 77)
-    _score(Scorer.load(bundle.folder, "onnxruntime"))
+    _score(Scorer.load(bundle.folder, "onnxruntime", tune=True))
     assert batches[:16] == TRIED
 
 
@@ -138,13 +166,13 @@ def test_another_engine_or_graph_is_another_question(bundle: Bundle, tmp_path: P
     keys = set()
     for folder in (bundle.folder, make_bundle(tmp_path / "fp16", precision="fp16").folder):
         for engine in ("onnxruntime", "openvino"):
-            keys.add(Scorer.load(folder, engine)._pipeline._triples._key)
+            keys.add(Scorer.load(folder, engine, tune=True)._pipeline._triples._key)
     assert len(keys) == 4
 
 
 def test_a_stand_in_is_not_tried(bundle: Bundle, batches: list[int], remembered: Path) -> None:
     opened: Callable[..., Engine] = partial(open_engine, engine="onnxruntime")
-    pipeline = Pipeline(bundle, opened, 1024)
+    pipeline = Pipeline(bundle, opened, 1024, tune=True)
     states = pipeline.encode_texts(["a dog"])
     latent = pipeline.encode_images([np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)])
     zeros = np.zeros(100, np.intp)

@@ -269,6 +269,46 @@ class Stop(BaseException):
     """A process that is killed."""
 
 
+def test_an_index_that_was_interrupted_ends_with_the_bytes_of_one_that_was_not(
+    update: Callable[..., IndexUpdate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an engine whose latents depend on their batch, as those of engines do in their last bits.
+
+    Images that cannot be read are read again by whoever goes on, and change no batch.
+    """
+    encode = Pipeline.encode_images
+
+    def encode_by_place(self: Pipeline, images: Sequence[Any]) -> Any:
+        latents = encode(self, images)
+        places = np.arange(len(images), dtype=np.float32).reshape(-1, 1, 1, 1)
+        return latents + np.float32(len(images)) + places / 64
+
+    monkeypatch.setattr(Pipeline, "encode_images", encode_by_place)
+    monkeypatch.setattr(Pipeline, "batch", BatchOfTwo(), raising=False)
+    paths = write_photos(tmp_path / "photos", range(11))
+    for path in (paths[0], paths[5], paths[6]):
+        path.write_bytes(b"no image")
+    out = tmp_path / "out"
+
+    def content() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    update(paths, shard_size=3)
+    undisturbed = content()
+    assert len(undisturbed) == 2 + 3
+    for moment in range(1, len(paths) + 1):
+        shutil.rmtree(out)
+
+        def stop(done: int, total: int | None, moment: int = moment) -> None:
+            if done == moment:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            update(paths, shard_size=3, progress=stop)
+        update(paths, shard_size=3)
+        assert content() == undisturbed
+
+
 @pytest.mark.parametrize("before", [[], [0, 1, 2, 3, 4]], ids=["new", "update"])
 def test_killed_at_any_moment_it_leaves_an_index_and_goes_on(
     update: Callable[..., IndexUpdate],

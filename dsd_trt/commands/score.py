@@ -73,6 +73,12 @@ Examples:
     "are the same.",
 )
 @click.option(
+    "--tune",
+    is_flag=True,
+    help="Find the fastest batch size meanwhile, and remember it on this machine. Scores then "
+    "differ in their last digits between the first run and later ones.",
+)
+@click.option(
     "-f",
     "--format",
     "form",
@@ -100,6 +106,7 @@ def score(
     top_k: int | None,
     prune: bool,
     check_prune: int | None,
+    tune: bool,
     form: str,
     output: str,
 ) -> None:
@@ -133,7 +140,7 @@ def score(
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     with warnings_on(console):
-        scorer = Scorer.load(bundle, engine, mode=mode)
+        scorer = Scorer.load(bundle, engine, mode=mode, tune=tune)
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
         result: ScoreMatrix | PairScores
         started = time.perf_counter()
