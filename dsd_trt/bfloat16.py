@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 import numpy as np
@@ -15,7 +16,6 @@ from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import DisagreementError
 from dsd_trt.manifest import Mode
 from dsd_trt.pipeline import Pipeline
-from dsd_trt.plan import graph_hash
 
 MIN_SPEARMAN = 0.9999
 
@@ -68,9 +68,9 @@ def require_agreement(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_
     Raises:
         DisagreementError: it is below `MIN_SPEARMAN`.
     """
-    graphs = ("image_encoder", "text_encoder", f"{mode}_scorer")
-    hashes = [graph_hash(bundle.manifest, graph) for graph in graphs]
-    key = " ".join([*hashes, str(bf16.image_encoder)])
+    # All of the bundle: an adapter that is fed, or other tokens that count, make other scores.
+    bundle_hash = hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest()
+    key = f"{bundle_hash} {mode} {bf16.image_encoder}"
     if (agreement := recall("bf16", key)) is None:
         logger.warning(
             "comparing BF16 with FP32, once on this machine: minutes for Stable Diffusion"

@@ -88,6 +88,10 @@ def test_it_is_compared_once_on_a_machine(
     other = replace(shapes.manifest, files={**shapes.manifest.files, encoder: entry})
     bfloat16.guarded(replace(shapes, manifest=other), "pair", pipeline, 1024)
     assert len(counted) == 3
+    method = replace(shapes.manifest.method, token_mask="all")  # of the same graphs
+    other = replace(shapes.manifest, method=method)
+    bfloat16.guarded(replace(shapes, manifest=other), "pair", pipeline, 1024)
+    assert len(counted) == 4
 
 
 def test_a_bundle_that_was_compared_compiles_its_image_encoder_alone(
