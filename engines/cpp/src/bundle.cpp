@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <limits>
 #include <optional>
 #include <set>
@@ -105,7 +104,8 @@ bool lies_in(const fs::path &path, const fs::path &folder) {
 // Refuses a name, or a link, that leads out of a bundle, other than to the snapshot's blobs.
 void require_inside(const fs::path &folder, const std::string &name, const Snapshot &snapshot) {
     const fs::path pure(name), path = folder / name;
-    bool fits = !name.empty() && !pure.is_absolute() && name.find('\\') == name.npos;
+    bool fits = !name.empty() && !pure.is_absolute() && name.find('\\') == name.npos &&
+                name.find('\0') == name.npos;
     for (const fs::path &part : pure) fits = fits && part != "..";
     fits = fits && lies_in(path.parent_path(), folder);
     if (fits && fs::is_symlink(path)) {
@@ -342,9 +342,10 @@ void read_adapter(Bundle &bundle, const Json &adapter, const fs::path &folder,
     for (const auto &item : adapter["tensors"].items()) {
         std::uintmax_t product = 1;
         for (const Json &size : tensors.list(item.key())) {
-            require(size.is_number_unsigned() && size <= bytes, tensors.at(item.key()),
+            require(size.is_number_unsigned() && size > 0 && size <= bytes, tensors.at(item.key()),
                     "must be of sizes");
             product *= size.get<std::uintmax_t>();
+            require(product <= bytes, tensors.at(item.key()), "is larger than the file");
         }
         numbers += product;
     }
@@ -459,8 +460,11 @@ std::string describe(const Tensor &tensor) {
 
 Bundle read_bundle(const fs::path &folder) {
     const fs::path path = folder / kManifest;
-    std::ifstream stream(path, std::ios::binary);
-    if (!stream || !fs::is_regular_file(path)) {
+    // A pipe is never opened: nobody may be writing to it.
+    std::error_code none;
+    std::ifstream stream;
+    if (fs::is_regular_file(path, none)) stream.open(path, std::ios::binary);
+    if (!stream.is_open()) {
         throw Error(ErrorCode::bundle,
                     folder.string() + " is not a bundle: it has no " + kManifest +
                         ". Make one with: dsd-trt export --out BUNDLE");
@@ -468,8 +472,7 @@ Bundle read_bundle(const fs::path &folder) {
     const std::string where = "bundle " + folder.string() + ": ";
     try {
         require_inside(folder, kManifest, Snapshot::around(folder));
-        const std::string text{std::istreambuf_iterator<char>(stream), {}};
-        return read_manifest(Json::parse(text), folder);
+        return read_manifest(parse_json(stream), folder);
     } catch (const Json::exception &error) {
         throw Error(ErrorCode::bundle, where + kManifest + " is not valid JSON: " + error.what());
     } catch (const fs::filesystem_error &error) {

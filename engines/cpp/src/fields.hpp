@@ -3,17 +3,43 @@
 
 #include <cmath>
 #include <cstdint>
+#include <istream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
+#include <unordered_set>
 #include <utility>
+#include <vector>
 
 #include "dsd/error.hpp"
 
 namespace dsd {
 
 using Json = nlohmann::json;
+
+// Parses JSON, and refuses what parsers read differently: a key that is twice in an object, and
+// more levels of objects and lists than any file of ours has.
+inline Json parse_json(std::istream &stream) {
+    constexpr int kDeepest = 64;
+    std::vector<std::unordered_set<std::string>> keys;  // of the objects that are open
+    return Json::parse(stream, [&](int depth, Json::parse_event_t event, Json &parsed) {
+        using Event = Json::parse_event_t;
+        if ((event == Event::object_start || event == Event::array_start) && depth >= kDeepest) {
+            throw Error(ErrorCode::bundle,
+                        "it is nested deeper than " + std::to_string(kDeepest) + " levels");
+        }
+        if (event == Event::object_start) keys.emplace_back();
+        if (event == Event::object_end) keys.pop_back();
+        if (event == Event::key) {
+            const auto key = parsed.get<std::string>();
+            if (!keys.back().insert(key).second) {
+                throw Error(ErrorCode::bundle, "the key '" + key.substr(0, 60) + "' is there twice");
+            }
+        }
+        return true;
+    });
+}
 
 inline Error field_error(const std::string &where, const std::string &complaint) {
     return Error(ErrorCode::bundle, "field '" + where + "' " + complaint);

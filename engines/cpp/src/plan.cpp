@@ -24,7 +24,7 @@ struct Sidecar {
 
 Sidecar read_sidecar(const fs::path &path) {
     std::ifstream stream(path, std::ios::binary);
-    const Json json = Json::parse(stream);
+    const Json json = parse_json(stream);
     Fields fields(json, "");
     Sidecar sidecar{};
     sidecar.folder = path.parent_path();
@@ -44,6 +44,7 @@ Sidecar read_sidecar(const fs::path &path) {
         sidecar.most = profile.integer("max", 1);
         profile.nothing_else();
     }
+    if (sidecar.most == 0) throw field_error("profiles", "is empty");
     const Json &size = fields["size"];
     if (!size.is_number_unsigned()) throw field_error("size", "must be an integer of at least 0");
     sidecar.size = size.get<std::uintmax_t>();
@@ -56,7 +57,7 @@ std::vector<Sidecar> read_sidecars(const fs::path &bundle) {
     std::error_code none;  // no folder, no plans
     for (const auto &entry : fs::directory_iterator(bundle / kFolder, none)) {
         const bool unfinished = entry.path().filename().string()[0] == '.';
-        if (!unfinished && fs::exists(entry.path() / kSidecar)) {
+        if (!unfinished && fs::is_regular_file(entry.path() / kSidecar)) {
             paths.push_back(entry.path() / kSidecar);
         }
     }

@@ -2,18 +2,18 @@
 
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <queue>
 #include <string>
 #include <tuple>
 
-#include "dsd/error.hpp"
+#include "fields.hpp"
 #include "unicode.hpp"
 
 namespace dsd {
 namespace {
 
-using Json = nlohmann::json;
 using std::u32string;
 using std::u32string_view;
 
@@ -25,6 +25,13 @@ constexpr const char *kWordsPattern =
 
 void require(bool holds, const std::string &what) {
     if (!holds) throw Error(ErrorCode::bundle, what);
+}
+
+// A token's id. The library would cut a number down to the bits there is room for.
+std::int32_t read_id(const Json &value) {
+    require(value.is_number_unsigned() && value <= std::numeric_limits<std::int32_t>::max(),
+            "a token's id is " + value.dump());
+    return value.get<std::int32_t>();
 }
 
 bool starts_with(u32string_view text, u32string_view start) {
@@ -90,7 +97,7 @@ std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
 Tokenizer::Tokenizer(const std::filesystem::path &file) {
     std::ifstream stream(file, std::ios::binary);
     try {
-        read(Json::parse(stream));
+        read(parse_json(stream));
     } catch (const Json::exception &error) {
         throw Error(ErrorCode::bundle, file.string() + " is not a tokenizer: " + error.what());
     } catch (const Error &error) {
@@ -129,7 +136,7 @@ void Tokenizer::read_added_tokens(const Json &tokens) {
         const bool normalized = token.value("normalized", false);
         if (normalized) content = normalize(content);
         if (content.empty()) continue;
-        (normalized ? normalized_ : raw_).push_back({content, token.at("id").get<std::int32_t>()});
+        (normalized ? normalized_ : raw_).push_back({content, read_id(token.at("id"))});
     }
 }
 
@@ -144,7 +151,7 @@ void Tokenizer::read_model(const Json &model) {
     const auto id_of = [&](const std::string &token) -> std::optional<std::int32_t> {
         const auto found = vocabulary.find(token);
         if (found == vocabulary.end()) return std::nullopt;
-        return found->second.get<std::int32_t>();
+        return read_id(found->second);
     };
     const Json &suffix = model.at("end_of_word_suffix");
     const std::string end = suffix.is_null() ? "" : suffix.get<std::string>();
