@@ -55,6 +55,7 @@ SUBCOMMANDS = {
         "Write a model repository for Triton Inference Server.",
         "triton",
     ),
+    "sign": Subcommand("dsd_trt.commands.sign:sign", "Sign a bundle."),
     "bench": Subcommand(
         "dsd_trt.export.benchmark.command:bench",
         "Measure a bundle against the alternatives.",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import bundle_folder, read_bundle
+from dsd_trt.bundle import bundle_folder
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
@@ -26,6 +26,7 @@ from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.regular import read_regular
 from dsd_trt.results import Failure
+from dsd_trt.signature import open_bundle
 from dsd_trt.webdataset import is_tar, tar_images
 
 _MEMORY_MB = 1024  # for activations, as `Scorer` allows them
@@ -58,6 +59,7 @@ def update_index(
     shard_size: int = 1024,
     keep: bool = False,
     progress: Progress | None = None,
+    require_signature: str | os.PathLike[str] | None = None,
 ) -> IndexUpdate:
     """Make an index hold images, encoding those that it does not hold yet.
 
@@ -74,6 +76,7 @@ def update_index(
         shard_size: latents a file.
         keep: leave in the index what it has beside these images; otherwise that is dropped.
         progress: told, as images are done, how many are, and of how many where that is known.
+        require_signature: as for `Scorer.load`.
 
     Raises:
         InputError: the folder is something else, or an index of another image encoder.
@@ -84,7 +87,7 @@ def update_index(
         DsdError: the disk is full, or the like.
     """
     require_engine(engine)
-    opened = read_bundle(bundle_folder(bundle))
+    opened = open_bundle(bundle_folder(bundle), require_signature)
     if engine == BF16:
         from dsd_trt.bfloat16 import require_agreement  # draws; no other engine waits for that
 

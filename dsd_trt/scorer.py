@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle, bundle_folder, read_bundle
+from dsd_trt.bundle import Bundle, bundle_folder
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import image_identity
@@ -35,6 +35,7 @@ from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
 from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
 from dsd_trt.search import eliminate
+from dsd_trt.signature import open_bundle
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Scorer:
         memory_budget_mb: float = 1024,
         mode: Mode | Literal["auto"] = "auto",
         tune: bool = False,
+        require_signature: str | os.PathLike[str] | None = None,
     ) -> Scorer:
         """Open a bundle: a folder, one on the Hugging Face Hub, or the package's own.
 
@@ -130,15 +132,20 @@ class Scorer:
             memory_budget_mb: as for `Scorer`.
             mode: as for `Scorer`.
             tune: as for `Scorer`.
+            require_signature: file of a public key (minisign.pub) that the bundle has to be signed
+                with, see `dsd-trt sign`; None asks for no signature.
 
         Raises:
-            BundleError: no bundle there, or it is damaged, or the hub does not hand it out.
-            MissingExtraError: a repository is named without the extra "hub".
+            BundleError: no bundle there, or it is damaged, or the hub does not hand it out; or it
+                is not signed as required.
+            MissingExtraError: a repository is named without the extra "hub", or a key without the
+                extra "sign".
             InputError: as for `Scorer`.
             EngineError: the engine is not installed or refuses the bundle's graphs.
         """
         require_engine(engine)
-        return cls(read_bundle(bundle_folder(bundle)), engine, memory_budget_mb, mode, tune)
+        opened = open_bundle(bundle_folder(bundle), require_signature)
+        return cls(opened, engine, memory_budget_mb, mode, tune)
 
     @property
     def manifest(self) -> Manifest:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from dsd_trt.commands.options import signature_option
 from dsd_trt.plan import PLAN_LIBRARIES, Profile, parse_profile
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def _parse_capabilities(
 
 @click.command()
 @click.argument("bundle")
+@signature_option
 @click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
 @click.option(
     "--graphs", metavar="NAME,NAME...", callback=_split, help="[default: those of pair mode]"
@@ -77,6 +79,7 @@ def _parse_capabilities(
 @click.option("--report", is_flag=True, help="List what the parser made of every attention.")
 def build(
     bundle: str,
+    require_signature: Path | None,
     engine: str,
     graphs: tuple[str, ...],
     profiles: tuple[Profile, ...],
@@ -93,10 +96,11 @@ def build(
     """
     from rich.console import Console
 
-    from dsd_trt.bundle import own_bundle_folder, read_bundle
+    from dsd_trt.bundle import own_bundle_folder
     from dsd_trt.engine.tensorrt import load_library, require
     from dsd_trt.engines.build import build_plans
     from dsd_trt.engines.compile import CompileSettings
+    from dsd_trt.signature import open_bundle
 
     settings = CompileSettings(
         profiles, capabilities, None if workspace is None else int(workspace * 2**30), timing_cache
@@ -104,7 +108,7 @@ def build(
     folder = own_bundle_folder(bundle)
     # Before gigabytes are hashed: TensorRT needs a GPU, TensorRT-RTX the library alone.
     (require if engine == "tensorrt" else load_library)(cast("PlanLibrary", engine))
-    opened = read_bundle(folder)
+    opened = open_bundle(folder, require_signature)
     console, out = Console(stderr=True), Console()
     began = time.monotonic()
     with _bars(console) as (stage, step):

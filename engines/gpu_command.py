@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from dsd_trt.commands.options import signature_option
 from dsd_trt.plan import PLAN_LIBRARIES, parse_profile
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle")
+@signature_option
 @click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
 @click.option(
     "--batch",
@@ -30,15 +32,18 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write OUT.json and OUT.md.",
 )
-def gpu_check(bundle: str, engine: str, batch: str, out: Path) -> None:
+def gpu_check(
+    bundle: str, require_signature: Path | None, engine: str, batch: str, out: Path
+) -> None:
     """Try BUNDLE on the GPU here: build, run, compare with FP32, and measure.
 
     No plan has run on a GPU yet: a report is worth sending.
     """
     from rich.console import Console
 
-    from dsd_trt.bundle import own_bundle_folder, read_bundle
+    from dsd_trt.bundle import own_bundle_folder
     from dsd_trt.engine import require_engine
+    from dsd_trt.signature import open_bundle
 
     profile = parse_profile(batch)
     folder = own_bundle_folder(bundle)
@@ -47,7 +52,8 @@ def gpu_check(bundle: str, engine: str, batch: str, out: Path) -> None:
 
     console = Console(stderr=True)
     with console.status("Verifying the bundle") as status:
-        report = check_gpu(read_bundle(folder), cast("PlanLibrary", engine), profile, status.update)
+        opened = open_bundle(folder, require_signature)
+        report = check_gpu(opened, cast("PlanLibrary", engine), profile, status.update)
     click.echo(report.to_markdown())  # first: minutes of work are not lost where OUT is no good
     write_report(report, out)
     click.echo(f"wrote {out}.json and {out}.md", err=True)

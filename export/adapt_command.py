@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.options import signature_option
+
 EXAMPLES = """\b
 Examples:
   dsd-trt export --adapter-input --out my-scorer
@@ -15,6 +17,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("bundle")
+@signature_option
 @click.argument(
     "adapter", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="ADAPTER"
 )
@@ -26,21 +29,23 @@ Examples:
     help="Folder to write; with --force it may be BUNDLE itself.",
 )
 @click.option("--force", is_flag=True, help="Replace it if it is not empty.")
-def adapt(bundle: str, adapter: Path, out: Path, force: bool) -> None:
+def adapt(
+    bundle: str, require_signature: Path | None, adapter: Path, out: Path, force: bool
+) -> None:
     """Put ADAPTER into BUNDLE, which was exported with --adapter-input.
 
     BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Its graphs, weights and
     compiled plans are copied, which takes no disk where the file system clones, as Btrfs and XFS
     do.
     """
-    from dsd_trt.bundle import bundle_folder, read_bundle
+    from dsd_trt.bundle import bundle_folder
     from dsd_trt.disk import in_gigabytes
     from dsd_trt.export.adapt import replace_adapter
+    from dsd_trt.signature import open_bundle
 
     taken: list[int] = []
-    replace_adapter(
-        read_bundle(bundle_folder(bundle)), adapter, out, force=force, copied=taken.append
-    )
+    opened = open_bundle(bundle_folder(bundle), require_signature)
+    replace_adapter(opened, adapter, out, force=force, copied=taken.append)
     click.echo(
         f"wrote {out}, which takes {in_gigabytes(sum(taken))} of disk; try it: "
         f"dsd-trt score IMAGES TEXTS --bundle {out}",

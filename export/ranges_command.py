@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import table_format_option
+from dsd_trt.commands.options import signature_option, table_format_option
 
 EXAMPLES = """\b
 Examples:
@@ -20,6 +20,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.argument("bundle")
+@signature_option
 @click.option(
     "--scenes",
     type=click.IntRange(1),
@@ -28,7 +29,7 @@ Examples:
     help="Drawn scenes to run, each with its caption, at every noise level.",
 )
 @table_format_option
-def ranges(bundle: str, scenes: int, form: str) -> None:
+def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) -> None:
     """Tell how large values get inside a bundle's graphs, and what FP16 leaves of room.
 
     BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. The graphs run in FP32,
@@ -39,11 +40,12 @@ def ranges(bundle: str, scenes: int, form: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dsd_trt.bundle import bundle_folder, read_bundle
+    from dsd_trt.bundle import bundle_folder
     from dsd_trt.export.probe import draw_probe
     from dsd_trt.export.ranges import FP16_MAX, first_not_finite, measure_ranges, worst
+    from dsd_trt.signature import open_bundle
 
-    opened = read_bundle(bundle_folder(bundle))
+    opened = open_bundle(bundle_folder(bundle), require_signature)
     manifest = opened.manifest
     probe = draw_probe(
         manifest.preprocessing.resolution, len(manifest.method.noise_levels.fractions), count=scenes

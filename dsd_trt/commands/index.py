@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import bundle_option
+from dsd_trt.commands.options import bundle_option, signature_option
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -21,6 +22,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("paths", nargs=-1, metavar="IMAGES... OUT")
 @bundle_option("encode with")
+@signature_option
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
     "--shard-size",
@@ -35,6 +37,7 @@ def index(
     ctx: click.Context,
     paths: tuple[str, ...],
     bundle: str | None,
+    require_signature: Path | None,
     engine: str,
     shard_size: int,
     keep: bool,
@@ -68,6 +71,7 @@ def index(
             shard_size,
             keep or found.hides,  # what cannot be seen is not known to be gone
             progress,
+            require_signature,
         )
     seconds = time.perf_counter() - started
     if done.engine:

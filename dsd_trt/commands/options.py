@@ -31,6 +31,16 @@ def bundle_option(purpose: str) -> Callable[[Command], Command]:
     )
 
 
+def signature_option(command: Command) -> Command:
+    """--require-signature, the file of a public key; None asks for no signature."""
+    return click.option(
+        "--require-signature",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="KEY",
+        help="Public key (minisign.pub) that the bundle has to be signed with; see dsd-trt sign.",
+    )(command)
+
+
 def model_option(command: Command) -> Command:
     """--model, a diffusion model."""
     return click.option(

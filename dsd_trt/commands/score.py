@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from dsd_trt.commands.options import bundle_option, parse_levels
+from dsd_trt.commands.options import bundle_option, parse_levels, signature_option
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -44,6 +44,7 @@ Examples:
     "relative to the file.",
 )
 @bundle_option("score with")
+@signature_option
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
     "--mode",
@@ -100,6 +101,7 @@ def score(
     paths: tuple[str, ...],
     pairs: Path | None,
     bundle: str | None,
+    require_signature: Path | None,
     engine: str,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
@@ -140,7 +142,9 @@ def score(
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     with warnings_on(console):
-        scorer = Scorer.load(bundle, engine, mode=mode, tune=tune)
+        scorer = Scorer.load(
+            bundle, engine, mode=mode, tune=tune, require_signature=require_signature
+        )
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
         result: ScoreMatrix | PairScores
         started = time.perf_counter()

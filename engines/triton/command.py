@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from dsd_trt.commands.options import signature_option
+
 if TYPE_CHECKING:
     from dsd_trt.engines.triton.repository import ServedBy
     from dsd_trt.manifest import Mode
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("bundle")
+@signature_option
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
     "--engine",
@@ -38,7 +41,14 @@ if TYPE_CHECKING:
     help="One pass of the U-Net a pair; or one an image, a faster score of its own, if the bundle "
     "has it. auto: what the adapter was trained for.",
 )
-def triton(bundle: str, out: Path, engine: str, max_batch_size: int, mode: str) -> None:
+def triton(
+    bundle: str,
+    require_signature: Path | None,
+    out: Path,
+    engine: str,
+    max_batch_size: int,
+    mode: str,
+) -> None:
     """Write OUT, a model repository that Triton serves BUNDLE from.
 
     BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Every model has copies of
@@ -48,12 +58,13 @@ def triton(bundle: str, out: Path, engine: str, max_batch_size: int, mode: str) 
     """
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 
-    from dsd_trt.bundle import bundle_folder, read_bundle
+    from dsd_trt.bundle import bundle_folder
     from dsd_trt.disk import in_gigabytes
     from dsd_trt.engines.triton.repository import write_repository
+    from dsd_trt.signature import open_bundle
 
     written = write_repository(
-        read_bundle(bundle_folder(bundle)),
+        open_bundle(bundle_folder(bundle), require_signature),
         out,
         cast("ServedBy", engine),
         max_batch_size,

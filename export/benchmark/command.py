@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsd_trt.commands.options import bundle_option, model_option
+from dsd_trt.commands.options import bundle_option, model_option, signature_option
 from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
 
@@ -34,6 +34,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @bundle_option("measure")
+@signature_option
 @model_option
 @click.option(
     "--adapter",
@@ -53,6 +54,7 @@ Examples:
 @click.option("--measure", "measured", hidden=True)
 def bench(
     bundle: str | None,
+    require_signature: Path | None,
     model: str,
     adapter: Path | None,
     pictures: int | None,
@@ -66,15 +68,16 @@ def bench(
 
     All score the same pairs at the same noise levels. Prints a Markdown table.
     """
-    from dsd_trt.bundle import bundle_folder, read_bundle
+    from dsd_trt.bundle import bundle_folder
     from dsd_trt.export.benchmark.machine import matmul_peaks
     from dsd_trt.export.benchmark.measure import CONTENDERS, measure
     from dsd_trt.export.benchmark.work import Work, default_size
     from dsd_trt.real_files import with_real_files
     from dsd_trt.schema import to_plain
+    from dsd_trt.signature import open_bundle
 
     # Once for all: no contender's figures include making a copy.
-    opened = with_real_files(read_bundle(bundle_folder(bundle)))
+    opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
     size = default_size(opened)
     work = Work(
         opened,

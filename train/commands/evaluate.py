@@ -7,7 +7,12 @@ from typing import Literal
 
 import click
 
-from dsd_trt.commands.options import data_options, seed_option, table_format_option
+from dsd_trt.commands.options import (
+    data_options,
+    seed_option,
+    signature_option,
+    table_format_option,
+)
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -22,6 +27,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("scorer", metavar="BUNDLE|MODEL")
 @data_options
+@signature_option
 @click.option(
     "--fraction",
     type=click.FloatRange(0, 1),
@@ -56,6 +62,7 @@ def evaluate(
     scorer: str,
     data: str,
     root: Path,
+    require_signature: Path | None,
     fraction: float,
     limit: int | None,
     engine: str,
@@ -89,11 +96,15 @@ def evaluate(
     if names_bundle(scorer):
         if adapter:
             raise InputError(f"{scorer} is a bundle, which has its adapter inside: leave --adapter")
-        opened = Scorer.load(scorer, engine, mode=mode)
+        opened = Scorer.load(scorer, engine, mode=mode, require_signature=require_signature)
         console.print(f"engine: {opened.engine}; {opened.mode} mode")
         score = by_scorer(opened)
         of = bundle_identity(opened) if out else {}
     else:
+        if require_signature:
+            raise InputError(
+                f"{scorer} is a model, and bundles are signed: leave --require-signature"
+            )
         from dsd_trt.train.evaluation.by_model import by_model
         from dsd_trt.train.libraries import hush_libraries
 

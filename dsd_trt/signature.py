@@ -1,0 +1,161 @@
+"""Signatures of bundles in minisign's format: who made one, beside that it is whole.
+
+`bundle.json` vouches for every file by its hash, so that its signature, `bundle.json.minisig`, is
+one of the whole bundle. A compiled plan, which is code and not among those files, has its own
+beside its `engine.json`. All are verified offline, against a public key that the caller names.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.bundle import Bundle, read_bundle
+from dsd_trt.errors import BundleError, InputError, MissingExtraError, one_line
+from dsd_trt.files import write_whole
+from dsd_trt.manifest import MANIFEST_NAME, Manifest
+from dsd_trt.plan import SIDECAR_NAME, plans
+from dsd_trt.schema import read_text
+from dsd_trt.snapshot import Snapshot
+
+_SUFFIX = ".minisig"
+SIGNATURE_NAME = MANIFEST_NAME + _SUFFIX
+_LONGEST = 20_000  # bytes of a signature or a key; comments may have 8 KiB
+
+
+def open_bundle(folder: Path, key: str | os.PathLike[str] | None) -> Bundle:
+    """Open a bundle as `read_bundle` does, if it and its plans are signed.
+
+    Args:
+        folder: the bundle's.
+        key: file of the public key, minisign.pub; None asks for no signature.
+
+    Raises:
+        BundleError: it is not signed, or by another key, or was altered since; or as for
+            `read_bundle`.
+        InputError: the key cannot be read.
+        MissingExtraError: the package that verifies is not installed.
+    """
+    if key is None:
+        return read_bundle(folder)
+    key = Path(key)
+    public = _read_key(key, _library().PublicKey)
+    text = _verify(folder, folder / MANIFEST_NAME, public, key)
+    bundle = read_bundle(folder)
+    if Manifest.from_json(text) != bundle.manifest:
+        raise BundleError(f"{folder / MANIFEST_NAME} was changed while it was read")
+    for plan in plans(folder):
+        _verify(folder, plan.folder / SIDECAR_NAME, public, key)
+    return bundle
+
+
+def sign_bundle(folder: Path, key: Path, password: str | None = None) -> list[Path]:
+    """Sign a bundle, which is verified first, and its plans.
+
+    Args:
+        folder: the bundle's.
+        key: file of the secret key.
+        password: that it is encrypted with.
+
+    Returns:
+        The signatures' files.
+
+    Raises:
+        BundleError: as for `read_bundle`.
+        InputError: the key cannot be read, or the password is wrong or missing.
+        MissingExtraError: the package that signs is not installed.
+        DsdError: a signature cannot be written.
+    """
+    minisign = _library()
+    secret = _read_key(key, minisign.SecretKey)
+    if secret.is_encrypted():
+        if password is None:
+            raise InputError(f"the key {str(key)!r} is encrypted, and no password is given")
+        try:
+            secret.decrypt(password)
+        except Exception as error:  # the library's, and that of what it uses
+            raise InputError(f"cannot decrypt the key {str(key)!r}: {one_line(error)}") from None
+    read_bundle(folder)
+    signed = [folder / MANIFEST_NAME, *(plan.folder / SIDECAR_NAME for plan in plans(folder))]
+    written = []
+    for path in signed:
+        content = path.read_bytes()
+        # `sign_file` writes the legacy form; this one is of the content's hash (BLAKE2b).
+        comment = f"{path.relative_to(folder).as_posix()} of a dsd-trt bundle"
+        signature = secret.sign(content, prehash=True, trusted_comment=comment)
+        written.append(path.with_name(path.name + _SUFFIX))
+        write_whole(written[-1], bytes(signature))
+    return written
+
+
+def is_encrypted(key: Path) -> bool:
+    """Whether a secret key takes a password.
+
+    Raises:
+        InputError: the key cannot be read.
+        MissingExtraError: the package that signs is not installed.
+    """
+    return bool(_read_key(key, _library().SecretKey).is_encrypted())
+
+
+def _verify(folder: Path, path: Path, public: Any, key: Path) -> str:
+    """Text of a file, if its signature is right.
+
+    Raises:
+        BundleError: there is none, or it is not.
+    """
+    signature_path = path.with_name(path.name + _SUFFIX)
+    try:
+        told = read_text(signature_path)
+    except FileNotFoundError:
+        snapshot = Snapshot.around(folder)
+        again = (
+            f"download it: {snapshot.download([SIGNATURE_NAME], force=False)}"
+            if snapshot and path.name == MANIFEST_NAME
+            else f"sign it: dsd-trt sign {folder} --key KEY"
+        )
+        raise BundleError(
+            f"{path} is not signed, and a signature is required; if you made it, {again}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{signature_path} cannot be read: {error}") from None
+    try:
+        if len(told) > _LONGEST:
+            raise ValueError("it is too long")
+        signature = _library().Signature.from_bytes(told.encode())
+        if not signature.is_prehashed():
+            raise ValueError("it is of the legacy form, sign again with: dsd-trt sign")
+        text = read_text(path)
+        public.verify(text.encode(), signature)
+    except MissingExtraError:
+        raise
+    except Exception as error:  # the library's, and that of what it uses
+        raise BundleError(
+            f"{signature_path} is no signature of {path.name} by the key {str(key)!r}: "
+            f"{one_line(error)}"
+        ) from None
+    return text
+
+
+def _read_key(path: Path, kind: Any) -> Any:
+    try:
+        text = read_text(path)
+        if len(text) > _LONGEST:
+            raise ValueError("it is too long")
+        return kind.from_bytes(text.encode())
+    except Exception as error:  # the library's, and that of what it uses
+        raise InputError(
+            f"{str(path)!r} is no {kind.__name__} in minisign's format: {one_line(error)}"
+        ) from None
+
+
+def _library() -> Any:
+    try:
+        import minisign
+    except ImportError as error:
+        raise MissingExtraError(
+            "signatures need a package that is not installed here "
+            f"({error}). Install it with: pip install 'dsd-trt[sign]'"
+        ) from error
+    return minisign
