@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from dsd_trt.errors import BundleError, InputError
 from dsd_trt.external_data import external_files
-from dsd_trt.files import is_unfinished, write_whole
+from dsd_trt.files import write_whole
 from dsd_trt.hub import Repository, fetch_bundle, holds_bundle
 from dsd_trt.lfs import POINTER, is_pointer_file
 from dsd_trt.manifest import (
@@ -30,6 +30,7 @@ from dsd_trt.manifest import (
 )
 from dsd_trt.schema import read_text
 from dsd_trt.snapshot import Snapshot
+from dsd_trt.unfinished import is_unfinished
 
 _LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
 

@@ -12,6 +12,8 @@ import json
 import os
 from pathlib import Path
 
+from dsd_trt.errors import DsdError
+from dsd_trt.files import write_whole
 from dsd_trt.schema import read_json
 
 
@@ -49,10 +51,8 @@ def remember(kind: str, key: str, value: float) -> None:
     """Remember a measurement; that it cannot be written is no error."""
     if (path := _path(kind, key)) is None:
         return
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with contextlib.suppress(OSError):
-        unfinished.write_text(json.dumps({"key": key, "value": value}), encoding="utf-8")
-        unfinished.replace(path)
+    with contextlib.suppress(DsdError):
+        write_whole(path, json.dumps({"key": key, "value": value}))
 
 
 def _path(kind: str, key: str) -> Path | None:

@@ -7,13 +7,13 @@ written to both.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from dsd_trt.errors import InputError
+from dsd_trt.unfinished import remove_abandoned, unfinished_name
 
 _FICLONE = 0x40049409  # of Linux's linux/fs.h
 
@@ -114,7 +114,8 @@ def _clone(source: int, target: int) -> bool:
 
 def _clones(source: Path, folder: Path) -> bool:
     """Whether a folder's file system would clone a file."""
-    trial = folder / f".{source.name}.{os.getpid()}.part"
+    remove_abandoned(folder / source.name)
+    trial = folder / unfinished_name(source.name)
     try:
         with source.open("rb") as content, trial.open("xb") as copy:
             return _clone(content.fileno(), copy.fileno())

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dsd_trt.errors import DsdError
-
-_UNFINISHED = ".part"
+from dsd_trt.folders import sync_folder
+from dsd_trt.unfinished import remove_abandoned, unfinished_name
 
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the block ends without an error.
 
-    Until that moment, and after an error, a kill or a power cut, `path` is what it was. A symbolic
-    link stays one. Pipes, terminals and `/dev/null` are written to, never replaced.
+    Until that moment, and after an error, a kill or a power cut, `path` is what it was; after it,
+    a power cut does not undo it. A symbolic link stays one. Pipes, terminals and `/dev/null` are
+    written to, never replaced. What killed processes left of `path` is removed.
 
     Raises:
         DsdError: the disk is full, or the like; names `path`.
@@ -30,6 +31,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
                 yield file
             return
         target = followed(path)
+        remove_abandoned(target)
         unfinished = target.with_name(unfinished_name(target.name))
         try:
             with unfinished.open("wb") as file:
@@ -37,6 +39,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut could leave the name without the content
             unfinished.replace(target)
+            sync_folder(target.parent)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
@@ -80,16 +83,6 @@ def followed(path: Path) -> Path:
         return path.resolve()
     except RuntimeError:  # what Python says of a circle before 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
-
-
-def unfinished_name(name: str) -> str:
-    """What a file is called, in the same folder, while it is being written."""
-    return f".{name}{_UNFINISHED}"
-
-
-def is_unfinished(path: Path) -> bool:
-    """Whether a file was left behind by a process that was killed while it wrote."""
-    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
 
 
 def is_device(path: Path) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle import file_entry
 from dsd_trt.errors import DsdError, InputError
-from dsd_trt.files import is_unfinished, write_whole
+from dsd_trt.files import write_whole
 from dsd_trt.index_files import (
     INDEX_NAME,
     NEXT_TABLE,
@@ -35,6 +35,7 @@ from dsd_trt.index_files import (
     table_content,
     to_entries,
 )
+from dsd_trt.unfinished import is_unfinished
 
 logger = logging.getLogger(__name__)
 

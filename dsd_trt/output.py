@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, InputError
-from dsd_trt.files import followed, is_device, unfinished_name, write_whole
+from dsd_trt.files import followed, is_device, write_whole
 from dsd_trt.image_files import printable
+from dsd_trt.unfinished import unfinished_name
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def refuse_unwritable(path: str) -> None:
         target = followed(Path(path))
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with contextlib.suppress(FileNotFoundError):
+            target.lstat()  # its name may be too long
         unfinished = target.with_name(unfinished_name(target.name))
         unfinished.open("w").close()
         unfinished.unlink()

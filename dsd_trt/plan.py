@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,13 @@ from typing import Literal, get_args
 
 from dsd_trt.contract import Precision
 from dsd_trt.errors import EngineError, InputError
+from dsd_trt.folders import whole_folder
 from dsd_trt.manifest import Manifest
 from dsd_trt.schema import SchemaError, from_plain, read_json, to_plain
 
 FOLDER = "engines"
 PLAN_NAME, SIDECAR_NAME = "engine.plan", "engine.json"
+_OTHER_WRITER = 60.0  # seconds that another process is waited for, which writes the same plan
 
 PlanLibrary = Literal["tensorrt", "tensorrt-rtx"]
 PLAN_LIBRARIES: tuple[str, ...] = get_args(PlanLibrary)
@@ -140,31 +140,17 @@ def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
         EngineError: what was written is not what is read.
     """
     folder = bundle / FOLDER / sidecar.key
-    unfinished, old = (
-        folder.with_name(f".{folder.name}.{os.getpid()}.{ending}") for ending in ("part", "old")
-    )
     try:
-        unfinished.mkdir(parents=True)
-        (unfinished / PLAN_NAME).write_bytes(content)
-        text = json.dumps(to_plain(sidecar), indent=2) + "\n"
-        (unfinished / SIDECAR_NAME).write_text(text, encoding="utf-8")
-        read_plan(Plan(unfinished, sidecar))
-        if folder.exists():
-            folder.rename(old)
-        try:
-            unfinished.rename(folder)
-        except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            raise
+        with whole_folder(folder, wait=_OTHER_WRITER) as unfinished:
+            (unfinished / PLAN_NAME).write_bytes(content)
+            text = json.dumps(to_plain(sidecar), indent=2) + "\n"
+            (unfinished / SIDECAR_NAME).write_text(text, encoding="utf-8")
+            read_plan(Plan(unfinished, sidecar))
     except OSError as error:
         raise InputError(
             f"cannot write a plan of {len(content) / 1e9:.2f} GB to {bundle / FOLDER}: "
             f"{error.strerror}"
         ) from error
-    finally:
-        for left in (unfinished, old):
-            shutil.rmtree(left, ignore_errors=True)
     return Plan(folder, sidecar)
 
 

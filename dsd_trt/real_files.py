@@ -25,11 +25,13 @@ from dsd_trt.bundle import Bundle, verify_files
 from dsd_trt.cache import cache_folder
 from dsd_trt.disk import clone_or_copy, in_gigabytes, require_room
 from dsd_trt.errors import BundleError, InputError
+from dsd_trt.folders import sync_folder, sync_tree
 from dsd_trt.manifest import MANIFEST_NAME
+from dsd_trt.unfinished import is_unfinished, unfinished_name
 
 logger = logging.getLogger(__name__)
 
-_FOLDER, _TEMPORARY, _UNFINISHED, _LOCK = "bundles", "dsd-trt-bundle-", ".part", ".lock"
+_FOLDER, _TEMPORARY, _LOCK = "bundles", "dsd-trt-bundle-", ".lock"
 _KEPT = 2
 
 _one_at_a_time = threading.Lock()
@@ -82,11 +84,13 @@ def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object
             if made := trial == 2 or not (folder / MANIFEST_NAME).is_file():
                 shutil.rmtree(folder, ignore_errors=True)
                 _remove_copies(store, _KEPT - 1)
-                unfinished = store / f"{key}{_UNFINISHED}"
+                unfinished = store / unfinished_name(key)
                 unfinished.mkdir()
                 try:
                     _copy(bundle, unfinished)
+                    sync_tree(unfinished)
                     unfinished.rename(folder)
+                    sync_folder(store)
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)
             else:
@@ -147,13 +151,13 @@ def _remove_copies(store: Path, keep: int) -> None:
     found = sorted(store.glob("*/"), key=lambda folder: -folder.stat().st_mtime_ns)
     # A copy without its manifest was being made, or removed, when a process was killed.
     whole = [folder for folder in found if (folder / MANIFEST_NAME).is_file()]
-    whole = [folder for folder in whole if folder.suffix != _UNFINISHED]
+    whole = [folder for folder in whole if not is_unfinished(folder)]
     for folder in {*found} - {*whole[:keep]}:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             if folder in whole:
                 held = stack.enter_context((folder / MANIFEST_NAME).open(encoding="utf-8"))
                 _lock(held, shared=False, wait=False)  # BlockingIOError: it is in use
-                folder = folder.rename(folder.with_name(folder.name + _UNFINISHED))
+                folder = folder.rename(folder.with_name(unfinished_name(folder.name)))
             shutil.rmtree(folder)
 
 

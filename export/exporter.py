@@ -84,7 +84,7 @@ def export_bundle(
     check_manifest(manifest)  # now, rather than after minutes of work
     parts = checkpoint.source.parts
     check_room(out, sum(path.stat().st_size for path in checkpoint.weight_files.values()))
-    with staged(out) as (folder, scratch):
+    with staged(out, force=force) as (folder, scratch):
         with WeightFile(folder) as weights:
             for name, graph in manifest.graphs.items():
                 stage(f"Tracing {name}")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dsd_trt.disk import nearest_folder, require_free
 from dsd_trt.errors import InputError
+from dsd_trt.folders import whole_folder
 from dsd_trt.snapshot import Snapshot
+from dsd_trt.unfinished import remove, remove_abandoned, unfinished_name
 
 
 def check_replaceable(out: Path, force: bool) -> None:
@@ -52,51 +52,43 @@ def check_room(out: Path, size: int) -> None:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[tuple[Path, Path]]:
+def staged(out: Path, *, force: bool = True) -> Iterator[tuple[Path, Path]]:
     """Fill a folder out of sight; it becomes `out` when the block ends without an error.
 
     An existing `out` is replaced in that moment, see `check_replaceable`. After an error or an
-    interrupt nothing is left.
+    interrupt nothing is left. What killed processes left is removed.
+
+    Args:
+        out: the folder.
+        force: whether it may hold something.
 
     Yields:
         The folder to fill, and an empty folder for what is only needed meanwhile.
 
     Raises:
-        InputError: nothing can be written there, or the disk is full.
+        InputError: nothing can be written there, another process writes it, or the disk is full.
     """
     out = out.resolve()
     # Beside `out`, so that moving is renaming; higher up where its parents do not exist yet.
     nearest = nearest_folder(out.parent)
-    stage = nearest / f".{out.name}.{os.getpid()}.part"
-    folder, scratch = stage / "new", stage / "scratch"
+    place = nearest / f"{out.name}.scratch"
+    remove_abandoned(place)
+    scratch = nearest / unfinished_name(place.name)
     try:
         try:
-            stage.mkdir()
+            scratch.mkdir()
         except OSError as error:
             raise InputError(f"cannot write to {nearest}: {error.strerror}") from error
-        folder.mkdir()
-        scratch.mkdir()
-        yield folder, scratch
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _swap(folder, out, stage / "old")
+        with whole_folder(out, beside=nearest) as folder:
+            check_replaceable(out, force)  # again: another process may have filled it meanwhile
+            yield folder, scratch
+            check_replaceable(out, force)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise InputError(
             f"{nearest} is full; nothing was left there. Make room, or give a folder on another "
             "disk: --out BUNDLE"
         ) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _swap(new: Path, out: Path, old: Path) -> None:
-    """Put `new` where `out` is; whatever happens, `out` is one of the two."""
-    if out.exists():
-        out.rename(old)
-    try:
-        new.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
+        remove(scratch)

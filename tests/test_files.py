@@ -16,10 +16,11 @@ from checkpoints import write_adapter, write_checkpoint
 from full_disk import files_of_at_most
 
 from dsd_trt.errors import DsdError, ModelError
-from dsd_trt.files import is_unfinished, whole, whole_lines, write_whole
+from dsd_trt.files import whole, whole_lines, write_whole
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.loss_log import LossLog
+from dsd_trt.unfinished import is_unfinished
 
 
 class Killed(BaseException):

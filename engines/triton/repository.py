@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from dsd_trt.disk import clone_or_copy, require_room
 from dsd_trt.engines.triton import config
 from dsd_trt.engines.triton.runtime import write_code
 from dsd_trt.errors import BundleError, EngineError, InputError
+from dsd_trt.folders import whole_folder
 from dsd_trt.manifest import MANIFEST_NAME, Mode
 from dsd_trt.mode import choose_mode
 from dsd_trt.plan import Plan, graph_hash, plans
@@ -74,8 +73,7 @@ def write_repository(
         EngineError: a graph has no plan that Triton could load.
         BundleError: what was written is not what the bundle holds.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is not an empty folder; name another, or remove it first")
+    _require_empty(out)
     if bundle.manifest.adapter is not None and engine != "python":
         raise InputError(
             "the bundle's adapter is an input that is the same for a whole batch, which Triton's "
@@ -99,24 +97,19 @@ def write_repository(
         "the repository",
         "Give a folder on another disk",
     )
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        unfinished.mkdir(parents=True)
-        writer = _Writer(bundle, unfinished, engine, size, chosen)
-        for name in graphs:
-            writer.graph(name, fitting.get(name, []))
-        writer.tokenizer()
-        writer.score(limits or config.Limits())
-        if chosen == "pair":
-            writer.match()
-        _require_copies(bundle, unfinished)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
+        with whole_folder(out.resolve()) as unfinished:
+            writer = _Writer(bundle, unfinished, engine, size, chosen)
+            for name in graphs:
+                writer.graph(name, fitting.get(name, []))
+            writer.tokenizer()
+            writer.score(limits or config.Limits())
+            if chosen == "pair":
+                writer.match()
+            _require_copies(bundle, unfinished)
+            _require_empty(out)  # still
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     rest = (config.TOKENIZER, config.SCORE, *([config.MATCH] if chosen == "pair" else []))
     models = (*map(config.model_of, graphs), *rest)
     return Repository(out, models, chosen, size, writer.bytes_taken)
@@ -135,6 +128,11 @@ def _require_copies(bundle: Bundle, folder: Path) -> None:
                 f"the copy of {path.name!r} for {path.parent.parent.name} is not what the bundle "
                 f"{bundle.folder} holds. Look after the disk, and write the repository again"
             )
+
+
+def _require_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder; name another, or remove it first")
 
 
 class _Writer:

@@ -1,0 +1,127 @@
+"""Names of what is being written, and the removal of what killed processes left behind.
+
+A file or folder is written under a name of its own beside its target, and renamed at the end:
+`.NAME.MACHINE.PROCESS.RANDOM.part`. The name says who writes it, so that the next writer can tell
+an abandoned one from one at work:
+
+- of this machine: it is abandoned when no process of that number and start runs any more. A number
+  that was given to another process, and another boot, are told apart by the start;
+- of another machine or container, on a disk that several share: it is abandoned when nothing in it
+  has changed for a week. Whether its process runs cannot be seen from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from pathlib import Path
+
+_SUFFIX = ".part"
+_LONGEST = 160  # bytes of a name that is taken over; file systems allow 255 with all that is added
+_WEEK = 7 * 24 * 3600
+_OWNER = r"([0-9a-f]{8})\.(\d+)-([0-9a-z]+)\.[0-9a-f]{8}"
+_OLDER = r"(?:\d+\.)?"  # what versions before this one wrote between name and suffix
+_GONE, _HIDDEN = "gone", "hidden"
+
+
+def unfinished_name(name: str) -> str:
+    """What a file or folder is called, in the same folder, while this process writes it."""
+    pid = os.getpid()
+    return f"{_prefix(name)}{_machine()}.{pid}-{_start(pid)}.{secrets.token_hex(4)}{_SUFFIX}"
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file or folder is being written, or was when its process was killed."""
+    return path.name.startswith(".") and path.name.endswith(_SUFFIX)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether what writes an unfinished file or folder is gone."""
+    owner = re.search(rf"\.{_OWNER}\.part\Z", path.name)
+    if owner is not None and owner[1] == _machine():
+        start = _start(int(owner[2]))
+        if start == owner[3]:
+            return False
+        if start != _HIDDEN:
+            return True
+    return time.time() - _last_change(path) > _WEEK
+
+
+def remove_abandoned(target: Path) -> None:
+    """Remove what killed processes left of a file or folder; what cannot be removed stays."""
+    for path in abandoned(target):
+        remove(path)
+
+
+def abandoned(target: Path) -> list[Path]:
+    """What killed processes left of a file or folder."""
+    name = re.compile(rf"{re.escape(_prefix(target.name))}(?:{_OWNER}\.|{_OLDER})part")
+    try:
+        with os.scandir(target.parent) as found:
+            paths = [target.parent / it.name for it in found if name.fullmatch(it.name)]
+    except OSError:
+        return []
+    return [path for path in paths if is_abandoned(path)]
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is allowed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _prefix(name: str) -> str:
+    encoded = os.fsencode(name)
+    return f".{hashlib.sha256(encoded).hexdigest() if len(encoded) > _LONGEST else name}."
+
+
+def _machine() -> str:
+    """This machine, or this container: whose process numbers mean something here."""
+    try:
+        numbers = Path("/proc/self/ns/pid").stat().st_ino  # containers count their own processes
+    except OSError:
+        numbers = 0
+    return _digest(f"{socket.gethostname()} {numbers}")
+
+
+def _start(pid: int) -> str:
+    """When a process started, and in which boot; or that it is gone, or cannot be looked at."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # no such process, another user's, or a system without this
+        return _HIDDEN if _is_there(pid) else _GONE
+    state, *fields = status.rpartition(")")[2].split()  # a command's name may hold anything
+    return _GONE if state in "ZX" else _digest(f"{boot} {fields[18]}")
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _last_change(path: Path) -> float:
+    """When a file, or anything in a folder, was last changed; now if it cannot be told."""
+    try:
+        inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+        return max(it.lstat().st_mtime for it in (path, *inside))
+    except OSError:
+        return time.time()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
