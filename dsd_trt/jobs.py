@@ -64,6 +64,25 @@ class Row:
         return Row(scores, lost)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What became of an image and its texts, or of a part of a batch.
+
+    Attributes:
+        result: scores, or why the image has no latent.
+        passes: (image, text, level) triples that were scored for it.
+    """
+
+    result: Row | ImageError
+    passes: int
+
+    def spread(self, known: NDArray[np.bool_]) -> Scored:
+        """Scores of all texts, of which those that are not `known` were left out."""
+        if isinstance(self.result, ImageError):
+            return self
+        return Scored(self.result.spread(known), self.passes)
+
+
 def decoded_ahead(
     jobs: Iterable[Job], manifest: Manifest, size: int
 ) -> Iterator[list[tuple[Job, Decoded]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -304,6 +305,17 @@ class Pipeline:
         """
         if not np.isfinite(scores).all():
             raise EngineError(self.complaint(f"{mode}_scorer", "a score"))
+
+    def whole_batches(self, levels: int) -> int:
+        """How many pairs of so many levels fill batches to the last, and are worth keeping.
+
+        Scored so many at a time, pairs are in the same batches as all at once.
+        """
+        largest = self.batch.triples
+        pairs = math.lcm(largest, levels) // levels
+        # The denoising error without a text is computed again for a pair's image in every part.
+        wanted = 256 if self._manifest.has_denoising_error else 64
+        return pairs * max(1, wanted // pairs)
 
     def complaint(self, graph: str, what: str) -> str:
         """That a graph computed something that is not finite, and what to do about it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,49 @@ class PairScores:
     scores: NDArray[np.float32]
     probabilities: NDArray[np.float32]
     errors: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """One image's scores, of a run that gives them as they are there.
+
+    Attributes:
+        image: its name, as in `ScoreMatrix`.
+        scores: f of each of its texts, float32 (texts,); NaN as in `ScoreMatrix`.
+        errors: what of it could not be scored.
+        passes: (image, text, level) triples that were scored.
+    """
+
+    image: str
+    scores: NDArray[np.float32]
+    errors: tuple[Failure, ...]
+    passes: int
+
+
+@dataclass(frozen=True)
+class ScoreStream:
+    """Images as they are scored.
+
+    Attributes:
+        errors: texts that cannot be scored with any image.
+        images: each image in order.
+    """
+
+    errors: tuple[Failure, ...]
+    images: Iterator[ScoredImage]
+
+
+@dataclass(frozen=True)
+class PairStream:
+    """Images of chosen pairs as they are scored.
+
+    Attributes:
+        errors: texts that cannot be scored with any image.
+        images: each image in the order of its first pair, with the places of its pairs.
+    """
+
+    errors: tuple[Failure, ...]
+    images: Iterator[tuple[ScoredImage, list[int]]]
 
 
 @dataclass(frozen=True)

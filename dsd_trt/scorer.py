@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
 from typing import Any, Literal, TypeGuard
 
 import numpy as np
@@ -21,6 +23,7 @@ from dsd_trt.jobs import (
     Progress,
     Row,
     Scorable,
+    Scored,
     Tally,
     checked_pairs,
     checked_text,
@@ -30,10 +33,19 @@ from dsd_trt.jobs import (
     open_images,
     unique_texts,
 )
+from dsd_trt.journal import Journal
 from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
-from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
+from dsd_trt.results import (
+    Failure,
+    PairScores,
+    PairStream,
+    RankedImage,
+    ScoredImage,
+    ScoreMatrix,
+    ScoreStream,
+)
 from dsd_trt.search import eliminate
 from dsd_trt.signature import open_bundle
 
@@ -157,6 +169,11 @@ class Scorer:
         """Library, device and precision that scoring really got."""
         return self._engine
 
+    @property
+    def fingerprint(self) -> str:
+        """What scores depend on beside bundle, mode and inputs, to the last bit."""
+        return f"dsd-trt {version('dsd-trt')}, {self._engine}, {self._pipeline.batch}"
+
     def score(
         self,
         images: str | os.PathLike[str] | Iterable[Scorable],
@@ -189,34 +206,67 @@ class Scorer:
             EngineError: the engine failed, the scorer is closed, or this is a process forked from
                 the one that opened it.
         """
+        texts = checked_texts(texts)
+        stream = self.stream(images, texts, levels, progress, best)
+        errors, names, passes = list(stream.errors), list[str](), 0
+        rows = array("f")  # grows in place: nothing is held twice, however many images there are
+        for image in stream.images:
+            names.append(image.image)
+            errors += image.errors
+            passes += image.passes
+            rows.frombytes(image.scores.tobytes())
+        matrix = np.asarray(rows).reshape(-1, len(texts))
+        return ScoreMatrix(
+            tuple(names), tuple(texts), matrix, self.probability(matrix), tuple(errors), passes
+        )
+
+    def stream(
+        self,
+        images: str | os.PathLike[str] | Iterable[Scorable],
+        texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_],
+        levels: Sequence[float] | None = None,
+        progress: Progress | None = None,
+        best: int | None = None,
+        journal: Journal | None = None,
+    ) -> ScoreStream:
+        """Score every image against every text, and give each image's scores as they are there.
+
+        Args:
+            images: as for `score`.
+            texts: as for `score`.
+            levels: as for `score`.
+            progress: as for `score`.
+            best: as for `score`.
+            journal: kept of what is scored; what it holds already is not scored again.
+
+        Returns:
+            The images in order; memory does not grow with their number.
+
+        Raises:
+            InputError: as for `score`.
+            EngineError: as for `score`.
+        """
         self._pipeline.require_usable()
         texts = checked_texts(texts)
         images = open_images(images, len(texts))
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = unique_texts(texts)
-        jobs = (Job(image, columns) for image in images)
-        names: list[str] = []
-        rows = array("f")  # grows in place: nothing is held twice, however many images there are
         if best is not None:
             self._require_search(best)
         level = self._level_indices(levels)
         tally = Tally(progress, total, len(level))
         encoded, errors = self._encode_texts(unique)
-        for job, result in self._run(jobs, encoded, level, tally, best):
-            names.append(name_of(job.image, len(names)))
-            errors += self._failures(names[-1], texts, result)
-            if isinstance(result, ImageError):
-                result = Row.of(np.full(len(texts), np.nan, np.float32))
-            rows.frombytes(result.scores.tobytes())
-        matrix = np.asarray(rows).reshape(-1, len(texts))
-        return ScoreMatrix(
-            tuple(names),
-            tuple(texts),
-            matrix,
-            self._probability(matrix),
-            tuple(errors),
-            tally.passes,
-        )
+
+        def rows() -> Iterator[ScoredImage]:
+            jobs = (Job(image, columns) for image in images)
+            for place, (job, it) in enumerate(
+                self._run(jobs, encoded, level, tally, best, journal)
+            ):
+                name = name_of(job.image, place)
+                failures = tuple(self._failures(name, texts, it.result))
+                yield ScoredImage(name, _scores(it, len(texts)), failures, it.passes)
+
+        return ScoreStream(tuple(errors), rows())
 
     def score_pairs(
         self,
@@ -239,27 +289,60 @@ class Scorer:
             InputError: as for `score`.
             EngineError: as for `score`.
         """
+        pairs = checked_pairs(pairs)
+        scores = np.full(len(pairs), np.nan, np.float32)
+        stream = self.stream_pairs(pairs, levels, progress)
+        errors, names = list(stream.errors), [""] * len(pairs)
+        for image, places in stream.images:
+            errors += image.errors
+            scores[places] = image.scores
+            for place in places:
+                names[place] = image.image
+        texts = tuple(text for _, text in pairs)
+        return PairScores(tuple(names), texts, scores, self.probability(scores), tuple(errors))
+
+    def stream_pairs(
+        self,
+        pairs: Iterable[tuple[Scorable, str]],
+        levels: Sequence[float] | None = None,
+        progress: Progress | None = None,
+        journal: Journal | None = None,
+    ) -> PairStream:
+        """Score chosen pairs, and give the scores of an image's pairs as they are there.
+
+        Args:
+            pairs: as for `score_pairs`.
+            levels: as for `score`.
+            progress: as for `score`.
+            journal: as for `stream`.
+
+        Returns:
+            The images in the order of their first pair, each with the places of its pairs.
+
+        Raises:
+            InputError: as for `score`.
+            EngineError: as for `score`.
+        """
         self._pipeline.require_usable()
         pairs = checked_pairs(pairs)
         unique, text_of = unique_texts([text for _, text in pairs])
         places: dict[object, list[int]] = {}  # where in `pairs` each image occurs
         for place, (image, _) in enumerate(pairs):
             places.setdefault(image_identity(image), []).append(place)
-        # An image has one name, by which its error is found, in all of its pairs.
-        firsts = [places[image_identity(image)][0] for image, _ in pairs]
-        names = [name_of(pairs[first][0], first) for first in firsts]
-        jobs = (Job(pairs[at[0]][0], text_of[at]) for at in places.values())
-        scores = np.full(len(pairs), np.nan, np.float32)
-        texts = tuple(text for _, text in pairs)
         level = self._level_indices(levels)
         tally = Tally(progress, len(pairs), len(level))
         encoded, errors = self._encode_texts(unique)
-        results = self._run(jobs, encoded, level, tally)
-        for at, (_, result) in zip(places.values(), results, strict=True):
-            errors += self._failures(names[at[0]], [texts[place] for place in at], result)
-            if not isinstance(result, ImageError):
-                scores[at] = result.scores
-        return PairScores(tuple(names), texts, scores, self._probability(scores), tuple(errors))
+
+        def rows() -> Iterator[tuple[ScoredImage, list[int]]]:
+            jobs = (Job(pairs[at[0]][0], text_of[at]) for at in places.values())
+            results = self._run(jobs, encoded, level, tally, journal=journal)
+            for at, (job, it) in zip(places.values(), results, strict=True):
+                # An image has one name, by which its error is found, in all of its pairs.
+                name = name_of(job.image, at[0])
+                failures = tuple(self._failures(name, [pairs[i][1] for i in at], it.result))
+                yield ScoredImage(name, _scores(it, len(at)), failures, it.passes), at
+
+        return PairStream(tuple(errors), rows())
 
     def rank(
         self,
@@ -338,7 +421,7 @@ class Scorer:
                 errors += self._failures(names[place], [text], Row.of(scores[place : place + 1]))
         matrix = scores[:, None]
         return ScoreMatrix(
-            tuple(names), (text,), matrix, self._probability(matrix), tuple(errors), tally.passes
+            tuple(names), (text,), matrix, self.probability(matrix), tuple(errors), tally.passes
         )
 
     def _encode_texts(self, texts: Sequence[str]) -> tuple[EncodedTexts, list[Failure]]:
@@ -373,13 +456,23 @@ class Scorer:
         level: NDArray[np.int32],
         tally: Tally,
         best: int | None = None,
-    ) -> Iterator[tuple[Job, Row | ImageError]]:
+        journal: Journal | None = None,
+    ) -> Iterator[tuple[Job, Scored]]:
         """Score each job's image against its texts, a batch of images at a time.
+
+        A journal's chunks are such batches, so that a run that goes on composes the same ones.
 
         Yields:
             Every job in order, with the scores of its texts or why its image has no latent.
         """
+        jobs = iter(jobs)
+        for scored in journal.chunks() if journal else ():
+            for it in scored:
+                job = next(jobs)
+                tally.skip(len(job.texts) * len(level))
+                yield job, it
         for chunk in decoded_ahead(jobs, self.manifest, self._pipeline.batch.images):
+            results: list[Scored] = []
             latents = self._latents(chunk)
             finite = [texts.finite[job.texts] for job, _ in chunk]  # (texts,) each
             scorable = [
@@ -387,15 +480,20 @@ class Scorer:
                 for (job, _), latent, known in zip(chunk, latents, finite, strict=True)
                 if not isinstance(latent, ImageError) and known.any()
             ]
-            rows = iter(self._score(scorable, texts, level, tally, best))
+            rows = self._score(scorable, texts, level, tally, best, journal)
             for (job, _), latent, known in zip(chunk, latents, finite, strict=True):
                 unscored = isinstance(latent, ImageError)
                 tally.skip((len(known) if unscored else int((~known).sum())) * len(level))
                 if isinstance(latent, ImageError):
-                    yield job, latent
+                    results.append(Scored(latent, 0))
+                elif known.any():
+                    results.append(next(rows).spread(known))
                 else:
-                    row = next(rows) if known.any() else Row.of(np.empty(0, np.float32))
-                    yield job, row.spread(known)
+                    nothing = Scored(Row.of(np.empty(0, np.float32)), 0)
+                    results.append(nothing.spread(known))
+                yield job, results[-1]
+            if journal:
+                journal.finish_chunk(results)
 
     def _score(
         self,
@@ -404,21 +502,41 @@ class Scorer:
         level: NDArray[np.int32],
         tally: Tally,
         best: int | None,
-    ) -> list[Row]:
-        """Score each job's latent at all levels, and average over them (Eq. 4)."""
+        journal: Journal | None,
+    ) -> Iterator[Scored]:
+        """Score each job's latent at all levels, and average over them (Eq. 4).
+
+        Yields:
+            Each job's scores, as soon as they are there.
+        """
         if not jobs:
-            return []
+            return
         latent = np.stack([z for _, z in jobs])
         if self.mode == "matrix":
-            matrix = self._match(latent, [job.texts for job, _ in jobs], texts, level, tally)
-            return list(map(Row.of, matrix))
+            match = partial(self._match, latent, [it.texts for it, _ in jobs], texts, level, tally)
+            every = _known_or_scored(
+                lambda: Row.of(np.concatenate(match())), tally, len(level), journal
+            )
+            yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
+            return
         if best is not None:
-            return [self._search(z[None], texts[job.texts], level, tally, best) for job, z in jobs]
-        counts = [len(job.texts) for job, _ in jobs]
-        image_of = np.repeat(np.arange(len(jobs)), counts)  # (pairs,)
+            for job, z in jobs:
+                search = partial(self._search, z[None], texts[job.texts], level, tally, best)
+                yield _known_or_scored(search, tally, len(level), journal)
+            return
+        image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
-        scores = self._pipeline.score(latent, texts, image_of, text_of, level, tally.add)
-        return list(map(Row.of, np.split(scores, np.cumsum(counts)[:-1])))
+        size = self._pipeline.whole_batches(len(level)) if journal else len(image_of)
+        parts = (slice(start, start + size) for start in range(0, len(image_of), size))
+
+        def score(part: slice) -> Row:
+            of_pairs = image_of[part], text_of[part]
+            return Row.of(self._pipeline.score(latent, texts, *of_pairs, level, tally.add))
+
+        scored = (
+            _known_or_scored(partial(score, part), tally, len(level), journal) for part in parts
+        )
+        yield from _by_job(scored, [len(job.texts) for job, _ in jobs], len(level))
 
     def _search(
         self,
@@ -494,12 +612,51 @@ class Scorer:
             raise InputError("no noise level to score at")
         return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
 
-    def _probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Match probability of scores, sigmoid(a f + b)."""
         manifest = self.manifest
         calibration = manifest.calibration
         if self.mode == "matrix" and manifest.matrix is not None:
             calibration = manifest.matrix.calibration
         return match_probability(score, calibration)
+
+
+def _known_or_scored(
+    score: Callable[[], Row], tally: Tally, levels: int, journal: Journal | None
+) -> Scored:
+    """A part of a chunk, as a journal has it or scored now."""
+
+    def compute() -> Scored:
+        before = tally.passes
+        row = score()
+        return Scored(row, tally.passes - before)
+
+    if journal is None:
+        return compute()
+    scored, known = journal.part(compute)
+    if known and isinstance(scored.result, Row):
+        tally.skip(len(scored.result.scores) * levels)
+    return scored
+
+
+def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iterator[Scored]:
+    """Parts of a chunk's scores as each job's, as soon as all of a job's are there."""
+    waiting = np.empty(0, np.float32)
+    counts = list(counts)
+    for part in parts:
+        assert isinstance(part.result, Row)
+        waiting = np.concatenate([waiting, part.result.scores])
+        while counts and counts[0] <= len(waiting):
+            size = counts.pop(0)
+            yield Scored(Row.of(waiting[:size]), size * levels)
+            waiting = waiting[size:]
+
+
+def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:
+    """Scores of an image's texts, (texts,); NaN if the image has no latent."""
+    if isinstance(scored.result, ImageError):
+        return np.full(texts, np.nan, np.float32)
+    return scored.result.scores
 
 
 def _is_pixels(decoded: Decoded) -> TypeGuard[NDArray[np.uint8]]:

@@ -504,7 +504,7 @@ def _heed_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_ends_with_one_line_and_no_half_written_file(
+def test_stopping_says_how_to_go_on_and_leaves_no_half_written_line(
     long_job: list[str], tmp_path: Path, stop: signal.Signals
 ) -> None:
     process = subprocess.Popen(long_job, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c)
@@ -514,8 +514,15 @@ def test_stopping_ends_with_one_line_and_no_half_written_file(
     process.send_signal(stop)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert rest.split() == ["interrupted"]
-    assert not list(tmp_path.glob("*out.csv*"))
+    *kept, interrupted = rest.splitlines()
+    assert interrupted == "interrupted"
+    for line in kept:  # none where it was stopped before a part was scored
+        assert re.fullmatch(r"\d+ pairs are kept in \S+/out\.csv\.journal: .* --resume .*", line)
+    there = {it.name for it in tmp_path.glob("*out.csv*")}
+    assert there <= {"out.csv", "out.csv.journal"}
+    assert bool(kept) == ("out.csv.journal" in there)
+    if "out.csv" in there:
+        assert (tmp_path / "out.csv").read_text().endswith("\n")
 
 
 def test_progress_shows_rate_and_time_left_only_on_a_terminal(long_job: list[str]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import shutil
-import sys
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,15 +12,16 @@ import click
 
 from dsd_trt.commands.options import bundle_option, parse_levels, signature_option
 from dsd_trt.engine import ENGINES
-from dsd_trt.errors import InputError
+from dsd_trt.errors import DsdError, InputError
 
 # numpy, Pillow and rich are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dsd_trt.jobs import Scorable
-    from dsd_trt.output import Record
-    from dsd_trt.results import Failure, PairScores, ScoreMatrix
+    from dsd_trt.journal import Journal
+    from dsd_trt.records import MatrixRecords
+    from dsd_trt.results import Failure
     from dsd_trt.scorer import Scorer
 
 
@@ -95,6 +94,11 @@ Examples:
     help="Where results go; - is standard output.",
     show_default=True,
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where the same command was stopped; start anew where none was.",
+)
 @click.pass_context
 def score(
     ctx: click.Context,
@@ -111,18 +115,23 @@ def score(
     tune: bool,
     form: str,
     output: str,
+    resume: bool,
 ) -> None:
     """Score every image against every text.
 
     IMAGES are files, directories (searched through), globs and indexes (see dsd-trt index); TEXTS
     is a UTF-8 file with one text a line, or - for standard input. With --pairs, give neither.
+
+    What is scored is kept as it goes, in FILE.journal or, without -o, in the cache, until the
+    command has ended: jsonl and csv grow line by line, the other formats are written at the end.
     """
     from rich.console import Console
 
     from dsd_trt.console import progress_bar, warnings_on
     from dsd_trt.inputs import open_images, read_pairs, read_texts
-    from dsd_trt.output import refuse_unwritable, to_records, top_texts, write_output
-    from dsd_trt.results import ScoreMatrix
+    from dsd_trt.output import refuse_unwritable
+    from dsd_trt.records import MatrixRecords, PairRecords, write_records
+    from dsd_trt.score_run import describe, kept
     from dsd_trt.scorer import Scorer
 
     unreadable: tuple[Failure, ...] = ()
@@ -146,30 +155,40 @@ def score(
             bundle, engine, mode=mode, tune=tune, require_signature=require_signature
         )
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
-        result: ScoreMatrix | PairScores
-        started = time.perf_counter()
-        with progress_bar(console, "pairs") as progress:
-            if pairs:
-                result = scorer.score_pairs(
-                    [(row.image, row.text) for row in rows], levels, progress
-                )
-                scored = [(row.name, row.text) for row in rows]
-            else:
-                best = top_k if prune else None
-                result = scorer.score(images, texts, levels, progress, best)
-                scored = list(itertools.product(result.images, result.texts))
+        settings = {"levels": levels, "top-k": top_k, "prune": prune, "format": form}
+        if pairs:
+            run = describe(scorer, rows, [], settings)
+        else:
+            run = describe(scorer, images, texts, settings)
+        with kept(output, run, resume=resume) as (journal, aside):
+            if aside and journal:
+                console.print(_set_aside(journal.path, aside))
+            before = journal.pairs if journal else 0
+            if before:
+                console.print(f"going on after {before} pairs")
+            started = time.perf_counter()
+            with (
+                progress_bar(console, "pairs") as progress,
+                _saying_how_to_go_on(console, journal, output),
+            ):
+                if pairs:
+                    result = PairRecords(scorer, rows, levels, progress, journal, top_k)
+                else:
+                    best = top_k if prune else None
+                    result = MatrixRecords(
+                        scorer, images, texts, levels, progress, journal, top_k, best
+                    )
+                whole = pairs is None and top_k is None
+                write_records(result, output, form, matrix=whole, goes_on=resume)
         seconds = time.perf_counter() - started
-    records = to_records(scored, result.scores, result.probabilities)
-    console.print(
-        f"scored {len(records)} pairs in {seconds:.1f} s ({len(records) / seconds:.1f} pairs/s)"
-    )
-    if prune and top_k and isinstance(result, ScoreMatrix):
-        _report_pruning(console, scorer, result, levels, top_k, images, check_prune)
-    if top_k:
-        records = top_texts(records, top_k)
-    whole = pairs is None and top_k is None
-    write_output(output, _render(records, form, whole, terminal=output == "-"))
-    if failures := unreadable + result.errors:
+        count = result.scored - before
+        again = f"; {before} were scored before" if before else ""
+        console.print(
+            f"scored {count} pairs in {seconds:.1f} s ({count / seconds:.1f} pairs/s){again}"
+        )
+        if isinstance(result, MatrixRecords) and prune and top_k:
+            _report_pruning(console, scorer, result, levels, top_k, images, check_prune)
+    if failures := unreadable + tuple(result.errors):
         images_alone = all(failure.text is None for failure in failures)
         what = "images" if images_alone else "images, texts and pairs"
         console.print(f"{what} that could not be scored: {len(failures)}")
@@ -178,10 +197,37 @@ def score(
         ctx.exit(3)
 
 
+def _set_aside(journal: Path, pairs: int) -> str:
+    return (
+        f"{pairs} pairs of a run that was stopped are set aside, and this one starts anew; to go "
+        f"on with them, stop it, mv {journal}.old {journal}, and give --resume"
+    )
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(console: Console, journal: Journal | None, output: str) -> Iterator[None]:
+    """Tell, when scoring is stopped or fails, what is kept and how to go on."""
+    try:
+        yield
+    except BaseException as error:
+        if journal and journal.pairs and not isinstance(error, GeneratorExit):
+            console.print(
+                f"{journal.pairs} pairs are kept in {journal.path}: the same command with "
+                "--resume goes on from there"
+            )
+            if isinstance(error, DsdError) and output != "-":
+                name = Path(output).name
+                console.print(
+                    f"To go on elsewhere: mv {journal.path} OTHER/{name}.journal, then the same "
+                    f"command with -o OTHER/{name} --resume"
+                )
+        raise
+
+
 def _report_pruning(
     console: Console,
     scorer: Scorer,
-    pruned: ScoreMatrix,
+    pruned: MatrixRecords,
     levels: tuple[float, ...] | None,
     top_k: int,
     images: Sequence[Scorable],
@@ -193,7 +239,7 @@ def _report_pruning(
     from dsd_trt.search import same_best
 
     count = len(levels or scorer.manifest.method.noise_levels.fractions)
-    images_left = len(pruned.images) - sum(failure.text is None for failure in pruned.errors)
+    images_left = pruned.images - sum(failure.text is None for failure in pruned.errors)
     texts_left = len(pruned.texts) - sum(failure.image is None for failure in pruned.errors)
     whole = images_left * texts_left * count
     if not whole or not pruned.passes:
@@ -202,20 +248,9 @@ def _report_pruning(
     if check:
         full = scorer.score(images[:check], pruned.texts, levels)
         readable = np.isfinite(full.scores).any(axis=1)
-        same = same_best(pruned.scores[:check][readable], full.scores[readable], top_k)
+        first = np.stack(pruned.first[:check])
+        same = same_best(first[readable], full.scores[readable], top_k)
         console.print(
             f"the {top_k} best are those of the full computation for {same.sum()} of the first "
             f"{len(same)} images that could be read"
         )
-
-
-def _render(records: Sequence[Record], form: str, whole: bool, terminal: bool) -> str:
-    from dsd_trt import output
-    from dsd_trt.table import to_table
-
-    if form == "table":
-        width = shutil.get_terminal_size((100, 24)).columns if terminal else 100
-        color = terminal and sys.stdout.isatty()
-        return to_table(records, matrix=whole, width=width, color=color)
-    write = {"json": output.to_json, "jsonl": output.to_jsonl, "csv": output.to_csv}[form]
-    return write(records)

@@ -1,0 +1,210 @@
+"""The journal of a run: what was scored, written as it goes, so that a stopped run can go on.
+
+A line is a CRC-32 and a JSON object. The first line says which run it is of. The others are of
+chunks of images, in order: a part of a chunk while it is scored, and the whole chunk at its end.
+Lines that a kill cut short, and whatever follows a damaged one, are cut off and scored again.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dsd_trt.errors import DsdError, ImageError, InputError
+from dsd_trt.jobs import Row, Scored
+from dsd_trt.schema import parse_json
+
+_FORMAT = "dsd-trt scores 1"
+_SYNC_EVERY = 5.0  # seconds: what a power cut may cost; a kill costs nothing that was written
+
+
+class Journal:
+    """A journal that is being written; `open_journal` opens one.
+
+    Args:
+        path: of its file.
+        size: of its whole lines, in bytes; the rest is cut off.
+        parts: of the chunk that was being scored.
+        pairs: that are scored already.
+
+    Attributes:
+        path: of its file.
+        pairs: that are scored.
+    """
+
+    def __init__(self, path: Path, size: int, parts: Sequence[Scored], pairs: int) -> None:
+        self.path, self.pairs = path, pairs
+        self._size, self._kept, self._parts = size, size, list(parts)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        os.ftruncate(self._file, size)
+        self._synced = time.monotonic()
+
+    def chunks(self) -> Iterator[list[Scored]]:
+        """Chunks that were finished before, one after another."""
+        for _, line in _lines(self.path, self._kept):
+            if isinstance(line, list):
+                yield line
+
+    def part(self, compute: Callable[[], Scored]) -> tuple[Scored, bool]:
+        """The next part of a chunk: as it was scored before, else as it is now.
+
+        Returns:
+            The part, and whether it is known from before.
+        """
+        if self._parts:
+            return self._parts.pop(0), True
+        part = compute()
+        assert isinstance(part.result, Row)
+        self._write({"part": _plain(part)})
+        self.pairs += len(part.result.scores)
+        return part, False
+
+    def finish_chunk(self, images: Sequence[Scored]) -> None:
+        """Write a whole chunk, in which its parts are."""
+        self._write({"chunk": [_plain(it) for it in images]})
+
+    def begin(self, run: Mapping[str, Any]) -> None:
+        """Write the first line."""
+        self._write({"format": _FORMAT, "run": dict(run)})
+
+    def close(self) -> None:
+        """Close the file; it stays, for a run that goes on."""
+        with contextlib.suppress(OSError):
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, separators=(",", ":"))
+        line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
+        try:
+            written = os.pwrite(self._file, line, self._size)
+            while written < len(line):
+                written += os.pwrite(self._file, line[written:], self._size + written)
+            if time.monotonic() - self._synced > _SYNC_EVERY:
+                os.fsync(self._file)
+                self._synced = time.monotonic()
+        except BaseException as error:
+            os.ftruncate(self._file, self._size)  # whole lines alone
+            if not isinstance(error, OSError):
+                raise
+            raise DsdError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
+        self._size += len(line)
+
+
+def open_journal(path: Path, run: Mapping[str, Any], *, resume: bool) -> Journal:
+    """Open the journal of a run, the one that is there if the run is to go on.
+
+    Args:
+        path: of its file.
+        run: what the run's results depend on, by name: bundle, inputs, settings.
+        resume: whether to go on; where there is no journal the run starts anew.
+
+    Raises:
+        InputError: the run that was stopped is another; names what differs.
+        OSError: the file cannot be written.
+    """
+    run = parse_json(json.dumps(run))
+    size, parts, pairs = 0, list[Scored](), 0
+    if resume and path.exists():
+        for end, line in _lines(path):
+            size = end
+            if isinstance(line, dict):
+                _require_same(path, line, run)
+            elif isinstance(line, list):
+                parts = []
+                pairs += sum(map(_pairs, line))
+            else:
+                parts.append(line)
+    journal = Journal(path, size, parts, pairs + sum(map(_pairs, parts)))
+    if not size:
+        journal.begin(run)
+    return journal
+
+
+def scored_pairs(path: Path) -> int:
+    """How many pairs a journal holds; 0 if there is none."""
+    pairs = parts = 0
+    with contextlib.suppress(OSError):
+        for _, line in _lines(path):
+            if isinstance(line, list):
+                pairs, parts = pairs + sum(map(_pairs, line)), 0
+            elif isinstance(line, Scored):
+                parts += _pairs(line)
+    return pairs + parts
+
+
+def _require_same(path: Path, before: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+    differ = [name for name in {**before, **run} if before.get(name) != run.get(name)]
+    if differ:
+        raise InputError(
+            f"{path} is of another run: not the same are {', '.join(differ)}. Give what was given "
+            "then, or start again without --resume"
+        )
+
+
+Line: TypeAlias = dict[str, Any] | list[Scored] | Scored
+"""Which run it is, a chunk, or a part of one."""
+
+
+def _lines(path: Path, size: int | None = None) -> Iterator[tuple[int, Line]]:
+    """Whole lines up to the first damaged one, each with the place where it ends."""
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            if (size is not None and end >= size) or (content := _parse(line, end == 0)) is None:
+                return
+            end += len(line)
+            yield end, content
+
+
+def _parse(line: bytes, first: bool) -> Line | None:
+    """What a line says; None if it is cut short or damaged, or of another format."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
+        return None
+    try:
+        content = parse_json(text.decode())
+        if first:
+            return dict(content["run"]) if content["format"] == _FORMAT else None
+        if "part" in content:
+            return _scored(content["part"])
+        return [_scored(plain) for plain in content["chunk"]]
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+def _plain(scored: Scored) -> dict[str, Any]:
+    if isinstance(scored.result, ImageError):
+        return {"error": str(scored.result), "passes": scored.passes}
+    scores, lost = scored.result.scores, scored.result.lost
+    plain: dict[str, Any] = {
+        "scores": base64.b64encode(scores.astype("<f4").tobytes()).decode(),
+        "passes": scored.passes,
+    }
+    if (lost != np.isnan(scores)).any():
+        plain["lost"] = np.flatnonzero(lost).tolist()
+    return plain
+
+
+def _scored(plain: Mapping[str, Any]) -> Scored:
+    if "error" in plain:
+        return Scored(ImageError(plain["error"]), plain["passes"])
+    scores = np.frombuffer(base64.b64decode(plain["scores"]), "<f4").astype(np.float32)
+    lost = np.isnan(scores)
+    if "lost" in plain:
+        lost = np.zeros(len(scores), np.bool_)
+        lost[plain["lost"]] = True
+    return Scored(Row(scores, lost), plain["passes"])
+
+
+def _pairs(scored: Scored) -> int:
+    return len(scored.result.scores) if isinstance(scored.result, Row) else 0

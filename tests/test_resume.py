@@ -1,0 +1,342 @@
+"""A run of `dsd-trt score` that is stopped goes on, and ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundles import RESOLUTION, closed_form, make_bundle
+from full_disk import files_of_at_most
+from in_process import Run
+from PIL import Image
+
+from dsd_trt import Bundle
+from dsd_trt.journal import scored_pairs
+
+pytest_plugins = ("in_process",)
+
+TEXTS = [f"{color} {'dog ' * (i % 7)}{i}" for i, color in enumerate(("red", "green") * 25)]
+FORMS = ("csv", "json", "table")
+
+
+def write_inputs(folder: Path, images: int = 40) -> None:
+    """More images than a batch has, one of them broken, and more texts than a part has pairs."""
+    generator = np.random.default_rng(5)
+    for place in range(images):
+        noise = generator.integers(0, 256, (RESOLUTION, RESOLUTION, 3)).astype(np.uint8)
+        (folder / "in").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(folder / f"in/{place:02}.png")
+    (folder / "in/07.png").write_text("no image")
+    (folder / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    rows = [(f"in/{i % images:02}.png", TEXTS[i % 50]) for i in range(0, 4 * images, 3)]
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "text"), *rows])
+
+
+@pytest.fixture
+def run(
+    dsd_trt: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Run]:
+    """Run `dsd-trt score`, whose fastest batch is known."""
+    write_inputs(tmp_path)
+    monkeypatch.setenv("DSD_TRT_CACHE", str(tmp_path / "cache"))
+
+    def score(*arguments: str) -> Run:
+        return dsd_trt("score", *arguments)
+
+    score("in", "texts.txt", "-o", "warm.csv", "-f", "csv")
+    return score
+
+
+class Stops:
+    """Stops the run at its n-th write to a journal or a growing file, half way through it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.count, self._real = -1, 0, os.pwrite
+        monkeypatch.setattr(os, "pwrite", self._write)
+
+    def _write(self, file: int, content: bytes, offset: int) -> int:
+        self.count += 1
+        if self.left == 0:
+            self.left = -1
+            self._real(file, content[: len(content) // 2], offset)
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self._real(file, content, offset)
+
+
+WAYS = {
+    "matrix of images and texts": ("in", "texts.txt"),
+    "few texts": ("in", "few.txt"),
+    "the best": ("in", "texts.txt", "--top-k", "2"),
+    "pruned": ("in", "texts.txt", "--top-k", "2", "--prune"),
+    "pairs": ("--pairs", "pairs.csv"),
+    "the best of pairs": ("--pairs", "pairs.csv", "--top-k", "1"),
+    "one level": ("in", "texts.txt", "--levels", "0.4"),
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "form"), [*((way, "jsonl") for way in WAYS), *(("few texts", form) for form in FORMS)]
+)
+def test_stopped_anywhere_it_ends_with_the_same_bytes(
+    run: Callable[..., Run], tmp_path: Path, way: str, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "few.txt").write_text("dog\n")
+    arguments = (*WAYS[way], "-f", form)
+    whole = run(*arguments, "-o", "whole")
+    assert whole.code == 3
+    expected = (tmp_path / "whole").read_bytes()
+    stops = Stops(monkeypatch)
+    stopped = 0
+    for left in itertools.chain(range(3), (9 * 3**n for n in itertools.count())):
+        stops.left = left
+        ended = run(*arguments, "-o", "out", "--resume")
+        if ended.code == 3:
+            break
+        assert ended.code == 130
+        stopped += 1
+        if form in ("jsonl", "csv") and (tmp_path / "out").exists():
+            there = (tmp_path / "out").read_bytes()
+            assert expected.startswith(there)
+            assert there[-1:] in (b"", b"\n")
+        else:
+            assert not (tmp_path / "out").exists()
+    assert stopped >= 3, stopped
+    assert (tmp_path / "out").read_bytes() == expected
+    again = re.sub(r".*(engine|scored|going on).*\n", "", ended.err)
+    assert again == re.sub(r".*(engine|scored).*\n", "", whole.err)  # failures and all
+    assert {it.name for it in tmp_path.iterdir()} == {
+        "in", "texts.txt", "few.txt", "pairs.csv", "cache", "warm.csv", "whole", "out",
+    }  # fmt: skip
+
+
+def test_matrix_mode_goes_on_too(
+    tmp_path: Path, dsd_trt: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_inputs(tmp_path)
+    bundle = make_bundle(tmp_path / "matrix", matrix=True)
+    arguments = ("score", "in", "texts.txt", "--mode", "matrix", "-f", "csv")
+    # `dsd_trt` names its own bundle last; the scorer's is what counts.
+    monkeypatch.setattr("dsd_trt.scorer.bundle_folder", lambda _: bundle.folder)
+    assert dsd_trt(*arguments, "-o", "whole").code == 3
+    Stops(monkeypatch).left = 700
+    ended = dsd_trt(*arguments, "-o", "out")
+    assert ended.code == 130
+    assert "kept in out.journal: the same command with --resume" in ended.err
+    ended = dsd_trt(*arguments, "-o", "out", "--resume")
+    assert "going on after" in ended.err
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_what_is_known_is_not_scored_again(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = Stops(monkeypatch)
+    stops.left = 1700  # lines of 2000
+    stopped = run("in", "texts.txt", "-f", "jsonl", "-o", "out")
+    kept = int(re.findall(r"(\d+) pairs are kept in out.journal", stopped.err)[0])
+    assert kept == scored_pairs(tmp_path / "out.journal")
+    ended = run("in", "texts.txt", "-f", "jsonl", "-o", "out", "--resume")
+    (scored,) = re.findall(r"^scored (\d+) pairs", ended.err, re.M)
+    assert int(scored) == 39 * len(TEXTS) - kept
+    assert kept > 1500
+    assert f"going on after {kept} pairs" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda folder: (folder / "texts.txt").write_text("dog\n"), "texts"),
+        (lambda folder: (folder / "in/03.png").write_bytes(b"other"), "images"),
+        (lambda folder: (folder / "in/99.png").write_bytes(b"more"), "images"),
+        (lambda folder: ["--levels", "0.2"], "levels"),
+        (lambda folder: ["--top-k", "3"], "top-k"),
+        (lambda folder: ["-f", "json"], "format"),
+    ],
+)
+def test_another_run_is_refused_by_what_differs(
+    run: Callable[..., Run],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], list[str] | None],
+    named: str,
+) -> None:
+    Stops(monkeypatch).left = 500
+    assert run("in", "texts.txt", "-f", "csv", "-o", "out").code == 130
+    before = (tmp_path / "out").read_bytes(), (tmp_path / "out.journal").read_bytes()
+    others = change(tmp_path)
+    more = others if isinstance(others, list) else []
+    ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume", *more)
+    assert ended.code == 2
+    assert f"out.journal is of another run: not the same are {named}. Give" in ended.err
+    assert ((tmp_path / "out").read_bytes(), (tmp_path / "out.journal").read_bytes()) == before
+
+
+def test_another_bundle_is_refused(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stops(monkeypatch).left = 500
+    assert run("in", "texts.txt", "-f", "csv", "-o", "out").code == 130
+    other = make_bundle(tmp_path / "other", token_mask="all")
+    monkeypatch.setattr("dsd_trt.scorer.bundle_folder", lambda _: other.folder)
+    ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume")
+    assert (ended.code, "not the same are bundle" in ended.err) == (2, True)
+
+
+def test_without_resume_it_starts_anew_and_sets_aside_what_was_there(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("in", "texts.txt", "-f", "csv", "-o", "out")
+    stops = Stops(monkeypatch)
+    stops.left = 1500
+    assert run(*arguments).code == 130
+    kept = (tmp_path / "out.journal").read_bytes()
+    for left in (900, 3):
+        stops.left = left
+        ended = run(*arguments)
+        assert ended.code == 130
+        assert "mv out.journal.old out.journal, and give --resume" in ended.err
+        assert (tmp_path / "out.journal.old").read_bytes() == kept  # not what has less
+    (tmp_path / "out.journal.old").replace(tmp_path / "out.journal")
+    assert "going on" in run(*arguments, "--resume").err
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "warm.csv").read_bytes()
+    assert not list(tmp_path.glob("out.*"))
+
+
+def test_a_full_disk_keeps_what_is_done_and_says_how_to_go_on_elsewhere(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    with files_of_at_most(60_000):
+        ended = run("in", "texts.txt", "-f", "csv", "-o", "out")
+    assert ended.code == 1
+    assert "cannot write 'out': File too large" in ended.err
+    there = (tmp_path / "out").read_bytes()
+    assert there.endswith(b"\n")
+    assert (tmp_path / "warm.csv").read_bytes().startswith(there)
+    move = re.findall(r"To go on elsewhere: mv (\S+) (\S+), .* -o (\S+) --resume", ended.err)
+    assert move == [("out.journal", "OTHER/out.journal", "OTHER/out")]
+    (tmp_path / "OTHER").mkdir()
+    (tmp_path / "out.journal").rename(tmp_path / "OTHER/out.journal")
+    ended = run("in", "texts.txt", "-f", "csv", "-o", "OTHER/out", "--resume")
+    assert "going on after" in ended.err
+    assert (tmp_path / "OTHER/out").read_bytes() == (tmp_path / "warm.csv").read_bytes()
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 500, b"{}\n", b"00000000 {}\n", b"\xff\n"])
+def test_a_damaged_journal_is_used_up_to_the_damage(
+    run: Callable[..., Run], tmp_path: Path, damage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("in", "texts.txt", "-f", "csv", "-o", "out")
+    Stops(monkeypatch).left = 1800
+    assert run(*arguments).code == 130
+    lines = (tmp_path / "out.journal").read_bytes().splitlines(keepends=True)
+    for place in (0, 1, len(lines) // 2, len(lines)):
+        (tmp_path / "out.journal").write_bytes(b"".join([*lines[:place], damage, *lines[place:]]))
+        ended = run(*arguments, "--resume")
+        assert ended.code == 3, ended.err
+        assert ("going on after" in ended.err) == (place > 1)
+        assert (tmp_path / "out").read_bytes() == (tmp_path / "warm.csv").read_bytes()
+
+
+def test_a_run_to_a_pipe_goes_on_from_the_cache(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run("in", "texts.txt", "-f", "jsonl")
+    Stops(monkeypatch).left = 30  # parts alone are written to a file
+    stopped = run("in", "texts.txt", "-f", "jsonl")
+    assert stopped.code == 130
+    assert stopped.out
+    assert whole.out.startswith(stopped.out)
+    (journal,) = (tmp_path / "cache/scores").iterdir()
+    assert str(journal) in stopped.err
+    ended = run("in", "texts.txt", "-f", "jsonl", "--resume")
+    assert "going on after" in ended.err
+    assert ended.out == whole.out
+    assert not list((tmp_path / "cache/scores").iterdir())
+    monkeypatch.setenv("DSD_TRT_CACHE", "")
+    assert run("in", "texts.txt", "-f", "jsonl").out == whole.out
+    ended = run("in", "texts.txt", "-f", "jsonl", "--resume")
+    assert (ended.code, "-o FILE" in ended.err) == (2, True)
+
+
+def test_two_runs_to_one_file_do_not_mix(run: Callable[..., Run], tmp_path: Path) -> None:
+    from dsd_trt.lock import sole_writer
+
+    with sole_writer(tmp_path / "out"):
+        ended = run("in", "texts.txt", "-f", "csv", "-o", "out")
+    assert ended.code == 2
+    assert re.search(rf"out is being written by process {os.getpid()} on ", ended.err)
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def started(bundle: Bundle, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process of its own, once it scores."""
+    code = "import sys; from dsd_trt.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "score", "in", "texts.txt", *arguments]
+    command += ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
+    process = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert process.stderr is not None
+        while (line := process.stderr.readline()) and not line.startswith("engine:"):
+            pass
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(
+    bundle: Bundle, tmp_path: Path, form: str, kills: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_inputs(tmp_path, 64)
+    (tmp_path / "texts.txt").write_text("".join(f"dog {i}\n" for i in range(150)))
+    monkeypatch.setenv("DSD_TRT_CACHE", str(tmp_path / "cache"))
+    for name in ("warm", "whole"):
+        with started(bundle, tmp_path, "-f", form, "-o", name) as process:
+            assert process.wait() == 3
+    expected = (tmp_path / "whole").read_bytes()
+    for kill in range(kills):
+        with started(bundle, tmp_path, "-f", form, "-o", "out", "--resume") as process:
+            time.sleep(0.02 + 0.01 * (kill * 17 % 40))
+            process.send_signal(signal.SIGKILL)
+        if (tmp_path / "out").exists():
+            there = (tmp_path / "out").read_bytes()
+            assert there == b"" or there.endswith(b"\n")
+            assert expected.startswith(there)
+    with started(bundle, tmp_path, "-f", form, "-o", "out", "--resume") as process:
+        assert process.wait() == 3
+    assert (tmp_path / "out").read_bytes() == expected
+
+
+def test_rows_are_there_while_others_are_scored(bundle: Bundle, tmp_path: Path) -> None:
+    write_inputs(tmp_path, 400)
+    (tmp_path / "texts.txt").write_text("".join(f"dog {i}\n" for i in range(2000)))
+    with started(bundle, tmp_path, "-f", "jsonl", "-o", "out.jsonl") as process:
+        deadline = time.monotonic() + 120
+        out = tmp_path / "out.jsonl"
+        while not (out.exists() and out.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None
+        first = json.loads(out.read_text().splitlines()[0])
+    pixels = np.asarray(Image.open(tmp_path / "in/00.png"))
+    assert first["score"] == pytest.approx(closed_form(pixels, "dog 0"), abs=1e-6)
