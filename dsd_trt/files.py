@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
-from dsd_trt.errors import DsdError
+from dsd_trt.errors import DsdError, InputError
 from dsd_trt.folders import sync_folder
 from dsd_trt.unfinished import remove_abandoned, unfinished_name
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -59,18 +64,69 @@ def write_whole(path: Path, content: bytes | memoryview | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def whole_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 file that lines are appended to, none where there is no file.
+def append(path: Path, lines: str, *, durable: bool = True) -> None:
+    """Append whole lines to a file, all of them or none.
 
-    A last line that a kill cut short is cut off, so that the next one has a line of its own.
+    Args:
+        path: of the file.
+        lines: with their ends.
+        durable: whether they are to survive a power cut.
+
+    Raises:
+        DsdError: the disk is full, or the like; names `path`, which is as it was.
+    """
+    content, written = lines.encode(), 0
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            end = os.fstat(file).st_size
+            try:
+                while written < len(content):
+                    written += os.write(file, content[written:])
+                if durable:
+                    os.fsync(file)
+            except BaseException:
+                os.ftruncate(file, end)
+                raise
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise DsdError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
+    """What the lines of a UTF-8 file say that lines are appended to; nothing where it is not there.
+
+    A last line that a kill cut short is cut off, so that the next one has a line of its own. So is
+    what follows a damaged line, that line included, with a logged warning.
+
+    Args:
+        path: of the file.
+        read: makes something of a line, or raises a ValueError.
+
+    Raises:
+        InputError: the first line is damaged: it is another file.
     """
     if not path.exists():
         return []
     content = path.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1]
-    if lines != content:
-        write_whole(path, lines)
-    return lines.decode().split("\n")[:-1]
+    found: list[T] = []
+    end = 0
+    for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]:
+        try:
+            found.append(read(line.decode()))
+        except ValueError as error:  # UnicodeDecodeError is one
+            if not found:
+                raise InputError(
+                    f"{path} is damaged or holds something else ({error}): remove it to start again"
+                ) from None
+            damaged = len(found) + 1
+            logger.warning("%s, line %d is damaged: from there it is done again", path, damaged)
+            break
+        end += len(line) + 1
+    if end < len(content):
+        write_whole(path, content[:end])
+    return found
 
 
 def followed(path: Path) -> Path:

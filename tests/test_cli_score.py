@@ -425,7 +425,10 @@ def test_output_is_written_whole_or_not_at_all(
         ended = run("a.png", "texts.txt", "-f", "json", "-o", "out.csv")
     assert ended.code == 1
     assert "cannot write 'out.csv': No space left on device" in ended.err
+    assert "out.csv.journal: the same command with --resume goes on from there" in ended.err
     assert (tmp_path / "out.csv").read_text() == before
+    ended = run("a.png", "texts.txt", "-f", "json", "-o", "out.csv", "--resume")
+    assert "going on after 1 pairs" in ended.err
     assert run("a.png", "texts.txt", "-f", "jsonl", "-o", "link.csv").code == 0
     assert (tmp_path / "link.csv").is_symlink()
     assert json.loads((tmp_path / "out.csv").read_text())["text"] == "dog"
@@ -514,7 +517,7 @@ def test_stopping_says_how_to_go_on_and_leaves_no_half_written_line(
     process.send_signal(stop)
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130
-    *kept, interrupted = rest.splitlines()
+    *kept, interrupted = filter(None, rest.splitlines())
     assert interrupted == "interrupted"
     for line in kept:  # none where it was stopped before a part was scored
         assert re.fullmatch(r"\d+ pairs are kept in \S+/out\.csv\.journal: .* --resume .*", line)

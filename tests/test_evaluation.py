@@ -139,8 +139,23 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     for content in ("[1]\n", "no json\n", '{"kind": "k"}\n', "\u00e9\n"):
         path.write_text(content, "latin-1")
-        with pytest.raises(InputError, match=r"answers\.jsonl holds something else than answers"):
+        with pytest.raises(InputError, match=r"answers\.jsonl is damaged or holds something else"):
             list(ask([_question(1)], Judge(), path))
+
+
+@pytest.mark.parametrize("place", [1, 40, 69])
+def test_from_a_damaged_answer_on_questions_are_asked_again(tmp_path: Path, place: int) -> None:
+    questions, path = [_question(number) for number in range(70)], tmp_path / "answers.jsonl"
+    whole = list(ask(questions, Judge(), path))
+    content = path.read_bytes()
+    for damage in (b"{", b"\xff\0", b"null", b'{"kind": 1}', b'{"rank": []}'):
+        lines = content.split(b"\n")
+        lines[place] = damage
+        path.write_bytes(b"\n".join(lines))
+        judge = Judge()
+        assert list(ask(questions, judge, path)) == whole
+        assert judge.asked == [question.source for question in questions[place:]]
+        assert path.read_bytes() == content
 
 
 def test_answers_to_other_questions_are_refused(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import torch
 from checkpoints import write_adapter, write_checkpoint
 from full_disk import files_of_at_most
 
-from dsd_trt.errors import DsdError, ModelError
-from dsd_trt.files import whole, whole_lines, write_whole
+from dsd_trt.errors import DsdError, InputError, ModelError
+from dsd_trt.files import append, whole, whole_lines, write_whole
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.loss_log import LossLog
+from dsd_trt.train.shapes.vae import train_vae
 from dsd_trt.unfinished import is_unfinished
 
 
@@ -121,13 +122,13 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_short_is_cut_off(tmp_path: Path) -> None:
-    assert whole_lines(tmp_path / "absent") == []
+    assert whole_lines(tmp_path / "absent", str) == []
     path = tmp_path / "lines"
     path.write_bytes("one\u2028\ntwo\nthö".encode()[:-1])  # U+2028 ends no line
-    assert whole_lines(path) == ["one\u2028", "two"]
+    assert whole_lines(path, str) == ["one\u2028", "two"]
     with path.open("a") as file:
         file.write("three\n")
-    assert whole_lines(path) == ["one\u2028", "two", "three"]
+    assert whole_lines(path, str) == ["one\u2028", "two", "three"]
 
 
 def test_losses_go_on_after_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
@@ -137,6 +138,60 @@ def test_losses_go_on_after_a_line_that_a_kill_cut_short(tmp_path: Path) -> None
     assert log.rows == {0: {"loss": 2.0}}
     log.add(1, {"loss": 1.0})
     assert LossLog(path).rows == {0: {"loss": 2.0}, 1: {"loss": 1.0}}
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]", b"{}", b'{"step": "2"}', b"\0\0", b""])
+def test_from_a_damaged_line_on_losses_are_written_again(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "losses.jsonl"
+    good = [b'{"step": %d, "loss": 1.0}' % step for step in range(3)]
+    path.write_bytes(b"\n".join([*good[:2], damage, good[2], b""]))
+    assert list(LossLog(path).rows) == [0, 1]
+    assert "losses.jsonl, line 3 is damaged" in caplog.text
+    assert path.read_bytes() == b"\n".join([*good[:2], b""])
+    path.write_bytes(damage + b"\n")
+    with pytest.raises(InputError, match=r"losses\.jsonl is damaged or holds something else"):
+        LossLog(path)
+    assert path.read_bytes() == damage + b"\n"  # it may be somebody's
+
+
+def test_a_full_disk_appends_whole_lines_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append(path, "one\n")
+    with files_of_at_most(10), pytest.raises(DsdError, match=r"cannot write '.*lines': File too"):
+        append(path, "two\nthree\n")
+    append(path, "four\n")
+    assert path.read_text() == "one\nfour\n"
+
+
+def flip(content: bytes) -> bytes:
+    return content[:200] + bytes(255 - byte for byte in content[200:300]) + content[300:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:10],
+        lambda content: b"",
+        lambda content: b"something else",
+        lambda content: bytes(len(content)),
+        flip,
+    ],
+)
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "run.ckpt"
+    save_state(path, {"step": 1, "weights": torch.arange(1000.0)})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ModelError, match=r"cannot go on from .*run\.ckpt: .*Delete it"):
+        load_state(path)
+
+
+def test_a_checkpoint_that_lacks_something_is_named(tmp_path: Path) -> None:
+    save_state(tmp_path / "vae.ckpt", {"vae": {}, "step": 1})
+    with pytest.raises(ModelError, match=r"cannot go on from .*vae\.ckpt: "):
+        train_vae(tmp_path, seed=0, steps=1, batch=1)
 
 
 def test_training_state_survives_a_full_disk_which_is_named(tmp_path: Path) -> None:

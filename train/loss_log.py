@@ -8,8 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from dsd_trt.errors import InputError
-from dsd_trt.files import whole, whole_lines
+from dsd_trt.files import append, whole, whole_lines
 from dsd_trt.schema import parse_json
 
 mpl.use("Agg")
@@ -22,26 +21,13 @@ class LossLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
-        try:
-            lines = whole_lines(path)
-        except ValueError as error:
-            raise InputError(f"{path} is no UTF-8 text: {error}") from None
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = parse_json(line)
-                step = int(row.pop("step"))
-                self.rows[step] = {str(name): float(value) for name, value in row.items()}
-            except (LookupError, TypeError, ValueError, AttributeError) as error:
-                raise InputError(
-                    f"{path}, line {number}: no losses of a step ({error}). Delete the line"
-                ) from None
+        self.rows.update(whole_lines(path, _read))
 
     def add(self, step: int, losses: dict[str, float]) -> None:
         """Append one step."""
         self.rows[step] = losses
-        with self.path.open("a", encoding="utf-8") as file:
-            rounded = {name: round(value, 6) for name, value in losses.items()}
-            file.write(json.dumps({"step": step, **rounded}) + "\n")
+        rounded = {name: round(value, 6) for name, value in losses.items()}
+        append(self.path, json.dumps({"step": step, **rounded}) + "\n", durable=False)
 
     def plot(self, path: Path) -> None:
         """Draw every loss over steps, smoothed over a hundredth of the run."""
@@ -59,3 +45,17 @@ class LossLog:
         with whole(path) as file:
             figure.savefig(file, dpi=110)
         plt.close(figure)
+
+
+def _read(line: str) -> tuple[int, dict[str, float]]:
+    """A step and its losses.
+
+    Raises:
+        ValueError: the line is something else.
+    """
+    row = parse_json(line)
+    if not isinstance(row, dict) or not isinstance(step := row.pop("step", None), int):
+        raise ValueError("not losses of a step")
+    if not all(isinstance(value, (int, float)) for value in row.values()):
+        raise ValueError("a loss is no number")
+    return step, row

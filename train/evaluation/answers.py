@@ -13,9 +13,9 @@ import numpy as np
 
 from dsd_trt import Scorer
 from dsd_trt.errors import InputError
-from dsd_trt.files import whole_lines, write_whole
+from dsd_trt.files import append, whole_lines, write_whole
 from dsd_trt.results import Failure
-from dsd_trt.schema import SchemaError, from_plain, parse_json
+from dsd_trt.schema import from_plain, parse_json
 from dsd_trt.train.data.left_out import Report, name_image
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.run_key import question_hash
@@ -109,8 +109,7 @@ def ask(
                 answers[place] = answer
                 mended[count + place] = answer, hashes[place]
         if path and len(answers) > known:
-            with path.open("a", encoding="utf-8") as file:
-                file.writelines(map(_line, answers[known:], hashes[known:]))
+            append(path, "".join(map(_line, answers[known:], hashes[known:])))
         count += len(chunk)
         progress(count)
         yield from answers
@@ -175,24 +174,21 @@ def _of_others(path: Path | None) -> InputError:
 
 
 def _read(path: Path) -> list[tuple[Answer, str]]:
-    """Answers kept before, each with its question's hash."""
-    try:
-        return [_parse(number, line) for number, line in enumerate(whole_lines(path), start=1)]
-    except ValueError as error:
-        raise InputError(
-            f"{path} holds something else than answers: delete it to start again ({error})"
-        ) from None
+    """Answers kept before, each with its question's hash; none from a damaged one on."""
+    return whole_lines(path, _parse)
 
 
-def _parse(number: int, line: str) -> tuple[Answer, str]:
-    try:
-        plain = parse_json(line)
-        question = str(plain.pop("question", "")) if isinstance(plain, dict) else ""
-        if isinstance(plain, dict):
-            plain.setdefault("failures", [])
-        answer = from_plain(Answer, plain)
-        if answer.rank is not None and not 1 <= answer.rank <= answer.candidates:
-            raise SchemaError(f"field 'rank' is {answer.rank} of {answer.candidates}")
-        return answer, question
-    except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from None
+def _parse(line: str) -> tuple[Answer, str]:
+    """An answer and its question's hash.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    plain = parse_json(line)
+    if not isinstance(plain, dict):
+        raise ValueError("not an object")
+    question = str(plain.pop("question", ""))
+    answer = from_plain(Answer, {"failures": [], **plain})
+    if answer.rank is not None and not 1 <= answer.rank <= answer.candidates:
+        raise ValueError(f"rank is {answer.rank} of {answer.candidates}")
+    return answer, question
