@@ -35,11 +35,30 @@ from dsd_trt.index_files import (
     table_content,
     to_entries,
 )
+from dsd_trt.lock import own_folder
 from dsd_trt.unfinished import is_unfinished
 
 logger = logging.getLogger(__name__)
 
 _GOES_ON = "What was finished is kept, and the same command goes on from there"
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Be the only process that writes an index.
+
+    Raises:
+        InputError: the folder is something else, or another process writes it.
+        DsdError: nothing can be written there.
+    """
+    if not is_index(folder):
+        _require_free(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(own_folder(folder))
+        except OSError as error:
+            raise DsdError(f"cannot write to {folder}: {error.strerror}") from error
+        yield
 
 
 class IndexFolder:
@@ -113,11 +132,7 @@ class IndexFolder:
             (self._folder / name).unlink(missing_ok=True)
 
     def _make(self) -> list[Entry]:
-        if self._folder.exists() and not _is_empty(self._folder):
-            raise InputError(
-                f"{self._folder} exists and is not an index. Name a new folder last: "
-                "dsd-trt index IMAGES OUT"
-            )
+        _require_free(self._folder)
         with _writing_to(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         self.commit([])
@@ -171,6 +186,13 @@ class IndexFolder:
     def _write(self, name: str, content: bytes) -> None:
         with _writing_to(self._folder):
             write_whole(self._folder / name, content)
+
+
+def _require_free(folder: Path) -> None:
+    if folder.exists() and not _is_empty(folder):
+        raise InputError(
+            f"{folder} exists and is not an index. Name a new folder last: dsd-trt index IMAGES OUT"
+        )
 
 
 def _is_empty(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
 from dsd_trt.image_files import printable
 from dsd_trt.index_files import Entry, ImageEncoder
-from dsd_trt.index_folder import IndexFolder
+from dsd_trt.index_folder import IndexFolder, one_writer
 from dsd_trt.jobs import Progress
 from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.manifest import Manifest
@@ -79,7 +79,8 @@ def update_index(
         require_signature: as for `Scorer.load`.
 
     Raises:
-        InputError: the folder is something else, or an index of another image encoder.
+        InputError: the folder is something else, or an index of another image encoder, or another
+            process writes it.
         BundleError: as for `Scorer.load`.
         EngineError: as for `Scorer.load`.
         DisagreementError: the bundle's scores change their order in BF16, which was asked for.
@@ -97,16 +98,17 @@ def update_index(
     pipeline = Pipeline(opened, engine, _MEMORY_MB)
     files = [Path(image) for image in images]
     total = None if any(map(is_tar, files)) else len(files)
-    writer = IndexWriter(
-        Path(folder),
-        opened.manifest,
-        pipeline,
-        shard_size,
-        lambda done: progress(done, total) if progress else None,
-    )
-    for file in files:
-        writer.add(file)
-    return writer.finish(keep)
+    with one_writer(Path(folder)):
+        writer = IndexWriter(
+            Path(folder),
+            opened.manifest,
+            pipeline,
+            shard_size,
+            lambda done: progress(done, total) if progress else None,
+        )
+        for file in files:
+            writer.add(file)
+        return writer.finish(keep)
 
 
 class IndexWriter:

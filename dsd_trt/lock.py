@@ -50,6 +50,19 @@ def sole_writer(target: Path, *, inside: bool = False, wait: float = 0) -> Itera
         os.close(lock)
 
 
+@contextlib.contextmanager
+def own_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and be the only process that writes to it.
+
+    Raises:
+        InputError: another process does.
+        OSError: as for `sole_writer`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder, inside=True):
+        yield
+
+
 def _acquire(path: Path) -> int | None:
     """The descriptor of the lock, or None where another process has it."""
     while True:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from dsd_trt.errors import ModelError
 from dsd_trt.files import write_whole
+from dsd_trt.folders import sync_folder
+from dsd_trt.lock import sole_writer
 from dsd_trt.manifest import HeadMode, Resize, ScoreKind, TrainedFor
 from dsd_trt.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.tensor_file import TensorHeader, read_tensor_headers
@@ -26,6 +28,7 @@ from dsd_trt.train.weights import is_finite
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 _NEXT_WEIGHTS = f".{_WEIGHTS}.next"
+_OTHER_WRITER = 60.0  # seconds that another process is waited for, which writes the same adapter
 _FORMAT = 2
 
 
@@ -86,8 +89,6 @@ class Adapter:
         for layer, weights in enumerate(self.head_weights):
             tensors[f"head_weights.{layer}"] = weights
         content = save({name: value.contiguous() for name, value in tensors.items()})
-        _finish_save(folder)  # before other weights take the name
-        write_whole(folder / _NEXT_WEIGHTS, content)
         config = _Config(
             format=_FORMAT,
             weights=hashlib.sha256(content).hexdigest(),
@@ -105,8 +106,12 @@ class Adapter:
             base=self.base,
             training=self.training,
         )
-        write_whole(folder / _CONFIG, json.dumps(to_plain(config), indent=2) + "\n")
-        (folder / _NEXT_WEIGHTS).replace(folder / _WEIGHTS)
+        with sole_writer(folder / _CONFIG, wait=_OTHER_WRITER):
+            _finish_save(folder)  # before other weights take the name
+            write_whole(folder / _NEXT_WEIGHTS, content)
+            write_whole(folder / _CONFIG, json.dumps(to_plain(config), indent=2) + "\n")
+            (folder / _NEXT_WEIGHTS).replace(folder / _WEIGHTS)
+            sync_folder(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:

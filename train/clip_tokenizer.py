@@ -11,6 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
+from dsd_trt.files import write_whole
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.weights import read_json, require_class
 
@@ -52,7 +53,7 @@ def write_tokenizer(
         ),
     }
     for name, text in write.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     return CLIPTokenizer.from_pretrained(folder)
 
 

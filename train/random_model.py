@@ -7,20 +7,19 @@ between engines) can be tried without weights that nobody may copy.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from itertools import chain, islice, product
 from pathlib import Path
 from string import ascii_lowercase
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from dsd_trt.disk import require_free
 from dsd_trt.errors import InputError
 from dsd_trt.train.clip_tokenizer import write_tokenizer
 from dsd_trt.train.families import VOCABULARY, Family
+from dsd_trt.train.saved_model import saved_model
 from dsd_trt.train.skeleton import build_part, build_scheduler
 
 _BYTES, _SPECIAL = 512, 2  # of the tokens; the others are merges
@@ -39,15 +38,8 @@ def write_random_model(folder: Path, family: Family, seed: int = 0) -> Path:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        _write_parts(folder, family, seed)
-    except BaseException as error:
-        for part in folder.iterdir():
-            shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, (OSError, SafetensorError)):  # safetensors words the system's, too
-            raise InputError(f"cannot write the model to {folder}: {error}") from error
-        raise
+    with saved_model(folder) as unfinished:
+        _write_parts(unfinished, family, seed)
     return folder
 
 

@@ -32,6 +32,7 @@ from dsd_trt.files import write_whole
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.loss_log import LossLog
+from dsd_trt.train.saved_model import saved_model
 from dsd_trt.train.shapes.diffusion import build_text_encoder
 from dsd_trt.train.shapes.pretrain import TRAIN_SEED
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
@@ -263,9 +264,6 @@ def pretrain_tiny_clip(
     with workers(processes, _train_beside, out, settings) as worker:
         seconds = train_clip(clip, path, settings, worker=worker, report=report)
     log.plot(out / "losses.png")
-    folder = out / "model"
-    clip.model.save_pretrained(folder)
-    build_tokenizer(folder)
     training = {
         **asdict(settings),
         "pictures_seen": 2 * settings.twins * settings.steps,
@@ -273,8 +271,11 @@ def pretrain_tiny_clip(
         "processes": processes,
         "parameters": parameter_counts(clip.model),
     }
-    write_whole(folder / "training.json", json.dumps(training, indent=2) + "\n")
-    return folder
+    with saved_model(out / "model") as folder:
+        clip.model.save_pretrained(folder)
+        build_tokenizer(folder)
+        write_whole(folder / "training.json", json.dumps(training, indent=2) + "\n")
+    return out / "model"
 
 
 def parameter_counts(model: CLIPModel) -> dict[str, int]:

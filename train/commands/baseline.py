@@ -15,6 +15,7 @@ from dsd_trt.commands.options import (
     validation_option,
 )
 from dsd_trt.errors import InputError
+from dsd_trt.lock import own_folder
 
 EXAMPLES = """\b
 Examples:
@@ -195,6 +196,7 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     keep_freed_memory()
     sizes = SMOKE if smoke else Settings()
     settings = replace(sizes, seed=seed, steps=steps or sizes.steps)
+    click.get_current_context().with_resource(own_folder(out))
     console = Console(stderr=True)
     with StageProgress(console) as progress:
         try:

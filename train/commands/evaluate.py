@@ -15,6 +15,7 @@ from dsd_trt.commands.options import (
 )
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
+from dsd_trt.lock import own_folder
 
 EXAMPLES = """\b
 Examples:
@@ -115,6 +116,7 @@ def evaluate(
         console.print("engine: PyTorch FP32")
         of = model_key(scorer, adapter, mode) if out else {}
     if out:
+        ctx.with_resource(own_folder(out))
         # More questions of the same may be asked: the limit is no part of the key.
         key = {**of, "data": data, "fraction": fraction, "seed": seed}
         claim(out, key, ("answers.jsonl", "figures.json"))

@@ -8,6 +8,7 @@ import click
 
 from dsd_trt.commands.options import seed_option
 from dsd_trt.errors import InputError
+from dsd_trt.lock import own_folder
 from dsd_trt.train.commands.baseline import tiny_clip
 
 
@@ -44,6 +45,7 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     console = Console(stderr=True)
+    click.get_current_context().with_resource(own_folder(out))
     with StageProgress(console) as progress:
         try:
             model = pretrain_shapes(

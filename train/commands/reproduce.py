@@ -10,6 +10,7 @@ import click
 from dsd_trt.commands.options import few_shot_options, model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
+from dsd_trt.lock import own_folder
 from dsd_trt.manifest import Resize
 
 EXAMPLES = """\b
@@ -78,6 +79,7 @@ def reproduce(
         steps=steps, resize=resize or "bicubic-stretch", seed=seed, **few_shot
     )
     plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
+    ctx.with_resource(own_folder(out))
     with StageProgress(Console(stderr=True)) as progress:
         try:
             done = run(plan, out, progress.step)

@@ -15,6 +15,7 @@ from dsd_trt.commands.options import (
     validation_option,
 )
 from dsd_trt.errors import InputError
+from dsd_trt.lock import own_folder
 from dsd_trt.manifest import HeadMode, Resize, TrainedFor
 
 EXAMPLES = """\b
@@ -168,6 +169,8 @@ def train(
     settings = FewShotSettings(seed=seed, resize=resize or "bicubic-stretch", **sizes)
     source = {"data": data, "fraction": fraction, "limit": limit, "validation": validation}
     console = Console(stderr=True)
+    if process_state().is_main_process:
+        ctx.with_resource(own_folder(out))
     with StageProgress(console) as progress:
         try:
             report = train_adapter(

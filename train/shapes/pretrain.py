@@ -24,6 +24,7 @@ from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.model import encode_texts, read_checkpoint
+from dsd_trt.train.saved_model import saved_model
 from dsd_trt.train.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
 from dsd_trt.train.shapes.plan import Plan, stages
@@ -144,7 +145,8 @@ def pretrain_shapes(
     with whole(out / "samples.png") as file:
         samples.save(file, "PNG")
     pipeline.to(dtype=torch.float16)
-    pipeline.save_pretrained(out / "model")
+    with saved_model(out / "model") as folder:
+        pipeline.save_pretrained(folder)
     _add_adapter(out, plan, seed, held_out, progress, say)
     return out / "model"
 

@@ -1,0 +1,128 @@
+"""Two processes that write the same: one does, and the other is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import write_adapter, write_checkpoint
+from click.testing import CliRunner
+from PIL import Image
+
+from dsd_trt import Bundle
+from dsd_trt.cli import cli
+from dsd_trt.errors import InputError
+from dsd_trt.export.folder import staged
+from dsd_trt.index import Index
+from dsd_trt.index_writer import update_index
+from dsd_trt.lock import own_folder
+from dsd_trt.train.adapter import Adapter
+
+OURS = rf"is being written by process {os.getpid()} on .* since .*\. Wait until it has ended"
+
+
+def write_images(folder: Path, count: int) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{number:03}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (8, 8), (number, 0, 255 - number)).save(path)
+    return paths
+
+
+def test_a_second_writer_of_an_index_is_told_and_harms_nothing(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    paths = write_images(tmp_path / "photos", 3)
+    update_index(tmp_path / "out", paths, bundle.folder, "onnxruntime")
+    with own_folder(tmp_path / "out"), pytest.raises(InputError, match=OURS):
+        update_index(tmp_path / "out", [], bundle.folder, "onnxruntime")
+    assert len(Index.open(tmp_path / "out")) == 3
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_many_that_index_into_one_folder_at_once_make_one_index(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "photos", 60)
+    code = "import sys; from dsd_trt.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "index", "photos", "out", "--shard-size", "8"]
+    command += ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
+    running = [
+        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    ended = [(process.communicate()[1], process.returncode) for process in running]
+    assert 0 in [code for _, code in ended]
+    for told, code in ended:
+        assert code == 0 or (code == 2 and re.search("is being written by process", told)), told
+    index = Index.open(tmp_path / "out")
+    assert [image.name for image in index] == [f"photos/{number:03}.png" for number in range(60)]
+    shards = {f"latents-{number:05}.safetensors" for number in range(8)}
+    assert {it.name for it in (tmp_path / "out").iterdir()} == {
+        "index.json", "images.parquet", *shards,
+    }  # fmt: skip
+
+
+def test_a_second_evaluation_in_a_folder_is_told_and_answers_nothing(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["eval", str(bundle.folder), "--data", "shapes-comvg", "--out", str(out)]
+    arguments += ["--limit", "3", "--engine", "onnxruntime"]
+    with own_folder(out):
+        told = CliRunner().invoke(cli, arguments)
+        assert told.exit_code == 2
+        assert re.search(OURS, told.output)
+        assert [it.name for it in out.iterdir()] == [".lock"]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 3
+    assert not (out / ".lock").exists()
+
+
+def test_a_second_export_to_a_folder_is_told(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as (folder, _):
+        (folder / "file").touch()
+        with pytest.raises(InputError, match=OURS), staged(tmp_path / "out"):
+            pass
+    assert [it.name for it in tmp_path.rglob("*")] == ["out", "file"]
+
+
+def test_what_came_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def another() -> None:
+        with staged(out, force=False) as (folder, _):
+            (folder / "file").touch()
+            out.mkdir()
+            (out / "precious").touch()
+
+    with pytest.raises(InputError, match="--force"):
+        another()
+    assert [it.name for it in tmp_path.rglob("*")] == ["out", "precious"]
+
+
+@pytest.mark.slow
+def test_adapters_saved_at_once_are_one_of_them(tmp_path: Path) -> None:
+    adapter = Adapter.load(write_adapter(tmp_path / "first", write_checkpoint(tmp_path / "model")))
+    adapter.save(tmp_path / "adapter")
+    code = (
+        "import sys\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from dsd_trt.train.adapter import Adapter\n"
+        "import torch\n"
+        "folder, number = Path(sys.argv[1]), float(sys.argv[2])\n"
+        "adapter = Adapter.load(folder)\n"
+        "state = {k: torch.full_like(v, number) for k, v in adapter.prompt_state.items()}\n"
+        "for _ in range(20):\n"
+        "    replace(adapter, prompt_state=state, a=number).save(folder)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "adapter")]
+    saving = [subprocess.Popen([*command, number]) for number in ("1", "2")]
+    assert [process.wait() for process in saving] == [0, 0]
+    last = Adapter.load(tmp_path / "adapter")
+    assert {float(v.max()) for v in last.prompt_state.values()} == {last.a}
+    assert len(list((tmp_path / "adapter").iterdir())) == 2
