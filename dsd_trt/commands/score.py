@@ -166,6 +166,7 @@ def score(
             before = journal.pairs if journal else 0
             if before:
                 console.print(f"going on after {before} pairs")
+            result: MatrixRecords | PairRecords
             started = time.perf_counter()
             with (
                 progress_bar(console, "pairs") as progress,
