@@ -118,8 +118,8 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
     assert (tmp_path / "out").read_bytes() == expected
     again = re.sub(r".*(engine|scored|going on).*\n", "", ended.err)
     assert again == re.sub(r".*(engine|scored).*\n", "", whole.err)  # failures and all
-    assert {it.name for it in tmp_path.iterdir()} == {
-        "in", "texts.txt", "few.txt", "pairs.csv", "cache", "warm.csv", "whole", "out",
+    assert {it.name for it in tmp_path.iterdir()} - {"cache"} == {
+        "in", "texts.txt", "few.txt", "pairs.csv", "warm.csv", "whole", "out",
     }  # fmt: skip
 
 
