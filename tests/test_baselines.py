@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +212,43 @@ def test_a_folder_that_is_no_clip_is_refused(
         load_clip(other)
     assert message in str(caught.value)
     assert str(other) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("config.json", {"text_config": {"eos_token_id": 5}}, "eos_token_id is 5, expected is the"),
+        ("tokenizer_config.json", {"padding_side": "left"}, "padding_side is 'left'"),
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side is 'left'"),
+        ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is False"),
+        ("preprocessor_config.json", {"image_mean": [122, 116, 104]}, "image_mean is [122, 116,"),
+        ("preprocessor_config.json", {"image_mean": "abc"}, "image_mean is 'abc', expected are"),
+        ("preprocessor_config.json", {"image_std": [0.5, 0.5]}, "image_std is [0.5, 0.5], expe"),
+        ("preprocessor_config.json", {"image_std": [0, 0, 0]}, "image_std is [0, 0, 0], expected"),
+    ],
+)
+def test_what_it_says_of_itself_is_believed_or_refused(
+    folder: Path, tmp_path: Path, file: str, fields: dict[str, Any], message: str
+) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    path = other / file
+    plain = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    for name, value in fields.items():
+        plain[name] = {**plain[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(plain), "utf-8")
+    with pytest.raises(
+        ModelError, match=f"cannot read the CLIP in {other}: .*{re.escape(message)}"
+    ):
+        load_clip(other)
+
+
+def test_an_end_of_texts_that_is_not_said_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    plain = json.loads((other / "config.json").read_text("utf-8"))
+    del plain["text_config"]["eos_token_id"]  # transformers: 49407, which is no token of this one
+    (other / "config.json").write_text(json.dumps(plain), "utf-8")
+    with pytest.raises(ModelError, match="eos_token_id is 49407, expected is the tokenizer's"):
+        load_clip(other)
 
 
 def test_a_folder_that_is_not_there_is_refused() -> None:

@@ -114,7 +114,8 @@ def test_a_field_nobody_knows_is_refused_unless_it_is_off() -> None:
         ("unet", "flip_sin_to_cos", "x", "flip_sin_to_cos is 'x', expected is true or false"),
         ("unet", "freq_shift", "x", "freq_shift is 'x', expected is a finite number"),
         ("unet", "mid_block_scale_factor", 0, "mid_block_scale_factor is 0, expected is a finite"),
-        ("unet", "downsample_padding", [], r"downsample_padding is \[\], expected is a whole"),
+        ("unet", "downsample_padding", [], r"downsample_padding is \[\], expected is 1 or 0"),
+        ("unet", "downsample_padding", 2, "downsample_padding is 2, expected is 1 or 0"),
         ("unet", "attention_head_dim", -1, "attention_head_dim is -1, expected is a whole number"),
         ("vae", "norm_num_groups", -1, "norm_num_groups is -1, expected is a whole number above"),
         (

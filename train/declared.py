@@ -67,14 +67,23 @@ def text_fields(config: Mapping[str, Any], eos_id: int | None = None) -> dict[st
     """
     fields = _complete(CLIPTextConfig, config)
     require_known(fields, TEXT_ENCODER)
-    if eos_id is not None and fields["eos_token_id"] not in (eos_id, LEGACY_EOS):
-        raise ValueError(
-            f"eos_token_id is {fields['eos_token_id']!r}, expected is the tokenizer's, {eos_id}, "
-            f"or {LEGACY_EOS} as in older configs: the pooled text is taken at that token"
-        )
     if eos_id is not None:
+        require_eos(fields["eos_token_id"], eos_id)
         _require_counts(fields, "projection_dim")
     return fields
+
+
+def require_eos(said: Any, eos_id: int) -> None:
+    """Refuse a config that ends texts at another token than the tokenizer does.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
+    if said not in (eos_id, LEGACY_EOS):
+        raise ValueError(
+            f"eos_token_id is {said!r}, expected is the tokenizer's, {eos_id}, or {LEGACY_EOS} as "
+            "in older configs: the pooled text is taken at that token"
+        )
 
 
 def require_tokenizer(tokenizer: Any) -> None:
@@ -87,6 +96,15 @@ def require_tokenizer(tokenizer: Any) -> None:
     # A huge number where the config says nothing.
     if not is_number(length) or (length != TOKENS and length < 10**20):
         raise ValueError(unexpected("model_max_length", length, [TOKENS]))
+    require_ends(tokenizer)
+
+
+def require_ends(tokenizer: Any) -> None:
+    """Refuse a tokenizer whose texts do not begin, end and go on as CLIP's.
+
+    Raises:
+        ValueError: names the field, what it is and what it may be.
+    """
     for field, token in (("bos_token", BOS), ("eos_token", EOS)):
         if getattr(tokenizer, field) != token:
             raise ValueError(unexpected(field, getattr(tokenizer, field), [token]))

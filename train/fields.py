@@ -64,7 +64,6 @@ UNET = Fields(
         "freq_shift": NUMBER,
         "block_out_channels": COUNT_LIST,
         "layers_per_block": COUNTS,
-        "downsample_padding": NOT_NEGATIVE,
         "mid_block_scale_factor": POSITIVE,
         "act_fn": NAME,
         "norm_num_groups": COUNT,
@@ -83,6 +82,7 @@ UNET = Fields(
         "conv_out_kernel": COUNT,
     },
     assumed={
+        "downsample_padding": (1, 0),  # others give sizes that the way up does not meet
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "addition_embed_type": (None, "text_time"),

@@ -14,7 +14,10 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.clip_tokenizer import read_tokenizer, require_embedding
+from dsd_trt.train.declared import require_ends, require_eos
 from dsd_trt.train.families import LEGACY_EOS
+from dsd_trt.train.fields import require_assumed
+from dsd_trt.train.kinds import is_number
 from dsd_trt.train.weight_names import is_computed
 from dsd_trt.train.weights import (
     check_types,
@@ -24,6 +27,9 @@ from dsd_trt.train.weights import (
     read_json,
     read_tensors,
 )
+
+# Of preprocessor_config.json: pixels are divided by 255 and normalised.
+_ASSUMED = {"do_normalize": (True,), "do_rescale": (True,), "rescale_factor": (1 / 255,)}
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def load_clip(folder: str | Path) -> Clip:
     try:
         with init_empty_weights(include_buffers=False):
             model = CLIPModel(CLIPConfig.from_dict(config))
+        require_ends(tokenizer)
+        require_eos(model.config.text_config.eos_token_id, tokenizer.eos_token_id)
         mean, std = _normalisation(folder)
     except Exception as error:  # whatever transformers' code stumbles over in a configuration
         raise ModelError(f"cannot read the CLIP in {folder}: {error}") from error
@@ -123,5 +131,15 @@ def load_clip(folder: str | Path) -> Clip:
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     path = folder / "preprocessor_config.json"
     told = read_json(path) if path.is_file() else {}
+    require_assumed(told, _ASSUMED)
     mean, std = told.get("image_mean", OPENAI_CLIP_MEAN), told.get("image_std", OPENAI_CLIP_STD)
-    return tuple(mean), tuple(std)
+    # Of pixels in [0, 1]: those of pixels up to 255 are above 1.
+    for name, value, fits in (
+        ("image_mean", mean, lambda it: is_number(it) and 0 <= it <= 1),
+        ("image_std", std, lambda it: is_number(it) and 0 < it <= 1),
+    ):
+        if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(map(fits, value)):
+            raise ValueError(
+                f"{path.name}: {name} is {value!r}, expected are three numbers between 0 and 1"
+            )
+    return tuple(map(float, mean)), tuple(map(float, std))
