@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
 from dsd_trt.cache import recall, remember
+from dsd_trt.errors import InputError
 from dsd_trt.manifest import Manifest
 
 MAX_TEXTS = 256  # of the matrix scorer
@@ -63,7 +65,16 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
 
     Returns:
         At least 1 and at most `MAX_BATCH` of each.
+
+    Raises:
+        InputError: the budget is no number, or below 0.
     """
+    if (
+        not isinstance(memory_budget_mb, (int, float))
+        or not math.isfinite(memory_budget_mb)
+        or memory_budget_mb < 0
+    ):
+        raise InputError(f"memory_budget_mb must be a number of MiB, got {memory_budget_mb!r}")
     resolution, length = manifest.preprocessing.resolution, manifest.tokenizer.max_length
     _, height, width = manifest.latent_shape
     n, d = height * width, manifest.text_width

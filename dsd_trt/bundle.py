@@ -150,6 +150,8 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
     """
     if bundle is None:
         return Path(str(resources.files("dsd_trt") / "data" / "shapes-bundle"))
+    if not isinstance(bundle, (str, os.PathLike)):
+        raise BundleError(f"a bundle is named by a path or a string, got {bundle!r}")
     folder = Path(bundle)
     if folder.is_dir():
         return folder

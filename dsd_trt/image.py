@@ -131,6 +131,11 @@ def _read(source: ImageSource, max_pixels: int) -> Picture:
         if fault := IMAGE_BYTES.fault(len(source)):
             raise ImageError(fault)
         return _decode(BytesIO(source), max_pixels)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ImageError(
+            f"{type(source).__name__} is no image: give a path, the bytes of a file, a PIL "
+            "image or a uint8 array"
+        )
     return _decode(BytesIO(read_regular(source, IMAGE_BYTES)), max_pixels)
 
 

@@ -172,6 +172,8 @@ def open_images(
         if not is_index(images):
             raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
         images = Index.open(images)
+    if not isinstance(images, Iterable):
+        raise InputError(f"images must be a list, got {type(images).__name__}")
     if isinstance(images, Sequence):
         require_within_limits(len(images), texts)
         return images
@@ -197,6 +199,17 @@ def require_within_limits(images: int, texts: int = 1) -> None:
 def _require(limit: Limit, count: int) -> None:
     if fault := limit.fault(count):
         raise InputError(f"a call has {fault}. Make several calls, or set the limit higher")
+
+
+def checked_count(count: int, name: str) -> int:
+    """A number of best results that is asked for.
+
+    Raises:
+        InputError: it is no whole number above 0.
+    """
+    if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
+        raise InputError(f"{name} must be a whole number above 0, got {count!r}")
+    return int(count)
 
 
 def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Literal, get_args
 
 from dsd_trt.errors import InputError
 from dsd_trt.manifest import Manifest, Mode
@@ -16,8 +16,10 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -
     """The mode that is asked for, with a warning where the adapter was trained for another.
 
     Raises:
-        InputError: the bundle or the engine has no such mode.
+        InputError: there is no such mode, or the bundle or the engine does not have it.
     """
+    if mode not in ("auto", *get_args(Mode)):
+        raise InputError(f"no mode {mode!r}: there are auto, {', '.join(get_args(Mode))}")
     trained = manifest.method.trained_for
     if mode == "auto":
         mode = "matrix" if trained == "matrix" else "pair"

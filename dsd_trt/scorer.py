@@ -25,6 +25,7 @@ from dsd_trt.jobs import (
     Scorable,
     Scored,
     Tally,
+    checked_count,
     checked_pairs,
     checked_text,
     checked_texts,
@@ -95,6 +96,7 @@ class Scorer:
         mode: Mode | Literal["auto"] = "auto",
         tune: bool = False,
     ) -> None:
+        require_engine(engine)
         self.bundle = bundle
         self.mode = choose_mode(bundle.manifest, mode, engine)
         self._pipeline = Pipeline(bundle, engine, memory_budget_mb, tune)
@@ -371,7 +373,9 @@ class Scorer:
             InputError: as for `score`.
             EngineError: as for `score`.
         """
-        if prune and top_k is None:
+        if top_k is not None:
+            top_k = checked_count(top_k, "top_k")
+        elif prune:
             raise InputError("pruning looks for the best: say how many with top_k")
         self._pipeline.require_usable()
         text = checked_text(text, "text")
@@ -564,8 +568,7 @@ class Scorer:
         return Row(scores, lost)
 
     def _require_search(self, best: int) -> None:
-        if best < 1:
-            raise InputError("look for one best candidate at least")
+        checked_count(best, "best")
         if self.mode == "matrix":
             raise InputError("matrix mode scores everything at once: there is nothing to prune")
 
@@ -600,9 +603,9 @@ class Scorer:
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Where the levels asked for stand in the bundle, in its order, each once."""
         known = self.manifest.method.noise_levels.fractions
-        if isinstance(levels, (int, float)):
+        if levels is not None and not isinstance(levels, Iterable):
             raise InputError(f"levels must be a list: [{levels}]")
-        wanted = known if levels is None else levels
+        wanted = known if levels is None else tuple(levels)
         for s in wanted:
             if s not in known:
                 raise InputError(

@@ -7,8 +7,9 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -28,6 +29,7 @@ from PIL import Image
 from dsd_trt import (
     Bundle,
     BundleError,
+    DsdError,
     EngineError,
     InputError,
     Scorer,
@@ -521,3 +523,47 @@ def test_a_level_alone_is_no_list_of_levels(bundle: Bundle) -> None:
             ["a dog"],
             levels=0.2,  # type: ignore[arg-type]
         )
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.0, "1", True])
+def test_so_many_best_must_be_a_whole_number(scorer: Scorer, top_k: Any) -> None:
+    with pytest.raises(InputError, match="top_k must be a whole number above 0"):
+        scorer.rank("dog", [], top_k=top_k)
+
+
+def test_what_no_type_checker_saw_is_named(bundle: Bundle, scorer: Scorer) -> None:
+    unchecked: Any = scorer
+    with pytest.raises(InputError, match="images must be a list, got NoneType"):
+        unchecked.score(None, ["dog"])
+    with pytest.raises(InputError, match="levels must be a list"):
+        unchecked.score([], ["dog"], levels=0.2)
+    for mode, engine, budget, complaint in (
+        ("x", "onnxruntime", 1, "no mode 'x': there are auto, pair, matrix"),
+        ("pair", None, 1, "no engine named None; choose from auto, "),
+        ("pair", "onnxruntime", float("inf"), "memory_budget_mb must be a number of MiB, got inf"),
+        ("pair", "onnxruntime", float("nan"), "memory_budget_mb must be a number of MiB, got nan"),
+        ("pair", "onnxruntime", "512", "memory_budget_mb must be a number of MiB, got '512'"),
+        ("pair", "onnxruntime", -5, "memory_budget_mb must be a number of MiB, got -5"),
+    ):
+        arguments: Any = (engine, budget, mode)
+        with pytest.raises(DsdError, match=complaint):
+            Scorer(bundle, *arguments)
+    for name in (3, b"/x"):
+        with pytest.raises(DsdError, match="a bundle is named by a path or a string"):
+            Scorer.load(cast(Any, name))
+
+
+def test_levels_may_be_a_generator(scorer: Scorer) -> None:
+    levels = scorer.manifest.method.noise_levels.fractions
+    picture = np.zeros((8, 8, 3), np.uint8)
+    scores = scorer.score([picture], ["dog"], levels=cast(Any, (s for s in levels[:1]))).scores
+    assert scores == scorer.score([picture], ["dog"], levels=levels[:1]).scores
+
+
+def test_what_is_no_image_says_what_would_be(scorer: Scorer) -> None:
+    pictures: Any = [None, BytesIO(b"x")]
+    errors = scorer.score(pictures, ["dog"]).errors
+    assert [failure.reason.split(":")[0] for failure in errors] == [
+        "NoneType is no image",
+        "BytesIO is no image",
+    ]

@@ -109,8 +109,11 @@ def require_engine(engine: str) -> None:
     """Fail now if an engine cannot work on this machine, before gigabytes are read for it.
 
     Raises:
+        InputError: there is none of that name.
         EngineError: it needs a GPU, a driver or a library that is not here.
     """
+    if engine not in ENGINES:
+        raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
     if engine in PLAN_LIBRARIES:
         from dsd_trt.engine.tensorrt import require
 
