@@ -488,3 +488,26 @@ def test_valgrind_finds_nothing(small_case: list[str], cpp_build: Path, tmp_path
     assert done.returncode == 3, done.stderr
     assert "ERROR SUMMARY: 0 errors" in done.stderr
     assert len(rows(done.stdout)) == 4
+
+
+def test_limits_of_a_call_are_those_of_python(
+    cpp_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpp, image = CppScorer(cpp_library, EMBEDDED), CASES["png rgba"]
+    for name, most, images, texts in (
+        ("IMAGES", 1, [image] * 2, ["a"]),
+        ("TEXTS", 1, [image], ["a", "b"]),
+        ("PAIRS", 3, [image] * 2, ["a", "b"]),
+        ("TEXT_CHARACTERS", 4, [image], ["\u00e9\u4e2d\U0001f600bc"]),
+    ):
+        variable = f"DSD_TRT_MAX_{name}"
+        monkeypatch.setenv(variable, str(most))
+        with pytest.raises(CppError, match=f"more than {most} .*; the limit is {variable}"):
+            cpp.score(images, texts)
+        monkeypatch.setenv(variable, str(most + 1))
+        assert np.isfinite(cpp.score(images, texts)[0]).all()
+        monkeypatch.setenv(variable, "-1")
+        with pytest.raises(CppError, match=f"{variable} must be a whole number above 0"):
+            cpp.score(images, texts)
+        monkeypatch.delenv(variable)
+    cpp.close()

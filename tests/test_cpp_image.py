@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -262,8 +263,32 @@ def test_what_is_no_image_is_refused_with_the_reason(cpp: CppScorer, tmp_path: P
         (b"GIF89a", "neither a JPEG nor a PNG"),
         (tmp_path / "none.png", "No such file"),
         (tmp_path, "Is a directory"),
-        (png(8, 2, 20000, [b""] * 20000), "more than 178 million pixels"),
+        (png(8, 2, 20000, [b""] * 20000), "more than 178956970 pixels"),
     ):
         with pytest.raises(CppError, match=reason) as caught:
             cpp.preprocess(source)
         assert caught.value.status == 3
+
+
+def test_an_image_is_a_regular_file_of_limited_length(
+    cpp: CppScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a writer a pipe would be waited for, and a device has no end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    for name, kind in (("pipe.png", "a pipe"), ("endless.png", "a device")):
+        with pytest.raises(CppError, match=f"{kind}, not a regular file"):
+            cpp.preprocess(tmp_path / name)
+    good = tmp_path / "good.png"
+    good.write_bytes(encode(Image.fromarray(picture(4, 5))))
+    length = good.stat().st_size
+    for name, most, unit in (("IMAGE_BYTES", length, "bytes"), ("IMAGE_PIXELS", 20, "pixels")):
+        variable = f"DSD_TRT_MAX_{name}"
+        monkeypatch.setenv(variable, str(most))
+        for source in (good, good.read_bytes()):
+            assert cpp.preprocess(source).any()
+        monkeypatch.setenv(variable, str(most - 1))
+        for source in (good, good.read_bytes()):
+            with pytest.raises(CppError, match=f"more than {most - 1} {unit}; .* {variable}"):
+                cpp.preprocess(source)
+        monkeypatch.delenv(variable)

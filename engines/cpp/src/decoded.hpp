@@ -8,8 +8,6 @@
 
 namespace dsd {
 
-constexpr std::size_t kMaxPixels = 178956970;  // a few kilobytes can unpack to many gigabytes
-
 struct Decoded {
     std::size_t height = 0, width = 0;
     std::vector<std::uint8_t> rgba;  // (height, width, 4)

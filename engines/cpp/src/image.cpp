@@ -1,26 +1,13 @@
 #include "image.hpp"
 
-#include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
-#include <system_error>
 
 #include "decoded.hpp"
 #include "dsd/error.hpp"
+#include "files.hpp"
 
 namespace dsd {
 namespace {
-
-std::string read_file(const std::filesystem::path &path) {
-    errno = 0;
-    std::ifstream stream(path, std::ios::binary);
-    std::string bytes;
-    if (stream && std::filesystem::is_directory(path)) errno = EISDIR;
-    if (errno == 0) bytes.assign(std::istreambuf_iterator<char>(stream), {});
-    if (errno != 0) throw Error(ErrorCode::image, std::generic_category().message(errno));
-    return bytes;
-}
 
 Decoded decode(const unsigned char *data, std::size_t size) {
     constexpr unsigned char kJpeg[] = {0xFF, 0xD8, 0xFF};
@@ -62,12 +49,17 @@ std::uint8_t on_white(unsigned value, unsigned alpha) {
 
 void check_size(std::size_t height, std::size_t width) {
     if (height == 0 || width == 0) throw Error(ErrorCode::image, "it has no pixels");
-    if (height > kMaxPixels / width) throw Error(ErrorCode::image, "more than 178 million pixels");
+    const std::size_t most = kImagePixels.value();
+    if (height > most / width) throw Error(ErrorCode::image, kImagePixels.fault(most + 1));
 }
 
 Rgb load_image(const Image &image) {
     std::string file;
-    if (!image.data) file = read_file(image.path);
+    if (!image.data) file = read_regular(image.path, kImageBytes, ErrorCode::image);
+    if (image.data && image.channels == 0) {
+        const std::string fault = kImageBytes.fault(image.size);
+        if (!fault.empty()) throw Error(ErrorCode::image, fault);
+    }
     const auto *bytes = static_cast<const unsigned char *>(image.data ? image.data : file.data());
     const Decoded stored = image.data && image.channels != 0
                                ? from_pixels(image)

@@ -1,5 +1,7 @@
 #include "dsd/scorer.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,6 +10,7 @@
 #include <utility>
 
 #include "bundle.hpp"
+#include "files.hpp"
 #include "graph.hpp"
 #include "image.hpp"
 #include "tokenizer.hpp"
@@ -48,6 +51,11 @@ void append_row(Bytes &target, const Bytes &rows, std::size_t row, std::size_t s
     target.insert(target.end(), start, start + static_cast<std::ptrdiff_t>(size));
 }
 
+void require_within(const Limit &limit, std::size_t count) {
+    const std::string fault = limit.fault(count);
+    if (!fault.empty()) throw Error(ErrorCode::input, "a call has " + fault);
+}
+
 const float *floats(const Bytes &bytes) {
     // From operator new, so aligned for any number.
     return reinterpret_cast<const float *>(bytes.data());
@@ -85,6 +93,7 @@ struct Scorer::Parts {
     Tokenizer tokenizer;
     BatchSizes batch;
     Graph image_encoder, text_encoder, pair_scorer;
+    pid_t process = ::getpid();
 
     Parts(const std::filesystem::path &folder, const Options &options)
         : engine(options.threads),
@@ -126,6 +135,11 @@ Tokens Scorer::Parts::lay_out(std::vector<std::int32_t> words) const {
 }
 
 Tokens Scorer::Parts::tokenize(const std::string &text) const {
+    // Bytes that go on with a character start with the bits 10.
+    require_within(kTextCharacters,
+                   static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) {
+                       return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
+                   })));
     Tokens tokens = lay_out(tokenizer(text));
     if (std::all_of(tokens.mask.begin(), tokens.mask.end(), [](float one) { return one == 0; })) {
         throw Error(ErrorCode::input, "a text has no words to score: '" + text + "'");
@@ -264,6 +278,14 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
                      const std::vector<double> &levels) const {
     const Parts &parts = *parts_;
     if (texts.empty()) throw Error(ErrorCode::input, "there must be a text");
+    if (parts.process != ::getpid()) {
+        throw Error(ErrorCode::engine,
+                    "this process was forked from the one that opened the scorer, whose threads it "
+                    "lacks. Open a scorer in a process that is started anew");
+    }
+    require_within(kImages, images.size());
+    require_within(kTexts, texts.size());
+    require_within(kPairs, images.size() * texts.size());
     const auto numbers = parts.level_numbers(levels);
 
     std::vector<Tokens> tokens;  // of every distinct text
