@@ -1,7 +1,7 @@
 """Limits of what one call reads and holds, each with a name: see docs/limits.md.
 
 An environment variable of that name sets it, for Python, the commands and the C++ library. Triton's
-`dsd_score` has parameters of the same names, in lower case, and lower numbers.
+`dsd_score` has parameters of these names without their prefix, in lower case, and lower numbers.
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ class Limit:
 
     def fault(self, count: int) -> str | None:
         """What is wrong with a count, if anything."""
-        if count <= (most := self.value()):
-            return None
-        return f"more than {most} {self.unit}; the limit is {self.variable}"
+        return None if count <= self.value() else self.refusal()
+
+    def refusal(self) -> str:
+        """What is wrong with more than that."""
+        return f"more than {self.value()} {self.unit}; the limit is {self.variable}"
 
 
 IMAGE_BYTES = Limit("MAX_IMAGE_BYTES", 2**30, "bytes")

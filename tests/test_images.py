@@ -208,7 +208,7 @@ def _png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (200_000_000, 1)])
 def test_a_decompression_bomb_is_refused_before_it_unpacks(size: tuple[int, int]) -> None:
-    with pytest.raises(ImageError, match="million pixels"):
+    with pytest.raises(ImageError, match="pixels"):
         load_image(_png_header(*size))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from dsd_trt.errors import ImageError
+from dsd_trt.limits import IMAGE_PIXELS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 def too_large(max_pixels: int) -> ImageError:
     """The reason for which an image of many pixels is refused."""
-    return ImageError(f"more than {max_pixels / 1e6:.3g} million pixels")
+    if max_pixels == IMAGE_PIXELS.value():
+        return ImageError(IMAGE_PIXELS.refusal())
+    return ImageError(f"more than {max_pixels / 1e6:.3g} million pixels")  # the caller's limit
 
 
 def open_as(form: str, stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:

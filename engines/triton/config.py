@@ -80,13 +80,15 @@ $outputs
 class Limits:
     """What `dsd_score` accepts of one request; each is a parameter of its configuration.
 
+    The names are those of `dsd_trt.limits`. Requests come from anybody: less is accepted.
+
     Attributes:
         max_images: images of a request.
         max_texts: texts of a request.
         max_pairs: images times texts of a request.
         max_image_bytes: length of an encoded image.
         max_image_pixels: width times height of an image.
-        max_text_bytes: length of a text in UTF-8.
+        max_text_characters: of a text.
     """
 
     max_images: int = 64
@@ -94,7 +96,7 @@ class Limits:
     max_pairs: int = 4096
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 25_000_000
-    max_text_bytes: int = 8192
+    max_text_characters: int = 8192
 
 
 def model_of(graph: str) -> str:

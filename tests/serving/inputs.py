@@ -16,7 +16,7 @@ LIMITS = Limits(
     max_pairs=64,
     max_image_bytes=100_000,
     max_image_pixels=90_000,
-    max_text_bytes=400,
+    max_text_characters=400,
 )
 
 

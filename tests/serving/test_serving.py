@@ -77,7 +77,7 @@ def test_what_is_bad_has_its_error_and_the_rest_its_scores(client: Client) -> No
     texts = {
         b"blue": "",
         b"\xff\xfe": "not UTF-8",
-        b"dog " * 101: "more than 400 bytes",
+        b"dog " * 101: "more than 400 characters",
         "a größer".encode(): "",
     }
     answer = client("dsd_score", {"images": list(images), "texts": list(texts)})

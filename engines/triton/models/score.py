@@ -178,12 +178,14 @@ class TritonPythonModel:
         return [found[text] for text in texts]
 
     def _tokens(self, text: bytes) -> Tokens:
-        if len(text) > (most := self._settings["max_text_bytes"]):
-            raise InputError(f"more than {most} bytes")
+        most = self._settings["max_text_characters"]
         try:
-            return self._tokenize([text.decode()])
+            decoded = text.decode()
         except UnicodeDecodeError as error:
             raise InputError(f"not UTF-8: {error}") from None
+        if len(decoded) > most:
+            raise InputError(f"more than {most} characters")
+        return self._tokenize([decoded])
 
 
 @dataclass(frozen=True)
