@@ -438,4 +438,5 @@ def require(holds: bool, where: str, complaint: str) -> None:
         BundleError: names the field and says what is wrong with it.
     """
     if not holds:
-        raise BundleError(f"field {where!r} {complaint}")
+        # Names in it may be as long as whoever sent it pleases.
+        raise BundleError(f"field {where[:160]!r} {complaint[:600]}")

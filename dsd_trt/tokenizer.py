@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from dsd_trt.errors import BundleError, InputError
+from dsd_trt.errors import BundleError, InputError, one_line
 from dsd_trt.manifest import TokenizerSpec, TokenMask
 from dsd_trt.schema import parse_json, read_text
 
@@ -52,7 +52,7 @@ class Tokenizer:
             with _own_errors():
                 self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except (OSError, ValueError) as error:
-            raise BundleError(f"{path} is not a tokenizer: {error}") from None
+            raise BundleError(f"{path} is not a tokenizer: {one_line(error)}") from None
         # The sequence is laid out here, whatever the file's own settings say.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -62,7 +62,7 @@ class Tokenizer:
                 f"{path} has {size} tokens, and the text encoder's embedding has "
                 f"{spec.vocabulary} rows: export the bundle again"
             )
-        self._spec = spec
+        self._path, self._spec = path, spec
         self._token_mask = token_mask
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
@@ -73,13 +73,13 @@ class Tokenizer:
             BundleError: a token has no row in the text encoder's embedding.
         """
         length = self._spec.max_length
-        input_ids = np.full((len(texts), length), self._spec.pad_id, np.int32)
+        input_ids = np.full((len(texts), length), self._spec.pad_id, np.int64)
         mask = np.zeros((len(texts), length), np.float32)
         try:
             with _own_errors():
                 encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except ValueError as error:
-            raise BundleError(f"the bundle's tokenizer cannot read a text: {error}") from None
+            raise BundleError(f"{self._path} cannot read a text: {one_line(error)}") from None
         for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             words = encoding.ids[: length - 2]  # room for BOS and EOS
             if len(encoding.ids) > len(words):
@@ -99,15 +99,16 @@ class Tokenizer:
             if not mask[row].any():
                 raise InputError(f"a text has no words to score: {text!r}")
         self._require_rows(input_ids)
-        return Tokens(input_ids, mask)
+        return Tokens(input_ids.astype(np.int32), mask)
 
-    def _require_rows(self, input_ids: NDArray[np.int32]) -> None:
+    def _require_rows(self, input_ids: NDArray[np.int64]) -> None:
         """Engines score a zero embedding, or lose the whole batch, over an id without a row."""
-        rows = self._spec.vocabulary
-        if rows is not None and input_ids.size and (highest := int(input_ids.max())) >= rows:
+        rows = self._spec.vocabulary or 2**31  # older bundles do not say
+        if input_ids.size and (highest := int(input_ids.max())) >= rows:
             raise BundleError(
-                f"the token {self._tokenizer.id_to_token(highest)!r} has the id {highest}, and the "
-                f"text encoder's embedding has {rows} rows: export the bundle again"
+                f"{self._path}: the token {self._tokenizer.id_to_token(highest)!r} has the id "
+                f"{highest}, and the text encoder's embedding has {rows} rows: export the bundle "
+                "again"
             )
 
     def empty(self) -> Tokens:

@@ -39,7 +39,7 @@ class Image(ctypes.Structure):
 
 class CppError(Exception):
     def __init__(self, error: Error) -> None:
-        super().__init__(error.message.decode())
+        super().__init__(error.message.decode(errors="replace"))  # it may be cut
         self.status = error.status
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import csv
 import ctypes
+import hashlib
 import io
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ import pytest
 from bundles import FRACTIONS, take_weights_from
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
 from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
+from mutations import mutate_json
 from test_cpp_image import CASES, clip_tokenizer, picture
 from test_cpp_tokenizer import nasty_texts
 
@@ -305,7 +308,88 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         ),
         "lies outside",
     ),
+    "a NUL in a name": (
+        lambda b: edit(
+            b / "bundle.json",
+            lambda m: m["files"].update({"tokenizer.json\0": m["files"]["tokenizer.json"]}),
+        ),
+        "file 'tokenizer.json",
+    ),
+    "a key twice": (
+        lambda b: rewrite(b / "bundle.json", '"calibration":', '"calibration": {}, "calibration":'),
+        "the key 'calibration' is there twice",
+    ),
+    "deep": (
+        lambda b: (b / "bundle.json").write_text('{"a":' * 100_000),
+        "nested deeper than 64 levels",
+    ),
+    "a token twice": (
+        lambda b: (
+            rewrite(b / "tokenizer.json", '"vocab": {', '"vocab": {"!": 0, '),
+            edit(b / "bundle.json", lambda m: vouch(b, m, "tokenizer.json")),
+        ),
+        "the key '!' is there twice",
+    ),
+    "an id beyond 32 bits": (
+        lambda b: (
+            edit(b / "tokenizer.json", lambda t: t["model"]["vocab"].update({"a</w>": 2**32})),
+            edit(b / "bundle.json", lambda m: vouch(b, m, "tokenizer.json")),
+        ),
+        "a token's id is 4294967296",
+    ),
+    "a pipe": (
+        lambda b: ((b / "bundle.json").unlink(), os.mkfifo(b / "bundle.json")),
+        "is not a bundle",
+    ),
 }
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), "utf-8")
+
+
+def vouch(folder: Path, manifest: dict[str, Any], name: str) -> None:
+    """Make a manifest's hash of a file fit, as a forger would."""
+    content = (folder / name).read_bytes()
+    manifest["files"][name] = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size": len(content),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("bundle.json", 60),
+        ("tokenizer.json", 60),
+        pytest.param("bundle.json", 2000, marks=pytest.mark.slow),
+        pytest.param("tokenizer.json", 2000, marks=pytest.mark.slow),
+    ],
+)
+def test_mutated_files_open_or_are_refused(
+    name: str, count: int, cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_bundle(tmp_path, clip_tokenizer(), monkeypatch)
+    content, manifest = ((tmp_path / it).read_bytes() for it in (name, "bundle.json"))
+    outcomes = []
+    for seed in range(count):
+        (tmp_path / "bundle.json").write_bytes(manifest)
+        (tmp_path / name).write_bytes(mutate_json(content, random.Random(seed)))
+        if name != "bundle.json":
+            edit(tmp_path / "bundle.json", lambda m: vouch(tmp_path, m, name))
+        try:
+            scorer = CppScorer(cpp_library, tmp_path)
+            try:
+                scorer.score(IMAGES[:1], ["a cat"])
+            finally:
+                scorer.close()
+            outcomes.append(0)
+        except CppError as error:
+            outcomes.append(error.status)
+    assert set(outcomes) <= {0, 1, 2, 4}, outcomes  # nothing that "dsd_status" has no word for
+    assert outcomes.count(2) > count / 4
 
 
 def test_weights_beside_a_graph_are_read_where_they_are_listed(

@@ -143,3 +143,14 @@ def test_special_ids_have_rows(tmp_path: Path, field: str) -> None:
         assert ("vocabulary" in text) == (rows is not None)  # which older bundles do not have
         with pytest.raises(BundleError, match=f"tokenizer.{field}"):
             Manifest.from_json(text)
+
+
+def test_an_id_beyond_32_bits_is_named(tokenizer_file: Path, tmp_path: Path) -> None:
+    plain = json.loads(tokenizer_file.read_text("utf-8"))
+    plain["model"]["vocab"]["dog"] = 2**31
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(plain), "utf-8")
+    with pytest.raises(
+        BundleError, match=r"tokenizer\.json: the token 'dog' has the id 2147483648"
+    ):
+        Tokenizer(path, SPEC, "words_eos")(["a dog"])
