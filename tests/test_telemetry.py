@@ -6,6 +6,7 @@ home folder, and without the variables of CI, where libraries report less.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -28,6 +29,7 @@ pytest_plugins = ("cpp",)
 ROOT = Path(__file__).parents[1]
 STAR, TEXTS = ROOT / "examples" / "images" / "lone-star.png", ROOT / "examples" / "texts.txt"
 EMBEDDED = ROOT / "dsd_trt" / "data" / "shapes-bundle"
+ADAPTER = ROOT / "dsd_trt" / "data" / "shapes-model" / "adapter"
 # What is remembered for the next run, and by whom.
 REMEMBERED = (".cache/dsd-trt/", ".cache/matplotlib/", ".config/matplotlib/")
 
@@ -67,7 +69,11 @@ from dsd_trt.cli import main
 until = time.monotonic() + 30
 for arguments in json.loads(sys.argv[1]):
     print(arguments)
-    main(arguments, standalone_mode=False)
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        if ended.code:
+            raise
 time.sleep(max(0, until - time.monotonic()))
 """
 MODEL = ["--data", "shapes-comvg", "--limit", "4"]
@@ -75,7 +81,7 @@ ROADS = {
     "export": [
         ["export", "--adapter-input", "--verify", "quick", "--out", "bundle"],
         ["train", *MODEL, "--steps", "1", "--out", "adapter"],
-        ["adapt", "bundle", "adapter", "--out", "adapted"],
+        ["adapt", "bundle", str(ADAPTER), "--out", "adapted"],
         ["eval", "adapted", *MODEL],
         ["ranges", "adapted", "--scenes", "1"],
         ["build", "bundle", "--engine", "tensorrt-rtx", "--graphs", "image_encoder"],
@@ -156,6 +162,19 @@ def test_the_users_value_stays(name: str, value: str | None, kept: str) -> None:
     program = f"import dsd_trt, os; print(os.environ[{name!r}])"
     done = subprocess.run(python(program), env=environment, capture_output=True, text=True)
     assert done.stdout == f"{kept}\n", done.stderr
+
+
+@pytest.mark.parametrize("script", [*ROOT.glob("docs/*.py"), *ROOT.glob("examples/*.py")])
+def test_scripts_import_the_package_before_what_reports(script: Path) -> None:
+    """As modules of the package do by being in it."""
+    imports = []
+    for node in ast.parse(script.read_text("utf-8")).body:
+        if isinstance(node, ast.Import):
+            imports += [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            imports.append((node.module or "").partition(".")[0])
+    watched = ("dsd_trt", "onnxruntime", "openvino", "nncf", "huggingface_hub")
+    assert [it for it in imports if it in watched][:1] in ([], ["dsd_trt"])
 
 
 def test_a_library_leaves_nothing(own_network: None, engine: str, tmp_path: Path) -> None:
