@@ -83,7 +83,7 @@ class Shard:
             with path.open("rb") as file:
                 headers = read_tensor_headers(file)
         except (OSError, ValueError) as error:
-            return f"{path} cannot be read: {error}"
+            return f"{path} cannot be read: {one_line(error)}"
         if (found := {name: (it.dtype, it.shape) for name, it in headers.items()}) != wanted:
             return f"{path} holds {_render(found)} where {INDEX_NAME} says {_render(wanted)}"
         return None
