@@ -72,6 +72,7 @@ def bmp_files() -> Iterator[Case]:
     parts = np.stack([words >> 10, words >> 5 & 31, words & 31], axis=2)
     content = bmp(words[::-1].astype("<u2").tobytes(), words.shape, 16)
     yield Case("bmp 15 bits", content, scaled(parts, 31), 4)
+    yield from _bmp_with_one_bit_of_alpha()
     words = random_samples(16, 4, 6)
     content = bmp(
         words[::-1].astype("<u2").tobytes(),
@@ -101,6 +102,31 @@ def bmp_files() -> Iterator[Case]:
     content = bmp(run, (2, 4), 8, compression=1, palette=colors.tobytes())
     packed = np.array([[1, 2, 3, 4], [5, 5, 5, 5]])
     yield Case("bmp run lengths", content, table[packed])
+
+
+def _bmp_with_one_bit_of_alpha() -> Iterator[Case]:
+    words = random_samples(16, 4, 5)  # rows of 10 bytes, padded to 12
+    color = scaled(np.stack([words >> 10 & 31, words >> 5 & 31, words & 31], axis=2), 31)
+    masks = (0x7C00, 0x3E0, 0x1F, 0x8000)
+    for header in (56, 108, 124):
+        for name, shown, stored, used in (
+            ("alpha", on_white(color, 255 * (words >> 15)), words, masks),
+            ("alpha all zero", color, words & 0x7FFF, masks),
+            ("no alpha", color, words, masks[:3]),
+        ):
+            rows = np.pad(stored, ((0, 0), (0, 1))).astype("<u2")
+            for direction in (-1, 1):  # from the bottom up, or from the top down
+                content = bmp(
+                    rows[::direction].tobytes(),
+                    (4 * -direction, 5),
+                    16,
+                    compression=3,
+                    masks=used,
+                    header=header,
+                )
+                yield Case(f"bmp 15 bits {name} header {header} {direction}", content, shown, 4)
+                if name == "alpha" and header == 56:
+                    yield Case("bmp 15 bits cut", content[:-20], "truncated")
 
 
 def gif_blocks(data: bytes) -> bytes:
