@@ -241,6 +241,41 @@ def test_a_truncated_image_is_refused_where_python_refuses_it(name: str, cpp: Cp
     assert refused > 80
 
 
+def test_a_jpeg_is_read_to_its_end_as_by_python(cpp: CppScorer) -> None:
+    """What lies within a scan may end it early, and shows only after its last row."""
+    whole = CASES["jpeg"]
+    start = whole.index(b"\xff\xda")
+    place = start + (len(whole) - start) // 2
+    while 0xFF in whole[place - 1 : place + 1]:
+        place += 1
+    first, second = whole[:place], whole[place:]
+    refused = {
+        "another start": first + b"\xff\xd8" + second,
+        "another start alone": first + b"\xff\xd8",
+        "another picture": first + whole,
+        "a stray marker": first + b"\xff\xb8" + second,
+        "a stray table": first + b"\xff\xc4" + second,
+        "no end": whole[:-2],
+        "half an end": whole[:-1],
+        "a start before the end": whole[:-2] + b"\xff\xd8" + whole[-2:],
+    }
+    taken = {
+        "half of it": first + b"\xff\xd9",
+        "more after the end": whole + b"\0" * 20,
+        "another picture after the end": whole + whole,
+        "rubbish before the end": whole[:-2] + b"\0\1rubbish" + whole[-2:],
+        "a stray restart": first + b"\xff\xd3" + second,
+    }
+    for name, content in refused.items():
+        with pytest.raises(ImageError):
+            preprocess(content, SIDE)
+        with pytest.raises(CppError) as caught:
+            pytest.fail(f"{name}: {cpp.preprocess(content)}")
+        assert (name, caught.value.status) == (name, 3)
+    for name, content in taken.items():
+        assert difference(cpp.preprocess(content), preprocess(content, SIDE)) <= 1, name
+
+
 @pytest.mark.parametrize("name", ["jpeg", "jpeg turn 6", "png rgb", "png palette key", "png rgba"])
 def test_a_damaged_image_costs_no_more_than_itself(name: str, cpp: CppScorer) -> None:
     """Whatever bytes come, there are pixels or a reason."""

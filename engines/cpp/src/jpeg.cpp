@@ -117,6 +117,7 @@ Decoded decode_jpeg(const unsigned char *data, std::size_t size) {
             jpeg_read_scanlines(&r.info, rows, 1);
             append_row(r, &r.image.rgba[y * r.image.width * 4]);
         }
+        jpeg_finish_decompress(&r.info);  // reads on to the end: a scan may have been cut in two
     });
     return std::move(image);
 }
