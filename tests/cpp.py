@@ -6,7 +6,7 @@ import ctypes
 import fcntl
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class CppScorer:
         library.dsd_max_length.restype = library.dsd_resolution.restype = ctypes.c_size_t
         self.max_length: int = library.dsd_max_length(self._handle)
         self.resolution: int = library.dsd_resolution(self._handle)
+        self.statuses: list[int] = []  # of the images that were scored last
         self._ids = (ctypes.c_int32 * self.max_length)()
         self._mask = (ctypes.c_float * self.max_length)()
 
@@ -69,7 +70,7 @@ class CppScorer:
         texts: Sequence[str | bytes],
         levels: Sequence[float] = (),
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
-        """Scores, probabilities and what is wrong with each image, or ""."""
+        """Scores, probabilities and why each image lacks a score, or ""; sets `statuses`."""
         scores = np.zeros((len(images), len(texts)), np.float32)
         probabilities = np.zeros_like(scores)
         errors = (Error * len(images))()
@@ -87,6 +88,7 @@ class CppScorer:
             probabilities.ctypes.data_as(ctypes.c_void_p),
             errors,
         )
+        self.statuses = [error.status for error in errors]
         return scores, probabilities, [error.message.decode() for error in errors]
 
     def tokenize(self, text: str | bytes) -> tuple[list[int], list[float]]:
@@ -168,7 +170,12 @@ def build(folder: str, *arguments: str, first: Sequence[Sequence[str]] = ()) -> 
 
 
 def clip_bundle(
-    folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, length: int = 77, **kind: Any
+    folder: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int = 77,
+    make: Callable[..., Bundle] = bundles.make_bundle,
+    **kind: Any,
 ) -> Bundle:
     """A stand-in bundle (see `bundles`) with a CLIP tokenizer, of texts up to some length."""
     random = np.random.default_rng(21)
@@ -180,7 +187,7 @@ def clip_bundle(
         ("_tokenizer", lambda: tokenizer),
     ):
         monkeypatch.setattr(bundles, name, value)
-    return bundles.make_bundle(folder, **kind)
+    return make(folder, **kind)
 
 
 @pytest.fixture(scope="session")

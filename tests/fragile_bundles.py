@@ -12,9 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import bundles
 import numpy as np
 import onnx
-from bundles import RESOLUTION, TABLE, WORDS, make_bundle
+from bundles import RESOLUTION, WORDS, make_bundle
 from onnx import helper, numpy_helper
 
 from dsd_trt.bundle import Bundle, write_bundle
@@ -23,20 +24,26 @@ WHITE, BLACK = (np.full((RESOLUTION, RESOLUTION, 3), value, np.uint8) for value 
 _TINY = 1e-30  # times the logarithm of anything but 0: it changes no score
 
 
-def make_fragile_bundle(folder: Path, **options: Any) -> Bundle:
-    """Write one; options are those of `make_bundle`."""
+def make_fragile_bundle(
+    folder: Path,
+    *,
+    blue: int = WORDS.index("blue"),
+    dog: int = WORDS.index("dog"),
+    **options: Any,
+) -> Bundle:
+    """Write one, with these tokens for "blue" and "dog"; other options are `make_bundle`'s."""
     bundle = make_bundle(folder, **options)
     node = helper.make_node
-    table = TABLE.copy()
-    table[WORDS.index("blue")] = np.nan
+    table = bundles.TABLE.copy()
+    dog_states = table[dog]
+    table[blue] = np.nan
     _edit(bundle, "text_encoder", table)
     _edit(bundle, "image_encoder", None, "fraction", [node("Sub", ["white", "means"], ["gap"])])
-    dog = TABLE[WORDS.index("dog")]
     if bundle.manifest.precision == "fp16":
-        dog = dog.astype(np.float16).astype(np.float32)
+        dog_states = dog_states.astype(np.float16).astype(np.float32)
     last, second = (numpy_helper.from_array(np.array([axis], np.int64)) for axis in (2, 1))
     nodes = [
-        node("Constant", [], ["dog"], value=numpy_helper.from_array(dog)),
+        node("Constant", [], ["dog"], value=numpy_helper.from_array(dog_states)),
         node("Constant", [], ["numbers_axis"], value=last),
         node("Constant", [], ["second_axis"], value=second),
         node("Sub", ["states32", "dog"], ["difference"]),

@@ -3,7 +3,8 @@
 //     dsd-score BUNDLE IMAGES... TEXTS
 //
 // IMAGES are JPEG and PNG files, and folders of them; TEXTS is a UTF-8 file with one text a line.
-// Exits with 3 where some images could not be scored, else as the Python command does.
+// Exits with 3 where some images, texts or pairs could not be scored, else as the Python command
+// does.
 
 #include <algorithm>
 #include <charconv>
@@ -82,13 +83,13 @@ int run(const std::vector<std::string> &arguments) {
         std::cout << cell(names[i / matrix.texts]) << ',' << cell(texts[i % matrix.texts]) << ','
                   << shortest(matrix.scores[i]) << ',' << shortest(matrix.probabilities[i]) << '\n';
     }
-    int status = 0;
-    for (std::size_t i = 0; i < matrix.images; ++i) {
-        if (matrix.errors[i].empty()) continue;
-        std::cerr << names[i] << ": " << matrix.errors[i] << '\n';
-        status = 3;
+    for (const dsd::Failure &failure : matrix.failures) {
+        if (failure.image) std::cerr << names[*failure.image];
+        if (failure.image && failure.text) std::cerr << " and ";
+        if (failure.text) std::cerr << "'" << texts[*failure.text] << "'";
+        std::cerr << ": " << failure.reason << '\n';
     }
-    return status;
+    return matrix.failures.empty() ? 0 : 3;
 }
 
 }  // namespace

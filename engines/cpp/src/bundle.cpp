@@ -406,6 +406,7 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     Fields tokenizer = manifest.object("tokenizer");
     const std::string file = tokenizer.text("file");
     require_listed(files, tokenizer.at("file"), file);
+    bundle.folder = folder;
     bundle.tokenizer = folder / file;
     bundle.max_length = tokenizer.integer("max_length", 2);
     bundle.bos = tokenizer.integer("bos_id", 0);

@@ -34,7 +34,7 @@ enum class ScoreKind { attention, denoising, both };
 enum class TokenMask { words, words_eos, all };
 
 struct Bundle {
-    std::filesystem::path tokenizer;
+    std::filesystem::path folder, tokenizer;
     std::int32_t max_length, bos, eos, pad;
     std::int32_t vocabulary;  // rows of the text encoder's embedding, the largest number if unknown
     TokenMask token_mask;

@@ -111,9 +111,13 @@ dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, size_t i
         if (probabilities) {
             std::copy(matrix.probabilities.begin(), matrix.probabilities.end(), probabilities);
         }
+        std::vector<dsd_status> statuses(image_count, DSD_ENGINE);
+        for (const dsd::Failure &failure : matrix.failures) {
+            if (failure.code == dsd::ErrorCode::image) statuses[*failure.image] = DSD_IMAGE;
+        }
         for (std::size_t i = 0; image_errors && i < image_count; ++i) {
             const std::string &reason = matrix.errors[i];
-            write_error(&image_errors[i], reason.empty() ? DSD_OK : DSD_IMAGE, reason);
+            write_error(&image_errors[i], reason.empty() ? DSD_OK : statuses[i], reason);
         }
     });
 }

@@ -10,7 +10,7 @@ enum class ErrorCode {
     input = 1,   // what the caller passed: no texts, a text that is not UTF-8, an unknown level
     bundle = 2,  // missing, incomplete, altered, or of a schema this version does not know
     image = 3,   // one image cannot be decoded
-    engine = 4,  // no GPU, no plan, a graph refused, or a score that is no finite number
+    engine = 4,  // no GPU, no plan, a graph refused, or numbers that are not finite
     other = 5,   // memory ran out, or the like
 };
 

@@ -32,7 +32,7 @@ typedef enum dsd_status {
     DSD_INPUT = 1,  /* what was passed: no texts, a text that is not UTF-8, an unknown level */
     DSD_BUNDLE = 2, /* missing, incomplete, altered, or of a schema this version does not know */
     DSD_IMAGE = 3,  /* an image cannot be decoded */
-    DSD_ENGINE = 4, /* no GPU, no plan, a graph refused, or a score that is no finite number */
+    DSD_ENGINE = 4, /* no GPU, no plan, a graph refused, or numbers that are not finite */
     DSD_OTHER = 5   /* memory ran out, or the like */
 } dsd_status;
 
@@ -72,9 +72,11 @@ DSD_API size_t dsd_resolution(const dsd_scorer *scorer);
 
    `levels` are the noise levels to average over, among the bundle's; NULL and 0 is all of them.
    `scores` and `probabilities`, which may be NULL, have room for image_count * text_count floats,
-   an image's after the other. `image_errors`, which may be NULL, has room for image_count: an image
-   that cannot be decoded has NaN in its row and its reason there, others have DSD_OK; it does not
-   make the call fail. */
+   an image's after the other. `image_errors`, which may be NULL, has room for image_count: DSD_OK
+   where the image's row has no NaN; DSD_IMAGE where it cannot be decoded, so all of its row is NaN;
+   DSD_ENGINE where the engine computed no finite number of the image, of a text or of both. Then
+   the scores that are NaN say which, and the message is that of the first. None of this makes the
+   call fail. */
 DSD_API dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, size_t image_count,
                              const char *const *texts, size_t text_count, const double *levels,
                              size_t level_count, float *scores, float *probabilities,

@@ -3,8 +3,9 @@
 //     const dsd::Scorer scorer("my-scorer");
 //     const dsd::Matrix matrix = scorer.score({dsd::Image::file("photo.jpg")}, {"a red circle"});
 //
-// Everything that fails throws dsd::Error, but for images that cannot be decoded: each costs its
-// own row alone. A Scorer may be used by several threads at once. Loading the library sets
+// Everything that fails throws dsd::Error, but for an image that cannot be decoded, and an image,
+// text or pair that the engine computes no finite number of: each costs its own scores alone. A
+// Scorer may be used by several threads at once. Loading the library sets
 // ORT_DISABLE_TELEMETRY=1, unless the environment has a value for it: ONNX Runtime 1.32 reports to
 // its maker otherwise.
 #pragma once
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,11 +43,21 @@ struct Options {
                                      // their own
 };
 
+// What could not be scored, and why.
+struct Failure {
+    std::optional<std::size_t> image;  // none: a text, with any image
+    std::optional<std::size_t> text;   // none: an image, with any text; of equal texts the first
+    ErrorCode code;                    // image: not decoded; engine: no finite number
+    std::string reason;                // what went wrong and what to do
+};
+
 struct Matrix {
     std::size_t images, texts;
-    std::vector<float> scores;         // (images, texts); NaN in the row of an unreadable image
+    std::vector<float> scores;         // (images, texts); NaN where there is a failure
     std::vector<float> probabilities;  // sigmoid(a s + b)
-    std::vector<std::string> errors;   // one an image: why it could not be decoded, or empty
+    std::vector<std::string> errors;   // one an image: why it lacks a score (the first reason, a
+                                       // text's too), or empty where its row has no NaN
+    std::vector<Failure> failures;     // texts, then images and pairs in the order of the images
 };
 
 struct Tokens {

@@ -1,0 +1,74 @@
+// The graphs of a bundle, fed in batches: images and texts are encoded once each, and pairs scored.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "dsd/scorer.hpp"
+#include "files.hpp"
+#include "graph.hpp"
+#include "tokenizer.hpp"
+
+namespace dsd {
+
+// Texts as the pair scorer takes them, a row each.
+struct Texts {
+    Bytes states;
+    std::vector<float> mask;
+};
+
+// Rows of an image's latent and of a text.
+struct Pair {
+    std::size_t image, text;
+};
+
+// What the pair scorer says of each pair, averaged over levels (Eq. 4).
+struct Means {
+    std::vector<double> score, denoising_error;
+};
+
+// Throws dsd::Error, code input, where a call has more of something than it may.
+void require_within(const Limit &limit, std::size_t count);
+
+struct Pipeline {
+    Engine engine;  // first: where it cannot work, gigabytes need not be verified to say so
+    Bundle bundle;
+    Tokenizer tokenizer;
+    BatchSizes batch;
+    Graph image_encoder, text_encoder, pair_scorer;
+    pid_t process = ::getpid();
+
+    Pipeline(const std::filesystem::path &folder, const Options &options);
+
+    Tokens lay_out(std::vector<std::int32_t> words) const;
+    Tokens tokenize(const std::string &text) const;
+    std::vector<std::uint8_t> preprocess(const Image &image) const;
+    Texts encode(const std::vector<Tokens> &tokens) const;
+    Texts encode_nothing() const;  // where the score has a denoising term, else no row
+    Bytes encode(const std::vector<std::vector<std::uint8_t>> &images) const;
+
+    // Which latents, or texts' states, are finite. No other can be scored: engines differ in what
+    // they make of a NaN.
+    std::vector<bool> finite_latents(const Bytes &latents) const;
+    std::vector<bool> finite_texts(const Texts &texts) const;
+
+    // The score of each pair, in an order in which an image's follow one another; NaN where the
+    // engine computed no finite number.
+    std::vector<float> score(const Bytes &latents, const Texts &texts, const Texts &nothing,
+                             const std::vector<Pair> &pairs,
+                             const std::vector<std::int32_t> &levels) const;
+    Means means(const Bytes &latents, const Texts &texts, const std::vector<Pair> &pairs,
+                const std::vector<std::int32_t> &levels) const;
+    std::vector<std::int32_t> level_numbers(const std::vector<double> &levels) const;
+
+    // That a graph computed something, such as "a score", that is not finite, and what to do.
+    std::string complaint(const std::string &graph, const std::string &what) const;
+};
+
+}  // namespace dsd
