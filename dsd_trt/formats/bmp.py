@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageFile
 
@@ -36,7 +36,8 @@ def _has_one_bit_of_alpha(stream: BinaryIO) -> bool:
 
 def _with_alpha(opened: ImageFile.ImageFile, stream: BinaryIO) -> Image.Image:
     """Unpacked again with the bit that Pillow takes for padding."""
-    _, _, offset, (_, stride, direction) = opened.tile[0]
+    tile: Any = opened.tile[0]  # a plain tuple before Pillow 11
+    _, _, offset, (_, stride, direction) = tile
     opened.load()  # refuses a file that is truncated
     stream.seek(offset)
     rows = stream.read(stride * opened.height)
