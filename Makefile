@@ -12,7 +12,7 @@ CPP := .venv-cpp
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-all test-avx2 test-triton test-size test-gpu lint bench cpp clean
+.PHONY: demo test test-all torture test-avx2 test-triton test-size test-gpu lint bench cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -25,6 +25,11 @@ test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 test-all: test
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m slow $(PYTEST_ARGS)
 	$(TRITON)/bin/python -m pytest tests/serving -m slow
+
+# Kills at random moments, threads, mutated files, and half minutes of listening to the network.
+torture: $(DEV)/installed $(TRITON)/installed $(if $(shell command -v npm),$(CPP)/fetched)
+	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m torture $(PYTEST_ARGS)
+	$(TRITON)/bin/python -m pytest tests/serving -m torture
 
 # Without the instructions that only some processors have: no test may depend on them.
 test-avx2: $(DEV)/installed

@@ -364,8 +364,8 @@ def vouch(folder: Path, manifest: dict[str, Any], name: str) -> None:
     [
         ("bundle.json", 60),
         ("tokenizer.json", 60),
-        pytest.param("bundle.json", 2000, marks=pytest.mark.slow),
-        pytest.param("tokenizer.json", 2000, marks=pytest.mark.slow),
+        pytest.param("bundle.json", 2000, marks=pytest.mark.torture),
+        pytest.param("tokenizer.json", 2000, marks=pytest.mark.torture),
     ],
 )
 def test_mutated_files_open_or_are_refused(

@@ -58,7 +58,7 @@ def killed(path: Path, how: str, seconds: float) -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.torture)])
 def test_under_its_name_is_a_whole_folder_at_every_moment(tmp_path: Path, kills: int) -> None:
     path = tmp_path / "bundle"
     for number in range(kills):
@@ -69,7 +69,7 @@ def test_under_its_name_is_a_whole_folder_at_every_moment(tmp_path: Path, kills:
     assert [it.name for it in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.torture)])
 def test_where_names_cannot_be_exchanged_the_next_run_brings_it_back(
     tmp_path: Path, kills: int
 ) -> None:

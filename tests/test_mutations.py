@@ -439,7 +439,7 @@ def test_what_is_damaged_or_forged_raises_our_own_errors(
     assert "refused" in outcomes
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("name", KINDS)
 def test_thousands_more(originals: Path, tmp_path: Path, name: str) -> None:
     of, kind = KINDS[name]

@@ -303,7 +303,7 @@ def started(bundle: Bundle, folder: Path, *arguments: str) -> Iterator[subproces
         process.stderr.close()
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.torture)])
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(
     bundle: Bundle, tmp_path: Path, form: str, kills: int, monkeypatch: pytest.MonkeyPatch

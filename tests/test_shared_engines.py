@@ -157,17 +157,17 @@ def test_threads_share_a_scorer(scorer: Scorer) -> None:
     check_scorer(scorer, 80)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_threads_share_an_engine_for_long(graph_engine: tuple[Engine, Graph]) -> None:
     check_engine(*graph_engine, THREADS * 2000)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_threads_share_a_scorer_for_long(scorer: Scorer) -> None:
     check_scorer(scorer, THREADS * 2000)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_threads_are_no_slower_than_one(scorer: Scorer) -> None:
     """Twice the time would be allowed: the machine has other things to do."""
     pictures = images(32)
@@ -283,7 +283,7 @@ def test_scorers_that_are_dropped_leave_nothing(
     check_flat(bundle, tmp_path, engine, mode, "10", *["broken"] * broken)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(("engine", "mode"), ENGINES)
 def test_many_scorers_that_are_dropped_leave_nothing(

@@ -239,7 +239,7 @@ def test_the_cpp_library_reports_for_those_who_let_it(
     assert wrote_identifier(run(score, tmp_path / "x", {"ORT_DISABLE_TELEMETRY": "0"}))
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_the_cpp_library_leaves_nothing_for_long(
     own_network: None, cpp_build: Path, tmp_path: Path
 ) -> None:
@@ -254,7 +254,7 @@ def test_sees_onnxruntime_report(reporting_onnxruntime: None, tmp_path: Path) ->
     assert ended.asked == ("mobile.events.data.microsoft.com",)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_library_leaves_nothing_for_long(own_network: None, tmp_path: Path) -> None:
     running = [
         Running(python(SCORE, engine, STAR, "30"), tmp_path / engine)
@@ -263,7 +263,7 @@ def test_a_library_leaves_nothing_for_long(own_network: None, tmp_path: Path) ->
     assert all(leaves_nothing(it.end()) for it in running)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("road", ROADS)
 def test_commands_leave_nothing_for_long(own_network: None, road: str, tmp_path: Path) -> None:
     ended = run(python(COMMANDS, json.dumps(ROADS[road])), tmp_path / "x")

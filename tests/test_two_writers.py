@@ -104,7 +104,7 @@ def test_what_came_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert [it.name for it in tmp_path.rglob("*")] == ["out", "precious"]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_adapters_saved_at_once_are_one_of_them(tmp_path: Path) -> None:
     adapter = Adapter.load(write_adapter(tmp_path / "first", write_checkpoint(tmp_path / "model")))
     adapter.save(tmp_path / "adapter")

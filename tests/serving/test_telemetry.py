@@ -38,7 +38,7 @@ def test_a_server_leaves_nothing(own_network: None, repository: Path, tmp_path: 
     assert not [it for it in ended.files if not it.startswith(".cache/dsd-trt/")]
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_server_leaves_nothing_for_long(
     own_network: None, repository: Path, tmp_path: Path
 ) -> None:
