@@ -17,7 +17,7 @@ from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
 from dsd_trt.image_files import printable
-from dsd_trt.index_files import Entry, ImageEncoder
+from dsd_trt.index_files import Entry, ImageEncoder, require_extra
 from dsd_trt.index_folder import IndexFolder, one_writer
 from dsd_trt.jobs import Progress
 from dsd_trt.limits import IMAGE_BYTES
@@ -88,6 +88,7 @@ def update_index(
         DsdError: the disk is full, or the like.
     """
     require_engine(engine)
+    require_extra()
     opened = open_bundle(bundle_folder(bundle), require_signature)
     if engine == BF16:
         from dsd_trt.bfloat16 import require_agreement  # draws; no other engine waits for that

@@ -45,9 +45,11 @@ def sole_writer(target: Path, *, inside: bool = False, wait: float = 0) -> Itera
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: whoever opened it sees that it is no longer there
-        os.close(lock)
+        try:
+            with contextlib.suppress(OSError):
+                path.unlink()  # while it is held: whoever opened it sees that it is no longer there
+        finally:
+            os.close(lock)
 
 
 @contextlib.contextmanager

@@ -33,6 +33,16 @@ from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import Checkpoint, read_checkpoint
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """FP16 is another export: whoever asks for it is slow."""
+    for item in items:
+        asked = getattr(item, "fixturenames", ())
+        chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if "exported_fp16" in (*asked, *chosen):
+            item.add_marker("slow")
+
+
 @dataclass(frozen=True)
 class Exported:
     """An exported bundle and what it was made from.

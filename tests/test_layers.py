@@ -65,11 +65,11 @@ LAYERS = [
     Layer(
         "dsd_trt",
         "dsd_trt",
-        extras=("cpu", "hub", "index", "openvino", "gpu", "rtx"),
+        extras=("cpu", "hub", "index", "openvino", "gpu", "rtx", "sign"),
         first_party=frozenset(),
         third_party=LEAN
         | NVIDIA
-        | {"huggingface_hub", "onnxruntime", "openvino", "safetensors", "pyarrow"},
+        | {"huggingface_hub", "minisign", "onnxruntime", "openvino", "safetensors", "pyarrow"},
     ),
 ]
 PACKAGES = {layer.folder: layer for layer in LAYERS}
@@ -80,6 +80,7 @@ HEAVY_NAME = re.compile(r"dsd_trt\.(train|export|engines)(\.\w+)*(:\w+)?")
 
 # Where a module's name is not its distribution's.
 DISTRIBUTIONS = {
+    "minisign": "py-minisign",
     "PIL": "pillow",
     "tensorrt_rtx": "tensorrt-rtx",
     "cuda": "cuda-bindings",

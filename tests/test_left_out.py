@@ -78,7 +78,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write_table(folder / "mixed.jsonl", mixed)
     _write_table(folder / "good.jsonl", GOOD)
     _write_table(folder / "bad.jsonl", list(BAD))
-    _write_table(folder / "few.jsonl", [*BAD, *GOOD[:3]])
+    _write_table(folder / "few.jsonl", [*BAD, *GOOD[:5]])
     return folder
 
 

@@ -311,10 +311,10 @@ def test_another_mode_than_it_was_trained_for_is_warned_of(
     assert ("was trained for" in caplog.text) == warned
 
 
-def test_a_bundle_without_it_says_how_to_get_it(exported_fp16: Exported) -> None:
+def test_a_bundle_without_it_says_how_to_get_it(fed_fp32: Bundle) -> None:
     with pytest.raises(InputError, match="dsd-trt export --matrix"):
-        Scorer.load(exported_fp16.bundle.folder, "onnxruntime", mode="matrix")
-    assert exported_fp16.bundle.manifest.matrix is None
+        Scorer.load(fed_fp32.folder, "onnxruntime", mode="matrix")
+    assert fed_fp32.manifest.matrix is None
 
 
 def test_what_goes_with_it_not_is_said_before_any_work(

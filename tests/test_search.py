@@ -127,7 +127,7 @@ def test_a_scorer_finds_a_texts_best_images(bundle: Bundle) -> None:
 
 def test_what_cannot_be_pruned_is_refused(bundle: Bundle, pictures: list[Any]) -> None:
     scorer = Scorer.load(bundle.folder, "onnxruntime")
-    with pytest.raises(InputError, match="one best candidate"):
+    with pytest.raises(InputError, match="best must be a whole number above 0"):
         scorer.score(pictures, TEXTS, best=0)
     with pytest.raises(InputError, match="say how many with top_k"):
         scorer.rank("a red circle", pictures, prune=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from dsd_trt import Bundle, Scorer
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan
 from dsd_trt.errors import EngineError
-from dsd_trt.plan import Profile, Sidecar, plans, write_plan
+from dsd_trt.plan import SIDECAR_NAME, Profile, Sidecar, plans, write_plan
+from dsd_trt.schema import to_plain
 
 PROFILES = (Profile(1, 2, 3), Profile(4, 5, 6))
 
@@ -64,7 +66,10 @@ def plan_for(
     sidecar = Sidecar.of(
         memoryview(content), bundle.manifest, graph, "tensorrt", "10.13.3", ("8.6",), profiles
     )
-    write_plan(bundle.folder, memoryview(content), replace(sidecar, **changes))
+    plan = write_plan(bundle.folder, memoryview(content), sidecar)
+    if changes:  # to what no build would write
+        plain = json.dumps(to_plain(replace(sidecar, **changes)))
+        (plan.folder / SIDECAR_NAME).write_text(plain, encoding="utf-8")
 
 
 @pytest.fixture

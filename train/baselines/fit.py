@@ -93,9 +93,10 @@ def train_baseline(
     examples = encode_questions(matcher, learned, note)
     if left_out is not None:
         left_out.require_some(len(examples), "few-shot examples")
+    of_examples = 0 if left_out is None else left_out.questions
     held = encode_questions(matcher, kept, note) if kept else None
     if left_out is not None and held is not None:
-        left_out.require_some(len(held), "validation questions")
+        left_out.require_some(len(held), "validation questions", of_examples)
     history = fit(
         matcher,
         examples,

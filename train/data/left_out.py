@@ -80,22 +80,23 @@ class LeftOut:
             return []
         return [self.sentence() + ":", *(f"  {failure}" for failure in self.failures)]
 
-    def require_some(self, kept: int, what: str) -> None:
+    def require_some(self, kept: int, what: str, others: int = 0) -> None:
         """Refuse to go on with nothing.
 
         Args:
             kept: how many questions were not left out.
             what: they are, such as "test questions".
+            others: how many were left out that are none of them.
 
         Raises:
             InputError: names the first failures.
         """
-        if kept or not self.questions:
+        if kept or self.questions == others:
             return
         shown = "; ".join(map(str, self.failures[:3]))
         rest = len(self.failures) - 3
         more = f"; and {rest} more" if rest > 0 else ""
         raise InputError(
-            f"none of the {self.questions} {what} can be used: {shown}{more}. "
+            f"none of the {self.questions - others} {what} can be used: {shown}{more}. "
             "Check the data set's images, and --root"
         )

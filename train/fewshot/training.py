@@ -106,9 +106,10 @@ def train_adapter(
     encode = partial(encode_questions, checkpoint, resize=settings.resize, left_out=left_out.add)
     examples = encode(learned, progress=encoding)
     left_out.require_some(len(examples), "few-shot examples")
+    of_examples = left_out.questions
     held = encode(kept) if kept else None
     if held is not None:
-        left_out.require_some(len(held), "validation questions")
+        left_out.require_some(len(held), "validation questions", of_examples)
     checkpoint.forget()  # the encoders: their memory is the U-Net's from here on
     fitted = fit_adapter(
         checkpoint,
