@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """FP16 is another export: whoever asks for it is slow."""
     for item in items:
         asked = getattr(item, "fixturenames", ())
-        chosen = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        if "exported_fp16" in (*asked, *chosen):
+        chosen = item.callspec.params.get("exported") if hasattr(item, "callspec") else None
+        if "exported_fp16" in asked or chosen == "exported_fp16":
             item.add_marker("slow")
 
 
