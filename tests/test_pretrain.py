@@ -22,6 +22,7 @@ from shapes_claims import center, read
 from torch import Tensor
 
 from dsd_trt import Scorer
+from dsd_trt.errors import InputError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings as ExportSettings
 from dsd_trt.train.loss_log import LossLog
@@ -445,9 +446,9 @@ def test_a_run_can_be_exported_and_scored_with(run: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_folder_of_another_plan_is_refused(run: Path) -> None:
-    with pytest.raises(ValueError, match=r"another plan or seed .*choose another folder"):
+    with pytest.raises(InputError, match=r"a run with other settings .*choose another folder"):
         pretrain_shapes(run, replace(SMOKE, diffusion_steps=9))
-    with pytest.raises(ValueError, match="another plan or seed"):
+    with pytest.raises(InputError, match="a run with other settings"):
         pretrain_shapes(run, SMOKE, seed=1)
 
 

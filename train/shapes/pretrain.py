@@ -83,7 +83,7 @@ def pretrain_shapes(
         The model's folder, FP16 weights.
 
     Raises:
-        ValueError: `out` holds a run with another plan or seed.
+        InputError: `out` holds a run with another plan or seed.
     """
     out.mkdir(parents=True, exist_ok=True)
     _remember_plan(out, plan, seed)
