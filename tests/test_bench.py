@@ -202,10 +202,10 @@ def test_a_run(exported_fp32: Exported, tmp_path: Path) -> None:
     command += ["--images", "2", "--texts", "3", "--rounds", "1", "-o", str(tmp_path / "b.json")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert "matrix mode did not run: the bundle has no matrix scorer" in run.stdout
     assert re.search(r"PyTorch FP32 \| \S+ x \| 1\.00 x \|", run.stdout)
     found = json.loads((tmp_path / "b.json").read_text("utf-8"))
-    assert found["contenders"].keys() == {"openvino", "torch-batched"}
+    assert found["contenders"].keys() == {"openvino-matrix", "openvino", "torch-batched"}
+    assert found["contenders"]["openvino-matrix"]["passes"] == 2 * 2  # one an image and level
     ours, theirs = found["contenders"]["openvino"], found["contenders"]["torch-batched"]
     assert np.shape(ours["scores"]) == (2, 3)
     assert np.ptp(ours["scores"]) > 1e-3
