@@ -130,6 +130,26 @@ def open_journal(path: Path, run: Mapping[str, Any], *, resume: bool) -> Journal
     return journal
 
 
+def require_ours(path: Path) -> None:
+    """Refuse to write over a file that is no journal, nor the beginning of one.
+
+    Raises:
+        InputError: it is something else.
+        OSError: it cannot be read.
+    """
+    start = f' {{"format":"{_FORMAT}"'.encode()
+    try:
+        with path.open("rb") as file:
+            head = file.read(8 + len(start))
+    except FileNotFoundError:
+        return
+    if head[:8].strip(b"0123456789abcdef") or not start.startswith(head[8:]):
+        raise InputError(
+            f"{path} is no journal of dsd-trt, and would be written over: move it, or give another "
+            "file to write, -o FILE"
+        )
+
+
 def scored_pairs(path: Path) -> int:
     """How many pairs a journal holds; 0 if there is none."""
     pairs = parts = 0

@@ -209,6 +209,19 @@ def refuse_unwritable(path: str) -> None:
         raise InputError(f"cannot write {path!r}: {error.strerror}") from None
 
 
+def refuse_input(path: str, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output that would take the place of what is read.
+
+    Raises:
+        InputError: it is one of the inputs.
+    """
+    if path == "-" or not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises on odd names)
+        return
+    target = os.path.realpath(path)
+    if any(os.path.realpath(it) == target for it in inputs):
+        raise InputError(f"{path!r} is read as an input: give another file to write, -o FILE")
+
+
 def write_output(path: str, parts: Iterable[str]) -> None:
     """Write to a file, whole or not at all, or to stdout for "-".
 

@@ -17,7 +17,7 @@ from dsd_trt.files import followed, is_device
 from dsd_trt.image_files import printable
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.inputs import Pair
-from dsd_trt.journal import Journal, open_journal, scored_pairs
+from dsd_trt.journal import Journal, open_journal, require_ours, scored_pairs
 from dsd_trt.lock import sole_writer
 from dsd_trt.scorer import Scorer
 
@@ -100,6 +100,8 @@ def kept(output: str, run: dict[str, Any], *, resume: bool) -> Iterator[tuple[Jo
     target = path if output == "-" or is_device(Path(output)) else followed(Path(output))
     old = path.with_name(f"{path.name}.old")
     try:
+        for there in (path, old):
+            require_ours(there)
         with sole_writer(target):
             aside = 0 if resume else _set_aside(path, old)
             journal = open_journal(path, run, resume=resume)

@@ -592,3 +592,35 @@ def test_what_cannot_be_written_is_said_before_scoring(
     assert ended.code == 2
     assert "cannot write" in ended.err
     assert "scored" not in ended.err
+
+
+def test_what_is_read_is_not_written_over(run: Callable[..., Run], tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png")
+    write_texts(tmp_path)
+    (tmp_path / "pairs.csv").write_text("image,text\na.png,dog\n")
+    (tmp_path / "link.csv").symlink_to("texts.txt")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for arguments in (
+        ("a.png", "texts.txt", "-o", "texts.txt"),
+        ("a.png", "texts.txt", "-o", "link.csv"),
+        ("a.png", "texts.txt", "-o", "a.png"),
+        ("--pairs", "pairs.csv", "-o", "pairs.csv"),
+        ("--pairs", "pairs.csv", "-o", "a.png"),
+    ):
+        ended = run(*arguments, "-f", "csv")
+        assert ended.code == 2, arguments
+        assert "is read as an input" in ended.err, arguments
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["out.csv.journal", "out.csv.journal.old"])
+def test_a_file_that_is_no_journal_is_left_alone(
+    run: Callable[..., Run], tmp_path: Path, name: str
+) -> None:
+    write_images(tmp_path, "a.png")
+    write_texts(tmp_path)
+    (tmp_path / name).write_text("my diary")
+    ended = run("a.png", "texts.txt", "-f", "csv", "-o", "out.csv")
+    assert ended.code == 2
+    assert "is no journal of dsd-trt" in ended.err
+    assert (tmp_path / name).read_text() == "my diary"

@@ -56,7 +56,7 @@ Examples:
     "--levels",
     metavar="S,S...",
     callback=parse_levels,
-    help="Noise levels to average, such as 0.2,0.4.  [default: all]",
+    help="Noise levels to average, such as 0.1,0.2.  [default: all]",
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Only the K best texts of each image.")
 @click.option(
@@ -129,7 +129,7 @@ def score(
 
     from dsd_trt.console import progress_bar, warnings_on
     from dsd_trt.inputs import open_images, read_pairs, read_texts
-    from dsd_trt.output import refuse_unwritable
+    from dsd_trt.output import refuse_input, refuse_unwritable
     from dsd_trt.records import MatrixRecords, PairRecords, write_records
     from dsd_trt.score_run import describe, kept
     from dsd_trt.scorer import Scorer
@@ -147,6 +147,10 @@ def score(
         if len(paths) < 2:
             raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
         (images, unreadable), texts = open_images(paths[:-1]), read_texts(paths[-1])
+    if pairs:
+        refuse_input(output, (pairs, *(row.image for row in rows)))
+    else:
+        refuse_input(output, (paths[-1], *(it for it in images if isinstance(it, Path))))
     refuse_unwritable(output)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
