@@ -228,6 +228,7 @@ class TablePlan(Plan):
         return read_table(self.table, self.seed)
 
 
+@pytest.mark.slow
 def test_reproduce_names_them_once_and_again_when_it_goes_on(
     root: Path, model: Path, tmp_path: Path
 ) -> None:

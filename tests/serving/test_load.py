@@ -169,6 +169,7 @@ def test_requests_of_32_clients_are_answered_each_with_its_own(
     assert growth < 32 * MIB
 
 
+@pytest.mark.slow
 def test_models_are_replaced_under_load(
     server: Server,
     repository: Path,
