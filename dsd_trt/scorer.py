@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,8 @@ from dsd_trt.bundle import Bundle, bundle_folder
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import image_identity
+from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import (
-    Decoded,
     Job,
     Progress,
     Row,
@@ -29,7 +28,6 @@ from dsd_trt.jobs import (
     checked_pairs,
     checked_text,
     checked_texts,
-    decoded_ahead,
     name_of,
     open_images,
     unique_texts,
@@ -37,7 +35,7 @@ from dsd_trt.jobs import (
 from dsd_trt.journal import Journal
 from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.mode import choose_mode
-from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
+from dsd_trt.pipeline import Pipeline, match_probability
 from dsd_trt.results import (
     Failure,
     PairScores,
@@ -47,7 +45,6 @@ from dsd_trt.results import (
     ScoreMatrix,
     ScoreStream,
 )
-from dsd_trt.search import eliminate
 from dsd_trt.signature import open_bundle
 
 logger = logging.getLogger(__name__)
@@ -100,6 +97,7 @@ class Scorer:
         self.bundle = bundle
         self.mode = choose_mode(bundle.manifest, mode, engine)
         self._pipeline = Pipeline(bundle, engine, memory_budget_mb, tune)
+        self._jobs = JobScorer(self._pipeline, bundle.manifest, self.mode)
         try:
             self._engine = self._compiled(engine, memory_budget_mb)
         except BaseException:
@@ -254,18 +252,18 @@ class Scorer:
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = unique_texts(texts)
         if best is not None:
-            self._require_search(best)
+            self._jobs.require_search(best)
         level = self._level_indices(levels)
         tally = Tally(progress, total, len(level))
-        encoded, errors = self._encode_texts(unique)
+        encoded, errors = self._jobs.encode_texts(unique)
 
         def rows() -> Iterator[ScoredImage]:
             jobs = (Job(image, columns) for image in images)
             for place, (job, it) in enumerate(
-                self._run(jobs, encoded, level, tally, best, journal)
+                self._jobs.run(jobs, encoded, level, tally, best, journal)
             ):
                 name = name_of(job.image, place)
-                failures = tuple(self._failures(name, texts, it.result))
+                failures = tuple(self._jobs.failures(name, texts, it.result))
                 yield ScoredImage(name, _scores(it, len(texts)), failures, it.passes)
 
         return ScoreStream(tuple(errors), rows())
@@ -333,15 +331,15 @@ class Scorer:
             places.setdefault(image_identity(image), []).append(place)
         level = self._level_indices(levels)
         tally = Tally(progress, len(pairs), len(level))
-        encoded, errors = self._encode_texts(unique)
+        encoded, errors = self._jobs.encode_texts(unique)
 
         def rows() -> Iterator[tuple[ScoredImage, list[int]]]:
             jobs = (Job(pairs[at[0]][0], text_of[at]) for at in places.values())
-            results = self._run(jobs, encoded, level, tally, journal=journal)
+            results = self._jobs.run(jobs, encoded, level, tally, journal=journal)
             for at, (job, it) in zip(places.values(), results, strict=True):
                 # An image has one name, by which its error is found, in all of its pairs.
                 name = name_of(job.image, at[0])
-                failures = tuple(self._failures(name, [pairs[i][1] for i in at], it.result))
+                failures = tuple(self._jobs.failures(name, [pairs[i][1] for i in at], it.result))
                 yield ScoredImage(name, _scores(it, len(at)), failures, it.passes), at
 
         return PairStream(tuple(errors), rows())
@@ -401,15 +399,15 @@ class Scorer:
         progress: Progress | None,
     ) -> ScoreMatrix:
         """Scores of the best images, and of others that came close; NaN for the rest."""
-        self._require_search(best)
+        self._jobs.require_search(best)
         level = self._level_indices(levels)
         names: list[str] = []
         places: list[int] = []
         latents: list[NDArray[Any]] = []
-        encoded, errors = self._encode_texts([text])
+        encoded, errors = self._jobs.encode_texts([text])
         jobs = (Job(image, np.zeros(1, np.intp)) for image in open_images(images))
-        for chunk in decoded_ahead(jobs, self.manifest, self._pipeline.batch.images):
-            for (job, _), latent in zip(chunk, self._latents(chunk), strict=True):
+        for chunk in self._jobs.encoded(jobs):
+            for job, latent in chunk:
                 names.append(name_of(job.image, len(names)))
                 if isinstance(latent, ImageError):
                     errors.append(Failure(names[-1], str(latent)))
@@ -419,186 +417,16 @@ class Scorer:
         scores = np.full(len(names), np.nan, np.float32)
         tally = Tally(progress, len(names), len(level))
         if latents and encoded.finite.all():
-            found = self._search(np.stack(latents), encoded, level, tally, best)
+            found = self._jobs.search(np.stack(latents), encoded, level, tally, best)
             scores[places] = found.scores
             for place in np.array(places)[found.lost].tolist():
-                errors += self._failures(names[place], [text], Row.of(scores[place : place + 1]))
+                errors += self._jobs.failures(
+                    names[place], [text], Row.of(scores[place : place + 1])
+                )
         matrix = scores[:, None]
         return ScoreMatrix(
             tuple(names), (text,), matrix, self.probability(matrix), tuple(errors), tally.passes
         )
-
-    def _encode_texts(self, texts: Sequence[str]) -> tuple[EncodedTexts, list[Failure]]:
-        """Encode texts, and say which have no finite states."""
-        if not texts:
-            return EncodedTexts(np.empty(0), np.empty(0, np.float32)), []
-        encoded = self._pipeline.encode_texts(texts)
-        return encoded, [
-            Failure(None, self._pipeline.complaint("text_encoder", "states"), text)
-            for text, finite in zip(texts, encoded.finite, strict=True)
-            if not finite
-        ]
-
-    def _failures(
-        self, image: str, texts: Sequence[str], result: Row | ImageError
-    ) -> list[Failure]:
-        """What of an image and its texts could not be scored."""
-        if isinstance(result, ImageError):
-            return [Failure(image, str(result))]
-        if not result.lost.any():
-            return []
-        reason = self._pipeline.complaint(f"{self.mode}_scorer", "a score")
-        if result.lost.all() and len(texts) > 1:
-            return [Failure(image, reason)]
-        lost = dict.fromkeys(texts[place] for place in np.flatnonzero(result.lost).tolist())
-        return [Failure(image, reason, text) for text in lost]
-
-    def _run(
-        self,
-        jobs: Iterable[Job],
-        texts: EncodedTexts,
-        level: NDArray[np.int32],
-        tally: Tally,
-        best: int | None = None,
-        journal: Journal | None = None,
-    ) -> Iterator[tuple[Job, Scored]]:
-        """Score each job's image against its texts, a batch of images at a time.
-
-        A journal's chunks are such batches, so that a run that goes on composes the same ones.
-
-        Yields:
-            Every job in order, with the scores of its texts or why its image has no latent.
-        """
-        jobs = iter(jobs)
-        for scored in journal.chunks() if journal else ():
-            for it in scored:
-                job = next(jobs)
-                tally.skip(len(job.texts) * len(level))
-                yield job, it
-        for chunk in decoded_ahead(jobs, self.manifest, self._pipeline.batch.images):
-            results: list[Scored] = []
-            latents = self._latents(chunk)
-            finite = [texts.finite[job.texts] for job, _ in chunk]  # (texts,) each
-            scorable = [
-                (Job(job.image, job.texts[known]), latent)
-                for (job, _), latent, known in zip(chunk, latents, finite, strict=True)
-                if not isinstance(latent, ImageError) and known.any()
-            ]
-            rows = self._score(scorable, texts, level, tally, best, journal)
-            for (job, _), latent, known in zip(chunk, latents, finite, strict=True):
-                unscored = isinstance(latent, ImageError)
-                tally.skip((len(known) if unscored else int((~known).sum())) * len(level))
-                if isinstance(latent, ImageError):
-                    results.append(Scored(latent, 0))
-                elif known.any():
-                    results.append(next(rows).spread(known))
-                else:
-                    nothing = Scored(Row.of(np.empty(0, np.float32)), 0)
-                    results.append(nothing.spread(known))
-                yield job, results[-1]
-            if journal:
-                journal.finish_chunk(results)
-
-    def _score(
-        self,
-        jobs: Sequence[tuple[Job, NDArray[Any]]],
-        texts: EncodedTexts,
-        level: NDArray[np.int32],
-        tally: Tally,
-        best: int | None,
-        journal: Journal | None,
-    ) -> Iterator[Scored]:
-        """Score each job's latent at all levels, and average over them (Eq. 4).
-
-        Yields:
-            Each job's scores, as soon as they are there.
-        """
-        if not jobs:
-            return
-        latent = np.stack([z for _, z in jobs])
-        if self.mode == "matrix":
-            match = partial(self._match, latent, [it.texts for it, _ in jobs], texts, level, tally)
-            every = _known_or_scored(
-                lambda: Row.of(np.concatenate(match())), tally, len(level), journal
-            )
-            yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
-            return
-        if best is not None:
-            for job, z in jobs:
-                search = partial(self._search, z[None], texts[job.texts], level, tally, best)
-                yield _known_or_scored(search, tally, len(level), journal)
-            return
-        image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
-        text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
-        size = self._pipeline.whole_batches(len(level)) if journal else len(image_of)
-        parts = (slice(start, start + size) for start in range(0, len(image_of), size))
-
-        def score(part: slice) -> Row:
-            of_pairs = image_of[part], text_of[part]
-            return Row.of(self._pipeline.score(latent, texts, *of_pairs, level, tally.add))
-
-        scored = (
-            _known_or_scored(partial(score, part), tally, len(level), journal) for part in parts
-        )
-        yield from _by_job(scored, [len(job.texts) for job, _ in jobs], len(level))
-
-    def _search(
-        self,
-        latent: NDArray[Any],
-        texts: EncodedTexts,
-        level: NDArray[np.int32],
-        tally: Tally,
-        best: int,
-    ) -> Row:
-        """Scores of the best candidates: texts of the one image, or images of the one text."""
-        images, count = len(latent), max(len(latent), len(texts.mask))
-        before = tally.triples
-        lost = np.zeros(count, np.bool_)
-
-        def score_at(candidates: NDArray[np.intp], place: int) -> NDArray[np.float32]:
-            one = np.zeros_like(candidates)
-            image_of, text_of = (one, candidates) if images == 1 else (candidates, one)
-            at = level[place : place + 1]
-            scores = self._pipeline.score(latent, texts, image_of, text_of, at, tally.add)
-            lost[candidates] |= np.isnan(scores)
-            return scores
-
-        scores = eliminate(score_at, count, len(level), best)
-        tally.skip(count * len(level) - (tally.triples - before))
-        return Row(scores, lost)
-
-    def _require_search(self, best: int) -> None:
-        checked_count(best, "best")
-        if self.mode == "matrix":
-            raise InputError("matrix mode scores everything at once: there is nothing to prune")
-
-    def _match(
-        self,
-        latent: NDArray[np.generic],
-        texts_of: Sequence[NDArray[np.intp]],
-        texts: EncodedTexts,
-        level: NDArray[np.int32],
-        tally: Tally,
-    ) -> list[NDArray[np.float32]]:
-        """Scores in matrix mode: at once where all images have the same texts."""
-        if all(np.array_equal(of_image, texts_of[0]) for of_image in texts_of):
-            matrix = self._pipeline.score_matrix(latent, texts[texts_of[0]], level, tally.add)
-            return list(matrix)
-        return [
-            self._pipeline.score_matrix(z[None], texts[of_image], level, tally.add)[0]
-            for z, of_image in zip(latent, texts_of, strict=True)
-        ]
-
-    def _latents(self, chunk: Sequence[tuple[Job, Decoded]]) -> list[NDArray[Any] | ImageError]:
-        """Encode pixels; what is no pixels comes from an index, and is encoded already."""
-        pixels = [it for _, it in chunk if _is_pixels(it)]
-        encoded = iter(self._pipeline.encode_images(pixels) if pixels else ())
-        return [self._usable(next(encoded)) if _is_pixels(it) else it for _, it in chunk]
-
-    def _usable(self, latent: NDArray[Any]) -> NDArray[Any] | ImageError:
-        if np.isfinite(latent).all():
-            return latent
-        return ImageError(self._pipeline.complaint("image_encoder", "a latent"))
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Where the levels asked for stand in the bundle, in its order, each once."""
@@ -624,43 +452,8 @@ class Scorer:
         return match_probability(score, calibration)
 
 
-def _known_or_scored(
-    score: Callable[[], Row], tally: Tally, levels: int, journal: Journal | None
-) -> Scored:
-    """A part of a chunk, as a journal has it or scored now."""
-
-    def compute() -> Scored:
-        before = tally.passes
-        row = score()
-        return Scored(row, tally.passes - before)
-
-    if journal is None:
-        return compute()
-    scored, known = journal.part(compute)
-    if known and isinstance(scored.result, Row):
-        tally.skip(len(scored.result.scores) * levels)
-    return scored
-
-
-def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iterator[Scored]:
-    """Parts of a chunk's scores as each job's, as soon as all of a job's are there."""
-    waiting = np.empty(0, np.float32)
-    counts = list(counts)
-    for part in parts:
-        assert isinstance(part.result, Row)
-        waiting = np.concatenate([waiting, part.result.scores])
-        while counts and counts[0] <= len(waiting):
-            size = counts.pop(0)
-            yield Scored(Row.of(waiting[:size]), size * levels)
-            waiting = waiting[size:]
-
-
 def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:
     """Scores of an image's texts, (texts,); NaN if the image has no latent."""
     if isinstance(scored.result, ImageError):
         return np.full(texts, np.nan, np.float32)
     return scored.result.scores
-
-
-def _is_pixels(decoded: Decoded) -> TypeGuard[NDArray[np.uint8]]:
-    return not isinstance(decoded, ImageError) and decoded.dtype == np.uint8

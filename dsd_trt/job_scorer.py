@@ -1,0 +1,249 @@
+"""Scores images against their texts a batch at a time, whatever is asked of the scores then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.errors import ImageError, InputError
+from dsd_trt.jobs import Decoded, Job, Row, Scored, Tally, checked_count, decoded_ahead
+from dsd_trt.journal import Journal
+from dsd_trt.manifest import Manifest, Mode
+from dsd_trt.pipeline import EncodedTexts, Pipeline
+from dsd_trt.results import Failure
+from dsd_trt.search import eliminate
+
+Latent: TypeAlias = NDArray[Any] | ImageError
+"""z of an image, or why there is none."""
+
+
+class JobScorer:
+    """Scores jobs in one mode of a bundle.
+
+    Args:
+        pipeline: runs its graphs.
+        manifest: of the bundle.
+        mode: pair or matrix.
+    """
+
+    def __init__(self, pipeline: Pipeline, manifest: Manifest, mode: Mode) -> None:
+        self._pipeline, self._manifest, self._mode = pipeline, manifest, mode
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[EncodedTexts, list[Failure]]:
+        """Encode texts, and say which have no finite states."""
+        if not texts:
+            return EncodedTexts(np.empty(0), np.empty(0, np.float32)), []
+        encoded = self._pipeline.encode_texts(texts)
+        return encoded, [
+            Failure(None, self._pipeline.complaint("text_encoder", "states"), text)
+            for text, finite in zip(texts, encoded.finite, strict=True)
+            if not finite
+        ]
+
+    def failures(self, image: str, texts: Sequence[str], result: Row | ImageError) -> list[Failure]:
+        """What of an image and its texts could not be scored."""
+        if isinstance(result, ImageError):
+            return [Failure(image, str(result))]
+        if not result.lost.any():
+            return []
+        reason = self._pipeline.complaint(f"{self._mode}_scorer", "a score")
+        if result.lost.all() and len(texts) > 1:
+            return [Failure(image, reason)]
+        lost = dict.fromkeys(texts[place] for place in np.flatnonzero(result.lost).tolist())
+        return [Failure(image, reason, text) for text in lost]
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
+        tally: Tally,
+        best: int | None = None,
+        journal: Journal | None = None,
+    ) -> Iterator[tuple[Job, Scored]]:
+        """Score each job's image against its texts, a batch of images at a time.
+
+        A journal's chunks are such batches, so that a run that goes on composes the same ones.
+
+        Yields:
+            Every job in order, with the scores of its texts or why its image has no latent.
+        """
+        jobs = iter(jobs)
+        for scored in journal.chunks() if journal else ():
+            for it in scored:
+                job = next(jobs)
+                tally.skip(len(job.texts) * len(level))
+                yield job, it
+        for chunk in self.encoded(jobs):
+            results: list[Scored] = []
+            finite = [texts.finite[job.texts] for job, _ in chunk]  # (texts,) each
+            scorable = [
+                (Job(job.image, job.texts[known]), latent)
+                for (job, latent), known in zip(chunk, finite, strict=True)
+                if not isinstance(latent, ImageError) and known.any()
+            ]
+            rows = self._score(scorable, texts, level, tally, best, journal)
+            for (job, latent), known in zip(chunk, finite, strict=True):
+                unscored = isinstance(latent, ImageError)
+                tally.skip((len(known) if unscored else int((~known).sum())) * len(level))
+                if isinstance(latent, ImageError):
+                    results.append(Scored(latent, 0))
+                elif known.any():
+                    results.append(next(rows).spread(known))
+                else:
+                    nothing = Scored(Row.of(np.empty(0, np.float32)), 0)
+                    results.append(nothing.spread(known))
+                yield job, results[-1]
+            if journal:
+                journal.finish_chunk(results)
+
+    def _score(
+        self,
+        jobs: Sequence[tuple[Job, NDArray[Any]]],
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
+        tally: Tally,
+        best: int | None,
+        journal: Journal | None,
+    ) -> Iterator[Scored]:
+        """Score each job's latent at all levels, and average over them (Eq. 4).
+
+        Yields:
+            Each job's scores, as soon as they are there.
+        """
+        if not jobs:
+            return
+        latent = np.stack([z for _, z in jobs])
+        if self._mode == "matrix":
+            match = partial(self._match, latent, [it.texts for it, _ in jobs], texts, level, tally)
+            every = _known_or_scored(
+                lambda: Row.of(np.concatenate(match())), tally, len(level), journal
+            )
+            yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
+            return
+        if best is not None:
+            for job, z in jobs:
+                search = partial(self.search, z[None], texts[job.texts], level, tally, best)
+                yield _known_or_scored(search, tally, len(level), journal)
+            return
+        image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
+        text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
+        size = self._pipeline.whole_batches(len(level)) if journal else len(image_of)
+        parts = (slice(start, start + size) for start in range(0, len(image_of), size))
+
+        def score(part: slice) -> Row:
+            of_pairs = image_of[part], text_of[part]
+            return Row.of(self._pipeline.score(latent, texts, *of_pairs, level, tally.add))
+
+        scored = (
+            _known_or_scored(partial(score, part), tally, len(level), journal) for part in parts
+        )
+        yield from _by_job(scored, [len(job.texts) for job, _ in jobs], len(level))
+
+    def search(
+        self,
+        latent: NDArray[Any],
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
+        tally: Tally,
+        best: int,
+    ) -> Row:
+        """Scores of the best candidates: texts of the one image, or images of the one text."""
+        images, count = len(latent), max(len(latent), len(texts.mask))
+        before = tally.triples
+        lost = np.zeros(count, np.bool_)
+
+        def score_at(candidates: NDArray[np.intp], place: int) -> NDArray[np.float32]:
+            one = np.zeros_like(candidates)
+            image_of, text_of = (one, candidates) if images == 1 else (candidates, one)
+            at = level[place : place + 1]
+            scores = self._pipeline.score(latent, texts, image_of, text_of, at, tally.add)
+            lost[candidates] |= np.isnan(scores)
+            return scores
+
+        scores = eliminate(score_at, count, len(level), best)
+        tally.skip(count * len(level) - (tally.triples - before))
+        return Row(scores, lost)
+
+    def require_search(self, best: int) -> None:
+        """Refuse to look for the best where it cannot be.
+
+        Raises:
+            InputError: `best` is no count, or the mode scores everything at once.
+        """
+        checked_count(best, "best")
+        if self._mode == "matrix":
+            raise InputError("matrix mode scores everything at once: there is nothing to prune")
+
+    def _match(
+        self,
+        latent: NDArray[np.generic],
+        texts_of: Sequence[NDArray[np.intp]],
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
+        tally: Tally,
+    ) -> list[NDArray[np.float32]]:
+        """Scores in matrix mode: at once where all images have the same texts."""
+        if all(np.array_equal(of_image, texts_of[0]) for of_image in texts_of):
+            matrix = self._pipeline.score_matrix(latent, texts[texts_of[0]], level, tally.add)
+            return list(matrix)
+        return [
+            self._pipeline.score_matrix(z[None], texts[of_image], level, tally.add)[0]
+            for z, of_image in zip(latent, texts_of, strict=True)
+        ]
+
+    def encoded(self, jobs: Iterable[Job]) -> Iterator[list[tuple[Job, Latent]]]:
+        """Decode and encode the images of jobs, a batch at a time.
+
+        What is no pixels comes from an index, and is encoded already.
+        """
+        for chunk in decoded_ahead(jobs, self._manifest, self._pipeline.batch.images):
+            pixels = [it for _, it in chunk if _is_pixels(it)]
+            latents = iter(self._pipeline.encode_images(pixels) if pixels else ())
+            yield [
+                (job, self._usable(next(latents)) if _is_pixels(it) else it) for job, it in chunk
+            ]
+
+    def _usable(self, latent: NDArray[Any]) -> Latent:
+        if np.isfinite(latent).all():
+            return latent
+        return ImageError(self._pipeline.complaint("image_encoder", "a latent"))
+
+
+def _known_or_scored(
+    score: Callable[[], Row], tally: Tally, levels: int, journal: Journal | None
+) -> Scored:
+    """A part of a chunk, as a journal has it or scored now."""
+
+    def compute() -> Scored:
+        before = tally.passes
+        row = score()
+        return Scored(row, tally.passes - before)
+
+    if journal is None:
+        return compute()
+    scored, known = journal.part(compute)
+    if known and isinstance(scored.result, Row):
+        tally.skip(len(scored.result.scores) * levels)
+    return scored
+
+
+def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iterator[Scored]:
+    """Parts of a chunk's scores as each job's, as soon as all of a job's are there."""
+    waiting = np.empty(0, np.float32)
+    counts = list(counts)
+    for part in parts:
+        assert isinstance(part.result, Row)
+        waiting = np.concatenate([waiting, part.result.scores])
+        while counts and counts[0] <= len(waiting):
+            size = counts.pop(0)
+            yield Scored(Row.of(waiting[:size]), size * levels)
+            waiting = waiting[size:]
+
+
+def _is_pixels(decoded: Decoded) -> TypeGuard[NDArray[np.uint8]]:
+    return not isinstance(decoded, ImageError) and decoded.dtype == np.uint8
