@@ -76,8 +76,9 @@ def index(
     seconds = time.perf_counter() - started
     if done.engine:
         console.print(f"engine: {done.engine}")
+    readable = done.images - len(done.errors)
     console.print(
-        f"{paths[-1]} has {done.images} images: {done.encoded} encoded in {seconds:.1f} s, "
+        f"{paths[-1]} has {readable} images: {done.encoded} encoded in {seconds:.1f} s, "
         f"{done.dropped} dropped"
     )
     failures = found.unreadable + done.errors
