@@ -188,9 +188,12 @@ def score(
         seconds = time.perf_counter() - started
         count = result.scored - before
         again = f"; {before} were scored before" if before else ""
-        console.print(
-            f"scored {count} pairs in {seconds:.1f} s ({count / seconds:.1f} pairs/s){again}"
-        )
+        if prune:  # most pairs were weighed at some levels only
+            console.print(f"scored in {seconds:.1f} s: the best {count} pairs{again}")
+        else:
+            console.print(
+                f"scored {count} pairs in {seconds:.1f} s ({count / seconds:.1f} pairs/s){again}"
+            )
         if isinstance(result, MatrixRecords) and prune and top_k:
             _report_pruning(console, scorer, result, levels, top_k, images, check_prune)
     if failures := unreadable + tuple(result.errors):
