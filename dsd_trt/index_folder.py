@@ -40,7 +40,10 @@ from dsd_trt.unfinished import is_unfinished
 
 logger = logging.getLogger(__name__)
 
-_GOES_ON = "What was finished is kept, and the same command goes on from there"
+_GOES_ON = (
+    "What was finished is kept: make room, or move the index to another disk, and the same command "
+    "goes on from there"
+)
 
 
 @contextlib.contextmanager

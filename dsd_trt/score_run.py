@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.cache import cache_folder
-from dsd_trt.errors import InputError
+from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files import followed, is_device
 from dsd_trt.image_files import printable
 from dsd_trt.index import Index, IndexedImage
@@ -97,14 +97,25 @@ def kept(output: str, run: dict[str, Any], *, resume: bool) -> Iterator[tuple[Jo
             )
         yield None, 0
         return
-    target = path if output == "-" or is_device(Path(output)) else followed(Path(output))
+    in_cache = output == "-" or is_device(Path(output))
+    target = path if in_cache else followed(Path(output))
     old = path.with_name(f"{path.name}.old")
     try:
         for there in (path, old):
             require_ours(there)
         with sole_writer(target):
             aside = 0 if resume else _set_aside(path, old)
-            journal = open_journal(path, run, resume=resume)
+            try:
+                journal = open_journal(path, run, resume=resume)
+            except InputError:
+                raise
+            except DsdError as error:  # a full disk
+                if not in_cache:
+                    raise
+                raise DsdError(
+                    f"{error}. What is scored is kept there until the command has ended: name a "
+                    "file, -o FILE, or another folder in DSD_TRT_CACHE"
+                ) from error
             try:
                 yield journal, aside
             except BaseException:

@@ -276,6 +276,15 @@ def test_a_run_to_a_pipe_goes_on_from_the_cache(
     assert (ended.code, "-o FILE" in ended.err) == (2, True)
 
 
+def test_a_full_cache_says_where_else_a_run_to_a_pipe_may_be_kept(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    with files_of_at_most(50):  # less than the first line of a journal
+        ended = run("in", "texts.txt", "-f", "jsonl")
+    assert ended.code == 1
+    assert "-o FILE, or another folder in DSD_TRT_CACHE" in ended.err
+
+
 def test_two_runs_to_one_file_do_not_mix(run: Callable[..., Run], tmp_path: Path) -> None:
     from dsd_trt.lock import sole_writer
 
