@@ -158,9 +158,9 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
     if isinstance(bundle, str) and (named := Repository.named(bundle)):
         return fetch_bundle(named)
     raise BundleError(
-        f"no folder {str(folder)!r}. A bundle is a folder with a {MANIFEST_NAME}, or a repository "
-        "on the Hugging Face Hub: ORG/NAME@REVISION, or ORG/NAME where no folder ORG is here. Make "
-        "one with: dsd-trt export --out BUNDLE"
+        f"no folder {os.fspath(bundle)!r}. A bundle is a folder with a {MANIFEST_NAME}, or a "
+        "repository on the Hugging Face Hub: ORG/NAME@REVISION, or ORG/NAME where no folder ORG is "
+        "here. Make one with: dsd-trt export --out BUNDLE"
     )
 
 

@@ -89,7 +89,11 @@ def read_texts(source: str) -> list[str]:
         raise InputError(
             f"cannot read texts from {name}: {error.strerror}; the last argument is their file"
         ) from None
-    lines = (line.strip() for line in io.StringIO(decode(content, name), newline=None))
+    try:
+        text = decode(content, name)
+    except InputError as error:
+        raise InputError(f"{error}; the last argument is the file of texts") from None
+    lines = (line.strip() for line in io.StringIO(text, newline=None))
     if not (texts := [line for line in lines if line]):
         raise InputError(f"{name} has no texts; write one a line")
     return texts

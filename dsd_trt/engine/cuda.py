@@ -18,8 +18,8 @@ try:
     from cuda.bindings import runtime as cudart
 except ImportError as error:
     raise EngineError(
-        f"CUDA cannot be used here ({error}). Install its bindings with: "
-        "pip install 'dsd-trt[gpu]', or 'dsd-trt[rtx]' for TensorRT-RTX"
+        f"CUDA cannot be used here ({error}). Install its bindings, for TensorRT-RTX with: "
+        "pip install 'dsd-trt[rtx]', for TensorRT with: pip install 'dsd-trt[gpu]'"
     ) from error
 
 
