@@ -7,7 +7,6 @@ every byte before anything runs. A bundle holds no code and no pickle.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shlex
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from dsd_trt.errors import BundleError, InputError
 from dsd_trt.external_data import external_files
-from dsd_trt.files import write_whole
+from dsd_trt.files import sha256_of, write_whole
 from dsd_trt.hub import Repository, fetch_bundle, holds_bundle
 from dsd_trt.lfs import POINTER, is_pointer_file
 from dsd_trt.manifest import (
@@ -70,7 +69,7 @@ def write_bundle(folder: Path, manifest: Manifest) -> Bundle:
 
 def file_entry(path: Path) -> FileEntry:
     """What `bundle.json` says of a file."""
-    return FileEntry(_sha256(path), path.stat().st_size)
+    return FileEntry(sha256_of(path), path.stat().st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
@@ -276,7 +275,7 @@ def _verify_file(folder: Path, name: str, entry: FileEntry, snapshot: Snapshot |
         if is_pointer_file(path):
             raise BundleError(f"file {name!r}: {POINTER}")
         raise BundleError(f"file {name!r} has {size} bytes instead of {entry.size}; {again}")
-    if _sha256(path) != entry.sha256:
+    if sha256_of(path) != entry.sha256:
         raise BundleError(f"file {name!r} was altered (sha256 differs); {again}")
 
 
@@ -285,8 +284,3 @@ def _again(snapshot: Snapshot | None, files: Sequence[str], *, force: bool) -> s
     if snapshot is None:
         return "copy the bundle again"
     return f"download it again: {snapshot.download(files, force=force)}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

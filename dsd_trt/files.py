@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -127,6 +128,12 @@ def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
     if end < len(content):
         write_whole(path, content[:end])
     return found
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def followed(path: Path) -> Path:

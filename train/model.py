@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
+from dsd_trt.files import sha256_of
 from dsd_trt.train.clip_tokenizer import require_embedding
 from dsd_trt.train.declared import require_tokenizer, text_fields, unet_fields, vae_fields
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
@@ -125,7 +125,7 @@ class Checkpoint:
         Raises:
             ModelError: names the first weight that is NaN or infinite.
         """
-        hashes = {name: sha256(path) for name, path in self.weight_files.items()}
+        hashes = {name: sha256_of(path) for name, path in self.weight_files.items()}
         for part in self.weight_parts:
             self.source.parts.check_numbers(part)
         return hashes
@@ -321,12 +321,6 @@ def encode_texts(
     ids = tokenize(checkpoint.tokenizer, texts)
     states = checkpoint.text_encoder(ids.to(checkpoint.device)).cpu()
     return states, token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = [
