@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import json
 import math
-import stat
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dsd_trt.regular import open_regular
 
 T = TypeVar("T")
 
@@ -105,13 +106,10 @@ def read_text(path: Path) -> str:
     """All of a UTF-8 file of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: it is longer, not UTF-8, or no regular file: a pipe could keep a reader waiting.
-        OSError: it cannot be read.
+        ValueError: it is longer, or not UTF-8.
+        OSError: it cannot be read, or is no regular file.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise ValueError("it is no regular file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it is longer than {MAX_BYTES} bytes")

@@ -83,7 +83,7 @@ def test_other_files_are_regular_too(bundle: Bundle, folder: Path, tmp_path: Pat
     described = make_bundle(tmp_path / "other").folder / "bundle.json"
     described.unlink()
     os.mkfifo(described)
-    with pytest.raises(Exception, match="no regular file"):
+    with pytest.raises(Exception, match="a pipe, not a regular file"):
         Scorer.load(described.parent)
 
 
