@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 
 import numpy as np
@@ -69,7 +68,7 @@ def require_agreement(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_
         DisagreementError: it is below `MIN_SPEARMAN`.
     """
     # All of the bundle: an adapter that is fed, or other tokens that count, make other scores.
-    bundle_hash = hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest()
+    bundle_hash = bundle.manifest.digest
     key = f"{bundle_hash} {mode} {bf16.image_encoder}"
     if (agreement := recall("bf16", key)) is None:
         logger.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -255,6 +256,11 @@ class Manifest:
     def text_width(self) -> int:
         """D, the width of a text state."""
         return int(self.graphs["text_encoder"].outputs[0].shape[2])
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its text: equal for two bundles that are the same, byte for byte."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
         """The text of `bundle.json`."""

@@ -10,7 +10,6 @@ in the folder for temporary files and lasts as long as the process.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -47,7 +46,7 @@ def with_real_files(bundle: Bundle) -> Bundle:
     """
     if not any(bundle.path(name).is_symlink() for name in bundle.manifest.files):
         return bundle
-    key = hashlib.sha256(bundle.manifest.to_json().encode()).hexdigest()[:32]
+    key = bundle.manifest.digest[:32]
     with _one_at_a_time:
         if key not in _held or not _held[key][0].is_dir():
             try:

@@ -42,7 +42,7 @@ def describe(
         settings: the command's.
     """
     return {
-        "bundle": _digest([scorer.manifest.to_json()]),
+        "bundle": scorer.manifest.digest,
         "engine": scorer.fingerprint,
         "mode": scorer.mode,
         "images": _digest(_images(images)),

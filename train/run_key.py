@@ -59,7 +59,7 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
 def bundle_identity(scorer: Scorer) -> dict[str, Any]:
     """All that a bundle's scores depend on, beside images and texts."""
     return {
-        "bundle": hashlib.sha256(scorer.manifest.to_json().encode()).hexdigest(),
+        "bundle": scorer.manifest.digest,
         "engine": str(scorer.engine),
         "mode": scorer.mode,
         "dsd_trt": version("dsd-trt"),
