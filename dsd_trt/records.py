@@ -20,6 +20,7 @@ from dsd_trt.output import (
     top_texts,
     write_output,
 )
+from dsd_trt.parquet import write_parquet
 from dsd_trt.results import Failure
 from dsd_trt.scorer import Scorer
 
@@ -142,7 +143,7 @@ def write_records(
     Args:
         records: are scored on being asked for.
         output: a file, or - for standard output.
-        form: "table", "json", "jsonl" or "csv".
+        form: "table", "json", "jsonl", "csv" or "parquet".
         matrix: whether a table may be laid out as a grid.
         goes_on: whether the file may begin with these records already.
 
@@ -161,6 +162,9 @@ def write_records(
     every = (record for some in records for record in some)
     if form == "json":
         write_output(output, json_parts(every))
+        return
+    if form == "parquet":
+        write_parquet(output, every)
         return
     from dsd_trt.table import to_table
 

@@ -72,7 +72,7 @@ def test_score_commands_run(line: str, bundle: Bundle, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     written = re.search(r" -o (\S+)", line)
-    assert (tmp_path / written[1]).read_text("utf-8") if written else done.stdout
+    assert (tmp_path / written[1]).read_bytes() if written else done.stdout
 
 
 @pytest.mark.parametrize("line", OTHERS)

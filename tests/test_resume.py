@@ -28,7 +28,7 @@ from dsd_trt.journal import scored_pairs
 pytest_plugins = ("in_process",)
 
 TEXTS = [f"{color} {'dog ' * (i % 7)}{i}" for i, color in enumerate(("red", "green") * 25)]
-FORMS = ("csv", "json", "table")
+FORMS = ("csv", "json", "parquet", "table")
 
 
 def write_inputs(folder: Path, images: int = 40) -> None:

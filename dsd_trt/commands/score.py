@@ -82,8 +82,9 @@ Examples:
     "-f",
     "--format",
     "form",
-    type=click.Choice(["table", "json", "jsonl", "csv"]),
+    type=click.Choice(["table", "json", "jsonl", "csv", "parquet"]),
     default="table",
+    help="parquet needs -o FILE and the extra index.",
     show_default=True,
 )
 @click.option(
@@ -130,6 +131,7 @@ def score(
     from dsd_trt.console import progress_bar, warnings_on
     from dsd_trt.inputs import open_images, read_pairs, read_texts
     from dsd_trt.output import refuse_input, refuse_unwritable
+    from dsd_trt.parquet import require_parquet
     from dsd_trt.records import MatrixRecords, PairRecords, write_records
     from dsd_trt.score_run import describe, kept
     from dsd_trt.scorer import Scorer
@@ -139,6 +141,8 @@ def score(
         raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
     if check_prune and not prune:
         raise InputError("--check-prune is for --prune: give both")
+    if form == "parquet":
+        require_parquet(output)
     if pairs:
         if paths:
             raise InputError("with --pairs, images and texts come from its file: leave out others")
