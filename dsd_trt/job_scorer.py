@@ -121,28 +121,35 @@ class JobScorer:
         if self._mode == "matrix":
             match = partial(self._match, latent, [it.texts for it, _ in jobs], texts, level, tally)
             every = _known_or_scored(
-                lambda: Row.of(np.concatenate(match())), tally, len(level), journal
+                lambda: Row.of(np.concatenate(match())),
+                (latent, *(it.texts for it, _ in jobs)),
+                tally,
+                len(level),
+                journal,
             )
             yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
             return
         if best is not None:
             for job, z in jobs:
                 search = partial(self.search, z[None], texts[job.texts], level, tally, best)
-                yield _known_or_scored(search, tally, len(level), journal)
+                yield _known_or_scored(search, (z, job.texts), tally, len(level), journal)
             return
         image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
         size = self._pipeline.whole_batches(len(level)) if journal else len(image_of)
         parts = (slice(start, start + size) for start in range(0, len(image_of), size))
 
-        def score(part: slice) -> Row:
-            of_pairs = image_of[part], text_of[part]
-            return Row.of(self._pipeline.score(latent, texts, *of_pairs, level, tally.add))
+        def scored(part: slice) -> Scored:
+            images, columns = image_of[part], text_of[part]
 
-        scored = (
-            _known_or_scored(partial(score, part), tally, len(level), journal) for part in parts
-        )
-        yield from _by_job(scored, [len(job.texts) for job, _ in jobs], len(level))
+            def score() -> Row:
+                scores = self._pipeline.score(latent, texts, images, columns, level, tally.add)
+                return Row.of(scores)
+
+            of = (latent[images[0] : images[-1] + 1], images - images[0], columns)
+            return _known_or_scored(score, of, tally, len(level), journal)
+
+        yield from _by_job(map(scored, parts), [len(job.texts) for job, _ in jobs], len(level))
 
     def search(
         self,
@@ -215,9 +222,13 @@ class JobScorer:
 
 
 def _known_or_scored(
-    score: Callable[[], Row], tally: Tally, levels: int, journal: Journal | None
+    score: Callable[[], Row],
+    of: Iterable[NDArray[Any]],
+    tally: Tally,
+    levels: int,
+    journal: Journal | None,
 ) -> Scored:
-    """A part of a chunk, as a journal has it or scored now."""
+    """A part of a chunk, as a journal has it or scored now; `of` is what it is of."""
 
     def compute() -> Scored:
         before = tally.passes
@@ -226,7 +237,7 @@ def _known_or_scored(
 
     if journal is None:
         return compute()
-    scored, known = journal.part(compute)
+    scored, known = journal.part(compute, of)
     if known and isinstance(scored.result, Row):
         tally.skip(len(scored.result.scores) * levels)
     return scored

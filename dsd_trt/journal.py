@@ -2,6 +2,8 @@
 
 A line is a CRC-32 and a JSON object. The first line says which run it is of. The others are of
 chunks of images, in order: a part of a chunk while it is scored, and the whole chunk at its end.
+A part says what it is of: an image that could be read then and cannot be now, or the other way
+round, moves every pair behind it.
 Lines that a kill cut short, and whatever follows a damaged one, are cut off and scored again.
 """
 
@@ -9,15 +11,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, ImageError, InputError
 from dsd_trt.jobs import Row, Scored
@@ -33,7 +38,7 @@ class Journal:
     Args:
         path: of its file.
         size: of its whole lines, in bytes; the rest is cut off.
-        parts: of the chunk that was being scored.
+        parts: of the chunk that was being scored, by what they are of.
         pairs: that are scored already.
 
     Attributes:
@@ -41,9 +46,9 @@ class Journal:
         pairs: that are scored.
     """
 
-    def __init__(self, path: Path, size: int, parts: Sequence[Scored], pairs: int) -> None:
+    def __init__(self, path: Path, size: int, parts: Mapping[str, Scored], pairs: int) -> None:
         self.path, self.pairs = path, pairs
-        self._size, self._kept, self._parts = size, size, list(parts)
+        self._size, self._kept, self._parts = size, size, dict(parts)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         os.ftruncate(self._file, size)
         self._synced = time.monotonic()
@@ -54,22 +59,30 @@ class Journal:
             if isinstance(line, list):
                 yield line
 
-    def part(self, compute: Callable[[], Scored]) -> tuple[Scored, bool]:
+    def part(
+        self, compute: Callable[[], Scored], of: Iterable[NDArray[Any]]
+    ) -> tuple[Scored, bool]:
         """The next part of a chunk: as it was scored before, else as it is now.
+
+        Args:
+            compute: scores it.
+            of: what is scored: latents, and which texts against which of them.
 
         Returns:
             The part, and whether it is known from before.
         """
-        if self._parts:
-            return self._parts.pop(0), True
+        digest = _digest(of)
+        if (known := self._parts.get(digest)) is not None:
+            return known, True
         part = compute()
         assert isinstance(part.result, Row)
-        self._write({"part": _plain(part)})
+        self._write({"part": _plain(part), "of": digest})
         self.pairs += len(part.result.scores)
         return part, False
 
     def finish_chunk(self, images: Sequence[Scored]) -> None:
         """Write a whole chunk, in which its parts are."""
+        self._parts.clear()
         self._write({"chunk": [_plain(it) for it in images]})
 
     def begin(self, run: Mapping[str, Any]) -> None:
@@ -113,18 +126,18 @@ def open_journal(path: Path, run: Mapping[str, Any], *, resume: bool) -> Journal
         OSError: the file cannot be written.
     """
     run = parse_json(json.dumps(run))
-    size, parts, pairs = 0, list[Scored](), 0
+    size, parts, pairs = 0, dict[str, Scored](), 0
     if resume and path.exists():
         for end, line in _lines(path):
             size = end
             if isinstance(line, dict):
                 _require_same(path, line, run)
             elif isinstance(line, list):
-                parts = []
+                parts = {}
                 pairs += sum(map(_pairs, line))
             else:
-                parts.append(line)
-    journal = Journal(path, size, parts, pairs + sum(map(_pairs, parts)))
+                parts[line.of] = line.scored
+    journal = Journal(path, size, parts, pairs + sum(map(_pairs, parts.values())))
     if not size:
         journal.begin(run)
     return journal
@@ -157,8 +170,8 @@ def scored_pairs(path: Path) -> int:
         for _, line in _lines(path):
             if isinstance(line, list):
                 pairs, parts = pairs + sum(map(_pairs, line)), 0
-            elif isinstance(line, Scored):
-                parts += _pairs(line)
+            elif isinstance(line, _Part):
+                parts += _pairs(line.scored)
     return pairs + parts
 
 
@@ -171,7 +184,15 @@ def _require_same(path: Path, before: Mapping[str, Any], run: Mapping[str, Any])
         )
 
 
-Line: TypeAlias = dict[str, Any] | list[Scored] | Scored
+@dataclass(frozen=True)
+class _Part:
+    """A part of a chunk, and the digest of what it is of."""
+
+    of: str
+    scored: Scored
+
+
+Line: TypeAlias = dict[str, Any] | list[Scored] | _Part
 """Which run it is, a chunk, or a part of one."""
 
 
@@ -196,7 +217,7 @@ def _parse(line: bytes, first: bool) -> Line | None:
         if first:
             return dict(content["run"]) if content["format"] == _FORMAT else None
         if "part" in content:
-            return _scored(content["part"])
+            return _Part(str(content["of"]), _scored(content["part"]))
         return [_scored(plain) for plain in content["chunk"]]
     except (ValueError, TypeError, LookupError, AttributeError):
         return None
@@ -224,6 +245,13 @@ def _scored(plain: Mapping[str, Any]) -> Scored:
         lost = np.zeros(len(scores), np.bool_)
         lost[plain["lost"]] = True
     return Scored(Row(scores, lost), plain["passes"])
+
+
+def _digest(arrays: Iterable[NDArray[Any]]) -> str:
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return content.hexdigest()[:32]
 
 
 def _pairs(scored: Scored) -> int:

@@ -18,6 +18,7 @@ from dsd_trt.image_files import printable
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.inputs import Pair
 from dsd_trt.journal import Journal, open_journal, require_ours, scored_pairs
+from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 from dsd_trt.lock import sole_writer
 from dsd_trt.scorer import Scorer
 
@@ -47,6 +48,7 @@ def describe(
         "mode": scorer.mode,
         "images": _digest(_images(images)),
         "texts": _digest(texts),
+        "limits": [IMAGE_BYTES.value(), IMAGE_PIXELS.value()],
         **settings,
     }
 

@@ -156,6 +156,32 @@ def test_what_is_known_is_not_scored_again(
     assert f"going on after {kept} pairs" in ended.err
 
 
+def test_an_image_that_can_no_longer_be_read_moves_no_other_images_scores(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops = Stops(monkeypatch)
+    stops.left = 3  # lines of the journal, the last of them of a part of the first images
+    assert run("in", "texts.txt", "-f", "json", "-o", "out").code == 130
+    image = tmp_path / "in/00.png"
+    status = image.stat()  # what tells whether it is the same
+    image.write_bytes(b"x" * status.st_size)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert run("in", "texts.txt", "-f", "json", "-o", "whole").code == 3
+    ended = run("in", "texts.txt", "-f", "json", "-o", "out", "--resume")
+    assert (ended.code, "going on after" in ended.err) == (3, True)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_other_limits_are_another_run(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stops(monkeypatch).left = 500
+    assert run("in", "texts.txt", "-f", "csv", "-o", "out").code == 130
+    monkeypatch.setenv("DSD_TRT_MAX_IMAGE_PIXELS", "10")
+    ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume")
+    assert (ended.code, "not the same are limits" in ended.err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
