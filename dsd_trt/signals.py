@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import NoReturn
@@ -38,11 +39,15 @@ def interrupting() -> Iterator[None]:
     """Let signals raise KeyboardInterrupt, and end the process if the block goes on for long.
 
     Python tells the main thread of a signal when it comes back from what it is at, such as a pass
-    of seconds in an engine, or a read that nobody answers. A thread of its own hears at once.
+    of seconds in an engine, or a read that nobody answers. A thread of its own hears at once. Where
+    an object is just being dropped, Python prints the exception and goes on; nobody wants to read
+    that, and the process ends all the same.
     """
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     before = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
+    shown = sys.unraisablehook
+    sys.unraisablehook = lambda it: None if it.exc_type is KeyboardInterrupt else shown(it)
     ended = threading.Event()
     watch = threading.Thread(target=_watch, args=(receiving, ended), name="signals", daemon=True)
     watch.start()
@@ -53,6 +58,7 @@ def interrupting() -> Iterator[None]:
         yield
     finally:
         ended.set()
+        sys.unraisablehook = shown
         signal.set_wakeup_fd(before)
         os.close(sending)
 

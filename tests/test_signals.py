@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dsd_trt.image import load_image
 from dsd_trt.inputs import read_pairs, read_texts
 from dsd_trt.limits import FILE_BYTES
 from dsd_trt.regular import open_regular, read_regular
+from dsd_trt.signals import interrupting
 
 SOON = 3.0  # seconds
 
@@ -254,3 +256,28 @@ def test_nohup_is_heeded() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
     assert ran.stdout == "1\n", ran.stderr
+
+
+def test_a_signal_while_an_object_is_dropped_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: shown.append(it.exc_type))
+
+    def drop(error: type[BaseException]) -> None:
+        def called(_: object) -> None:
+            raise error
+
+        class Dropped:
+            pass
+
+        it: Dropped | None = Dropped()
+        watched = weakref.ref(it, called)
+        it = None
+        assert watched() is None
+
+    with interrupting():
+        drop(KeyboardInterrupt)
+        drop(ValueError)
+    drop(KeyboardInterrupt)
+    assert shown == [ValueError, KeyboardInterrupt]
