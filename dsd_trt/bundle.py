@@ -217,6 +217,7 @@ def _check_named_files(manifest: Manifest) -> None:
         *((f"graphs.{name}.file", graph.file) for name, graph in manifest.graphs.items()),
         ("tokenizer.file", manifest.tokenizer.file),
         *([("adapter.file", manifest.adapter.file)] if manifest.adapter else []),
+        *([("self_check.file", manifest.self_check.file)] if manifest.self_check else []),
     ):
         require(file in manifest.files, where, f"names {file!r}, which is not among the files")
     if (adapter := manifest.adapter) is not None:

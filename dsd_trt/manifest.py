@@ -193,6 +193,20 @@ class AdapterInput:
 
 
 @dataclass(frozen=True)
+class SelfCheckSpec:
+    """What the graphs compute on a few inputs, see `dsd_trt.self_check`.
+
+    Attributes:
+        file: safetensors, with every input and output of every graph as GRAPH.TENSOR; an `adapter`
+            that is fed has its own file.
+        tolerance: of the bundle's precision, relative to the largest number of an output.
+    """
+
+    file: str
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Content hash and length in bytes of one file."""
 
@@ -210,6 +224,7 @@ class Manifest:
         matrix: of the matrix scorer, null without one.
         adapter: the adapter, where the pair scorer takes it as an input.
         files: every other file of the bundle by its path inside it; filled in by `write_bundle`.
+        self_check: None in bundles that have none.
         parity: the figures of the export's parity report, free-form.
     """
 
@@ -222,6 +237,7 @@ class Manifest:
     provenance: Provenance
     matrix: MatrixMode | None = None
     adapter: AdapterInput | None = None
+    self_check: SelfCheckSpec | None = field(default=None, metadata={"optional": True})
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -232,6 +248,8 @@ class Manifest:
         serving = {graph.file for graph in self.graphs.values()} | {self.tokenizer.file}
         if self.adapter is not None:
             serving.add(self.adapter.file)
+        if self.self_check is not None:
+            serving.add(self.self_check.file)
         return tuple(
             sorted(it for it in self.files if it not in serving and not it.endswith(".md"))
         )
@@ -344,6 +362,8 @@ def check_manifest(manifest: Manifest) -> None:
         for name, shape in manifest.adapter.tensors.items():
             for size in shape:
                 _check_size(size, f"adapter.tensors.{name}")
+    if (check := manifest.self_check) is not None:
+        require(0 < check.tolerance < 1, "self_check.tolerance", "must lie between 0 and 1")
     _check_ids(manifest.tokenizer)
     _check_graphs(manifest)
 

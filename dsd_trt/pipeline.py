@@ -37,6 +37,7 @@ from dsd_trt.errors import EngineError
 from dsd_trt.manifest import Calibration, Mode
 from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
 from dsd_trt.real_files import with_real_files
+from dsd_trt.self_check import SelfCheck
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]
@@ -78,6 +79,7 @@ class Pipeline:
         memory_budget_mb: for activations, in MiB, see `batch_sizes`.
         tune: find out which batch of the pair scorer is the fastest here, see `FastestBatch`. The
             last bits of a score depend on the batch, so runs differ until it is found.
+        self_check: made of each graph when it is compiled; True is the bundle's own.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Pipeline:
         engine: str | Callable[[Path, Graph], Engine],
         memory_budget_mb: float,
         tune: bool = False,
+        self_check: bool | SelfCheck = True,
     ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
@@ -107,6 +110,7 @@ class Pipeline:
         self._opening = threading.RLock()
         self._engines: dict[str, Engine] = {}  # by graph
         self._closed = False
+        self._self_check = SelfCheck.read(bundle) if self_check is True else self_check or None
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )
@@ -189,7 +193,14 @@ class Pipeline:
             self.require_usable()
             if name not in self._engines:
                 graph = self._manifest.graphs[name]
-                self._engines[name] = self._open_graph(self._files.path(graph.file), graph)
+                engine = self._open_graph(self._files.path(graph.file), graph)
+                try:
+                    if self._self_check:
+                        self._self_check.require(name, graph, engine, self._adapter)
+                except BaseException:
+                    engine.close()
+                    raise
+                self._engines[name] = engine
             return self._engines[name]
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:

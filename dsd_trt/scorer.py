@@ -79,9 +79,13 @@ class Scorer:
             was trained for, "pair" if for both or none.
         tune: find out on the first work which batch size is the fastest, and remember it for this
             machine; scores of the runs before and after differ in their last bits.
+        self_check: have each graph compute what the bundle knows the results of, a pass in a
+            large model, a few in a small one. Without it, wrong weights whose hashes were made to
+            fit, a wrong plan, and a driver or a processor that computes wrong go unnoticed.
 
     Raises:
-        EngineError: the engine is not installed or refuses the bundle's graphs.
+        EngineError: the engine is not installed, refuses the bundle's graphs, or computes something
+            else than the bundle's self-check says.
         InputError: the bundle or the engine has no such mode.
     """
 
@@ -92,11 +96,12 @@ class Scorer:
         memory_budget_mb: float = 1024,
         mode: Mode | Literal["auto"] = "auto",
         tune: bool = False,
+        self_check: bool = True,
     ) -> None:
         require_engine(engine)
         self.bundle = bundle
         self.mode = choose_mode(bundle.manifest, mode, engine)
-        self._pipeline = Pipeline(bundle, engine, memory_budget_mb, tune)
+        self._pipeline = Pipeline(bundle, engine, memory_budget_mb, tune, self_check)
         self._jobs = JobScorer(self._pipeline, bundle.manifest, self.mode)
         try:
             self._engine = self._compiled(engine, memory_budget_mb)
@@ -133,6 +138,7 @@ class Scorer:
         mode: Mode | Literal["auto"] = "auto",
         tune: bool = False,
         require_signature: str | os.PathLike[str] | None = None,
+        self_check: bool = True,
     ) -> Scorer:
         """Open a bundle: a folder, one on the Hugging Face Hub, or the package's own.
 
@@ -146,6 +152,7 @@ class Scorer:
             tune: as for `Scorer`.
             require_signature: file of a public key (minisign.pub) that the bundle has to be signed
                 with, see `dsd-trt sign`; None asks for no signature.
+            self_check: as for `Scorer`.
 
         Raises:
             BundleError: no bundle there, or it is damaged, or the hub does not hand it out; or it
@@ -153,11 +160,11 @@ class Scorer:
             MissingExtraError: a repository is named without the extra "hub", or a key without the
                 extra "sign".
             InputError: as for `Scorer`.
-            EngineError: the engine is not installed or refuses the bundle's graphs.
+            EngineError: as for `Scorer`.
         """
         require_engine(engine)
         opened = open_bundle(bundle_folder(bundle), require_signature)
-        return cls(opened, engine, memory_budget_mb, mode, tune)
+        return cls(opened, engine, memory_budget_mb, mode, tune, self_check)
 
     @property
     def manifest(self) -> Manifest:

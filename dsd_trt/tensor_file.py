@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dsd_trt.schema import SchemaError, from_plain, parse_json
 
 MAX_HEADER = 100_000_000  # bytes, as the format has it
@@ -31,6 +34,7 @@ _SIZES: Mapping[str, int] = {
     "I64": 8,
     "F64": 8,
 }
+_NUMPY: Mapping[str, str] = {"U8": "u1", "I32": "<i4", "F16": "<f2", "F32": "<f4"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,26 @@ def read_tensor_headers(file: BinaryIO) -> dict[str, TensorHeader]:
         end = wanted[1]
     if begin + end != size:
         raise ValueError(f"its tensors end at {begin + end} of {size} bytes")
+    return found
+
+
+def read_tensors(file: BinaryIO) -> dict[str, NDArray[Any]]:
+    """All tensors of a safetensors file of U8, I32, F16 and F32, without the library.
+
+    Raises:
+        ValueError: as for `read_tensor_headers`, or a tensor is of another type.
+        OSError: it cannot be read.
+    """
+    headers = read_tensor_headers(file)
+    file.seek(0)
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    found: dict[str, NDArray[Any]] = {}
+    for name, tensor in headers.items():
+        if (kind := _NUMPY.get(tensor.dtype)) is None:
+            raise SchemaError(f"field '{name}.dtype' is {tensor.dtype!r}, not {', '.join(_NUMPY)}")
+        begin, end = tensor.data_offsets
+        values = np.frombuffer(file.read(end - begin), kind).reshape(tensor.shape)
+        found[name] = values.astype(values.dtype.newbyteorder("="), copy=False)
     return found
 
 

@@ -21,6 +21,7 @@ from dsd_trt.export.onnx_file import save_graph, stamp
 from dsd_trt.export.parity import ParityReport, check_parity
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.reference import Reference
+from dsd_trt.export.self_check import measured_tolerance, write_self_check
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
@@ -101,13 +102,14 @@ def export_bundle(
         write_tokenizer(checkpoint.tokenizer, folder / TOKENIZER_NAME)
 
         stage("Scoring with the reference")
-        probe = draw_probe(
-            checkpoint.resolution, len(scoring.levels), quick=_quick(settings, scoring)
-        )
+        quick = _quick(settings, scoring)
+        probe = draw_probe(checkpoint.resolution, len(scoring.levels), quick=quick)
         reference = Reference(checkpoint, build, manifest.method, matrix=manifest.matrix)
         expected = reference.expect(probe, progress)
+        self_check = write_self_check(folder, manifest, reference, expected, single=quick)
+        del reference
         checkpoint.forget()
-        bundle = write_bundle(folder, manifest)
+        bundle = write_bundle(folder, replace(manifest, self_check=self_check))
         parity = check_parity(
             bundle,
             expected,
@@ -115,7 +117,12 @@ def export_bundle(
             scratch,
             stage,
         )
-        manifest = replace(bundle.manifest, parity=parity.to_plain())
+        tolerance = measured_tolerance(manifest, [run.self_check for run in parity.runs])
+        manifest = replace(
+            bundle.manifest,
+            parity=parity.to_plain(),
+            self_check=replace(self_check, tolerance=tolerance),
+        )
         write_card(folder / CARD_NAME, manifest, parity, parts.path)
         files = {**manifest.files, CARD_NAME: file_entry(folder / CARD_NAME)}
         bundle = write_manifest(folder, replace(manifest, files=dict(sorted(files.items()))))

@@ -22,9 +22,11 @@ from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.reference import Expected
+from dsd_trt.export.self_check import MeasuredCheck, write_widened
 from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.pipeline import Pipeline, adapter_feed
 from dsd_trt.schema import to_plain
+from dsd_trt.self_check import FILE_NAME, SelfCheck
 from dsd_trt.train.memory import release_freed_memory
 
 SCORE_TOLERANCE = 1e-5  # FP32, absolute, or relative to the largest score beyond 1
@@ -47,6 +49,8 @@ class Run:
         text_states: largest absolute difference of the text encoder's output.
         score: agreement of f(y, x), end to end.
         matrix: the same in matrix mode; None where there is none.
+        self_check: largest difference of an output, relative to its largest number; None where the
+            bundle has no self-check.
     """
 
     engine: str
@@ -54,6 +58,7 @@ class Run:
     text_states: float
     score: Agreement
     matrix: Agreement | None
+    self_check: float | None
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,13 @@ def check_parity(
 def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     """Run a bundle's graphs end to end on ONNX Runtime and compare every output."""
     large = is_large(bundle.folder)
+    check = MeasuredCheck.read(bundle)
 
     def pipeline() -> Pipeline:
         """One for each step, so that the graphs of a large model are in memory one at a time."""
         release_freed_memory()
-        return Pipeline(bundle, partial(OnnxRuntimeEngine, frugal=large), _MEMORY_MB)
+        opened = partial(OnnxRuntimeEngine, frugal=large)
+        return Pipeline(bundle, opened, _MEMORY_MB, self_check=check or False)
 
     probe = expected.probe
     latent = pipeline().encode_images(list(probe.pixels))
@@ -155,6 +162,7 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
         text_states=_difference(texts.states, expected.text_states),
         score=compare(scores.reshape(expected.scores.shape), expected.scores),
         matrix=matrix,
+        self_check=check.largest if check else None,
     )
 
 
@@ -175,12 +183,17 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
         model = load_graph(bundle.path(graph.file))
         emulate_half(model)
         save_graph(model, folder / graph.file)
+    if (check := SelfCheck.read(bundle)) is not None:
+        write_widened(check.tensors, folder / FILE_NAME)
     adapter = [manifest.adapter.file] if manifest.adapter else []
     shared = (manifest.tokenizer.file, WEIGHTS_NAME, *adapter)
     for file in shared:
         clone_or_copy(bundle.path(file), folder / file)
     files = {file: manifest.files[file] for file in shared}
-    files |= {graph.file: file_entry(folder / graph.file) for graph in graphs.values()}
+    written = [graph.file for graph in graphs.values()]
+    files |= {
+        file: file_entry(folder / file) for file in (*written, *([FILE_NAME] if check else []))
+    }
     return write_manifest(folder, replace(manifest, precision="fp32", graphs=graphs, files=files))
 
 

@@ -102,6 +102,13 @@ class Reference:
         """The scoring U-Net, FP32."""
         return self._build(unet=self._checkpoint.read_unet())
 
+    @cached_property
+    def matrix_scorer(self) -> MatrixScorer:
+        """The scoring U-Net in matrix mode, where that was asked for."""
+        assert self._matrix is not None
+        empty = self.encode_texts(self.tokenize([""])[0])
+        return MatrixScorer(self.scoring, empty, self._matrix.query_pool)
+
     @torch.no_grad()
     def encode_images(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Latents z, (images, C, h, w), of uint8 (images, H, W, 3)."""
@@ -182,9 +189,7 @@ class Reference:
         self, latent: Tensor, states: Tensor, mask: Tensor, levels: Sequence[int]
     ) -> NDArray[np.float32]:
         """The matrix mode's score of every image and text, one pair at a time; as `score`."""
-        assert self._matrix is not None
-        empty = self.encode_texts(self.tokenize([""])[0])
-        scorer = MatrixScorer(self.scoring, empty, self._matrix.query_pool)
+        scorer = self.matrix_scorer
         scores = np.zeros((len(latent), len(states)))
         for i, j in np.ndindex(scores.shape):
             for level in levels:
