@@ -60,6 +60,7 @@ def update_index(
     keep: bool = False,
     progress: Progress | None = None,
     require_signature: str | os.PathLike[str] | None = None,
+    self_check: bool = True,
 ) -> IndexUpdate:
     """Make an index hold images, encoding those that it does not hold yet.
 
@@ -77,6 +78,7 @@ def update_index(
         keep: leave in the index what it has beside these images; otherwise that is dropped.
         progress: told, as images are done, how many are, and of how many where that is known.
         require_signature: as for `Scorer.load`.
+        self_check: as for `Scorer`.
 
     Raises:
         InputError: the folder is something else, or an index of another image encoder, or another
@@ -96,7 +98,7 @@ def update_index(
         mode = choose_mode(opened.manifest, "auto", engine)
         # In a pipeline of its own: a U-Net compiled to compare is not kept while indexing.
         require_agreement(opened, mode, Pipeline(opened, engine, _MEMORY_MB), _MEMORY_MB)
-    pipeline = Pipeline(opened, engine, _MEMORY_MB)
+    pipeline = Pipeline(opened, engine, _MEMORY_MB, self_check=self_check)
     files = [Path(image) for image in images]
     total = None if any(map(is_tar, files)) else len(files)
     with one_writer(Path(folder)):

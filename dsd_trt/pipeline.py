@@ -425,7 +425,12 @@ def adapter_feed(bundle: Bundle) -> dict[str, Array]:
     """What the pair scorer is fed beside the pairs: the adapter, unless it is folded in."""
     if (adapter := bundle.manifest.adapter) is None:
         return {}
-    return {"adapter": np.fromfile(bundle.path(adapter.file), "<f4").astype(np.float32)}
+    return read_adapter_input(bundle.path(adapter.file))
+
+
+def read_adapter_input(path: Path) -> dict[str, Array]:
+    """An adapter's file as the pair scorer is fed it."""
+    return {"adapter": np.fromfile(path, "<f4").astype(np.float32)}
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:

@@ -112,24 +112,23 @@ class SelfCheck:
     def differences(
         self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]
     ) -> Iterator[Difference]:
-        """Run a graph, an item at a time where it has batches; arguments as for `require`."""
-        feeds = {it.name: self.tensors[f"{name}.{it.name}"] for it in _own_inputs(graph)}
-        if name == "pair_scorer":
-            feeds |= fed
-        if not graph.batched:
-            outputs = engine.run(feeds)
-        else:
-            batched = {it.name for it in graph.inputs if it.batched}
-            count = len(feeds[graph.inputs[0].name])
-            runs = [
-                engine.run(
-                    {key: it[i : i + 1] if key in batched else it for key, it in feeds.items()}
-                )
-                for i in range(count)
-            ]
-            outputs = {key: np.concatenate([run[key] for run in runs]) for key in runs[0]}
-        for key, got in outputs.items():
+        """The largest of each output that the engine gives; arguments as for `require`."""
+        for key, got in self.computed(name, graph, engine, fed).items():
             yield _largest(key, got, self.tensors[f"{name}.{key}"])
+
+    def computed(
+        self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Run a graph, an item at a time where it has batches; arguments as for `require`."""
+        items = {it.name: self.tensors[f"{name}.{it.name}"] for it in _own_inputs(graph)}
+        same = fed if name == "pair_scorer" else {}
+        if not graph.batched:
+            return engine.run({**items, **same})
+        runs = [
+            engine.run({**{key: it[i : i + 1] for key, it in items.items()}, **same})
+            for i in range(len(next(iter(items.values()))))
+        ]
+        return {key: np.concatenate([run[key] for run in runs]) for key in runs[0]}
 
 
 def tolerance_of(used: EngineDescription, tolerance: float) -> float:

@@ -13,7 +13,9 @@ from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME
 from dsd_trt.export.proof import require_scores
+from dsd_trt.export.self_check import write_adapted
 from dsd_trt.manifest import Calibration, HeadWeights, Manifest
+from dsd_trt.pipeline import read_adapter_input
 from dsd_trt.plan import PLAN_NAME, SIDECAR_NAME, plans
 from dsd_trt.snapshot import Snapshot
 from dsd_trt.train.adapter import Adapter, adapter_hash
@@ -59,7 +61,10 @@ def replace_adapter(
     head_weights = tuple(tuple(each.tolist()) for each in adapter.weights_of(layers, heads))
     parity = dict(manifest.parity)
     parity.setdefault("adapter_hash", manifest.provenance.adapter_hash)
-    changed = [name for name in (manifest.adapter.file, CARD_NAME) if name in manifest.files]
+    check = [manifest.self_check.file] if manifest.self_check else []
+    changed = [
+        name for name in (manifest.adapter.file, *check, CARD_NAME) if name in manifest.files
+    ]
     kept = [name for name in manifest.files if name not in changed]
     for plan in plans(bundle.folder):
         place = plan.folder.relative_to(bundle.folder)
@@ -80,6 +85,9 @@ def replace_adapter(
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             taken += clone_or_copy(bundle.path(name), fresh / name)
         write_adapter_input(fresh / manifest.adapter.file, adapter, layers, heads)
+        if check:
+            fed = read_adapter_input(fresh / manifest.adapter.file)
+            write_adapted(fresh / check[0], bundle, fed)
         if CARD_NAME in changed:
             card = bundle.path(CARD_NAME).read_text(encoding="utf-8")
             (fresh / CARD_NAME).write_text(_note(card), encoding="utf-8")

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from dsd_trt.bundle import Bundle
 from dsd_trt.contract import Graph
-from dsd_trt.engine import Engine
+from dsd_trt.engine import Engine, open_engine
 from dsd_trt.export.reference import Expected, Reference
 from dsd_trt.manifest import Manifest, SelfCheckSpec
+from dsd_trt.pipeline import adapter_feed
+from dsd_trt.real_files import with_real_files
 from dsd_trt.self_check import FILE_NAME, FP16_TOLERANCE, FP32_TOLERANCE, SelfCheck
 
 _MARGIN = 4  # times what was measured: engines round differently
@@ -79,19 +82,49 @@ def write_self_check(
             (*(it for it in graph.inputs if it.batched), *graph.outputs), known[name], strict=True
         )
     }
-    save_file(tensors, folder / FILE_NAME)
+    _write(folder / FILE_NAME, tensors)
     return SelfCheckSpec(FILE_NAME, _least(manifest))
 
 
 def write_widened(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
     """Write a self-check of FP16 graphs for the same graphs in FP32."""
-    save_file(
-        {
-            name: it.astype(np.float32) if it.dtype == np.float16 else it
-            for name, it in tensors.items()
-        },
-        path,
-    )
+    wide = {
+        name: it.astype(np.float32) if it.dtype == np.float16 else it
+        for name, it in tensors.items()
+    }
+    _write(path, wide)
+
+
+def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]]) -> None:
+    """Write a bundle's self-check for another adapter, which is fed.
+
+    No PyTorch model is there to ask: what the pair scorer computes with it is taken from an engine
+    that computes what the reference did with the adapter before.
+
+    Args:
+        path: the new file.
+        bundle: with the adapter before, and a self-check.
+        adapted: what the pair scorer is fed of the other one.
+
+    Raises:
+        EngineError: no engine is installed, or the one that is computes something else.
+    """
+    check = SelfCheck.read(bundle)
+    assert check is not None
+    name = "pair_scorer"
+    graph = bundle.manifest.graphs[name]
+    engine = open_engine(with_real_files(bundle).path(graph.file), graph)
+    try:
+        check.require(name, graph, engine, adapter_feed(bundle))
+        scored = check.computed(name, graph, engine, adapted)
+    finally:
+        engine.close()
+    _write(path, {**check.tensors, **{f"{name}.{key}": it for key, it in scored.items()}})
+
+
+def _write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    # Not with `save_file`, whose files their owner alone may read.
+    path.write_bytes(save(dict(tensors)))
 
 
 def measured_tolerance(manifest: Manifest, measured: Iterable[float | None]) -> float:

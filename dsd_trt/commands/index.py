@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import bundle_option, signature_option
+from dsd_trt.commands.options import bundle_option, self_check_option, signature_option
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
 
@@ -23,6 +23,7 @@ Examples:
 @click.argument("paths", nargs=-1, metavar="IMAGES... OUT")
 @bundle_option("encode with")
 @signature_option
+@self_check_option
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
     "--shard-size",
@@ -38,6 +39,7 @@ def index(
     paths: tuple[str, ...],
     bundle: str | None,
     require_signature: Path | None,
+    self_check: bool,
     engine: str,
     shard_size: int,
     keep: bool,
@@ -72,6 +74,7 @@ def index(
             keep or found.hides,  # what cannot be seen is not known to be gone
             progress,
             require_signature,
+            self_check,
         )
     seconds = time.perf_counter() - started
     if done.engine:

@@ -41,6 +41,18 @@ def signature_option(command: Command) -> Command:
     )(command)
 
 
+def self_check_option(command: Command) -> Command:
+    """--no-self-check; on unless it is given."""
+    return click.option(
+        "--no-self-check",
+        "self_check",
+        flag_value=False,
+        default=True,
+        help="Open the bundle without computing what it knows the results of. Weights, plans, "
+        "drivers and processors that are wrong then go unnoticed.",
+    )(command)
+
+
 def model_option(command: Command) -> Command:
     """--model, a diffusion model."""
     return click.option(

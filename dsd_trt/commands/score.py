@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from dsd_trt.commands.options import bundle_option, parse_levels, signature_option
+from dsd_trt.commands.options import (
+    bundle_option,
+    parse_levels,
+    self_check_option,
+    signature_option,
+)
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import DsdError, InputError
 
@@ -44,6 +49,7 @@ Examples:
 )
 @bundle_option("score with")
 @signature_option
+@self_check_option
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
 @click.option(
     "--mode",
@@ -107,6 +113,7 @@ def score(
     pairs: Path | None,
     bundle: str | None,
     require_signature: Path | None,
+    self_check: bool,
     engine: str,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
@@ -160,7 +167,12 @@ def score(
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     with warnings_on(console):
         scorer = Scorer.load(
-            bundle, engine, mode=mode, tune=tune, require_signature=require_signature
+            bundle,
+            engine,
+            mode=mode,
+            tune=tune,
+            require_signature=require_signature,
+            self_check=self_check,
         )
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
         settings = {"levels": levels, "top-k": top_k, "prune": prune, "format": form}

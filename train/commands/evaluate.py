@@ -10,6 +10,7 @@ import click
 from dsd_trt.commands.options import (
     data_options,
     seed_option,
+    self_check_option,
     signature_option,
     table_format_option,
 )
@@ -29,6 +30,7 @@ Examples:
 @click.argument("scorer", metavar="BUNDLE|MODEL")
 @data_options
 @signature_option
+@self_check_option
 @click.option(
     "--fraction",
     type=click.FloatRange(0, 1),
@@ -64,6 +66,7 @@ def evaluate(
     data: str,
     root: Path,
     require_signature: Path | None,
+    self_check: bool,
     fraction: float,
     limit: int | None,
     engine: str,
@@ -97,7 +100,13 @@ def evaluate(
     if names_bundle(scorer):
         if adapter:
             raise InputError(f"{scorer} is a bundle, which has its adapter inside: leave --adapter")
-        opened = Scorer.load(scorer, engine, mode=mode, require_signature=require_signature)
+        opened = Scorer.load(
+            scorer,
+            engine,
+            mode=mode,
+            require_signature=require_signature,
+            self_check=self_check,
+        )
         console.print(f"engine: {opened.engine}; {opened.mode} mode")
         score = by_scorer(opened)
         of = bundle_identity(opened) if out else {}
