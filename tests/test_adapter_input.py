@@ -16,9 +16,11 @@ import pytest
 import torch
 from checkpoints import write_adapter
 from exported import Exported
+from safetensors.torch import load_file
 
 from dsd_trt import Scorer
 from dsd_trt.bundle import Bundle, read_bundle
+from dsd_trt.contract import graph_contract
 from dsd_trt.engine.tensorrt import load_library
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings
@@ -34,6 +36,7 @@ from dsd_trt.train.evaluation.by_model import by_model
 
 pytest_plugins = ("exported",)
 
+PAIRS = graph_contract("fp32", 32, (4, 8, 8), 32)["pair_scorer"]
 TEXTS = ["a red circle", "two blue squares left of a star", "green"]
 
 
@@ -81,6 +84,11 @@ def test_another_adapter_scores_as_a_new_export_would(
 
     assert np.abs(scores(adapted) - expected).max() < 1e-5
     checkpoint, build = replace(exported_fp32, settings=settings).load()
+    known = load_file(adapted.path("self_check.safetensors"))
+    fed_pairs = [known[f"pair_scorer.{it.name}"] for it in PAIRS.inputs if it.batched]
+    with torch.no_grad():
+        score, *_ = build(unet=checkpoint.read_unet())(*fed_pairs)
+    assert (score - known["pair_scorer.score"]).abs().max() < 1e-5
     scoring = build(unet=checkpoint.empty_unet())
     got, wanted = adapted.manifest, describe(settings, checkpoint, Adapter.load(other), scoring)
     assert got.method == wanted.method

@@ -324,6 +324,27 @@ def test_manifest_tells_where_everything_comes_from(
     assert manifest.parity["pairs"] >= 256
 
 
+def test_the_self_check_holds_what_pytorch_computes(exported: Exported) -> None:
+    manifest = read_bundle(exported.bundle.folder).manifest
+    assert manifest.self_check is not None
+    assert manifest.self_check.tolerance == {"fp32": 2e-4, "fp16": 1e-2}[manifest.precision]
+    known = load_file(exported.bundle.path(manifest.self_check.file))
+    checkpoint, build = exported.load()
+    pairs = [f"pair_scorer.{it.name}" for it in manifest.graphs["pair_scorer"].inputs]
+    assert [len(known[name]) for name in pairs] == [4, 4, 4, 4]
+    with torch.no_grad():
+        computed = {
+            "image_encoder.latent": checkpoint.image_encoder(known["image_encoder.pixels"]),
+            "text_encoder.text_states": checkpoint.text_encoder(known["text_encoder.input_ids"]),
+            "pair_scorer.score": build(unet=checkpoint.read_unet())(
+                *(it.float() if it.is_floating_point() else it for it in (known[n] for n in pairs))
+            )[0],
+        }
+    for name, values in computed.items():
+        largest = (values - known[name].float()).abs().max() / values.abs().max()
+        assert largest < {"fp32": 1e-5, "fp16": 1e-3}[manifest.precision], name
+
+
 def test_probabilities_are_of_the_score_they_were_fitted_for_or_of_none(
     exported_fp32: Exported, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,9 +8,9 @@ from io import BytesIO
 import numpy as np
 import pytest
 from safetensors import deserialize
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
-from dsd_trt.tensor_file import read_tensor_headers, require_unique
+from dsd_trt.tensor_file import read_tensor_headers, read_tensors, require_unique
 
 TENSORS = {
     "a": np.ones((2, 3), np.float32),
@@ -31,6 +31,24 @@ def test_headers_are_those_that_the_library_reads() -> None:
     found = read_tensor_headers(BytesIO(content))
     assert {name: (it.dtype, it.shape) for name, it in found.items()} == expected
     assert read_tensor_headers(file_of("{}  ", b"")) == {}
+
+
+def test_tensors_are_those_that_the_library_reads() -> None:
+    stored = {
+        "pixels": np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
+        "ids": np.array([[-1, 2**31 - 1]], np.int32),
+        "half": np.array([1.5, -65504.0], np.float16),
+        "score": np.array([0.1, -3e38], np.float32),
+        "empty": np.ones((0, 4), np.float32),
+    }
+    content = save(stored)
+    found, expected = read_tensors(BytesIO(content)), load(content)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
+        assert np.array_equal(found[name], values)
+    with pytest.raises(ValueError, match=r"'scalar\.dtype' is 'I64', not U8"):
+        read_tensors(BytesIO(save(TENSORS)))
 
 
 def entry(dtype: str, shape: list[int], *offsets: int) -> str:

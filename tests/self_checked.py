@@ -1,0 +1,97 @@
+"""The stand-in model's self-check, in numpy: what its graphs compute in closed form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bundles import BOS, EOS, LENGTH, LEVEL_BIAS, PAD, PROJECTION, RESOLUTION, TABLE
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from dsd_trt.bundle import Bundle, file_entry, write_manifest
+from dsd_trt.manifest import MANIFEST_NAME, SelfCheckSpec
+from dsd_trt.schema import to_plain
+from dsd_trt.self_check import FILE_NAME
+
+TOLERANCE = {"fp32": 2e-4, "fp16": 1e-2}
+
+
+def known_tensors(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    """Inputs and outputs of every graph: two images and two texts, and three of their pairs."""
+    manifest, rng = bundle.manifest, np.random.default_rng(5)
+    half = RESOLUTION // 2
+    pixels = rng.integers(0, 256, (2, RESOLUTION, RESOLUTION, 3), np.uint8)
+    quarters = pixels.reshape(2, 2, half, 2, half, 3).mean(axis=(2, 4)) / 255  # (2, 2, 2, C)
+    latent = quarters.transpose(0, 3, 1, 2)
+    ids = np.full((2, LENGTH), PAD, np.int32)
+    ids[0, :4], ids[1, :3] = (BOS, 5, 8, EOS), (BOS, 10, EOS)
+    mask = np.zeros((2, LENGTH), np.float32)
+    mask[0, 1:4], mask[1, 1:3] = 1, 1
+    states = TABLE[ids].astype(np.float64)
+    image, text, level = np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([2, 0, 1], np.int32)
+
+    def logits(i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.float64]:
+        direction = latent[i].mean(axis=(2, 3)) @ PROJECTION  # (items, D)
+        products: NDArray[np.float64] = (states[j] * direction[:, None]).sum(axis=2)
+        return products
+
+    token_scores = 1 / (1 + np.exp(-logits(image, text) - LEVEL_BIAS[level][:, None]))
+    counted = mask[text]
+    known: dict[str, Any] = {
+        "image_encoder.pixels": pixels,
+        "image_encoder.latent": latent,
+        "text_encoder.input_ids": ids,
+        "text_encoder.text_states": states,
+        "pair_scorer.latent": latent[image],
+        "pair_scorer.level": level,
+        "pair_scorer.text_states": states[text],
+        "pair_scorer.token_mask": counted,
+        "pair_scorer.score": (token_scores * counted).sum(axis=1) / counted.sum(axis=1),
+        "pair_scorer.token_scores": token_scores,
+        "pair_scorer.denoising_error": 2 - token_scores.mean(axis=1),
+    }
+    if manifest.matrix is not None:
+        i, j = np.indices((2, 2)).reshape(2, 4)
+        of_level = LEVEL_BIAS[level[:2]]
+        cells = np.tanh(logits(i, j) + of_level[i][:, None])  # (4, 77)
+        score = (cells * mask[j]).sum(axis=1) / mask[j].sum(axis=1)
+        known |= {
+            "matrix_scorer.latent": latent,
+            "matrix_scorer.level": level[:2],
+            "matrix_scorer.text_states": states,
+            "matrix_scorer.token_mask": mask,
+            "matrix_scorer.score": score.reshape(2, 2),
+        }
+    return {
+        f"{name}.{spec.name}": np.ascontiguousarray(known[f"{name}.{spec.name}"], spec.dtype)
+        for name, graph in manifest.graphs.items()
+        for spec in (*graph.inputs, *graph.outputs)
+    }
+
+
+def add_self_check(bundle: Bundle, changes: Mapping[str, NDArray[Any] | None] = {}) -> Bundle:
+    """Give a bundle of the stand-in model its self-check.
+
+    Args:
+        bundle: without one.
+        changes: tensors in place of the right ones; None leaves one out.
+    """
+    tensors = {**known_tensors(bundle), **changes}
+    save_file({name: it for name, it in tensors.items() if it is not None}, bundle.path(FILE_NAME))
+    manifest = bundle.manifest
+    spec = SelfCheckSpec(FILE_NAME, TOLERANCE[manifest.precision])
+    files = {**manifest.files, FILE_NAME: file_entry(bundle.path(FILE_NAME))}
+    return write_manifest(bundle.folder, replace(manifest, self_check=spec, files=files))
+
+
+def fit_hash(folder: Path, name: str) -> None:
+    """Have `bundle.json` say of a file what it is now."""
+    path = folder / MANIFEST_NAME
+    plain = json.loads(path.read_text("utf-8"))
+    plain["files"][name] = to_plain(file_entry(folder / name))
+    path.write_text(json.dumps(plain), "utf-8")
