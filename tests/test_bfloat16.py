@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rounded(bundle: Bundle, places: int) -> Pipeline:
-    return Pipeline(bundle, lambda path, graph: Rounded(path, graph, places), 1024)
+    opened = partial(Rounded, places=places)
+    return Pipeline(bundle, opened, 1024, self_check=False)
 
 
 def test_fine_rounding_passes_and_is_told(shapes: Bundle, fresh: Path) -> None:
