@@ -60,6 +60,6 @@ class ModelError(DsdError):
     exit_code = 2
 
 
-def one_line(error: object) -> str:
+def one_line(error: object, longest: int = 300) -> str:
     """What a library says of an error, as a part of a message of ours."""
-    return " ".join(str(error).split())[:300].rstrip(". ")
+    return " ".join(str(error).split())[:longest].rstrip(". ")

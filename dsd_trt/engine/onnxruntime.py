@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.shared import SharedEngine
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import EngineError, one_line
 
 try:
     import onnxruntime as ort
@@ -43,7 +43,7 @@ class OnnxRuntimeEngine(SharedEngine):
         try:
             self._session = open_session(path, options, frugal=frugal)
         except Exception as error:  # its exceptions have no base of their own
-            raise EngineError(f"onnxruntime refuses {path}: {error}") from error
+            raise EngineError(f"onnxruntime refuses {path}: {one_line(error, 800)}") from error
         if self._session.get_providers() != [PROVIDER]:
             raise EngineError(f"onnxruntime took {self._session.get_providers()} for {PROVIDER}")
         inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
@@ -62,7 +62,7 @@ class OnnxRuntimeEngine(SharedEngine):
         try:
             outputs = self._session.run(self._outputs, dict(feeds))
         except Exception as error:
-            raise EngineError(f"onnxruntime failed: {error}") from error
+            raise EngineError(f"onnxruntime failed: {one_line(error, 800)}") from error
         return dict(zip(self._outputs, outputs, strict=True))
 
     def _release(self) -> None:

@@ -23,7 +23,7 @@ from dsd_trt.cache import cache_folder
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.shared import SharedEngine, require_process
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import EngineError, one_line
 
 try:
     import openvino as ov
@@ -94,7 +94,7 @@ class OpenVinoGraph:
                 onnx = FrontEndManager().load_by_framework("onnx")
                 self.model = onnx.convert(onnx.load(str(path)))
         except Exception as error:  # its exceptions have no base of their own
-            raise EngineError(f"openvino refuses {path}: {error}") from error
+            raise EngineError(f"openvino refuses {path}: {one_line(error, 800)}") from error
         # Compiling may rename tensors, but keeps their order.
         declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
         inputs = [_spec(port, declared) for port in self.model.inputs]
@@ -118,7 +118,7 @@ class OpenVinoGraph:
             with _compiling:
                 return self._core.compile_model(model, DEVICE, {**self._settings, **settings})
         except Exception as error:
-            raise EngineError(f"openvino refuses {self._path}: {error}") from error
+            raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
 
     def describe(self, compiled: Any) -> EngineDescription:
         """What was compiled computes in what, asked of itself."""
@@ -184,7 +184,7 @@ class OpenVinoEngine(SharedEngine):
             while running:
                 self._collect(running, outputs)
         except Exception as error:
-            raise EngineError(f"openvino failed: {error}") from error
+            raise EngineError(f"openvino failed: {one_line(error, 800)}") from error
         finally:  # after an error or Ctrl-C, the next run must find no request busy
             for request, _ in running:
                 with contextlib.suppress(Exception):

@@ -18,7 +18,7 @@ from dsd_trt.engine.openvino import OpenVinoGraph
 from dsd_trt.engine.openvino_cut import Lifted, largest, lift_attention, split
 from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention, tile_width
 from dsd_trt.engine.shared import SharedEngine
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import EngineError, one_line
 
 _TEXTS = 16  # at once; fewer where maps are written that would have more than so many numbers:
 _NUMBERS = 2**25
@@ -80,7 +80,7 @@ class OpenVinoMatrixEngine(SharedEngine):
                 except EngineError:
                     raise
                 except Exception as error:  # its exceptions have no base of their own
-                    raise EngineError(f"openvino failed: {error}") from error
+                    raise EngineError(f"openvino failed: {one_line(error, 800)}") from error
                 start += len(texts)
         return {output.name: scores}
 
