@@ -12,7 +12,7 @@ CPP := .venv-cpp
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-all torture test-avx2 test-triton test-size test-gpu lint bench cpp clean
+.PHONY: demo test test-all torture torture-slice test-avx2 test-triton test-size test-gpu lint bench cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -26,10 +26,14 @@ test-all: test
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m slow $(PYTEST_ARGS)
 	$(TRITON)/bin/python -m pytest tests/serving -m slow
 
-# Kills at random moments, threads, mutated files, and half minutes of listening to the network.
+# Kills at random moments, mutated files, threads, full disks, half minutes of listening to the
+# network: most of an hour on two cores. Its figures go to docs/reliability.md.
 torture: $(DEV)/installed $(TRITON)/installed $(if $(shell command -v npm),$(CPP)/fetched)
-	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile -m torture $(PYTEST_ARGS)
-	$(TRITON)/bin/python -m pytest tests/serving -m torture
+	$(DEV)/bin/python docs/make_reliability.py --triton $(TRITON)/bin/python
+
+# The same tests, fewer of each: five minutes.
+torture-slice: $(DEV)/installed $(TRITON)/installed $(if $(shell command -v npm),$(CPP)/fetched)
+	$(DEV)/bin/python docs/make_reliability.py --triton $(TRITON)/bin/python --scale 0.05 --out -
 
 # Without the instructions that only some processors have: no test may depend on them.
 test-avx2: $(DEV)/installed

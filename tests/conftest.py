@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dsd_trt.train.shapes.scene import Scene
 
 
+pytest_plugins = ("torture",)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What tests have remembered, subprocesses included, is not the user's."""

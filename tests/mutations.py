@@ -70,9 +70,11 @@ def mutate_lines(content: bytes, draw: random.Random) -> bytes:
 
 def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
     """A file cut, lengthened, or with some of its bytes changed."""
+    if not content:
+        return draw.randbytes(draw.randint(1, 40))
     changed = bytearray(content)
     what = draw.randrange(6)
-    at = draw.randrange(max(len(changed), 1))
+    at = draw.randrange(len(changed))
     if what == 0:
         del changed[at:]
     elif what == 1:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from torture import Figures, scaled
 
 from dsd_trt import folders
 from dsd_trt.errors import InputError
@@ -58,27 +59,33 @@ def killed(path: Path, how: str, seconds: float) -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.torture)])
-def test_under_its_name_is_a_whole_folder_at_every_moment(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(scaled(60), marks=pytest.mark.torture)])
+def test_under_its_name_is_a_whole_folder_at_every_moment(
+    tmp_path: Path, kills: int, figures: Figures
+) -> None:
+    figures.look_for("kills while a folder is exchanged", "half-written", "left behind")
     path = tmp_path / "bundle"
     for number in range(kills):
         killed(path, "exchange", 0.002 * (number % 20))
-        assert content_of(path).isdecimal()
+        with figures.attempt("half-written", f"kill {number}"):
+            assert content_of(path).isdecimal()
     fill(path, "last")
     assert content_of(path) == "last"
     assert [it.name for it in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.torture)])
+@pytest.mark.parametrize("kills", [4, pytest.param(scaled(60), marks=pytest.mark.torture)])
 def test_where_names_cannot_be_exchanged_the_next_run_brings_it_back(
-    tmp_path: Path, kills: int
+    tmp_path: Path, kills: int, figures: Figures
 ) -> None:
+    figures.look_for("kills while a folder is exchanged", "half-written", "left behind")
     path = tmp_path / "bundle"
     for number in range(kills):
         killed(path, "no exchange", 0.002 * (number % 20))
         with pytest.raises(ZeroDivisionError), whole_folder(path):
             raise ZeroDivisionError
-        assert content_of(path).isdecimal()
+        with figures.attempt("half-written", f"kill {number}"):
+            assert content_of(path).isdecimal()
     assert [it.name for it in tmp_path.iterdir()] == ["bundle"]
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from bundles import make_bundle
 from numpy.typing import NDArray
+from torture import Figures, not_in_a_slice, scaled
 
 from dsd_trt import Bundle, DsdError, EngineError, Scorer
 from dsd_trt.contract import Graph
@@ -98,14 +99,26 @@ def bad_feeds(graph: Graph, rng: np.random.Generator) -> list[dict[str, Any]]:
 # Threads
 
 
-def together(calls: int, call: Callable[[int], None]) -> None:
-    """Make calls on several threads, the first error of which is raised here."""
+OF_CALLS = ("wrong", "foreign exceptions", "hung")
+
+
+def together(calls: int, call: Callable[[int], None], figures: Figures | None = None) -> None:
+    """Make calls on several threads; the first error is raised here, or all are counted."""
     with ThreadPoolExecutor(THREADS) as pool:
-        for done in [pool.submit(call, number) for number in range(calls)]:
-            done.result(timeout=600)
+        for number, done in enumerate([pool.submit(call, number) for number in range(calls)]):
+            try:
+                done.result(timeout=600)
+            except Exception as error:
+                if figures is None:
+                    raise
+                kind = "wrong" if isinstance(error, AssertionError) else "foreign exceptions"
+                kind = "hung" if isinstance(error, TimeoutError) else kind
+                figures.fault(kind, f"call {number}: {error!r}")
+            if figures is not None:
+                figures.ended()
 
 
-def check_engine(engine: Engine, graph: Graph, calls: int) -> None:
+def check_engine(engine: Engine, graph: Graph, calls: int, figures: Figures | None = None) -> None:
     """Good and bad calls of several threads: each gets what it would get alone."""
     rng = np.random.default_rng(1)
     good = [feeds_of(graph, rng) for _ in range(16)]
@@ -121,10 +134,10 @@ def check_engine(engine: Engine, graph: Graph, calls: int) -> None:
         for name, values in wanted[number % len(good)].items():
             np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6)
 
-    together(calls, call)
+    together(calls, call, figures)
 
 
-def check_scorer(scorer: Scorer, calls: int) -> None:
+def check_scorer(scorer: Scorer, calls: int, figures: Figures | None = None) -> None:
     pictures = images(16)
     wanted = scorer.score(pictures, TEXTS).scores
     assert len(np.unique(wanted)) == wanted.size  # a score that is another's would be seen
@@ -146,7 +159,7 @@ def check_scorer(scorer: Scorer, calls: int) -> None:
             found = scorer.score([pictures[it] for it in chosen], TEXTS).scores
             np.testing.assert_allclose(found, wanted[chosen], rtol=0, atol=1e-6)
 
-    together(calls, call)
+    together(calls, call, figures)
 
 
 def test_threads_share_an_engine(graph_engine: tuple[Engine, Graph]) -> None:
@@ -158,18 +171,24 @@ def test_threads_share_a_scorer(scorer: Scorer) -> None:
 
 
 @pytest.mark.torture
-def test_threads_share_an_engine_for_long(graph_engine: tuple[Engine, Graph]) -> None:
-    check_engine(*graph_engine, THREADS * 2000)
+def test_threads_share_an_engine_for_long(
+    graph_engine: tuple[Engine, Graph], figures: Figures
+) -> None:
+    figures.look_for("calls of 8 threads on one engine, every fifth bad", *OF_CALLS)
+    check_engine(*graph_engine, scaled(THREADS * 2000), figures)
 
 
 @pytest.mark.torture
-def test_threads_share_a_scorer_for_long(scorer: Scorer) -> None:
-    check_scorer(scorer, THREADS * 2000)
+def test_threads_share_a_scorer_for_long(scorer: Scorer, figures: Figures) -> None:
+    figures.look_for("calls of 8 threads on one scorer, every fifth bad", *OF_CALLS)
+    check_scorer(scorer, scaled(THREADS * 2000), figures)
 
 
 @pytest.mark.torture
-def test_threads_are_no_slower_than_one(scorer: Scorer) -> None:
+@not_in_a_slice
+def test_threads_are_no_slower_than_one(scorer: Scorer, figures: Figures) -> None:
     """Twice the time would be allowed: the machine has other things to do."""
+    figures.look_for("throughput of 8 threads on one scorer against one thread's", "wrong")
     pictures = images(32)
 
     def seconds(threads: int) -> float:
@@ -179,7 +198,11 @@ def test_threads_are_no_slower_than_one(scorer: Scorer) -> None:
         return perf_counter() - begin
 
     seconds(1)
-    assert min(seconds(THREADS) for _ in range(3)) < 2 * min(seconds(1) for _ in range(3))
+    alone, shared = (min(seconds(threads) for _ in range(3)) for threads in (1, THREADS))
+    figures.measured["8 threads / 1 thread"] = round(alone / shared, 2)
+    figures.ended()
+    if shared > 2 * alone:
+        figures.fault("wrong", f"{shared:.2f} s instead of {alone:.2f} s")
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -268,11 +291,14 @@ def leaks(bundle: Bundle, folder: Path, *arguments: str) -> list[dict[str, float
     return found
 
 
-def check_flat(bundle: Bundle, folder: Path, *arguments: str) -> None:
+def check_flat(
+    bundle: Bundle, folder: Path, *arguments: str
+) -> tuple[dict[str, float], dict[str, float]]:
     early, late = leaks(bundle, folder, *arguments)
     assert late["threads"] <= early["threads"]
     assert late["files"] <= early["files"]
     assert late["mib"] < early["mib"] + 20  # a scorer that stayed would hold 2 to 4 MiB
+    return early, late
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -287,9 +313,17 @@ def test_scorers_that_are_dropped_leave_nothing(
 @pytest.mark.parametrize("broken", [False, True])
 @pytest.mark.parametrize(("engine", "mode"), ENGINES)
 def test_many_scorers_that_are_dropped_leave_nothing(
-    bundle: Bundle, tmp_path: Path, engine: str, mode: str, broken: bool
+    bundle: Bundle, tmp_path: Path, engine: str, mode: str, broken: bool, figures: Figures
 ) -> None:
-    check_flat(bundle, tmp_path, engine, mode, "200", *["broken"] * broken)
+    figures.look_for("scorers opened and dropped, half of them broken", "left behind")
+    count = scaled(200, 20)
+    with figures.attempt("left behind", f"{engine} {mode}"):
+        early, late = check_flat(bundle, tmp_path, engine, mode, str(count), *["broken"] * broken)
+        for name, unit in (("mib", "MiB"), ("threads", "threads"), ("files", "open files")):
+            figures.measured[f"more {unit} after the last than after a tenth"] = round(
+                late[name] - early[name], 1
+            )
+    figures.ended(count=count - 1)
 
 
 # Processes
@@ -328,9 +362,7 @@ FORKED = """
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize(("engine", "mode"), ENGINES)
-def test_a_forked_child_is_told_to_spawn_and_ends(bundle: Bundle, engine: str, mode: str) -> None:
+def check_fork(bundle: Bundle, engine: str, mode: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FORKED), str(bundle.folder), engine, mode],
         capture_output=True,
@@ -340,6 +372,22 @@ def test_a_forked_child_is_told_to_spawn_and_ends(bundle: Bundle, engine: str, m
     )
     assert not ran.returncode, ran.stderr
     assert ran.stdout.split("\n") == ["refused"] * 3 + ["ended by 0", ""]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(("engine", "mode"), ENGINES)
+def test_a_forked_child_is_told_to_spawn_and_ends(bundle: Bundle, engine: str, mode: str) -> None:
+    check_fork(bundle, engine, mode)
+
+
+@pytest.mark.torture
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize(("engine", "mode"), ENGINES)
+def test_many_forked_children_end(bundle: Bundle, engine: str, mode: str, figures: Figures) -> None:
+    figures.look_for("processes forked with a scorer open", "hung")
+    for number in range(scaled(25)):
+        with figures.attempt("hung", f"{engine} {mode}, {number}"):
+            check_fork(bundle, engine, mode)
 
 
 def _score_in_child(folder: Path, engine: str) -> float:

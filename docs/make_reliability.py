@@ -1,0 +1,176 @@
+"""Run every torture test, and write reliability.md of what they counted: `make torture`.
+
+python docs/make_reliability.py --triton .venv-triton/bin/python
+
+The exit code is 1 where a test failed; the page is written all the same, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+LIBRARIES = ("dsd-trt", "onnxruntime", "openvino", "torch", "pillow", "numpy", "pyarrow")
+FAULTS = {
+    "lost": "what was written before is gone, or is not what an undisturbed run writes",
+    "doubled": "an answer or a row is there twice",
+    "half-written": "a file or folder under its name is neither the old nor the new one",
+    "left behind": "unfinished files are left after the next run, or memory, threads, open files",
+    "wrong": "a score, an image or a refusal is not what it has to be",
+    "hung": "no end within a limit",
+    "foreign exceptions": "a traceback, a crash, an error that is not ours",
+    "bytes sent": "a packet to, or a look-up of, another machine",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the tests counted.
+
+    Attributes:
+        lines: of the tests that ended, as `tests/torture.py` writes them.
+        failed: names of tests that failed, with why.
+        skipped: names of tests that were skipped, with why.
+        seconds: wall time.
+    """
+
+    lines: list[dict[str, Any]]
+    failed: dict[str, str]
+    skipped: dict[str, str]
+    seconds: float
+
+
+def run(commands: Sequence[Sequence[str]], scale: float) -> Run:
+    """Run pytest several times, one after the other."""
+    lines, failed, skipped = list[dict[str, Any]](), dict[str, str](), dict[str, str]()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = Path(scratch) / "figures.jsonl"
+        environment = {
+            **os.environ,
+            "DSD_TORTURE_FIGURES": str(figures),
+            "DSD_TORTURE_SCALE": str(scale),
+        }
+        for number, command in enumerate(commands):
+            report = Path(scratch) / f"{number}.xml"
+            ended = subprocess.run([*command, f"--junitxml={report}"], cwd=ROOT, env=environment)
+            if not report.exists():
+                failed[" ".join(command)] = f"ended with {ended.returncode}"
+                continue
+            for case in ElementTree.parse(report).iter("testcase"):
+                name = f"{case.get('classname')}::{case.get('name')}"
+                for found, into in (("failure", failed), ("error", failed), ("skipped", skipped)):
+                    if (told := case.find(found)) is not None:
+                        into[name] = (told.get("message") or found).splitlines()[0]
+        if figures.exists():
+            lines += map(json.loads, figures.read_text("utf-8").splitlines())
+    return Run(lines, failed, skipped, time.monotonic() - began)
+
+
+def render(ran: Run, command: str, scale: float) -> str:
+    """The page."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in ran.lines:
+        rows.setdefault(line["what"], []).append(line)
+    found = sum((Counter(line["faults"]) for line in ran.lines), Counter[str]())
+    share = "" if scale == 1 else f" at {scale:g} of its counts"
+    parts = [
+        "# Reliability\n",
+        f"Written by `{command}`{share}; every figure is a counter of a test. "
+        f"{machine()}; {datetime.date.today()}; {ran.seconds / 60:.0f} minutes.\n",
+        f"**{sum(found.values())} faults** in {len(ran.lines)} tests"
+        + (f", and {len(ran.failed)} tests failed" if ran.failed else "")
+        + ".\n",
+        "| what | how many | what would be seen | faults |\n|---|---:|---|---:|",
+    ]
+    for what in sorted(rows):
+        group = rows[what]
+        tried = sum(line["tried"] for line in group)
+        looked_for = dict.fromkeys(kind for line in group for kind in line["looked for"])
+        faults = sum((Counter(line["faults"]) for line in group), Counter[str]())
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items())) or "0"
+        parts.append(f"| {what} | {tried:,} | {', '.join(looked_for)} | {told} |")
+    parts += ["\n## What counts as a fault\n", "| fault | meaning |\n|---|---|"]
+    parts += [f"| {kind} | {meaning} |" for kind, meaning in FAULTS.items()]
+    parts += ["\n## How they ended\n", "| what | outcomes | measured |\n|---|---|---|"]
+    for what in sorted(rows):
+        outcomes = sum((Counter(line["outcomes"]) for line in rows[what]), Counter[str]())
+        ended = ", ".join(f"{count:,} {kind}" for kind, count in sorted(outcomes.items()))
+        measured = spans(rows[what])
+        if ended or measured:
+            parts.append(f"| {what} | {ended} | {measured} |")
+    for title, tests in (("Failed", ran.failed), ("Skipped", ran.skipped)):
+        if tests:
+            parts += [f"\n## {title}\n"]
+            parts += [f"- `{name}`: `{why[:300]}`" for name, why in sorted(tests.items())]
+    return "\n".join(parts) + "\n"
+
+
+def spans(lines: list[dict[str, Any]]) -> str:
+    """Quantities of several tests, from the least to the most."""
+    values: dict[str, list[float]] = {}
+    for line in lines:
+        for name, value in line["measured"].items():
+            values.setdefault(name, []).append(value)
+    return ", ".join(
+        f"{name}: {min(it):g}" + (f" to {max(it):g}" if min(it) != max(it) else "")
+        for name, it in values.items()
+    )
+
+
+def machine() -> str:
+    """What the tests ran on."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    return (
+        f"{processor}, {cores} cores, {platform.system()}, Python {platform.python_version()}, "
+        f"{versions}"
+    )
+
+
+def main() -> int:
+    """Run, write, and say how it went."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--triton", required=True, help="Python of the Triton environment.")
+    parser.add_argument("--scale", type=float, default=1, help="Share of the counts.")
+    parser.add_argument("--out", type=Path, default=PAGE, help="The page; - prints it.")
+    given = parser.parse_args()
+    # The Triton server has the machine to itself: its clients have deadlines.
+    commands = [
+        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "torture"],
+        [given.triton, "-m", "pytest", "tests/serving", "-m", "torture"],
+    ]
+    ran = run(commands, given.scale)
+    page = render(ran, "make torture", given.scale)
+    if str(given.out) == "-":
+        print(page)
+    else:
+        given.out.write_text(page, "utf-8")
+    return int(bool(ran.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Commands that are killed at random moments, and run again.
+
+A kill counts from the moment at which the libraries are there: before it nothing is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from torture import SLICE, Figures, scaled
+
+KINDS = ("lost", "half-written", "left behind", "hung")
+"""Of faults that `kill_often` sees."""
+
+READY = "its libraries are there"
+_PROGRAM = f"""
+import sys
+import {{modules}}
+from dsd_trt.cli import main
+print({READY!r}, flush=True)
+main(sys.argv[1:])
+"""
+LONGEST = 300.0  # seconds, after which a command hangs
+
+
+def same_bytes(name: str, content: bytes) -> bytes:
+    """For what has the same bytes in every run."""
+    return content
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that writes files.
+
+    Attributes:
+        arguments: of `dsd-trt`, relative to the folder it is run in.
+        kills: how often it is killed in the whole run of the torture.
+        modules: imported before it begins.
+        code: its exit code when nothing disturbs it.
+        replaces: whether what it writes takes the place of the old as a whole: at any moment all
+            of it is there, or nothing of it.
+        compared: what of a file has to be the same, by its name and content.
+        long: whether it is left out of a slice.
+        prepare: makes what it reads, in the folder.
+    """
+
+    arguments: Sequence[str | Path]
+    kills: int
+    modules: str = "dsd_trt.scorer, onnxruntime"
+    code: int = 0
+    replaces: bool = False
+    compared: Callable[[str, bytes], object] = same_bytes
+    long: bool = False
+    prepare: Callable[[Path], None] = field(default=lambda folder: None)
+
+    def start(self, folder: Path) -> subprocess.Popen[str]:
+        """Start it, and wait until its libraries are there."""
+        with folder.with_name(f"{folder.name}.said").open("wb") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM.format(modules=self.modules), *self.arguments],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # children are killed with it
+            )
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"{READY}\n", said(folder)
+        return process
+
+    def run(self, folder: Path) -> float:
+        """Run it to its end: how many seconds that took."""
+        process = self.start(folder)
+        began = time.monotonic()
+        try:
+            process.communicate(timeout=LONGEST)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"hangs: {said(folder)}") from None
+        finally:
+            _kill(process)
+        assert process.returncode == self.code, said(folder)
+        return time.monotonic() - began
+
+    def killed(self, folder: Path, seconds: float) -> bool:
+        """Kill it after so long; whether it was still at work."""
+        process = self.start(folder)
+        try:
+            process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        finally:
+            _kill(process)
+        assert process.returncode == self.code, said(folder)
+        return False
+
+    def written(self, folder: Path) -> Mapping[str, object]:
+        """Every file, as it is compared."""
+        return {
+            str(path.relative_to(folder)): self.compared(path.name, path.read_bytes())
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+
+def said(folder: Path) -> str:
+    """What the last command in a folder printed to its standard error."""
+    return folder.with_name(f"{folder.name}.said").read_text()[-2000:]
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def kill_often(command: Command, scratch: Path, figures: Figures) -> None:
+    """Kill a command at random moments, run it to its end, and compare with an undisturbed run."""
+    if command.long and SLICE:
+        pytest.skip("too long for a slice")
+    whole = _begin(command, scratch / "whole")
+    before = command.written(whole)
+    seconds = command.run(whole)
+    after = command.written(whole)
+    figures.measured["seconds undisturbed"] = round(seconds, 2)
+
+    draw = random.Random(repr(command.arguments[0]))
+    folder = _begin(command, scratch / "killed")
+    left = scaled(command.kills, 2)
+    while left:
+        if command.killed(folder, draw.uniform(0, seconds)):
+            left -= 1
+            figures.ended()
+            there = {
+                name: content
+                for name, content in command.written(folder).items()
+                if not any(part.startswith(".") for part in Path(name).parts)
+            }
+            if command.replaces and there not in (before, after):
+                figures.fault("half-written", f"kill {figures.tried}: {_differ(there, after)}")
+            if command.replaces and there == after:  # all was done, but the process had not ended
+                _begin(command, folder)
+        else:  # nothing is left of it to be killed: check it, and begin anew
+            _compare(command, folder, after, figures)
+            _begin(command, folder)
+    command.run(folder)
+    _compare(command, folder, after, figures)
+
+
+def _begin(command: Command, folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    command.prepare(folder)
+    return folder
+
+
+def _compare(command: Command, folder: Path, after: Mapping[str, object], figures: Figures) -> None:
+    found = command.written(folder)
+    if more := sorted(found.keys() - after.keys()):
+        figures.fault("left behind", more)
+    elif found != after:
+        figures.fault("lost", _differ(found, after))
+    figures.outcomes["run to the end and compared"] += 1
+
+
+def _differ(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    names = sorted(it for it in {*found, *wanted} if found.get(it) != wanted.get(it))
+    return f"{names} are not the same"
