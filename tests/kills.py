@@ -64,11 +64,16 @@ class Command:
     long: bool = False
     prepare: Callable[[Path], None] = field(default=lambda folder: None)
 
+    @property
+    def program(self) -> list[str | Path]:
+        """What is started."""
+        return [sys.executable, "-c", _PROGRAM.format(modules=self.modules), *self.arguments]
+
     def start(self, folder: Path) -> subprocess.Popen[str]:
         """Start it, and wait until its libraries are there."""
         with folder.with_name(f"{folder.name}.said").open("wb") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM.format(modules=self.modules), *self.arguments],
+                self.program,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -131,14 +136,14 @@ def kill_often(command: Command, scratch: Path, figures: Figures) -> None:
     """Kill a command at random moments, run it to its end, and compare with an undisturbed run."""
     if command.long and SLICE:
         pytest.skip("too long for a slice")
-    whole = _begin(command, scratch / "whole")
+    whole = begin(command, scratch / "whole")
     before = command.written(whole)
     seconds = command.run(whole)
     after = command.written(whole)
     figures.measured["seconds undisturbed"] = round(seconds, 2)
 
     draw = random.Random(repr(command.arguments[0]))
-    folder = _begin(command, scratch / "killed")
+    folder = begin(command, scratch / "killed")
     left = scaled(command.kills, 2)
     while left:
         if command.killed(folder, draw.uniform(0, seconds)):
@@ -150,17 +155,18 @@ def kill_often(command: Command, scratch: Path, figures: Figures) -> None:
                 if not any(part.startswith(".") for part in Path(name).parts)
             }
             if command.replaces and there not in (before, after):
-                figures.fault("half-written", f"kill {figures.tried}: {_differ(there, after)}")
+                figures.fault("half-written", f"kill {figures.tried}: {differ(there, after)}")
             if command.replaces and there == after:  # all was done, but the process had not ended
-                _begin(command, folder)
+                begin(command, folder)
         else:  # nothing is left of it to be killed: check it, and begin anew
             _compare(command, folder, after, figures)
-            _begin(command, folder)
+            begin(command, folder)
     command.run(folder)
     _compare(command, folder, after, figures)
 
 
-def _begin(command: Command, folder: Path) -> Path:
+def begin(command: Command, folder: Path) -> Path:
+    """Make a folder anew, with what the command reads."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     command.prepare(folder)
@@ -172,10 +178,11 @@ def _compare(command: Command, folder: Path, after: Mapping[str, object], figure
     if more := sorted(found.keys() - after.keys()):
         figures.fault("left behind", more)
     elif found != after:
-        figures.fault("lost", _differ(found, after))
+        figures.fault("lost", differ(found, after))
     figures.outcomes["run to the end and compared"] += 1
 
 
-def _differ(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+def differ(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    """Names of files that are not the same in both."""
     names = sorted(it for it in {*found, *wanted} if found.get(it) != wanted.get(it))
     return f"{names} are not the same"

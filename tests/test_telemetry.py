@@ -19,6 +19,7 @@ import pytest
 from bundles import make_bundle
 from fake_hub import FakeHub, files_of, serve
 from own_network import Ended, Running, own_network, run
+from torture import Figures, not_in_a_slice, scaled
 
 from dsd_trt.telemetry import VARIABLES
 
@@ -76,6 +77,7 @@ for arguments in json.loads(sys.argv[1]):
             raise
 time.sleep(max(0, until - time.monotonic()))
 """
+LISTENED = "commands and libraries, each for half a minute in a network of its own"
 MODEL = ["--data", "shapes-comvg", "--limit", "4"]
 ROADS = {
     "export": [
@@ -123,6 +125,17 @@ def leaves_nothing(ended: Ended, code: int = 0) -> bool:
     assert not ended.asked
     assert not [it for it in ended.files if not it.startswith(REMEMBERED)]
     return True
+
+
+def count_bytes(ended: Ended, figures: Figures) -> None:
+    """One more command that was listened to; what it sent or wrote is a fault."""
+    figures.ended()
+    assert ended.code == 0, ended.output
+    for name in ended.asked:
+        figures.fault("bytes sent", name)
+    for name in ended.files:
+        if not name.startswith(REMEMBERED):
+            figures.fault("left behind", name)
 
 
 def wrote_identifier(ended: Ended) -> bool:
@@ -241,10 +254,11 @@ def test_the_cpp_library_reports_for_those_who_let_it(
 
 @pytest.mark.torture
 def test_the_cpp_library_leaves_nothing_for_long(
-    own_network: None, cpp_build: Path, tmp_path: Path
+    own_network: None, cpp_build: Path, tmp_path: Path, figures: Figures
 ) -> None:
-    program = python(OPEN_IN_CPP, cpp_build / "libdsd.so", EMBEDDED, "30")
-    assert leaves_nothing(run(program, tmp_path / "x"))
+    figures.look_for(LISTENED, "bytes sent", "left behind")
+    program = python(OPEN_IN_CPP, cpp_build / "libdsd.so", EMBEDDED, str(scaled(30)))
+    count_bytes(run(program, tmp_path / "x"), figures)
 
 
 @pytest.mark.slow
@@ -255,16 +269,24 @@ def test_sees_onnxruntime_report(reporting_onnxruntime: None, tmp_path: Path) ->
 
 
 @pytest.mark.torture
-def test_a_library_leaves_nothing_for_long(own_network: None, tmp_path: Path) -> None:
+def test_a_library_leaves_nothing_for_long(
+    own_network: None, tmp_path: Path, figures: Figures
+) -> None:
+    figures.look_for(LISTENED, "bytes sent", "left behind")
     running = [
-        Running(python(SCORE, engine, STAR, "30"), tmp_path / engine)
+        Running(python(SCORE, engine, STAR, str(scaled(30))), tmp_path / engine)
         for engine in ("onnxruntime", "openvino")
     ]
-    assert all(leaves_nothing(it.end()) for it in running)
+    for it in running:
+        count_bytes(it.end(), figures)
 
 
 @pytest.mark.torture
+@not_in_a_slice
 @pytest.mark.parametrize("road", ROADS)
-def test_commands_leave_nothing_for_long(own_network: None, road: str, tmp_path: Path) -> None:
-    ended = run(python(COMMANDS, json.dumps(ROADS[road])), tmp_path / "x")
-    assert leaves_nothing(ended)
+def test_commands_leave_nothing_for_long(
+    own_network: None, road: str, tmp_path: Path, figures: Figures
+) -> None:
+    figures.look_for(LISTENED, "bytes sent", "left behind")
+    count_bytes(run(python(COMMANDS, json.dumps(ROADS[road])), tmp_path / "x"), figures)
+    figures.ended(count=len(ROADS[road]) - 1)

@@ -66,6 +66,11 @@ class Server:
                 time.sleep(0.1)
         raise RuntimeError(f"the server is not ready:\n{self.log.read_text()[-8000:]}")
 
+    def terminate(self) -> subprocess.Popen[bytes]:
+        """Tell it to end, and give its process to wait for."""
+        self._process.terminate()
+        return self._process
+
     def stop(self) -> None:
         """End it."""
         self._process.terminate()

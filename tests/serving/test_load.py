@@ -19,6 +19,7 @@ from client import PROTOCOLS, Client
 from inputs import LIMITS, UNSCORED, encode
 from numpy.typing import NDArray
 from server import Server, eventually, settled
+from torture import Figures, scaled
 from tritonclient.utils import InferenceServerException
 
 from dsd_trt import Bundle
@@ -26,7 +27,7 @@ from dsd_trt.bundle import write_bundle
 from dsd_trt.engines.triton.repository import write_repository
 from dsd_trt.manifest import Calibration
 
-CLIENTS, REQUESTS, FEW = 32, 2000, 320
+CLIENTS, FEW, MANY, MOST = 32, 320, 2000, scaled(3000, 320)
 REPLACED = ("dsd_image_encoder", "dsd_text_encoder", "dsd_pair_scorer", "dsd_score")
 MIB = 2**20
 
@@ -65,7 +66,7 @@ def requests(expected: NDArray[np.float64]) -> list[Request]:
         return chosen
 
     made = []
-    for i in range(REQUESTS):
+    for i in range(3000):
         images = draw(list(GOOD_IMAGES), BAD_IMAGES, i % 8 == 0)
         texts = draw(list(GOOD_TEXTS), BAD_TEXTS, i % 8 == 4)
         if i % 20 == 1:
@@ -109,10 +110,21 @@ def ask(client: Client, request: Request) -> dict[str, NDArray[Any]] | None:
     return answer
 
 
-@pytest.mark.parametrize("count", [FEW, pytest.param(REQUESTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        FEW,
+        pytest.param(MANY, marks=pytest.mark.slow),
+        pytest.param(MOST, marks=pytest.mark.torture),
+    ],
+)
 def test_requests_of_32_clients_are_answered_each_with_its_own(
-    server: Server, requests: list[Request], count: int
+    server: Server, requests: list[Request], count: int, figures: Figures
 ) -> None:
+    figures.look_for(
+        "Triton requests of 32 clients, every fourth with something bad",
+        *("lost", "wrong", "left behind"),
+    )
     queue: Iterator[Request] = iter(requests[:count])
     lock = threading.Lock()
     latencies: list[float] = []
@@ -130,6 +142,7 @@ def test_requests_of_32_clients_are_answered_each_with_its_own(
                 answer = ask(client, request)
                 latencies.append(time.monotonic() - began)
                 answered += 1
+                figures.ended("refused, as they had to be" if answer is None else "right")
                 if answer is not None:
                     np.testing.assert_allclose(
                         answer["probabilities"],
@@ -154,30 +167,38 @@ def test_requests_of_32_clients_are_answered_each_with_its_own(
     assert answered == count
     refused = sum(request.scores is None for request in requests[:count])
     p50, p99 = np.quantile(latencies, [0.5, 0.99]) * 1000
+    figures.measured |= {"median ms": round(p50), "99th percentile ms": round(p99)}
     print(
         f"\n{count} requests in {took:.1f} s, {refused} refused; "
         f"median {p50:.0f} ms, 99 % within {p99:.0f} ms; "
         f"memory {max(held) / MIB:.0f} MiB"
     )
-    if count == FEW:
+    if count < MANY:
         return
     # Once the caches and buffers are there, nothing is added: the second half holds what the
     # first did.
     half = len(held) // 2
     growth = max(held[half:]) - max(held[:half])
     print(f"{growth / MIB:+.1f} MiB in the second half")
+    figures.measured["MiB more in the second half"] = round(growth / MIB, 1)
     assert growth < 32 * MIB
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "rounds",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(scaled(4), marks=pytest.mark.torture)],
+)
 def test_models_are_replaced_under_load(
     server: Server,
     repository: Path,
     requests: list[Request],
     bundle: Bundle,
     tmp_path: Path,
+    rounds: int,
+    figures: Figures,
 ) -> None:
     """A second version, of another calibration: every answer is of one of them, none is missing."""
+    figures.look_for("Triton requests while models are replaced and put back", "lost", "wrong")
     other = Calibration(a=-1.0, b=0.25)
     shutil.copytree(bundle.folder, tmp_path / "bundle")
     changed = write_bundle(tmp_path / "bundle", replace(bundle.manifest, calibration=other))
@@ -213,22 +234,30 @@ def test_models_are_replaced_under_load(
                 assert time.monotonic() < until
                 time.sleep(0.05)
 
+    def put_back(client: Client, model: str) -> None:
+        shutil.rmtree(repository / model / "2", ignore_errors=True)
+        client.triton.load_model(model)
+        wait_for(model, "1")
+
     with ThreadPoolExecutor(8) as pool, Client(server, "grpc") as client:
         jobs = [pool.submit(work, number) for number in range(8)]
         try:
-            for model in REPLACED:
-                shutil.copytree(written / model / "1", repository / model / "2")
-                client.triton.load_model(model)
-                wait_for(model, "2")
+            for number in range(rounds):
+                for model in REPLACED if number else ():
+                    put_back(client, model)
+                for model in REPLACED:
+                    shutil.copytree(written / model / "1", repository / model / "2")
+                    client.triton.load_model(model)
+                    wait_for(model, "2")
+                figures.outcomes["models replaced"] += len(REPLACED)
             time.sleep(0.5)
         finally:
             stop.set()
             answers = [job.result() for job in jobs]
             for model in REPLACED:  # and back, for the other tests
-                shutil.rmtree(repository / model / "2", ignore_errors=True)
-                client.triton.load_model(model)
-                wait_for(model, "1")
+                put_back(client, model)
     for seen in answers:
         assert {"old", "new"} == set(seen)
         assert seen[-1] == "new"
+        figures.ended("right", len(seen))
     print(f"\n{sum(map(len, answers))} answers while {len(REPLACED)} models were replaced")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from own_network import Ended, own_network, run
+from torture import Figures, scaled
 
 __all__ = ["own_network"]
 
@@ -40,9 +41,12 @@ def test_a_server_leaves_nothing(own_network: None, repository: Path, tmp_path: 
 
 @pytest.mark.torture
 def test_a_server_leaves_nothing_for_long(
-    own_network: None, repository: Path, tmp_path: Path
+    own_network: None, repository: Path, tmp_path: Path, figures: Figures
 ) -> None:
-    assert not serve(repository, tmp_path / "x", "", 30).asked
+    figures.look_for("Triton's server, for half a minute in a network of its own", "bytes sent")
+    for name in serve(repository, tmp_path / "x", "", scaled(30)).asked:
+        figures.fault("bytes sent", name)
+    figures.ended()
 
 
 def test_a_server_reports_for_those_who_let_it(

@@ -1,25 +1,31 @@
-"""Every long command, killed at random moments and run again, ends with an undisturbed run's bytes.
+"""Every command that writes: killed at random moments, without room, and two of them at once.
 
-After each kill what is there is whole; at the end nothing unfinished is left beside it. `score`
+It ends with an undisturbed run's bytes. After each kill what is there is whole; at the end nothing
+unfinished is left beside it. `score`
 with --resume has its own tests in test_resume.py, folders in test_folders.py, `triton` in serving.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import write_adapter, write_checkpoint
-from kills import KINDS, Command, kill_often
+from kills import KINDS, LONGEST, Command, begin, differ, kill_often, said
 from PIL import Image
-from torture import Figures
+from small_disk import run_on_small_disk, small_disk
+from torture import SLICE, Figures, scaled
 
 from dsd_trt import Bundle
+
+__all__ = ["small_disk"]
 
 pytest_plugins = ("exported",)
 
@@ -215,13 +221,6 @@ COMMANDS: dict[str, Make] = {
 }
 
 
-def begin(command: Command, folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    command.prepare(folder)
-    return folder
-
-
 @pytest.mark.torture
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", COMMANDS)
@@ -230,3 +229,88 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_been(
 ) -> None:
     figures.look_for(f"kills of `{name}` at random moments", *KINDS)
     kill_often(COMMANDS[name](request), tmp_path, figures)
+
+
+# Disks
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_without_room_it_says_so_and_with_room_it_ends(
+    name: str,
+    small_disk: None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    figures: Figures,
+) -> None:
+    figures.look_for(
+        "commands on a full or read-only disk", "lost", "left behind", "foreign exceptions", "wrong"
+    )
+    command = COMMANDS[name](request)
+    if command.long and SLICE:
+        pytest.skip("too long for a slice")
+    whole = begin(command, tmp_path / "whole")
+    before = size_of(whole)
+    command.run(whole)
+    after = command.written(whole)
+    grown = size_of(whole) - before
+    shares = (0.3,) if command.long else (0, 0.3, 0.8)
+    for free in (None, *(int(grown * share) // 4096 * 4096 for share in shares)):
+        folder = begin(command, tmp_path / f"with-{free}")
+        first, second = run_on_small_disk(command.program, folder, free)
+        case = f"{name}, {'read-only' if free is None else f'{free} bytes free'}"
+        figures.ended("enough room" if first.code == command.code else "refused")
+        if "Traceback" in first.said + second.said or first.code not in (command.code, 1, 2, 4):
+            figures.fault("foreign exceptions", f"{case}: {first.code}, {first.said[-900:]}")
+        elif first.code != command.code and not re.search(NO_ROOM, first.said):
+            figures.fault("wrong", f"{case} says: {first.said[-300:]}")
+        if left := [it for it in first.names if it.endswith(".part")]:
+            figures.fault("left behind", f"{case}: {left}")
+        if second.code != command.code:
+            figures.fault("lost", f"{case}, and then {second.code}: {second.said[-300:]}")
+        elif (found := command.written(folder)) != after:
+            figures.fault("lost", f"{case}: {differ(found, after)}")
+
+
+NO_ROOM = r"No space left|Read-only file system|has room for"
+
+
+def size_of(folder: Path) -> int:
+    return sum(-(-it.stat().st_size // 4096) * 4096 for it in folder.rglob("*") if it.is_file())
+
+
+# Two at once
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_two_at_once_end_as_one(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, figures: Figures
+) -> None:
+    figures.look_for(
+        "two processes that write the same", "lost", "doubled", "left behind", "foreign exceptions"
+    )
+    command = COMMANDS[name](request)
+    if command.long and SLICE:
+        pytest.skip("too long for a slice")
+    whole = begin(command, tmp_path / "whole")
+    command.run(whole)
+    after = command.written(whole)
+    draw = random.Random(name)
+    for number in range(scaled(3 if command.long else 10, 2)):
+        folder = begin(command, tmp_path / "twice")
+        running = [command.start(folder)]
+        time.sleep(draw.choice((0, 0, 0.05, 0.3)))
+        running.append(command.start(folder))
+        ended = []
+        for process in running:
+            process.communicate(timeout=LONGEST)
+            ended.append(process.returncode)
+        figures.ended(" and ".join(map(str, sorted(ended))))
+        if not {*ended} <= {command.code, 2} or command.code not in ended:
+            figures.fault("foreign exceptions", f"{name}, {number}: {ended} {said(folder)}")
+        elif (found := command.written(folder)) != after:
+            kind = "left behind" if found.keys() - after.keys() else "lost"
+            figures.fault(kind, f"{name}, {number}: {differ(found, after)}")

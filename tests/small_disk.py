@@ -1,0 +1,115 @@
+"""A command on a disk of its own that is full or read-only, and again once there is room.
+
+What is run as a script is inside a namespace of its own, where everybody may mount a disk in
+memory. It fills the disk, lets the command run, makes room, and lets it run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+_UNSHARE = ["unshare", "--map-root-user", "--mount"]
+_ROOM = 64 * 2**20  # bytes of the disk besides what lies on it
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: its exit code.
+        said: its standard error.
+        names: of files on the disk after it, hidden ones included.
+    """
+
+    code: int
+    said: str
+    names: tuple[str, ...]
+
+
+def run_on_small_disk(
+    command: Sequence[str | Path], folder: Path, free: int | None
+) -> tuple[Ended, Ended]:
+    """Run a command on a disk without room, and again on the same with room.
+
+    Args:
+        command: the program and its arguments, started on the disk.
+        folder: what lies on the disk at first, and afterwards what lay there at the end.
+        free: bytes that are free; None is a disk that is read-only.
+
+    Returns:
+        How either ended.
+    """
+    disk = folder.with_name(f"{folder.name}.disk")
+    disk.mkdir()
+    plan = {"command": list(map(str, command)), "folder": str(folder), "free": free}
+    done = subprocess.run(
+        [*_UNSHARE, sys.executable, __file__, disk, json.dumps(plan)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert not done.returncode, done.stderr
+    disk.rmdir()
+    first, second = (Ended(**it) for it in json.loads(done.stdout))
+    return first, second
+
+
+@pytest.fixture(scope="session")
+def small_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where there can be none: without unshare, or where the kernel forbids it."""
+    folder = tmp_path_factory.mktemp("small-disk") / "folder"
+    folder.mkdir()
+    try:
+        run_on_small_disk(["true"], folder, 0)
+    except (OSError, AssertionError) as error:
+        pytest.skip(f"no disk of its own: {error}")
+
+
+def _mount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True)
+
+
+def _run(command: Sequence[str], disk: Path) -> dict[str, object]:
+    done = subprocess.run(
+        command, cwd=disk, stdin=subprocess.DEVNULL, capture_output=True, timeout=400
+    )
+    names = [str(it.relative_to(disk)) for it in disk.rglob("*") if it.is_file()]
+    said = done.stderr.decode(errors="replace")
+    return {"code": done.returncode, "said": said, "names": sorted(names)}
+
+
+def main(disk: Path, command: Sequence[str], folder: Path, free: int | None) -> None:
+    """Inside: mount, fill, run, make room, run again, and copy what is there."""
+    size = sum(it.stat().st_size + 4096 for it in folder.rglob("*")) + _ROOM
+    _mount(disk, f"size={size}")
+    shutil.copytree(folder, disk, dirs_exist_ok=True)
+    filler = disk / "filler"
+    if free is None:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    else:
+        with filler.open("wb") as file:
+            there = os.statvfs(disk)
+            os.posix_fallocate(file.fileno(), 0, max(1, there.f_bavail * there.f_frsize - free))
+    first = _run(command, disk)
+    if free is None:
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    filler.unlink(missing_ok=True)
+    second = _run(command, disk)
+    shutil.rmtree(folder)
+    shutil.copytree(disk, folder)
+    print(json.dumps([first, second]))
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[2])
+    main(Path(sys.argv[1]), given["command"], Path(given["folder"]), given["free"])
