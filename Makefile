@@ -9,10 +9,11 @@ DEMO := .venv-demo
 DEV := .venv
 TRITON := .venv-triton
 CPP := .venv-cpp
+AUDIT := .venv-audit
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-all torture torture-slice test-avx2 test-triton test-size test-gpu lint bench cpp clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-gpu lint bench cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -64,6 +65,12 @@ lint: $(DEV)/installed
 	cd build/typed && ../../$(DEV)/bin/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache --package dsd_trt
 
+# Known advisories of every pinned version; needs PyPI itself, a mirror of its files has none.
+audit:
+	test -x $(AUDIT)/bin/pip-audit || { \
+		$(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.7'; }
+	$(AUDIT)/bin/python tests/audit.py constraints.txt constraints-triton.txt
+
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt bench
 
@@ -77,7 +84,7 @@ cpp: $(CPP)/fetched
 	cmake --build $(CPP_BUILD) --parallel 2
 
 clean:
-	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) engines/cpp/build dsd_trt/engine/*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) engines/cpp/build dsd_trt/engine/*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
 # because setuptools would pack modules that no longer exist.

@@ -12,12 +12,13 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,12 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 LIBRARIES = ("dsd-trt", "onnxruntime", "openvino", "torch", "pillow", "numpy", "pyarrow")
+TOTALS = {
+    "kills": "kills ",
+    "mutated images": "mutated .*images",
+    "mutated bundles, adapters, indexes, tables": "mutated (bundles|adapters|indexes|tables)",
+    "requests to Triton": "Triton requests",
+}
 FAULTS = {
     "lost": "what was written before is gone, or is not what an undisturbed run writes",
     "doubled": "an answer or a row is there twice",
@@ -83,20 +90,21 @@ def run(commands: Sequence[Sequence[str]], scale: float) -> Run:
     return Run(lines, failed, skipped, time.monotonic() - began)
 
 
-def render(ran: Run, command: str, scale: float) -> str:
+def render(ran: Run, command: str) -> str:
     """The page."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in ran.lines:
         rows.setdefault(line["what"], []).append(line)
     found = sum((Counter(line["faults"]) for line in ran.lines), Counter[str]())
-    share = "" if scale == 1 else f" at {scale:g} of its counts"
+    scales = sorted({line["scale"] for line in ran.lines} - {1})
+    share = f" at {scales[0]:g} to {scales[-1]:g} of its counts" if scales else ""
     parts = [
         "# Reliability\n",
         f"Written by `{command}`{share}; every figure is a counter of a test. "
         f"{machine()}; {datetime.date.today()}; {ran.seconds / 60:.0f} minutes.\n",
         f"**{sum(found.values())} faults** in {len(ran.lines)} tests"
         + (f", and {len(ran.failed)} tests failed" if ran.failed else "")
-        + ".\n",
+        + f"; {', '.join(totals(ran.lines))}.\n",
         "| what | how many | what would be seen | faults |\n|---|---:|---|---:|",
     ]
     for what in sorted(rows):
@@ -120,6 +128,14 @@ def render(ran: Run, command: str, scale: float) -> str:
             parts += [f"\n## {title}\n"]
             parts += [f"- `{name}`: `{why[:300]}`" for name, why in sorted(tests.items())]
     return "\n".join(parts) + "\n"
+
+
+def totals(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """How many there were of what several rows have."""
+    for title, pattern in TOTALS.items():
+        count = sum(line["tried"] for line in lines if re.match(pattern, line["what"]))
+        if count:
+            yield f"{count:,} {title}"
 
 
 def spans(lines: list[dict[str, Any]]) -> str:
@@ -164,7 +180,7 @@ def main() -> int:
         [given.triton, "-m", "pytest", "tests/serving", "-m", "torture"],
     ]
     ran = run(commands, given.scale)
-    page = render(ran, "make torture", given.scale)
+    page = render(ran, "make torture")
     if str(given.out) == "-":
         print(page)
     else:

@@ -12,6 +12,7 @@ import pytest
 from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 from PIL import Image
+from torture import Figures
 
 from dsd_trt import Bundle
 from dsd_trt.cli import cli
@@ -105,7 +106,8 @@ def test_what_came_meanwhile_is_not_replaced_unasked(tmp_path: Path) -> None:
 
 
 @pytest.mark.torture
-def test_adapters_saved_at_once_are_one_of_them(tmp_path: Path) -> None:
+def test_adapters_saved_at_once_are_one_of_them(tmp_path: Path, figures: Figures) -> None:
+    figures.look_for("two processes that write the same", "half-written")
     adapter = Adapter.load(write_adapter(tmp_path / "first", write_checkpoint(tmp_path / "model")))
     adapter.save(tmp_path / "adapter")
     code = (
@@ -124,5 +126,6 @@ def test_adapters_saved_at_once_are_one_of_them(tmp_path: Path) -> None:
     saving = [subprocess.Popen([*command, number]) for number in ("1", "2")]
     assert [process.wait() for process in saving] == [0, 0]
     last = Adapter.load(tmp_path / "adapter")
-    assert {float(v.max()) for v in last.prompt_state.values()} == {last.a}
+    with figures.attempt("half-written"):
+        assert {float(v.max()) for v in last.prompt_state.values()} == {last.a}
     assert len(list((tmp_path / "adapter").iterdir())) == 2
