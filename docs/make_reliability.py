@@ -96,8 +96,9 @@ def render(ran: Run, command: str) -> str:
     for line in ran.lines:
         rows.setdefault(line["what"], []).append(line)
     found = sum((Counter(line["faults"]) for line in ran.lines), Counter[str]())
-    scales = sorted({line["scale"] for line in ran.lines} - {1})
-    share = f" at {scales[0]:g} to {scales[-1]:g} of its counts" if scales else ""
+    scales = sorted({line["scale"] for line in ran.lines})
+    span = " to ".join(f"{it:g}" for it in dict.fromkeys((*scales[:1], *scales[-1:])))
+    share = f" at {span} of its counts" if scales and scales != [1] else ""
     parts = [
         "# Reliability\n",
         f"Written by `{command}`{share}; every figure is a counter of a test. "
