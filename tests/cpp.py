@@ -26,7 +26,11 @@ class Error(ctypes.Structure):
 
 
 class Options(ctypes.Structure):
-    _fields_ = [("threads", ctypes.c_int), ("memory_budget_mb", ctypes.c_double)]
+    _fields_ = [
+        ("threads", ctypes.c_int),
+        ("memory_budget_mb", ctypes.c_double),
+        ("no_self_check", ctypes.c_int),
+    ]
 
 
 class Image(ctypes.Structure):
@@ -46,12 +50,18 @@ class CppError(Exception):
 class CppScorer:
     """The C header's functions on one bundle."""
 
-    def __init__(self, library: ctypes.CDLL, bundle: Path, memory_budget_mb: float = 0) -> None:
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        bundle: Path,
+        memory_budget_mb: float = 0,
+        self_check: bool = True,
+    ) -> None:
         self._library, self._handle = library, ctypes.c_void_p()
         self._call(
             library.dsd_open,
             str(bundle).encode(),
-            ctypes.byref(Options(1, memory_budget_mb)),
+            ctypes.byref(Options(1, memory_budget_mb, not self_check)),
             ctypes.byref(self._handle),
         )
         library.dsd_max_length.restype = library.dsd_resolution.restype = ctypes.c_size_t

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,10 @@ def test_an_adapter_is_fed(
     file = bundle.path(bundle.manifest.adapter.file)
     (np.fromfile(file, "<f4") / 2).tofile(file)  # another adapter: other scores, so it is fed
     write_bundle(bundle.folder, bundle.manifest)
+    with pytest.raises(CppError, match="self-check of the pair scorer"):
+        CppScorer(cpp_library, bundle.folder)
+    bundle.path("self_check.safetensors").unlink()
+    write_bundle(bundle.folder, replace(bundle.manifest, self_check=None))
     assert np.abs(agree(cpp_library, bundle.folder) - fed).max() > 1e-4
 
 

@@ -1,6 +1,6 @@
 // Prints what `dsd-trt score --bundle BUNDLE --format csv IMAGES... TEXTS` prints.
 //
-//     dsd-score BUNDLE IMAGES... TEXTS
+//     dsd-score [--no-self-check] BUNDLE IMAGES... TEXTS
 //
 // IMAGES are JPEG and PNG files, and folders of them; TEXTS is a UTF-8 file with one text a line.
 // Exits with 3 where some images, texts or pairs could not be scored, else as the Python command
@@ -65,8 +65,8 @@ std::string shortest(float number) {
     return std::string(digits, end);
 }
 
-int run(const std::vector<std::string> &arguments) {
-    const dsd::Scorer scorer(arguments.front());
+int run(const std::vector<std::string> &arguments, const dsd::Options &options) {
+    const dsd::Scorer scorer(arguments.front(), options);
     const auto texts = read_texts(arguments.back());
     std::vector<std::string> names;
     std::vector<dsd::Image> images;
@@ -95,13 +95,18 @@ int run(const std::vector<std::string> &arguments) {
 }  // namespace
 
 int main(int argc, char **argv) {
-    const std::vector<std::string> arguments(argv + 1, argv + argc);
+    std::vector<std::string> arguments(argv + 1, argv + argc);
+    dsd::Options options;
+    if (!arguments.empty() && arguments.front() == "--no-self-check") {
+        options.self_check = false;
+        arguments.erase(arguments.begin());
+    }
     if (arguments.size() < 3) {
-        std::cerr << "usage: dsd-score BUNDLE IMAGES... TEXTS\n";
+        std::cerr << "usage: dsd-score [--no-self-check] BUNDLE IMAGES... TEXTS\n";
         return 2;
     }
     try {
-        return run(arguments);
+        return run(arguments, options);
     } catch (const dsd::Error &error) {
         std::cerr << "error: " << error.what() << '\n';
         return error.code() == dsd::ErrorCode::engine ? 4 : 2;

@@ -169,6 +169,7 @@ std::vector<std::string> weight_files(const Json &manifest, const Hashes &files)
     for (const Json &graph : manifest["graphs"]) note(graph);
     note(manifest["tokenizer"]);
     note(manifest["adapter"]);
+    if (const auto check = manifest.find("self_check"); check != manifest.end()) note(*check);
     std::vector<std::string> names;
     for (const auto &[name, content] : files) {
         if (!serving.count(name) && fs::path(name).extension() != ".md") names.push_back(name);
@@ -363,6 +364,15 @@ void read_adapter(Bundle &bundle, const Json &adapter, const fs::path &folder,
     }
 }
 
+SelfCheckFile read_self_check(Fields check, const fs::path &folder, const Hashes &files) {
+    const std::string file = check.text("file");
+    require_listed(files, check.at("file"), file);
+    const double tolerance = check.number("tolerance");
+    require(0 < tolerance && tolerance < 1, check.at("tolerance"), "must lie between 0 and 1");
+    check.nothing_else();
+    return {folder / file, tolerance};
+}
+
 void read_calibration(Fields calibration, double &a, double &b) {
     a = calibration.number("a");
     b = calibration.number("b");
@@ -427,6 +437,9 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     read_calibration(manifest.object("calibration"), bundle.calibration_a, bundle.calibration_b);
 
     read_adapter(bundle, manifest["adapter"], folder, files);
+    if (manifest.has("self_check")) {
+        bundle.self_check = read_self_check(manifest.object("self_check"), folder, files);
+    }
     Fields graphs = manifest.object("graphs");
     const std::vector<std::string> weights = weight_files(json, files);
     bundle.image_encoder = read_graph(graphs, "image_encoder", folder, files, weights);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,12 @@ struct GraphFile {
     std::vector<Tensor> inputs, outputs;
 };
 
+// Inputs of the graphs, and what the PyTorch model computed of them.
+struct SelfCheckFile {
+    std::filesystem::path path;
+    double tolerance;  // of the bundle's precision, relative to the largest number of an output
+};
+
 enum class ScoreKind { attention, denoising, both };
 enum class TokenMask { words, words_eos, all };
 
@@ -45,6 +52,8 @@ struct Bundle {
     GraphFile image_encoder, text_encoder, pair_scorer;
     std::vector<float> adapter;  // an input of the pair scorer; empty where it has none
     std::size_t fewest_heads;    // of a scored layer
+
+    std::optional<SelfCheckFile> self_check;
 
     ScoreKind score;
     double denoising_weight;

@@ -24,6 +24,9 @@ class Engine {
 
     static const char *name() noexcept;
     static BatchSizes batch_sizes(const Bundle &bundle, double memory_budget_mb);
+    // What results may differ by in a self-check, relative to an output's largest number, where a
+    // bundle's own precision allows `tolerance`.
+    static double tolerance(double tolerance) noexcept;
 
   private:
     friend class Graph;

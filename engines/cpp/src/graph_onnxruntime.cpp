@@ -122,6 +122,8 @@ BatchSizes Engine::batch_sizes(const Bundle &bundle, double memory_budget_mb) {
     return dsd::batch_sizes(bundle, memory_budget_mb);
 }
 
+double Engine::tolerance(double tolerance) noexcept { return tolerance; }
+
 struct Graph::Parts {
     std::vector<Tensor> inputs, outputs;
     std::string path;

@@ -153,6 +153,10 @@ const char *Engine::name() noexcept {
 // Activations are the plans' own affair, and so is which batches are run at once.
 BatchSizes Engine::batch_sizes(const Bundle &, double) { return {32, 256, 256}; }
 
+double Engine::tolerance(double tolerance) noexcept {
+    return std::max(tolerance, 1e-2);  // GPUs multiply FP32 in TF32, which has FP16's digits
+}
+
 struct Graph::Parts {
     Parts(Engine::Parts &engine_parts, const GraphFile &file);
 

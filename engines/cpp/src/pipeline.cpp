@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "image.hpp"
+#include "self_check.hpp"
 
 namespace dsd {
 namespace {
@@ -68,7 +69,13 @@ Pipeline::Pipeline(const std::filesystem::path &folder, const Options &options)
       batch(Engine::batch_sizes(bundle, options.memory_budget_mb)),
       image_encoder(engine, bundle.image_encoder),
       text_encoder(engine, bundle.text_encoder),
-      pair_scorer(engine, bundle.pair_scorer) {}
+      pair_scorer(engine, bundle.pair_scorer) {
+    if (!options.self_check || !bundle.self_check) return;
+    const SelfCheck check(bundle);
+    check.require(bundle.image_encoder, image_encoder);
+    check.require(bundle.text_encoder, text_encoder);
+    check.require(bundle.pair_scorer, pair_scorer);
+}
 
 Tokens Pipeline::lay_out(std::vector<std::int32_t> words) const {
     const auto length = static_cast<std::size_t>(bundle.max_length);

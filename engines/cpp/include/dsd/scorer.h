@@ -44,6 +44,10 @@ typedef struct dsd_error {
 typedef struct dsd_options {
     int threads;             /* of ONNX Runtime; 0 is one a physical core */
     double memory_budget_mb; /* for activations; 0 is 1024; TensorRT's plans have their own */
+    int no_self_check;       /* 0: graphs compute the items that the bundle has results of when they
+                                are opened. Otherwise damage that hashes do not show scores wrong
+                                numbers. Callers compiled before this field was there compile
+                                again. */
 } dsd_options;
 
 /* An image, in one of three forms. */

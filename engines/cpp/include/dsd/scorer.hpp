@@ -41,6 +41,9 @@ struct Options {
     int threads = 0;                // of ONNX Runtime; 0 is one a physical core
     double memory_budget_mb = 1024;  // for activations; weights come on top; TensorRT's plans have
                                      // their own
+    // Whether graphs compute the items that the bundle has results of, when they are opened.
+    // Without it, damage that hashes do not show scores wrong numbers.
+    bool self_check = true;
 };
 
 // What could not be scored, and why.
@@ -68,7 +71,8 @@ struct Tokens {
 
 class Scorer {
   public:
-    // Opens a bundle's folder and verifies it whole: schema, sizes, hashes, graphs.
+    // Opens a bundle's folder and verifies it whole: schema, sizes, hashes, graphs, and what these
+    // compute.
     explicit Scorer(const std::filesystem::path &bundle, const Options &options = {});
     ~Scorer();
     Scorer(Scorer &&) noexcept;

@@ -1,0 +1,30 @@
+// The self-check: graphs compute a few items whose results are known, before anything is scored.
+// dsd_trt/self_check.py has the same rules.
+#pragma once
+
+#include "bundle.hpp"
+#include "graph.hpp"
+#include "tensor_file.hpp"
+
+namespace dsd {
+
+class SelfCheck {
+  public:
+    // Reads the file of a bundle that has one, and that outlives this. Throws dsd::Error, code
+    // bundle, where it does not fit the bundle's graphs.
+    explicit SelfCheck(const Bundle &bundle);
+
+    // Runs a graph, an item at a time. Throws dsd::Error, code engine, with both numbers, where it
+    // computes anything else than the PyTorch model did.
+    void require(const GraphFile &file, const Graph &graph) const;
+
+  private:
+    const StoredTensor &stored(const GraphFile &file, const Tensor &tensor) const;
+    void check_fit(const GraphFile &file) const;
+    void compare(const GraphFile &file, const Tensor &output, const Bytes &computed) const;
+
+    const Bundle &bundle_;
+    StoredTensors tensors_;
+};
+
+}  // namespace dsd
