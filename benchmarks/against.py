@@ -1,0 +1,354 @@
+"""Today's build against another commit's: cold start, throughput and memory, in one run.
+
+    python benchmarks/against.py REF
+
+Both are installed, with the versions that their own constraints.txt names, into environments of
+their own: REF from its commit, today's from the working tree, uncommitted changes included. They
+take turns, every measurement in a fresh process, so that whatever else the machine does meets both.
+Processor time is shown beside time: it says what a build costs where other programs were busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKLOAD = Path(__file__).with_name("workload.py")
+ENVIRONMENTS = ROOT / ".venv-against"
+ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build in its environment."""
+
+    name: str
+    folder: Path
+
+    def workload(self, *arguments: object) -> tuple[dict[str, Any], float]:
+        """Run `workload.py` to its end.
+
+        Returns:
+            What it said, and the seconds from before it was started until it said so.
+
+        Raises:
+            MeasurementError: it failed; with its last words.
+        """
+        # Caches of its own, so that neither is served what the other compiled. And onnxruntime is
+        # kept from sending what it is used for, also where a build did not see to that itself.
+        variables = {"DSD_TRT_CACHE": str(self.folder / "cache"), "ORT_DISABLE_TELEMETRY": "1"}
+        command = [self.folder / "bin" / "python", "-I", WORKLOAD, *arguments]
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
+            began = time.perf_counter()
+            with subprocess.Popen(
+                list(map(str, command)),
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                cwd=self.folder,
+                env=os.environ | variables,
+                encoding="utf-8",
+            ) as process:
+                assert process.stdout is not None
+                said = process.stdout.readline()
+                seconds = time.perf_counter() - began
+            if process.returncode or not said:
+                complaints.seek(0)
+                raise MeasurementError((complaints.read().strip().splitlines() or ["?"])[-1])
+        return json.loads(said), seconds
+
+
+class MeasurementError(Exception):
+    """A build could not be measured."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity of both builds, round by round.
+
+    Attributes:
+        what: is measured.
+        unit: of the values.
+        better: whether "higher" or "lower" values are.
+        before: REF's values.
+        after: today's.
+    """
+
+    what: str
+    unit: str
+    better: str
+    before: list[float] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Today's over REF's, within each round: what slows a round slows both."""
+        return [a / b for a, b in zip(self.after, self.before, strict=True)]
+
+    def summary(self) -> dict[str, Any]:
+        """Medians, ranges and raw values, for JSON."""
+        return {
+            "what": self.what,
+            "unit": self.unit,
+            "better": self.better,
+            **{
+                name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
+                for name, values in (
+                    ("before", self.before),
+                    ("after", self.after),
+                    ("ratio", self.ratios),
+                )
+            },
+            "rounds": {"before": self.before, "after": self.after},
+        }
+
+
+def table(rows: Iterable[Row], before: str, after: str) -> str:
+    """All rows in Markdown."""
+    lines = [
+        f"| | {before} | min to max | {after} | min to max | ratio | min to max |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [f"{row.what}, {row.unit}" if row.unit else row.what]
+        for values in (row.before, row.after):
+            cells += [f"{statistics.median(values):.4g}", f"{min(values):.4g} to {max(values):.4g}"]
+        ratios = row.ratios
+        cells += [f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f} to {max(ratios):.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A run of `workload.py`, and the quantities it yields: key, name, unit, what is better."""
+
+    work: str
+    engine: str | None
+    quantities: tuple[tuple[str, str, str, str], ...]
+
+    def of(self, build: Build, folder: Path) -> dict[str, float]:
+        """Measure a build once, in a fresh process."""
+        arguments = [self.work] if self.engine is None else [self.work, self.engine, folder]
+        found, seconds = build.workload(*arguments)
+        return {"seconds": seconds, **found}
+
+
+def measurements(engines: Sequence[str]) -> Iterator[Measurement]:
+    """All that is measured, the cheapest first."""
+    yield Measurement(
+        "import",
+        None,
+        (
+            ("seconds", "import of Scorer", "s", "lower"),
+            ("processor", "import of Scorer, processor time", "s", "lower"),
+        ),
+    )
+    for engine in engines:
+        yield Measurement(
+            "start",
+            engine,
+            (
+                ("seconds", f"cold start, {engine}", "s", "lower"),
+                ("processor", f"cold start, {engine}, processor time", "s", "lower"),
+            ),
+        )
+    for engine in engines:
+        for work, named in (("pairs", "4 images x 16 texts"), ("files", "16 photographs x 4 texts")):
+            yield Measurement(
+                work,
+                engine,
+                (
+                    ("rate", f"{named}, {engine}", "pairs/s", "higher"),
+                    (
+                        "processor_rate",
+                        f"{named}, {engine}, per second of processor time",
+                        "pairs",
+                        "higher",
+                    ),
+                    ("peak_mib", f"{named}, {engine}, peak memory", "MiB", "lower"),
+                ),
+            )
+
+
+def compare(
+    before: Build, after: Build, folder: Path, engines: Sequence[str], rounds: int, starts: int
+) -> Iterator[Row]:
+    """Measure both, in turns.
+
+    Args:
+        before: REF.
+        after: today's.
+        folder: of what `workload.py` drew.
+        engines: to measure.
+        rounds: of throughput.
+        starts: rounds of everything that takes about a second.
+    """
+    for measurement in measurements(engines):
+        builds = [before, after]
+        try:
+            for build in builds:  # once uncounted: caches exist, files are in memory
+                measurement.of(build, folder)
+        except MeasurementError as error:
+            # Such as BF16 on a processor without it, or an engine that a build did not know.
+            progress(f"{measurement.work} on {measurement.engine} is left out: {error}")
+            continue
+        rows = [Row(what, unit, better) for _, what, unit, better in measurement.quantities]
+        quick = measurement.work in ("import", "start")
+        for number in range(starts if quick else rounds):
+            for build in builds:
+                found = measurement.of(build, folder)
+                for (key, *_), row in zip(measurement.quantities, rows, strict=True):
+                    if found.get(key) is not None:
+                        (row.before if build is before else row.after).append(found[key])
+            builds.reverse()  # ABBA: neither is always second
+            progress(f"{measurement.work} {measurement.engine or ''}: round {number + 1}")
+        yield from (row for row in rows if row.before)
+
+
+def environment(tree: str, name: str) -> Build:
+    """Install a tree of the repository with its own pinned versions; one that is there is kept.
+
+    Args:
+        tree: hash of a Git tree.
+        name: for tables.
+    """
+    folder = ENVIRONMENTS / tree[:16]
+    if not (folder / "installed").exists():
+        progress(f"installing {name}")
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            archive = Path(temporary) / "tree.tar"
+            git("archive", "--output", str(archive), tree)
+            source = Path(temporary) / "source"
+            shutil.unpack_archive(archive, source)
+            subprocess.run(
+                [
+                    *(folder / "bin" / "python", "-m", "pip", "install", "--quiet"),
+                    *("--constraint", source / "constraints.txt", f"{source}[cpu,openvino]"),
+                ],
+                check=True,
+            )
+        (folder / "installed").touch()
+    return Build(name, folder)
+
+
+def working_tree() -> str:
+    """Hash of the tree that a commit of everything here would have; nothing is staged by it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        index = {"GIT_INDEX_FILE": str(Path(temporary) / "index")}
+        git("add", "--all", **index)
+        return git("write-tree", **index)
+
+
+def git(*arguments: str, **variables: str) -> str:
+    """What a Git command writes."""
+    return subprocess.run(
+        ["git", *arguments],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        env=os.environ | variables,
+        encoding="utf-8",
+    ).stdout.strip()
+
+
+def machine() -> dict[str, Any]:
+    """What figures depend on beside the builds."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"processor": processor, "cores": cores, "system": platform.platform()}
+
+
+def load() -> float:
+    """Processes that were running or waiting to, on average over the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
+
+
+def progress(text: str) -> None:
+    """Show what is being done, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ref", metavar="REF", help="commit, branch or tag to compare with")
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="ENGINE")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="of throughput (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--starts", type=int, default=21, help="rounds of starts and imports (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Compare, and print the table."""
+    asked = arguments_of(words)
+    commit = git("rev-parse", "--verify", f"{asked.ref}^{{commit}}")
+    before_tree, after_tree = git("rev-parse", f"{commit}^{{tree}}"), working_tree()
+    if before_tree == after_tree:
+        progress("both are the same: ratios show the machine's noise alone")
+    before = environment(before_tree, commit[:7])
+    after = environment(after_tree, "working tree")
+    for old in ENVIRONMENTS.iterdir():  # each is half a gigabyte
+        if old not in (before.folder, after.folder):
+            shutil.rmtree(old)
+    header = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **machine(),
+        "before": {"name": commit, **before.workload("versions")[0]},
+        "after": {"name": f"tree {after_tree}", **after.workload("versions")[0]},
+        "load": [load()],
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        before.workload("draw", temporary)
+        rows = list(
+            compare(before, after, Path(temporary), asked.engines, asked.rounds, asked.starts)
+        )
+    header["load"].append(load())
+    print(
+        f"{header['date']}, {header['processor']}, {header['cores']} cores, {header['system']}\n"
+        f"{before.name}: {_listed(header['before'])}\n"
+        f"{after.name}: {_listed(header['after'])}\n"
+        f"load before and after: {header['load'][0]:.2f}, {header['load'][1]:.2f}; medians of "
+        f"{asked.rounds} rounds, of starts and imports {asked.starts}; a ratio is the "
+        f"{after.name}'s over {before.name}'s, median of the rounds' own\n"
+    )
+    print(table(rows, before.name, after.name))
+    if asked.json:
+        figures = {**header, "rows": [row.summary() for row in rows]}
+        asked.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _listed(build: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in build["versions"].items())
+
+
+if __name__ == "__main__":
+    main()

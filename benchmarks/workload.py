@@ -1,0 +1,140 @@
+"""One measurement of one build, in a process of its own; `against.py` runs it in both builds.
+
+    python workload.py import
+    python workload.py start|pairs|files ENGINE FOLDER
+
+Writes one line of JSON. Only names are used that every build since the first one has.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TEXTS = [
+    f"a {size} {colour} {shape}"
+    for size in ("large", "small")
+    for colour in ("red", "green", "blue", "yellow")
+    for shape in ("circle", "square")
+]
+BURSTS = 3  # timed calls of a process; their median counts
+
+
+def say(**found: Any) -> None:
+    """Tell the parent, which takes the time of it, and go on."""
+    print(json.dumps(found), flush=True)
+
+
+def start_up() -> None:
+    """Import what scoring starts from."""
+    before = time.perf_counter(), time.process_time()
+    from dsd_trt import Scorer  # noqa: F401
+
+    say(seconds=time.perf_counter() - before[0], processor=time.process_time() - before[1])
+
+
+def score_one(engine: str, folder: Path) -> None:
+    """Load, and score one pair: the parent's clock runs since before this process began."""
+    from dsd_trt import Scorer
+
+    Scorer.load(engine=engine).score([folder / "pictures" / "00.png"], TEXTS[:1])
+    say(processor=time.process_time())
+
+
+def throughput(engine: str, images: list[Any], texts: list[str]) -> None:
+    """Pairs per second of a scorer that is warm."""
+    from dsd_trt import Scorer
+
+    scorer = Scorer.load(engine=engine)
+
+    def score() -> None:
+        scorer.score(images, texts)
+
+    score()  # graphs for whole batches are compiled, and the fastest size is found, on first use
+    bursts = sorted(_timed(score) for _ in range(BURSTS))
+    seconds, processor = bursts[BURSTS // 2]
+    pairs = len(images) * len(texts)
+    say(rate=pairs / seconds, processor_rate=pairs / processor, peak_mib=peak_mib())
+
+
+def _timed(work: Callable[[], None]) -> tuple[float, float]:
+    before = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - before[0], time.process_time() - before[1]
+
+
+def peak_mib() -> float | None:
+    """The most memory this process has had; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def draw(folder: Path) -> None:
+    """Write what is scored: small pictures, and photographs' sizes of the same."""
+    import random
+
+    from PIL import Image, ImageDraw
+
+    chance = random.Random(0)
+    for kind in ("pictures", "photographs"):
+        (folder / kind).mkdir()
+    for number in range(16):
+        picture = Image.new("RGB", (128, 128), tuple(chance.randrange(256) for _ in range(3)))
+        pen = ImageDraw.Draw(picture)
+        for _ in range(3):
+            x, y, side = (chance.randrange(10, 60) for _ in range(3))
+            colour = tuple(chance.randrange(256) for _ in range(3))
+            chance.choice([pen.ellipse, pen.rectangle])((x, y, x + side, y + side), fill=colour)
+        picture.save(folder / "pictures" / f"{number:02}.png")
+        large = picture.resize((1600, 1200), Image.Resampling.BICUBIC)
+        large.save(folder / "photographs" / f"{number:02}.jpg", quality=90)
+    say(images=32)
+
+
+def versions() -> None:
+    """What the build runs on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("onnxruntime", "openvino", "numpy", "pillow", "tokenizers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "-"
+    say(versions=found)
+
+
+def main(work: str, *arguments: str) -> None:
+    """Do one of the measurements; an engine that this machine lacks is no failure."""
+    if work == "versions":
+        versions()
+    elif work == "draw":
+        draw(Path(arguments[0]))
+    elif work == "import":
+        start_up()
+    else:
+        engine, folder = arguments[0], Path(arguments[1])
+        pictures, photographs = (
+            sorted((folder / kind).iterdir()) for kind in ("pictures", "photographs")
+        )
+        if work == "start":
+            score_one(engine, folder)
+        elif work == "pairs":
+            throughput(engine, [picture.read_bytes() for picture in pictures[:4]], TEXTS)
+        elif work == "files":
+            throughput(engine, photographs, TEXTS[:4])
+        else:
+            raise SystemExit(f"no measurement {work!r}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
