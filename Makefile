@@ -13,7 +13,7 @@ AUDIT := .venv-audit
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-gpu lint bench cpp clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-gpu lint bench bench-against cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -74,6 +74,16 @@ audit:
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt bench
 
+# Cold start, throughput and memory of the working tree beside another commit's, each in an
+# environment of its own: make bench-against 69c4a49, or REF=69c4a49. AGAINST_ARGS goes to the script.
+ifeq ($(firstword $(MAKECMDGOALS)),bench-against)
+REF ?= $(word 2,$(MAKECMDGOALS))
+$(eval $(wordlist 2,2,$(MAKECMDGOALS)) bench-against-ref:;@:)
+endif
+
+bench-against:
+	$(PYTHON) benchmarks/against.py $(REF) $(AGAINST_ARGS)
+
 # The C++ runtime; docs/cpp.md says what has to be installed. CMAKE_ARGS goes to CMake.
 CPP_BUILD ?= engines/cpp/build
 
@@ -84,7 +94,7 @@ cpp: $(CPP)/fetched
 	cmake --build $(CPP_BUILD) --parallel 2
 
 clean:
-	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) engines/cpp/build dsd_trt/engine/*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) .venv-against engines/cpp/build dsd_trt/engine/*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
 # because setuptools would pack modules that no longer exist.

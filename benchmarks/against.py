@@ -167,7 +167,10 @@ def measurements(engines: Sequence[str]) -> Iterator[Measurement]:
             ),
         )
     for engine in engines:
-        for work, named in (("pairs", "4 images x 16 texts"), ("files", "16 photographs x 4 texts")):
+        for work, named in (
+            ("pairs", "4 images x 16 texts"),
+            ("files", "16 photographs x 4 texts"),
+        ):
             yield Measurement(
                 work,
                 engine,
