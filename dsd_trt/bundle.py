@@ -11,7 +11,6 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path, PurePosixPath
 
 from dsd_trt.errors import BundleError, InputError
@@ -148,7 +147,7 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
         MissingExtraError: a repository is named, and huggingface_hub is not installed.
     """
     if bundle is None:
-        return Path(str(resources.files("dsd_trt") / "data" / "shapes-bundle"))
+        return Path(__file__).with_name("data") / "shapes-bundle"
     if not isinstance(bundle, (str, os.PathLike)):
         raise BundleError(f"a bundle is named by a path or a string, got {bundle!r}")
     folder = Path(bundle)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import os
 from collections.abc import Callable
 from io import BytesIO
@@ -26,8 +28,19 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[
 
 _CHANNELS = ((), (3,), (4,))  # grey, RGB, RGBA
 
-# Only decoders that neither run other programs (EPS starts Ghostscript) nor open other files.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# Only decoders that neither run other programs (EPS starts Ghostscript) nor open other files, and
+# the module of Pillow that has each: to import all that it has takes longer than most pictures.
+_FORMATS = {
+    "JPEG": "JpegImagePlugin",
+    "PNG": "PngImagePlugin",
+    "WEBP": "WebPImagePlugin",
+    "GIF": "GifImagePlugin",
+    "BMP": "BmpImagePlugin",
+    "TIFF": "TiffImagePlugin",
+    "PPM": "PpmImagePlugin",
+    "JPEG2000": "Jpeg2KImagePlugin",
+    "AVIF": "AvifImagePlugin",
+}
 
 _READERS: dict[str, Callable[[BinaryIO, int], Picture]] = {
     "JPEG": jpeg.read,
@@ -109,14 +122,14 @@ def image_identity(image: object) -> object:
 def image_suffixes() -> frozenset[str]:
     """File name endings, lower case with their dot, that `load_image` can decode."""
     formats = _formats()
-    return frozenset(
-        suffix for suffix, kind in Image.registered_extensions().items() if kind in formats
-    )
+    return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in formats)
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    Image.init()  # registers every decoder this build of Pillow has
+    for module in _FORMATS.values():
+        with contextlib.suppress(ImportError):  # AVIF came with Pillow 11.3
+            importlib.import_module(f"PIL.{module}")  # registers its decoder, if it was built
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.jobs import Decoded, Job, Row, Scored, Tally, checked_count, decoded_ahead
-from dsd_trt.journal import Journal
 from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.results import Failure
 from dsd_trt.search import eliminate
+
+if TYPE_CHECKING:
+    from dsd_trt.journal import Journal
 
 Latent: TypeAlias = NDArray[Any] | ImageError
 """z of an image, or why there is none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -105,6 +104,8 @@ def _is_still(path: Path, lock: int) -> bool:
 
 
 def _ourselves() -> str:
+    import socket  # what only reads has no use for it, and starts sooner
+
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])
     return f"process {os.getpid()} on {socket.gethostname()} ({command}) since {since}"

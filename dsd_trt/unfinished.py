@@ -16,9 +16,7 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import shutil
-import socket
 import time
 from pathlib import Path
 
@@ -33,7 +31,7 @@ _GONE, _HIDDEN = "gone", "hidden"
 def unfinished_name(name: str) -> str:
     """What a file or folder is called, in the same folder, while this process writes it."""
     pid = os.getpid()
-    return f"{_prefix(name)}{_machine()}.{pid}-{_start(pid)}.{secrets.token_hex(4)}{_SUFFIX}"
+    return f"{_prefix(name)}{_machine()}.{pid}-{_start(pid)}.{os.urandom(4).hex()}{_SUFFIX}"
 
 
 def is_unfinished(path: Path) -> bool:
@@ -86,6 +84,8 @@ def _prefix(name: str) -> str:
 
 def _machine() -> str:
     """This machine, or this container: whose process numbers mean something here."""
+    import socket  # what only reads has no use for it, and starts sooner
+
     try:
         numbers = Path("/proc/self/ns/pid").stat().st_ino  # containers count their own processes
     except OSError:
