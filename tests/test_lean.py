@@ -237,3 +237,26 @@ def test_importing_the_package_loads_no_engine(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.stderr
     assert "dsd_trt" in run.loaded
     assert not run.loaded & (TRAINING | ENGINES)
+    assert "email" not in run.loaded  # importlib.metadata brings it, for a version nobody asked for
+
+
+def test_an_image_is_decoded_without_all_of_pillow(tmp_path: Path) -> None:
+    """And what is left out registers no ending of a format that is read."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    code = """
+import sys
+from PIL import Image
+from dsd_trt.image import image_suffixes, load_image
+load_image(sys.argv[1])
+suffixes = image_suffixes()
+assert "PIL.PdfParser" not in sys.modules
+formats = {Image.EXTENSION[suffix] for suffix in suffixes}
+assert {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"} <= formats, formats
+everything = Image.registered_extensions()  # imports all that Pillow has
+assert "PIL.PdfParser" in sys.modules
+assert suffixes == {suffix for suffix, form in everything.items() if form in formats}
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "image.png"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
