@@ -37,21 +37,22 @@ class Ended:
 
 
 def run_on_small_disk(
-    command: Sequence[str | Path], folder: Path, free: int | None
-) -> tuple[Ended, Ended]:
+    command: Sequence[str | Path], folder: Path, free: int | None, *, again: bool = True
+) -> list[Ended]:
     """Run a command on a disk without room, and again on the same with room.
 
     Args:
         command: the program and its arguments, started on the disk.
         folder: what lies on the disk at first, and afterwards what lay there at the end.
         free: bytes that are free; None is a disk that is read-only.
+        again: whether it is run again.
 
     Returns:
-        How either ended.
+        How each ended.
     """
     disk = folder.with_name(f"{folder.name}.disk")
     disk.mkdir()
-    plan = {"command": list(map(str, command)), "folder": str(folder), "free": free}
+    plan = {"command": list(map(str, command)), "folder": str(folder), "free": free, "again": again}
     done = subprocess.run(
         [*_UNSHARE, sys.executable, __file__, disk, json.dumps(plan)],
         capture_output=True,
@@ -60,8 +61,7 @@ def run_on_small_disk(
     )
     assert not done.returncode, done.stderr
     disk.rmdir()
-    first, second = (Ended(**it) for it in json.loads(done.stdout))
-    return first, second
+    return [Ended(**it) for it in json.loads(done.stdout)]
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +88,7 @@ def _run(command: Sequence[str], disk: Path) -> dict[str, object]:
     return {"code": done.returncode, "said": said, "names": sorted(names)}
 
 
-def main(disk: Path, command: Sequence[str], folder: Path, free: int | None) -> None:
+def main(disk: Path, command: Sequence[str], folder: Path, free: int | None, again: bool) -> None:
     """Inside: mount, fill, run, make room, run again, and copy what is there."""
     size = sum(it.stat().st_size + 4096 for it in folder.rglob("*")) + _ROOM
     _mount(disk, f"size={size}")
@@ -100,16 +100,17 @@ def main(disk: Path, command: Sequence[str], folder: Path, free: int | None) -> 
         with filler.open("wb") as file:
             there = os.statvfs(disk)
             os.posix_fallocate(file.fileno(), 0, max(1, there.f_bavail * there.f_frsize - free))
-    first = _run(command, disk)
+    ended = [_run(command, disk)]
     if free is None:
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     filler.unlink(missing_ok=True)
-    second = _run(command, disk)
+    if again:
+        ended.append(_run(command, disk))
     shutil.rmtree(folder)
     shutil.copytree(disk, folder)
-    print(json.dumps([first, second]))
+    print(json.dumps(ended))
 
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
-    main(Path(sys.argv[1]), given["command"], Path(given["folder"]), given["free"])
+    main(Path(sys.argv[1]), folder=Path(given.pop("folder")), **given)

@@ -1,36 +1,25 @@
-"""Every command that writes: killed at random moments, without room, and two of them at once.
+"""A pytest plugin: every command that writes and needs no GPU, and what it reads.
 
-It ends with an undisturbed run's bytes. After each kill what is there is whole; at the end nothing
-unfinished is left beside it. `score`
-with --resume has its own tests in test_resume.py, folders in test_folders.py, `triton` in serving.
+`score` with --resume has its own tests in test_resume.py, `triton` in serving.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoints import write_adapter, write_checkpoint
-from kills import KINDS, LONGEST, Command, begin, differ, kill_often, said
+from kills import Command
 from PIL import Image
-from small_disk import run_on_small_disk, small_disk
-from torture import SLICE, Figures, scaled
 
 from dsd_trt import Bundle
 
-__all__ = ["small_disk"]
-
-pytest_plugins = ("exported",)
-
 TRAINED = "torch, diffusers, transformers, onnxruntime"
-TABLE = "".join(f"{i}.png,a dog {i},{i % 2}\n" for i in range(24))
 
 
 def without_times(name: str, content: bytes) -> object:
@@ -52,8 +41,8 @@ def write_photos(folder: Path, count: int = 120) -> None:
     (folder / "texts.txt").write_text("".join(texts))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint."""
     return write_checkpoint(tmp_path_factory.mktemp("model") / "model")
 
@@ -139,7 +128,7 @@ def adapt(request: pytest.FixtureRequest) -> Command:
 
 
 def export(request: pytest.FixtureRequest) -> Command:
-    model: Path = request.getfixturevalue("model")
+    model: Path = request.getfixturevalue("tiny_model")
     return Command(
         ["export", "--model", model, "--out", "out", "--verify", "quick", "--levels", "0.4"],
         kills=6,
@@ -150,7 +139,7 @@ def export(request: pytest.FixtureRequest) -> Command:
 
 
 def train(request: pytest.FixtureRequest) -> Command:
-    model: Path = request.getfixturevalue("model")
+    model: Path = request.getfixturevalue("tiny_model")
     options = ("--limit", "8", "--steps", "8", "--batch", "2", "--validate-every", "3")
     return Command(
         ["train", "--model", model, "--data", "shapes-comvg", "--out", "out", *options],
@@ -182,7 +171,7 @@ def pretrain(what: str, kills: int) -> Make:
 
 
 def ablate(request: pytest.FixtureRequest) -> Command:
-    model: Path = request.getfixturevalue("model")
+    model: Path = request.getfixturevalue("tiny_model")
     return Command(
         ["ablate", "--model", model, "--data", "shapes-comvg", "--limit", "4", "--out", "out"],
         kills=8,
@@ -193,7 +182,7 @@ def ablate(request: pytest.FixtureRequest) -> Command:
 
 
 def reproduce(request: pytest.FixtureRequest) -> Command:
-    model: Path = request.getfixturevalue("model")
+    model: Path = request.getfixturevalue("tiny_model")
     options = ("--questions", "3", "--examples", "4", "--steps", "2")
     return Command(
         ["reproduce", "--model", model, *options, "--out", "out"],
@@ -214,104 +203,8 @@ COMMANDS: dict[str, Make] = {
     "export": export,
     "train": train,
     "make-random": make_random,
-    "pretrain shapes": pretrain("shapes", 8),
+    "pretrain shapes": pretrain("shapes", 6),
     "pretrain tiny-clip": pretrain("tiny-clip", 6),
     "ablate": ablate,
     "reproduce": reproduce,
 }
-
-
-@pytest.mark.torture
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", COMMANDS)
-def test_killed_at_any_moment_it_ends_as_if_nothing_had_been(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path, figures: Figures
-) -> None:
-    figures.look_for(f"kills of `{name}` at random moments", *KINDS)
-    kill_often(COMMANDS[name](request), tmp_path, figures)
-
-
-# Disks
-
-
-@pytest.mark.torture
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", COMMANDS)
-def test_without_room_it_says_so_and_with_room_it_ends(
-    name: str,
-    small_disk: None,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    figures: Figures,
-) -> None:
-    figures.look_for(
-        "commands on a full or read-only disk", "lost", "left behind", "foreign exceptions", "wrong"
-    )
-    command = COMMANDS[name](request)
-    if command.long and SLICE:
-        pytest.skip("too long for a slice")
-    whole = begin(command, tmp_path / "whole")
-    before = size_of(whole)
-    command.run(whole)
-    after = command.written(whole)
-    grown = size_of(whole) - before
-    shares = (0.3,) if command.long else (0, 0.3, 0.8)
-    for free in (None, *(int(grown * share) // 4096 * 4096 for share in shares)):
-        folder = begin(command, tmp_path / f"with-{free}")
-        first, second = run_on_small_disk(command.program, folder, free)
-        case = f"{name}, {'read-only' if free is None else f'{free} bytes free'}"
-        figures.ended("enough room" if first.code == command.code else "refused")
-        if "Traceback" in first.said + second.said or first.code not in (command.code, 1, 2, 4):
-            figures.fault("foreign exceptions", f"{case}: {first.code}, {first.said[-900:]}")
-        elif first.code != command.code and not re.search(NO_ROOM, first.said):
-            figures.fault("wrong", f"{case} says: {first.said[-300:]}")
-        # An index takes up its next table again, or removes it.
-        if left := [it for it in first.names if re.search(r"(?<!images\.parquet)\.part$", it)]:
-            figures.fault("left behind", f"{case}: {left}")
-        if second.code != command.code:
-            figures.fault("lost", f"{case}, and then {second.code}: {second.said[-300:]}")
-        elif (found := command.written(folder)) != after:
-            figures.fault("lost", f"{case}: {differ(found, after)}")
-
-
-NO_ROOM = r"No space left|Read-only file system|has room for"
-
-
-def size_of(folder: Path) -> int:
-    return sum(-(-it.stat().st_size // 4096) * 4096 for it in folder.rglob("*") if it.is_file())
-
-
-# Two at once
-
-
-@pytest.mark.torture
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", COMMANDS)
-def test_two_at_once_end_as_one(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path, figures: Figures
-) -> None:
-    figures.look_for(
-        "two processes that write the same", "lost", "doubled", "left behind", "foreign exceptions"
-    )
-    command = COMMANDS[name](request)
-    if command.long and SLICE:
-        pytest.skip("too long for a slice")
-    whole = begin(command, tmp_path / "whole")
-    command.run(whole)
-    after = command.written(whole)
-    draw = random.Random(name)
-    for number in range(scaled(3 if command.long else 10, 2)):
-        folder = begin(command, tmp_path / "twice")
-        running = [command.start(folder)]
-        time.sleep(draw.choice((0, 0, 0.05, 0.3)))
-        running.append(command.start(folder))
-        ended = []
-        for process in running:
-            process.communicate(timeout=LONGEST)
-            ended.append(process.returncode)
-        figures.ended(" and ".join(map(str, sorted(ended))))
-        if not {*ended} <= {command.code, 2} or command.code not in ended:
-            figures.fault("foreign exceptions", f"{name}, {number}: {ended} {said(folder)}")
-        elif (found := command.written(folder)) != after:
-            kind = "left behind" if found.keys() - after.keys() else "lost"
-            figures.fault(kind, f"{name}, {number}: {differ(found, after)}")
