@@ -9,6 +9,8 @@ import pytest
 from own_network import Ended, own_network, run
 from torture import Figures, scaled
 
+from dsd_trt import Bundle
+
 __all__ = ["own_network"]
 
 # The server alone, for some seconds after its models were loaded and warmed up.
@@ -37,6 +39,14 @@ def test_a_server_leaves_nothing(own_network: None, repository: Path, tmp_path: 
     ended = serve(repository, tmp_path / "x", "")
     assert not ended.asked
     assert not [it for it in ended.files if not it.startswith(".cache/dsd-trt/")]
+
+
+def test_writing_a_repository_leaves_nothing(
+    own_network: None, bundle: Bundle, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "dsd_trt", "triton", bundle.folder, "models"]
+    ended = run(command, tmp_path / "x")
+    assert (ended.code, ended.asked, ended.files) == (0, (), ()), ended.output
 
 
 @pytest.mark.torture

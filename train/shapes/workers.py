@@ -7,10 +7,11 @@ hold the same weights throughout. The calling process is worker 0.
 from __future__ import annotations
 
 import os
-import socket
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,41 +66,39 @@ def workers(count: int, run: Callable[..., None], *arguments: Any) -> Iterator[W
     if count == 1:
         yield Worker()
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     threads = torch.get_num_threads()
     context = mp.get_context("spawn")
-    others = [
-        context.Process(target=_enter, args=(rank, count, port, run, arguments), daemon=True)
-        for rank in range(1, count)
-    ]
-    for process in others:
-        process.start()
-    try:
-        yield _join(0, count, port)
-    finally:
-        dist.destroy_process_group()
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder, "workers")
+        others = [
+            context.Process(target=_enter, args=(rank, count, meeting, run, arguments), daemon=True)
+            for rank in range(1, count)
+        ]
         for process in others:
-            process.join(timeout=60)
-        torch.set_num_threads(threads)
+            process.start()
+        try:
+            yield _join(0, count, meeting)
+        finally:
+            dist.destroy_process_group()
+            for process in others:
+                process.join(timeout=60)
+            torch.set_num_threads(threads)
 
 
 def _enter(
-    rank: int, count: int, port: int, run: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int, count: int, meeting: Path, run: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     keep_freed_memory()
     try:
-        run(_join(rank, count, port), *arguments)
+        run(_join(rank, count, meeting), *arguments)
     except RuntimeError as error:
         # Worker 0 went away, killed or stopped: whoever starts it again starts this one too.
         raise SystemExit(f"worker {rank} stops: {error}") from None
 
 
-def _join(rank: int, count: int, port: int) -> Worker:
+def _join(rank: int, count: int, meeting: Path) -> Worker:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count
-    )
+    # Meeting at a port, PyTorch asks name servers for the name of 127.0.0.1.
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=count)
     return Worker(rank, count)
