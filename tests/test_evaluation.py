@@ -8,8 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import LeftOut, Report
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.data.shapes import shapes_comvg, shapes_refcocog
+from dsd_trt.train.data.table import read_table
 from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade, ignore
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.figures import (
@@ -358,6 +359,57 @@ def test_a_reproduction_goes_on_with_its_own_parts_alone(tmp_path: Path) -> None
     (tmp_path / "run.json").unlink()
     with pytest.raises(InputError, match="holds shapes-comvg of a run that does not say"):
         reproduce(plan, tmp_path, lambda *told: None)
+
+
+@dataclass(frozen=True)
+class TablePlan(Plan):
+    """A reproduction on a table in place of the paper's data sets."""
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        return ("table",)
+
+    def open(self, data: str, part: str) -> Iterator[Question]:
+        assert self.root is not None
+        return read_table(self.root / f"{part}.jsonl", self.seed)
+
+
+def test_a_reproduction_knows_its_data_by_their_content(
+    checkpoint_folder: Path, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "data", tmp_path / "out"
+    root.mkdir()
+    picture = (ROOT / "examples/images/lone-star.png").read_bytes()
+    for part in ("train", "test"):
+        (root / f"{part}.png").write_bytes(picture)
+        row = {"image": f"{part}.png", "text": "a star", "negatives": ["a dog"]}
+        (root / f"{part}.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(stage: str, *_: object) -> None:
+        if not stage.startswith("reading"):
+            raise StoppedError
+
+    def run(at: Path) -> None:
+        plan = TablePlan(str(checkpoint_folder), None, at, None, None, FewShotSettings(steps=1))
+        reproduce(plan, out, stop)
+
+    with pytest.raises(StoppedError):
+        run(root)
+    with pytest.raises(StoppedError):  # the same, wherever it lies
+        run(Path(shutil.copytree(root, tmp_path / "moved")))
+    for name, part in (("test.png", "test"), ("train.jsonl", "train")):
+        path = root / name
+        before, status = path.read_bytes(), path.stat()
+        path.write_bytes(before.replace(b"dog", b"cat") if part == "train" else before + b"\0")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(InputError, match=f"run: questions of table to {part} on was"):
+            run(root)
+        path.write_bytes(before)
+    with pytest.raises(StoppedError):
+        run(root)
 
 
 def test_an_adapter_of_other_questions_is_not_gone_on_with(

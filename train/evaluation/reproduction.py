@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.catalogue import FEW_SHOT, open_dataset
 from dsd_trt.train.data.left_out import LeftOut
+from dsd_trt.train.data.question import Question
 from dsd_trt.train.device import best_device
 from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
 from dsd_trt.train.evaluation.ablation import as_text as ablation_text
@@ -35,7 +36,7 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.noise import DEFAULT_LEVELS
-from dsd_trt.train.run_key import claim, model_identity
+from dsd_trt.train.run_key import claim, model_identity, questions_hash
 
 REAL = ("comvg", "refcocog", "vqav2")
 SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")
@@ -108,7 +109,7 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
         InputError: nothing of a data set can be used, or `out` holds another reproduction.
     """
     began = time.monotonic()
-    claim(out, _key(plan), (*plan.data, "ablation"))
+    claim(out, _key(plan, progress), (*plan.data, "ablation"))
     tables: dict[str, dict[str, list[Figure]]] = {}
     kept, left_out = 0, LeftOut()
     for data in plan.data:
@@ -130,7 +131,7 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
     return Reproduction(_report(plan, tables, ablations, minutes, kept, left_out), left_out)
 
 
-def _key(plan: Plan) -> dict[str, Any]:
+def _key(plan: Plan, progress: Progress) -> dict[str, Any]:
     """All that the parts depend on; those that are done are not looked at again."""
     checkpoint = read_checkpoint(plan.model)
     return {
@@ -141,13 +142,31 @@ def _key(plan: Plan) -> dict[str, Any]:
             for path in sorted(plan.clip.rglob("*"))
             if path.is_file()
         },
-        "root": plan.root and str(plan.root.resolve()),
+        "data": list(plan.data),
+        **_contents(plan, progress),
         "settings": asdict(plan.settings),
         "questions": plan.questions,
         "examples": plan.examples,
         "fraction": plan.fraction,
         "seed": plan.seed,
         "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _contents(plan: Plan, progress: Progress) -> dict[str, str]:
+    """Hashes of the data sets' questions, images included; shapes are drawn from the seed."""
+    if plan.root is None:
+        return {}
+
+    def read(data: str, part: str) -> Iterator[Question]:
+        for number, question in enumerate(plan.open(data, part), 1):
+            yield question
+            progress(f"reading {data}", number, number, {})
+
+    return {
+        f"questions of {data} to {part} on": questions_hash(read(data, part))
+        for data in plan.data
+        for part in ("train", "test")
     }
 
 
