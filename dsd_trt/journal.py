@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, ImageError, InputError
 from dsd_trt.jobs import Row, Scored
+from dsd_trt.regular import open_regular
 from dsd_trt.schema import parse_json
 
 _FORMAT = "dsd-trt scores 1"
@@ -152,7 +153,7 @@ def require_ours(path: Path) -> None:
     """
     start = f' {{"format":"{_FORMAT}"'.encode()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(8 + len(start))
     except FileNotFoundError:
         return
@@ -199,7 +200,7 @@ Line: TypeAlias = dict[str, Any] | list[Scored] | _Part
 def _lines(path: Path, size: int | None = None) -> Iterator[tuple[int, Line]]:
     """Whole lines up to the first damaged one, each with the place where it ends."""
     end = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for line in file:
             if (size is not None and end >= size) or (content := _parse(line, end == 0)) is None:
                 return

@@ -624,3 +624,8 @@ def test_a_file_that_is_no_journal_is_left_alone(
     assert ended.code == 2
     assert "is no journal of dsd-trt" in ended.err
     assert (tmp_path / name).read_text() == "my diary"
+    if hasattr(os, "mkfifo"):
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        ended = run("a.png", "texts.txt", "-f", "csv", "-o", "out.csv")
+        assert (ended.code, "a pipe, not a regular file" in ended.err) == (2, True)
