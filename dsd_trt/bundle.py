@@ -151,7 +151,7 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
     if not isinstance(bundle, (str, os.PathLike)):
         raise BundleError(f"a bundle is named by a path or a string, got {bundle!r}")
     folder = Path(bundle)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises on odd names)
         return folder
     if isinstance(bundle, str) and (named := Repository.named(bundle)):
         return fetch_bundle(named)

@@ -84,6 +84,8 @@ class Index(Sequence[IndexedImage]):
             InputError: no index there, or anything in it is not as `index.json` says.
             MissingExtraError: the packages that read one are not installed.
         """
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InputError(f"an index is named by a path or a string, got {folder!r}")
         folder = Path(folder)
         manifest = read_manifest(folder)
         table = read_table(folder, manifest)

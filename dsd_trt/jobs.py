@@ -131,9 +131,15 @@ def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
 
 
 class Tally:
-    """Counts scored (image, text, level) triples and reports whole pairs."""
+    """Counts scored (image, text, level) triples and reports whole pairs.
+
+    Raises:
+        InputError: `progress` cannot be called.
+    """
 
     def __init__(self, progress: Progress | None, total: int | None, levels: int) -> None:
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress must be a function, got {_described(progress)}")
         self._progress, self._total, self._levels = progress, total, levels
         self.triples = 0  # done, or not needed
         self.passes = 0
@@ -172,7 +178,7 @@ def open_images(
         if not is_index(images):
             raise InputError(f"{images} is no index; give images as a list: [{str(images)!r}]")
         images = Index.open(images)
-    if not isinstance(images, Iterable):
+    if not _is_iterable(images):
         raise InputError(f"images must be a list, got {type(images).__name__}")
     if isinstance(images, Sequence):
         require_within_limits(len(images), texts)
@@ -257,7 +263,7 @@ def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
         InputError: something is no pair, or its text is none; names the place. Or there are more
             than a call may have.
     """
-    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
+    if isinstance(pairs, (str, bytes)) or not _is_iterable(pairs):
         raise InputError(f"pairs must be (image, text) tuples, got {_described(pairs)}")
     checked: list[tuple[Scorable, str]] = []
     for place, pair in enumerate(pairs):
@@ -269,6 +275,11 @@ def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
     _require(TEXTS, len({text for _, text in checked}))
     _require(IMAGES, len({image_identity(image) for image, _ in checked}))
     return checked
+
+
+def _is_iterable(value: object) -> bool:
+    """Whether there is something in it to take; a number in an array's clothes is none."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
 
 
 def _is_list(value: object) -> bool:

@@ -18,7 +18,7 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -
     Raises:
         InputError: there is no such mode, or the bundle or the engine does not have it.
     """
-    if mode not in ("auto", *get_args(Mode)):
+    if not isinstance(mode, str) or mode not in ("auto", *get_args(Mode)):
         raise InputError(f"no mode {mode!r}: there are auto, {', '.join(get_args(Mode))}")
     trained = manifest.method.trained_for
     if mode == "auto":

@@ -441,7 +441,7 @@ class Scorer:
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Where the levels asked for stand in the bundle, in its order, each once."""
         known = self.manifest.method.noise_levels.fractions
-        if levels is not None and not isinstance(levels, Iterable):
+        if not isinstance(levels, (Iterable, type(None))) or getattr(levels, "ndim", 1) != 1:
             raise InputError(f"levels must be a list: [{levels}]")
         wanted = known if levels is None else tuple(levels)
         for s in wanted:

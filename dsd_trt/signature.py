@@ -39,6 +39,8 @@ def open_bundle(folder: Path, key: str | os.PathLike[str] | None) -> Bundle:
     """
     if key is None:
         return read_bundle(folder)
+    if not isinstance(key, (str, os.PathLike)):
+        raise InputError(f"a key is named by a path or a string, got {key!r}")
     key = Path(key)
     public = _read_key(key, _library().PublicKey)
     text = _verify(folder, folder / MANIFEST_NAME, public, key)

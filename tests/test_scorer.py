@@ -31,6 +31,7 @@ from dsd_trt import (
     BundleError,
     DsdError,
     EngineError,
+    Index,
     InputError,
     Scorer,
     read_bundle,
@@ -537,6 +538,21 @@ def test_what_no_type_checker_saw_is_named(bundle: Bundle, scorer: Scorer) -> No
         unchecked.score(None, ["dog"])
     with pytest.raises(InputError, match="levels must be a list"):
         unchecked.score([], ["dog"], levels=0.2)
+    number = np.array(0.2)  # an array, and nothing in it to take
+    for use in (
+        lambda: unchecked.score([], ["dog"], levels=number),
+        lambda: unchecked.score([], ["dog"], levels=number.reshape(1, 1)),
+        lambda: unchecked.score(number, ["dog"]),
+        lambda: unchecked.score_pairs(number),
+        lambda: unchecked.score([], ["dog"], progress=5),
+        lambda: Scorer(bundle, cast(Any, np.zeros(2))),
+        lambda: Scorer(bundle, "onnxruntime", mode=cast(Any, np.zeros(2))),
+        lambda: Index.open(cast(Any, 3)),
+        lambda: Scorer.load(require_signature=cast(Any, 3)),
+        lambda: Scorer.load("a" * 5000),
+    ):
+        with pytest.raises(DsdError):
+            use()
     for mode, engine, budget, complaint in (
         ("x", "onnxruntime", 1, "no mode 'x': there are auto, pair, matrix"),
         ("pair", None, 1, "no engine named None; choose from auto, "),

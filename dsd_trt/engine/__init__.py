@@ -112,7 +112,7 @@ def require_engine(engine: str) -> None:
         InputError: there is none of that name.
         EngineError: it needs a GPU, a driver or a library that is not here.
     """
-    if engine not in ENGINES:
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
     if engine in PLAN_LIBRARIES:
         from dsd_trt.engine.tensorrt import require
