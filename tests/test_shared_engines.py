@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -274,6 +275,60 @@ def test_closing_waits_for_the_pass_that_is_under_way(scorer: Scorer) -> None:
         thread.join(60)
     assert len(outcomes) == 4
     assert all("closed" in str(outcome) for outcome in outcomes)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_a_signal_handler_in_the_middle_of_a_pass_is_told(
+    graph_engine: tuple[Engine, Graph],
+) -> None:
+    """It neither hangs nor disturbs the pass, whether it scores or closes."""
+    engine, graph = graph_engine
+    feeds = feeds_of(graph, np.random.default_rng(1))
+    wanted = engine.run(feeds)["score"]
+    told: list[str] = []
+
+    def run(*_: object) -> None:
+        try:
+            np.testing.assert_array_equal(engine.run(feeds)["score"], wanted)
+        except EngineError as error:
+            told.append(str(error))
+            engine.close()
+
+    def run_until_closed() -> None:
+        for place in range(100_000):
+            signal.setitimer(signal.ITIMER_REAL, 0.0001 * (1 + place % 20))
+            np.testing.assert_array_equal(engine.run(feeds)["score"], wanted)
+
+    before = signal.signal(signal.SIGALRM, run)
+    try:
+        with pytest.raises(EngineError, match="closed"):
+            run_until_closed()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert "in the middle of a pass" in told[0]
+
+
+@pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="no signals here")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_signal_reaches_a_thread_whose_scorer_another_one_closed(
+    bundle: Bundle, engine: str
+) -> None:
+    code = textwrap.dedent(f"""
+        import signal, threading
+        from dsd_trt import Scorer
+
+        scorers = [Scorer.load({str(bundle.folder)!r}, {engine!r})]
+        thread = threading.Thread(target=lambda: scorers.pop().close())
+        thread.start()
+        thread.join()
+        heard = []
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+        signal.raise_signal(signal.SIGTERM)
+        print(heard)
+    """)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "[1]\n"), ended.stderr
 
 
 # What is left behind

@@ -39,13 +39,24 @@ _STREAMS = (1, 2, 4)  # batches at once; more would be of fewer than 8 items eac
 
 # OpenVINO changes the process's locale while it reads and writes what it compiled, and several
 # threads that do so at once leave it changed, or never return.
-_compiling = threading.Lock()
+_compiling = threading.RLock()  # a signal handler may come in between
 
 
 @functools.cache
 def _first_process() -> int:
     """The process that opened a graph first: OpenVINO's threads are not in what it forks."""
     return os.getpid()
+
+
+@functools.cache
+def _core() -> ov.Core:
+    """OpenVINO, loaded once: threads share it.
+
+    Its plugin gives the thread that loads it a stack for signals, and takes it away when the last
+    core and graph are gone, in whichever thread that is. The first thread would die of the next
+    signal.
+    """
+    return ov.Core()
 
 
 class OpenVinoGraph:
@@ -70,7 +81,7 @@ class OpenVinoGraph:
 
     def __init__(self, path: Path, graph: Graph, *, bf16: bool) -> None:
         require_process(_first_process())
-        self._path, self._core = path, ov.Core()
+        self._path, self._core = path, _core()
         if bf16 and "BF16" not in self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
             raise EngineError(
                 "this processor does not compute in BF16. Score in FP32: --engine openvino"

@@ -23,6 +23,10 @@ _FORKED = (
     "processes with spawn, and open a Scorer in each: multiprocessing.get_context('spawn')"
 )
 
+_WITHIN = (
+    "this thread is in the middle of a pass, which a signal handler or the like has interrupted. "
+    "Let it set a flag, and score when it has returned"
+)
 
 _alive: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
 
@@ -41,8 +45,9 @@ class SharedEngine(ABC):
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._process = os.getpid()
-        self._turn = threading.Lock()
-        self._closed = False
+        # Reentrant, so that whatever interrupts the thread that has the turn is told, and not held.
+        self._turn = threading.RLock()
+        self._running = self._closed = False
         _alive.add(self)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -50,9 +55,17 @@ class SharedEngine(ABC):
         require_process(self._process)
         check_feeds(self._graph, feeds)
         with self._turn:
+            if self._running:
+                raise EngineError(_WITHIN)
             if self._closed:
                 raise EngineError(CLOSED)
-            return self._run(feeds)
+            try:
+                self._running = True
+                return self._run(feeds)
+            finally:
+                self._running = False
+                if self._closed:  # from within the pass
+                    self._release()
 
     def close(self) -> None:
         """Give back memory and threads, after the pass that is under way; see `Engine.close`."""
@@ -61,7 +74,8 @@ class SharedEngine(ABC):
         with self._turn:
             if not self._closed:
                 self._closed = True
-                self._release()
+                if not self._running:
+                    self._release()
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
