@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -101,11 +102,15 @@ def render(ran: Run, command: str) -> str:
     share = f" at {span} of its counts" if scales and scales != [1] else ""
     parts = [
         "# Reliability\n",
-        f"Written by `{command}`{share}; every figure is a counter of a test. "
-        f"{machine()}; {datetime.date.today()}; {ran.seconds / 60:.0f} minutes.\n",
-        f"**{sum(found.values())} faults** in {len(ran.lines)} tests"
-        + (f", and {len(ran.failed)} tests failed" if ran.failed else "")
-        + f"; {', '.join(totals(ran.lines))}.\n",
+        wrapped(
+            f"Written by `{command}`{share}; every figure is a counter of a test. "
+            f"{machine()}; {datetime.date.today()}; {ran.seconds / 60:.0f} minutes."
+        ),
+        wrapped(
+            f"**{sum(found.values())} faults** in {len(ran.lines)} tests"
+            + (f", and {len(ran.failed)} tests failed" if ran.failed else "")
+            + f"; {', '.join(totals(ran.lines))}."
+        ),
         "| what | how many | what would be seen | faults |\n|---|---:|---|---:|",
     ]
     for what in sorted(rows):
@@ -129,6 +134,11 @@ def render(ran: Run, command: str) -> str:
             parts += [f"\n## {title}\n"]
             parts += [f"- `{name}`: `{why[:300]}`" for name, why in sorted(tests.items())]
     return "\n".join(parts) + "\n"
+
+
+def wrapped(paragraph: str) -> str:
+    """A paragraph in lines, as the other pages have them, and an empty one."""
+    return textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def totals(lines: list[dict[str, Any]]) -> Iterator[str]:
