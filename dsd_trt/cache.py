@@ -7,14 +7,18 @@ at any time. An empty `DSD_TRT_CACHE` keeps nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
 from dsd_trt.errors import DsdError
 from dsd_trt.files import write_whole
 from dsd_trt.schema import read_json
+
+logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path | None:
@@ -26,9 +30,23 @@ def cache_folder() -> Path | None:
     folder = Path(named) if named else (Path(home) if home else Path.home() / ".cache") / "dsd-trt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except OSError as error:
+        _say_unwritable(folder, error.strerror)
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    if not os.access(folder, os.W_OK):
+        _say_unwritable(folder, "it is read-only")
+        return None
+    return folder
+
+
+@functools.cache  # once a process
+def _say_unwritable(folder: Path, reason: str | None) -> None:
+    logger.warning(
+        "nothing is remembered for the next start, which is slower: cannot write %s (%s). Name "
+        "another folder in DSD_TRT_CACHE, or leave it empty to remember nothing",
+        folder,
+        reason,
+    )
 
 
 def recall(kind: str, key: str) -> float | None:

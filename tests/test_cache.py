@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import openvino as ov
 import pytest
+from full_disk import files_of_at_most
 from onnx import helper, numpy_helper
 
 from dsd_trt import Bundle, Scorer
@@ -58,13 +59,16 @@ def test_an_empty_name_remembers_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_to_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_place_that_cannot_be_written_to_is_no_error_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DSD_TRT_CACHE", str(tmp_path / "file" / "cache"))
     remember("speed", "a graph", 0.25)
     assert cache_folder() is None
+    (said,) = caplog.messages
+    assert f"cannot write {tmp_path}/file/cache (" in said
+    assert "another folder in DSD_TRT_CACHE" in said
 
 
 def test_it_lies_where_the_user_keeps_such_things(
@@ -97,6 +101,34 @@ def test_the_second_start_compiles_nothing(cache: Path) -> None:
     ]
     assert np.array_equal(*scores)
     assert (cache / "openvino-f32").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "zeros", "sum", "no sum", "folder"])
+def test_what_is_damaged_is_compiled_again(cache: Path, bundle: Bundle, damage: str) -> None:
+    """OpenVINO 2026.4 computes with a changed bit of a weight without a word."""
+    assert not open_it(bundle).from_cache
+    (blob,) = cache.rglob("*.blob")
+    (known,) = cache.rglob("*.sha256")
+    content = bytearray(blob.read_bytes())
+    file = known if damage in ("sum", "no sum") else blob
+    file.unlink()
+    if damage == "folder":
+        blob.mkdir()
+    elif damage == "sum":
+        known.write_bytes(b"\xff")
+    elif damage != "no sum":
+        content[len(content) // 2] ^= 0x40
+        cut = {"bit": len(content), "cut": len(content) // 2, "empty": 0}
+        blob.write_bytes(content[: cut[damage]] if damage in cut else bytes(len(content)))
+    assert not open_it(bundle).from_cache
+    assert open_it(bundle).from_cache == (damage != "folder")
+
+
+def test_a_full_disk_keeps_nothing_and_is_no_error(cache: Path, bundle: Bundle) -> None:
+    with files_of_at_most(100):
+        assert not open_it(bundle).from_cache
+    assert not open_it(bundle).from_cache
+    assert open_it(bundle).from_cache
 
 
 def test_other_weights_are_compiled_anew(cache: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dsd_trt.bundle import is_large
 from dsd_trt.cache import cache_folder
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
+from dsd_trt.engine.compiled import kept_compiled
 from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError, one_line
 
@@ -93,11 +94,11 @@ class OpenVinoGraph:
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "INFERENCE_NUM_THREADS": self.threads,
         }
-        if not self.large and (cache := cache_folder()) is not None:
-            # One a precision: for BF16, too, OpenVINO 2026.4 takes what was compiled for FP32, and
-            # computes NaN.
-            folder = cache / f"openvino-{self._settings['INFERENCE_PRECISION_HINT']}"
-            self._settings["CACHE_DIR"] = str(folder)
+        cache = None if self.large else cache_folder()
+        # One a precision: for BF16, too, OpenVINO 2026.4 takes what was compiled for FP32, and
+        # computes NaN.
+        hint = self._settings["INFERENCE_PRECISION_HINT"]
+        self._store = cache and cache / f"openvino-{hint}"
         try:
             # `Core.read_model` goes by content: of its own format, whatever the file's ending, it
             # reads weights from a file beside it that no bundle vouches for.
@@ -126,8 +127,15 @@ class OpenVinoGraph:
         try:
             if sizes:
                 model.reshape(dict(sizes))
-            with _compiling:
-                return self._core.compile_model(model, DEVICE, {**self._settings, **settings})
+            settings = {**self._settings, **settings}
+            if self._store is None:
+                with _compiling:
+                    return self._core.compile_model(model, DEVICE, settings)
+            key = [sorted((place, list(size)) for place, size in sizes.items()), settings]
+            with _compiling, kept_compiled(self._store, self._path, key) as folder:
+                if folder is not None:
+                    settings["CACHE_DIR"] = str(folder)
+                return self._core.compile_model(model, DEVICE, settings)
         except Exception as error:
             raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
 
