@@ -108,6 +108,8 @@ def test_damage_is_told_with_the_folder(folder: Path) -> None:
     ("changes", "complaint"),
     [
         ({"other": torch.ones(1)}, "holds other, which is nothing of an adapter"),
+        ({"x" * 10**6: torch.ones(1)}, f"holds {'x' * 80}, which is nothing of an adapter"),
+        ({"\x1b[31m": torch.ones(1)}, r"holds \\x1b\[31m, which is nothing of an adapter"),
         ({"head_weights.0": torch.full((HEADS,), torch.nan)}, "head_weights.0 holds numbers that"),
         ({"head_weights.0": torch.ones(HEADS, dtype=torch.int8)}, "head_weights.0 holds numbers"),
         ({"merged.a.up": torch.ones(2, 2)}, "holds merged.a.up without merged.a.down"),

@@ -313,7 +313,7 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
     """
     for name, tensor in headers.items():
         if not name.startswith(("prompts.", "merged.", "head_weights.")):
-            raise ValueError(f"it holds {name}, which is nothing of an adapter")
+            raise ValueError(f"it holds {ascii(name[:80])[1:-1]}, which is nothing of an adapter")
         if name.startswith("prompts.") and config.prompts is None:
             raise ValueError(f"it holds {name}, and {_CONFIG} says that there are no prompts")
         if name.startswith("merged."):
