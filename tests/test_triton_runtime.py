@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bundles import FRACTIONS, closed_form, make_bundle
 from numpy.typing import NDArray
+from self_checked import add_self_check
 
 import dsd_trt
 from dsd_trt import Bundle
@@ -62,7 +63,8 @@ for path in sorted((folder / "dsd_trt").rglob("*.py")):
 
 RUN = """
 graph, engine, feeds = sys.argv[2], sys.argv[3], np.load(sys.argv[4])
-parameters = {"graph": {"string_value": graph}, "engine": {"string_value": engine}}
+settings = {"graph": graph, "engine": engine, "self_check": "1"}
+parameters = {key: {"string_value": value} for key, value in settings.items()}
 served = model.TritonPythonModel()
 config = json.dumps({"parameters": parameters})
 served.initialize({"model_name": graph, "model_config": config})
@@ -90,7 +92,7 @@ def run(code: str, *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "both", matrix=True)
+    return add_self_check(make_bundle(tmp_path_factory.mktemp("bundle") / "both", matrix=True))
 
 
 @pytest.mark.parametrize("model", MODELS)

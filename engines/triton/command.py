@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     help="One pass of the U-Net a pair; or one an image, a faster score of its own, if the bundle "
     "has it. auto: what the adapter was trained for.",
 )
+@click.option(
+    "--no-self-check",
+    is_flag=True,
+    help="Serve graphs even where they compute anything else than the bundle knows of a few items.",
+)
 def triton(
     bundle: str,
     require_signature: Path | None,
@@ -48,6 +53,7 @@ def triton(
     engine: str,
     max_batch_size: int,
     mode: str,
+    no_self_check: bool,
 ) -> None:
     """Write OUT, a model repository that Triton serves BUNDLE from.
 
@@ -69,6 +75,7 @@ def triton(
         cast("ServedBy", engine),
         max_batch_size,
         mode=cast("Mode", mode),
+        self_check=not no_self_check,
     )
     click.echo(
         f"wrote {', '.join(written.models)}; {written.mode} mode, "

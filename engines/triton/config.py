@@ -123,9 +123,15 @@ def tensorrt(plans: Mapping[str, str]) -> str:
     return f'platform: "tensorrt_plan"\ndefault_model_filename: "{default}"\n{files}'
 
 
-def lean_runtime(graph: str) -> str:
-    """How Triton's python backend is told of a graph, which the lean runtime then runs."""
-    return 'backend: "python"\n' + _parameters({"graph": graph, "engine": "auto"})
+def lean_runtime(graph: str, self_check: bool) -> str:
+    """How Triton's python backend is told of a graph, which the lean runtime then runs.
+
+    Args:
+        graph: its name.
+        self_check: whether the model makes it when it is loaded.
+    """
+    settings = {"graph": graph, "engine": "auto", "self_check": int(self_check)}
+    return 'backend: "python"\n' + _parameters(settings)
 
 
 def graph_config(name: str, graph: Graph, runs: str, max_batch_size: int) -> str:
@@ -196,17 +202,21 @@ def tokenizer_config(manifest: Manifest, max_batch_size: int) -> str:
     )
 
 
-def score_config(max_batch_size: int, limits: Limits, block: tuple[int, int] | None = None) -> str:
+def score_config(
+    max_batch_size: int, limits: Limits, self_check: bool, block: tuple[int, int] | None = None
+) -> str:
     """Configuration of `dsd_score`: encoded images and texts in, the matrix out.
 
     Its requests are no batches, each has its own number of images and texts. What it asks of the
     other models is, in blocks of at most `max_batch_size`; of the matrix scorer, where `block` says
-    that it is to be asked, of that many images at a noise level, and texts.
+    that it is to be asked, of that many images at a noise level, and texts. `self_check`: whether
+    it makes that of these models before it first scores with them.
     """
     settings = {
         "max_batch_size": max_batch_size,
         **vars(limits),
         "text_cache_mb": 64,
+        "self_check": int(self_check),
     }
     if block is not None:
         settings["matrix_walks"], settings["matrix_texts"] = block

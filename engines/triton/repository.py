@@ -51,6 +51,7 @@ def write_repository(
     max_batch_size: int = 32,
     limits: config.Limits | None = None,
     mode: Mode | Literal["auto"] = "auto",
+    self_check: bool = True,
 ) -> Repository:
     """Write a repository, whole or not at all.
 
@@ -65,6 +66,7 @@ def write_repository(
         max_batch_size: most items of a graph's batch; fewer where a plan takes fewer.
         limits: of one request to `dsd_score`.
         mode: as for `Scorer`; "matrix" has no plans yet.
+        self_check: whether the served graphs have to compute what the bundle knows of a few items.
 
     Raises:
         InputError: the folder holds something or cannot be written to, the bundle's adapter is an
@@ -99,7 +101,7 @@ def write_repository(
     )
     try:
         with whole_folder(out.resolve()) as unfinished:
-            writer = _Writer(bundle, unfinished, engine, size, chosen)
+            writer = _Writer(bundle, unfinished, engine, size, chosen, self_check)
             for name in graphs:
                 writer.graph(name, fitting.get(name, []))
             writer.tokenizer()
@@ -139,11 +141,18 @@ class _Writer:
     """Writes one model after another."""
 
     def __init__(
-        self, bundle: Bundle, folder: Path, engine: ServedBy, max_batch_size: int, mode: Mode
+        self,
+        bundle: Bundle,
+        folder: Path,
+        engine: ServedBy,
+        max_batch_size: int,
+        mode: Mode,
+        self_check: bool,
     ) -> None:
         self._bundle, self._manifest = bundle, bundle.manifest
         self._folder, self._engine, self._max, self._mode = folder, engine, max_batch_size, mode
         walks, texts = batch_sizes(self._manifest, _MATRIX_MEMORY_MB).matrix
+        self._self_check = self_check
         self._block = min(walks, max_batch_size), texts
         self.bytes_taken = 0
 
@@ -155,7 +164,7 @@ class _Writer:
         elif self._engine == "onnxruntime":
             runs = config.onnxruntime(graph)
         else:
-            runs = config.lean_runtime(name)
+            runs = config.lean_runtime(name, self._self_check)
         if graph.batched:
             text = config.graph_config(name, graph, runs, self._max)
         else:
@@ -165,6 +174,7 @@ class _Writer:
             self._copy(source, folder / file)
         if self._engine == "python":
             self._code(folder, "graph")
+            self._known(folder)
             if (adapter := self._manifest.adapter) is not None:
                 self._copy(self._bundle.path(adapter.file), folder / adapter.file)
 
@@ -179,8 +189,12 @@ class _Writer:
     def score(self, limits: config.Limits) -> None:
         """`dsd_score`."""
         block = self._block if self._mode == "matrix" else None
-        folder = self._model(config.SCORE, config.score_config(self._max, limits, block))
+        # What the lean runtime serves checks itself when it is loaded.
+        self_check = self._self_check and self._engine != "python"
+        text = config.score_config(self._max, limits, self_check, block)
+        folder = self._model(config.SCORE, text)
         self._code(folder, "score")
+        self._known(folder)
         file = self._manifest.tokenizer.file
         self._copy(self._bundle.path(file), folder / file)
 
@@ -188,6 +202,11 @@ class _Writer:
         """`dsd_match`, which is its configuration; an empty version's folder is easily lost."""
         folder = self._model(config.MATCH, config.match_config(self._manifest, self._max))
         self._copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
+
+    def _known(self, folder: Path) -> None:
+        """What a self-check compares with."""
+        if (check := self._manifest.self_check) is not None:
+            self._copy(self._bundle.path(check.file), folder / check.file)
 
     def _copy(self, source: Path, target: Path) -> None:
         self.bytes_taken += clone_or_copy(source, target)

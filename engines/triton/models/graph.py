@@ -18,6 +18,7 @@ from dsd_trt.bundle import Bundle
 from dsd_trt.engine import open_engine
 from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.pipeline import adapter_feed, finite_rows
+from dsd_trt.self_check import SelfCheck
 
 HERE = Path(__file__).parent
 
@@ -28,16 +29,19 @@ class TritonPythonModel:
     """What the python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Compile the graph."""
+        """Compile the graph; refuse one that computes anything else than its bundle knows."""
         parameters = json.loads(args["model_config"])["parameters"]
         name, engine = (parameters[key]["string_value"] for key in ("graph", "engine"))
         bundle = Bundle(HERE, Manifest.from_json((HERE / MANIFEST_NAME).read_text("utf-8")))
         self._name = args["model_name"]
         self._graph = bundle.manifest.graphs[name]
+        check = SelfCheck.read(bundle) if int(parameters["self_check"]["string_value"]) else None
         self._engine = open_engine(bundle.path(self._graph.file), self._graph, engine)
         pb_utils.Logger.log_info(f"{name}: {self._engine.description}")
         takes_adapter = any(not spec.batched for spec in self._graph.inputs)
         self._adapter = adapter_feed(bundle) if takes_adapter else {}
+        if check is not None:
+            check.require(name, self._graph, self._engine, self._adapter)
 
     def finalize(self) -> None:
         """Give back the engine's memory and threads, before the model is loaded again."""

@@ -52,13 +52,13 @@ class TritonPythonModel:
         manifest = Manifest.from_json((HERE / MANIFEST_NAME).read_text("utf-8"))
         # An adapter that is fed is fed by the model that serves the graph.
         self._manifest = manifest = replace(manifest, adapter=None)
-        self._pipeline = Pipeline(Bundle(HERE, manifest), TritonEngine, 0)
+        check = bool(settings["self_check"])
+        self._pipeline = Pipeline(Bundle(HERE, manifest), TritonEngine, 0, self_check=check)
         # Only a repository for matrix mode says how large its blocks are.
         block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
         self._mode: Mode = "matrix" if all(block) else "pair"
         size = settings["max_batch_size"]
         self._pipeline.batch = BatchSizes(size, size, size, block)
-        self._pipeline.compile(self._mode)
         spec = manifest.tokenizer
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
         self._texts = TextCache(settings["text_cache_mb"] * 2**20)
@@ -83,6 +83,8 @@ class TritonPythonModel:
     def _score(self, images: Sequence[bytes], texts: Sequence[bytes]) -> list[Any]:
         """The answer's tensors: `UNSCORED` and a reason where an image or a text is of no use."""
         self._check(len(images), len(texts))
+        # Not when it is loaded: the python backend asks other models of nothing but requests.
+        self._pipeline.compile(self._mode)
         latents = self._latents(images)
         encoded = self._encode(texts)
         rows = [i for i, it in enumerate(latents) if not isinstance(it, str)]
