@@ -31,7 +31,7 @@ from dsd_trt.cli import main
 print({READY!r}, flush=True)
 main(sys.argv[1:])
 """
-LONGEST = 300.0  # seconds, after which a command hangs
+LONGEST = 600.0  # seconds, after which a command hangs
 
 
 def same_bytes(name: str, content: bytes) -> bytes:

@@ -57,7 +57,7 @@ def run_on_small_disk(
         [*_UNSHARE, sys.executable, __file__, disk, json.dumps(plan)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1300,
     )
     assert not done.returncode, done.stderr
     disk.rmdir()
@@ -81,7 +81,7 @@ def _mount(disk: Path, options: str) -> None:
 
 def _run(command: Sequence[str], disk: Path) -> dict[str, object]:
     done = subprocess.run(
-        command, cwd=disk, stdin=subprocess.DEVNULL, capture_output=True, timeout=400
+        command, cwd=disk, stdin=subprocess.DEVNULL, capture_output=True, timeout=600
     )
     names = [str(it.relative_to(disk)) for it in disk.rglob("*") if it.is_file()]
     said = done.stderr.decode(errors="replace")

@@ -186,7 +186,7 @@ def reproduce(request: pytest.FixtureRequest) -> Command:
     options = ("--questions", "3", "--examples", "4", "--steps", "2")
     return Command(
         ["reproduce", "--model", model, *options, "--out", "out"],
-        kills=12,
+        kills=6,
         modules=f"dsd_trt.train.commands.reproduce, {TRAINED}, accelerate, matplotlib.pyplot",
         compared=without_times,
         long=True,
