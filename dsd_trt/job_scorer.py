@@ -77,7 +77,11 @@ class JobScorer:
         jobs = iter(jobs)
         for scored in journal.chunks() if journal else ():
             for it in scored:
-                job = next(jobs)
+                job = next(jobs, None)
+                known = len(it.result.scores) if isinstance(it.result, Row) else None
+                if job is None or known not in (None, len(job.texts)):
+                    assert journal is not None
+                    raise journal.other_work()
                 tally.skip(len(job.texts) * len(level))
                 yield job, it
         for chunk in self.encoded(jobs):

@@ -60,6 +60,13 @@ class Journal:
             if isinstance(line, list):
                 yield line
 
+    def other_work(self) -> InputError:
+        """What to raise where its images or scores are not as many as the run has."""
+        return InputError(
+            f"{self.path} holds other work than this run has, and was changed. Start again without "
+            "--resume"
+        )
+
     def part(
         self, compute: Callable[[], Scored], of: Iterable[NDArray[Any]]
     ) -> tuple[Scored, bool]:

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from dsd_trt.bundle import Bundle
 from dsd_trt.contract import Graph
 from dsd_trt.engine import Engine, open_engine
+from dsd_trt.errors import ModelError
 from dsd_trt.export.reference import Expected, Reference
 from dsd_trt.manifest import Manifest, SelfCheckSpec
 from dsd_trt.pipeline import adapter_feed
@@ -108,6 +109,7 @@ def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]
 
     Raises:
         EngineError: no engine is installed, or the one that is computes something else.
+        ModelError: with the adapter, a score is not finite.
     """
     check = SelfCheck.read(bundle)
     assert check is not None
@@ -119,6 +121,8 @@ def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]
         scored = check.computed(name, graph, engine, adapted)
     finally:
         engine.close()
+    if not all(np.isfinite(it).all() for it in scored.values()):
+        raise ModelError("with this adapter scores are NaN or infinite. Train it again")
     _write(path, {**check.tensors, **{f"{name}.{key}": it for key, it in scored.items()}})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import itertools
 import json
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,6 +282,31 @@ def test_a_damaged_journal_is_used_up_to_the_damage(
         assert ended.code == 3, ended.err
         assert ("going on after" in ended.err) == (place > 1)
         assert (tmp_path / "out").read_bytes() == (tmp_path / "warm.csv").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["one more image", "one score less"])
+def test_a_journal_of_more_or_less_work_than_the_run_has_is_refused(
+    run: Callable[..., Run], tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checksums fit."""
+    arguments = ("in", "texts.txt", "-f", "csv", "-o", "out")
+    Stops(monkeypatch).left = 1800
+    assert run(*arguments).code == 130
+    path, lines = tmp_path / "out.journal", []
+    for line in path.read_bytes().splitlines():
+        content = json.loads(line.partition(b" ")[2])
+        if chunk := content.get("chunk"):
+            scored = next(it for it in chunk if "scores" in it)
+            if change == "one more image":
+                chunk += [scored] * 40
+            else:
+                scored["scores"] = base64.b64encode(base64.b64decode(scored["scores"])[4:]).decode()
+        text = json.dumps(content, separators=(",", ":")).encode()
+        lines.append(b"%08x %s\n" % (zlib.crc32(text), text))
+    path.write_bytes(b"".join(lines))
+    ended = run(*arguments, "--resume")
+    assert ended.code == 2
+    assert "holds other work" in ended.err
 
 
 def test_a_run_to_a_pipe_goes_on_from_the_cache(
