@@ -91,7 +91,7 @@ def add_self_check(bundle: Bundle, changes: Mapping[str, NDArray[Any] | None] = 
 
 def tensor_file(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """A safetensors file, where the library is not: in the server's environment."""
-    kinds = {"uint8": "U8", "int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
+    kinds = {"uint8": "U8", "int32": "I32", "float16": "F16", "float32": "F32", "float64": "F64"}
     header, data = dict[str, Any](), b""
     for name, it in tensors.items():
         offsets = [len(data), len(data) + it.nbytes]

@@ -28,6 +28,7 @@ FOREIGN = {
     *("--cpus", "--cpuset-cpus", "--shm-size"),  # docker run
     "--local-dir",  # hf download
     "--bits",  # docs/measure_matching.py
+    *("--engines", "--json", "--starts"),  # benchmarks/against.py
 }
 
 document = pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
