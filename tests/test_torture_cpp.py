@@ -19,6 +19,8 @@ from torture import Figures, scaled
 
 pytest_plugins = ("cpp",)
 
+pytestmark = pytest.mark.timeout(1800)  # the library may have to be built first
+
 SOUND = {0, 2, 3, 4}  # exit codes of `dsd-score`; a sanitizer ends it with 1
 A_PROCESS = 300  # images
 
