@@ -78,8 +78,7 @@ class JobScorer:
         for scored in journal.chunks() if journal else ():
             for it in scored:
                 job = next(jobs, None)
-                known = len(it.result.scores) if isinstance(it.result, Row) else None
-                if job is None or known not in (None, len(job.texts)):
+                if job is None or not _fits(it, job):
                     assert journal is not None
                     raise journal.other_work()
                 tally.skip(len(job.texts) * len(level))
@@ -260,6 +259,11 @@ def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iter
             size = counts.pop(0)
             yield Scored(Row.of(waiting[:size]), size * levels)
             waiting = waiting[size:]
+
+
+def _fits(scored: Scored, job: Job) -> bool:
+    """Whether there is a score for every text of a job, or no latent."""
+    return isinstance(scored.result, ImageError) or len(scored.result.scores) == len(job.texts)
 
 
 def _is_pixels(decoded: Decoded) -> TypeGuard[NDArray[np.uint8]]:
