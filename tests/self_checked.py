@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bundles
 import numpy as np
-from bundles import BOS, EOS, LENGTH, LEVEL_BIAS, PAD, PROJECTION, RESOLUTION, TABLE
+from bundles import LENGTH, LEVEL_BIAS, PAD, PROJECTION, RESOLUTION
 from numpy.typing import NDArray
 
 from dsd_trt.bundle import Bundle, file_entry, write_manifest
@@ -28,10 +29,11 @@ def known_tensors(bundle: Bundle) -> dict[str, NDArray[Any]]:
     quarters = pixels.reshape(2, 2, half, 2, half, 3).mean(axis=(2, 4)) / 255  # (2, 2, 2, C)
     latent = quarters.transpose(0, 3, 1, 2)
     ids = np.full((2, LENGTH), PAD, np.int32)
-    ids[0, :4], ids[1, :3] = (BOS, 5, 8, EOS), (BOS, 10, EOS)
+    bos, eos = bundles.BOS, bundles.EOS  # tests put others there
+    ids[0, :4], ids[1, :3] = (bos, 5, 8, eos), (bos, 10, eos)
     mask = np.zeros((2, LENGTH), np.float32)
     mask[0, 1:4], mask[1, 1:3] = 1, 1
-    states = TABLE[ids].astype(np.float64)
+    states = bundles.TABLE[ids].astype(np.float64)
     image, text, level = np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([2, 0, 1], np.int32)
 
     def logits(i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -91,11 +93,10 @@ def add_self_check(bundle: Bundle, changes: Mapping[str, NDArray[Any] | None] = 
 
 def tensor_file(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     """A safetensors file, where the library is not: in the server's environment."""
-    kinds = {"uint8": "U8", "int32": "I32", "float16": "F16", "float32": "F32", "float64": "F64"}
     header, data = dict[str, Any](), b""
     for name, it in tensors.items():
         offsets = [len(data), len(data) + it.nbytes]
-        kind = kinds[it.dtype.name]
+        kind = f"{it.dtype.kind.upper()}{8 * it.itemsize}"  # such as "F32"
         header[name] = {"dtype": kind, "shape": list(it.shape), "data_offsets": offsets}
         data += it.tobytes()
     text = json.dumps(header).encode()

@@ -12,10 +12,13 @@ import pytest
 from cpp import build, clip_bundle
 from mutations import mutate_bytes, mutate_json
 from pictures import PNG_AND_JPEG
+from self_checked import add_self_check
 from test_cpp import edit, vouch
 from test_cpp_image import CASES, clip_tokenizer
 from test_torture_images import mutate_numbers, mutate_png
 from torture import Figures, scaled
+
+from dsd_trt.self_check import FILE_NAME
 
 pytest_plugins = ("cpp",)
 
@@ -34,7 +37,7 @@ def sanitized() -> Path:
 
 @pytest.fixture
 def bundle_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch)
+    add_self_check(clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch))
     return tmp_path / "bundle"
 
 
@@ -82,7 +85,7 @@ def test_mutated_images_trip_no_sanitizer(
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("name", ["bundle.json", "tokenizer.json", "pair_scorer.onnx"])
+@pytest.mark.parametrize("name", ["bundle.json", "tokenizer.json", "pair_scorer.onnx", FILE_NAME])
 def test_mutated_bundles_trip_no_sanitizer(
     sanitized: Path, bundle_folder: Path, name: str, tmp_path: Path, figures: Figures
 ) -> None:
