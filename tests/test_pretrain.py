@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from shapes_claims import center, read
 from torch import Tensor
 
 from dsd_trt import Scorer
-from dsd_trt.errors import InputError
+from dsd_trt.errors import DsdError, InputError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings as ExportSettings
 from dsd_trt.train.loss_log import LossLog
@@ -359,6 +361,19 @@ def test_workers_hold_the_mean_of_their_gradients(tmp_path: Path) -> None:
     expected = torch.tensor([5.5, 11.0, 16.5])
     for rank in range(2):
         assert torch.allclose(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected)
+
+
+class EndsProcess:
+    """What ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (7,)
+
+
+def test_a_worker_that_ends_at_its_start_is_told_at_once() -> None:
+    ended = pytest.raises(DsdError, match=r"worker 1 ended at its start \(exit code 7\)")
+    with ended, workers(2, _gradient_of_rank, EndsProcess()):
+        pytest.fail("nobody has met")
 
 
 # Whole runs

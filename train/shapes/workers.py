@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from dsd_trt.errors import DsdError
 from dsd_trt.train.memory import keep_freed_memory
 
 
@@ -62,6 +65,9 @@ def workers(count: int, run: Callable[..., None], *arguments: Any) -> Iterator[W
 
     Yields:
         The caller's worker.
+
+    Raises:
+        DsdError: one of the others ended before all had met.
     """
     if count == 1:
         yield Worker()
@@ -74,15 +80,35 @@ def workers(count: int, run: Callable[..., None], *arguments: Any) -> Iterator[W
             context.Process(target=_enter, args=(rank, count, meeting, run, arguments), daemon=True)
             for rank in range(1, count)
         ]
-        for process in others:
-            process.start()
         try:
+            for process in others:
+                process.start()
+            _wait(others, [_arrival(meeting, rank) for rank in range(1, count)])
             yield _join(0, count, meeting)
         finally:
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
             for process in others:
                 process.join(timeout=60)
             torch.set_num_threads(threads)
+
+
+def _wait(others: Sequence[BaseProcess], arrivals: Sequence[Path]) -> None:
+    """Wait until all have arrived: PyTorch would wait half an hour for one that never does."""
+    while not all(arrival.exists() for arrival in arrivals):
+        for rank, (process, arrival) in enumerate(zip(others, arrivals, strict=True), 1):
+            if not process.is_alive() and not arrival.exists():
+                for other in others:
+                    other.kill()
+                raise DsdError(
+                    f"worker {rank} ended at its start (exit code {process.exitcode}). Give the "
+                    "command again: it goes on where it was"
+                )
+        time.sleep(0.02)
+
+
+def _arrival(meeting: Path, rank: int) -> Path:
+    return meeting.with_name(f"{rank} is here")
 
 
 def _enter(
@@ -98,6 +124,7 @@ def _enter(
 
 def _join(rank: int, count: int, meeting: Path) -> Worker:
     torch.set_num_threads(1)
+    _arrival(meeting, rank).touch()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # Meeting at a port, PyTorch asks name servers for the name of 127.0.0.1.
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=count)
