@@ -149,14 +149,16 @@ def kill_often(command: Command, scratch: Path, figures: Figures) -> None:
         if command.killed(folder, draw.uniform(0, seconds)):
             left -= 1
             figures.ended()
+            if not command.replaces:
+                continue
             there = {
                 name: content
                 for name, content in command.written(folder).items()
                 if not any(part.startswith(".") for part in Path(name).parts)
             }
-            if command.replaces and there not in (before, after):
+            if there not in (before, after):
                 figures.fault("half-written", f"kill {figures.tried}: {differ(there, after)}")
-            if command.replaces and there == after:  # all was done, but the process had not ended
+            if there == after:  # all was done, but the process had not ended
                 begin(command, folder)
         else:  # nothing is left of it to be killed: check it, and begin anew
             _compare(command, folder, after, figures)
