@@ -114,7 +114,9 @@ class SelfCheck:
     ) -> Iterator[Difference]:
         """The largest of each output that the engine gives; arguments as for `require`."""
         for key, got in self.computed(name, graph, engine, fed).items():
-            yield _largest(key, got, self.tensors[f"{name}.{key}"])
+            if got.shape != (expected := self.tensors[f"{name}.{key}"]).shape:
+                raise EngineError(f"self-check: {key} is {got.shape}, expected {expected.shape}")
+            yield _largest(key, got, expected)
 
     def computed(
         self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]

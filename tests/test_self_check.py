@@ -272,3 +272,14 @@ def test_a_tolerance_that_is_wide_enough_lets_through(tmp_path: Path) -> None:
         bundle, manifest=replace(bundle.manifest, self_check=replace(spec, tolerance=0.02))
     )
     Scorer(wide, "onnxruntime").close()
+
+
+def test_an_output_of_another_size_than_the_inputs_is_refused(tmp_path: Path, engine: str) -> None:
+    """Where `bundle.json` gives it a name of its own, the file fits the signature."""
+    add_self_check(make_bundle(tmp_path), {"pair_scorer.score": np.full(2, 0.5, np.float32)})
+    manifest = tmp_path / MANIFEST_NAME
+    plain = json.loads(manifest.read_text("utf-8"))
+    plain["graphs"]["pair_scorer"]["outputs"][0]["shape"] = ["M"]
+    manifest.write_text(json.dumps(plain), "utf-8")
+    with pytest.raises(EngineError, match=r"score is \(3,\), expected \(2,\)"):
+        Scorer(read_bundle(tmp_path), engine)
