@@ -28,6 +28,7 @@ import onnx
 import pytest
 from cpp import FETCHED, ROOT, build, clip_bundle
 from PIL import Image
+from self_checked import add_self_check, known_tensors
 from test_cpp_image import clip_tokenizer, picture
 
 from dsd_trt import Bundle, Scorer, read_bundle, write_bundle
@@ -303,6 +304,21 @@ DAMAGES: dict[str, tuple[Callable[[Bundle, Plan], Any], str]] = {
         "does not take its inputs in batches",
     ),
 }
+
+
+@pytest.mark.parametrize(("off", "refused"), [(5e-3, False), (2e-2, True)])
+def test_a_plan_that_computes_something_else_is_refused_beyond_tf32s_digits(
+    off: float, refused: bool, small: Bundle, run: Run
+) -> None:
+    """A bundle in FP32 allows 2e-4; a GPU multiplies in TF32."""
+    states = known_tensors(small)["text_encoder.text_states"]
+    states.flat[0] += off * np.abs(states).max()
+    add_self_check(small, {"text_encoder.text_states": states})
+    done = run(small.folder)
+    assert done.returncode == (4 if refused else 0), done.stderr
+    assert ("TensorRT: self-check of the text encoder: text_states[0, 0, 0]" in done.stderr) == (
+        refused
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
