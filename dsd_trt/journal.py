@@ -40,11 +40,11 @@ class Journal:
         path: of its file.
         size: of its whole lines, in bytes; the rest is cut off.
         parts: of the chunk that was being scored, by what they are of.
-        pairs: that are scored already.
+        pairs: that have a score already.
 
     Attributes:
         path: of its file.
-        pairs: that are scored.
+        pairs: that have a score.
     """
 
     def __init__(self, path: Path, size: int, parts: Mapping[str, Scored], pairs: int) -> None:
@@ -85,7 +85,7 @@ class Journal:
         part = compute()
         assert isinstance(part.result, Row)
         self._write({"part": _plain(part), "of": digest})
-        self.pairs += len(part.result.scores)
+        self.pairs += _pairs(part)
         return part, False
 
     def finish_chunk(self, images: Sequence[Scored]) -> None:
@@ -172,7 +172,7 @@ def require_ours(path: Path) -> None:
 
 
 def scored_pairs(path: Path) -> int:
-    """How many pairs a journal holds; 0 if there is none."""
+    """How many pairs have a score in a journal; 0 if there is none."""
     pairs = parts = 0
     with contextlib.suppress(OSError):
         for _, line in _lines(path):
@@ -263,4 +263,7 @@ def _digest(arrays: Iterable[NDArray[Any]]) -> str:
 
 
 def _pairs(scored: Scored) -> int:
-    return len(scored.result.scores) if isinstance(scored.result, Row) else 0
+    """How many have a score: not those that were given up on, or could not be scored."""
+    if isinstance(scored.result, ImageError):
+        return 0
+    return int(np.count_nonzero(~np.isnan(scored.result.scores)))

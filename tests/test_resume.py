@@ -119,11 +119,20 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
             assert not (tmp_path / "out").exists()
     assert stopped >= 3, stopped
     assert (tmp_path / "out").read_bytes() == expected
+    assert pairs_told(ended.err) == pairs_told(whole.err)
     again = re.sub(r".*(engine|scored|going on).*\n", "", ended.err)
     assert again == re.sub(r".*(engine|scored).*\n", "", whole.err)  # failures and all
     assert {it.name for it in tmp_path.iterdir()} - {"cache"} == {
         "in", "texts.txt", "few.txt", "pairs.csv", "warm.csv", "whole", "out",
     }  # fmt: skip
+
+
+def pairs_told(errors: str) -> int:
+    """Pairs of which the command says that it has scored them, now or before."""
+    (told,) = re.findall(r"^scored .*", errors, re.M)
+    counts = re.findall(r"(-?\d+) (?:pairs\b(?!/)|were scored before)", told)
+    assert all(int(count) >= 0 for count in counts), told
+    return sum(map(int, counts))
 
 
 def test_matrix_mode_goes_on_too(
