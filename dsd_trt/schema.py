@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import types
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -68,8 +69,8 @@ def parse_json(text: str) -> Any:
     def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in found if keys.count(key) > 1)
+            counts = Counter(key for key, _ in pairs)
+            twice = next(key for key in found if counts[key] > 1)
             refused.append((found, f"has the key {_shortened(twice)} twice"))
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -61,6 +62,15 @@ def test_what_parsers_disagree_on_is_refused_with_its_path(text: str, complaint:
 def test_everything_else_is_read_as_python_reads_it(text: str) -> None:
     assert parse_json(text) == json.loads(text)
     assert parse_json(f"\ufeff{text}") == json.loads(text)
+
+
+def test_a_key_that_is_twice_among_many_is_found_soon() -> None:
+    count = 200_000  # looked for pair by pair, it would take minutes
+    keys = ", ".join(f'"{number}": 0' for number in range(count))
+    began = time.process_time()
+    with pytest.raises(ValueError, match=f"has the key '{count - 1}' twice"):
+        parse_json(f'{{{keys}, "{count - 1}": 1}}')
+    assert time.process_time() - began < 10
 
 
 def test_fields_are_named_by_their_path_and_round_trip() -> None:
