@@ -47,7 +47,7 @@ def external_files(model: bytes) -> set[str]:
             tag = model[at]
             at += 1
             if tag & 0x80:
-                tag, at = _varint(model, at - 1, end)
+                tag, at = _tag(model, at - 1, end)
             wire = tag & 7
             if wire == _BYTES:
                 size, at = _varint(model, at, end)
@@ -78,7 +78,7 @@ def _location(model: bytes, at: int, end: int) -> set[str]:
     """The value of an entry of `external_data`, if it is a location."""
     last = {_KEY: b"", _VALUE: b""}  # of a field that occurs twice, the last one counts
     while at < end:
-        tag, start = _varint(model, at, end)
+        tag, start = _tag(model, at, end)
         at = _skip(model, tag & 7, start, end)
         if tag & 7 == _BYTES:
             last[tag >> 3] = model[_varint(model, start, end)[1] : at]
@@ -108,8 +108,14 @@ def _skip(model: bytes, wire: int, at: int, end: int) -> int:
             raise ValueError("it is cut short")
         if not depth:
             return at
-        tag, at = _varint(model, at, end)
+        tag, at = _tag(model, at, end)
         wire = tag & 7
+
+
+def _tag(model: bytes, at: int, end: int) -> tuple[int, int]:
+    """Number and wire type of a field, cut to 32 bits as engines' readers cut them."""
+    tag, at = _varint(model, at, end)
+    return tag & 0xFFFFFFFF, at
 
 
 def _varint(model: bytes, at: int, end: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from bundles import FRACTIONS, take_weights_from
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
@@ -28,6 +29,7 @@ from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 from mutations import mutate_json
 from test_cpp_image import CASES, clip_tokenizer, picture
 from test_cpp_tokenizer import nasty_texts
+from test_external_data import wire_field
 from torture import Figures, scaled
 
 from dsd_trt import Bundle, Scorer
@@ -221,6 +223,17 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_text(json.dumps(manifest))
 
 
+def hide_graph(folder: Path) -> None:
+    """Take weights from a file that is not listed, of a graph whose tag has more than 32 bits."""
+    take_weights_from(folder, "weights.bin", listed=False)
+    path = folder / "pair_scorer.onnx"
+    model = onnx.load(path, load_external_data=False)
+    graph = wire_field(7 | 1 << 30, model.graph.SerializeToString())
+    model.ClearField("graph")
+    path.write_bytes(model.SerializeToString() + graph)
+    edit(folder / "bundle.json", lambda m: vouch(folder, m, path.name))
+
+
 # What is done to a bundle's folder, and what the message says then.
 def with_matrix(manifest: dict[str, Any], mask_width: int | str = 77) -> None:
     """Say that the pair scorer is a matrix scorer too."""
@@ -295,6 +308,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "unlisted weights": (
         lambda b: take_weights_from(b, "weights.bin", listed=False),
+        "'graphs.pair_scorer.file' takes weights from 'weights.bin', which is not among",
+    ),
+    "unlisted weights of a graph whose tag is cut": (
+        hide_graph,
         "'graphs.pair_scorer.file' takes weights from 'weights.bin', which is not among",
     ),
     "weights by another name": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import replace
@@ -11,10 +12,12 @@ import numpy as np
 import onnx
 import pytest
 from bundles import take_weights_from
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from dsd_trt import Bundle, BundleError, Scorer, read_bundle, write_bundle
 from dsd_trt.bundle import bundle_folder
+from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.engine import open_engine
 from dsd_trt.errors import EngineError
 from dsd_trt.external_data import external_files
 from dsd_trt.plan import graph_hash
@@ -95,26 +98,68 @@ def _varint(value: int) -> bytes:
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _varint(value >> 7)
 
 
-def _field(number: int, content: bytes) -> bytes:
+def wire_field(number: int, content: bytes) -> bytes:
+    """A field of bytes as protobuf writes it."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
 @pytest.mark.parametrize(
     "entry",
     [
-        _field(2, b"hidden") + _field(1, b"location"),  # in another order
-        _field(1, b"offset") + _field(1, b"location") + _field(2, b"") + _field(2, b"hidden"),
-        b"\x8a\x80\x00\x88\x00location" + _field(2, b"hidden"),  # longer numbers than needed
-        b"\x7b\x0a\x01x\x7c" + _field(1, b"location") + _field(2, b"hidden"),  # after a group
-        b"\x18\x01" + _field(1, b"location") + b"\x25abcd" + _field(2, b"hidden"),
+        wire_field(2, b"hidden") + wire_field(1, b"location"),  # in another order
+        wire_field(1, b"offset")
+        + wire_field(1, b"location")
+        + wire_field(2, b"")
+        + wire_field(2, b"hidden"),
+        b"\x8a\x80\x00\x88\x00location" + wire_field(2, b"hidden"),  # longer numbers than needed
+        b"\x7b\x0a\x01x\x7c"
+        + wire_field(1, b"location")
+        + wire_field(2, b"hidden"),  # after a group
+        b"\x18\x01" + wire_field(1, b"location") + b"\x25abcd" + wire_field(2, b"hidden"),
     ],
 )
 def test_files_are_found_however_the_graph_is_written(entry: bytes) -> None:
     """What protobuf reads is the oracle: any of these names the file."""
-    tensor = _field(13, entry) + b"\x70\x01"
-    model = b"\x08\x0a" + _field(7, _field(5, tensor))
+    tensor = wire_field(13, entry) + b"\x70\x01"
+    model = b"\x08\x0a" + wire_field(7, wire_field(5, tensor))
     (read,) = onnx.ModelProto.FromString(model).graph.initializer
     assert {it.value for it in read.external_data if it.key == "location"} == {"hidden"}
+    assert external_files(model) == {"hidden"}
+
+
+@pytest.mark.parametrize("depth", range(4))
+def test_tags_are_cut_to_32_bits_as_engines_cut_them(
+    tmp_path: Path, engine: str, depth: int
+) -> None:
+    """Python's protobuf refuses such a graph; engines read it, and the file that it names so."""
+
+    def field(level: int, number: int, content: bytes) -> bytes:
+        return wire_field(number | 1 << 30 if level == depth else number, content)
+
+    weights = _outside("hidden")
+    entries = [*weights.external_data]
+    weights.ClearField("external_data")
+    tensor = weights.SerializeToString()
+    for it in entries:
+        key = (
+            field(3, 1, it.key.encode()) if it.key == "location" else wire_field(1, it.key.encode())
+        )
+        tensor += field(2, 13, key + wire_field(2, it.value.encode()))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y])
+    sound = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    content = field(0, 7, graph.SerializeToString() + field(1, 5, tensor))
+    sound.ClearField("graph")
+    model = sound.SerializeToString() + content
+
+    (tmp_path / "graph.onnx").write_bytes(model)
+    np.arange(4, dtype="<f4").tofile(tmp_path / "hidden")
+    specs = [TensorSpec(name, "float32", ("B", 4)) for name in "xy"]
+    with contextlib.closing(
+        open_engine(tmp_path / "graph.onnx", Graph("graph.onnx", (specs[0],), (specs[1],)), engine)
+    ) as opened:
+        sums = opened.run({"x": np.ones((1, 4), np.float32)})["y"]
+    assert sums.tolist() == [[1, 2, 3, 4]]
     assert external_files(model) == {"hidden"}
 
 

@@ -53,7 +53,7 @@ class Message {
     // Goes on to the next field that is a message or a string; false if there is none.
     bool next() {
         for (int depth = 0; at_ < end_ || depth;) {  // of groups, which readers pass over
-            const std::uint64_t tag = number();
+            const auto tag = static_cast<std::uint32_t>(number());  // engines' readers cut it so
             field = tag >> 3;
             switch (tag & 7) {
                 case varint:
