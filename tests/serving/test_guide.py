@@ -93,5 +93,5 @@ def test_a_model_is_replaced_as_it_says(served: Server, checkout: Path) -> None:
 def test_parameters_are_those_of_the_configuration(served: Server, checkout: Path) -> None:
     config = (checkout / "models" / "dsd_score" / "config.pbtxt").read_text("utf-8")
     configured = set(re.findall(r'parameters \{ key: "(\w+)"', config))
-    rows = re.findall(r"^\| (`max_.*?|`text_cache_mb`) \|", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| (`max_.*?|`text_cache_mb`|`self_check`) \|", TEXT, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == configured
