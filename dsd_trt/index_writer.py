@@ -97,7 +97,9 @@ def update_index(
 
         mode = choose_mode(opened.manifest, "auto", engine)
         # In a pipeline of its own: a U-Net compiled to compare is not kept while indexing.
-        require_agreement(opened, mode, Pipeline(opened, engine, _MEMORY_MB), _MEMORY_MB)
+        compared = Pipeline(opened, engine, _MEMORY_MB, self_check=self_check)
+        require_agreement(opened, mode, compared, _MEMORY_MB)
+        del compared
     pipeline = Pipeline(opened, engine, _MEMORY_MB, self_check=self_check)
     files = [Path(image) for image in images]
     total = None if any(map(is_tar, files)) else len(files)

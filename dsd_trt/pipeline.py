@@ -110,7 +110,7 @@ class Pipeline:
         self._opening = threading.RLock()
         self._engines: dict[str, Engine] = {}  # by graph
         self._closed = False
-        self._self_check = SelfCheck.read(bundle) if self_check is True else self_check or None
+        self.self_check = SelfCheck.read(bundle) if self_check is True else self_check or None
         self._tokenize = Tokenizer(
             bundle.path(manifest.tokenizer.file), manifest.tokenizer, manifest.method.token_mask
         )
@@ -195,8 +195,8 @@ class Pipeline:
                 graph = self._manifest.graphs[name]
                 engine = self._open_graph(self._files.path(graph.file), graph)
                 try:
-                    if self._self_check:
-                        self._self_check.require(name, graph, engine, self._adapter)
+                    if self.self_check:
+                        self.self_check.require(name, graph, engine, self._adapter)
                 except BaseException:
                     engine.close()
                     raise

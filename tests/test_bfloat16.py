@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from bundles import make_bundle
 from numpy.typing import NDArray
 from PIL import Image
+from self_checked import add_self_check, known_tensors
 
 import dsd_trt.bfloat16 as bfloat16
 from dsd_trt import Bundle, Scorer
@@ -111,6 +113,16 @@ def test_a_bundle_that_was_compared_compiles_its_image_encoder_alone(
 
     assert sorted(compiled()) == ["image_encoder", "pair_scorer", "text_encoder"]
     assert compiled() == ["image_encoder"]
+
+
+def test_without_a_self_check_what_it_is_compared_with_has_none_either(
+    tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
+    bundle = make_bundle(tmp_path / "bundle")
+    wrong = known_tensors(bundle)["pair_scorer.score"] + np.float32(1)
+    bundle = add_self_check(bundle, {"pair_scorer.score": wrong})
+    bfloat16.require_agreement(bundle, "pair", rounded(bundle, 20), 1024)
 
 
 def test_what_is_no_number_is_refused(
