@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dsd_trt.train.data.question import Question, shuffled, split
+from dsd_trt.train.run_key import question_hash
 
 
 def ask(seed: int, number: int, candidates: int = 10) -> Question:
@@ -71,3 +74,14 @@ def test_a_split_at_its_limits(fraction: float, few: int) -> None:
     first, rest = split(of_sources("a", "b", "c", "d"), fraction, seed=0)
     assert (len(first), len(rest)) == (few, 4 - few)
     assert split([], fraction, seed=0) == ([], [])
+
+
+def test_a_pipe_in_place_of_an_image_is_one_that_cannot_be_read(tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    question = Question("kind", ((str(image), "text"),), 0, "source")
+    missing = question_hash(question)
+    os.mkfifo(image)
+    assert question_hash(question) == missing
+    image.unlink()
+    image.write_bytes(b"content")
+    assert question_hash(question) != missing

@@ -16,7 +16,9 @@ from dsd_trt import Scorer
 from dsd_trt.errors import InputError
 from dsd_trt.files import write_whole
 from dsd_trt.image import ImageSource
-from dsd_trt.schema import parse_json
+from dsd_trt.limits import IMAGE_BYTES
+from dsd_trt.regular import read_regular
+from dsd_trt.schema import read_json
 from dsd_trt.train.adapter import adapter_hash
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.device import best_device
@@ -49,7 +51,7 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
             f"{folder} holds {found[0]} of a run that does not say what it was of. {advice}"
         )
     try:
-        before = parse_json(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}. {advice}") from None
     if before != wanted:
@@ -127,7 +129,7 @@ def _content_hash(image: ImageSource) -> bytes:
     """Of a file, its bytes; one that cannot be read is like any other of these."""
     if isinstance(image, (str, os.PathLike)):
         try:
-            content = Path(image).read_bytes()
+            content = read_regular(image, IMAGE_BYTES)
         except (OSError, ValueError):
             content = b""
     elif isinstance(image, bytes):
