@@ -66,8 +66,9 @@ def journal_path(output: str, run: dict[str, Any]) -> Path | None:
     try:
         folder.mkdir(exist_ok=True)
         for left in folder.iterdir():
-            if time.time() - left.stat().st_mtime > _WEEK:
-                left.unlink()  # nobody went on with it
+            with contextlib.suppress(OSError):  # another run's may go at any moment
+                if time.time() - left.stat().st_mtime > _WEEK:
+                    left.unlink()  # nobody went on with it
     except OSError:
         return None
     return folder / f"{_digest([json.dumps(run)])[:32]}.journal"
