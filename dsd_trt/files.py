@@ -86,6 +86,8 @@ def append(path: Path, lines: str, *, durable: bool = True) -> None:
                     written += os.write(file, content[written:])
                 if durable:
                     os.fsync(file)
+                    if not end:
+                        sync_folder(path.parent)
             except BaseException:
                 os.ftruncate(file, end)
                 raise

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, ImageError, InputError
+from dsd_trt.folders import sync_folder
 from dsd_trt.jobs import Row, Scored
 from dsd_trt.regular import open_regular
 from dsd_trt.schema import parse_json
@@ -112,6 +113,7 @@ class Journal:
                 written += os.pwrite(self._file, line[written:], self._size + written)
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 os.fsync(self._file)
+                sync_folder(self.path.parent)  # or its name could be lost
                 self._synced = time.monotonic()
         except BaseException as error:
             os.ftruncate(self._file, self._size)  # whole lines alone
