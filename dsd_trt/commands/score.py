@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -222,9 +223,10 @@ def score(
 
 
 def _set_aside(journal: Path, pairs: int) -> str:
+    old, new = shlex.quote(f"{journal}.old"), shlex.quote(str(journal))
     return (
         f"{pairs} pairs of a run that was stopped are set aside, and this one starts anew; to go "
-        f"on with them, stop it, mv {journal}.old {journal}, and give --resume"
+        f"on with them, stop it, mv {old} {new}, and give --resume"
     )
 
 
@@ -240,10 +242,11 @@ def _saying_how_to_go_on(console: Console, journal: Journal | None, output: str)
                 "--resume goes on from there"
             )
             if isinstance(error, DsdError) and output != "-":
-                name = Path(output).name
+                name = shlex.quote(Path(output).name)
+                kept = shlex.quote(str(journal.path))
                 console.print(
-                    f"To go on elsewhere: mv {journal.path} OTHER/{name}.journal, then the same "
-                    f"command with -o OTHER/{name} --resume"
+                    f"To go on elsewhere: mv {kept} OTHER/{name}.journal, then the same command "
+                    f"with -o OTHER/{name} --resume"
                 )
         raise
 
