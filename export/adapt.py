@@ -31,15 +31,15 @@ def replace_adapter(
 ) -> Bundle:
     """A bundle with another adapter; graphs, weights and plans are copied, see `clone_or_copy`.
 
+    The bundle is read back and scores before it takes the place of what is in `out`, which until
+    then is as it was.
+
     Args:
         bundle: exported with an adapter as an input.
         folder: of the adapter.
         out: the new bundle's folder, which may be the old one's with `force`.
         force: replace a folder that is not empty.
         copied: told how much disk the copies took, in bytes.
-
-    The bundle is read back and scores before it takes the place of what is in `out`, which until
-    then is as it was.
 
     Raises:
         InputError: the bundle's adapter is folded into its graphs, or `out` cannot be used or
