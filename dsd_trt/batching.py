@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
@@ -107,6 +108,8 @@ def walks_at_once(large: bool) -> tuple[int, ...]:
 class FastestBatch:
     """Cuts work into batches; where wanted, finds out on the first of it which is the fastest.
 
+    Threads may share one.
+
     Sizes, each half of the one before, are tried in turn, several times over. The first batch of a
     size sets the engine's kernels up for its shape and is not timed; of the others the fastest
     counts, since whatever else the machine does only makes them slower. What is found is
@@ -127,6 +130,7 @@ class FastestBatch:
         self.size = sizes[0]
         self._untried = sizes * (1 + _TIMED) if len(sizes) > 1 else []
         self._seconds: dict[int, list[float]] = {size: [] for size in sizes}  # a triple
+        self._noting = threading.RLock()  # a signal handler may come in between
 
     def cut(self, count: int) -> Iterator[slice]:
         """Batches, of which each is done with when the next is asked for."""
@@ -135,13 +139,16 @@ class FastestBatch:
             rows = slice(start, min(start + self.size, count))
             begin = perf_counter()
             yield rows
-            if self._untried and rows.stop - rows.start == self.size:
-                self._note(perf_counter() - begin)
+            if self._untried:
+                with self._noting:
+                    self._note(rows.stop - rows.start, perf_counter() - begin)
             start = rows.stop
 
-    def _note(self, seconds: float) -> None:
-        """Take note of a whole batch's time, and go on to the next size."""
-        self._seconds[self._untried.pop(0)].append(seconds / self.size)
+    def _note(self, size: int, seconds: float) -> None:
+        """Take note of a batch's time, and go on to the next size if it was the one to try."""
+        if not self._untried or size != self.size:
+            return  # what is left at the end, or another thread's
+        self._seconds[self._untried.pop(0)].append(seconds / size)
         if self._untried:
             self.size = self._untried[0]
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,22 @@ def test_a_trial_goes_on_where_the_last_work_ended_and_times_whole_batches_alone
     assert work(FastestBatch(32, "here"), 48) == [32, 16]  # nothing is remembered of half a trial
     assert work(batches, 148) == TRIED[5:]
     assert work(batches, 24) == [8, 8, 8]
+
+
+def test_threads_may_find_it_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsd_trt.batching.remember", lambda *_: None)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(60):
+                batches = FastestBatch(32, "here")
+                cut = [pool.submit(lambda it=batches: list(it.cut(300))) for _ in range(8)]
+                for done in cut:
+                    assert sum(rows.stop - rows.start for rows in done.result()) == 300
+                assert batches.size in TRIED
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize(("largest", "key"), [(7, "here"), (1, "here"), (32, None)])
