@@ -22,5 +22,7 @@ pytest_plugins = ("exported", "writing_commands")
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_been(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, figures: Figures
 ) -> None:
-    figures.look_for(f"kills of `{name}` at random moments", *KINDS)
-    kill_often(COMMANDS[name](request), tmp_path, figures)
+    command = COMMANDS[name](request)
+    seen = (*KINDS, "half-written") if command.replaces else KINDS
+    figures.look_for(f"kills of `{name}` at random moments", *seen)
+    kill_often(command, tmp_path, figures)
