@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -65,7 +65,8 @@ class IndexedImage:
 class Index(Sequence[IndexedImage]):
     """The images of an index, in the order they were given in; latents stay on disk till needed.
 
-    `Index.open` opens one.
+    `Index.open` opens one. It is of the moment it was opened in: where another process takes
+    latents away afterwards, or puts others in their place, their images have an error.
 
     Attributes:
         folder: where it lies.
@@ -75,6 +76,7 @@ class Index(Sequence[IndexedImage]):
     def __init__(self, folder: Path, manifest: IndexManifest, table: Any) -> None:
         self.folder, self.manifest, self._table = folder, manifest, table
         self._shard = functools.lru_cache(_OPEN_SHARDS)(self._map_shard)
+        self._identities: Mapping[str, object] = {}  # of the shards that were verified
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Index:
@@ -87,12 +89,23 @@ class Index(Sequence[IndexedImage]):
         if not isinstance(folder, (str, os.PathLike)):
             raise InputError(f"an index is named by a path or a string, got {folder!r}")
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        table = read_table(folder, manifest)
+        while True:
+            manifest = read_manifest(folder)
+            try:
+                return cls._verified(folder, manifest)
+            except InputError:
+                if read_manifest(folder) == manifest:
+                    raise
+                # Another process has brought it up to date meanwhile.
+
+    @classmethod
+    def _verified(cls, folder: Path, manifest: IndexManifest) -> Index:
+        index = cls(folder, manifest, read_table(folder, manifest))
+        index._identities = {name: _identity(folder / name) for name in manifest.shards}
         for name, shard in manifest.shards.items():
             if complaint := shard.complaint(folder / name, manifest.image_encoder.latent):
                 raise InputError(f"{complaint}. {_AGAIN} {folder}")
-        return cls(folder, manifest, table)
+        return index
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -136,12 +149,32 @@ class Index(Sequence[IndexedImage]):
             )
 
     def read_latent(self, shard: str, row: int) -> NDArray[Any]:
-        """Copy one latent from a shard, (C, h, w)."""
+        """Copy one latent from a shard, (C, h, w).
+
+        Raises:
+            ImageError: the shard is no longer the file that was verified.
+        """
         latent: NDArray[Any] = self._shard(shard)[row : row + 1][0]
         return latent
 
     def _map_shard(self, name: str) -> Any:
         from safetensors import safe_open
 
-        shard: Any = safe_open(self.folder / name, framework="numpy")
-        return shard.get_slice(LATENT)
+        path = self.folder / name
+        try:
+            shard: Any = safe_open(path, framework="numpy").get_slice(LATENT)
+        except Exception:  # the library's, for what is gone or something else
+            shard = None
+        # Names of shards are given again: what was mapped has to be what was verified.
+        if shard is None or _identity(path) != self._identities[name]:
+            raise ImageError(f"{path} was changed after the index was opened. Open the index again")
+        return shard
+
+
+def _identity(path: Path) -> object:
+    """What tells a file from another of its name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

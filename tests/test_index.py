@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save
 
+import dsd_trt.index
 from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
 from dsd_trt.index_files import table_schema
 from dsd_trt.pipeline import Pipeline
@@ -106,6 +107,46 @@ def check(index: Index, scorer: Scorer) -> None:
 
 
 # Scores
+
+
+def test_an_open_index_never_scores_what_came_in_the_place_of_its_latents(
+    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path
+) -> None:
+    photos = write_photos(tmp_path / "photos", range(12))
+    update(photos[:6])
+    opened = Index.open(tmp_path / "out")
+    update(photos[:3])  # the second shard goes
+    update(photos[:3] + photos[6:9])  # and another takes its name
+    matrix = scorer.score(opened, TEXTS)
+    np.testing.assert_allclose(matrix.scores[:3], expected(range(3)), atol=1e-6)
+    assert np.isnan(matrix.scores[3:]).all()
+    assert [failure.image for failure in matrix.errors] == [str(it) for it in photos[3:6]]
+    assert all("Open the index again" in failure.reason for failure in matrix.errors)
+    check(Index.open(tmp_path / "out"), scorer)
+    gone = Index.open(tmp_path / "out")
+    update([])
+    assert all("Open the index again" in it.reason for it in scorer.score(gone, TEXTS).errors)
+
+
+def test_an_index_that_is_brought_up_to_date_while_it_is_opened_opens(
+    update: Callable[..., IndexUpdate],
+    scorer: Scorer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    photos = write_photos(tmp_path / "photos", range(9))
+    update(photos[:6])
+    read, more = dsd_trt.index.read_table, [photos[3:], photos]
+
+    def read_late(*arguments: Any) -> Any:
+        if more:
+            update(more.pop())
+        return read(*arguments)
+
+    monkeypatch.setattr("dsd_trt.index.read_table", read_late)
+    index = Index.open(tmp_path / "out")
+    assert seeds_of(index) == list(range(3, 9))
+    check(index, scorer)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
