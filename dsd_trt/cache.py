@@ -27,11 +27,16 @@ def cache_folder() -> Path | None:
     if named == "":
         return None
     home = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(named) if named else (Path(home) if home else Path.home() / ".cache") / "dsd-trt"
+    folder = Path(named) if named else Path(home or "~/.cache") / "dsd-trt"
     try:
+        if not (named or home):
+            folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _say_unwritable(folder, error.strerror)
+        return None
+    except RuntimeError:  # as of a container's user whom nobody has named
+        _say_unwritable(folder, "there is no home folder")
         return None
     if not os.access(folder, os.W_OK):
         _say_unwritable(folder, "it is read-only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,8 @@ def check_replaceable(out: Path, force: bool) -> None:
         raise InputError(
             f"{out} is not empty. Give another --out, or replace all it holds with --force"
         )
-    if any(place.resolve().is_relative_to(out.resolve()) for place in (Path.cwd(), Path.home())):
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home raises where there is none)
+    if any(place.resolve().is_relative_to(out.resolve()) for place in (Path.cwd(), home)):
         raise InputError(f"{out} is not replaced: the current or the home folder lies in it")
 
 

@@ -71,6 +71,19 @@ def test_a_place_that_cannot_be_written_to_is_no_error_and_said_once(
     assert "another folder in DSD_TRT_CACHE" in said
 
 
+def test_a_user_without_a_home_has_no_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    for variable in ("DSD_TRT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert cache_folder() is None
+    assert "there is no home folder" in caplog.text
+
+
 def test_it_lies_where_the_user_keeps_such_things(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
