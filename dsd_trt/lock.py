@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
+from dsd_trt.unfinished import hidden_prefix
 
 LOCK_NAME = ".lock"
 """Of the lock of a folder's content; that of a file or folder as a whole is `.NAME.lock`."""
@@ -32,7 +33,7 @@ def sole_writer(target: Path, *, inside: bool = False, wait: float = 0) -> Itera
         InputError: another process writes there; says which, where and since when.
         OSError: no lock file can be made there.
     """
-    path = target / LOCK_NAME if inside else target.with_name(f".{target.name[-200:]}{LOCK_NAME}")
+    path = target / LOCK_NAME if inside else target.with_name(hidden_prefix(target.name) + "lock")
     deadline = time.monotonic() + wait
     while (lock := _acquire(path)) is None:
         if time.monotonic() >= deadline:

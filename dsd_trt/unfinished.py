@@ -31,7 +31,7 @@ _GONE, _HIDDEN = "gone", "hidden"
 def unfinished_name(name: str) -> str:
     """What a file or folder is called, in the same folder, while this process writes it."""
     pid = os.getpid()
-    return f"{_prefix(name)}{_machine()}.{pid}-{_start(pid)}.{os.urandom(4).hex()}{_SUFFIX}"
+    return f"{hidden_prefix(name)}{_machine()}.{pid}-{_start(pid)}.{os.urandom(4).hex()}{_SUFFIX}"
 
 
 def is_unfinished(path: Path) -> bool:
@@ -59,7 +59,7 @@ def remove_abandoned(target: Path) -> None:
 
 def abandoned(target: Path) -> list[Path]:
     """What killed processes left of a file or folder."""
-    name = re.compile(rf"{re.escape(_prefix(target.name))}(?:{_OWNER}\.|{_OLDER})part")
+    name = re.compile(rf"{re.escape(hidden_prefix(target.name))}(?:{_OWNER}\.|{_OLDER})part")
     try:
         with os.scandir(target.parent) as found:
             paths = [target.parent / it.name for it in found if name.fullmatch(it.name)]
@@ -77,7 +77,8 @@ def remove(path: Path) -> None:
         path.unlink()
 
 
-def _prefix(name: str) -> str:
+def hidden_prefix(name: str) -> str:
+    """How names of files beside a file or folder begin, however long its own is."""
     encoded = os.fsencode(name)
     return f".{hashlib.sha256(encoded).hexdigest() if len(encoded) > _LONGEST else name}."
 

@@ -143,6 +143,15 @@ def test_the_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
     assert [it.name for it in path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 127, "東" * 85])
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path, name: str) -> None:
+    for content in ("one", "two"):
+        with whole_folder(tmp_path / name) as folder:
+            (folder / "file").write_text(content)
+    assert [it.read_text() for it in tmp_path.rglob("file")] == ["two"]
+    assert [it.name for it in tmp_path.iterdir()] == [name]
+
+
 def test_one_writes_at_a_time_and_locks_leave_nothing(tmp_path: Path) -> None:
     """Processes that count in one file lose no count, though the lock's file comes and goes."""
     counter = tmp_path / "counter"
