@@ -107,7 +107,7 @@ def kept(output: str, run: dict[str, Any], *, resume: bool) -> Iterator[tuple[Jo
         for there in (path, old):
             require_ours(there)
         with sole_writer(target):
-            aside = 0 if resume else _set_aside(path, old)
+            aside = 0 if resume and path.exists() else _set_aside(path, old)
             try:
                 journal = open_journal(path, run, resume=resume)
             except InputError:
@@ -136,12 +136,11 @@ def kept(output: str, run: dict[str, Any], *, resume: bool) -> Iterator[tuple[Jo
 
 
 def _set_aside(path: Path, old: Path) -> int:
-    """Give a journal another name, unless one that has more is there; how many pairs it has."""
-    if not (pairs := scored_pairs(path)):
-        return 0
-    if scored_pairs(old) < pairs:
+    """Give a journal another name, unless one that has more is there; how many pairs are in it."""
+    pairs, before = scored_pairs(path), scored_pairs(old)
+    if before < pairs:
         path.replace(old)
-    return pairs
+    return max(pairs, before)
 
 
 def _images(images: Sequence[Path | IndexedImage] | Sequence[Pair]) -> Iterator[str]:

@@ -242,10 +242,12 @@ def test_without_resume_it_starts_anew_and_sets_aside_what_was_there(
     stops.left = 1500
     assert run(*arguments).code == 130
     kept = (tmp_path / "out.journal").read_bytes()
-    for left in (900, 3):
+    pairs = scored_pairs(tmp_path / "out.journal")
+    for left, options in ((900, []), (2, []), (2, ["--resume"]), (3, [])):
         stops.left = left
-        ended = run(*arguments)
+        ended = run(*arguments, *options)
         assert ended.code == 130
+        assert f"{pairs} pairs of a run that was stopped are set aside" in ended.err
         assert "mv out.journal.old out.journal, and give --resume" in ended.err
         assert (tmp_path / "out.journal.old").read_bytes() == kept  # not what has less
     (tmp_path / "out.journal.old").replace(tmp_path / "out.journal")
