@@ -583,3 +583,25 @@ def test_what_is_no_image_says_what_would_be(scorer: Scorer) -> None:
         "NoneType is no image",
         "BytesIO is no image",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [(b"text_states", b"text\xc6states"), (b"Gather", b"\xc6ather")]
+)
+def test_names_that_are_no_utf8_are_refused_and_standard_output_left_alone(
+    bundle: Bundle,
+    tmp_path: Path,
+    engine: str,
+    capfd: pytest.CaptureFixture[str],
+    name: bytes,
+    other: bytes,
+) -> None:
+    """ONNX Runtime 1.32 tells there, of some graphs, that it tries the same again."""
+    graph = bundle.manifest.graphs["text_encoder"]
+    content = bundle.path(graph.file).read_bytes()
+    path = tmp_path / "graph.onnx"
+    assert name in content
+    path.write_bytes(content.replace(name, other))
+    with pytest.raises(EngineError, match=f"{engine} refuses"):
+        open_engine(path, graph, engine)
+    assert capfd.readouterr().out == ""

@@ -42,12 +42,12 @@ class OnnxRuntimeEngine(SharedEngine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = open_session(path, options, frugal=frugal)
+            inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
+            outputs = [_spec(tensor) for tensor in self._session.get_outputs()]
         except Exception as error:  # its exceptions have no base of their own
             raise EngineError(f"onnxruntime refuses {path}: {one_line(error, 800)}") from error
         if self._session.get_providers() != [PROVIDER]:
             raise EngineError(f"onnxruntime took {self._session.get_providers()} for {PROVIDER}")
-        inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
-        outputs = [_spec(tensor) for tensor in self._session.get_outputs()]
         check_signature(path, graph, inputs, outputs)
         self._outputs = [spec.name for spec in outputs]
         half = any(spec.dtype == "float16" for spec in (*graph.inputs, *graph.outputs))
@@ -76,7 +76,13 @@ def open_session(path: Path, options: ort.SessionOptions, *, frugal: bool) -> or
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         unwanted = ["ConstantFolding"]
-    return ort.InferenceSession(path, options, [PROVIDER], disabled_optimizers=unwanted)
+    return ort.InferenceSession(
+        path,
+        options,
+        [PROVIDER],
+        disabled_optimizers=unwanted,
+        enable_fallback=0,  # to the same provider, which it prints to standard output
+    )
 
 
 def _spec(tensor: Any) -> TensorSpec:

@@ -105,12 +105,12 @@ class OpenVinoGraph:
             with _compiling:
                 onnx = FrontEndManager().load_by_framework("onnx")
                 self.model = onnx.convert(onnx.load(str(path)))
+            # Compiling may rename tensors, but keeps their order.
+            declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
+            inputs = [_spec(port, declared) for port in self.model.inputs]
+            outputs = [_spec(port, declared) for port in self.model.outputs]
         except Exception as error:  # its exceptions have no base of their own
             raise EngineError(f"openvino refuses {path}: {one_line(error, 800)}") from error
-        # Compiling may rename tensors, but keeps their order.
-        declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
-        inputs = [_spec(port, declared) for port in self.model.inputs]
-        outputs = [_spec(port, declared) for port in self.model.outputs]
         check_signature(path, graph, inputs, outputs)
         declared_inputs = {spec.name: spec for spec in graph.inputs}
         self.inputs = [declared_inputs[spec.name] for spec in inputs]
