@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle import Bundle, bundle_folder
 from dsd_trt.engine import BF16, EngineDescription, require_engine
-from dsd_trt.errors import ImageError, InputError
+from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image import image_identity
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import (
@@ -123,6 +123,15 @@ class Scorer:
         Closing again does nothing; scoring afterwards raises an EngineError.
         """
         self._pipeline.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise EngineError(
+            "a scorer cannot be copied or sent to another process. Start processes with spawn, and "
+            "open a Scorer in each"
+        )
+
+    def __repr__(self) -> str:
+        return f"Scorer({str(self.bundle.folder)!r}: {self._engine}, {self.mode} mode)"
 
     def __enter__(self) -> Scorer:
         return self

@@ -28,6 +28,7 @@ FILE_NAME = "self_check.safetensors"
 FP32_TOLERANCE = 2e-4  # relative to an output's largest number; engines differ by 1e-6 to 1e-5
 FP16_TOLERANCE = 1e-2  # or TF32's, which has as many digits; the embedded scorer's is 9e-4
 _BF16_TOLERANCE = 5e-2  # the embedded scorer's is 1.2e-2
+_CPU = "CPU"
 _LEAST = 1e-2  # of an output's largest number: of smaller ones FP32 keeps fewer digits
 ADVICE = (
     "The bundle's weights, a plan, a driver or the processor is not what it was. Copy the bundle "
@@ -121,10 +122,13 @@ class SelfCheck:
     def computed(
         self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """Run a graph, an item at a time where it has batches; arguments as for `require`."""
+        """Run a graph; arguments as for `require`.
+
+        On a GPU and through a server an item at a time, since plans may take no more.
+        """
         items = {it.name: self.tensors[f"{name}.{it.name}"] for it in _own_inputs(graph)}
         same = fed if name == "pair_scorer" else {}
-        if not graph.batched:
+        if not graph.batched or engine.description.device.startswith(_CPU):
             return engine.run({**items, **same})
         runs = [
             engine.run({**{key: it[i : i + 1] for key, it in items.items()}, **same})
@@ -142,7 +146,7 @@ def tolerance_of(used: EngineDescription, tolerance: float) -> float:
     """
     if "bf16" in used.precision:
         return max(tolerance, _BF16_TOLERANCE)
-    if not used.device.startswith("CPU"):  # GPUs multiply FP32 in TF32
+    if not used.device.startswith(_CPU):  # GPUs multiply FP32 in TF32
         return max(tolerance, FP16_TOLERANCE)
     return tolerance
 

@@ -18,10 +18,10 @@ from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
 from dsd_trt.export.modules import drop_weights, traceable
 from dsd_trt.export.onnx_file import save_graph, stamp
-from dsd_trt.export.parity import ParityReport, check_parity
+from dsd_trt.export.parity import ParityReport, check_parity, measured_tolerance
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.reference import Reference
-from dsd_trt.export.self_check import measured_tolerance, write_self_check
+from dsd_trt.export.self_check import write_self_check
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
@@ -55,7 +55,8 @@ def export_bundle(
     Raises:
         InputError: `out` cannot be used, its disk is full, or layers or levels do not exist.
         ModelError: model or adapter cannot be read, or do not belong together.
-        ParityError: the graphs do not compute what the PyTorch model computes.
+        ParityError: the graphs do not compute what the PyTorch model computes, or so much less
+            exactly that no self-check could tell it from damage.
     """
     check_replaceable(out, force)
     stage("Reading the model")

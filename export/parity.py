@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.reference import Expected
-from dsd_trt.export.self_check import MeasuredCheck, write_widened
+from dsd_trt.export.self_check import MeasuredCheck, least_tolerance, write_widened
 from dsd_trt.export.weights import WEIGHTS_NAME
+from dsd_trt.manifest import Manifest
 from dsd_trt.pipeline import Pipeline, adapter_feed
 from dsd_trt.schema import to_plain
 from dsd_trt.self_check import FILE_NAME, SelfCheck
@@ -32,6 +33,8 @@ from dsd_trt.train.memory import release_freed_memory
 SCORE_TOLERANCE = 1e-5  # FP32, absolute, or relative to the largest score beyond 1
 MIN_SPEARMAN, MIN_TOP1 = 0.999, 0.99  # FP16
 _LAYER_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # relative; ordinary rounding stays below
+_MARGIN = 4  # of the self-check's tolerance over what was measured: engines round differently
+_MOST_TOLERANCE = {"fp32": 1e-3, "fp16": 0.25}
 _MEMORY_MB = 1024
 
 
@@ -195,6 +198,27 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
         file: file_entry(folder / file) for file in (*written, *([FILE_NAME] if check else []))
     }
     return write_manifest(folder, replace(manifest, precision="fp32", graphs=graphs, files=files))
+
+
+def measured_tolerance(manifest: Manifest, measured: Iterable[float | None]) -> float:
+    """What a bundle's graphs may differ by in its precision.
+
+    Args:
+        manifest: of the bundle.
+        measured: what they did differ by, see `MeasuredCheck`.
+
+    Raises:
+        ParityError: that is too much for a check that would find anything.
+    """
+    wanted = [least_tolerance(manifest), *(_MARGIN * it for it in measured if it is not None)]
+    tolerance, most = float(np.max(wanted)), _MOST_TOLERANCE[manifest.precision]  # NaN if one is
+    if not tolerance <= most:
+        raise ParityError(
+            f"the {manifest.precision} graphs differ from PyTorch by {tolerance / _MARGIN:.2g} of "
+            f"an output's largest number, allowed are {most / _MARGIN:.2g}: no self-check could "
+            "tell that from damage. Please report it with the model's config.json files"
+        )
+    return float(f"{tolerance:.2g}")
 
 
 def _complaint(score: Agreement, precision: str, tolerance: float) -> str | None:

@@ -331,7 +331,9 @@ def test_the_self_check_holds_what_pytorch_computes(exported: Exported) -> None:
     known = load_file(exported.bundle.path(manifest.self_check.file))
     checkpoint, build = exported.load()
     pairs = [f"pair_scorer.{it.name}" for it in manifest.graphs["pair_scorer"].inputs]
-    assert [len(known[name]) for name in pairs] == [2, 2, 2, 2]
+    levels = range(len(manifest.method.noise_levels.fractions))
+    assert known["pair_scorer.level"].tolist() == list(levels)  # every one of them
+    assert {len(known[name]) for name in pairs} == {len(levels)}
     with torch.no_grad():
         computed = {
             "image_encoder.latent": checkpoint.image_encoder(known["image_encoder.pixels"]),

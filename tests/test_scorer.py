@@ -605,3 +605,17 @@ def test_names_that_are_no_utf8_are_refused_and_standard_output_left_alone(
     with pytest.raises(EngineError, match=f"{engine} refuses"):
         open_engine(path, graph, engine)
     assert capfd.readouterr().out == ""
+
+
+def test_a_scorer_is_not_sent_to_another_process(scorer: Scorer) -> None:
+    for send in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(EngineError, match="spawn, and open a Scorer in each"):
+            send(scorer)
+
+
+def test_a_scorer_shows_what_it_is(bundle: Bundle) -> None:
+    with Scorer(bundle, "onnxruntime") as opened:
+        shown = repr(opened)
+    assert str(bundle.folder) in shown
+    assert "onnxruntime" in shown
+    assert "pair mode" in shown
