@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import collections
+import copy
 import enum
 import itertools
 import logging
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
