@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, one_line
 from dsd_trt.image_files import find_images
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
@@ -141,5 +141,5 @@ def read_pair(folder: Path, line: int, row: dict[str, object]) -> Pair:
         raise LineError(line, fault)
     image = folder / name
     if not os.path.isfile(image):  # noqa: PTH113 (Path.is_file raises on odd names)
-        raise LineError(line, f"no image file {str(image)!r}")
+        raise LineError(line, f"no image file {one_line(repr(str(image)), 600)}")
     return Pair(name, image, text.strip())

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
 from self_checked import add_self_check, fit_hash, known_tensors
+from torture import Figures, scaled
 
 from dsd_trt import Bundle, BundleError, Scorer
 from dsd_trt.bundle import bundle_folder, read_bundle
@@ -257,6 +258,36 @@ def test_the_embedded_bundle_is_refused_with_flipped_bits(tmp_path: Path, engine
     fit_hash(folder, weights.name)
     with pytest.raises(EngineError, match="self-check of the"):
         Scorer(read_bundle(folder), engine)
+
+
+@pytest.mark.torture
+def test_flipped_bits_are_refused_or_change_next_to_nothing(
+    tmp_path: Path, figures: Figures
+) -> None:
+    figures.look_for("flipped high bits of weights, hashes made to fit", "wrong")
+    folder = Path(shutil.copytree(bundle_folder(None), tmp_path / "shapes"))
+    weights, texts = folder / "weights.data", ["a large yellow star", "a red circle", "two squares"]
+    right, rng = weights.read_bytes(), np.random.default_rng(7)
+    pictures = list(rng.integers(0, 256, (3, 64, 64, 3), np.uint8))
+    with Scorer.load(folder, "onnxruntime") as scorer:
+        expected = scorer.score(pictures, texts).scores
+    worst = 0.0
+    for _ in range(scaled(100)):
+        at, bit = int(rng.integers(len(right) // 2)) * 2 + 1, int(rng.choice([8, 32, 64, 128]))
+        weights.write_bytes(right[:at] + bytes([right[at] ^ bit]) + right[at + 1 :])
+        fit_hash(folder, weights.name)
+        try:
+            with Scorer.load(folder, "onnxruntime") as scorer:
+                scores = scorer.score(pictures, texts).scores
+        except EngineError:
+            figures.ended("refused")
+            continue
+        change = float(np.abs(scores - expected).max() / np.ptp(expected))
+        worst = max(worst, change)
+        if not change < 0.01:
+            figures.fault("wrong", f"byte {at}, bit {bit}: scores change by {change:.2g}")
+        figures.ended("opened")
+    figures.measured["largest change of an opened one's scores, of their spread"] = worst
 
 
 def test_a_tolerance_that_is_wide_enough_lets_through(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from dsd_trt.errors import InputError, ModelError
 from dsd_trt.files import whole
 from dsd_trt.schema import read_json
 
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what it keeps of a parameter
+
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings and containers of them; a kill leaves the previous file.
@@ -64,13 +66,15 @@ def resumed(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Load an optimizer's state, whose shapes PyTorch would find wrong in the middle of a step.
+    """Load Adam's state, whose names and shapes PyTorch would find wrong in the middle of a step.
 
     Raises:
         ValueError, or what else `load_state_dict` raises: it is another optimizer's.
     """
     optimizer.load_state_dict(state)
     for parameter, kept in optimizer.state.items():
+        if kept.keys() != _ADAM:
+            raise ValueError(f"a parameter has {', '.join(map(str, kept))}")
         for name, value in kept.items():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                 raise ValueError(f"{name} of a parameter is {tuple(value.shape)}")

@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dsd_trt.errors import ModelError
+from dsd_trt.errors import ModelError, one_line
 from dsd_trt.lfs import POINTER, is_pointer_file
+from dsd_trt.manifest import is_file_name
 from dsd_trt.schema import read_json as load_json
 from dsd_trt.tensor_file import require_unique
 
@@ -124,10 +125,10 @@ def _shards(index: Path) -> list[Path]:
     try:
         listed = sorted(set(load_json(index)["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is no index of shards: {error!r}") from error
+        raise ModelError(f"{index} is no index of shards: {one_line(repr(error))}") from error
     for name in listed:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ModelError(f"{index} names a shard {name!r} outside its folder")
+        if not isinstance(name, str) or Path(name).name != name or not is_file_name(name):
+            raise ModelError(f"{index} names a shard {one_line(repr(name))} outside its folder")
         if not (index.parent / name).is_file():
             raise ModelError(f"{index} names {name}, which is missing: download it again")
         if not name.endswith(".safetensors"):
@@ -149,7 +150,7 @@ def open_weights(path: Path) -> Iterator[safe_open]:
             yield file
     except (OSError, SafetensorError) as error:
         pointer = is_pointer_file(path)
-        what = POINTER if pointer else f"{error}. Download or save it again"
+        what = POINTER if pointer else f"{one_line(error)}. Download or save it again"
         raise ModelError(f"cannot read {path}: {what}") from error
 
 
@@ -166,7 +167,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
                 with path.open("rb") as content:
                     require_unique(content)
             except ValueError as error:
-                raise ModelError(f"cannot read {path}: {error}") from None
+                raise ModelError(f"cannot read {path}: {one_line(error)}") from None
             for name in file.keys():  # noqa: SIM118 - no mapping
                 if name in found:
                     raise ModelError(f"{name} is both in {found[name].file} and in {path}")
@@ -324,7 +325,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = load_json(path)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}") from error
+        raise ModelError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(found, dict):
         raise ModelError(f"cannot read {path}: it holds no JSON object")
     return found

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, one_line
 from dsd_trt.regular import open_regular
 from dsd_trt.train.data.files import find_coco_image, find_file, stream_json
 from dsd_trt.train.data.question import Question, shuffled
@@ -45,7 +45,8 @@ def read_refs(path: Path) -> list[Ref]:
             entries = _PlainUnpickler(file, encoding="utf-8", errors="replace").load()
         except Exception as error:  # a damaged pickle raises almost anything
             raise InputError(
-                f"{path} is not a pickle of lists, dicts, strings and numbers alone: {error}"
+                f"{path} is not a pickle of lists, dicts, strings and numbers alone: "
+                f"{one_line(error)}"
             ) from None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} is not a list of refs")
