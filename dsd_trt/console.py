@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,14 @@ def warnings_on(console: Console) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
+_LINE_EVERY = 60.0  # seconds
+
+
 @contextlib.contextmanager
-def progress_bar(console: Console, unit: str) -> Iterator[Progress | None]:
-    """A bar with units per second and time left, where stderr is a terminal."""
+def progress_bar(console: Console, unit: str) -> Iterator[Progress]:
+    """A bar with units per second and time left; a line a minute where stderr is no terminal."""
     if not sys.stderr.isatty():
-        yield None
+        yield _progress_lines(console, unit)
         return
     from rich import progress
 
@@ -53,3 +57,15 @@ def progress_bar(console: Console, unit: str) -> Iterator[Progress | None]:
             bar.update(task, completed=done, total=total, rate=done / elapsed if elapsed else 0)
 
         yield show
+
+
+def _progress_lines(console: Console, unit: str) -> Progress:
+    said = time.monotonic()
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal said
+        if (now := time.monotonic()) - said >= _LINE_EVERY:
+            said = now
+            console.print(f"{done} {unit}" if total is None else f"{done} of {total} {unit}")
+
+    return show
