@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import math
 import os
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from dsd_trt.errors import DsdError, MissingExtraError
+from dsd_trt.errors import DISK_FULL, DsdError, MissingExtraError, with_causes
 from dsd_trt.signals import INTERRUPTED, interrupting
 
 
@@ -105,9 +104,6 @@ SUBCOMMANDS = {
 }
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a file
-
-
 class LazyGroup(click.Group):
     """A group that knows its subcommands by name and imports them one at a time."""
 
@@ -157,10 +153,10 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # the reader has seen enough
             raise
         except OSError as error:
-            if error.filename is None and error.errno not in _FULL:
+            if error.filename is None and error.errno not in DISK_FULL:
                 raise  # nothing that a user could mend
             where = "" if error.filename is None else f" {os.fsdecode(error.filename)!r}"
-            exit_code = 1 if error.errno in _FULL else 2
+            exit_code = 1 if error.errno in DISK_FULL else 2
             raise _shown(f"cannot use{where}: {error.strerror}", exit_code) from error
 
 
@@ -224,8 +220,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(code)
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
+def _was_interrupted(error: BaseException) -> bool:
     """Whether Ctrl-C is behind an error: click and compiled modules turn it into their own."""
-    while error and not isinstance(error, (click.Abort, KeyboardInterrupt)):
-        error = error.__cause__ or error.__context__
-    return error is not None
+    return any(isinstance(it, (click.Abort, KeyboardInterrupt)) for it in with_causes(error))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from typing import ClassVar
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a full disk, a quota that is used up, and a file that may not grow."""
 
 
 class DsdError(Exception):
@@ -58,6 +63,18 @@ class ModelError(DsdError):
     """A diffusion model or an adapter cannot be read, or the two do not belong together."""
 
     exit_code = 2
+
+
+def with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what is behind it."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a full disk is behind an error."""
+    return any(isinstance(it, OSError) and it.errno in DISK_FULL for it in with_causes(error))
 
 
 def one_line(error: object, longest: int = 300) -> str:

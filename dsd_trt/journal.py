@@ -4,7 +4,8 @@ A line is a CRC-32 and a JSON object. The first line says which run it is of. Th
 chunks of images, in order: a part of a chunk while it is scored, and the whole chunk at its end.
 A part says what it is of: an image that could be read then and cannot be now, or the other way
 round, moves every pair behind it.
-Lines that a kill cut short, and whatever follows a damaged one, are cut off and scored again.
+A last line that a kill cut short is cut off, and so is whatever follows a damaged one: it is scored
+again.
 """
 
 from __future__ import annotations
@@ -129,27 +130,30 @@ def open_journal(path: Path, run: Mapping[str, Any], *, resume: bool) -> Journal
     Args:
         path: of its file.
         run: what the run's results depend on, by name: bundle, inputs, settings.
-        resume: whether to go on; where there is no journal the run starts anew.
+        resume: whether to go on, with a journal of the same run; where there is none the run starts
+            anew.
 
     Raises:
-        InputError: the run that was stopped is another; names what differs.
+        DsdError: the disk is full, or the like; what cannot even be begun is removed.
         OSError: the file cannot be written.
     """
-    run = parse_json(json.dumps(run))
     size, parts, pairs = 0, dict[str, Scored](), 0
     if resume and path.exists():
         for end, line in _lines(path):
             size = end
-            if isinstance(line, dict):
-                _require_same(path, line, run)
-            elif isinstance(line, list):
+            if isinstance(line, list):
                 parts = {}
                 pairs += sum(map(_pairs, line))
-            else:
+            elif isinstance(line, _Part):
                 parts[line.of] = line.scored
     journal = Journal(path, size, parts, pairs + sum(map(_pairs, parts.values())))
     if not size:
-        journal.begin(run)
+        try:
+            journal.begin(run)
+        except BaseException:
+            journal.close()
+            path.unlink(missing_ok=True)
+            raise
     return journal
 
 
@@ -185,13 +189,25 @@ def scored_pairs(path: Path) -> int:
     return pairs + parts
 
 
-def _require_same(path: Path, before: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-    differ = [name for name in {**before, **run} if before.get(name) != run.get(name)]
-    if differ:
-        raise InputError(
-            f"{path} is of another run: not the same are {', '.join(differ)}. Give what was given "
-            "then, or start again without --resume"
-        )
+def run_of(path: Path) -> dict[str, Any] | None:
+    """Which run a journal is of; None if there is none, or it does not say."""
+    with contextlib.suppress(OSError):
+        for _, line in _lines(path):
+            return line if isinstance(line, dict) else None
+    return None
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a journal has a damaged line; a last one that was cut short is none."""
+    whole = 0
+    try:
+        for end, _ in _lines(path):
+            whole = end
+        with open_regular(path) as file:
+            file.seek(whole)
+            return file.readline().endswith(b"\n")
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -425,10 +425,10 @@ def test_output_is_written_whole_or_not_at_all(
         ended = run("a.png", "texts.txt", "-f", "json", "-o", "out.csv")
     assert ended.code == 1
     assert "cannot write 'out.csv': No space left on device" in ended.err
-    assert "out.csv.journal: the same command with --resume goes on from there" in ended.err
+    assert "out.csv.journal: free space, and the same command with --resume goes on" in ended.err
     assert (tmp_path / "out.csv").read_text() == before
     ended = run("a.png", "texts.txt", "-f", "json", "-o", "out.csv", "--resume")
-    assert "going on after 1 pairs" in ended.err
+    assert "going on after 1 of 1 pairs" in ended.err
     assert run("a.png", "texts.txt", "-f", "jsonl", "-o", "link.csv").code == 0
     assert (tmp_path / "link.csv").is_symlink()
     assert json.loads((tmp_path / "out.csv").read_text())["text"] == "dog"
@@ -520,7 +520,9 @@ def test_stopping_says_how_to_go_on_and_leaves_no_half_written_line(
     *kept, interrupted = filter(None, rest.splitlines())
     assert interrupted == "interrupted"
     for line in kept:  # none where it was stopped before a part was scored
-        assert re.fullmatch(r"\d+ pairs are kept in \S+/out\.csv\.journal: .* --resume .*", line)
+        assert re.fullmatch(
+            r"\d+ of 800000 pairs are kept in \S+/out\.csv\.journal: .* --resume .*", line
+        )
     there = {it.name for it in tmp_path.glob("*out.csv*")}
     assert there <= {"out.csv", "out.csv.journal"}
     assert bool(kept) == ("out.csv.journal" in there)
@@ -546,6 +548,18 @@ def test_progress_shows_rate_and_time_left_only_on_a_terminal(long_job: list[str
     process.wait(timeout=120)
     os.close(ours)
     assert shown.search(seen), seen[-500:]
+
+
+def test_without_a_terminal_a_line_tells_how_far_it_is(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path, *(f"in/{i}.png" for i in range(10)))
+    write_texts(tmp_path)
+    assert "of 30 pairs\n" not in run("in", "texts.txt").err
+    monkeypatch.setattr("dsd_trt.console._LINE_EVERY", 0)
+    told = re.findall(r"^(\d+) of 30 pairs$", run("in", "texts.txt").err, re.M)
+    assert told == sorted(told, key=int)
+    assert told[-1] == "30"
 
 
 def test_pruning_says_what_it_saved_and_whether_it_cost_anything(

@@ -159,13 +159,13 @@ def test_what_is_known_is_not_scored_again(
     stops = Stops(monkeypatch)
     stops.left = 1700  # lines of 2000
     stopped = run("in", "texts.txt", "-f", "jsonl", "-o", "out")
-    kept = int(re.findall(r"(\d+) pairs are kept in out.journal", stopped.err)[0])
+    kept = int(re.findall(r"(\d+) of 2000 pairs are kept in out.journal", stopped.err)[0])
     assert kept == scored_pairs(tmp_path / "out.journal")
     ended = run("in", "texts.txt", "-f", "jsonl", "-o", "out", "--resume")
     (scored,) = re.findall(r"^scored (\d+) pairs", ended.err, re.M)
     assert int(scored) == 39 * len(TEXTS) - kept
     assert kept > 1500
-    assert f"going on after {kept} pairs" in ended.err
+    assert f"going on after {kept} of 2000 pairs" in ended.err
 
 
 def test_an_image_that_can_no_longer_be_read_moves_no_other_images_scores(
@@ -191,18 +191,30 @@ def test_other_limits_are_another_run(
     assert run("in", "texts.txt", "-f", "csv", "-o", "out").code == 130
     monkeypatch.setenv("DSD_TRT_MAX_IMAGE_PIXELS", "10")
     ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume")
-    assert (ended.code, "not the same are limits" in ended.err) == (2, True)
+    assert ended.code == 2
+    assert "limits (DSD_TRT_MAX_IMAGE_PIXELS then 178956970, now 10)" in ended.err
 
 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda folder: (folder / "texts.txt").write_text("dog\n"), "texts"),
-        (lambda folder: (folder / "in/03.png").write_bytes(b"other"), "images"),
-        (lambda folder: (folder / "in/99.png").write_bytes(b"more"), "images"),
-        (lambda folder: ["--levels", "0.2"], "levels"),
-        (lambda folder: ["--top-k", "3"], "top-k"),
-        (lambda folder: ["-f", "json"], "format"),
+        (lambda folder: (folder / "texts.txt").write_text("dog\n"), "texts (then 50, now 1)"),
+        (
+            lambda folder: (folder / "texts.txt").write_text("dog\n" * 50),
+            "texts (50 then and now, but others)",
+        ),
+        (
+            lambda folder: (folder / "in/03.png").write_bytes(b"other"),
+            "images (40 then and now, but a name, or a file's size or time of change, is another)",
+        ),
+        (lambda folder: (folder / "in/99.png").write_bytes(b"more"), "images (then 40, now 41)"),
+        (lambda folder: ["--levels", "0.2"], "levels (then all, now 0.2)"),
+        (lambda folder: ["--top-k", "3"], "top-k (then all, now 3)"),
+        (
+            lambda folder: ["--top-k", "3", "--prune"],
+            "top-k (then all, now 3), prune (then no, now yes)",
+        ),
+        (lambda folder: ["-f", "json"], "format (then csv, now json)"),
     ],
 )
 def test_another_run_is_refused_by_what_differs(
@@ -219,7 +231,7 @@ def test_another_run_is_refused_by_what_differs(
     more = others if isinstance(others, list) else []
     ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume", *more)
     assert ended.code == 2
-    assert f"out.journal is of another run: not the same are {named}. Give" in ended.err
+    assert f"out.journal is of another run, which differs in: {named}. Give" in ended.err
     assert ((tmp_path / "out").read_bytes(), (tmp_path / "out.journal").read_bytes()) == before
 
 
@@ -231,7 +243,19 @@ def test_another_bundle_is_refused(
     other = make_bundle(tmp_path / "other", token_mask="all")
     monkeypatch.setattr("dsd_trt.scorer.bundle_folder", lambda _: other.folder)
     ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume")
-    assert (ended.code, "not the same are bundle" in ended.err) == (2, True)
+    assert ended.code == 2
+    assert re.search(r"differs in: bundle \(then [0-9a-f]{12}, now [0-9a-f]{12}\)", ended.err)
+
+
+def test_pairs_and_images_are_other_inputs(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stops(monkeypatch).left = 500
+    assert run("in", "texts.txt", "-f", "csv", "-o", "out").code == 130
+    ended = run("--pairs", "pairs.csv", "-f", "csv", "-o", "out", "--resume")
+    assert ended.code == 2
+    told = "images (then 40, now none), texts (then 50, now none), pairs (then none, now 54)"
+    assert f"differs in: {told}. Give" in ended.err
 
 
 def test_without_resume_it_starts_anew_and_sets_aside_what_was_there(
@@ -266,7 +290,16 @@ def test_a_full_disk_keeps_what_is_done_and_says_how_to_go_on_elsewhere(
     there = (tmp_path / "out").read_bytes()
     assert there.endswith(b"\n")
     assert (tmp_path / "warm.csv").read_bytes().startswith(there)
-    move = re.findall(r"To go on elsewhere: mv (\S+) (\S+), .* -o (\S+) --resume", ended.err)
+    cause, go_on, elsewhere, stays = ended.err.splitlines()[-4:]
+    assert cause.startswith("Error: cannot write 'out': File too large")
+    kept = scored_pairs(tmp_path / "out.journal")
+    assert go_on == (
+        f"{kept} of 2000 pairs are kept in out.journal: free space, and the same command with "
+        "--resume goes on from there"
+    )
+    assert elsewhere.startswith("Or go on elsewhere: mv")
+    assert stays.startswith("What is written of out stays")
+    move = re.findall(r"Or go on elsewhere: mv (\S+) (\S+), .* -o (\S+) --resume", ended.err)
     assert move == [("out.journal", "OTHER/out.journal", "OTHER/out")]
     (tmp_path / "OTHER").mkdir()
     (tmp_path / "out.journal").rename(tmp_path / "OTHER/out.journal")
@@ -293,6 +326,54 @@ def test_a_damaged_journal_is_used_up_to_the_damage(
         assert ended.code == 3, ended.err
         assert ("going on after" in ended.err) == (place > 1)
         assert (tmp_path / "out").read_bytes() == (tmp_path / "warm.csv").read_bytes()
+        cut_short = place == len(lines) and not damage.endswith(b"\n")
+        assert ("out.journal is damaged after" in ended.err) != cut_short
+        (tmp_path / "out.journal.old").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(
+    ("line", "kept"), [(0, False), (1, False), (-1, True)], ids=["header", "first", "last"]
+)
+def test_a_flipped_byte_is_told_and_the_damaged_journal_is_set_aside(
+    run: Callable[..., Run],
+    tmp_path: Path,
+    line: int,
+    kept: bool,
+    resume: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("in", "texts.txt", "-f", "csv", "-o", "out")
+    Stops(monkeypatch).left = 1800
+    assert run(*arguments).code == 130
+    path, old = tmp_path / "out.journal", tmp_path / "out.journal.old"
+    content = path.read_bytes()
+    content = content[: content.rfind(b"\n") + 1]  # without what was cut short
+    lines = content.splitlines(keepends=True)
+    place = len(content) - len(lines[-1]) if line == -1 else sum(map(len, lines[:line]))
+    damaged = bytearray(content)
+    damaged[place + 60] ^= 1
+    path.write_bytes(damaged)
+    pairs = scored_pairs(path)
+    assert bool(pairs) == kept
+    old.write_bytes(content)  # of a run before, which is not to be lost
+    ended = run(*arguments, *(["--resume"] if resume else []))
+    assert ended.code == 3, ended.err
+    again = "what follows is scored again" if resume else "this run starts anew"
+    told = f"out.journal is damaged after {pairs} of 2000 pairs: {again}. The damaged file is set "
+    assert f"{told}aside as out.journal.old.2\n" in ended.err
+    assert ended.err.index(told) < ended.err.index("scored ")
+    assert ("going on after" in ended.err) == (resume and kept)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "warm.csv").read_bytes()
+    assert not path.exists()
+    assert not old.exists()
+    assert (tmp_path / "out.journal.old.2").read_bytes() == damaged
+    # The first name is taken where it is free, and what lies there stays.
+    path.write_bytes(damaged)
+    assert run(*arguments, *(["--resume"] if resume else [])).code == 3
+    assert old.read_bytes() == damaged
+    assert run(*arguments).code == 3
+    assert old.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("change", ["one more image", "one score less"])
@@ -339,6 +420,40 @@ def test_a_run_to_a_pipe_goes_on_from_the_cache(
     assert run("in", "texts.txt", "-f", "jsonl").out == whole.out
     ended = run("in", "texts.txt", "-f", "jsonl", "--resume")
     assert (ended.code, "-o FILE" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("cache", ["", "file"])
+def test_a_run_without_a_journal_says_at_its_start_that_it_cannot_go_on(
+    run: Callable[..., Run], tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DSD_TRT_CACHE", cache and str(tmp_path / cache))
+    told = "a run that is stopped cannot go on"
+    ended = run("in", "texts.txt", "-f", "jsonl")
+    assert ended.err.count(told) == 1
+    assert "-o FILE, or a folder in DSD_TRT_CACHE" in ended.err
+    assert ended.err.index(told) < ended.err.index("scored ")
+    assert told not in run("in", "texts.txt", "-f", "jsonl", "-o", "out").err
+
+    def stop(content: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dsd_trt.output.write_standard_output", stop)
+    stopped = run("in", "texts.txt", "-f", "jsonl")
+    assert stopped.code == 130
+    assert "kept" not in stopped.err.partition(told)[2]
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_disk_that_is_full_from_the_start_has_no_empty_journal(
+    run: Callable[..., Run], tmp_path: Path, form: str
+) -> None:
+    before = {it.name for it in tmp_path.iterdir()}
+    with files_of_at_most(50):
+        ended = run("in", "texts.txt", "-f", form, "-o", "out")
+    assert ended.code == 1
+    assert "cannot write 'out.journal': File too large" in ended.err
+    assert {it.name for it in tmp_path.iterdir()} == before
 
 
 def test_a_full_cache_says_where_else_a_run_to_a_pipe_may_be_kept(

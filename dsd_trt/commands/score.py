@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -18,7 +18,7 @@ from dsd_trt.commands.options import (
     signature_option,
 )
 from dsd_trt.engine import ENGINES
-from dsd_trt.errors import DsdError, InputError
+from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 
 # numpy, Pillow and rich are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def score(
     from dsd_trt.output import refuse_input, refuse_unwritable
     from dsd_trt.parquet import require_parquet
     from dsd_trt.records import MatrixRecords, PairRecords, write_records
-    from dsd_trt.score_run import describe, kept
+    from dsd_trt.score_run import counted, describe, kept
     from dsd_trt.scorer import Scorer
 
     unreadable: tuple[Failure, ...] = ()
@@ -176,22 +176,27 @@ def score(
             self_check=self_check,
         )
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
-        settings = {"levels": levels, "top-k": top_k, "prune": prune, "format": form}
+        settings = {
+            "levels": levels or "all",
+            "top-k": top_k or "all",
+            "prune": "yes" if prune else "no",
+            "format": form,
+        }
         if pairs:
             run = describe(scorer, rows, [], settings)
         else:
             run = describe(scorer, images, texts, settings)
-        with kept(output, run, resume=resume) as (journal, aside):
-            if aside and journal:
-                console.print(_set_aside(journal.path, aside))
+        with kept(output, run, resume=resume) as (journal, told):
+            for it in told:
+                console.print(it)
             before = journal.pairs if journal else 0
             if before:
-                console.print(f"going on after {before} pairs")
+                console.print(f"going on after {counted(before, run)}")
             result: MatrixRecords | PairRecords
             started = time.perf_counter()
             with (
                 progress_bar(console, "pairs") as progress,
-                _saying_how_to_go_on(console, journal, output),
+                _saying_how_to_go_on(console, journal, output, run),
             ):
                 if pairs:
                     result = PairRecords(scorer, rows, levels, progress, journal, top_k)
@@ -222,33 +227,61 @@ def score(
         ctx.exit(3)
 
 
-def _set_aside(journal: Path, pairs: int) -> str:
-    old, new = shlex.quote(f"{journal}.old"), shlex.quote(str(journal))
-    return (
-        f"{pairs} pairs of a run that was stopped are set aside, and this one starts anew; to go "
-        f"on with them, stop it, mv {old} {new}, and give --resume"
-    )
-
-
 @contextlib.contextmanager
-def _saying_how_to_go_on(console: Console, journal: Journal | None, output: str) -> Iterator[None]:
-    """Tell, when scoring is stopped or fails, what is kept and how to go on."""
+def _saying_how_to_go_on(
+    console: Console, journal: Journal | None, output: str, run: dict[str, Any]
+) -> Iterator[None]:
+    """Tell, when scoring is stopped or fails, what is kept and how to go on.
+
+    A failure says so itself, behind its cause.
+    """
+    before = _state(output)
     try:
         yield
-    except BaseException as error:
-        if journal and journal.pairs and not isinstance(error, GeneratorExit):
-            console.print(
-                f"{journal.pairs} pairs are kept in {journal.path}: the same command with "
-                "--resume goes on from there"
-            )
-            if isinstance(error, DsdError) and output != "-":
-                name = shlex.quote(Path(output).name)
-                kept = shlex.quote(str(journal.path))
-                console.print(
-                    f"To go on elsewhere: mv {kept} OTHER/{name}.journal, then the same command "
-                    f"with -o OTHER/{name} --resume"
-                )
+    except GeneratorExit:
         raise
+    except BaseException as error:
+        if journal and journal.pairs:
+            told = _how_to_go_on(journal, run, error)
+            interrupted = any(isinstance(it, KeyboardInterrupt) for it in with_causes(error))
+            if isinstance(error, DsdError) and not interrupted:
+                if output != "-":
+                    told += f"\n{_how_to_go_on_elsewhere(journal, output)}"
+                if run["format"] in ("jsonl", "csv") and _state(output) not in (None, before):
+                    told += (
+                        f"\nWhat is written of {output} stays, for --resume there; once the run "
+                        "has gone on elsewhere it may be deleted"
+                    )
+                error.args = (f"{error}\n{told}",)
+            else:
+                console.print(told)
+        raise
+
+
+def _state(output: str) -> tuple[int, int, int] | None:
+    """What tells whether a file was written to; None where results go to no file."""
+    path = Path(output)
+    if output == "-" or not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _how_to_go_on(journal: Journal, run: dict[str, Any], error: BaseException) -> str:
+    from dsd_trt.score_run import counted
+
+    kept = f"{counted(journal.pairs, run)} are kept in {journal.path}: "
+    if is_disk_full(error):
+        return f"{kept}free space, and the same command with --resume goes on from there"
+    return f"{kept}the same command with --resume goes on from there"
+
+
+def _how_to_go_on_elsewhere(journal: Journal, output: str) -> str:
+    name, kept = shlex.quote(Path(output).name), shlex.quote(str(journal.path))
+    return (
+        f"Or go on elsewhere: mv {kept} OTHER/{name}.journal, then the same command with "
+        f"-o OTHER/{name} --resume"
+    )
 
 
 def _report_pruning(
