@@ -12,9 +12,8 @@ from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.image import image_suffixes
+from dsd_trt.regular import other_kind
 from dsd_trt.results import Failure
-
-_NO_FILE = "neither a file nor a directory"
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class _Search:
                 return [path]
             paths, complaint = [path], f"no images in the directory {argument!r}"
             if not stat.S_ISDIR(mode):
-                self.unreadable[path] = _NO_FILE
+                self.unreadable[path] = other_kind(mode)
         directories = [path for path in paths if _is_directory(path)]
         images = {path for path in paths if not _is_directory(path) and self._is_image(path)}
         for _, inside in self._walk(directories):
@@ -176,14 +175,14 @@ class _Search:
         if is_file or not (named or path.is_symlink()):
             return named
         try:
-            is_file = stat.S_ISREG(path.stat().st_mode)
+            mode = path.stat().st_mode
         except OSError as error:
             self.unreadable[path] = f"cannot be followed: {error.strerror}"
             self.hides |= not named  # else it is one image, and gone
             return False
-        if named and not is_file:
-            self.unreadable[path] = _NO_FILE
-        return named and is_file
+        if named and not stat.S_ISREG(mode):
+            self.unreadable[path] = other_kind(mode)
+        return named and stat.S_ISREG(mode)
 
 
 def _is_directory(path: Path) -> bool:

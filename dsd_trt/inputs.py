@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,7 +115,7 @@ def read_pairs(path: Path) -> list[Pair]:
         raise InputError(f"cannot read pairs from {str(path)!r}: {error.strerror}") from None
     rows = jsonl_rows(text) if text.lstrip().startswith("{") else csv_rows(text, ("image", "text"))
     try:
-        pairs = [read_pair(path.parent, line, row) for line, row in rows]
+        pairs = [read_pair(path.parent, line, row, special=True) for line, row in rows]
     except LineError as error:
         raise InputError(f"{path}, line {error.line}: {error}") from None
     if not pairs:
@@ -123,13 +123,14 @@ def read_pairs(path: Path) -> list[Pair]:
     return pairs
 
 
-def read_pair(folder: Path, line: int, row: dict[str, object]) -> Pair:
+def read_pair(folder: Path, line: int, row: dict[str, object], *, special: bool = False) -> Pair:
     """A row with image and text as a pair.
 
     Args:
         folder: that the image's name is relative to.
         line: the row's.
         row: by column.
+        special: whether to take pipes and the like, of which scoring says what they are.
 
     Raises:
         LineError: one of them is missing, or there is no such image.
@@ -140,6 +141,10 @@ def read_pair(folder: Path, line: int, row: dict[str, object]) -> Pair:
     if fault := text_fault(name) or text_fault(text):
         raise LineError(line, fault)
     image = folder / name
-    if not os.path.isfile(image):  # noqa: PTH113 (Path.is_file raises on odd names)
+    try:
+        mode = image.stat().st_mode
+    except (OSError, ValueError):  # it is not there, or is no name at all
+        mode = 0
+    if not stat.S_ISREG(mode) and not (special and mode and not stat.S_ISDIR(mode)):
         raise LineError(line, f"no image file {one_line(repr(str(image)), 600)}")
     return Pair(name, image, text.strip())

@@ -70,9 +70,13 @@ def read_bounded(
     raise OSError(errno.EINVAL, fault, os.fspath(name))
 
 
+def other_kind(mode: int) -> str:
+    """What is wrong with what is neither a regular file nor a folder, by its mode."""
+    return f"{_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file"
+
+
 def _require_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, other_kind(status.st_mode), os.fspath(path))

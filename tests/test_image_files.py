@@ -131,7 +131,8 @@ def test_what_is_no_file_is_named_and_not_waited_for() -> None:
             found = find_images(arguments)
             assert [str(path) for path in found.images] == ["x/a.png"]
             assert {(it.image, it.reason) for it in found.unreadable} == {
-                (name, "neither a file nor a directory") for name in ("x/pipe.png", "x/socket.jpg")
+                ("x/pipe.png", "a pipe, not a regular file"),
+                ("x/socket.jpg", "a socket, not a regular file"),
             }
 
 
