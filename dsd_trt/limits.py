@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from dsd_trt.errors import InputError
 
 _PREFIX = "DSD_TRT_"
+_LARGE_UNITS = {
+    "bytes": (("GiB", 2**30), ("MiB", 2**20)),
+    "pixels": (("million", 10**6),),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,15 @@ class Limit:
 
     def refusal(self) -> str:
         """What is wrong with more than that."""
-        return f"more than {self.value()} {self.unit}; the limit is {self.variable}"
+        return f"more than {self._described()}; the limit is {self.variable}"
+
+    def _described(self) -> str:
+        """What it is now, for people."""
+        value = self.value()
+        for name, size in _LARGE_UNITS.get(self.unit, ()):
+            if value >= size:
+                return f"{value} {self.unit} ({value / size:.3g} {name})"
+        return f"{value} {self.unit}"
 
 
 IMAGE_BYTES = Limit("MAX_IMAGE_BYTES", 2**30, "bytes")

@@ -19,7 +19,7 @@ from PIL import Image
 from dsd_trt import Bundle, ImageError, InputError, Scorer
 from dsd_trt.image import load_image
 from dsd_trt.inputs import read_pairs, read_texts
-from dsd_trt.limits import FILE_BYTES
+from dsd_trt.limits import FILE_BYTES, IMAGE_BYTES, IMAGE_PIXELS, TEXTS
 from dsd_trt.regular import open_regular, read_regular
 from dsd_trt.signals import interrupting
 
@@ -98,7 +98,9 @@ def test_texts_may_come_through_a_pipe_that_ends(
     assert read_texts(f"/dev/fd/{reading}") == ["a dog", "a cat"]
     os.close(reading)
     monkeypatch.setenv(FILE_BYTES.variable, "5000000")
-    with pytest.raises(InputError, match=r"more than 5000000 bytes; .* DSD_TRT_MAX_FILE_BYTES"):
+    with pytest.raises(
+        InputError, match=r"more than 5000000 bytes \(4.77 MiB\); .* DSD_TRT_MAX_FILE_BYTES"
+    ):
         read_texts("/dev/zero")
 
 
@@ -120,6 +122,21 @@ def test_files_are_read_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read_regular(path) == b""
     with pytest.raises(FileNotFoundError):
         open_regular(tmp_path / "none")
+
+
+def test_a_large_limit_is_told_in_a_readable_unit_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, value, told in (
+        (IMAGE_BYTES, None, "1073741824 bytes (1 GiB)"),
+        (FILE_BYTES, None, "536870912 bytes (512 MiB)"),
+        (FILE_BYTES, 20_971_520, "20971520 bytes (20 MiB)"),
+        (FILE_BYTES, 99, "99 bytes"),
+        (IMAGE_PIXELS, None, "178956970 pixels (179 million)"),
+        (IMAGE_PIXELS, 600, "600 pixels"),
+        (TEXTS, None, "1000000 texts"),
+    ):
+        if value is not None:
+            monkeypatch.setenv(limit.variable, str(value))
+        assert limit.refusal() == f"more than {told}; the limit is {limit.variable}"
 
 
 def test_limits_of_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
