@@ -30,6 +30,8 @@ from dsd_trt.schema import read_text
 from dsd_trt.snapshot import Snapshot
 from dsd_trt.unfinished import is_unfinished
 
+EMBEDDED = Path(__file__).with_name("data") / "shapes-bundle"
+"""The bundle that comes with the package."""
 _LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
 
 
@@ -147,16 +149,19 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
         MissingExtraError: a repository is named, and huggingface_hub is not installed.
     """
     if bundle is None:
-        return Path(__file__).with_name("data") / "shapes-bundle"
+        return EMBEDDED
     if not isinstance(bundle, (str, os.PathLike)):
         raise BundleError(f"a bundle is named by a path or a string, got {bundle!r}")
     folder = Path(bundle)
     if os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises on odd names)
         return folder
-    if isinstance(bundle, str) and (named := Repository.named(bundle)):
+    what = "no folder {!r}"
+    if os.path.exists(folder):  # noqa: PTH110 (Path.exists raises on odd names)
+        what = "{!r} is a file, not a folder"
+    elif isinstance(bundle, str) and (named := Repository.named(bundle)):
         return fetch_bundle(named)
     raise BundleError(
-        f"no folder {os.fspath(bundle)!r}. A bundle is a folder with a {MANIFEST_NAME}, or a "
+        f"{what.format(os.fspath(bundle))}. A bundle is a folder with a {MANIFEST_NAME}, or a "
         "repository on the Hugging Face Hub: ORG/NAME@REVISION, or ORG/NAME where no folder ORG is "
         "here. Make one with: dsd-trt export --out BUNDLE"
     )

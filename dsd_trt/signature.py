@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.bundle import Bundle, read_bundle
+from dsd_trt.bundle import EMBEDDED, Bundle, read_bundle
 from dsd_trt.errors import BundleError, InputError, MissingExtraError, one_line
 from dsd_trt.files import write_whole
 from dsd_trt.manifest import MANIFEST_NAME, Manifest
@@ -111,6 +111,11 @@ def _verify(folder: Path, path: Path, public: Any, key: Path) -> str:
     try:
         told = read_text(signature_path)
     except FileNotFoundError:
+        if folder == EMBEDDED:
+            raise BundleError(
+                "the bundle that comes with dsd-trt is not signed, and a signature is required: "
+                "name one of your own, --bundle BUNDLE"
+            ) from None
         snapshot = Snapshot.around(folder)
         again = (
             f"download it: {snapshot.download([SIGNATURE_NAME], force=False)}"

@@ -456,7 +456,11 @@ def test_a_damaged_bundle_and_an_engine_that_is_absent(
     with pytest.raises(SystemExit) as ended:
         main(["score", "a.png", "texts.txt", "--bundle", "no-such-folder"])
     assert ended.value.code == 2
-    assert "A bundle is a folder" in capsys.readouterr().err
+    assert "no folder 'no-such-folder'. A bundle is a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["score", "a.png", "texts.txt", "--bundle", "texts.txt"])
+    assert ended.value.code == 2
+    assert "'texts.txt' is a file, not a folder. A bundle is a folder" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "dsd_trt.engine.openvino", raising=False)
     with pytest.raises(SystemExit) as ended:
@@ -582,6 +586,22 @@ def test_pruning_of_nothing_saves_nothing(run: Callable[..., Run], tmp_path: Pat
     ended = run("bad.png", "texts.txt", "--top-k", "1", "--prune", "--check-prune", "1")
     assert ended.code == 3
     assert "passes" not in ended.err
+
+
+def test_a_pipe_costs_its_own_pairs_alone(run: Callable[..., Run], tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png")
+    write_texts(tmp_path, ["dog"])
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "pairs.csv").write_text("image,text\na.png,dog\npipe.png,dog\n")
+    for arguments in (["a.png", "pipe.png", "texts.txt"], ["--pairs", "pairs.csv"]):
+        ended = run(*arguments, "-f", "jsonl")
+        assert (ended.code, len(ended.out.splitlines())) == (3, 1)
+        assert "  pipe.png: a pipe, not a regular file\n" in ended.err
+    (tmp_path / "pipe.png").unlink()
+    for missing in (lambda: None, (tmp_path / "pipe.png").mkdir):
+        missing()
+        ended = run("--pairs", "pairs.csv")
+        assert (ended.code, "line 3: no image file 'pipe.png'" in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize("arguments", [("", "texts.txt"), ("a.png", "texts.txt", "--bundle=")])

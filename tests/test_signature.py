@@ -143,6 +143,15 @@ def test_the_commands_sign_and_require(
     assert (refused.exit_code, "is not signed" in refused.output) == (2, True)
 
 
+def test_the_embedded_bundle_is_not_to_be_signed(keys: Callable[..., tuple[Path, Path]]) -> None:
+    _, public = keys("one")
+    with pytest.raises(
+        BundleError, match=r"not signed, .* name one of your own, --bundle"
+    ) as error:
+        Scorer.load(None, "onnxruntime", require_signature=public)
+    assert "dsd-trt sign" not in str(error.value)
+
+
 def test_without_the_package_the_extra_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
