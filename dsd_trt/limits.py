@@ -55,15 +55,15 @@ class Limit:
 
     def refusal(self) -> str:
         """What is wrong with more than that."""
-        return f"more than {self._described()}; the limit is {self.variable}"
+        return f"more than {described(self.value(), self.unit)}; the limit is {self.variable}"
 
-    def _described(self) -> str:
-        """What it is now, for people."""
-        value = self.value()
-        for name, size in _LARGE_UNITS.get(self.unit, ()):
-            if value >= size:
-                return f"{value} {self.unit} ({value / size:.3g} {name})"
-        return f"{value} {self.unit}"
+
+def described(count: int, unit: str) -> str:
+    """A count of bytes, pixels or others; a large one in a readable unit as well."""
+    for name, size in _LARGE_UNITS.get(unit, ()):
+        if count >= size:
+            return f"{count} {unit} ({count / size:.3g} {name})"
+    return f"{count} {unit}"
 
 
 IMAGE_BYTES = Limit("MAX_IMAGE_BYTES", 2**30, "bytes")

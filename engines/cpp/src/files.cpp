@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstdlib>
+#include <string_view>
 #include <system_error>
 
 namespace dsd {
@@ -23,6 +25,25 @@ std::string other_kind(mode_t mode) {
                        : S_ISSOCK(mode)                 ? "a socket"
                                                         : "something else";
     return std::string(kind) + ", not a regular file";
+}
+
+// A large count in a readable unit, or nothing.
+std::string readable(std::size_t count, std::string_view unit) {
+    struct Unit {
+        std::string_view of;
+        const char *name;
+        double size;
+    };
+    constexpr Unit kUnits[] = {
+        {"bytes", "GiB", 1 << 30}, {"bytes", "MiB", 1 << 20}, {"pixels", "million", 1e6}};
+    for (const auto &[of, name, size] : kUnits) {
+        const double shown = static_cast<double>(count) / size;
+        if (of != unit || shown < 1) continue;
+        char text[40];
+        std::snprintf(text, sizeof text, " (%.3g %s)", shown, name);
+        return text;
+    }
+    return "";
 }
 
 struct Descriptor {
@@ -52,7 +73,8 @@ std::size_t Limit::value() const {
 std::string Limit::fault(std::size_t count) const {
     const std::size_t most = value();
     if (count <= most) return "";
-    return "more than " + std::to_string(most) + " " + unit + "; the limit is " + variable;
+    return "more than " + std::to_string(most) + " " + unit + readable(most, unit) +
+           "; the limit is " + variable;
 }
 
 std::string read_regular(const std::filesystem::path &path, const Limit &most, ErrorCode code) {

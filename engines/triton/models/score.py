@@ -28,6 +28,7 @@ from dsd_trt.contract import Graph
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image import preprocess
+from dsd_trt.limits import described
 from dsd_trt.manifest import MANIFEST_NAME, Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
 from dsd_trt.tokenizer import Tokenizer, Tokens
@@ -147,7 +148,7 @@ class TritonPythonModel:
         """An image's pixels, or why there are none."""
         to, settings = self._manifest.preprocessing, self._settings
         if len(image) > settings["max_image_bytes"]:
-            return f"more than {settings['max_image_bytes']} bytes"
+            return f"more than {described(settings['max_image_bytes'], 'bytes')}"
         try:
             return preprocess(image, to.resolution, to.resize, settings["max_image_pixels"])
         except ImageError as error:
