@@ -153,11 +153,12 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # the reader has seen enough
             raise
         except OSError as error:
-            if error.filename is None and error.errno not in DISK_FULL:
-                raise  # nothing that a user could mend
-            where = "" if error.filename is None else f" {os.fsdecode(error.filename)!r}"
-            exit_code = 1 if error.errno in DISK_FULL else 2
-            raise _shown(f"cannot use{where}: {error.strerror}", exit_code) from error
+            if error.strerror is None:
+                raise  # a library's, of something else than the system
+            unnamed = error.filename is None  # by the system: a disk that fails, or is full
+            where = "a file" if unnamed else repr(os.fsdecode(error.filename))
+            exit_code = 1 if unnamed or error.errno in DISK_FULL else 2
+            raise _shown(f"cannot use {where}: {error.strerror}", exit_code) from error
 
 
 def _shown(message: str, exit_code: int) -> click.ClickException:

@@ -31,12 +31,14 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DsdError: the disk is full, or the like; names `path`.
     """
+    places = {path.parent}
     try:
         if is_device(path):
             with path.open("wb") as file:
                 yield file
             return
         target = followed(path)
+        places.add(target.parent)
         remove_abandoned(target)
         unfinished = target.with_name(unfinished_name(target.name))
         try:
@@ -52,6 +54,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     except BrokenPipeError:  # the reader has seen enough: no error of ours
         raise
     except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent not in places:
+            raise  # of what is read in the block
         raise DsdError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
@@ -113,6 +117,8 @@ def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
     if not path.exists():
         return []
     content = path.read_bytes()
+    if b"\n" not in content and content and not content.startswith(b"{"):
+        raise InputError(f"{path} holds something else than lines: remove it to start again")
     found: list[T] = []
     end = 0
     for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]:

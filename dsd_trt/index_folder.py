@@ -92,7 +92,7 @@ class IndexFolder:
         entries = self._open() if is_index(self._folder) else self._make()
         for path in self._folder.iterdir():
             left_behind = shard_number(path.name) >= 0 and path.name not in self._shards
-            if left_behind or is_unfinished(path):
+            if (left_behind or is_unfinished(path)) and not path.is_dir():
                 path.unlink()
         return entries
 

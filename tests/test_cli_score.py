@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -663,3 +664,18 @@ def test_a_file_that_is_no_journal_is_left_alone(
         os.mkfifo(tmp_path / name)
         ended = run("a.png", "texts.txt", "-f", "csv", "-o", "out.csv")
         assert (ended.code, "a pipe, not a regular file" in ended.err) == (2, True)
+
+
+def test_a_disk_that_fails_is_told_without_a_traceback(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "texts").write_text("red\n")
+    monkeypatch.setattr(os, "fsync", broken)
+    ended = run("a.png", "texts", "-f", "csv", "-o", "out.csv")
+    assert ended.code == 1
+    assert "Input/output error" in ended.err
+    assert "Traceback" not in ended.err

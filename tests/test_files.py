@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -273,3 +275,22 @@ def test_files_of_two_adapters_are_refused(
     damage(tmp_path / "1", tmp_path / "2")
     with pytest.raises(ModelError, match=r"adapter\.safetensors is missing, or not the file that"):
         Adapter.load(tmp_path / "1")
+
+
+def test_what_fails_in_the_block_is_not_said_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match="elsewhere"), whole(path):
+        (tmp_path / "other" / "elsewhere").read_bytes()
+    with pytest.raises(DsdError, match=r"cannot write .*out.*Input/output error"), whole(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_something_else_is_not_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text("my diary, one line without its end")
+    with pytest.raises(InputError, match="holds something else"):
+        whole_lines(path, json.loads)
+    assert path.read_text() == "my diary, one line without its end"
+    path.write_text('{"cut": ')  # a first line that a kill cut short
+    assert whole_lines(path, json.loads) == []
