@@ -399,6 +399,7 @@ def test_a_journal_of_more_or_less_work_than_the_run_has_is_refused(
     ended = run(*arguments, "--resume")
     assert ended.code == 2
     assert "holds other work" in ended.err
+    assert "goes on from there" not in ended.err
 
 
 def test_a_run_to_a_pipe_goes_on_from_the_cache(

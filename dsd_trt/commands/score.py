@@ -233,25 +233,25 @@ def _saying_how_to_go_on(
 ) -> Iterator[None]:
     """Tell, when scoring is stopped or fails, what is kept and how to go on.
 
-    A failure says so itself, behind its cause.
+    A failure says so itself, behind its cause; after wrong input the same command would fail again.
     """
     before = _state(output)
     try:
         yield
-    except GeneratorExit:
+    except (GeneratorExit, InputError):
         raise
     except BaseException as error:
         if journal and journal.pairs:
             told = _how_to_go_on(journal, run, error)
-            interrupted = any(isinstance(it, KeyboardInterrupt) for it in with_causes(error))
-            if isinstance(error, DsdError) and not interrupted:
-                if output != "-":
+            causes = [type(it) for it in with_causes(error)]
+            if isinstance(error, DsdError) and KeyboardInterrupt not in causes:
+                if output != "-" and any(issubclass(it, OSError) for it in causes):
                     told += f"\n{_how_to_go_on_elsewhere(journal, output)}"
-                if run["format"] in ("jsonl", "csv") and _state(output) not in (None, before):
-                    told += (
-                        f"\nWhat is written of {output} stays, for --resume there; once the run "
-                        "has gone on elsewhere it may be deleted"
-                    )
+                    if run["format"] in ("jsonl", "csv") and _state(output) not in (None, before):
+                        told += (
+                            f"\nWhat is written of {output} stays, for --resume there; once the "
+                            "run has gone on elsewhere it may be deleted"
+                        )
                 error.args = (f"{error}\n{told}",)
             else:
                 console.print(told)
