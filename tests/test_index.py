@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from bundles import RESOLUTION, closed_form, make_bundle
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file, save
+from torture import Figures, scaled
 
 import dsd_trt.index
 from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
@@ -147,6 +149,51 @@ def test_an_index_that_is_brought_up_to_date_while_it_is_opened_opens(
     index = Index.open(tmp_path / "out")
     assert seeds_of(index) == list(range(3, 9))
     check(index, scorer)
+
+
+WRITER = """
+import random, sys
+from pathlib import Path
+from dsd_trt import update_index
+
+photos, draw = sorted(Path(sys.argv[1]).iterdir()), random.Random(3)
+for _ in range(int(sys.argv[4])):
+    chosen = draw.sample(photos, draw.randint(1, len(photos)))
+    update_index(sys.argv[2], chosen, sys.argv[3], "onnxruntime", shard_size=3)
+"""
+
+
+@pytest.mark.torture
+def test_an_index_that_another_process_writes_gives_no_wrong_score(
+    bundle: Bundle,
+    update: Callable[..., IndexUpdate],
+    scorer: Scorer,
+    tmp_path: Path,
+    figures: Figures,
+) -> None:
+    figures.look_for("readings of an index while it is written", "wrong", "foreign exceptions")
+    update(write_photos(tmp_path / "photos", range(12)))
+    arguments = [tmp_path / "photos", tmp_path / "out", bundle.folder, str(scaled(200, 10))]
+    with subprocess.Popen([sys.executable, "-c", WRITER, *arguments]) as writer:
+        while writer.poll() is None:
+            try:
+                index = Index.open(tmp_path / "out")
+                matrix = scorer.score(index, TEXTS)
+            except DsdError as error:
+                figures.ended("refused")
+                if "Remove the folder" in str(error):
+                    figures.fault("wrong", error)
+                continue
+            except Exception as error:
+                figures.fault("foreign exceptions", repr(error))
+                continue
+            scored = np.isfinite(matrix.scores).all(axis=1)
+            right = expected(seeds_of(index))
+            if not np.allclose(matrix.scores[scored], right[scored], atol=1e-6):
+                figures.fault("wrong", matrix.scores.tolist())
+            figures.ended("scored whole" if scored.all() else "scored in part")
+    assert writer.returncode == 0
+    check(Index.open(tmp_path / "out"), scorer)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
