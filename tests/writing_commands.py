@@ -83,6 +83,7 @@ def evaluate(request: pytest.FixtureRequest) -> Command:
         kills=16,
         modules="dsd_trt.train.commands.evaluate, matplotlib.pyplot, onnxruntime",
         compared=without_times,
+        long=True,
     )
 
 
