@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 _UNSHARE = ["unshare", "--map-root-user", "--mount"]
-_ROOM = 64 * 2**20  # bytes of the disk besides what lies on it
+_ROOM = 64 * 2**20  # bytes of the disk besides what lies on it, at least
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,12 @@ class Ended:
 
 
 def run_on_small_disk(
-    command: Sequence[str | Path], folder: Path, free: int | None, *, again: bool = True
+    command: Sequence[str | Path],
+    folder: Path,
+    free: int | None,
+    *,
+    again: bool = True,
+    needed: int = 0,
 ) -> list[Ended]:
     """Run a command on a disk without room, and again on the same with room.
 
@@ -46,6 +51,8 @@ def run_on_small_disk(
         folder: what lies on the disk at first, and afterwards what lay there at the end.
         free: bytes that are free; None is a disk that is read-only.
         again: whether it is run again.
+        needed: bytes that the command writes in all; then it has three times as many, since what
+            takes another file's place lies beside it meanwhile.
 
     Returns:
         How each ended.
@@ -53,6 +60,7 @@ def run_on_small_disk(
     disk = folder.with_name(f"{folder.name}.disk")
     disk.mkdir()
     plan = {"command": list(map(str, command)), "folder": str(folder), "free": free, "again": again}
+    plan["room"] = _ROOM + 3 * needed
     done = subprocess.run(
         [*_UNSHARE, sys.executable, __file__, disk, json.dumps(plan)],
         capture_output=True,
@@ -88,9 +96,11 @@ def _run(command: Sequence[str], disk: Path) -> dict[str, object]:
     return {"code": done.returncode, "said": said, "names": sorted(names)}
 
 
-def main(disk: Path, command: Sequence[str], folder: Path, free: int | None, again: bool) -> None:
+def main(
+    disk: Path, command: Sequence[str], folder: Path, free: int | None, again: bool, room: int
+) -> None:
     """Inside: mount, fill, run, make room, run again, and copy what is there."""
-    size = sum(it.stat().st_size + 4096 for it in folder.rglob("*")) + _ROOM
+    size = sum(it.stat().st_size + 4096 for it in folder.rglob("*")) + room
     _mount(disk, f"size={size}")
     shutil.copytree(folder, disk, dirs_exist_ok=True)
     filler = disk / "filler"

@@ -42,7 +42,7 @@ def test_without_room_it_says_so_and_with_room_it_ends(
     for free in (None, *(int(grown * share) // 4096 * 4096 for share in shares)):
         folder = begin(command, tmp_path / f"with-{free}")
         again = not (command.long and free is None)
-        first, *later = run_on_small_disk(command.program, folder, free, again=again)
+        first, *later = run_on_small_disk(command.program, folder, free, again=again, needed=grown)
         case = f"{name}, {'read-only' if free is None else f'{free} bytes free'}"
         figures.ended("enough room" if first.code == command.code else "refused")
         broke = any("Traceback" in it.said for it in (first, *later))
