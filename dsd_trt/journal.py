@@ -177,37 +177,38 @@ def require_ours(path: Path) -> None:
         )
 
 
-def scored_pairs(path: Path) -> int:
-    """How many pairs have a score in a journal; 0 if there is none."""
-    pairs = parts = 0
-    with contextlib.suppress(OSError):
-        for _, line in _lines(path):
-            if isinstance(line, list):
-                pairs, parts = pairs + sum(map(_pairs, line)), 0
+@dataclass(frozen=True)
+class Survey:
+    """What a journal holds; nothing where there is none.
+
+    Attributes:
+        run: which it is of; None if it does not say.
+        pairs: how many have a score.
+        damaged: whether a line is; a last one that was cut short is not.
+    """
+
+    run: dict[str, Any] | None = None
+    pairs: int = 0
+    damaged: bool = False
+
+
+def survey(path: Path) -> Survey:
+    """Read a journal through, without going on with it."""
+    run: dict[str, Any] | None = None
+    pairs = parts = whole = 0
+    try:
+        for whole, line in _lines(path):  # noqa: B007 (where the last whole one ends)
+            if isinstance(line, dict):
+                run = line
             elif isinstance(line, _Part):
                 parts += _pairs(line.scored)
-    return pairs + parts
-
-
-def run_of(path: Path) -> dict[str, Any] | None:
-    """Which run a journal is of; None if there is none, or it does not say."""
-    with contextlib.suppress(OSError):
-        for _, line in _lines(path):
-            return line if isinstance(line, dict) else None
-    return None
-
-
-def is_damaged(path: Path) -> bool:
-    """Whether a journal has a damaged line; a last one that was cut short is none."""
-    whole = 0
-    try:
-        for end, _ in _lines(path):
-            whole = end
+            else:
+                pairs, parts = pairs + sum(map(_pairs, line)), 0
         with open_regular(path) as file:
             file.seek(whole)
-            return file.readline().endswith(b"\n")
+            return Survey(run, pairs + parts, damaged=file.readline().endswith(b"\n"))
     except OSError:
-        return False
+        return Survey(run, pairs + parts)
 
 
 @dataclass(frozen=True)

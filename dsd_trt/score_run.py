@@ -20,14 +20,7 @@ from dsd_trt.files import followed, is_device, whole
 from dsd_trt.image_files import printable
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.inputs import Pair
-from dsd_trt.journal import (
-    Journal,
-    is_damaged,
-    open_journal,
-    require_ours,
-    run_of,
-    scored_pairs,
-)
+from dsd_trt.journal import Journal, Survey, open_journal, require_ours, survey
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 from dsd_trt.lock import sole_writer
 from dsd_trt.regular import open_regular
@@ -137,17 +130,15 @@ def kept(
         for there in (path, old):
             require_ours(there)
         with sole_writer(target):
-            told = []
+            told, found = [], survey(path)
             if resume:
-                _require_same(path, run)
-            if is_damaged(path):
-                told.append(_set_damaged_aside(path, old, run, resume=resume))
+                _require_same(path, found, run)
+            if found.damaged:
+                told.append(_set_damaged_aside(path, old, found, run, resume=resume))
             if not (resume and path.exists()) and (aside := _set_aside(path, old)):
                 told.append(_how_to_go_on_instead(path, old, aside))
             try:
                 journal = open_journal(path, run, resume=resume)
-            except InputError:
-                raise
             except DsdError as error:  # a full disk
                 if not in_cache:
                     raise
@@ -164,7 +155,7 @@ def kept(
                 raise
             journal.close()
             path.unlink(missing_ok=True)
-            if not is_damaged(old):
+            if not survey(old).damaged:
                 old.unlink(missing_ok=True)
     except OSError as error:
         if error.filename != str(path):
@@ -172,11 +163,11 @@ def kept(
         raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
-def _require_same(path: Path, run: Mapping[str, Any]) -> None:
+def _require_same(path: Path, found: Survey, run: Mapping[str, Any]) -> None:
     """Refuse to go on with another run; a journal that does not say which it is of is damaged."""
-    now = parse_json(json.dumps(run))
-    if (then := run_of(path)) is None:
+    if (then := found.run) is None:
         return
+    now = parse_json(json.dumps(run))
     differ = [
         f"{name} ({_difference(name, then.get(name), now.get(name))})"
         for name in {**then, **now}
@@ -211,29 +202,31 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _set_damaged_aside(path: Path, old: Path, run: Mapping[str, Any], *, resume: bool) -> str:
+def _set_damaged_aside(
+    path: Path, old: Path, found: Survey, run: Mapping[str, Any], *, resume: bool
+) -> str:
     """Keep a damaged journal under another name, and what `resume` can use of it; what to tell."""
-    pairs, aside = scored_pairs(path), _free(old)
-    if resume and pairs:
+    aside = _free(old)
+    if resume and found.pairs:
         with open_regular(path) as damaged, whole(aside) as copy:
             shutil.copyfileobj(damaged, copy)
     else:
         path.replace(aside)
     again = "what follows is scored again" if resume else "this run starts anew"
     return (
-        f"{path} is damaged after {counted(pairs, run)}: {again}. The damaged file is set aside as "
-        f"{aside}"
+        f"{path} is damaged after {counted(found.pairs, run)}: {again}. The damaged file is set "
+        f"aside as {aside}"
     )
 
 
 def _set_aside(path: Path, old: Path) -> int:
     """Give a journal another name, unless one that has more is there; how many pairs are in it."""
-    pairs, before = scored_pairs(path), scored_pairs(old)
-    if before < pairs:
-        if is_damaged(old):
+    pairs, before = survey(path).pairs, survey(old)
+    if before.pairs < pairs:
+        if before.damaged:
             old.replace(_free(old))
         path.replace(old)
-    return max(pairs, before)
+    return max(pairs, before.pairs)
 
 
 def _free(old: Path) -> Path:

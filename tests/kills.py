@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-from torture import SLICE, Figures, scaled
+from torture import Figures, scaled
 
 KINDS = ("lost", "left behind", "hung")
 """Of faults that `kill_often` sees; of a command that replaces, "half-written" as well."""
@@ -134,8 +133,6 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 def kill_often(command: Command, scratch: Path, figures: Figures) -> None:
     """Kill a command at random moments, run it to its end, and compare with an undisturbed run."""
-    if command.long and SLICE:
-        pytest.skip("too long for a slice")
     whole = begin(command, scratch / "whole")
     before = command.written(whole)
     seconds = command.run(whole)

@@ -26,7 +26,7 @@ from PIL import Image
 from torture import Figures, scaled
 
 from dsd_trt import Bundle
-from dsd_trt.journal import scored_pairs
+from dsd_trt.journal import survey
 
 pytest_plugins = ("in_process",)
 
@@ -160,7 +160,7 @@ def test_what_is_known_is_not_scored_again(
     stops.left = 1700  # lines of 2000
     stopped = run("in", "texts.txt", "-f", "jsonl", "-o", "out")
     kept = int(re.findall(r"(\d+) of 2000 pairs are kept in out.journal", stopped.err)[0])
-    assert kept == scored_pairs(tmp_path / "out.journal")
+    assert kept == survey(tmp_path / "out.journal").pairs
     ended = run("in", "texts.txt", "-f", "jsonl", "-o", "out", "--resume")
     (scored,) = re.findall(r"^scored (\d+) pairs", ended.err, re.M)
     assert int(scored) == 39 * len(TEXTS) - kept
@@ -266,7 +266,7 @@ def test_without_resume_it_starts_anew_and_sets_aside_what_was_there(
     stops.left = 1500
     assert run(*arguments).code == 130
     kept = (tmp_path / "out.journal").read_bytes()
-    pairs = scored_pairs(tmp_path / "out.journal")
+    pairs = survey(tmp_path / "out.journal").pairs
     for left, options in ((900, []), (2, []), (2, ["--resume"]), (3, [])):
         stops.left = left
         ended = run(*arguments, *options)
@@ -292,7 +292,7 @@ def test_a_full_disk_keeps_what_is_done_and_says_how_to_go_on_elsewhere(
     assert (tmp_path / "warm.csv").read_bytes().startswith(there)
     cause, go_on, elsewhere, stays = ended.err.splitlines()[-4:]
     assert cause.startswith("Error: cannot write 'out': File too large")
-    kept = scored_pairs(tmp_path / "out.journal")
+    kept = survey(tmp_path / "out.journal").pairs
     assert go_on == (
         f"{kept} of 2000 pairs are kept in out.journal: free space, and the same command with "
         "--resume goes on from there"
@@ -354,7 +354,7 @@ def test_a_flipped_byte_is_told_and_the_damaged_journal_is_set_aside(
     damaged = bytearray(content)
     damaged[place + 60] ^= 1
     path.write_bytes(damaged)
-    pairs = scored_pairs(path)
+    pairs = survey(path).pairs
     assert bool(pairs) == kept
     old.write_bytes(content)  # of a run before, which is not to be lost
     ended = run(*arguments, *(["--resume"] if resume else []))

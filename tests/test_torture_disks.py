@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from kills import begin, differ
+from kills import Command, begin, differ
 from small_disk import run_on_small_disk, small_disk
-from torture import SLICE, Figures
+from torture import Figures
 from writing_commands import COMMANDS
 
 pytest_plugins = ("exported", "writing_commands")
@@ -22,17 +22,14 @@ __all__ = ["small_disk"]
 @pytest.mark.parametrize("name", COMMANDS)
 def test_without_room_it_says_so_and_with_room_it_ends(
     name: str,
+    command: Command,
     small_disk: None,
-    request: pytest.FixtureRequest,
     tmp_path: Path,
     figures: Figures,
 ) -> None:
     figures.look_for(
         "commands on a full or read-only disk", "lost", "left behind", "foreign exceptions", "wrong"
     )
-    command = COMMANDS[name](request)
-    if command.long and SLICE:
-        pytest.skip("too long for a slice")
     whole = begin(command, tmp_path / "whole")
     before = size_of(whole)
     command.run(whole)

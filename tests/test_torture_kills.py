@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from kills import KINDS, kill_often
+from kills import KINDS, Command, kill_often
 from torture import Figures
 from writing_commands import COMMANDS
 
@@ -20,9 +20,8 @@ pytest_plugins = ("exported", "writing_commands")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_any_moment_it_ends_as_if_nothing_had_been(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path, figures: Figures
+    name: str, command: Command, tmp_path: Path, figures: Figures
 ) -> None:
-    command = COMMANDS[name](request)
     seen = (*KINDS, "half-written") if command.replaces else KINDS
     figures.look_for(f"kills of `{name}` at random moments", *seen)
     kill_often(command, tmp_path, figures)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from kills import LONGEST, Command, begin, differ, said
-from torture import SLICE, Figures, scaled
+from torture import Figures, scaled
 from writing_commands import COMMANDS, write_photos
 
 from dsd_trt import Bundle
@@ -23,14 +23,11 @@ pytest_plugins = ("exported", "writing_commands")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_two_at_once_end_as_one(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path, figures: Figures
+    name: str, command: Command, tmp_path: Path, figures: Figures
 ) -> None:
     figures.look_for(
         "two processes that write the same", "lost", "doubled", "left behind", "foreign exceptions"
     )
-    command = COMMANDS[name](request)
-    if command.long and SLICE:
-        pytest.skip("too long for a slice")
     whole = begin(command, tmp_path / "whole")
     command.run(whole)
     after = command.written(whole)

@@ -17,6 +17,7 @@ import pytest
 from checkpoints import write_adapter, write_checkpoint
 from kills import Command
 from PIL import Image
+from torture import SLICE
 
 from dsd_trt import Bundle
 
@@ -212,3 +213,12 @@ COMMANDS: dict[str, Make] = {
     "ablate": ablate,
     "reproduce": reproduce,
 }
+
+
+@pytest.fixture
+def command(name: str, request: pytest.FixtureRequest) -> Command:
+    """The command of a test that is parametrized by its name."""
+    made = COMMANDS[name](request)
+    if made.long and SLICE:
+        pytest.skip("too long for a slice")
+    return made
