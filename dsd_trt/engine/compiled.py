@@ -1,7 +1,8 @@
 """What OpenVINO compiled and keeps for the next start, looked at before it is used again.
 
 OpenVINO 2026.4 computes with whatever its cache holds: one changed bit of a weight there changes
-scores without a word. Each compiled model has a folder of its own, with the hash of its file.
+scores without a word. Each compiled model has a folder of its own, with a checksum of its file:
+who can write there can write both, so CRC-32 keeps off what a hash would, in a third of its time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,15 @@ from dsd_trt.errors import DsdError
 from dsd_trt.files import sha256_of, write_whole
 
 _ENDING = ".blob"
+_PART = 2**20  # bytes read at once
 
 
 @contextlib.contextmanager
 def kept_compiled(store: Path, graph: Path, key: Any) -> Iterator[Path | None]:
     """A folder for OpenVINO to keep a compiled model in; the block compiles it, or takes it there.
 
-    What is there has the hash it was written with. Whatever cannot be read or written is compiled
-    again at the next start, which is no error.
+    What is there has the checksum it was written with. Whatever cannot be read or written is
+    compiled again at the next start, which is no error.
 
     Args:
         store: of all such folders.
@@ -46,9 +49,10 @@ def kept_compiled(store: Path, graph: Path, key: Any) -> Iterator[Path | None]:
                 return
     yield folder
     for blob in _blobs(folder):
-        if known.get(blob) is None or known[blob] != _written(blob):
-            with contextlib.suppress(OSError, DsdError):
-                write_whole(_sum_path(blob), sha256_of(blob))
+        current = known.get(blob)
+        if (current is None or current != _written(blob)) and (found := _sum(blob)):
+            with contextlib.suppress(DsdError):
+                write_whole(_sum_path(blob), found)
 
 
 def _blobs(folder: Path) -> list[Path]:
@@ -59,14 +63,18 @@ def _blobs(folder: Path) -> list[Path]:
 
 
 def _sum_path(blob: Path) -> Path:
-    return blob.with_suffix(".sha256")
+    return blob.with_suffix(".crc32")
 
 
 def _sum(blob: Path) -> str | None:
+    total = 0
     try:
-        return sha256_of(blob)
+        with blob.open("rb") as file:
+            while part := file.read(_PART):
+                total = zlib.crc32(part, total)
     except OSError:
         return None
+    return f"{total:08x}"
 
 
 def _written(blob: Path) -> str | None:
