@@ -6,11 +6,12 @@ Its plugin for ONNX Runtime is not used: that one lists no device on AMD process
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class OpenVinoGraph:
         path: the ONNX file.
         graph: its signature.
         bf16: compute in BF16, twice as fast where the processor has it; see `dsd_trt.bfloat16`.
+        batch: size of every batched input of `model`; None leaves them open.
 
     Raises:
         EngineError: openvino refuses the graph, or the processor has no BF16.
@@ -75,14 +77,14 @@ class OpenVinoGraph:
         bf16: whether it computes in BF16.
         large: whether its operations are so long that each keeps all threads busy.
         threads: how many there are.
-        model: to be given fixed sizes before it is compiled.
+        model: the graph as it was read first.
         inputs: as they were declared, in the model's order.
         outputs: their names, likewise.
     """
 
-    def __init__(self, path: Path, graph: Graph, *, bf16: bool) -> None:
+    def __init__(self, path: Path, graph: Graph, *, bf16: bool, batch: int | None = None) -> None:
         require_process(_first_process())
-        self._path, self._core = path, _core()
+        self._path, self._graph, self._core = path, graph, _core()
         if bf16 and "BF16" not in self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
             raise EngineError(
                 "this processor does not compute in BF16. Score in FP32: --engine openvino"
@@ -99,39 +101,64 @@ class OpenVinoGraph:
         # computes NaN.
         hint = self._settings["INFERENCE_PRECISION_HINT"]
         self._store = cache and cache / f"openvino-{hint}"
+        self._declared = {spec.name: spec for spec in graph.inputs}
+        self._results = {spec.name for spec in graph.outputs}
+        self.model = self.read(batch)
+        # Compiling may rename tensors, but keeps their order.
+        names = [_name(port, self._declared) for port in self.model.inputs]
+        self.inputs = [self._declared[name] for name in names]
+        self.outputs = [_name(port, self._results) for port in self.model.outputs]
+
+    def read(self, batch: int | None) -> ov.Model:
+        """Read the graph for batches of one size.
+
+        Args:
+            batch: the size, which is cheaper to give here than to a model that was read without
+                one; None leaves it open.
+
+        Raises:
+            EngineError: openvino refuses the graph, or it is not as its bundle says.
+        """
+        graph = self._graph
         try:
             # `Core.read_model` goes by content: of its own format, whatever the file's ending, it
             # reads weights from a file beside it that no bundle vouches for.
             with _compiling:
                 onnx = FrontEndManager().load_by_framework("onnx")
-                self.model = onnx.convert(onnx.load(str(path)))
-            # Compiling may rename tensors, but keeps their order.
-            declared = {spec.name for spec in (*graph.inputs, *graph.outputs)}
-            inputs = [_spec(port, declared) for port in self.model.inputs]
-            outputs = [_spec(port, declared) for port in self.model.outputs]
+                source = onnx.load(str(self._path))
+                inputs = []
+                for place in source.get_inputs():
+                    shape, kind = source.get_partial_shape(place), source.get_element_type(place)
+                    inputs.append(_spec(_name(place, self._declared), shape, kind))
+                    if batch and (spec := self._declared.get(inputs[-1].name)):
+                        source.set_partial_shape(place, ov.PartialShape(spec.of_batch(batch)))
+                model = onnx.convert(source)
+            outputs = [
+                _spec(_name(it, self._results), it.get_partial_shape(), it.get_element_type())
+                for it in model.outputs
+            ]
         except Exception as error:  # its exceptions have no base of their own
-            raise EngineError(f"openvino refuses {path}: {one_line(error, 800)}") from error
-        check_signature(path, graph, inputs, outputs)
-        declared_inputs = {spec.name: spec for spec in graph.inputs}
-        self.inputs = [declared_inputs[spec.name] for spec in inputs]
-        self.outputs = [spec.name for spec in outputs]
+            raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
+        if batch:
+            sized = (dataclasses.replace(it, shape=it.of_batch(batch)) for it in graph.outputs)
+            graph = dataclasses.replace(graph, outputs=tuple(sized))
+        check_signature(self._path, graph, inputs, outputs)
+        return model
 
-    def compile(self, model: Any, sizes: Mapping[int, Sequence[int]], **settings: Any) -> Any:
+    def compile(self, model: Any, batch: int | None = None, **settings: Any) -> Any:
         """Compile a model.
 
         Args:
-            model: `model`, or a part of it.
-            sizes: of its inputs, by place; those not named have theirs.
+            model: `read`, or a part of it.
+            batch: the size it was read for, if that is all of it.
             settings: OpenVINO's, besides those for any graph.
         """
         try:
-            if sizes:
-                model.reshape(dict(sizes))
             settings = {**self._settings, **settings}
             if self._store is None:
                 with _compiling:
                     return self._core.compile_model(model, DEVICE, settings)
-            key = [sorted((place, list(size)) for place, size in sizes.items()), settings]
+            key = [batch, settings]
             with _compiling, kept_compiled(self._store, self._path, key) as folder:
                 if folder is not None:
                     settings["CACHE_DIR"] = str(folder)
@@ -174,7 +201,7 @@ class OpenVinoEngine(SharedEngine):
 
     def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
         super().__init__(graph)
-        self._source = OpenVinoGraph(path, graph, bf16=bf16)
+        self._source = OpenVinoGraph(path, graph, bf16=bf16, batch=1)
         large, threads = self._source.large, self._source.threads
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._part = 1 if large else MAX_BATCH // self._streams
@@ -229,15 +256,13 @@ class OpenVinoEngine(SharedEngine):
     def _compile(self, size: int) -> Any:
         """Compile for batches of a size."""
         source = self._source
-        sizes = {
-            place: spec.of_batch(size) for place, spec in enumerate(source.inputs) if spec.batched
-        }
         settings: dict[str, Any] = {"NUM_STREAMS": self._streams}
         if size == 1 and not source.large:
             # Fusing operations to kernels made for the purpose takes a fifth of compiling, and is
             # of no use to one item of a small model (docs/speed.md).
             settings["SNIPPETS_MODE"] = "DISABLE"
-        compiled = source.compile(source.model, sizes, **settings)
+        model = source.model if size == 1 else source.read(size)
+        compiled = source.compile(model, size, **settings)
         self._requests[size] = [compiled.create_infer_request() for _ in range(self._streams)]
         return compiled
 
@@ -254,9 +279,14 @@ class OpenVinoEngine(SharedEngine):
         running.popleft()
 
 
-def _spec(port: Any, declared: set[str]) -> TensorSpec:
-    # A tensor that is only passed on has the names of all its stations.
-    name = min(port.get_names() & declared, default=port.get_any_name())
-    dtype: Any = np.dtype(port.get_element_type().to_dtype()).name
-    sizes = (d.get_length() if d.is_static else "?" for d in port.get_partial_shape())
+def _spec(name: str, shape: Any, kind: Any) -> TensorSpec:
+    """An input or output, of OpenVINO's shape and type."""
+    dtype: Any = np.dtype(kind.to_dtype()).name
+    sizes = (d.get_length() if d.is_static else "?" for d in shape)
     return TensorSpec(name, dtype, tuple(sizes))
+
+
+def _name(place: Any, declared: Collection[str]) -> str:
+    """A tensor that is only passed on has the names of all its stations."""
+    names = set(place.get_names())
+    return min(names & set(declared), default=min(names, default=""))

@@ -105,7 +105,7 @@ class OpenVinoMatrixEngine(SharedEngine):
         if (fit := _NUMBERS * _TEXTS // max(map(largest, match.parts))) < _TEXTS:
             walk, match = self._split(rows, max(fit, 1), width)
         if rows not in self._walks:
-            self._walks[rows] = self._source.compile(walk, {}, NUM_STREAMS=1).create_infer_request()
+            self._walks[rows] = self._source.compile(walk, NUM_STREAMS=1).create_infer_request()
         walked = self._walks[rows].output_tensors
         self._matches[rows, width] = _Match(self._source, match, walked, self._of_texts)
 
@@ -148,8 +148,8 @@ class _Match:
         requests = []
         for model in match.parts:
             # Little of it is arithmetic; maps, where they are made, are FP32 in either case.
-            exact = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-            requests.append(request := source.compile(model, {}, **exact).create_infer_request())
+            exact: dict[str, Any] = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+            requests.append(request := source.compile(model, **exact).create_infer_request())
             for place, parameter in enumerate(model.get_parameters()):
                 if (name := parameter.get_friendly_name()) in given:
                     request.set_input_tensor(place, given[name])  # the same memory
