@@ -331,9 +331,9 @@ def _report(
         "# Reproduction\n\n"
         f"Model {Path(plan.model).name}, seed {plan.seed}, "
         f"{plan.questions or 'all'} test questions and {plan.examples or 'all'} few-shot examples "
-        f"a data set. {_machine()}; this run took {minutes:.0f} minutes"
+        f"per data set. {_machine()}; this run took {minutes:.0f} minutes"
         + (f", {kept} parts having been done by earlier ones.\n\n" if kept else ".\n\n")
-        + "Right answers in percent; a tie is a wrong answer.\n\n"
+        + "Accuracy in percent; a tie counts as a wrong answer.\n\n"
         + "".join(f"- {line.strip()}\n" for line in left_out.lines())
         + ("\n" if left_out.questions else "")
         + "## Tables 1 and 2\n\n"
