@@ -144,13 +144,16 @@ def table(machine: str, found: Sequence[tuple[str, Point]]) -> str:
     lines = [
         "# How time and memory grow",
         "",
-        "Written by `python docs/make_growth.py`. The embedded model, "
-        f"{Setting.images} images x {Setting.texts} texts at {Setting.levels} levels, "
-        f"{Setting.resolution} x {Setting.resolution} pixels, {base.threads} threads, but for "
-        "what the row names. Slope: the exponent p of time ~ x^p (or memory ~ x^p), fitted to all "
-        "points of the axis: 1 is proportional, 0 constant, for threads -1 is ideal. Memory is the "
-        "most that the process had, program and weights included; batches grow with the work until "
-        "they fill `memory_budget_mb`, 1024 here. In resolution, x is the side.",
+        "Written by `python docs/make_growth.py`. The demonstration scores "
+        f"{Setting.images} images x {Setting.texts} texts at {Setting.levels} levels of "
+        f"{Setting.resolution} x {Setting.resolution} pixels, with {base.threads} threads. Each "
+        "row varies one of these.",
+        "",
+        "- **Slope** is the exponent p of time ~ x^p (or memory ~ x^p), fitted to all points of "
+        "the axis. 1 is proportional, 0 constant; for threads, -1 is ideal.",
+        "- **Memory** is the peak memory of the process, program and weights included. Batches "
+        "grow with the work until they fill `memory_budget_mb`, 1024 here.",
+        "- **Resolution**: x is the side.",
         "",
         "![Time and memory against what is scored](growth.png)",
         "",

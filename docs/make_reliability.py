@@ -36,14 +36,14 @@ TOTALS = {
     "requests to Triton": "Triton requests",
 }
 FAULTS = {
-    "lost": "what was written before is gone, or is not what an undisturbed run writes",
-    "doubled": "an answer or a row is there twice",
+    "lost": "earlier output is gone, or differs from that of an undisturbed run",
+    "doubled": "an answer or a row appears twice",
     "half-written": "a file or folder under its name is neither the old nor the new one",
-    "left behind": "unfinished files are left after the next run, or memory, threads, open files",
-    "wrong": "a score, an image or a refusal is not what it has to be",
-    "hung": "no end within a limit",
-    "foreign exceptions": "a traceback, a crash, an error that is not ours",
-    "bytes sent": "a packet to, or a look-up of, another machine",
+    "left behind": "unfinished files, memory, threads or open files remain after the next run",
+    "wrong": "a score, an image or a refusal is incorrect",
+    "hung": "no end within the time limit",
+    "foreign exceptions": "a traceback, a crash, an error that is not a `DsdError`",
+    "bytes sent": "a packet to another machine, or a look-up of its name",
 }
 
 
@@ -103,7 +103,7 @@ def render(ran: Run, command: str) -> str:
     parts = [
         "# Reliability\n",
         wrapped(
-            f"Written by `{command}`{share}; every figure is a counter of a test. "
+            f"Written by `{command}`{share}. Every figure is a counter of a test. "
             f"{machine()}; {datetime.date.today()}; {ran.seconds / 60:.0f} minutes."
         ),
         wrapped(
@@ -111,7 +111,7 @@ def render(ran: Run, command: str) -> str:
             + (f", and {len(ran.failed)} tests failed" if ran.failed else "")
             + f"; {', '.join(totals(ran.lines))}."
         ),
-        "| what | how many | what would be seen | faults |\n|---|---:|---|---:|",
+        "| test | count | faults looked for | faults found |\n|---|---:|---|---:|",
     ]
     for what in sorted(rows):
         group = rows[what]
@@ -122,7 +122,7 @@ def render(ran: Run, command: str) -> str:
         parts.append(f"| {what} | {tried:,} | {', '.join(looked_for)} | {told} |")
     parts += ["\n## What counts as a fault\n", "| fault | meaning |\n|---|---|"]
     parts += [f"| {kind} | {meaning} |" for kind, meaning in FAULTS.items()]
-    parts += ["\n## How they ended\n", "| what | outcomes | measured |\n|---|---|---|"]
+    parts += ["\n## Outcomes\n", "| test | outcomes | measured |\n|---|---|---|"]
     for what in sorted(rows):
         outcomes = sum((Counter(line["outcomes"]) for line in rows[what]), Counter[str]())
         ended = ", ".join(f"{count:,} {kind}" for kind, count in sorted(outcomes.items()))

@@ -43,7 +43,7 @@ def test_the_table_states_slopes_and_points(found: list[tuple[str, Point]], tmp_
         "| matrix | threads | 1 - 4 | -0.50 | 0.00 |",
     ):
         assert row in text
-    assert "4 threads, but for what the row names" in text
+    assert "with 4 threads. Each row varies one of these." in text
     # 16 images, 8 texts, 4 levels, 128^4 pixels, on 4 threads.
     assert f"| pair | resolution | 128 | {1e-10 * 16 * 8 * 4 * 128**4 / 2:.3g} | 400 |" in text
     assert text.endswith("\na machine.\n")
