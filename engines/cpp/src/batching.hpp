@@ -9,7 +9,7 @@
 namespace dsd {
 
 struct BatchSizes {
-    std::size_t images, texts, triples;  // a triple: image, text, noise level
+    std::size_t images, texts, passes;  // a pass: one image, one text, one noise level
 };
 
 // What one item's activations cost, in FP32 numbers, is estimated generously from the widest point

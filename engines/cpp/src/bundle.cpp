@@ -210,7 +210,7 @@ std::string graph_hash(const std::string &file, const Hashes &files,
     return hash.hex();
 }
 
-GraphFile read_graph(Fields &graphs, const std::string &name, const fs::path &folder,
+Graph read_graph(Fields &graphs, const std::string &name, const fs::path &folder,
                      const Hashes &files, const std::vector<std::string> &weights) {
     Fields fields = graphs.object(name);
     const std::string file = fields.text("file");
@@ -218,7 +218,7 @@ GraphFile read_graph(Fields &graphs, const std::string &name, const fs::path &fo
     check_weights(folder, file, fields.at("file"), weights);
     std::vector<fs::path> paths;
     for (const std::string &other : weights) paths.push_back(folder / other);
-    GraphFile graph{name, folder / file, graph_hash(file, files, weights), std::move(paths),
+    Graph graph{name, folder / file, graph_hash(file, files, weights), std::move(paths),
                     read_tensors(fields.list("inputs"), fields.at("inputs")),
                     read_tensors(fields.list("outputs"), fields.at("outputs"))};
     fields.nothing_else();
@@ -239,7 +239,7 @@ void demand(const std::vector<Tensor> &got, const std::vector<Tensor> &wanted,
 
 // The graphs every bundle holds. What the contract leaves open, the sizes of a latent and of text
 // states, is read where it first appears and then demanded everywhere.
-void check_contract(const Bundle &bundle, const std::optional<GraphFile> &matrix_scorer, bool half) {
+void check_contract(const Bundle &bundle, const std::optional<Graph> &matrix_scorer, bool half) {
     const auto &latents = bundle.image_encoder.outputs, &states = bundle.text_encoder.outputs;
     require(latents.size() == 1 && latents[0].shape.size() == 4, "graphs.image_encoder.outputs",
             "must be one tensor of rank 4");
@@ -380,7 +380,7 @@ void read_calibration(Fields calibration, double &a, double &b) {
 }
 
 // What the Python runtime's matrix mode needs is verified as all else, and not used here.
-std::optional<GraphFile> read_matrix(const Json &matrix, Fields &graphs, const fs::path &folder,
+std::optional<Graph> read_matrix(const Json &matrix, Fields &graphs, const fs::path &folder,
                                      const Hashes &files,
                                      const std::vector<std::string> &weights) {
     if (matrix.is_null()) return std::nullopt;

@@ -23,7 +23,8 @@ struct Tensor {
 
 std::string describe(const Tensor &tensor);
 
-struct GraphFile {
+// A file of a bundle, with the tensors that it declares.
+struct Graph {
     std::string name;
     std::filesystem::path path;
     std::string hash;  // of all that a plan of it is compiled from
@@ -49,7 +50,7 @@ struct Bundle {
     int resolution;
     bool through_224;  // every image is first stretched to 224 x 224, which is what CLIP sees
 
-    GraphFile image_encoder, text_encoder, pair_scorer;
+    Graph image_encoder, text_encoder, pair_scorer;
     std::vector<float> adapter;  // an input of the pair scorer; empty where it has none
     std::size_t fewest_heads;    // of a scored layer
 

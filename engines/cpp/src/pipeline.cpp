@@ -63,13 +63,13 @@ void require_within(const Limit &limit, std::size_t count) {
 }
 
 Pipeline::Pipeline(const std::filesystem::path &folder, const Options &options)
-    : engine(options.threads),
+    : backend(options.threads),
       bundle(open_bundle(folder, options)),
       tokenizer(bundle.tokenizer),
-      batch(Engine::batch_sizes(bundle, options.memory_budget_mb)),
-      image_encoder(engine, bundle.image_encoder),
-      text_encoder(engine, bundle.text_encoder),
-      pair_scorer(engine, bundle.pair_scorer) {
+      batch(Backend::batch_sizes(bundle, options.memory_budget_mb)),
+      image_encoder(backend, bundle.image_encoder),
+      text_encoder(backend, bundle.text_encoder),
+      pair_scorer(backend, bundle.pair_scorer) {
     if (!options.self_check || !bundle.self_check) return;
     const SelfCheck check(bundle);
     check.require(bundle.image_encoder, image_encoder);
@@ -144,7 +144,7 @@ Bytes Pipeline::encode(const std::vector<std::vector<std::uint8_t>> &images) con
     return std::move(image_encoder.run(images.size(), {pixels.data()})[0]);
 }
 
-Texts Pipeline::encode_nothing() const {
+Texts Pipeline::encode_unconditional() const {
     if (bundle.score == ScoreKind::attention) return {};
     Tokens empty = lay_out({});
     std::fill(empty.mask.begin(), empty.mask.end(), 0.0F);
@@ -165,11 +165,11 @@ Means Pipeline::means(const Bytes &latents, const Texts &texts, const std::vecto
     const std::size_t latent_size = bytes_of_one(bundle.image_encoder.outputs[0]);
     const std::size_t states_size = bytes_of_one(bundle.text_encoder.outputs[0]);
     const auto length = static_cast<std::size_t>(bundle.max_length);
-    const std::size_t triples = pairs.size() * levels.size();
+    const std::size_t passes = pairs.size() * levels.size();
     std::vector<double> sums[2] = {std::vector<double>(pairs.size()),
                                    std::vector<double>(pairs.size())};
-    for (std::size_t start = 0; start < triples; start += batch.triples) {
-        const std::size_t count = std::min(batch.triples, triples - start);
+    for (std::size_t start = 0; start < passes; start += batch.passes) {
+        const std::size_t count = std::min(batch.passes, passes - start);
         Bytes latent, states;
         std::vector<std::int32_t> level;
         std::vector<float> mask;
@@ -202,12 +202,12 @@ Means Pipeline::means(const Bytes &latents, const Texts &texts, const std::vecto
     return {std::move(sums[0]), std::move(sums[1])};
 }
 
-std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts, const Texts &nothing,
+std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts, const Texts &unconditional,
                                    const std::vector<Pair> &pairs,
                                    const std::vector<std::int32_t> &levels) const {
     Means with = means(latents, texts, pairs, levels);
     if (bundle.score != ScoreKind::attention && !pairs.empty()) {
-        if (!finite_texts(nothing)[0]) {
+        if (!finite_texts(unconditional)[0]) {
             throw Error(ErrorCode::engine, complaint("text encoder", "states of the empty text"));
         }
         // The error without a text is the same for all texts: once for every image.
@@ -217,7 +217,7 @@ std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts, con
             if (alone.empty() || alone.back().image != pair.image) alone.push_back({pair.image, 0});
             place.push_back(alone.size() - 1);
         }
-        const Means without = means(latents, nothing, alone, levels);
+        const Means without = means(latents, unconditional, alone, levels);
         for (std::size_t i = 0; i < pairs.size(); ++i) {
             const double d = without.denoising_error[place[i]] - with.denoising_error[i];
             with.score[i] = bundle.score == ScoreKind::denoising
@@ -252,7 +252,7 @@ std::vector<std::int32_t> Pipeline::level_numbers(const std::vector<double> &lev
 
 std::string Pipeline::complaint(const std::string &graph, const std::string &what) const {
     const bool half = bundle.text_encoder.outputs[0].type == ElementType::float16;
-    return "the " + graph + " gave " + what + " with NaN or infinity (" + Engine::name() + "). " +
+    return "the " + graph + " gave " + what + " with NaN or infinity (" + Backend::name() + "). " +
            (half ? "Use a bundle in full precision: dsd-trt export --precision fp32"
                  : "To see where it begins: dsd-trt ranges " + bundle.folder.string());
 }

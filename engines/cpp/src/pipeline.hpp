@@ -12,7 +12,7 @@
 #include "bundle.hpp"
 #include "dsd/scorer.hpp"
 #include "files.hpp"
-#include "graph.hpp"
+#include "engine.hpp"
 #include "tokenizer.hpp"
 
 namespace dsd {
@@ -37,11 +37,11 @@ struct Means {
 void require_within(const Limit &limit, std::size_t count);
 
 struct Pipeline {
-    Engine engine;  // first: where it cannot work, gigabytes need not be verified to say so
+    Backend backend;  // first: where it cannot work, gigabytes need not be verified to say so
     Bundle bundle;
     Tokenizer tokenizer;
     BatchSizes batch;
-    Graph image_encoder, text_encoder, pair_scorer;
+    Engine image_encoder, text_encoder, pair_scorer;
     pid_t process = ::getpid();
 
     Pipeline(const std::filesystem::path &folder, const Options &options);
@@ -50,7 +50,7 @@ struct Pipeline {
     Tokens tokenize(const std::string &text) const;
     std::vector<std::uint8_t> preprocess(const Image &image) const;
     Texts encode(const std::vector<Tokens> &tokens) const;
-    Texts encode_nothing() const;  // where the score has a denoising term, else no row
+    Texts encode_unconditional() const;  // where the score has a denoising term, else no row
     Bytes encode(const std::vector<std::vector<std::uint8_t>> &images) const;
 
     // Which latents, or texts' states, are finite. No other can be scored: engines differ in what
@@ -60,7 +60,7 @@ struct Pipeline {
 
     // The score of each pair, in an order in which an image's follow one another; NaN where the
     // engine computed no finite number.
-    std::vector<float> score(const Bytes &latents, const Texts &texts, const Texts &nothing,
+    std::vector<float> score(const Bytes &latents, const Texts &texts, const Texts &unconditional,
                              const std::vector<Pair> &pairs,
                              const std::vector<std::int32_t> &levels) const;
     Means means(const Bytes &latents, const Texts &texts, const std::vector<Pair> &pairs,

@@ -89,7 +89,7 @@ void keep(std::vector<Sidecar> &found, const std::string &again, Fits fits, Comp
     }
 }
 
-Sidecar find(const fs::path &bundle, const GraphFile &graph, const PlanTarget &target,
+Sidecar find(const fs::path &bundle, const Graph &graph, const PlanTarget &target,
              const std::string &again) {
     std::vector<Sidecar> found;
     for (const Sidecar &sidecar : read_sidecars(bundle)) {
@@ -130,7 +130,7 @@ Sidecar find(const fs::path &bundle, const GraphFile &graph, const PlanTarget &t
 
 }  // namespace
 
-Plan read_plan(const GraphFile &graph, const PlanTarget &target) {
+Plan read_plan(const Graph &graph, const PlanTarget &target) {
     const fs::path bundle = graph.path.parent_path();
     const std::string again =
         "Build one: dsd-trt build " + bundle.string() + " --engine " + target.library;

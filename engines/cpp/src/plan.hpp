@@ -25,6 +25,6 @@ struct Plan {
 // and every byte of it verified, by what lies beside it in engine.json, as the Python runtime does.
 // Throws dsd::Error, code engine: there is none, what about the nearest does not fit, or it is not
 // what engine.json says.
-Plan read_plan(const GraphFile &graph, const PlanTarget &target);
+Plan read_plan(const Graph &graph, const PlanTarget &target);
 
 }  // namespace dsd

@@ -94,7 +94,7 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
         }
         of_column.push_back(found.first->second);
     }
-    const Texts encoded = parts.encode(tokens), nothing = parts.encode_nothing();
+    const Texts encoded = parts.encode(tokens), unconditional = parts.encode_unconditional();
 
     Matrix matrix{images.size(), texts.size(), {}, {}, std::vector<std::string>(images.size()), {}};
     matrix.scores.assign(images.size() * texts.size(), kNone);
@@ -129,7 +129,7 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
                 if (known[text]) pairs.push_back({row, text});
             }
         }
-        const auto scores = parts.score(latents, encoded, nothing, pairs, numbers);
+        const auto scores = parts.score(latents, encoded, unconditional, pairs, numbers);
         std::vector<float> by_text(rows.size() * tokens.size(), kNone);
         std::vector<std::vector<std::size_t>> lost(rows.size());  // texts
         for (std::size_t i = 0; i < pairs.size(); ++i) {

@@ -68,9 +68,9 @@ SelfCheck::SelfCheck(const Bundle &bundle) : bundle_(bundle) {
     const auto &path = bundle.self_check->path;
     try {
         tensors_ = read_tensor_file(path);
-        for (const GraphFile *file :
+        for (const Graph *graph :
              {&bundle.image_encoder, &bundle.text_encoder, &bundle.pair_scorer}) {
-            check_fit(*file);
+            check_fit(*graph);
         }
     } catch (const Error &error) {
         throw Error(error.code(), "bundle " + bundle.folder.string() + ": file '" +
@@ -78,17 +78,17 @@ SelfCheck::SelfCheck(const Bundle &bundle) : bundle_(bundle) {
     }
 }
 
-const StoredTensor &SelfCheck::stored(const GraphFile &file, const Tensor &tensor) const {
-    return tensors_.at(file.name + "." + tensor.name);
+const StoredTensor &SelfCheck::stored(const Graph &graph, const Tensor &tensor) const {
+    return tensors_.at(graph.name + "." + tensor.name);
 }
 
 // Inputs and outputs of the same number of items, and of the types and sizes that the graph has.
-void SelfCheck::check_fit(const GraphFile &file) const {
-    std::vector<Tensor> wanted = file.outputs;
-    std::copy_if(file.inputs.begin(), file.inputs.end(), std::back_inserter(wanted), batched);
+void SelfCheck::check_fit(const Graph &graph) const {
+    std::vector<Tensor> wanted = graph.outputs;
+    std::copy_if(graph.inputs.begin(), graph.inputs.end(), std::back_inserter(wanted), batched);
     std::uint64_t items = 0;
     for (const Tensor &tensor : wanted) {
-        const std::string name = file.name + "." + tensor.name;
+        const std::string name = graph.name + "." + tensor.name;
         const auto refuse = [&](const std::string &complaint) {
             throw Error(ErrorCode::bundle, "tensor '" + name + "' " + complaint);
         };
@@ -113,32 +113,32 @@ void SelfCheck::check_fit(const GraphFile &file) const {
     }
 }
 
-void SelfCheck::require(const GraphFile &file, const Graph &graph) const {
-    const auto items = static_cast<std::size_t>(stored(file, file.outputs[0]).shape[0]);
-    std::vector<Bytes> computed(file.outputs.size());
+void SelfCheck::require(const Graph &graph, const Engine &engine) const {
+    const auto items = static_cast<std::size_t>(stored(graph, graph.outputs[0]).shape[0]);
+    std::vector<Bytes> computed(graph.outputs.size());
     for (std::size_t item = 0; item < items; ++item) {
         std::vector<Bytes> rows;
-        for (const Tensor &input : file.inputs) {
+        for (const Tensor &input : graph.inputs) {
             if (!batched(input)) continue;
-            const auto first = stored(file, input).content.begin() +
+            const auto first = stored(graph, input).content.begin() +
                                static_cast<std::ptrdiff_t>(item * bytes_of_one(input));
             rows.emplace_back(first, first + static_cast<std::ptrdiff_t>(bytes_of_one(input)));
         }
         std::vector<const void *> feeds;
         for (const Bytes &row : rows) feeds.push_back(row.data());
-        if (feeds.size() < file.inputs.size()) feeds.push_back(bundle_.adapter.data());
-        const auto outputs = graph.run(1, feeds);
+        if (feeds.size() < graph.inputs.size()) feeds.push_back(bundle_.adapter.data());
+        const auto outputs = engine.run(1, feeds);
         for (std::size_t i = 0; i < outputs.size(); ++i) {
             computed[i].insert(computed[i].end(), outputs[i].begin(), outputs[i].end());
         }
     }
     for (std::size_t i = 0; i < computed.size(); ++i) {
-        compare(file, file.outputs[i], computed[i]);
+        compare(graph, graph.outputs[i], computed[i]);
     }
 }
 
-void SelfCheck::compare(const GraphFile &file, const Tensor &output, const Bytes &computed) const {
-    const StoredTensor &known = stored(file, output);
+void SelfCheck::compare(const Graph &graph, const Tensor &output, const Bytes &computed) const {
+    const StoredTensor &known = stored(graph, output);
     const auto got = numbers(computed, output.type), expected = numbers(known.content, known.type);
     double largest = kLeast, farthest = -1;
     std::size_t place = 0;
@@ -149,13 +149,13 @@ void SelfCheck::compare(const GraphFile &file, const Tensor &output, const Bytes
         farthest = difference;
         place = i;
     }
-    const double allowed = Engine::tolerance(bundle_.self_check->tolerance);
+    const double allowed = Backend::tolerance(bundle_.self_check->tolerance);
     if (farthest / largest <= allowed) return;  // not where it is NaN
-    std::string graph = file.name;
-    std::replace(graph.begin(), graph.end(), '_', ' ');
+    std::string name = graph.name;
+    std::replace(name.begin(), name.end(), '_', ' ');
     std::ostringstream message;
     message.imbue(std::locale::classic());
-    message << Engine::name() << ": self-check of the " << graph << ": " << output.name
+    message << Backend::name() << ": self-check of the " << name << ": " << output.name
             << place_of(place, known.shape) << " is " << got[place] << " instead of "
             << expected[place] << " (allowed is a difference of " << allowed
             << " of the largest). " << kAdvice;

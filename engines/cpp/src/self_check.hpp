@@ -3,7 +3,7 @@
 #pragma once
 
 #include "bundle.hpp"
-#include "graph.hpp"
+#include "engine.hpp"
 #include "tensor_file.hpp"
 
 namespace dsd {
@@ -14,14 +14,14 @@ class SelfCheck {
     // bundle, where it does not fit the bundle's graphs.
     explicit SelfCheck(const Bundle &bundle);
 
-    // Runs a graph, an item at a time. Throws dsd::Error, code engine, with both numbers, where it
+    // Runs a graph's engine, an item at a time. Throws dsd::Error, code engine, with both numbers, where it
     // computes anything else than the PyTorch model did.
-    void require(const GraphFile &file, const Graph &graph) const;
+    void require(const Graph &graph, const Engine &engine) const;
 
   private:
-    const StoredTensor &stored(const GraphFile &file, const Tensor &tensor) const;
-    void check_fit(const GraphFile &file) const;
-    void compare(const GraphFile &file, const Tensor &output, const Bytes &computed) const;
+    const StoredTensor &stored(const Graph &graph, const Tensor &tensor) const;
+    void check_fit(const Graph &graph) const;
+    void compare(const Graph &graph, const Tensor &output, const Bytes &computed) const;
 
     const Bundle &bundle_;
     StoredTensors tensors_;

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "bundle.hpp"
-#include "graph.hpp"
+#include "engine.hpp"
 
 namespace dsd {
 

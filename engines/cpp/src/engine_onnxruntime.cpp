@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "dsd/error.hpp"
-#include "graph.hpp"
+#include "engine.hpp"
 
 namespace dsd {
 namespace {
@@ -65,14 +65,14 @@ class Mapped {
 // Hands ONNX Runtime the weights that are links, which it would not follow out of a graph's folder.
 class LinkedWeights {
   public:
-    LinkedWeights(Ort::SessionOptions &options, const GraphFile &file) {
+    LinkedWeights(Ort::SessionOptions &options, const Graph &graph) {
         std::vector<std::string> names;
         std::vector<char *> starts;
         std::vector<std::size_t> sizes;
-        for (const auto &path : file.weights) {
+        for (const auto &path : graph.weights) {
             if (!std::filesystem::is_symlink(path)) continue;
             mapped_.emplace_back(path);
-            names.push_back(path.lexically_relative(file.path.parent_path()).string());
+            names.push_back(path.lexically_relative(graph.path.parent_path()).string());
             starts.push_back(mapped_.back().start());
             sizes.push_back(mapped_.back().size());
         }
@@ -84,15 +84,15 @@ class LinkedWeights {
     std::vector<Mapped> mapped_;
 };
 
-Ort::Session open_session(Ort::Env &env, const GraphFile &file, int threads) {
-    const std::string path = file.path.string();
+Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads) {
+    const std::string path = graph.path.string();
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(3);  // errors, which are thrown as well
     options.SetIntraOpNumThreads(threads);
     // Waiting threads sleep: faster at small batches, and it leaves cores to others.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     try {
-        const LinkedWeights weights(options, file);  // read while the session is made
+        const LinkedWeights weights(options, graph);  // read while the session is made
         return Ort::Session(env, path.c_str(), options);
     } catch (const Ort::Exception &error) {
         throw Error(ErrorCode::engine, "ONNX Runtime refuses " + path + ": " + error.what());
@@ -108,45 +108,45 @@ bool agrees(const Ort::TypeInfo &found, const Tensor &declared) {
 
 }  // namespace
 
-struct Engine::Parts {
+struct Backend::Parts {
     Ort::Env env = open_library();
     int threads;
 };
 
-Engine::Engine(int threads) : parts_(std::make_unique<Parts>()) { parts_->threads = threads; }
-Engine::~Engine() = default;
+Backend::Backend(int threads) : parts_(std::make_unique<Parts>()) { parts_->threads = threads; }
+Backend::~Backend() = default;
 
-const char *Engine::name() noexcept { return "ONNX Runtime"; }
+const char *Backend::name() noexcept { return "ONNX Runtime"; }
 
-BatchSizes Engine::batch_sizes(const Bundle &bundle, double memory_budget_mb) {
+BatchSizes Backend::batch_sizes(const Bundle &bundle, double memory_budget_mb) {
     return dsd::batch_sizes(bundle, memory_budget_mb);
 }
 
-double Engine::tolerance(double tolerance) noexcept { return tolerance; }
+double Backend::tolerance(double tolerance) noexcept { return tolerance; }
 
-struct Graph::Parts {
+struct Engine::Parts {
     std::vector<Tensor> inputs, outputs;
     std::string path;
     Ort::Session session;
 };
 
-Graph::Graph(const Engine &engine, const GraphFile &file)
+Engine::Engine(const Backend &backend, const Graph &graph)
     : parts_(std::make_unique<Parts>(
-          Parts{file.inputs, file.outputs, file.path.string(),
-                open_session(engine.parts_->env, file, engine.parts_->threads)})) {
+          Parts{graph.inputs, graph.outputs, graph.path.string(),
+                open_session(backend.parts_->env, graph, backend.parts_->threads)})) {
     const Ort::Session &session = parts_->session;
-    check_signature(parts_->path, file.inputs, session.GetInputNames(),
+    check_signature(parts_->path, graph.inputs, session.GetInputNames(),
                     [&](std::size_t i, const Tensor &declared) {
                         return agrees(session.GetInputTypeInfo(i), declared);
                     });
-    check_signature(parts_->path, file.outputs, session.GetOutputNames(),
+    check_signature(parts_->path, graph.outputs, session.GetOutputNames(),
                     [&](std::size_t i, const Tensor &declared) {
                         return agrees(session.GetOutputTypeInfo(i), declared);
                     });
 }
-Graph::~Graph() = default;
+Engine::~Engine() = default;
 
-std::vector<Bytes> Graph::run(std::size_t batch, const std::vector<const void *> &feeds) const {
+std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *> &feeds) const {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     std::vector<const char *> input_names, output_names;
     std::vector<Ort::Value> values;

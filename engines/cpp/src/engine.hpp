@@ -1,5 +1,6 @@
-// The engine that this library was built with, and the graphs of a bundle in it.
-// graph_onnxruntime.cpp and graph_tensorrt.cpp are the two there are.
+// What compiles and runs a bundle's graphs: the backend this library was built with, and its
+// engines, a graph each. engine_onnxruntime.cpp and engine_tensorrt.cpp are the two there are.
+// dsd_trt/engine has the same names.
 #pragma once
 
 #include <cstddef>
@@ -16,11 +17,11 @@ namespace dsd {
 // A tensor's bytes, row after row.
 using Bytes = std::vector<std::byte>;
 
-class Engine {
+class Backend {
   public:
-    // Throws dsd::Error, code engine, where the engine's library, or the machine, cannot do it.
-    explicit Engine(int threads);
-    ~Engine();
+    // Throws dsd::Error, code engine, where the library, or the machine, cannot do it.
+    explicit Backend(int threads);
+    ~Backend();
 
     static const char *name() noexcept;
     static BatchSizes batch_sizes(const Bundle &bundle, double memory_budget_mb);
@@ -29,17 +30,17 @@ class Engine {
     static double tolerance(double tolerance) noexcept;
 
   private:
-    friend class Graph;
+    friend class Engine;
     struct Parts;
     std::unique_ptr<Parts> parts_;
 };
 
-class Graph {
+class Engine {
   public:
-    // The engine has to outlive it. Throws dsd::Error, code engine, where the engine refuses the
-    // graph, or where inputs and outputs are not those that the bundle declares.
-    Graph(const Engine &engine, const GraphFile &file);
-    ~Graph();
+    // Compiles a graph. The backend has to outlive it. Throws dsd::Error, code engine, where the
+    // library refuses the graph, or inputs and outputs are not those that the bundle declares.
+    Engine(const Backend &backend, const Graph &graph);
+    ~Engine();
 
     // Runs a batch. `feeds` are in the order of the declared inputs, and so are the outputs.
     // Several threads may do so at once.
@@ -50,7 +51,7 @@ class Graph {
     std::unique_ptr<Parts> parts_;
 };
 
-// What follows serves both engines.
+// What follows serves both backends.
 
 // Whether there is one for every item of a batch.
 bool batched(const Tensor &tensor);

@@ -1,4 +1,4 @@
-#include "graph.hpp"
+#include "engine.hpp"
 
 #include <algorithm>
 

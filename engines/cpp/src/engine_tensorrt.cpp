@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "dsd/error.hpp"
-#include "graph.hpp"
+#include "engine.hpp"
 #include "plan.hpp"
 
 namespace dsd {
@@ -135,30 +135,30 @@ bool operator==(const Profile &one, const Profile &other) {
 
 }  // namespace
 
-struct Engine::Parts {
+struct Backend::Parts {
     PlanTarget target = find_target();
     Logger logger;
     std::unique_ptr<nvinfer1::IRuntime> runtime{nvinfer1::createInferRuntime(logger)};
 };
 
-Engine::Engine(int) : parts_(std::make_unique<Parts>()) {
+Backend::Backend(int) : parts_(std::make_unique<Parts>()) {
     if (!parts_->runtime) throw parts_->logger.error(std::string(name()) + " does not start");
 }
-Engine::~Engine() = default;
+Backend::~Backend() = default;
 
-const char *Engine::name() noexcept {
+const char *Backend::name() noexcept {
     return std::string_view(PLAN_LIBRARY) == "tensorrt" ? "TensorRT" : "TensorRT-RTX";
 }
 
 // Activations are the plans' own affair, and so is which batches are run at once.
-BatchSizes Engine::batch_sizes(const Bundle &, double) { return {32, 256, 256}; }
+BatchSizes Backend::batch_sizes(const Bundle &, double) { return {32, 256, 256}; }
 
-double Engine::tolerance(double tolerance) noexcept {
+double Backend::tolerance(double tolerance) noexcept {
     return std::max(tolerance, 1e-2);  // GPUs multiply FP32 in TF32, which has FP16's digits
 }
 
-struct Graph::Parts {
-    Parts(Engine::Parts &engine_parts, const GraphFile &file);
+struct Engine::Parts {
+    Parts(Backend::Parts &backend, const Graph &graph);
 
     void run(std::size_t start, std::size_t count, const std::vector<const void *> &feeds,
              std::vector<Bytes> &results);
@@ -166,7 +166,7 @@ struct Graph::Parts {
     Logger &logger;
     std::vector<Tensor> inputs, outputs;
     std::string path;
-    std::unique_ptr<nvinfer1::ICudaEngine> engine;
+    std::unique_ptr<nvinfer1::ICudaEngine> cuda_engine;
     std::vector<Profile> profiles;
     std::size_t most = 0;  // of all profiles
     Stream stream;
@@ -184,53 +184,53 @@ struct Graph::Parts {
     void demand(bool done, const std::string &what) const;
 };
 
-Graph::Parts::Parts(Engine::Parts &engine_parts, const GraphFile &file)
-    : logger(engine_parts.logger), inputs(file.inputs), outputs(file.outputs) {
-    const Plan plan = read_plan(file, engine_parts.target);
+Engine::Parts::Parts(Backend::Parts &backend, const Graph &graph)
+    : logger(backend.logger), inputs(graph.inputs), outputs(graph.outputs) {
+    const Plan plan = read_plan(graph, backend.target);
     path = plan.path.string();
-    engine.reset(
-        engine_parts.runtime->deserializeCudaEngine(plan.content.data(), plan.content.size()));
-    demand(engine != nullptr, "refuses " + path);
+    cuda_engine.reset(
+        backend.runtime->deserializeCudaEngine(plan.content.data(), plan.content.size()));
+    demand(cuda_engine != nullptr, "refuses " + path);
     check_tensors();
     read_profiles();
     stream = open_stream();
     for (const Tensor &tensor : inputs) input_memory.push_back(allocate(bytes_of(tensor, most)));
     for (const Tensor &tensor : outputs) output_memory.push_back(allocate(bytes_of(tensor, most)));
-    context.reset(engine->createExecutionContext());
+    context.reset(cuda_engine->createExecutionContext());
     demand(context != nullptr, "has no room on the GPU for " + path);
 }
 
-void Graph::Parts::demand(bool done, const std::string &what) const {
-    if (!done) throw logger.error(std::string(Engine::name()) + " " + what);
+void Engine::Parts::demand(bool done, const std::string &what) const {
+    if (!done) throw logger.error(std::string(Backend::name()) + " " + what);
 }
 
-void Graph::Parts::check_tensors() const {
+void Engine::Parts::check_tensors() const {
     std::vector<std::string> names[2];  // of inputs and of outputs
-    for (std::int32_t i = 0; i < engine->getNbIOTensors(); ++i) {
-        const char *name = engine->getIOTensorName(i);
-        const bool input = engine->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
+    for (std::int32_t i = 0; i < cuda_engine->getNbIOTensors(); ++i) {
+        const char *name = cuda_engine->getIOTensorName(i);
+        const bool input = cuda_engine->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
         names[input ? 0 : 1].emplace_back(name);
     }
     const auto agrees = [&](std::size_t, const Tensor &declared) {
         const char *name = declared.name.c_str();
-        return engine->getTensorDataType(name) == data_type(declared.type) &&
-               agree(sizes(engine->getTensorShape(name)), declared);
+        return cuda_engine->getTensorDataType(name) == data_type(declared.type) &&
+               agree(sizes(cuda_engine->getTensorShape(name)), declared);
     };
     check_signature(path, inputs, names[0], agrees);
     check_signature(path, outputs, names[1], agrees);
 }
 
-void Graph::Parts::read_profiles() {
+void Engine::Parts::read_profiles() {
     const auto refuse = [&] {
         throw Error(ErrorCode::engine, path + " does not take its inputs in batches of one size. "
                                               "Build again: dsd-trt build BUNDLE");
     };
-    for (std::int32_t i = 0; i < engine->getNbOptimizationProfiles(); ++i) {
+    for (std::int32_t i = 0; i < cuda_engine->getNbOptimizationProfiles(); ++i) {
         std::vector<Profile> of_inputs;
         for (const Tensor &tensor : inputs) {
             if (!batched(tensor)) continue;
             const auto rows = [&](nvinfer1::OptProfileSelector which) -> std::int64_t {
-                return engine->getProfileShape(tensor.name.c_str(), i, which).d[0];
+                return cuda_engine->getProfileShape(tensor.name.c_str(), i, which).d[0];
             };
             of_inputs.push_back({rows(nvinfer1::OptProfileSelector::kMIN),
                                  rows(nvinfer1::OptProfileSelector::kOPT),
@@ -249,7 +249,7 @@ void Graph::Parts::read_profiles() {
 }
 
 // The profile that takes a batch and is made for sizes nearest to it.
-std::size_t Graph::Parts::choose(std::size_t count) const {
+std::size_t Engine::Parts::choose(std::size_t count) const {
     const auto rows = static_cast<std::int64_t>(count);
     const auto cost = [&](const Profile &it) {
         return std::make_pair(rows > it.max, std::make_pair(std::abs(it.opt - rows), it.max));
@@ -260,12 +260,12 @@ std::size_t Graph::Parts::choose(std::size_t count) const {
     return static_cast<std::size_t>(best - profiles.begin());
 }
 
-void Graph::Parts::copy(void *target, const void *source, std::size_t size,
+void Engine::Parts::copy(void *target, const void *source, std::size_t size,
                         cudaMemcpyKind kind) const {
     check(cudaMemcpyAsync(target, source, size, kind, stream.get()), "cudaMemcpyAsync");
 }
 
-void Graph::Parts::upload(std::size_t input, const void *feed, std::size_t start,
+void Engine::Parts::upload(std::size_t input, const void *feed, std::size_t start,
                           std::size_t count, std::size_t fed) const {
     const std::size_t size = bytes_of_one(inputs[input]);
     const auto *source = static_cast<const std::byte *>(feed);
@@ -278,7 +278,7 @@ void Graph::Parts::upload(std::size_t input, const void *feed, std::size_t start
     }
 }
 
-void Graph::Parts::run(std::size_t start, std::size_t count,
+void Engine::Parts::run(std::size_t start, std::size_t count,
                        const std::vector<const void *> &feeds, std::vector<Bytes> &results) {
     const Settled settled{stream.get()};
     const std::size_t place = choose(count);
@@ -309,12 +309,12 @@ void Graph::Parts::run(std::size_t start, std::size_t count,
     check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
 }
 
-Graph::Graph(const Engine &engine, const GraphFile &file)
-    : parts_(std::make_unique<Parts>(*engine.parts_, file)) {}
-Graph::~Graph() = default;
+Engine::Engine(const Backend &backend, const Graph &graph)
+    : parts_(std::make_unique<Parts>(*backend.parts_, graph)) {}
+Engine::~Engine() = default;
 
 // Batches may be of any size: what the plan does not take at a time is run in parts.
-std::vector<Bytes> Graph::run(std::size_t batch, const std::vector<const void *> &feeds) const {
+std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *> &feeds) const {
     std::vector<Bytes> outputs;
     for (const Tensor &tensor : parts_->outputs) outputs.emplace_back(bytes_of(tensor, batch));
     const std::lock_guard<std::mutex> lock(parts_->mutex);
