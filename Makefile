@@ -12,6 +12,8 @@ CPP := .venv-cpp
 AUDIT := .venv-audit
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
+C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
+	\( -name '*.[ch]' -o -name '*.[ch]pp' \) -print)
 
 .PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-gpu lint bench bench-against cpp clean
 
@@ -59,6 +61,7 @@ test-gpu:
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
+	$(DEV)/bin/clang-format --dry-run -Werror $(C_AND_CPP)
 	$(DEV)/bin/hadolint engines/docker/*.Dockerfile
 	rm -rf build
 	$(DEV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --target build/typed .

@@ -144,8 +144,8 @@ std::vector<Tensor> read_tensors(const Json &list, const std::string &where) {
     std::vector<Tensor> tensors;
     for (const Json &item : list) {
         Fields fields(item, where + "[" + std::to_string(tensors.size()) + "]");
-        Tensor tensor{fields.text("name"), static_cast<ElementType>(fields.choice("dtype", kTypes)),
-                      {}};
+        Tensor tensor{
+            fields.text("name"), static_cast<ElementType>(fields.choice("dtype", kTypes)), {}};
         for (const Json &size : fields.list("shape")) {
             const bool dynamic = size.is_string();
             require(dynamic || (size.is_number_integer() && size > 0 && size < (1 << 30)),
@@ -180,7 +180,8 @@ std::vector<std::string> weight_files(const Json &manifest, const Hashes &files)
 // Refuses a graph that takes weights from a file that bundle.json does not vouch for.
 void check_weights(const fs::path &folder, const std::string &file, const std::string &where,
                    const std::vector<std::string> &weights) {
-    require(fs::path(file).extension() == ".onnx", where, "names '" + file + "', which is no .onnx");
+    require(fs::path(file).extension() == ".onnx", where,
+            "names '" + file + "', which is no .onnx");
     std::ifstream stream(folder / file, std::ios::binary);
     const std::string model{std::istreambuf_iterator<char>(stream), {}};
     std::set<std::string> locations;
@@ -211,16 +212,19 @@ std::string graph_hash(const std::string &file, const Hashes &files,
 }
 
 Graph read_graph(Fields &graphs, const std::string &name, const fs::path &folder,
-                     const Hashes &files, const std::vector<std::string> &weights) {
+                 const Hashes &files, const std::vector<std::string> &weights) {
     Fields fields = graphs.object(name);
     const std::string file = fields.text("file");
     require_listed(files, fields.at("file"), file);
     check_weights(folder, file, fields.at("file"), weights);
     std::vector<fs::path> paths;
     for (const std::string &other : weights) paths.push_back(folder / other);
-    Graph graph{name, folder / file, graph_hash(file, files, weights), std::move(paths),
-                    read_tensors(fields.list("inputs"), fields.at("inputs")),
-                    read_tensors(fields.list("outputs"), fields.at("outputs"))};
+    Graph graph{name,
+                folder / file,
+                graph_hash(file, files, weights),
+                std::move(paths),
+                read_tensors(fields.list("inputs"), fields.at("inputs")),
+                read_tensors(fields.list("outputs"), fields.at("outputs"))};
     fields.nothing_else();
     return graph;
 }
@@ -381,8 +385,7 @@ void read_calibration(Fields calibration, double &a, double &b) {
 
 // What the Python runtime's matrix mode needs is verified as all else, and not used here.
 std::optional<Graph> read_matrix(const Json &matrix, Fields &graphs, const fs::path &folder,
-                                     const Hashes &files,
-                                     const std::vector<std::string> &weights) {
+                                 const Hashes &files, const std::vector<std::string> &weights) {
     if (matrix.is_null()) return std::nullopt;
     Fields fields(matrix, "matrix");
     double a, b;
@@ -395,10 +398,10 @@ std::optional<Graph> read_matrix(const Json &matrix, Fields &graphs, const fs::p
 Bundle read_manifest(const Json &json, const fs::path &folder) {
     const auto version = json.is_object() ? json.find("schema_version") : json.end();
     if (version == json.end() || !version->is_number_integer() || *version != kSchemaVersion) {
-        throw Error(ErrorCode::bundle,
-                    std::string(kManifest) + " has another schema_version than " +
-                        std::to_string(kSchemaVersion) +
-                        ", which this library reads; export the bundle again");
+        throw Error(ErrorCode::bundle, std::string(kManifest) +
+                                           " has another schema_version than " +
+                                           std::to_string(kSchemaVersion) +
+                                           ", which this library reads; export the bundle again");
     }
     Fields manifest(json, "");
     (void)manifest["schema_version"];
@@ -479,9 +482,9 @@ Bundle read_bundle(const fs::path &folder) {
     std::ifstream stream;
     if (fs::is_regular_file(path, none)) stream.open(path, std::ios::binary);
     if (!stream.is_open()) {
-        throw Error(ErrorCode::bundle,
-                    folder.string() + " is not a bundle: it has no " + kManifest +
-                        ". Make one with: dsd-trt export --out BUNDLE");
+        throw Error(ErrorCode::bundle, folder.string() + " is not a bundle: it has no " +
+                                           kManifest +
+                                           ". Make one with: dsd-trt export --out BUNDLE");
     }
     const std::string where = "bundle " + folder.string() + ": ";
     try {

@@ -27,7 +27,7 @@ std::string describe(const Tensor &tensor);
 struct Graph {
     std::string name;
     std::filesystem::path path;
-    std::string hash;  // of all that a plan of it is compiled from
+    std::string hash;                            // of all that a plan of it is compiled from
     std::vector<std::filesystem::path> weights;  // of all graphs; some engines take no links
     std::vector<Tensor> inputs, outputs;
 };
@@ -58,8 +58,8 @@ struct Bundle {
 
     ScoreKind score;
     double denoising_weight;
-    bool trained_for_matrix;          // the adapter, for that mode alone; there is no such mode here
-    std::vector<double> levels;       // fractions s; a level's place here is its number
+    bool trained_for_matrix;     // the adapter, for that mode alone; there is no such mode here
+    std::vector<double> levels;  // fractions s; a level's place here is its number
     double calibration_a, calibration_b;  // probability = sigmoid(a score + b)
 };
 

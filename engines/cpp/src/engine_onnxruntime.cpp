@@ -162,8 +162,8 @@ std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *
         }
         for (const Tensor &tensor : parts_->outputs) output_names.push_back(tensor.name.c_str());
         const auto results =
-            parts_->session.Run(Ort::RunOptions{}, input_names.data(), values.data(),
-                                values.size(), output_names.data(), output_names.size());
+            parts_->session.Run(Ort::RunOptions{}, input_names.data(), values.data(), values.size(),
+                                output_names.data(), output_names.size());
         std::vector<Bytes> outputs;
         for (std::size_t i = 0; i < results.size(); ++i) {
             const Tensor &tensor = parts_->outputs[i];

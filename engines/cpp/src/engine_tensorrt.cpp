@@ -107,9 +107,8 @@ PlanTarget find_target() {
 }
 
 nvinfer1::DataType data_type(ElementType type) {
-    constexpr nvinfer1::DataType kTypes[] = {
-        nvinfer1::DataType::kUINT8, nvinfer1::DataType::kINT32, nvinfer1::DataType::kHALF,
-        nvinfer1::DataType::kFLOAT};
+    constexpr nvinfer1::DataType kTypes[] = {nvinfer1::DataType::kUINT8, nvinfer1::DataType::kINT32,
+                                             nvinfer1::DataType::kHALF, nvinfer1::DataType::kFLOAT};
     return kTypes[static_cast<int>(type)];
 }
 
@@ -222,8 +221,9 @@ void Engine::Parts::check_tensors() const {
 
 void Engine::Parts::read_profiles() {
     const auto refuse = [&] {
-        throw Error(ErrorCode::engine, path + " does not take its inputs in batches of one size. "
-                                              "Build again: dsd-trt build BUNDLE");
+        throw Error(ErrorCode::engine, path +
+                                           " does not take its inputs in batches of one size. "
+                                           "Build again: dsd-trt build BUNDLE");
     };
     for (std::int32_t i = 0; i < cuda_engine->getNbOptimizationProfiles(); ++i) {
         std::vector<Profile> of_inputs;
@@ -261,12 +261,12 @@ std::size_t Engine::Parts::choose(std::size_t count) const {
 }
 
 void Engine::Parts::copy(void *target, const void *source, std::size_t size,
-                        cudaMemcpyKind kind) const {
+                         cudaMemcpyKind kind) const {
     check(cudaMemcpyAsync(target, source, size, kind, stream.get()), "cudaMemcpyAsync");
 }
 
 void Engine::Parts::upload(std::size_t input, const void *feed, std::size_t start,
-                          std::size_t count, std::size_t fed) const {
+                           std::size_t count, std::size_t fed) const {
     const std::size_t size = bytes_of_one(inputs[input]);
     const auto *source = static_cast<const std::byte *>(feed);
     auto *target = static_cast<std::byte *>(input_memory[input].get());
@@ -279,7 +279,7 @@ void Engine::Parts::upload(std::size_t input, const void *feed, std::size_t star
 }
 
 void Engine::Parts::run(std::size_t start, std::size_t count,
-                       const std::vector<const void *> &feeds, std::vector<Bytes> &results) {
+                        const std::vector<const void *> &feeds, std::vector<Bytes> &results) {
     const Settled settled{stream.get()};
     const std::size_t place = choose(count);
     const std::size_t fed = std::max(count, static_cast<std::size_t>(profiles[place].min));

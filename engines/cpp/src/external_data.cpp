@@ -19,8 +19,7 @@ Kind child(Kind kind, std::uint64_t field) {
                    : field == 20 ? Kind::training
                    : field == 25 ? Kind::function
                                  : Kind::none;
-        case Kind::training:
-            return field == 1 || field == 2 ? Kind::graph : Kind::none;
+        case Kind::training: return field == 1 || field == 2 ? Kind::graph : Kind::none;
         case Kind::graph:
             return field == 1    ? Kind::node
                    : field == 5  ? Kind::tensor
@@ -28,19 +27,15 @@ Kind child(Kind kind, std::uint64_t field) {
                                  : Kind::none;
         case Kind::function:
             return field == 7 ? Kind::node : field == 11 ? Kind::attribute : Kind::none;
-        case Kind::node:
-            return field == 5 ? Kind::attribute : Kind::none;
+        case Kind::node: return field == 5 ? Kind::attribute : Kind::none;
         case Kind::attribute:
             return field == 5 || field == 10    ? Kind::tensor
                    : field == 6 || field == 11  ? Kind::graph
                    : field == 22 || field == 23 ? Kind::sparse
                                                 : Kind::none;
-        case Kind::sparse:
-            return field == 1 || field == 2 ? Kind::tensor : Kind::none;
-        case Kind::tensor:
-            return field == 13 ? Kind::entry : Kind::none;
-        default:
-            return Kind::none;
+        case Kind::sparse: return field == 1 || field == 2 ? Kind::tensor : Kind::none;
+        case Kind::tensor: return field == 13 ? Kind::entry : Kind::none;
+        default: return Kind::none;
     }
 }
 
@@ -56,15 +51,9 @@ class Message {
             const auto tag = static_cast<std::uint32_t>(number());  // engines' readers cut it so
             field = tag >> 3;
             switch (tag & 7) {
-                case varint:
-                    number();
-                    break;
-                case fixed64:
-                    advance(8);
-                    break;
-                case fixed32:
-                    advance(4);
-                    break;
+                case varint: number(); break;
+                case fixed64: advance(8); break;
+                case fixed32: advance(4); break;
                 case bytes: {
                     const std::uint64_t size = number();
                     begin = at_;
@@ -72,14 +61,11 @@ class Message {
                     if (!depth) return true;
                     break;
                 }
-                case group:
-                    ++depth;
-                    break;
+                case group: ++depth; break;
                 case group_end:
                     if (depth--) break;
                     [[fallthrough]];
-                default:
-                    throw Error(ErrorCode::bundle, "it has a field of an unknown type");
+                default: throw Error(ErrorCode::bundle, "it has a field of an unknown type");
             }
         }
         return false;

@@ -34,7 +34,8 @@ inline Json parse_json(std::istream &stream) {
         if (event == Event::key) {
             const auto key = parsed.get<std::string>();
             if (!keys.back().insert(key).second) {
-                throw Error(ErrorCode::bundle, "the key '" + key.substr(0, 60) + "' is there twice");
+                throw Error(ErrorCode::bundle,
+                            "the key '" + key.substr(0, 60) + "' is there twice");
             }
         }
         return true;

@@ -20,7 +20,7 @@ std::string reason(int error) { return std::generic_category().message(error); }
 std::string other_kind(mode_t mode) {
     if (S_ISREG(mode)) return "";
     if (S_ISDIR(mode)) return reason(EISDIR);
-    const char *kind = S_ISFIFO(mode)                    ? "a pipe"
+    const char *kind = S_ISFIFO(mode)                   ? "a pipe"
                        : S_ISCHR(mode) || S_ISBLK(mode) ? "a device"
                        : S_ISSOCK(mode)                 ? "a socket"
                                                         : "something else";
@@ -59,9 +59,9 @@ std::size_t Limit::value() const {
     const char *given = std::getenv(variable);
     if (!given || !*given) return standard;
     const std::string digits(given);
-    const bool number = digits.size() < 19 && std::all_of(digits.begin(), digits.end(), [](char c) {
-                            return c >= '0' && c <= '9';
-                        });
+    const bool number =
+        digits.size() < 19 &&
+        std::all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
     const std::size_t value = number ? std::strtoull(given, nullptr, 10) : 0;
     if (value == 0) {
         throw Error(ErrorCode::input, std::string(variable) +
@@ -79,7 +79,7 @@ std::string Limit::fault(std::size_t count) const {
 
 std::string read_regular(const std::filesystem::path &path, const Limit &most, ErrorCode code) {
     const auto refuse = [&](const std::string &complaint) { throw Error(code, complaint); };
-    struct stat status {};
+    struct stat status{};
     // Before it is opened, since some devices do something on that; and after, since it may be
     // another one by then.
     if (::stat(path.c_str(), &status) != 0) refuse(reason(errno));

@@ -106,11 +106,10 @@ Tokens Pipeline::tokenize(const std::string &text) const {
     }
     const std::int32_t highest = *std::max_element(tokens.ids.begin(), tokens.ids.end());
     if (highest >= bundle.vocabulary) {  // engines read past the embedding, or score zeros
-        throw Error(ErrorCode::bundle, "'" + text + "' has a token with the id " +
-                                           std::to_string(highest) +
-                                           ", and the text encoder's embedding has " +
-                                           std::to_string(bundle.vocabulary) +
-                                           " rows; export the bundle again");
+        throw Error(ErrorCode::bundle,
+                    "'" + text + "' has a token with the id " + std::to_string(highest) +
+                        ", and the text encoder's embedding has " +
+                        std::to_string(bundle.vocabulary) + " rows; export the bundle again");
     }
     return tokens;
 }
@@ -161,7 +160,7 @@ std::vector<bool> Pipeline::finite_texts(const Texts &texts) const {
 }
 
 Means Pipeline::means(const Bytes &latents, const Texts &texts, const std::vector<Pair> &pairs,
-                           const std::vector<std::int32_t> &levels) const {
+                      const std::vector<std::int32_t> &levels) const {
     const std::size_t latent_size = bytes_of_one(bundle.image_encoder.outputs[0]);
     const std::size_t states_size = bytes_of_one(bundle.text_encoder.outputs[0]);
     const auto length = static_cast<std::size_t>(bundle.max_length);
@@ -202,8 +201,8 @@ Means Pipeline::means(const Bytes &latents, const Texts &texts, const std::vecto
     return {std::move(sums[0]), std::move(sums[1])};
 }
 
-std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts, const Texts &unconditional,
-                                   const std::vector<Pair> &pairs,
+std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts,
+                                   const Texts &unconditional, const std::vector<Pair> &pairs,
                                    const std::vector<std::int32_t> &levels) const {
     Means with = means(latents, texts, pairs, levels);
     if (bundle.score != ScoreKind::attention && !pairs.empty()) {

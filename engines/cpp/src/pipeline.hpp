@@ -11,8 +11,8 @@
 
 #include "bundle.hpp"
 #include "dsd/scorer.hpp"
-#include "files.hpp"
 #include "engine.hpp"
+#include "files.hpp"
 #include "tokenizer.hpp"
 
 namespace dsd {

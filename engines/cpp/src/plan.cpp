@@ -80,9 +80,9 @@ std::vector<Sidecar> read_sidecars(const fs::path &bundle) {
 template <typename Fits, typename Complaint>
 void keep(std::vector<Sidecar> &found, const std::string &again, Fits fits, Complaint complaint) {
     const Sidecar last = found.back();
-    found.erase(std::remove_if(found.begin(), found.end(),
-                               [&](const Sidecar &it) { return !fits(it); }),
-                found.end());
+    found.erase(
+        std::remove_if(found.begin(), found.end(), [&](const Sidecar &it) { return !fits(it); }),
+        found.end());
     if (found.empty()) {
         throw Error(ErrorCode::engine,
                     "the plan " + last.folder.string() + " " + complaint(last) + ". " + again);
@@ -143,8 +143,7 @@ Plan read_plan(const Graph &graph, const PlanTarget &target) {
     const std::uintmax_t size = fs::file_size(plan.path, unreadable);
     if (unreadable) refuse("cannot be read: " + unreadable.message());
     if (size != sidecar.size) {
-        refuse("has " + std::to_string(size) + " bytes instead of " +
-               std::to_string(sidecar.size));
+        refuse("has " + std::to_string(size) + " bytes instead of " + std::to_string(sidecar.size));
     }
     plan.content.resize(size);
     std::ifstream stream(plan.path, std::ios::binary);

@@ -60,7 +60,7 @@ void guard(Reader &reader, void (*step)(Reader &)) {
 
 // Samples as they are stored: a byte each, or two of 16 bits.
 class Samples {
-public:
+  public:
     Samples(const std::vector<std::uint8_t> &raw, int depth)
         : at_(raw.data()), wide_(depth == 16), white_((1U << depth) - 1) {
         for (unsigned value = 0; value <= std::min(white_, 255U); ++value) {
@@ -78,7 +78,7 @@ public:
         return (part[0] << 8U | part[1]) & white_;
     }
 
-private:
+  private:
     std::uint8_t divided(unsigned value) const {
         return static_cast<std::uint8_t>((value * 510 + white_) / (2 * white_));  // rounded
     }

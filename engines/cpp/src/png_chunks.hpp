@@ -24,7 +24,7 @@ PngChunks read_chunks(std::string_view file);
 // A file of the chunks that pixels need.
 std::string pixels_alone(const PngChunks &chunks, std::string_view file);
 
-// The same where the pixels' zlib stream has no end, put right; empty where it has one or is damaged.
+// The same with an end to the pixels' zlib stream; empty where it has one, or is damaged.
 std::string pixels_with_an_end(const PngChunks &chunks, std::string_view file);
 
 }  // namespace dsd

@@ -83,7 +83,7 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
     require_within(kPairs, images.size() * texts.size());
     const auto numbers = parts.level_numbers(levels);
 
-    std::vector<Tokens> tokens;                   // of every distinct text
+    std::vector<Tokens> tokens;                  // of every distinct text
     std::vector<std::size_t> firsts, of_column;  // where it is first, and each column's among them
     std::unordered_map<std::string, std::size_t> places;
     for (std::size_t column = 0; column < texts.size(); ++column) {

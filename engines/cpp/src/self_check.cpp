@@ -19,7 +19,8 @@ constexpr const char *kAdvice =
 
 double half(std::uint16_t bits) {
     const int exponent = bits >> 10 & 0x1F, fraction = bits & 0x3FF;
-    double value = exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+    double value =
+        exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
     if (exponent == 0x1F) value = fraction ? std::nan("") : HUGE_VAL;
     return bits & 0x8000 ? -value : value;
 }
@@ -35,18 +36,10 @@ std::vector<double> numbers(const Bytes &bytes, ElementType type) {
     std::vector<double> found(bytes.size() / size_of(type));
     for (std::size_t i = 0; i < found.size(); ++i) {
         switch (type) {
-            case ElementType::uint8:
-                found[i] = at<std::uint8_t>(bytes, i);
-                break;
-            case ElementType::int32:
-                found[i] = at<std::int32_t>(bytes, i);
-                break;
-            case ElementType::float16:
-                found[i] = half(at<std::uint16_t>(bytes, i));
-                break;
-            case ElementType::float32:
-                found[i] = at<float>(bytes, i);
-                break;
+            case ElementType::uint8: found[i] = at<std::uint8_t>(bytes, i); break;
+            case ElementType::int32: found[i] = at<std::int32_t>(bytes, i); break;
+            case ElementType::float16: found[i] = half(at<std::uint16_t>(bytes, i)); break;
+            case ElementType::float32: found[i] = at<float>(bytes, i); break;
         }
     }
     return found;
@@ -157,8 +150,8 @@ void SelfCheck::compare(const Graph &graph, const Tensor &output, const Bytes &c
     message.imbue(std::locale::classic());
     message << Backend::name() << ": self-check of the " << name << ": " << output.name
             << place_of(place, known.shape) << " is " << got[place] << " instead of "
-            << expected[place] << " (allowed is a difference of " << allowed
-            << " of the largest). " << kAdvice;
+            << expected[place] << " (allowed is a difference of " << allowed << " of the largest). "
+            << kAdvice;
     throw Error(ErrorCode::engine, message.str());
 }
 

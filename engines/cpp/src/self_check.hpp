@@ -14,8 +14,8 @@ class SelfCheck {
     // bundle, where it does not fit the bundle's graphs.
     explicit SelfCheck(const Bundle &bundle);
 
-    // Runs a graph's engine, an item at a time. Throws dsd::Error, code engine, with both numbers, where it
-    // computes anything else than the PyTorch model did.
+    // Runs a graph's engine, an item at a time. Throws dsd::Error, code engine, with both numbers,
+    // where it computes anything else than the PyTorch model did.
     void require(const Graph &graph, const Engine &engine) const;
 
   private:

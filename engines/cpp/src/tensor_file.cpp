@@ -124,7 +124,8 @@ StoredTensors read_tensor_file(const std::filesystem::path &path) {
             tensors[entry.name] = {entry.type, std::move(entry.shape), std::move(content)};
         }
     } catch (const Json::exception &error) {
-        throw Error(ErrorCode::bundle, std::string("its header is not valid JSON: ") + error.what());
+        throw Error(ErrorCode::bundle,
+                    std::string("its header is not valid JSON: ") + error.what());
     }
     return tensors;
 }

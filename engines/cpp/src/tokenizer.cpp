@@ -143,9 +143,8 @@ void Tokenizer::read_added_tokens(const Json &tokens) {
 void Tokenizer::read_model(const Json &model) {
     const Json &prefix = model.at("continuing_subword_prefix");
     require(model.at("type") == "BPE" && model.at("dropout").is_null() &&
-                (prefix.is_null() || prefix == "") &&
-                !model.value("fuse_unk", false) && !model.value("byte_fallback", false) &&
-                !model.value("ignore_merges", false),
+                (prefix.is_null() || prefix == "") && !model.value("fuse_unk", false) &&
+                !model.value("byte_fallback", false) && !model.value("ignore_merges", false),
             "its model is another one");
     const auto &vocabulary = model.at("vocab").get_ref<const Json::object_t &>();
     const auto id_of = [&](const std::string &token) -> std::optional<std::int32_t> {

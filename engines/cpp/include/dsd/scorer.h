@@ -93,8 +93,8 @@ DSD_API dsd_status dsd_tokenize(const dsd_scorer *scorer, const char *text, int3
                                 float *mask, size_t *words, dsd_error *error);
 
 /* What the image encoder is fed: `pixels` has room for 3 * dsd_resolution()^2 bytes, RGB. */
-DSD_API dsd_status dsd_preprocess(const dsd_scorer *scorer, const dsd_image *image,
-                                  uint8_t *pixels, dsd_error *error);
+DSD_API dsd_status dsd_preprocess(const dsd_scorer *scorer, const dsd_image *image, uint8_t *pixels,
+                                  dsd_error *error);
 
 #ifdef __cplusplus
 }

@@ -26,7 +26,7 @@ namespace dsd {
 struct Image {
     std::filesystem::path path;  // used where `data` is null
     const void *data = nullptr;
-    std::size_t size = 0;                       // of `data`, in bytes
+    std::size_t size = 0;                             // of `data`, in bytes
     std::size_t height = 0, width = 0, channels = 0;  // all 0 where `data` is an encoded file
 
     static Image file(std::filesystem::path path);
@@ -38,7 +38,7 @@ struct Image {
 };
 
 struct Options {
-    int threads = 0;                // of ONNX Runtime; 0 is one a physical core
+    int threads = 0;                 // of ONNX Runtime; 0 is one a physical core
     double memory_budget_mb = 1024;  // for activations; weights come on top; TensorRT's plans have
                                      // their own
     // Whether graphs compute the items that the bundle has results of, when they are opened.
