@@ -60,7 +60,7 @@ print(json.dumps(matrix.scores.tolist()))
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_folders_import_each_other_in_one_direction(folder: str) -> None:
-    """As the README says, lazy imports included."""
+    """As CONTRIBUTING.md says, lazy imports included."""
     imported = set()
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
