@@ -15,9 +15,11 @@ from pathlib import Path, PurePosixPath
 
 from dsd_trt.errors import BundleError, InputError
 from dsd_trt.external_data import external_files
-from dsd_trt.files import sha256_of, write_whole
+from dsd_trt.files.lfs import POINTER, is_pointer_file
+from dsd_trt.files.schema import read_text
+from dsd_trt.files.unfinished import is_unfinished
+from dsd_trt.files.whole import sha256_of, write_whole
 from dsd_trt.hub import Repository, fetch_bundle, holds_bundle
-from dsd_trt.lfs import POINTER, is_pointer_file
 from dsd_trt.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -26,9 +28,7 @@ from dsd_trt.manifest import (
     require,
     stays_inside,
 )
-from dsd_trt.schema import read_text
 from dsd_trt.snapshot import Snapshot
-from dsd_trt.unfinished import is_unfinished
 
 EMBEDDED = Path(__file__).with_name("data") / "shapes-bundle"
 """The bundle that comes with the package."""

@@ -15,8 +15,8 @@ import os
 from pathlib import Path
 
 from dsd_trt.errors import DsdError
-from dsd_trt.files import write_whole
-from dsd_trt.schema import read_json
+from dsd_trt.files.schema import read_json
+from dsd_trt.files.whole import write_whole
 
 logger = logging.getLogger(__name__)
 

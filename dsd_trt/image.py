@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from dsd_trt.errors import ImageError
+from dsd_trt.files.lfs import POINTER, is_pointer
+from dsd_trt.files.regular import read_regular
 from dsd_trt.formats import avif, bmp, gif, jpeg, png, tiff
 from dsd_trt.formats.orientation import orientation, upright, without_prefix
 from dsd_trt.formats.picture import Picture, check_size, open_as, too_large
 from dsd_trt.formats.rgb import to_rgb
-from dsd_trt.lfs import POINTER, is_pointer
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 from dsd_trt.manifest import Resize
-from dsd_trt.regular import read_regular
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_trt.errors import InputError
+from dsd_trt.files.regular import other_kind
 from dsd_trt.image import image_suffixes
-from dsd_trt.regular import other_kind
 from dsd_trt.results import Failure
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle import file_entry
 from dsd_trt.errors import DsdError, InputError
-from dsd_trt.files import write_whole
+from dsd_trt.files.lock import own_folder
+from dsd_trt.files.unfinished import is_unfinished
+from dsd_trt.files.whole import write_whole
 from dsd_trt.index_files import (
     INDEX_NAME,
     NEXT_TABLE,
@@ -35,8 +37,6 @@ from dsd_trt.index_files import (
     table_content,
     to_entries,
 )
-from dsd_trt.lock import own_folder
-from dsd_trt.unfinished import is_unfinished
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle import bundle_folder
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
+from dsd_trt.files.regular import read_regular
 from dsd_trt.image import preprocess
 from dsd_trt.image_files import printable
 from dsd_trt.index_files import Entry, ImageEncoder, require_extra
@@ -24,7 +25,6 @@ from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.manifest import Manifest
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
-from dsd_trt.regular import read_regular
 from dsd_trt.results import Failure
 from dsd_trt.signature import open_bundle
 from dsd_trt.webdataset import is_tar, tar_images

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, ImageError, InputError
-from dsd_trt.folders import sync_folder
+from dsd_trt.files.folders import sync_folder
+from dsd_trt.files.regular import open_regular
+from dsd_trt.files.schema import parse_json
 from dsd_trt.jobs import Row, Scored
-from dsd_trt.regular import open_regular
-from dsd_trt.schema import parse_json
 
 _FORMAT = "dsd-trt scores 1"
 _SYNC_EVERY = 5.0  # seconds: what a power cut may cost; a kill costs nothing that was written

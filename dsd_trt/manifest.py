@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dsd_trt.contract import Graph, Precision, TensorSpec, graph_contract
 from dsd_trt.errors import BundleError
-from dsd_trt.schema import SchemaError, from_plain, parse_json, to_plain
+from dsd_trt.files.schema import SchemaError, from_plain, parse_json, to_plain
 
 SCHEMA_VERSION = 1
 _LARGEST = 2**30  # so that no size, and no product of a few, overflows where it is computed with

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.errors import InputError, MissingExtraError
-from dsd_trt.files import whole
+from dsd_trt.files.whole import whole
 from dsd_trt.output import Record
 
 ROWS = 1 << 16  # of a row group: what is in memory at once

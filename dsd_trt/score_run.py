@@ -16,15 +16,15 @@ from typing import Any
 
 from dsd_trt.cache import cache_folder
 from dsd_trt.errors import DsdError, InputError
-from dsd_trt.files import followed, is_device, whole
+from dsd_trt.files.lock import sole_writer
+from dsd_trt.files.regular import open_regular
+from dsd_trt.files.schema import parse_json
+from dsd_trt.files.whole import followed, is_device, whole
 from dsd_trt.image_files import printable
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.inputs import Pair
 from dsd_trt.journal import Journal, Survey, open_journal, require_ours, survey
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
-from dsd_trt.lock import sole_writer
-from dsd_trt.regular import open_regular
-from dsd_trt.schema import parse_json
 from dsd_trt.scorer import Scorer
 
 _FOLDER = "scores"  # in the cache

@@ -18,9 +18,9 @@ from dsd_trt.bundle import Bundle
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import Engine, EngineDescription
 from dsd_trt.errors import BundleError, EngineError
-from dsd_trt.regular import open_regular
-from dsd_trt.schema import SchemaError
-from dsd_trt.tensor_file import read_tensors
+from dsd_trt.files.regular import open_regular
+from dsd_trt.files.schema import SchemaError
+from dsd_trt.files.tensor_file import read_tensors
 
 Array = NDArray[Any]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from dsd_trt.bundle import EMBEDDED, Bundle, read_bundle
 from dsd_trt.errors import BundleError, InputError, MissingExtraError, one_line
-from dsd_trt.files import write_whole
+from dsd_trt.files.schema import read_text
+from dsd_trt.files.whole import write_whole
 from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.plan import SIDECAR_NAME, plans
-from dsd_trt.schema import read_text
 from dsd_trt.snapshot import Snapshot
 
 _SUFFIX = ".minisig"

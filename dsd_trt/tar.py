@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from dsd_trt.errors import ImageError
-from dsd_trt.regular import open_regular
+from dsd_trt.files.regular import open_regular
 
 BLOCK = tarfile.BLOCKSIZE
 _MAGIC, _MAGIC_AT = b"ustar", 257  # of every header since POSIX.1-1988, and where it has it

@@ -13,8 +13,8 @@ import tokenizers
 from numpy.typing import NDArray
 
 from dsd_trt.errors import BundleError, InputError, one_line
+from dsd_trt.files.schema import parse_json, read_text
 from dsd_trt.manifest import TokenizerSpec, TokenMask
-from dsd_trt.schema import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 

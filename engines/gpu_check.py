@@ -23,7 +23,7 @@ from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.network import Network, create_network, parse
 from dsd_trt.engines.work import count_macs
 from dsd_trt.errors import DsdError, EngineError, InputError
-from dsd_trt.files import write_whole
+from dsd_trt.files.whole import write_whole
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.plan import PlanLibrary, Profile, find_plan
 

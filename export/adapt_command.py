@@ -39,8 +39,8 @@ def adapt(
     do.
     """
     from dsd_trt.bundle import bundle_folder
-    from dsd_trt.disk import in_gigabytes
     from dsd_trt.export.adapt import replace_adapter
+    from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle
 
     taken: list[int] = []

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dsd_trt.disk import nearest_folder, require_free
 from dsd_trt.errors import InputError
-from dsd_trt.folders import whole_folder
+from dsd_trt.files.disk import nearest_folder, require_free
+from dsd_trt.files.folders import whole_folder
+from dsd_trt.files.unfinished import remove, remove_abandoned, unfinished_name
 from dsd_trt.snapshot import Snapshot
-from dsd_trt.unfinished import remove, remove_abandoned, unfinished_name
 
 
 def check_replaceable(out: Path, force: bool) -> None:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dsd_trt.bundle import Bundle
-from dsd_trt.disk import clone_or_copy, require_room
 from dsd_trt.engine.onnxruntime import open_session
 from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half
@@ -28,6 +27,7 @@ from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.probe import Probe
 from dsd_trt.export.trace import module_of
 from dsd_trt.export.weights import WEIGHTS_NAME
+from dsd_trt.files.disk import clone_or_copy, require_room
 from dsd_trt.pipeline import adapter_feed
 from dsd_trt.tokenizer import Tokenizer
 

@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from dsd_trt.bundle import Bundle, file_entry, write_bundle
 from dsd_trt.contract import Graph, Precision, graph_contract
+from dsd_trt.files.schema import to_plain
 from dsd_trt.manifest import (
     MANIFEST_NAME,
     Calibration,
@@ -42,7 +43,6 @@ from dsd_trt.manifest import (
     TokenMask,
     TrainedFor,
 )
-from dsd_trt.schema import to_plain
 
 RESOLUTION = 8
 LENGTH = 77

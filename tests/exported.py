@@ -27,7 +27,7 @@ from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.settings import Settings
-from dsd_trt.schema import from_plain
+from dsd_trt.files.schema import from_plain
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import Checkpoint, read_checkpoint

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dsd_trt import disk
-from dsd_trt.disk import clone_or_copy, nearest_folder, require_room
 from dsd_trt.errors import InputError
+from dsd_trt.files import disk
+from dsd_trt.files.disk import clone_or_copy, nearest_folder, require_room
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from checkpoints import write_adapter, write_checkpoint
 from full_disk import files_of_at_most
 
 from dsd_trt.errors import DsdError, InputError, ModelError
-from dsd_trt.files import append, whole, whole_lines, write_whole
+from dsd_trt.files.unfinished import is_unfinished
+from dsd_trt.files.whole import append, whole, whole_lines, write_whole
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.checkpoint import load_state, save_state
 from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.shapes.vae import train_vae
-from dsd_trt.unfinished import is_unfinished
 
 
 class Killed(BaseException):
@@ -86,7 +86,7 @@ def test_a_kill_leaves_what_was_there(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from dsd_trt.files import whole\n"
+        "from dsd_trt.files.whole import whole\n"
         "with whole(Path(sys.argv[1])) as file:\n"
         "    file.write(b'after')\n"
         "    file.flush()\n"

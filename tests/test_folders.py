@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from torture import Figures, scaled
 
-from dsd_trt import folders
 from dsd_trt.errors import InputError
-from dsd_trt.folders import whole_folder
-from dsd_trt.lock import sole_writer
+from dsd_trt.files import folders
+from dsd_trt.files.folders import whole_folder
+from dsd_trt.files.lock import sole_writer
 
 WRITER = """
 import itertools, sys
 from pathlib import Path
-from dsd_trt.folders import whole_folder
+from dsd_trt.files.folders import whole_folder
 if sys.argv[2] == "no exchange":
-    from dsd_trt import folders
+    from dsd_trt.files import folders
     folders._exchange = lambda one, other: False
 for number in itertools.count():
     with whole_folder(Path(sys.argv[1])) as folder:
@@ -159,7 +159,7 @@ def test_one_writes_at_a_time_and_locks_leave_nothing(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from dsd_trt.lock import sole_writer\n"
+        "from dsd_trt.files.lock import sole_writer\n"
         "path = Path(sys.argv[1])\n"
         "for _ in range(100):\n"
         "    with sole_writer(path, wait=60):\n"
@@ -176,7 +176,7 @@ def test_a_killed_holder_holds_nobody_up(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from dsd_trt.lock import sole_writer\n"
+        "from dsd_trt.files.lock import sole_writer\n"
         "with sole_writer(Path(sys.argv[1]), inside=True):\n"
         "    os.kill(os.getpid(), 9)\n"
     )

@@ -467,7 +467,7 @@ def test_a_full_cache_says_where_else_a_run_to_a_pipe_may_be_kept(
 
 
 def test_two_runs_to_one_file_do_not_mix(run: Callable[..., Run], tmp_path: Path) -> None:
-    from dsd_trt.lock import sole_writer
+    from dsd_trt.files.lock import sole_writer
 
     with sole_writer(tmp_path / "out"):
         ended = run("in", "texts.txt", "-f", "csv", "-o", "out")

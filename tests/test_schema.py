@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dsd_trt.schema import SchemaError, from_plain, parse_json, to_plain
+from dsd_trt.files.schema import SchemaError, from_plain, parse_json, to_plain
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from safetensors import deserialize
 from safetensors.numpy import load, save
 
-from dsd_trt.tensor_file import read_tensor_headers, read_tensors, require_unique
+from dsd_trt.files.tensor_file import read_tensor_headers, read_tensors, require_unique
 
 TENSORS = {
     "a": np.ones((2, 3), np.float32),

@@ -30,8 +30,8 @@ from dsd_trt import Bundle, Scorer
 from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan
 from dsd_trt.errors import EngineError
+from dsd_trt.files.schema import to_plain
 from dsd_trt.plan import SIDECAR_NAME, Profile, Sidecar, plans, write_plan
-from dsd_trt.schema import to_plain
 
 PROFILES = (Profile(1, 2, 3), Profile(4, 5, 6))
 

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from dsd_trt.files import write_whole
-from dsd_trt.unfinished import (
+from dsd_trt.files.unfinished import (
     abandoned,
     is_unfinished,
     remove_abandoned,
     unfinished_name,
 )
+from dsd_trt.files.whole import write_whole
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from dsd_trt.unfinished import unfinished_name
+from dsd_trt.files.unfinished import unfinished_name
 path = Path(sys.argv[1])
 print(ascii(unfinished_name(path.name)), flush=True)
 time.sleep(600)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dsd_trt.errors import InputError, ModelError
-from dsd_trt.files import whole
-from dsd_trt.schema import read_json
+from dsd_trt.files.schema import read_json
+from dsd_trt.files.whole import whole
 
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what it keeps of a parameter
 

@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
-from dsd_trt.files import write_whole
+from dsd_trt.files.whole import write_whole
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.weights import read_json, require_class
 

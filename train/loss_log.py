@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from dsd_trt.files import append, whole, whole_lines
-from dsd_trt.schema import parse_json
+from dsd_trt.files.schema import parse_json
+from dsd_trt.files.whole import append, whole, whole_lines
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
-from dsd_trt.files import sha256_of
+from dsd_trt.files.whole import sha256_of
 from dsd_trt.train.clip_tokenizer import require_embedding
 from dsd_trt.train.declared import require_tokenizer, text_fields, unet_fields, vae_fields
 from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder

@@ -15,8 +15,8 @@ from string import ascii_lowercase
 import torch
 from torch import nn
 
-from dsd_trt.disk import require_free
 from dsd_trt.errors import InputError
+from dsd_trt.files.disk import require_free
 from dsd_trt.train.clip_tokenizer import write_tokenizer
 from dsd_trt.train.families import VOCABULARY, Family
 from dsd_trt.train.saved_model import saved_model

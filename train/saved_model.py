@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dsd_trt.errors import InputError
-from dsd_trt.folders import whole_folder
+from dsd_trt.files.folders import whole_folder
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.errors import DsdError
-from dsd_trt.files import sha256_of, write_whole
+from dsd_trt.files.whole import sha256_of, write_whole
 
 _ENDING = ".blob"
 _PART = 2**20  # bytes read at once

@@ -65,8 +65,8 @@ def triton(
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 
     from dsd_trt.bundle import bundle_folder
-    from dsd_trt.disk import in_gigabytes
     from dsd_trt.engines.triton.repository import write_repository
+    from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle
 
     written = write_repository(

@@ -16,7 +16,7 @@ import click
 
 from dsd_trt.commands.options import bundle_option, model_option, signature_option
 from dsd_trt.errors import InputError
-from dsd_trt.files import write_whole
+from dsd_trt.files.whole import write_whole
 
 if TYPE_CHECKING:
     from dsd_trt.export.benchmark.measure import Measured
@@ -72,8 +72,8 @@ def bench(
     from dsd_trt.export.benchmark.machine import matmul_peaks
     from dsd_trt.export.benchmark.measure import CONTENDERS, measure
     from dsd_trt.export.benchmark.work import Work, default_size
+    from dsd_trt.files.schema import to_plain
     from dsd_trt.real_files import with_real_files
-    from dsd_trt.schema import to_plain
     from dsd_trt.signature import open_bundle
 
     # Once for all: no contender's figures include making a copy.
@@ -149,7 +149,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
 def _measure(work: Work, name: str) -> Measured | str:
     """Measure one contender in its own process; why it did not run, if it did not."""
     from dsd_trt.export.benchmark.measure import Measured
-    from dsd_trt.schema import from_plain
+    from dsd_trt.files.schema import from_plain
 
     command = [sys.executable, "-m", "dsd_trt", "bench", "--measure", name]
     command += ["--bundle", str(work.bundle.folder), "--model", work.model]

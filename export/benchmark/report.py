@@ -11,7 +11,7 @@ import numpy as np
 
 from dsd_trt.agreement import spearman
 from dsd_trt.export.benchmark.measure import CONTENDERS, REFERENCE, Measured
-from dsd_trt.schema import to_plain
+from dsd_trt.files.schema import to_plain
 
 
 @dataclass(frozen=True)

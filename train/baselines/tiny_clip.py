@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from dsd_trt.errors import InputError
-from dsd_trt.files import write_whole
+from dsd_trt.files.whole import write_whole
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.loss_log import LossLog

@@ -10,7 +10,7 @@ import click
 
 from dsd_trt.commands.options import data_options, model_option, seed_option
 from dsd_trt.errors import InputError
-from dsd_trt.files import write_whole
+from dsd_trt.files.whole import write_whole
 
 EXAMPLES = """\b
 Examples:

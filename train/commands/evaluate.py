@@ -16,7 +16,7 @@ from dsd_trt.commands.options import (
 )
 from dsd_trt.engine import ENGINES
 from dsd_trt.errors import InputError
-from dsd_trt.lock import own_folder
+from dsd_trt.files.lock import own_folder
 
 EXAMPLES = """\b
 Examples:

@@ -8,7 +8,7 @@ import click
 
 from dsd_trt.commands.options import seed_option
 from dsd_trt.errors import InputError
-from dsd_trt.lock import own_folder
+from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.baseline import tiny_clip
 
 

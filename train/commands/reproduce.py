@@ -9,8 +9,8 @@ import click
 
 from dsd_trt.commands.options import few_shot_options, model_option, seed_option
 from dsd_trt.errors import InputError
-from dsd_trt.files import write_whole
-from dsd_trt.lock import own_folder
+from dsd_trt.files.lock import own_folder
+from dsd_trt.files.whole import write_whole
 from dsd_trt.manifest import Resize
 
 EXAMPLES = """\b

@@ -15,7 +15,7 @@ from dsd_trt.commands.options import (
     validation_option,
 )
 from dsd_trt.errors import InputError
-from dsd_trt.lock import own_folder
+from dsd_trt.files.lock import own_folder
 from dsd_trt.manifest import HeadMode, Resize, TrainedFor
 
 EXAMPLES = """\b

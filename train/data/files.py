@@ -10,8 +10,8 @@ from typing import Any
 import ijson
 
 from dsd_trt.errors import InputError
-from dsd_trt.regular import open_regular, read_regular
-from dsd_trt.rows import LineError, csv_rows, decode
+from dsd_trt.files.regular import open_regular, read_regular
+from dsd_trt.files.rows import LineError, csv_rows, decode
 
 DSD = "the repository that the paper's authors released, eric-ai-lab/DSD on GitHub"
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dsd_trt.errors import InputError, one_line
-from dsd_trt.regular import open_regular
+from dsd_trt.files.regular import open_regular
 from dsd_trt.train.data.files import find_coco_image, find_file, stream_json
 from dsd_trt.train.data.question import Question, shuffled
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
+from dsd_trt.files.rows import LineError, csv_rows, jsonl_rows, text_fault
+from dsd_trt.files.schema import parse_json
 from dsd_trt.inputs import Pair, read_pair
-from dsd_trt.rows import LineError, csv_rows, jsonl_rows, text_fault
-from dsd_trt.schema import parse_json
 from dsd_trt.train.data.files import read_text
 from dsd_trt.train.data.question import Question, shuffled
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.errors import InputError
-from dsd_trt.schema import parse_json
+from dsd_trt.files.schema import parse_json
 from dsd_trt.train.data.files import (
     DSD,
     find_coco_image,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
-from dsd_trt.rows import LineError, jsonl_rows
+from dsd_trt.files.rows import LineError, jsonl_rows
 from dsd_trt.train.data.files import find_file, read_text
 from dsd_trt.train.data.question import Question, shuffled
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsd_trt.files import whole
+from dsd_trt.files.whole import whole
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.noise import DEFAULT_LEVELS
 from dsd_trt.train.pooling import CrossAttention, attribution, logsumexp_pool, pool

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.files import whole, write_whole
+from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.evaluation.answers import Answer
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from dsd_trt.bundle import file_entry
 from dsd_trt.errors import InputError
-from dsd_trt.files import write_whole
+from dsd_trt.files.schema import from_plain, read_json
+from dsd_trt.files.whole import write_whole
 from dsd_trt.results import Failure
-from dsd_trt.schema import from_plain, read_json
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline

@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from dsd_trt.schema import from_plain
+from dsd_trt.files.schema import from_plain
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.fewshot.batch import sample_batch

@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-from dsd_trt.files import whole, write_whole
+from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.train.checkpoint import require_plan
 from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.question import Question, split

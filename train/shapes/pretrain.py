@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from dsd_trt.files import whole, write_whole
+from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.checkpoint import require_plan
 from dsd_trt.train.data.shapes import shapes_refcocog

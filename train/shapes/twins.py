@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from dsd_trt.errors import InputError
-from dsd_trt.files import whole
+from dsd_trt.files.whole import whole
 from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import Drawing, draw
 from dsd_trt.train.shapes.scene import EDITS, Scene, edit_scene, sample_scene

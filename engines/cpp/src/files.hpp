@@ -1,5 +1,5 @@
 // Regular files alone, read up to a limit: a pipe would hang whoever reads it, and a device may
-// have no end. dsd_trt/regular.py and dsd_trt/limits.py have the same rules.
+// have no end. dsd_trt/files/regular.py and dsd_trt/limits.py have the same rules.
 #pragma once
 
 #include <cstddef>

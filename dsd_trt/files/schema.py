@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dsd_trt.regular import open_regular
+from dsd_trt.files.regular import open_regular
 
 T = TypeVar("T")
 

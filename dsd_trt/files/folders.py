@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsd_trt.lock import sole_writer
-from dsd_trt.unfinished import abandoned, remove, remove_abandoned, unfinished_name
+from dsd_trt.files.lock import sole_writer
+from dsd_trt.files.unfinished import abandoned, remove, remove_abandoned, unfinished_name
 
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.schema import SchemaError, from_plain, parse_json
+from dsd_trt.files.schema import SchemaError, from_plain, parse_json
 
 MAX_HEADER = 100_000_000  # bytes, as the format has it
 _SIZES: Mapping[str, int] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsd_trt.regular import open_regular
+from dsd_trt.files.regular import open_regular
 
 _START = b"version https://git-lfs.github.com/spec/"
 POINTER = "it is a Git LFS pointer, not the file itself: fetch that with: git lfs pull"

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from dsd_trt.errors import InputError
-from dsd_trt.lfs import POINTER, is_pointer
+from dsd_trt.files.lfs import POINTER, is_pointer
+from dsd_trt.files.schema import parse_json
 from dsd_trt.limits import TEXT_CHARACTERS
-from dsd_trt.schema import parse_json
 
 Row: TypeAlias = tuple[int, dict[str, object]]
 

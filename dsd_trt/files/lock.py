@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
-from dsd_trt.unfinished import hidden_prefix
+from dsd_trt.files.unfinished import hidden_prefix
 
 LOCK_NAME = ".lock"
 """Of the lock of a folder's content; that of a file or folder as a whole is `.NAME.lock`."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dsd_trt.errors import InputError
-from dsd_trt.unfinished import remove_abandoned, unfinished_name
+from dsd_trt.files.unfinished import remove_abandoned, unfinished_name
 
 _FICLONE = 0x40049409  # of Linux's linux/fs.h
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from dsd_trt.errors import DsdError, InputError
-from dsd_trt.folders import sync_folder
-from dsd_trt.unfinished import remove_abandoned, unfinished_name
+from dsd_trt.files.folders import sync_folder
+from dsd_trt.files.unfinished import remove_abandoned, unfinished_name
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Reading what others wrote, and writing whole files or none."""
