@@ -21,7 +21,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from dsd_trt.agreement import spearman
-from dsd_trt.bundle import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.shapes.twins import draw_twins, sample_twins
 

@@ -23,7 +23,7 @@ from unittest.mock import patch
 import numpy as np
 
 from dsd_trt.batching import walks_at_once
-from dsd_trt.bundle import is_large, read_bundle
+from dsd_trt.bundle.folder import is_large, read_bundle
 from dsd_trt.engine import open_engine
 from dsd_trt.engine.pooled_attention import (
     PooledAttention,

@@ -23,8 +23,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import bundle_folder, read_bundle
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
+from dsd_trt.bundle.folder import bundle_folder, read_bundle
 
 
 def draw(graph: Graph, batch: int) -> dict[str, NDArray[Any]]:

@@ -20,7 +20,8 @@ from dsd_trt import telemetry
 telemetry.turn_off()
 
 if TYPE_CHECKING:
-    from dsd_trt.bundle import Bundle, read_bundle, write_bundle
+    from dsd_trt.bundle.folder import Bundle, read_bundle, write_bundle
+    from dsd_trt.bundle.manifest import Manifest
     from dsd_trt.engine import Engine, EngineDescription
     from dsd_trt.errors import (
         BundleError,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from dsd_trt.index import Index, IndexedImage
     from dsd_trt.index_writer import IndexUpdate, update_index
     from dsd_trt.jobs import Progress
-    from dsd_trt.manifest import Manifest
     from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
     from dsd_trt.scorer import Scorer
 

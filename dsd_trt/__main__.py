@@ -36,7 +36,7 @@ def _leave(ended: SystemExit) -> NoReturn:
     Not where torch was at work, which may have something left to finish, or where a copy of a
     bundle is to be removed.
     """
-    copies = sys.modules.get("dsd_trt.real_files")
+    copies = sys.modules.get("dsd_trt.bundle.real_files")
     if (
         "openvino" not in sys.modules
         or "torch" in sys.modules

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.cache import recall, remember
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import Manifest
 
 MAX_TEXTS = 256  # of the matrix scorer
 _TIMED = 3  # batches of each size, besides one that is not

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dsd_trt.agreement import spearman
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.cache import recall, remember
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import DisagreementError
-from dsd_trt.manifest import Mode
 from dsd_trt.pipeline import Pipeline
 
 MIN_SPEARMAN = 0.9999

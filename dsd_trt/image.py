@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from dsd_trt.bundle.manifest import Resize
 from dsd_trt.errors import ImageError
 from dsd_trt.files.lfs import POINTER, is_pointer
 from dsd_trt.files.regular import read_regular
@@ -22,7 +23,6 @@ from dsd_trt.formats.orientation import orientation, upright, without_prefix
 from dsd_trt.formats.picture import Picture, check_size, open_as, too_large
 from dsd_trt.formats.rgb import to_rgb
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
-from dsd_trt.manifest import Resize
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 

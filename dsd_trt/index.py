@@ -16,6 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.index_files import (
     LATENT,
@@ -27,7 +28,6 @@ from dsd_trt.index_files import (
     read_table,
     to_entries,
 )
-from dsd_trt.manifest import Manifest
 
 _OPEN_SHARDS = 8  # mapped at a time: images that were added later lie scattered
 _AGAIN = "To make it whole, index again: dsd-trt index IMAGES"

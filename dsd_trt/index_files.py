@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import file_entry
-from dsd_trt.contract import Dtype, TensorSpec
+from dsd_trt.bundle.contract import Dtype, TensorSpec
+from dsd_trt.bundle.folder import file_entry
+from dsd_trt.bundle.manifest import FileEntry, Manifest, Preprocessing
 from dsd_trt.errors import InputError, MissingExtraError, one_line
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import read_tensor_headers
-from dsd_trt.manifest import FileEntry, Manifest, Preprocessing
 from dsd_trt.plan import graph_hash
 
 SCHEMA_VERSION = 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import file_entry
+from dsd_trt.bundle.folder import file_entry
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.unfinished import is_unfinished

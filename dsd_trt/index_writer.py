@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import bundle_folder
+from dsd_trt.bundle.folder import bundle_folder
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
@@ -22,7 +23,6 @@ from dsd_trt.index_files import Entry, ImageEncoder, require_extra
 from dsd_trt.index_folder import IndexFolder, one_writer
 from dsd_trt.jobs import Progress
 from dsd_trt.limits import IMAGE_BYTES
-from dsd_trt.manifest import Manifest
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure

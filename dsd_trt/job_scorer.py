@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.jobs import Decoded, Job, Row, Scored, Tally, checked_count, decoded_ahead
-from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.results import Failure
 from dsd_trt.search import eliminate

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.rows import text_fault
 from dsd_trt.image import ImageSource, image_identity, preprocess
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
 from dsd_trt.limits import IMAGES, PAIRS, TEXTS, Limit
-from dsd_trt.manifest import Manifest
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Told, as pairs are done, how many are, and of how many where that is known."""

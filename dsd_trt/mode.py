@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Literal, get_args
 
+from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.plan import PLAN_LIBRARIES
 
 logger = logging.getLogger(__name__)

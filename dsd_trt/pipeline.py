@@ -22,8 +22,10 @@ from dsd_trt.batching import (
     batch_sizes,
     walks_at_once,
 )
-from dsd_trt.bundle import Bundle, is_large
-from dsd_trt.contract import Graph, Precision
+from dsd_trt.bundle.contract import Graph, Precision
+from dsd_trt.bundle.folder import Bundle, is_large
+from dsd_trt.bundle.manifest import Calibration, Mode
+from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
     BF16,
     Engine,
@@ -34,9 +36,7 @@ from dsd_trt.engine import (
 )
 from dsd_trt.engine.shared import CLOSED, require_process
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import Calibration, Mode
 from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
-from dsd_trt.real_files import with_real_files
 from dsd_trt.self_check import SelfCheck
 from dsd_trt.tokenizer import Tokenizer, Tokens
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from dsd_trt.contract import Precision
+from dsd_trt.bundle.contract import Precision
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.files.folders import whole_folder
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
-from dsd_trt.manifest import Manifest
 
 FOLDER = "engines"
 PLAN_NAME, SIDECAR_NAME = "engine.plan", "engine.json"

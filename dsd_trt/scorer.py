@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle, bundle_folder
+from dsd_trt.bundle.folder import Bundle, bundle_folder
+from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image import image_identity
@@ -31,7 +32,6 @@ from dsd_trt.jobs import (
     open_images,
     unique_texts,
 )
-from dsd_trt.manifest import Manifest, Mode
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline, match_probability
 from dsd_trt.results import (

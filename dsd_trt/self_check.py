@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import Engine, EngineDescription
 from dsd_trt.errors import BundleError, EngineError
 from dsd_trt.files.regular import open_regular

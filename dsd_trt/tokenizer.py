@@ -12,9 +12,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.manifest import TokenizerSpec, TokenMask
 from dsd_trt.errors import BundleError, InputError, one_line
 from dsd_trt.files.schema import parse_json, read_text
-from dsd_trt.manifest import TokenizerSpec, TokenMask
 
 logger = logging.getLogger(__name__)
 

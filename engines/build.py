@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dsd_trt.bundle import Bundle, require_own
+from dsd_trt.bundle.folder import Bundle, require_own
 from dsd_trt.engine.tensorrt import load_library
 from dsd_trt.engines.compile import RTX_CAPABILITIES, CompileSettings, compile_plan
 from dsd_trt.engines.layers import LayerTable, check_precision

@@ -96,7 +96,7 @@ def build(
     """
     from rich.console import Console
 
-    from dsd_trt.bundle import own_bundle_folder
+    from dsd_trt.bundle.folder import own_bundle_folder
     from dsd_trt.engine.tensorrt import load_library, require
     from dsd_trt.engines.build import build_plans
     from dsd_trt.engines.compile import CompileSettings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine.tensorrt import NO_FULL_PRODUCTS, rtx_capabilities
 from dsd_trt.engines.network import Network
 from dsd_trt.errors import DsdError, EngineError, InputError

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.cuda import memory_in_use
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan, require

@@ -41,7 +41,7 @@ def gpu_check(
     """
     from rich.console import Console
 
-    from dsd_trt.bundle import own_bundle_folder
+    from dsd_trt.bundle.folder import own_bundle_folder
     from dsd_trt.engine import require_engine
     from dsd_trt.signature import open_bundle
 

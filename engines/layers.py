@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engines.network import Network
 from dsd_trt.errors import LayerPrecisionError
-from dsd_trt.manifest import Manifest
 
 MIN_HALF = 0.95
 """Of an FP16 graph's matrix products and convolutions, at least so many are FP16.

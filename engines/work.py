@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
 from dsd_trt.engines.network import Network
 
 

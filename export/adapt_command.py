@@ -38,7 +38,7 @@ def adapt(
     compiled plans are copied, which takes no disk where the file system clones, as Btrfs and XFS
     do.
     """
-    from dsd_trt.bundle import bundle_folder
+    from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.export.adapt import replace_adapter
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle

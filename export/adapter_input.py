@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import AdapterInput
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.scoring_unet import ScoringUNet
 

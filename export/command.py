@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
+from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
-from dsd_trt.manifest import ScoreKind
 
 # torch and the rest are imported where they are used: help should not wait for them.
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dsd_trt.contract import Precision
+    from dsd_trt.bundle.contract import Precision
+    from dsd_trt.bundle.manifest import Resize, TokenMask
     from dsd_trt.export.parity import ParityReport
     from dsd_trt.export.settings import Verify
-    from dsd_trt.manifest import Resize, TokenMask
 
 EXAMPLES = """\b
 Examples:

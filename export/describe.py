@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 from importlib.metadata import version
 
-from dsd_trt.contract import graph_contract
-from dsd_trt.errors import InputError
-from dsd_trt.export.adapter_input import adapter_input
-from dsd_trt.export.settings import Settings
-from dsd_trt.manifest import (
+from dsd_trt.bundle.contract import graph_contract
+from dsd_trt.bundle.manifest import (
     Calibration,
     HeadWeights,
     Manifest,
@@ -20,6 +17,9 @@ from dsd_trt.manifest import (
     Provenance,
     TokenizerSpec,
 )
+from dsd_trt.errors import InputError
+from dsd_trt.export.adapter_input import adapter_input
+from dsd_trt.export.settings import Settings
 from dsd_trt.train.adapter import Adapter, adapter_hash, resize_of
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.model import Checkpoint

@@ -10,7 +10,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
-from dsd_trt.bundle import Bundle, file_entry, write_bundle, write_manifest
+from dsd_trt.bundle.folder import Bundle, file_entry, write_bundle, write_manifest
+from dsd_trt.bundle.manifest import check_manifest
 from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import write_adapter_input
 from dsd_trt.export.describe import TOKENIZER_NAME, describe
@@ -25,7 +26,6 @@ from dsd_trt.export.self_check import write_self_check
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
-from dsd_trt.manifest import check_manifest
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.memory import release_freed_memory

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import InputError
 from dsd_trt.files.disk import nearest_folder, require_free
 from dsd_trt.files.folders import whole_folder
 from dsd_trt.files.unfinished import remove, remove_abandoned, unfinished_name
-from dsd_trt.snapshot import Snapshot
 
 
 def check_replaceable(out: Path, force: bool) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.export.trace import module_of
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.export.parity import ParityReport
-from dsd_trt.manifest import Manifest
 
 CARD_NAME = "MODEL_CARD.md"
 

@@ -8,10 +8,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from dsd_trt.contract import Precision
+from dsd_trt.bundle.contract import Precision
+from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.export.adapter_input import FedScoringUNet
 from dsd_trt.export.gates import split_gates
-from dsd_trt.manifest import AdapterInput
 from dsd_trt.train.encoders import ImageEncoder
 from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint, encode_texts

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.files.schema import to_plain
-from dsd_trt.manifest import Manifest
 
 METADATA_PREFIX = "dsd_trt."
 

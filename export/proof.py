@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dsd_trt import Scorer
-from dsd_trt.bundle import read_bundle
+from dsd_trt.bundle.folder import read_bundle
 from dsd_trt.errors import ModelError
 
 _TEXTS = ("a red circle", "two blue squares left of a star")

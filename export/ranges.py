@@ -19,7 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine.onnxruntime import open_session
 from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half

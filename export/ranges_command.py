@@ -40,7 +40,7 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     from rich.console import Console
     from rich.table import Table
 
-    from dsd_trt.bundle import bundle_folder
+    from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.export.probe import draw_probe
     from dsd_trt.export.ranges import FP16_MAX, first_not_finite, measure_ranges, worst
     from dsd_trt.signature import open_bundle

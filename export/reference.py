@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsd_trt.bundle.manifest import MatrixMode, Method
 from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.probe import Probe
-from dsd_trt.manifest import MatrixMode, Method
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint, token_mask

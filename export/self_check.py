@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from dsd_trt.bundle import Bundle
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import Manifest, SelfCheckSpec
+from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import Engine, open_engine
 from dsd_trt.errors import ModelError
 from dsd_trt.export.reference import Expected, Reference
-from dsd_trt.manifest import Manifest, SelfCheckSpec
 from dsd_trt.pipeline import adapter_feed
-from dsd_trt.real_files import with_real_files
 from dsd_trt.self_check import FILE_NAME, FP16_TOLERANCE, FP32_TOLERANCE, SelfCheck
 
 

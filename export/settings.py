@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dsd_trt.contract import Precision
-from dsd_trt.manifest import Resize, ScoreKind, TokenMask
+from dsd_trt.bundle.contract import Precision
+from dsd_trt.bundle.manifest import Resize, ScoreKind, TokenMask
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 Verify = Literal["quick", "full"]

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.errors import ModelError
 from dsd_trt.export.group_norm import flatten_group_norms
 from dsd_trt.export.weights import SMALL, WeightFile

@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from dsd_trt.bundle import Bundle, file_entry, write_bundle
-from dsd_trt.contract import Graph, Precision, graph_contract
-from dsd_trt.files.schema import to_plain
-from dsd_trt.manifest import (
+from dsd_trt.bundle.contract import Graph, Precision, graph_contract
+from dsd_trt.bundle.folder import Bundle, file_entry, write_bundle
+from dsd_trt.bundle.manifest import (
     MANIFEST_NAME,
     Calibration,
     HeadWeights,
@@ -43,6 +42,7 @@ from dsd_trt.manifest import (
     TokenMask,
     TrainedFor,
 )
+from dsd_trt.files.schema import to_plain
 
 RESOLUTION = 8
 LENGTH = 77

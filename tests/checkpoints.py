@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dsd_trt.manifest import HeadMode, ScoreKind
+from dsd_trt.bundle.manifest import HeadMode, ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.model import read_checkpoint

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle.folder import Bundle
 
 ROOT = Path(__file__).parents[1]
 FETCHED = ROOT / ".venv-cpp" / "fetched"

@@ -22,7 +22,7 @@ import onnx
 import pytest
 from checkpoints import write_adapter, write_checkpoint
 
-from dsd_trt.bundle import Bundle, read_bundle
+from dsd_trt.bundle.folder import Bundle, read_bundle
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.parity import ParityReport

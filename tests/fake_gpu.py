@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
 
 
 class Error(enum.Enum):

@@ -18,7 +18,7 @@ import onnx
 from bundles import RESOLUTION, WORDS, make_bundle
 from onnx import helper, numpy_helper
 
-from dsd_trt.bundle import Bundle, write_bundle
+from dsd_trt.bundle.folder import Bundle, write_bundle
 
 WHITE, BLACK = (np.full((RESOLUTION, RESOLUTION, 3), value, np.uint8) for value in (255, 0))
 _TINY = 1e-30  # times the logarithm of anything but 0: it changes no score

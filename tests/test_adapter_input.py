@@ -19,8 +19,8 @@ from exported import Exported
 from safetensors.torch import load_file
 
 from dsd_trt import Scorer
-from dsd_trt.bundle import Bundle, read_bundle
-from dsd_trt.contract import graph_contract
+from dsd_trt.bundle.contract import graph_contract
+from dsd_trt.bundle.folder import Bundle, read_bundle
 from dsd_trt.engine.tensorrt import load_library
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings

@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs as count_by_tensorrt
 from dsd_trt.errors import DisagreementError
@@ -29,7 +30,6 @@ from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.benchmark.measure import Measured, measure
 from dsd_trt.export.benchmark.report import BenchReport
 from dsd_trt.export.benchmark.work import Work
-from dsd_trt.manifest import Mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.model import encode_texts
 

@@ -17,7 +17,7 @@ from self_checked import add_self_check, known_tensors
 
 import dsd_trt.bfloat16 as bfloat16
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.engine import EngineDescription, open_engine
 from dsd_trt.errors import EngineError
 from dsd_trt.index_writer import update_index

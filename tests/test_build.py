@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle import write_bundle
+from dsd_trt.bundle.folder import write_bundle
 from dsd_trt.cli import cli
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan

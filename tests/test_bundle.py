@@ -14,8 +14,8 @@ import pytest
 from bundles import make_bundle, make_manifest
 
 from dsd_trt import Bundle, BundleError, Manifest, read_bundle, write_bundle
-from dsd_trt.contract import graph_contract
-from dsd_trt.manifest import Calibration
+from dsd_trt.bundle.contract import graph_contract
+from dsd_trt.bundle.manifest import Calibration
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from full_disk import files_of_at_most
 from onnx import helper, numpy_helper
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle import bundle_folder, read_bundle
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.cache import cache_folder, recall, remember
-from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine.openvino import OpenVinoEngine
 
 
@@ -214,7 +214,7 @@ def test_a_precision_does_not_take_what_was_compiled_for_another(cache: Path) ->
 def test_gigabytes_are_not_kept(
     cache: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsd_trt.bundle._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
     assert not open_it(bundle).from_cache
     assert not open_it(bundle).from_cache
     assert not cache.exists()

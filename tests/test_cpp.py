@@ -33,9 +33,9 @@ from test_external_data import wire_field
 from torture import Figures, scaled
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle import read_bundle, write_bundle
-from dsd_trt.contract import Precision
-from dsd_trt.manifest import ScoreKind, TokenMask, TrainedFor
+from dsd_trt.bundle.contract import Precision
+from dsd_trt.bundle.folder import read_bundle, write_bundle
+from dsd_trt.bundle.manifest import ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
 

@@ -23,9 +23,9 @@ from pictures import PNG_AND_JPEG, Drawn, faults
 from pictures.case import Case
 from PIL import Image
 
+from dsd_trt.bundle.manifest import Preprocessing, Resize
 from dsd_trt.errors import ImageError
 from dsd_trt.image import preprocess
-from dsd_trt.manifest import Preprocessing, Resize
 
 pytest_plugins = ("cpp",)
 
@@ -141,7 +141,7 @@ def open_scorer(
 def clip_tokenizer() -> Any:
     from tokenizers import Tokenizer
 
-    from dsd_trt.bundle import bundle_folder
+    from dsd_trt.bundle.folder import bundle_folder
 
     return Tokenizer.from_file(str(bundle_folder(None) / "tokenizer.json"))
 

@@ -32,8 +32,8 @@ from self_checked import add_self_check, known_tensors
 from test_cpp_image import clip_tokenizer, picture
 
 from dsd_trt import Bundle, Scorer, read_bundle, write_bundle
-from dsd_trt.contract import graph_contract
-from dsd_trt.manifest import AdapterInput
+from dsd_trt.bundle.contract import graph_contract
+from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.plan import SIDECAR_NAME, Plan, Profile, Sidecar, plans, write_plan
 
 PAIR = "pair_scorer"

@@ -12,6 +12,7 @@ import torch
 from checkpoints import picture_questions, write_adapter, write_checkpoint
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.manifest import HeadMode, Mode, ScoreKind
 from dsd_trt.engine.cuda import (
     Buffer,
     DeviceMemory,
@@ -21,7 +22,6 @@ from dsd_trt.engine.cuda import (
     compute_capability,
     memory_in_use,
 )
-from dsd_trt.manifest import HeadMode, Mode, ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import build_matcher, train_baseline

@@ -28,8 +28,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsd_trt import Scorer, read_bundle
+from dsd_trt.bundle.contract import Graph, TensorSpec, graph_contract
+from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.cli import cli
-from dsd_trt.contract import Graph, TensorSpec, graph_contract
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
 from dsd_trt.export.describe import describe
@@ -38,7 +39,6 @@ from dsd_trt.export.onnx_file import METADATA_PREFIX
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
-from dsd_trt.manifest import Calibration
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet

@@ -15,11 +15,11 @@ from bundles import take_weights_from
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from dsd_trt import Bundle, BundleError, Scorer, read_bundle, write_bundle
-from dsd_trt.bundle import bundle_folder
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.external_data import external_files
+from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.engine import open_engine
 from dsd_trt.errors import EngineError
-from dsd_trt.external_data import external_files
 from dsd_trt.plan import graph_hash
 
 

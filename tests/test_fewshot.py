@@ -15,8 +15,8 @@ from checkpoints import picture_questions, write_checkpoint
 from gradients import require_gradient_is_slope
 from torch import Tensor, nn
 
+from dsd_trt.bundle.manifest import HeadMode, ScoreKind
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import HeadMode, ScoreKind
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.fewshot.batch import Batch, sample_batch

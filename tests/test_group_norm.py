@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 

@@ -14,7 +14,7 @@ import pytest
 from bundles import make_bundle
 from fake_hub import TOKEN, FakeHub, files_of, serve
 
-from dsd_trt.hub import Repository
+from dsd_trt.bundle.hub import Repository
 
 COMMIT, OTHER, OUTSIDE, BROKEN = "0f" * 20, "1a" * 20, "2b" * 20, "3c" * 20
 REST = {"README.md": b"about", "model.bin": b"a pickle", "engines/x/engine.plan": b"a plan"}
@@ -23,7 +23,7 @@ REST = {"README.md": b"about", "model.bin": b"a pickle", "engines/x/engine.plan"
 OPEN = """
 import json, sys
 from dsd_trt import DsdError, read_bundle
-from dsd_trt.bundle import bundle_folder, names_bundle
+from dsd_trt.bundle.folder import bundle_folder, names_bundle
 def opened(name):
     try:
         return str(read_bundle(bundle_folder(name)).folder)

@@ -182,7 +182,7 @@ def test_catches_a_planted_import(folder: str, source: str) -> None:
         ("dsd_trt", "from dsd_trt import engine"),
         ("dsd_trt", "from .errors import DsdError"),
         ("dsd_trt", "def f():\n    import onnxruntime as ort"),
-        ("train", "from dsd_trt.manifest import Graph"),
+        ("train", "from dsd_trt.bundle.manifest import Graph"),
         ("train", "from .shapes import scene"),
         ("export", "from dsd_trt.train import noise"),
         ("engines", "from dsd_trt import bundle"),

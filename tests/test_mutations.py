@@ -41,7 +41,7 @@ from dsd_trt import (
     read_bundle,
     update_index,
 )
-from dsd_trt.contract import graph_contract
+from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.engine import open_engine
 from dsd_trt.inputs import read_pairs, read_texts
 from dsd_trt.plan import PLAN_NAME, Profile, Sidecar, plans, read_plan, write_plan

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 
 from dsd_trt import Bundle, Index, Scorer
-from dsd_trt.bundle import file_entry
+from dsd_trt.bundle.folder import file_entry
 from dsd_trt.cli import cli
 from dsd_trt.engine import EngineDescription
 from dsd_trt.index_writer import update_index

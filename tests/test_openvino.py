@@ -44,7 +44,7 @@ def test_every_item_gets_its_own_result(
     bundle: Bundle, threads: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dsd_trt.engine.openvino.thread_limit", lambda: threads)
-    monkeypatch.setattr("dsd_trt.bundle._LARGE_BYTES", 0 if large else 10**9)
+    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0 if large else 10**9)
     graph = bundle.manifest.graphs["pair_scorer"]
     path = Path(bundle.path(graph.file))
     ours, other = OpenVinoEngine(path, graph), OnnxRuntimeEngine(path, graph)
@@ -89,7 +89,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_every_row_meets_every_text(
     matrix: Bundle, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsd_trt.bundle._LARGE_BYTES", 0 if large else 10**9)
+    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0 if large else 10**9)
     graph = matrix.manifest.graphs["matrix_scorer"]
     path = Path(matrix.path(graph.file))
     ours, other = open_engine(path, graph, "openvino"), OnnxRuntimeEngine(path, graph)

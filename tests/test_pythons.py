@@ -35,7 +35,7 @@ for path in files:
 sys.path.insert(0, str(root))
 for name in ("contract", "engine", "errors", "files", "manifest", "mode", "plan", "rows", "schema"):
     importlib.import_module(f"dsd_trt.{name}")
-from dsd_trt.manifest import Manifest
+from dsd_trt.bundle.manifest import Manifest
 text = (root / "dsd_trt/data/shapes-bundle/bundle.json").read_text("utf-8")
 manifest = Manifest.from_json(text)
 assert Manifest.from_json(manifest.to_json()) == manifest

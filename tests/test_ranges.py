@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
-from dsd_trt.bundle import Bundle, read_bundle, write_bundle
+from dsd_trt.bundle.folder import Bundle, read_bundle, write_bundle
 from dsd_trt.cli import cli
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.exporter import export_bundle

@@ -19,7 +19,7 @@ import tensorrt_rtx
 from PIL import Image
 
 from dsd_trt import read_bundle
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs
 from dsd_trt.plan import plans

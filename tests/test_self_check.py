@@ -20,12 +20,12 @@ from self_checked import add_self_check, fit_hash, known_tensors
 from torture import Figures, scaled
 
 from dsd_trt import Bundle, BundleError, Scorer
-from dsd_trt.bundle import bundle_folder, read_bundle
+from dsd_trt.bundle.contract import Graph
+from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.cli import main
-from dsd_trt.contract import Graph
 from dsd_trt.engine import EngineDescription, open_engine
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import MANIFEST_NAME
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.plan import graph_hash
 from dsd_trt.self_check import FILE_NAME, tolerance_of

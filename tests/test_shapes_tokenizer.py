@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from dsd_trt.manifest import TokenizerSpec
+from dsd_trt.bundle.manifest import TokenizerSpec
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.model import token_mask
 from dsd_trt.train.shapes.caption import caption, words

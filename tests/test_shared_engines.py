@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torture import Figures, not_in_a_slice, scaled
 
 from dsd_trt import Bundle, DsdError, EngineError, Scorer
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engine import Engine, open_engine
-from dsd_trt.manifest import Mode
 
 ENGINES: list[tuple[str, Mode]] = [
     ("onnxruntime", "pair"),

@@ -15,11 +15,12 @@ import pytest
 from bundles import make_bundle
 from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 
-from dsd_trt import BundleError, InputError, Scorer, read_bundle, real_files
-from dsd_trt.bundle import bundle_folder, own_bundle_folder
+from dsd_trt import BundleError, InputError, Scorer, read_bundle
+from dsd_trt.bundle import real_files
+from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
+from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.export.folder import check_replaceable
 from dsd_trt.files import disk
-from dsd_trt.real_files import with_real_files
 
 PICTURE = np.random.default_rng(7).integers(0, 256, (8, 8, 3), np.uint8)
 
@@ -179,7 +180,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from dsd_trt import read_bundle
-from dsd_trt.real_files import with_real_files
+from dsd_trt.bundle.real_files import with_real_files
 print(with_real_files(read_bundle(Path(sys.argv[1]))).folder, flush=True)
 time.sleep(float(sys.argv[2]))
 """

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 import dsd_trt.engine.cuda as cuda_module
 import dsd_trt.engine.tensorrt as engine_module
 from dsd_trt import Bundle, Scorer
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan
 from dsd_trt.errors import EngineError
 from dsd_trt.files.schema import to_plain

@@ -18,9 +18,9 @@ from self_checked import add_self_check
 
 import dsd_trt
 from dsd_trt import Bundle
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engine import pooled_attention
 from dsd_trt.engines.triton.runtime import imported_files, write_code
-from dsd_trt.manifest import Mode
 from dsd_trt.pipeline import Pipeline
 
 MODELS = ("graph", "score", "tokenizer")

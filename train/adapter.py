@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from dsd_trt.bundle.manifest import HeadMode, Resize, ScoreKind, TrainedFor
 from dsd_trt.errors import ModelError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import TensorHeader, read_tensor_headers
 from dsd_trt.files.whole import write_whole
-from dsd_trt.manifest import HeadMode, Resize, ScoreKind, TrainedFor
 from dsd_trt.train.prompts import PromptConfig
 from dsd_trt.train.scoring_unet import uniform_head_weights
 from dsd_trt.train.weights import is_finite

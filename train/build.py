@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DConditionModel
 
-from dsd_trt.manifest import ScoreKind
+from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.layers import inner_widths, last_of_each_stage, text_width
 from dsd_trt.train.model import Checkpoint

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from dsd_trt.bundle.hub import Repository
 from dsd_trt.errors import ModelError
-from dsd_trt.hub import Repository
 from dsd_trt.train.hub import fetch
 from dsd_trt.train.model_folder import WEIGHT_NAMES, ModelFolder
 from dsd_trt.train.single_file import SingleFile

@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dsd_trt.bundle.manifest import is_file_name
 from dsd_trt.errors import ModelError, one_line
 from dsd_trt.files.lfs import POINTER, is_pointer_file
 from dsd_trt.files.schema import read_json as load_json
 from dsd_trt.files.tensor_file import require_unique
-from dsd_trt.manifest import is_file_name
 
 _VARIANTS = ("", ".fp16")  # some repositories have their weights under the second name alone
 _DTYPES: Mapping[str, torch.dtype] = {

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.batching import MAX_BATCH
-from dsd_trt.bundle import is_large
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.folder import is_large
 from dsd_trt.cache import cache_folder
-from dsd_trt.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.compiled import kept_compiled
 from dsd_trt.engine.shared import SharedEngine, require_process

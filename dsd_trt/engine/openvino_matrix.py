@@ -12,7 +12,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from dsd_trt.batching import MASK_STEP, walks_at_once
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.openvino import OpenVinoGraph
 from dsd_trt.engine.openvino_cut import Lifted, largest, lift_attention, split

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.engine import EngineDescription, check_signature
 from dsd_trt.engine.cuda import (
     Buffer,
@@ -32,7 +33,6 @@ from dsd_trt.engine.cuda import (
 )
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError
-from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.plan import PlanLibrary, Profile, find_plan, read_plan
 
 NO_FULL_PRODUCTS = "7.5"  # TensorRT-RTX multiplies no FP32 matrices on Turing

@@ -10,8 +10,8 @@ import click
 from dsd_trt.commands.options import signature_option
 
 if TYPE_CHECKING:
+    from dsd_trt.bundle.manifest import Mode
     from dsd_trt.engines.triton.repository import ServedBy
-    from dsd_trt.manifest import Mode
 
 
 @click.command()
@@ -64,7 +64,7 @@ def triton(
     """
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 
-    from dsd_trt.bundle import bundle_folder
+    from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.engines.triton.repository import write_repository
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle

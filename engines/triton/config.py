@@ -12,9 +12,9 @@ from string import Template
 from typing import Any
 
 from dsd_trt.batching import MASK_STEP
-from dsd_trt.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.errors import DsdError
-from dsd_trt.manifest import Manifest, Mode
 
 TOKENIZER, SCORE, MATCH = "dsd_tokenizer", "dsd_score", "dsd_match"
 

@@ -68,12 +68,12 @@ def bench(
 
     All score the same pairs at the same noise levels. Prints a Markdown table.
     """
-    from dsd_trt.bundle import bundle_folder
+    from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.bundle.real_files import with_real_files
     from dsd_trt.export.benchmark.machine import matmul_peaks
     from dsd_trt.export.benchmark.measure import CONTENDERS, measure
     from dsd_trt.export.benchmark.work import Work, default_size
     from dsd_trt.files.schema import to_plain
-    from dsd_trt.real_files import with_real_files
     from dsd_trt.signature import open_bundle
 
     # Once for all: no contender's figures include making a copy.

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engine import BF16
 from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
-from dsd_trt.manifest import Mode
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 

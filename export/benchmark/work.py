@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.probe import Probe, draw_probe
 

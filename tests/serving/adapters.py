@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dsd_trt import Bundle
-from dsd_trt.bundle import write_bundle
-from dsd_trt.contract import TensorSpec
-from dsd_trt.manifest import AdapterInput
+from dsd_trt.bundle.contract import TensorSpec
+from dsd_trt.bundle.folder import write_bundle
+from dsd_trt.bundle.manifest import AdapterInput
 
 
 def feed_adapter(bundle: Bundle, adapter: NDArray[np.float32]) -> Bundle:

@@ -23,9 +23,9 @@ from torture import Figures, scaled
 from tritonclient.utils import InferenceServerException
 
 from dsd_trt import Bundle
-from dsd_trt.bundle import write_bundle
+from dsd_trt.bundle.folder import write_bundle
+from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.engines.triton.repository import write_repository
-from dsd_trt.manifest import Calibration
 
 CLIENTS, FEW, MANY, MOST = 32, 320, 2000, scaled(3000, 320)
 REPLACED = ("dsd_image_encoder", "dsd_text_encoder", "dsd_pair_scorer", "dsd_score")

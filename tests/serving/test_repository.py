@@ -20,7 +20,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
-from dsd_trt.bundle import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.engines.triton.config import check_config
 from dsd_trt.engines.triton.repository import write_repository
 from dsd_trt.errors import DsdError

@@ -87,7 +87,7 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from dsd_trt import Scorer
-    from dsd_trt.bundle import names_bundle
+    from dsd_trt.bundle.folder import names_bundle
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.evaluation.answers import Score, ask, by_scorer

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
+from dsd_trt.bundle.manifest import Resize
 from dsd_trt.commands.options import few_shot_options, model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
-from dsd_trt.manifest import Resize
 
 EXAMPLES = """\b
 Examples:

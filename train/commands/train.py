@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import click
 
+from dsd_trt.bundle.manifest import HeadMode, Resize, TrainedFor
 from dsd_trt.commands.options import (
     data_options,
     few_shot_options,
@@ -16,7 +17,6 @@ from dsd_trt.commands.options import (
 )
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
-from dsd_trt.manifest import HeadMode, Resize, TrainedFor
 
 EXAMPLES = """\b
 Examples:

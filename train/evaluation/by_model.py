@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dsd_trt.manifest import Mode, Resize, ScoreKind
+from dsd_trt.bundle.manifest import Mode, Resize, ScoreKind
 from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.left_out import Report

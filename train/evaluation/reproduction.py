@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.bundle import file_entry
+from dsd_trt.bundle.folder import file_entry
 from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain, read_json
 from dsd_trt.files.whole import write_whole

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsd_trt.bundle.manifest import Resize, TokenMask
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image import ImageSource, image_identity, preprocess
-from dsd_trt.manifest import Resize, TokenMask
 from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import Report, name_image, refuse
 from dsd_trt.train.data.question import Question

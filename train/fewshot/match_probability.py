@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.manifest import ScoreKind
+from dsd_trt.bundle.manifest import ScoreKind
 
 
 def combine(score: ScoreKind, weight: float | Tensor, f: Tensor, d: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dsd_trt.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
+from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
 from dsd_trt.train.noise import DEFAULT_LEVELS
 
 

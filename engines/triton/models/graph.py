@@ -14,9 +14,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
-from dsd_trt.bundle import Bundle
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.engine import open_engine
-from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.pipeline import adapter_feed, finite_rows
 from dsd_trt.self_check import SelfCheck
 

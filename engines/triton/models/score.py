@@ -23,13 +23,13 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from dsd_trt.batching import BatchSizes
-from dsd_trt.bundle import Bundle
-from dsd_trt.contract import Graph
+from dsd_trt.bundle.contract import Graph
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest, Mode
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image import preprocess
 from dsd_trt.limits import described
-from dsd_trt.manifest import MANIFEST_NAME, Manifest, Mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
 from dsd_trt.tokenizer import Tokenizer, Tokens
 

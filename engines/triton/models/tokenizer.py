@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import triton_python_backend_utils as pb_utils
 
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.errors import InputError
-from dsd_trt.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent

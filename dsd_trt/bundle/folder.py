@@ -13,14 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dsd_trt.errors import BundleError, InputError
-from dsd_trt.external_data import external_files
-from dsd_trt.files.lfs import POINTER, is_pointer_file
-from dsd_trt.files.schema import read_text
-from dsd_trt.files.unfinished import is_unfinished
-from dsd_trt.files.whole import sha256_of, write_whole
-from dsd_trt.hub import Repository, fetch_bundle, holds_bundle
-from dsd_trt.manifest import (
+from dsd_trt.bundle.external_data import external_files
+from dsd_trt.bundle.hub import Repository, fetch_bundle, holds_bundle
+from dsd_trt.bundle.manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
@@ -28,7 +23,12 @@ from dsd_trt.manifest import (
     require,
     stays_inside,
 )
-from dsd_trt.snapshot import Snapshot
+from dsd_trt.bundle.snapshot import Snapshot
+from dsd_trt.errors import BundleError, InputError
+from dsd_trt.files.lfs import POINTER, is_pointer_file
+from dsd_trt.files.schema import read_text
+from dsd_trt.files.unfinished import is_unfinished
+from dsd_trt.files.whole import sha256_of, write_whole
 
 EMBEDDED = Path(__file__).with_name("data") / "shapes-bundle"
 """The bundle that comes with the package."""

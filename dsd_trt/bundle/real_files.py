@@ -20,13 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from dsd_trt.bundle import Bundle, verify_files
+from dsd_trt.bundle.folder import Bundle, verify_files
+from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.cache import cache_folder
 from dsd_trt.errors import BundleError, InputError
 from dsd_trt.files.disk import clone_or_copy, in_gigabytes, require_room
 from dsd_trt.files.folders import sync_folder, sync_tree
 from dsd_trt.files.unfinished import is_unfinished, unfinished_name
-from dsd_trt.manifest import MANIFEST_NAME
 
 logger = logging.getLogger(__name__)
 

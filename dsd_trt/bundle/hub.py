@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest, stays_inside
+from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import BundleError, MissingExtraError
 from dsd_trt.files.disk import require_free
 from dsd_trt.files.schema import read_text
-from dsd_trt.manifest import MANIFEST_NAME, Manifest, stays_inside
-from dsd_trt.snapshot import Snapshot
 
 _NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dsd_trt.contract import Graph, Precision, TensorSpec, graph_contract
+from dsd_trt.bundle.contract import Graph, Precision, TensorSpec, graph_contract
 from dsd_trt.errors import BundleError
 from dsd_trt.files.schema import SchemaError, from_plain, parse_json, to_plain
 

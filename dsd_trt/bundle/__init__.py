@@ -1,0 +1,1 @@
+"""The bundle: a folder with everything a runtime needs to score."""
