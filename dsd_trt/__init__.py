@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         InputError,
         MissingExtraError,
     )
-    from dsd_trt.image import ImageSource
+    from dsd_trt.image.preprocess import ImageSource
     from dsd_trt.index import Index, IndexedImage
     from dsd_trt.index_writer import IndexUpdate, update_index
     from dsd_trt.jobs import Progress

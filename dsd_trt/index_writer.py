@@ -17,8 +17,8 @@ from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
-from dsd_trt.image import preprocess
-from dsd_trt.image_files import printable
+from dsd_trt.image.files import printable
+from dsd_trt.image.preprocess import preprocess
 from dsd_trt.index_files import Entry, ImageEncoder, require_extra
 from dsd_trt.index_folder import IndexFolder, one_writer
 from dsd_trt.jobs import Progress

@@ -13,7 +13,7 @@ from pathlib import Path
 from dsd_trt.errors import InputError, one_line
 from dsd_trt.files.regular import read_bounded, read_regular
 from dsd_trt.files.rows import LineError, csv_rows, decode, jsonl_rows, text_fault
-from dsd_trt.image_files import find_images
+from dsd_trt.image.files import find_images
 from dsd_trt.index import Index, IndexedImage
 from dsd_trt.index_files import is_index
 from dsd_trt.results import Failure

@@ -21,7 +21,7 @@ from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.files.whole import followed, is_device, whole
-from dsd_trt.image_files import printable
+from dsd_trt.image.files import printable
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.engine import BF16, EngineDescription, require_engine
 from dsd_trt.errors import EngineError, ImageError, InputError
-from dsd_trt.image import image_identity
+from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import (
     Job,

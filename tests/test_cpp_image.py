@@ -25,7 +25,7 @@ from PIL import Image
 
 from dsd_trt.bundle.manifest import Preprocessing, Resize
 from dsd_trt.errors import ImageError
-from dsd_trt.image import preprocess
+from dsd_trt.image.preprocess import preprocess
 
 pytest_plugins = ("cpp",)
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dsd_trt import Scorer
-from dsd_trt.image_files import find_images
+from dsd_trt.image.files import find_images
 from dsd_trt.inputs import read_pairs, read_texts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

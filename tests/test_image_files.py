@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsd_trt.errors import InputError
-from dsd_trt.image_files import find_images
+from dsd_trt.image.files import find_images
 
 
 @pytest.fixture(autouse=True)

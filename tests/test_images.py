@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt import ImageError
-from dsd_trt.image import image_suffixes, load_image, preprocess
+from dsd_trt.image.preprocess import image_suffixes, load_image, preprocess
 
 Pixels = NDArray[np.uint8]
 

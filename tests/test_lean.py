@@ -246,7 +246,7 @@ def test_an_image_is_decoded_without_all_of_pillow(tmp_path: Path) -> None:
     code = """
 import sys
 from PIL import Image
-from dsd_trt.image import image_suffixes, load_image
+from dsd_trt.image.preprocess import image_suffixes, load_image
 load_image(sys.argv[1])
 suffixes = image_suffixes()
 assert "PIL.PdfParser" not in sys.modules

@@ -18,7 +18,7 @@ from pictures.png import png, shorts
 from PIL import Image, ImageFile
 
 from dsd_trt.errors import ImageError
-from dsd_trt.image import load_image, preprocess
+from dsd_trt.image.preprocess import load_image, preprocess
 
 
 def decode(source: Any) -> Pixels | str:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from dsd_trt import Bundle, ImageError, InputError, Scorer
 from dsd_trt.files.regular import open_regular, read_regular
-from dsd_trt.image import load_image
+from dsd_trt.image.preprocess import load_image
 from dsd_trt.inputs import read_pairs, read_texts
 from dsd_trt.limits import FILE_BYTES, IMAGE_BYTES, IMAGE_PIXELS, TEXTS
 from dsd_trt.signals import interrupting

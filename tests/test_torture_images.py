@@ -20,7 +20,7 @@ from PIL import Image
 from torture import Figures, scaled
 
 from dsd_trt.errors import ImageError
-from dsd_trt.image import load_image
+from dsd_trt.image.preprocess import load_image
 
 SOON = 5.0  # seconds an image
 PIXELS = 4_000_000  # or a forged size would cost a second, and the whole run a day

@@ -17,7 +17,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import write_whole
-from dsd_trt.image import ImageSource
+from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.train.adapter import adapter_hash
 from dsd_trt.train.data.question import Question

@@ -54,7 +54,7 @@ def index(
     from rich.console import Console
 
     from dsd_trt.console import progress_bar, warnings_on
-    from dsd_trt.image_files import find_images
+    from dsd_trt.image.files import find_images
     from dsd_trt.index_writer import update_index
     from dsd_trt.webdataset import SUFFIXES
 

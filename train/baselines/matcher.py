@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsd_trt.image import preprocess
+from dsd_trt.image.preprocess import preprocess
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.data.left_out import Report, refuse
 from dsd_trt.train.data.question import Question

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, NoReturn
 
 from dsd_trt.errors import InputError
-from dsd_trt.image import ImageSource
+from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.results import Failure
 from dsd_trt.train.data.question import Question
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsd_trt.image import ImageSource
+from dsd_trt.image.preprocess import ImageSource
 
 
 @dataclass(frozen=True)

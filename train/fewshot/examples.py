@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dsd_trt.bundle.manifest import Resize, TokenMask
 from dsd_trt.errors import ImageError, InputError
-from dsd_trt.image import ImageSource, image_identity, preprocess
+from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import Report, name_image, refuse
 from dsd_trt.train.data.question import Question

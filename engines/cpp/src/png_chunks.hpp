@@ -1,5 +1,5 @@
 // What the chunks of a PNG file say of its pixels, and of how they are turned; the rest is not
-// read. `dsd_trt/formats/png.py` is the same in Python.
+// read. `dsd_trt/image/png.py` is the same in Python.
 #pragma once
 
 #include <string>

@@ -28,7 +28,7 @@ from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest, Mode
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
-from dsd_trt.image import preprocess
+from dsd_trt.image.preprocess import preprocess
 from dsd_trt.limits import described
 from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
 from dsd_trt.tokenizer import Tokenizer, Tokens

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.files.regular import other_kind
-from dsd_trt.image import image_suffixes
+from dsd_trt.image.preprocess import image_suffixes
 from dsd_trt.results import Failure
 
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageFile
 
-from dsd_trt.formats.picture import Picture, open_as, with_whole_palette
+from dsd_trt.image.picture import Picture, open_as, with_whole_palette
 
 _BITFIELDS = 3
 # Bits a pixel and compression, then the masks of red, green, blue and alpha.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import BinaryIO
 
-from dsd_trt.formats.orientation import orientation, without_prefix
-from dsd_trt.formats.picture import Picture, open_as
+from dsd_trt.image.orientation import orientation, without_prefix
+from dsd_trt.image.picture import Picture, open_as
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:

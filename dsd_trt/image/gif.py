@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from dsd_trt.formats.picture import Picture, open_as, with_whole_palette
+from dsd_trt.image.picture import Picture, open_as, with_whole_palette
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt.errors import ImageError
-from dsd_trt.formats.picture import to_8_bits
+from dsd_trt.image.picture import to_8_bits
 
 _REFUSED = {
     "F": "floating-point pixels have no defined white",

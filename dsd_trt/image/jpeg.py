@@ -5,8 +5,8 @@ from __future__ import annotations
 from io import BytesIO
 from typing import BinaryIO
 
-from dsd_trt.formats.orientation import EXIF_PREFIX, orientation, without_prefix
-from dsd_trt.formats.picture import Picture, open_as
+from dsd_trt.image.orientation import EXIF_PREFIX, orientation, without_prefix
+from dsd_trt.image.picture import Picture, open_as
 
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 _START, _END, _SCAN, _COMMENT = 0xD8, 0xD9, 0xDA, 0xFE

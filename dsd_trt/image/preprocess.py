@@ -18,10 +18,10 @@ from dsd_trt.bundle.manifest import Resize
 from dsd_trt.errors import ImageError
 from dsd_trt.files.lfs import POINTER, is_pointer
 from dsd_trt.files.regular import read_regular
-from dsd_trt.formats import avif, bmp, gif, jpeg, png, tiff
-from dsd_trt.formats.orientation import orientation, upright, without_prefix
-from dsd_trt.formats.picture import Picture, check_size, open_as, too_large
-from dsd_trt.formats.rgb import to_rgb
+from dsd_trt.image import avif, bmp, gif, jpeg, png, tiff
+from dsd_trt.image.orientation import orientation, upright, without_prefix
+from dsd_trt.image.picture import Picture, check_size, open_as, too_large
+from dsd_trt.image.rgb import to_rgb
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]

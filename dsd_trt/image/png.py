@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt.errors import ImageError
-from dsd_trt.formats.orientation import orientation, without_prefix
-from dsd_trt.formats.picture import Picture, check_size, open_as, samples, to_8_bits
+from dsd_trt.image.orientation import orientation, without_prefix
+from dsd_trt.image.picture import Picture, check_size, open_as, samples, to_8_bits
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt.errors import ImageError
-from dsd_trt.formats.orientation import declared
-from dsd_trt.formats.picture import Picture, check_size, open_as, samples, to_8_bits
-from dsd_trt.formats.tiff_page import Page, Tag, read_page, rewrite
+from dsd_trt.image.orientation import declared
+from dsd_trt.image.picture import Picture, check_size, open_as, samples, to_8_bits
+from dsd_trt.image.tiff_page import Page, Tag, read_page, rewrite
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _IS_RGB, _IS_CMYK, _IS_YCBCR, _IS_LAB = 0, 1, 2, 5, 6, 8
 _SIGNED, _FLOATING, _UNDEFINED = 2, 3, 4
