@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         MissingExtraError,
     )
     from dsd_trt.image.preprocess import ImageSource
-    from dsd_trt.index import Index, IndexedImage
-    from dsd_trt.index_writer import IndexUpdate, update_index
+    from dsd_trt.index.index import Index, IndexedImage
+    from dsd_trt.index.writer import IndexUpdate, update_index
     from dsd_trt.jobs import Progress
     from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
     from dsd_trt.scorer import Scorer

@@ -14,10 +14,10 @@ from dsd_trt.errors import InputError, one_line
 from dsd_trt.files.regular import read_bounded, read_regular
 from dsd_trt.files.rows import LineError, csv_rows, decode, jsonl_rows, text_fault
 from dsd_trt.image.files import find_images
-from dsd_trt.index import Index, IndexedImage
-from dsd_trt.index_files import is_index
+from dsd_trt.index.files import is_index
+from dsd_trt.index.index import Index, IndexedImage
+from dsd_trt.index.webdataset import is_tar
 from dsd_trt.results import Failure
-from dsd_trt.webdataset import is_tar
 
 
 @dataclass(frozen=True)

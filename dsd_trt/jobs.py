@@ -18,8 +18,8 @@ from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.rows import text_fault
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
-from dsd_trt.index import Index, IndexedImage
-from dsd_trt.index_files import is_index
+from dsd_trt.index.files import is_index
+from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.limits import IMAGES, PAIRS, TEXTS, Limit
 
 Progress: TypeAlias = Callable[[int, int | None], None]

@@ -21,7 +21,7 @@ from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import parse_json
 from dsd_trt.files.whole import followed, is_device, whole
 from dsd_trt.image.files import printable
-from dsd_trt.index import Index, IndexedImage
+from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.inputs import Pair
 from dsd_trt.journal import Journal, Survey, open_journal, require_ours, survey
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS

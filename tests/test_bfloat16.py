@@ -20,7 +20,7 @@ from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.engine import EngineDescription, open_engine
 from dsd_trt.errors import EngineError
-from dsd_trt.index_writer import update_index
+from dsd_trt.index.writer import update_index
 from dsd_trt.pipeline import Pipeline
 
 HERE = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

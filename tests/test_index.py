@@ -25,9 +25,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 from torture import Figures, scaled
 
-import dsd_trt.index
+import dsd_trt.index.index
 from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
-from dsd_trt.index_files import table_schema
+from dsd_trt.index.files import table_schema
 from dsd_trt.pipeline import Pipeline
 
 TEXTS = ["a red circle", "dog", "a blue square a blue dog"]
@@ -138,14 +138,14 @@ def test_an_index_that_is_brought_up_to_date_while_it_is_opened_opens(
 ) -> None:
     photos = write_photos(tmp_path / "photos", range(9))
     update(photos[:6])
-    read, more = dsd_trt.index.read_table, [photos[3:], photos]
+    read, more = dsd_trt.index.index.read_table, [photos[3:], photos]
 
     def read_late(*arguments: Any) -> Any:
         if more:
             update(more.pop())
         return read(*arguments)
 
-    monkeypatch.setattr("dsd_trt.index.read_table", read_late)
+    monkeypatch.setattr("dsd_trt.index.index.read_table", read_late)
     index = Index.open(tmp_path / "out")
     assert seeds_of(index) == list(range(3, 9))
     check(index, scorer)

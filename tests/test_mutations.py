@@ -43,6 +43,7 @@ from dsd_trt import (
 )
 from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.engine import open_engine
+from dsd_trt.index.webdataset import tar_images
 from dsd_trt.inputs import read_pairs, read_texts
 from dsd_trt.plan import PLAN_NAME, Profile, Sidecar, plans, read_plan, write_plan
 from dsd_trt.results import Failure
@@ -59,7 +60,6 @@ from dsd_trt.train.evaluation.answers import ask, ignore
 from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.weights import find_weights, read_headers
-from dsd_trt.webdataset import tar_images
 
 Mutate = Callable[[bytes, random.Random], bytes]
 TEXTS = ["a red circle", "dog"]

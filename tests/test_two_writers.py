@@ -19,8 +19,8 @@ from dsd_trt.cli import cli
 from dsd_trt.errors import InputError
 from dsd_trt.export.folder import staged
 from dsd_trt.files.lock import own_folder
-from dsd_trt.index import Index
-from dsd_trt.index_writer import update_index
+from dsd_trt.index.index import Index
+from dsd_trt.index.writer import update_index
 from dsd_trt.train.adapter import Adapter
 
 OURS = rf"is being written by process {os.getpid()} on .* since .*\. Wait until it has ended"

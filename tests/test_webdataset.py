@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dsd_trt.errors import ImageError
-from dsd_trt.webdataset import split_key, tar_images
+from dsd_trt.index.webdataset import split_key, tar_images
 
 LINK, SYMLINK = tarfile.LNKTYPE, tarfile.SYMTYPE
 Member = tuple[str, bytes | tuple[bytes, str]]

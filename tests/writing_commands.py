@@ -71,7 +71,7 @@ def index(request: pytest.FixtureRequest) -> Command:
     return Command(
         ["index", "photos", "out", "--shard-size", "8", *stand_in(request)],
         kills=24,
-        modules="dsd_trt.index_writer, dsd_trt.scorer, onnxruntime",
+        modules="dsd_trt.index.writer, dsd_trt.scorer, onnxruntime",
         prepare=write_photos,
     )
 

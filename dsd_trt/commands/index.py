@@ -55,8 +55,8 @@ def index(
 
     from dsd_trt.console import progress_bar, warnings_on
     from dsd_trt.image.files import find_images
-    from dsd_trt.index_writer import update_index
-    from dsd_trt.webdataset import SUFFIXES
+    from dsd_trt.index.webdataset import SUFFIXES
+    from dsd_trt.index.writer import update_index
 
     if len(paths) < 2:
         raise InputError("give IMAGES and, last, the folder OUT; see: dsd-trt index --help")

@@ -1,1 +1,1 @@
-"""What image files need beyond Pillow's decoders: pixels by the specification, no metadata."""
+"""From image files to the pixels a graph takes: formats by their specification, no metadata."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from dsd_trt.errors import ImageError
 from dsd_trt.image.files import printable
 from dsd_trt.image.preprocess import image_suffixes
-from dsd_trt.tar import CutOffError, Tar, open_tar
+from dsd_trt.index.tar import CutOffError, Tar, open_tar
 
 logger = logging.getLogger(__name__)
 

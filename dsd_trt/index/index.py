@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
-from dsd_trt.index_files import (
+from dsd_trt.index.files import (
     LATENT,
     NOT_FINITE,
     Entry,

@@ -16,7 +16,7 @@ from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.unfinished import is_unfinished
 from dsd_trt.files.whole import write_whole
-from dsd_trt.index_files import (
+from dsd_trt.index.files import (
     INDEX_NAME,
     NEXT_TABLE,
     NOT_FINITE,
