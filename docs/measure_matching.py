@@ -25,7 +25,7 @@ import numpy as np
 from dsd_trt.batching import walks_at_once
 from dsd_trt.bundle.folder import is_large, read_bundle
 from dsd_trt.engine import open_engine
-from dsd_trt.engine.pooled_attention import (
+from dsd_trt.engine.openvino.pooled_attention import (
     PooledAttention,
     available,
     pool_attention,
@@ -93,7 +93,9 @@ def scorer(folder: Path, rounds: int, engines: Sequence[str]) -> None:
     for engine in engines:
         forms = {}
         for name in ("kernel", "maps") if available() else ("maps",):
-            with patch("dsd_trt.engine.pooled_attention.available", return_value=name == "kernel"):
+            with patch(
+                "dsd_trt.engine.openvino.pooled_attention.available", return_value=name == "kernel"
+            ):
                 opened = open_engine(bundle.path(graph.file), graph, engine)
                 opened.run(feeds)  # compiles all it needs, with or without
             forms[name] = lambda it=opened: it.run(feeds)
@@ -113,7 +115,9 @@ def main() -> None:
     if options.bits is None:
         scorer(options.bundle, options.rounds, ["openvino", "openvino-bf16"])
         return
-    with patch("dsd_trt.engine.pooled_attention.register_widths", return_value=[options.bits]):
+    with patch(
+        "dsd_trt.engine.openvino.pooled_attention.register_widths", return_value=[options.bits]
+    ):
         scorer(options.bundle, options.rounds, ["openvino"])
 
 

@@ -6,8 +6,8 @@ import logging
 from typing import Literal, get_args
 
 from dsd_trt.bundle.manifest import Manifest, Mode
+from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES
 from dsd_trt.errors import InputError
-from dsd_trt.plan import PLAN_LIBRARIES
 
 logger = logging.getLogger(__name__)
 

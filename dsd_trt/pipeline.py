@@ -34,10 +34,10 @@ from dsd_trt.engine import (
     preferred_engine,
     thread_limit,
 )
+from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.engine.shared import CLOSED, require_process
+from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, graph_hash
 from dsd_trt.errors import EngineError
-from dsd_trt.plan import PLAN_LIBRARIES, graph_hash
-from dsd_trt.self_check import SelfCheck
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 Array = NDArray[Any]

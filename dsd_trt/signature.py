@@ -14,10 +14,10 @@ from typing import Any
 from dsd_trt.bundle.folder import EMBEDDED, Bundle, read_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.bundle.snapshot import Snapshot
+from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, plans
 from dsd_trt.errors import BundleError, InputError, MissingExtraError, one_line
 from dsd_trt.files.schema import read_text
 from dsd_trt.files.whole import write_whole
-from dsd_trt.plan import SIDECAR_NAME, plans
 
 _SUFFIX = ".minisig"
 SIGNATURE_NAME = MANIFEST_NAME + _SUFFIX

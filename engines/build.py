@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from dsd_trt.bundle.folder import Bundle, require_own
-from dsd_trt.engine.tensorrt import load_library
+from dsd_trt.engine.tensorrt.plan import Plan, PlanLibrary, Sidecar, write_plan
+from dsd_trt.engine.tensorrt.runner import load_library
 from dsd_trt.engines.compile import RTX_CAPABILITIES, CompileSettings, compile_plan
 from dsd_trt.engines.layers import LayerTable, check_precision
 from dsd_trt.engines.network import parse
 from dsd_trt.errors import InputError
-from dsd_trt.plan import Plan, PlanLibrary, Sidecar, write_plan
 
 PAIR_GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
 """What is built where nothing else is said: no engine on a GPU runs matrix mode yet."""
@@ -85,6 +85,6 @@ def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, Comp
             "TensorRT builds for the GPU that it runs on: leave out --compute-capability, or build "
             "with --engine tensorrt-rtx"
         )
-    from dsd_trt.engine.cuda import compute_capability
+    from dsd_trt.engine.tensorrt.cuda import compute_capability
 
     return trt, replace(settings, compute_capabilities=(compute_capability(),))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from dsd_trt.commands.options import signature_option
-from dsd_trt.plan import PLAN_LIBRARIES, Profile, parse_profile
+from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, Profile, parse_profile
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dsd_trt.engine.tensorrt.plan import PlanLibrary
     from dsd_trt.engines.layers import LayerTable
-    from dsd_trt.plan import PlanLibrary
 
 
 def _parse_profiles(
@@ -97,7 +97,7 @@ def build(
     from rich.console import Console
 
     from dsd_trt.bundle.folder import own_bundle_folder
-    from dsd_trt.engine.tensorrt import load_library, require
+    from dsd_trt.engine.tensorrt.runner import load_library, require
     from dsd_trt.engines.build import build_plans
     from dsd_trt.engines.compile import CompileSettings
     from dsd_trt.signature import open_bundle

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.bundle.contract import Graph
-from dsd_trt.engine.tensorrt import NO_FULL_PRODUCTS, rtx_capabilities
+from dsd_trt.engine.tensorrt.plan import Profile
+from dsd_trt.engine.tensorrt.runner import NO_FULL_PRODUCTS, rtx_capabilities
 from dsd_trt.engines.network import Network
 from dsd_trt.errors import DsdError, EngineError, InputError
 from dsd_trt.files.whole import write_whole
-from dsd_trt.plan import Profile
 
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """What TensorRT-RTX plans are built for where nothing else is said: Ampere, Ada and Blackwell."""

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import EngineDescription
-from dsd_trt.engine.cuda import memory_in_use
-from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan, require
+from dsd_trt.engine.tensorrt.cuda import memory_in_use
+from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile, find_plan
+from dsd_trt.engine.tensorrt.runner import TensorRTEngine, open_plan, require
 from dsd_trt.engines.build import PAIR_GRAPHS, build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.network import Network, create_network, parse
@@ -25,7 +26,6 @@ from dsd_trt.engines.work import count_macs
 from dsd_trt.errors import DsdError, EngineError, InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.pipeline import Pipeline
-from dsd_trt.plan import PlanLibrary, Profile, find_plan
 
 _SIDE = 4096  # of the matrices whose product tells what the GPU can do
 _REPEATS = 20

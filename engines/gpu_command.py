@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from dsd_trt.commands.options import signature_option
-from dsd_trt.plan import PLAN_LIBRARIES, parse_profile
+from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, parse_profile
 
 if TYPE_CHECKING:
-    from dsd_trt.plan import PlanLibrary
+    from dsd_trt.engine.tensorrt.plan import PlanLibrary
 
 
 @click.command()

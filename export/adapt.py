@@ -9,6 +9,7 @@ from pathlib import Path
 from dsd_trt.bundle.folder import Bundle, file_entry, require_inside, write_manifest
 from dsd_trt.bundle.manifest import Calibration, HeadWeights, Manifest
 from dsd_trt.bundle.snapshot import Snapshot
+from dsd_trt.engine.tensorrt.plan import PLAN_NAME, SIDECAR_NAME, plans
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
 from dsd_trt.export.folder import check_replaceable, staged
@@ -17,7 +18,6 @@ from dsd_trt.export.proof import require_scores
 from dsd_trt.export.self_check import write_adapted
 from dsd_trt.files.disk import clone_or_copy, require_room
 from dsd_trt.pipeline import read_adapter_input
-from dsd_trt.plan import PLAN_NAME, SIDECAR_NAME, plans
 from dsd_trt.train.adapter import Adapter, adapter_hash
 
 

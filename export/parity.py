@@ -17,6 +17,7 @@ from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.bundle.folder import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 from dsd_trt.errors import DsdError
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
@@ -27,7 +28,6 @@ from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.files.disk import clone_or_copy
 from dsd_trt.files.schema import to_plain
 from dsd_trt.pipeline import Pipeline, adapter_feed
-from dsd_trt.self_check import FILE_NAME, SelfCheck
 from dsd_trt.train.memory import release_freed_memory
 
 SCORE_TOLERANCE = 1e-5  # FP32, absolute, or relative to the largest score beyond 1

@@ -17,10 +17,10 @@ from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Manifest, SelfCheckSpec
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import Engine, open_engine
+from dsd_trt.engine.self_check import FILE_NAME, FP16_TOLERANCE, FP32_TOLERANCE, SelfCheck
 from dsd_trt.errors import ModelError
 from dsd_trt.export.reference import Expected, Reference
 from dsd_trt.pipeline import adapter_feed
-from dsd_trt.self_check import FILE_NAME, FP16_TOLERANCE, FP32_TOLERANCE, SelfCheck
 
 
 class MeasuredCheck(SelfCheck):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, file_entry, write_manifest
 from dsd_trt.bundle.manifest import MANIFEST_NAME, SelfCheckSpec
+from dsd_trt.engine.self_check import FILE_NAME
 from dsd_trt.files.schema import to_plain
-from dsd_trt.self_check import FILE_NAME
 
 TOLERANCE = {"fp32": 2e-4, "fp16": 1e-2}
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from dsd_trt import Scorer
 from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.bundle.folder import Bundle, read_bundle
-from dsd_trt.engine.tensorrt import load_library
+from dsd_trt.engine.tensorrt.plan import Profile, find_plan, graph_hash
+from dsd_trt.engine.tensorrt.runner import load_library
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings
 from dsd_trt.errors import BundleError, InputError, ModelError
@@ -29,7 +30,6 @@ from dsd_trt.export.adapt import replace_adapter
 from dsd_trt.export.describe import describe
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
-from dsd_trt.plan import Profile, find_plan, graph_hash
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.by_model import by_model

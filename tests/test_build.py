@@ -23,12 +23,12 @@ from onnx import TensorProto, helper
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import write_bundle
 from dsd_trt.cli import cli
+from dsd_trt.engine.tensorrt.plan import Plan, Profile, find_plan, parse_profile, plans
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.layers import LayerTable, check_precision
 from dsd_trt.engines.network import GraphRefusedError, parse
 from dsd_trt.errors import EngineError, InputError, LayerPrecisionError
-from dsd_trt.plan import Plan, Profile, find_plan, parse_profile, plans
 
 if TYPE_CHECKING:
     from exported import Exported

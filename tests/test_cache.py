@@ -16,7 +16,7 @@ from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.cache import cache_folder, recall, remember
-from dsd_trt.engine.openvino import OpenVinoEngine
+from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from test_cpp_image import CASES, clip_tokenizer
 from test_self_check import change_weight
 
 from dsd_trt import Bundle, BundleError, Scorer, read_bundle
-from dsd_trt.self_check import FILE_NAME, SelfCheck
+from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 
 pytest_plugins = ("cpp",)
 

@@ -34,7 +34,7 @@ from test_cpp_image import clip_tokenizer, picture
 from dsd_trt import Bundle, Scorer, read_bundle, write_bundle
 from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.bundle.manifest import AdapterInput
-from dsd_trt.plan import SIDECAR_NAME, Plan, Profile, Sidecar, plans, write_plan
+from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Plan, Profile, Sidecar, plans, write_plan
 
 PAIR = "pair_scorer"
 EMBEDDED = ROOT / "dsd_trt" / "data" / "shapes-bundle"

@@ -19,8 +19,8 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.external_data import external_files
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.engine import open_engine
+from dsd_trt.engine.tensorrt.plan import graph_hash
 from dsd_trt.errors import EngineError
-from dsd_trt.plan import graph_hash
 
 
 def _outside(file: str, name: str = "w") -> TensorProto:

@@ -23,9 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.engine import open_engine, pooled_attention
-from dsd_trt.engine.openvino_cut import largest, lift_attention, split
-from dsd_trt.engine.pooled_attention import pool_attention, tile_width
+from dsd_trt.engine import open_engine
+from dsd_trt.engine.openvino import pooled_attention
+from dsd_trt.engine.openvino.cut import largest, lift_attention, split
+from dsd_trt.engine.openvino.pooled_attention import pool_attention, tile_width
 from dsd_trt.engines.network import parse
 from dsd_trt.engines.work import count_macs as count_by_tensorrt
 from dsd_trt.errors import InputError
@@ -166,7 +167,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
         widths.append(width)
         pool_attention(layers, threads, width)
 
-    monkeypatch.setattr("dsd_trt.engine.openvino_matrix.pool_attention", recorded)
+    monkeypatch.setattr("dsd_trt.engine.openvino.matrix.pool_attention", recorded)
     return widths
 
 
@@ -187,7 +188,7 @@ def test_a_bundle_serves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not kernel:
-        monkeypatch.setattr("dsd_trt.engine.pooled_attention.available", lambda: False)
+        monkeypatch.setattr("dsd_trt.engine.openvino.pooled_attention.available", lambda: False)
     # Masks of several widths; the first is not the narrowest.
     texts = ["a red circle and " * 9 + "a star", *TEXTS, "a blue square, " * 5]
     expected = by_definition(checkpoint, Adapter.load(adapter_folder), pictures, texts=texts)

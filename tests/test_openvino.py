@@ -17,8 +17,8 @@ from openvino import opset13 as ops
 from dsd_trt import Bundle, Scorer
 from dsd_trt.engine import open_engine
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
-from dsd_trt.engine.openvino import OpenVinoEngine
-from dsd_trt.engine.openvino_cut import lift_attention, split
+from dsd_trt.engine.openvino.cut import lift_attention, split
+from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def feeds_of(graph: Any, count: int) -> dict[str, NDArray[Any]]:
 def test_every_item_gets_its_own_result(
     bundle: Bundle, threads: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsd_trt.engine.openvino.thread_limit", lambda: threads)
+    monkeypatch.setattr("dsd_trt.engine.openvino.runner.thread_limit", lambda: threads)
     monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0 if large else 10**9)
     graph = bundle.manifest.graphs["pair_scorer"]
     path = Path(bundle.path(graph.file))

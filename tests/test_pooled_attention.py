@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dsd_trt.engine import pooled_attention
-from dsd_trt.engine.pooled_attention import (
+from dsd_trt.engine.openvino import pooled_attention
+from dsd_trt.engine.openvino.pooled_attention import (
     PooledAttention,
     available,
     pool_attention,
@@ -30,7 +30,7 @@ from dsd_trt.engine.pooled_attention import (
 )
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "dsd_trt/engine/pooled_attention.cpp"
+SOURCE = ROOT / "dsd_trt/engine/openvino/pooled_attention.cpp"
 COMPILER = shutil.which("g++")
 WIDTHS = [*register_widths(), *filter(None, [tile_width()])]
 pytestmark = pytest.mark.skipif(
@@ -210,7 +210,7 @@ def test_registers_that_are_not_there_are_refused() -> None:
 MISUSED = """
 import ctypes, sys
 import numpy as np
-from dsd_trt.engine import pooled_attention
+from dsd_trt.engine.openvino import pooled_attention
 kernel = ctypes.CDLL(sys.argv[1])
 pooled_attention._kernel = lambda: kernel
 sys.path.insert(0, sys.argv[2])

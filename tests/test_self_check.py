@@ -25,10 +25,10 @@ from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.cli import main
 from dsd_trt.engine import EngineDescription, open_engine
+from dsd_trt.engine.self_check import FILE_NAME, tolerance_of
+from dsd_trt.engine.tensorrt.plan import graph_hash
 from dsd_trt.errors import EngineError
 from dsd_trt.pipeline import Pipeline
-from dsd_trt.plan import graph_hash
-from dsd_trt.self_check import FILE_NAME, tolerance_of
 
 GREY = np.full((8, 8, 3), 128, np.uint8)
 

@@ -24,14 +24,14 @@ from bundles import RESOLUTION, closed_form
 from fake_gpu import FakeCuda, FakeTensorRT
 from numpy.typing import NDArray
 
-import dsd_trt.engine.cuda as cuda_module
-import dsd_trt.engine.tensorrt as engine_module
+import dsd_trt.engine.tensorrt.cuda as cuda_module
+import dsd_trt.engine.tensorrt.runner as engine_module
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.engine.tensorrt import TensorRTEngine, open_plan
+from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Profile, Sidecar, plans, write_plan
+from dsd_trt.engine.tensorrt.runner import TensorRTEngine, open_plan
 from dsd_trt.errors import EngineError
 from dsd_trt.files.schema import to_plain
-from dsd_trt.plan import SIDECAR_NAME, Profile, Sidecar, plans, write_plan
 
 PROFILES = (Profile(1, 2, 3), Profile(4, 5, 6))
 

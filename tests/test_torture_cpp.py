@@ -18,7 +18,7 @@ from test_cpp_image import CASES, clip_tokenizer
 from test_torture_images import mutate_numbers, mutate_png
 from torture import Figures, scaled
 
-from dsd_trt.self_check import FILE_NAME
+from dsd_trt.engine.self_check import FILE_NAME
 
 pytest_plugins = ("cpp",)
 

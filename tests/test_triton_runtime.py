@@ -19,7 +19,7 @@ from self_checked import add_self_check
 import dsd_trt
 from dsd_trt import Bundle
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import pooled_attention
+from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engines.triton.runtime import imported_files, write_code
 from dsd_trt.pipeline import Pipeline
 
@@ -69,7 +69,7 @@ served = model.TritonPythonModel()
 config = json.dumps({"parameters": parameters})
 served.initialize({"model_name": graph, "model_config": config})
 ((scores,),) = served.execute([Request({name: Tensor(name, it) for name, it in feeds.items()})])
-kernel = sys.modules.get("dsd_trt.engine.pooled_attention")
+kernel = sys.modules.get("dsd_trt.engine.openvino.pooled_attention")
 print(json.dumps([scores.as_numpy().tolist(), kernel and kernel.register_widths()]))
 """
 

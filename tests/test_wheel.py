@@ -106,7 +106,7 @@ def test_without_a_compiler_it_is_left_out(source: Path, tmp_path: Path) -> None
     copy = shutil.copytree(source, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
     wheel = build(copy, tmp_path / "wheel", CC="false", CXX="false")
     assert not [path for path in _installed(wheel) if path.suffix == ".so"]
-    assert PurePosixPath("dsd_trt/engine/pooled_attention.py") in _installed(wheel)
+    assert PurePosixPath("dsd_trt/engine/openvino/pooled_attention.py") in _installed(wheel)
 
 
 @pytest.mark.parametrize("embedded", ["shapes-bundle", "shapes-model"])

@@ -194,7 +194,7 @@ class AdapterInput:
 
 @dataclass(frozen=True)
 class SelfCheckSpec:
-    """What the graphs compute on a few inputs, see `dsd_trt.self_check`.
+    """What the graphs compute on a few inputs, see `dsd_trt.engine.self_check`.
 
     Attributes:
         file: safetensors, with every input and output of every graph as GRAPH.TENSOR; an `adapter`

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, PlanLibrary
 from dsd_trt.errors import EngineError, InputError
-from dsd_trt.plan import PLAN_LIBRARIES, PlanLibrary
 
 if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
     from numpy.typing import NDArray
@@ -88,10 +88,10 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
         engine = preferred_engine()
     if engine in ("openvino", BF16):
         if not graph.batched:
-            from dsd_trt.engine.openvino_matrix import OpenVinoMatrixEngine
+            from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 
             return OpenVinoMatrixEngine(path, graph, bf16=engine == BF16)
-        from dsd_trt.engine.openvino import OpenVinoEngine
+        from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
         return OpenVinoEngine(path, graph, bf16=engine == BF16)
     if engine == "onnxruntime":
@@ -99,7 +99,7 @@ def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
 
         return OnnxRuntimeEngine(path, graph)
     if engine in PLAN_LIBRARIES:
-        from dsd_trt.engine.tensorrt import open_plan
+        from dsd_trt.engine.tensorrt.runner import open_plan
 
         return open_plan(path, graph, cast(PlanLibrary, engine))
     raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
@@ -115,7 +115,7 @@ def require_engine(engine: str) -> None:
     if not isinstance(engine, str) or engine not in ENGINES:
         raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
     if engine in PLAN_LIBRARIES:
-        from dsd_trt.engine.tensorrt import require
+        from dsd_trt.engine.tensorrt.runner import require
 
         require(cast(PlanLibrary, engine))
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Dtype, TensorSpec
 from dsd_trt.bundle.folder import file_entry
 from dsd_trt.bundle.manifest import FileEntry, Manifest, Preprocessing
+from dsd_trt.engine.tensorrt.plan import graph_hash
 from dsd_trt.errors import InputError, MissingExtraError, one_line
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import read_tensor_headers
-from dsd_trt.plan import graph_hash
 
 SCHEMA_VERSION = 1
 INDEX_NAME, TABLE_NAME = "index.json", "images.parquet"

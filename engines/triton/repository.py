@@ -10,13 +10,13 @@ from typing import Literal
 from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle.folder import Bundle, file_entry
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Mode
+from dsd_trt.engine.tensorrt.plan import Plan, graph_hash, plans
 from dsd_trt.engines.triton import config
 from dsd_trt.engines.triton.runtime import write_code
 from dsd_trt.errors import BundleError, EngineError, InputError
 from dsd_trt.files.disk import clone_or_copy, require_room
 from dsd_trt.files.folders import whole_folder
 from dsd_trt.mode import choose_mode
-from dsd_trt.plan import Plan, graph_hash, plans
 
 ServedBy = Literal["onnxruntime", "tensorrt", "python"]
 

@@ -11,7 +11,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
-from dsd_trt.engine.pooled_attention import kernel_file
+from dsd_trt.engine.openvino.pooled_attention import kernel_file
 
 _PACKAGE = "dsd_trt"
 _KERNEL_USER = "engine/pooled_attention.py"

@@ -21,11 +21,11 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.engine.tensorrt.plan import Plan, Profile, Sidecar, write_plan
 from dsd_trt.engines.triton.config import check_config
 from dsd_trt.engines.triton.repository import write_repository
 from dsd_trt.errors import DsdError
 from dsd_trt.files import disk
-from dsd_trt.plan import Plan, Profile, Sidecar, write_plan
 
 GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
 

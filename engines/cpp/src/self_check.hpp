@@ -1,5 +1,5 @@
 // The self-check: graphs compute a few items whose results are known, before anything is scored.
-// dsd_trt/self_check.py has the same rules.
+// dsd_trt/engine/self_check.py has the same rules.
 #pragma once
 
 #include "bundle.hpp"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.engine import open_engine
+from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.pipeline import adapter_feed, finite_rows
-from dsd_trt.self_check import SelfCheck
 
 HERE = Path(__file__).parent
 

@@ -23,7 +23,7 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import is_large
 from dsd_trt.cache import cache_folder
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
-from dsd_trt.engine.compiled import kept_compiled
+from dsd_trt.engine.openvino.compiled import kept_compiled
 from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError, one_line
 

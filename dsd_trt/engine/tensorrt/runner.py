@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.engine import EngineDescription, check_signature
-from dsd_trt.engine.cuda import (
+from dsd_trt.engine.shared import SharedEngine
+from dsd_trt.engine.tensorrt.cuda import (
     Buffer,
     DeviceMemory,
     Event,
@@ -31,9 +32,8 @@ from dsd_trt.engine.cuda import (
     Stream,
     compute_capability,
 )
-from dsd_trt.engine.shared import SharedEngine
+from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile, find_plan, read_plan
 from dsd_trt.errors import EngineError
-from dsd_trt.plan import PlanLibrary, Profile, find_plan, read_plan
 
 NO_FULL_PRODUCTS = "7.5"  # TensorRT-RTX multiplies no FP32 matrices on Turing
 
