@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 96

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from dsd_trt import Scorer
-from dsd_trt.inputs import read_pairs, read_texts
+from dsd_trt.commands.inputs import read_pairs, read_texts
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import NoReturn
 
-from dsd_trt import signals
+from dsd_trt.commands import signals
 
 
 def run() -> NoReturn:
@@ -19,7 +19,7 @@ def run() -> NoReturn:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # openvino imports its model converter where it finds one: 0.05 s, and no command converts.
     sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
-    from dsd_trt.cli import main
+    from dsd_trt.commands.main import main
 
     try:
         main()

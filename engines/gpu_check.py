@@ -21,8 +21,8 @@ from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile, find_plan
 from dsd_trt.engine.tensorrt.runner import TensorRTEngine, open_plan, require
 from dsd_trt.engines.build import PAIR_GRAPHS, build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan
+from dsd_trt.engines.macs import count_macs
 from dsd_trt.engines.network import Network, create_network, parse
-from dsd_trt.engines.work import count_macs
 from dsd_trt.errors import DsdError, EngineError, InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.pipeline import Pipeline

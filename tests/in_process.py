@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dsd_trt import Bundle
-from dsd_trt.cli import main
+from dsd_trt.commands.main import main
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ READY = "its libraries are there"
 _PROGRAM = f"""
 import sys
 import {{modules}}
-from dsd_trt.cli import main
+from dsd_trt.commands.main import main
 print({READY!r}, flush=True)
 main(sys.argv[1:])
 """

@@ -13,7 +13,7 @@ from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.shapes import shapes_comvg

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsd_trt import Bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engines.macs import count_macs as count_by_tensorrt
 from dsd_trt.engines.network import parse
-from dsd_trt.engines.work import count_macs as count_by_tensorrt
 from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark import runtime
 from dsd_trt.export.benchmark.macs import count_macs

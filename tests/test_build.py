@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import write_bundle
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.engine.tensorrt.plan import Plan, Profile, find_plan, parse_profile, plans
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan

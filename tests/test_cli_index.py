@@ -196,7 +196,7 @@ def test_killed_it_goes_on_where_it_was(
         (tmp_path / f"in/{name}.jpg").write_bytes(buffer.getvalue())
     arguments = ["index", "in", "out", "--shard-size", "4"]
     options = ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
-    code = "import sys; from dsd_trt.cli import main; main(sys.argv[1:])"
+    code = "import sys; from dsd_trt.commands.main import main; main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", code, *arguments, *options], cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/latents-*")) and time.monotonic() < deadline:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt import Bundle
-from dsd_trt.cli import main
+from dsd_trt.commands.main import main
 
 pytest_plugins = ("in_process",)
 
@@ -473,7 +473,7 @@ def test_a_damaged_bundle_and_an_engine_that_is_absent(
 
 
 def command(*arguments: str) -> list[str]:
-    script = "import sys; from dsd_trt.cli import main; main(sys.argv[1:])"
+    script = "import sys; from dsd_trt.commands.main import main; main(sys.argv[1:])"
     return [sys.executable, "-c", script, *arguments]
 
 
@@ -481,7 +481,7 @@ def test_help_imports_nothing_heavy() -> None:
     for arguments in (["--help"], ["score", "--help"]):
         script = (
             "import sys\n"
-            "from dsd_trt.cli import main\n"
+            "from dsd_trt.commands.main import main\n"
             "try: main(sys.argv[1:])\n"
             "finally:\n"
             "    heavy = {'numpy', 'PIL', 'tokenizers', 'rich', 'onnxruntime', 'openvino'}\n"
@@ -561,7 +561,7 @@ def test_without_a_terminal_a_line_tells_how_far_it_is(
     write_images(tmp_path, *(f"in/{i}.png" for i in range(10)))
     write_texts(tmp_path)
     assert "of 30 pairs\n" not in run("in", "texts.txt").err
-    monkeypatch.setattr("dsd_trt.console._LINE_EVERY", 0)
+    monkeypatch.setattr("dsd_trt.commands.console._LINE_EVERY", 0)
     told = re.findall(r"^(\d+) of 30 pairs$", run("in", "texts.txt").err, re.M)
     assert told == sorted(told, key=int)
     assert told[-1] == "30"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dsd_trt.commands.inputs import read_pairs
 from dsd_trt.errors import InputError
-from dsd_trt.inputs import read_pairs
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.data.table import read_table
 

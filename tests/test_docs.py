@@ -13,7 +13,7 @@ import click
 import make_commands
 import pytest
 
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt import Scorer
+from dsd_trt.commands.inputs import read_pairs
 from dsd_trt.export.reference import Reference
 from dsd_trt.export.settings import default_adapter
 from dsd_trt.image.preprocess import preprocess
-from dsd_trt.inputs import read_pairs
 from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import read_checkpoint

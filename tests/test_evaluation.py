@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from dsd_trt import Scorer
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import LeftOut, Report

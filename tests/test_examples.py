@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from dsd_trt import Scorer
+from dsd_trt.commands.inputs import read_pairs, read_texts
 from dsd_trt.image.files import find_images
-from dsd_trt.inputs import read_pairs, read_texts
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))

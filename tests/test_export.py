@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from dsd_trt import Scorer, read_bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec, graph_contract
 from dsd_trt.bundle.manifest import Calibration
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
 from dsd_trt.export.describe import describe

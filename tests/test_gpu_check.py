@@ -20,11 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 import dsd_trt.engine.tensorrt.cuda as cuda_module
 import dsd_trt.engines.gpu_check as module
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.engine.tensorrt.plan import Profile, Sidecar, write_plan
 from dsd_trt.engines.gpu_check import check_gpu, write_report
+from dsd_trt.engines.macs import count_macs
 from dsd_trt.engines.network import create_network, parse
-from dsd_trt.engines.work import count_macs
 from dsd_trt.errors import InputError
 
 if TYPE_CHECKING:

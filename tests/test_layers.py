@@ -75,7 +75,7 @@ LAYERS = [
 PACKAGES = {layer.folder: layer for layer in LAYERS}
 
 # The one place that may name a heavy module, and only as a string.
-COMMAND_LINE = Path("dsd_trt/cli.py")
+COMMAND_LINE = Path("dsd_trt/commands/main.py")
 HEAVY_NAME = re.compile(r"dsd_trt\.(train|export|engines)(\.\w+)*(:\w+)?")
 
 # Where a module's name is not its distribution's.
@@ -163,7 +163,7 @@ def test_imports_only_what_the_table_allows(layer: Layer) -> None:
         ("dsd_trt", "from dsd_trt import export"),
         ("dsd_trt", "from . import engines"),
         ("dsd_trt", "import requests"),
-        ("train", "from dsd_trt.export.command import command"),
+        ("train", "from dsd_trt.export.commands.export import command"),
         ("train", "from ..engines import plan"),
         ("train", "import onnx"),
         ("export", "import dsd_trt.engines"),

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from dsd_trt import Bundle
-from dsd_trt.cli import SUBCOMMANDS
+from dsd_trt.commands.main import SUBCOMMANDS
 
 ROOT = Path(__file__).parents[1]
 # What the modules of each folder may import of the package.

@@ -20,7 +20,7 @@ from PIL import Image
 from test_baselines import write_clip
 
 from dsd_trt import Scorer
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.limits import IMAGE_PIXELS
 from dsd_trt.results import Failure

@@ -27,8 +27,8 @@ from dsd_trt.engine import open_engine
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engine.openvino.cut import largest, lift_attention, split
 from dsd_trt.engine.openvino.pooled_attention import pool_attention, tile_width
+from dsd_trt.engines.macs import count_macs as count_by_tensorrt
 from dsd_trt.engines.network import parse
-from dsd_trt.engines.work import count_macs as count_by_tensorrt
 from dsd_trt.errors import InputError
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.exporter import export_bundle

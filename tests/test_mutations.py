@@ -42,10 +42,10 @@ from dsd_trt import (
     update_index,
 )
 from dsd_trt.bundle.contract import graph_contract
+from dsd_trt.commands.inputs import read_pairs, read_texts
 from dsd_trt.engine import open_engine
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, Profile, Sidecar, plans, read_plan, write_plan
 from dsd_trt.index.webdataset import tar_images
-from dsd_trt.inputs import read_pairs, read_texts
 from dsd_trt.results import Failure
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.adapter import Adapter

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 
 from dsd_trt import Bundle, Index, Scorer
 from dsd_trt.bundle.folder import file_entry
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.engine import EngineDescription
 from dsd_trt.index.writer import update_index
 from dsd_trt.pipeline import finite_rows, precision_advice

@@ -16,9 +16,9 @@ from full_disk import files_of_at_most
 from in_process import Run
 from PIL import Image
 
+from dsd_trt.commands.output import Record
+from dsd_trt.commands.parquet import ROWS, write_parquet
 from dsd_trt.errors import DsdError
-from dsd_trt.output import Record
-from dsd_trt.parquet import ROWS, write_parquet
 
 pytest_plugins = ("in_process",)
 

@@ -19,7 +19,7 @@ from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
 from dsd_trt.bundle.folder import Bundle, read_bundle, write_bundle
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.probe import draw_probe

@@ -18,7 +18,7 @@ from bundles import make_bundle
 
 import dsd_trt
 from dsd_trt import Bundle, Scorer
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
 

@@ -21,8 +21,8 @@ from PIL import Image
 from dsd_trt import read_bundle
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine.tensorrt.plan import plans
+from dsd_trt.engines.macs import count_macs
 from dsd_trt.engines.network import parse
-from dsd_trt.engines.work import count_macs
 
 pytestmark = [pytest.mark.real_size, pytest.mark.timeout(3600)]
 

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from dsd_trt import Scorer
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings

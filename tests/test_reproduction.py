@@ -9,7 +9,7 @@ import pytest
 from checkpoints import write_checkpoint
 from click.testing import CliRunner
 
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 
 pytestmark = pytest.mark.slow
 

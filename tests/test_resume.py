@@ -439,7 +439,7 @@ def test_a_run_without_a_journal_says_at_its_start_that_it_cannot_go_on(
     def stop(content: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dsd_trt.output.write_standard_output", stop)
+    monkeypatch.setattr("dsd_trt.commands.output.write_standard_output", stop)
     stopped = run("in", "texts.txt", "-f", "jsonl")
     assert stopped.code == 130
     assert "kept" not in stopped.err.partition(told)[2]
@@ -479,7 +479,7 @@ def test_two_runs_to_one_file_do_not_mix(run: Callable[..., Run], tmp_path: Path
 @contextmanager
 def started(bundle: Bundle, folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, once it scores."""
-    code = "import sys; from dsd_trt.cli import main; main(sys.argv[1:])"
+    code = "import sys; from dsd_trt.commands.main import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "score", "in", "texts.txt", *arguments]
     command += ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
     process = subprocess.Popen(

@@ -10,7 +10,7 @@ from bundles import FRACTIONS, WORDS
 from numpy.typing import NDArray
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.cli import main
+from dsd_trt.commands.main import main
 from dsd_trt.errors import InputError
 from dsd_trt.search import eliminate, same_best
 

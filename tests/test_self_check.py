@@ -23,7 +23,7 @@ from dsd_trt import Bundle, BundleError, Scorer
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME
-from dsd_trt.cli import main
+from dsd_trt.commands.main import main
 from dsd_trt.engine import EngineDescription, open_engine
 from dsd_trt.engine.self_check import FILE_NAME, tolerance_of
 from dsd_trt.engine.tensorrt.plan import graph_hash

@@ -17,11 +17,11 @@ from bundles import make_bundle
 from PIL import Image
 
 from dsd_trt import Bundle, ImageError, InputError, Scorer
+from dsd_trt.commands.inputs import read_pairs, read_texts
+from dsd_trt.commands.signals import interrupting
 from dsd_trt.files.regular import open_regular, read_regular
 from dsd_trt.image.preprocess import load_image
-from dsd_trt.inputs import read_pairs, read_texts
 from dsd_trt.limits import FILE_BYTES, IMAGE_BYTES, IMAGE_PIXELS, TEXTS
-from dsd_trt.signals import interrupting
 
 SOON = 3.0  # seconds
 
@@ -232,7 +232,8 @@ def _writer(pipe: Path) -> int:
 
 STUCK = """
     import ctypes, sys
-    from dsd_trt import __main__ as process, cli
+    from dsd_trt import __main__ as process
+    from dsd_trt.commands import main as cli
 
     def stuck(*arguments, **options):
         said = False

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from dsd_trt import Bundle, BundleError, InputError, Scorer
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.engine.tensorrt.plan import Profile, Sidecar, write_plan
 from dsd_trt.errors import MissingExtraError
 from dsd_trt.signature import SIGNATURE_NAME, open_bundle, sign_bundle

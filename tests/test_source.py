@@ -14,7 +14,7 @@ from checkpoints import write_checkpoint
 from click.testing import CliRunner
 from huggingface_hub.utils import filter_repo_objects
 
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.errors import ModelError
 from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder, find_model

@@ -22,7 +22,7 @@ from fake_hub import FakeHub, files_of, serve
 from own_network import Ended, Running, own_network, run
 from torture import Figures, not_in_a_slice, scaled
 
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.telemetry import VARIABLES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs"))
@@ -72,7 +72,7 @@ while True:
 # Commands, one after the other, in a process that stays until its libraries would have reported.
 COMMANDS = """
 import json, sys, time
-from dsd_trt.cli import main
+from dsd_trt.commands.main import main
 until = time.monotonic() + 30
 for arguments in json.loads(sys.argv[1]):
     print(arguments)

@@ -15,7 +15,7 @@ from PIL import Image
 from torture import Figures
 
 from dsd_trt import Bundle
-from dsd_trt.cli import cli
+from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.export.folder import staged
 from dsd_trt.files.lock import own_folder
@@ -49,7 +49,7 @@ def test_many_that_index_into_one_folder_at_once_make_one_index(
     bundle: Bundle, tmp_path: Path
 ) -> None:
     write_images(tmp_path / "photos", 60)
-    code = "import sys; from dsd_trt.cli import main; main(sys.argv[1:])"
+    code = "import sys; from dsd_trt.commands.main import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", code, "index", "photos", "out", "--shard-size", "8"]
     command += ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
     running = [

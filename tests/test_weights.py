@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from single_files import write_single_file
 from torch import Tensor
 
-from dsd_trt.cli import main
+from dsd_trt.commands.main import main
 from dsd_trt.errors import ModelError
 from dsd_trt.train.families import FAMILIES, tiny
 from dsd_trt.train.model import encode_texts, read_checkpoint

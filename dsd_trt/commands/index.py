@@ -53,7 +53,7 @@ def index(
     """
     from rich.console import Console
 
-    from dsd_trt.console import progress_bar, warnings_on
+    from dsd_trt.commands.console import progress_bar, warnings_on
     from dsd_trt.image.files import find_images
     from dsd_trt.index.webdataset import SUFFIXES
     from dsd_trt.index.writer import update_index

@@ -24,9 +24,9 @@ from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dsd_trt.commands.records import MatrixRecords
     from dsd_trt.jobs import Scorable
     from dsd_trt.journal import Journal
-    from dsd_trt.records import MatrixRecords
     from dsd_trt.results import Failure
     from dsd_trt.scorer import Scorer
 
@@ -136,12 +136,12 @@ def score(
     """
     from rich.console import Console
 
-    from dsd_trt.console import progress_bar, warnings_on
-    from dsd_trt.inputs import open_images, read_pairs, read_texts
-    from dsd_trt.output import refuse_input, refuse_unwritable
-    from dsd_trt.parquet import require_parquet
-    from dsd_trt.records import MatrixRecords, PairRecords, write_records
-    from dsd_trt.score_run import counted, describe, kept
+    from dsd_trt.commands.console import progress_bar, warnings_on
+    from dsd_trt.commands.inputs import open_images, read_pairs, read_texts
+    from dsd_trt.commands.output import refuse_input, refuse_unwritable
+    from dsd_trt.commands.parquet import require_parquet
+    from dsd_trt.commands.records import MatrixRecords, PairRecords, write_records
+    from dsd_trt.commands.score_run import counted, describe, kept
     from dsd_trt.scorer import Scorer
 
     unreadable: tuple[Failure, ...] = ()
@@ -268,7 +268,7 @@ def _state(output: str) -> tuple[int, int, int] | None:
 
 
 def _how_to_go_on(journal: Journal, run: dict[str, Any], error: BaseException) -> str:
-    from dsd_trt.score_run import counted
+    from dsd_trt.commands.score_run import counted
 
     kept = f"{counted(journal.pairs, run)} are kept in {journal.path}: "
     if is_disk_full(error):

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from dsd_trt.commands.inputs import Pair, read_pair
 from dsd_trt.errors import InputError
 from dsd_trt.files.rows import LineError, csv_rows, jsonl_rows, text_fault
 from dsd_trt.files.schema import parse_json
-from dsd_trt.inputs import Pair, read_pair
 from dsd_trt.train.data.files import read_text
 from dsd_trt.train.data.question import Question, shuffled
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.commands.output import Record
 from dsd_trt.errors import InputError, MissingExtraError
 from dsd_trt.files.whole import whole
-from dsd_trt.output import Record
 
 ROWS = 1 << 16  # of a row group: what is in memory at once
 _CHARACTERS = 1 << 24  # of a row group: texts may be long

@@ -113,7 +113,7 @@ def export(
     """Export a model as a bundle of ONNX graphs, and check them against PyTorch."""
     from rich.console import Console
 
-    from dsd_trt.console import warnings_on
+    from dsd_trt.commands.console import warnings_on
     from dsd_trt.export.exporter import export_bundle
     from dsd_trt.export.settings import Settings, default_adapter
     from dsd_trt.train.libraries import hush_libraries

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dsd_trt.output import Record, by_image
+from dsd_trt.commands.output import Record, by_image
 
 MAX_COLUMN = 16  # a text's column in the grid is no narrower than its text, up to this
 

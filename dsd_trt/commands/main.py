@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
+from dsd_trt.commands.signals import INTERRUPTED, interrupting
 from dsd_trt.errors import DISK_FULL, DsdError, MissingExtraError, with_causes
-from dsd_trt.signals import INTERRUPTED, interrupting
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,32 @@ SUBCOMMANDS = {
         "dsd_trt.commands.index:index", "Encode images once, to score other texts later."
     ),
     "export": Subcommand(
-        "dsd_trt.export.command:export", "Export a model as a bundle of ONNX graphs.", "export"
+        "dsd_trt.export.commands.export:export",
+        "Export a model as a bundle of ONNX graphs.",
+        "export",
     ),
     "adapt": Subcommand(
-        "dsd_trt.export.adapt_command:adapt", "Put another adapter into a bundle.", "export"
+        "dsd_trt.export.commands.adapt:adapt", "Put another adapter into a bundle.", "export"
     ),
     "build": Subcommand(
-        "dsd_trt.engines.command:build", "Compile a bundle's graphs to TensorRT plans."
+        "dsd_trt.engines.commands.build:build", "Compile a bundle's graphs to TensorRT plans."
     ),
     "gpu-check": Subcommand(
-        "dsd_trt.engines.gpu_command:gpu_check", "Try a bundle on the GPU here, and measure."
+        "dsd_trt.engines.commands.gpu_check:gpu_check", "Try a bundle on the GPU here, and measure."
     ),
     "triton": Subcommand(
-        "dsd_trt.engines.triton.command:triton",
+        "dsd_trt.engines.commands.triton:triton",
         "Write a model repository for Triton Inference Server.",
         "triton",
     ),
     "sign": Subcommand("dsd_trt.commands.sign:sign", "Sign a bundle."),
     "bench": Subcommand(
-        "dsd_trt.export.benchmark.command:bench",
+        "dsd_trt.export.commands.bench:bench",
         "Measure a bundle against the alternatives.",
         "export",
     ),
     "ranges": Subcommand(
-        "dsd_trt.export.ranges_command:ranges",
+        "dsd_trt.export.commands.ranges:ranges",
         "Tell how large values get in a bundle, and what FP16 leaves of room.",
         "export",
     ),

@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.inputs import Pair
-from dsd_trt.jobs import Progress, Scorable
-from dsd_trt.journal import Journal
-from dsd_trt.output import (
+from dsd_trt.commands.inputs import Pair
+from dsd_trt.commands.output import (
     LineFile,
     Record,
     json_parts,
@@ -20,7 +18,9 @@ from dsd_trt.output import (
     top_texts,
     write_output,
 )
-from dsd_trt.parquet import write_parquet
+from dsd_trt.commands.parquet import write_parquet
+from dsd_trt.jobs import Progress, Scorable
+from dsd_trt.journal import Journal
 from dsd_trt.results import Failure
 from dsd_trt.scorer import Scorer
 
@@ -166,7 +166,7 @@ def write_records(
     if form == "parquet":
         write_parquet(output, every)
         return
-    from dsd_trt.table import to_table
+    from dsd_trt.commands.table import to_table
 
     width = shutil.get_terminal_size((100, 24)).columns if output == "-" else 100
     color = output == "-" and sys.stdout.isatty()

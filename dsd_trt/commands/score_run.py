@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.cache import cache_folder
+from dsd_trt.commands.inputs import Pair
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.regular import open_regular
@@ -22,7 +23,6 @@ from dsd_trt.files.schema import parse_json
 from dsd_trt.files.whole import followed, is_device, whole
 from dsd_trt.image.files import printable
 from dsd_trt.index.index import Index, IndexedImage
-from dsd_trt.inputs import Pair
 from dsd_trt.journal import Journal, Survey, open_journal, require_ours, survey
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 from dsd_trt.scorer import Scorer

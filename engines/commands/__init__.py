@@ -1,0 +1,1 @@
+"""Commands that build plans and repositories, one module each."""
