@@ -18,7 +18,7 @@ from dsd_trt.export.proof import require_scores
 from dsd_trt.export.self_check import write_adapted
 from dsd_trt.files.disk import clone_or_copy, require_room
 from dsd_trt.pipeline import read_adapter_input
-from dsd_trt.train.adapter import Adapter, adapter_hash
+from dsd_trt.train.scoring.adapter import Adapter, adapter_hash
 
 
 def replace_adapter(

@@ -13,8 +13,8 @@ from torch.func import functional_call
 
 from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.errors import InputError
-from dsd_trt.train.adapter import Adapter
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 FILE_NAME = "adapter.bin"
 

@@ -20,10 +20,10 @@ from dsd_trt.bundle.manifest import (
 from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import adapter_input
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.adapter import Adapter, adapter_hash, resize_of
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.model import Checkpoint
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.adapter import Adapter, adapter_hash, resize_of
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 logger = logging.getLogger(__name__)
 

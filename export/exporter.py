@@ -26,11 +26,11 @@ from dsd_trt.export.self_check import write_self_check
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.memory import release_freed_memory
 from dsd_trt.train.model import read_checkpoint
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 _LARGE = 100_000_000  # weights of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
 

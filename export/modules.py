@@ -13,9 +13,9 @@ from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.export.adapter_input import FedScoringUNet
 from dsd_trt.export.gates import split_gates
 from dsd_trt.train.encoders import ImageEncoder
-from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint, encode_texts
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.matrix import MatrixScorer
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 
 class BuildScoring(Protocol):

@@ -16,10 +16,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dsd_trt.bundle.manifest import HeadMode, ScoreKind
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.model import read_checkpoint
-from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
 LAYERS = 6  # cross-attention layers: one down, one in the middle, four up

@@ -28,9 +28,9 @@ from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.settings import Settings
 from dsd_trt.files.schema import from_plain
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import Checkpoint, read_checkpoint
+from dsd_trt.train.scoring.adapter import Adapter
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

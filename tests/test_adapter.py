@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import read_checkpoint
+from dsd_trt.train.scoring.adapter import Adapter, resize_of
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from dsd_trt.engine.tensorrt.cuda import (
     compute_capability,
     memory_in_use,
 )
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import build_matcher, train_baseline
 from dsd_trt.train.baselines.matcher import by_matcher
@@ -41,6 +40,7 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.model import read_checkpoint
 from dsd_trt.train.random_model import write_random_model
+from dsd_trt.train.scoring.adapter import Adapter
 
 pytestmark = pytest.mark.gpu
 

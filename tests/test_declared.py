@@ -22,9 +22,9 @@ from dsd_trt.train.families import FAMILIES, tiny, unet_config
 from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, Fields, require_known
 from dsd_trt.train.kinds import ELSEWHERE
 from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
-from dsd_trt.train.noise import noise_levels
 from dsd_trt.train.random_model import write_random_model
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.noise import noise_levels
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextConfig}
 FIELDS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}

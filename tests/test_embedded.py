@@ -20,9 +20,9 @@ from dsd_trt.commands.inputs import read_pairs
 from dsd_trt.export.reference import Reference
 from dsd_trt.export.settings import default_adapter
 from dsd_trt.image.preprocess import preprocess
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.model import read_checkpoint
+from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -35,8 +35,8 @@ from dsd_trt.train.fewshot.model import (
     validate,
 )
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.head_weights import HeadWeights
 from dsd_trt.train.model import Checkpoint, read_checkpoint
+from dsd_trt.train.scoring.head_weights import HeadWeights
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
 SETTINGS = FewShotSettings(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from unets import random_levels, random_pairs, random_unet
 
-from dsd_trt.train.head_weights import calibrated_weights, head_attributions
-from dsd_trt.train.pooling import attribution, logsumexp_pool
-from dsd_trt.train.scoring_unet import Response, ScoringUNet, average_heads, average_tokens
+from dsd_trt.train.scoring.head_weights import calibrated_weights, head_attributions
+from dsd_trt.train.scoring.pooling import attribution, logsumexp_pool
+from dsd_trt.train.scoring.scoring_unet import Response, ScoringUNet, average_heads, average_tokens
 
 
 @pytest.mark.parametrize("lam", [0.5, 20.0, 100.0])

@@ -89,7 +89,7 @@ DISTRIBUTIONS = {
 
 
 def _owner(module: str) -> str:
-    """The layer a first-party module belongs to: "dsd_trt.train.noise" -> "dsd_trt.train"."""
+    """The layer a first-party module belongs to: "dsd_trt.train.scoring.noise" -> "dsd_trt.train"."""
     return next((x.package for x in LAYERS if f"{module}.".startswith(f"{x.package}.")), module)
 
 
@@ -159,7 +159,7 @@ def test_imports_only_what_the_table_allows(layer: Layer) -> None:
         ("dsd_trt", "def f():\n    from onnx import helper"),
         ("dsd_trt", "if TYPE_CHECKING:\n    from diffusers import AutoencoderKL"),
         ("dsd_trt", "importlib.import_module('transformers')"),
-        ("dsd_trt", "from dsd_trt.train.noise import NoiseLevels"),
+        ("dsd_trt", "from dsd_trt.train.scoring.noise import NoiseLevels"),
         ("dsd_trt", "from dsd_trt import export"),
         ("dsd_trt", "from . import engines"),
         ("dsd_trt", "import requests"),
@@ -196,7 +196,7 @@ def test_relative_imports_are_resolved_from_a_subpackage() -> None:
     source = "from ..train import noise\nfrom .onnxruntime import OnnxRuntimeEngine"
     assert _violations(source, PACKAGES["dsd_trt"], "dsd_trt.engine") == [
         "1: dsd_trt.train",
-        "1: dsd_trt.train.noise",
+        "1: dsd_trt.train.scoring.noise",
     ]
 
 

@@ -33,7 +33,6 @@ from dsd_trt.errors import InputError
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.by_model import by_model
@@ -42,9 +41,10 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.model import build_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.matrix import MatrixScorer
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 pytest_plugins = ("exported",)
 

@@ -48,7 +48,6 @@ from dsd_trt.engine.tensorrt.plan import PLAN_NAME, Profile, Sidecar, plans, rea
 from dsd_trt.index.webdataset import tar_images
 from dsd_trt.results import Failure
 from dsd_trt.tokenizer import Tokenizer
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.checkpoint import require_like, require_plan, restore_optimizer, resumed
 from dsd_trt.train.checkpoint import save_state as write_state
 from dsd_trt.train.data.left_out import Report
@@ -58,7 +57,8 @@ from dsd_trt.train.data.table import read_table
 from dsd_trt.train.data.vqa import read_answer_counts
 from dsd_trt.train.evaluation.answers import ask, ignore
 from dsd_trt.train.loss_log import LossLog
-from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.weights import find_weights, read_headers
 
 Mutate = Callable[[bytes, random.Random], bytes]

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from dsd_trt.train.pooling import CrossAttention, cosine_pool, logsumexp_pool, max_pool, pool
+from dsd_trt.train.scoring.pooling import (
+    CrossAttention,
+    cosine_pool,
+    logsumexp_pool,
+    max_pool,
+    pool,
+)
 
 LAMBDAS = [0.01, 1.0, 20.0, 100.0, 1e6]
 any_lambda = pytest.mark.parametrize("lam", LAMBDAS)

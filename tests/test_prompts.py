@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from unets import TEXT_WIDTH, random_levels, random_pairs, random_unet
 
-from dsd_trt.train.layers import inner_widths
-from dsd_trt.train.prompts import AttentionPrompts, MatrixPrompt, PromptConfig
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.layers import inner_widths
+from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt, PromptConfig
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 MEMBERS = ["sd 1", "sdxl", "shapes"]
 CONFIG = PromptConfig(rank=3, hidden=16, latent_channels=4)

@@ -21,10 +21,10 @@ from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.layers import last_of_each_stage
 from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.random_model import write_random_model
-from dsd_trt.train.released import read_released
+from dsd_trt.train.scoring.layers import last_of_each_stage
+from dsd_trt.train.scoring.released import read_released
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "released-checkpoint" / "pytorch_model.bin"
 TEXTS = ["a red circle", "two dogs"]

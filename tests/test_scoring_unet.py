@@ -14,9 +14,9 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from unets import FAMILY, random_levels, random_pairs, random_unet
 
-from dsd_trt.train.layers import select_layers
-from dsd_trt.train.pooling import CrossAttention
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.layers import select_layers
+from dsd_trt.train.scoring.pooling import CrossAttention
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 every_member = pytest.mark.parametrize("name", FAMILY)
 Trace = list[tuple[str, Tensor]]

@@ -21,7 +21,7 @@ from dsd_trt.export.folder import staged
 from dsd_trt.files.lock import own_folder
 from dsd_trt.index.index import Index
 from dsd_trt.index.writer import update_index
-from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.scoring.adapter import Adapter
 
 OURS = rf"is being written by process {os.getpid()} on .* since .*\. Wait until it has ended"
 
@@ -114,7 +114,7 @@ def test_adapters_saved_at_once_are_one_of_them(tmp_path: Path, figures: Figures
         "import sys\n"
         "from dataclasses import replace\n"
         "from pathlib import Path\n"
-        "from dsd_trt.train.adapter import Adapter\n"
+        "from dsd_trt.train.scoring.adapter import Adapter\n"
         "import torch\n"
         "folder, number = Path(sys.argv[1]), float(sys.argv[2])\n"
         "adapter = Adapter.load(folder)\n"

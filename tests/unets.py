@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dsd_trt.train.noise import NoiseLevels, noise_levels
+from dsd_trt.train.scoring.noise import NoiseLevels, noise_levels
 
 TEXT_WIDTH = 24  # D
 TOKENS = 9  # text tokens; nothing in the U-Net depends on their being 77

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # commands list the families in their help, which should not wait for torch
-    from dsd_trt.train.scoring_unet import Prediction
+    from dsd_trt.train.scoring.scoring_unet import Prediction
 
 TOKENS = 77  # in a padded text, in every one of them
 LEGACY_EOS = 2  # in older config files, which transformers reads as "the highest id"

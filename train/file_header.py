@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dsd_trt.train.families import FAMILIES, Family, TextTower
-from dsd_trt.train.scoring_unet import Prediction
+from dsd_trt.train.scoring.scoring_unet import Prediction
 from dsd_trt.train.skeleton import build_scheduler
 from dsd_trt.train.weights import open_weights
 

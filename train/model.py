@@ -21,7 +21,7 @@ from dsd_trt.train.encoders import DualTextEncoder, ImageEncoder, TextEncoder
 from dsd_trt.train.families import TOKENS
 from dsd_trt.train.memory import release_freed_memory
 from dsd_trt.train.model_folder import ModelFolder
-from dsd_trt.train.scoring_unet import Prediction
+from dsd_trt.train.scoring.scoring_unet import Prediction
 from dsd_trt.train.single_file import SingleFile
 from dsd_trt.train.source import EMBEDDED, ModelSource, find_model
 

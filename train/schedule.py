@@ -14,7 +14,7 @@ import diffusers
 
 from dsd_trt.train.fields import Fields, require_known, unexpected
 from dsd_trt.train.kinds import COUNT, ELSEWHERE, FLAG_OR_NONE, POSITIVE
-from dsd_trt.train.scoring_unet import Prediction
+from dsd_trt.train.scoring.scoring_unet import Prediction
 
 KNOWN: tuple[str, ...] = (
     "DDPMScheduler",

@@ -52,7 +52,6 @@ def ablate(
     """
     from rich.console import Console
 
-    from dsd_trt.train.adapter import Adapter, resize_of
     from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
@@ -64,6 +63,7 @@ def ablate(
     from dsd_trt.train.libraries import hush_libraries
     from dsd_trt.train.model import read_checkpoint
     from dsd_trt.train.progress import StageProgress
+    from dsd_trt.train.scoring.adapter import Adapter, resize_of
 
     hush_libraries()
     checkpoint = read_checkpoint(model, best_device())

@@ -22,7 +22,7 @@ def import_released(file: Path, out: Path) -> None:
     FILE is its pytorch_model.bin. Its score is "released", per pair where the research code
     averages over a batch; export with --score attention for the paper's.
     """
-    from dsd_trt.train.released import read_released
+    from dsd_trt.train.scoring.released import read_released
 
     adapter = read_released(file)
     adapter.save(out)

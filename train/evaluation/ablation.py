@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from dsd_trt.files.whole import whole
 from dsd_trt.train.fewshot.examples import Examples
-from dsd_trt.train.noise import DEFAULT_LEVELS
-from dsd_trt.train.pooling import CrossAttention, attribution, logsumexp_pool, pool
-from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
+from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
+from dsd_trt.train.scoring.pooling import CrossAttention, attribution, logsumexp_pool, pool
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens
 
 LAMBDAS = (1.0, 5.0, 20.0, 100.0)
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

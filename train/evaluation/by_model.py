@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from dsd_trt.bundle.manifest import Mode, Resize, ScoreKind
-from dsd_trt.train.adapter import Adapter, resize_of
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.left_out import Report
 from dsd_trt.train.data.question import Question
@@ -18,9 +17,10 @@ from dsd_trt.train.evaluation.encoded import score_encoded
 from dsd_trt.train.fewshot.examples import Examples, encoders_of
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.model import FewShotModel, score_all
-from dsd_trt.train.head_weights import HeadWeights
-from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import encode_texts, read_checkpoint
+from dsd_trt.train.scoring.adapter import Adapter, resize_of
+from dsd_trt.train.scoring.head_weights import HeadWeights
+from dsd_trt.train.scoring.matrix import MatrixScorer
 
 
 def by_model(
@@ -39,7 +39,7 @@ def by_model(
         score: None is the adapter's, or "attention" without one.
         levels: noise levels s; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
         resize: how images become the model's squares; None is the adapter's, or at once.
-        mode: see `dsd_trt.train.matrix`; None is the adapter's, pair for both or none.
+        mode: see `dsd_trt.train.scoring.matrix`; None is the adapter's, pair for both or none.
 
     Raises:
         ModelError: model or adapter cannot be read, or do not belong together.

@@ -16,7 +16,6 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain, read_json
 from dsd_trt.files.whole import write_whole
 from dsd_trt.results import Failure
-from dsd_trt.train.adapter import Adapter
 from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
 from dsd_trt.train.baselines.matcher import by_matcher
@@ -35,8 +34,9 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.model import read_checkpoint
-from dsd_trt.train.noise import DEFAULT_LEVELS
 from dsd_trt.train.run_key import claim, model_identity, questions_hash
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
 
 REAL = ("comvg", "refcocog", "vqav2")
 SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")

@@ -13,13 +13,13 @@ from dsd_trt.bundle.manifest import Mode
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.head_weights import HeadWeights, calibrated_weights, head_attributions
-from dsd_trt.train.layers import inner_widths, text_width
-from dsd_trt.train.matrix import MatrixScorer
 from dsd_trt.train.model import Checkpoint
-from dsd_trt.train.noise import noise_levels
-from dsd_trt.train.prompts import AttentionPrompts, PromptConfig
-from dsd_trt.train.scoring_unet import ScoringUNet, average_heads, average_tokens
+from dsd_trt.train.scoring.head_weights import HeadWeights, calibrated_weights, head_attributions
+from dsd_trt.train.scoring.layers import inner_widths, text_width
+from dsd_trt.train.scoring.matrix import MatrixScorer
+from dsd_trt.train.scoring.noise import noise_levels
+from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_heads, average_tokens
 
 _BATCH = 64  # pairs scored at a time where no gradients are kept
 

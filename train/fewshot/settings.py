@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
-from dsd_trt.train.noise import DEFAULT_LEVELS
+from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FewShotSettings:
         rank: of the static prompts; None is full matrices.
         hidden: width of the mapping network.
         head_mode: where head weights come from, see `HeadWeights` of the bundle.
-        mode: which mode it is trained for, see `dsd_trt.train.matrix`; "both" takes the mean of
+        mode: which mode it is trained for, see `dsd_trt.train.scoring.matrix`; "both" takes the mean of
             their losses.
         score: what is trained: attention, denoising term, or both.
         levels: noise levels s.

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
-from dsd_trt.train.layers import inner_widths
 from dsd_trt.train.model import token_mask, tokenize
-from dsd_trt.train.noise import noise_levels
-from dsd_trt.train.pooling import logsumexp_pool
-from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens
+from dsd_trt.train.scoring.layers import inner_widths
+from dsd_trt.train.scoring.noise import noise_levels
+from dsd_trt.train.scoring.pooling import logsumexp_pool
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens
 from dsd_trt.train.shapes.batch import TELLING
 from dsd_trt.train.shapes.encoded_batch import EncodedBatch, encoded_batches
 from dsd_trt.train.shapes.naming import Naming

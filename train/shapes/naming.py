@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsd_trt.train.pooling import CrossAttention
+from dsd_trt.train.scoring.pooling import CrossAttention
 from dsd_trt.train.shapes.scene import COLOURS, SHAPES, Scene
 from dsd_trt.train.shapes.twins import MAX_THINGS
 

@@ -25,7 +25,7 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.model import encode_texts, read_checkpoint
 from dsd_trt.train.saved_model import saved_model
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
 from dsd_trt.train.shapes.plan import Plan, stages
 from dsd_trt.train.shapes.probe import probe, summary

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsd_trt.train.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.twins import TwinLatents, sample_twins
 
 EncodeTexts = Callable[[list[str]], tuple[Tensor, Tensor]]

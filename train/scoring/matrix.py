@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsd_trt.train.pooling import logsumexp_pool
-from dsd_trt.train.prompts import MatrixPrompt
-from dsd_trt.train.scoring_unet import ScoringUNet, average_tokens, no_autocast
+from dsd_trt.train.scoring.pooling import logsumexp_pool
+from dsd_trt.train.scoring.prompts import MatrixPrompt
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens, no_autocast
 
 
 class MatrixScorer(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsd_trt.errors import InputError
-from dsd_trt.train.adapter import Adapter
+from dsd_trt.train.scoring.adapter import Adapter
 
 _KEY = re.compile(
     r"(?P<block>(down_blocks|mid_block|up_blocks)\.[\w.]+\.attn[12])"

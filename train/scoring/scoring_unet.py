@@ -21,10 +21,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dsd_trt.train.layers import cross_attention_names, require_stable_diffusion, select_layers
-from dsd_trt.train.noise import NoiseLevels
-from dsd_trt.train.pooling import CrossAttention, Pooling, attribution, pool
-from dsd_trt.train.prompts import AttentionPrompts, MatrixPrompt
+from dsd_trt.train.scoring.layers import (
+    cross_attention_names,
+    require_stable_diffusion,
+    select_layers,
+)
+from dsd_trt.train.scoring.noise import NoiseLevels
+from dsd_trt.train.scoring.pooling import CrossAttention, Pooling, attribution, pool
+from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt
 
 Prediction = Literal["epsilon", "v_prediction"]
 Steps = Generator[CrossAttention, None, Tensor]

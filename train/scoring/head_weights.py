@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.train.pooling import pool
-from dsd_trt.train.scoring_unet import Response, ScoringUNet, average_heads, average_tokens
+from dsd_trt.train.scoring.pooling import pool
+from dsd_trt.train.scoring.scoring_unet import Response, ScoringUNet, average_heads, average_tokens
 
 
 class HeadWeights(nn.Module):

@@ -22,8 +22,8 @@ from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import TensorHeader, read_tensor_headers
 from dsd_trt.files.whole import write_whole
-from dsd_trt.train.prompts import PromptConfig
-from dsd_trt.train.scoring_unet import uniform_head_weights
+from dsd_trt.train.scoring.prompts import PromptConfig
+from dsd_trt.train.scoring.scoring_unet import uniform_head_weights
 from dsd_trt.train.weights import is_finite
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
@@ -50,7 +50,7 @@ class Adapter:
         base: sha256 of each weight file of the model it was trained on, as far as known.
         resize: how the images it was trained on became squares, see `Resize`.
         training: how it was trained and what it scored, free-form.
-        mode: which mode it was trained for, see `dsd_trt.train.matrix`.
+        mode: which mode it was trained for, see `dsd_trt.train.scoring.matrix`.
         matrix_a: a of the matrix mode's score.
         matrix_b: b of it.
         merged: low-rank changes of the U-Net's own weights, by "PATH OF A LAYER.up" and ".down".
