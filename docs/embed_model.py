@@ -18,8 +18,8 @@ from pathlib import Path
 from dsd_trt import Scorer
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings, default_adapter
+from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
 from dsd_trt.train.shapes.card import model_card
-from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -22,12 +22,12 @@ import torch
 
 from dsd_trt.train.data.shapes import shapes_comvg
 from dsd_trt.train.device import best_device
+from dsd_trt.train.diffusion.families import FAMILIES, tiny
+from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.evaluation.by_model import by_model
-from dsd_trt.train.families import FAMILIES, tiny
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.libraries import hush_libraries
-from dsd_trt.train.random_model import write_random_model
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "FP32": {},

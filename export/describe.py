@@ -20,8 +20,8 @@ from dsd_trt.bundle.manifest import (
 from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import adapter_input
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.families import TOKENS
-from dsd_trt.train.model import Checkpoint
+from dsd_trt.train.diffusion.checkpoint import Checkpoint
+from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.adapter import Adapter, adapter_hash, resize_of
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 

@@ -12,8 +12,8 @@ from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.export.adapter_input import FedScoringUNet
 from dsd_trt.export.gates import split_gates
-from dsd_trt.train.encoders import ImageEncoder
-from dsd_trt.train.model import Checkpoint, encode_texts
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts
+from dsd_trt.train.diffusion.encoders import ImageEncoder
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 

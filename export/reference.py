@@ -15,8 +15,8 @@ from torch import Tensor
 from dsd_trt.bundle.manifest import MatrixMode, Method
 from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.probe import Probe
-from dsd_trt.train.families import TOKENS
-from dsd_trt.train.model import Checkpoint, token_mask
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, token_mask
+from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 

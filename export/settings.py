@@ -9,7 +9,7 @@ from typing import Literal
 
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.manifest import Resize, ScoreKind, TokenMask
-from dsd_trt.train.source import EMBEDDED, embedded_model_folder
+from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
 
 Verify = Literal["quick", "full"]
 

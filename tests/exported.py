@@ -29,7 +29,7 @@ from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.settings import Settings
 from dsd_trt.files.schema import from_plain
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import Checkpoint, read_checkpoint
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsd_trt.errors import ModelError
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import read_checkpoint
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter, resize_of
 
 

@@ -31,7 +31,7 @@ from dsd_trt.export.benchmark.measure import Measured, measure
 from dsd_trt.export.benchmark.report import BenchReport
 from dsd_trt.export.benchmark.work import Work
 from dsd_trt.pipeline import Pipeline
-from dsd_trt.train.model import encode_texts
+from dsd_trt.train.diffusion.checkpoint import encode_texts
 
 if TYPE_CHECKING:
     from exported import Exported

@@ -29,17 +29,17 @@ from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.data.shapes import shapes_refcocog
 from dsd_trt.train.device import best_device
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.diffusion.families import FAMILIES, tiny
+from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.evaluation.ablation import LEVELS, collect
 from dsd_trt.train.evaluation.by_model import by_model
-from dsd_trt.train.families import FAMILIES, tiny
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.model import build_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
-from dsd_trt.train.model import read_checkpoint
-from dsd_trt.train.random_model import write_random_model
 from dsd_trt.train.scoring.adapter import Adapter
 
 pytestmark = pytest.mark.gpu

@@ -16,13 +16,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.declared import text_fields, unet_fields, vae_fields
-from dsd_trt.train.encoders import ImageEncoder
-from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, Fields, require_known
-from dsd_trt.train.kinds import ELSEWHERE
-from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
-from dsd_trt.train.random_model import write_random_model
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
+from dsd_trt.train.diffusion.declared import text_fields, unet_fields, vae_fields
+from dsd_trt.train.diffusion.encoders import ImageEncoder
+from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
+from dsd_trt.train.diffusion.fields import TEXT_ENCODER, UNET, VAE, Fields, require_known
+from dsd_trt.train.diffusion.kinds import ELSEWHERE
+from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 

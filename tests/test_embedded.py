@@ -21,9 +21,9 @@ from dsd_trt.export.reference import Reference
 from dsd_trt.export.settings import default_adapter
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import read_checkpoint
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.source import EMBEDDED, embedded_model_folder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "images"

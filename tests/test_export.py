@@ -41,7 +41,7 @@ from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.model import encode_texts, read_checkpoint, token_mask
+from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint, token_mask
 from dsd_trt.train.scoring.adapter import Adapter
 
 if TYPE_CHECKING:

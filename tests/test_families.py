@@ -24,9 +24,9 @@ from dsd_trt.errors import DsdError, InputError, ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
-from dsd_trt.train.random_model import write_random_model
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
+from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
+from dsd_trt.train.diffusion.random_model import write_random_model
 
 TEXTS = ["a red circle", "two dogs under a tree, one of them asleep", "", "ZEBRA 42!"]
 every_family = pytest.mark.parametrize("name", FAMILIES)

@@ -14,11 +14,11 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.families import FAMILIES, tiny
-from dsd_trt.train.model import encode_texts, read_checkpoint
-from dsd_trt.train.random_model import write_random_model
-from dsd_trt.train.single_file import SingleFile
-from dsd_trt.train.skeleton import build_scheduler
+from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
+from dsd_trt.train.diffusion.families import FAMILIES, tiny
+from dsd_trt.train.diffusion.random_model import write_random_model
+from dsd_trt.train.diffusion.single_file import SingleFile
+from dsd_trt.train.diffusion.skeleton import build_scheduler
 
 FIRST = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 WIDTHS = {"sd15": 768, "sd21-base": 1024, "sd21": 1024, "sd-turbo": 1024, "sdxl": 2048}
@@ -158,7 +158,7 @@ def test_pictures_are_of_the_resolution_the_file_says(tmp_path: Path, written: s
 @pytest.fixture
 def tiny_families(monkeypatch: pytest.MonkeyPatch, few_words: None) -> None:
     few = {name: tiny(family) for name, family in FAMILIES.items()}
-    monkeypatch.setattr("dsd_trt.train.single_file.FAMILIES", few)
+    monkeypatch.setattr("dsd_trt.train.diffusion.single_file.FAMILIES", few)
 
 
 @pytest.mark.parametrize("layer", ["1", "2"])

@@ -27,12 +27,12 @@ from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.data.table import read_table
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.evaluation.answers import by_scorer
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.reproduction import Plan, reproduce
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.model import read_checkpoint
 
 COLOURS = ("red", "green", "blue")
 BAD = {

@@ -55,11 +55,11 @@ from dsd_trt.train.data.question import Question
 from dsd_trt.train.data.refcocog import read_refs
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.data.vqa import read_answer_counts
+from dsd_trt.train.diffusion.weights import find_weights, read_headers
 from dsd_trt.train.evaluation.answers import ask, ignore
 from dsd_trt.train.loss_log import LossLog
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
-from dsd_trt.train.weights import find_weights, read_headers
 
 Mutate = Callable[[bytes, random.Random], bytes]
 TEXTS = ["a red circle", "dog"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from unets import random_levels, random_pairs, random_unet
 
-from dsd_trt.train.model import read_checkpoint
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.scoring.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 

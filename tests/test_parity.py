@@ -22,7 +22,7 @@ from dsd_trt.export.parity import ParityError, check_parity, emulated_bundle, me
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.reference import Expected, Reference
 from dsd_trt.export.trace import module_of
-from dsd_trt.train.model import Checkpoint
+from dsd_trt.train.diffusion.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from exported import Exported

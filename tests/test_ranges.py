@@ -32,7 +32,7 @@ from dsd_trt.export.ranges import (
     worst,
 )
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.model import encode_texts
+from dsd_trt.train.diffusion.checkpoint import encode_texts
 
 if TYPE_CHECKING:
     from exported import Exported

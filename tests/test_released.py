@@ -20,9 +20,9 @@ from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.model import Checkpoint, encode_texts, read_checkpoint
-from dsd_trt.train.random_model import write_random_model
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
+from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
+from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.scoring.layers import last_of_each_stage
 from dsd_trt.train.scoring.released import read_released
 

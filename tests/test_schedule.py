@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.families import FAMILIES, tiny
-from dsd_trt.train.model import read_checkpoint
-from dsd_trt.train.random_model import write_random_model
-from dsd_trt.train.schedule import KNOWN, SCHEDULER, read_schedule
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.diffusion.families import FAMILIES, tiny
+from dsd_trt.train.diffusion.random_model import write_random_model
+from dsd_trt.train.diffusion.schedule import KNOWN, SCHEDULER, read_schedule
 from dsd_trt.train.scoring.noise import noise_levels
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

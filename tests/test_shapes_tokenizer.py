@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 
 from dsd_trt.bundle.manifest import TokenizerSpec
 from dsd_trt.tokenizer import Tokenizer
-from dsd_trt.train.model import token_mask
+from dsd_trt.train.diffusion.checkpoint import token_mask
 from dsd_trt.train.shapes.caption import caption, words
 from dsd_trt.train.shapes.scene import sample_scene
 from dsd_trt.train.shapes.tokenizer import build_tokenizer, learn_merges

@@ -16,12 +16,12 @@ from dsd_trt import Scorer
 from dsd_trt.errors import ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.families import FAMILIES, tiny, unet_config
-from dsd_trt.train.model import read_checkpoint
-from dsd_trt.train.model_folder import ModelFolder
-from dsd_trt.train.random_model import write_random_model
-from dsd_trt.train.single_file import SingleFile
-from dsd_trt.train.source import find_model
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
+from dsd_trt.train.diffusion.folder import ModelFolder
+from dsd_trt.train.diffusion.random_model import write_random_model
+from dsd_trt.train.diffusion.single_file import SingleFile
+from dsd_trt.train.diffusion.source import find_model
 
 FIRST = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -31,7 +31,7 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 def tiny_families(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every family a few channels wide."""
     few = {name: tiny(family) for name, family in FAMILIES.items()}
-    monkeypatch.setattr("dsd_trt.train.single_file.FAMILIES", few)
+    monkeypatch.setattr("dsd_trt.train.diffusion.single_file.FAMILIES", few)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import ModelError
-from dsd_trt.train.model import read_checkpoint
-from dsd_trt.train.source import EMBEDDED, embedded_model_folder, find_model
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder, find_model
 
 COMMIT, OLDER = "0f" * 20, "1a" * 20
 
@@ -66,7 +66,7 @@ def test_a_repository_is_found_by_branch_tag_or_commit(
 
 LOOK = """
 import json, sys
-from dsd_trt.train.model import read_checkpoint
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 checkpoint = read_checkpoint("somebody/tiny-sd")
 weight = checkpoint.unet.state_dict()["conv_in.weight"].double().sum().item()
 source = checkpoint.source
@@ -175,7 +175,7 @@ def test_only_what_is_read_is_fetched(monkeypatch: pytest.MonkeyPatch, hub: Path
         asked.append(allow_patterns)
         return str(snapshot)
 
-    monkeypatch.setattr("dsd_trt.train.hub.snapshot_download", fetch)
+    monkeypatch.setattr("dsd_trt.train.diffusion.hub.snapshot_download", fetch)
     find_model("somebody/tiny-sd")
     (patterns,) = asked
     wanted = [

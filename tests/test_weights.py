@@ -17,10 +17,10 @@ from torch import Tensor
 
 from dsd_trt.commands.main import main
 from dsd_trt.errors import ModelError
-from dsd_trt.train.families import FAMILIES, tiny
-from dsd_trt.train.model import encode_texts, read_checkpoint
-from dsd_trt.train.random_model import write_random_model
-from dsd_trt.train.weights import find_weights, is_finite, read_headers, weight_patterns
+from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
+from dsd_trt.train.diffusion.families import FAMILIES, tiny
+from dsd_trt.train.diffusion.random_model import write_random_model
+from dsd_trt.train.diffusion.weights import find_weights, is_finite, read_headers, weight_patterns
 
 Change = Callable[[dict[str, Tensor]], object]
 WEIGHTS = {
@@ -145,7 +145,7 @@ def test_single_file_with_more_of_clip_than_needed_encodes_as_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_words: None
 ) -> None:
     few = {name: tiny(family) for name, family in FAMILIES.items()}
-    monkeypatch.setattr("dsd_trt.train.single_file.FAMILIES", few)
+    monkeypatch.setattr("dsd_trt.train.diffusion.single_file.FAMILIES", few)
     folder = write_random_model(tmp_path / "sd15", few["sd15"])
     path = write_single_file(folder, tmp_path / "a.safetensors")
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
@@ -200,7 +200,9 @@ def test_single_file_with_more_of_clip_than_needed_encodes_as_without(
 def test_a_single_files_weights_that_do_not_fit_are_named(
     xl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, complaint: str
 ) -> None:
-    monkeypatch.setattr("dsd_trt.train.single_file.FAMILIES", {"sdxl": tiny(FAMILIES["sdxl"])})
+    monkeypatch.setattr(
+        "dsd_trt.train.diffusion.single_file.FAMILIES", {"sdxl": tiny(FAMILIES["sdxl"])}
+    )
     path = shutil.copy(xl.with_suffix(".safetensors"), tmp_path / "model.safetensors")
     (tmp_path / "tokenizer").symlink_to(xl / "tokenizer")
     rewrite(path, change)

@@ -8,14 +8,14 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from dsd_trt.bundle.manifest import ScoreKind
-from dsd_trt.train.model import Checkpoint
+from dsd_trt.train.diffusion.checkpoint import Checkpoint
+from dsd_trt.train.diffusion.weights import check_names
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.layers import inner_widths, last_of_each_stage, text_width
 from dsd_trt.train.scoring.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.scoring.pooling import Pooling
 from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
-from dsd_trt.train.weights import check_names
 
 
 def build_scoring_unet(

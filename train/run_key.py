@@ -21,7 +21,7 @@ from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.train.data.question import Question
 from dsd_trt.train.device import best_device
-from dsd_trt.train.model import Checkpoint, read_checkpoint
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.scoring.adapter import adapter_hash
 
 RUN_NAME = "run.json"

@@ -89,7 +89,7 @@ def bench(
         click.echo(json.dumps(matmul_peaks()))
         return
     if measured == _MODEL:
-        from dsd_trt.train.model import read_checkpoint
+        from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 
         read_checkpoint(model)
         return

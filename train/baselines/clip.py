@@ -13,13 +13,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.clip_tokenizer import read_tokenizer, require_embedding
-from dsd_trt.train.declared import require_ends, require_eos
-from dsd_trt.train.families import LEGACY_EOS
-from dsd_trt.train.fields import require_assumed
-from dsd_trt.train.kinds import is_number
-from dsd_trt.train.weight_names import is_computed
-from dsd_trt.train.weights import (
+from dsd_trt.train.diffusion.clip_tokenizer import read_tokenizer, require_embedding
+from dsd_trt.train.diffusion.declared import require_ends, require_eos
+from dsd_trt.train.diffusion.families import LEGACY_EOS
+from dsd_trt.train.diffusion.fields import require_assumed
+from dsd_trt.train.diffusion.kinds import is_number
+from dsd_trt.train.diffusion.weight_names import is_computed
+from dsd_trt.train.diffusion.weights import (
     check_types,
     fill_module,
     find_weights,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dsd_trt.commands.options import seed_option
-from dsd_trt.train.families import FAMILIES
+from dsd_trt.train.diffusion.families import FAMILIES
 
 EXAMPLES = """\b
 Examples:
@@ -32,9 +32,9 @@ def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
 
     Whatever does not depend on the numbers inside is real: shapes, files, memory, time.
     """
-    from dsd_trt.train import families
+    from dsd_trt.train.diffusion import families
+    from dsd_trt.train.diffusion.random_model import write_random_model
     from dsd_trt.train.libraries import hush_libraries
-    from dsd_trt.train.random_model import write_random_model
 
     hush_libraries()
     chosen = FAMILIES[family]

@@ -18,7 +18,7 @@ from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import Report, name_image, refuse
 from dsd_trt.train.data.question import Question
-from dsd_trt.train.model import Checkpoint, encode_texts
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsd_trt.bundle.manifest import Mode
+from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.model import Checkpoint
 from dsd_trt.train.scoring.head_weights import HeadWeights, calibrated_weights, head_attributions
 from dsd_trt.train.scoring.layers import inner_widths, text_width
 from dsd_trt.train.scoring.matrix import MatrixScorer

@@ -22,9 +22,9 @@ from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import TensorHeader, read_tensor_headers
 from dsd_trt.files.whole import write_whole
+from dsd_trt.train.diffusion.weights import is_finite
 from dsd_trt.train.scoring.prompts import PromptConfig
 from dsd_trt.train.scoring.scoring_unet import uniform_head_weights
-from dsd_trt.train.weights import is_finite
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 _NEXT_WEIGHTS = f".{_WEIGHTS}.next"

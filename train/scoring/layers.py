@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
-from dsd_trt.train.fields import UNET, require_assumed
+from dsd_trt.train.diffusion.fields import UNET, require_assumed
 
 
 def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:

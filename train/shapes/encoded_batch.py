@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTokenizer
 
-from dsd_trt.train.model import tokenize
+from dsd_trt.train.diffusion.checkpoint import tokenize
 from dsd_trt.train.shapes.batch import Batch, sample_batch
 from dsd_trt.train.shapes.naming import unsaid
 from dsd_trt.train.shapes.scene import Scene

@@ -19,11 +19,11 @@ from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.checkpoint import require_plan
 from dsd_trt.train.data.shapes import shapes_refcocog
 from dsd_trt.train.device import best_device
+from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.loss_log import LossLog
-from dsd_trt.train.model import encode_texts, read_checkpoint
 from dsd_trt.train.saved_model import saved_model
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from dsd_trt.train.clip_tokenizer import write_tokenizer
+from dsd_trt.train.diffusion.clip_tokenizer import write_tokenizer
 from dsd_trt.train.shapes.caption import words
 
 

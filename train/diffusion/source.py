@@ -10,10 +10,10 @@ from pathlib import Path
 
 from dsd_trt.bundle.hub import Repository
 from dsd_trt.errors import ModelError
-from dsd_trt.train.hub import fetch
-from dsd_trt.train.model_folder import WEIGHT_NAMES, ModelFolder
-from dsd_trt.train.single_file import SingleFile
-from dsd_trt.train.weights import has_weights, weight_patterns
+from dsd_trt.train.diffusion.folder import WEIGHT_NAMES, ModelFolder
+from dsd_trt.train.diffusion.hub import fetch
+from dsd_trt.train.diffusion.single_file import SingleFile
+from dsd_trt.train.diffusion.weights import has_weights, weight_patterns
 
 EMBEDDED = "shapes"
 _FILE = re.compile(r"(?P<path>.+\.safetensors)(@(?P<family>[^@/]+))?")

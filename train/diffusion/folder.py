@@ -13,10 +13,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.clip_tokenizer import read_tokenizer, require_padding
-from dsd_trt.train.schedule import read_schedule
-from dsd_trt.train.weight_names import current_names
-from dsd_trt.train.weights import (
+from dsd_trt.train.diffusion.clip_tokenizer import read_tokenizer, require_padding
+from dsd_trt.train.diffusion.schedule import read_schedule
+from dsd_trt.train.diffusion.weight_names import current_names
+from dsd_trt.train.diffusion.weights import (
     Stored,
     check_names,
     check_numbers,

@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from dsd_trt.train.families import Family, text_config, unet_config, vae_config
+from dsd_trt.train.diffusion.families import Family, text_config, unet_config, vae_config
 
 _TOWERS = {"text_encoder": 0, "text_encoder_2": 1}
 

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from dsd_trt.errors import ModelError
-from dsd_trt.train.clip_tokenizer import read_tokenizer
-from dsd_trt.train.families import FAMILIES, Family, unet_config
-from dsd_trt.train.file_header import read_file_header
-from dsd_trt.train.hub import fetch
-from dsd_trt.train.skeleton import build_part, build_scheduler
-from dsd_trt.train.weight_names import current_names, is_computed
-from dsd_trt.train.weights import (
+from dsd_trt.train.diffusion.clip_tokenizer import read_tokenizer
+from dsd_trt.train.diffusion.families import FAMILIES, Family, unet_config
+from dsd_trt.train.diffusion.file_header import read_file_header
+from dsd_trt.train.diffusion.hub import fetch
+from dsd_trt.train.diffusion.skeleton import build_part, build_scheduler
+from dsd_trt.train.diffusion.weight_names import current_names, is_computed
+from dsd_trt.train.diffusion.weights import (
     Stored,
     check_names,
     check_numbers,

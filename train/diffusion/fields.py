@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsd_trt.train.families import TOKENS
-from dsd_trt.train.kinds import (
+from dsd_trt.train.diffusion.families import TOKENS
+from dsd_trt.train.diffusion.kinds import (
     COUNT,
     COUNT_LIST,
     COUNT_OR_NONE,

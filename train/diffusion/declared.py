@@ -10,10 +10,10 @@ from typing import Any
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig
 
-from dsd_trt.train.clip_tokenizer import BOS, EOS
-from dsd_trt.train.families import LEGACY_EOS, TOKENS
-from dsd_trt.train.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpected
-from dsd_trt.train.kinds import COUNT, is_count, is_number
+from dsd_trt.train.diffusion.clip_tokenizer import BOS, EOS
+from dsd_trt.train.diffusion.families import LEGACY_EOS, TOKENS
+from dsd_trt.train.diffusion.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpected
+from dsd_trt.train.diffusion.kinds import COUNT, is_count, is_number
 
 _OLD = (0, 9)  # of diffusers: before it, the U-Net's sample_size was not kept up
 _OLD_SAMPLE_SIZE = 64

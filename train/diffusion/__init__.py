@@ -1,0 +1,1 @@
+"""Stable Diffusion checkpoints: found, read strictly, put together."""
