@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from dsd_trt.train.data.shapes import shapes_comvg
-from dsd_trt.train.device import best_device
 from dsd_trt.train.diffusion.families import FAMILIES, tiny
 from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
-from dsd_trt.train.libraries import hush_libraries
+from dsd_trt.train.run.device import best_device
+from dsd_trt.train.run.libraries import hush_libraries
+from dsd_trt.train.shapes.datasets import shapes_comvg
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "FP32": {},

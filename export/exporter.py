@@ -28,7 +28,7 @@ from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.memory import release_freed_memory
+from dsd_trt.train.run.memory import release_freed_memory
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 

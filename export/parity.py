@@ -28,7 +28,7 @@ from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.files.disk import clone_or_copy
 from dsd_trt.files.schema import to_plain
 from dsd_trt.pipeline import Pipeline, adapter_feed
-from dsd_trt.train.memory import release_freed_memory
+from dsd_trt.train.run.memory import release_freed_memory
 
 SCORE_TOLERANCE = 1e-5  # FP32, absolute, or relative to the largest score beyond 1
 MIN_SPEARMAN, MIN_TOP1 = 0.999, 0.99  # FP16

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from dsd_trt.bundle.manifest import HeadMode, ScoreKind
-from dsd_trt.train.data.question import Question
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.shapes.tokenizer import build_tokenizer

@@ -49,7 +49,7 @@ def few_words() -> Iterator[None]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions about shapes with grey pictures, in no time: for what is not about the pictures."""
-    from dsd_trt.train.data import shapes
+    from dsd_trt.train.shapes import datasets as shapes
     from dsd_trt.train.shapes.render import Drawing
 
     def grey(scene: Scene, rng: np.random.Generator) -> Drawing:

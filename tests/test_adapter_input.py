@@ -30,8 +30,8 @@ from dsd_trt.export.adapt import replace_adapter
 from dsd_trt.export.describe import describe
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
-from dsd_trt.train.data.question import Question
 from dsd_trt.train.evaluation.by_model import by_model
+from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 
 pytest_plugins = ("exported",)

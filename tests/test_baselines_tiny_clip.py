@@ -27,9 +27,9 @@ from dsd_trt.train.baselines.tiny_clip import (
     sample_batch,
     train_clip,
 )
-from dsd_trt.train.checkpoint import load_state
 from dsd_trt.train.commands.baseline import tiny_clip
-from dsd_trt.train.data.shapes import shapes_comvg
+from dsd_trt.train.run.state import load_state
+from dsd_trt.train.shapes.datasets import shapes_comvg
 from dsd_trt.train.shapes.diffusion import build_text_encoder, build_unet
 from dsd_trt.train.shapes.pretrain import TRAIN_SEED
 from dsd_trt.train.shapes.tokenizer import build_tokenizer

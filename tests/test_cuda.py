@@ -26,9 +26,6 @@ from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import build_matcher, train_baseline
 from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.data.question import Question
-from dsd_trt.train.data.shapes import shapes_refcocog
-from dsd_trt.train.device import best_device
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.diffusion.families import FAMILIES, tiny
 from dsd_trt.train.diffusion.random_model import write_random_model
@@ -40,7 +37,10 @@ from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.model import build_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
+from dsd_trt.train.question import Question
+from dsd_trt.train.run.device import best_device
 from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.shapes.datasets import shapes_refcocog
 
 pytestmark = pytest.mark.gpu
 

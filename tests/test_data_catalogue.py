@@ -14,7 +14,7 @@ import pytest
 
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.catalogue import NAMES, SCENES, open_dataset
-from dsd_trt.train.data.question import Question
+from dsd_trt.train.question import Question
 
 IMAGES = 40
 

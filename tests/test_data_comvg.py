@@ -9,7 +9,7 @@ import pytest
 
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.comvg import Row, read_comvg, read_rows
-from dsd_trt.train.data.question import split
+from dsd_trt.train.question import split
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "comvg" / "compositional_visual_genome.csv"
 HEADER = "id,sentence,pos_triplet,neg_triplet,pos_image_id,neg_image_id,neg_value\n"

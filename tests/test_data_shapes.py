@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from shapes_claims import COLOUR_WORDS, SHAPE_WORDS, Claims, read
 from test_shapes_render import Picture, borne_out
 
-from dsd_trt.train.data import shapes
-from dsd_trt.train.data.question import Question
-from dsd_trt.train.data.shapes import shapes_comvg, shapes_refcocog, shapes_vqa
+from dsd_trt.train.question import Question
+from dsd_trt.train.shapes import datasets as shapes
+from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog, shapes_vqa
 from dsd_trt.train.shapes.render import Drawing, draw
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.twins import draw_twins

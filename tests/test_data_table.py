@@ -9,8 +9,8 @@ import pytest
 
 from dsd_trt.commands.inputs import read_pairs
 from dsd_trt.errors import InputError
-from dsd_trt.train.data.question import Question
 from dsd_trt.train.data.table import read_table
+from dsd_trt.train.question import Question
 
 LABELS = [
     {"image": "a.png", "text": "a dog", "label": 1},

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from dsd_trt.bundle.manifest import HeadMode, ScoreKind
 from dsd_trt.errors import InputError
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.data.question import Question
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.fewshot.batch import Batch, sample_batch
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
@@ -36,6 +35,7 @@ from dsd_trt.train.fewshot.model import (
     validate,
 )
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.head_weights import HeadWeights
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]

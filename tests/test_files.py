@@ -20,8 +20,8 @@ from full_disk import files_of_at_most
 from dsd_trt.errors import DsdError, InputError, ModelError
 from dsd_trt.files.unfinished import is_unfinished
 from dsd_trt.files.whole import append, whole, whole_lines, write_whole
-from dsd_trt.train.checkpoint import load_state, save_state
-from dsd_trt.train.loss_log import LossLog
+from dsd_trt.train.run.loss_log import LossLog
+from dsd_trt.train.run.state import load_state, save_state
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.shapes.vae import train_vae
 

@@ -34,7 +34,6 @@ from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.data.question import Question
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.fewshot.batch import sample_batch
@@ -42,6 +41,7 @@ from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.model import build_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet

@@ -28,7 +28,7 @@ from dsd_trt.errors import DsdError, InputError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import Settings as ExportSettings
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.loss_log import LossLog
+from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.scoring.pooling import CrossAttention
 from dsd_trt.train.shapes.batch import place_captions, sample_batch, sides_captions
 from dsd_trt.train.shapes.diffusion import (

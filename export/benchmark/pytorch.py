@@ -17,7 +17,7 @@ from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.export.settings import default_adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
-from dsd_trt.train.libraries import hush_libraries
+from dsd_trt.train.run.libraries import hush_libraries
 from dsd_trt.train.scoring.adapter import Adapter
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # latent, level, text_states, token_mask, a row each

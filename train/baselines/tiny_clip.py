@@ -30,9 +30,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 from dsd_trt.errors import InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.baselines.clip import Clip
-from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
-from dsd_trt.train.loss_log import LossLog
-from dsd_trt.train.saved_model import saved_model
+from dsd_trt.train.run.loss_log import LossLog
+from dsd_trt.train.run.saved_model import saved_model
+from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.shapes.diffusion import build_text_encoder
 from dsd_trt.train.shapes.pretrain import TRAIN_SEED
 from dsd_trt.train.shapes.tokenizer import build_tokenizer

@@ -95,7 +95,7 @@ def baseline(
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.fewshot.model import Validation
     from dsd_trt.train.fewshot.settings import FewShotSettings
-    from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.run.libraries import hush_libraries
 
     hush_libraries()
     clip = load_clip(folder)
@@ -188,9 +188,9 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     from rich.console import Console
 
     from dsd_trt.train.baselines.tiny_clip import SMOKE, Settings, pretrain_tiny_clip
-    from dsd_trt.train.libraries import hush_libraries
-    from dsd_trt.train.memory import keep_freed_memory
-    from dsd_trt.train.progress import StageProgress
+    from dsd_trt.train.run.libraries import hush_libraries
+    from dsd_trt.train.run.memory import keep_freed_memory
+    from dsd_trt.train.run.progress import StageProgress
 
     hush_libraries()
     keep_freed_memory()

@@ -92,7 +92,7 @@ def evaluate(
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
-    from dsd_trt.train.run_key import bundle_identity, claim, model_key
+    from dsd_trt.train.run.key import bundle_identity, claim, model_key
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     questions = open_dataset(data, root, "test", seed, limit, fraction)
@@ -116,7 +116,7 @@ def evaluate(
                 f"{scorer} is a model, and bundles are signed: leave --require-signature"
             )
         from dsd_trt.train.evaluation.by_model import by_model
-        from dsd_trt.train.libraries import hush_libraries
+        from dsd_trt.train.run.libraries import hush_libraries
 
         if engine != "auto":
             raise InputError(f"{scorer} is no bundle, and a model runs in PyTorch: leave --engine")

@@ -34,7 +34,7 @@ def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
     """
     from dsd_trt.train.diffusion import families
     from dsd_trt.train.diffusion.random_model import write_random_model
-    from dsd_trt.train.libraries import hush_libraries
+    from dsd_trt.train.run.libraries import hush_libraries
 
     hush_libraries()
     chosen = FAMILIES[family]

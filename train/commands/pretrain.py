@@ -36,8 +36,8 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     import torch
     from rich.console import Console
 
-    from dsd_trt.train.memory import keep_freed_memory
-    from dsd_trt.train.progress import StageProgress
+    from dsd_trt.train.run.memory import keep_freed_memory
+    from dsd_trt.train.run.progress import StageProgress
     from dsd_trt.train.shapes.plan import SMOKE, Plan
     from dsd_trt.train.shapes.pretrain import pretrain_shapes
 

@@ -71,8 +71,8 @@ def reproduce(
     from dsd_trt.train.evaluation.reproduction import Plan
     from dsd_trt.train.evaluation.reproduction import reproduce as run
     from dsd_trt.train.fewshot.settings import FewShotSettings
-    from dsd_trt.train.libraries import hush_libraries
-    from dsd_trt.train.progress import StageProgress
+    from dsd_trt.train.run.libraries import hush_libraries
+    from dsd_trt.train.run.progress import StageProgress
 
     hush_libraries()
     settings = FewShotSettings(

@@ -158,11 +158,11 @@ def train(
 
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
-    from dsd_trt.train.device import process_state
     from dsd_trt.train.fewshot.settings import FewShotSettings
     from dsd_trt.train.fewshot.training import train_adapter
-    from dsd_trt.train.libraries import hush_libraries
-    from dsd_trt.train.progress import StageProgress
+    from dsd_trt.train.run.device import process_state
+    from dsd_trt.train.run.libraries import hush_libraries
+    from dsd_trt.train.run.progress import StageProgress
 
     hush_libraries()
     questions = list(open_dataset(data, root, "train", seed, limit, fraction))

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.comvg import read_comvg
-from dsd_trt.train.data.question import Question, split
 from dsd_trt.train.data.refcocog import read_refcocog
-from dsd_trt.train.data.shapes import shapes_comvg, shapes_refcocog, shapes_vqa
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.data.vqa import read_released_vqa, read_vqav2
 from dsd_trt.train.data.winoground import read_winoground
+from dsd_trt.train.question import Question, split
+from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog, shapes_vqa
 
 FEW_SHOT = 0.05
 """Share of the training sources that is learned from, as in the paper."""

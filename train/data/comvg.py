@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.files import DSD, find_file, read_csv
-from dsd_trt.train.data.question import Question, shuffled
+from dsd_trt.train.question import Question, shuffled
 
 _FILE = "compositional_visual_genome.csv"
 _COLUMNS = ("sentence", "pos_image_id", "neg_image_id", "neg_value")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from dsd_trt.errors import InputError
 from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.results import Failure
-from dsd_trt.train.data.question import Question
+from dsd_trt.train.question import Question
 
 Report = Callable[[Question, Sequence[Failure]], None]
 """Called with a question that is left out, and with what of it failed."""

@@ -14,7 +14,7 @@ import numpy as np
 from dsd_trt.errors import InputError, one_line
 from dsd_trt.files.regular import open_regular
 from dsd_trt.train.data.files import find_coco_image, find_file, stream_json
-from dsd_trt.train.data.question import Question, shuffled
+from dsd_trt.train.question import Question, shuffled
 
 _ORIGIN = "the REFER repository, lichengunc/refer on GitHub, data set refcocog"
 

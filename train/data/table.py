@@ -11,7 +11,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.rows import LineError, csv_rows, jsonl_rows, text_fault
 from dsd_trt.files.schema import parse_json
 from dsd_trt.train.data.files import read_text
-from dsd_trt.train.data.question import Question, shuffled
+from dsd_trt.train.question import Question, shuffled
 
 
 def read_table(path: Path, seed: int) -> Iterator[Question]:

@@ -19,7 +19,7 @@ from dsd_trt.train.data.files import (
     read_text,
     stream_json,
 )
-from dsd_trt.train.data.question import Question, shuffled
+from dsd_trt.train.question import Question, shuffled
 
 _ORIGIN = "the VQA site (visualqa.org), version 2 of the balanced real images"
 _WRONG = tuple(f"neg_sentence_{place}" for place in range(1, 10))

@@ -9,7 +9,7 @@ from pathlib import Path
 from dsd_trt.errors import InputError
 from dsd_trt.files.rows import LineError, jsonl_rows
 from dsd_trt.train.data.files import find_file, read_text
-from dsd_trt.train.data.question import Question, shuffled
+from dsd_trt.train.question import Question, shuffled
 
 _ORIGIN = "the Winoground data set of facebook on the Hugging Face hub"
 _FIELDS = ("image_0", "image_1", "caption_0", "caption_1")

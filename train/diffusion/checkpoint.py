@@ -22,7 +22,7 @@ from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.diffusion.folder import ModelFolder
 from dsd_trt.train.diffusion.single_file import SingleFile
 from dsd_trt.train.diffusion.source import EMBEDDED, ModelSource, find_model
-from dsd_trt.train.memory import release_freed_memory
+from dsd_trt.train.run.memory import release_freed_memory
 from dsd_trt.train.scoring.scoring_unet import Prediction
 
 TokenMask = Literal["words_eos", "words", "all"]

@@ -20,7 +20,7 @@ from dsd_trt.files.disk import require_free
 from dsd_trt.train.diffusion.clip_tokenizer import write_tokenizer
 from dsd_trt.train.diffusion.families import VOCABULARY, Family
 from dsd_trt.train.diffusion.skeleton import build_part, build_scheduler
-from dsd_trt.train.saved_model import saved_model
+from dsd_trt.train.run.saved_model import saved_model
 
 _BYTES, _SPECIAL = 512, 2  # of the tokens; the others are merges
 

@@ -17,8 +17,8 @@ from dsd_trt.files.schema import from_plain, parse_json
 from dsd_trt.files.whole import append, whole_lines, write_whole
 from dsd_trt.results import Failure
 from dsd_trt.train.data.left_out import Report, name_image
-from dsd_trt.train.data.question import Question
-from dsd_trt.train.run_key import question_hash
+from dsd_trt.train.question import Question
+from dsd_trt.train.run.key import question_hash
 
 _CHUNK = 32  # questions scored and kept at a time
 

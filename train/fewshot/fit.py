@@ -14,13 +14,13 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from dsd_trt.files.schema import from_plain
-from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import combine, fit_match_probability
 from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, score_all, validate
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.scoring.adapter import Adapter
 
 _FITTED = 64  # questions that the logistic of matrix mode starts from

@@ -20,8 +20,8 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dsd_trt.train.checkpoint import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.diffusion.checkpoint import token_mask, tokenize
+from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.scoring.layers import inner_widths
 from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.pooling import logsumexp_pool

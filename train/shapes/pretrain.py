@@ -16,16 +16,16 @@ from transformers import CLIPTokenizer
 
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.checkpoint import require_plan
-from dsd_trt.train.data.shapes import shapes_refcocog
-from dsd_trt.train.device import best_device
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.loss_log import LossLog
-from dsd_trt.train.saved_model import saved_model
+from dsd_trt.train.run.device import best_device
+from dsd_trt.train.run.loss_log import LossLog
+from dsd_trt.train.run.saved_model import saved_model
+from dsd_trt.train.run.state import require_plan
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
+from dsd_trt.train.shapes.datasets import shapes_refcocog
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
 from dsd_trt.train.shapes.plan import Plan, stages
 from dsd_trt.train.shapes.probe import probe, summary

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dsd_trt.train.data.question import Question, shuffled
+from dsd_trt.train.question import Question, shuffled
 from dsd_trt.train.shapes.twins import draw_twins, sample_twins
 
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from dsd_trt.train.checkpoint import restore_optimizer, resumed, save_state
+from dsd_trt.train.run.state import restore_optimizer, resumed, save_state
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import sample_scene
 

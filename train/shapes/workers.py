@@ -22,7 +22,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from dsd_trt.errors import DsdError
-from dsd_trt.train.memory import keep_freed_memory
+from dsd_trt.train.run.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import write_whole
 from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.limits import IMAGE_BYTES
-from dsd_trt.train.data.question import Question
-from dsd_trt.train.device import best_device
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
+from dsd_trt.train.question import Question
+from dsd_trt.train.run.device import best_device
 from dsd_trt.train.scoring.adapter import adapter_hash
 
 RUN_NAME = "run.json"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.train.data.question import Question, shuffled
+from dsd_trt.train.question import Question, shuffled
 from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import (
