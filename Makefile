@@ -32,11 +32,11 @@ test-all: test
 # Kills at random moments, mutated files, threads, full disks, half minutes of listening to the
 # network: most of an hour on two cores. Its figures go to docs/reliability.md.
 torture: $(DEV)/installed $(TRITON)/installed $(if $(shell command -v npm),$(CPP)/fetched)
-	$(DEV)/bin/python docs/make_reliability.py --triton $(TRITON)/bin/python
+	$(DEV)/bin/python tools/make_reliability.py --triton $(TRITON)/bin/python
 
 # The same tests, fewer of each: five minutes.
 torture-slice: $(DEV)/installed $(TRITON)/installed $(if $(shell command -v npm),$(CPP)/fetched)
-	$(DEV)/bin/python docs/make_reliability.py --triton $(TRITON)/bin/python --scale 0.05 --out -
+	$(DEV)/bin/python tools/make_reliability.py --triton $(TRITON)/bin/python --scale 0.05 --out -
 
 # Without the instructions that only some processors have: no test may depend on them.
 test-avx2: $(DEV)/installed

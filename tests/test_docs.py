@@ -27,7 +27,7 @@ FOREIGN = {
     *("--cache-config", "--model-control-mode", "--model-repository"),  # tritonserver
     *("--cpus", "--cpuset-cpus", "--shm-size"),  # docker run
     "--local-dir",  # hf download
-    "--bits",  # docs/measure_matching.py
+    "--bits",  # benchmarks/measure_matching.py
     *("--engines", "--json", "--starts"),  # benchmarks/against.py
 }
 

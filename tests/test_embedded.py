@@ -1,6 +1,6 @@
 """The embedded model: that it computes what it should, and that it can tell scenes apart.
 
-How well it does on more scenes stands in its MODEL_CARD.md, written by docs/embed_model.py.
+How well it does on more scenes stands in its MODEL_CARD.md, written by tools/embed_model.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/make_growth.py: its slopes and its table, on growth whose law is known."""
+"""tools/make_growth.py: its slopes and its table, on growth whose law is known."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_commands_md_is_what_the_commands_say() -> None:
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "docs", capture_output=True, text=True, check=True
     )
-    assert written == run.stdout, "run: python docs/make_commands.py"
+    assert written == run.stdout, "run: python tools/make_commands.py"
     for command in _commands():
         for option in _options(command):
             assert option in written

@@ -3,7 +3,7 @@
     DSD_TORTURE_FIGURES   file that a JSON line is appended to for every test; none without it
     DSD_TORTURE_SCALE     share of the counts that is tried, 1 where it is not set
 
-`docs/make_reliability.py` makes docs/reliability.md of the lines. A figure comes from a counter
+`tools/make_reliability.py` makes docs/reliability.md of the lines. A figure comes from a counter
 that the test moves as it goes, never from what it meant to do.
 """
 

@@ -1,6 +1,6 @@
 """Measure in which form OpenVINO is fastest at a bundle's pair scorer.
 
-python docs/measure_openvino.py [--bundle FOLDER] [--batch 32] [--rounds 25]
+python benchmarks/measure_openvino.py [--bundle FOLDER] [--batch 32] [--rounds 25]
 
 Prints milliseconds a pass, the median of all rounds, which the forms take in turn: compiled for
 batches of any size or of a fixed one, on one stream of all threads or on two that halve the batch.

@@ -1,6 +1,6 @@
 """Run every torture test, and write reliability.md of what they counted: `make torture`.
 
-python docs/make_reliability.py --triton .venv-triton/bin/python
+python tools/make_reliability.py --triton .venv-triton/bin/python
 
 The exit code is 1 where a test failed; the page is written all the same, and says so.
 """

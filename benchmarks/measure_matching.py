@@ -1,6 +1,6 @@
 """Measure what the kernel of matrix mode is worth.
 
-python docs/measure_matching.py BUNDLE [--rounds 9] [--bits 256]
+python benchmarks/measure_matching.py BUNDLE [--rounds 9] [--bits 256]
 
 BUNDLE has a matrix scorer. Prints nanoseconds a number of the largest layer's maps, of the embedded
 model's size and of Stable Diffusion 2.1's, with every kind of registers; and milliseconds that the

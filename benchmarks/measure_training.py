@@ -1,6 +1,6 @@
 """Measure few-shot training and scoring in PyTorch at a family's real size, with random weights.
 
-python docs/measure_training.py [--family sd21-base] [--tiny] [--work DIR]
+python benchmarks/measure_training.py [--family sd21-base] [--tiny] [--work DIR]
 
 For a GPU; on a CPU it takes hours without --tiny. What is printed: seconds a step of 32 pairs at
 one noise level (median), the most memory PyTorch held on the GPU, and the seconds of scoring 64

@@ -1,6 +1,6 @@
 """Write commands.md: the help of every command, as the commands themselves give it.
 
-python docs/make_commands.py
+python tools/make_commands.py
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WIDTH = 96
 INTRODUCTION = """\
 # Commands
 
-Written by `python docs/make_commands.py`; `dsd-trt COMMAND --help` prints the same.
+Written by `python tools/make_commands.py`; `dsd-trt COMMAND --help` prints the same.
 """
 
 

@@ -1,6 +1,6 @@
 """Measure whether the embedded model's pair scorer keeps its order in INT8.
 
-python docs/measure_int8.py, after pip install nncf (3.4.0 was measured)
+python benchmarks/measure_int8.py, after pip install nncf (3.4.0 was measured)
 
 Post-training quantization is calibrated on 300 pairs of drawn pictures and captions, half of them
 right. FP32, BF16 and INT8 then score 40 other pictures with 40 captions each. It is good enough at

@@ -1,6 +1,6 @@
 """Put a finished run of `dsd-trt pretrain shapes` into the package, measured and with its card.
 
-python docs/embed_model.py RUN
+python tools/embed_model.py RUN
 
 Writes dsd_trt/data/shapes-model, dsd_trt/data/shapes-bundle, docs/shapes-losses.png and
 docs/shapes-samples.png. The card's figures on scenes of the generator are the run's own; those on

@@ -1,6 +1,6 @@
 """Measure how time and memory grow, and write growth.md and growth.png.
 
-python docs/make_growth.py [--rounds 3] [--quick] [--out docs] [--work build/growth]
+python tools/make_growth.py [--rounds 3] [--quick] [--out docs] [--work build/growth]
 
 Every point is a process of its own. Points that are in --work already, from this machine, these
 versions and this day, are not measured again, so that a run that was stopped goes on.

@@ -1,6 +1,6 @@
 """Score the example images against the example texts and draw score-matrix.png.
 
-python docs/make_score_matrix.py [BUNDLE]
+python tools/make_score_matrix.py [BUNDLE]
 """
 
 from __future__ import annotations
