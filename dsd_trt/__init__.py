@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bundle": ("Bundle", "Manifest", "read_bundle", "write_bundle"),
+    "bundle.folder": ("Bundle", "Manifest", "read_bundle", "write_bundle"),
     "engine": ("Engine", "EngineDescription"),
     "errors": (
         "BundleError",
@@ -75,9 +75,9 @@ _HOMES = {
         "InputError",
         "MissingExtraError",
     ),
-    "image": ("ImageSource",),
-    "index": ("Index", "IndexedImage"),
-    "index_writer": ("IndexUpdate", "update_index"),
+    "image.preprocess": ("ImageSource",),
+    "index.index": ("Index", "IndexedImage"),
+    "index.writer": ("IndexUpdate", "update_index"),
     "jobs": ("Progress",),
     "results": ("Failure", "PairScores", "RankedImage", "ScoreMatrix"),
     "scorer": ("Scorer",),

@@ -174,7 +174,8 @@ def test_a_revision_may_be_a_pull_request() -> None:
 
 
 def test_a_missing_package_names_the_extra(tmp_path: Path) -> None:
-    script = "import sys; sys.modules['huggingface_hub'] = None; from dsd_trt.commands.main import main; "
+    script = "import sys; sys.modules['huggingface_hub'] = None\n"
+    script += "from dsd_trt.commands.main import main\n"
     script += "main(['score', 'a.png', 'texts.txt', '--bundle', 'org/name'])"
     (tmp_path / "texts.txt").write_text("a dog\n")
     (tmp_path / "a.png").write_bytes(b"")

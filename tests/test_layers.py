@@ -89,7 +89,7 @@ DISTRIBUTIONS = {
 
 
 def _owner(module: str) -> str:
-    """The layer a first-party module belongs to: "dsd_trt.train.scoring.noise" -> "dsd_trt.train"."""
+    """The layer of a first-party module: "dsd_trt.train.scoring.noise" -> "dsd_trt.train"."""
     return next((x.package for x in LAYERS if f"{module}.".startswith(f"{x.package}.")), module)
 
 

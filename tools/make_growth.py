@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the ends of each axis alone")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--work", type=Path, default=Path(__file__).parents[1] / "build" / "growth")
     parser.add_argument("--point", help=argparse.SUPPRESS)
     given = parser.parse_args()

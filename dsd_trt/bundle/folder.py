@@ -30,7 +30,7 @@ from dsd_trt.files.schema import read_text
 from dsd_trt.files.unfinished import is_unfinished
 from dsd_trt.files.whole import sha256_of, write_whole
 
-EMBEDDED = Path(__file__).with_name("data") / "shapes-bundle"
+EMBEDDED = Path(__file__).parents[1] / "data" / "shapes-bundle"
 """The bundle that comes with the package."""
 _LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from dsd_trt.engine.openvino.pooled_attention import kernel_file
 
 _PACKAGE = "dsd_trt"
-_KERNEL_USER = "engine/pooled_attention.py"
+_KERNEL_USER = "engine/openvino/pooled_attention.py"
 
 
 def write_code(folder: Path, model: str) -> None:
@@ -30,7 +30,7 @@ def write_code(folder: Path, model: str) -> None:
     files = imported_files(source)
     if _KERNEL_USER in files and (kernel := kernel_file()) is not None:
         # Named for every Python: the server's may be another, and the kernel asks nothing of it.
-        files["engine/_pooled_attention.so"] = kernel.read_bytes()
+        files["engine/openvino/_pooled_attention.so"] = kernel.read_bytes()
     for name, content in files.items():
         target = folder / _PACKAGE / name
         target.parent.mkdir(parents=True, exist_ok=True)
