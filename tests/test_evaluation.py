@@ -23,7 +23,6 @@ from dsd_trt import Scorer
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.results import Failure
-from dsd_trt.train.data.left_out import LeftOut, Report
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade, ignore
 from dsd_trt.train.evaluation.by_model import by_model
@@ -37,6 +36,7 @@ from dsd_trt.train.evaluation.figures import (
 )
 from dsd_trt.train.evaluation.reproduction import Plan, reproduce
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.left_out import LeftOut, Report
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.key import claim
 from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog

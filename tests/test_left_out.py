@@ -24,7 +24,6 @@ from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.limits import IMAGE_PIXELS
 from dsd_trt.results import Failure
-from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.evaluation.answers import by_scorer
@@ -32,6 +31,7 @@ from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.reproduction import Plan, reproduce
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question
 
 COLOURS = ("red", "green", "blue")

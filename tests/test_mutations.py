@@ -48,12 +48,12 @@ from dsd_trt.engine.tensorrt.plan import PLAN_NAME, Profile, Sidecar, plans, rea
 from dsd_trt.index.webdataset import tar_images
 from dsd_trt.results import Failure
 from dsd_trt.tokenizer import Tokenizer
-from dsd_trt.train.data.left_out import Report
 from dsd_trt.train.data.refcocog import read_refs
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.data.vqa import read_answer_counts
 from dsd_trt.train.diffusion.weights import find_weights, read_headers
 from dsd_trt.train.evaluation.answers import ask, ignore
+from dsd_trt.train.left_out import Report
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.run.state import require_like, require_plan, restore_optimizer, resumed

@@ -14,11 +14,11 @@ from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.baselines.head import HeadTuning
 from dsd_trt.train.baselines.matcher import Matcher, encode_questions, pair_up, score_all
 from dsd_trt.train.baselines.prompts import PromptLearning
-from dsd_trt.train.data.left_out import LeftOut, refuse
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.left_out import LeftOut, refuse
 from dsd_trt.train.question import Question, split
 from dsd_trt.train.run.device import best_device
 

@@ -55,11 +55,11 @@ def ablate(
     from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
-    from dsd_trt.train.data.left_out import LeftOut
     from dsd_trt.train.diffusion.checkpoint import read_checkpoint
     from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
     from dsd_trt.train.evaluation.ablation import ablate as measure
     from dsd_trt.train.fewshot.examples import encode_questions
+    from dsd_trt.train.left_out import LeftOut
     from dsd_trt.train.run.device import best_device
     from dsd_trt.train.run.libraries import hush_libraries
     from dsd_trt.train.run.progress import StageProgress

@@ -90,11 +90,11 @@ def baseline(
     from dsd_trt.train.baselines.matcher import by_matcher
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
-    from dsd_trt.train.data.left_out import LeftOut
     from dsd_trt.train.evaluation.answers import ask
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.fewshot.model import Validation
     from dsd_trt.train.fewshot.settings import FewShotSettings
+    from dsd_trt.train.left_out import LeftOut
     from dsd_trt.train.run.libraries import hush_libraries
 
     hush_libraries()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dsd_trt.train.data.left_out import LeftOut
+from dsd_trt.train.left_out import LeftOut
 
 
 def report_left_out(ctx: click.Context, left_out: LeftOut) -> None:

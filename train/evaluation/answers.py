@@ -16,7 +16,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain, parse_json
 from dsd_trt.files.whole import append, whole_lines, write_whole
 from dsd_trt.results import Failure
-from dsd_trt.train.data.left_out import Report, name_image
+from dsd_trt.train.left_out import Report, name_image
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.key import question_hash
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.files.whole import whole, write_whole
-from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.evaluation.answers import Answer
+from dsd_trt.train.left_out import LeftOut
 
 _RESAMPLES = 2000
 _FIVE = 5

@@ -21,7 +21,6 @@ from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_bas
 from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.data.catalogue import FEW_SHOT, open_dataset
-from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
 from dsd_trt.train.evaluation.ablation import as_text as ablation_text
@@ -32,6 +31,7 @@ from dsd_trt.train.evaluation.figures import Figure, count_left_out, figures, wr
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
+from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.run.key import claim, model_identity, questions_hash

@@ -13,12 +13,12 @@ from typing import Any
 import matplotlib as mpl
 
 from dsd_trt.files.whole import whole, write_whole
-from dsd_trt.train.data.left_out import LeftOut
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import Fitted, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question, split
 from dsd_trt.train.run.device import best_device, process_state
 from dsd_trt.train.run.key import model_identity, questions_hash

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from dsd_trt.results import Failure
-from dsd_trt.train.data.left_out import Report, name_image
 from dsd_trt.train.fewshot.examples import Encoders, Examples, encode
+from dsd_trt.train.left_out import Report, name_image
 from dsd_trt.train.question import Question
 
 
