@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from dsd_trt.image.preprocess import ImageSource
     from dsd_trt.index.index import Index, IndexedImage
     from dsd_trt.index.writer import IndexUpdate, update_index
-    from dsd_trt.jobs import Progress
-    from dsd_trt.results import Failure, PairScores, RankedImage, ScoreMatrix
+    from dsd_trt.results import Failure, PairScores, Progress, RankedImage, ScoreMatrix
     from dsd_trt.scorer import Scorer
 
 __all__ = [
@@ -78,8 +77,7 @@ _HOMES = {
     "image.preprocess": ("ImageSource",),
     "index.index": ("Index", "IndexedImage"),
     "index.writer": ("IndexUpdate", "update_index"),
-    "jobs": ("Progress",),
-    "results": ("Failure", "PairScores", "RankedImage", "ScoreMatrix"),
+    "results": ("Failure", "PairScores", "Progress", "RankedImage", "ScoreMatrix"),
     "scorer": ("Scorer",),
 }
 

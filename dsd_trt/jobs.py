@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,9 +21,7 @@ from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.limits import IMAGES, PAIRS, TEXTS, Limit
-
-Progress: TypeAlias = Callable[[int, int | None], None]
-"""Told, as pairs are done, how many are, and of how many where that is known."""
+from dsd_trt.results import Progress
 
 Scorable: TypeAlias = ImageSource | IndexedImage
 Decoded: TypeAlias = NDArray[Any] | ImageError

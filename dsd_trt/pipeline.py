@@ -36,7 +36,7 @@ from dsd_trt.engine import (
 )
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.engine.shared import CLOSED, require_process
-from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, graph_hash
+from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES
 from dsd_trt.errors import EngineError
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
@@ -173,7 +173,7 @@ class Pipeline:
         if not self._tune:
             return FastestBatch(self.batch.triples, None)
         threads = thread_limit() or os.cpu_count()
-        key = f"{graph_hash(self._manifest, 'pair_scorer')} {self._pair_scorer.description}"
+        key = f"{self._manifest.graph_hash('pair_scorer')} {self._pair_scorer.description}"
         key += f", {threads} threads"
         return FastestBatch(self.batch.triples, key)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Progress: TypeAlias = Callable[[int, int | None], None]
+"""Told, as pairs are done, how many are, and of how many where that is known."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from dsd_trt import Scorer
 from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.bundle.folder import Bundle, read_bundle
-from dsd_trt.engine.tensorrt.plan import Profile, find_plan, graph_hash
+from dsd_trt.engine.tensorrt.plan import Profile, find_plan
 from dsd_trt.engine.tensorrt.runner import load_library
 from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings
@@ -151,7 +151,7 @@ def test_graphs_and_plans_outlive_the_adapter(fed: Bundle, other: Path, tmp_path
 
     adapted = read_bundle(tmp_path / "adapted")
     for name in adapted.manifest.graphs:
-        assert graph_hash(adapted.manifest, name) == graph_hash(fed.manifest, name)
+        assert adapted.manifest.graph_hash(name) == fed.manifest.graph_hash(name)
     find_plan(
         adapted.folder,
         adapted.manifest,

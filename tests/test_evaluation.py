@@ -36,8 +36,8 @@ from dsd_trt.train.evaluation.figures import (
 )
 from dsd_trt.train.evaluation.reproduction import Plan, reproduce
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.left_out import LeftOut, Report
-from dsd_trt.train.question import Question
+from dsd_trt.train.left_out import LeftOut
+from dsd_trt.train.question import Question, Report
 from dsd_trt.train.run.key import claim
 from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog
 

@@ -19,7 +19,6 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.external_data import external_files
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.engine import open_engine
-from dsd_trt.engine.tensorrt.plan import graph_hash
 from dsd_trt.errors import EngineError
 
 
@@ -214,13 +213,13 @@ def test_weights_are_listed_and_part_of_what_a_graph_is(mine: Bundle, location: 
     file = take_weights_from(mine.folder, location)
     scorer = Scorer.load(mine.folder, "onnxruntime")
     assert np.array_equal(scorer.score(pixels, texts).scores, before)
-    hashes = {name: graph_hash(scorer.manifest, name) for name in scorer.manifest.graphs}
+    hashes = {name: scorer.manifest.graph_hash(name) for name in scorer.manifest.graphs}
 
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(BundleError, match=f"'{location}' was altered"):
         read_bundle(mine.folder)
     other = write_bundle(mine.folder, mine.manifest).manifest
-    assert all(graph_hash(other, name) != hashes[name] for name in other.graphs)
+    assert all(other.graph_hash(name) != hashes[name] for name in other.graphs)
 
 
 @pytest.mark.parametrize("location", ["extra.data", "weights.bin", "weights.data"])

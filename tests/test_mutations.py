@@ -53,8 +53,7 @@ from dsd_trt.train.data.table import read_table
 from dsd_trt.train.data.vqa import read_answer_counts
 from dsd_trt.train.diffusion.weights import find_weights, read_headers
 from dsd_trt.train.evaluation.answers import ask, ignore
-from dsd_trt.train.left_out import Report
-from dsd_trt.train.question import Question
+from dsd_trt.train.question import Question, Report
 from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.run.state import require_like, require_plan, restore_optimizer, resumed
 from dsd_trt.train.run.state import save_state as write_state

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from dsd_trt.image.preprocess import ImageSource
+from dsd_trt.results import Failure
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,20 @@ def split(
         [question for question in questions if question.source in chosen],
         [question for question in questions if question.source not in chosen],
     )
+
+
+Report = Callable[[Question, Sequence[Failure]], None]
+"""Called with a question that is left out, and with what of it failed."""
+
+
+class Score(Protocol):
+    """Scores the candidates of some questions; NaN where a question is left out."""
+
+    def __call__(self, questions: Sequence[Question], left_out: Report = ...) -> list[list[float]]:
+        """Score candidates.
+
+        Args:
+            questions: to be scored.
+            left_out: told of each question that is left out, with what failed.
+        """
+        ...

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Precision = Literal["fp32", "fp16"]
+LARGEST_LAMBDA = 64.0
+"""Sharpness of Eq. 3 up to which no maximum is subtracted first: e to this power, summed over a
+billion image tokens, is still an FP32 number."""
+
 Dtype = Literal["uint8", "int32", "float16", "float32"]
 
 

@@ -280,6 +280,16 @@ class Manifest:
         """sha256 of its text: equal for two bundles that are the same, byte for byte."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    def graph_hash(self, graph: str) -> str:
+        """What a graph computes from: the sha256 of its file and of its weights, hashed.
+
+        Both are in `bundle.json`, so nothing large is read. A graph of a verified bundle takes
+        weights from no other files.
+        """
+        files = (self.graphs[graph].file, *self.weight_files)
+        hashes = "".join(self.files[name].sha256 for name in files)
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
     def to_json(self) -> str:
         """The text of `bundle.json`."""
         plain = to_plain(self)

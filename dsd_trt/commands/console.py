@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from dsd_trt.jobs import Progress
+    from dsd_trt.results import Progress
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ from dsd_trt.commands.output import (
     write_output,
 )
 from dsd_trt.commands.parquet import write_parquet
-from dsd_trt.jobs import Progress, Scorable
+from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
-from dsd_trt.results import Failure
+from dsd_trt.results import Failure, Progress
 from dsd_trt.scorer import Scorer
 
 

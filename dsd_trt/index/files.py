@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Dtype, TensorSpec
 from dsd_trt.bundle.folder import file_entry
 from dsd_trt.bundle.manifest import FileEntry, Manifest, Preprocessing
-from dsd_trt.engine.tensorrt.plan import graph_hash
 from dsd_trt.errors import InputError, MissingExtraError, one_line
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import read_tensor_headers
@@ -53,7 +52,7 @@ class ImageEncoder:
     def of(cls, manifest: Manifest) -> ImageEncoder:
         """The image encoder of a bundle."""
         graph = manifest.graphs["image_encoder"]
-        return cls(graph_hash(manifest, "image_encoder"), manifest.preprocessing, graph.outputs[0])
+        return cls(manifest.graph_hash("image_encoder"), manifest.preprocessing, graph.outputs[0])
 
 
 @dataclass(frozen=True)

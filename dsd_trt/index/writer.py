@@ -22,11 +22,10 @@ from dsd_trt.image.preprocess import preprocess
 from dsd_trt.index.files import Entry, ImageEncoder, require_extra
 from dsd_trt.index.folder import IndexFolder, one_writer
 from dsd_trt.index.webdataset import is_tar, tar_images
-from dsd_trt.jobs import Progress
 from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
-from dsd_trt.results import Failure
+from dsd_trt.results import Failure, Progress
 from dsd_trt.signature import open_bundle
 
 _MEMORY_MB = 1024  # for activations, as `Scorer` allows them

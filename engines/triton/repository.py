@@ -10,7 +10,7 @@ from typing import Literal
 from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle.folder import Bundle, file_entry
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Mode
-from dsd_trt.engine.tensorrt.plan import Plan, graph_hash, plans
+from dsd_trt.engine.tensorrt.plan import Plan, plans
 from dsd_trt.engines.triton import config
 from dsd_trt.engines.triton.runtime import write_code
 from dsd_trt.errors import BundleError, EngineError, InputError
@@ -248,7 +248,7 @@ def _plans(bundle: Bundle, name: str) -> list[Plan]:
     Raises:
         EngineError: there is none that belongs to this export and takes batches of one.
     """
-    wanted = graph_hash(bundle.manifest, name)
+    wanted = bundle.manifest.graph_hash(name)
     found: dict[tuple[str, ...], Plan] = {}
     for plan in sorted(plans(bundle.folder), key=lambda plan: plan.sidecar.profiles[0].max):
         it = plan.sidecar

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.train.baselines.clip import Clip
-from dsd_trt.train.evaluation.answers import Score, ignore
 from dsd_trt.train.fewshot.encoded import score_encoded
 from dsd_trt.train.fewshot.examples import Encoders, Examples, encode, require_choices
 from dsd_trt.train.fewshot.match_probability import MatchProbability
-from dsd_trt.train.left_out import Report, refuse
-from dsd_trt.train.question import Question
+from dsd_trt.train.left_out import ignore, refuse
+from dsd_trt.train.question import Question, Report, Score
 
 _BATCH = 64  # images, texts or pairs at a time
 

@@ -90,8 +90,9 @@ def evaluate(
     from dsd_trt.bundle.folder import names_bundle
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.data.catalogue import open_dataset
-    from dsd_trt.train.evaluation.answers import Score, ask, by_scorer
+    from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
+    from dsd_trt.train.question import Score
     from dsd_trt.train.run.key import bundle_identity, claim, model_key
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)

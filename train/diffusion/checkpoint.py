@@ -18,12 +18,11 @@ from dsd_trt.files.whole import sha256_of
 from dsd_trt.train.diffusion.clip_tokenizer import require_embedding
 from dsd_trt.train.diffusion.declared import require_tokenizer, text_fields, unet_fields, vae_fields
 from dsd_trt.train.diffusion.encoders import DualTextEncoder, ImageEncoder, TextEncoder
-from dsd_trt.train.diffusion.families import TOKENS
+from dsd_trt.train.diffusion.families import TOKENS, Prediction
 from dsd_trt.train.diffusion.folder import ModelFolder
 from dsd_trt.train.diffusion.single_file import SingleFile
 from dsd_trt.train.diffusion.source import EMBEDDED, ModelSource, find_model
 from dsd_trt.train.run.memory import release_freed_memory
-from dsd_trt.train.scoring.scoring_unet import Prediction
 
 TokenMask = Literal["words_eos", "words", "all"]
 TOKEN_MASKS: tuple[str, ...] = get_args(TokenMask)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-if TYPE_CHECKING:  # commands list the families in their help, which should not wait for torch
-    from dsd_trt.train.scoring.scoring_unet import Prediction
-
+Prediction = Literal["epsilon", "v_prediction"]
 TOKENS = 77  # in a padded text, in every one of them
 LEGACY_EOS = 2  # in older config files, which transformers reads as "the highest id"
 VOCABULARY = 49_408  # CLIP's

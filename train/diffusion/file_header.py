@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsd_trt.train.diffusion.families import FAMILIES, Family, TextTower
+from dsd_trt.train.diffusion.families import FAMILIES, Family, Prediction, TextTower
 from dsd_trt.train.diffusion.skeleton import build_scheduler
 from dsd_trt.train.diffusion.weights import open_weights
-from dsd_trt.train.scoring.scoring_unet import Prediction
 
 # Tensors that hold the noise schedule: abar, and the ratio of noise to signal.
 _ABAR, _SIGMAS = "alphas_cumprod", "denoiser.sigmas"

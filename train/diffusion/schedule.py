@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 import diffusers
 
+from dsd_trt.train.diffusion.families import Prediction
 from dsd_trt.train.diffusion.fields import Fields, require_known, unexpected
 from dsd_trt.train.diffusion.kinds import COUNT, ELSEWHERE, FLAG_OR_NONE, POSITIVE
-from dsd_trt.train.scoring.scoring_unet import Prediction
 
 KNOWN: tuple[str, ...] = (
     "DDPMScheduler",

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -16,28 +15,11 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain, parse_json
 from dsd_trt.files.whole import append, whole_lines, write_whole
 from dsd_trt.results import Failure
-from dsd_trt.train.left_out import Report, name_image
-from dsd_trt.train.question import Question
+from dsd_trt.train.left_out import ignore, name_image
+from dsd_trt.train.question import Question, Report, Score
 from dsd_trt.train.run.key import question_hash
 
 _CHUNK = 32  # questions scored and kept at a time
-
-
-class Score(Protocol):
-    """Scores the candidates of some questions; NaN where a question is left out."""
-
-    def __call__(self, questions: Sequence[Question], left_out: Report = ...) -> list[list[float]]:
-        """Score candidates.
-
-        Args:
-            questions: to be scored.
-            left_out: told of each question that is left out, with what failed.
-        """
-        ...
-
-
-def ignore(question: Question, failures: Sequence[Failure]) -> None:
-    """A `Report` for those who look at the scores alone."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from torch import Tensor
 from dsd_trt.bundle.manifest import Mode, Resize, ScoreKind
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
-from dsd_trt.train.evaluation.answers import Score, ignore
 from dsd_trt.train.fewshot.encoded import score_encoded
 from dsd_trt.train.fewshot.examples import Examples, encoders_of
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.model import FewShotModel, score_all
-from dsd_trt.train.left_out import Report
-from dsd_trt.train.question import Question
+from dsd_trt.train.left_out import ignore
+from dsd_trt.train.question import Question, Report, Score
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.scoring.adapter import Adapter, resize_of
 from dsd_trt.train.scoring.head_weights import HeadWeights

@@ -25,14 +25,14 @@ from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
 from dsd_trt.train.evaluation.ablation import as_text as ablation_text
 from dsd_trt.train.evaluation.ablation import plot as plot_ablations
-from dsd_trt.train.evaluation.answers import Score, ask
+from dsd_trt.train.evaluation.answers import ask
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.figures import Figure, count_left_out, figures, write
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.left_out import LeftOut
-from dsd_trt.train.question import Question
+from dsd_trt.train.question import Question, Score
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.run.key import claim, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter

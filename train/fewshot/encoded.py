@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dsd_trt.results import Failure
 from dsd_trt.train.fewshot.examples import Encoders, Examples, encode
-from dsd_trt.train.left_out import Report, name_image
-from dsd_trt.train.question import Question
+from dsd_trt.train.left_out import name_image
+from dsd_trt.train.question import Question, Report
 
 
 def score_encoded(

@@ -17,8 +17,8 @@ from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.results import Failure
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts
-from dsd_trt.train.left_out import Report, name_image, refuse
-from dsd_trt.train.question import Question
+from dsd_trt.train.left_out import name_image, refuse
+from dsd_trt.train.question import Question, Report
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]

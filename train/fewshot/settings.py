@@ -26,8 +26,8 @@ class FewShotSettings:
         rank: of the static prompts; None is full matrices.
         hidden: width of the mapping network.
         head_mode: where head weights come from, see `HeadWeights` of the bundle.
-        mode: which mode it is trained for, see `dsd_trt.train.scoring.matrix`; "both" takes the mean
-            of their losses.
+        mode: which mode it is trained for, see `dsd_trt.train.scoring.matrix`; "both" takes the
+            mean of their losses.
         score: what is trained: attention, denoising term, or both.
         levels: noise levels s.
         resize: how images become the model's squares, see `Resize`.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsd_trt.engine.openvino.pooled_attention import LARGEST_LAMBDA
+from dsd_trt.bundle.contract import LARGEST_LAMBDA
 
 Pooling = Literal["lse", "max", "cosine", "logits"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dsd_trt.train.diffusion.families import Prediction
 from dsd_trt.train.scoring.layers import (
     cross_attention_names,
     require_stable_diffusion,
@@ -30,7 +31,6 @@ from dsd_trt.train.scoring.noise import NoiseLevels
 from dsd_trt.train.scoring.pooling import CrossAttention, Pooling, attribution, pool
 from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt
 
-Prediction = Literal["epsilon", "v_prediction"]
 Steps = Generator[CrossAttention, None, Tensor]
 
 

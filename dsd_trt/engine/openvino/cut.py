@@ -12,7 +12,7 @@ import openvino as ov
 from openvino import opset13 as operations
 from openvino.passes import AnyInput, Matcher, WrapType
 
-from dsd_trt.engine.openvino.pooled_attention import LARGEST_LAMBDA
+from dsd_trt.bundle.contract import LARGEST_LAMBDA
 
 
 def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:

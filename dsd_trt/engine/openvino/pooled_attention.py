@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.contract import LARGEST_LAMBDA
 from dsd_trt.errors import EngineError
 
 logger = logging.getLogger(__name__)
-
-LARGEST_LAMBDA = 64.0
-"""e to this power, summed over a billion image tokens, still is an FP32 number."""
 
 
 @dataclass(frozen=True)

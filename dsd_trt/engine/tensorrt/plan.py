@@ -46,7 +46,7 @@ class Sidecar:
 
     Attributes:
         graph: name of the graph in the bundle.
-        graph_hash: see `graph_hash`.
+        graph_hash: see `Manifest.graph_hash`.
         precision: the graph's.
         library: what compiled it.
         version: of the library; no other reads the plan.
@@ -80,7 +80,7 @@ class Sidecar:
         """What is to be said of a plan, freshly built from a bundle's graph."""
         return cls(
             graph,
-            graph_hash(manifest, graph),
+            manifest.graph_hash(graph),
             manifest.precision,
             library,
             version,
@@ -112,17 +112,6 @@ class Plan:
     def path(self) -> Path:
         """The plan's file."""
         return self.folder / PLAN_NAME
-
-
-def graph_hash(manifest: Manifest, graph: str) -> str:
-    """What a plan was compiled from: the sha256 of a graph's file and of its weights, hashed.
-
-    Both are in `bundle.json`, so nothing large is read. A graph of a verified bundle takes weights
-    from no other files.
-    """
-    files = (manifest.graphs[graph].file, *manifest.weight_files)
-    hashes = "".join(manifest.files[name].sha256 for name in files)
-    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
@@ -205,7 +194,7 @@ def find_plan(
     ]
     if not found:
         raise EngineError(f"{bundle} has no {library} plan of its {graph}. Build one: {build}")
-    wanted = graph_hash(manifest, graph)
+    wanted = manifest.graph_hash(graph)
     complaints: tuple[tuple[Callable[[Sidecar], bool], Callable[[Sidecar], str]], ...] = (
         (
             lambda it: it.version == version,
