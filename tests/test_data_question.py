@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dsd_trt.train.question import Question, shuffled, split
-from dsd_trt.train.run.key import question_hash
+from dsd_trt.train.run_key import question_hash
 
 
 def ask(seed: int, number: int, candidates: int = 10) -> Question:

@@ -38,7 +38,7 @@ from dsd_trt.train.evaluation.reproduction import Plan, reproduce
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question, Report
-from dsd_trt.train.run.key import claim
+from dsd_trt.train.run_key import claim
 from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog
 
 ROOT = Path(__file__).parents[1]

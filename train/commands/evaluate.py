@@ -93,7 +93,7 @@ def evaluate(
     from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.question import Score
-    from dsd_trt.train.run.key import bundle_identity, claim, model_key
+    from dsd_trt.train.run_key import bundle_identity, claim, model_key
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     questions = open_dataset(data, root, "test", seed, limit, fraction)

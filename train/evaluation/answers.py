@@ -17,7 +17,7 @@ from dsd_trt.files.whole import append, whole_lines, write_whole
 from dsd_trt.results import Failure
 from dsd_trt.train.left_out import ignore, name_image
 from dsd_trt.train.question import Question, Report, Score
-from dsd_trt.train.run.key import question_hash
+from dsd_trt.train.run_key import question_hash
 
 _CHUNK = 32  # questions scored and kept at a time
 

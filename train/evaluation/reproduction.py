@@ -34,7 +34,7 @@ from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question, Score
 from dsd_trt.train.run.device import best_device
-from dsd_trt.train.run.key import claim, model_identity, questions_hash
+from dsd_trt.train.run_key import claim, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
 
