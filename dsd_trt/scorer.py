@@ -19,7 +19,6 @@ from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import (
     Job,
-    Progress,
     Row,
     Scorable,
     Scored,
@@ -38,6 +37,7 @@ from dsd_trt.results import (
     Failure,
     PairScores,
     PairStream,
+    Progress,
     RankedImage,
     ScoredImage,
     ScoreMatrix,
