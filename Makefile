@@ -68,7 +68,7 @@ lint: $(DEV)/installed
 audit:
 	test -x $(AUDIT)/bin/pip-audit || { \
 		$(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.7'; }
-	$(AUDIT)/bin/python tests/audit.py constraints.txt constraints-triton.txt
+	$(AUDIT)/bin/python tools/audit.py constraints.txt constraints-triton.txt
 
 bench: $(DEV)/installed
 	$(DEV)/bin/python -m dsd_trt bench

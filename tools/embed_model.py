@@ -4,7 +4,7 @@ python tools/embed_model.py RUN
 
 Writes dsd_trt/data/shapes-model, dsd_trt/data/shapes-bundle, docs/shapes-losses.png and
 docs/shapes-samples.png. The card's figures on scenes of the generator are the run's own; those on
-scenes of the other renderer (tests/other_renderer.py) are measured here, through the bundle.
+scenes of the other renderer (tests/support/other_renderer.py) are measured here, through the bundle.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dsd_trt.export.settings import Settings, default_adapter
 from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
 from dsd_trt.train.shapes.card import model_card
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from held_out import figures, grade, write_questions
 

@@ -52,7 +52,7 @@ class Run:
     """What the tests counted.
 
     Attributes:
-        lines: of the tests that ended, as `tests/torture.py` writes them.
+        lines: of the tests that ended, as `tests/support/torture.py` writes them.
         failed: names of tests that failed, with why.
         skipped: names of tests that were skipped, with why.
         seconds: wall time.

@@ -1,0 +1,151 @@
+"""What the wheel holds: everything a user needs, under one name, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email import message_from_string
+from email.message import Message
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = {
+    "dsd_trt": "dsd_trt",
+    "train": "dsd_trt/train",
+    "export": "dsd_trt/export",
+    "engines": "dsd_trt/engines",
+}
+LEAN = {"click", "numpy", "pillow", "rich", "tokenizers"}
+EXTRAS = {"cpu", "index", "openvino", "gpu", "rtx", "triton", "train", "export", "test"}
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree, so that building leaves nothing in it and finds no earlier build."""
+    copy = tmp_path_factory.mktemp("source") / "dsd-trt"
+    left_behind = shutil.ignore_patterns(
+        ".git", ".venv*", "runs", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache"
+    )
+    shutil.copytree(ROOT, copy, ignore=left_behind)
+    return copy
+
+
+def build(source: Path, out: Path, **env: str) -> zipfile.ZipFile:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **env},
+    )
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return build(source, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return message_from_string(wheel.read(name).decode())
+
+
+def _installed(wheel: zipfile.ZipFile) -> set[PurePosixPath]:
+    """Files the wheel installs, less its own records."""
+    paths = {PurePosixPath(name) for name in wheel.namelist()}
+    return {path for path in paths if not path.parts[0].endswith(".dist-info")}
+
+
+def test_everything_is_under_one_name(wheel: zipfile.ZipFile) -> None:
+    assert {path.parts[0] for path in _installed(wheel)} == {"dsd_trt"}
+
+
+def test_modules_are_those_of_the_four_folders(wheel: zipfile.ZipFile, source: Path) -> None:
+    expected = {
+        PurePosixPath(target, *path.relative_to(source / folder).parts)
+        for folder, target in FOLDERS.items()
+        for path in (source / folder).rglob("*.py")
+        if "cpp" not in path.parts  # what builds the C++ runtime
+    }
+    # A folder missing here is missing from `packages` in pyproject.toml.
+    assert {path for path in _installed(wheel) if path.suffix == ".py"} == expected
+
+
+def test_other_files_are_the_marker_and_the_embedded_data(
+    wheel: zipfile.ZipFile, source: Path
+) -> None:
+    data = {
+        PurePosixPath(*path.relative_to(source).parts)
+        for path in (source / "dsd_trt" / "data").rglob("*")
+        if path.is_file()
+    }
+    others = {path for path in _installed(wheel) if path.suffix not in (".py", ".so")}
+    assert others == data | {PurePosixPath("dsd_trt/py.typed")}
+    assert PurePosixPath("dsd_trt/data/shapes-bundle/bundle.json") in data
+    assert PurePosixPath("dsd_trt/data/shapes-bundle/MODEL_CARD.md") in data
+    assert PurePosixPath("dsd_trt/data/shapes-model/model_index.json") in data
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_what_is_compiled_is_the_kernel(wheel: zipfile.ZipFile) -> None:
+    (path,) = (path for path in _installed(wheel) if path.suffix == ".so")
+    assert path.parent == PurePosixPath("dsd_trt/engine")
+    assert path.name == f"_pooled_attention{EXTENSION_SUFFIXES[0]}"
+
+
+def test_without_a_compiler_it_is_left_out(source: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(source, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
+    wheel = build(copy, tmp_path / "wheel", CC="false", CXX="false")
+    assert not [path for path in _installed(wheel) if path.suffix == ".so"]
+    assert PurePosixPath("dsd_trt/engine/openvino/pooled_attention.py") in _installed(wheel)
+
+
+@pytest.mark.parametrize("embedded", ["shapes-bundle", "shapes-model"])
+def test_embedded_data_is_small(wheel: zipfile.ZipFile, embedded: str) -> None:
+    prefix = f"dsd_trt/data/{embedded}/"
+    sizes = [item.file_size for item in wheel.infolist() if item.filename.startswith(prefix)]
+    assert 0 < sum(sizes) <= 12 * MIB
+
+
+def test_bare_requirements_are_lean(metadata: Message) -> None:
+    requirements = metadata.get_all("Requires-Dist", [])
+    bare = [line for line in requirements if "extra ==" not in line]
+    assert {line.split(">")[0].strip() for line in bare} == LEAN
+    assert set(metadata.get_all("Provides-Extra", [])) >= EXTRAS
+
+
+def test_carries_its_licence_and_its_command(wheel: zipfile.ZipFile, metadata: Message) -> None:
+    assert metadata["License-Expression"] == "Apache-2.0"
+    records = {name.partition("/")[2]: name for name in wheel.namelist() if ".dist-info/" in name}
+    assert b"Apache License" in wheel.read(records["licenses/LICENSE"])
+    assert b"dsd-trt = dsd_trt.__main__:run" in wheel.read(records["entry_points.txt"])
+
+
+def test_scores_with_the_embedded_bundle(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Unpacked elsewhere, with the tree out of reach."""
+    wheel.extractall(tmp_path)
+    code = (
+        "import dsd_trt, numpy\n"
+        "print(dsd_trt.__file__)\n"
+        "image = numpy.full((64, 64, 3), 128, numpy.uint8)\n"
+        "print(dsd_trt.Scorer.load(engine='onnxruntime').score([image], ['a star']).scores)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.splitlines()[0]).is_relative_to(tmp_path)

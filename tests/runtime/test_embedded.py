@@ -1,0 +1,117 @@
+"""The embedded model: that it computes what it should, and that it can tell scenes apart.
+
+How well it does on more scenes stands in its MODEL_CARD.md, written by tools/embed_model.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from held_out import figures, grade, write_questions
+from numpy.typing import NDArray
+from PIL import Image
+
+from dsd_trt import Scorer
+from dsd_trt.commands.inputs import read_pairs
+from dsd_trt.export.reference import Reference
+from dsd_trt.export.settings import default_adapter
+from dsd_trt.image.preprocess import preprocess
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
+from dsd_trt.train.scoring.adapter import Adapter
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "images"
+FEW = 3  # pairs, each image against every text
+OTHER_TEXTS = ["a dog on a beach", "Ein Pferd — 馬 🐎", "circle " * 90]  # the last is cut
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[Path, str]]:
+    return [(pair.image, pair.text) for pair in read_pairs(EXAMPLES / "pairs.csv")]
+
+
+@pytest.fixture(scope="module")
+def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
+    """What PyTorch computes at batch 1 for the first images against many kinds of texts."""
+    folder = default_adapter(EMBEDDED)
+    assert folder
+    checkpoint = read_checkpoint()
+    build = partial(build_scoring_unet, checkpoint, Adapter.load(folder))
+    method = Scorer.load(engine="onnxruntime").manifest.method
+    reference = Reference(checkpoint, build, method)
+    pixels = np.stack([preprocess(image, checkpoint.resolution) for image, _ in pairs[:FEW]])
+    ids, mask = reference.tokenize([*(text for _, text in pairs[:FEW]), *OTHER_TEXTS])
+    return reference.score(reference.encode_images(pixels), reference.encode_texts(ids), mask)
+
+
+@pytest.mark.parametrize(("engine", "tolerance"), [("onnxruntime", 1e-5), ("openvino", 1e-4)])
+def test_it_scores_as_the_pytorch_model_does(
+    engine: str, tolerance: float, pairs: list[tuple[Path, str]], expected: NDArray[np.float32]
+) -> None:
+    texts = [*(text for _, text in pairs[:FEW]), *OTHER_TEXTS]
+    scores = Scorer.load(engine=engine).score([image for image, _ in pairs[:FEW]], texts).scores
+    assert expected.std() > 1e-3  # or agreement would mean nothing
+    assert np.abs(scores - expected).max() < tolerance
+
+
+def test_a_pair_scores_the_same_alone_in_sevens_and_shuffled(
+    engine: str, pairs: list[tuple[Path, str]]
+) -> None:
+    scorer = Scorer.load(engine=engine)
+    seven = pairs[:7]
+    together = scorer.score_pairs(seven).scores
+    alone = [scorer.score_pairs([pair]).scores[0] for pair in seven]
+    order = [4, 2, 6, 0, 5, 3, 1]
+    shuffled = scorer.score_pairs([seven[i] for i in order]).scores
+    assert np.abs(together - alone).max() < 1e-6
+    assert np.abs(together[order] - shuffled).max() < 1e-6
+
+
+def test_bundle_and_model_belong_together() -> None:
+    provenance = Scorer.load(engine="onnxruntime").manifest.provenance
+    assert provenance.base_model == EMBEDDED
+    assert provenance.weight_hashes == read_checkpoint(EMBEDDED).weight_hashes
+    adapter = Adapter.load(embedded_model_folder() / "adapter")
+    assert adapter.base == provenance.weight_hashes
+
+
+@pytest.mark.slow
+def test_scenes_by_another_renderer_are_told_apart(tmp_path: Path) -> None:
+    """Chance is 50 % for an image of two and 10 % for a text of ten."""
+    pairs, questions = write_questions(tmp_path, count=360, seed=11)
+    accuracy = figures(grade(Scorer.load().score_pairs(pairs).scores, questions))
+    assert accuracy["image subject"] >= 80
+    assert accuracy["image object"] >= 80
+    assert accuracy["image predicate"] >= 85
+    assert accuracy["R@1 of ten"] >= 80
+
+
+def test_card_says_what_the_model_is_and_how_to_make_it() -> None:
+    card = (embedded_model_folder() / "MODEL_CARD.md").read_text("utf-8")
+    assert "demonstration on coloured shapes" in card
+    assert "trained by its own generator to be matchable" in card
+    assert "dsd-trt pretrain shapes --out DIR --seed" in card
+    assert "other renderer" in card
+    bundled = Scorer.load(engine="onnxruntime").bundle.path("MODEL_CARD.md").read_text("utf-8")
+    assert card.split("---\n", 2)[2].strip() in bundled
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not on this machine")
+def test_photographs_can_be_scored_though_it_knows_none() -> None:
+    paths = sorted(PHOTOGRAPHS.iterdir())
+    scorer = Scorer.load()
+    matrix = scorer.score(paths, ["a dog", "a horse"])
+    assert matrix.scores.shape == (len(paths), 2)
+    assert matrix.errors == ()
+    assert np.isfinite(matrix.scores).all()
+    for path, row in zip(paths, matrix.scores, strict=True):
+        with Image.open(path) as image:
+            pixels: NDArray[Any] = np.asarray(image)
+        again = scorer.score([pixels], ["a dog", "a horse"]).scores
+        assert np.abs(again - row).max() < 1e-6

@@ -1,0 +1,290 @@
+"""The compiled kernel against the formula in double precision, whatever the sizes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dsd_trt.engine.openvino import pooled_attention
+from dsd_trt.engine.openvino.pooled_attention import (
+    PooledAttention,
+    available,
+    pool_attention,
+    register_widths,
+    tile_width,
+)
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "dsd_trt/engine/openvino/pooled_attention.cpp"
+COMPILER = shutil.which("g++")
+WIDTHS = [*register_widths(), *filter(None, [tile_width()])]
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or platform.machine() != "x86_64",
+    reason="no C++ compiler to install with, or one for another processor",
+)
+
+
+def make(
+    rng: np.random.Generator,
+    heads: int = 2,
+    texts: int = 3,
+    tokens: int = 77,
+    counted: int = 16,
+    depth: int = 8,
+    images: int = 2,
+    image_tokens: int = 64,
+    lam: float = 20.0,
+    spread: float = 3.0,
+) -> PooledAttention:
+    """Arrays of normal numbers; so are their logits, with `spread` as their deviation."""
+
+    def normal(scale: float, *shape: int) -> NDArray[Any]:
+        return (rng.normal(size=shape) * scale).astype(np.float32)
+
+    return PooledAttention(
+        normal(spread / np.sqrt(depth), heads, texts * tokens, depth),
+        normal(1, heads, depth, images * image_tokens),
+        np.full((heads, texts, counted, images), np.nan, np.float32),
+        lam,
+    )
+
+
+def by_formula(layer: PooledAttention, width: int | None = None) -> NDArray[np.float64]:
+    heads, texts, counted, images = layer.pooled.shape
+    keys, queries = torch.from_numpy(layer.keys), torch.from_numpy(layer.queries)
+    if width is not None and width == tile_width() and keys.shape[2] > 32:
+        keys, queries = keys.bfloat16(), queries.bfloat16()
+    logits = (keys.double() @ queries.double()).numpy()
+    logits = logits.reshape(heads, texts, -1, images, layer.queries.shape[2] // images)
+    attention = np.exp(logits - logits.max(axis=2, keepdims=True))
+    attention /= attention.sum(axis=2, keepdims=True)
+    return np.exp(layer.lam * attention[:, :, :counted]).mean(axis=-1)
+
+
+def test_it_is_compiled_where_there_is_a_compiler() -> None:
+    assert available()
+    assert register_widths()[0] == 256
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.fixed_dictionaries(
+        {
+            "heads": st.integers(1, 3),
+            "texts": st.integers(1, 3),
+            "tokens": st.integers(1, 80),
+            "depth": st.integers(1, 100),
+            "images": st.integers(1, 3),
+            "image_tokens": st.integers(1, 100),
+        }
+    ),
+    counted=st.integers(1, 80),
+    lam=st.sampled_from([1e-3, 1.0, 20.0, 64.0]),
+    threads=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_is_the_formula(
+    width: int, sizes: dict[str, int], counted: int, lam: float, threads: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    layer = make(rng, **sizes, counted=min(counted, sizes["tokens"]), lam=lam)
+    pool_attention([layer], threads, width)
+    # What is wrong with attention, 1e-6 or so, is lambda times as much once it is sharpened.
+    np.testing.assert_allclose(layer.pooled, by_formula(layer, width), rtol=4e-6 * (1 + lam))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_logits_beyond_half_precision(width: int) -> None:
+    layer = make(np.random.default_rng(0), spread=3e4, depth=33)
+    assert np.abs(layer.keys @ layer.queries).max() > 65504
+    pool_attention([layer], 2, width)
+    # Numbers of 24 bits: those near 1e5 are off by 0.01, where attention is nearly always 0 or 1.
+    np.testing.assert_allclose(layer.pooled, by_formula(layer, width), rtol=0.02)
+    assert np.isfinite(layer.pooled).all()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_only_one_image_has_is_left_out_of_the_others(width: int) -> None:
+    """Rows that are zero for all but one image, as `match_all` makes them."""
+    layer = make(np.random.default_rng(0), images=3, depth=40)
+    queries = layer.queries.reshape(2, 40, 3, 64)
+    for image in range(3):
+        queries[:, 37 + image, np.arange(3) != image] = 0
+    pool_attention([layer], 2, width)
+    np.testing.assert_allclose(layer.pooled, by_formula(layer, width), rtol=1e-4)
+
+
+CONFIGURE = """
+#include <immintrin.h>
+extern "C" __attribute__((target("amx-tile"))) void load(const void* it) { _tile_loadconfig(it); }
+extern "C" __attribute__((target("amx-tile"))) void store(void* it) { _tile_storeconfig(it); }
+"""
+
+
+@pytest.mark.skipif(tile_width() is None, reason="this processor has no tiles")
+def test_tiles_of_others_are_left_as_they_were(tmp_path: Path) -> None:
+    """Libraries configure a thread's tiles once and may rely on it."""
+    assert COMPILER is not None
+    source, library = tmp_path / "configure.cpp", tmp_path / "configure.so"
+    source.write_text(CONFIGURE, "utf-8")
+    subprocess.run([COMPILER, "-shared", "-fPIC", source, "-o", library], check=True)
+    tiles = ctypes.CDLL(str(library))
+    theirs = np.zeros(64, np.uint8)
+    theirs[0] = 1  # palette
+    theirs[16:32:2] = 48  # bytes a row of each of 8 tiles
+    theirs[48:56] = np.arange(1, 9)  # rows
+    tiles.load(theirs.ctypes.data_as(ctypes.c_void_p))
+    found = np.zeros(64, np.uint8)
+    pool_attention([make(np.random.default_rng(0), depth=64)], 1, tile_width())
+    tiles.store(found.ctypes.data_as(ctypes.c_void_p))
+    assert found.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_layers_of_all_sizes_at_once(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    layers = [
+        make(rng, image_tokens=16),
+        make(rng, heads=1, image_tokens=1024, depth=64, tokens=30),
+        make(rng, texts=1, image_tokens=5, counted=77),
+    ]
+    pool_attention(layers, threads)
+    for layer in layers:
+        np.testing.assert_allclose(layer.pooled, by_formula(layer), rtol=4e-5)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_what_is_no_number_stays_so(width: int, wrong: float) -> None:
+    layer = make(np.random.default_rng(0), depth=36)
+    layer.keys[1, 77 + 40, 3] = wrong  # of the second text, a token that does not count
+    pool_attention([layer], 2, width)
+    assert np.isnan(layer.pooled[1, 1]).all()
+    assert np.isfinite(layer.pooled[:, [0, 2]]).all()
+    assert np.isfinite(layer.pooled[0]).all()
+    layer.queries[0, 2, 64 + 5] = wrong  # of the second image, one image token
+    pool_attention([layer], 2, width)
+    assert np.isnan(layer.pooled[0, :, :, 1]).all()
+    assert np.isfinite(layer.pooled[0, :, :, 0]).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"keys": np.zeros((2, 231, 8))},
+        {"keys": np.zeros((2, 8, 231), np.float32).transpose(0, 2, 1)},
+        {"queries": np.zeros((2, 7, 128), np.float32)},
+        {"queries": np.zeros((2, 8, 0), np.float32)},
+        {"pooled": np.zeros((2, 3, 78, 2), np.float32)},
+        {"lam": 65.0},
+        {"lam": 0.0},
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
+    layer = make(np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"in place of|counted="):
+        pool_attention([PooledAttention(**{**vars(layer), **wrong})], 1)
+
+
+def test_registers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match="no registers of 128 bits"):
+        pool_attention([make(np.random.default_rng(0))], 1, 128)
+
+
+MISUSED = """
+import ctypes, sys
+import numpy as np
+from dsd_trt.engine.openvino import pooled_attention
+kernel = ctypes.CDLL(sys.argv[1])
+pooled_attention._kernel = lambda: kernel
+sys.path.insert(0, sys.argv[2])
+from test_pooled_attention import make
+rng = np.random.default_rng(0)
+tiles = pooled_attention.tile_width()
+for width in pooled_attention.register_widths() + ([tiles] if tiles else []):
+    for tokens, depth, image_tokens in (
+        (77, 17, 64), (1, 1, 1), (9, 3, 17), (8, 40, 33), (77, 65, 17), (3, 34, 100)
+    ):
+        layer = make(rng, tokens=tokens, counted=min(tokens, 5), depth=depth,
+                     image_tokens=image_tokens)
+        pooled_attention.pool_attention([layer, make(rng)], 2, width)
+        assert np.isfinite(layer.pooled).all()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_it_stays_within_its_arrays(tmp_path: Path) -> None:
+    """Under the address and undefined behaviour sanitizers."""
+    assert COMPILER is not None
+    library = tmp_path / "kernel.so"
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
+    subprocess.run([COMPILER, *flags, *sanitize, SOURCE, "-o", library], check=True)
+    libraries = [
+        subprocess.run(
+            [COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", MISUSED, library, Path(__file__).parent],
+        env={
+            **os.environ,
+            "LD_PRELOAD": " ".join(libraries),
+            "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+
+
+def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
+    assert COMPILER is not None
+    flags = ["-std=c++17", "-O2", "-fsyntax-only", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
+    subprocess.run([COMPILER, *flags, SOURCE], check=True)
+
+
+@pytest.fixture
+def afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """The kernel is looked for anew, and so it is once the test is over."""
+    pooled_attention._kernel.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    pooled_attention._kernel.cache_clear()
+
+
+def test_without_it_nothing_is_available(afresh: pytest.MonkeyPatch) -> None:
+    afresh.setattr(pooled_attention, "EXTENSION_SUFFIXES", [])
+    assert not available()
+    assert register_widths() == []
+    assert tile_width() is None
+
+
+def test_what_cannot_be_loaded_is_said_and_done_without(
+    afresh: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / f"_pooled_attention{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    afresh.setattr(pooled_attention, "__file__", str(tmp_path / "pooled_attention.py"))
+    assert not available()
+    assert "slower than it could be" in caplog.text

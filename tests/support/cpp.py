@@ -1,0 +1,210 @@
+"""A pytest plugin: the C++ runtime, built with `make cpp`, and called through its C header."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bundles
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dsd_trt.bundle.folder import Bundle
+
+ROOT = Path(__file__).parents[2]
+FETCHED = ROOT / ".venv-cpp" / "fetched"
+
+
+class Error(ctypes.Structure):
+    _fields_ = [("status", ctypes.c_int), ("message", ctypes.c_char * 512)]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("threads", ctypes.c_int),
+        ("memory_budget_mb", ctypes.c_double),
+        ("no_self_check", ctypes.c_int),
+    ]
+
+
+class Image(ctypes.Structure):
+    _fields_ = [
+        ("path", ctypes.c_char_p),
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_size_t) for name in ("size", "height", "width", "channels")),
+    ]
+
+
+class CppError(Exception):
+    def __init__(self, error: Error) -> None:
+        super().__init__(error.message.decode(errors="replace"))  # it may be cut
+        self.status = error.status
+
+
+class CppScorer:
+    """The C header's functions on one bundle."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        bundle: Path,
+        memory_budget_mb: float = 0,
+        self_check: bool = True,
+    ) -> None:
+        self._library, self._handle = library, ctypes.c_void_p()
+        self._call(
+            library.dsd_open,
+            str(bundle).encode(),
+            ctypes.byref(Options(1, memory_budget_mb, not self_check)),
+            ctypes.byref(self._handle),
+        )
+        library.dsd_max_length.restype = library.dsd_resolution.restype = ctypes.c_size_t
+        self.max_length: int = library.dsd_max_length(self._handle)
+        self.resolution: int = library.dsd_resolution(self._handle)
+        self.statuses: list[int] = []  # of the images that were scored last
+        self._ids = (ctypes.c_int32 * self.max_length)()
+        self._mask = (ctypes.c_float * self.max_length)()
+
+    def close(self) -> None:
+        self._library.dsd_close(self._handle)
+
+    def score(
+        self,
+        images: Sequence[Path | bytes | NDArray[np.uint8]],
+        texts: Sequence[str | bytes],
+        levels: Sequence[float] = (),
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
+        """Scores, probabilities and why each image lacks a score, or ""; sets `statuses`."""
+        scores = np.zeros((len(images), len(texts)), np.float32)
+        probabilities = np.zeros_like(scores)
+        errors = (Error * len(images))()
+        encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+        self._call(
+            self._library.dsd_score,
+            self._handle,
+            (Image * len(images))(*map(to_image, images)),
+            ctypes.c_size_t(len(images)),
+            (ctypes.c_char_p * len(texts))(*encoded),
+            ctypes.c_size_t(len(texts)),
+            (ctypes.c_double * len(levels))(*levels),
+            ctypes.c_size_t(len(levels)),
+            scores.ctypes.data_as(ctypes.c_void_p),
+            probabilities.ctypes.data_as(ctypes.c_void_p),
+            errors,
+        )
+        self.statuses = [error.status for error in errors]
+        return scores, probabilities, [error.message.decode() for error in errors]
+
+    def tokenize(self, text: str | bytes) -> tuple[list[int], list[float]]:
+        """Ids and mask, padded."""
+        self.count_words(text)
+        return self._ids[:], self._mask[:]
+
+    def word_ids(self, text: str) -> list[int]:
+        """Ids of a text that fits, without BOS and EOS."""
+        return self._ids[1 : 1 + self.count_words(text)]
+
+    def count_words(self, text: str | bytes) -> int:
+        """Tokens of a text before cutting, without BOS and EOS."""
+        words = ctypes.c_size_t()
+        self._call(
+            self._library.dsd_tokenize,
+            self._handle,
+            text.encode() if isinstance(text, str) else text,
+            self._ids,
+            self._mask,
+            ctypes.byref(words),
+        )
+        return words.value
+
+    def preprocess(self, image: Path | bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        pixels = np.zeros((self.resolution, self.resolution, 3), np.uint8)
+        self._call(
+            self._library.dsd_preprocess,
+            self._handle,
+            ctypes.byref(to_image(image)),
+            pixels.ctypes.data_as(ctypes.c_void_p),
+        )
+        return pixels
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        error = Error()
+        if function(*arguments, ctypes.byref(error)):
+            raise CppError(error)
+
+
+def to_image(source: Path | bytes | NDArray[np.uint8]) -> Image:
+    if isinstance(source, Path):
+        return Image(path=str(source).encode())
+    if isinstance(source, bytes):
+        data = ctypes.cast(ctypes.c_char_p(source), ctypes.c_void_p)
+        return Image(data=data, size=len(source))
+    height, width, *rest = source.shape
+    return Image(
+        data=source.ctypes.data,
+        size=source.nbytes,
+        height=height,
+        width=width,
+        channels=rest[0] if rest else 1,
+    )
+
+
+def build(folder: str, *arguments: str, first: Sequence[Sequence[str]] = ()) -> Path:
+    """Run `make cpp`, once for all processes; skips where something it needs is not here.
+
+    Args:
+        folder: where to, within `engines/cpp`.
+        arguments: of make.
+        first: other commands that are run before.
+    """
+    for tool in ("make", "cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    if not FETCHED.exists():
+        pytest.skip("ONNX Runtime's headers are not here: make fetches them, where there is npm")
+    with (FETCHED.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (*first, ["make", "cpp", f"CPP_BUILD=engines/cpp/{folder}", *arguments]):
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if "dsd needs what is not here" in done.stderr:
+                pytest.skip(done.stderr)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "warning:" not in done.stdout + done.stderr
+    return ROOT / "engines" / "cpp" / folder
+
+
+def clip_bundle(
+    folder: Path,
+    tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int = 77,
+    make: Callable[..., Bundle] = bundles.make_bundle,
+    **kind: Any,
+) -> Bundle:
+    """A stand-in bundle (see `bundles`) with a CLIP tokenizer, of texts up to some length."""
+    random = np.random.default_rng(21)
+    table = random.normal(size=(tokenizer.get_vocab_size(), 4)).astype(np.float32)
+    specials = [tokenizer.token_to_id(f"<|{name}oftext|>") for name in ("start", "end")]
+    for name, value in (
+        *(("TABLE", table), ("LENGTH", length)),
+        *(("BOS", specials[0]), ("EOS", specials[1])),
+        ("_tokenizer", lambda: tokenizer),
+    ):
+        monkeypatch.setattr(bundles, name, value)
+    return make(folder, **kind)
+
+
+@pytest.fixture(scope="session")
+def cpp_build() -> Path:
+    return build("build")
+
+
+@pytest.fixture(scope="session")
+def cpp_library(cpp_build: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(cpp_build / "libdsd.so"))
