@@ -4,7 +4,8 @@ python tools/embed_model.py RUN
 
 Writes dsd_trt/data/shapes-model, dsd_trt/data/shapes-bundle, docs/shapes-losses.png and
 docs/shapes-samples.png. The card's figures on scenes of the generator are the run's own; those on
-scenes of the other renderer (tests/support/other_renderer.py) are measured here, through the bundle.
+scenes of the other renderer (tests/support/other_renderer.py) are measured here, through the
+bundle.
 """
 
 from __future__ import annotations

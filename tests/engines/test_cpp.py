@@ -27,9 +27,9 @@ from bundles import FRACTIONS, take_weights_from
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
 from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 from mutations import mutate_json
+from protobuf_fields import wire_field
 from test_cpp_image import CASES, clip_tokenizer, picture
 from test_cpp_tokenizer import nasty_texts
-from test_external_data import wire_field
 from torture import Figures, scaled
 
 from dsd_trt import Bundle, Scorer

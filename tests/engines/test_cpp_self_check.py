@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from cpp import CppError, CppScorer, clip_bundle
 from mutations import mutate_bytes
-from self_checked import add_self_check, fit_hash, known_tensors, tensor_file
+from self_checked import add_self_check, change_weight, fit_hash, known_tensors, tensor_file
 from test_cpp_image import CASES, clip_tokenizer
-from test_self_check import change_weight
 
 from dsd_trt import Bundle, BundleError, Scorer, read_bundle
 from dsd_trt.engine.self_check import FILE_NAME, SelfCheck

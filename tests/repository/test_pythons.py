@@ -33,8 +33,10 @@ files = [path for folder in folders for path in (root / folder).rglob("*.py")]
 for path in files:
     compile(path.read_text("utf-8"), str(path), "exec")
 sys.path.insert(0, str(root))
-NAMES = "bundle.contract bundle.manifest engine engine.tensorrt.plan errors files.rows files.schema mode"
-for name in NAMES.split():
+for name in (
+    "bundle.contract", "bundle.manifest", "engine", "engine.tensorrt.plan", "errors", "files.rows",
+    "files.schema", "mode",
+):
     importlib.import_module(f"dsd_trt.{name}")
 from dsd_trt.bundle.manifest import Manifest
 text = (root / "dsd_trt/data/shapes-bundle/bundle.json").read_text("utf-8")

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from bundles import take_weights_from
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from protobuf_fields import wire_field
 
 from dsd_trt import Bundle, BundleError, Scorer, read_bundle, write_bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec
@@ -91,15 +92,6 @@ def test_every_place_that_can_name_a_file_is_looked_at(
     parts: dict[str, object], files: set[str]
 ) -> None:
     assert external_files(onnx.ModelProto(ir_version=10, **parts).SerializeToString()) == files
-
-
-def _varint(value: int) -> bytes:
-    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _varint(value >> 7)
-
-
-def wire_field(number: int, content: bytes) -> bytes:
-    """A field of bytes as protobuf writes it."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
 @pytest.mark.parametrize(

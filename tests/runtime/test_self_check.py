@@ -16,7 +16,7 @@ from bundles import make_bundle
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from PIL import Image
-from self_checked import add_self_check, fit_hash, known_tensors
+from self_checked import add_self_check, change_weight, fit_hash, known_tensors
 from torture import Figures, scaled
 
 from dsd_trt import Bundle, BundleError, Scorer
@@ -30,22 +30,6 @@ from dsd_trt.errors import EngineError
 from dsd_trt.pipeline import Pipeline
 
 GREY = np.full((8, 8, 3), 128, np.uint8)
-
-
-def change_weight(folder: Path, graph: str, weight: str | None = None) -> None:
-    """Change a constant of a graph, and its hash with it."""
-    path = folder / f"{graph}.onnx"
-    model = onnx.load(path)
-    if weight is None:  # the image encoder has a scale in place of weights
-        (white,) = (node for node in model.graph.node if node.output[0] == "white")
-        white.attribute[0].f = 250.0
-    else:
-        (tensor,) = (it for it in model.graph.initializer if it.name == weight)
-        values = numpy_helper.to_array(tensor).copy()
-        values.flat[-1 if graph == "matrix_scorer" else 2] += 0.5
-        tensor.CopyFrom(numpy_helper.from_array(values, weight))
-    onnx.save(model, path)
-    fit_hash(folder, path.name)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -10,8 +10,10 @@ from typing import Any
 
 import bundles
 import numpy as np
+import onnx
 from bundles import LENGTH, LEVEL_BIAS, PAD, PROJECTION, RESOLUTION
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from dsd_trt.bundle.folder import Bundle, file_entry, write_manifest
 from dsd_trt.bundle.manifest import MANIFEST_NAME, SelfCheckSpec
@@ -109,3 +111,19 @@ def fit_hash(folder: Path, name: str) -> None:
     plain = json.loads(path.read_text("utf-8"))
     plain["files"][name] = to_plain(file_entry(folder / name))
     path.write_text(json.dumps(plain), "utf-8")
+
+
+def change_weight(folder: Path, graph: str, weight: str | None = None) -> None:
+    """Change a constant of a graph, and its hash with it."""
+    path = folder / f"{graph}.onnx"
+    model = onnx.load(path)
+    if weight is None:  # the image encoder has a scale in place of weights
+        (white,) = (node for node in model.graph.node if node.output[0] == "white")
+        white.attribute[0].f = 250.0
+    else:
+        (tensor,) = (it for it in model.graph.initializer if it.name == weight)
+        values = numpy_helper.to_array(tensor).copy()
+        values.flat[-1 if graph == "matrix_scorer" else 2] += 0.5
+        tensor.CopyFrom(numpy_helper.from_array(values, weight))
+    onnx.save(model, path)
+    fit_hash(folder, path.name)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from cpp import build, clip_bundle
+from image_mutations import mutate_numbers, mutate_png
 from mutations import mutate_bytes, mutate_json
 from pictures import PNG_AND_JPEG
 from self_checked import add_self_check
 from test_cpp import edit, vouch
 from test_cpp_image import CASES, clip_tokenizer
-from test_torture_images import mutate_numbers, mutate_png
 from torture import Figures, scaled
 
 from dsd_trt.engine.self_check import FILE_NAME

@@ -1,0 +1,12 @@
+"""Fields of protobuf messages, written by hand."""
+
+from __future__ import annotations
+
+
+def wire_field(number: int, content: bytes) -> bytes:
+    """A field of bytes as protobuf writes it."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _varint(value >> 7)
