@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.agreement import spearman
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.shapes.twins import draw_twins, sample_twins
 
@@ -81,7 +82,7 @@ def main() -> None:
     """Quantize, score and print what it costs in agreement."""
     bundle = read_bundle(bundle_folder(None))
     levels = len(bundle.manifest.method.noise_levels.fractions)
-    pipeline = Pipeline(bundle, "openvino", 1024)
+    pipeline = Pipeline(bundle, FP32, 1024)
     known, new = Pairs(pipeline, 77), Pairs(pipeline, 5)
     model = ov.Core().read_model(bundle.path(bundle.manifest.graphs["pair_scorer"].file))
     model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in model.inputs})

@@ -22,9 +22,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from dsd_trt.batching import walks_at_once
 from dsd_trt.bundle.folder import is_large, read_bundle
-from dsd_trt.engine import open_engine
+from dsd_trt.engine import find_backend
+from dsd_trt.engine.openvino.backend import walks_at_once
 from dsd_trt.engine.openvino.pooled_attention import (
     PooledAttention,
     available,
@@ -96,7 +96,7 @@ def scorer(folder: Path, rounds: int, engines: Sequence[str]) -> None:
             with patch(
                 "dsd_trt.engine.openvino.pooled_attention.available", return_value=name == "kernel"
             ):
-                opened = open_engine(bundle.path(graph.file), graph, engine)
+                opened = find_backend(engine).open(bundle, "matrix_scorer")
                 opened.run(feeds)  # compiles all it needs, with or without
             forms[name] = lambda it=opened: it.run(feeds)
         for name, seconds in medians(forms, rounds).items():

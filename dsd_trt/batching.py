@@ -96,15 +96,6 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     )
 
 
-def walks_at_once(large: bool) -> tuple[int, ...]:
-    """Numbers of images at a noise level that OpenVINO's matrix scorer takes, the largest first.
-
-    It matches a few texts at a time by itself, so that there may be `MAX_TEXTS` of them. A walk of
-    a large model holds gigabytes.
-    """
-    return (4, 1) if large else (16, 4, 1)
-
-
 class FastestBatch:
     """Cuts work into batches; where wanted, finds out on the first of it which is the fastest.
 

@@ -12,7 +12,7 @@ from dsd_trt.agreement import spearman
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.cache import recall, remember
-from dsd_trt.engine import EngineDescription
+from dsd_trt.engine import EngineDescription, find_backend
 from dsd_trt.errors import DisagreementError
 from dsd_trt.pipeline import Pipeline
 
@@ -79,7 +79,8 @@ def require_agreement(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_
     if not agreement >= MIN_SPEARMAN:
         raise DisagreementError(
             f"in BF16 this bundle's scores keep their order to {agreement:.5f} only (Spearman "
-            f"against FP32, needed is {MIN_SPEARMAN}). Score in FP32: --engine openvino"
+            f"against FP32, needed is {MIN_SPEARMAN}). Score in FP32: "
+            f"--engine {bf16.backend.keeps_order_of}"
         )
     return agreement
 
@@ -100,9 +101,11 @@ def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
             return pipeline.score_matrix(latent, encoded, levels).ravel()
         return pipeline.score(latent, encoded, image, text, levels)
 
+    assert bf16.backend.keeps_order_of is not None
+    reference = find_backend(bf16.backend.keeps_order_of)
     # What computes in FP32 is gone before all of the other is compiled: 10 GB each of Stable
     # Diffusion.
-    fp32 = Pipeline(bundle, "openvino", memory_budget_mb, self_check=bf16.self_check or False)
+    fp32 = Pipeline(bundle, reference, memory_budget_mb, self_check=bf16.self_check or False)
     return spearman(scores(fp32), scores(bf16))
 
 

@@ -6,14 +6,19 @@ import logging
 from typing import Literal, get_args
 
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES
+from dsd_trt.engine import BACKENDS, Backend, find_backend
 from dsd_trt.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -> Mode:
+def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backend | None) -> Mode:
     """The mode that is asked for, with a warning where the adapter was trained for another.
+
+    Args:
+        manifest: of the bundle.
+        mode: "auto" is the one the adapter was trained for, "pair" if for both or none.
+        backend: what scores; None has every mode.
 
     Raises:
         InputError: there is no such mode, or the bundle or the engine does not have it.
@@ -27,9 +32,10 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], engine: str) -
         raise InputError(
             "the bundle has no matrix scorer. Export it with one: dsd-trt export --matrix"
         )
-    if mode == "matrix" and engine in PLAN_LIBRARIES:
+    if backend is not None and mode not in backend.modes:
+        others = [name for name in BACKENDS if mode in find_backend(name).modes]
         raise InputError(
-            f"matrix mode does not run on {engine} yet: use --engine openvino or onnxruntime"
+            f"{mode} mode does not run on {backend.name} yet: use --engine {' or '.join(others)}"
         )
     if trained not in (None, "both", mode):
         logger.warning(

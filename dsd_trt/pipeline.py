@@ -6,8 +6,8 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,19 @@ from numpy.typing import NDArray
 
 from dsd_trt.batching import (
     MASK_STEP,
-    MAX_TEXTS,
-    ON_DEVICE,
     FastestBatch,
-    batch_sizes,
-    walks_at_once,
 )
-from dsd_trt.bundle.contract import Graph, Precision
-from dsd_trt.bundle.folder import Bundle, is_large
+from dsd_trt.bundle.contract import Precision
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Calibration, Mode
-from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
-    BF16,
+    Backend,
     Engine,
     EngineDescription,
-    open_engine,
-    preferred_engine,
     thread_limit,
 )
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.engine.shared import CLOSED, require_process
-from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES
 from dsd_trt.errors import EngineError
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
@@ -75,7 +67,7 @@ class Pipeline:
 
     Args:
         bundle: a verified bundle.
-        engine: one of `ENGINES`, or what opens a graph's file.
+        backend: compiles its graphs.
         memory_budget_mb: for activations, in MiB, see `batch_sizes`.
         tune: find out which batch of the pair scorer is the fastest here, see `FastestBatch`. The
             last bits of a score depend on the batch, so runs differ until it is found.
@@ -85,27 +77,16 @@ class Pipeline:
     def __init__(
         self,
         bundle: Bundle,
-        engine: str | Callable[[Path, Graph], Engine],
+        backend: Backend,
         memory_budget_mb: float,
         tune: bool = False,
         self_check: bool | SelfCheck = True,
     ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
-        if engine == "auto":
-            engine = preferred_engine()
-        self.batch = (
-            ON_DEVICE if engine in PLAN_LIBRARIES else batch_sizes(manifest, memory_budget_mb)
-        )
-        if engine in ("openvino", BF16):
-            walks, *_ = walks_at_once(is_large(bundle.folder))
-            self.batch = replace(self.batch, matrix=(walks, MAX_TEXTS))
-        # Plans are compiled for the batch they are best at; what a stand-in runs on, it knows.
-        self._on_cpu = isinstance(engine, str) and engine not in PLAN_LIBRARIES
-        self._tune = tune and self._on_cpu
-        if isinstance(engine, str):
-            engine = partial(open_engine, engine=engine)
-        self._open_graph = engine
+        self.backend = backend
+        self.batch = backend.batch_sizes(bundle, memory_budget_mb)
+        self._tune = tune and backend.tunes_batch
         self._process = os.getpid()
         self._opening = threading.RLock()
         self._engines: dict[str, Engine] = {}  # by graph
@@ -178,11 +159,6 @@ class Pipeline:
         return FastestBatch(self.batch.triples, key)
 
     @cached_property
-    def _files(self) -> Bundle:
-        """What graphs are read from; plans lie beside the bundle's own."""
-        return with_real_files(self._bundle) if self._on_cpu else self._bundle
-
-    @cached_property
     def _adapter(self) -> dict[str, Array]:
         return adapter_feed(self._bundle)
 
@@ -193,7 +169,7 @@ class Pipeline:
             self.require_usable()
             if name not in self._engines:
                 graph = self._manifest.graphs[name]
-                engine = self._open_graph(self._files.path(graph.file), graph)
+                engine = self.backend.open(self._bundle, name)
                 try:
                     if self.self_check:
                         self.self_check.require(name, graph, engine, self._adapter)
@@ -337,7 +313,7 @@ class Pipeline:
         """
         used: EngineDescription = getattr(self, f"_{graph}").description
         name = graph.replace("_", " ")
-        advice = precision_advice(used, self._manifest.precision, self._bundle.folder)
+        advice = precision_advice(self.backend, self._manifest.precision, self._bundle.folder)
         return f"the {name} gave {what} with NaN or infinity ({used}). {advice}"
 
     def _mean_over_levels(
@@ -389,16 +365,16 @@ def finite_rows(values: Array) -> NDArray[np.bool_]:
     return np.array([np.isfinite(row).all() for row in values], np.bool_)
 
 
-def precision_advice(used: EngineDescription, precision: Precision, bundle: Path) -> str:
+def precision_advice(backend: Backend, precision: Precision, bundle: Path) -> str:
     """What to do about numbers that are not finite.
 
     Args:
-        used: the engine that computed them.
+        backend: whose engine computed them.
         precision: the bundle's.
         bundle: its folder.
     """
-    if "bf16" in used.precision:
-        return "Compute in FP32: --engine openvino"
+    if backend.keeps_order_of:
+        return f"Compute in FP32: --engine {backend.keeps_order_of}"
     if precision == "fp16":
         return "Use a bundle in full precision: dsd-trt export --precision fp32"
     return f"To see where it begins: dsd-trt ranges {bundle}"

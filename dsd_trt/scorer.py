@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine import BF16, EngineDescription, require_engine
+from dsd_trt.engine import EngineDescription, require_backend
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -99,19 +99,19 @@ class Scorer:
         tune: bool = False,
         self_check: bool = True,
     ) -> None:
-        require_engine(engine)
+        backend = require_backend(engine)
         self.bundle = bundle
-        self.mode = choose_mode(bundle.manifest, mode, engine)
-        self._pipeline = Pipeline(bundle, engine, memory_budget_mb, tune, self_check)
+        self.mode = choose_mode(bundle.manifest, mode, backend)
+        self._pipeline = Pipeline(bundle, backend, memory_budget_mb, tune, self_check)
         self._jobs = JobScorer(self._pipeline, bundle.manifest, self.mode)
         try:
-            self._engine = self._compiled(engine, memory_budget_mb)
+            self._engine = self._compiled(memory_budget_mb)
         except BaseException:
             self._pipeline.close()
             raise
 
-    def _compiled(self, engine: str, memory_budget_mb: float) -> EngineDescription:
-        if engine == BF16:
+    def _compiled(self, memory_budget_mb: float) -> EngineDescription:
+        if self._pipeline.backend.keeps_order_of:
             from dsd_trt.bfloat16 import guarded  # draws; no other engine has to wait for that
 
             return guarded(self.bundle, self.mode, self._pipeline, memory_budget_mb)
@@ -172,7 +172,7 @@ class Scorer:
             InputError: as for `Scorer`.
             EngineError: as for `Scorer`.
         """
-        require_engine(engine)
+        require_backend(engine)
         opened = open_bundle(bundle_folder(bundle), require_signature)
         return cls(opened, engine, memory_budget_mb, mode, tune, self_check)
 

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.engine import EngineDescription
+from dsd_trt.engine import EngineDescription, find_backend
+from dsd_trt.engine.onnxruntime import CPU as ONNX_RUNTIME
+from dsd_trt.engine.tensorrt.backend import RTX, TENSORRT
 from dsd_trt.engine.tensorrt.cuda import memory_in_use
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile, find_plan
-from dsd_trt.engine.tensorrt.runner import TensorRTEngine, open_plan, require
+from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
 from dsd_trt.engines.build import PAIR_GRAPHS, build_plans
 from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.macs import count_macs
@@ -119,17 +121,17 @@ def check_gpu(
     build_seconds = _build(bundle, library, profile, str(trt.__version__), capability, stage)
 
     stage("Scoring on the GPU and on ONNX Runtime")
-    pipeline = Pipeline(bundle, library, 1024)
+    pipeline = Pipeline(bundle, find_backend(library), 1024)
     description = pipeline.compile()
     scores = _scores(bundle, pipeline)
-    expected = _scores(bundle, Pipeline(bundle, "onnxruntime", 1024))
+    expected = _scores(bundle, Pipeline(bundle, ONNX_RUNTIME, 1024))
     order = (scores.argsort(axis=1) == expected.argsort(axis=1)).all(axis=1)
     memory = memory_in_use() - before
 
     stage("Timing")
     graph = bundle.manifest.graphs["pair_scorer"]
     path = bundle.path(graph.file)
-    engine = open_plan(path, graph, library)
+    engine = (TENSORRT if library == TENSORRT.name else RTX).open(bundle, "pair_scorer")
     batch = engine.profiles[0].opt  # of a plan that was there already it need not be `profile`'s
     seconds = engine.time(_zeros(graph, batch), _REPEATS)
     macs = count_macs(parse(trt, path), graph)

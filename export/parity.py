@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dsd_trt.agreement import Agreement, compare
 from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.bundle.folder import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime import OnnxRuntime
 from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 from dsd_trt.errors import DsdError
 from dsd_trt.export.emulation import emulate_half
@@ -141,14 +140,13 @@ def check_parity(
 
 def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     """Run a bundle's graphs end to end on ONNX Runtime and compare every output."""
-    large = is_large(bundle.folder)
+    backend = OnnxRuntime(frugal=is_large(bundle.folder))
     check = MeasuredCheck.read(bundle)
 
     def pipeline() -> Pipeline:
         """One for each step, so that the graphs of a large model are in memory one at a time."""
         release_freed_memory()
-        opened = partial(OnnxRuntimeEngine, frugal=large)
-        return Pipeline(bundle, opened, _MEMORY_MB, self_check=check or False)
+        return Pipeline(bundle, backend, _MEMORY_MB, self_check=check or False)
 
     probe = expected.probe
     latent = pipeline().encode_images(list(probe.pixels))

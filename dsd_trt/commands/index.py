@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dsd_trt.commands.options import bundle_option, self_check_option, signature_option
-from dsd_trt.engine import ENGINES
+from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
@@ -24,7 +24,7 @@ Examples:
 @bundle_option("encode with")
 @signature_option
 @self_check_option
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),

@@ -17,7 +17,7 @@ from dsd_trt.commands.options import (
     self_check_option,
     signature_option,
 )
-from dsd_trt.engine import ENGINES
+from dsd_trt.engine import engine_names
 from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 
 # numpy, Pillow and rich are imported where they are used: help should not wait for them.
@@ -51,7 +51,7 @@ Examples:
 @bundle_option("score with")
 @signature_option
 @self_check_option
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),

@@ -1,28 +1,40 @@
-"""Engines: one compiled graph each, numpy in and numpy out.
+"""Engines: one compiled graph each, numpy in and numpy out; and the backends that compile them.
 
-The engine asked for is the engine used: where it cannot run, opening it fails. Nothing falls back
-silently.
+A backend is one file and one line of `BACKENDS`. The one that is asked for is used: where it cannot
+run, opening it fails. Nothing falls back silently.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, PlanLibrary
 from dsd_trt.errors import EngineError, InputError
 
 if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
     from numpy.typing import NDArray
 
-EngineName = Literal["auto", "onnxruntime", "openvino", "openvino-bf16", "tensorrt", "tensorrt-rtx"]
-ENGINES: tuple[str, ...] = get_args(EngineName)
-BF16 = "openvino-bf16"
+    from dsd_trt.batching import BatchSizes
+    from dsd_trt.bundle.folder import Bundle
+    from dsd_trt.bundle.manifest import Mode
+
+BACKENDS: dict[str, str] = {  # imported when asked for
+    "onnxruntime": "dsd_trt.engine.onnxruntime:CPU",
+    "openvino": "dsd_trt.engine.openvino.backend:FP32",
+    "openvino-bf16": "dsd_trt.engine.openvino.backend:BF16",
+    "tensorrt": "dsd_trt.engine.tensorrt.backend:TENSORRT",
+    "tensorrt-rtx": "dsd_trt.engine.tensorrt.backend:RTX",
+}
+"""Every backend by its name, and where it is: MODULE:OBJECT."""
+
+AUTO = "auto"
+_AUTOMATIC = ("openvino", "onnxruntime")  # what AUTO stands for, the first that is installed
 
 
 @dataclass(frozen=True)
@@ -71,63 +83,111 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(path: Path, graph: Graph, engine: str = "auto") -> Engine:
-    """Compile one graph.
+class Backend(Protocol):
+    """What can compile a bundle's graphs, and what the rest of the package may ask of it."""
 
-    Args:
-        path: the ONNX file.
-        graph: its signature, which the compiled graph must have.
-        engine: "onnxruntime", "openvino", "openvino-bf16", or "auto": OpenVINO where it is
-            installed, else ONNX Runtime.
+    @property
+    def name(self) -> str:
+        """Its name on the command line, such as "openvino-bf16"."""
+        ...
 
-    Raises:
-        InputError: no engine of that name.
-        EngineError: the engine is not installed, or refuses the graph.
-    """
-    if engine == "auto":
-        engine = preferred_engine()
-    if engine in ("openvino", BF16):
-        if not graph.batched:
-            from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
+    @property
+    def title(self) -> str:
+        """Its name in tables, such as "OpenVINO, BF16"."""
+        ...
 
-            return OpenVinoMatrixEngine(path, graph, bf16=engine == BF16)
-        from dsd_trt.engine.openvino.runner import OpenVinoEngine
+    @property
+    def extra(self) -> str:
+        """The extra that installs its library: pip install 'dsd-trt[EXTRA]'."""
+        ...
 
-        return OpenVinoEngine(path, graph, bf16=engine == BF16)
-    if engine == "onnxruntime":
-        from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+    @property
+    def modes(self) -> frozenset[Mode]:
+        """Modes it scores in."""
+        ...
 
-        return OnnxRuntimeEngine(path, graph)
-    if engine in PLAN_LIBRARIES:
-        from dsd_trt.engine.tensorrt.runner import open_plan
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it computes on a GPU."""
+        ...
 
-        return open_plan(path, graph, cast(PlanLibrary, engine))
-    raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
+    @property
+    def tunes_batch(self) -> bool:
+        """Whether the fastest batch size may be searched for; see `FastestBatch`."""
+        ...
+
+    @property
+    def keeps_order_of(self) -> str | None:
+        """Backend by whose ranking its own is checked, once on a machine; None needs no check."""
+        ...
+
+    def require(self) -> None:
+        """Fail now if it cannot work on this machine, before gigabytes are read for it.
+
+        Raises:
+            EngineError: library, driver, device or instructions are missing; with the remedy.
+        """
+        ...
+
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+        """Items per run of each graph.
+
+        Args:
+            bundle: what is scored with.
+            memory_budget_mb: for activations, in MiB.
+
+        Raises:
+            InputError: the budget is no number, or below 0.
+        """
+        ...
+
+    def open(self, bundle: Bundle, graph: str) -> Engine:
+        """Compile one graph.
+
+        Args:
+            bundle: a verified bundle.
+            graph: name of the graph, such as "pair_scorer".
+
+        Raises:
+            EngineError: as for `require`, or the library refuses the graph.
+        """
+        ...
 
 
-def require_engine(engine: str) -> None:
-    """Fail now if an engine cannot work on this machine, before gigabytes are read for it.
+def engine_names() -> tuple[str, ...]:
+    """What `--engine` takes."""
+    return (AUTO, *BACKENDS)
+
+
+def find_backend(name: str) -> Backend:
+    """A backend by its name; `AUTO` is the first of OpenVINO and ONNX Runtime that is installed.
 
     Raises:
         InputError: there is none of that name.
-        EngineError: it needs a GPU, a driver or a library that is not here.
+        EngineError: `AUTO`, and neither is installed.
     """
-    if not isinstance(engine, str) or engine not in ENGINES:
-        raise InputError(f"no engine named {engine!r}; choose from {', '.join(ENGINES)}")
-    if engine in PLAN_LIBRARIES:
-        from dsd_trt.engine.tensorrt.runner import require
+    if not isinstance(name, str) or name not in engine_names():
+        raise InputError(f"no engine named {name!r}; choose from {', '.join(engine_names())}")
+    module, _, attribute = BACKENDS[_preferred() if name == AUTO else name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)
+    return backend
 
-        require(cast(PlanLibrary, engine))
 
-
-def preferred_engine() -> str:
-    """The engine "auto" stands for here.
+def require_backend(name: str) -> Backend:
+    """As `find_backend`, of those that work on this machine.
 
     Raises:
-        EngineError: none is installed.
+        InputError: as for `find_backend`.
+        EngineError: it does not; see `Backend.require`.
     """
-    for name in ("openvino", "onnxruntime"):
-        if importlib.util.find_spec(name):
+    backend = find_backend(name)
+    backend.require()
+    return backend
+
+
+def _preferred() -> str:
+    for name in _AUTOMATIC:
+        if importlib.util.find_spec(name):  # libraries of the same name
             return name
     raise EngineError("no engine is installed. Install one with: pip install 'dsd-trt[cpu]'")
 

@@ -3,24 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from dsd_trt.batching import BatchSizes, batch_sizes
 from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
 
-try:
+if TYPE_CHECKING:
     import onnxruntime as ort
-except ImportError as error:
-    raise EngineError(
-        f"onnxruntime cannot be used here ({error}). Install it with: pip install 'dsd-trt[cpu]'"
-    ) from error
 
 PROVIDER = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """ONNX Runtime on the CPU; see `Backend`.
+
+    Attributes:
+        frugal: as for `OnnxRuntimeEngine`.
+    """
+
+    frugal: bool = False
+    name: str = "onnxruntime"
+    title: str = "ONNX Runtime"
+    extra: str = "cpu"
+    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    on_gpu: bool = False
+    tunes_batch: bool = True
+    keeps_order_of: str | None = None
+
+    def require(self) -> None:
+        """See `Backend.require`."""
+        load_library()
+
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+        """See `Backend.batch_sizes`."""
+        return batch_sizes(bundle.manifest, memory_budget_mb)
+
+    def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
+        """See `Backend.open`."""
+        signature = bundle.manifest.graphs[graph]
+        path = with_real_files(bundle).path(signature.file)
+        return OnnxRuntimeEngine(path, signature, frugal=self.frugal)
+
+
+CPU = OnnxRuntime()
+
+
+def load_library() -> Any:
+    """Import ONNX Runtime.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            f"{CPU.name} cannot be used here ({error}). Install it with: "
+            f"pip install 'dsd-trt[{CPU.extra}]'"
+        ) from error
+    return onnxruntime
 
 
 class OnnxRuntimeEngine(SharedEngine):
@@ -35,6 +87,7 @@ class OnnxRuntimeEngine(SharedEngine):
 
     def __init__(self, path: Path, graph: Graph, *, frugal: bool = False) -> None:
         super().__init__(graph)
+        ort = load_library()
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors, which are raised as well
         options.intra_op_num_threads = thread_limit() or 0  # 0: one a physical core
@@ -71,18 +124,19 @@ class OnnxRuntimeEngine(SharedEngine):
 
 def open_session(path: Path, options: ort.SessionOptions, *, frugal: bool) -> ort.InferenceSession:
     """Open a graph on the CPU; `frugal` as for `OnnxRuntimeEngine`, `options` are changed."""
-    unwanted = []
+    library, unwanted = load_library(), []
     if frugal:  # optimisations fold the casts of weights, and the arena keeps what is freed
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         unwanted = ["ConstantFolding"]
-    return ort.InferenceSession(
+    session: ort.InferenceSession = library.InferenceSession(
         path,
         options,
         [PROVIDER],
         disabled_optimizers=unwanted,
         enable_fallback=0,  # to the same provider, which it prints to standard output
     )
+    return session
 
 
 def _spec(tensor: Any) -> TensorSpec:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine import BF16, EngineDescription, require_engine
+from dsd_trt.engine import EngineDescription, require_backend
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable
@@ -88,18 +88,18 @@ def update_index(
         MissingExtraError: the packages that write an index are not installed.
         DsdError: the disk is full, or the like.
     """
-    require_engine(engine)
+    backend = require_backend(engine)
     require_extra()
     opened = open_bundle(bundle_folder(bundle), require_signature)
-    if engine == BF16:
+    if backend.keeps_order_of:
         from dsd_trt.bfloat16 import require_agreement  # draws; no other engine waits for that
 
-        mode = choose_mode(opened.manifest, "auto", engine)
+        mode = choose_mode(opened.manifest, "auto", backend)
         # In a pipeline of its own: a U-Net compiled to compare is not kept while indexing.
-        compared = Pipeline(opened, engine, _MEMORY_MB, self_check=self_check)
+        compared = Pipeline(opened, backend, _MEMORY_MB, self_check=self_check)
         require_agreement(opened, mode, compared, _MEMORY_MB)
         del compared
-    pipeline = Pipeline(opened, engine, _MEMORY_MB, self_check=self_check)
+    pipeline = Pipeline(opened, backend, _MEMORY_MB, self_check=self_check)
     files = [Path(image) for image in images]
     total = None if any(map(is_tar, files)) else len(files)
     with one_writer(Path(folder)):

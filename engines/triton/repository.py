@@ -81,7 +81,7 @@ def write_repository(
             "the bundle's adapter is an input that is the same for a whole batch, which Triton's "
             "batcher cannot feed. Export again without --adapter-input, or: --engine python"
         )
-    chosen = choose_mode(bundle.manifest, mode, "auto")
+    chosen = choose_mode(bundle.manifest, mode, None)
     if chosen == "matrix" and engine == "tensorrt":
         raise InputError(
             "matrix mode does not run on tensorrt yet: use --engine onnxruntime or python, or, for "

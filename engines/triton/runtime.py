@@ -11,6 +11,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
+from dsd_trt.engine import BACKENDS
 from dsd_trt.engine.openvino.pooled_attention import kernel_file
 
 _PACKAGE = "dsd_trt"
@@ -28,6 +29,9 @@ def write_code(folder: Path, model: str) -> None:
     source = (models / f"{model}.py").read_text("utf-8")
     (folder / "model.py").write_text(source, "utf-8")
     files = imported_files(source)
+    if "find_backend" in source:  # named in a configuration, and imported by name
+        for it in BACKENDS.values():
+            files |= imported_files(f"import {it.partition(':')[0]}")
     if _KERNEL_USER in files and (kernel := kernel_file()) is not None:
         # Named for every Python: the server's may be another, and the kernel asks nothing of it.
         files["engine/openvino/_pooled_attention.so"] = kernel.read_bytes()

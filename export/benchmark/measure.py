@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engine import BACKENDS, find_backend
 from dsd_trt.export.benchmark.work import Contender, Floats, Work
 
 
@@ -37,12 +39,20 @@ class Measured:
     refused: str = ""
 
 
+_MATRIX = "-matrix"  # what the names of matrix mode end with
+_ON_CPU = [it for it in map(find_backend, BACKENDS) if not it.on_gpu]
+RUNTIME: dict[str, str] = {
+    **{it.name: f"dsd-trt on {it.title}" for it in _ON_CPU},
+    **{
+        it.name + _MATRIX: f"dsd-trt on {it.title}, matrix mode"
+        for it in _ON_CPU
+        if "matrix" in it.modes
+    },
+}
+"""Contenders that are this package: every backend of a CPU, in each of its modes."""
+
 CONTENDERS: dict[str, str] = {
-    "openvino": "dsd-trt on OpenVINO",
-    "openvino-bf16": "dsd-trt on OpenVINO, BF16",
-    "onnxruntime": "dsd-trt on ONNX Runtime",
-    "openvino-matrix": "dsd-trt on OpenVINO, matrix mode",
-    "openvino-bf16-matrix": "dsd-trt on OpenVINO, BF16, matrix mode",
+    **RUNTIME,
     "torch": "PyTorch FP32, batch 1",
     "torch-batched": "PyTorch FP32",
     "torch-bf16": "PyTorch BF16",
@@ -51,17 +61,16 @@ CONTENDERS: dict[str, str] = {
     "diffusion-classifier": "diffusion classifier, PyTorch FP32",
     "naive": "research loop, PyTorch FP32",
 }
-RUNTIME = ("openvino", "onnxruntime")  # what the names of our own begin with
 REFERENCE = "torch-batched"
 
 
 def build(name: str, work: Work) -> Contender:
     """Set a contender up; what it needs is imported here, so that it counts for it alone."""
-    if name.startswith(RUNTIME):
+    if name in RUNTIME:
         from dsd_trt.export.benchmark.runtime import runtime
 
-        matrix = name.endswith("-matrix")
-        return runtime(work, name.removesuffix("-matrix"), "matrix" if matrix else "pair")
+        mode: Mode = "matrix" if is_matrix(name) else "pair"
+        return runtime(work, name.removesuffix(_MATRIX), mode)
     from dsd_trt.export.benchmark.pytorch import PyTorch
 
     whole: dict[str, Callable[[], Contender]] = {
@@ -71,6 +80,11 @@ def build(name: str, work: Work) -> Contender:
     }
     ours = partial(PyTorch, work, bf16="bf16" in name, compiled="compile" in name)
     return whole.get(name, lambda: ours().contender())()
+
+
+def is_matrix(name: str) -> bool:
+    """Whether a contender scores in matrix mode."""
+    return name.endswith(_MATRIX)
 
 
 def measure(name: str, work: Work) -> Measured:

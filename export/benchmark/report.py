@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsd_trt.agreement import spearman
-from dsd_trt.export.benchmark.measure import CONTENDERS, REFERENCE, Measured
+from dsd_trt.export.benchmark.measure import CONTENDERS, REFERENCE, RUNTIME, Measured, is_matrix
 from dsd_trt.files.schema import to_plain
 
 
@@ -97,14 +97,14 @@ class BenchReport:
         """Rank correlation with PyTorch FP32, of those that compute the same score."""
         if REFERENCE not in self.contenders or name in ("naive", "diffusion-classifier"):
             return "-"
-        if name.endswith("-matrix"):
+        if is_matrix(name):
             return "another score"
         ours = np.array(self.contenders[name].scores).ravel()
         return f"{spearman(ours, np.array(self.contenders[REFERENCE].scores).ravel()):.5f}"
 
     def _factors(self) -> str:
         """How many times as fast the best of ours in pair mode is, and from what."""
-        ours = [name for name in ("openvino-bf16", "openvino") if name in self.contenders]
+        ours = [name for name in RUNTIME if name in self.contenders and not is_matrix(name)]
         if not ours:
             return ""
         best = min(ours, key=lambda name: statistics.median(self.seconds_a_pair(name)))
@@ -115,7 +115,7 @@ class BenchReport:
             "|---|---:|---:|---:|",
         ]
         for name, it in self.contenders.items():
-            if name == best or name.endswith("-matrix"):
+            if name == best or is_matrix(name):
                 continue
             whole = statistics.median(self.seconds_a_pair(name)) / my_seconds
             less = it.macs / mine.macs

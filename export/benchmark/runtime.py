@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import BF16
+from dsd_trt.engine import require_backend
 from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.mode import choose_mode
@@ -20,17 +20,17 @@ from dsd_trt.pipeline import EncodedTexts, Pipeline
 
 
 def runtime(work: Work, engine: str, mode: Mode) -> Contender:
-    """Score on an engine, in a mode; in BF16 also where it is too far off FP32 to be served."""
-    pipeline = Pipeline(work.bundle, engine, MEMORY_MB)
-    mode = choose_mode(work.bundle.manifest, mode, engine)
+    """Score on an engine, in a mode; also where its ranking is too far off to be served."""
+    backend = require_backend(engine)
+    pipeline = Pipeline(work.bundle, backend, MEMORY_MB)
+    mode = choose_mode(work.bundle.manifest, mode, backend)
     refused = ""
-    if engine == BF16:
+    if backend.keeps_order_of:
         try:
             guarded(work.bundle, mode, pipeline, MEMORY_MB)
         except DisagreementError as error:
             refused = str(error)
-    else:
-        pipeline.compile(mode)
+    description = pipeline.compile(mode)
     runs = _Runs(pipeline, work, mode)
     walks = work.pictures * len(work.levels)
     if mode == "pair":
@@ -44,7 +44,7 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
             times * work.macs("matrix_scorer", I=rows, T=columns)
             for (rows, columns), times in blocks.items()
         )
-    precision = "bf16" if engine == BF16 else "fp32"
+    precision = "bf16" if "bf16" in description.precision else "fp32"
     return Contender(runs.encode, runs.score, passes, macs, precision, refused)
 
 

@@ -71,7 +71,7 @@ def bench(
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
     from dsd_trt.export.benchmark.machine import matmul_peaks
-    from dsd_trt.export.benchmark.measure import CONTENDERS, measure
+    from dsd_trt.export.benchmark.measure import CONTENDERS, is_matrix, measure
     from dsd_trt.export.benchmark.work import Work, default_size
     from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
@@ -100,7 +100,7 @@ def bench(
     if unknown := set(names) - CONTENDERS.keys():
         raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
     if contenders is None and opened.manifest.matrix is None:
-        names = [name for name in names if not name.endswith("-matrix")]
+        names = [name for name in names if not is_matrix(name)]
     _run(work, names, output)
 
 
@@ -111,7 +111,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
 
     # In processes of their own: what this one holds would count in the peaks of those it starts.
     command = [sys.executable, "-m", "dsd_trt", "bench", "--measure"]
-    if any(not name.startswith(RUNTIME) for name in names):
+    if any(name not in RUNTIME for name in names):
         # A model that cannot be read ends the run at once, not every contender after minutes.
         opened = subprocess.run([*command, _MODEL, "--model", work.model], check=False)
         if opened.returncode:

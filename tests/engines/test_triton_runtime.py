@@ -19,6 +19,7 @@ from self_checked import add_self_check
 import dsd_trt
 from dsd_trt import Bundle
 from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engine.onnxruntime import CPU
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engines.triton.runtime import imported_files, write_code
 from dsd_trt.pipeline import Pipeline
@@ -148,7 +149,7 @@ def feeds(
     bundle: Bundle, mode: Mode, text: str, pixels: NDArray[np.uint8]
 ) -> dict[str, NDArray[Any]]:
     """A scorer's inputs: an image at every level, with its text in pair mode, and one for all."""
-    pipeline = Pipeline(bundle, "onnxruntime", 64)
+    pipeline = Pipeline(bundle, CPU, 64)
     texts = pipeline.encode_texts([text] * (len(FRACTIONS) if mode == "pair" else 1))
     return {
         "latent": pipeline.encode_images([pixels] * len(FRACTIONS)),

@@ -24,6 +24,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from backends import open_engine
 from bundles import TABLE, make_bundle
 from mutations import mutate_bytes, mutate_json, mutate_lines
 from PIL import Image
@@ -43,7 +44,6 @@ from dsd_trt import (
 )
 from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.commands.inputs import read_pairs, read_texts
-from dsd_trt.engine import open_engine
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, Profile, Sidecar, plans, read_plan, write_plan
 from dsd_trt.index.webdataset import tar_images
 from dsd_trt.results import Failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from bundles import RESOLUTION, closed_form, make_bundle
 
-from dsd_trt import Bundle, Engine, Scorer
+from dsd_trt import Bundle, Scorer
 from dsd_trt.batching import FastestBatch
-from dsd_trt.engine import open_engine
-from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime import CPU, OnnxRuntimeEngine
 from dsd_trt.pipeline import Pipeline
 
 TRIED = [32, 16, 8, 4] * 4
@@ -188,9 +187,10 @@ def test_another_engine_or_graph_is_another_question(bundle: Bundle, tmp_path: P
     assert len(keys) == 4
 
 
-def test_a_stand_in_is_not_tried(bundle: Bundle, batches: list[int], remembered: Path) -> None:
-    opened: Callable[..., Engine] = partial(open_engine, engine="onnxruntime")
-    pipeline = Pipeline(bundle, opened, 1024, tune=True)
+def test_a_backend_that_knows_its_batches_is_not_tried(
+    bundle: Bundle, batches: list[int], remembered: Path
+) -> None:
+    pipeline = Pipeline(bundle, replace(CPU, tunes_batch=False), 1024, tune=True)
     states = pipeline.encode_texts(["a dog"])
     latent = pipeline.encode_images([np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)])
     zeros = np.zeros(100, np.intp)

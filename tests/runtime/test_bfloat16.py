@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from backends import OpenedBy, open_engine
 from bundles import make_bundle
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,7 +19,7 @@ from self_checked import add_self_check, known_tensors
 import dsd_trt.bfloat16 as bfloat16
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
-from dsd_trt.engine import EngineDescription, open_engine
+from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError
 from dsd_trt.index.writer import update_index
 from dsd_trt.pipeline import Pipeline
@@ -55,8 +56,11 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rounded(bundle: Bundle, places: int) -> Pipeline:
-    opened = partial(Rounded, places=places)
-    return Pipeline(bundle, opened, 1024, self_check=False)
+    return Pipeline(bundle, backend(partial(Rounded, places=places)), 1024, self_check=False)
+
+
+def backend(function: Any) -> OpenedBy:
+    return OpenedBy(function, keeps_order_of="openvino")
 
 
 def test_fine_rounding_passes_and_is_told(shapes: Bundle, fresh: Path) -> None:
@@ -108,7 +112,9 @@ def test_a_bundle_that_was_compared_compiles_its_image_encoder_alone(
             opened.append(path.stem)
             return Rounded(path, graph, 20)
 
-        bfloat16.require_agreement(shapes, "pair", Pipeline(shapes, open_graph, 1024), 1024)
+        bfloat16.require_agreement(
+            shapes, "pair", Pipeline(shapes, backend(open_graph), 1024), 1024
+        )
         return opened
 
     assert sorted(compiled()) == ["image_encoder", "pair_scorer", "text_encoder"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from backends import open_engine
 from bundles import take_weights_from
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from protobuf_fields import wire_field
@@ -19,7 +20,6 @@ from dsd_trt import Bundle, BundleError, Scorer, read_bundle, write_bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.external_data import external_files
 from dsd_trt.bundle.folder import bundle_folder
-from dsd_trt.engine import open_engine
 from dsd_trt.errors import EngineError
 
 

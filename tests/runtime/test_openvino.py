@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.engine import open_engine
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.engine.openvino.cut import lift_attention, split
+from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
 
@@ -44,10 +44,9 @@ def test_every_item_gets_its_own_result(
     bundle: Bundle, threads: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dsd_trt.engine.openvino.runner.thread_limit", lambda: threads)
-    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0 if large else 10**9)
     graph = bundle.manifest.graphs["pair_scorer"]
     path = Path(bundle.path(graph.file))
-    ours, other = OpenVinoEngine(path, graph), OnnxRuntimeEngine(path, graph)
+    ours, other = OpenVinoEngine(path, graph, large=large), OnnxRuntimeEngine(path, graph)
     for count in (33, 1, 32, 31, 70, 3):
         feeds = feeds_of(graph, count)
         found, wanted = ours.run(feeds), other.run(feeds)
@@ -86,13 +85,10 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_every_row_meets_every_text(
-    matrix: Bundle, large: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0 if large else 10**9)
+def test_every_row_meets_every_text(matrix: Bundle, large: bool) -> None:
     graph = matrix.manifest.graphs["matrix_scorer"]
     path = Path(matrix.path(graph.file))
-    ours, other = open_engine(path, graph, "openvino"), OnnxRuntimeEngine(path, graph)
+    ours, other = OpenVinoMatrixEngine(path, graph, large=large), OnnxRuntimeEngine(path, graph)
     rng = np.random.default_rng(0)
     for rows, texts, width in ((1, 1, 16), (21, 33, 16), (4, 16, 77), (37, 2, 32)):
         sizes = {"I": rows, "T": texts, "L": width}

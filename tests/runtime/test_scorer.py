@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import pytest
+from backends import open_engine
 from bundles import (
     FRACTIONS,
     RESOLUTION,
@@ -40,7 +41,6 @@ from dsd_trt import (
     write_bundle,
 )
 from dsd_trt.batching import MAX_BATCH, batch_sizes
-from dsd_trt.engine import open_engine
 
 TEXTS = ["a red circle", "dog", "a blue square a blue dog", "some unknown words"]
 Pixels = NDArray[np.uint8]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from backends import OpenedBy, open_engine
 from bundles import make_bundle
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -24,7 +25,8 @@ from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.commands.main import main
-from dsd_trt.engine import EngineDescription, open_engine
+from dsd_trt.engine import EngineDescription
+from dsd_trt.engine.onnxruntime import CPU
 from dsd_trt.engine.self_check import FILE_NAME, tolerance_of
 from dsd_trt.errors import EngineError
 from dsd_trt.pipeline import Pipeline
@@ -112,7 +114,7 @@ def test_an_engine_that_computes_wrong_is_refused(tmp_path: Path, wrong: float) 
         def close(self) -> None:
             closed.append(self)
 
-    pipeline = Pipeline(bundle, Wrong, 64)
+    pipeline = Pipeline(bundle, OpenedBy(Wrong), 64)
     with pytest.raises(EngineError, match=r"score\[0\] is \S+ instead of 0\."):
         pipeline.compile()
     assert len(closed) == 1  # the one that was refused
@@ -121,7 +123,7 @@ def test_an_engine_that_computes_wrong_is_refused(tmp_path: Path, wrong: float) 
 def test_what_is_not_opened_is_not_checked(tmp_path: Path) -> None:
     bundle = add_self_check(make_bundle(tmp_path))
     change_weight(tmp_path, "pair_scorer", "projection")
-    pipeline = Pipeline(read_bundle(bundle.folder), "onnxruntime", 64)
+    pipeline = Pipeline(read_bundle(bundle.folder), CPU, 64)
     assert pipeline.encode_images([GREY]).shape == (1, 3, 2, 2)
     with pytest.raises(EngineError, match="pair scorer"):
         pipeline.compile()

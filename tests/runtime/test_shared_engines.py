@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backends import open_engine
 from bundles import make_bundle
 from numpy.typing import NDArray
 from torture import Figures, not_in_a_slice, scaled
@@ -25,7 +26,7 @@ from torture import Figures, not_in_a_slice, scaled
 from dsd_trt import Bundle, DsdError, EngineError, Scorer
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import Engine, open_engine
+from dsd_trt.engine import Engine
 
 ENGINES: list[tuple[str, Mode]] = [
     ("onnxruntime", "pair"),

@@ -28,8 +28,9 @@ import dsd_trt.engine.tensorrt.cuda as cuda_module
 import dsd_trt.engine.tensorrt.runner as engine_module
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.engine.tensorrt.backend import TENSORRT, TensorRT
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Profile, Sidecar, plans, write_plan
-from dsd_trt.engine.tensorrt.runner import TensorRTEngine, open_plan
+from dsd_trt.engine.tensorrt.runner import TensorRTEngine
 from dsd_trt.errors import EngineError
 from dsd_trt.files.schema import to_plain
 
@@ -85,6 +86,12 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return fake
 
 
+def doubling(bundle: Bundle, graph: Graph = DOUBLE) -> Bundle:
+    """A bundle that declares a graph in the place of its text encoder."""
+    graphs = {**bundle.manifest.graphs, "text_encoder": replace(graph, file="text_encoder.onnx")}
+    return replace(bundle, manifest=replace(bundle.manifest, graphs=graphs))
+
+
 Open = Callable[..., tuple[TensorRTEngine, FakeTensorRT]]
 
 
@@ -97,7 +104,7 @@ def open_double(cuda: FakeCuda, copied: Bundle, monkeypatch: pytest.MonkeyPatch)
         limits = tuple((profile.min, profile.max) for profile in profiles)
         trt = FakeTensorRT(cuda, DOUBLE, double, limits)
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        return open_plan(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt"), trt
+        return TENSORRT.open(doubling(copied), "text_encoder"), trt
 
     return open_it
 
@@ -207,8 +214,9 @@ def test_only_calls_that_the_real_runtime_has(open_double: Open, cuda: FakeCuda)
 def test_scores_are_the_closed_form(
     cuda: FakeCuda, copied: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_graph(path: Path, graph: Graph, library: str) -> TensorRTEngine:
-        session = ort.InferenceSession(path)
+    def open_graph(self: TensorRT, bundle: Bundle, name: str) -> TensorRTEngine:
+        graph = bundle.manifest.graphs[name]
+        session = ort.InferenceSession(bundle.path(graph.file))
         names = [spec.name for spec in graph.outputs]
 
         def compute(arrays: Any) -> dict[str, Any]:
@@ -217,12 +225,13 @@ def test_scores_are_the_closed_form(
 
         trt = FakeTensorRT(cuda, graph, compute, ((1, 3), (4, 6)))
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        return open_plan(path, graph, "tensorrt")
+        return opened(self, bundle, name)
 
+    opened = TensorRT.open
     for name in copied.manifest.graphs:
         plan_for(copied, name)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.13.3"))
-    monkeypatch.setattr(engine_module, "open_plan", open_graph)
+    monkeypatch.setattr(TensorRT, "open", open_graph)
     images = np.random.default_rng(0).integers(0, 256, (5, RESOLUTION, RESOLUTION, 3), np.uint8)
     texts = ["a red circle", "dog", "a green square"]
     scorer = Scorer.load(copied.folder, engine="tensorrt")
@@ -246,7 +255,7 @@ def _refusal(copied: Bundle, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) ->
     trt = FakeTensorRT(cuda, DOUBLE, double, ((1, 3),))
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     with pytest.raises(EngineError) as caught:
-        open_plan(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt")
+        TENSORRT.open(doubling(copied), "text_encoder")
     assert not trt.deserialised
     return str(caught.value)
 
@@ -304,14 +313,14 @@ def test_a_library_that_refuses_a_sound_plan_is_an_error(
     trt = FakeTensorRT(cuda, DOUBLE, double, ((1, 3),))
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     with pytest.raises(EngineError, match="refuses"):
-        open_plan(copied.path("text_encoder.onnx"), DOUBLE, "tensorrt")
+        TENSORRT.open(doubling(copied), "text_encoder")
 
 
 def test_a_plan_of_other_tensors_is_refused(open_double: Open, copied: Bundle) -> None:
     open_double()
     other = replace(DOUBLE, inputs=(replace(DOUBLE.inputs[0], shape=("B", 3)), DOUBLE.inputs[1]))
     with pytest.raises(EngineError, match="where its bundle says"):
-        open_plan(copied.path("text_encoder.onnx"), other, "tensorrt")
+        TENSORRT.open(doubling(copied, other), "text_encoder")
 
 
 def test_a_sidecar_that_cannot_be_read_is_an_error(

@@ -14,6 +14,7 @@ import openvino as ov
 import pytest
 import tensorrt_rtx
 import torch
+from backends import open_engine
 from checkpoints import write_adapter
 from exported import Exported
 from gradients import require_gradient_is_slope
@@ -23,7 +24,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.engine import open_engine
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engine.openvino.cut import largest, lift_attention, split
 from dsd_trt.engine.openvino.pooled_attention import pool_attention, tile_width

@@ -14,7 +14,7 @@ from dsd_trt.commands.options import (
     signature_option,
     table_format_option,
 )
-from dsd_trt.engine import ENGINES
+from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 
@@ -39,7 +39,7 @@ Examples:
     help="Share of the set that few-shot examples are taken from, and that is left out here.",
 )
 @click.option("--limit", type=click.IntRange(1), help="No more questions than these.")
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True)
+@click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),

@@ -11,9 +11,10 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from dsd_trt.batching import MASK_STEP, walks_at_once
+from dsd_trt.batching import MASK_STEP
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine.openvino import pooled_attention
+from dsd_trt.engine.openvino.backend import walks_at_once
 from dsd_trt.engine.openvino.cut import Lifted, largest, lift_attention, split
 from dsd_trt.engine.openvino.pooled_attention import PooledAttention, pool_attention, tile_width
 from dsd_trt.engine.openvino.runner import OpenVinoGraph
@@ -39,19 +40,22 @@ class OpenVinoMatrixEngine(SharedEngine):
         path: the ONNX file.
         graph: its signature: rows are what its first input has, texts what its last one has.
         bf16: compute in BF16, see `OpenVinoGraph`.
+        large: see `OpenVinoGraph`.
 
     Raises:
         EngineError: openvino refuses the graph, or the processor has no BF16.
     """
 
-    def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
+    def __init__(
+        self, path: Path, graph: Graph, *, bf16: bool = False, large: bool = False
+    ) -> None:
         super().__init__(graph)
-        self._source = OpenVinoGraph(path, graph, bf16=bf16)
+        self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large)
         row, (text, token) = graph.inputs[0].shape[0], graph.inputs[-1].shape
         self._names = (row, text, token)
         self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]
         self._of_texts = [spec for spec in self._source.inputs if spec.shape[0] != row]
-        self._sizes = walks_at_once(self._source.large)
+        self._sizes = walks_at_once(large)
         self._walks: dict[int, ov.InferRequest] = {}  # by rows
         self._matches: dict[tuple[int, int], _Match] = {}  # by rows and tokens
         rows = self._sizes[-2]  # of one image, where it is scored at as many levels

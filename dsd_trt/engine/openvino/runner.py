@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from dsd_trt.batching import MAX_BATCH
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.bundle.folder import is_large
 from dsd_trt.cache import cache_folder
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
+from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.engine.openvino.compiled import kept_compiled
 from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError, one_line
@@ -32,7 +32,8 @@ try:
     from openvino.frontend import FrontEndManager
 except ImportError as error:
     raise EngineError(
-        f"openvino cannot be used here ({error}). Install it with: pip install 'dsd-trt[openvino]'"
+        f"openvino cannot be used here ({error}). Install it with: "
+        f"pip install 'dsd-trt[{FP32.extra}]'"
     ) from error
 
 DEVICE = "CPU"
@@ -61,6 +62,18 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
+def require(*, bf16: bool) -> None:
+    """Refuse BF16 where the processor does not compute in it.
+
+    Raises:
+        EngineError: it does not.
+    """
+    if bf16 and "BF16" not in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+        raise EngineError(
+            f"this processor does not compute in BF16. Score in FP32: --engine {FP32.name}"
+        )
+
+
 class OpenVinoGraph:
     """A graph as OpenVINO reads it, and how it is compiled here.
 
@@ -68,6 +81,7 @@ class OpenVinoGraph:
         path: the ONNX file.
         graph: its signature.
         bf16: compute in BF16, twice as fast where the processor has it; see `dsd_trt.bfloat16`.
+        large: the bundle has so many weights that memory and disk are worth more than a second.
         batch: size of every batched input of `model`; None leaves them open.
 
     Raises:
@@ -82,14 +96,13 @@ class OpenVinoGraph:
         outputs: their names, likewise.
     """
 
-    def __init__(self, path: Path, graph: Graph, *, bf16: bool, batch: int | None = None) -> None:
+    def __init__(
+        self, path: Path, graph: Graph, *, bf16: bool, large: bool, batch: int | None = None
+    ) -> None:
         require_process(_first_process())
+        require(bf16=bf16)
         self._path, self._graph, self._core = path, graph, _core()
-        if bf16 and "BF16" not in self._core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
-            raise EngineError(
-                "this processor does not compute in BF16. Score in FP32: --engine openvino"
-            )
-        self.bf16, self.large = bf16, is_large(path.parent)
+        self.bf16, self.large = bf16, large
         self.threads = thread_limit() or os.cpu_count() or 1
         self._settings: dict[str, Any] = {
             # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.
@@ -191,6 +204,7 @@ class OpenVinoEngine(SharedEngine):
         path: the ONNX file.
         graph: its signature.
         bf16: compute in BF16, see `OpenVinoGraph`.
+        large: see `OpenVinoGraph`.
 
     Raises:
         EngineError: openvino refuses the graph, or the processor has no BF16.
@@ -199,10 +213,12 @@ class OpenVinoEngine(SharedEngine):
         from_cache: whether nothing had to be compiled.
     """
 
-    def __init__(self, path: Path, graph: Graph, *, bf16: bool = False) -> None:
+    def __init__(
+        self, path: Path, graph: Graph, *, bf16: bool = False, large: bool = False
+    ) -> None:
         super().__init__(graph)
-        self._source = OpenVinoGraph(path, graph, bf16=bf16, batch=1)
-        large, threads = self._source.large, self._source.threads
+        self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large, batch=1)
+        threads = self._source.threads
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._part = 1 if large else MAX_BATCH // self._streams
         self._requests: dict[int, list[ov.InferRequest]] = {}  # one a stream, by size of a part

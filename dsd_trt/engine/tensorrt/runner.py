@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.engine import EngineDescription, check_signature
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.engine.tensorrt.cuda import (
@@ -32,7 +31,7 @@ from dsd_trt.engine.tensorrt.cuda import (
     Stream,
     compute_capability,
 )
-from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile, find_plan, read_plan
+from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile
 from dsd_trt.errors import EngineError
 
 NO_FULL_PRODUCTS = "7.5"  # TensorRT-RTX multiplies no FP32 matrices on Turing
@@ -92,28 +91,6 @@ def rtx_capabilities(trt: Any) -> dict[str, Any]:
     }
     known.pop(NO_FULL_PRODUCTS, None)
     return dict(sorted(known.items(), key=lambda item: float(item[0])))
-
-
-def open_plan(path: Path, graph: Graph, library: PlanLibrary) -> TensorRTEngine:
-    """Open the plan of a graph that fits this machine.
-
-    Args:
-        path: the graph's ONNX file, whose bundle holds the plan.
-        graph: its signature.
-        library: whose plan.
-
-    Raises:
-        EngineError: no library, no GPU, no plan that fits both, or the library refuses it.
-    """
-    trt, capability = require(library)
-    bundle = path.parent
-    manifest = Manifest.from_json((bundle / MANIFEST_NAME).read_text("utf-8"))
-    version = str(trt.__version__)
-    plan = find_plan(bundle, manifest, path.stem, library, version, capability)
-    description = EngineDescription(
-        f"{library} {version}", f"GPU of compute capability {capability}", manifest.precision
-    )
-    return TensorRTEngine(trt, read_plan(plan), graph, plan.sidecar.profiles, description)
 
 
 class TensorRTEngine(SharedEngine):

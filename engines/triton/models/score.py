@@ -54,12 +54,12 @@ class TritonPythonModel:
         # An adapter that is fed is fed by the model that serves the graph.
         self._manifest = manifest = replace(manifest, adapter=None)
         check = bool(settings["self_check"])
-        self._pipeline = Pipeline(Bundle(HERE, manifest), TritonEngine, 0, self_check=check)
         # Only a repository for matrix mode says how large its blocks are.
         block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
         self._mode: Mode = "matrix" if all(block) else "pair"
         size = settings["max_batch_size"]
-        self._pipeline.batch = BatchSizes(size, size, size, block)
+        server = Triton(BatchSizes(size, size, size, block))
+        self._pipeline = Pipeline(Bundle(HERE, manifest), server, 0, self_check=check)
         spec = manifest.tokenizer
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
         self._texts = TextCache(settings["text_cache_mb"] * 2**20)
@@ -228,11 +228,45 @@ class TextCache:
         return len(text) + encoded.states.nbytes + encoded.mask.nbytes
 
 
-class TritonEngine:
-    """A graph that another model of the repository serves; see `dsd_trt.engine.Engine`."""
+@dataclass(frozen=True)
+class Triton:
+    """The repository's other models; see `dsd_trt.engine.Backend`.
 
-    def __init__(self, path: Path, graph: Graph) -> None:
-        self._model, self._graph = f"dsd_{path.stem}", graph
+    Attributes:
+        sizes: items per request to each model.
+    """
+
+    sizes: BatchSizes
+    name: str = "triton"
+    title: str = "Triton"
+    extra: str = "triton"
+    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    on_gpu: bool = False
+    tunes_batch: bool = False
+    keeps_order_of: str | None = None
+
+    def require(self) -> None:
+        """Nothing is missing: the server loads the models before this one."""
+
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+        """As the repository's configurations say."""
+        return self.sizes
+
+    def open(self, bundle: Bundle, graph: str) -> TritonEngine:
+        """See `Backend.open`."""
+        return TritonEngine(graph, bundle.manifest.graphs[graph])
+
+
+class TritonEngine:
+    """A graph that another model of the repository serves; see `dsd_trt.engine.Engine`.
+
+    Args:
+        name: of the graph.
+        graph: its signature.
+    """
+
+    def __init__(self, name: str, graph: Graph) -> None:
+        self._model, self._graph = f"dsd_{name}", graph
         # Of the tokens' scores a matrix has no use.
         self._outputs = [spec for spec in graph.outputs if spec.name != "token_scores"]
         self.description = EngineDescription("triton", self._model, "as its graph says")

@@ -1,0 +1,68 @@
+"""OpenVINO on the CPU, in FP32 or in BF16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dsd_trt.batching import MAX_TEXTS, BatchSizes, batch_sizes
+from dsd_trt.bundle.folder import Bundle, is_large
+from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.real_files import with_real_files
+
+if TYPE_CHECKING:
+    from dsd_trt.engine import Engine
+
+
+@dataclass(frozen=True)
+class OpenVino:
+    """OpenVINO on the CPU; see `Backend`.
+
+    Attributes:
+        bf16: compute in BF16, about twice as fast where the processor has it.
+    """
+
+    name: str
+    title: str
+    bf16: bool
+    keeps_order_of: str | None = None
+    extra: str = "openvino"
+    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    on_gpu: bool = False
+    tunes_batch: bool = True
+
+    def require(self) -> None:
+        """See `Backend.require`."""
+        from dsd_trt.engine.openvino.runner import require
+
+        require(bf16=self.bf16)
+
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+        """See `Backend.batch_sizes`."""
+        sizes = batch_sizes(bundle.manifest, memory_budget_mb)
+        return replace(sizes, matrix=(walks_at_once(is_large(bundle.folder))[0], MAX_TEXTS))
+
+    def open(self, bundle: Bundle, graph: str) -> Engine:
+        """See `Backend.open`."""
+        signature, real = bundle.manifest.graphs[graph], with_real_files(bundle)
+        path, large = real.path(signature.file), is_large(bundle.folder)
+        if signature.batched:
+            from dsd_trt.engine.openvino.runner import OpenVinoEngine
+
+            return OpenVinoEngine(path, signature, bf16=self.bf16, large=large)
+        from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
+
+        return OpenVinoMatrixEngine(path, signature, bf16=self.bf16, large=large)
+
+
+def walks_at_once(large: bool) -> tuple[int, ...]:
+    """Numbers of images at a noise level that the matrix scorer takes at once, the largest first.
+
+    It matches a few texts at a time by itself, so that there may be `MAX_TEXTS` of them. A walk of
+    a large model holds gigabytes.
+    """
+    return (4, 1) if large else (16, 4, 1)
+
+
+FP32 = OpenVino("openvino", "OpenVINO", bf16=False)
+BF16 = OpenVino("openvino-bf16", "OpenVINO, BF16", bf16=True, keeps_order_of=FP32.name)

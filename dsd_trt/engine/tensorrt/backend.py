@@ -1,0 +1,60 @@
+"""TensorRT and TensorRT-RTX: plans that `dsd-trt build` put into the bundle, on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dsd_trt.batching import ON_DEVICE, BatchSizes, batch_sizes
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engine import EngineDescription
+from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plan, read_plan
+
+if TYPE_CHECKING:
+    from dsd_trt.engine.tensorrt.runner import TensorRTEngine
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """One of the two libraries; see `Backend`.
+
+    Attributes:
+        name: the library's, too.
+    """
+
+    name: PlanLibrary
+    title: str
+    extra: str
+    modes: frozenset[Mode] = frozenset(("pair",))
+    on_gpu: bool = True
+    tunes_batch: bool = False  # plans are compiled for the batch they are best at
+    keeps_order_of: str | None = None
+
+    def require(self) -> None:
+        """See `Backend.require`."""
+        from dsd_trt.engine.tensorrt.runner import require
+
+        require(self.name)
+
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+        """See `Backend.batch_sizes`; a plan holds its activations itself."""
+        batch_sizes(bundle.manifest, memory_budget_mb)  # refuses what is no budget
+        return ON_DEVICE
+
+    def open(self, bundle: Bundle, graph: str) -> TensorRTEngine:
+        """See `Backend.open`; also where the bundle has no plan that fits library and GPU."""
+        from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
+
+        trt, capability = require(self.name)
+        manifest, version = bundle.manifest, str(trt.__version__)
+        plan = find_plan(bundle.folder, manifest, graph, self.name, version, capability)
+        description = EngineDescription(
+            f"{self.name} {version}", f"GPU of compute capability {capability}", manifest.precision
+        )
+        signature, profiles = manifest.graphs[graph], plan.sidecar.profiles
+        return TensorRTEngine(trt, read_plan(plan), signature, profiles, description)
+
+
+TENSORRT = TensorRT("tensorrt", "TensorRT", extra="gpu")
+RTX = TensorRT("tensorrt-rtx", "TensorRT-RTX", extra="rtx")

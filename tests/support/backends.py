@@ -1,0 +1,52 @@
+"""Engines opened by hand, and backends that open what a test hands them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsd_trt import Bundle, Engine
+from dsd_trt.batching import BatchSizes, batch_sizes
+from dsd_trt.bundle.contract import Graph
+from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
+from dsd_trt.engine.openvino.runner import OpenVinoEngine
+
+
+def open_engine(path: Path, graph: Graph, engine: str) -> Engine:
+    """Open an ONNX file that need not be a bundle's.
+
+    Args:
+        path: the file.
+        graph: its signature.
+        engine: "onnxruntime" or "openvino".
+    """
+    if engine == "onnxruntime":
+        return OnnxRuntimeEngine(path, graph)
+    return OpenVinoEngine(path, graph) if graph.batched else OpenVinoMatrixEngine(path, graph)
+
+
+@dataclass(frozen=True)
+class OpenedBy:
+    """A backend whose engines a function opens, from the graph's file and its signature."""
+
+    function: Callable[[Path, Graph], Engine]
+    name: str = "by-hand"
+    title: str = "by hand"
+    extra: str = "test"
+    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    on_gpu: bool = False
+    tunes_batch: bool = True
+    keeps_order_of: str | None = None
+
+    def require(self) -> None:
+        """Nothing."""
+
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+        return batch_sizes(bundle.manifest, memory_budget_mb)
+
+    def open(self, bundle: Bundle, graph: str) -> Engine:
+        signature = bundle.manifest.graphs[graph]
+        return self.function(bundle.path(signature.file), signature)
