@@ -201,7 +201,8 @@ def read_table(folder: Path, manifest: IndexManifest) -> Any:
     Raises:
         InputError: it is missing, altered, no table of images, or names a latent that no shard has.
     """
-    for path in (folder / TABLE_NAME, folder / NEXT_TABLE):
+    # The first once more: a process that writes may have given the second its name in between.
+    for path in (folder / TABLE_NAME, folder / NEXT_TABLE, folder / TABLE_NAME):
         try:
             if path.is_file() and path.stat().st_size == manifest.table.size:
                 content = path.read_bytes()

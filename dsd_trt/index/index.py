@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.index.files import (
+    INDEX_NAME,
     LATENT,
     NOT_FINITE,
     Entry,
@@ -90,11 +91,13 @@ class Index(Sequence[IndexedImage]):
             raise InputError(f"an index is named by a path or a string, got {folder!r}")
         folder = Path(folder)
         while True:
+            # Not what it says: another process may have changed it and changed it back.
+            before = _identity(folder / INDEX_NAME)
             manifest = read_manifest(folder)
             try:
                 return cls._verified(folder, manifest)
             except InputError:
-                if read_manifest(folder) == manifest:
+                if _identity(folder / INDEX_NAME) == before:
                     raise
                 # Another process has brought it up to date meanwhile.
 

@@ -27,7 +27,8 @@ from torture import Figures, scaled
 
 import dsd_trt.index.index
 from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
-from dsd_trt.index.files import table_schema
+from dsd_trt.files.whole import write_whole
+from dsd_trt.index.files import INDEX_NAME, NEXT_TABLE, TABLE_NAME, IndexManifest, table_schema
 from dsd_trt.pipeline import Pipeline
 
 TEXTS = ["a red circle", "dog", "a blue square a blue dog"]
@@ -194,6 +195,41 @@ def test_an_index_that_another_process_writes_gives_no_wrong_score(
             figures.ended("scored whole" if scored.all() else "scored in part")
     assert writer.returncode == 0
     check(Index.open(tmp_path / "out"), scorer)
+
+
+def test_a_table_that_gets_its_name_while_it_is_looked_for_is_found(
+    update: Callable[..., IndexUpdate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(write_photos(tmp_path / "photos", range(3)))
+    table, following = (tmp_path / "out" / name for name in (TABLE_NAME, NEXT_TABLE))
+    table.rename(following)  # as after a kill between two renames
+    is_file = Path.is_file
+
+    def named_meanwhile(path: Path) -> bool:
+        if path == following and is_file(path):
+            path.rename(table)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", named_meanwhile)
+    assert len(Index.open(tmp_path / "out")) == 3
+
+
+def test_an_index_that_was_changed_and_changed_back_is_read_again(
+    update: Callable[..., IndexUpdate], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update(write_photos(tmp_path / "photos", range(3)))
+    path, verified, asked = tmp_path / "out" / INDEX_NAME, Index._verified, []
+
+    def changed_back(folder: Path, manifest: IndexManifest) -> Index:
+        asked.append(folder)
+        if len(asked) == 1:
+            write_whole(path, path.read_bytes())
+            raise InputError("as the other process left it for a moment")
+        return verified(folder, manifest)
+
+    monkeypatch.setattr(Index, "_verified", changed_back)
+    assert len(Index.open(tmp_path / "out")) == 3
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
