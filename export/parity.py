@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from dsd_trt.agreement import Agreement, compare
 from dsd_trt.bundle.contract import graph_contract
@@ -21,6 +20,7 @@ from dsd_trt.errors import DsdError
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import load_graph, save_graph
+from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Expected
 from dsd_trt.export.self_check import MeasuredCheck, least_tolerance, write_widened
 from dsd_trt.export.weights import WEIGHTS_NAME
@@ -88,7 +88,7 @@ class ParityReport:
 def check_parity(
     bundle: Bundle,
     expected: Expected,
-    module: Callable[[str], nn.Module],
+    recipe: Recipe,
     scratch: Path,
     step: Callable[[str], None] = lambda stage: None,
 ) -> ParityReport:
@@ -97,8 +97,7 @@ def check_parity(
     Args:
         bundle: freshly written.
         expected: what the reference computed.
-        module: what a graph was traced from, in FP32, by name: where to look when something
-            differs.
+        recipe: what the bundle was made from: where to look when something differs.
         scratch: an empty folder on the bundle's disk.
         step: told what is being done.
 
@@ -123,7 +122,7 @@ def check_parity(
         if complaint is None and run.matrix is not None:
             complaint = _complaint(run.matrix, precision, SCORE_TOLERANCE)
         if complaint:
-            layer = _first_difference(candidate, expected, module, _LAYER_TOLERANCE[precision])
+            layer = _first_difference(candidate, expected, recipe, _LAYER_TOLERANCE[precision])
             advice = (
                 "Export in full precision: --precision fp32"
                 if precision == "fp16"
@@ -233,15 +232,14 @@ def _complaint(score: Agreement, precision: str, tolerance: float) -> str | None
     )
 
 
-def _first_difference(
-    bundle: Bundle, expected: Expected, module: Callable[[str], nn.Module], tolerance: float
-) -> str:
+def _first_difference(bundle: Bundle, expected: Expected, recipe: Recipe, tolerance: float) -> str:
     """A sentence that names the first layer to differ, looking at the worst that can be fed."""
     for name, feeds in expected.feeds().items():
         graph = bundle.manifest.graphs[name]
         if name == "pair_scorer":
             feeds |= adapter_feed(bundle)
-        differences = layer_differences(module(name), feeds, bundle.path(graph.file), graph)
+        module = recipe.module(name, "fp32")
+        differences = layer_differences(module, feeds, bundle.path(graph.file), graph)
         for difference in differences:
             if difference.relative > tolerance:
                 return (

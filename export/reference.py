@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsd_trt.bundle.manifest import MatrixMode, Method
-from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.probe import Probe
-from dsd_trt.train.diffusion.checkpoint import Checkpoint, token_mask
+from dsd_trt.export.recipe import Recipe
+from dsd_trt.train.diffusion.checkpoint import token_mask
 from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
@@ -76,31 +75,21 @@ class Reference:
     `expect` is done with it.
 
     Args:
-        checkpoint: the base model.
-        build: puts its scoring U-Net together, prompts not folded.
-        method: which score it is, and which tokens count (Eq. 4).
+        recipe: which model and score it is, which tokens count (Eq. 4), and whether matrix mode is
+            computed too.
         batch: images, texts or (image, text, level) triples at a time; the reference is batch 1.
-        matrix: which matrix mode `expect` computes too, if any.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        build: BuildScoring,
-        method: Method,
-        batch: int = 1,
-        matrix: MatrixMode | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, batch: int = 1) -> None:
         self.batch = batch
-        self._matrix = matrix
-        self._checkpoint = checkpoint
-        self._build = build
-        self._method = method
+        self._recipe = recipe
+        self._checkpoint = recipe.checkpoint
+        self._method, self._matrix = recipe.manifest.method, recipe.manifest.matrix
 
     @cached_property
     def scoring(self) -> ScoringUNet:
         """The scoring U-Net, FP32."""
-        return self._build(unet=self._checkpoint.read_unet())
+        return self._recipe.scoring(self._checkpoint.read_unet())
 
     @cached_property
     def matrix_scorer(self) -> MatrixScorer:

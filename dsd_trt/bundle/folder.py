@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from dsd_trt.bundle.external_data import external_files
 from dsd_trt.bundle.hub import Repository, fetch_bundle, holds_bundle
@@ -60,12 +61,24 @@ def write_bundle(folder: Path, manifest: Manifest) -> Bundle:
     Raises:
         BundleError: the manifest is inconsistent or names a file the folder lacks.
     """
-    files = {
-        path.relative_to(folder).as_posix(): file_entry(path)
+    return write_manifest(folder, dataclasses.replace(manifest, files=files_in(folder)))
+
+
+def files_in(
+    folder: Path, known: Mapping[str, FileEntry] = MappingProxyType({})
+) -> dict[str, FileEntry]:
+    """What `bundle.json` says of the finished files of a folder, by name.
+
+    Args:
+        folder: the bundle's.
+        known: files that need not be read again.
+    """
+    names = {
+        path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST_NAME and not is_unfinished(path)
     }
-    return write_manifest(folder, dataclasses.replace(manifest, files=files))
+    return {name: known.get(name) or file_entry(path) for name, path in names.items()}
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -27,8 +27,8 @@ from dsd_trt.engines.build import build_plans
 from dsd_trt.engines.compile import CompileSettings
 from dsd_trt.errors import BundleError, InputError, ModelError
 from dsd_trt.export.adapt import replace_adapter
-from dsd_trt.export.describe import describe
 from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.settings import Settings
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.question import Question
@@ -83,14 +83,13 @@ def test_another_adapter_scores_as_a_new_export_would(
     adapted = read_bundle(tmp_path / "adapted")
 
     assert np.abs(scores(adapted) - expected).max() < 1e-5
-    checkpoint, build = replace(exported_fp32, settings=settings).load()
+    recipe = Recipe.read(settings)
     known = load_file(adapted.path("self_check.safetensors"))
     fed_pairs = [known[f"pair_scorer.{it.name}"] for it in PAIRS.inputs if it.batched]
     with torch.no_grad():
-        score, *_ = build(unet=checkpoint.read_unet())(*fed_pairs)
+        score, *_ = recipe.scoring(recipe.checkpoint.read_unet())(*fed_pairs)
     assert (score - known["pair_scorer.score"]).abs().max() < 1e-5
-    scoring = build(unet=checkpoint.empty_unet())
-    got, wanted = adapted.manifest, describe(settings, checkpoint, Adapter.load(other), scoring)
+    got, wanted = adapted.manifest, recipe.manifest
     assert got.method == wanted.method
     assert got.calibration == wanted.calibration
     assert got.provenance.adapter_hash == wanted.provenance.adapter_hash

@@ -33,9 +33,9 @@ from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export import exporter
-from dsd_trt.export.describe import describe
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX
+from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.settings import Settings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
@@ -72,8 +72,9 @@ def pictures() -> np.ndarray[Any, np.dtype[np.uint8]]:
 def test_bundle_scores_as_the_pytorch_model_does(
     exported_fp32: Exported, pictures: Any, engine: str, tolerance: float
 ) -> None:
-    checkpoint, build = exported_fp32.load()
-    scoring = build(unet=checkpoint.unet)
+    recipe = exported_fp32.load()
+    checkpoint = recipe.checkpoint
+    scoring = recipe.scoring(checkpoint.unet)
     ids = checkpoint.tokenizer(
         TEXTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids
@@ -329,7 +330,8 @@ def test_the_self_check_holds_what_pytorch_computes(exported: Exported) -> None:
     assert manifest.self_check is not None
     assert manifest.self_check.tolerance == {"fp32": 2e-4, "fp16": 1e-2}[manifest.precision]
     known = load_file(exported.bundle.path(manifest.self_check.file))
-    checkpoint, build = exported.load()
+    recipe = exported.load()
+    checkpoint = recipe.checkpoint
     pairs = [f"pair_scorer.{it.name}" for it in manifest.graphs["pair_scorer"].inputs]
     levels = range(len(manifest.method.noise_levels.fractions))
     assert known["pair_scorer.level"].tolist() == list(levels)  # every one of them
@@ -338,7 +340,7 @@ def test_the_self_check_holds_what_pytorch_computes(exported: Exported) -> None:
         computed = {
             "image_encoder.latent": checkpoint.image_encoder(known["image_encoder.pixels"]),
             "text_encoder.text_states": checkpoint.text_encoder(known["text_encoder.input_ids"]),
-            "pair_scorer.score": build(unet=checkpoint.read_unet())(
+            "pair_scorer.score": recipe.scoring(checkpoint.read_unet())(
                 *(it.float() if it.is_floating_point() else it for it in (known[n] for n in pairs))
             )[0],
         }
@@ -352,11 +354,7 @@ def test_probabilities_are_of_the_score_they_were_fitted_for_or_of_none(
 ) -> None:
     assert exported_fp32.bundle.manifest.calibration == Calibration(12.0, -3.0)
     settings = replace(exported_fp32.settings, levels=(0.2,))
-    checkpoint, build = replace(exported_fp32, settings=settings).load()
-    scoring = build(unet=checkpoint.empty_unet())
-    adapter = Adapter.load(settings.adapter) if settings.adapter else None
-    manifest = describe(settings, checkpoint, adapter, scoring)
-    assert manifest.calibration == Calibration(1.0, 0.0)
+    assert Recipe.read(settings).manifest.calibration == Calibration(1.0, 0.0)
     assert "at the levels 0.2, 0.8, not for these: rank by score alone" in caplog.text
 
 
@@ -479,15 +477,13 @@ def test_fp16_graph_computes_the_rest_in_fp16(exported_fp16: Exported) -> None:
 
 
 def test_a_vae_that_overflows_stays_in_fp32(tmp_path: Path) -> None:
-    checkpoint = exporter.read_checkpoint(
-        str(write_checkpoint(tmp_path / "upcast", force_upcast=True))
-    )
+    model = str(write_checkpoint(tmp_path / "upcast", force_upcast=True))
+    recipe = Recipe.read(Settings(model, precision="fp16"))
     graph = graph_contract("fp16", 32, (4, 8, 8), 32)["image_encoder"]
-    module = exporter.traceable("image_encoder", checkpoint, None, "fp16")  # type: ignore[arg-type]
     with WeightFile(tmp_path) as weights:
-        model = exporter.trace(module, graph, weights)
-    types = _types(model)
-    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+        traced = trace(recipe.module("image_encoder"), graph, weights)
+    types = _types(traced)
+    convolutions = [node for node in traced.graph.node if node.op_type == "Conv"]
     assert convolutions
     assert all(types[node.output[0]] == TensorProto.FLOAT for node in convolutions)
     assert types["latent"] == TensorProto.FLOAT16

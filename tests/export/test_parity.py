@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,12 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle, write_bundle
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.export.emulation import emulate_half
-from dsd_trt.export.modules import BuildScoring, drop_weights, traceable
+from dsd_trt.export.modules import drop_weights
 from dsd_trt.export.parity import ParityError, check_parity, emulated_bundle, measure
 from dsd_trt.export.probe import draw_probe
+from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Expected, Reference
 from dsd_trt.export.trace import module_of
-from dsd_trt.train.diffusion.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -136,30 +135,23 @@ def test_emulation_overflows_where_plain_onnxruntime_does_not() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(exported_fp32: Exported) -> tuple[Checkpoint, BuildScoring]:
+def recipe(exported_fp32: Exported) -> Recipe:
     return exported_fp32.load()
 
 
 @pytest.fixture(scope="module")
-def expected(model: tuple[Checkpoint, BuildScoring], exported_fp32: Exported) -> Expected:
-    checkpoint, build = model
-    method = exported_fp32.bundle.manifest.method
-    return Reference(checkpoint, build, method, batch=8).expect(draw_probe(32, 2))
+def expected(recipe: Recipe) -> Expected:
+    return Reference(recipe, batch=8).expect(draw_probe(32, 2))
 
 
 @pytest.fixture(scope="module")
-def few(model: tuple[Checkpoint, BuildScoring], exported_fp32: Exported) -> Expected:
+def few(recipe: Recipe) -> Expected:
     """Of 36 pairs: what is wrong on purpose is seen in these, too."""
-    checkpoint, build = model
-    method = exported_fp32.bundle.manifest.method
-    return Reference(checkpoint, build, method, batch=8).expect(draw_probe(32, 2, count=6))
+    return Reference(recipe, batch=8).expect(draw_probe(32, 2, count=6))
 
 
-def test_reference_does_not_depend_on_the_batch(
-    model: tuple[Checkpoint, BuildScoring], expected: Expected, exported_fp32: Exported
-) -> None:
-    checkpoint, build = model
-    alone = Reference(checkpoint, build, exported_fp32.bundle.manifest.method)
+def test_reference_does_not_depend_on_the_batch(recipe: Recipe, expected: Expected) -> None:
+    alone = Reference(recipe)
     z = alone.encode_images(expected.probe.pixels[:2])
     ids, mask = alone.tokenize(expected.probe.texts[:2])
     assert np.abs(z.numpy() - expected.latent[:2]).max() < 1e-5
@@ -197,18 +189,18 @@ def test_a_wrong_weight_fails_the_check_and_its_layer_is_named(
     layer: str,
     exported_fp32: Exported,
     few: Expected,
-    model: tuple[Checkpoint, BuildScoring],
+    recipe: Recipe,
     tmp_path: Path,
 ) -> None:
     broken = _scale_weights(exported_fp32.bundle, tmp_path / "broken", {layer: 1.5})
     with pytest.raises(ParityError, match=rf"first layer to differ is {layer} of the pair_scorer"):
-        _check(broken, few, model, tmp_path / "scratch")
+        _check(broken, few, recipe, tmp_path / "scratch")
 
 
 def test_a_wrong_weight_in_an_encoder_is_named(
     exported_fp32: Exported,
     few: Expected,
-    model: tuple[Checkpoint, BuildScoring],
+    recipe: Recipe,
     tmp_path: Path,
 ) -> None:
     layer = "vae.encoder.mid_block.resnets.0.conv2"
@@ -216,13 +208,13 @@ def test_a_wrong_weight_in_an_encoder_is_named(
         exported_fp32.bundle, tmp_path / "broken", {layer: 1.5}, "image_encoder"
     )
     with pytest.raises(ParityError, match=rf"{layer} of the image_encoder"):
-        _check(broken, few, model, tmp_path / "scratch")
+        _check(broken, few, recipe, tmp_path / "scratch")
 
 
 def test_an_overflow_is_seen_in_the_emulation_alone(
     exported_fp16: Exported,
     few: Expected,
-    model: tuple[Checkpoint, BuildScoring],
+    recipe: Recipe,
     tmp_path: Path,
 ) -> None:
     """A resnet's inner values times 2^17: its second norm takes the factor out again."""
@@ -236,7 +228,7 @@ def test_an_overflow_is_seen_in_the_emulation_alone(
     with pytest.raises(
         ParityError, match=rf"emulated.*{resnet}\.(conv1|time_emb_proj).*--precision"
     ):
-        _check(bundle, few, model, tmp_path / "scratch")
+        _check(bundle, few, recipe, tmp_path / "scratch")
 
 
 def test_emulated_bundle_leaves_the_original_alone(exported_fp16: Exported, tmp_path: Path) -> None:
@@ -252,13 +244,9 @@ def test_emulated_bundle_leaves_the_original_alone(exported_fp16: Exported, tmp_
             assert not half & {*node.input} or node.op_type == "Cast"
 
 
-def _check(
-    bundle: Bundle, expected: Expected, model: tuple[Checkpoint, BuildScoring], scratch: Path
-) -> None:
+def _check(bundle: Bundle, expected: Expected, recipe: Recipe, scratch: Path) -> None:
     scratch.mkdir()
-    checkpoint, build = model
-    module = partial(traceable, checkpoint=checkpoint, build=build, precision="fp32")
-    check_parity(bundle, expected, module, scratch)
+    check_parity(bundle, expected, recipe, scratch)
 
 
 def _scale_weights(
@@ -338,8 +326,7 @@ def test_a_frugal_engine_computes_the_same(
 
 
 def test_a_module_without_its_weights_holds_none(exported_fp16: Exported) -> None:
-    checkpoint, build = exported_fp16.load()
-    module = traceable("pair_scorer", checkpoint, build, "fp16")
+    module = exported_fp16.load().module("pair_scorer")
     assert sum(tensor.nbytes for tensor in module.parameters()) > 100_000
     drop_weights(module)
     assert sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers())) == 0

@@ -5,7 +5,6 @@ How well it does on more scenes stands in its MODEL_CARD.md, written by tools/em
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from PIL import Image
 
 from dsd_trt import Scorer
 from dsd_trt.commands.inputs import read_pairs
+from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Reference
-from dsd_trt.export.settings import default_adapter
+from dsd_trt.export.settings import Settings, default_adapter
 from dsd_trt.image.preprocess import preprocess
-from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
 from dsd_trt.train.scoring.adapter import Adapter
@@ -39,13 +38,9 @@ def pairs() -> list[tuple[Path, str]]:
 @pytest.fixture(scope="module")
 def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
     """What PyTorch computes at batch 1 for the first images against many kinds of texts."""
-    folder = default_adapter(EMBEDDED)
-    assert folder
-    checkpoint = read_checkpoint()
-    build = partial(build_scoring_unet, checkpoint, Adapter.load(folder))
-    method = Scorer.load(engine="onnxruntime").manifest.method
-    reference = Reference(checkpoint, build, method)
-    pixels = np.stack([preprocess(image, checkpoint.resolution) for image, _ in pairs[:FEW]])
+    recipe = Recipe.read(Settings(adapter=default_adapter(EMBEDDED)))
+    reference, side = Reference(recipe), recipe.checkpoint.resolution
+    pixels = np.stack([preprocess(image, side) for image, _ in pairs[:FEW]])
     ids, mask = reference.tokenize([*(text for _, text in pairs[:FEW]), *OTHER_TEXTS])
     return reference.score(reference.encode_images(pixels), reference.encode_texts(ids), mask)
 

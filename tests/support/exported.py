@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,12 +23,10 @@ from checkpoints import write_adapter, write_checkpoint
 
 from dsd_trt.bundle.folder import Bundle, read_bundle
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.modules import BuildScoring
 from dsd_trt.export.parity import ParityReport
+from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.settings import Settings
 from dsd_trt.files.schema import from_plain
-from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter
 
 
@@ -61,17 +58,9 @@ class Exported:
     hashed: Mapping[str, int]
     said: tuple[str, str] = ("", "")
 
-    def load(self) -> tuple[Checkpoint, BuildScoring]:
-        """The model, read anew, and how its scoring U-Net is put together."""
-        checkpoint = read_checkpoint(self.settings.model)
-        build = partial(
-            build_scoring_unet,
-            checkpoint,
-            None if self.settings.adapter is None else Adapter.load(self.settings.adapter),
-            score_layers=self.settings.score_layers,
-            levels=self.settings.levels,
-        )
-        return checkpoint, build
+    def load(self) -> Recipe:
+        """What it was exported from, read anew."""
+        return Recipe.read(self.settings)
 
     def graph(self, name: str) -> onnx.ModelProto:
         """One graph, weights inside."""

@@ -1,0 +1,136 @@
+"""What is exported: settings, the checkpoint and adapter they name, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from dsd_trt.bundle.contract import Precision
+from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.errors import InputError
+from dsd_trt.export.adapter_input import FedScoringUNet
+from dsd_trt.export.describe import describe
+from dsd_trt.export.gates import split_gates
+from dsd_trt.export.modules import UpcastImageEncoder
+from dsd_trt.export.settings import Settings
+from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.matrix import MatrixScorer
+from dsd_trt.train.scoring.scoring_unet import ScoringUNet
+
+_LARGE = 100_000_000  # weights of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An export's ingredients, and what its steps ask of them. `Recipe.read` reads one.
+
+    Attributes:
+        settings: what to export, and how.
+        checkpoint: the base model.
+        adapter: few-shot adapter; None is the zero-shot score.
+    """
+
+    settings: Settings
+    checkpoint: Checkpoint
+    adapter: Adapter | None
+
+    @classmethod
+    def read(cls, settings: Settings) -> Self:
+        """Read the checkpoint's configuration and the adapter; weights are read when asked for.
+
+        Raises:
+            ModelError: one of them cannot be read.
+        """
+        adapter = None if settings.adapter is None else Adapter.load(settings.adapter)
+        return cls(settings, read_checkpoint(settings.model), adapter)
+
+    def scoring(self, unet: UNet2DConditionModel) -> ScoringUNet:
+        """The scoring model on a U-Net, prompts not folded.
+
+        Args:
+            unet: the checkpoint's; it is changed where the adapter changes weights.
+
+        Raises:
+            InputError: layers or levels do not exist.
+            ModelError: the adapter belongs to another checkpoint or score.
+        """
+        settings = self.settings
+        try:
+            return build_scoring_unet(
+                self.checkpoint,
+                self.adapter,
+                score_layers=settings.score_layers,
+                levels=settings.levels,
+                noise_seed=settings.noise_seed,
+                score=settings.score,
+                unet=unet,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+    @cached_property
+    def outline(self) -> ScoringUNet:
+        """The scoring model without the U-Net's weights: layers, heads, levels, noise, prompts.
+
+        Raises:
+            InputError, ModelError: as for `scoring`.
+        """
+        return self.scoring(self.checkpoint.empty_unet())
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the bundle will say about itself, but for files, self-check and parity figures.
+
+        Raises:
+            InputError, ModelError: as for `scoring`; or settings contradict each other.
+        """
+        return describe(self.settings, self.checkpoint, self.adapter, self.outline)
+
+    @property
+    def quick(self) -> bool:
+        """Whether to verify on few pairs, because one pass of the U-Net takes seconds."""
+        if self.settings.verify is not None:
+            return self.settings.verify == "quick"
+        return sum(weight.numel() for weight in self.outline.unet.parameters()) > _LARGE
+
+    def module(self, name: str, precision: Precision | None = None) -> nn.Module:
+        """The module a graph is traced from, read anew: whoever drops it has its memory back.
+
+        Precision is chosen here and nowhere else: weights become FP16, while what the modules' own
+        code computes in FP32 (logits, softmax, LogSumExp, noise) stays FP32.
+
+        Args:
+            name: "image_encoder", "text_encoder", "pair_scorer" or "matrix_scorer".
+            precision: of the module; None is the export's.
+        """
+        checkpoint, manifest = self.checkpoint, self.manifest
+        half = (precision or self.settings.precision) == "fp16"
+        dtype = torch.float16 if half else torch.float32
+        if name == "image_encoder":
+            if half and checkpoint.vae_overflows:
+                return UpcastImageEncoder(checkpoint.read_image_encoder().vae)
+            return checkpoint.read_image_encoder(dtype)
+        if name == "text_encoder":
+            return checkpoint.read_text_encoder(dtype)
+        unconditional = None
+        if name == "matrix_scorer":
+            unconditional = encode_texts(checkpoint, [""])[0].to(dtype)
+            checkpoint.forget()
+        scoring = self.scoring(checkpoint.read_unet(dtype))
+        split_gates(scoring)
+        if manifest.adapter is not None:
+            return FedScoringUNet(scoring, manifest.adapter.tensors)
+        scorer: ScoringUNet | MatrixScorer = scoring
+        if unconditional is not None:
+            scorer = MatrixScorer(scoring, unconditional, self.settings.query_pool)
+        scorer.fold_static_prompts()
+        if half and scoring.prompts is not None:
+            scoring.prompts.half()
+        return scorer
