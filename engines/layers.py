@@ -49,7 +49,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionLayers:
     """One softmax and the products around it.
 
     Attributes:
@@ -117,7 +117,7 @@ class LayerTable:
                 waiting += layer.inputs
         return list(found.values())
 
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[AttentionLayers]:
         """Every attention, in order."""
         scoring = {layer.outputs[0] for layer in self.scoring()}
         found = []
@@ -125,7 +125,7 @@ class LayerTable:
             if layer.kind != "SOFTMAX" or (logits := self._logits(layer)) is None:
                 continue
             scored = layer.outputs[0] in scoring
-            found.append(Attention(logits, layer, scored, self._leads_to_values(layer)))
+            found.append(AttentionLayers(logits, layer, scored, self._leads_to_values(layer)))
         return found
 
     def place(self, layer: Layer) -> str:

@@ -19,7 +19,7 @@ from dsd_trt.bundle.manifest import (
 )
 from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import adapter_input
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.adapter import Adapter, adapter_hash, resize_of
@@ -42,7 +42,7 @@ _LIBRARIES = (
 
 
 def describe(
-    settings: Settings, checkpoint: Checkpoint, adapter: Adapter | None, scoring: ScoringUNet
+    settings: ExportSettings, checkpoint: Checkpoint, adapter: Adapter | None, scoring: ScoringUNet
 ) -> Manifest:
     """The manifest without files and parity figures."""
     tokenizer = checkpoint.tokenizer
@@ -84,7 +84,9 @@ def describe(
     )
 
 
-def _matrix(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> MatrixMode | None:
+def _matrix(
+    settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet
+) -> MatrixMode | None:
     """What is said of the matrix scorer, None where none is exported."""
     trained = adapter is not None and adapter.mode != "pair"
     if not (trained if settings.matrix is None else settings.matrix):
@@ -120,7 +122,7 @@ def _calibration(adapter: Adapter | None, scoring: ScoringUNet) -> Calibration:
     return Calibration(1.0, 0.0)
 
 
-def _method(settings: Settings, adapter: Adapter | None, scoring: ScoringUNet) -> Method:
+def _method(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet) -> Method:
     weights = scoring.head_weights.split(scoring.heads)
     return Method(
         score=settings.score or (adapter.score if adapter else "attention"),

@@ -22,14 +22,14 @@ from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Reference
 from dsd_trt.export.self_check import write_self_check
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WEIGHTS_NAME, WeightFile
 from dsd_trt.train.run.memory import release_freed_memory
 
 
 def export_bundle(
-    settings: Settings,
+    settings: ExportSettings,
     out: Path,
     *,
     force: bool = False,

@@ -17,7 +17,7 @@ from dsd_trt.export.adapter_input import FedScoringUNet
 from dsd_trt.export.describe import describe
 from dsd_trt.export.gates import split_gates
 from dsd_trt.export.modules import UpcastImageEncoder
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter
@@ -37,12 +37,12 @@ class Recipe:
         adapter: few-shot adapter; None is the zero-shot score.
     """
 
-    settings: Settings
+    settings: ExportSettings
     checkpoint: Checkpoint
     adapter: Adapter | None
 
     @classmethod
-    def read(cls, settings: Settings) -> Self:
+    def read(cls, settings: ExportSettings) -> Self:
         """Read the checkpoint's configuration and the adapter; weights are read when asked for.
 
         Raises:

@@ -15,7 +15,7 @@ Verify = Literal["quick", "full"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExportSettings:
     """What to export and how.
 
     Attributes:

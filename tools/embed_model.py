@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dsd_trt import Scorer
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import Settings, default_adapter
+from dsd_trt.export.settings import ExportSettings, default_adapter
 from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
 from dsd_trt.train.shapes.card import model_card
 
@@ -35,7 +35,7 @@ def other_renderer(adapter: Path | None) -> dict[str, float]:
     """Accuracy in percent on scenes of the other renderer, with or without the adapter."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        bundle, _ = export_bundle(Settings(EMBEDDED, adapter), folder / "bundle")
+        bundle, _ = export_bundle(ExportSettings(EMBEDDED, adapter), folder / "bundle")
         pairs, questions = write_questions(folder, QUESTIONS, SEED)
         scored = Scorer(bundle).score_pairs(pairs)
         return figures(grade(scored.scores, questions))
@@ -57,7 +57,7 @@ def main() -> None:
     }
     card = model_card({**training, "plan": plan}, tables)
     (model / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    export_bundle(Settings(EMBEDDED, adapter), BUNDLE, force=True)
+    export_bundle(ExportSettings(EMBEDDED, adapter), BUNDLE, force=True)
     for name in ("losses.png", "samples.png"):
         shutil.copyfile(run / name, ROOT / "docs" / f"shapes-{name}")
     print(card)

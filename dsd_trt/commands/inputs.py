@@ -35,7 +35,7 @@ class Pair:
     text: str
 
 
-def open_images(
+def images_named(
     arguments: Sequence[str],
 ) -> tuple[Sequence[Path | IndexedImage], tuple[Failure, ...]]:
     """Collect image files as `find_images` does; the folder of an index stands for its images.

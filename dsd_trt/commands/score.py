@@ -137,7 +137,7 @@ def score(
     from rich.console import Console
 
     from dsd_trt.commands.console import progress_bar, warnings_on
-    from dsd_trt.commands.inputs import open_images, read_pairs, read_texts
+    from dsd_trt.commands.inputs import images_named, read_pairs, read_texts
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.commands.parquet import require_parquet
     from dsd_trt.commands.records import MatrixRecords, PairRecords, write_records
@@ -158,7 +158,7 @@ def score(
     else:
         if len(paths) < 2:
             raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
-        (images, unreadable), texts = open_images(paths[:-1]), read_texts(paths[-1])
+        (images, unreadable), texts = images_named(paths[:-1]), read_texts(paths[-1])
     if pairs:
         refuse_input(output, (pairs, *(row.image for row in rows)))
     else:

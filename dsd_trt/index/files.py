@@ -35,7 +35,7 @@ NOT_FINITE = "its latent in the index has NaN or infinity"
 
 
 @dataclass(frozen=True)
-class ImageEncoder:
+class LatentSource:
     """What a latent depends on beside its image; equal where latents can be exchanged.
 
     Attributes:
@@ -49,7 +49,7 @@ class ImageEncoder:
     latent: TensorSpec
 
     @classmethod
-    def of(cls, manifest: Manifest) -> ImageEncoder:
+    def of(cls, manifest: Manifest) -> LatentSource:
         """The image encoder of a bundle."""
         graph = manifest.graphs["image_encoder"]
         return cls(manifest.graph_hash("image_encoder"), manifest.preprocessing, graph.outputs[0])
@@ -98,7 +98,7 @@ class IndexManifest:
         shards: by file name.
     """
 
-    image_encoder: ImageEncoder
+    image_encoder: LatentSource
     table: FileEntry
     shards: Mapping[str, Shard] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION

@@ -22,8 +22,8 @@ from dsd_trt.index.files import (
     NOT_FINITE,
     TABLE_NAME,
     Entry,
-    ImageEncoder,
     IndexManifest,
+    LatentSource,
     Shard,
     entry_of,
     finite_latents,
@@ -72,7 +72,7 @@ class IndexFolder:
         image_encoder: that its latents are of.
     """
 
-    def __init__(self, folder: Path, image_encoder: ImageEncoder) -> None:
+    def __init__(self, folder: Path, image_encoder: LatentSource) -> None:
         self._folder, self._image_encoder = folder, image_encoder
         self._shards: dict[str, Shard] = {}
 

@@ -23,8 +23,8 @@ from dsd_trt.index.files import (
     LATENT,
     NOT_FINITE,
     Entry,
-    ImageEncoder,
     IndexManifest,
+    LatentSource,
     read_manifest,
     read_table,
     to_entries,
@@ -144,7 +144,7 @@ class Index(Sequence[IndexedImage]):
         Raises:
             InputError: says how to make an index that fits.
         """
-        if ImageEncoder.of(manifest) != self.manifest.image_encoder:
+        if LatentSource.of(manifest) != self.manifest.image_encoder:
             raise InputError(
                 f"{self.folder} has latents of another image encoder than this bundle's. Score "
                 "with the bundle they were made with, or index the images with this one, into "

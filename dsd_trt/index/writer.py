@@ -19,7 +19,7 @@ from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable
 from dsd_trt.image.preprocess import preprocess
-from dsd_trt.index.files import Entry, ImageEncoder, require_extra
+from dsd_trt.index.files import Entry, LatentSource, require_extra
 from dsd_trt.index.folder import IndexFolder, one_writer
 from dsd_trt.index.webdataset import is_tar, tar_images
 from dsd_trt.limits import IMAGE_BYTES
@@ -139,7 +139,7 @@ class IndexWriter:
     ) -> None:
         self._preprocessing, self._pipeline = manifest.preprocessing, pipeline
         self._shard_size, self._done = shard_size, done
-        self._folder = IndexFolder(folder, ImageEncoder.of(manifest))
+        self._folder = IndexFolder(folder, LatentSource.of(manifest))
         entries = self._folder.read()
         self._entries = {entry.name: entry for entry in entries}
         self._latents = {it.sha256: it for it in entries if it.shard is not None}

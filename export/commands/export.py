@@ -115,13 +115,13 @@ def export(
 
     from dsd_trt.commands.console import warnings_on
     from dsd_trt.export.exporter import export_bundle
-    from dsd_trt.export.settings import Settings, default_adapter
+    from dsd_trt.export.settings import ExportSettings, default_adapter
     from dsd_trt.train.run.libraries import hush_libraries
     from dsd_trt.train.run.memory import return_freed_memory
 
     hush_libraries()
     return_freed_memory()
-    settings = Settings(
+    settings = ExportSettings(
         model=model,
         adapter=adapter or default_adapter(model),
         precision=cast("Precision", precision),

@@ -29,7 +29,7 @@ from dsd_trt.errors import BundleError, InputError, ModelError
 from dsd_trt.export.adapt import replace_adapter
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.recipe import Recipe
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
@@ -55,7 +55,7 @@ def scores(bundle: Bundle, engine: str = "onnxruntime") -> Any:
     return Scorer.load(bundle.folder, engine=engine).score(list(pictures), TEXTS).scores
 
 
-def in_torch(settings: Settings) -> Any:
+def in_torch(settings: ExportSettings) -> Any:
     """What `scores` gives, computed by PyTorch with the adapter of `settings`."""
     pictures = np.random.default_rng(3).integers(0, 256, (3, 32, 32, 3), np.uint8)
     questions = [

@@ -36,7 +36,7 @@ from dsd_trt.export import exporter
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.onnx_file import METADATA_PREFIX
 from dsd_trt.export.recipe import Recipe
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def test_every_kind_of_score_is_served_as_pytorch_computes_it(
     tmp_path: Path, checkpoint_folder: Path, pictures: Any, head_mode: Any, score: Any
 ) -> None:
     adapter = write_adapter(tmp_path / "a", checkpoint_folder, head_mode=head_mode, score=score)
-    settings = Settings(str(checkpoint_folder), adapter, levels=(0.2, 0.8), verify="quick")
+    settings = ExportSettings(str(checkpoint_folder), adapter, levels=(0.2, 0.8), verify="quick")
     bundle, _ = exporter.export_bundle(settings, tmp_path / "bundle")
     method = bundle.manifest.method
     assert (method.score, method.head_weights.mode) == (score, head_mode)
@@ -151,7 +151,7 @@ def test_every_kind_of_score_is_served_as_pytorch_computes_it(
 def test_an_adapter_serves_the_score_it_was_trained_for_alone(
     tmp_path: Path, checkpoint_folder: Path, adapter_folder: Path
 ) -> None:
-    settings = Settings(str(checkpoint_folder), adapter_folder, score="denoising")
+    settings = ExportSettings(str(checkpoint_folder), adapter_folder, score="denoising")
     with pytest.raises(ModelError, match='trained for the score "attention", not "denoising"'):
         exporter.export_bundle(settings, tmp_path / "bundle")
 
@@ -478,7 +478,7 @@ def test_fp16_graph_computes_the_rest_in_fp16(exported_fp16: Exported) -> None:
 
 def test_a_vae_that_overflows_stays_in_fp32(tmp_path: Path) -> None:
     model = str(write_checkpoint(tmp_path / "upcast", force_upcast=True))
-    recipe = Recipe.read(Settings(model, precision="fp16"))
+    recipe = Recipe.read(ExportSettings(model, precision="fp16"))
     graph = graph_contract("fp16", 32, (4, 8, 8), 32)["image_encoder"]
     with WeightFile(tmp_path) as weights:
         traced = trace(recipe.module("image_encoder"), graph, weights)
@@ -566,7 +566,7 @@ def test_a_failed_export_leaves_nothing(
 
     monkeypatch.setattr(exporter, "trace", fail)
     with pytest.raises(KeyboardInterrupt):
-        exporter.export_bundle(Settings(model=str(checkpoint_folder)), tmp_path / "new")
+        exporter.export_bundle(ExportSettings(model=str(checkpoint_folder)), tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -577,7 +577,7 @@ def test_a_failed_replacement_leaves_the_old_bundle(
     out = tmp_path / "old"
     out.mkdir()
     (out / "precious").write_text("kept")
-    settings = Settings(model=str(checkpoint_folder))
+    settings = ExportSettings(model=str(checkpoint_folder))
     with pytest.raises(InputError, match="--force"):
         exporter.export_bundle(settings, out)
     with pytest.raises(ZeroDivisionError):
@@ -616,7 +616,7 @@ def test_a_disk_without_room_is_refused_before_any_work(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=weights - 1))
     stages: list[str] = []
-    settings = Settings(model=str(checkpoint_folder))
+    settings = ExportSettings(model=str(checkpoint_folder))
     with pytest.raises(InputError, match="has room for"):
         exporter.export_bundle(settings, tmp_path / "a" / "out", stage=stages.append)
     assert stages == ["Reading the model"]
@@ -640,7 +640,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_is_left(tmp_path: Path) -> Non
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path, checkpoint_folder: Path) -> None:
     other = write_checkpoint(tmp_path / "other", seed=9)
     adapter = write_adapter(tmp_path / "adapter", other)
-    settings = Settings(model=str(checkpoint_folder), adapter=adapter)
+    settings = ExportSettings(model=str(checkpoint_folder), adapter=adapter)
     with pytest.raises(ModelError, match="another model"):
         exporter.export_bundle(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -31,7 +31,7 @@ from dsd_trt.export.ranges import (
     measure_ranges,
     worst,
 )
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.diffusion.checkpoint import encode_texts
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight")):
             tensors[name] = tensors[name] * 2**8
     save_file(tensors, path, {"format": "pt"})
-    settings = Settings(str(folder), levels=(0.4,), precision="fp16", verify="quick")
+    settings = ExportSettings(str(folder), levels=(0.4,), precision="fp16", verify="quick")
     # Attention this sharp turns on the last bit: what is asked here is whether numbers come out.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dsd_trt.export.parity.MIN_SPEARMAN", -1.0)

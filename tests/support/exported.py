@@ -25,7 +25,7 @@ from dsd_trt.bundle.folder import Bundle, read_bundle
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.parity import ParityReport
 from dsd_trt.export.recipe import Recipe
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.files.schema import from_plain
 from dsd_trt.train.scoring.adapter import Adapter
 
@@ -53,7 +53,7 @@ class Exported:
     """
 
     bundle: Bundle
-    settings: Settings
+    settings: ExportSettings
     report: ParityReport
     hashed: Mapping[str, int]
     said: tuple[str, str] = ("", "")
@@ -95,14 +95,14 @@ def adapter_folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: 
 
 
 @pytest.fixture(scope="session")
-def pair_settings(checkpoint_folder: Path, adapter_folder: Path) -> Settings:
+def pair_settings(checkpoint_folder: Path, adapter_folder: Path) -> ExportSettings:
     """All layers, with an adapter, in FP32."""
-    return Settings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
+    return ExportSettings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
 
 
 @pytest.fixture(scope="session")
 def exported_fp32(
-    tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings, adapter_folder: Path
+    tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings, adapter_folder: Path
 ) -> Exported:
     """By these settings, for both modes: the same adapter says that it was trained for both."""
     with shared_by_processes(tmp_path_factory, "random-adapter-of-both") as folder:
@@ -116,7 +116,9 @@ def exported_fp32(
 
 
 @pytest.fixture(scope="session")
-def exported_fp16(tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings) -> Exported:
+def exported_fp16(
+    tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings
+) -> Exported:
     """By these settings in FP16, for pairs alone, and by the command."""
     settings = replace(pair_settings, precision="fp16")
     with shared_by_processes(tmp_path_factory, "exported-fp16") as folder:
@@ -127,7 +129,7 @@ def exported_fp16(tmp_path_factory: pytest.TempPathFactory, pair_settings: Setti
     return replace(_exported(folder, settings, {}), said=tuple(json.loads(said.read_text())))
 
 
-def _run_export(settings: Settings, folder: Path) -> subprocess.CompletedProcess[str]:
+def _run_export(settings: ExportSettings, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).with_name("dsd-trt")), "export", "--out", str(folder)]
     command += ["--model", settings.model, "--adapter", str(settings.adapter)]
     command += ["--levels", ",".join(map(str, settings.levels)), "--precision", settings.precision]
@@ -135,20 +137,20 @@ def _run_export(settings: Settings, folder: Path) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="session")
-def fed_fp32(tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings) -> Bundle:
+def fed_fp32(tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings) -> Bundle:
     """By these settings with the adapter as an input."""
     settings = replace(pair_settings, verify="quick", adapter_input=True)
     return export_once(tmp_path_factory, "fed-fp32", settings).bundle
 
 
 @pytest.fixture(scope="session")
-def fed_fp16(tmp_path_factory: pytest.TempPathFactory, pair_settings: Settings) -> Bundle:
+def fed_fp16(tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings) -> Bundle:
     """The same in FP16."""
     settings = replace(pair_settings, precision="fp16", verify="quick", adapter_input=True)
     return export_once(tmp_path_factory, "fed-fp16", settings).bundle
 
 
-def export_once(factory: pytest.TempPathFactory, name: str, settings: Settings) -> Exported:
+def export_once(factory: pytest.TempPathFactory, name: str, settings: ExportSettings) -> Exported:
     """Export to a folder of the run's, unless a process has done so; tests must not change it."""
     with shared_by_processes(factory, name) as folder:
         counts = folder.with_name(f"{name}.hashed.json")
@@ -159,7 +161,7 @@ def export_once(factory: pytest.TempPathFactory, name: str, settings: Settings) 
     return _exported(folder, settings, json.loads(counts.read_text()))
 
 
-def _exported(folder: Path, settings: Settings, hashed: Mapping[str, int]) -> Exported:
+def _exported(folder: Path, settings: ExportSettings, hashed: Mapping[str, int]) -> Exported:
     bundle = read_bundle(folder)
     report = from_plain(ParityReport, bundle.manifest.parity)
     return Exported(bundle, settings, report, hashed)

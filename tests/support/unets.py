@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dsd_trt.train.scoring.noise import NoiseLevels, noise_levels
+from dsd_trt.train.scoring.noise import FixedNoise, noise_levels
 
 TEXT_WIDTH = 24  # D
 TOKENS = 9  # text tokens; nothing in the U-Net depends on their being 77
@@ -85,7 +85,7 @@ def perturb(module: nn.Module) -> None:
                 parameter *= 3
 
 
-def random_levels(seed: int = 0) -> NoiseLevels:
+def random_levels(seed: int = 0) -> FixedNoise:
     """The four default levels of Stable Diffusion's own schedule."""
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return noise_levels(scheduler.alphas_cumprod, (4, SIDE, SIDE), seed=seed)

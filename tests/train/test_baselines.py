@@ -32,7 +32,7 @@ from dsd_trt.train.baselines.fit import METHODS, build_matcher, fit, train_basel
 from dsd_trt.train.baselines.matcher import (
     Matcher,
     by_matcher,
-    encode_questions,
+    encode_with_clip,
     pair_up,
     score_all,
 )
@@ -304,19 +304,19 @@ def test_a_tie_is_a_wrong_answer(clip: Clip, questions: list[Question], method: 
     matcher.visual_projection = blind
     scores = by_matcher(matcher)(questions)
     assert [grade(*pair).rank for pair in zip(questions, scores, strict=True)] == [3] * 4
-    assert validate(matcher, encode_questions(matcher, questions), 1).accuracy == 0
+    assert validate(matcher, encode_with_clip(matcher, questions), 1).accuracy == 0
 
 
 def test_what_cannot_be_learned_from_is_refused(clip: Clip, tmp_path: Path) -> None:
     matcher, picture = Matcher(clip), np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(InputError, match="no questions"):
-        encode_questions(matcher, [])
+        encode_with_clip(matcher, [])
     with pytest.raises(InputError, match=r"photo 7: .*nothing wrong"):
-        encode_questions(matcher, [Question("k", ((picture, "a"),), 0, "photo 7")])
+        encode_with_clip(matcher, [Question("k", ((picture, "a"),), 0, "photo 7")])
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
     torn = Question("k", ((tmp_path / "torn.png", "a"), (picture, "a")), 0, "s")
     with pytest.raises(InputError, match=r"torn\.png"):
-        encode_questions(matcher, [torn])
+        encode_with_clip(matcher, [torn])
 
 
 # Prompts
@@ -387,7 +387,7 @@ def test_only_what_is_declared_is_learned(
     assert matcher.learned().keys() == LEARNED[method]
     if method in TRAINED:
         before = {name: value.detach().clone() for name, value in matcher.named_parameters()}
-        fit(matcher, encode_questions(matcher, questions), replace(SETTINGS, steps=3))
+        fit(matcher, encode_with_clip(matcher, questions), replace(SETTINGS, steps=3))
         changed = {n for n, p in matcher.named_parameters() if not torch.equal(p, before[n])}
         # The balance moves b before the first step; every other change is a gradient's.
         assert changed == LEARNED[method]
@@ -407,7 +407,7 @@ def test_the_first_step_is_adams_against_the_slope_of_the_loss(
     """
     settings = replace(SETTINGS, steps=1, loss=loss, learning_rate=1e-3)
     matcher = build_matcher(clip, method)
-    examples = encode_questions(matcher, questions)
+    examples = encode_with_clip(matcher, questions)
     batch = sample_batch(examples, settings, np.random.default_rng([0, 0, 0, 0]))
     fit(matcher, examples, replace(settings, steps=0))  # puts the logistic's middle in place
     still = copy.deepcopy(matcher).double()
@@ -448,7 +448,7 @@ def test_a_first_loss_is_that_of_dsds_first_batch_on_balanced_scores(
     clip: Clip, questions: list[Question], method: str
 ) -> None:
     matcher = build_matcher(clip, method)
-    examples = encode_questions(matcher, questions)
+    examples = encode_with_clip(matcher, questions)
     f = score_all(matcher, examples)
     a = float(clip.model.logit_scale.exp())
     right = [1, 4, 7, 10]
@@ -487,7 +487,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
 
     monkeypatch.setattr("dsd_trt.train.baselines.fit.validate", scripted)
     matcher = build_matcher(clip, method)
-    examples = encode_questions(matcher, questions)
+    examples = encode_with_clip(matcher, questions)
     settings = replace(SETTINGS, validate_every=1, patience=3)
     history = fit(matcher, examples, settings, validation=examples)
     assert [(v.accuracy, v.loss) for v in history.validations] == script

@@ -19,7 +19,7 @@ from dsd_trt.train.baselines.fit import build_matcher
 from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.baselines.tiny_clip import (
     SMOKE,
-    Settings,
+    ClipSettings,
     build_clip,
     contrastive_loss,
     parameter_counts,
@@ -57,7 +57,7 @@ def clip(tokenizer: CLIPTokenizer) -> Clip:
 
 
 def test_it_is_of_the_embedded_models_size(tokenizer: CLIPTokenizer) -> None:
-    counts = parameter_counts(build_clip(tokenizer, Settings()).model)
+    counts = parameter_counts(build_clip(tokenizer, ClipSettings()).model)
     embedded = [
         sum(parameter.numel() for parameter in part.parameters())
         for part in (build_unet(), build_text_encoder(tokenizer))

@@ -34,7 +34,7 @@ from dsd_trt.train.evaluation.figures import (
     plot,
     to_json,
 )
-from dsd_trt.train.evaluation.reproduction import Plan, reproduce
+from dsd_trt.train.evaluation.reproduction import Study, reproduce
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question, Report
@@ -352,7 +352,7 @@ def test_a_folder_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_reproduction_goes_on_with_its_own_parts_alone(tmp_path: Path) -> None:
     (tmp_path / "shapes-comvg").mkdir()
-    plan = Plan("shapes", None, None, 2, 2, FewShotSettings(steps=1))
+    plan = Study("shapes", None, None, 2, 2, FewShotSettings(steps=1))
     claim(tmp_path, {"model": "another"}, ())
     with pytest.raises(InputError, match="holds another run: model was another, and now is"):
         reproduce(plan, tmp_path, lambda *told: None)
@@ -362,7 +362,7 @@ def test_a_reproduction_goes_on_with_its_own_parts_alone(tmp_path: Path) -> None
 
 
 @dataclass(frozen=True)
-class TablePlan(Plan):
+class TablePlan(Study):
     """A reproduction on a table in place of the paper's data sets."""
 
     @property

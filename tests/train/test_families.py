@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from dsd_trt import Scorer
 from dsd_trt.errors import DsdError, InputError, ModelError
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
@@ -56,7 +56,7 @@ def exported(
     @functools.cache
     def of_family(name: str) -> Path:
         model = str(folders[name])
-        settings = Settings(model, levels=(0.2, 0.6), precision="fp16", verify="quick")
+        settings = ExportSettings(model, levels=(0.2, 0.6), precision="fp16", verify="quick")
         export_bundle(settings, root / name)
         return root / name
 

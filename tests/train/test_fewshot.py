@@ -19,7 +19,7 @@ from dsd_trt.bundle.manifest import HeadMode, ScoreKind
 from dsd_trt.errors import InputError
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
-from dsd_trt.train.fewshot.batch import Batch, sample_batch
+from dsd_trt.train.fewshot.batch import PairBatch, sample_batch
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.match_probability import (
@@ -36,7 +36,7 @@ from dsd_trt.train.fewshot.model import (
 )
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.question import Question
-from dsd_trt.train.scoring.head_weights import HeadWeights
+from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
 SETTINGS = FewShotSettings(
@@ -125,7 +125,7 @@ def test_a_batch_follows_from_its_generator(examples: Examples) -> None:
 
 
 def test_losses_have_their_closed_forms() -> None:
-    batch = Batch(torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), torch.zeros(2).long())
+    batch = PairBatch(torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), torch.zeros(2).long())
     logits = torch.tensor([2.0, -1.0, 0.5, 0.3, 0.0, -2.0])
     right, wrong = [0, 3], [1, 2, 4, 5]
     entropy = sum(math.log1p(math.exp(-float(logits[i]))) for i in right)
@@ -438,13 +438,13 @@ def test_validation_answers_with_the_score_that_is_served(
 
 
 def test_head_weights_start_as_given_and_always_sum_to_one() -> None:
-    weights = HeadWeights(torch.tensor([0.5, 0.25, 0.25, 0.0]), learned=True)
+    weights = LearnedHeadWeights(torch.tensor([0.5, 0.25, 0.25, 0.0]), learned=True)
     assert torch.allclose(weights(), torch.tensor([0.5, 0.25, 0.25, 0.0]), atol=1e-5)
     with torch.no_grad():
         weights.logits += torch.arange(4.0)
     assert weights().sum().item() == pytest.approx(1)
     assert bool((weights() > 0).all())
-    assert not HeadWeights(torch.ones(3) / 3, learned=False).logits.requires_grad
+    assert not LearnedHeadWeights(torch.ones(3) / 3, learned=False).logits.requires_grad
 
 
 @pytest.mark.parametrize("score", ["attention", "attention+denoising", "denoising"])

@@ -28,7 +28,7 @@ from dsd_trt.train.data.table import read_table
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.evaluation.answers import by_scorer
 from dsd_trt.train.evaluation.by_model import by_model
-from dsd_trt.train.evaluation.reproduction import Plan, reproduce
+from dsd_trt.train.evaluation.reproduction import Study, reproduce
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
@@ -215,7 +215,7 @@ def test_baselines_learn_from_and_answer_the_rest(
 
 
 @dataclass(frozen=True)
-class TablePlan(Plan):
+class TablePlan(Study):
     """A reproduction on the table in place of the paper's data sets."""
 
     table: Path = Path()

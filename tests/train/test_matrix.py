@@ -32,7 +32,7 @@ from dsd_trt.engines.network import parse
 from dsd_trt.errors import InputError
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.evaluation.by_model import by_model
@@ -325,7 +325,7 @@ def test_what_goes_with_it_not_is_said_before_any_work(
     with pytest.raises(InputError, match="leave --adapter-input"):
         export_bundle(settings, tmp_path / "out")
     dynamic = write_adapter(tmp_path / "dynamic", checkpoint_folder, head_mode="dynamic")
-    settings = Settings(str(checkpoint_folder), dynamic, matrix=True)
+    settings = ExportSettings(str(checkpoint_folder), dynamic, matrix=True)
     with pytest.raises(InputError, match="head weights that are not dynamic"):
         export_bundle(settings, tmp_path / "out")
 
@@ -399,7 +399,7 @@ def test_what_was_trained_for_it_is_served(
     checkpoint: Checkpoint, questions: list[Question], pictures: Any, trained: Path, tmp_path: Path
 ) -> None:
     model = str(checkpoint.source.parts.path)
-    bundle, _ = export_bundle(Settings(model, trained, verify="quick"), tmp_path / "bundle")
+    bundle, _ = export_bundle(ExportSettings(model, trained, verify="quick"), tmp_path / "bundle")
     for mode in ("matrix", *(["pair"] if Adapter.load(trained).mode == "both" else [])):
         scorer = Scorer.load(bundle.folder, "onnxruntime", mode=mode)
         got = scorer.score(list(pictures), TEXTS[:3]).scores

@@ -26,11 +26,12 @@ from torch import Tensor
 from dsd_trt import Scorer
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import Settings as ExportSettings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.scoring.pooling import CrossAttention
 from dsd_trt.train.shapes.batch import place_captions, sample_batch, sides_captions
+from dsd_trt.train.shapes.curriculum import SMOKE
 from dsd_trt.train.shapes.diffusion import (
     ShapesDiffusion,
     _grounding,
@@ -38,10 +39,9 @@ from dsd_trt.train.shapes.diffusion import (
     train_diffusion,
 )
 from dsd_trt.train.shapes.encoded_batch import encode_batch, words_of
-from dsd_trt.train.shapes.plan import SMOKE
 from dsd_trt.train.shapes.pretrain import pretrain_shapes
 from dsd_trt.train.shapes.scene import COLOURS, EDITS, SHAPES, Scene, Thing
-from dsd_trt.train.shapes.settings import Settings
+from dsd_trt.train.shapes.settings import DiffusionSettings
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, draw_twins, sample_twins
 from dsd_trt.train.shapes.vae import cosine
@@ -94,7 +94,7 @@ TELLING_WORDS = {
 def test_losses_are_those_of_every_pair_on_its_own(
     model: ShapesDiffusion, data: TwinLatents
 ) -> None:
-    batch = sample_batch(data, Settings(steps=1, twins=12, kept={}), step=4)
+    batch = sample_batch(data, DiffusionSettings(steps=1, twins=12, kept={}), step=4)
     losses = model.losses(encode_batch(batch, model.tokenizer))
     assert len(batch.telling.unique()) > 2
     abar = model.scheduler.alphas_cumprod
@@ -223,7 +223,7 @@ def test_learning_rate_rises_then_falls_to_nothing() -> None:
 
 
 def test_a_batch_follows_from_its_arguments_alone(data: TwinLatents) -> None:
-    settings = Settings(steps=9, twins=6)
+    settings = DiffusionSettings(steps=9, twins=6)
     one, again, other = (sample_batch(data, settings, step) for step in (3, 3, 4))
     assert one.captions == again.captions
     assert torch.equal(one.noise, again.noise)
@@ -236,12 +236,12 @@ def test_a_batch_follows_from_its_arguments_alone(data: TwinLatents) -> None:
 
 
 def test_less_noise_and_fewer_words_can_be_asked_for(data: TwinLatents) -> None:
-    plain = sample_batch(data, Settings(steps=1, twins=12, silent=0), step=2)
-    clear = sample_batch(data, Settings(steps=1, twins=12, silent=0, noise=2), step=2)
+    plain = sample_batch(data, DiffusionSettings(steps=1, twins=12, silent=0), step=2)
+    clear = sample_batch(data, DiffusionSettings(steps=1, twins=12, silent=0, noise=2), step=2)
     share = plain.timesteps / 1000  # u, but for its rounding
     assert torch.allclose(clear.timesteps / 1000, share**2, atol=3e-3)
     assert "" not in plain.captions
-    silent = sample_batch(data, Settings(steps=1, twins=12, silent=1), step=2)
+    silent = sample_batch(data, DiffusionSettings(steps=1, twins=12, silent=1), step=2)
     assert silent.captions == [""] * 24
     assert not silent.ranked.any()
 
@@ -303,7 +303,7 @@ OPPOSITE = {
 
 def test_the_telling_words_are_of_what_differs(data: TwinLatents) -> None:
     """Twins whose captions list the same words of a kind are not told apart by that kind alone."""
-    batch = sample_batch(data, Settings(steps=1, twins=300, kept={}), step=0)
+    batch = sample_batch(data, DiffusionSettings(steps=1, twins=300, kept={}), step=0)
     seen = set()
     for i, kind in enumerate(batch.telling.tolist()):
         one, other = batch.scenes[2 * i : 2 * i + 2]
@@ -322,7 +322,7 @@ def test_the_telling_words_are_of_what_differs(data: TwinLatents) -> None:
 
 def test_a_lesson_can_be_kept_to_shapes_alone(data: TwinLatents) -> None:
     kept = dict.fromkeys(EDITS, 0.0) | {"subject": 1.0, "colour": 0.0, "both": 0.0}
-    batch = sample_batch(data, Settings(steps=1, twins=50, kept=kept), step=0)
+    batch = sample_batch(data, DiffusionSettings(steps=1, twins=50, kept=kept), step=0)
     for one, other in zip(batch.scenes[::2], batch.scenes[1::2], strict=True):
         assert [thing.colour for thing in one.things] == [thing.colour for thing in other.things]
         assert one.things[0].shape != other.things[0].shape
@@ -332,7 +332,7 @@ def test_a_lesson_can_be_kept_to_shapes_alone(data: TwinLatents) -> None:
 def test_a_batch_tells_predicate_twins_by_sides_where_it_is_asked_to(data: TwinLatents) -> None:
     """Of places = 1, three fifths of the twins whose directions are opposite name both sides."""
     kept = dict.fromkeys(EDITS, 0.0) | {"predicate": 1.0}
-    lessons = Settings(steps=1, twins=200, kept=kept, places=1.0)
+    lessons = DiffusionSettings(steps=1, twins=200, kept=kept, places=1.0)
     taught, plain = (
         sample_batch(data, settings, 0) for settings in (lessons, replace(lessons, places=0.0))
     )
@@ -384,7 +384,7 @@ class KillError(Exception):
 
 
 def test_a_killed_training_ends_as_one_that_was_not(data: TwinLatents, tmp_path: Path) -> None:
-    settings = Settings(steps=5, twins=2)
+    settings = DiffusionSettings(steps=5, twins=2)
 
     def train(folder: Path, dies_at: int | None = None) -> dict[str, Tensor]:
         torch.manual_seed(0)

@@ -18,7 +18,7 @@ from dsd_trt import Scorer
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
@@ -186,7 +186,7 @@ def test_a_bundle_serves_the_released_score_of_each_pair(
 ) -> None:
     read_released(lora).save(tmp_path / "adapter")
     bundle, _ = export_bundle(
-        Settings(str(model), tmp_path / "adapter", levels=(0.3,)), tmp_path / "bundle"
+        ExportSettings(str(model), tmp_path / "adapter", levels=(0.3,)), tmp_path / "bundle"
     )
     method = bundle.manifest.method
     assert (method.score, method.pooling) == ("released", "logits")

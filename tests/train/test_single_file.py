@@ -15,7 +15,7 @@ from single_files import write_single_file
 from dsd_trt import Scorer
 from dsd_trt.errors import ModelError
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import Settings
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
 from dsd_trt.train.diffusion.folder import ModelFolder
@@ -89,7 +89,7 @@ def test_a_file_is_exported_and_scores_as_its_folder(
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     scores = []
     for i, model in enumerate((f"{root}/sd21.safetensors@sd21", str(root / "sd21"))):
-        settings = Settings(model, levels=(0.4,), verify="quick")
+        settings = ExportSettings(model, levels=(0.4,), verify="quick")
         bundle, _ = export_bundle(settings, tmp_path / str(i))
         scores.append(Scorer(bundle).score([image], ["a dog", "two cats"]).scores)
     np.testing.assert_array_equal(*scores)

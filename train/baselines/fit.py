@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.baselines.head import HeadTuning
-from dsd_trt.train.baselines.matcher import Matcher, encode_questions, pair_up, score_all
+from dsd_trt.train.baselines.matcher import Matcher, encode_with_clip, pair_up, score_all
 from dsd_trt.train.baselines.prompts import PromptLearning
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
@@ -90,11 +90,11 @@ def train_baseline(
     kept, learned = split(questions, validation, settings.seed)
     matcher = build_matcher(clip, method, settings.seed)
     note = refuse if left_out is None else left_out.add
-    examples = encode_questions(matcher, learned, note)
+    examples = encode_with_clip(matcher, learned, note)
     if left_out is not None:
         left_out.require_some(len(examples), "few-shot examples")
     of_examples = 0 if left_out is None else left_out.questions
-    held = encode_questions(matcher, kept, note) if kept else None
+    held = encode_with_clip(matcher, kept, note) if kept else None
     if left_out is not None and held is not None:
         left_out.require_some(len(held), "validation questions", of_examples)
     history = fit(

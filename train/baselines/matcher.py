@@ -73,7 +73,7 @@ class Matcher(nn.Module):
         return F.cosine_similarity(self.visual_projection(images), self.text_projection(texts))
 
 
-def encode_questions(
+def encode_with_clip(
     matcher: Matcher, questions: Sequence[Question], left_out: Report = refuse
 ) -> Examples:
     """Compute the state of every image and every text of some questions, each once.

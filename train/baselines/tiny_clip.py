@@ -47,7 +47,7 @@ _LARGEST_SCALE = math.log(100)  # Radford et al. clip the logit scale there
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClipSettings:
     """Sizes and lengths; `SMOKE` takes seconds and teaches nothing.
 
     By default 384,000 pictures are seen, as many as in the embedded model's first two stages.
@@ -73,21 +73,21 @@ class Settings:
     seed: int = 0
 
 
-SMOKE = Settings(steps=4, twins=4, pool=12, width=32, layers=1)
+SMOKE = ClipSettings(steps=4, twins=4, pool=12, width=32, layers=1)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called with (stage, done, total, figures)."""
 
 
 @dataclass(frozen=True)
-class Batch:
+class CaptionBatch:
     """Pictures, uint8 (pictures, 64, 64, 3), with the caption of each; twins are neighbours."""
 
     pixels: Tensor
     captions: list[str]
 
 
-def build_clip(tokenizer: CLIPTokenizer, settings: Settings) -> Clip:
+def build_clip(tokenizer: CLIPTokenizer, settings: ClipSettings) -> Clip:
     """An untrained CLIP of 64 x 64 pixels, patches of 8, for the embedded model's words."""
     torch.manual_seed(settings.seed)
     text = build_text_encoder(tokenizer).config
@@ -108,7 +108,7 @@ def build_clip(tokenizer: CLIPTokenizer, settings: Settings) -> Clip:
     return Clip(CLIPModel(config), tokenizer)
 
 
-def sample_batch(settings: Settings, step: int, worker: Worker = _ALONE) -> Batch:
+def sample_batch(settings: ClipSettings, step: int, worker: Worker = _ALONE) -> CaptionBatch:
     """A worker's part of the batch of one step; together the parts are the batch of one alone."""
     part = settings.twins // worker.count
     pixels: list[NDArray[np.uint8]] = []
@@ -118,10 +118,10 @@ def sample_batch(settings: Settings, step: int, worker: Worker = _ALONE) -> Batc
         index = int(rng.integers(settings.pool))
         captions += sample_twins(TRAIN_SEED, index).captions(rng)
         pixels += [drawing.pixels for drawing in draw_twins(TRAIN_SEED, index)]
-    return Batch(torch.from_numpy(np.stack(pixels)), captions)
+    return CaptionBatch(torch.from_numpy(np.stack(pixels)), captions)
 
 
-def contrastive_loss(clip: Clip, batch: Batch, worker: Worker = _ALONE) -> Tensor:
+def contrastive_loss(clip: Clip, batch: CaptionBatch, worker: Worker = _ALONE) -> Tensor:
     """Symmetric InfoNCE over the whole batch, of which every worker encodes its part."""
     model = clip.model
     ids = clip.trim(clip.tokenize(batch.captions))
@@ -158,7 +158,7 @@ class _Gather(torch.autograd.Function):
 def train_clip(
     clip: Clip,
     path: Path,
-    settings: Settings,
+    settings: ClipSettings,
     *,
     worker: Worker = _ALONE,
     report: Callable[[int, float], None] = lambda step, loss: None,
@@ -229,7 +229,7 @@ def train_clip(
 
 def pretrain_tiny_clip(
     out: Path,
-    settings: Settings,
+    settings: ClipSettings,
     *,
     processes: int = 2,
     progress: Progress = lambda stage, done, total, figures: None,
@@ -291,7 +291,7 @@ def parameter_counts(model: CLIPModel) -> dict[str, int]:
     }
 
 
-def _train_beside(worker: Worker, out: Path, settings: Settings) -> None:
+def _train_beside(worker: Worker, out: Path, settings: ClipSettings) -> None:
     """What the workers beside the first do."""
     clip = build_clip(CLIPTokenizer.from_pretrained(out / "tokenizer"), settings)
     train_clip(clip, out / "tiny-clip.ckpt", settings, worker=worker)

@@ -187,14 +187,14 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     """
     from rich.console import Console
 
-    from dsd_trt.train.baselines.tiny_clip import SMOKE, Settings, pretrain_tiny_clip
+    from dsd_trt.train.baselines.tiny_clip import SMOKE, ClipSettings, pretrain_tiny_clip
     from dsd_trt.train.run.libraries import hush_libraries
     from dsd_trt.train.run.memory import keep_freed_memory
     from dsd_trt.train.run.progress import StageProgress
 
     hush_libraries()
     keep_freed_memory()
-    sizes = SMOKE if smoke else Settings()
+    sizes = SMOKE if smoke else ClipSettings()
     settings = replace(sizes, seed=seed, steps=steps or sizes.steps)
     click.get_current_context().with_resource(own_folder(out))
     console = Console(stderr=True)

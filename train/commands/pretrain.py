@@ -38,7 +38,7 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
 
     from dsd_trt.train.run.memory import keep_freed_memory
     from dsd_trt.train.run.progress import StageProgress
-    from dsd_trt.train.shapes.plan import SMOKE, Plan
+    from dsd_trt.train.shapes.curriculum import SMOKE, Curriculum
     from dsd_trt.train.shapes.pretrain import pretrain_shapes
 
     keep_freed_memory()
@@ -50,7 +50,7 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
         try:
             model = pretrain_shapes(
                 out,
-                SMOKE if smoke else Plan(),
+                SMOKE if smoke else Curriculum(),
                 seed=seed,
                 progress=progress.step,
                 say=console.print,

@@ -68,7 +68,7 @@ def reproduce(
     from rich.console import Console
 
     from dsd_trt.train.commands.left_out import report_left_out
-    from dsd_trt.train.evaluation.reproduction import Plan
+    from dsd_trt.train.evaluation.reproduction import Study
     from dsd_trt.train.evaluation.reproduction import reproduce as run
     from dsd_trt.train.fewshot.settings import FewShotSettings
     from dsd_trt.train.run.libraries import hush_libraries
@@ -78,7 +78,7 @@ def reproduce(
     settings = FewShotSettings(
         steps=steps, resize=resize or "bicubic-stretch", seed=seed, **few_shot
     )
-    plan = Plan(model, clip, root, questions, examples, settings=settings, seed=seed)
+    plan = Study(model, clip, root, questions, examples, settings=settings, seed=seed)
     ctx.with_resource(own_folder(out))
     with StageProgress(Console(stderr=True)) as progress:
         try:

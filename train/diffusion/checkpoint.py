@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from dsd_trt.bundle.manifest import TokenMask
 from dsd_trt.errors import ModelError
 from dsd_trt.files.whole import sha256_of
 from dsd_trt.train.diffusion.clip_tokenizer import require_embedding
@@ -24,7 +25,6 @@ from dsd_trt.train.diffusion.single_file import SingleFile
 from dsd_trt.train.diffusion.source import EMBEDDED, ModelSource, find_model
 from dsd_trt.train.run.memory import release_freed_memory
 
-TokenMask = Literal["words_eos", "words", "all"]
 TOKEN_MASKS: tuple[str, ...] = get_args(TokenMask)
 _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 _SECOND = ("text_encoder_2", "tokenizer_2")

@@ -18,7 +18,7 @@ from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report, Score
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.scoring.adapter import Adapter, resize_of
-from dsd_trt.train.scoring.head_weights import HeadWeights
+from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
 from dsd_trt.train.scoring.matrix import MatrixScorer
 
 
@@ -47,7 +47,7 @@ def by_model(
     learned = Adapter.load(adapter) if adapter else None
     scoring = build_scoring_unet(checkpoint, learned, score=score, levels=levels)
     kind = score or (learned.score if learned else "attention")
-    heads = HeadWeights(scoring.head_weights, learned=False)
+    heads = LearnedHeadWeights(scoring.head_weights, learned=False)
     if mode is None:
         mode = "matrix" if learned is not None and learned.mode == "matrix" else "pair"
     empty = encode_texts(checkpoint, [""])[0]

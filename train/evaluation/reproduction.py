@@ -62,7 +62,7 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Study:
     """What is reproduced.
 
     Attributes:
@@ -97,7 +97,7 @@ class Plan:
         return open_dataset(data, root, part, self.seed, limit, self.fraction)
 
 
-def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
+def reproduce(plan: Study, out: Path, progress: Progress) -> Reproduction:
     """Run everything, going on where an earlier call was stopped.
 
     Args:
@@ -131,7 +131,7 @@ def reproduce(plan: Plan, out: Path, progress: Progress) -> Reproduction:
     return Reproduction(_report(plan, tables, ablations, minutes, kept, left_out), left_out)
 
 
-def _key(plan: Plan, progress: Progress) -> dict[str, Any]:
+def _key(plan: Study, progress: Progress) -> dict[str, Any]:
     """All that the parts depend on; those that are done are not looked at again."""
     checkpoint = read_checkpoint(plan.model)
     return {
@@ -153,7 +153,7 @@ def _key(plan: Plan, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _contents(plan: Plan, progress: Progress) -> dict[str, str]:
+def _contents(plan: Study, progress: Progress) -> dict[str, str]:
     """Hashes of the data sets' questions, images included; shapes are drawn from the seed."""
     if plan.root is None:
         return {}
@@ -181,7 +181,7 @@ class _Measured:
 _Make = Callable[[Path, LeftOut], Score]  # notes what training leaves out
 
 
-def _methods(plan: Plan, data: str, out: Path, progress: Progress) -> dict[str, _Make]:
+def _methods(plan: Study, data: str, out: Path, progress: Progress) -> dict[str, _Make]:
     """What is compared, each made when its turn comes."""
 
     def few_shot(settings: FewShotSettings) -> _Make:
@@ -237,7 +237,7 @@ def _methods(plan: Plan, data: str, out: Path, progress: Progress) -> dict[str, 
 
 
 def _measure(
-    plan: Plan, data: str, make: _Make, folder: Path, name: str, progress: Progress
+    plan: Study, data: str, make: _Make, folder: Path, name: str, progress: Progress
 ) -> _Measured:
     learning = LeftOut()
     score = make(folder, learning)
@@ -269,7 +269,7 @@ def _measured(folder: Path) -> _Measured | None:
         raise InputError(f"{path} cannot be read: {error}. Delete it to measure again") from None
 
 
-def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
+def _ablate(plan: Study, adapter: Path, folder: Path, progress: Progress) -> str:
     path = folder / "ablation.md"
     if path.exists():
         return path.read_text(encoding="utf-8")
@@ -294,7 +294,7 @@ def _ablate(plan: Plan, adapter: Path, folder: Path, progress: Progress) -> str:
 
 
 def _report(
-    plan: Plan,
+    plan: Study,
     tables: Mapping[str, Mapping[str, Sequence[Figure]]],
     ablations: str,
     minutes: float,

@@ -15,7 +15,7 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 
 
 @dataclass(frozen=True)
-class Batch:
+class PairBatch:
     """Pairs of some questions, the right one first.
 
     Attributes:
@@ -49,7 +49,9 @@ class Batch:
         return F.binary_cross_entropy_with_logits(by_question, labels)
 
 
-def sample_batch(examples: Examples, settings: FewShotSettings, rng: np.random.Generator) -> Batch:
+def sample_batch(
+    examples: Examples, settings: FewShotSettings, rng: np.random.Generator
+) -> PairBatch:
     """Draw questions, wrong pairs and levels; a function of the generator's state alone."""
     matches = examples.matches
     images, texts = [], []
@@ -78,4 +80,4 @@ def sample_batch(examples: Examples, settings: FewShotSettings, rng: np.random.G
         images.append([image for image, _ in chosen])
         texts.append([text for _, text in chosen])
     level = rng.integers(len(settings.levels), size=settings.questions)
-    return Batch(torch.tensor(images), torch.tensor(texts), torch.from_numpy(level))
+    return PairBatch(torch.tensor(images), torch.tensor(texts), torch.from_numpy(level))

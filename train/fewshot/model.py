@@ -14,7 +14,11 @@ from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.scoring.head_weights import HeadWeights, calibrated_weights, head_attributions
+from dsd_trt.train.scoring.head_weights import (
+    LearnedHeadWeights,
+    calibrated_weights,
+    head_attributions,
+)
 from dsd_trt.train.scoring.layers import inner_widths, text_width
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.noise import noise_levels
@@ -38,7 +42,7 @@ class FewShotModel(nn.Module):
     def __init__(
         self,
         scoring: ScoringUNet,
-        heads: HeadWeights,
+        heads: LearnedHeadWeights,
         match: MatchProbability,
         matrix: MatrixScorer | None = None,
         modes: tuple[Mode, ...] = ("pair",),
@@ -128,7 +132,7 @@ def build_model(
     initial = scoring.head_weights
     if settings.head_mode == "calibrated":
         initial = _calibrate(scoring, examples)
-    heads = HeadWeights(initial, learned=settings.head_mode == "learned")
+    heads = LearnedHeadWeights(initial, learned=settings.head_mode == "learned")
     matrix = MatrixScorer(scoring, examples.empty) if settings.mode != "pair" else None
     return FewShotModel(scoring, heads, MatchProbability(settings.score), matrix, settings.modes)
 

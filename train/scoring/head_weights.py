@@ -11,7 +11,7 @@ from dsd_trt.train.scoring.pooling import pool
 from dsd_trt.train.scoring.scoring_unet import Response, ScoringUNet, average_heads, average_tokens
 
 
-class HeadWeights(nn.Module):
+class LearnedHeadWeights(nn.Module):
     """Weights of all heads of all scored layers, summing to 1; learned as a softmax's logits.
 
     Args:

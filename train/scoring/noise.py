@@ -11,7 +11,7 @@ DEFAULT_LEVELS = (0.2, 0.4, 0.6, 0.8)
 
 
 @dataclass(frozen=True)
-class NoiseLevels:
+class FixedNoise:
     """Constants of the noised latent z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps_s (Eq. 1).
 
     Attributes:
@@ -36,7 +36,7 @@ def noise_levels(
     shape: tuple[int, int, int],
     fractions: tuple[float, ...] = DEFAULT_LEVELS,
     seed: int = 0,
-) -> NoiseLevels:
+) -> FixedNoise:
     """Draw the constants of each noise level.
 
     Every level's noise comes from a generator of its own, seeded by `seed` and the timestep, so
@@ -62,6 +62,6 @@ def noise_levels(
             for t in timesteps
         ]
     )
-    return NoiseLevels(
+    return FixedNoise(
         tuple(fractions), timesteps, abar.sqrt().float(), (1 - abar).sqrt().float(), eps, seed
     )

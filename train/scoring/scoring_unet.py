@@ -27,7 +27,7 @@ from dsd_trt.train.scoring.layers import (
     require_stable_diffusion,
     select_layers,
 )
-from dsd_trt.train.scoring.noise import NoiseLevels
+from dsd_trt.train.scoring.noise import FixedNoise
 from dsd_trt.train.scoring.pooling import CrossAttention, Pooling, attribution, pool
 from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt
 
@@ -89,7 +89,7 @@ class ScoringUNet(nn.Module):
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        levels: NoiseLevels,
+        levels: FixedNoise,
         *,
         score_layers: str | Sequence[int] = "all",
         pooling: Pooling = "lse",

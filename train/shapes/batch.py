@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsd_trt.train.shapes.caption import SIDES_OF, caption, sides_caption
 from dsd_trt.train.shapes.scene import COLOURS, SHAPES, SIZES, Scene
-from dsd_trt.train.shapes.settings import Settings
+from dsd_trt.train.shapes.settings import DiffusionSettings
 from dsd_trt.train.shapes.twins import TwinLatents, Twins, sample_twins
 from dsd_trt.train.shapes.workers import ALONE, Worker
 
@@ -30,7 +30,7 @@ TELLING: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Batch:
+class TwinBatch:
     """A step's twins.
 
     Attributes:
@@ -55,7 +55,9 @@ class Batch:
     telling: Tensor
 
 
-def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worker = ALONE) -> Batch:
+def sample_batch(
+    data: TwinLatents, settings: DiffusionSettings, step: int, worker: Worker = ALONE
+) -> TwinBatch:
     """A worker's part of the batch of one step, a function of its arguments alone."""
     rng = np.random.default_rng([settings.seed, 7, step, worker.rank])
     twins = settings.twins // worker.count
@@ -87,7 +89,7 @@ def sample_batch(data: TwinLatents, settings: Settings, step: int, worker: Worke
     strata = (rng.permutation(twins) + rng.random(twins)) / twins
     latents = torch.from_numpy(data.latents[chosen, [0, 1]].astype(np.float32))
     noise = rng.standard_normal(latents.shape, dtype=np.float32)
-    return Batch(
+    return TwinBatch(
         latents=latents,
         masks=torch.from_numpy(data.masks[chosen, [0, 1]].astype(np.float32)),
         scenes=scenes,

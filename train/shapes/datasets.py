@@ -23,7 +23,7 @@ from dsd_trt.train.shapes.scene import (
     sample_scene,
 )
 
-Picture = NDArray[np.uint8]
+DrawnPicture = NDArray[np.uint8]
 
 _PARTS = ("subject", "object", "predicate")
 _NUMBERS = ("one", "two", "three")
@@ -168,7 +168,7 @@ def _noun(thing: Thing) -> tuple[str, str]:
     return thing.colour, thing.shape
 
 
-def _draw(scene: Scene, rng: np.random.Generator) -> Picture:
+def _draw(scene: Scene, rng: np.random.Generator) -> DrawnPicture:
     """A picture in which every thing shows; now and then one hides another."""
     while True:
         drawing = draw(scene, rng)

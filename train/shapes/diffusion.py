@@ -29,7 +29,7 @@ from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens
 from dsd_trt.train.shapes.batch import TELLING
 from dsd_trt.train.shapes.encoded_batch import EncodedBatch, encoded_batches
 from dsd_trt.train.shapes.naming import Naming
-from dsd_trt.train.shapes.settings import Settings
+from dsd_trt.train.shapes.settings import DiffusionSettings
 from dsd_trt.train.shapes.twins import TwinLatents
 from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import ALONE, Worker
@@ -160,7 +160,7 @@ def train_diffusion(
     model: ShapesDiffusion,
     data: TwinLatents,
     path: Path,
-    settings: Settings,
+    settings: DiffusionSettings,
     *,
     worker: Worker = ALONE,
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,

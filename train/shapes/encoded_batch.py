@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTokenizer
 
 from dsd_trt.train.diffusion.checkpoint import tokenize
-from dsd_trt.train.shapes.batch import Batch, sample_batch
+from dsd_trt.train.shapes.batch import TwinBatch, sample_batch
 from dsd_trt.train.shapes.naming import unsaid
 from dsd_trt.train.shapes.scene import Scene
-from dsd_trt.train.shapes.settings import Settings
+from dsd_trt.train.shapes.settings import DiffusionSettings
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents
 from dsd_trt.train.shapes.workers import Worker
 
@@ -28,7 +28,8 @@ class EncodedBatch:
     """A batch, encoded. A row is a pair: every picture with its own caption, then its twin's.
 
     Attributes:
-        latents: as `Batch.latents`, and so are `masks`, `timesteps`, `noise`, `ranked`, `telling`.
+        latents: as `TwinBatch.latents`, and so are `masks`, `timesteps`, `noise`, `ranked` and
+            `telling`.
         ids: of the captions, (pictures, 77).
         words: ids of colour and shape of each picture's things, (pictures, MAX_THINGS, 2).
         labels: see `unsaid`, of each row.
@@ -58,7 +59,7 @@ class EncodedBatch:
         )
 
 
-def encode_batch(batch: Batch, tokenizer: CLIPTokenizer) -> EncodedBatch:
+def encode_batch(batch: TwinBatch, tokenizer: CLIPTokenizer) -> EncodedBatch:
     """Encode a batch."""
     order = _order(len(batch.scenes), batch.latents.device)
     told_to = [batch.captions[i] for i in order.tolist()]
@@ -96,7 +97,7 @@ def words_of(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
 
 def encoded_batches(
     data: TwinLatents,
-    settings: Settings,
+    settings: DiffusionSettings,
     start: int,
     tokenizer: CLIPTokenizer,
     worker: Worker,
@@ -119,7 +120,7 @@ class _Steps(Dataset[EncodedBatch]):
     def __init__(
         self,
         data: TwinLatents,
-        settings: Settings,
+        settings: DiffusionSettings,
         start: int,
         tokenizer: CLIPTokenizer,
         worker: Worker,

@@ -25,9 +25,9 @@ from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.run.saved_model import saved_model
 from dsd_trt.train.run.state import require_plan
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
+from dsd_trt.train.shapes.curriculum import Curriculum, stages
 from dsd_trt.train.shapes.datasets import shapes_refcocog
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
-from dsd_trt.train.shapes.plan import Plan, stages
 from dsd_trt.train.shapes.probe import probe, summary
 from dsd_trt.train.shapes.questions import twin_questions
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
@@ -61,7 +61,7 @@ Say = Callable[[str], None]
 
 def pretrain_shapes(
     out: Path,
-    plan: Plan,
+    plan: Curriculum,
     *,
     seed: int = 0,
     progress: Progress = lambda stage, done, total, figures: None,
@@ -151,7 +151,9 @@ def pretrain_shapes(
     return out / "model"
 
 
-def _train_beside(worker: Worker, out: Path, plan: Plan, seed: int, data: TwinLatents) -> None:
+def _train_beside(
+    worker: Worker, out: Path, plan: Curriculum, seed: int, data: TwinLatents
+) -> None:
     """What the workers beside the first do."""
     model = _untrained(out, seed)
     for stage, settings in stages(plan, seed).items():
@@ -164,7 +166,7 @@ def _untrained(out: Path, seed: int) -> ShapesDiffusion:
 
 
 def _add_adapter(
-    out: Path, plan: Plan, seed: int, held_out: TwinLatents, progress: Progress, say: Say
+    out: Path, plan: Curriculum, seed: int, held_out: TwinLatents, progress: Progress, say: Say
 ) -> None:
     """Train the few-shot adapter on the finished model and measure both."""
     checkpoint = read_checkpoint(out / "model")
@@ -264,7 +266,7 @@ def _pipeline(
     )
 
 
-def _remember_plan(out: Path, plan: Plan, seed: int) -> None:
+def _remember_plan(out: Path, plan: Curriculum, seed: int) -> None:
     """A run folder belongs to one plan: mixing two would resume into nonsense."""
     path = out / "plan.json"
     wanted = {"seed": seed, **asdict(plan)}

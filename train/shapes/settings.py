@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Settings:
+class DiffusionSettings:
     """How long and how fast to train.
 
     Attributes:

@@ -49,7 +49,7 @@ def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
 
 
 @dataclass(frozen=True)
-class Attention:
+class LiftedAttention:
     """One layer's attention, pooled; see `PooledAttention`.
 
     Attributes:
@@ -80,7 +80,7 @@ class Lifted:
     """
 
     inputs: list[str]
-    layers: list[Attention]
+    layers: list[LiftedAttention]
     parts: list[ov.Model]
 
 
@@ -104,7 +104,7 @@ def lift_attention(model: ov.Model, *, lift: bool = True) -> Lifted:
     return Lifted(inputs, layers, [before, after])
 
 
-def _find_attention(model: ov.Model) -> list[Attention]:
+def _find_attention(model: ov.Model) -> list[LiftedAttention]:
     """Every product, softmax and mean of exponentials whose queries are an input."""
     product = WrapType("opset13.MatMul")
     attention = WrapType("opset13.Softmax", [WrapType("opset13.Reshape", [product, AnyInput()])])
@@ -141,7 +141,7 @@ def _find_attention(model: ov.Model) -> list[Attention]:
         ):
             name = queries.get_node().get_friendly_name()
             pooled = operations.parameter(root.get_shape(), ov.Type.f32)
-            found.append(Attention(name, keys, root, pooled, lam[0]))
+            found.append(LiftedAttention(name, keys, root, pooled, lam[0]))
     return found
 
 

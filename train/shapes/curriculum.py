@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dsd_trt.train.shapes.settings import Settings
+from dsd_trt.train.shapes.settings import DiffusionSettings
 
 
 @dataclass(frozen=True)
-class Plan:
+class Curriculum:
     """Sizes of a run; `SMOKE` goes through every stage in seconds and teaches nothing."""
 
     vae_steps: int = 2600
@@ -37,7 +37,7 @@ class Plan:
     few_shot_steps: int = 200
 
 
-SMOKE = Plan(
+SMOKE = Curriculum(
     vae_steps=6,
     vae_batch=4,
     twins=12,
@@ -64,7 +64,7 @@ SMOKE = Plan(
 )
 
 
-def stages(plan: Plan, seed: int) -> dict[str, Settings]:
+def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
     """One stage after another, each from the weights of the one before.
 
     First everything at once; then with captions that are wrong altogether, too. Relations are not
@@ -73,7 +73,7 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
     and by less noise. Then all of it again at a high rate that falls to zero, three times, which
     gave the most.
     """
-    lesson = Settings(steps=0, twins=plan.diffusion_twins, telling=1.0)
+    lesson = DiffusionSettings(steps=0, twins=plan.diffusion_twins, telling=1.0)
     once_more = replace(
         lesson,
         learning_rate=1.2e-3,
@@ -100,8 +100,10 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
         ),
     )
     return {
-        "diffusion": Settings(steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed),
-        "matching": Settings(
+        "diffusion": DiffusionSettings(
+            steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed
+        ),
+        "matching": DiffusionSettings(
             steps=plan.matching_steps,
             twins=plan.diffusion_twins,
             learning_rate=5e-4,
@@ -191,5 +193,5 @@ def stages(plan: Plan, seed: int) -> dict[str, Settings]:
 
 
 def _kept(**shares: float) -> dict[str, float]:
-    """`Settings.kept`, by keyword; 1 of what is not named."""
+    """`DiffusionSettings.kept`, by keyword; 1 of what is not named."""
     return shares
