@@ -144,7 +144,7 @@ def table(machine: str, found: Sequence[tuple[str, Point]]) -> str:
     lines = [
         "# How time and memory grow",
         "",
-        "Written by `python docs/make_growth.py`. The demonstration scores "
+        "Written by `python tools/make_growth.py`. The demonstration scores "
         f"{Setting.images} images x {Setting.texts} texts at {Setting.levels} levels of "
         f"{Setting.resolution} x {Setting.resolution} pixels, with {base.threads} threads. Each "
         "row varies one of these.",

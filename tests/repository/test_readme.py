@@ -44,7 +44,7 @@ SHELL = list(
         for line in block.splitlines()
     )
 )
-# A signature needs a key: tests/test_signature.py scores with one.
+# A signature needs a key: tests/runtime/test_signature.py scores with one.
 SCORE = [line for line in SHELL if "dsd-trt score" in line and "--require-signature" not in line]
 INDEX = [line for line in SHELL if line.startswith("dsd-trt index")]
 OTHERS = [line for line in SHELL if "dsd-trt" in line and line not in SCORE]
