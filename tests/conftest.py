@@ -42,7 +42,7 @@ def few_words() -> Iterator[None]:
     """Random models of 4,000 tokens: CLIP's 49,408 take most of the time in which one is read."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("families", "random_model"):
-            patch.setattr(f"dsd_trt.train.{module}.VOCABULARY", 4000)
+            patch.setattr(f"dsd_trt.train.diffusion.{module}.VOCABULARY", 4000)
         yield
 
 
