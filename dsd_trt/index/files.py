@@ -208,6 +208,8 @@ def read_table(folder: Path, manifest: IndexManifest) -> Any:
                 content = path.read_bytes()
                 if entry_of(content) == manifest.table:
                     break
+        except FileNotFoundError:
+            continue
         except OSError as error:
             raise _unreadable(folder, f"{path} cannot be read: {error.strerror}") from None
     else:

@@ -19,7 +19,7 @@ import tensorrt_rtx
 ROOT = Path(__file__).parents[2]
 SOURCES = (
     *(ROOT / "engines").glob("*.py"),
-    ROOT / "dsd_trt" / "engine" / "tensorrt.py",
+    *(ROOT / "dsd_trt" / "engine" / "tensorrt").glob("*.py"),
 )
 WHEELS = Path(sys.prefix) / "tensorrt-bindings"  # `make .venv/installed` fetches them
 VERSIONS = ("10.8.", "10.16.", "11.0.", "11.4.")
