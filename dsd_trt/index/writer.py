@@ -88,8 +88,8 @@ def update_index(
         MissingExtraError: the packages that write an index are not installed.
         DsdError: the disk is full, or the like.
     """
+    require_extra()  # before a library is loaded
     backend = require_backend(engine)
-    require_extra()
     opened = open_bundle(bundle_folder(bundle), require_signature)
     if backend.keeps_order_of:
         from dsd_trt.bfloat16 import require_agreement  # draws; no other engine waits for that

@@ -28,10 +28,7 @@ def write_code(folder: Path, model: str) -> None:
     models = resources.files("dsd_trt.engines.triton.models")
     source = (models / f"{model}.py").read_text("utf-8")
     (folder / "model.py").write_text(source, "utf-8")
-    files = imported_files(source)
-    if "find_backend" in source:  # named in a configuration, and imported by name
-        for it in BACKENDS.values():
-            files |= imported_files(f"import {it.partition(':')[0]}")
+    files = needed_files(source)
     if _KERNEL_USER in files and (kernel := kernel_file()) is not None:
         # Named for every Python: the server's may be another, and the kernel asks nothing of it.
         files["engine/openvino/_pooled_attention.so"] = kernel.read_bytes()
@@ -39,6 +36,15 @@ def write_code(folder: Path, model: str) -> None:
         target = folder / _PACKAGE / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+
+
+def needed_files(source: str) -> dict[str, bytes]:
+    """Modules of the package that a model needs; arguments and result as of `imported_files`.
+
+    Backends are named in a model's configuration, and imported by that name.
+    """
+    named = BACKENDS.values() if "find_backend" in source else ()
+    return imported_files("\n".join([source, *(f"import {it.partition(':')[0]}" for it in named)]))
 
 
 def imported_files(source: str) -> dict[str, bytes]:

@@ -62,7 +62,7 @@ def test_macs_of_a_convolution_and_a_product(tmp_path: Path) -> None:
 
 def test_macs_of_a_text_encoder(exported_fp16: Exported) -> None:
     bundle = exported_fp16.bundle
-    checkpoint, _ = exported_fp16.load()
+    checkpoint = exported_fp16.load().checkpoint
     config: Any = checkpoint.text_encoder.text_encoder.config  # type: ignore[union-attr]
     d, n = config.hidden_size, 77
     # Queries, keys, values and output; logits and their product with values; the MLP.

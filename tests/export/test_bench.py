@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsd_trt import Bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.engines.macs import count_macs as count_by_tensorrt
 from dsd_trt.engines.network import parse
 from dsd_trt.errors import DisagreementError
@@ -54,8 +56,9 @@ def test_macs_are_those_tensorrt_counts(exported_fp32: Exported, name: str) -> N
 
 @torch.no_grad()
 def test_macs_are_those_pytorch_counts(exported_fp32: Exported) -> None:
-    checkpoint, build = exported_fp32.load()
-    scoring = build(unet=checkpoint.unet)
+    recipe = exported_fp32.load()
+    checkpoint = recipe.checkpoint
+    scoring = recipe.scoring(checkpoint.unet)
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     latent = checkpoint.image_encoder(pixels)
     states, mask = encode_texts(checkpoint, ["a dog"])
@@ -146,7 +149,7 @@ def test_a_row_is_what_was_measured(report: BenchReport) -> None:
         *("0.25", "0.25 to 0.25", "1e+03", "25", "950 MiB", "-")
     ]
     assert list(found)[2:] == [  # in the order of the list, not as they were measured
-        *("dsd-trt on OpenVINO, BF16", "dsd-trt on ONNX Runtime"),
+        *("dsd-trt on ONNX Runtime", "dsd-trt on OpenVINO, BF16"),
         *("PyTorch FP32", "research loop, PyTorch FP32"),
     ]
 
@@ -181,7 +184,8 @@ def test_what_is_too_coarse_to_be_served_is_measured_all_the_same(
         raise DisagreementError("too coarse")
 
     monkeypatch.setattr(runtime, "guarded", refuse)
-    monkeypatch.setattr(runtime, "BF16", "openvino")
+    checked = replace(FP32, keeps_order_of="onnxruntime")
+    monkeypatch.setattr("dsd_trt.engine.openvino.backend.FP32", checked)
     settings = exported_fp32.settings
     work = Work(exported_fp32.bundle, settings.model, settings.adapter, 2, 2, 1)
     measured = measure("openvino", work)

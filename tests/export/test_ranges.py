@@ -47,8 +47,9 @@ def test_the_largest_values_are_those_pytorch_computes(
     bundle = exported_fp32.bundle
     probe = draw_probe(32, 2, count=2)
     found = measure_ranges(bundle, probe, tmp_path)
-    checkpoint, build = exported_fp32.load()
-    scoring = build(unet=checkpoint.unet)
+    recipe = exported_fp32.load()
+    checkpoint = recipe.checkpoint
+    scoring = recipe.scoring(checkpoint.unet)
     assert scoring.prompts is not None
     unet = scoring.unet
     largest: dict[str, float] = {}

@@ -97,7 +97,7 @@ def test_a_kill_between_two_renames_loses_nothing(
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from dsd_trt import folders\n"
+        "from dsd_trt.files import folders\n"
         "folders._exchange = lambda one, other: False\n"
         "rename = Path.rename\n"
         "def once(path, to):\n"

@@ -265,7 +265,7 @@ def test_what_goes_on_after_a_signal_is_ended(number: signal.Signals) -> None:
 
 
 def test_nohup_is_heeded() -> None:
-    script = "import signal; from dsd_trt import signals; signals.end_at_once()\n"
+    script = "import signal; from dsd_trt.commands import signals; signals.end_at_once()\n"
     script += "with signals.interrupting(): print(signal.getsignal(signal.SIGHUP))"
     ran = subprocess.run(
         [sys.executable, "-c", script],

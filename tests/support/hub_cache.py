@@ -40,38 +40,38 @@ def relink(path: Path, target: str | Path) -> None:
 
 
 def to_another_repository(path: Path) -> None:
-    other = path.parents[4] / "models--org--other" / "blobs"
+    other = path.parents[3] / "models--org--other" / "blobs"
     other.mkdir(parents=True)
     shutil.copyfile(path, other / "blob")
     relink(path, "../../../models--org--other/blobs/blob")
 
 
 def out_of_the_cache(path: Path) -> None:
-    shutil.copyfile(path, path.parents[5] / "elsewhere")
+    shutil.copyfile(path, path.parents[4] / "elsewhere")
     relink(path, "../../../../elsewhere")
 
 
 def absolute_out_of_the_cache(path: Path) -> None:
-    shutil.copyfile(path, path.parents[5] / "elsewhere")
-    relink(path, path.parents[5] / "elsewhere")
+    shutil.copyfile(path, path.parents[4] / "elsewhere")
+    relink(path, path.parents[4] / "elsewhere")
 
 
 def through_a_blob(path: Path) -> None:
     """The link is as it should be; the blob leads out."""
     blob = path.resolve()
-    shutil.copyfile(path, path.parents[5] / "elsewhere")
+    shutil.copyfile(path, path.parents[4] / "elsewhere")
     relink(blob, "../../../elsewhere")
 
 
 def through_linked_blobs(path: Path) -> None:
-    blobs = path.parents[3] / "blobs"
-    blobs.rename(path.parents[5] / "blobs-elsewhere")
+    blobs = path.parents[2] / "blobs"
+    blobs.rename(path.parents[4] / "blobs-elsewhere")
     blobs.symlink_to("../../blobs-elsewhere")
 
 
 def store_without_marker(path: Path) -> None:
     blob = path.resolve()
-    store = path.parents[4] / "blobs" / blob.name[:2]
+    store = path.parents[3] / "blobs" / blob.name[:2]
     store.mkdir(parents=True)
     blob.rename(store / blob.name)
     blob.symlink_to(f"../../blobs/{blob.name[:2]}/{blob.name}")
@@ -79,7 +79,7 @@ def store_without_marker(path: Path) -> None:
 
 def straight_to_the_store(path: Path) -> None:
     store_without_marker(path)
-    (path.parents[4] / "blobs" / ".huggingface-shared-blobs").write_text("1\n")
+    (path.parents[3] / "blobs" / ".huggingface-shared-blobs").write_text("1\n")
     name = path.readlink().name
     relink(path, f"../../../blobs/{name[:2]}/{name}")
 
@@ -99,7 +99,7 @@ def to_a_sibling(path: Path) -> None:
 
 
 def to_refs(path: Path) -> None:
-    shutil.copyfile(path, path.parents[3] / "refs" / "v1")
+    shutil.copyfile(path, path.parents[2] / "refs" / "v1")
     relink(path, "../../refs/v1")
 
 

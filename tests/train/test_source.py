@@ -233,7 +233,7 @@ def test_what_a_half_downloaded_snapshot_lacks_is_named(
             )
             for path in files
         }
-        cache.write_tree_cache(str(snapshot.parents[2]), COMMIT, entries)
+        cache.write_tree_cache(str(snapshot.parents[1]), COMMIT, entries)
     (snapshot / file).unlink()
     with pytest.raises(ModelError, match=file if listed else Path(file).name):
         read_checkpoint("somebody/tiny-sd")
