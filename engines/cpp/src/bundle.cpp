@@ -46,7 +46,8 @@ std::string sha256(const fs::path &path) {
     return hash.hex();
 }
 
-// A snapshot in the Hugging Face cache, whose files are links. dsd_trt/bundle/snapshot.py has the rules.
+// A snapshot in the Hugging Face cache, whose files are links. dsd_trt/bundle/snapshot.py has the
+// rules.
 struct Snapshot {
     fs::path repository;
     std::string commit;

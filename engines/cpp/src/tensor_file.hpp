@@ -1,4 +1,5 @@
-// A safetensors file of the types that graphs have. dsd_trt/files/tensor_file.py has the same rules.
+// A safetensors file of the types that graphs have. dsd_trt/files/tensor_file.py has the same
+// rules.
 #pragma once
 
 #include <cstdint>
