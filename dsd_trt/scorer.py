@@ -464,11 +464,7 @@ class Scorer:
 
     def probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
         """Match probability of scores, sigmoid(a f + b)."""
-        manifest = self.manifest
-        calibration = manifest.calibration
-        if self.mode == "matrix" and manifest.matrix is not None:
-            calibration = manifest.matrix.calibration
-        return match_probability(score, calibration)
+        return match_probability(score, self.manifest.calibration_of(self.mode))
 
 
 def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.agreement import Agreement, compare
-from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.bundle.folder import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine.onnxruntime import OnnxRuntime
@@ -169,16 +168,7 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
 def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
     """Write a bundle with the same graphs in FP32, rounding as FP16 would, see `emulate_half`."""
     manifest = bundle.manifest
-    graphs = graph_contract(
-        "fp32",
-        manifest.preprocessing.resolution,
-        manifest.latent_shape,
-        manifest.text_width,
-        denoising=manifest.has_denoising_error,
-        pooled_text=manifest.has_pooled_text,
-        adapter_numbers=manifest.adapter.numbers if manifest.adapter else 0,
-        matrix=manifest.matrix is not None,
-    )
+    graphs = manifest.contract("fp32")
     for graph in graphs.values():
         model = load_graph(bundle.path(graph.file))
         emulate_half(model)

@@ -280,6 +280,30 @@ class Manifest:
         """sha256 of its text: equal for two bundles that are the same, byte for byte."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    def contract(self, precision: Precision) -> dict[str, Graph]:
+        """The graphs that a bundle of this model and method has, by name.
+
+        Args:
+            precision: of the graphs; need not be the bundle's own.
+        """
+        return graph_contract(
+            precision,
+            self.preprocessing.resolution,
+            self.latent_shape,
+            self.text_width,
+            self.tokenizer.max_length,
+            self.has_denoising_error,
+            self.has_pooled_text,
+            self.adapter.numbers if self.adapter else 0,
+            self.matrix is not None,
+        )
+
+    def calibration_of(self, mode: Mode) -> Calibration:
+        """The a and b of a mode's match probability, sigmoid(a f + b)."""
+        if mode == "matrix" and self.matrix is not None:
+            return self.matrix.calibration
+        return self.calibration
+
     def graph_hash(self, graph: str) -> str:
         """What a graph computes from: the sha256 of its file and of its weights, hashed.
 
@@ -416,17 +440,7 @@ def _check_graphs(manifest: Manifest) -> None:
             f"graphs.{name}.outputs",
             f"must be one tensor of rank {rank}, dynamic in its first dimension only",
         )
-    contract = graph_contract(
-        manifest.precision,
-        manifest.preprocessing.resolution,
-        manifest.latent_shape,
-        manifest.text_width,
-        manifest.tokenizer.max_length,
-        manifest.has_denoising_error,
-        manifest.has_pooled_text,
-        manifest.adapter.numbers if manifest.adapter else 0,
-        manifest.matrix is not None,
-    )
+    contract = manifest.contract(manifest.precision)
     require(manifest.graphs.keys() == contract.keys(), "graphs", f"must be {', '.join(contract)}")
     for name, wanted in contract.items():
         graph = manifest.graphs[name]

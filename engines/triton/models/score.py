@@ -103,9 +103,7 @@ class TritonPythonModel:
         for i in rows:
             if lost := [j for j in columns if not np.isfinite(scores[i, j])]:
                 image_errors[i] = f"dsd_{self._mode}_scorer gave NaN or infinity with texts {lost}"
-        calibration = self._manifest.calibration
-        if self._mode == "matrix" and self._manifest.matrix is not None:
-            calibration = self._manifest.matrix.calibration
+        calibration = self._manifest.calibration_of(self._mode)
         return [
             pb_utils.Tensor("probabilities", _unscored(match_probability(scores, calibration))),
             pb_utils.Tensor("scores", _unscored(scores)),
