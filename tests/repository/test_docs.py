@@ -111,3 +111,11 @@ def test_targets_and_scripts_exist(path: Path) -> None:
     assert set(re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", text, re.MULTILINE)) <= targets
     for script in re.findall(r"(?:^|`|/)python3? ((?:\w+/)+\w+\.py)", text, re.MULTILINE):
         assert (ROOT / script).is_file(), script
+
+
+@document
+def test_paths_between_backticks_are_there(path: Path) -> None:
+    folders = "benchmarks|docs|dsd_trt|engines|examples|export|findings|tests|tools|train"
+    for named in re.findall(rf"`((?:{folders})/[a-z0-9_./-]+)`", prose(path)):
+        if not named.startswith("engines/cpp/build"):  # what make cpp writes
+            assert (ROOT / named).exists(), named
