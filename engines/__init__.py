@@ -1,1 +1,1 @@
-"""Compiling bundles for GPUs and deploying them."""
+"""Compile bundles for GPUs, and deploy them with Triton and C++."""

@@ -1,4 +1,4 @@
-"""Compiling a bundle: every graph a plan, proven before and verified after."""
+"""Compile a bundle's graphs to TensorRT plans, one plan per graph, with their precision checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dsd_trt.engines.network import parse
 from dsd_trt.errors import InputError
 
 PAIR_GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
-"""What is built where nothing else is said: no engine on a GPU runs matrix mode yet."""
+"""Graphs that are built by default: no GPU engine runs matrix mode yet."""
 
 
 def build_plans(
@@ -30,18 +30,22 @@ def build_plans(
     """Compile graphs one after another; each plan is in the bundle when it is yielded.
 
     Args:
-        bundle: a verified bundle.
-        library: with what.
-        settings: how. Without compute capabilities, TensorRT-RTX builds for `RTX_CAPABILITIES`.
-        graphs: which; none are `PAIR_GRAPHS`.
-        stage: told which graph is next.
-        step: told which share of it is done.
+        bundle: verified bundle in a folder of the user's own.
+        library: TensorRT or TensorRT-RTX, the one the plans are built with.
+        settings: build settings; without compute capabilities TensorRT-RTX builds for
+            `RTX_CAPABILITIES`.
+        graphs: names of the graphs to build; empty means `PAIR_GRAPHS`.
+        stage: callback `(name)`, called with the graph that is built next.
+        step: callback `(share)`, called with the finished share of that graph, from 0 to 1.
+
+    Yields:
+        Each plan, and the layers that the parser made of its graph.
 
     Raises:
-        InputError: no such graph, a GPU the library cannot build for, or a bundle in the Hugging
-            Face cache.
-        EngineError: the library is not here, needs a GPU that is not here, or refuses a graph.
-        LayerPrecisionError: a graph does not compute in the precision its bundle promises.
+        InputError: there is no such graph, the library cannot build for a GPU, or the bundle lies
+            in the Hugging Face cache.
+        EngineError: the library or its GPU is missing, or it refuses a graph.
+        LayerPrecisionError: a graph does not compute in the precision of its bundle.
     """
     manifest = bundle.manifest
     require_own(bundle.folder)
@@ -70,7 +74,7 @@ def build_plans(
 
 
 def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, CompileSettings]:
-    """The library, and for which GPUs it builds."""
+    """Import the library, and complete the settings with the GPUs to build for."""
     trt = load_library(library)
     if library == "tensorrt-rtx":
         if settings.timing_cache is not None:

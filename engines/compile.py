@@ -1,4 +1,4 @@
-"""Compiling one graph to a plan."""
+"""Compile one parsed graph to a TensorRT plan."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dsd_trt.errors import DsdError, EngineError, InputError
 from dsd_trt.files.whole import write_whole
 
 RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""What TensorRT-RTX plans are built for where nothing else is said: Ampere, Ada and Blackwell."""
+"""Compute capabilities TensorRT-RTX builds for by default: Ampere, Ada and Blackwell."""
 
 Step = Callable[[float], None]
 
 
 @dataclass(frozen=True)
 class CompileSettings:
-    """How a plan is built.
+    """Build settings of a plan.
 
     Attributes:
-        profiles: batch sizes, one profile each.
-        compute_capabilities: GPUs to build for, TensorRT-RTX alone; TensorRT builds for the GPU
-            that it runs on.
-        workspace: most memory a layer may use on the GPU for intermediate results, in bytes; None
-            is all there is.
-        timing_cache: a file in which TensorRT remembers what it measured, TensorRT alone; made
-            where it is missing.
+        profiles: optimization profiles, each a minimum, optimum and maximum batch size.
+        compute_capabilities: GPUs to build for, such as "8.6"; for TensorRT-RTX only, because
+            TensorRT builds for the GPU it runs on.
+        workspace: limit of GPU memory for a layer's intermediate results, in bytes; None means no
+            limit.
+        timing_cache: file in which TensorRT keeps measured kernel times between builds, created
+            if missing; for TensorRT only.
     """
 
     profiles: tuple[Profile, ...]
@@ -46,18 +46,18 @@ def compile_plan(
     """Build a plan.
 
     Args:
-        network: parsed, its precision checked.
-        graph: its signature.
-        settings: how.
-        step: told which share is done, from 0 to 1.
+        network: parsed network whose precision has been checked.
+        graph: signature of the graph in the bundle's contract.
+        settings: batch sizes, GPUs and limits of the build.
+        step: callback `(share)`, called with the finished share, from 0 to 1.
 
     Returns:
-        The library's host memory; `memoryview` reads it.
+        The library's host memory, readable with `memoryview`.
 
     Raises:
-        InputError: a GPU the library cannot build for.
-        EngineError: the library failed; the message has its own words.
-        KeyboardInterrupt: from within the build, which the library would swallow.
+        InputError: the library cannot build for a GPU, or the timing cache is of no use.
+        EngineError: the library failed; the message quotes its last error.
+        KeyboardInterrupt: ctrl-C arrived during the build, where the library would swallow it.
     """
     trt = network.trt
     config = network.builder.create_builder_config()
@@ -128,14 +128,17 @@ def _save(path: Path, content: memoryview) -> None:
 
 
 def _monitor(trt: Any, step: Step) -> Any:
-    """The library's progress as one number: phases lie in one another, each in equal steps."""
+    """A progress monitor that reports one share from 0 to 1.
+
+    TensorRT's phases are nested. Each phase divides its part of the whole into equal steps.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.interrupted = False
             self._told = 0.0
-            self._phases: dict[str, list[float]] = {}  # start, width, steps
+            self._phases: dict[str, list[float]] = {}  # start, width, steps, finished steps
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             start, width = 0.0, 1.0
@@ -155,7 +158,7 @@ def _monitor(trt: Any, step: Step) -> Any:
             return not self.interrupted
 
         def _tell(self, share: float) -> None:
-            self._told = max(self._told, min(share, 1.0))  # some phases come twice
+            self._told = max(self._told, min(share, 1.0))  # some phases are reported twice
             try:
                 step(self._told)
             except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What a GPU makes of a bundle: right or wrong, how fast, and how near to what the GPU can do."""
+"""Check a bundle on a GPU: correctness, throughput, memory and share of the GPU's peak."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dsd_trt.errors import DsdError, EngineError, InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.pipeline import Pipeline
 
-_SIDE = 4096  # of the matrices whose product tells what the GPU can do
+_SIDE = 4096  # of the square matrices whose product measures the GPU's peak
 _REPEATS = 20
 _IMAGES, _TEXTS = 4, ("a red circle", "a blue square to the left of a green star", "a dog")
 
@@ -38,24 +38,25 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GpuReport:
-    """Everything that was measured.
+    """Results of a GPU check.
 
     Attributes:
-        when: date and time, UTC.
+        when: date and time in UTC, ISO 8601 to the minute.
         engine: library, version and GPU.
-        machine: of the host.
-        bundle: its base model.
-        precision: of its graphs.
-        build_seconds: for the plans that were built now, 0 where all were there.
-        max_difference: of scores, to the same graphs on ONNX Runtime in FP32.
-        same_order: share of images whose texts come in the same order.
-        batch: rows of one pass that was timed.
-        pass_milliseconds: of a pass of the pair scorer over the batch, on the GPU alone.
-        pairs_per_second: at all of the bundle's levels, encoded inputs on the host, copies
-            included.
-        memory_bytes: of the GPU, taken by the plans and their buffers.
-        pass_tflops: what the pass does a second.
-        peak_tflops: what one large FP16 matrix product does a second here.
+        machine: operating system, architecture and Python version of the host.
+        bundle: name of the bundle's base model.
+        precision: precision of the bundle's graphs, "fp32" or "fp16".
+        build_seconds: time to build the missing plans, in seconds; 0 if none was missing.
+        max_difference: largest absolute difference of a score from ONNX Runtime in FP32.
+        same_order: share of images whose texts rank in the same order, from 0 to 1.
+        batch: number of rows of the timed pass.
+        pass_milliseconds: latency of one pair scorer pass over the batch, in milliseconds on the
+            GPU.
+        pairs_per_second: throughput at all of the bundle's levels, from encoded inputs on the
+            host, copies included.
+        memory_bytes: GPU memory of the plans and their buffers, in bytes.
+        pass_tflops: arithmetic throughput of the timed pass, in TFLOP/s.
+        peak_tflops: arithmetic throughput of one large FP16 matrix product, in TFLOP/s.
     """
 
     when: str
@@ -75,24 +76,24 @@ class GpuReport:
 
     @property
     def share_of_peak(self) -> float:
-        """Of the GPU's measured matrix product, what a pass reaches."""
+        """Throughput of a pass relative to the measured matrix product, from 0 to 1."""
         return self.pass_tflops / self.peak_tflops
 
     def to_json(self) -> str:
-        """For machines."""
+        """The report as indented JSON."""
         return json.dumps({**asdict(self), "share_of_peak": self.share_of_peak}, indent=2) + "\n"
 
     def to_markdown(self) -> str:
-        """For people."""
+        """The report as a Markdown table."""
         rows = {
-            "largest difference of a score to FP32": f"{self.max_difference:.2g}",
-            "images whose texts keep their order": f"{self.same_order:.0%}",
+            "largest score difference from FP32": f"{self.max_difference:.2g}",
+            "images with the same ranking of texts": f"{self.same_order:.0%}",
             f"U-Net pass, batch {self.batch}": f"{self.pass_milliseconds:.2f} ms",
-            "pairs a second, all levels": f"{self.pairs_per_second:.1f}",
+            "pairs per second, all levels": f"{self.pairs_per_second:.1f}",
             "GPU memory": f"{self.memory_bytes / 1e9:.2f} GB",
             "arithmetic of a pass": f"{self.pass_tflops:.1f} TFLOP/s",
             "arithmetic of one large FP16 product": f"{self.peak_tflops:.1f} TFLOP/s",
-            "share of it": f"{self.share_of_peak:.1%}",
+            "share of that peak": f"{self.share_of_peak:.1%}",
             "building plans": f"{self.build_seconds:.0f} s",
         }
         table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -105,16 +106,16 @@ class GpuReport:
 def check_gpu(
     bundle: Bundle, library: PlanLibrary, profile: Profile, stage: Stage = lambda name: None
 ) -> GpuReport:
-    """Build what is missing, run, compare, and measure.
+    """Build missing plans, score, compare with ONNX Runtime, and measure.
 
     Args:
-        bundle: a verified bundle.
-        library: with what.
-        profile: batch sizes for plans that are missing.
-        stage: told what begins.
+        bundle: verified bundle in a folder of the user's own.
+        library: TensorRT or TensorRT-RTX, the one the plans are built with.
+        profile: batch sizes for plans that are missing; existing plans keep theirs.
+        stage: callback `(name)`, called when a stage begins.
 
     Raises:
-        EngineError: no library, no GPU, or a score that is no number.
+        EngineError: library or GPU is missing, or a score is not finite.
     """
     trt, capability = require(library)
     before = memory_in_use()
@@ -132,7 +133,7 @@ def check_gpu(
     graph = bundle.manifest.graphs["pair_scorer"]
     path = bundle.path(graph.file)
     engine = (TENSORRT if library == TENSORRT.name else RTX).open(bundle, "pair_scorer")
-    batch = engine.profiles[0].opt  # of a plan that was there already it need not be `profile`'s
+    batch = engine.profiles[0].opt  # a plan that existed before may have another profile
     seconds = engine.time(_zeros(graph, batch), _REPEATS)
     macs = count_macs(parse(trt, path), graph)
     peak = _measure_peak(library, description)
@@ -162,7 +163,7 @@ def _build(
     capability: str,
     stage: Stage,
 ) -> float:
-    """Build the plans that are missing; seconds it took."""
+    """Build the missing plans; returns the time it took, in seconds."""
     missing = []
     for name in PAIR_GRAPHS:
         try:
@@ -182,7 +183,7 @@ def _build(
 
 
 def _scores(bundle: Bundle, pipeline: Pipeline) -> NDArray[np.float32]:
-    """Scores of seeded noise against a few texts, (images, texts)."""
+    """Scores of seeded noise images with a few texts, (images, texts)."""
     side = bundle.manifest.preprocessing.resolution
     images = np.random.default_rng(0).integers(0, 256, (_IMAGES, side, side, 3), np.uint8)
     latent, texts = pipeline.encode_images(list(images)), pipeline.encode_texts(_TEXTS)
@@ -193,7 +194,7 @@ def _scores(bundle: Bundle, pipeline: Pipeline) -> NDArray[np.float32]:
 
 
 def _pairs_per_second(bundle: Bundle, pipeline: Pipeline) -> float:
-    """How fast encoded pairs are scored, the best of three."""
+    """Throughput of scoring encoded pairs, the best of three rounds."""
     side = bundle.manifest.preprocessing.resolution
     latent = pipeline.encode_images([np.zeros((side, side, 3), np.uint8)])
     texts = pipeline.encode_texts(_TEXTS)
@@ -216,7 +217,7 @@ def _zeros(graph: Graph, rows: int) -> dict[str, NDArray[np.generic]]:
 
 
 def _measure_peak(library: PlanLibrary, description: EngineDescription) -> float:
-    """FLOP/s of one large FP16 matrix product on this GPU, by the same library."""
+    """FLOP/s of one large FP16 matrix product on this GPU with the same library."""
     trt, capability = require(library)
     network, graph = _product(create_network(trt))
     wanted = (capability,) if library == "tensorrt-rtx" else ()
@@ -227,7 +228,7 @@ def _measure_peak(library: PlanLibrary, description: EngineDescription) -> float
 
 
 def _product(network: Network) -> tuple[Network, Graph]:
-    """A network of nothing but one product."""
+    """Fill a network with a single FP16 product: 2 x (B, _SIDE, _SIDE) -> (B, _SIDE, _SIDE)."""
     trt, definition = network.trt, network.definition
     shape = (-1, _SIDE, _SIDE)
     factors = [definition.add_input(name, trt.float16, shape) for name in ("a", "b")]
@@ -240,10 +241,10 @@ def _product(network: Network) -> tuple[Network, Graph]:
 
 
 def write_report(report: GpuReport, out: Path) -> None:
-    """Write OUT.json and OUT.md.
+    """Write the report as OUT.json and OUT.md.
 
     Raises:
-        InputError: they cannot be written.
+        InputError: a file cannot be written.
     """
     try:
         write_whole(out.with_name(f"{out.name}.json"), report.to_json())

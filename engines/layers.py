@@ -1,8 +1,8 @@
-"""What TensorRT's parser made of a graph: types, the scores' precision, and attention's form.
+"""Layers of a parsed TensorRT network: their types, the scores' precision, and attention's form.
 
-Precision is read back here rather than asked for. A strongly typed network computes in the types
-its graph has, so that what is read from the parsed network is what the plan does; but for the
-inside of a normalisation layer, which the library chooses and does not tell.
+Precision is read back here rather than requested. A strongly typed network computes in the types
+of its graph, so the parsed network shows what the plan will do. The one exception is the inside of
+a normalisation layer, whose precision the library chooses and does not report.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from dsd_trt.engines.network import Network
 from dsd_trt.errors import LayerPrecisionError
 
 MIN_HALF = 0.95
-"""Of an FP16 graph's matrix products and convolutions, at least so many are FP16.
+"""Least share of FP16 among an FP16 graph's matrix products and convolutions.
 
-The scored attention logits are left out: they have to be FP32, and are one product in fifteen of
-Stable Diffusion XL's.
+Scored attention logits do not count: they have to be FP32, and are one in fifteen products of
+Stable Diffusion XL.
 """
 
 _SCORES = ("score", "token_scores")
 _PRODUCTS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 _FLOATS = ("FLOAT", "HALF", "BF16")
-_SHAPES = ("SHUFFLE", "CAST", "IDENTITY", "SQUEEZE", "UNSQUEEZE")  # values stay what they are
+_SHAPES = ("SHUFFLE", "CAST", "IDENTITY", "SQUEEZE", "UNSQUEEZE")  # values stay the same
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer.
+    """One layer of a parsed network.
 
     Attributes:
-        name: after the ONNX node it comes from.
-        kind: its type, such as "MATRIX_MULTIPLY".
-        dtype: of its first output, such as "HALF".
+        name: name of the layer, after the ONNX node it comes from.
+        kind: layer type in TensorRT's terms, such as "MATRIX_MULTIPLY".
+        dtype: type of the first output in TensorRT's terms, such as "HALF".
         inputs: names of the tensors it reads.
-        outputs: names of the tensors it makes.
+        outputs: names of the tensors it computes.
     """
 
     name: str
@@ -50,14 +50,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class AttentionLayers:
-    """One softmax and the products around it.
+    """The logits and softmax of one attention.
 
     Attributes:
-        logits: the product of queries and keys.
-        softmax: its softmax.
-        scored: whether scores are made of it, so that it has to be FP32.
-        fusable: whether nothing but reshapes, a mask and the product with the values touches it:
-            the form that TensorRT computes in one kernel.
+        logits: layer that multiplies queries and keys.
+        softmax: layer that normalises those logits.
+        scored: whether scores are computed from it, so that it has to be FP32.
+        fusable: whether only reshapes, a mask and the product with the values use it, the form
+            that TensorRT computes in one kernel.
     """
 
     logits: Layer
@@ -67,7 +67,11 @@ class AttentionLayers:
 
 
 class LayerTable:
-    """A parsed network's layers, and the questions that are asked of them."""
+    """The layers of a parsed network, with queries on precision and attention.
+
+    Args:
+        layers: layers of the network, in order of execution.
+    """
 
     def __init__(self, layers: Iterable[Layer]) -> None:
         self.layers = tuple(layers)
@@ -79,21 +83,21 @@ class LayerTable:
 
     @classmethod
     def of(cls, network: Network) -> LayerTable:
-        """Read it from a parsed network."""
+        """Read the layers of a parsed network."""
         definition = network.definition
         return cls(_read(definition.get_layer(i)) for i in range(definition.num_layers))
 
     def count(self) -> Counter[tuple[str, str]]:
-        """How many layers there are of each type and precision."""
+        """Number of layers per type and precision."""
         return Counter((layer.kind, layer.dtype) for layer in self.layers)
 
     def half_share(self) -> float:
-        """Share of FP16 among matrix products and convolutions, scored logits aside."""
+        """Share of FP16 among `products`, from 0 to 1; 1 if there are none."""
         products = [layer.dtype for layer in self.products()]
         return products.count("HALF") / len(products) if products else 1.0
 
     def products(self) -> list[Layer]:
-        """Matrix products and convolutions, but for the attention logits that are scored."""
+        """Matrix products and convolutions, except for scored attention logits."""
         scoring = {layer.outputs[0] for layer in self.scoring()}
         return [
             layer
@@ -102,9 +106,10 @@ class LayerTable:
         ]
 
     def scoring(self) -> list[Layer]:
-        """What lies between the attention logits and the scores, logits included.
+        """Layers from the attention logits to the scores, logits included.
 
-        Walked backwards from the scores, up to the first matrix product on every way.
+        The search runs backwards from the scores and ends at the first matrix product on each
+        path.
         """
         waiting = [name for name in _SCORES if name in self._made_by]
         found: dict[str, Layer] = {}
@@ -118,7 +123,7 @@ class LayerTable:
         return list(found.values())
 
     def attentions(self) -> list[AttentionLayers]:
-        """Every attention, in order."""
+        """All attentions, in order of execution."""
         scoring = {layer.outputs[0] for layer in self.scoring()}
         found = []
         for layer in self.layers:
@@ -129,7 +134,7 @@ class LayerTable:
         return found
 
     def place(self, layer: Layer) -> str:
-        """A layer's name, and the module it lies in or comes after."""
+        """Name of a layer; outside of all modules also the nearest module before it."""
         before: Layer | None = layer
         while before is not None and "/" not in before.name:
             before = next((self._made_by[it] for it in before.inputs if it in self._made_by), None)
@@ -138,7 +143,7 @@ class LayerTable:
         return f"{layer.name} after {before.name.rpartition('/')[0]}"
 
     def _logits(self, softmax: Layer) -> Layer | None:
-        """The product a softmax is taken of, through casts, reshapes and a mask."""
+        """The product that a softmax normalises, found through casts, reshapes and a mask."""
         waiting = [softmax.inputs[0]]
         while waiting:
             layer = self._made_by.get(waiting.pop())
@@ -151,7 +156,7 @@ class LayerTable:
         return None
 
     def _leads_to_values(self, softmax: Layer) -> bool:
-        """Whether everything a softmax makes ends in products with values."""
+        """Whether all outputs of a softmax are used only in products with the values."""
         waiting, seen = [*softmax.outputs], 0
         while waiting:
             for reader in self._read_by.get(waiting.pop(), []):
@@ -159,21 +164,21 @@ class LayerTable:
                     seen += 1
                 elif reader.kind in _SHAPES and reader.dtype in _FLOATS:
                     waiting += reader.outputs
-                elif reader.kind != "SHAPE":  # who asks for a size reads no values
+                elif reader.kind != "SHAPE":  # a SHAPE layer reads the size, not the values
                     return False
         return seen > 0
 
 
 def check_precision(table: LayerTable, manifest: Manifest, graph: str) -> None:
-    """Refuse a network whose scores are not FP32, or whose bulk is not FP16 where it should be.
+    """Refuse a network whose scores are not FP32, or an FP16 one that is not mostly FP16.
 
     Args:
-        table: of one of a bundle's graphs.
-        manifest: of the bundle.
-        graph: which.
+        table: layers of one of the bundle's graphs.
+        manifest: manifest of the bundle, for its precision and scored layers.
+        graph: name of the graph, such as "pair_scorer".
 
     Raises:
-        LayerPrecisionError: names the layers.
+        LayerPrecisionError: layers have the wrong precision; the message names them.
     """
     if graph == "pair_scorer":
         _check_scores(table, manifest)
@@ -184,7 +189,7 @@ def check_precision(table: LayerTable, manifest: Manifest, graph: str) -> None:
         wide = [layer.name for layer in table.products() if layer.dtype != "HALF"]
         raise LayerPrecisionError(
             f"only {share:.1%} of the {graph}'s matrix products and convolutions are FP16, "
-            f"{MIN_HALF:.0%} are needed; not so are {_some(wide)}. Export the bundle again"
+            f"{MIN_HALF:.0%} are needed. These are not: {_some(wide)}. Export the bundle again"
         )
 
 

@@ -1,4 +1,4 @@
-"""How much arithmetic a network does, counted from the network itself."""
+"""Multiply-accumulates (MACs) of a TensorRT network, counted from the network itself."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dsd_trt.engines.network import Network
 
 
 def count_macs(network: Network, graph: Graph) -> int:
-    """Multiplications with addition of one row's matrix products and convolutions.
+    """Count the MACs of matrix products and convolutions for a batch of one row.
 
     Args:
-        network: freshly parsed; its inputs are given the size of one row, and keep it.
-        graph: its signature.
+        network: freshly parsed network, whose inputs are set to one row and stay so.
+        graph: signature of the graph in the bundle's contract.
     """
     definition = network.definition
     sizes = {spec.name: spec.of_batch(1) for spec in graph.inputs}
@@ -26,13 +26,13 @@ def count_macs(network: Network, graph: Graph) -> int:
 
 
 def _macs(trt: Any, layer: Any) -> int:
-    """Of one layer: for every number it makes, how many products are summed."""
+    """MACs of one layer: the size of its output times the number of products per element."""
     if layer.type not in (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION):
         return 0
     made = math.prod(layer.get_output(0).shape)
     if layer.type == trt.LayerType.CONVOLUTION:
-        # Its own class has kernel and groups; the weights' size is their product with both
-        # numbers of channels, whatever it is given them as.
+        # weights = C_out * C_in / groups * kernel height * kernel width, so weights / C_out is
+        # the number of products per output element, whatever form the weights come in.
         channels = int(layer.get_output(0).shape[1])
         return made * _weights(trt, layer) // channels
     product = layer
@@ -42,7 +42,7 @@ def _macs(trt: Any, layer: Any) -> int:
 
 
 def _weights(trt: Any, layer: Any) -> int:
-    """Size of a convolution's kernel: an input of its own, or held by the layer."""
+    """Number of weights of a convolution, whether they are an input or held by the layer."""
     if layer.num_inputs > 1 and (kernel := layer.get_input(1)) is not None:
         return math.prod(kernel.shape)
     convolution = layer

@@ -1,4 +1,4 @@
-"""A graph as TensorRT reads it."""
+"""A graph as a parsed, strongly typed TensorRT network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dsd_trt.errors import EngineError
 
 
 class GraphRefusedError(EngineError):
-    """TensorRT's parser does not take a graph; the message has node, operator and reason."""
+    """TensorRT's parser refuses a graph; the message has node, operator and reason."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class Network:
     """A parsed graph, with everything that must outlive it.
 
     Attributes:
-        trt: the library, `tensorrt` or `tensorrt_rtx`.
-        builder: its builder.
-        definition: its network definition, strongly typed.
-        parser: owns the weights that were read from the graph's file.
-        messages: what the library logs, errors and worse, as they come.
+        trt: library module, `tensorrt` or `tensorrt_rtx`.
+        builder: builder object that creates configurations and plans.
+        definition: network definition, strongly typed.
+        parser: ONNX parser, which owns the weights read from the graph's file.
+        messages: errors that the library has logged so far, in order.
     """
 
     trt: Any
@@ -33,16 +33,14 @@ class Network:
 
 
 def parse(trt: Any, path: Path) -> Network:
-    """Parse a graph.
-
-    Precision is the graph's own: strongly typed networks know no other.
+    """Parse an ONNX graph; a strongly typed network has the graph's own precision.
 
     Args:
-        trt: `tensorrt` or `tensorrt_rtx`.
-        path: the ONNX file, its weights beside it.
+        trt: library module, `tensorrt` or `tensorrt_rtx`.
+        path: ONNX file of the graph, with the weight file in the same folder.
 
     Raises:
-        GraphRefusedError: the parser does not take it.
+        GraphRefusedError: the parser refuses the graph.
     """
     network = create_network(trt)
     parser = network.parser
@@ -53,7 +51,7 @@ def parse(trt: Any, path: Path) -> Network:
 
 
 def create_network(trt: Any) -> Network:
-    """An empty network, strongly typed."""
+    """Create an empty, strongly typed network."""
     messages: list[str] = []
     logger = _logger(trt, messages)
     builder = trt.Builder(logger)
@@ -63,7 +61,7 @@ def create_network(trt: Any) -> Network:
 
 
 def _explain(error: Any) -> str:
-    """One error of the parser: which node, and why."""
+    """One line about a parser error: node, operator, reason and source line."""
     reason = " ".join(str(error.desc()).split())
     operator = error.node_operator()
     if not operator:
@@ -73,7 +71,7 @@ def _explain(error: Any) -> str:
 
 
 def _logger(trt: Any, messages: list[str]) -> Any:
-    """A logger that keeps errors for our own messages instead of printing them."""
+    """A logger that collects errors for our own messages instead of printing them."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

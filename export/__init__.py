@@ -1,1 +1,1 @@
-"""Tracing the PyTorch model to ONNX graphs and writing them as a bundle that was checked."""
+"""Export: trace the PyTorch model to ONNX graphs and write them as a verified bundle."""

@@ -1,4 +1,4 @@
-"""Putting another adapter into a bundle that takes it as an input."""
+"""Replace the adapter of a bundle whose pair scorer takes it as an input."""
 
 from __future__ import annotations
 
@@ -29,24 +29,27 @@ def replace_adapter(
     force: bool = False,
     copied: Callable[[int], None] = lambda size: None,
 ) -> Bundle:
-    """A bundle with another adapter; graphs, weights and plans are copied, see `clone_or_copy`.
+    """Write a bundle with another adapter; graphs, weights and plans are copied (`clone_or_copy`).
 
-    The bundle is read back and scores before it takes the place of what is in `out`, which until
-    then is as it was.
+    The new bundle is read back and must score before it replaces the contents of `out`. Until
+    then `out` is unchanged.
 
     Args:
-        bundle: exported with an adapter as an input.
-        folder: of the adapter.
-        out: the new bundle's folder, which may be the old one's with `force`.
-        force: replace a folder that is not empty.
-        copied: told how much disk the copies took, in bytes.
+        bundle: a verified bundle that was exported with `--adapter-input`.
+        folder: folder of the new adapter.
+        out: folder of the new bundle; with `force` it may be the old bundle's.
+        force: whether a folder that is not empty is replaced.
+        copied: callback `(size)`, called once with the disk space the copies took, in bytes.
+
+    Returns:
+        The new bundle, in `out`.
 
     Raises:
         InputError: the bundle's adapter is folded into its graphs, or `out` cannot be used or
             written to.
-        ModelError: the adapter does not fit the graphs, or scores nothing.
-        BundleError: with the adapter, nobody could read the bundle.
-        EngineError: no engine is installed, or the one that is refuses the bundle.
+        ModelError: the adapter does not fit the graphs, or its scores are not finite.
+        BundleError: the new bundle cannot be read back.
+        EngineError: no engine is installed, or the installed one refuses the bundle.
     """
     check_replaceable(out, force)
     adapter, manifest = Adapter.load(folder), bundle.manifest
@@ -79,7 +82,7 @@ def replace_adapter(
         "Give a folder on another disk: --out BUNDLE",
     )
     taken = 0
-    # What the bundle does not name is not verified, and stays behind.
+    # Files that the manifest does not name were never verified, so they are not copied.
     with staged(out) as (fresh, _):
         for name in kept:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +122,11 @@ def replace_adapter(
 def _require_fit(
     adapter: Adapter, manifest: Manifest, layers: Sequence[int], heads: Sequence[int]
 ) -> None:
-    """Refuse an adapter for which the graphs would have to be others."""
+    """Refuse an adapter that needs other graphs.
+
+    Raises:
+        ModelError: the checkpoint, score, tensor shapes, head mode, levels or mode differ.
+    """
     adapter.require_base(manifest.provenance.weight_hashes)
     adapter.require_score(manifest.method.score)
     assert manifest.adapter is not None
@@ -129,9 +136,12 @@ def _require_fit(
     for fits, complaint in (
         (not adapter.merged, "changes weights of the U-Net itself, which are no input"),
         (tensors == dict(manifest.adapter.tensors), "has tensors of other sizes than the input's"),
-        (dynamic[0] == dynamic[1], "or the one before it weighs heads dynamically, but not both"),
+        (
+            dynamic[0] == dynamic[1],
+            "and the previous adapter differ, for only one weighs heads dynamically",
+        ),
         (same_levels, "was trained at other noise levels"),
-        (adapter.mode != "matrix", "was trained for matrix mode, and they score pairs"),
+        (adapter.mode != "matrix", "was trained for matrix mode, and the graphs score pairs"),
     ):
         if not fits:
             raise ModelError(
@@ -141,13 +151,13 @@ def _require_fit(
 
 
 def _calibration(adapter: Adapter, manifest: Manifest) -> Calibration:
-    """The adapter's a and b, which are for a score of all layers."""
+    """The adapter's calibration (a, b), which holds only where all layers are scored."""
     layers = sum(name.startswith("key.") and name.endswith(".u") for name in adapter.prompt_state)
     whole = len(manifest.method.score_layers) == layers
     return Calibration(adapter.a, adapter.b) if whole and adapter.levels else Calibration(1.0, 0.0)
 
 
 def _note(card: str) -> str:
-    """The card, saying that its parity figures are of another adapter."""
+    """Add a note to the card: its parity figures belong to the previous adapter."""
     note = "The adapter was replaced after the export; the parity figures are of the one before it."
     return card if note in card else f"{card}\n{note}\n"

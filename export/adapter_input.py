@@ -1,4 +1,4 @@
-"""An adapter that is an input of the pair scorer, so that another one needs no other graph."""
+"""The adapter as an input of the pair scorer, so that it can be replaced without a new export."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FILE_NAME = "adapter.bin"
 
 
 class FedScoringUNet(nn.Module):
-    """A scoring U-Net whose prompts and head weights come in as one vector.
+    """A scoring U-Net whose prompts and head weights arrive as one input vector.
 
     Args:
-        scoring: its prompts not folded in; their values and the head weights' are not used.
-        tensors: what the vector is made of: names in `scoring` and shapes, in order.
+        scoring: scoring U-Net with unfolded prompts; its own prompts and head weights are unused.
+        tensors: names in `scoring` and shapes of the vector's parts, in the vector's order.
     """
 
     def __init__(self, scoring: ScoringUNet, tensors: Mapping[str, tuple[int, ...]]) -> None:
@@ -40,7 +40,8 @@ class FedScoringUNet(nn.Module):
         token_mask: Tensor,
         adapter: Tensor,
     ) -> tuple[Tensor, ...]:
-        """As `ScoringUNet.forward`; `adapter` is FP32, (numbers,)."""
+        """Score as `ScoringUNet.forward` does; `adapter` is FP32 (numbers,)."""
+        # (numbers,) -> one flat part per tensor
         parts = adapter.split([math.prod(shape) for shape in self.tensors.values()])
         fed = {
             # Head weights are constants of the score, FP32 in every precision.
@@ -54,19 +55,22 @@ class FedScoringUNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the U-Net computes in."""
+        """Type of the U-Net's weights and activations."""
         return self.scoring.unet.dtype
 
 
 def adapter_input(adapter: Adapter | None, scoring: ScoringUNet) -> AdapterInput:
-    """What the graph's input is made of.
+    """Describe the graph's adapter input for the manifest.
 
     Args:
-        adapter: that the bundle begins with.
-        scoring: built with it.
+        adapter: adapter the bundle is exported with; None is refused.
+        scoring: scoring U-Net that was built with `adapter`.
+
+    Returns:
+        The file name of the vector, and names and shapes of its parts in order.
 
     Raises:
-        InputError: there is no adapter, or one that changes weights of the U-Net itself.
+        InputError: there is no adapter with prompts, or it changes weights of the U-Net itself.
     """
     if adapter is None or scoring.prompts is None:
         raise InputError(
@@ -85,20 +89,20 @@ def adapter_input(adapter: Adapter | None, scoring: ScoringUNet) -> AdapterInput
 def write_adapter_input(
     path: Path, adapter: Adapter, layers: Sequence[int], heads: Sequence[int]
 ) -> None:
-    """Write the input's numbers.
+    """Write the adapter input's vector as little-endian FP32 numbers without a header.
 
     Args:
-        path: the file.
-        adapter: whose.
-        layers: which are scored.
-        heads: how many each of them has.
+        path: file to write, usually the bundle's `adapter.bin`.
+        adapter: adapter whose prompts and head weights are written.
+        layers: indices of the scored cross-attention layers.
+        heads: number of attention heads of each scored layer.
     """
     numbers = [it.numpy().ravel() for it in tensors_of(adapter, layers, heads).values()]
     np.concatenate(numbers).astype("<f4").tofile(path)
 
 
 def tensors_of(adapter: Adapter, layers: Sequence[int], heads: Sequence[int]) -> dict[str, Tensor]:
-    """What the vector is made of, by name in `ScoringUNet`."""
+    """Tensors of the adapter input in order, by their names in `ScoringUNet`."""
     prompts = {
         f"prompts.{name}": adapter.prompt_state[name] for name in sorted(adapter.prompt_state)
     }

@@ -1,4 +1,4 @@
-"""What a bundle says about itself, as far as it is known before its graphs exist."""
+"""The bundle's manifest, as far as it is known before the graphs exist."""
 
 from __future__ import annotations
 
@@ -44,7 +44,17 @@ _LIBRARIES = (
 def describe(
     settings: ExportSettings, checkpoint: Checkpoint, adapter: Adapter | None, scoring: ScoringUNet
 ) -> Manifest:
-    """The manifest without files and parity figures."""
+    """Make the manifest, without file hashes, self-check and parity figures.
+
+    Args:
+        settings: export settings, as the user gave them.
+        checkpoint: base model, of which no weights are read here.
+        adapter: few-shot adapter; None is the zero-shot score.
+        scoring: scoring U-Net of checkpoint and adapter; its weights may be empty.
+
+    Raises:
+        InputError: settings contradict each other, the score or the adapter.
+    """
     tokenizer = checkpoint.tokenizer
     fed = adapter_input(adapter, scoring) if settings.adapter_input else None
     matrix = _matrix(settings, adapter, scoring)
@@ -87,30 +97,32 @@ def describe(
 def _matrix(
     settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet
 ) -> MatrixMode | None:
-    """What is said of the matrix scorer, None where none is exported."""
+    """Settings of the matrix scorer; None if it is not exported."""
     trained = adapter is not None and adapter.mode != "pair"
     if not (trained if settings.matrix is None else settings.matrix):
         return None
     if scoring.denoising or scoring.dynamic_heads:
         raise InputError(
-            'the matrix scorer has the score "attention" and head weights that are not dynamic: '
-            "leave --matrix"
+            'the matrix scorer requires the score "attention" and head weights that are not '
+            "dynamic: leave out --matrix"
         )
     if settings.adapter_input:
-        raise InputError("the matrix scorer takes no adapter as an input: leave --adapter-input")
+        raise InputError(
+            "the matrix scorer takes no adapter as an input: leave out --adapter-input"
+        )
     if adapter is None or not trained or not _fitted(adapter, scoring):
         return MatrixMode(Calibration(1.0, 0.0), settings.query_pool)
     return MatrixMode(Calibration(adapter.matrix_a, adapter.matrix_b), settings.query_pool)
 
 
 def _fitted(adapter: Adapter, scoring: ScoringUNet) -> bool:
-    """Whether the adapter's a and b were fitted for the very score that is exported."""
+    """Whether the adapter's calibration was fitted for exactly the exported layers and levels."""
     whole = len(scoring.score_layers) == len(scoring.layer_names)
     return whole and scoring.levels == adapter.levels
 
 
 def _calibration(adapter: Adapter | None, scoring: ScoringUNet) -> Calibration:
-    """The adapter's a and b, where they were fitted for the very score that is exported."""
+    """The adapter's calibration (a, b) if it fits the exported score, else the identity (1, 0)."""
     if adapter is not None and adapter.mode != "matrix" and _fitted(adapter, scoring):
         return Calibration(adapter.a, adapter.b)
     if adapter is not None and adapter.mode != "matrix" and adapter.levels:
@@ -126,7 +138,7 @@ def _method(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringU
     weights = scoring.head_weights.split(scoring.heads)
     return Method(
         score=settings.score or (adapter.score if adapter else "attention"),
-        # Without an adapter none was learned: the sum the released research code takes.
+        # Without an adapter no weight was learned: 1 gives the released research code's plain sum.
         denoising_weight=adapter.denoising_weight if adapter else 1.0,
         score_layers=scoring.score_layers,
         layer_names=tuple(scoring.layer_names[layer] for layer in scoring.score_layers),

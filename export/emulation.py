@@ -1,8 +1,7 @@
-"""What a graph computes in real FP16, seen on a CPU that computes in FP32.
+"""Emulate real FP16 arithmetic on a CPU that computes FP16 graphs in FP32.
 
-ONNX Runtime's CPU kernels run FP16 graphs in FP32: an overflow returns finite numbers, rounding
-errors stay invisible. Here every value an FP16 graph holds is rounded by a pair of Casts, and
-the FP32 islands are left alone.
+ONNX Runtime's CPU kernels run FP16 graphs in FP32, which hides overflow and rounding errors. Here
+a pair of Casts rounds every FP16 value of a graph. FP32 islands are left alone.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dsd_trt.export.trace import widen_stored
 
 _HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
-# These move values that are rounded already.
+# These operators only move values, which are rounded already.
 MOVES = {"Concat", "Expand", "Gather", "GatherND", "Reshape", "Slice", "Split", "Transpose"}
 MOVES |= {"Squeeze", "Unsqueeze", "Where"}
 
@@ -22,11 +21,11 @@ MOVES |= {"Squeeze", "Unsqueeze", "Where"}
 def emulate_half(model: onnx.ModelProto) -> None:
     """Turn an FP16 graph, in place, into an FP32 graph that rounds where the FP16 graph would.
 
-    As `widen_half`, and behind every node that computes a FLOAT16 value, Cast(FLOAT16) and
-    Cast(FLOAT) round it, overflow to infinity included. Values keep their names.
+    Widens like `widen_half`. Then Cast(FLOAT16) and Cast(FLOAT) follow every node that computed
+    a FLOAT16 value. They round it, and overflow becomes infinity. Values keep their names.
 
     Args:
-        model: every value typed (as `trace` leaves it).
+        model: ONNX graph in which every value has a type, as `trace` returns it.
     """
     half = widen_half(model)
     nodes: list[onnx.NodeProto] = []
@@ -45,14 +44,14 @@ def emulate_half(model: onnx.ModelProto) -> None:
 def widen_half(model: onnx.ModelProto) -> set[str]:
     """Turn an FP16 graph, in place, into one that computes the same in FP32.
 
-    Every FLOAT16 tensor becomes FLOAT, inputs and outputs included. Weights are stored as they
-    were, and widened by Casts.
+    Every FLOAT16 tensor becomes FLOAT, including inputs and outputs. Weights stay stored in FP16
+    and are widened by Casts.
 
     Args:
-        model: every value typed (as `trace` leaves it).
+        model: ONNX graph in which every value has a type, as `trace` returns it.
 
     Returns:
-        Names of the values computed by nodes that were FLOAT16.
+        Names of the values that were FLOAT16, weights excluded.
     """
     graph = model.graph
     half = set()
@@ -67,7 +66,7 @@ def widen_half(model: onnx.ModelProto) -> set[str]:
 
 
 def _round(source: str, target: str, owner: str) -> list[onnx.NodeProto]:
-    """Two Casts, named after the node they follow, so that they belong to its module."""
+    """Two Casts, named after the node they follow so that `module_of` finds its module."""
     half, name = f"{target}.half", f"{owner}_{target}"
     return [
         helper.make_node("Cast", [source], [half], name=f"{name}_rounded", to=_HALF),
@@ -80,7 +79,7 @@ def _widen(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _widen_attributes(node: onnx.NodeProto) -> None:
-    """FLOAT16 constants and target types in a node's attributes become FLOAT."""
+    """Change FLOAT16 constants and target types in a node's attributes to FLOAT."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == _HALF:
             attribute.t.CopyFrom(_widen(attribute.t))

@@ -1,4 +1,4 @@
-"""From a diffusion model and an adapter to a bundle."""
+"""The export, step by step: build, trace, write, compare with the reference, sign off."""
 
 from __future__ import annotations
 
@@ -36,26 +36,29 @@ def export_bundle(
     stage: Callable[[str], None] = lambda name: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Bundle, ParityReport]:
-    """Export, compare with the reference, and only then put the bundle where it was asked for.
+    """Export a bundle and compare it with the reference; `out` is written only if they agree.
 
     Args:
-        settings: what to export.
-        out: the bundle's folder.
-        force: replace a folder that is not empty; what it holds is lost once the export is done.
-        stage: told what begins.
-        progress: told (done, total) while the reference scores.
+        settings: checkpoint, adapter, precision and score to export.
+        out: folder of the bundle to write.
+        force: whether a folder that is not empty is replaced once the export has succeeded.
+        stage: callback `(name)`, called when a stage of the export begins.
+        progress: callback `(done, total)` in passes, called while the reference scores.
+
+    Returns:
+        The bundle in `out`, and its parity figures.
 
     Raises:
         InputError: `out` cannot be used, its disk is full, or layers or levels do not exist.
-        ModelError: model or adapter cannot be read, or do not belong together.
-        ParityError: the graphs do not compute what the PyTorch model computes, or so much less
-            exactly that no self-check could tell it from damage.
+        ModelError: checkpoint or adapter cannot be read, or do not belong together.
+        ParityError: the graphs compute something else than the PyTorch model. Or they differ so
+            much that no self-check could tell the difference from damage.
     """
     check_replaceable(out, force)
-    stage("Reading the model")
+    stage("Reading the checkpoint")
     recipe = Recipe.read(settings)
     manifest, checkpoint = recipe.manifest, recipe.checkpoint
-    check_manifest(manifest)  # now, rather than after minutes of work
+    check_manifest(manifest)  # here, because tracing takes minutes
     card = checkpoint.source.parts.path
     check_room(out, sum(path.stat().st_size for path in checkpoint.weight_files.values()))
     with staged(out, force=force) as (folder, scratch):
@@ -97,7 +100,12 @@ def export_bundle(
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, path: Path) -> None:
-    """Write the `tokenizers` library's file, without padding or truncation: the runtime's job."""
+    """Write the `tokenizers` library's file without padding and truncation, which the runtime does.
+
+    Args:
+        tokenizer: CLIP tokenizer of the checkpoint, the fast variant.
+        path: file to write, usually the bundle's `tokenizer.json`.
+    """
     bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     bare.no_padding()
     bare.no_truncation()

@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all."""
+"""Write a bundle's folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from dsd_trt.files.unfinished import remove, remove_abandoned, unfinished_name
 def check_replaceable(out: Path, force: bool) -> None:
     """Refuse, before any work is done, a folder that must not be written to.
 
+    Args:
+        out: folder to write, which need not exist.
+        force: whether a folder that is not empty is accepted.
+
     Raises:
-        InputError: a file, a folder that holds something (unless `force`), one that holds the
-            user's home or the current folder, or one in the Hugging Face cache.
+        InputError: `out` is a file, is not empty (unless `force`), contains the user's home or
+            the current folder, or lies in the Hugging Face cache.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder: --out BUNDLE")
@@ -40,14 +44,14 @@ def check_replaceable(out: Path, force: bool) -> None:
 
 
 def check_room(out: Path, size: int) -> None:
-    """Refuse, before any work is done, a disk that cannot hold what is to be written.
+    """Refuse, before any work is done, a disk that is too full for the export.
 
     Args:
-        out: the folder that is to be written.
-        size: how much that will be at most, in bytes.
+        out: folder to write, which need not exist.
+        size: upper bound of the export's size, in bytes.
 
     Raises:
-        InputError: there is less room.
+        InputError: the disk has less free space than `size`.
     """
     advice = "Give a folder on another disk: --out BUNDLE"
     require_free(out.parent, size, "the export, at most,", advice)
@@ -55,23 +59,23 @@ def check_room(out: Path, size: int) -> None:
 
 @contextmanager
 def staged(out: Path, *, force: bool = True) -> Iterator[tuple[Path, Path]]:
-    """Fill a folder out of sight; it becomes `out` when the block ends without an error.
+    """Fill a temporary folder; it becomes `out` when the block ends without an error.
 
-    An existing `out` is replaced in that moment, see `check_replaceable`. After an error or an
-    interrupt nothing is left. What killed processes left is removed.
+    An existing `out` is replaced at that moment, see `check_replaceable`. After an error or an
+    interrupt nothing is left behind. Leftovers of killed processes are removed.
 
     Args:
-        out: the folder.
-        force: whether it may hold something.
+        out: final folder, which need not exist.
+        force: whether `out` is replaced if it is not empty.
 
     Yields:
-        The folder to fill, and an empty folder for what is only needed meanwhile.
+        The folder to fill, and an empty scratch folder that is removed at the end.
 
     Raises:
-        InputError: nothing can be written there, another process writes it, or the disk is full.
+        InputError: the place is not writable, another process writes `out`, or the disk is full.
     """
     out = out.resolve()
-    # Beside `out`, so that moving is renaming; higher up where its parents do not exist yet.
+    # Beside `out`, so that the final move is a rename; further up if its parents do not exist yet.
     nearest = nearest_folder(out.parent)
     place = nearest / f"{out.name}.scratch"
     remove_abandoned(place)
@@ -82,7 +86,7 @@ def staged(out: Path, *, force: bool = True) -> Iterator[tuple[Path, Path]]:
         except OSError as error:
             raise InputError(f"cannot write to {nearest}: {error.strerror}") from error
         with whole_folder(out, beside=nearest) as folder:
-            check_replaceable(out, force)  # again: another process may have filled it meanwhile
+            check_replaceable(out, force)  # again: another process may have filled it since
             yield folder, scratch
             check_replaceable(out, force)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Group normalisation in a form that engines on CPUs are fast at."""
+"""Group normalisation in a form that CPU engines run fast."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from onnx import helper, numpy_helper
 
 
 def flatten_group_norms(model: onnx.ModelProto) -> None:
-    """Let scale and shift work on rows of all pixels of a channel: (B, C, 1, h w).
+    """Apply scale and shift to all pixels of a channel in one row: (B, C, 1, h * w).
 
-    Traced, they work on (B, C, h, w), with one scale and one shift a channel. OpenVINO takes that
-    in steps of w, which at 4 pixels costs ten times as much (docs/speed.md).
+    The traced graph applies them to (B, C, h, w), with one scale and one shift per channel.
+    OpenVINO then works in steps of w, which takes ten times as long at w = 4 (docs/speed.md).
 
     Args:
-        model: as traced; has the shapes of what its nodes make.
+        model: traced ONNX graph with the shape of every computed value; changed in place.
     """
     graph = model.graph
     shapes = {
         value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)
     }
     readers = {name: node for node in graph.node for name in node.input}
-    restored: dict[str, onnx.NodeProto] = {}  # by the name of what is flat before
+    restored: dict[str, onnx.NodeProto] = {}  # Reshape back, by the name of the flat value
     for norm in graph.node:
         if norm.op_type != "InstanceNormalization":
             continue
-        # Normalised groups get the shape of what came in, then scale and shift.
+        # InstanceNormalization -> Reshape to the input's shape -> Mul (scale) -> Add (shift)
         reshape = readers[norm.output[0]]
         shift = readers[readers[reshape.output[0]].output[0]]
         whole = shift.output[0]
         channels, *pixels = (dim.dim_value for dim in shapes[whole][1:])
-        if len(pixels) < 2:  # the attention of a VAE has them in a row already
+        if len(pixels) < 2:  # in a VAE's attention the pixels are one row already
             continue
+        # (B, C, h, w) -> (B, C, 1, h * w) before scale and shift, and back after them
         reshape.input[1] = _constant(graph, f"{whole}.rows", [0, channels, 1, math.prod(pixels)])
         shift.output[0] = f"{whole}.flat"
         restore = helper.make_node(
@@ -53,6 +54,6 @@ def flatten_group_norms(model: onnx.ModelProto) -> None:
 
 
 def _constant(graph: onnx.GraphProto, name: str, sizes: list[int]) -> str:
-    """Add a shape to the graph's constants; 0 stands for the size that was there before."""
+    """Add a Reshape target to the graph's constants and return its name; 0 keeps a dimension."""
     graph.initializer.append(numpy_helper.from_array(np.array(sizes), name))
     return name

@@ -1,4 +1,4 @@
-"""Where a graph starts to differ from the module it was traced from."""
+"""Find the first layer at which a graph differs from the module it was traced from."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from dsd_trt.export.trace import module_of
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a layer's output in the graph is from the module's.
+    """Difference between a layer's output in the graph and in the module.
 
     Attributes:
         layer: path of the layer in the traced module.
-        relative: largest difference over the largest value; infinite where the graph's is not
-            finite.
+        relative: largest absolute difference divided by the module's largest absolute value;
+            infinity if the graph's output is not finite.
     """
 
     layer: str
@@ -39,13 +39,13 @@ def layer_differences(
     """Run a module and its graph on the same inputs and compare layer by layer.
 
     Args:
-        module: what the graph was traced from, FP32.
-        feeds: its inputs by name, in order.
-        path: the graph's file; its nodes are named as `trace` names them.
-        graph: its signature.
+        module: FP32 module the graph was traced from.
+        feeds: inputs of the module by name, in the order of its arguments.
+        path: ONNX file of the graph; its nodes carry the names that `trace` gives.
+        graph: signature of the graph in the bundle's contract.
 
     Returns:
-        One difference a layer, in order of execution.
+        One difference per layer, in order of execution.
     """
     expected = _run_module(module, feeds)
     model = onnx.load(path, load_external_data=False)
@@ -61,7 +61,7 @@ def layer_differences(
 
 
 def _run_module(module: nn.Module, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Outputs of all layers that run exactly once, in order of execution."""
+    """Outputs of all leaf layers that run exactly once, in order of execution."""
     outputs: dict[str, list[NDArray[Any]]] = {}
 
     def remember(layer: str) -> Any:
@@ -89,11 +89,11 @@ def _run_graph(
     feeds: Mapping[str, NDArray[Any]],
     values: set[str],
 ) -> dict[str, NDArray[Any]]:
-    """Values inside a graph, float32."""
+    """Run the graph with inner values as further outputs; returns all outputs as float32."""
     inner = [value for value in model.graph.value_info if value.name in values]
     model.graph.output.extend(inner)
     specs = tuple(_spec(value) for value in inner)
-    beside = path.with_suffix(".inner.onnx")  # the weights' file is found from there
+    beside = path.with_suffix(".inner.onnx")  # same folder: the weight file's path is relative
     try:
         onnx.save_model(model, beside)
         engine = OnnxRuntimeEngine(

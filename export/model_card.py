@@ -1,4 +1,4 @@
-"""The bundle's MODEL_CARD.md: what this bundle is, then what the model's own card says."""
+"""The bundle's MODEL_CARD.md: a summary of the bundle, then the checkpoint's own card."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ CARD_NAME = "MODEL_CARD.md"
 
 
 def write_card(path: Path, manifest: Manifest, parity: ParityReport, model: Path) -> None:
-    """Write the card.
+    """Write the bundle's model card.
 
     Args:
-        path: the file.
-        manifest: of the bundle.
-        parity: its figures.
-        model: the model's folder; its MODEL_CARD.md or README.md follows the generated part.
+        path: file to write, usually the bundle's `MODEL_CARD.md`.
+        manifest: manifest of the bundle.
+        parity: parity figures of the export.
+        model: folder of the checkpoint; its MODEL_CARD.md or README.md follows the summary.
     """
     front, body = "", ""
     for name in (CARD_NAME, "README.md"):
@@ -68,7 +68,7 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
 
 
 def _split_front_matter(card: str) -> tuple[str, str]:
-    """YAML between two lines of ---, which has to stay at a card's beginning, and the rest."""
+    """Split off the YAML front matter, which has to stay at the beginning of the card."""
     if card.startswith("---\n") and (end := card.find("\n---\n")) > 0:
         return card[: end + 5], card[end + 5 :]
     return "", card

@@ -1,4 +1,4 @@
-"""A graph as a file: metadata inside, weights in the bundle's weight file."""
+"""ONNX files of a bundle: metadata inside, weights in the bundle's weight file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ METADATA_PREFIX = "dsd_trt."
 
 
 def stamp(model: onnx.ModelProto, name: str, manifest: Manifest) -> None:
-    """Write what `bundle.json` says about a graph into the graph, so that it explains itself.
+    """Write the manifest into a graph's metadata, so that the ONNX file describes itself.
 
     Args:
-        model: one of the bundle's graphs.
-        name: which.
-        manifest: of the bundle; its files and parity figures come after the graphs and stay out.
+        model: one of the bundle's graphs, changed in place.
+        name: name of the graph in the manifest, such as "pair_scorer".
+        manifest: manifest of the bundle; file hashes and parity figures do not exist yet and are
+            left out.
     """
     plain = to_plain(manifest)
     for later in ("files", "parity"):
         del plain[later]
-    if manifest.adapter is not None:  # what changes with the adapter would change the graph's hash
+    if manifest.adapter is not None:  # replacing the adapter must not change the graph's hash
         del plain["calibration"], plain["provenance"]["adapter_hash"]
         del plain["method"]["head_weights"], plain["method"]["denoising_weight"]
     plain["graph"] = {"name": name, **plain.pop("graphs")[name]}
@@ -35,10 +36,10 @@ def stamp(model: onnx.ModelProto, name: str, manifest: Manifest) -> None:
 
 
 def load_graph(path: Path) -> onnx.ModelProto:
-    """Read a graph, its weights left where they are."""
+    """Read a graph without its weights."""
     return onnx.load(path, load_external_data=False)
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph whose weights are in their own file already."""
+    """Write a graph whose weights are in the weight file already."""
     path.write_bytes(model.SerializeToString())

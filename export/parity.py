@@ -1,4 +1,4 @@
-"""The check every export ends with: do the graphs compute what the PyTorch model computes?"""
+"""The parity check that ends every export: do the graphs compute what PyTorch computes?"""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from dsd_trt.files.schema import to_plain
 from dsd_trt.pipeline import Pipeline, adapter_feed
 from dsd_trt.train.run.memory import release_freed_memory
 
-SCORE_TOLERANCE = 1e-5  # FP32, absolute, or relative to the largest score beyond 1
+SCORE_TOLERANCE = 1e-5  # FP32: absolute; relative to the largest score if that exceeds 1
 MIN_SPEARMAN, MIN_TOP1 = 0.999, 0.99  # FP16
-_LAYER_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # relative; ordinary rounding stays below
-_MARGIN = 4  # of the self-check's tolerance over what was measured: engines round differently
+_LAYER_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # relative; above ordinary rounding errors
+_MARGIN = 4  # self-check's tolerance over the measured difference: engines round differently
 _MOST_TOLERANCE = {"fp32": 1e-3, "fp16": 0.25}
 _MEMORY_MB = 1024
 
@@ -42,16 +42,16 @@ class ParityError(DsdError):
 
 @dataclass(frozen=True)
 class Run:
-    """One way of running a bundle's graphs, against the reference.
+    """Agreement of a bundle's graphs on one engine with the reference.
 
     Attributes:
-        engine: what ran them.
+        engine: name and version of the engine, and whether FP16 rounding is emulated.
         latent: largest absolute difference of the image encoder's output.
         text_states: largest absolute difference of the text encoder's output.
-        score: agreement of f(y, x), end to end.
-        matrix: the same in matrix mode; None where there is none.
-        self_check: largest difference of an output, relative to its largest number; None where the
-            bundle has no self-check.
+        score: agreement of the scores f(y, x), end to end.
+        matrix: agreement of matrix mode's scores; None if the bundle has no matrix scorer.
+        self_check: largest difference of any output, relative to that output's largest absolute
+            value; None if the bundle has no self-check.
     """
 
     engine: str
@@ -64,13 +64,13 @@ class Run:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Figures of one export.
+    """Parity figures of one export.
 
     Attributes:
-        reference: what the graphs were compared with.
-        pairs: how many (image, text) pairs were scored.
-        levels: at how many noise levels each.
-        runs: the graphs on ONNX Runtime; for FP16 also with real FP16 rounding, emulated.
+        reference: name of the reference, such as "PyTorch FP32, batch 1".
+        pairs: number of scored (image, text) pairs.
+        levels: number of noise levels per pair.
+        runs: figures on ONNX Runtime; for FP16 a second entry with emulated FP16 rounding.
     """
 
     reference: str
@@ -79,7 +79,7 @@ class ParityReport:
     runs: tuple[Run, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """For `bundle.json`."""
+        """The figures as `bundle.json` holds them."""
         plain: dict[str, Any] = to_plain(self)
         return plain
 
@@ -94,15 +94,15 @@ def check_parity(
     """Compare a bundle's graphs with the reference.
 
     Args:
-        bundle: freshly written.
-        expected: what the reference computed.
-        recipe: what the bundle was made from: where to look when something differs.
-        scratch: an empty folder on the bundle's disk.
-        step: told what is being done.
+        bundle: the bundle that was just written.
+        expected: outputs of the reference on a probe.
+        recipe: ingredients of the export, used to find the first layer that differs.
+        scratch: empty folder on the bundle's disk, for the emulated graphs.
+        step: callback `(stage)`, called when a comparison begins.
 
     Raises:
-        ParityError: the scores differ by more than the precision allows; it names the first layer
-            that does.
+        ParityError: the scores differ by more than the precision allows. The message names the
+            first layer that differs.
     """
     import onnxruntime
 
@@ -137,12 +137,18 @@ def check_parity(
 
 
 def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
-    """Run a bundle's graphs end to end on ONNX Runtime and compare every output."""
+    """Run a bundle's graphs end to end on ONNX Runtime and compare every output.
+
+    Args:
+        engine: name of the engine for the report.
+        bundle: bundle to run, FP32 or FP16.
+        expected: outputs of the reference on a probe.
+    """
     backend = OnnxRuntime(frugal=is_large(bundle.folder))
     check = MeasuredCheck.read(bundle)
 
     def pipeline() -> Pipeline:
-        """One for each step, so that the graphs of a large model are in memory one at a time."""
+        """A new pipeline per step, so that a large model's graphs are in memory one at a time."""
         release_freed_memory()
         return Pipeline(bundle, backend, _MEMORY_MB, self_check=check or False)
 
@@ -151,7 +157,7 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
     texts = pipeline().encode_texts(probe.texts)
     image, text = (places.ravel() for places in np.indices(expected.scores.shape))
     levels = np.array(probe.levels, np.int32)
-    scores = pipeline().score(latent, texts, image, text, levels)
+    scores = pipeline().score(latent, texts, image, text, levels)  # (images * texts,)
     matrix = None
     if expected.matrix is not None:
         matrix = compare(pipeline().score_matrix(latent, texts, levels), expected.matrix)
@@ -166,7 +172,12 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
 
 
 def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
-    """Write a bundle with the same graphs in FP32, rounding as FP16 would, see `emulate_half`."""
+    """Write a bundle whose FP32 graphs round as the FP16 graphs would, see `emulate_half`.
+
+    Args:
+        bundle: FP16 bundle to emulate.
+        folder: empty folder to write to; weights are cloned or copied.
+    """
     manifest = bundle.manifest
     graphs = manifest.contract("fp32")
     for graph in graphs.values():
@@ -188,42 +199,46 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
 
 
 def measured_tolerance(manifest: Manifest, measured: Iterable[float | None]) -> float:
-    """What a bundle's graphs may differ by in its precision.
+    """The self-check's tolerance: the measured difference with a margin, at least the least.
 
     Args:
-        manifest: of the bundle.
-        measured: what they did differ by, see `MeasuredCheck`.
+        manifest: manifest of the bundle, for its precision.
+        measured: relative differences per engine, see `MeasuredCheck`; None entries are skipped.
+
+    Returns:
+        The tolerance, relative to an output's largest absolute value, with two digits.
 
     Raises:
-        ParityError: that is too much for a check that would find anything.
+        ParityError: the tolerance would be too wide to detect damage.
     """
     wanted = [least_tolerance(manifest), *(_MARGIN * it for it in measured if it is not None)]
     tolerance, most = float(np.max(wanted)), _MOST_TOLERANCE[manifest.precision]  # NaN if one is
     if not tolerance <= most:
         raise ParityError(
             f"the {manifest.precision} graphs differ from PyTorch by {tolerance / _MARGIN:.2g} of "
-            f"an output's largest number, allowed are {most / _MARGIN:.2g}: no self-check could "
-            "tell that from damage. Please report it with the model's config.json files"
+            f"an output's largest number, more than the allowed {most / _MARGIN:.2g}: no "
+            "self-check could tell that from damage. Please report it with the model's "
+            "config.json files"
         )
     return float(f"{tolerance:.2g}")
 
 
 def _complaint(score: Agreement, precision: str, tolerance: float) -> str | None:
-    """What is wrong with an agreement, None if nothing is; a NaN is always wrong."""
+    """Reason why an agreement is not accepted; None if it is. NaN is never accepted."""
     if precision == "fp32":
         if score.max_difference <= tolerance:
             return None
-        return f"scores differ by {score.max_difference:.2g}, allowed are {tolerance:.2g}"
+        return f"scores differ by {score.max_difference:.2g}, more than the allowed {tolerance:.2g}"
     if score.spearman >= MIN_SPEARMAN and score.top1 >= MIN_TOP1:
         return None
     return (
-        f"Spearman correlation {score.spearman:.5f} and top-1 agreement {score.top1:.1%}, needed "
-        f"are {MIN_SPEARMAN} and {MIN_TOP1:.0%}"
+        f"Spearman correlation {score.spearman:.5f} and top-1 agreement {score.top1:.1%}; at least "
+        f"{MIN_SPEARMAN} and {MIN_TOP1:.0%} are required"
     )
 
 
 def _first_difference(bundle: Bundle, expected: Expected, recipe: Recipe, tolerance: float) -> str:
-    """A sentence that names the first layer to differ, looking at the worst that can be fed."""
+    """A sentence that names the first layer to differ, or the one that differs most."""
     for name, feeds in expected.feeds().items():
         graph = bundle.manifest.graphs[name]
         if name == "pair_scorer":

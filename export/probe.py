@@ -1,4 +1,7 @@
-"""What paths are compared on. Imports no torch: the lean runtime is measured on it as well."""
+"""Images and texts for comparing engines.
+
+Imports no torch, because the lean runtime is measured on them as well.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from dsd_trt.train.shapes.scene import sample_scene
 
 @dataclass(frozen=True)
 class Probe:
-    """Images and texts to compare paths on.
+    """Images, texts and noise levels on which engines are compared.
 
     Attributes:
-        pixels: uint8 (images, H, W, 3).
-        texts: one a picture, true of it.
+        pixels: RGB images, uint8 (images, H, W, 3).
+        texts: one text per image that describes it.
         levels: indices of the noise levels to compare at.
     """
 
@@ -30,15 +33,15 @@ class Probe:
 def draw_probe(
     resolution: int, levels: int, *, count: int = 16, quick: bool = False, seed: int = 20
 ) -> Probe:
-    """Drawn scenes and their captions, the same for every model of a resolution.
+    """Draw scenes with captions; the same for every checkpoint of a resolution.
 
     Args:
-        resolution: side of the pictures, in pixels.
-        levels: how many noise levels there are.
-        count: pictures, and texts.
-        quick: 2 pictures and 2 texts at the first level, instead of `count` at every one: 4
-            passes of the U-Net instead of a thousand, for models whose passes take seconds.
-        seed: of the scenes.
+        resolution: height and width of the images, in pixels.
+        levels: number of noise levels of the bundle.
+        count: number of images and of texts.
+        quick: whether to use 2 images and 2 texts at the first level: 4 passes instead of a
+            thousand, for checkpoints whose passes take seconds.
+        seed: seed of the random scenes.
     """
     count = 2 if quick else count
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Reading back what was written, and scoring with it, before it takes another bundle's place."""
+"""Read a written bundle back and score with it, before it replaces another bundle."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _TEXTS = ("a red circle", "two blue squares left of a star")
 
 
 def require_scores(folder: Path, advice: str) -> None:
-    """Open a bundle as any runtime would, every file verified, and score a picture of noise.
+    """Open a bundle as any runtime would, verify every file, and score an image of noise.
 
-    One noise level is scored: a few passes of the U-Net, besides compiling.
+    One noise level is scored, which costs compilation and a few passes of the U-Net.
 
     Args:
-        folder: of the bundle.
-        advice: what to do where it cannot be used.
+        folder: folder of the bundle to try.
+        advice: sentence for the error message that says what to do next.
 
     Raises:
-        BundleError: it cannot be read.
-        EngineError: no engine is installed, or the one that is refuses it.
+        BundleError: the bundle cannot be read.
+        EngineError: no engine is installed, or the installed one refuses the bundle.
         ModelError: a score is not finite.
     """
     bundle = read_bundle(folder)
@@ -34,4 +34,4 @@ def require_scores(folder: Path, advice: str) -> None:
     with Scorer(bundle, mode="pair") as scorer:
         result = scorer.score([picture], _TEXTS, [level])
     if result.errors:
-        raise ModelError(f"what was written scores nothing: {result.errors[0].reason} {advice}")
+        raise ModelError(f"the written bundle scores nothing: {result.errors[0].reason} {advice}")

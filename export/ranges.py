@@ -1,9 +1,9 @@
-"""How large values get inside a bundle's graphs, and what FP16 leaves of room.
+"""FP16 headroom: the largest absolute value of every activation of a bundle's graphs.
 
-FP16 ends at 65,504. Whether a model fits is a matter of its weights and its inputs, and ONNX
-Runtime's CPU kernels do not tell: they compute FP16 graphs in FP32. Here each graph runs in FP32,
-unrounded, with the largest absolute value of everything it computes as further outputs. NaN and
-infinities are counted by themselves: engines' maxima lose a NaN.
+FP16 ends at 65,504. Whether a checkpoint fits depends on its weights and inputs. ONNX Runtime's
+CPU kernels do not show it, because they compute FP16 graphs in FP32. Here each graph runs in
+unrounded FP32, with the largest absolute value of every activation as a further output. NaN and
+infinities are counted separately, because an engine's maximum can lose a NaN.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dsd_trt.tokenizer import Tokenizer
 FP16_MAX = 65504.0
 _FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16"}
 
-_FIGURES = {  # that are outputs, of each value that is watched
+_FIGURES = {  # outputs that are added for each watched value
     "largest": TensorProto.FLOAT,
     "nan": TensorProto.INT32,
     "infinite": TensorProto.INT32,
@@ -47,16 +47,17 @@ Kind = Literal["attention logits", "activations"]
 
 @dataclass(frozen=True)
 class Range:
-    """The largest absolute value of one value of a graph.
+    """Range of one activation of a graph.
 
     Attributes:
-        graph: which.
-        node: that computes it, "PATH OF A MODULE/OPERATOR", or "OPERATOR after PATH".
-        kind: products of queries and keys, before any mask, or anything else.
-        precision: what the graph computes it in, "fp16" or "fp32".
-        largest: of what is finite, over all inputs.
-        nan: how many numbers were NaN, over all inputs.
-        infinite: how many were infinite.
+        graph: name of the graph, such as "pair_scorer".
+        node: node that computes the activation, "MODULE/OPERATOR" or "OPERATOR after MODULE".
+        kind: "attention logits" for products of queries and keys before any mask, otherwise
+            "activations".
+        precision: precision the graph computes it in, "fp16" or "fp32".
+        largest: largest finite absolute value, over all inputs.
+        nan: number of NaN values, over all inputs.
+        infinite: number of infinite values, over all inputs.
     """
 
     graph: str
@@ -69,12 +70,12 @@ class Range:
 
     @property
     def finite(self) -> bool:
-        """Whether FP32 holds it."""
+        """Whether all values are finite in FP32."""
         return not (self.nan or self.infinite)
 
     @property
     def fits(self) -> bool:
-        """Whether its precision holds it."""
+        """Whether all values are finite in the activation's own precision."""
         return self.finite and (self.precision != "fp16" or self.largest < FP16_MAX)
 
 
@@ -84,14 +85,14 @@ def measure_ranges(
     """Run every graph of a bundle on a probe.
 
     Args:
-        bundle: FP32 or FP16.
-        probe: images, each scored with its own text, at the probe's levels; in a matrix scorer,
-            with all texts.
-        scratch: an empty folder, with room for the weights where its disk does not clone.
-        step: told which graph is run.
+        bundle: a verified bundle, FP32 or FP16.
+        probe: images, each scored with its own text at the probe's levels; the matrix scorer
+            takes all texts at once.
+        scratch: empty folder, with room for the weights if its disk cannot clone files.
+        step: callback `(graph)`, called with the name of the graph that runs next.
 
     Returns:
-        One a computed value, in the graphs' order.
+        One range per activation, in the graphs' order.
     """
     manifest = bundle.manifest
     tokens = Tokenizer(
@@ -101,7 +102,7 @@ def measure_ranges(
     found: list[Range] = []
 
     def run(name: str, feeds: Iterable[dict[str, Array]]) -> list[Array]:
-        """Note the ranges of a graph; its first output for each of the feeds."""
+        """Collect the ranges of a graph; returns its first output for each of the feeds."""
         step(name)
         model = load_graph(bundle.path(manifest.graphs[name].file))
         ranges, outputs = _run(name, model, feeds, scratch / f"{name}.onnx")
@@ -150,7 +151,7 @@ def _copy_weights(source: Path, target: Path) -> None:
 
 
 def worst(ranges: Iterable[Range]) -> list[Range]:
-    """The largest of each kind and precision; the first that is not finite is larger than all."""
+    """The largest range per kind and precision; the first that is not finite counts as largest."""
     largest: dict[tuple[str, str], Range] = {}
     for found in ranges:
         before = largest.setdefault((found.kind, found.precision), found)
@@ -160,7 +161,7 @@ def worst(ranges: Iterable[Range]) -> list[Range]:
 
 
 def first_not_finite(ranges: Iterable[Range]) -> Range | None:
-    """The first value, in the order of computing, with NaN or infinity: the others follow of it."""
+    """The first activation, in order of execution, with NaN or infinity; later ones follow it."""
     return next((found for found in ranges if not found.finite), None)
 
 
@@ -171,7 +172,7 @@ def _run(
     save_graph(model, path)
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # the graph's own
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # keeps the graph's order
     session = open_session(path, options, frugal=True)
     names = [output.name for output in session.get_outputs()]
     largest = np.zeros(len(watched), np.float32)
@@ -192,10 +193,10 @@ def _run(
 
 
 def _watch(model: onnx.ModelProto) -> dict[str, tuple[str, Kind, str]]:
-    """Let a graph compute in FP32 and tell the largest of everything it computes.
+    """Widen a graph to FP32, in place, and add each activation's figures to its outputs.
 
     Returns:
-        Node, kind and the graph's own precision of each value that is watched, by its name.
+        Node, kind and the graph's own precision of each watched value, by the value's name.
     """
     graph = model.graph
     precision = {
@@ -210,7 +211,7 @@ def _watch(model: onnx.ModelProto) -> dict[str, tuple[str, Kind, str]]:
     watched: dict[str, tuple[str, Kind, str]] = {}
     for node in graph.node:
         if set(node.input) <= constant:
-            constant.update(node.output)  # of weights alone
+            constant.update(node.output)  # computed from weights alone
         elif node.op_type not in MOVES:
             for value in (set(node.output) & precision.keys()) - masked:
                 kind: Kind = "attention logits" if value in logits else "activations"
@@ -219,7 +220,7 @@ def _watch(model: onnx.ModelProto) -> dict[str, tuple[str, Kind, str]]:
     for node in graph.node:
         nodes.append(node)
         for value in node.output:
-            if value in watched:  # at once, so that the value need not be kept until the end
+            if value in watched:  # directly after it, so that the value can be freed
                 nodes += _measuring(value)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -238,8 +239,8 @@ def _watch(model: onnx.ModelProto) -> dict[str, tuple[str, Kind, str]]:
 def _measuring(value: str) -> list[onnx.NodeProto]:
     """Nodes that compute the figures of a value.
 
-    ReduceMax of ONNX Runtime keeps a NaN in some places and loses it in others, so it is given
-    finite numbers alone.
+    ONNX Runtime's ReduceMax keeps a NaN at some positions and loses it at others, so it is fed
+    finite numbers only.
     """
     node, name = helper.make_node, value.__add__
     counting = [
@@ -261,7 +262,7 @@ def _measuring(value: str) -> list[onnx.NodeProto]:
 
 
 def _place(node: onnx.NodeProto, made_by: Mapping[str, onnx.NodeProto]) -> str:
-    """A node's name; of one outside all modules, with the nearest before it that is in one."""
+    """Name of a node; outside of all modules also the nearest module before it."""
     before: onnx.NodeProto | None = node
     while before is not None and not module_of(before):
         before = next((made_by[value] for value in before.input if value in made_by), None)
@@ -271,7 +272,7 @@ def _place(node: onnx.NodeProto, made_by: Mapping[str, onnx.NodeProto]) -> str:
 def _attention_logits(
     graph: onnx.GraphProto, made_by: Mapping[str, onnx.NodeProto]
 ) -> tuple[set[str], set[str]]:
-    """Products that softmax is taken of, and what lies between: scaled, cast, or masked."""
+    """Attention logits, and the values between them and the softmax: scaled, cast or masked."""
     products: set[str] = set()
     between: set[str] = set()
     waiting = [node.input[0] for node in graph.node if node.op_type == "Softmax"]

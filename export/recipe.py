@@ -1,4 +1,4 @@
-"""What is exported: settings, the checkpoint and adapter they name, and what follows from them."""
+"""The recipe of an export: settings, checkpoint and adapter, and what the steps ask of them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
-_LARGE = 100_000_000  # weights of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
+_LARGE = 100_000_000  # parameters of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An export's ingredients, and what its steps ask of them. `Recipe.read` reads one.
+    """Ingredients of an export, with the answers its steps need; `Recipe.read` makes one.
 
     Attributes:
-        settings: what to export, and how.
-        checkpoint: the base model.
+        settings: export settings, as the user gave them.
+        checkpoint: weights and configuration of the diffusion model.
         adapter: few-shot adapter; None is the zero-shot score.
     """
 
@@ -43,19 +43,19 @@ class Recipe:
 
     @classmethod
     def read(cls, settings: ExportSettings) -> Self:
-        """Read the checkpoint's configuration and the adapter; weights are read when asked for.
+        """Read the checkpoint's configuration and the adapter; weights are read on demand.
 
         Raises:
-            ModelError: one of them cannot be read.
+            ModelError: checkpoint or adapter cannot be read.
         """
         adapter = None if settings.adapter is None else Adapter.load(settings.adapter)
         return cls(settings, read_checkpoint(settings.model), adapter)
 
     def scoring(self, unet: UNet2DConditionModel) -> ScoringUNet:
-        """The scoring model on a U-Net, prompts not folded.
+        """Build the scoring U-Net, with unfolded prompts.
 
         Args:
-            unet: the checkpoint's; it is changed where the adapter changes weights.
+            unet: u-Net of the checkpoint; changed in place if the adapter changes its weights.
 
         Raises:
             InputError: layers or levels do not exist.
@@ -77,38 +77,40 @@ class Recipe:
 
     @cached_property
     def outline(self) -> ScoringUNet:
-        """The scoring model without the U-Net's weights: layers, heads, levels, noise, prompts.
+        """The scoring U-Net without weights: layers, heads, levels, noise and prompts.
 
         Raises:
-            InputError, ModelError: as for `scoring`.
+            InputError, ModelError: under the conditions of `scoring`.
         """
         return self.scoring(self.checkpoint.empty_unet())
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What the bundle will say about itself, but for files, self-check and parity figures.
+        """The bundle's manifest without file hashes, self-check and parity figures.
 
         Raises:
-            InputError, ModelError: as for `scoring`; or settings contradict each other.
+            InputError, ModelError: under the conditions of `scoring`, or if settings contradict
+                each other.
         """
         return describe(self.settings, self.checkpoint, self.adapter, self.outline)
 
     @property
     def quick(self) -> bool:
-        """Whether to verify on few pairs, because one pass of the U-Net takes seconds."""
+        """Whether to verify on few pairs; by default if a pass of the U-Net takes seconds."""
         if self.settings.verify is not None:
             return self.settings.verify == "quick"
         return sum(weight.numel() for weight in self.outline.unet.parameters()) > _LARGE
 
     def module(self, name: str, precision: Precision | None = None) -> nn.Module:
-        """The module a graph is traced from, read anew: whoever drops it has its memory back.
+        """Read the module a graph is traced from; dropping it frees its memory.
 
-        Precision is chosen here and nowhere else: weights become FP16, while what the modules' own
-        code computes in FP32 (logits, softmax, LogSumExp, noise) stays FP32.
+        Precision is chosen only here. Weights become FP16. The modules compute logits, softmax,
+        LogSumExp and noise in FP32 in either precision.
 
         Args:
-            name: "image_encoder", "text_encoder", "pair_scorer" or "matrix_scorer".
-            precision: of the module; None is the export's.
+            name: name of the graph: "image_encoder", "text_encoder", "pair_scorer" or
+                "matrix_scorer".
+            precision: precision of the module, "fp32" or "fp16"; None is the export's.
         """
         checkpoint, manifest = self.checkpoint, self.manifest
         half = (precision or self.settings.precision) == "fp16"

@@ -1,4 +1,4 @@
-"""The FP32 PyTorch model: what every other path of the project is compared with."""
+"""The FP32 PyTorch reference, which every engine is compared with."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
-_FED = 2  # pairs to look at layer by layer
+_FED = 2  # pairs that are compared layer by layer
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reference computes on a probe.
+    """Outputs of the reference on a probe.
 
     Attributes:
-        probe: images and texts.
-        input_ids: (texts, 77).
-        latent: z, (images, C, h, w).
-        text_states: r_y, (texts, 77, D).
-        token_mask: (texts, 77).
-        scores: f(y, x), (images, texts), the mean over the probe's levels.
-        matrix: the same in matrix mode; None where that is not looked at.
+        probe: images, texts and levels that were scored.
+        input_ids: token ids of the texts, (texts, 77).
+        latent: latents z of the images, (images, C, h, w).
+        text_states: text states r_y, (texts, 77, D).
+        token_mask: 1 where a token counts in Eq. 4, else 0, (texts, 77).
+        scores: scores f(y, x), the mean over the probe's levels, (images, texts).
+        matrix: matrix mode's scores, (images, texts); None without a matrix scorer.
     """
 
     probe: Probe
@@ -45,8 +45,9 @@ class Expected:
     matrix: NDArray[np.float32] | None
 
     def feeds(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """The inputs of each graph for a few of the pairs, exact: all of the levels of each."""
+        """Inputs of each graph for a few pairs at all of the probe's levels, by graph and name."""
         levels = np.array(self.probe.levels, np.int32)
+        # (pairs * levels,) each
         rows, level = np.repeat(np.arange(_FED), len(levels)), np.tile(levels, _FED)
         fed: dict[str, dict[str, NDArray[Any]]] = {
             "image_encoder": {"pixels": self.probe.pixels[:_FED]},
@@ -69,15 +70,14 @@ class Expected:
 
 
 class Reference:
-    """Scores as METHOD has it, in FP32 PyTorch.
+    """The method's scores in FP32 PyTorch.
 
-    Each part of the model is read when it is first needed, and kept by the checkpoint until
-    `expect` is done with it.
+    Each part of the checkpoint is read when it is first needed. The checkpoint keeps it until
+    `expect` has finished with it.
 
     Args:
-        recipe: which model and score it is, which tokens count (Eq. 4), and whether matrix mode is
-            computed too.
-        batch: images, texts or (image, text, level) triples at a time; the reference is batch 1.
+        recipe: ingredients of the export: checkpoint, score, counted tokens (Eq. 4), matrix mode.
+        batch: images, texts or passes per batch; the default of 1 is the reference.
     """
 
     def __init__(self, recipe: Recipe, batch: int = 1) -> None:
@@ -88,24 +88,24 @@ class Reference:
 
     @cached_property
     def scoring(self) -> ScoringUNet:
-        """The scoring U-Net, FP32."""
+        """The scoring U-Net in FP32."""
         return self._recipe.scoring(self._checkpoint.read_unet())
 
     @cached_property
     def matrix_scorer(self) -> MatrixScorer:
-        """The scoring U-Net in matrix mode, where that was asked for."""
+        """The matrix scorer in FP32; the export must include matrix mode."""
         assert self._matrix is not None
-        empty = self.encode_texts(self.tokenize([""])[0])
-        return MatrixScorer(self.scoring, empty, self._matrix.query_pool)
+        unconditional = self.encode_texts(self.tokenize([""])[0])  # (1, 77, D)
+        return MatrixScorer(self.scoring, unconditional, self._matrix.query_pool)
 
     @torch.no_grad()
     def encode_images(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Latents z, (images, C, h, w), of uint8 (images, H, W, 3)."""
+        """Encode images as latents z: uint8 (images, H, W, 3) -> (images, C, h, w)."""
         parts = torch.from_numpy(pixels).split(self.batch)
         return torch.cat([self._checkpoint.image_encoder(part) for part in parts])
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask, (texts, 77) each."""
+        """Token ids and mask of counted tokens, (texts, 77) each."""
         tokenizer = self._checkpoint.tokenizer
         ids = tokenizer(
             list(texts),
@@ -118,7 +118,7 @@ class Reference:
 
     @torch.no_grad()
     def encode_texts(self, ids: Tensor) -> Tensor:
-        """Text states r_y, (texts, rows, D)."""
+        """Encode token ids as text states r_y: (texts, 77) -> (texts, rows, D)."""
         return torch.cat([self._checkpoint.text_encoder(part) for part in ids.split(self.batch)])
 
     @torch.no_grad()
@@ -130,36 +130,38 @@ class Reference:
         step: Callable[[int, int], None] | None = None,
         levels: Sequence[int] | None = None,
     ) -> NDArray[np.float32]:
-        """The score of every image and text, averaged over levels (Eq. 4).
+        """Score every image with every text, averaged over levels (Eq. 4).
 
         Args:
-            latent: z, (images, C, h, w).
-            states: r_y, (texts, 77, D).
-            mask: (texts, 77).
-            step: told how many triples are scored, and of how many.
-            levels: indices of noise levels; None is all of them.
+            latent: latents z of the images, (images, C, h, w).
+            states: text states r_y, (texts, 77, D).
+            mask: mask of counted tokens, (texts, 77).
+            step: callback `(done, total)` in passes.
+            levels: indices of the noise levels to score; None is all of them.
 
         Returns:
-            (images, texts).
+            The scores, (images, texts).
         """
         images, texts = len(latent), len(states)
         at = torch.arange(len(self.scoring.timesteps)) if levels is None else torch.tensor(levels)
-        compared = self.scoring.denoising  # with the text that says nothing
+        compared = self.scoring.denoising  # with the unconditional text
         total, scored = images * (texts + compared) * len(at), 0
 
         def mean_over_levels(states: Tensor, mask: Tensor) -> list[Tensor]:
-            """(images, texts) each: attention score and, where it is computed, denoising error."""
+            """Attention score and, if it is computed, denoising error, (images, texts) each."""
             nonlocal scored
             shape = (images, len(states), len(at))
-            triples = torch.cartesian_prod(torch.arange(images), torch.arange(len(states)), at)
+            # (images * texts * levels, 3): image, text and level of each pass
+            passes = torch.cartesian_prod(torch.arange(images), torch.arange(len(states)), at)
             parts: list[tuple[Tensor, ...]] = []
-            for image, text, level in (p.unbind(dim=1) for p in triples.split(self.batch)):
+            for image, text, level in (p.unbind(dim=1) for p in passes.split(self.batch)):
                 score, _, *error = self.scoring(latent[image], level, states[text], mask[text])
                 parts.append((score, *error))
                 scored += len(level)
                 if step:
                     step(scored, total)
             return [
+                # (images * texts * levels,) -> (images, texts)
                 torch.cat(part).double().view(shape).mean(dim=2)
                 for part in zip(*parts, strict=True)
             ]
@@ -177,7 +179,17 @@ class Reference:
     def score_matrix(
         self, latent: Tensor, states: Tensor, mask: Tensor, levels: Sequence[int]
     ) -> NDArray[np.float32]:
-        """The matrix mode's score of every image and text, one pair at a time; as `score`."""
+        """Matrix mode's score of every image and text, one pair at a time.
+
+        Args:
+            latent: latents z of the images, (images, C, h, w).
+            states: text states r_y, (texts, 77, D).
+            mask: mask of counted tokens, (texts, 77).
+            levels: indices of the noise levels to score.
+
+        Returns:
+            The mean over the levels, (images, texts).
+        """
         scorer = self.matrix_scorer
         scores = np.zeros((len(latent), len(states)))
         for i, j in np.ndindex(scores.shape):
@@ -188,11 +200,16 @@ class Reference:
         return scores.astype(np.float32)
 
     def expect(self, probe: Probe, step: Callable[[int, int], None] | None = None) -> Expected:
-        """Compute everything a path is compared with; `step` as in `score`."""
+        """Compute all outputs that engines are compared with.
+
+        Args:
+            probe: images, texts and levels to score.
+            step: callback `(done, total)` in passes.
+        """
         latent = self.encode_images(probe.pixels)
         ids, mask = self.tokenize(probe.texts)
         states = self.encode_texts(ids)
-        self._checkpoint.forget()  # each part has had its turn: one in memory at a time
+        self._checkpoint.forget()  # the encoders are done: one part in memory at a time
         return Expected(
             probe=probe,
             input_ids=ids.int().numpy(),

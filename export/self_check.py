@@ -1,4 +1,4 @@
-"""Writing a bundle's self-check: what the reference computes of a few items, graph by graph."""
+"""Write a bundle's self-check: the reference's inputs and outputs for a few items per graph."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dsd_trt.pipeline import adapter_feed
 
 
 class MeasuredCheck(SelfCheck):
-    """A self-check that refuses nothing: it measures how far graphs are from the reference."""
+    """A self-check that refuses nothing and records the differences from the reference."""
 
     def require(
         self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, NDArray[Any]]
     ) -> None:
-        """Take note of the differences."""
+        """Record the relative differences of a graph's outputs."""
         self._measured.extend(it.relative for it in self.differences(name, graph, engine, fed))
 
     @property
     def largest(self) -> float:
-        """Of all outputs of the graphs that were opened; NaN if one is."""
+        """Largest relative difference over all graphs opened so far; NaN if any is NaN."""
         return float(np.max(self._measured))
 
     @cached_property
@@ -44,23 +44,26 @@ class MeasuredCheck(SelfCheck):
 def write_self_check(
     folder: Path, manifest: Manifest, reference: Reference, expected: Expected, *, single: bool
 ) -> SelfCheckSpec:
-    """Write the file.
+    """Write the bundle's self-check file.
 
     Args:
-        folder: of the bundle.
-        manifest: its graphs' signatures.
-        reference: that computed `expected`.
-        expected: images and texts, encoded.
-        single: one text at one noise level, instead of two over all levels: opening a bundle takes
-            a pass of the U-Net for each.
+        folder: folder of the bundle being written.
+        manifest: manifest of the bundle, for the signatures of its graphs.
+        reference: FP32 reference that computed `expected`.
+        expected: outputs of the reference on a probe.
+        single: whether to use one text at one noise level instead of two over all levels, because
+            opening a bundle costs a pass of the U-Net for each.
+
+    Returns:
+        The file's name and the least tolerance of the bundle's precision.
     """
     texts, levels = (1, 1) if single else (2, len(reference.scoring.levels))
     latent = torch.from_numpy(expected.latent[:1])
     states, mask = (
         torch.from_numpy(it[:texts]) for it in (expected.text_states, expected.token_mask)
     )
-    level = torch.arange(max(texts, levels)) % levels
-    text = torch.arange(len(level)) % texts
+    level = torch.arange(max(texts, levels)) % levels  # (passes,)
+    text = torch.arange(len(level)) % texts  # (passes,)
     pairs = (latent.expand(len(level), -1, -1, -1), level, states[text], mask[text])
     with torch.no_grad():
         scored = reference.scoring(*pairs)
@@ -85,7 +88,12 @@ def write_self_check(
 
 
 def write_widened(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
-    """Write a self-check of FP16 graphs for the same graphs in FP32."""
+    """Write an FP16 self-check for the same graphs in FP32.
+
+    Args:
+        tensors: inputs and outputs of the FP16 graphs, by "GRAPH.TENSOR".
+        path: file to write, in safetensors format.
+    """
     wide = {
         name: it.astype(np.float32) if it.dtype == np.float16 else it
         for name, it in tensors.items()
@@ -94,19 +102,19 @@ def write_widened(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
 
 
 def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]]) -> None:
-    """Write a bundle's self-check for another adapter, which is fed.
+    """Write a bundle's self-check for another adapter.
 
-    No PyTorch model is there to ask: what the pair scorer computes with it is taken from an engine
-    that computes what the reference did with the adapter before.
+    There is no PyTorch model to ask. The pair scorer's outputs come from an engine that has just
+    reproduced the reference's outputs with the previous adapter.
 
     Args:
-        path: the new file.
-        bundle: with the adapter before, and a self-check.
-        adapted: what the pair scorer is fed of the other one.
+        path: file to write, in safetensors format.
+        bundle: bundle with the previous adapter and a self-check.
+        adapted: adapter input of the new adapter, as the pair scorer is fed it.
 
     Raises:
-        EngineError: no engine is installed, or the one that is computes something else.
-        ModelError: with the adapter, a score is not finite.
+        EngineError: no engine is installed, or the installed one fails the self-check.
+        ModelError: a score with the new adapter is not finite.
     """
     check = SelfCheck.read(bundle)
     assert check is not None
@@ -124,10 +132,10 @@ def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]
 
 
 def _write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    # Not with `save_file`, whose files their owner alone may read.
+    # Not with `save_file`, which makes files that only their owner can read.
     path.write_bytes(save(dict(tensors)))
 
 
 def least_tolerance(manifest: Manifest) -> float:
-    """What engines that compute right may differ by in a bundle's precision."""
+    """Relative difference that correct engines may have in a bundle's precision."""
     return FP16_TOLERANCE if manifest.precision == "fp16" else FP32_TOLERANCE

@@ -1,4 +1,4 @@
-"""What to export."""
+"""Export settings, as the command line or a caller gives them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ Verify = Literal["quick", "full"]
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What to export and how.
+    """Checkpoint, adapter, score and precision of an export.
 
     Attributes:
-        model: what `find_model` takes: "shapes", a folder, a file, or a repository on the hub.
+        model: checkpoint as `find_model` takes it: "shapes", a folder, a file, or a repository on
+            the Hugging Face Hub.
         adapter: folder of a few-shot adapter; None is the zero-shot score.
-        precision: "fp32", or "fp16" with FP32 islands.
-        score_layers: "all", "last:N", or layer indices.
-        levels: noise levels s; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
-        resize: how images become the model's squares; None is the adapter's, or at once.
-        noise_seed: names the fixed noise of each level.
-        token_mask: which tokens count.
-        score: attention, denoising term, or both; None is what the adapter was trained for, or
-            "attention", the paper's, without one.
-        verify: how much the graphs are compared with PyTorch on, see `draw_probe`; None is full
-            where that takes seconds, quick where it takes hours.
-        matrix: export the matrix scorer as well; None is yes where the adapter was trained for it.
-        query_pool: of the matrix scorer, see `MatrixMode` of the bundle.
-        adapter_input: take the adapter as an input of the pair scorer instead of folding it in.
+        precision: precision of the graphs: "fp32", or "fp16" with FP32 islands.
+        score_layers: scored cross-attention layers: "all", "last:N", or layer indices.
+        levels: noise levels s, each between 0 and 1; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
+        resize: method that makes images square at the model's resolution; None is the adapter's,
+            or a single resize.
+        noise_seed: seed of the fixed noise of each level.
+        token_mask: tokens that count in Eq. 4: "words_eos", "words" or "all".
+        score: attention score, denoising term, or both; None is the adapter's, or the paper's
+            "attention" without an adapter.
+        verify: size of the probe that graphs and PyTorch are compared on, see `draw_probe`; None
+            is "full" for small U-Nets and "quick" for those where full takes hours.
+        adapter_input: whether the pair scorer takes the adapter as an input instead of having it
+            folded in.
+        matrix: whether to export the matrix scorer too; None follows the adapter's training.
+        query_pool: side of the squares over which the matrix scorer averages queries, see
+            `MatrixMode`.
     """
 
     model: str = EMBEDDED
@@ -52,5 +56,5 @@ class ExportSettings:
 
 
 def default_adapter(model: str) -> Path | None:
-    """The adapter that comes with a model: the embedded one has its own."""
+    """Folder of the adapter that comes with a checkpoint; None except for the embedded one."""
     return embedded_model_folder() / "adapter" if model == EMBEDDED else None

@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: one module, one graph, dynamic where its signature says."""
+"""Trace a PyTorch module to an ONNX graph, with the dynamic dimensions of its signature."""
 
 from __future__ import annotations
 
@@ -21,26 +21,31 @@ from dsd_trt.export.group_norm import flatten_group_norms
 from dsd_trt.export.weights import SMALL, WeightFile
 
 OPSET = 20
-"""Has LayerNormalization and Gelu; from 23 on, Attention hides its map from NVIDIA's parser."""
+"""Version 20 has LayerNormalization and Gelu; the Attention operator of version 23 would hide the
+attention map from NVIDIA's parser."""
 
-_EXAMPLE_BATCH = 2  # a batch of 1 would be taken for a constant
+_EXAMPLE_BATCH = 2  # the tracer takes a batch of 1 for a constant
 
 
 def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelProto:
-    """Export a module.
+    """Trace a module to an ONNX graph.
 
-    Precision is what the module's own code and weights say; nothing is converted afterwards. Of the
-    arithmetic nothing is changed either; see `flatten_group_norms` for shapes.
+    The graph's precision is that of the module's code and weights; nothing is converted
+    afterwards. The arithmetic is unchanged too, only shapes are (`flatten_group_norms`).
 
     Args:
-        module: takes and returns tensors as `graph` declares them.
-        graph: names, types and shapes of inputs and outputs.
-        weights: where the weights go, straight from the module: no second copy is made of them.
+        module: module whose inputs and outputs are the tensors that `graph` declares.
+        graph: signature with names, types and shapes of inputs and outputs.
+        weights: weight file that takes the weights directly from the module, without a second
+            copy in memory.
 
     Returns:
-        The graph, nodes named after the modules they come from ("unet.conv_in/Conv"), without a
-        trace of this machine. Where a weight is stored in FP16 and computed with in FP32, a Cast
-        stands between; engines fold it when they load the graph.
+        The graph without traces of this machine. Nodes are named after their modules, such as
+        "unet.conv_in/Conv". A Cast follows each weight that is stored in FP16 and used in FP32;
+        engines fold it when they load the graph.
+
+    Raises:
+        ModelError: the traced inputs or outputs differ from the signature.
     """
     inputs = tuple(_example(spec) for spec in graph.inputs)
     with _quiet(), torch.no_grad():
@@ -73,7 +78,7 @@ def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelPro
 
 
 def _store(model: ir.Model, weights: WeightFile) -> set[str]:
-    """Move a graph's weights into the file; names of those that were FP32 and are FP16 there."""
+    """Move a graph's weights into the file; returns the names of FP32 weights stored in FP16."""
     halved = set()
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -87,11 +92,11 @@ def _store(model: ir.Model, weights: WeightFile) -> set[str]:
 
 
 def widen_stored(model: onnx.ModelProto, names: set[str]) -> None:
-    """Let a graph compute in FP32 with weights that are stored in FP16.
+    """Add Casts to a graph that computes in FP32 with weights stored in FP16.
 
     Args:
-        model: its nodes ask for the weights by `names`.
-        names: of initializers whose stored type is FP16.
+        model: ONNX graph whose nodes read the weights by `names`; changed in place.
+        names: names of the initializers that are stored in FP16.
     """
     casts = []
     for tensor in model.graph.initializer:
@@ -108,16 +113,16 @@ def widen_stored(model: onnx.ModelProto, names: set[str]) -> None:
 
 
 def _example(spec: TensorSpec) -> Tensor:
-    """Zeros of the declared type and shape; tracing looks at nothing else."""
+    """Zeros of the declared type and shape, which is all that tracing depends on."""
     return torch.zeros(spec.of_batch(_EXAMPLE_BATCH), dtype=getattr(torch, spec.dtype))
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Name every node MODULE/OPERATOR, numbered where a module has several of a kind."""
+    """Name every node MODULE/OPERATOR, numbered if a module has several of a kind."""
     seen: Counter[str] = Counter()
     for node in model.graph.node:
         properties = {entry.key: entry.value for entry in node.metadata_props}
-        # From the root, "", over the modules' full names down to the operation's own.
+        # From the root, "", through the modules' full names, to the operation's own name.
         scopes = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
         path = scopes[-2] if len(scopes) > 1 and "." in scopes[-2] else ""
         name = f"{path}/{node.op_type}".lstrip("/")
@@ -126,13 +131,13 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 
 def module_of(node: onnx.NodeProto) -> str:
-    """Path of the module a traced node comes from, "" for the traced module itself."""
+    """Path of the module that a traced node comes from; "" is the traced module itself."""
     path: str = node.name.rpartition("/")[0]
     return path
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:
-    """Drop stack traces and file paths, which the exporter writes on everything."""
+    """Drop stack traces and file paths, which PyTorch's exporter attaches to everything."""
     model.doc_string = model.graph.doc_string = ""
     graph = model.graph
     for item in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
@@ -144,7 +149,11 @@ def _forget_origin(model: onnx.ModelProto) -> None:
 
 
 def _declare(model: onnx.ModelProto, graph: Graph) -> None:
-    """Give dimensions the contract's names; refuse any other difference of inputs and outputs."""
+    """Give dynamic dimensions the contract's names.
+
+    Raises:
+        ModelError: inputs or outputs differ from the contract in anything else.
+    """
     names = {}
     for values, specs in ((model.graph.input, graph.inputs), (model.graph.output, graph.outputs)):
         for value, spec in zip(values, specs, strict=True):
@@ -172,7 +181,7 @@ def _declare(model: onnx.ModelProto, graph: Graph) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks, which tell a user nothing, off the terminal."""
+    """Keep the log messages and warnings of PyTorch's exporter off the terminal."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
     before = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""The weights of a bundle's graphs: one file, every tensor in it once."""
+"""The bundle's weight file: the weights of all graphs, each distinct tensor once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _ALIGNMENT = 4096  # a page, so that engines can map the file rather than read i
 
 
 class WeightFile:
-    """Where graphs that are being written leave their weights.
+    """Writer of the weight file that a bundle's graphs share.
 
-    Equal tensors are stored once, whichever graphs they are of. FP32 tensors that FP16 holds
-    without loss, as those of checkpoints published in FP16, are stored in FP16. The file is hashed
-    as it is written, and never read for that.
+    Equal tensors are stored once, across all graphs. FP32 tensors that FP16 represents without
+    loss are stored in FP16; checkpoints published in FP16 consist of them. The file is hashed
+    while it is written, so it is never read again for that.
 
     Args:
-        folder: of the ONNX files; the weights become a file of it.
+        folder: folder of the ONNX files, where the weight file is created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,11 +51,11 @@ class WeightFile:
         """Store a tensor.
 
         Args:
-            name: of the tensor.
-            values: its values.
+            name: name of the tensor in its graph.
+            values: values of the tensor, of any shape and type.
 
         Returns:
-            What refers to it in a graph; its type is what it is stored in.
+            The graph's reference to the stored tensor, with the stored type.
         """
         values = np.ascontiguousarray(_lossless_half(values))
         return ir.ExternalTensor(
@@ -70,11 +70,11 @@ class WeightFile:
 
     @property
     def entry(self) -> FileEntry:
-        """What `bundle.json` says of the file."""
+        """Hash and size of the file for `bundle.json`."""
         return FileEntry(self._hash.hexdigest(), self._size)
 
     def _place(self, content: memoryview) -> int:
-        """Where some content lies; it is written unless it is there already."""
+        """Offset of some content in the file; it is appended unless it is there already."""
         known = self._stored.setdefault((len(content), zlib.crc32(content)), [])
         for start in known:
             self._file.seek(start)
@@ -93,7 +93,7 @@ class WeightFile:
 
 
 def _lossless_half(values: NDArray[Any]) -> NDArray[Any]:
-    """FP32 values in FP16 where every one of them survives it, bit for bit; others as they are."""
+    """FP32 values as FP16 if every value survives bit for bit; all others unchanged."""
     if values.dtype != np.float32:
         return values
     with np.errstate(over="ignore"):

@@ -1,1 +1,1 @@
-"""Commands that build plans and repositories, one module each."""
+"""The commands `build`, `gpu-check` and `triton`, one module each."""

@@ -1,4 +1,4 @@
-"""`dsd-trt build`: TensorRT plans of a bundle's graphs."""
+"""`dsd-trt build`: compile a bundle's graphs to TensorRT plans."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _split(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 def _parse_capabilities(
     ctx: click.Context, parameter: click.Parameter, value: str | None
 ) -> tuple[str, ...]:
-    """Both "8.6" and "86" are the same GPU."""
+    """Compute capabilities as "8.6"; "86" is accepted as well."""
     return tuple(
         part if "." in part else f"{part[:-1]}.{part[-1:]}"
         for part in _split(ctx, parameter, value)
@@ -43,9 +43,18 @@ def _parse_capabilities(
 @click.command()
 @click.argument("bundle")
 @signature_option
-@click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
 @click.option(
-    "--graphs", metavar="NAME,NAME...", callback=_split, help="[default: those of pair mode]"
+    "--engine",
+    type=click.Choice(PLAN_LIBRARIES),
+    default="tensorrt",
+    show_default=True,
+    help="Library the plans are built with, and later run by.",
+)
+@click.option(
+    "--graphs",
+    metavar="NAME,NAME...",
+    callback=_split,
+    help="Graphs to build, such as pair_scorer.  [default: those of pair mode]",
 )
 @click.option(
     "--batch",
@@ -55,28 +64,30 @@ def _parse_capabilities(
     default=("1,8,32",),
     show_default=True,
     callback=_parse_profiles,
-    help="Batch sizes to take, and the one to be fastest at; again for another profile.",
+    help="Least, best and greatest batch size of a profile; repeat for further profiles.",
 )
 @click.option(
     "--compute-capability",
     "capabilities",
     metavar="CC,CC...",
     callback=_parse_capabilities,
-    help="GPUs to build for, such as 86,89.  [default: 80,86,89,120 with tensorrt-rtx; the GPU "
-    "here with tensorrt, which builds for no other]",
+    help="Compute capabilities to build for, such as 86,89.  [default: 80,86,89,120 with "
+    "tensorrt-rtx; this machine's GPU with tensorrt, which builds for no other]",
 )
 @click.option(
     "--workspace",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
-    help="Most memory of the GPU a layer may use meanwhile.  [default: all]",
+    help="Limit of GPU memory for a layer's intermediate results.  [default: no limit]",
 )
 @click.option(
     "--timing-cache",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="File to keep measured kernels in, for the next build; tensorrt alone.",
+    help="File that keeps measured kernel times for the next build; with tensorrt only.",
 )
-@click.option("--report", is_flag=True, help="List what the parser made of every attention.")
+@click.option(
+    "--report", is_flag=True, help="Print logits' precision and fusability of every attention."
+)
 def build(
     bundle: str,
     require_signature: Path | None,
@@ -88,9 +99,9 @@ def build(
     timing_cache: Path | None,
     report: bool,
 ) -> None:
-    """Compile BUNDLE's graphs to TensorRT plans, which are put into it.
+    """Compile BUNDLE's graphs to TensorRT plans and add them to BUNDLE.
 
-    BUNDLE is a folder of yours; one from the Hugging Face Hub has to be downloaded into one.
+    BUNDLE is a folder of yours; download a bundle from the Hugging Face Hub into one first.
 
     TensorRT needs the GPU that the plans are for. TensorRT-RTX needs none.
     """
@@ -128,7 +139,7 @@ def build(
 
 @contextmanager
 def _bars(console: Console) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
-    """A bar a graph, with the time it takes and how long it may still take."""
+    """One progress bar per graph, with elapsed and remaining time."""
     from rich.progress import (
         BarColumn,
         Progress,

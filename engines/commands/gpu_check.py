@@ -1,4 +1,4 @@
-"""`dsd-trt gpu-check`: a report from somebody's GPU."""
+"""`dsd-trt gpu-check`: check and measure a bundle on this machine's GPU."""
 
 from __future__ import annotations
 
@@ -17,27 +17,33 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle")
 @signature_option
-@click.option("--engine", type=click.Choice(PLAN_LIBRARIES), default="tensorrt", show_default=True)
+@click.option(
+    "--engine",
+    type=click.Choice(PLAN_LIBRARIES),
+    default="tensorrt",
+    show_default=True,
+    help="Library that builds and runs the plans.",
+)
 @click.option(
     "--batch",
     default="1,8,32",
     show_default=True,
     metavar="MIN,OPT,MAX",
-    help="Batch sizes of plans that have yet to be built; OPT is timed.",
+    help="Least, best and greatest batch size of plans that are missing; OPT is timed.",
 )
 @click.option(
     "--out",
     default="gpu-check",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="Write OUT.json and OUT.md.",
+    help="Path of the report without its suffix: OUT.json and OUT.md are written.",
 )
 def gpu_check(
     bundle: str, require_signature: Path | None, engine: str, batch: str, out: Path
 ) -> None:
-    """Try BUNDLE on the GPU here: build, run, compare with FP32, and measure.
+    """Check BUNDLE on this machine's GPU: build, run, compare with FP32, and measure.
 
-    No plan has run on a GPU yet: a report is worth sending.
+    No plan has run on a GPU yet, so please send us your report.
     """
     from rich.console import Console
 
@@ -54,6 +60,6 @@ def gpu_check(
     with console.status("Verifying the bundle") as status:
         opened = open_bundle(folder, require_signature)
         report = check_gpu(opened, cast("PlanLibrary", engine), profile, status.update)
-    click.echo(report.to_markdown())  # first: minutes of work are not lost where OUT is no good
+    click.echo(report.to_markdown())  # first, so that a bad OUT does not cost minutes of work
     write_report(report, out)
     click.echo(f"wrote {out}.json and {out}.md", err=True)

@@ -1,4 +1,4 @@
-"""`dsd-trt triton`: a model repository for Triton Inference Server."""
+"""`dsd-trt triton`: write a model repository for Triton Inference Server."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     type=click.Choice(("onnxruntime", "tensorrt", "python")),
     default="onnxruntime",
     show_default=True,
-    help="Triton's ONNX Runtime or TensorRT backend, or this package's runtime in its python "
-    "backend.",
+    help="Triton backend of the graphs: its ONNX Runtime, its TensorRT, or this package's runtime "
+    "in its python backend.",
 )
 @click.option(
     "--max-batch-size",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Most items in a batch that Triton forms.",
+    help="Greatest number of items in a batch that Triton forms.",
 )
 @click.option(
     "--mode",
     type=click.Choice(("auto", "pair", "matrix")),
     default="auto",
     show_default=True,
-    help="One pass of the U-Net a pair; or one an image, a faster score of its own, if the bundle "
-    "has it. auto: what the adapter was trained for.",
+    help="pair: one pass per pair and level. matrix: one walk per image and level, faster, with a "
+    "different score. auto: the mode the adapter was trained for.",
 )
 @click.option(
     "--no-self-check",
     is_flag=True,
-    help="Serve graphs even where they compute anything else than the bundle knows of a few items.",
+    help="Serve graphs even if their outputs differ from the bundle's self-check.",
 )
 def triton(
     bundle: str,
@@ -55,12 +55,12 @@ def triton(
     mode: str,
     no_self_check: bool,
 ) -> None:
-    """Write OUT, a model repository that Triton serves BUNDLE from.
+    """Write OUT, a model repository from which Triton serves BUNDLE.
 
-    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Every model has copies of
-    the files it needs, which take no disk where the file system clones, as Btrfs and XFS do.
-    Clients call its model dsd_score: encoded images and texts in, the matrix of their
-    probabilities and scores out. With tensorrt, plans have to be in the bundle.
+    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Every model has its own
+    copies of the files it needs; on file systems that clone files (Btrfs, XFS) they take no
+    space. Clients call the model dsd_score, which takes encoded images and texts and returns the
+    matrices of their probabilities and scores. With tensorrt, BUNDLE must contain plans.
     """
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 

@@ -1,7 +1,7 @@
-"""Fetch what the C++ runtime is built with and no system package has, pinned and verified.
+"""Fetch the C++ runtime's build dependencies that no system package has, pinned and verified.
 
-ONNX Runtime's library comes from its Python package, which has no headers: those come from an npm
-package that carries them for phones. Usage: fetch.py FOLDER
+ONNX Runtime's library comes from its Python package. That has no headers, so these come from an
+npm package for phones. Usage: fetch.py FOLDER
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ JSON_FOLDER = "pgm_build_deps/nlohmann_json/"
 
 
 def run(command: list[str], folder: Path, sha256: str) -> Path:
-    """Run what downloads one file to a folder; returns the file, verified."""
+    """Run a command that downloads one file to a folder, and verify that file.
+
+    Args:
+        command: program and arguments, run in `folder`.
+        folder: folder for the file, which must not exist yet.
+        sha256: expected hash of the file, in hexadecimal.
+
+    Returns:
+        The verified file.
+    """
     folder.mkdir()
     subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
     (file,) = folder.iterdir()
@@ -36,7 +45,7 @@ def run(command: list[str], folder: Path, sha256: str) -> Path:
 
 
 def fetch_headers(scratch: Path, target: Path) -> None:
-    """Put ONNX Runtime's headers into a folder."""
+    """Copy ONNX Runtime's headers to `target`; `scratch` holds the download."""
     target.mkdir(parents=True)
     command = ["npm", "pack", "--silent", HEADERS]
     with tarfile.open(run(command, scratch / "npm", HEADERS_SHA256)) as archive:
@@ -46,7 +55,7 @@ def fetch_headers(scratch: Path, target: Path) -> None:
 
 
 def fetch_json(scratch: Path, target: Path) -> None:
-    """Put nlohmann-json into a folder, with its CMake files."""
+    """Copy nlohmann-json with its CMake files to `target`; `scratch` holds the download."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", JSON]
     with zipfile.ZipFile(run(pip, scratch / "pip", JSON_SHA256)) as archive:
         for name in archive.namelist():
@@ -57,7 +66,7 @@ def fetch_json(scratch: Path, target: Path) -> None:
 
 
 def link_library(target: Path) -> None:
-    """Let a folder hold the shared library of the onnxruntime that is installed."""
+    """Link the shared library of the installed onnxruntime into `target`."""
     spec = util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
         raise SystemExit("onnxruntime is not installed here: pip install onnxruntime")
@@ -68,7 +77,7 @@ def link_library(target: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Fill a folder: `onnxruntime` laid out as its releases are, and `nlohmann_json`."""
+    """Fill a folder with `onnxruntime`, in the layout of its releases, and `nlohmann_json`."""
     with tempfile.TemporaryDirectory() as scratch:
         fetch_headers(Path(scratch), folder / "onnxruntime" / "include")
         fetch_json(Path(scratch), folder / "nlohmann_json")

@@ -1,8 +1,8 @@
-"""Write the Unicode tables of the C++ tokenizer, asking the `tokenizers` library itself.
+"""Write the Unicode tables of the C++ tokenizer, from the `tokenizers` library itself.
 
-Python's and ICU's data are of other Unicode versions, and one letter that is none to one of them
-splits a word. So every code point is put to `tokenizers`: is it a letter, a number, a space; what
-is it in lower case; what does it decompose into. Usage: unicode_tables.py FILE
+Python and ICU use other Unicode versions, and a code point that only one of them counts as a letter
+would split a word differently. So `tokenizers` is queried for every code point: letter, number or
+space, lower case, and decomposition. Usage: unicode_tables.py FILE
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from tokenizers import Regex, normalizers
 
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
-HANGUL = range(0xAC00, 0xAC00 + 11172)  # is computed, not looked up
+HANGUL = range(0xAC00, 0xAC00 + 11172)  # decomposed by arithmetic, not by a table
 
 _nfc, _nfd = normalizers.NFC().normalize_str, normalizers.NFD().normalize_str
 
 
 def members(pattern: str) -> list[int]:
-    """Code points that a regular expression of one character matches."""
+    """Code points that a one-character regular expression matches."""
     without = normalizers.Replace(Regex(pattern), "").normalize_str
     return [c for c in CODE_POINTS if not without(chr(c))]
 
@@ -37,20 +37,20 @@ def ranges(points: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def combining_order() -> dict[int, int]:
-    """Code points that canonical ordering moves, with a number that orders them as their class.
+    """Ranks of the code points that canonical ordering moves, in the order of their classes.
 
-    Two neighbours are swapped exactly where the first one's class is above the second one's, and
-    neither is 0. Classes themselves cannot be asked for, but their order can: it is all that
-    normalising needs.
+    Two neighbours are swapped if the first one's combining class is greater than the second one's
+    and neither is 0. `tokenizers` does not reveal the classes, but swaps reveal their order, which
+    is all that normalisation needs.
     """
-    low, high = chr(0x334), chr(0x345)  # of the lowest class and of the highest
+    low, high = chr(0x334), chr(0x345)  # members of the lowest and the highest class
 
     def above(first: str, second: str) -> bool:
         return first != second and _nfd(first + second) == second + first
 
     alone = [c for c in CODE_POINTS if _nfd(chr(c)) == chr(c)]
     moved = [c for c in alone if above(high, chr(c)) or above(chr(c), low)]
-    classes: list[str] = []  # one member of each, in ascending order
+    classes: list[str] = []  # one member per class, in ascending order
     order: dict[int, int] = {}
     for c in moved:
         place = sum(above(chr(c), member) for member in classes)
@@ -62,7 +62,7 @@ def combining_order() -> dict[int, int]:
 
 
 def compositions(decomposed: dict[int, str]) -> list[tuple[int, int, int]]:
-    """Pairs that NFC makes one of: (first, second, whole)."""
+    """Pairs that NFC composes, as (first, second, composed)."""
     found = []
     for c, parts in decomposed.items():
         if len(parts) > 1 and _nfc(chr(c)) == chr(c):
@@ -73,7 +73,7 @@ def compositions(decomposed: dict[int, str]) -> list[tuple[int, int, int]]:
 
 
 def main(target: Path) -> None:
-    """Write the tables as C++ arrays."""
+    """Write all tables as C++ arrays to `target`."""
     lower = {c: normalizers.Lowercase().normalize_str(chr(c)) for c in CODE_POINTS}
     lower = {c: text for c, text in lower.items() if text != chr(c)}
     decomposed = {c: _nfd(chr(c)) for c in CODE_POINTS if c not in HANGUL}
@@ -81,7 +81,7 @@ def main(target: Path) -> None:
     order = combining_order()
 
     def mapping(table: dict[int, str]) -> list[tuple[int, ...]]:
-        width = 4  # no code point becomes more than four
+        width = 4  # longest lower case or decomposition of a code point
         assert all(len(text) <= width for text in table.values())
         return [
             (c, *(ord(part) for part in text), *[0] * (width - len(text)))

@@ -1,1 +1,1 @@
-"""Serving a bundle with Triton Inference Server."""
+"""Serve a bundle with Triton Inference Server."""

@@ -1,7 +1,7 @@
 """Configurations of a repository's models, in Triton's text format.
 
-Models that compute have no `instance_group`: Triton puts them on the GPUs where there are any, and
-on the CPU where there are none, so that one repository serves both.
+Models of graphs have no `instance_group`. Triton then places them on GPUs, or on the CPU of a
+machine without any, so one repository serves both.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ GRAPHS: Mapping[Mode, tuple[str, ...]] = {
     "pair": ("image_encoder", "text_encoder", "pair_scorer"),
     "matrix": ("image_encoder", "text_encoder", "matrix_scorer"),
 }
-"""The graphs that a mode needs, in the order they are run."""
+"""Graphs of each mode, in order of execution."""
 
 CACHED = ("image_encoder", "text_encoder")
-"""Graphs whose inputs come again: of a pair, the halves do more often than the whole."""
+"""Graphs with a response cache: an image or a text repeats more often than a pair does."""
 
-QUEUE_DELAY_US = 1000  # little beside the tens of milliseconds a batch takes
+QUEUE_DELAY_US = 1000  # small compared with the tens of milliseconds that a batch takes
 
 _TYPES = {
     "uint8": "TYPE_UINT8",
@@ -56,7 +56,7 @@ dynamic_batching { max_queue_delay_microseconds: $delay }
 
 _CACHE = "response_cache { enable: true }\n"
 
-# It computes nothing, so it is the CPU's everywhere; each instance answers one request at a time.
+# dsd_score runs no graph, so it belongs on the CPU. Each instance answers one request at a time.
 _SCORE_INSTANCES = "instance_group [ { count: 4 kind: KIND_CPU } ]\n"
 
 _WARM_UP = Template("""\
@@ -78,17 +78,18 @@ $outputs
 
 @dataclass(frozen=True)
 class Limits:
-    """What `dsd_score` accepts of one request; each is a parameter of its configuration.
+    """Limits of one request to `dsd_score`; each is a parameter of its configuration.
 
-    The names are those of `dsd_trt.limits`. Requests come from anybody: less is accepted.
+    The names are those of `dsd_trt.limits`. The values are smaller, because anybody may send a
+    request.
 
     Attributes:
-        max_images: images of a request.
-        max_texts: texts of a request.
-        max_pairs: images times texts of a request.
-        max_image_bytes: length of an encoded image.
-        max_image_pixels: width times height of an image.
-        max_text_characters: of a text.
+        max_images: greatest number of images per request.
+        max_texts: greatest number of texts per request.
+        max_pairs: greatest number of images times texts per request.
+        max_image_bytes: greatest size of an encoded image, in bytes.
+        max_image_pixels: greatest width times height of an image, in pixels.
+        max_text_characters: greatest length of a text, in characters.
     """
 
     max_images: int = 64
@@ -105,15 +106,16 @@ def model_of(graph: str) -> str:
 
 
 def onnxruntime(graph: Graph) -> str:
-    """How Triton's ONNX Runtime backend is told of a graph."""
+    """Backend lines of a model that Triton's ONNX Runtime backend runs."""
     return f'backend: "onnxruntime"\ndefault_model_filename: "{graph.file}"'
 
 
 def tensorrt(plans: Mapping[str, str]) -> str:
-    """How Triton's TensorRT backend is told of a graph.
+    """Backend lines of a model that Triton's TensorRT backend runs.
 
     Args:
-        plans: file names by compute capability, such as "8.6".
+        plans: file names of the plans by compute capability, such as "8.6"; the first is the
+            default.
     """
     default = next(iter(plans.values()))
     files = "\n".join(
@@ -124,11 +126,11 @@ def tensorrt(plans: Mapping[str, str]) -> str:
 
 
 def lean_runtime(graph: str, self_check: bool) -> str:
-    """How Triton's python backend is told of a graph, which the lean runtime then runs.
+    """Backend lines of a model that the lean runtime runs in Triton's python backend.
 
     Args:
-        graph: its name.
-        self_check: whether the model makes it when it is loaded.
+        graph: name of the graph, such as "pair_scorer".
+        self_check: whether the model runs the bundle's self-check when it is loaded.
     """
     settings = {"graph": graph, "engine": "auto", "self_check": int(self_check)}
     return 'backend: "python"\n' + _parameters(settings)
@@ -138,10 +140,10 @@ def graph_config(name: str, graph: Graph, runs: str, max_batch_size: int) -> str
     """Configuration of the model that serves a graph in batches.
 
     Args:
-        name: of the graph.
-        graph: its signature.
-        runs: on what, see `onnxruntime`, `tensorrt` and `lean_runtime`.
-        max_batch_size: most items of a batch.
+        name: name of the graph, such as "pair_scorer".
+        graph: signature of the graph in the bundle's contract.
+        runs: backend lines from `onnxruntime`, `tensorrt` or `lean_runtime`.
+        max_batch_size: greatest number of items in a batch.
     """
     inputs = [spec for spec in graph.inputs if spec.batched]
     more = _BATCHING.substitute(delay=QUEUE_DELAY_US)
@@ -154,15 +156,16 @@ def graph_config(name: str, graph: Graph, runs: str, max_batch_size: int) -> str
 
 
 def matrix_config(name: str, graph: Graph, runs: str, block: tuple[int, int]) -> str:
-    """Configuration of the model that serves the matrix scorer: a request is a run.
+    """Configuration of the model that serves the matrix scorer, without Triton's batching.
 
-    Two of its dimensions are dynamic, and Triton's batcher joins along one.
+    Each request is one call of the graph: two dimensions are dynamic, and Triton's batcher
+    concatenates along one only.
 
     Args:
-        name: of the graph.
-        graph: its signature.
-        runs: as for `graph_config`.
-        block: images at a noise level, and texts, of the largest run.
+        name: name of the graph, "matrix_scorer".
+        graph: signature of the graph in the bundle's contract.
+        runs: backend lines from `onnxruntime`, `tensorrt` or `lean_runtime`.
+        block: numbers of walks (one image at one level) and of texts of the largest request.
     """
     warm_up = ""
     for walks, texts in sorted({(1, 1), block}):
@@ -185,7 +188,12 @@ def matrix_config(name: str, graph: Graph, runs: str, block: tuple[int, int]) ->
 
 
 def tokenizer_config(manifest: Manifest, max_batch_size: int) -> str:
-    """Configuration of `dsd_tokenizer`: a text in, its ids and mask out."""
+    """Configuration of `dsd_tokenizer`, which takes a text and returns its ids and mask.
+
+    Args:
+        manifest: manifest of the bundle, for the tokenizer's length.
+        max_batch_size: greatest number of texts in a batch.
+    """
     length = manifest.tokenizer.max_length
     outputs = (
         TensorSpec("input_ids", "int32", ("T", length)),
@@ -205,12 +213,18 @@ def tokenizer_config(manifest: Manifest, max_batch_size: int) -> str:
 def score_config(
     max_batch_size: int, limits: Limits, self_check: bool, block: tuple[int, int] | None = None
 ) -> str:
-    """Configuration of `dsd_score`: encoded images and texts in, the matrix out.
+    """Configuration of `dsd_score`, which takes encoded images and texts and returns matrices.
 
-    Its requests are no batches, each has its own number of images and texts. What it asks of the
-    other models is, in blocks of at most `max_batch_size`; of the matrix scorer, where `block` says
-    that it is to be asked, of that many images at a noise level, and texts. `self_check`: whether
-    it makes that of these models before it first scores with them.
+    Triton does not batch its requests, because each has its own numbers of images and texts. Its
+    own requests to the other models are batches.
+
+    Args:
+        max_batch_size: greatest number of items per request to another model.
+        limits: limits of one request to `dsd_score`.
+        self_check: whether the other models must pass the bundle's self-check before the first
+            score.
+        block: greatest numbers of walks (one image at one level) and of texts per request to the
+            matrix scorer; None selects pair mode.
     """
     settings = {
         "max_batch_size": max_batch_size,
@@ -236,7 +250,12 @@ def score_config(
 
 
 def match_config(manifest: Manifest, max_batch_size: int) -> str:
-    """Configuration of `dsd_match`: the three graphs in a row, for pixels and ids."""
+    """Configuration of `dsd_match`, an ensemble of pair mode's graphs for pixels and ids.
+
+    Args:
+        manifest: manifest of the bundle, for the signatures of its graphs.
+        max_batch_size: greatest number of pairs in a batch.
+    """
     graphs = manifest.graphs
     steps = "\n".join(_step(name, graphs[name]) for name in GRAPHS["pair"])
     made = {spec.name for name in CACHED for spec in graphs[name].outputs}
@@ -248,15 +267,19 @@ def match_config(manifest: Manifest, max_batch_size: int) -> str:
         [spec for spec in inputs if spec.name not in made],
         graphs["pair_scorer"].outputs,
         f"ensemble_scheduling {{\n{steps}\n}}\n",
-        reshape=False,  # only what computes sees the other shape
+        reshape=False,  # only the ensemble's models reshape
     )
 
 
 def check_config(name: str, text: str) -> None:
-    """Parse a configuration with Triton's own definition of one.
+    """Parse a configuration with Triton's own protobuf definition.
+
+    Args:
+        name: name of the model, for the error message.
+        text: configuration in protobuf's text format.
 
     Raises:
-        DsdError: it is none.
+        DsdError: the configuration is not valid.
     """
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
@@ -288,13 +311,16 @@ def _config(
 
 
 def _tensor(spec: TensorSpec, reshape: bool = True) -> str:
-    """One input or output; a number an item is a vector of one to clients, for Triton has none."""
+    """One input or output without its batch dimension.
+
+    Triton has no scalars per item, so clients see them as vectors of one number.
+    """
     shape = "" if len(spec.shape) > 1 or not reshape else " reshape { shape: [ ] }"
     return f'  {{ name: "{spec.name}" {_type_and_dims(spec, spec.shape[1:])}{shape} }}'
 
 
 def _whole(spec: TensorSpec) -> str:
-    """One input or output with all its dimensions, -1 where one is dynamic."""
+    """One input or output with all its dimensions; -1 marks a dynamic one."""
     dims = [-1 if isinstance(size, str) else size for size in spec.shape]
     return f'  {{ name: "{spec.name}" {_type_and_dims(spec, dims)} }}'
 
@@ -312,7 +338,7 @@ def _variable(tensors: Mapping[str, str], rank: int) -> str:
 
 
 def _warm_up_input(spec: TensorSpec, dims: Sequence[int | str]) -> str:
-    # Zeros are valid ids and levels, and a batch takes as long whatever is in it.
+    # Zeros are valid ids and levels, and the latency of a batch does not depend on its values.
     zeros = f"{_type_and_dims(spec, dims)} zero_data: true"
     return f'  inputs {{ key: "{spec.name}" value {{ {zeros} }} }}'
 

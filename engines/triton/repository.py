@@ -1,4 +1,4 @@
-"""A model repository that Triton serves as it is, written from a bundle."""
+"""Write a model repository that Triton can serve, from a bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ServedBy = Literal["onnxruntime", "tensorrt", "python"]
 
 VERSION = "1"
 
-_MATRIX_MEMORY_MB = 1024  # of the matrix scorer's activations, as `Scorer` allows them
+_MATRIX_MEMORY_MB = 1024  # for the matrix scorer's activations, the default of `Scorer`
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,12 @@ class Repository:
     """A model repository on disk.
 
     Attributes:
-        folder: what `tritonserver --model-repository` is given.
-        models: their names.
-        mode: which score `dsd_score` gives.
-        max_batch_size: of the models that serve graphs: what was asked for, or what the plans take.
-        bytes_taken: of disk, by copied files; 0 where the file system clones.
+        folder: folder for `tritonserver --model-repository`.
+        models: names of the models, in order of execution.
+        mode: mode of the scores that `dsd_score` returns, "pair" or "matrix".
+        max_batch_size: greatest batch of the models that serve graphs: the requested one, or
+            fewer items if the plans accept fewer.
+        bytes_taken: disk space of the copied files, in bytes; 0 if the file system clones.
     """
 
     folder: Path
@@ -53,27 +54,27 @@ def write_repository(
     mode: Mode | Literal["auto"] = "auto",
     self_check: bool = True,
 ) -> Repository:
-    """Write a repository, whole or not at all.
+    """Write a repository, completely or not at all.
 
-    Every model has graphs, weights and plans of its own, see `clone_or_copy`: neither the server's
-    ONNX Runtime nor other programs take links.
+    Every model has its own copies of graphs, weights and plans (`clone_or_copy`), because the
+    server's ONNX Runtime and other programs refuse links.
 
     Args:
-        bundle: a verified bundle.
-        out: the repository's folder, which is not there yet, or empty.
-        engine: what runs the graphs: Triton's ONNX Runtime or TensorRT backend, or the lean
-            runtime inside its python backend.
-        max_batch_size: most items of a graph's batch; fewer where a plan takes fewer.
-        limits: of one request to `dsd_score`.
-        mode: as for `Scorer`; "matrix" has no plans yet.
-        self_check: whether the served graphs have to compute what the bundle knows of a few items.
+        bundle: a verified bundle, with plans if `engine` is "tensorrt".
+        out: folder of the repository, which must be missing or empty.
+        engine: backend of the graphs: Triton's ONNX Runtime or TensorRT backend, or the lean
+            runtime inside its python backend ("python").
+        max_batch_size: greatest number of items in a graph's batch; a plan may lower it.
+        limits: limits of one request to `dsd_score`; None means the defaults of `Limits`.
+        mode: mode of the scores, "pair", "matrix" or "auto" as for `Scorer`; there are no plans
+            for "matrix" yet.
+        self_check: whether the served graphs must pass the bundle's self-check.
 
     Raises:
-        InputError: the folder holds something or cannot be written to, the bundle's adapter is an
-            input that Triton's batcher cannot feed, bundle or engine lack the mode, or the disk is
-            full.
-        EngineError: a graph has no plan that Triton could load.
-        BundleError: what was written is not what the bundle holds.
+        InputError: `out` is not empty or not writable, the disk is full, bundle or engine lack
+            the mode, or the bundle's adapter is an input, which Triton's batcher cannot feed.
+        EngineError: a graph has no plan that Triton can load.
+        BundleError: a written copy differs from the bundle's file.
     """
     _require_empty(out)
     if bundle.manifest.adapter is not None and engine != "python":
@@ -90,7 +91,7 @@ def write_repository(
     graphs = config.GRAPHS[chosen]
     fitting = {name: _plans(bundle, name) for name in graphs} if engine == "tensorrt" else {}
     _check_together(bundle, fitting)
-    # The first profile is the one Triton takes.
+    # Triton uses the first profile of a plan.
     takes = [it.sidecar.profiles[0].max for found in fitting.values() for it in found]
     size = min([max_batch_size, *takes])
     require_room(
@@ -109,7 +110,7 @@ def write_repository(
             if chosen == "pair":
                 writer.match()
             _require_copies(bundle, unfinished)
-            _require_empty(out)  # still
+            _require_empty(out)  # again: another process may have filled it since
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
     rest = (config.TOKENIZER, config.SCORE, *([config.MATCH] if chosen == "pair" else []))
@@ -118,10 +119,10 @@ def write_repository(
 
 
 def _require_copies(bundle: Bundle, folder: Path) -> None:
-    """Read back what was written: a copy of a bundle's file is what `bundle.json` says of it.
+    """Read the written copies back and compare them with the hashes in `bundle.json`.
 
     Raises:
-        BundleError: one is not.
+        BundleError: a copy differs.
     """
     entries = bundle.manifest.files
     for path in folder.rglob("*"):
@@ -138,7 +139,7 @@ def _require_empty(out: Path) -> None:
 
 
 class _Writer:
-    """Writes one model after another."""
+    """Writer of a repository's models, one method per kind of model."""
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ class _Writer:
         self.bytes_taken = 0
 
     def graph(self, name: str, fitting: Sequence[Plan]) -> None:
-        """The model that serves a graph."""
+        """Write the model that serves a graph; `fitting` are its plans, if TensorRT runs it."""
         graph = self._manifest.graphs[name]
         if self._engine == "tensorrt":
             runs = config.tensorrt({gpu: _plan_name(gpu) for gpu, _ in _by_gpu(fitting)})
@@ -179,7 +180,7 @@ class _Writer:
                 self._copy(self._bundle.path(adapter.file), folder / adapter.file)
 
     def tokenizer(self) -> None:
-        """`dsd_tokenizer`."""
+        """Write `dsd_tokenizer`."""
         text = config.tokenizer_config(self._manifest, self._max)
         folder = self._model(config.TOKENIZER, text)
         self._code(folder, "tokenizer")
@@ -187,9 +188,9 @@ class _Writer:
         self._copy(self._bundle.path(file), folder / file)
 
     def score(self, limits: config.Limits) -> None:
-        """`dsd_score`."""
+        """Write `dsd_score`."""
         block = self._block if self._mode == "matrix" else None
-        # What the lean runtime serves checks itself when it is loaded.
+        # Models of the lean runtime run the self-check themselves when they are loaded.
         self_check = self._self_check and self._engine != "python"
         text = config.score_config(self._max, limits, self_check, block)
         folder = self._model(config.SCORE, text)
@@ -199,12 +200,15 @@ class _Writer:
         self._copy(self._bundle.path(file), folder / file)
 
     def match(self) -> None:
-        """`dsd_match`, which is its configuration; an empty version's folder is easily lost."""
+        """Write `dsd_match`, a configuration only.
+
+        Its version folder gets a copy of the manifest, because empty folders are easily lost.
+        """
         folder = self._model(config.MATCH, config.match_config(self._manifest, self._max))
         self._copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
 
     def _known(self, folder: Path) -> None:
-        """What a self-check compares with."""
+        """Copy the self-check's file, if the bundle has one."""
         if (check := self._manifest.self_check) is not None:
             self._copy(self._bundle.path(check.file), folder / check.file)
 
@@ -212,7 +216,7 @@ class _Writer:
         self.bytes_taken += clone_or_copy(source, target)
 
     def _model(self, name: str, text: str) -> Path:
-        """Write a model's configuration, and make the folder of its first version."""
+        """Write a model's configuration and create its version folder, which is returned."""
         config.check_config(name, text)
         folder = self._folder / name / VERSION
         folder.mkdir(parents=True)
@@ -220,13 +224,13 @@ class _Writer:
         return folder
 
     def _code(self, folder: Path, module: str) -> None:
-        """Write a python model: its module, the runtime's, and the bundle's description."""
+        """Write a python model: its module, the runtime's modules, and the manifest."""
         write_code(folder, module)
         self._copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
 
 
 def _copies(bundle: Bundle, name: str, fitting: Sequence[Plan]) -> dict[str, Path]:
-    """What a graph's model is given, by the name it has there: its plans, or graph and weights."""
+    """Sources of a graph's files by their name in the model: plans, or graph and weights."""
     if fitting:
         return {_plan_name(gpu): plan.path for gpu, plan in _by_gpu(fitting)}
     wanted = (bundle.manifest.graphs[name].file, *bundle.manifest.weight_files)
@@ -234,7 +238,7 @@ def _copies(bundle: Bundle, name: str, fitting: Sequence[Plan]) -> dict[str, Pat
 
 
 def _by_gpu(fitting: Sequence[Plan]) -> list[tuple[str, Plan]]:
-    """Plans by the compute capabilities they are for."""
+    """Pairs of a compute capability and a plan built for it."""
     return [(gpu, plan) for plan in fitting for gpu in plan.sidecar.compute_capabilities]
 
 
@@ -243,10 +247,10 @@ def _plan_name(capability: str) -> str:
 
 
 def _plans(bundle: Bundle, name: str) -> list[Plan]:
-    """A graph's plans, one a compute capability: of several, the one for the largest batches.
+    """A graph's plans, one per compute capability; the one with the largest batches wins.
 
     Raises:
-        EngineError: there is none that belongs to this export and takes batches of one.
+        EngineError: no plan belongs to this export and accepts batches of one.
     """
     wanted = bundle.manifest.graph_hash(name)
     found: dict[tuple[str, ...], Plan] = {}
@@ -266,10 +270,11 @@ def _plans(bundle: Bundle, name: str) -> list[Plan]:
 
 
 def _check_together(bundle: Bundle, fitting: dict[str, list[Plan]]) -> None:
-    """A server has one TensorRT, which reads plans of its version alone, and needs every graph's.
+    """Check that one server can load all plans: it has one TensorRT and needs every graph.
 
     Raises:
-        EngineError: plans of several versions, or for a GPU that another graph has no plan for.
+        EngineError: the plans are of several versions, or a graph lacks a plan for a GPU that
+            another graph has a plan for.
     """
     versions = {plan.sidecar.version for found in fitting.values() for plan in found}
     if len(versions) > 1:

@@ -1,6 +1,7 @@
-"""What a model of Triton's python backend brings along of the package: the modules it imports.
+"""Copy the package's modules that a model of Triton's python backend imports.
 
-Images and texts become the same numbers as in Python, and the server needs no package of ours.
+The server then preprocesses images and texts with the same code as Python, and need not have
+dsd-trt installed.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ _KERNEL_USER = "engine/openvino/pooled_attention.py"
 
 
 def write_code(folder: Path, model: str) -> None:
-    """Write a python model's `model.py`, and beside it what it imports of the package.
+    """Write a python model's `model.py`, and beside it the package's modules that it imports.
 
     Args:
-        folder: of the model's version.
-        model: a module of `dsd_trt.engines.triton.models`.
+        folder: version folder of the model.
+        model: name of a module in `dsd_trt.engines.triton.models`.
     """
     models = resources.files("dsd_trt.engines.triton.models")
     source = (models / f"{model}.py").read_text("utf-8")
     (folder / "model.py").write_text(source, "utf-8")
     files = needed_files(source)
     if _KERNEL_USER in files and (kernel := kernel_file()) is not None:
-        # Named for every Python: the server's may be another, and the kernel asks nothing of it.
+        # A name without a Python version: the server's may differ, and the kernel does not use it.
         files["engine/openvino/_pooled_attention.so"] = kernel.read_bytes()
     for name, content in files.items():
         target = folder / _PACKAGE / name
@@ -39,22 +40,31 @@ def write_code(folder: Path, model: str) -> None:
 
 
 def needed_files(source: str) -> dict[str, bytes]:
-    """Modules of the package that a model needs; arguments and result as of `imported_files`.
+    """Modules of the package that a model needs, its backends included.
 
-    Backends are named in a model's configuration, and imported by that name.
+    A model's configuration names its backend, so no import in its source shows which one it is.
+
+    Args:
+        source: Python source of the model.
+
+    Returns:
+        Contents of the modules by their path in the package.
     """
     named = BACKENDS.values() if "find_backend" in source else ()
     return imported_files("\n".join([source, *(f"import {it.partition(':')[0]}" for it in named)]))
 
 
 def imported_files(source: str) -> dict[str, bytes]:
-    """Modules of the package that a source imports, and all that these import in turn.
+    """Modules of the package that a source imports, directly or indirectly.
 
-    Imports within functions count, since the server may come to them; those for type checkers do
-    not.
+    Imports inside functions count, because the server may execute them. Imports for type checkers
+    do not.
+
+    Args:
+        source: Python source of the model.
 
     Returns:
-        Contents by path within the package.
+        Contents of the modules by their path in the package.
     """
     found: dict[str, bytes] = {}
     sources = [source]
@@ -68,7 +78,7 @@ def imported_files(source: str) -> dict[str, bytes]:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    """Dotted names that a source imports; of `from a import b` both `a` and `a.b`."""
+    """Dotted names that a source imports; `from a import b` gives both `a` and `a.b`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             for other in node.orelse:
@@ -83,7 +93,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 
 def _files(name: str) -> Iterator[tuple[str, Traversable]]:
-    """Files that importing a dotted name runs: of each package on the way, and of the module."""
+    """Files that importing a dotted name executes: each package's `__init__.py` and the module."""
     first, *parts = name.split(".")
     if first != _PACKAGE:
         return

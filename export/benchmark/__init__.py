@@ -1,1 +1,1 @@
-"""How fast a bundle scores, against what else one could do, in one run on one machine."""
+"""Benchmark: a bundle and its alternatives, measured in one run on one machine."""

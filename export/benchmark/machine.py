@@ -1,4 +1,4 @@
-"""What the machine is, and how fast it multiplies matrices."""
+"""Description of the machine, and its peak speed of matrix multiplication."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROUNDS = 7
 
 
 def describe_machine() -> str:
-    """Processor, cores this process may use, versions and date."""
+    """One line with processor, cores this process may use, library versions and date."""
     names = ("dsd-trt", "torch", "onnxruntime", "openvino")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -36,10 +36,10 @@ def _processor() -> str:
 
 
 def matmul_peaks() -> dict[str, float]:
-    """MAC/s of the best large matrix product seen, in "fp32" and, where there is one, in "bf16".
+    """Peak MAC/s of a large matrix product, by precision: "fp32" and, if supported, "bf16".
 
-    Of OpenVINO's and PyTorch's kernels, whichever is faster: what any of the contenders can be
-    measured against.
+    The faster of OpenVINO's and PyTorch's kernels counts, so that every contender is measured
+    against the same peak.
     """
     peaks = {"fp32": max(_openvino("f32"), _torch("float32"))}
     import openvino as ov
@@ -72,6 +72,7 @@ def _torch(precision: str) -> float:
 
 
 def _best(run: object) -> float:
+    """MAC/s of the fastest of several products of (_SIDE, _SIDE) matrices."""
     assert callable(run)
     seconds = []
     for _ in range(_ROUNDS):

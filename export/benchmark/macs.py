@@ -1,4 +1,4 @@
-"""How much arithmetic a graph does, counted from the graph itself."""
+"""Multiply-accumulates (MACs) of an ONNX graph, counted from the graph itself."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def count_macs(path: Path, graph: Graph, **sizes: int) -> int:
-    """Multiplications with addition of matrix products and convolutions.
+    """Count the multiply-accumulates (MACs) of matrix products and convolutions.
 
     Args:
-        path: the ONNX file; its weights are not read.
-        graph: its signature.
-        sizes: of its dynamic dimensions, by name; of those not said, 1.
+        path: ONNX file of the graph; its weights are not read.
+        graph: signature of the graph in the bundle's contract.
+        sizes: sizes of dynamic dimensions by name; the default of each is 1.
 
     Raises:
-        ValueError: a product's size cannot be told.
+        ValueError: the size of a product is not known.
     """
     model = onnx.load(path, load_external_data=False)
-    del model.graph.value_info[:]  # has names of dynamic dimensions, where numbers are wanted
+    del model.graph.value_info[:]  # it has names for dynamic dimensions; inference gives numbers
     given = {
         spec.name: tuple(sizes.get(it, 1) if isinstance(it, str) else it for it in spec.shape)
         for spec in graph.inputs
@@ -51,7 +51,7 @@ def count_macs(path: Path, graph: Graph, **sizes: int) -> int:
 
 
 def _fold_sizes(model: onnx.ModelProto, shapes: Shapes) -> None:
-    """Make constants of what is computed from sizes of inputs; inference does not follow it all."""
+    """Fold what is computed from input sizes into constants, which shape inference may miss."""
     graph = model.graph
     known = {
         tensor.name: numpy_helper.to_array(tensor)
@@ -74,13 +74,13 @@ def _fold_sizes(model: onnx.ModelProto, shapes: Shapes) -> None:
 
 
 def _macs(node: onnx.NodeProto, shapes: Shapes) -> int:
-    """Of one node: for every number it makes, how many products are summed."""
+    """MACs of one node: the size of its output times the number of products per element."""
     if node.op_type not in ("MatMul", "Gemm", "Conv"):
         return 0
     made = math.prod(shapes.get(node.output[0], (0,)))
     first, second = (shapes.get(name, (0,)) for name in node.input[:2])
     if node.op_type == "Conv":
-        summed = math.prod(second[1:])  # channels of a group, and the kernel
+        summed = math.prod(second[1:])  # channels per group * kernel height * kernel width
     elif node.op_type == "Gemm":
         transposed = any(it.name == "transA" and it.i for it in node.attribute)
         summed = first[0] if transposed else first[-1]

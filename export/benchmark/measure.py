@@ -1,4 +1,4 @@
-"""Measuring one contender in a process of its own, so that its peak memory is its own as well."""
+"""Measure one contender in its own process, so that its peak memory is its own."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dsd_trt.export.benchmark.work import Contender, Floats, Work
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a contender.
+    """Measurements of one contender.
 
     Attributes:
-        encode_seconds: of every round, images and texts.
-        score_seconds: of every round, pairs.
-        passes: walks through the U-Net a round.
-        macs: of them, a round.
-        precision: what it multiplies in.
-        peak_mib: most memory the process had.
-        scores: of the pairs, rows are pictures.
-        refused: why scoring would refuse it; empty if it would not.
+        encode_seconds: seconds for encoding images and texts, per round.
+        score_seconds: seconds for scoring all pairs, per round.
+        passes: number of forward passes of the U-Net per round; of walks in matrix mode.
+        macs: number of multiply-accumulates (MACs) of those passes per round.
+        precision: precision of matrix products, "fp32" or "bf16".
+        peak_mib: peak memory of the process, in MiB.
+        scores: scores of the pairs, (images, texts).
+        refused: reason why `score` would refuse this contender; empty if it would not.
     """
 
     encode_seconds: tuple[float, ...]
@@ -39,7 +39,7 @@ class Measured:
     refused: str = ""
 
 
-_MATRIX = "-matrix"  # what the names of matrix mode end with
+_MATRIX = "-matrix"  # suffix of contenders in matrix mode
 _ON_CPU = [it for it in map(find_backend, BACKENDS) if not it.on_gpu]
 RUNTIME: dict[str, str] = {
     **{it.name: f"dsd-trt on {it.title}" for it in _ON_CPU},
@@ -49,7 +49,7 @@ RUNTIME: dict[str, str] = {
         if "matrix" in it.modes
     },
 }
-"""Contenders that are this package: every backend of a CPU, in each of its modes."""
+"""Contenders of this package: every CPU backend in each of its modes, with a title."""
 
 CONTENDERS: dict[str, str] = {
     **RUNTIME,
@@ -65,7 +65,7 @@ REFERENCE = "torch-batched"
 
 
 def build(name: str, work: Work) -> Contender:
-    """Set a contender up; what it needs is imported here, so that it counts for it alone."""
+    """Set a contender up; imports happen here, so that they count for this contender alone."""
     if name in RUNTIME:
         from dsd_trt.export.benchmark.runtime import runtime
 
@@ -88,7 +88,7 @@ def is_matrix(name: str) -> bool:
 
 
 def measure(name: str, work: Work) -> Measured:
-    """Let a contender score; a first round warms up and does not count."""
+    """Time a contender for `work.rounds` rounds, after a warm-up round that does not count."""
     contender = build(name, work)
     scores = _round(contender)[2]
     rounds = [_round(contender) for _ in range(work.rounds)]
@@ -99,7 +99,7 @@ def measure(name: str, work: Work) -> Measured:
         contender.passes,
         contender.macs,
         contender.precision,
-        peak / (2**20 if sys.platform == "darwin" else 2**10),  # bytes there, else KiB
+        peak / (2**20 if sys.platform == "darwin" else 2**10),  # bytes on macOS, KiB elsewhere
         tuple(tuple(float(value) for value in row) for row in scores),
         contender.refused,
     )

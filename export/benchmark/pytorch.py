@@ -1,4 +1,4 @@
-"""What else one could do, in PyTorch: our reference, and the loops that are published."""
+"""Contenders in PyTorch: the reference, and the loops of published research code."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.run.libraries import hush_libraries
 from dsd_trt.train.scoring.adapter import Adapter
 
-Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # latent, level, text_states, token_mask, a row each
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # latent, level, text_states, token_mask; row = pass
 
 
 class PyTorch:
-    """The model in PyTorch, eager or compiled, FP32 or BF16.
+    """The scoring model in PyTorch, eager or compiled, in FP32 or BF16.
 
     Args:
-        work: what is scored.
-        batched: as many triples at a time as our runtime takes; else one.
-        bf16: matrix products in BF16, by autocast.
-        compiled: by `torch.compile`.
+        work: bundle, checkpoint and pairs to score.
+        batched: whether a batch has as many passes as our runtime's; else it has one.
+        bf16: whether matrix products are in BF16, by autocast.
+        compiled: whether `torch.compile` compiles the scoring U-Net.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class PyTorch:
         self._texts: tuple[Tensor, Tensor] | None = None
 
     def contender(self) -> Contender:
-        """The same work as our runtime's: encoders once, the U-Net no further than needed."""
+        """Our runtime's work in PyTorch: encoders run once, the U-Net stops at the last layer."""
         passes = self.work.pictures * self.work.texts * len(self.work.levels)
         macs = float(passes * self.work.macs("pair_scorer"))
         return Contender(self.encode, self.score, passes, macs, self._precision)
 
     def naive(self) -> Contender:
-        """The research loop: everything anew for each pair, guidance's batch of two, all of U-Net.
+        """The research loop, which shares nothing between pairs.
 
-        Every (image, text) encodes its image and its text, and every level walks through the whole
-        U-Net for the text and for no text, of which the latter is thrown away.
+        Each pair encodes its image and its text again. Each level runs the whole U-Net on a
+        guidance batch of two, the text and the unconditional text, and discards the latter.
         """
         whole = self._build(score_layers="all")
-        whole.denoising = True  # to the U-Net's end
+        whole.denoising = True  # runs the U-Net to its end
         probe = self.work.probe
 
         def pair(i: int, j: int) -> float:
@@ -88,7 +88,7 @@ class PyTorch:
         return Contender(None, partial(self._all, pair), passes, macs, self._precision)
 
     def diffusion_classifier(self) -> Contender:
-        """Score by the U-Net's error, as diffusion classifiers do: encoders once, all of U-Net."""
+        """Score by the denoising error, as diffusion classifiers do: the whole U-Net per pass."""
         unet = self.checkpoint.unet
 
         def errors(latent: Tensor, level: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class PyTorch:
         return Contender(self.encode, partial(self._score, errors), passes, macs, self._precision)
 
     def encode(self) -> None:
-        """Images and texts, once each."""
+        """Encode every image and every text once."""
         probe = self.work.probe
         with torch.no_grad(), self._autocast():
             parts = torch.from_numpy(probe.pixels).split(max(self.batch // 4, 1))
@@ -110,14 +110,14 @@ class PyTorch:
             self._texts = encode_texts(self.checkpoint, list(probe.texts))
 
     def score(self) -> Floats:
-        """The bundle's score of all pairs."""
+        """The bundle's score of all pairs, (images, texts)."""
         if self._compile and self._compiled is None:
             self._compiled = self._export()
         run = self.scoring if self._compiled is None else self._compiled
         return self._score(lambda *pairs: run(*pairs)[0])
 
     def _export(self) -> Callable[..., tuple[Tensor, ...]]:
-        """The model as plain operators: `torch.compile` does not follow its generator."""
+        """Compile the exported program, because `torch.compile` cannot trace the generator."""
         pairs = next(self._pairs(2))
         with torch.no_grad(), self._autocast():
             program = torch.export.export(
@@ -130,7 +130,7 @@ class PyTorch:
         with torch.no_grad(), self._autocast():
             flat = torch.cat([score(*pairs).float() for pairs in self._pairs(self.batch)])
         shape = (self.work.pictures, self.work.texts, len(self.work.levels))
-        by_level: Floats = flat.view(shape).mean(dim=2).numpy()
+        by_level: Floats = flat.view(shape).mean(dim=2).numpy()  # (images, texts)
         return by_level
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class PyTorch:
         return np.array([pair(i, j) for i, j in np.ndindex(shape)]).reshape(shape)
 
     def _pairs(self, batch: int) -> Iterator[Pairs]:
-        """All (image, text, level), some at a time."""
+        """Inputs of all passes (image, text, level), `batch` rows at a time."""
         assert self._latent is not None
         assert self._texts is not None
         sizes = (self.work.pictures, self.work.texts, len(self.work.levels))
@@ -148,7 +148,7 @@ class PyTorch:
             yield self._latent[x], at, self._texts[0][y], self._texts[1][y]
 
     def _macs(self, run: Callable[[], object]) -> float:
-        # Of fused attention it counts nothing.
+        # The counter misses fused attention, so attention runs unfused here.
         plain, counting = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
         with torch.no_grad(), plain, counting as counter:
             run()

@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table."""
+"""The benchmark's report as JSON and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dsd_trt.files.schema import to_plain
 
 @dataclass(frozen=True)
 class BenchReport:
-    """A run of `dsd-trt bench`.
+    """Results of one run of `dsd-trt bench`.
 
     Attributes:
-        machine: see `describe_machine`.
-        bundle: what was scored with.
-        pictures: how many.
-        texts: how many.
-        levels: how many noise levels each pair was scored at.
-        peaks: MAC/s of the largest matrix product seen, by precision.
-        cold_start: seconds from the command to one score, the first time and after that.
-        contenders: by name.
-        failures: contenders that did not run, and why.
+        machine: description of the machine, see `describe_machine`.
+        bundle: name of the bundle's folder.
+        pictures: number of scored images.
+        texts: number of texts per image.
+        levels: number of noise levels per pair.
+        peaks: peak MAC/s of a large matrix product, by precision.
+        cold_start: seconds from the command to one score, without and with a warm cache.
+        contenders: measurements of each contender, by name.
+        failures: reasons of contenders that did not run, by name.
     """
 
     machine: str
@@ -42,24 +42,24 @@ class BenchReport:
 
     @property
     def pairs(self) -> int:
-        """How many were scored a round."""
+        """Number of pairs per round."""
         return self.pictures * self.texts
 
     def seconds_a_pair(self, name: str) -> list[float]:
-        """Of every round, encoders and all."""
+        """Latency per pair of a contender in seconds, encoders included, for each round."""
         it = self.contenders[name]
         rounds = zip(it.encode_seconds, it.score_seconds, strict=True)
         return [(encode + score) / self.pairs for encode, score in rounds]
 
     def to_json(self) -> str:
-        """All of it."""
+        """The whole report as indented JSON."""
         return json.dumps(to_plain(self), indent=2) + "\n"
 
     def to_markdown(self) -> str:
-        """Two tables, and under them what they were measured on."""
+        """Tables of speed and of factors, then cold start, failures and the machine."""
         lines = [
             f"| {self.pictures} images x {self.texts} texts, {self.levels} levels | pairs/s "
-            "(median) | min to max | ms a pass | % of matmul peak | peak memory | Spearman |",
+            "(median) | min to max | ms per pass | % of matmul peak | peak memory | Spearman |",
             "|---|---:|---:|---:|---:|---:|---:|",
             *(self._speed(name) for name in CONTENDERS if name in self.contenders),
             "",
@@ -94,24 +94,24 @@ class BenchReport:
         )
 
     def _agreement(self, name: str) -> str:
-        """Rank correlation with PyTorch FP32, of those that compute the same score."""
+        """Rank correlation (Spearman) with PyTorch FP32, for contenders of the same score."""
         if REFERENCE not in self.contenders or name in ("naive", "diffusion-classifier"):
             return "-"
         if is_matrix(name):
-            return "another score"
+            return "different score"
         ours = np.array(self.contenders[name].scores).ravel()
         return f"{spearman(ours, np.array(self.contenders[REFERENCE].scores).ravel()):.5f}"
 
     def _factors(self) -> str:
-        """How many times as fast the best of ours in pair mode is, and from what."""
+        """Table of speed-ups of our fastest contender in pair mode, split by cause."""
         ours = [name for name in RUNTIME if name in self.contenders and not is_matrix(name)]
         if not ours:
             return ""
         best = min(ours, key=lambda name: statistics.median(self.seconds_a_pair(name)))
         mine, my_seconds = self.contenders[best], statistics.median(self.seconds_a_pair(best))
         lines = [
-            f"| {CONTENDERS[best]} is faster, a pair, than | by | of that, less arithmetic "
-            "| of that, faster arithmetic |",
+            f"| per pair, {CONTENDERS[best]} is faster than | by | from fewer MACs "
+            "| from faster MACs |",
             "|---|---:|---:|---:|",
         ]
         for name, it in self.contenders.items():

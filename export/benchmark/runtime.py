@@ -1,4 +1,4 @@
-"""Our runtime as a contender."""
+"""Our lean runtime as a contender."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from dsd_trt.pipeline import EncodedTexts, Pipeline
 
 
 def runtime(work: Work, engine: str, mode: Mode) -> Contender:
-    """Score on an engine, in a mode; also where its ranking is too far off to be served."""
+    """Set up the runtime on one engine in one mode, even if `score` would refuse the engine.
+
+    Args:
+        work: bundle and pairs to score.
+        engine: name of the engine, such as "openvino-bf16".
+        mode: mode to score in, "pair" or "matrix".
+    """
     backend = require_backend(engine)
     pipeline = Pipeline(work.bundle, backend, MEMORY_MB)
     mode = choose_mode(work.bundle.manifest, mode, backend)
@@ -49,12 +55,14 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
 
 
 def _sizes(count: int, most: int) -> list[int]:
-    """Of the batches that so many items are cut into."""
+    """Sizes of the batches that `count` items are split into, at most `most` each."""
     return [min(most, count - start) for start in range(0, count, most)]
 
 
 @dataclass
 class _Runs:
+    """The timed steps, with encoded images and texts kept between them."""
+
     pipeline: Pipeline
     work: Work
     mode: Mode

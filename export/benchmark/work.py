@@ -1,4 +1,4 @@
-"""What every contender does: the same pairs at the same levels, from pixels and texts to scores."""
+"""The work of every contender: the same pairs at the same levels, from pixels to scores."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from dsd_trt.export.probe import Probe, draw_probe
 
 Floats = NDArray[np.floating]
 
-_LARGE = 20e9  # MACs of a pass: Stable Diffusion's take seconds on a CPU
-MEMORY_MB = 1024.0  # for activations, which decides how many pairs make a batch
+_LARGE = 20e9  # MACs per pass above which a pass takes seconds on a CPU (Stable Diffusion)
+MEMORY_MB = 1024.0  # for activations, which determines the batch size
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is scored.
+    """Bundle, checkpoint and pairs that every contender scores.
 
     Attributes:
-        bundle: what our runtime scores with.
-        model: what it was exported from.
-        adapter: and with which adapter.
-        pictures: how many.
-        texts: how many.
-        rounds: how often it is measured.
+        bundle: verified bundle that our runtime scores with.
+        model: checkpoint the bundle was exported from, as `find_model` takes it.
+        adapter: folder of the bundle's adapter; None is the checkpoint's default.
+        pictures: number of images to score.
+        texts: number of texts per image.
+        rounds: number of measured rounds.
     """
 
     bundle: Bundle
@@ -42,7 +42,7 @@ class Work:
 
     @property
     def probe(self) -> Probe:
-        """Pictures and texts; texts may be more than pictures."""
+        """Drawn images and their captions; the numbers of images and texts may differ."""
         manifest = self.bundle.manifest
         drawn = draw_probe(
             manifest.preprocessing.resolution,
@@ -53,17 +53,22 @@ class Work:
 
     @property
     def levels(self) -> NDArray[np.int32]:
-        """All of the bundle's."""
+        """Indices of all of the bundle's noise levels, (levels,)."""
         return np.arange(len(self.bundle.manifest.method.noise_levels.fractions), dtype=np.int32)
 
     def macs(self, name: str, **sizes: int) -> int:
-        """Of one run of a graph, see `count_macs`."""
+        """MACs of one call of a graph.
+
+        Args:
+            name: name of the graph, such as "pair_scorer".
+            sizes: sizes of dynamic dimensions by name; the default of each is 1.
+        """
         graph = self.bundle.manifest.graphs[name]
         return count_macs(self.bundle.path(graph.file), graph, **sizes)
 
 
 def default_size(bundle: Bundle) -> tuple[int, int, int]:
-    """Pictures, texts and rounds that take minutes, not hours."""
+    """Default numbers of images, texts and rounds, which take minutes rather than hours."""
     graph = bundle.manifest.graphs["pair_scorer"]
     large = count_macs(bundle.path(graph.file), graph) > _LARGE
     return (1, 2, 3) if large else (16, 16, 5)
@@ -71,15 +76,17 @@ def default_size(bundle: Bundle) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to score.
+    """One way to score, ready to be timed.
 
     Attributes:
-        encode: images and texts, once a round; None where `score` does it for every pair.
-        score: the pairs; their scores, (pictures, texts).
-        passes: walks through the U-Net, whole or not, a round.
-        macs: multiplications with addition of those, a round.
-        precision: what it multiplies in, "fp32" or "bf16".
-        refused: why scoring would refuse it, though it was measured; empty if it would not.
+        encode: function that encodes images and texts once per round; None if `score` encodes
+            them again for every pair.
+        score: function that returns the scores of all pairs, (images, texts).
+        passes: number of passes of the U-Net per round, complete or partial; of walks in matrix
+            mode.
+        macs: number of multiply-accumulates (MACs) of those passes per round.
+        precision: precision of matrix products, "fp32" or "bf16".
+        refused: reason why `score` would refuse this contender; empty if it would not.
     """
 
     encode: Callable[[], Any] | None

@@ -1,1 +1,1 @@
-"""Commands that export and measure, one module each."""
+"""The commands `export`, `adapt`, `ranges` and `bench`, one module each."""

@@ -1,4 +1,4 @@
-"""`dsd-trt adapt`: another adapter for a bundle that takes it as an input."""
+"""`dsd-trt adapt`: replace the adapter of a bundle exported with `--adapter-input`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ Examples:
     required=True,
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
-    help="Folder to write; with --force it may be BUNDLE itself.",
+    help="Folder of the new bundle; with --force it may be BUNDLE itself.",
 )
-@click.option("--force", is_flag=True, help="Replace it if it is not empty.")
+@click.option("--force", is_flag=True, help="Replace the --out folder if it is not empty.")
 def adapt(
     bundle: str, require_signature: Path | None, adapter: Path, out: Path, force: bool
 ) -> None:
-    """Put ADAPTER into BUNDLE, which was exported with --adapter-input.
+    """Replace the adapter of BUNDLE, which was exported with --adapter-input, by ADAPTER.
 
-    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Its graphs, weights and
-    compiled plans are copied, which takes no disk where the file system clones, as Btrfs and XFS
-    do.
+    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Graphs, weights and
+    compiled plans are copied; on file systems that clone files (Btrfs, XFS) copies take no space.
     """
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.export.adapt import replace_adapter

@@ -1,4 +1,4 @@
-"""`dsd-trt bench`: how fast a bundle scores, and what the alternatives take, in one run."""
+"""`dsd-trt bench`: throughput, latency and peak memory of a bundle and its alternatives."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from dsd_trt.export.benchmark.measure import Measured
     from dsd_trt.export.benchmark.work import Work
 
-_MACHINE, _MODEL = "machine", "model"  # measured by themselves, before the contenders
-_STARTS = 3  # of each kind
+_MACHINE, _MODEL = "machine", "model"  # run in their own processes, before the contenders
+_STARTS = 3  # cold starts of each kind
 EXAMPLES = """\b
 Examples:
   dsd-trt bench
@@ -43,21 +43,37 @@ Examples:
 )
 @click.option(
     "--images",
-    "pictures",
     type=click.IntRange(1),
-    help="[default: 16; 1 where passes take seconds]",
+    help="Number of images.  [default: 16; 1 if a pass takes seconds]",
 )
-@click.option("--texts", type=click.IntRange(1), help="[default: 16; 2 where passes take seconds]")
-@click.option("--rounds", type=click.IntRange(1), help="[default: 5; 3 where passes take seconds]")
-@click.option("--contenders", metavar="NAME,NAME...", help="[default: all]")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Figures as JSON.")
+@click.option(
+    "--texts",
+    type=click.IntRange(1),
+    help="Number of texts per image.  [default: 16; 2 if a pass takes seconds]",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="Measured rounds per contender, after a warm-up.  [default: 5; 3 if a pass takes seconds]",
+)
+@click.option(
+    "--contenders",
+    metavar="NAME,NAME...",
+    help="Engines and loops to measure, such as openvino,torch-bf16.  [default: all]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File for the figures of every round, as JSON.",
+)
 @click.option("--measure", "measured", hidden=True)
 def bench(
     bundle: str | None,
     require_signature: Path | None,
     model: str,
     adapter: Path | None,
-    pictures: int | None,
+    images: int | None,
     texts: int | None,
     rounds: int | None,
     contenders: str | None,
@@ -66,7 +82,8 @@ def bench(
 ) -> None:
     """Measure a bundle against PyTorch, the research loop and a diffusion classifier.
 
-    All score the same pairs at the same noise levels. Prints a Markdown table.
+    All contenders score the same pairs at the same noise levels. The result is a Markdown table
+    of throughput, latency per pass, peak memory, rank correlation (Spearman) and cold start.
     """
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
@@ -76,14 +93,14 @@ def bench(
     from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
 
-    # Once for all: no contender's figures include making a copy.
+    # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
     size = default_size(opened)
     work = Work(
         opened,
         model,
         adapter,
-        *(given or default for given, default in zip((pictures, texts, rounds), size, strict=True)),
+        *(given or default for given, default in zip((images, texts, rounds), size, strict=True)),
     )
     if measured == _MACHINE:
         click.echo(json.dumps(matmul_peaks()))
@@ -109,13 +126,13 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
     from dsd_trt.export.benchmark.measure import CONTENDERS, RUNTIME
     from dsd_trt.export.benchmark.report import BenchReport
 
-    # In processes of their own: what this one holds would count in the peaks of those it starts.
+    # In separate processes: a child's peak memory includes what its parent held when it started.
     command = [sys.executable, "-m", "dsd_trt", "bench", "--measure"]
     if any(name not in RUNTIME for name in names):
-        # A model that cannot be read ends the run at once, not every contender after minutes.
+        # A checkpoint that cannot be read ends the run here, not each contender after minutes.
         opened = subprocess.run([*command, _MODEL, "--model", work.model], check=False)
         if opened.returncode:
-            sys.exit(opened.returncode)  # and has said why
+            sys.exit(opened.returncode)  # the child has printed the reason
     click.echo("measuring the machine", err=True)
     peaks = json.loads(
         subprocess.run([*command, _MACHINE], stdout=subprocess.PIPE, check=True).stdout
@@ -147,7 +164,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
 
 
 def _measure(work: Work, name: str) -> Measured | str:
-    """Measure one contender in its own process; why it did not run, if it did not."""
+    """Measure one contender in its own process; if it fails, return the reason."""
     from dsd_trt.export.benchmark.measure import Measured
     from dsd_trt.files.schema import from_plain
 
@@ -163,9 +180,9 @@ def _measure(work: Work, name: str) -> Measured | str:
 
 
 def _cold_start(work: Work) -> tuple[float, float]:
-    """Seconds from the command to one score: with nothing remembered, and with what that left.
+    """Cold start in seconds, from the command to one score: without a cache, and with one.
 
-    Medians: the very first start of all also reads libraries from the disk.
+    These are medians, because the very first start also reads libraries from the disk.
     """
     from PIL import Image
 

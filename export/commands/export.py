@@ -1,4 +1,4 @@
-"""`dsd-trt export`: a diffusion model to a bundle."""
+"""`dsd-trt export`: write a bundle from a checkpoint and an adapter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
 
-# torch and the rest are imported where they are used: help should not wait for them.
+# torch and other heavy libraries are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -34,22 +34,28 @@ Examples:
 @click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Few-shot adapter trained for the model.  [default: none; shapes has its own]",
+    help="Few-shot adapter trained for the checkpoint.  [default: none; shapes has its own]",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
     metavar="BUNDLE",
-    help="Folder to write.",
+    help="Folder of the bundle to write.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Precision of weights and activations; fp16 keeps attention logits and scores in FP32.",
+)
 @click.option(
     "--score-layers",
     default="all",
     show_default=True,
     metavar="LAYERS",
-    help="Cross-attention layers that count: all, last:N, or a list such as 0,3,5.",
+    help="Scored cross-attention layers: all, last:N, or a list such as 0,3,5.",
 )
 @click.option(
     "--levels",
@@ -62,36 +68,36 @@ Examples:
     type=click.Choice(["words_eos", "words", "all"]),
     default="words_eos",
     show_default=True,
-    help="Text tokens that count.",
+    help="Tokens the score averages over: words and end token, words alone, or all 77.",
 )
 @fair_resolution_option
 @click.option(
     "--score",
     type=click.Choice(get_args(ScoreKind)),
-    help="attention, the denoising term, or both.  [default: the adapter's, else attention]",
+    help="Attention score, denoising term, or both.  [default: the adapter's, else attention]",
 )
 @click.option(
     "--matrix/--no-matrix",
     default=None,
-    help="Export the matrix scorer as well.  [default: where the adapter was trained for it]",
+    help="Export the matrix scorer too.  [default: if the adapter was trained for it]",
 )
 @click.option(
     "--query-pool",
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Matrix scorer: average the queries of the finest layers over squares of this side.",
+    help="Side of the squares over which the matrix scorer averages the finest layers' queries.",
 )
 @click.option(
     "--adapter-input",
     is_flag=True,
-    help="Feed the adapter to the graph, so that `dsd-trt adapt` can put another in its place.",
+    help="Make the adapter an input of the pair scorer, so that `dsd-trt adapt` can replace it.",
 )
 @click.option(
     "--verify",
     type=click.Choice(["quick", "full"]),
-    help="Compare with PyTorch on 256 pairs at every level, or on 4 at one.  [default: full for "
-    "small models, quick for Stable Diffusion, where full takes hours]",
+    help="Compare with PyTorch on 256 pairs at every level (full) or on 4 pairs at one (quick).  "
+    "[default: full for small U-Nets; quick for Stable Diffusion, where full takes hours]",
 )
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it is not empty.")
 def export(
@@ -110,7 +116,7 @@ def export(
     verify: str | None,
     force: bool,
 ) -> None:
-    """Export a model as a bundle of ONNX graphs, and check them against PyTorch."""
+    """Export a checkpoint as a bundle of ONNX graphs and compare them with PyTorch."""
     from rich.console import Console
 
     from dsd_trt.commands.console import warnings_on
@@ -146,7 +152,7 @@ def export(
 def _stages(
     console: Console,
 ) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """One line a stage, the one under way with a bar and the time it takes."""
+    """One line per stage, with a progress bar and times for the current one."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
     from rich.progress import TimeElapsedColumn as Elapsed
     from rich.progress import TimeRemainingColumn as Remaining

@@ -1,4 +1,4 @@
-"""`dsd-trt ranges`: what FP16 leaves of room in a bundle's graphs."""
+"""`dsd-trt ranges`: the FP16 headroom of a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Examples:
     type=click.IntRange(1),
     default=2,
     show_default=True,
-    help="Drawn scenes to run, each with its caption, at every noise level.",
+    help="Number of drawn scenes to run, each with its caption, at every noise level.",
 )
 @table_format_option
 def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) -> None:
-    """Tell how large values get inside a bundle's graphs, and what FP16 leaves of room.
+    """Report the FP16 headroom of every activation of BUNDLE's graphs.
 
-    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. The graphs run in FP32,
-    unrounded. The table has the largest of each graph, kind and precision; the first node that
-    computes NaN or infinity is named below it. -f json has every value, by the node that computes
-    it, in the order of computing.
+    BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. The graphs run in
+    unrounded FP32. The table shows the largest absolute value per graph, kind and precision.
+    Below it stands the first node that computes NaN or infinity. -f json lists every activation
+    with its node, in order of execution.
     """
     from rich.console import Console
     from rich.table import Table

@@ -134,7 +134,7 @@ def test_the_report_has_what_was_measured(tmp_path: Path, monkeypatch: pytest.Mo
     assert plain["share_of_peak"] == pytest.approx(0.25)
     text = (tmp_path / "gpu.md").read_text()
     assert "| U-Net pass, batch 8 | 2.00 ms |" in text
-    assert "| share of it | 25.0% |" in text
+    assert "| share of that peak | 25.0% |" in text
     with pytest.raises(InputError, match="cannot write"):
         write_report(report, tmp_path / "nowhere" / "gpu")
 

@@ -619,7 +619,7 @@ def test_a_disk_without_room_is_refused_before_any_work(
     settings = ExportSettings(model=str(checkpoint_folder))
     with pytest.raises(InputError, match="has room for"):
         exporter.export_bundle(settings, tmp_path / "a" / "out", stage=stages.append)
-    assert stages == ["Reading the model"]
+    assert stages == ["Reading the checkpoint"]
     assert not list(tmp_path.iterdir())
     check_room(tmp_path / "a" / "out", weights - 1)
 

@@ -322,7 +322,7 @@ def test_what_goes_with_it_not_is_said_before_any_work(
     checkpoint_folder: Path, exported_fp32: Exported, tmp_path: Path
 ) -> None:
     settings = replace(exported_fp32.settings, adapter_input=True)
-    with pytest.raises(InputError, match="leave --adapter-input"):
+    with pytest.raises(InputError, match="leave out --adapter-input"):
         export_bundle(settings, tmp_path / "out")
     dynamic = write_adapter(tmp_path / "dynamic", checkpoint_folder, head_mode="dynamic")
     settings = ExportSettings(str(checkpoint_folder), dynamic, matrix=True)

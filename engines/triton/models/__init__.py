@@ -1,1 +1,1 @@
-"""What runs inside Triton's python backend: each module becomes a model's `model.py`."""
+"""Models for Triton's python backend: each module becomes a model's `model.py`."""

@@ -1,4 +1,4 @@
-"""`dsd_image_encoder`, `dsd_text_encoder` or a scorer on the lean runtime's engines."""
+"""`dsd_image_encoder`, `dsd_text_encoder` or a scorer on one of the lean runtime's engines."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Array = NDArray[Any]
 
 
 class TritonPythonModel:
-    """What the python backend calls."""
+    """The interface that Triton's python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Compile the graph; refuse one that computes anything else than its bundle knows."""
+        """Compile the graph, and refuse it if it fails the bundle's self-check."""
         parameters = json.loads(args["model_config"])["parameters"]
         name, engine = (parameters[key]["string_value"] for key in ("graph", "engine"))
         bundle = Bundle(HERE, Manifest.from_json((HERE / MANIFEST_NAME).read_text("utf-8")))
@@ -44,11 +44,11 @@ class TritonPythonModel:
             check.require(name, self._graph, self._engine, self._adapter)
 
     def finalize(self) -> None:
-        """Give back the engine's memory and threads, before the model is loaded again."""
+        """Free the engine's memory and threads, before the model is loaded again."""
         self._engine.close()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all requests as one batch, or each by itself where the graph cannot join them."""
+        """Run all requests as one batch, or one by one if the graph has no batch dimension."""
         if self._graph.batched:
             return self._run(requests)
         return [response for request in requests for response in self._run([request])]
@@ -76,12 +76,12 @@ class TritonPythonModel:
         ]
 
     def _answer(self, request: Any, inputs: dict[str, Array], outputs: dict[str, Array]) -> Any:
-        """Answer one request: with an error where anything of it is not finite.
+        """Answer one request; the answer is an error if an input or output is not finite.
 
-        JSON has no NaN, and engines differ in what they make of one: OpenVINO's softmax gives
-        infinity. `dsd_score` asks for many images at once, and looks for itself.
+        JSON has no NaN, and engines handle NaN differently: OpenVINO's softmax returns infinity.
+        `dsd_score` sends many images at once and checks the rows itself.
         """
-        warm_up = not any(values.any() for values in inputs.values())  # no token counts in it
+        warm_up = not any(values.any() for values in inputs.values())  # its token mask is all 0
         if not warm_up and not json.loads(request.parameters()).get("keep_not_finite"):
             for name, values in {**inputs, **outputs}.items():
                 if bad := np.flatnonzero(~finite_rows(values)).tolist():

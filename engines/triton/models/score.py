@@ -1,8 +1,9 @@
-"""`dsd_score`: encoded images and texts to the matrix of their scores.
+"""`dsd_score`: the matrices of scores and probabilities of encoded images and texts.
 
-The package's own pipeline, on engines that ask the repository's other models. An instance answers
-one request at a time: while it waits for a model, other instances ask too, and Triton makes batches
-of what they ask. (Threads of one instance would do, but Triton 2.51 crashes when they ask at once.)
+It runs the package's own pipeline on engines that send requests to the repository's other models.
+An instance answers one request at a time. While it waits for a model, other instances send theirs,
+and Triton batches them. Threads of one instance could do the same, but Triton 2.51 crashes when
+they send requests at once.
 """
 
 from __future__ import annotations
@@ -36,25 +37,27 @@ from dsd_trt.tokenizer import Tokenizer, Tokens
 HERE = Path(__file__).parent
 
 UNSCORED = np.finfo(np.float32).min
-"""Stands for a score or a probability where there is none. JSON has no NaN; this number is below
-all that can be scored, and whatever it is averaged into shows it."""
+"""Placeholder for a missing score or probability, because JSON has no NaN.
+
+It is below every possible score, and any average that includes it is visibly wrong.
+"""
 
 Array = NDArray[Any]
 
 
 class TritonPythonModel:
-    """What the python backend calls."""
+    """The interface that Triton's python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the bundle's description and this model's parameters."""
+        """Read the bundle's manifest and this model's parameters."""
         parameters = json.loads(args["model_config"])["parameters"]
         settings = {key: int(value["string_value"]) for key, value in parameters.items()}
         self._settings = settings
         manifest = Manifest.from_json((HERE / MANIFEST_NAME).read_text("utf-8"))
-        # An adapter that is fed is fed by the model that serves the graph.
+        # An adapter input is fed by the model that serves the graph, not by this one.
         self._manifest = manifest = replace(manifest, adapter=None)
         check = bool(settings["self_check"])
-        # Only a repository for matrix mode says how large its blocks are.
+        # Only a repository for matrix mode has these two parameters.
         block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
         self._mode: Mode = "matrix" if all(block) else "pair"
         size = settings["max_batch_size"]
@@ -66,7 +69,7 @@ class TritonPythonModel:
         self._metrics = Metrics(args["model_name"], args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request; one that fails costs no other."""
+        """Answer each request; a failed one does not affect the others."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
@@ -78,13 +81,13 @@ class TritonPythonModel:
             return pb_utils.InferenceResponse(self._score(images, texts))
         except InputError as error:
             return _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
-        except Exception as error:  # the backend would fail the requests beside it too
+        except Exception as error:  # otherwise the backend fails all requests of this call
             return _refusal(f"{type(error).__name__}: {error}", pb_utils.TritonError.INTERNAL)
 
     def _score(self, images: Sequence[bytes], texts: Sequence[bytes]) -> list[Any]:
-        """The answer's tensors: `UNSCORED` and a reason where an image or a text is of no use."""
+        """The answer's tensors; an unusable image or text gives `UNSCORED` and a reason."""
         self._check(len(images), len(texts))
-        # Not when it is loaded: the python backend asks other models of nothing but requests.
+        # Not in `initialize`: the python backend can call other models only during a request.
         self._pipeline.compile(self._mode)
         latents = self._latents(images)
         encoded = self._encode(texts)
@@ -112,7 +115,7 @@ class TritonPythonModel:
         ]
 
     def _latents(self, images: Sequence[bytes]) -> list[Array | str]:
-        """Each image's latent, or why there is none."""
+        """Each image's latent, or the reason why there is none."""
         pixels = [self._pixels(image) for image in images]
         readable = [it for it in pixels if not isinstance(it, str)]
         encoded = iter(self._pipeline.encode_images(readable) if readable else ())
@@ -122,7 +125,7 @@ class TritonPythonModel:
         ]
 
     def _block(self, latent: Array, texts: Sequence[EncodedText]) -> NDArray[np.float32]:
-        """Score images against texts that are all in order: (images, texts)."""
+        """Score usable images with usable texts: (images, C, h, w) -> (images, texts)."""
         encoded = EncodedTexts(
             np.stack([it.states for it in texts]), np.stack([it.mask for it in texts])
         )
@@ -143,7 +146,7 @@ class TritonPythonModel:
                 )
 
     def _pixels(self, image: bytes) -> NDArray[np.uint8] | str:
-        """An image's pixels, or why there are none."""
+        """An image's pixels, (H, W, 3), or the reason why there are none."""
         to, settings = self._manifest.preprocessing, self._settings
         if len(image) > settings["max_image_bytes"]:
             return f"more than {described(settings['max_image_bytes'], 'bytes')}"
@@ -153,7 +156,7 @@ class TritonPythonModel:
             return str(error)
 
     def _encode(self, texts: Sequence[bytes]) -> list[EncodedText | str]:
-        """Each text's states and mask, or why there are none; those not in the cache are made."""
+        """Each text's states and mask, from the cache or encoded now, or the reason for none."""
         found: dict[bytes, EncodedText | str] = {}
         unknown: dict[bytes, Tokens] = {}
         for text in dict.fromkeys(texts):
@@ -191,17 +194,22 @@ class TritonPythonModel:
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One text as the pair scorer takes it: states (77, D) and mask (77,)."""
+    """One encoded text.
+
+    Attributes:
+        states: text states r_y, (77, D).
+        mask: mask of counted tokens, (77,).
+    """
 
     states: Array
     mask: Array
 
 
 class TextCache:
-    """The texts that were used last, encoded.
+    """Cache of encoded texts; the least recently used ones are dropped first.
 
     Args:
-        budget: of memory, in bytes.
+        budget: memory for texts, states and masks, in bytes.
     """
 
     def __init__(self, budget: int) -> None:
@@ -209,13 +217,13 @@ class TextCache:
         self._texts: OrderedDict[bytes, EncodedText] = OrderedDict()
 
     def get(self, text: bytes) -> EncodedText | None:
-        """A text that is in it."""
+        """The encoded text; None if it is not cached."""
         if text in self._texts:
             self._texts.move_to_end(text)
         return self._texts.get(text)
 
     def put(self, text: bytes, encoded: EncodedText) -> None:
-        """Add a text that is not in it, at the cost of those not used for longest."""
+        """Add a text that is not cached yet, and drop the least recently used ones."""
         self._texts[text] = encoded
         self._used += self._size(text, encoded)
         while self._used > self._budget:
@@ -228,10 +236,10 @@ class TextCache:
 
 @dataclass(frozen=True)
 class Triton:
-    """The repository's other models; see `dsd_trt.engine.Backend`.
+    """A backend that calls the repository's other models; see `dsd_trt.engine.Backend`.
 
     Attributes:
-        sizes: items per request to each model.
+        sizes: greatest number of items per request to each model.
     """
 
     sizes: BatchSizes
@@ -244,14 +252,14 @@ class Triton:
     keeps_order_of: str | None = None
 
     def require(self) -> None:
-        """Nothing is missing: the server loads the models before this one."""
+        """Do nothing: a repository always contains the models."""
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
-        """As the repository's configurations say."""
+        """The batch sizes of the repository's configurations."""
         return self.sizes
 
     def open(self, bundle: Bundle, graph: str) -> TritonEngine:
-        """See `Backend.open`."""
+        """Open the model that serves a graph; see `Backend.open`."""
         return TritonEngine(graph, bundle.manifest.graphs[graph])
 
 
@@ -259,21 +267,21 @@ class TritonEngine:
     """A graph that another model of the repository serves; see `dsd_trt.engine.Engine`.
 
     Args:
-        name: of the graph.
-        graph: its signature.
+        name: name of the graph, such as "pair_scorer".
+        graph: signature of the graph in the bundle's contract.
     """
 
     def __init__(self, name: str, graph: Graph) -> None:
         self._model, self._graph = f"dsd_{name}", graph
-        # Of the tokens' scores a matrix has no use.
+        # The answer has no scores per token, so they are not requested.
         self._outputs = [spec for spec in graph.outputs if spec.name != "token_scores"]
         self.description = EngineDescription("triton", self._model, "as its graph says")
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Ask the model; see `Engine.run`."""
+        """Send one request to the model; see `Engine.run`."""
         count, batched = len(next(iter(feeds.values()))), self._graph.batched
         inputs = [
-            # A number an item of a batch is a vector of one to Triton.
+            # Triton has no scalars per item: (B,) -> (B, 1)
             pb_utils.Tensor(name, values.reshape(-1, 1) if batched and values.ndim == 1 else values)
             for name, values in feeds.items()
         ]
@@ -281,7 +289,7 @@ class TritonEngine:
             model_name=self._model,
             requested_output_names=[spec.name for spec in self._outputs],
             inputs=inputs,
-            parameters={"keep_not_finite": True},  # one item of many may be; see `graph.py`
+            parameters={"keep_not_finite": True},  # rows are checked one by one; see `graph.py`
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
         ).exec()
         if answer.has_error():
@@ -297,15 +305,20 @@ class TritonEngine:
         }
 
     def close(self) -> None:
-        """Nothing to give back: the graph is the other model's."""
+        """Do nothing: the other model owns the graph."""
 
 
 class Metrics:
-    """Counters beside Triton's own, at its metrics endpoint."""
+    """Counters of pairs and refused inputs at Triton's metrics endpoint.
+
+    Args:
+        model: name of this model, a label of the counters.
+        version: version of this model, a label of the counters.
+    """
 
     def __init__(self, model: str, version: str) -> None:
         labels = {"model": model, "version": version}
-        # A family has to outlive its metrics.
+        # Metrics do not keep their family alive, so it is kept here.
         self._families = pairs, refused = (
             _counters("dsd_pairs_scored_total", "Pairs of an image and a text that were scored"),
             _counters("dsd_inputs_refused_total", "Images and texts that could not be used"),
@@ -314,7 +327,7 @@ class Metrics:
         self._refused = [refused.Metric(labels={**labels, "kind": it}) for it in ("image", "text")]
 
     def count(self, pairs: int, *reasons: Sequence[str]) -> None:
-        """Add what one request had: pairs scored, and its images' and its texts' complaints."""
+        """Add one request: its scored pairs, and its image and text errors ("" is none)."""
         self._pairs.increment(pairs)
         for metric, complaints in zip(self._refused, reasons, strict=True):
             metric.increment(sum(map(bool, complaints)))
@@ -331,7 +344,7 @@ def _refusal(message: str, code: int) -> Any:
 
 
 def _usable(values: Array, model: str) -> Array | str:
-    """What a model computed of an image or a text, or that it is of no use."""
+    """The values if all of them are finite, else an error that names the model."""
     return values if np.isfinite(values).all() else f"{model} gave NaN or infinity"
 
 

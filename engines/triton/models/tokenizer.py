@@ -1,4 +1,4 @@
-"""`dsd_tokenizer`: texts to the ids and masks that the other models take."""
+"""`dsd_tokenizer`: token ids and masks of texts, as the other models take them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 class TritonPythonModel:
-    """What the python backend calls."""
+    """The interface that Triton's python backend calls."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the tokenizer."""
@@ -28,7 +28,7 @@ class TritonPythonModel:
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Tokenise every request's texts; one that cannot be costs its own request alone."""
+        """Tokenise every request's texts; an invalid text fails only its own request."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
