@@ -1,4 +1,4 @@
-"""Engines opened by hand, and backends that open what a test hands them."""
+"""Engines opened without a bundle, and a backend whose engines a test supplies."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
 
 def open_engine(path: Path, graph: Graph, engine: str) -> Engine:
-    """Open an ONNX file that need not be a bundle's.
+    """Open an ONNX file that need not belong to a bundle.
 
     Args:
-        path: the file.
-        graph: its signature.
-        engine: "onnxruntime" or "openvino".
+        path: ONNX file of the graph.
+        graph: signature of the graph, with its inputs and outputs.
+        engine: name of the engine, "onnxruntime" or "openvino".
     """
     if engine == "onnxruntime":
         return OnnxRuntimeEngine(path, graph)
@@ -30,7 +30,7 @@ def open_engine(path: Path, graph: Graph, engine: str) -> Engine:
 
 @dataclass(frozen=True)
 class OpenedBy:
-    """A backend whose engines a function opens, from the graph's file and its signature."""
+    """A backend that opens engines with a function of the graph's file and signature."""
 
     function: Callable[[Path, Graph], Engine]
     name: str = "by-hand"
@@ -42,7 +42,7 @@ class OpenedBy:
     keeps_order_of: str | None = None
 
     def require(self) -> None:
-        """Nothing."""
+        """Do nothing: the test's own function needs no library."""
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
         return batch_sizes(bundle.manifest, memory_budget_mb)

@@ -1,13 +1,13 @@
 """Small bundles whose scores have a closed form, written with numpy beside the graphs.
 
-The stand-in for a model keeps the contract and nothing else:
+The stand-in model keeps the bundle's contract and nothing else:
 
     latent = mean colour of each quarter of the image, in [0, 1]        (3, 2, 2)
     r_y    = TABLE[input_ids]                                           (77, D)
     S_j    = sigmoid(r_j . (PROJECTION^T mean(latent)) + LEVEL_BIAS[level])
     f      = mean of S_j over the counted tokens
     denoising error = 2 - mean of S_j over all 77 tokens
-    matrix score = mean over the counted tokens of tanh where S_j has the sigmoid
+    matrix score = as f, with tanh in place of the sigmoid
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LENGTH = 77
 FRACTIONS = (0.2, 0.4, 0.8)
 CALIBRATION = Calibration(a=4.0, b=-2.0)
 MATRIX_CALIBRATION = Calibration(a=-3.0, b=1.0)
-WEIGHT = 0.7  # of the denoising term
+WEIGHT = 0.7  # weight of the denoising term
 WORDS = ("!", "<bos>", "<eos>", "<unk>", "a", "red", "green", "blue", "circle", "square", "dog")
 PAD, BOS, EOS, UNKNOWN = 0, 1, 2, 3
 
@@ -60,7 +60,7 @@ LEVEL_BIAS = np.array([-0.5, 0.0, 0.75], np.float32)
 
 
 def token_ids(text: str) -> list[int]:
-    """Ids of a text's words, without BOS and EOS."""
+    """Token ids of a text's words, without BOS and EOS."""
     known = {word: i for i, word in enumerate(WORDS)}
     return [known.get(word, UNKNOWN) for word in text.lower().split()]
 
@@ -72,7 +72,7 @@ def closed_form(
     token_mask: TokenMask = "words_eos",
     mode: Mode = "pair",
 ) -> float:
-    """f(y, x) of one image, uint8 (RESOLUTION, RESOLUTION, 3), and one text, in float64."""
+    """Score f(y, x) of one image, uint8 (RESOLUTION, RESOLUTION, 3), and one text, in float64."""
     words = token_ids(text)[: LENGTH - 2]
     counted = {
         "words": words,
@@ -95,7 +95,7 @@ def probability(f: float, calibration: Calibration = CALIBRATION) -> float:
 def denoising_term(
     pixels: NDArray[np.uint8], text: str, levels: Sequence[int] = (0, 1, 2)
 ) -> float:
-    """d: the error without a text less the error with it."""
+    """Denoising term d: the unconditional text's error minus the text's error."""
     without, within = (
         2 - closed_form(pixels, words, levels, token_mask="all") for words in ("", text)
     )
@@ -111,7 +111,7 @@ def make_bundle(
     matrix: bool = False,
     trained_for: TrainedFor | None = None,
 ) -> Bundle:
-    """Write a bundle of the stand-in model, with a matrix scorer if wanted."""
+    """Write a bundle of the stand-in model, with a matrix scorer if asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     denoising = score != "attention"
     graphs = graph_contract(
@@ -143,10 +143,15 @@ def make_bundle(
 
 
 def take_weights_from(folder: Path, location: str, *, listed: bool = True) -> Path:
-    """Move the pair scorer's weights to a file beside it; `bundle.json` agrees, where wanted.
+    """Move the pair scorer's weights to a separate file.
+
+    Args:
+        folder: folder of the bundle.
+        location: path of the weight file relative to `folder`.
+        listed: whether `bundle.json` lists the file.
 
     Returns:
-        The file.
+        The weight file.
     """
     path, manifest = folder / "pair_scorer.onnx", folder / MANIFEST_NAME
     model, content = onnx.load(path), b""
@@ -172,7 +177,7 @@ def make_manifest(
     token_mask: TokenMask = "words_eos",
     score: ScoreKind = "attention",
 ) -> Manifest:
-    """The stand-in model's manifest."""
+    """Make the manifest of the stand-in model."""
     return Manifest(
         method=Method(
             score=score,

@@ -1,7 +1,7 @@
-"""Tiny Stable Diffusion folders with random weights, built in a second.
+"""Tiny Stable Diffusion folders with random weights, written in a second.
 
-The weights are not trained, but not quite untrained either: queries and keys are scaled up until
-attention has preferences, so that scores differ by more than rounding.
+Queries and keys are scaled up until attention is no longer uniform, so that scores differ by more
+than rounding errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
-LAYERS = 6  # cross-attention layers: one down, one in the middle, four up
+LAYERS = 6  # cross-attention layers: one in the down blocks, one in the middle, four up
 HEADS = 2
 TEXT_WIDTH = 32
 
@@ -30,13 +30,14 @@ TEXT_WIDTH = 32
 def write_checkpoint(
     folder: Path, *, seed: int = 0, linear: bool = True, force_upcast: bool = False
 ) -> Path:
-    """Write a model of 32 x 32 pixels and 4 x 8 x 8 latents, weights rounded to FP16.
+    """Write a checkpoint of 32 x 32 pixels and latents (4, 8, 8), with weights rounded to FP16.
 
     Args:
-        folder: to be written.
-        seed: of the weights.
-        linear: linear projections around attention, as in SD 2.x; else convolutions, as in 1.x.
-        force_upcast: whether the VAE asks for FP32.
+        folder: folder of the checkpoint to write.
+        seed: seed of the random weights.
+        linear: whether projections around attention are linear as in SD 2.x, instead of
+            convolutions as in SD 1.x.
+        force_upcast: whether the VAE's configuration asks for FP32.
     """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(folder / "tokenizer")
@@ -96,7 +97,7 @@ def write_adapter(
     head_mode: HeadMode = "learned",
     score: ScoreKind = "attention",
 ) -> Path:
-    """Write an adapter for a checkpoint with random prompts, mapping network and head weights."""
+    """Write an adapter with random prompts, mapping network and head weights."""
     torch.manual_seed(seed)
     config = PromptConfig(rank=2, hidden=8, latent_channels=4)
     prompts = AttentionPrompts([32] * LAYERS, TEXT_WIDTH, config)
@@ -119,7 +120,7 @@ def write_adapter(
 
 
 def picture_questions(texts: Sequence[str]) -> list[Question]:
-    """For each text a random picture of 32 x 32, to be told from the text before."""
+    """Per text a question with a random 32 x 32 image; the previous text is the negative one."""
     rng = np.random.default_rng(3)
     pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in texts]
     return [
@@ -129,7 +130,7 @@ def picture_questions(texts: Sequence[str]) -> list[Question]:
 
 
 def _randomise_norms(module: nn.Module) -> None:
-    """Fresh norms and biases are all ones and zeros, under which a lost one would not be seen."""
+    """Randomise norms and biases: fresh ones are ones and zeros, which hides a lost one."""
     for parameter in module.parameters():
         if parameter.dim() == 1:
             parameter.data += 0.1 * torch.randn(parameter.shape)

@@ -1,4 +1,4 @@
-"""A pytest plugin: the C++ runtime, built with `make cpp`, and called through its C header."""
+"""A pytest plugin: the C++ runtime, built with `make cpp` and called through its C header."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Image(ctypes.Structure):
 
 class CppError(Exception):
     def __init__(self, error: Error) -> None:
-        super().__init__(error.message.decode(errors="replace"))  # it may be cut
+        super().__init__(error.message.decode(errors="replace"))  # may be cut within a character
         self.status = error.status
 
 
 class CppScorer:
-    """The C header's functions on one bundle."""
+    """Wrapper of the C header's functions for one bundle."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class CppScorer:
         library.dsd_max_length.restype = library.dsd_resolution.restype = ctypes.c_size_t
         self.max_length: int = library.dsd_max_length(self._handle)
         self.resolution: int = library.dsd_resolution(self._handle)
-        self.statuses: list[int] = []  # of the images that were scored last
+        self.statuses: list[int] = []  # one per image of the last call of `score`
         self._ids = (ctypes.c_int32 * self.max_length)()
         self._mask = (ctypes.c_float * self.max_length)()
 
@@ -80,7 +80,7 @@ class CppScorer:
         texts: Sequence[str | bytes],
         levels: Sequence[float] = (),
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[str]]:
-        """Scores, probabilities and why each image lacks a score, or ""; sets `statuses`."""
+        """Scores, probabilities and each image's error ("" is none); also sets `statuses`."""
         scores = np.zeros((len(images), len(texts)), np.float32)
         probabilities = np.zeros_like(scores)
         errors = (Error * len(images))()
@@ -102,16 +102,16 @@ class CppScorer:
         return scores, probabilities, [error.message.decode() for error in errors]
 
     def tokenize(self, text: str | bytes) -> tuple[list[int], list[float]]:
-        """Ids and mask, padded."""
+        """Token ids and mask of a text, padded to the tokenizer's length."""
         self.count_words(text)
         return self._ids[:], self._mask[:]
 
     def word_ids(self, text: str) -> list[int]:
-        """Ids of a text that fits, without BOS and EOS."""
+        """Token ids of a text that is not truncated, without BOS and EOS."""
         return self._ids[1 : 1 + self.count_words(text)]
 
     def count_words(self, text: str | bytes) -> int:
-        """Tokens of a text before cutting, without BOS and EOS."""
+        """Number of tokens of a text before truncation, without BOS and EOS."""
         words = ctypes.c_size_t()
         self._call(
             self._library.dsd_tokenize,
@@ -156,12 +156,15 @@ def to_image(source: Path | bytes | NDArray[np.uint8]) -> Image:
 
 
 def build(folder: str, *arguments: str, first: Sequence[Sequence[str]] = ()) -> Path:
-    """Run `make cpp`, once for all processes; skips where something it needs is not here.
+    """Run `make cpp` once for all test processes; skip the test if a build tool is missing.
 
     Args:
-        folder: where to, within `engines/cpp`.
-        arguments: of make.
-        first: other commands that are run before.
+        folder: build folder, relative to `engines/cpp`.
+        arguments: further arguments of make, such as variables.
+        first: commands to run before make.
+
+    Returns:
+        The build folder.
     """
     for tool in ("make", "cmake", "c++"):
         if shutil.which(tool) is None:
@@ -187,7 +190,7 @@ def clip_bundle(
     make: Callable[..., Bundle] = bundles.make_bundle,
     **kind: Any,
 ) -> Bundle:
-    """A stand-in bundle (see `bundles`) with a CLIP tokenizer, of texts up to some length."""
+    """A stand-in bundle (see `bundles`) with a CLIP tokenizer of some maximum length."""
     random = np.random.default_rng(21)
     table = random.normal(size=(tokenizer.get_vocab_size(), 4)).astype(np.float32)
     specials = [tokenizer.token_to_id(f"<|{name}oftext|>") for name in ("start", "end")]

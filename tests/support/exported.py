@@ -1,6 +1,6 @@
-"""A pytest plugin: bundles exported from tiny models, once for all of a run's processes.
+"""A pytest plugin: bundles exported from tiny checkpoints, once for all test processes of a run.
 
-An export costs the better part of a minute, nearly all of it PyTorch's tracing.
+An export takes most of a minute, nearly all of it in PyTorch's tracing.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from dsd_trt.files.schema import from_plain
 from dsd_trt.train.scoring.adapter import Adapter
 
 
-@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+@pytest.hookimpl(tryfirst=True)  # before pytest selects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """FP16 is another export: whoever asks for it is slow."""
+    """Mark tests that use the FP16 bundle as slow, because it takes another export."""
     for item in items:
         asked = getattr(item, "fixturenames", ())
         chosen = item.callspec.params.get("exported") if hasattr(item, "callspec") else None
@@ -42,14 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported bundle and what it was made from.
+    """An exported bundle, its settings and its parity figures.
 
     Attributes:
-        bundle: what was exported.
-        settings: what from.
-        report: its agreement with the reference.
-        hashed: how often each file was hashed, where no command did it.
-        said: stdout and stderr of the command, where one did it.
+        bundle: the bundle that was exported.
+        settings: checkpoint, adapter, precision and score of the export.
+        report: agreement of the graphs with the reference.
+        hashed: number of times each file was hashed; empty if the command line exported.
+        said: stdout and stderr of the command; empty if no command line exported.
     """
 
     bundle: Bundle
@@ -59,19 +59,19 @@ class Exported:
     said: tuple[str, str] = ("", "")
 
     def load(self) -> Recipe:
-        """What it was exported from, read anew."""
+        """Read the recipe of the export again."""
         return Recipe.read(self.settings)
 
     def graph(self, name: str) -> onnx.ModelProto:
-        """One graph, weights inside."""
+        """Load one graph with its weights."""
         return onnx.load(self.bundle.path(self.bundle.manifest.graphs[name].file))
 
 
 @contextmanager
 def shared_by_processes(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
-    """A folder for what the run's processes make once: the first makes it, others wait for it."""
+    """A folder that the run's processes share: the first one fills it, the others wait."""
     base = factory.getbasetemp()
-    root = base.parent if base.name.startswith("popen-") else base  # of pytest-xdist's workers
+    root = base.parent if base.name.startswith("popen-") else base  # pytest-xdist's workers
     with (root / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield root / name
@@ -81,7 +81,7 @@ def shared_by_processes(factory: pytest.TempPathFactory, name: str) -> Iterator[
 def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with shared_by_processes(tmp_path_factory, "tiny") as folder:
         if not folder.exists():
-            # This seed leaves the best and the second best further apart than FP16 rounds.
+            # With this seed the best two scores differ by more than FP16's rounding error.
             write_checkpoint(folder, seed=1)
     return folder
 
@@ -96,7 +96,7 @@ def adapter_folder(tmp_path_factory: pytest.TempPathFactory, checkpoint_folder: 
 
 @pytest.fixture(scope="session")
 def pair_settings(checkpoint_folder: Path, adapter_folder: Path) -> ExportSettings:
-    """All layers, with an adapter, in FP32."""
+    """Export settings with all layers and an adapter, in FP32."""
     return ExportSettings(model=str(checkpoint_folder), adapter=adapter_folder, levels=(0.2, 0.8))
 
 
@@ -104,7 +104,7 @@ def pair_settings(checkpoint_folder: Path, adapter_folder: Path) -> ExportSettin
 def exported_fp32(
     tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings, adapter_folder: Path
 ) -> Exported:
-    """By these settings, for both modes: the same adapter says that it was trained for both."""
+    """An FP32 export with both modes; its adapter is marked as trained for both."""
     with shared_by_processes(tmp_path_factory, "random-adapter-of-both") as folder:
         if not folder.exists():
             adapter = replace(
@@ -119,7 +119,7 @@ def exported_fp32(
 def exported_fp16(
     tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings
 ) -> Exported:
-    """By these settings in FP16, for pairs alone, and by the command."""
+    """An FP16 export for pair mode, made by the command line."""
     settings = replace(pair_settings, precision="fp16")
     with shared_by_processes(tmp_path_factory, "exported-fp16") as folder:
         said = folder.with_name("exported-fp16.json")
@@ -138,20 +138,20 @@ def _run_export(settings: ExportSettings, folder: Path) -> subprocess.CompletedP
 
 @pytest.fixture(scope="session")
 def fed_fp32(tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings) -> Bundle:
-    """By these settings with the adapter as an input."""
+    """An FP32 export with the adapter as an input."""
     settings = replace(pair_settings, verify="quick", adapter_input=True)
     return export_once(tmp_path_factory, "fed-fp32", settings).bundle
 
 
 @pytest.fixture(scope="session")
 def fed_fp16(tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings) -> Bundle:
-    """The same in FP16."""
+    """An FP16 export with the adapter as an input."""
     settings = replace(pair_settings, precision="fp16", verify="quick", adapter_input=True)
     return export_once(tmp_path_factory, "fed-fp16", settings).bundle
 
 
 def export_once(factory: pytest.TempPathFactory, name: str, settings: ExportSettings) -> Exported:
-    """Export to a folder of the run's, unless a process has done so; tests must not change it."""
+    """Export to a shared folder, or wait for another process that does; read-only for tests."""
     with shared_by_processes(factory, name) as folder:
         counts = folder.with_name(f"{name}.hashed.json")
         if not folder.exists():
@@ -169,7 +169,7 @@ def _exported(folder: Path, settings: ExportSettings, hashed: Mapping[str, int])
 
 @contextmanager
 def _hashed_files() -> Iterator[Counter[str]]:
-    """How often a file of each name is hashed."""
+    """Count how often a file of each name is hashed inside the block."""
     hashed: Counter[str] = Counter()
     digest = hashlib.file_digest
 

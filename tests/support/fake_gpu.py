@@ -1,8 +1,8 @@
-"""A CUDA runtime and a TensorRT that record: work is queued, and done when somebody waits for it.
+"""Recording fakes of the CUDA runtime and TensorRT that execute queued work on synchronisation.
 
-Memory is real, so that a wrong address, size or order gives wrong numbers. Queued work reads its
-inputs when it is done, not when it is queued: reusing a buffer too early, or reading a result too
-early, shows.
+Memory is real, so a wrong address, size or order gives wrong numbers. Queued work reads its inputs
+when it executes, not when it is queued. Reusing a buffer or reading a result too early is therefore
+visible.
 """
 
 # ruff: noqa: N802, N815 - the names are the CUDA runtime's
@@ -45,7 +45,7 @@ Work = Callable[[], None]
 
 
 class FakeCuda:
-    """Stands for `cuda.bindings.runtime`."""
+    """A fake of `cuda.bindings.runtime`."""
 
     cudaError_t = Error
     cudaMemcpyKind = Kind
@@ -56,9 +56,9 @@ class FakeCuda:
         self.capability = capability
         self.room = room
         self.calls: list[str] = []
-        self.memory: dict[int, tuple[str, Any]] = {}  # by address: device or host, and buffer
+        self.memory: dict[int, tuple[str, Any]] = {}  # address: ("device" or "host", buffer)
         self.queues: dict[int, list[Work]] = {}
-        self.events: dict[int, list[bool]] = {}  # the latest record of each: whether it is done
+        self.events: dict[int, list[bool]] = {}  # whether the latest record of each is done
         self.graphs: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work]] = {}
         self._handles = iter(range(1000, 10**6))
@@ -104,7 +104,7 @@ class FakeCuda:
         return (Error.cudaSuccess,)
 
     def check(self, address: int, size: int, kind: str) -> None:
-        """Whether a range lies in one buffer of a kind."""
+        """Check that a memory range lies in a single buffer of a kind."""
         for start, (of, buffer) in self.memory.items():
             if start <= address and address + size <= start + len(buffer):
                 assert of == kind, f"{of} memory where {kind} memory is meant"
@@ -217,13 +217,13 @@ Compute = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
 class FakeTensorRT:
-    """Stands for `tensorrt`; its engine computes a function.
+    """A fake of `tensorrt` whose engine computes a Python function.
 
     Args:
-        cuda: whose memory and streams it uses.
-        graph: the engine's tensors.
-        compute: outputs from inputs.
-        profiles: (min, max) rows of each.
+        cuda: fake CUDA runtime that owns memory and streams.
+        graph: signature with the engine's inputs and outputs.
+        compute: function from inputs to outputs, both by name.
+        profiles: minimum and maximum number of rows of each profile.
     """
 
     TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
@@ -241,7 +241,7 @@ class FakeTensorRT:
         self.__version__ = version
         self.cuda, self.graph, self.compute, self.profiles = cuda, graph, compute, profiles
         self.deserialised: list[bytes] = []
-        self.enqueued: list[tuple[int, int]] = []  # profile and rows, recordings included
+        self.enqueued: list[tuple[int, int]] = []  # (profile, rows) per call, graph captures too
         self.activations = 4096
 
     def nptype(self, dtype: str) -> Any:

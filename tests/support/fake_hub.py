@@ -1,7 +1,7 @@
-"""The few calls of the Hugging Face Hub that a download makes, answered on this machine.
+"""A local server for the calls that a download from the Hugging Face Hub makes.
 
-A file is asked for by HEAD and GET of `/ORG/NAME/resolve/REVISION/FILE`. What there is not is said
-in the header `X-Error-Code`, as the hub does.
+Files are requested by HEAD and GET of `/ORG/NAME/resolve/REVISION/FILE`. Missing ones are reported
+in the header `X-Error-Code`, as the Hub does.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class FakeHub:
     """A hub with one repository.
 
     Attributes:
-        repository: ORG/NAME.
-        commits: the files of each commit, by path.
-        refs: branches and tags, and the commits they are at.
-        private: whether it is handed out to those alone who know `TOKEN`.
-        url: to be named in `HF_ENDPOINT`.
-        asked: method and path of every request.
+        repository: name of the repository, ORG/NAME.
+        commits: files of each commit, contents by path.
+        refs: commits of branches and tags, by name.
+        private: whether requests need the token `TOKEN`.
+        url: address of the server, for `HF_ENDPOINT`.
+        asked: method and path of every request so far.
     """
 
     repository: str
@@ -39,7 +39,7 @@ class FakeHub:
     asked: list[tuple[str, str]] = field(default_factory=list)
 
     def got(self) -> list[str]:
-        """Files that were downloaded."""
+        """Names of the files that were downloaded."""
         return [
             path.partition("/resolve/")[2].partition("/")[2]
             for how, path in self.asked
@@ -47,7 +47,7 @@ class FakeHub:
         ]
 
     def answer(self, path: str, token: str | None) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body for a path."""
+        """Status, headers and body of the response to a path."""
         repository, _, rest = path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         revision = unquote(revision)
@@ -64,7 +64,7 @@ class FakeHub:
 
 @contextmanager
 def serve(hub: FakeHub) -> Iterator[FakeHub]:
-    """Answer on the loopback interface until the block ends."""
+    """Serve the hub on the loopback interface until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -95,7 +95,7 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """A folder's files as a commit."""
+    """Files of a folder in the form of a commit: contents by path."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")

@@ -1,10 +1,11 @@
-"""Stand-in bundles (see `bundles`) of which some inputs give no finite number, as in an overflow.
+"""Stand-in bundles (see `bundles`) in which some inputs overflow.
 
     white image             its latent is infinite
     a text with "blue"      its states are NaN
-    black image and "dog"   their score is infinite, in either mode
+    black image and "dog"   their score is infinite, in both modes
 
-Everything else has its closed form. Infinities are logarithms of 0, which no optimiser folds away.
+All other inputs have their closed form. Infinities are logarithms of 0, which no graph optimizer
+folds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from onnx import helper, numpy_helper
 from dsd_trt.bundle.folder import Bundle, write_bundle
 
 WHITE, BLACK = (np.full((RESOLUTION, RESOLUTION, 3), value, np.uint8) for value in (255, 0))
-_TINY = 1e-30  # times the logarithm of anything but 0: it changes no score
+_TINY = 1e-30  # factor of a logarithm, so small that a finite one changes no score
 
 
 def make_fragile_bundle(
@@ -31,7 +32,10 @@ def make_fragile_bundle(
     dog: int = WORDS.index("dog"),
     **options: Any,
 ) -> Bundle:
-    """Write one, with these tokens for "blue" and "dog"; other options are `make_bundle`'s."""
+    """Write a fragile bundle.
+
+    Tokens of "blue" and "dog" may be given; other options are those of `make_bundle`.
+    """
     bundle = make_bundle(folder, **options)
     node = helper.make_node
     table = bundles.TABLE.copy()
@@ -71,7 +75,7 @@ def _edit(
     value: str = "",
     nodes: list[onnx.NodeProto] | None = None,
 ) -> None:
-    """Give a graph another table, or make a value infinite where `gap` is 0."""
+    """Replace a graph's table, or make a value infinite where `gap` is 0."""
     path = bundle.path(f"{graph}.onnx")
     model = onnx.load(path)
     if table is not None:

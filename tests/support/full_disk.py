@@ -1,4 +1,4 @@
-"""A disk that is full, for what this process writes."""
+"""A simulated full disk for files that this process writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """As on a full disk: what is written beyond so many bytes of a file fails."""
+    """Make every write beyond `size` bytes of a file fail, as on a full disk."""
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))

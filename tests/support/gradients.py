@@ -1,4 +1,4 @@
-"""Gradients against differences: true of every machine, as the outcome of training is not."""
+"""Check gradients against finite differences, which hold on every machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 def require_gradient_is_slope(
     parameters: Iterable[nn.Parameter], loss: Callable[[], Tensor]
 ) -> None:
-    """Along its gradient the loss rises as steeply as the gradient is long (central differences).
+    """Require that the loss's slope along its gradient is the gradient's norm.
 
-    So a short enough step against it makes the loss smaller.
+    The slope is a central difference. A short enough step against the gradient then lowers the
+    loss.
 
     Args:
-        parameters: what is learned; disturbed, since factors that begin as zeros would keep
-            others from mattering.
-        loss: computes it anew, FP32, with a graph.
+        parameters: trained parameters, which are perturbed here: factors that start at zero would
+            hide the effect of others.
+        loss: function that computes the FP32 loss with its autograd graph.
     """
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     torch.manual_seed(1)
@@ -29,9 +30,9 @@ def require_gradient_is_slope(
             parameter += 0.05 * torch.randn(parameter.shape)
     loss().backward()
     gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
-    assert max(float(g.abs().max()) for g in gradient if g.dim() > 1) > 0  # of the prompts
+    assert max(float(g.abs().max()) for g in gradient if g.dim() > 1) > 0  # prompts are matrices
     length = math.sqrt(sum(float(g.square().sum()) for g in gradient))
-    step = 2e-3 / length  # moves the loss by 2e-3: far above rounding, far below its curvature
+    step = 2e-3 / length  # changes the loss by 2e-3: far above rounding, far below its curvature
 
     @torch.no_grad()
     def moved(by: float) -> float:

@@ -1,8 +1,8 @@
 """Score scenes by another renderer: python tests/support/held_out.py [--bundle B] [--count N].
 
-Prints the share of right answers: the right image of two for a text whose subject, object or
-predicate is changed in the other image (chance 50 %), and the right text of ten for an image
-(chance 10 %). A tie is a wrong answer. The same pairs can be scored again from the command line:
+Prints the accuracy of two kinds of question. Given a text, choose between two images that differ
+in subject, object or predicate (chance 50 %). Given an image, choose one of ten texts (chance
+10 %). A tie counts as wrong. The command line scores the same pairs again:
 dsd-trt score --pairs FOLDER/pairs.csv
 """
 
@@ -26,13 +26,13 @@ from dsd_trt import Scorer
 
 @dataclass(frozen=True)
 class Question:
-    """Pairs of which one is right: they lie together, `right` counts from the first.
+    """A question: a contiguous range of pairs, one of which is the right answer.
 
     Attributes:
-        kind: (relation, changed part), or ("text of ten", "").
-        start: its first pair.
-        stop: behind its last pair.
-        right: which one should have the highest score.
+        kind: relation and changed part, or ("text of ten", "").
+        start: index of the first pair.
+        stop: index after the last pair.
+        right: offset from `start` of the pair that should have the highest score.
     """
 
     kind: tuple[str, str]
@@ -44,7 +44,7 @@ class Question:
 def write_questions(
     folder: Path, count: int, seed: int
 ) -> tuple[list[tuple[Path, str]], list[Question]]:
-    """Draw `count` image choices and half as many text choices; also write pairs.csv."""
+    """Draw `count` image choices and half as many text choices, and write pairs.csv."""
     pairs: list[tuple[Path, str]] = []
     questions: list[Question] = []
     for i, choice in enumerate(image_choices(count, seed)):
@@ -72,7 +72,7 @@ def write_questions(
 def grade(
     scores: NDArray[np.float32], questions: Sequence[Question]
 ) -> dict[tuple[str, str], list[bool]]:
-    """Right or wrong, by kind of question; a tie for the highest score is wrong."""
+    """Whether each answer is right, by kind of question; a tie for the highest score is wrong."""
     answers: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for question in questions:
         of_question = scores[question.start : question.stop]
@@ -82,7 +82,7 @@ def grade(
 
 
 def report(answers: dict[tuple[str, str], list[bool]]) -> str:
-    """A table in percent, with how many questions each figure rests on."""
+    """A table of accuracies in percent, with the number of questions of each."""
 
     def cell(kinds: list[tuple[str, str]]) -> str:
         hits = [hit for kind in kinds for hit in answers.get(kind, [])]
@@ -101,7 +101,7 @@ def report(answers: dict[tuple[str, str], list[bool]]) -> str:
 
 
 def figures(answers: dict[tuple[str, str], list[bool]]) -> dict[str, float]:
-    """The same in percent, under the names the model card's tables use."""
+    """Accuracies in percent, under the names in the model card's tables."""
     hits: dict[str, list[bool]] = defaultdict(list)
     for (relation, part), right in answers.items():
         if not part:

@@ -1,4 +1,4 @@
-"""Folders in the Hugging Face cache's layout, and links in them that lead where none may."""
+"""Folders in the layout of the Hugging Face cache, with links that lead outside of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ COMMIT = "0f" * 20
 
 
 def lay_out(cache: Path, files: Path, *, name: str = "org--name", stored: bool = False) -> Path:
-    """Put a folder's files into a cache as huggingface_hub does; the snapshot's folder.
+    """Copy a folder's files to a cache in huggingface_hub's layout.
 
-    `stored`: large files as version 2 keeps what it fetched by Xet, for all repositories at once.
+    Args:
+        cache: folder of the Hugging Face cache.
+        files: folder whose files are copied.
+        name: name of the repository, ORG--NAME.
+        stored: whether large files lie in the store that version 2 shares between repositories
+            for downloads by Xet.
+
+    Returns:
+        The folder of the snapshot.
     """
     repository = cache / f"models--{name}"
     snapshot = repository / "snapshots" / COMMIT
@@ -57,7 +65,7 @@ def absolute_out_of_the_cache(path: Path) -> None:
 
 
 def through_a_blob(path: Path) -> None:
-    """The link is as it should be; the blob leads out."""
+    """Leave the snapshot's link intact, but make its blob a link that leads outside."""
     blob = path.resolve()
     shutil.copyfile(path, path.parents[4] / "elsewhere")
     relink(blob, "../../../elsewhere")
@@ -103,7 +111,7 @@ def to_refs(path: Path) -> None:
     relink(path, "../../refs/v1")
 
 
-# What is done to a link of a snapshot, whose target has the very content that it had.
+# Changes of a snapshot's link, whose new target has exactly the old content.
 LEADING_OUT: tuple[Callable[[Path], None], ...] = (
     to_another_repository,
     out_of_the_cache,

@@ -1,4 +1,4 @@
-"""Mutations of images that reach what a checksum or a length guards."""
+"""Mutations of images behind their checksums and lengths, which readers would catch otherwise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mutations import mutate_bytes
 
 
 def mutate_png(content: bytes, draw: random.Random) -> bytes:
-    """Change the chunks of a PNG, with checksums that fit."""
+    """Change the chunks of a PNG, with correct checksums."""
     chunks, place = [], 8
     while place + 12 <= len(content):
         (size,) = struct.unpack_from(">I", content, place)
@@ -28,7 +28,7 @@ def mutate_png(content: bytes, draw: random.Random) -> bytes:
         chunks.insert(draw.randrange(len(chunks) + 1), chunks[at])
     elif what == 2 and kind == b"IDAT":
         pixels = b""
-        with contextlib.suppress(zlib.error):  # of a file that was drawn damaged
+        with contextlib.suppress(zlib.error):  # the file may be damaged already
             pixels = zlib.decompressobj().decompress(body, 10**6)
         chunks[at] = kind, zlib.compress(mutate_bytes(pixels, draw))
     elif what == 3:
@@ -43,7 +43,7 @@ def mutate_png(content: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_numbers(content: bytes, draw: random.Random) -> bytes:
-    """Put a size, an offset or a count of a header beyond what is there."""
+    """Set a size, an offset or a count of a header beyond the file's content."""
     changed = bytearray(content)
     for _ in range(draw.choice((1, 1, 2, 4))):
         width = draw.choice((1, 2, 2, 4, 4, 8))

@@ -1,4 +1,4 @@
-"""A pytest plugin: `dsd-trt` in this process, on the stand-in bundle."""
+"""A pytest plugin: run `dsd-trt` inside this process, on the stand-in bundle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsd_trt.commands.main import main
 
 @dataclass(frozen=True)
 class Run:
-    """How a command line ended."""
+    """Outcome of a command line."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ def dsd_trt(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Run]:
-    """Run a command with ONNX Runtime, in an empty folder of the test's own."""
+    """A function that runs a command with ONNX Runtime, in an empty folder of the test."""
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> Run:

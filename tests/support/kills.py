@@ -1,6 +1,6 @@
-"""Commands that are killed at random moments, and run again.
+"""Run commands that are killed at random moments and started again.
 
-A kill counts from the moment at which the libraries are there: before it nothing is written.
+The time of a kill counts from the end of the library imports, before which nothing is written.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from dsd_trt.commands.main import main
 print({READY!r}, flush=True)
 main(sys.argv[1:])
 """
-LONGEST = 600.0  # seconds, after which a command hangs
+LONGEST = 600.0  # seconds after which a command counts as hung
 
 
 def same_bytes(name: str, content: bytes) -> bytes:
-    """For what has the same bytes in every run."""
+    """Compare files by their bytes, for files that are the same in every run."""
     return content
 
 
@@ -43,15 +43,15 @@ class Command:
     """A command that writes files.
 
     Attributes:
-        arguments: of `dsd-trt`, relative to the folder it is run in.
-        kills: how often it is killed in the whole run of the torture.
-        modules: imported before it begins.
-        code: its exit code when nothing disturbs it.
-        replaces: whether what it writes takes the place of the old as a whole: at any moment all
-            of it is there, or nothing of it.
-        compared: what of a file has to be the same, by its name and content.
-        long: whether it is left out of a slice.
-        prepare: makes what it reads, in the folder.
+        arguments: arguments of `dsd-trt`, with paths relative to its working folder.
+        kills: number of kills in a complete torture run.
+        modules: modules to import before the time of a kill starts.
+        code: exit code of an undisturbed run.
+        replaces: whether its output replaces the old output atomically: at any moment one of
+            them is complete.
+        compared: function from a file's name and content to the part that must be reproducible.
+        long: whether a slice of the torture run leaves the command out.
+        prepare: function that writes the command's inputs to its working folder.
     """
 
     arguments: Sequence[str | Path]
@@ -65,11 +65,11 @@ class Command:
 
     @property
     def program(self) -> list[str | Path]:
-        """What is started."""
+        """The program to start, with its arguments."""
         return [sys.executable, "-c", _PROGRAM.format(modules=self.modules), *self.arguments]
 
     def start(self, folder: Path) -> subprocess.Popen[str]:
-        """Start it, and wait until its libraries are there."""
+        """Start the command, and wait until its libraries are imported."""
         with folder.with_name(f"{folder.name}.said").open("wb") as errors:
             process = subprocess.Popen(
                 self.program,
@@ -78,14 +78,14 @@ class Command:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                start_new_session=True,  # children are killed with it
+                start_new_session=True,  # so that its children are killed with it
             )
         assert process.stdout is not None
         assert process.stdout.readline() == f"{READY}\n", said(folder)
         return process
 
     def run(self, folder: Path) -> float:
-        """Run it to its end: how many seconds that took."""
+        """Run the command to its end; returns the time it took, in seconds."""
         process = self.start(folder)
         began = time.monotonic()
         try:
@@ -98,7 +98,7 @@ class Command:
         return time.monotonic() - began
 
     def killed(self, folder: Path, seconds: float) -> bool:
-        """Kill it after so long; whether it was still at work."""
+        """Kill the command after `seconds`; returns whether it was still running."""
         process = self.start(folder)
         try:
             process.communicate(timeout=seconds)
@@ -110,7 +110,7 @@ class Command:
         return False
 
     def written(self, folder: Path) -> Mapping[str, object]:
-        """Every file, as it is compared."""
+        """All files of a folder, in the form in which they are compared."""
         return {
             str(path.relative_to(folder)): self.compared(path.name, path.read_bytes())
             for path in sorted(folder.rglob("*"))
@@ -119,7 +119,7 @@ class Command:
 
 
 def said(folder: Path) -> str:
-    """What the last command in a folder printed to its standard error."""
+    """Standard error of the last command in a folder."""
     return folder.with_name(f"{folder.name}.said").read_text()[-2000:]
 
 
@@ -157,7 +157,7 @@ def kill_often(command: Command, scratch: Path, figures: Figures) -> None:
                 figures.fault("half-written", f"kill {figures.tried}: {differ(there, after)}")
             if there == after:  # all was done, but the process had not ended
                 begin(command, folder)
-        else:  # nothing is left of it to be killed: check it, and begin anew
+        else:  # it ended before the kill: check its output and start over
             _compare(command, folder, after, figures)
             begin(command, folder)
     command.run(folder)
@@ -165,7 +165,7 @@ def kill_often(command: Command, scratch: Path, figures: Figures) -> None:
 
 
 def begin(command: Command, folder: Path) -> Path:
-    """Make a folder anew, with what the command reads."""
+    """Create a fresh folder with the command's inputs."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     command.prepare(folder)
@@ -182,6 +182,6 @@ def _compare(command: Command, folder: Path, after: Mapping[str, object], figure
 
 
 def differ(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
-    """Names of files that are not the same in both."""
+    """Names of the files that differ between two runs."""
     names = sorted(it for it in {*found, *wanted} if found.get(it) != wanted.get(it))
     return f"{names} are not the same"

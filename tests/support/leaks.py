@@ -1,8 +1,8 @@
-"""Open, use and drop many scorers, and print what the process holds: run by test_shared_engines.
+"""Open, use and drop many scorers, and print the process's resources; for test_shared_engines.
 
     python leaks.py BUNDLE ENGINE MODE COUNT [broken]
 
-Prints, as JSON, a list of {"mib", "threads", "files"} after a tenth of them and after all.
+Prints a JSON list of {"mib", "threads", "files"}: after a tenth of the scorers, and after all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dsd_trt import DsdError, Scorer, read_bundle
 
 
 def held() -> dict[str, float]:
-    """What this process holds now."""
+    """Memory in MiB, threads and open files of this process."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
         "mib": int(status["VmRSS"].split()[0]) / 1024,
@@ -29,7 +29,7 @@ def held() -> dict[str, float]:
 
 
 def main(folder: str, engine: str, mode: Any, count: str, broken: str = "") -> None:
-    """Open and drop; `broken` says that opening fails at the scorer, after the encoders."""
+    """Open and drop scorers; with `broken`, opening fails at the scorer, after the encoders."""
     bundle = read_bundle(Path(folder))
     if broken:
         graph = bundle.path(bundle.manifest.graphs[f"{mode}_scorer"].file)

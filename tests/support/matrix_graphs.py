@@ -1,4 +1,4 @@
-"""Matrix scorers as OpenVINO reads them."""
+"""Matrix scorers as OpenVINO models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dsd_trt import Bundle
 
 
 def of_fixed_sizes(bundle: Bundle) -> ov.Model:
-    """Of 3 rows and 5 texts, of which 16 tokens may count."""
+    """The matrix scorer for 3 walks, 5 texts and 16 counted tokens."""
     graph = bundle.manifest.graphs["matrix_scorer"]
     model = ov.Core().read_model(bundle.path(graph.file))
     sizes = {"I": 3, "T": 5, "L": 16}

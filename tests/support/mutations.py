@@ -1,4 +1,4 @@
-"""Damaged and forged copies of files, drawn from a seed: the same in every run."""
+"""Damaged and forged copies of files, drawn from a seed and so the same in every run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-# What readers trip over: types, bounds, lengths, names that no file system takes.
+# Values that readers tend to mishandle: types, bounds, lengths, names no file system accepts.
 _VALUES: tuple[Any, ...] = (
     None,
     True,
@@ -41,7 +41,7 @@ _TEXTS = ("9" * 5000, "-" + "9" * 400, "[" * 5000, "1e999", "nul", '{"a":1,"a":2
 
 
 def mutate_json(content: bytes, draw: random.Random) -> bytes:
-    """A JSON file with one or two things about it changed; now and then no JSON at all."""
+    """A JSON file with one or two changes; now and then one that is not JSON."""
     if draw.random() < 0.15:
         return mutate_bytes(content, draw)
     value = json.loads(content)
@@ -69,7 +69,7 @@ def mutate_lines(content: bytes, draw: random.Random) -> bytes:
 
 
 def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
-    """A file cut, lengthened, or with some of its bytes changed."""
+    """A file that is truncated, lengthened, or has some bytes changed."""
     if not content:
         return draw.randbytes(draw.randint(1, 40))
     changed = bytearray(content)
@@ -124,7 +124,7 @@ def _mutate_value(root: Any, draw: random.Random, texts: dict[str, str]) -> Any:
 
 
 def _containers(value: Any) -> Iterator[Any]:
-    """Every object and list that is not empty."""
+    """All objects and lists of a JSON value that are not empty."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if items:
         yield value

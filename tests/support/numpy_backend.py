@@ -1,4 +1,4 @@
-"""A backend in one file: graphs computed by ONNX's own evaluator, in numpy."""
+"""A complete backend in one file: ONNX's reference evaluator, in numpy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dsd_trt.engine.shared import SharedEngine
 
 @dataclass(frozen=True)
 class Numpy:
-    """See `dsd_trt.engine.Backend`."""
+    """A backend that evaluates graphs in numpy; see `dsd_trt.engine.Backend`."""
 
     name: str
     modes: frozenset[Mode]
@@ -30,7 +30,7 @@ class Numpy:
     keeps_order_of: str | None = None
 
     def require(self) -> None:
-        """Nothing is missing."""
+        """Do nothing: numpy and onnx are installed with the tests."""
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
         return batch_sizes(bundle.manifest, memory_budget_mb)

@@ -1,8 +1,8 @@
-"""Scenes, captions and matching tests by another hand than the generator the model learned from.
+"""Scenes, captions and questions that are independent of the training data's generator.
 
-Nothing here comes from `train/shapes`: pictures are drawn with Pillow by `examples/drawing.py`,
-scenes are laid out and put into words below. A model that only knows its own generator's way of
-drawing and speaking fails here.
+Nothing here comes from `train/shapes`. Images are drawn with Pillow by `examples/drawing.py`;
+layout and captions are written below. A model that only knows its generator's style of drawing and
+wording fails here.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ RELATIONS = (*DIRECTIONS, "inside", "in front of")
 PARTS = ("subject", "object", "predicate")
 
 _RADII = {"small": (0.09, 0.12), "large": (0.20, 0.25), "": (0.12, 0.19)}
-_MARGIN = 0.02  # between a thing and the picture's edge
-_COARSE = 64  # overlap is counted on masks of this many pixels a side
+_MARGIN = 0.02  # between a thing and the image's edge, as a share of its side
+_COARSE = 64  # side in pixels of the masks on which overlap is measured
 _PHRASES = {
     "left of": ("to the left of", "left of", "to the left of"),
     "right of": ("to the right of", "right of", "to the right of"),
@@ -51,12 +51,12 @@ _PHRASES = {
 
 
 class DoesNotFitError(Exception):
-    """A layout that breaks a rule: try another."""
+    """A layout that breaks a rule, so that another one has to be tried."""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """What is known about a thing before it has a place; `size` may be empty."""
+    """Size, colour and shape of a thing without a position; `size` may be empty."""
 
     size: str
     colour: str
@@ -68,7 +68,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three nouns; `relation` holds between the first two, empty where none is meant."""
+    """One to three nouns; `relation` holds between the first two, or is empty."""
 
     nouns: tuple[Noun, ...]
     relation: str = ""
@@ -76,14 +76,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class ImageChoice:
-    """Given a text, the right image of two.
+    """A question: which of two images does the text describe?
 
     Attributes:
-        text: true of `right` only.
-        right: a picture of the scene.
-        wrong: another picture, of the scene with one part changed.
-        relation: the text's.
-        part: "subject", "object" or "predicate": what was changed.
+        text: caption that is true of `right` only.
+        right: image of the captioned scene.
+        wrong: image of the scene with one part changed.
+        relation: relation that the text states.
+        part: changed part of the scene: "subject", "object" or "predicate".
     """
 
     text: str
@@ -95,7 +95,7 @@ class ImageChoice:
 
 @dataclass(frozen=True)
 class TextChoice:
-    """Given an image, the right text of ten; `texts[right]` is the one."""
+    """A question: which of ten texts describes the image? `texts[right]` is the answer."""
 
     image: Image.Image
     texts: tuple[str, ...]
@@ -103,7 +103,7 @@ class TextChoice:
 
 
 def image_choices(count: int, seed: int) -> Iterator[ImageChoice]:
-    """Tests of every relation with every part changed, in turn."""
+    """Questions that go through all relations and changed parts in turn."""
     kinds = cycle((relation, part) for relation in RELATIONS for part in PARTS)
     for index, (relation, part) in enumerate(islice(kinds, count)):
         rng = np.random.default_rng([seed, 0, index])
@@ -114,7 +114,7 @@ def image_choices(count: int, seed: int) -> Iterator[ImageChoice]:
 
 
 def text_choices(count: int, seed: int, texts: int = 10) -> Iterator[TextChoice]:
-    """Tests on scenes of one to three things; wrong texts name something the image lacks."""
+    """Questions on scenes of one to three things; wrong texts name a thing the image lacks."""
     rng = np.random.default_rng([seed, 1])
     scenes = [sample_scene(rng) for _ in range(max(count, 20 * texts))]
     for scene in scenes[:count]:
@@ -127,11 +127,11 @@ def text_choices(count: int, seed: int, texts: int = 10) -> Iterator[TextChoice]
 
 
 def sample_scene(rng: np.random.Generator, relation: str | None = None) -> Scene:
-    """A random scene, colours and shapes all different.
+    """Draw a random scene in which no two things share a colour or a shape.
 
     Args:
-        rng: decides.
-        relation: between the first two things; None leaves it and their number open.
+        rng: source of all random choices.
+        relation: relation between the first two things; None draws it and the number of things.
     """
     if relation is None:
         count = int(rng.choice([1, 2, 3], p=[0.2, 0.5, 0.3]))
@@ -141,7 +141,7 @@ def sample_scene(rng: np.random.Generator, relation: str | None = None) -> Scene
     shapes = rng.choice(SHAPES, count, replace=False)
     colours = rng.choice(COLOURS, count, replace=False)
     sizes = rng.choice(["", "", "small", "large"], count)
-    if relation == "inside":  # a small thing in a large one, whether the words are said or not
+    if relation == "inside":  # a small thing in a large one, even if the caption omits the sizes
         sizes[0] = rng.choice(["", "small"])
         sizes[1] = rng.choice(["", "large"])
     nouns = (Noun(*map(str, words)) for words in zip(sizes, colours, shapes, strict=True))
@@ -149,15 +149,15 @@ def sample_scene(rng: np.random.Generator, relation: str | None = None) -> Scene
 
 
 def change(scene: Scene, part: str, rng: np.random.Generator) -> Scene:
-    """The scene with its subject, object or predicate changed, so that its caption is false.
+    """Change a scene's subject, object or predicate, so that its caption becomes false.
 
-    A thing gets another colour, another shape, or both, none of which the scene has.
+    A thing gets a new colour, a new shape, or both, which no thing of the scene has.
     """
     if part == "predicate":
         if scene.relation in OPPOSITES:
             return replace(scene, relation=OPPOSITES[scene.relation])
         others = [relation for relation in RELATIONS if relation != scene.relation]
-        nouns = tuple(replace(noun, size="") for noun in scene.nouns)  # which would not fit both
+        nouns = tuple(replace(noun, size="") for noun in scene.nouns)  # sizes may not fit both
         return Scene(nouns, str(rng.choice(others)))
     place = PARTS.index(part)
     noun = scene.nouns[place]
@@ -174,7 +174,7 @@ def change(scene: Scene, part: str, rng: np.random.Generator) -> Scene:
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, whole: bool = False) -> str:
-    """Put a scene into words; unless `whole`, a third thing may go unsaid."""
+    """Write a caption of a scene; unless `whole`, it may omit a third thing."""
     names = [_with_article(str(noun)) for noun in scene.nouns]
     if not scene.relation:
         listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
@@ -201,15 +201,15 @@ def caption(scene: Scene, rng: np.random.Generator, *, whole: bool = False) -> s
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Draw a scene, 256 x 256; everything its words leave open is random."""
+    """Draw a scene of 256 x 256 pixels; what the nouns leave open is random."""
     things = lay_out(scene, rng)
-    # In front comes last; otherwise things do not overlap, or the subject lies in the object.
+    # What is in front is drawn last. Other things do not overlap, or the subject is inside.
     order = [things[1], things[0], *things[2:]] if len(things) > 1 else things
     return draw(order, _background(things, rng))
 
 
 def lay_out(scene: Scene, rng: np.random.Generator) -> list[Thing]:
-    """Give the scene's things places and sizes, in the order of its nouns."""
+    """Choose positions and sizes of a scene's things, in the order of its nouns."""
     while True:
         try:
             return _try_layout(scene, rng)
@@ -229,7 +229,7 @@ def _try_layout(scene: Scene, rng: np.random.Generator) -> list[Thing]:
 
 
 def _loose(noun: Noun, scale: float, rng: np.random.Generator) -> Thing:
-    """A thing without a place."""
+    """A thing of random size whose position is not chosen yet."""
     radius = scale * rng.uniform(*_RADII[noun.size])
     turn = rng.choice([0.0, rng.uniform(-18, 18)])
     return Thing(noun.shape, noun.colour, 0.5, 0.5, radius, turn)
@@ -238,7 +238,7 @@ def _loose(noun: Noun, scale: float, rng: np.random.Generator) -> Thing:
 def _related(
     subject: Thing, object_: Thing, relation: str, rng: np.random.Generator
 ) -> list[Thing]:
-    """Both things with the subject where the relation has it."""
+    """Place two things so that their relation holds."""
     if relation in DIRECTIONS:
         distance = _reach(subject) + _reach(object_) + rng.uniform(0.02, 0.25)
         angle = DIRECTIONS[relation] + rng.uniform(-28, 28)
@@ -267,7 +267,7 @@ def _moved(thing: Thing, origin: Thing, distance: float, angle: float) -> Thing:
 
 
 def _into_picture(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
-    """Move things together, and shrink them a little where they must, to fit the picture."""
+    """Move all things together, and shrink them a little if necessary, to fit the image."""
     spans = [
         (
             min(getattr(thing, axis) - _reach(thing) for thing in things),
@@ -293,7 +293,7 @@ def _into_picture(things: list[Thing], rng: np.random.Generator) -> list[Thing]:
 
 
 def _anywhere(thing: Thing, placed: list[Thing], rng: np.random.Generator) -> Thing:
-    """A place apart from the others."""
+    """Place a thing at a distance from those placed before."""
     for _ in range(50):
         thing = _into_picture([thing], rng)[0]
         if all(_gap(thing, other) > 0.015 for other in placed):
@@ -311,7 +311,7 @@ def _reach(thing: Thing) -> float:
 
 
 def _background(things: list[Thing], rng: np.random.Generator) -> Image.Image:
-    """Plain, gradient or noisy, in colours that none of the things has."""
+    """A plain, gradient or noisy background, in colours that no thing has."""
     used = [ImageColor.getrgb(thing.colour) for thing in things]
     first, second = (_color_apart(used, rng) for _ in range(2))
     kind = rng.choice(["plain", "gradient", "noisy"])
@@ -338,7 +338,7 @@ def _distance(colour: tuple[int, int, int], used: list[tuple[int, ...]]) -> floa
 
 
 def _could_be(scene: Scene, other: Scene) -> bool:
-    """Whether all that `scene` names is also in `other`, so that its caption might be true."""
+    """Whether `other` contains all of `scene`, so that the caption of `scene` might fit it."""
     present = {(noun.colour, noun.shape) for noun in other.nouns}
     return {(noun.colour, noun.shape) for noun in scene.nouns} <= present
 

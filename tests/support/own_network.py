@@ -1,7 +1,8 @@
-"""A command in a network of its own, in which every address is this machine, and what it did there.
+"""Run a command in its own network namespace, in which every address is this machine.
 
-What is run as a script is inside: it makes the network, lets the command run, and writes down every
-packet to another machine. Counting packets sees what no hook in Python does: libraries in C++.
+This file run as a script is the inner process. It sets up the network, runs the command, and
+records every packet to another machine. Packets also reveal C++ libraries, which no Python hook
+sees.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from pathlib import Path
 import pytest
 
 UNSHARE = ["unshare", "--map-root-user", "--net", "--mount"]
-NAME_SERVER = "192.0.2.53"  # of the block of addresses that are for examples
+NAME_SERVER = "192.0.2.53"  # from the address block reserved for examples
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A command that has ended.
+    """Outcome of a command.
 
     Attributes:
-        code: its exit code.
-        output: what it printed, errors included.
+        code: exit code of the command.
+        output: standard output and standard error, in one text.
         asked: names that were looked up, and addresses that packets went to.
-        files: what it wrote into its home folder, relative to that.
+        files: files that it wrote, relative to its home folder.
     """
 
     code: int
@@ -45,12 +46,12 @@ class Ended:
 
 
 class Running:
-    """A command in a network of its own, with a home folder and nothing of our environment.
+    """A command in its own network, with its own home folder and an almost empty environment.
 
     Args:
-        command: the program and its arguments.
-        folder: for its home and its report, not there yet; the command starts in it.
-        variables: of its environment, besides the few that say where things are.
+        command: program with its arguments.
+        folder: folder for its home and its report, created here; the command starts in it.
+        variables: environment variables besides the few that Python needs.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Running:
         )
 
     def end(self) -> Ended:
-        """Wait for its end."""
+        """Wait for the end of the command."""
         output, _ = self._process.communicate()
         assert self._report.exists(), output
         files = [it.relative_to(self._home) for it in self._home.rglob("*") if it.is_file()]
@@ -90,13 +91,13 @@ class Running:
 def run(
     command: Sequence[str | Path], folder: Path, variables: Mapping[str, str] | None = None
 ) -> Ended:
-    """Run a command to its end; see `Running`."""
+    """Run a command to its end; the arguments are those of `Running`."""
     return Running(command, folder, variables).end()
 
 
 @pytest.fixture(scope="session")
 def own_network(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where there can be none: without unshare, or where the kernel forbids it."""
+    """Skip the test if network namespaces are not available: no unshare, or not permitted."""
     try:
         report = tmp_path_factory.mktemp("own-network") / "report.json"
         command = [*UNSHARE, sys.executable, __file__, report, "true"]
@@ -108,7 +109,7 @@ def own_network(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def _make_network() -> None:
-    """Let every address be this machine, behind the loopback interface."""
+    """Route all addresses to this machine through the loopback interface."""
     with socket.socket() as any_socket:
         up = struct.pack("16sh14x", b"lo", 1)  # struct ifreq: IFF_UP
         fcntl.ioctl(any_socket, 0x8914, up)  # SIOCSIFFLAGS
@@ -118,7 +119,7 @@ def _make_network() -> None:
 
 
 def _route_to_loopback(family: int) -> None:
-    """As `ip route add local default dev lo` does."""
+    """Do what `ip route add local default dev lo` does."""
     flags = 0x1 | 0x4 | 0x400  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE
     # struct rtmsg: RT_TABLE_LOCAL, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL; then RTA_OIF.
     route = struct.pack("8BI", family, 0, 0, 0, 255, 4, 254, 2, 0)
@@ -131,14 +132,14 @@ def _route_to_loopback(family: int) -> None:
 
 
 def _ask_one_name_server() -> None:
-    """Let names be looked up by packets alone, none of which stays within the machine."""
+    """Make all name lookups go to one name server as packets, not to local services or files."""
     libc = ctypes.CDLL(None, use_errno=True)
     for name, content in (
         ("resolv.conf", f"nameserver {NAME_SERVER}\n"),
         ("nsswitch.conf", "hosts: files dns\n"),
     ):
         if not Path("/etc", name).exists():
-            continue  # what there is without them asks by packets as well
+            continue  # without this file, lookups use packets as well
         with tempfile.NamedTemporaryFile("w", delete=False) as file:
             file.write(content)
         Path(file.name).chmod(0o644)
@@ -148,7 +149,7 @@ def _ask_one_name_server() -> None:
 
 
 class _Packets(threading.Thread):
-    """Notes where packets go."""
+    """A thread that records the destinations of packets."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -165,21 +166,21 @@ class _Packets(threading.Thread):
 
 
 def _asks(packet: bytes) -> str | None:
-    """Which name a packet asks for, or which other machine it goes to."""
+    """The name that a packet looks up, or the other machine that it goes to."""
     if packet[0] >> 4 == 4:
         target, protocol, start = socket.inet_ntoa(packet[16:20]), packet[9], packet[0] % 16 * 4
         own = target.startswith("127.")
     else:
         target, protocol, start = socket.inet_ntop(socket.AF_INET6, packet[24:40]), packet[6], 40
-        own = target == "::1" or target.startswith("ff02:")  # the kernel greets neighbours
+        own = target == "::1" or target.startswith("ff02:")  # neighbour discovery by the kernel
     if protocol == socket.IPPROTO_UDP and packet[start + 2 : start + 4] == b"\0\x35":
         return _question(packet[start + 8 :])
-    # ICMP is the kernel's answer to what has been seen already.
+    # ICMP is the kernel's answer to a packet that was recorded before.
     return None if own or protocol in (1, 58) else target
 
 
 def _question(query: bytes) -> str:
-    """The name in a query to a name server: labels, each after its length."""
+    """The name in a DNS query, in which a length byte precedes each label."""
     labels, place = [], 12
     while length := query[place]:
         labels.append(query[place + 1 : place + 1 + length].decode("latin-1"))

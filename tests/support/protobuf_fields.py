@@ -1,10 +1,10 @@
-"""Fields of protobuf messages, written by hand."""
+"""Fields of protobuf messages, encoded without the protobuf library."""
 
 from __future__ import annotations
 
 
 def wire_field(number: int, content: bytes) -> bytes:
-    """A field of bytes as protobuf writes it."""
+    """Encode a length-delimited protobuf field: tag, length, content."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 

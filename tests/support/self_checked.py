@@ -1,4 +1,4 @@
-"""The stand-in model's self-check, in numpy: what its graphs compute in closed form."""
+"""The stand-in model's self-check, computed in numpy from its closed form."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TOLERANCE = {"fp32": 2e-4, "fp16": 1e-2}
 
 
 def known_tensors(bundle: Bundle) -> dict[str, NDArray[Any]]:
-    """Inputs and outputs of every graph: two images and two texts, and three of their pairs."""
+    """Inputs and outputs of every graph for two images, two texts and three of their pairs."""
     manifest, rng = bundle.manifest, np.random.default_rng(5)
     half = RESOLUTION // 2
     pixels = rng.integers(0, 256, (2, RESOLUTION, RESOLUTION, 3), np.uint8)
     quarters = pixels.reshape(2, 2, half, 2, half, 3).mean(axis=(2, 4)) / 255  # (2, 2, 2, C)
     latent = quarters.transpose(0, 3, 1, 2)
     ids = np.full((2, LENGTH), PAD, np.int32)
-    bos, eos = bundles.BOS, bundles.EOS  # tests put others there
+    bos, eos = bundles.BOS, bundles.EOS  # read here, because tests replace them
     ids[0, :4], ids[1, :3] = (bos, 5, 8, eos), (bos, 10, eos)
     mask = np.zeros((2, LENGTH), np.float32)
     mask[0, 1:4], mask[1, 1:3] = 1, 1
@@ -78,11 +78,11 @@ def known_tensors(bundle: Bundle) -> dict[str, NDArray[Any]]:
 
 
 def add_self_check(bundle: Bundle, changes: Mapping[str, NDArray[Any] | None] = {}) -> Bundle:
-    """Give a bundle of the stand-in model its self-check.
+    """Add a self-check to a bundle of the stand-in model.
 
     Args:
-        bundle: without one.
-        changes: tensors in place of the right ones; None leaves one out.
+        bundle: bundle without a self-check.
+        changes: tensors by "GRAPH.TENSOR" that replace the correct ones; None removes a tensor.
     """
     tensors = {**known_tensors(bundle), **changes}
     kept = {name: it for name, it in tensors.items() if it is not None}
@@ -94,7 +94,7 @@ def add_self_check(bundle: Bundle, changes: Mapping[str, NDArray[Any] | None] = 
 
 
 def tensor_file(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """A safetensors file, where the library is not: in the server's environment."""
+    """Content of a safetensors file, without the library, which Triton's environment lacks."""
     header, data = dict[str, Any](), b""
     for name, it in tensors.items():
         offsets = [len(data), len(data) + it.nbytes]
@@ -106,7 +106,7 @@ def tensor_file(tensors: Mapping[str, NDArray[Any]]) -> bytes:
 
 
 def fit_hash(folder: Path, name: str) -> None:
-    """Have `bundle.json` say of a file what it is now."""
+    """Update a file's hash and size in `bundle.json`."""
     path = folder / MANIFEST_NAME
     plain = json.loads(path.read_text("utf-8"))
     plain["files"][name] = to_plain(file_entry(folder / name))
@@ -114,7 +114,7 @@ def fit_hash(folder: Path, name: str) -> None:
 
 
 def change_weight(folder: Path, graph: str, weight: str | None = None) -> None:
-    """Change a constant of a graph, and its hash with it."""
+    """Change a constant of a graph, and update the graph's hash."""
     path = folder / f"{graph}.onnx"
     model = onnx.load(path)
     if weight is None:  # the image encoder has a scale in place of weights

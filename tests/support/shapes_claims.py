@@ -1,7 +1,7 @@
-"""What a caption claims and whether a drawing bears it out, told from words and pixels alone.
+"""Check a caption's claims against a drawing, from words and pixels alone.
 
-Written without a look into the generator's tables: a grammar of its own for the sentences, hues for
-the colours, centroids and extents of the visible pixels for sizes and relations.
+It shares no tables with the generator. It has its own grammar for captions, hues for colours, and
+centroids and extents of visible pixels for sizes and relations.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Mask = NDArray[np.bool_]
 
 COLOUR_WORDS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 SHAPE_WORDS = ("circle", "square", "triangle", "star", "cross", "ring")
-# CSS's own values of the six names that are hues, in degrees.
+# Hues of six CSS colour names, in degrees.
 HUES = {"red": 0, "orange": 39, "yellow": 60, "green": 120, "blue": 240, "purple": 300}
-LARGE = 0.16  # reach of a thing from its centroid, as a share of the picture's side
+LARGE = 0.16  # least reach of a large thing, as a share of the image's side
 
 _THING = re.compile(
     rf"\b(an?|the) (?:(small|large) )?({'|'.join(COLOUR_WORDS)}) ({'|'.join(SHAPE_WORDS)})\b"
@@ -48,13 +48,13 @@ _SIDE_OF = {word: name for name, words in _SIDE_WORDS.items() for word in words}
 
 @dataclass(frozen=True)
 class Claims:
-    """What a caption says.
+    """Claims of a caption.
 
     Attributes:
-        things: (size or None, colour, shape) of each thing named; where there is a relation, its
-            subject comes first and its target second.
-        relation: of the first to the second.
-        side: where the only thing stands.
+        things: size (or None), colour and shape of each named thing; a relation's subject comes
+            first and its object second.
+        relation: relation of the first thing to the second; None if none is claimed.
+        side: side of the image at which the only thing stands; None if none is claimed.
     """
 
     things: tuple[tuple[str | None, str, str], ...]
@@ -63,7 +63,11 @@ class Claims:
 
 
 def read(caption: str) -> Claims:
-    """Parse a caption to its last word; a ValueError names what could not be read."""
+    """Parse a caption completely.
+
+    Raises:
+        ValueError: a word does not fit the grammar; the message names it.
+    """
     text = caption.lower().removesuffix(".")
     text = _OPENING.sub("", text)
     found = list(_THING.finditer(text))
@@ -94,7 +98,7 @@ def read(caption: str) -> Claims:
 
 
 def colour_name(rgb: NDArray[np.floating]) -> str:
-    """The nearest of the eight names: by hue, or white or black where there is little of it."""
+    """The nearest of the eight colour names: by hue, or white or black if unsaturated."""
     red, green, blue = (float(c) / 255 for c in rgb)
     if max(red, green, blue) - min(red, green, blue) < 0.25:
         return "white" if red + green + blue > 1.5 else "black"
@@ -103,10 +107,10 @@ def colour_name(rgb: NDArray[np.floating]) -> str:
 
 
 def shape_name(mask: Mask) -> str:
-    """Which of the six shapes a mask is, by the outline's distance from the centroid.
+    """Name of a mask's shape, from the outline's distance to the centroid.
 
-    A ring misses its centroid; a circle's distance is constant; of the others' Fourier components
-    the number of corners is the largest, and a cross is cut in deeper than a square.
+    A ring does not cover its centroid, and a circle's distance is constant. For other shapes the
+    largest Fourier component gives the number of corners. A cross is cut deeper than a square.
     """
     y, x = np.nonzero(mask)
     if not mask[round(y.mean()), round(x.mean())]:
@@ -124,19 +128,19 @@ def shape_name(mask: Mask) -> str:
 
 
 def center(mask: Mask) -> NDArray[np.floating]:
-    """Centroid (x, y) in shares of the picture's side."""
+    """Centroid (x, y) of a mask, in shares of the image's side."""
     y, x = np.nonzero(mask)
     return (np.array([x.mean(), y.mean()]) + 0.5) / len(mask)
 
 
 def reach(mask: Mask) -> float:
-    """Distance from the centroid to the farthest pixel, in shares of the picture's side."""
+    """Distance from the centroid to the farthest pixel, in shares of the image's side."""
     y, x = np.nonzero(mask)
     return float(np.hypot(x - x.mean(), y - y.mean()).max()) / len(mask)
 
 
 def holds(relation: str, first: Mask, second: Mask) -> bool:
-    """Whether a relation is seen between the visible pixels of two things."""
+    """Whether a relation holds between the visible pixels of two things."""
     dx, dy = center(first) - center(second)
     if relation == "inside":
         return bool(first[_box(second)].sum() >= 0.97 * first.sum()) and reach(first) < reach(
@@ -157,7 +161,7 @@ def holds(relation: str, first: Mask, second: Mask) -> bool:
 
 
 def stands(side: str, mask: Mask) -> bool:
-    """Whether a thing stands in the outer 40 % of the picture on a side."""
+    """Whether a thing stands in the outer 40 % of the image on one side."""
     x, y = center(mask)
     return bool({"left": x < 0.4, "right": x > 0.6, "top": y < 0.4, "bottom": y > 0.6}[side])
 

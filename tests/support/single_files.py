@@ -1,7 +1,7 @@
-"""Writing a diffusers folder as one file, under the names of the authors' own code.
+"""Write a diffusers folder as a single file, with the weight names of the original code.
 
-The other way round than the project reads it, and written from the layout of that code (CompVis'
-latent-diffusion, Stability AI's and OpenCLIP's), not from the converters that are under test.
+This is the inverse of the converters under test. It follows the layout of the original code
+(CompVis' latent-diffusion, Stability AI's and OpenCLIP's), not those converters.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def write_single_file(
     metadata: dict[str, str] | None = None,
     markers: tuple[str, ...] = (),
 ) -> Path:
-    """Write a model's weights into one file; its tokenizer goes beside it, as CLIP's would be.
+    """Write a checkpoint's weights as one file, with its tokenizer in CLIP's layout beside it.
 
     Args:
-        folder: in diffusers' format.
-        path: of the file.
-        metadata: what is said of the model.
-        markers: names of empty tensors, which say something by being there.
+        folder: folder of the checkpoint, in diffusers' format.
+        path: file to write, in safetensors format.
+        metadata: metadata of the file, which may describe the model.
+        markers: names of empty tensors whose presence alone identifies a model.
     """
     xl = (folder / "text_encoder_2").exists()
     tensors = dict(_unet(folder))
@@ -69,7 +69,7 @@ def write_single_file(
         tensors |= dict(_clip(folder / "text_encoder", prefix))
         tensors[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(77)[None]
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    tensors["alphas_cumprod"] = (1 - betas).cumprod(0).half()  # what such files hold besides
+    tensors["alphas_cumprod"] = (1 - betas).cumprod(0).half()  # such files contain it too
     tensors |= {name: torch.zeros(0) for name in markers}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
     return path
@@ -129,7 +129,7 @@ def _vae(folder: Path) -> Iterator[tuple[str, Tensor]]:
             new = new.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm")
             new = re.sub(r"to_([qkv])\.", r"\1.", new).replace("to_out.0", "proj_out")
             if tensor.dim() == 2:
-                tensor = tensor[:, :, None, None]  # a convolution, there
+                tensor = tensor[:, :, None, None]  # (out, in, 1, 1): a convolution
         yield f"first_stage_model.{new}", tensor
 
 

@@ -1,7 +1,7 @@
-"""A command on a disk of its own that is full or read-only, and again once there is room.
+"""Run a command on its own disk that is full or read-only, and again once there is room.
 
-What is run as a script is inside a namespace of its own, where everybody may mount a disk in
-memory. It fills the disk, lets the command run, makes room, and lets it run again.
+This file run as a script is the inner process, in a namespace that permits mounting a disk in
+memory. It fills the disk, runs the command, makes room, and runs the command again.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 import pytest
 
 _UNSHARE = ["unshare", "--map-root-user", "--mount"]
-_ROOM = 64 * 2**20  # bytes of the disk besides what lies on it, at least
+_ROOM = 64 * 2**20  # least size of the disk beyond the files on it, in bytes
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended.
+    """Outcome of a command.
 
     Attributes:
-        code: its exit code.
-        said: its standard error.
-        names: of files on the disk after it, hidden ones included.
+        code: exit code of the command.
+        said: standard error of the command.
+        names: names of the files on the disk afterwards, hidden ones included.
     """
 
     code: int
@@ -47,15 +47,15 @@ def run_on_small_disk(
     """Run a command on a disk without room, and again on the same with room.
 
     Args:
-        command: the program and its arguments, started on the disk.
-        folder: what lies on the disk at first, and afterwards what lay there at the end.
-        free: bytes that are free; None is a disk that is read-only.
-        again: whether it is run again.
-        needed: bytes that the command writes in all; then it has three times as many, since what
-            takes another file's place lies beside it meanwhile.
+        command: program with its arguments, started on the disk.
+        folder: folder whose files are put on the disk first, and that receives them at the end.
+        free: free space on the disk, in bytes; None makes the disk read-only.
+        again: whether the command runs again once there is room.
+        needed: number of bytes that the command writes in all; the second time three times as
+            many are free, because a new file lies beside the one it replaces.
 
     Returns:
-        How each ended.
+        The outcome of each run.
     """
     disk = folder.with_name(f"{folder.name}.disk")
     disk.mkdir()
@@ -74,7 +74,7 @@ def run_on_small_disk(
 
 @pytest.fixture(scope="session")
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where there can be none: without unshare, or where the kernel forbids it."""
+    """Skip the test if mount namespaces are not available: no unshare, or not permitted."""
     folder = tmp_path_factory.mktemp("small-disk") / "folder"
     folder.mkdir()
     try:
@@ -99,7 +99,7 @@ def _run(command: Sequence[str], disk: Path) -> dict[str, object]:
 def main(
     disk: Path, command: Sequence[str], folder: Path, free: int | None, again: bool, room: int
 ) -> None:
-    """Inside: mount, fill, run, make room, run again, and copy what is there."""
+    """Inner process: mount, fill, run, make room, run again, and copy the files back."""
     size = sum(it.stat().st_size + 4096 for it in folder.rglob("*")) + room
     _mount(disk, f"size={size}")
     shutil.copytree(folder, disk, dirs_exist_ok=True)

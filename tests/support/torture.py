@@ -1,10 +1,10 @@
-"""A pytest plugin: what a torture test tried and found, counted, and written down for the report.
+"""A pytest plugin: count what torture tests tried and found, and record it for the report.
 
-    DSD_TORTURE_FIGURES   file that a JSON line is appended to for every test; none without it
-    DSD_TORTURE_SCALE     share of the counts that is tried, 1 where it is not set
+    DSD_TORTURE_FIGURES   file to which every test appends a JSON line; unset records nothing
+    DSD_TORTURE_SCALE     share of the full counts to try, 1 by default
 
-`tools/make_reliability.py` makes docs/reliability.md of the lines. A figure comes from a counter
-that the test moves as it goes, never from what it meant to do.
+`tools/make_reliability.py` turns the lines into docs/reliability.md. Figures come from counters
+that a test increments as it goes, never from planned numbers.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ FAULTS = (
     "bytes sent",
 )
 SLICE = SCALE < 0.1
-"""Whether what takes minutes for a single round is left out."""
+"""Whether tests that take minutes per round are left out."""
 not_in_a_slice = pytest.mark.skipif(SLICE, reason="too long for a slice")
 
 _REPORTS = pytest.StashKey[list[pytest.TestReport]]()
 
 
 def scaled(count: int, least: int = 1) -> int:
-    """A count of the whole run at this run's scale."""
+    """Scale a full run's count to this run, with a lower limit."""
     return max(least, round(count * SCALE))
 
 
@@ -49,12 +49,12 @@ class Figures:
     """Counts of one test.
 
     Attributes:
-        what: the row of the report.
-        looked_for: kinds of fault that the test can see.
-        tried: how many there were.
-        faults: by kind.
-        told: of each fault, what happened.
-        outcomes: how they ended, such as read or refused.
+        what: row of the report that the counts belong to.
+        looked_for: kinds of fault that the test can detect, see `FAULTS`.
+        tried: number of attempts so far.
+        faults: number of faults per kind.
+        told: description of each fault.
+        outcomes: number of attempts per outcome, such as "read" or "refused".
         measured: quantities with their unit in the name, such as "MiB at the end".
     """
 
@@ -67,26 +67,26 @@ class Figures:
     measured: dict[str, float] = field(default_factory=dict)
 
     def look_for(self, what: str, *faults: str) -> Figures:
-        """Name the row of the report, and the kinds of fault (see `FAULTS`) that would be seen."""
+        """Name the row of the report, and the kinds of fault that the test can detect."""
         assert set(faults) <= set(FAULTS), faults
         self.what, self.looked_for = what, faults
         return self
 
     def ended(self, outcome: str = "", count: int = 1) -> None:
-        """One more was tried, or some more."""
+        """Count finished attempts, with their outcome."""
         self.tried += count
         if outcome:
             self.outcomes[outcome] += count
 
     def fault(self, kind: str, told: object) -> None:
-        """There was a fault; the test goes on, and fails at its end."""
+        """Count a fault; the test continues and fails at its end."""
         assert kind in self.looked_for, kind
         self.faults[kind] += 1
         self.told.append(f"{kind}: {told}")
 
     @contextmanager
     def attempt(self, kind: str, told: object = "") -> Iterator[None]:
-        """Try one more: an AssertionError in the block is a fault of this kind."""
+        """Count an attempt; an AssertionError in the block is a fault of this kind."""
         try:
             yield
         except AssertionError as error:
@@ -96,7 +96,7 @@ class Figures:
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
-    """Counts of this test: written down, and all faults raised, when it has ended."""
+    """Counts of this test; at its end they are recorded and all faults are raised."""
     found = Figures()
     began = time.monotonic()
     yield found
@@ -125,13 +125,13 @@ def _write(item: pytest.Item, found: Figures, broken: list[str], seconds: float)
         "scale": SCALE,
         "python": platform.python_version(),
     }
-    with Path(path).open("ab", buffering=0) as file:  # one write, which no other cuts in two
+    with Path(path).open("ab", buffering=0) as file:  # one write, so that lines never interleave
         file.write(json.dumps(line).encode() + b"\n")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Keep a test's outcome where its fixtures find it."""
+    """Store a test's outcome where its fixtures can read it."""
     report = yield
     item.stash.setdefault(_REPORTS, []).append(report)
     return report

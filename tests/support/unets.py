@@ -1,7 +1,7 @@
 """Small U-Nets of the Stable Diffusion family with random weights, and inputs for them.
 
-Fresh modules are close to the identity in places: norms are ones and zeros, attention is nearly
-uniform. A walk that lost one of them would not be noticed, so every parameter is perturbed and
+Some fresh modules hardly change their input: norms are ones and zeros, and attention is nearly
+uniform. A forward pass that skips one would go unnoticed. So every parameter is perturbed, and
 queries and keys are scaled up.
 """
 
@@ -32,7 +32,7 @@ _SD_BLOCKS = _blocks((_CROSS, _CROSS, _PLAIN), (_PLAIN, _CROSS, _CROSS))
 _SDXL_BLOCKS = _blocks((_PLAIN, _CROSS, _CROSS), (_CROSS, _CROSS, _PLAIN))
 _SHAPES_BLOCKS = _blocks((_CROSS, _CROSS), (_CROSS, _CROSS))
 
-# What the released checkpoints differ in: projections, heads, blocks without attention, depth.
+# The differences of released checkpoints: projections, heads, blocks without attention, depth.
 FAMILY: dict[str, dict[str, Any]] = {
     "sd 1": {**_SD_BLOCKS, "layers_per_block": 2, "attention_head_dim": 2},
     "sd 2": {
@@ -60,7 +60,13 @@ FAMILY: dict[str, dict[str, Any]] = {
 
 
 def random_unet(name: str = "shapes", *, seed: int = 0, **changes: Any) -> UNet2DConditionModel:
-    """A member of `FAMILY`, frozen, every parameter random."""
+    """A frozen member of `FAMILY` with random parameters.
+
+    Args:
+        name: name of the member in `FAMILY`.
+        seed: seed of the random parameters.
+        changes: settings of the U-Net that replace the member's.
+    """
     torch.manual_seed(seed)
     config = {**FAMILY[name], **changes}
     widths = (16, 32, 32)[: len(config["down_block_types"])]
@@ -76,7 +82,7 @@ def random_unet(name: str = "shapes", *, seed: int = 0, **changes: Any) -> UNet2
 
 
 def perturb(module: nn.Module) -> None:
-    """Make a fresh module's weights matter, all of them."""
+    """Perturb a fresh module's parameters, so that each of them affects the output."""
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.dim() == 1:
@@ -86,13 +92,13 @@ def perturb(module: nn.Module) -> None:
 
 
 def random_levels(seed: int = 0) -> FixedNoise:
-    """The four default levels of Stable Diffusion's own schedule."""
+    """The four default noise levels on Stable Diffusion's noise schedule."""
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return noise_levels(scheduler.alphas_cumprod, (4, SIDE, SIDE), seed=seed)
 
 
 def random_pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Latents, levels, text states and token masks of `count` pairs."""
+    """Random latents, levels, text states and token masks of `count` pairs."""
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(count, 4, SIDE, SIDE, generator=generator)
     level = torch.randint(4, (count,), generator=generator)

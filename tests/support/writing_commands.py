@@ -1,6 +1,6 @@
-"""A pytest plugin: every command that writes and needs no GPU, and what it reads.
+"""A pytest plugin: every command that writes files and needs no GPU, with its inputs.
 
-`score` with --resume has its own tests in test_resume.py, `triton` in serving.
+`score --resume` has its own tests in test_resume.py, and `triton` in tests/serving.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TRAINED = "torch, diffusers, transformers, onnxruntime"
 
 
 def without_times(name: str, content: bytes) -> object:
-    """Reports tell how long it took; of a step that was trained again the last losses count."""
+    """Remove times from reports and logs; of a repeated training step the last losses count."""
     if name == "losses.jsonl":
         return {row.pop("step"): row for row in map(json.loads, content.splitlines())}
     if name.endswith((".png", ".pdf", ".ckpt")):
@@ -40,14 +40,14 @@ def write_photos(folder: Path, count: int = 120) -> None:
         pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
         path = folder / f"photos/{number:03}.png"
         Image.fromarray(pixels).save(path)
-        os.utime(path, (number, number))  # an index keeps them
+        os.utime(path, (number, number))  # an index stores modification times
     texts = (f"{color} dog {i}\n" for i, color in enumerate(("red", "green", "blue") * 100))
     (folder / "texts.txt").write_text("".join(texts))
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint."""
+    """A tiny checkpoint with random weights, for commands that read one."""
     return write_checkpoint(tmp_path_factory.mktemp("model") / "model")
 
 
@@ -107,14 +107,14 @@ def sign(request: pytest.FixtureRequest) -> Command:
 
 
 def without_timestamp(content: bytes) -> bytes:
-    """A signature says when it was made, and vouches for that."""
+    """Keep the line that signs the content; the others are a timestamp and its signature."""
     if b"timestamp:" not in content:
         return content
     return b"\n".join(content.splitlines()[1:2])
 
 
 def adapt(request: pytest.FixtureRequest) -> Command:
-    """In place: what is there is the bundle before or the one after, and both are whole."""
+    """`adapt` in place: at any moment the old or the new bundle is there, complete."""
     fed: Bundle = request.getfixturevalue("fed_fp32")
     base: Path = request.getfixturevalue("checkpoint_folder")
 
@@ -217,7 +217,7 @@ COMMANDS: dict[str, Make] = {
 
 @pytest.fixture
 def command(name: str, request: pytest.FixtureRequest) -> Command:
-    """The command of a test that is parametrized by its name."""
+    """The command whose name the test is parametrized with."""
     made = COMMANDS[name](request)
     if made.long and SLICE:
         pytest.skip("too long for a slice")
