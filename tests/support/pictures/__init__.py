@@ -1,7 +1,7 @@
-"""Image files, each with the pixels that its format's specification asks for.
+"""Image files with the pixels that their format's specification requires.
 
-Files are drawn here, by Pillow and by hand; the pixels are computed from the same samples with
-numpy. What is compared with them are the decoders, of Python and of C++.
+Files are written by Pillow and by hand. The expected pixels are computed with numpy from the same
+samples. Tests compare the decoders of Python and of C++ with them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pictures.tiff import tiff_colors, tiff_greys, tiff_metadata, tiff_refused
 Drawn = Callable[[], Iterator[Case]]
 
 PNG_AND_JPEG: tuple[Drawn, ...] = (png_kinds, png_oddities, png_orientations, jpeg_cases)
-"""What C++ decodes as well."""
+"""Cases of the formats that C++ decodes as well."""
 
 OTHERS: tuple[Drawn, ...] = (
     *(tiff_greys, tiff_colors, tiff_metadata, tiff_refused),
@@ -29,11 +29,11 @@ OTHERS: tuple[Drawn, ...] = (
 
 
 def faults(cases: Iterable[Case], decode: Callable[[bytes], Pixels | str]) -> list[str]:
-    """Files that a decoder gets wrong.
+    """Descriptions of the files that a decoder gets wrong.
 
     Args:
-        cases: files.
-        decode: a file's pixels, or the reason for which it is refused.
+        cases: files with their expected pixels, or the reason for their refusal.
+        decode: function from a file's content to its pixels, or to the reason for its refusal.
     """
     found = []
     for case in cases:

@@ -1,4 +1,4 @@
-"""A file and its pixels, and the arithmetic that formats have in common."""
+"""A test case of a decoder, and the arithmetic that formats have in common."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Samples = NDArray[Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One file."""
+    """One file and what a decoder should make of it."""
 
     name: str
     content: bytes
-    expected: Pixels | str  # (height, width, 3), or a part of the reason for which it is refused
-    tolerance: int = 0  # of lossy formats, and of arithmetic that is not exact
+    expected: Pixels | str  # (height, width, 3), or a part of the reason for the refusal
+    tolerance: int = 0  # in grey levels; for lossy formats and inexact arithmetic
 
 
 def encode(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -31,12 +31,12 @@ def encode(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def scaled(samples: Samples, white: int) -> Pixels:
-    """Samples to 8 bits, rounded."""
+    """Scale samples from [0, white] to 8 bits, rounded."""
     return np.floor(samples.astype(np.float64) * 255 / white + 0.5).astype(np.uint8)
 
 
 def on_white(color: Samples, alpha: Samples) -> Pixels:
-    """Composited, (height, width, channels) and (height, width)."""
+    """Composite on white: (height, width, channels) and alpha (height, width)."""
     share = alpha.astype(np.float64)[..., None] / 255
     return np.floor(color * share + 255 * (1 - share) + 0.5 + 1e-9).astype(np.uint8)
 
@@ -50,7 +50,7 @@ def random_samples(depth: int, *shape: int) -> NDArray[np.int64]:
 
 
 def smooth(height: int, width: int, channels: int) -> Pixels:
-    """What lossy formats keep well."""
+    """A smooth image (height, width, channels), which lossy formats reproduce closely."""
     y, x = np.indices((height, width))
     waves = [128 + 90 * np.sin((x + c * y) / (14 + 3 * c)) for c in range(channels)]
     return np.stack(waves, axis=2).astype(np.uint8)

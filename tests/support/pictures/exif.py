@@ -1,4 +1,4 @@
-"""Orientation, as EXIF and XMP have it."""
+"""Image orientation in EXIF and XMP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pictures.case import (
     Pixels,
 )
 
-# What a camera held that way stores, for each EXIF orientation of one upright scene.
+# Stored pixels of an upright scene, for each EXIF orientation.
 STORED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -27,7 +27,7 @@ STORED: dict[int, Callable[[Pixels], Pixels]] = {
 def exif_bytes(
     value: int, order: str = ">", kind: int = 3, count: int = 1, entries: int = 1
 ) -> bytes:
-    """A TIFF header and a directory with the orientation."""
+    """A TIFF header and a directory with the orientation, in EXIF's layout."""
     number = {1: "B", 3: "H", 4: "I"}.get(kind, "I")
     data = struct.pack(order + number, value).ljust(4, b"\0")
     head = (b"MM" if order == ">" else b"II") + struct.pack(f"{order}HIH", 42, 8, entries)
@@ -39,7 +39,7 @@ def xmp_bytes(inside: str) -> bytes:
 
 
 def exif_variants() -> dict[str, tuple[bytes, bytes, int]]:
-    """EXIF, XMP and the orientation they stand for."""
+    """EXIF data, XMP data and the resulting orientation, by a description."""
     says_6, says_3 = xmp_bytes('tiff:Orientation="6"'), xmp_bytes('tiff:Orientation="3"')
     directory = exif_bytes(8)
     return {

@@ -1,4 +1,4 @@
-"""JPEG, by Pillow, with segments put in by hand."""
+"""JPEG files by Pillow, with segments inserted by hand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def jpeg_with(content: bytes, *segments: bytes) -> bytes:
-    """Segments put at the start of a JPEG file."""
+    """Insert segments at the start of a JPEG file."""
     return content[:2] + b"".join(segments) + content[2:]
 
 

@@ -1,4 +1,4 @@
-"""The other containers that Pillow writes, some files by hand where it writes too little."""
+"""Files in the other formats that Pillow writes; variants that it does not write, by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def bmp(
     palette: bytes = b"",
     header: int = 40,
 ) -> bytes:
-    """Rows from the bottom up, padded already."""
+    """A BMP file of rows that run from the bottom up and are padded already."""
     height, width = size
     colors = len(palette) // 4
     info = struct.pack(
@@ -151,7 +151,7 @@ def gif(
     control = b""
     if transparent is not None:
         control = b"!\xf9\4" + struct.pack("<BHB", 1, 0, transparent) + b"\0"
-    # Codes of 4 bits: clearing before each two samples keeps them so.
+    # A clear code before each two samples keeps all codes at 4 bits.
     codes = [code for pair in np.split(indices.ravel(), indices.size // 2) for code in (8, *pair)]
     codes = [*codes, 9, 0][: len(codes) + 1 + len(codes) % 2 + 1]
     nibbles = np.array(codes + [0] * (len(codes) % 2))
@@ -264,7 +264,7 @@ def avif() -> Iterator[Case]:
     }.items():
         content = valid[:place] + fault + valid[place + len(fault) :]
         yield Case(f"avif with EXIF {name}", content, rgb, 4)
-    # How the item is turned is a property of it; what EXIF says of it does not count.
+    # The item's own rotation property counts, EXIF's orientation does not.
     declared = valid.replace(b"\x01\x0f\0\2", b"\x01\x12\0\3")
     yield Case("avif turned by EXIF alone", declared, rgb, 4)
     xmp = b'<rdf:Description tiff:Orientation="6"/>'
@@ -296,7 +296,7 @@ def jpeg2000() -> Iterator[Case]:
 
 
 def pil(mode: str, pixels: Samples) -> Image.Image:
-    """Bands merged: any mode, by its name."""
+    """Merge bands to a Pillow image of any mode."""
     bands = np.moveaxis(pixels.reshape(*pixels.shape[:2], -1), 2, 0)
     return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(band)) for band in bands])
 

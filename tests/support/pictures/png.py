@@ -1,4 +1,4 @@
-"""PNG, written by hand."""
+"""PNG files, written by hand."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def packed(samples: Samples, depth: int) -> list[bytes]:
-    """Rows of samples (height, width, channels), the first in a byte's high bits."""
+    """Pack rows of samples (height, width, channels), the first one in a byte's high bits."""
     rows = samples.reshape(len(samples), -1)
     bits = (rows[..., None] >> np.arange(depth - 1, -1, -1)) & 1
     return [np.packbits(row.ravel()).tobytes() for row in bits]
 
 
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
-ADAM7 = (*ADAM7, (0, 1, 1, 2))  # first column, first row, steps of columns and rows
+ADAM7 = (*ADAM7, (0, 1, 1, 2))  # first column, first row, column step, row step of each pass
 
 
 def png(
@@ -42,7 +42,7 @@ def png(
     interlaced: bool = False,
     first: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """Samples (height, width) or (height, width, channels) with chunks around them."""
+    """A PNG of samples (height, width) or (height, width, channels) with further chunks."""
     samples = samples.reshape(*samples.shape[:2], -1)
     passes = [samples]
     if interlaced:

@@ -1,4 +1,4 @@
-"""PNG chunks that pixels do not need, and those that turn them."""
+"""PNG files with ancillary chunks, orientation among them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pictures.png import png, png_chunk, shorts
 
 
 def png_oddities() -> Iterator[Case]:
-    """Chunks that are damaged, out of place or of no use, around the same pixels."""
+    """Chunks that are damaged, misplaced or meaningless, around the same pixels."""
     rgb = random_samples(8, 5, 7, 3).astype(np.uint8)
     noise = np.random.default_rng(3).bytes(1 << 20)
     long = zlib.compress(b"word " * 300_000)

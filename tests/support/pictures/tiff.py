@@ -1,4 +1,4 @@
-"""TIFF, written by hand and by Pillow."""
+"""TIFF files, written by hand and by Pillow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
 
 
 def directory(order: str, entries: Sequence[Entry], place: int, big: bool) -> bytes:
-    """An image file directory that starts at `place`, and the values that do not fit into it."""
+    """An image file directory that starts at `place`, followed by values too long for it."""
     offset, inline = ("Q", 8) if big else ("I", 4)
     start = place + len(entries) * (20 if big else 12) + (16 if big else 6)
     head, beyond = struct.pack(order + ("Q" if big else "H"), len(entries)), b""
@@ -47,7 +47,7 @@ def tiff(
     compression: int = 1,
     tiled: bool = False,
 ) -> bytes:
-    """A file of strips; `size` is height and width, `rows` those of one strip."""
+    """A TIFF file of strips; `size` is (height, width), `rows` the number of rows per strip."""
     places, data = [], b""
     start = 16 if big else 8
     for piece in pieces:
