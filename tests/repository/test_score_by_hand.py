@@ -12,7 +12,7 @@ import pytest
 
 from dsd_trt import Scorer
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPT = EXAMPLES / "score_by_hand.py"
 IMAGES = [str(EXAMPLES / "images" / f"{name}.png") for name in ("lone-star", "circle-and-square")]
 TEXTS = ["a large yellow star", "a red circle to the left of a blue square"]
