@@ -1,4 +1,4 @@
-"""The few-shot adapter on disk: prompts, head weights and calibration, tied to its base model."""
+"""The few-shot adapter on disk: prompts, head weights and calibration for one base model."""
 
 from __future__ import annotations
 
@@ -28,32 +28,34 @@ from dsd_trt.train.scoring.scoring_unet import uniform_head_weights
 
 _CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
 _NEXT_WEIGHTS = f".{_WEIGHTS}.next"
-_OTHER_WRITER = 60.0  # seconds that another process is waited for, which writes the same adapter
+_OTHER_WRITER = 60.0  # seconds to wait for another process that is writing the same adapter
 _FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What few-shot training learns.
+    """The result of few-shot training.
 
     Attributes:
-        prompt_config: sizes of the prompts; None where there are none.
-        prompt_state: state of an `AttentionPrompts`.
-        head_mode: where the head weights come from, see `HeadWeights` of the bundle.
-        head_weights: w_{l,h} of every cross-attention layer, each (heads,); none are uniform.
-        score: which score it was trained for, see `Method` of the bundle.
-        denoising_weight: w of that score.
-        a: scale of the match probability sigmoid(a s + b).
-        b: its offset.
-        levels: noise levels it was trained at, and that a and b were fitted for with all layers
-            scored; none where they are not known.
-        base: sha256 of each weight file of the model it was trained on, as far as known.
-        resize: how the images it was trained on became squares, see `Resize`.
-        training: how it was trained and what it scored, free-form.
-        mode: which mode it was trained for, see `dsd_trt.train.scoring.matrix`.
-        matrix_a: a of the matrix mode's score.
-        matrix_b: b of it.
-        merged: low-rank changes of the U-Net's own weights, by "PATH OF A LAYER.up" and ".down".
+        prompt_config: sizes of the prompts; None for an adapter without prompts.
+        prompt_state: parameters of an `AttentionPrompts`, by their names in its state_dict.
+        head_mode: source of the head weights, see `HeadWeights` of the bundle.
+        head_weights: w_{l,h} of every cross-attention layer, (heads,) each; an empty sequence
+            means uniform weights.
+        score: score the adapter was trained for, see `Method` of the bundle.
+        denoising_weight: weight w of the denoising term in that score.
+        a: scale a of the match probability sigmoid(a s + b) in pair mode.
+        b: offset b of the match probability in pair mode.
+        levels: noise levels s of training, for which a and b were fitted with all layers scored;
+            empty if unknown.
+        base: sha256 of each weight file of the base model, by file name; empty if unknown.
+        resize: method by which training images were made square, see `Resize`.
+        training: free-form record of the training settings and its accuracy.
+        mode: mode the adapter was trained for, see `dsd_trt.train.scoring.matrix`.
+        matrix_a: scale a of the match probability in matrix mode.
+        matrix_b: offset b of the match probability in matrix mode.
+        merged: low-rank updates of the U-Net's own weights, by "LAYER PATH.up" and
+            "LAYER PATH.down".
     """
 
     prompt_config: PromptConfig | None
@@ -74,14 +76,18 @@ class Adapter:
     merged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write `adapter.safetensors` and `adapter.json`, which has the other's sha256.
+        """Write `adapter.safetensors` and `adapter.json`, which records the former's sha256.
 
-        The moment the adapter changes is the replacement of `adapter.json`: until then the old
-        weights are there under their name, and from then on the new ones, be it under that name or
-        under `_NEXT_WEIGHTS`.
+        The replacement of `adapter.json` commits the change. Before it, the old weights are
+        complete under their name. After it, the new ones are complete, either under that name or
+        as `_NEXT_WEIGHTS`.
+
+        Args:
+            folder: folder of the adapter; created if missing.
 
         Raises:
-            DsdError: the disk is full, or the like; the adapter is as it was.
+            DsdError: a file could not be written, for example on a full disk; an existing adapter
+                is left unchanged.
         """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"prompts.{name}": value for name, value in self.prompt_state.items()}
@@ -107,7 +113,7 @@ class Adapter:
             training=self.training,
         )
         with sole_writer(folder / _CONFIG, wait=_OTHER_WRITER):
-            _finish_save(folder)  # before other weights take the name
+            _finish_save(folder)  # before the next weights replace those of an interrupted save
             write_whole(folder / _NEXT_WEIGHTS, content)
             write_whole(folder / _CONFIG, json.dumps(to_plain(config), indent=2) + "\n")
             (folder / _NEXT_WEIGHTS).replace(folder / _WEIGHTS)
@@ -115,11 +121,14 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: Path) -> Adapter:
-        """Read an adapter, FP32.
+        """Read an adapter; its tensors become FP32.
+
+        Args:
+            folder: folder of `adapter.json` and `adapter.safetensors`.
 
         Raises:
-            ModelError: not an adapter folder, one whose files do not belong together, or not one
-                this version reads.
+            ModelError: the folder is not an adapter, its two files do not belong together, or its
+                format is not one this version reads.
         """
         config = _read_config(folder)
         content = _weights(folder, config)
@@ -154,10 +163,13 @@ class Adapter:
             raise ModelError(f"cannot read an adapter from {folder}: {_WEIGHTS}: {error}") from None
 
     def require_base(self, weight_hashes: Mapping[str, str]) -> None:
-        """Refuse to be put on a model it was not trained on.
+        """Refuse a base model other than the one the adapter was trained on.
+
+        Args:
+            weight_hashes: sha256 of each weight file of the base model, by file name.
 
         Raises:
-            ModelError: names the first weight file that differs.
+            ModelError: a weight file differs; the message names the first.
         """
         for file, expected in self.base.items():
             if weight_hashes.get(file) != expected:
@@ -167,22 +179,26 @@ class Adapter:
                 )
 
     def require_score(self, score: ScoreKind) -> None:
-        """Refuse to serve another score than the one it was trained for.
+        """Refuse a score other than the one the adapter was trained for.
 
         Raises:
-            ModelError: names both.
+            ModelError: the scores differ; the message names both.
         """
-        if score != self.score and self.score != "released":  # which has its own layers as well
+        # An imported adapter changes weights alone, so that it serves any score.
+        if score != self.score and self.score != "released":
             raise ModelError(
                 f'the adapter was trained for the score "{self.score}", not "{score}": leave out '
                 "--score, or train an adapter for it"
             )
 
     def merge_into(self, unet: nn.Module) -> None:
-        """Add the low-rank changes up @ down to the weights of a U-Net, in place.
+        """Add the low-rank updates up @ down to the weights of a U-Net, in place.
+
+        Args:
+            unet: U-Net of the base model; meta tensors are checked for size alone.
 
         Raises:
-            ModelError: the U-Net has no such layer, or one of another size.
+            ModelError: the U-Net lacks an updated layer, or has it in another size.
         """
         for name in self.merged:
             layer, _, part = name.rpartition(".")
@@ -203,10 +219,17 @@ class Adapter:
                     weight.copy_(weight.float() + up @ down)
 
     def weights_of(self, layers: Sequence[int], heads: Sequence[int]) -> list[Tensor]:
-        """Head weights of the scored layers, made to sum to 1 again.
+        """Head weights of the scored layers, normalised to sum to 1.
+
+        Args:
+            layers: indices of the scored cross-attention layers.
+            heads: number of heads of each scored layer.
+
+        Returns:
+            Weights w_{l,h} of each scored layer, (heads,) each; uniform if the adapter has none.
 
         Raises:
-            ModelError: the adapter has no weights for one of the layers, or they sum to nothing.
+            ModelError: the adapter has no weights for one of the layers, or they sum to 0.
         """
         if not self.head_weights:
             return uniform_head_weights(heads)
@@ -229,14 +252,14 @@ def adapter_hash(folder: Path) -> str:
     """sha256 of the weights that `Adapter.load` reads.
 
     Raises:
-        ModelError: as for `Adapter.load`.
+        ModelError: `adapter.json` or the weights it names cannot be read.
     """
     return hashlib.sha256(_weights(folder, _read_config(folder))).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Config:
-    """All of `adapter.json`; what older versions did not write is optional."""
+    """Schema of `adapter.json`; fields that older versions did not write are optional."""
 
     format: int
     weights: str | None = field(default=None, metadata={"optional": True})
@@ -273,7 +296,7 @@ def _read_config(folder: Path) -> _Config:
 
 
 def _weights(folder: Path, config: _Config) -> bytes:
-    """The file of weights that a configuration is for; older ones do not say which that is."""
+    """Content of the weight file with the configuration's sha256, which older ones lack."""
     try:
         if config.weights is None:
             return (folder / _WEIGHTS).read_bytes()
@@ -291,25 +314,25 @@ def _weights(folder: Path, config: _Config) -> bytes:
 
 
 def _finish_save(folder: Path) -> None:
-    """Give the weights their name where an earlier save was stopped just before that."""
+    """Complete a save that was interrupted between its two file replacements."""
     unfinished = folder / _NEXT_WEIGHTS
     if not unfinished.is_file():
         return
     try:
         wanted = _read_config(folder).weights
     except ModelError:
-        return  # the save was the folder's first
+        return  # the interrupted save was the folder's first, so there is nothing to complete
     if hashlib.sha256(unfinished.read_bytes()).hexdigest() == wanted:
         unfinished.replace(folder / _WEIGHTS)
 
 
 def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None:
-    """Refuse tensors that no adapter has, half of a change, and shapes that contradict each other.
+    """Refuse unknown tensors, incomplete low-rank updates and contradicting shapes.
 
-    Which prompts, heads and layers there must be, the model says that the adapter is put on.
+    Whether prompts and head weights fit a base model is checked when the two are combined.
 
     Raises:
-        ValueError: names the tensor.
+        ValueError: a tensor is unknown, missing or misshapen; the message names it.
     """
     for name, tensor in headers.items():
         if not name.startswith(("prompts.", "merged.", "head_weights.")):
@@ -337,16 +360,16 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
 
 
 def _head_weights(headers: Mapping[str, TensorHeader]) -> list[str]:
-    """Names that the tensors of head weights must have."""
+    """Required names of the head weights' tensors, given their count."""
     count = sum(name.startswith("head_weights.") for name in headers)
     return [f"head_weights.{layer}" for layer in range(count)]
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse numbers that are not finite.
+    """Refuse tensors of integers and tensors with NaN or infinity.
 
     Raises:
-        ValueError: names the tensor.
+        ValueError: a tensor is not finite floating point; the message names it.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not is_finite(tensor):
@@ -357,7 +380,7 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest of their names."""
+    """Tensors whose names start with a prefix, by their names without it."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()
@@ -366,5 +389,5 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def resize_of(adapter: Adapter | None, asked: Resize | None = None) -> Resize:
-    """How images become squares: as asked for, else as the adapter's did, else at once."""
+    """Resize method: the one asked for, else the adapter's, else "bicubic-stretch"."""
     return asked or (adapter.resize if adapter else "bicubic-stretch")

@@ -1,4 +1,4 @@
-"""w_{l,h}: how much each head of each layer counts in the score (Eq. 4 and 7)."""
+"""Head weights w_{l,h} of the score (Eq. 4), learned or calibrated by attribution (Eq. 7)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dsd_trt.train.scoring.scoring_unet import Response, ScoringUNet, average_he
 
 
 class LearnedHeadWeights(nn.Module):
-    """Weights of all heads of all scored layers, summing to 1; learned as a softmax's logits.
+    """Weights of all heads of all scored layers, a softmax over learned logits.
 
     Args:
-        initial: weights to start from, or to keep, (heads,).
-        learned: whether they take gradients.
+        initial: initial weights, summing to 1, (heads,).
+        learned: whether the weights are trained; if not, they keep their initial values.
     """
 
     def __init__(self, initial: Tensor, *, learned: bool) -> None:
         super().__init__()
-        share = initial.clamp(min=1e-6 / len(initial))  # a head of no weight can come back
+        share = initial.clamp(min=1e-6 / len(initial))  # log(0) would never receive a gradient
         self.logits = nn.Parameter(share.log(), requires_grad=learned)
 
     def forward(self) -> Tensor:
-        """w, FP32 (heads,)."""
+        """Head weights w_{l,h}, summing to 1, FP32 (heads,)."""
         return self.logits.softmax(dim=0)
 
 
@@ -38,18 +38,18 @@ def head_attributions(
 ) -> Tensor:
     """Attribution of every head by exact gradients (Eq. 7): sum_ij A_ij df / dA_ij.
 
-    The gradient is that of the whole score: it also runs through what a layer's attention changes
-    in later layers, which the closed form of `pooling.attribution` leaves out.
+    The gradient is that of the whole score f. It includes the effect of a layer's attention on
+    later layers, which the closed form of `pooling.attribution` leaves out.
 
     Args:
-        scoring: the model.
-        latent: z, (batch, C, h, w).
+        scoring: scoring U-Net, with prompts or without.
+        latent: clean latent z, (batch, C, h, w).
         level: index into the noise levels, integer (batch,).
         text_states: r_y, (batch, text_tokens, D).
-        token_mask: (batch, text_tokens).
+        token_mask: 1 where a token counts, else 0, (batch, text_tokens).
 
     Returns:
-        FP32 (batch, heads of all scored layers).
+        Attribution of each head of each scored layer, FP32 (batch, heads).
     """
     maps: list[Tensor] = []
     pooled: list[Tensor] = []
@@ -67,18 +67,19 @@ def head_attributions(
         response = Response(torch.cat(pooled, dim=1), None, None)
         f = average_tokens(average_heads(response, scoring.head_weights), token_mask)
         gradients = torch.autograd.grad(f.sum(), maps)
+    # Each: (batch, heads, image_tokens, text_tokens) -> (batch, heads)
     products = [(a * g).sum(dim=(2, 3)) for a, g in zip(maps, gradients, strict=True)]
     return torch.cat(products, dim=1).detach()
 
 
 def calibrated_weights(attributions: Sequence[Tensor]) -> Tensor:
-    """One weight a head from attributions over a few-shot set: their mean, never negative.
+    """Head weights from attributions over a few-shot set: their mean, clamped at 0.
 
     Args:
-        attributions: of matching pairs, (batch, heads) each.
+        attributions: attributions of positive pairs, one (batch, heads) tensor per batch.
 
     Returns:
-        Summing to 1, (heads,); uniform if no head contributes anything.
+        Weights summing to 1, (heads,); uniform if no head has a positive mean.
     """
     mean = torch.cat(list(attributions)).mean(dim=0).clamp(min=0)
     total = mean.sum()

@@ -1,4 +1,4 @@
-"""The cross-attention layers of a U-Net: which there are, and which count."""
+"""The cross-attention layers of a U-Net: how they are found, ordered and selected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsd_trt.train.diffusion.fields import UNET, require_assumed
 
 
 def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
-    """Paths of the transformer blocks that hold cross-attention, in order of execution."""
+    """Module paths of the transformer blocks with cross-attention, in order of execution."""
     modules = dict(unet.named_modules())
     names = [name for name, module in modules.items() if isinstance(module, BasicTransformerBlock)]
     order = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
@@ -27,7 +27,7 @@ def inner_widths(unet: UNet2DConditionModel) -> list[int]:
 
 
 def last_of_each_stage(unet: UNet2DConditionModel) -> tuple[int, ...]:
-    """Indices of the last cross-attention layer of every block of the U-Net that has one."""
+    """Index of the last cross-attention layer in each block of the U-Net that has any."""
     stages = [name.split(".attentions.")[0] for name in cross_attention_names(unet)]
     return tuple(
         layer
@@ -37,14 +37,14 @@ def last_of_each_stage(unet: UNet2DConditionModel) -> tuple[int, ...]:
 
 
 def select_layers(selection: str | Sequence[int], count: int) -> tuple[int, ...]:
-    """Turn a setting into layer indices, ascending.
+    """Turn a selection of layers into ascending indices without duplicates.
 
     Args:
         selection: "all", "last:N", or indices in order of execution, as a sequence or "0,3,5".
-        count: cross-attention layers the U-Net has.
+        count: number of cross-attention layers in the U-Net.
 
     Raises:
-        ValueError: no such layers.
+        ValueError: the selection is malformed, empty, or names a layer the U-Net does not have.
     """
     allowed = f'choose "all", "last:N" with N up to {count}, or indices from 0 to {count - 1}'
     try:
@@ -65,13 +65,13 @@ def select_layers(selection: str | Sequence[int], count: int) -> tuple[int, ...]
 
 
 def require_stable_diffusion(config: Mapping[str, Any]) -> None:
-    """Refuse U-Nets with parts that `ScoringUNet.cross_attentions` does not walk.
+    """Refuse a U-Net with parts that `ScoringUNet.cross_attentions` does not implement.
 
     Args:
-        config: of the U-Net, as diffusers writes it.
+        config: the U-Net's configuration, as diffusers writes it to `config.json`.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field has an unsupported value; the message gives the supported ones.
     """
     try:
         require_assumed(config, UNET.assumed)
@@ -80,6 +80,6 @@ def require_stable_diffusion(config: Mapping[str, Any]) -> None:
 
 
 def text_width(unet: UNet2DConditionModel) -> int:
-    """D, the width of the text states the U-Net attends to."""
+    """D, the number of features of each text state r_j that the U-Net attends to."""
     width: int = unet.get_submodule(cross_attention_names(unet)[0]).attn2.to_k.in_features
     return width

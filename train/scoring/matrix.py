@@ -1,10 +1,10 @@
-"""Matrix mode: late interaction, one walk through the U-Net an image instead of one a pair.
+"""Matrix mode: late interaction, with one U-Net walk per image and level instead of per pair.
 
-The U-Net, without prompts, sees the noised latent and the text that says nothing. The queries it
-makes on the way are an image's, whatever it is compared with; every text's keys K' (Eq. 5) are
-matched with them as in pair mode: softmax over text tokens, LogSumExp over image tokens (Eq. 3),
-weighted mean over heads (Eq. 4). It is another score than pair mode's, where the text steers the
-walk, so an adapter is trained for the mode that it serves.
+The walk is a U-Net pass without prompts, given the noised latent and the unconditional text. It
+yields queries Q that depend on the image alone. Every text's keys K' (Eq. 5) are matched with
+them as in pair mode: softmax over text tokens, LogSumExp over image tokens (Eq. 3), weighted mean
+over heads (Eq. 4). The score differs from pair mode's, where the text conditions the U-Net. An
+adapter is therefore trained for the mode it serves.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens, no_a
 
 
 class MatrixScorer(nn.Module):
-    """Scores every image against every text, a noise level each image.
+    """Scores every image, at its own noise level, against every text.
 
     Args:
-        scoring: attention score, LogSumExp pooling, heads weighed alike for all pairs; its prompts
-            are not folded in.
-        empty: states of the text that says nothing, (1, rows, D).
-        query_pool: side of the squares over which the queries of the finest layers are averaged
-            before they are matched; 1 leaves them as they are.
+        scoring: scoring U-Net with LogSumExp pooling and without dynamic head weights or
+            denoising error; its prompts must not be folded.
+        unconditional: states of the unconditional text, (1, rows, D).
+        query_pool: side, in image tokens, of the squares over which queries of full latent
+            resolution are averaged before matching; 1 does not average.
 
     Raises:
         ValueError: the score needs more of the U-Net than its queries.
     """
 
-    def __init__(self, scoring: ScoringUNet, empty: Tensor, query_pool: int = 1) -> None:
+    def __init__(self, scoring: ScoringUNet, unconditional: Tensor, query_pool: int = 1) -> None:
         super().__init__()
         if scoring.denoising or scoring.dynamic_heads or scoring.pooling != "lse":
             raise ValueError(
@@ -44,23 +44,23 @@ class MatrixScorer(nn.Module):
         self.scoring = scoring
         self.query_pool = query_pool
         self.folded: nn.ParameterList | None = None
-        self.empty: Tensor
-        self.register_buffer("empty", empty, persistent=False)
+        self.unconditional: Tensor
+        self.register_buffer("unconditional", unconditional, persistent=False)
 
     def forward(
         self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor
     ) -> Tensor:
-        """Score all combinations, as `score` does, but fast.
+        """Score all combinations of images and texts, the fast counterpart of `score`.
 
         Args:
-            latent: z, (images, C, h, w).
+            latent: clean latent z, (images, C, h, w).
             level: index into the noise levels, integer (images,).
             text_states: r_y, (texts, rows, D).
-            token_mask: 1 where a token counts, (texts, tokens); none counts that is beyond, so
-                that it may be as narrow as the longest text.
+            token_mask: 1 where a token counts, else 0, (texts, tokens). Tokens beyond its width
+                do not count, so it may be as narrow as the longest text.
 
         Returns:
-            FP32 (images, texts).
+            Score f(y, x) of every combination, FP32 (images, texts).
         """
         scoring, words = self.scoring, self._words(text_states)
         pi = None if scoring.prompts is None else scoring.prompts.condition(latent)
@@ -74,9 +74,9 @@ class MatrixScorer(nn.Module):
                 tilt = Tilt((query * u).sum(dim=3), strength.float())
             key = F.linear(words, weight).float()
             pooled.append(match_all(query, key, tilt, scoring.lam, token_mask.shape[1]))
-        # (heads, texts, tokens, images)
+        # (heads of all layers, texts, tokens, images) -> (texts, tokens, images)
         token_scores = (torch.cat(pooled) * scoring.head_weights[:, None, None, None]).sum(dim=0)
-        return average_tokens(token_scores.permute(2, 0, 1), token_mask)
+        return average_tokens(token_scores.permute(2, 0, 1), token_mask)  # (images, texts)
 
     def score(
         self,
@@ -86,17 +86,17 @@ class MatrixScorer(nn.Module):
         token_mask: Tensor,
         head_weights: Tensor | None = None,
     ) -> Tensor:
-        """Score images against texts of their own, or against the same ones.
+        """Score each image against its own texts, or all images against the same texts.
 
         Args:
-            latent: z, (images, C, h, w).
-            level: integer (images,).
-            text_states: (images or 1, texts, rows, D).
-            token_mask: (images or 1, texts, text_tokens).
-            head_weights: w_{l,h} in place of the model's, (heads,).
+            latent: clean latent z, (images, C, h, w).
+            level: index into the noise levels, integer (images,).
+            text_states: r_y, (images, texts, rows, D), or (1, texts, rows, D) for shared texts.
+            token_mask: 1 where a token counts, else 0, (images or 1, texts, text_tokens).
+            head_weights: w_{l,h}, summing to 1, (heads,); None takes those of `scoring`.
 
         Returns:
-            FP32 (images, texts).
+            Score f(y, x) of each image's texts, FP32 (images, texts).
         """
         scoring, words = self.scoring, self._words(text_states)
         weights = scoring.head_weights if head_weights is None else head_weights
@@ -110,15 +110,16 @@ class MatrixScorer(nn.Module):
         return average_tokens(token_scores, token_mask)
 
     def queries(self, latent: Tensor, level: Tensor) -> list[Tensor]:
-        """Q / sqrt(d) of every scored layer, FP32 (images, heads, image_tokens, d) each."""
+        """Q / sqrt(d) of each scored layer, FP32 (images, heads, image_tokens, d), from a walk."""
         scoring = self.scoring
         level = level.long()
         z_t = scoring.add_noise(latent, level)
-        empty = self.empty.to(z_t.dtype).expand(latent.shape[0], -1, -1)
+        unconditional = self.unconditional.to(z_t.dtype).expand(latent.shape[0], -1, -1)
         queries = []
-        for seen in scoring.cross_attentions(z_t, scoring.timesteps[level], empty):
+        for seen in scoring.cross_attentions(z_t, scoring.timesteps[level], unconditional):
             if seen.layer in scoring.score_layers:
                 attn = scoring.unet.get_submodule(scoring.layer_names[seen.layer]).attn2
+                # (images, image_tokens, inner)
                 query = attn.to_q(seen.image_states).float() * attn.scale
                 if self.query_pool > 1 and query.shape[1] == latent.shape[2] * latent.shape[3]:
                     query = self._average(query, latent.shape[2], latent.shape[3])
@@ -128,14 +129,14 @@ class MatrixScorer(nn.Module):
         return queries
 
     def _average(self, query: Tensor, height: int, width: int) -> Tensor:
-        """Means over squares: (images, image_tokens, inner), fewer image tokens."""
-        grid = query.transpose(1, 2).unflatten(2, (height, width))
+        """Average queries over squares of the image: (images, image_tokens, inner) -> fewer."""
+        grid = query.transpose(1, 2).unflatten(2, (height, width))  # (images, inner, h, w)
         return F.avg_pool2d(grid, self.query_pool).flatten(2).transpose(1, 2)
 
     def fold_static_prompts(self) -> None:
-        """Hold W_k + P of every scored layer, so that a traced graph has their sum.
+        """Store W_k + P of every scored layer, so that a traced graph holds the sum.
 
-        The walk needs W_k itself, which therefore stays as it is.
+        W_k itself is kept unchanged, because the walk uses it.
         """
         scoring = self.scoring
         if scoring.prompts is None:
@@ -152,12 +153,12 @@ class MatrixScorer(nn.Module):
         self.folded = nn.ParameterList(folded)
 
     def _words(self, text_states: Tensor) -> Tensor:
-        """Text states without the row that Stable Diffusion XL has for the text as a whole."""
+        """Text states without the pooled text's row, which Stable Diffusion XL appends."""
         whole = self.scoring.unet.config["addition_embed_type"] == "text_time"
         return text_states[..., :-1, :] if whole else text_states
 
     def _prompt(self, place: int) -> tuple[MatrixPrompt | None, Tensor]:
-        """Of a scored layer: the prompt, if any, and W_k + P, (inner, D)."""
+        """Key prompt of a scored layer, None without prompts, and W_k + P, (inner, D)."""
         scoring = self.scoring
         layer = scoring.score_layers[place]
         weight: Tensor = scoring.unet.get_submodule(scoring.layer_names[layer]).attn2.to_k.weight
@@ -168,7 +169,7 @@ class MatrixScorer(nn.Module):
         return prompt, weight + prompt.static() if self.folded is None else self.folded[place]
 
     def _keys(self, place: int, words: Tensor, pi: Tensor | None) -> Tensor:
-        """K' of the texts, (images or 1, texts, text_tokens, inner)."""
+        """Keys K' of the texts (Eq. 5), (images or 1, texts, text_tokens, inner)."""
         prompt, weight = self._prompt(place)
         if prompt is None or pi is None:
             return F.linear(words, weight)
@@ -179,12 +180,13 @@ class MatrixScorer(nn.Module):
 
 
 class Tilt(NamedTuple):
-    """The part of Eq. 5 that an image has of its own, u pi(x)^T, as logits see it.
+    """Image-conditional part u pi(x)^T of the key prompt (Eq. 5), as it changes the logits.
 
-    q . (W_k r + u (pi . r)) = q . W_k r + (q . u) (pi . r): two numbers instead of another key.
+    q . (W_k r + u (pi . r)) = q . W_k r + (q . u) (pi . r). Each image thus adds one product of
+    two numbers to a logit, instead of having keys of its own.
 
     Attributes:
-        of_query: q . u, FP32 (images, heads, image_tokens).
+        of_query: q . u of every query, FP32 (images, heads, image_tokens).
         of_token: pi . r of every token of every text, FP32 (texts * text_tokens, images).
     """
 
@@ -198,35 +200,36 @@ def match(query: Tensor, key: Tensor, lam: float) -> Tensor:
     Args:
         query: Q / sqrt(d), FP32 (images, heads, image_tokens, d).
         key: K', (images or 1, texts, text_tokens, heads * d).
-        lam: sharpness.
+        lam: sharpness lambda of LogSumExp pooling.
 
     Returns:
-        S, FP32 (images, heads, texts, text_tokens).
+        Pooled attention S, FP32 (images, heads, texts, text_tokens).
     """
     texts, tokens = key.shape[1:3]
     heads = query.shape[1]
-    # (images or 1, heads, d, texts * text_tokens): one wide product a head.
+    # (images or 1, heads, d, texts * text_tokens): one wide matrix product per head.
     key = key.float().unflatten(3, (heads, -1)).permute(0, 3, 4, 1, 2).flatten(3)
-    with no_autocast(query):  # logits leave FP16's range in Stable Diffusion 2.x
+    with no_autocast(query):  # Q K^T overflows FP16 in Stable Diffusion 2.x
+        # (images, heads, image_tokens, texts, text_tokens)
         attention = (query @ key).unflatten(3, (texts, tokens)).softmax(dim=-1)
     return logsumexp_pool(attention, lam)
 
 
 def match_all(query: Tensor, key: Tensor, tilt: Tilt | None, lam: float, counted: int) -> Tensor:
-    """As `match`, for every image and text, as one product of matrices a head.
+    """Match every image with every text by one matrix product per head; `match`, but faster.
 
-    Image tokens come last, of all images in one row: softmax over text tokens then is arithmetic on
-    rows, and the tokens that do not count are dropped by leaving out rows.
+    The image tokens of all images form the last axis. Softmax over text tokens is then arithmetic
+    on whole rows, and padding tokens are dropped by dropping their rows.
 
     Args:
         query: Q / sqrt(d), FP32 (images, heads, image_tokens, d).
-        key: W_k r_y, FP32 (texts, text_tokens, heads * d).
-        tilt: of the images, if there are prompts.
-        lam: sharpness.
-        counted: how many of the first text tokens are pooled.
+        key: (W_k + P) r_y, FP32 (texts, text_tokens, heads * d).
+        tilt: image-conditional part of the key prompts; None without prompts.
+        lam: sharpness lambda of LogSumExp pooling.
+        counted: number of leading text tokens that are pooled, at most text_tokens.
 
     Returns:
-        S, FP32 (heads, texts, counted, images).
+        Pooled attention S, FP32 (heads, texts, counted, images).
     """
     images, heads, image_tokens, d = query.shape
     texts, tokens = key.shape[:2]
@@ -234,13 +237,15 @@ def match_all(query: Tensor, key: Tensor, tilt: Tilt | None, lam: float, counted
     columns = query.permute(1, 3, 0, 2).flatten(2)
     # rows: (heads, texts * text_tokens, d), columns: (heads, d, images * image_tokens)
     if tilt is not None:
-        # One more row of columns an image, zero for all other images.
+        # One more inner dimension per image, zero in the columns of all other images.
         each = torch.arange(images, device=query.device)
         own = (each[:, None] == each).to(query.dtype)[:, :, None]
         of_query = tilt.of_query.transpose(0, 1)[:, None] * own  # (heads, images, images, n)
         columns = torch.cat([columns, of_query.flatten(2)], dim=1)
         rows = torch.cat([rows, tilt.of_token.expand(heads, -1, -1)], dim=2)
-    with no_autocast(query):  # logits leave FP16's range in Stable Diffusion 2.x
+    with no_autocast(query):  # Q K^T overflows FP16 in Stable Diffusion 2.x
+        # (heads, texts, text_tokens, images * image_tokens)
         logits = (rows @ columns).unflatten(1, (texts, tokens))
+    # (heads, texts, counted, images, image_tokens)
     attention = logits.softmax(dim=2)[:, :, :counted].unflatten(3, (images, image_tokens))
     return logsumexp_pool(attention, lam, dim=4)

@@ -1,4 +1,4 @@
-"""Noise levels: the fixed timesteps, schedule constants and noise tensors of the score."""
+"""Noise levels: the fixed timesteps, schedule constants and noise tensors of Eq. 1."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class FixedNoise:
     """Constants of the noised latent z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps_s (Eq. 1).
 
     Attributes:
-        fractions: s, in (0, 1).
+        fractions: noise levels s, each in (0, 1).
         timesteps: t = round(s T), int64 (levels,).
-        signal: sqrt(abar_t), FP32 (levels,).
-        spread: sqrt(1 - abar_t), FP32 (levels,).
-        eps: one noise tensor a level, the same for every image and text, FP32 (levels, C, h, w).
-        seed: what `eps` was drawn from.
+        signal: factor sqrt(abar_t) of the clean latent, FP32 (levels,).
+        spread: factor sqrt(1 - abar_t) of the noise, FP32 (levels,).
+        eps: one noise tensor per level, shared by all images and texts, FP32 (levels, C, h, w).
+        seed: random seed that `eps` was drawn with.
     """
 
     fractions: tuple[float, ...]
@@ -39,17 +39,17 @@ def noise_levels(
 ) -> FixedNoise:
     """Draw the constants of each noise level.
 
-    Every level's noise comes from a generator of its own, seeded by `seed` and the timestep, so
-    that a level keeps its noise whichever others are chosen beside it.
+    Each level has its own generator, seeded by `seed` and the timestep. A level therefore keeps
+    its noise whichever other levels are chosen.
 
     Args:
-        alphas_cumprod: abar of the checkpoint's schedule, (T,).
-        shape: (C, h, w) of a latent.
+        alphas_cumprod: abar of the checkpoint's noise schedule, (T,).
+        shape: shape (C, h, w) of one latent.
         fractions: noise levels s, each in (0, 1).
-        seed: names the noise.
+        seed: random seed of the noise.
 
     Raises:
-        ValueError: a level outside (0, 1).
+        ValueError: there are no levels, or one lies outside (0, 1).
     """
     if not fractions or any(not 0 < s < 1 for s in fractions):
         raise ValueError(f"noise levels must lie between 0 and 1, got {fractions}")

@@ -1,4 +1,4 @@
-"""From a cross-attention map to one number per text token."""
+"""Pooling: from a cross-attention map to one number per head and text token (Eq. 3)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """What one cross-attention layer saw and how it attended.
+    """Inputs and attention maps of one cross-attention layer in one forward pass.
 
     Attributes:
-        layer: its place among the U-Net's cross-attention layers, in order of execution.
-        image_states: r_x, the normalised features queries are made of, (batch, image_tokens, C).
-        text_states: r_y, the text encoder's output, (batch, text_tokens, D).
-        logits: Q K^T / sqrt(d), (batch, heads, image_tokens, text_tokens), FP32.
-        attention: A, the same, softmaxed over text tokens.
+        layer: index among the U-Net's cross-attention layers, in order of execution.
+        image_states: r_x, normalised input of the query projection, (batch, image_tokens, C).
+        text_states: r_y, output of the text encoder, (batch, text_tokens, D).
+        logits: Q K^T / sqrt(d), FP32 (batch, heads, image_tokens, text_tokens).
+        attention: A, softmax of `logits` over text tokens, same shape.
     """
 
     layer: int
@@ -36,56 +36,59 @@ class CrossAttention:
 
 
 def logsumexp_pool(attention: Tensor, lam: float, dim: int = 2) -> Tensor:
-    """Pool cross-attention over image tokens (Eq. 3).
+    """Pool cross-attention over image tokens with LogSumExp (Eq. 3).
 
     Args:
-        attention: softmaxed map, (batch, heads, image_tokens, ..., text_tokens), FP32.
-        lam: sharpness, above 0; towards 0 this is the mean, towards infinity the maximum.
-        dim: where the image tokens are.
+        attention: A, FP32 in [0, 1], (batch, heads, image_tokens, ..., text_tokens).
+        lam: sharpness lambda, above 0; the pooled value tends to the mean as it approaches 0 and
+            to the maximum as it grows.
+        dim: axis of the image tokens.
 
     Returns:
-        S, (batch, heads, ..., text_tokens), each in [0, 1]: the log(n) of the sum is taken off, so
-        that layers of different resolution can be averaged (Eq. 4).
+        S in [0, 1], (batch, heads, ..., text_tokens). log(image_tokens) is subtracted from the
+        LogSumExp, so that layers of different resolution can be averaged (Eq. 4).
     """
     scaled = lam * attention
-    if lam <= LARGEST_LAMBDA:  # attention is at most 1: no need to find the largest first
-        return scaled.exp().mean(dim=dim).log() / lam
+    # A is at most 1, so exp cannot overflow and the maximum need not be subtracted first.
+    if lam <= LARGEST_LAMBDA:
+        return scaled.exp().mean(dim=dim).log() / lam  # (batch, heads, ..., text_tokens)
     return (torch.logsumexp(scaled, dim=dim) - math.log(attention.shape[dim])) / lam
 
 
 def attribution(attention: Tensor, lam: float) -> Tensor:
-    """What each head contributes to each token's pooled score (Eq. 7), in closed form.
+    """Attribution of each head to each token's pooled score (Eq. 7), in closed form.
 
-    Eq. 7 multiplies a head's map with the score's gradient with respect to it. Taken through the
-    pooling alone that gradient is known, dS_j / dA_ij = softmax_i(lambda A_ij), so a graph can
-    compute it without a backward pass.
+    Eq. 7 multiplies a head's map by the gradient of the score with respect to that map. Through
+    the pooling alone the gradient is dS_j / dA_ij = softmax_i(lambda A_ij). An exported graph
+    computes it without a backward pass.
 
     Args:
-        attention: as for `logsumexp_pool`.
-        lam: as for `logsumexp_pool`.
+        attention: A, FP32 (batch, heads, image_tokens, text_tokens).
+        lam: sharpness lambda of the pooling, above 0.
 
     Returns:
-        sum_i A_ij dS_j / dA_ij, (batch, heads, text_tokens), each in [0, 1].
+        sum_i A_ij dS_j / dA_ij, in [0, 1], (batch, heads, text_tokens).
     """
     return (attention * (lam * attention).softmax(dim=2)).sum(dim=2)
 
 
 def max_pool(attention: Tensor) -> Tensor:
-    """The largest attention any image token pays to a text token; shapes as `logsumexp_pool`."""
+    """Maximum over image tokens; shapes as in `logsumexp_pool`."""
     return attention.amax(dim=2)
 
 
 def cosine_pool(image_states: Tensor, text_states: Tensor) -> Tensor:
-    """Cosine similarity in place of attention, the paper's first pooling baseline (section 5.4).
+    """Cosine similarity of image and text features, the paper's first baseline (section 5.4).
 
     Image and text features differ in width, so only their shared leading dimensions are compared.
 
     Args:
-        image_states: (batch, image_tokens, C).
-        text_states: (batch, text_tokens, D).
+        image_states: r_x, (batch, image_tokens, C).
+        text_states: r_y, (batch, text_tokens, D).
 
     Returns:
-        Mean similarity over image tokens, moved from [-1, 1] to [0, 1], (batch, 1, text_tokens).
+        Mean similarity over image tokens, rescaled from [-1, 1] to [0, 1],
+        (batch, 1, text_tokens).
     """
     shared = min(image_states.shape[-1], text_states.shape[-1])
     image = F.normalize(image_states[..., :shared].float(), dim=-1)
@@ -95,23 +98,23 @@ def cosine_pool(image_states: Tensor, text_states: Tensor) -> Tensor:
 
 
 def logits_pool(logits: Tensor) -> Tensor:
-    """What the released research code makes of a layer: LogSumExp of raw logits over the text.
+    """Pooling of the released research code: LogSumExp of the raw logits over text tokens.
 
-    For every image token the LogSumExp over all text tokens, averaged over image tokens. It is a
-    number for the text as a whole, given to every token alike.
+    The LogSumExp over all text tokens is averaged over image tokens. The result describes the
+    text as a whole and is repeated for every token.
 
     Args:
-        logits: (batch, heads, image_tokens, text_tokens).
+        logits: Q K^T / sqrt(d), (batch, heads, image_tokens, text_tokens).
 
     Returns:
-        (batch, heads, text_tokens), unbounded.
+        Unbounded score, equal for all tokens of a text, (batch, heads, text_tokens).
     """
     whole = torch.logsumexp(logits, dim=3).mean(dim=2, keepdim=True)  # (batch, heads, 1)
     return whole.expand(-1, -1, logits.shape[3])
 
 
 def pool(seen: CrossAttention, pooling: Pooling, lam: float) -> Tensor:
-    """Pool one layer: (batch, heads, text_tokens); cosine knows no heads and returns one."""
+    """Pool one layer: (batch, heads, text_tokens); "cosine" has a single head."""
     if pooling == "lse":
         return logsumexp_pool(seen.attention, lam)
     if pooling == "max":

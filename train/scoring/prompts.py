@@ -1,4 +1,4 @@
-"""Attention prompts: learned, image-conditional changes of the key and value matrices (Eq. 5)."""
+"""Attention prompts: learned, image-conditional updates of key and value matrices (Eq. 5)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_GRID = 4  # the mapping network sees the latent averaged to 4 x 4 cells
+_GRID = 4  # the mapping network's input is the latent, average-pooled to 4 x 4 cells
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """Sizes of the prompts.
+    """Sizes of the prompts and their mapping network.
 
     Attributes:
-        rank: of each static prompt P = up @ down; None is P itself, a full matrix.
-        hidden: width of the mapping network m_theta.
-        latent_channels: channels of the latent z it looks at.
+        rank: rank of each static prompt P = up @ down; None makes P a full matrix.
+        hidden: width of the mapping network's hidden layer.
+        latent_channels: number of channels of the latent z, the mapping network's input.
     """
 
     rank: int | None = 4
@@ -27,10 +27,15 @@ class PromptConfig:
 
 
 class MatrixPrompt(nn.Module):
-    """W' = W + p(x), p(x) = P + u pi(x)^T, for one key or value matrix W of (inner, D) (Eq. 5).
+    """Prompt of one key or value matrix: W' = W + p(x), p(x) = P + u pi(x)^T (Eq. 5).
 
-    The rank-one form is there because adding one vector to every key adds the same number to all
-    logits of a query, which softmax ignores; u (pi(x) . r_j) depends on the token j.
+    Adding one vector to every key would add the same number to all logits of a query, which
+    softmax ignores. The rank-one form adds u (pi(x) . r_j), which depends on the token j.
+
+    Args:
+        inner: number of rows of W (heads x head_dim).
+        text_width: D, the number of columns of W.
+        rank: rank of the static prompt P; None makes P a full matrix.
     """
 
     def __init__(self, inner: int, text_width: int, rank: int | None) -> None:
@@ -45,46 +50,46 @@ class MatrixPrompt(nn.Module):
         self.folded = False
 
     def static(self) -> Tensor:
-        """P, (inner, D); zero at initialisation."""
+        """Static prompt P, (inner, D); zero at initialisation."""
         return self.matrix if self.full else self.up @ self.down
 
     def fold_into(self, weight: Tensor) -> None:
-        """Add P to W in place, once and for all; `forward` then leaves it out."""
+        """Add P to W in place; `forward` no longer adds it afterwards."""
         with torch.no_grad():
-            weight.copy_(weight.float() + self.static())  # rounded once, whatever W's precision
+            # The sum is taken in FP32, so that a W of lower precision is rounded only once.
+            weight.copy_(weight.float() + self.static())
         self.folded = True
 
     def forward(self, weight: Tensor, text_states: Tensor, pi: Tensor) -> Tensor:
-        """W' r_y, the keys or values of an image.
+        """Keys or values W' r_y of each text, conditioned on its image.
 
         Args:
-            weight: W, (inner, D).
+            weight: frozen key or value matrix W, (inner, D).
             text_states: r_y, (batch, text_tokens, D).
-            pi: pi(x), (batch, D).
+            pi: mapping network's output pi(x) for this matrix, (batch, D).
 
         Returns:
-            (batch, text_tokens, inner).
+            Keys or values, (batch, text_tokens, inner).
         """
         if not self.folded:
             weight = weight + self.static()
         return self.condition(weight, text_states, pi)
 
     def condition(self, weight: Tensor, text_states: Tensor, pi: Tensor) -> Tensor:
-        """As `forward`, of W + P."""
-        strength = text_states @ pi.unsqueeze(-1)  # pi(x) . r_j, (batch, text_tokens, 1)
-        return F.linear(text_states, weight) + strength * self.u
+        """Keys or values as from `forward`, for a `weight` that is already W + P."""
+        strength = text_states @ pi.unsqueeze(-1)  # pi(x) . r_j: (batch, text_tokens, 1)
+        return F.linear(text_states, weight) + strength * self.u  # (batch, text_tokens, inner)
 
 
 class AttentionPrompts(nn.Module):
     """Key and value prompts of every cross-attention layer and their mapping network m_theta.
 
-    An exact identity at initialisation: P is zero because `up` or P itself is, pi(x) because
-    m_theta's last layer is.
+    At initialisation W' equals W exactly: P is zero, and so is m_theta's last layer.
 
     Args:
         inner_widths: rows of each layer's key matrix (heads x head_dim), in order of execution.
-        text_width: D, its columns.
-        config: sizes.
+        text_width: D, the number of columns of every key and value matrix.
+        config: rank of the static prompts and sizes of the mapping network.
     """
 
     def __init__(self, inner_widths: list[int], text_width: int, config: PromptConfig) -> None:
@@ -108,10 +113,10 @@ class AttentionPrompts(nn.Module):
         """pi(x) = m_theta(z) for all layers at once.
 
         Args:
-            latent: the clean latent z, (batch, channels, h, w), sides divisible by 4.
+            latent: clean latent z, (batch, channels, h, w), with h and w divisible by 4.
 
         Returns:
-            (layers, 2, batch, D); index 0 of the second axis is for keys, 1 for values.
+            pi(x), (layers, 2, batch, D); on the second axis 0 is for keys and 1 for values.
         """
         cell = (latent.shape[2] // _GRID, latent.shape[3] // _GRID)
         cells = F.avg_pool2d(latent, cell).flatten(1)  # (batch, channels * 16)

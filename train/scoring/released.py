@@ -1,7 +1,8 @@
-"""Checkpoints of the research code that was released with the paper.
+"""Import of checkpoints of the research code that was released with the paper.
 
-They are a `pytorch_model.bin` of low-rank changes (LoRA, W' = W + up @ down) of the query, key,
-value and output matrices of every attention of Stable Diffusion 2.1's U-Net, self and cross.
+Such a checkpoint is a `pytorch_model.bin` of low-rank updates (LoRA, W' = W + up @ down). They
+update the query, key, value and output matrices of every self- and cross-attention layer of
+Stable Diffusion 2.1's U-Net.
 """
 
 from __future__ import annotations
@@ -26,20 +27,19 @@ _MATRICES = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 def read_released(path: Path) -> Adapter:
     """Turn a checkpoint of the released code into an adapter.
 
-    Nothing in the file is run: it is read by an unpickler that knows tensors and plain containers.
-    Which weights it was trained on is not recorded there; whether it fits a model is checked, by
-    names and sizes, when the two are put together.
+    No code in the file is executed: the unpickler accepts tensors and plain containers alone. The
+    file does not record its base model. Names and sizes are checked when the adapter is merged.
 
     Args:
-        path: the file.
+        path: path of a `pytorch_model.bin` that the released code wrote.
 
     Returns:
-        An adapter whose changes export merges into the weights, for the score "released"; other
-        scores can be asked for as well.
+        An adapter for the score "released", whose low-rank updates export merges into the
+        weights. Other scores may be chosen as well.
 
     Raises:
-        InputError: no such file, not what the released code writes, or a change without its other
-            half.
+        InputError: there is no such file, the released code did not write it, or half of a
+            low-rank update is missing.
     """
     changes = {}
     for key, value in _tensors(path).items():

@@ -1,9 +1,9 @@
-"""The scoring U-Net: Stable Diffusion's own U-Net, walked block by block to see it attend.
+"""The scoring U-Net: Stable Diffusion's U-Net, run block by block to read its cross-attention.
 
-The U-Net stays untouched. Its forward pass is written out here as a generator that stops at every
-cross-attention layer to hand out the attention map; whoever consumes it decides when to stop, so
-scoring never computes what comes after the last map it needs. Nothing is collected through hooks
-or attention processors: such side effects vanish when a graph is traced.
+The U-Net's modules are used unchanged. Their forward pass is written out here as a generator that
+yields the attention map of every cross-attention layer. The consumer decides when to stop, so
+scoring never computes anything after the last map it needs. Maps are not collected through hooks
+or attention processors, because such side effects are lost when a graph is traced.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt
 Steps = Generator[CrossAttention, None, Tensor]
 
 
-class Walk:
-    """A way through the U-Net: iterate over its cross-attention maps, stop whenever you like.
+class ForwardPass:
+    """A lazy forward pass: an iterator over cross-attention maps that may be stopped early.
 
     Attributes:
-        prediction: the U-Net's output, (batch, C, h, w), once the way is walked to its end.
+        prediction: the U-Net's output, (batch, C, h, w); set once the iterator is exhausted.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -50,14 +50,14 @@ class Walk:
 
 
 class Response(NamedTuple):
-    """How the U-Net responds to pairs, before heads are averaged.
+    """The U-Net's response to pairs, before the average over heads.
 
     Attributes:
         pooled: S of every head of every scored layer (Eq. 3), FP32 (batch, heads, text_tokens).
-        relevance: attribution of each head (Eq. 7), mean over counted tokens, FP32 (batch,
-            heads); None where heads are not weighed by it.
+        relevance: attribution of each head (Eq. 7), averaged over counted tokens, FP32
+            (batch, heads); None without dynamic head weights.
         denoising_error: root mean square error of the U-Net's prediction, FP32 (batch,); None
-            where the U-Net is not run to its end.
+            if the forward pass stops at the last scored layer.
     """
 
     pooled: Tensor
@@ -66,24 +66,25 @@ class Response(NamedTuple):
 
 
 class ScoringUNet(nn.Module):
-    """Scores noised latents against texts by how the U-Net's cross-attention responds.
+    """Scores noised latents against texts by the U-Net's cross-attention.
 
     Args:
-        unet: any U-Net of the Stable Diffusion family; used as it is.
-        levels: constants of the noise levels.
-        score_layers: which cross-attention layers count, see `select_layers`.
-        pooling: "lse" (Eq. 3), "max", "cosine" or "logits".
-        lam: lambda of LogSumExp pooling.
-        prompts: attention prompts (Eq. 5), or None for the plain model.
-        head_weights: w_{l,h} of each scored layer's heads, summing to 1 over all; None is uniform.
-        dynamic_heads: weigh heads by their attribution to the pair at hand as well (Eq. 7).
-        denoising: run the U-Net to its end and measure its error too.
-        prediction: what the U-Net was trained to predict; the error is measured in it.
-        resolution: side of the pictures in pixels; Stable Diffusion XL is told.
+        unet: U-Net of the Stable Diffusion family; its modules are shared, not copied.
+        levels: timesteps, schedule constants and noise tensors of the noise levels.
+        score_layers: selection of the cross-attention layers that are scored, see `select_layers`.
+        pooling: pooling over image tokens: "lse" (Eq. 3), "max", "cosine" or "logits".
+        lam: sharpness lambda of LogSumExp pooling.
+        prompts: attention prompts (Eq. 5); None scores with the base model's own matrices.
+        head_weights: w_{l,h} of each scored layer, (heads,) each, summing to 1 over all layers;
+            None is uniform.
+        dynamic_heads: whether head weights are multiplied by each pair's attributions (Eq. 7).
+        denoising: whether the U-Net is run to its end to measure its denoising error as well.
+        prediction: training target of the U-Net, in which the denoising error is measured.
+        resolution: side of the images in pixels, which conditions Stable Diffusion XL.
 
     Raises:
-        ValueError: the U-Net has parts the Stable Diffusion family does not have, the layers
-            selected do not exist, or `dynamic_heads` with a pooling other than "lse".
+        ValueError: the U-Net has parts that the Stable Diffusion family does not have, a selected
+            layer does not exist, or `dynamic_heads` is set with a pooling other than "lse".
     """
 
     def __init__(
@@ -112,16 +113,16 @@ class ScoringUNet(nn.Module):
         self.dynamic_heads = dynamic_heads
         self.denoising = denoising
         self.prediction: Prediction = prediction
-        # Original size, top left corner and target size: an uncropped picture of full size.
-        self.picture_size = (resolution, resolution, 0, 0, resolution, resolution)
-        self.checkpointing = False  # trade time for memory in training: recompute activations
+        # Original size, top left corner, target size: an uncropped image of full resolution.
+        self.image_size = (resolution, resolution, 0, 0, resolution, resolution)
+        self.checkpointing = False  # gradient checkpointing: less memory, more time in training
         self.layer_names = cross_attention_names(unet)
         self.score_layers = select_layers(score_layers, len(self.layer_names))
         self._layer_of = {
             unet.get_submodule(name): layer for layer, name in enumerate(self.layer_names)
         }
         self.levels = levels.fractions
-        # Constants of the graph: never in a state_dict, always in FP32.
+        # Buffers become FP32 constants of the exported graph; they stay out of any state_dict.
         self.timesteps: Tensor
         self.signal: Tensor
         self.spread: Tensor
@@ -138,7 +139,7 @@ class ScoringUNet(nn.Module):
 
     @property
     def heads(self) -> list[int]:
-        """Heads of each scored layer; cosine pooling sees none and counts as one."""
+        """Number of heads of each scored layer; 1 per layer with "cosine" pooling."""
         if self.pooling == "cosine":
             return [1] * len(self.score_layers)
         names = [self.layer_names[layer] for layer in self.score_layers]
@@ -147,17 +148,18 @@ class ScoringUNet(nn.Module):
     def forward(
         self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor
     ) -> tuple[Tensor, ...]:
-        """Score pairs at one noise level each; nothing is shared across the batch.
+        """Score each pair at its own noise level; rows of a batch do not affect each other.
 
         Args:
-            latent: z, the clean latent, (batch, C, h, w).
+            latent: clean latent z, (batch, C, h, w).
             level: index into the noise levels, integer (batch,).
             text_states: r_y, (batch, text_tokens, D).
-            token_mask: 1 where a token counts, (batch, text_tokens).
+            token_mask: 1 where a token counts, else 0, (batch, text_tokens).
 
         Returns:
-            score f(y, x) in [0, 1], FP32 (batch,); the token scores it is the mean of over counted
-            tokens, FP32 (batch, text_tokens); and, if asked for, the denoising error (batch,).
+            Score f(y, x) in [0, 1], FP32 (batch,); token scores, of which f is the mean over
+            counted tokens, FP32 (batch, text_tokens); with `denoising` also the denoising error,
+            FP32 (batch,).
         """
         response = self.respond(latent, level, text_states, token_mask)
         token_scores = average_heads(response, self.head_weights)
@@ -169,22 +171,23 @@ class ScoringUNet(nn.Module):
     def respond(
         self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor
     ) -> Response:
-        """Noise the latents, walk the U-Net no further than needed, and pool what it attends to.
+        """Noise the latents, run the U-Net as far as needed, and pool its attention maps.
 
         Args:
-            latent: as for `forward`.
-            level: as for `forward`.
-            text_states: as for `forward`.
-            token_mask: as for `forward`; only attributions look at it.
+            latent: clean latent z, (batch, C, h, w).
+            level: index into the noise levels, integer (batch,).
+            text_states: r_y, (batch, text_tokens, D).
+            token_mask: 1 where a token counts, else 0, (batch, text_tokens); only attributions
+                depend on it.
         """
         level = level.long()  # int32 in the graph, but ONNX gathers rows by int64 only
         z_t = self.add_noise(latent, level)
         pi = None if self.prompts is None else self.prompts.condition(latent)
-        walk = self.cross_attentions(z_t, self.timesteps[level], text_states, pi)
+        forward_pass = self.cross_attentions(z_t, self.timesteps[level], text_states, pi)
         pooled, relevance = [], []
-        for seen in walk:
+        for seen in forward_pass:
             if seen.layer in self.score_layers:
-                pooled.append(pool(seen, self.pooling, self.lam))
+                pooled.append(pool(seen, self.pooling, self.lam))  # (batch, heads, text_tokens)
                 if self.dynamic_heads:
                     of_tokens = attribution(seen.attention, self.lam)
                     relevance.append(average_tokens(of_tokens, token_mask[:, None]))
@@ -193,16 +196,18 @@ class ScoringUNet(nn.Module):
         return Response(
             torch.cat(pooled, dim=1),
             torch.cat(relevance, dim=1) if self.dynamic_heads else None,
-            self.denoising_error(walk.prediction, latent, level) if self.denoising else None,
+            self.denoising_error(forward_pass.prediction, latent, level)
+            if self.denoising
+            else None,
         )
 
     def denoising_error(self, predicted: Tensor, latent: Tensor, level: Tensor) -> Tensor:
-        """Root mean square error of a prediction, FP32 (batch,).
+        """Root mean square error of the U-Net's prediction, FP32 (batch,).
 
         Args:
             predicted: the U-Net's output, (batch, C, h, w).
-            latent: z, (batch, C, h, w).
-            level: int64 (batch,).
+            latent: clean latent z, (batch, C, h, w).
+            level: index into the noise levels, int64 (batch,).
         """
         target = self.eps[level]
         if self.prediction == "v_prediction":
@@ -211,7 +216,7 @@ class ScoringUNet(nn.Module):
         return (predicted.float() - target).square().mean(dim=(1, 2, 3)).sqrt()
 
     def fold_static_prompts(self) -> None:
-        """Add every P to its W_k and W_v in place, so that a traced graph holds their sum."""
+        """Add every P to its W_k or W_v in place, so that a traced graph holds only the sum."""
         if self.prompts is None:
             return
         for layer, name in enumerate(self.layer_names):
@@ -222,32 +227,38 @@ class ScoringUNet(nn.Module):
                 prompt.fold_into(matrix.weight)
 
     def add_noise(self, latent: Tensor, level: Tensor) -> Tensor:
-        """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps_s (Eq. 1), in the U-Net's precision."""
+        """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps_s (Eq. 1), in the U-Net's precision.
+
+        Args:
+            latent: clean latent z, (batch, C, h, w).
+            level: index into the noise levels, int64 (batch,).
+        """
         signal, spread = (c[level].view(-1, 1, 1, 1) for c in (self.signal, self.spread))
         return (signal * latent.float() + spread * self.eps[level]).to(self.unet.dtype)
 
     def cross_attentions(
         self, z_t: Tensor, timestep: Tensor, text_states: Tensor, pi: Tensor | None = None
-    ) -> Walk:
-        """Run the U-Net, handing out every cross-attention map on the way.
+    ) -> ForwardPass:
+        """Run the U-Net and yield every cross-attention map.
 
         Args:
             z_t: noised latent, (batch, C, h, w).
-            timestep: t, integer (batch,).
-            text_states: r_y, (batch, text_tokens, D); for Stable Diffusion XL with the pooled text
-                in one more row.
-            pi: image-conditional part of the prompts, as `AttentionPrompts.condition` returns it.
+            timestep: timestep t, integer (batch,).
+            text_states: r_y, (batch, text_tokens, D); for Stable Diffusion XL one more row holds
+                the pooled text.
+            pi: pi(x), the image-conditional part of the prompts, as `AttentionPrompts.condition`
+                returns it; None runs the base model without prompts.
 
         Returns:
-            One `CrossAttention` a layer, in order of execution, computed as they are asked for.
+            One `CrossAttention` per layer, in order of execution, each computed when requested.
         """
-        return Walk(self._steps(z_t, timestep, text_states, pi))
+        return ForwardPass(self._steps(z_t, timestep, text_states, pi))
 
     def _steps(
         self, z_t: Tensor, timestep: Tensor, text_states: Tensor, pi: Tensor | None
     ) -> Steps:
         unet = self.unet
-        temb = unet.time_embedding(unet.time_proj(timestep).to(z_t.dtype))
+        temb = unet.time_embedding(unet.time_proj(timestep).to(z_t.dtype))  # (batch, temb)
         if unet.config["addition_embed_type"] == "text_time":
             text_states, pooled = text_states[:, :-1], text_states[:, -1]
             temb = temb + self._embed_text_and_size(pooled)
@@ -278,17 +289,18 @@ class ScoringUNet(nn.Module):
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
 
     def _embed_text_and_size(self, pooled: Tensor) -> Tensor:
-        """Stable Diffusion XL's second embedding, added to the timestep's: (batch, temb)."""
+        """Stable Diffusion XL's embedding of pooled text and image size, (batch, temb)."""
         unet = self.unet
-        sizes = torch.tensor(self.picture_size, device=pooled.device)
+        sizes = torch.tensor(self.image_size, device=pooled.device)
         size = unet.add_time_proj(sizes).flatten()  # (6 * embed,)
         width = unet.config["projection_class_embeddings_input_dim"] - len(size)
-        size = size.to(pooled.dtype).expand(pooled.shape[0], -1)  # len() would be a constant
+        # pooled.shape[0] stays symbolic in a traced graph; len(pooled) would become a constant.
+        size = size.to(pooled.dtype).expand(pooled.shape[0], -1)  # (batch, 6 * embed)
         embedded: Tensor = unet.add_embedding(torch.cat([pooled[:, :width], size], dim=1))
         return embedded
 
     def _run(self, part: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        """Run a part of the U-Net; if asked for, forget its activations until backward."""
+        """Run a part of the U-Net, with gradient checkpointing where it is enabled."""
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(part, *inputs, use_reentrant=False)
         return part(*inputs)
@@ -300,7 +312,7 @@ class ScoringUNet(nn.Module):
         text_states: Tensor,
         pi: Tensor | None,
     ) -> Steps:
-        """One attention layer of a block: (batch, C, h, w) -> same, through image tokens."""
+        """One transformer of a block, applied to image tokens: (batch, C, h, w) -> same."""
         residual = hidden
         _, _, height, width = hidden.shape
         hidden = transformer.norm(hidden)
@@ -322,17 +334,17 @@ class ScoringUNet(nn.Module):
     def _cross_attention(
         self, block: BasicTransformerBlock, hidden: Tensor, text_states: Tensor, pi: Tensor | None
     ) -> Steps:
-        """Q from the image, K' and V' from the text (Eq. 5); the map stays FP32 throughout."""
+        """Cross-attention with K' and V' (Eq. 5); logits and softmax are FP32."""
         layer = self._layer_of[block]
         attn = block.attn2
         image_states = block.norm2(hidden)
-        query = attn.to_q(image_states)
+        query = attn.to_q(image_states)  # (batch, image_tokens, inner)
         if self.prompts is None or pi is None:
-            key = attn.to_k(text_states)
+            key = attn.to_k(text_states)  # (batch, text_tokens, inner)
         else:
             key = self.prompts.key[layer](attn.to_k.weight, text_states, pi[layer, 0])
-        # Scaling the query first keeps the product small; FP32 because it overflows FP16 in SD 2.x.
-        query = _split_heads(query, attn.heads).float() * attn.scale
+        # FP32, because Q K^T overflows FP16 in SD 2.x; scaling Q first keeps the product small.
+        query = _split_heads(query, attn.heads).float() * attn.scale  # (b, heads, image_tokens, d)
         with no_autocast(query):
             logits = query @ _split_heads(key, attn.heads).float().transpose(2, 3)
             attention = logits.softmax(dim=-1)  # (batch, heads, image_tokens, text_tokens)
@@ -342,45 +354,45 @@ class ScoringUNet(nn.Module):
         else:
             value = self.prompts.value[layer](attn.to_v.weight, text_states, pi[layer, 1])
         attended = attention.to(value.dtype) @ _split_heads(value, attn.heads)
-        return attn.to_out[0](_join_heads(attended))
+        return attn.to_out[0](_join_heads(attended))  # (batch, image_tokens, inner)
 
 
 def average_heads(response: Response, weights: Tensor) -> Tensor:
-    """Weighted mean over heads and layers (Eq. 4): a score for each token.
+    """Weighted mean over heads and layers (Eq. 4): one score per token.
 
     Args:
-        response: of the U-Net to pairs.
+        response: pooled attention of pairs, with attributions for dynamic head weights.
         weights: w_{l,h}, summing to 1, (heads,).
 
     Returns:
-        FP32 (batch, text_tokens).
+        Token scores, FP32 (batch, text_tokens).
     """
-    each = weights  # (heads,), or of each pair, (batch, heads)
+    each = weights  # (heads,)
     if response.relevance is not None:
-        each = weights * response.relevance
+        each = weights * response.relevance  # (batch, heads)
         each = each / each.sum(dim=1, keepdim=True)
     return (response.pooled * each[..., None]).sum(dim=1)
 
 
 def average_tokens(token_scores: Tensor, token_mask: Tensor) -> Tensor:
-    """Mean over the counted tokens (Eq. 4): (..., text_tokens) -> (...)."""
+    """Mean over counted tokens (Eq. 4): (..., text_tokens) -> (...)."""
     counted = token_mask.float()
     return (token_scores * counted).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
 
 
 def uniform_head_weights(heads: Sequence[int]) -> list[Tensor]:
-    """w_{l,h}, equal for every head of every layer and summing to 1."""
+    """Equal w_{l,h} for every head of every layer, summing to 1, (heads,) per layer."""
     total = sum(heads)
     return [torch.full((count,), 1 / total) for count in heads]
 
 
 def _attentions(block: Any) -> list[Transformer2DModel | None]:
-    """The transformer after each of a block's resnets, None in blocks that have none."""
+    """Transformer after each resnet of a block; None throughout a block without attention."""
     return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
 
 
 def _self_attention(attn: Attention, hidden: Tensor) -> Tensor:
-    """Attention among image tokens, in FP32 where the checkpoint asks for it."""
+    """Self-attention of image tokens, in FP32 if the checkpoint sets `upcast_attention`."""
     query, key, value = (
         _split_heads(project(hidden), attn.heads) for project in (attn.to_q, attn.to_k, attn.to_v)
     )
@@ -393,7 +405,7 @@ def _self_attention(attn: Attention, hidden: Tensor) -> Tensor:
 
 
 def no_autocast(states: Tensor) -> AbstractContextManager[None]:
-    """Where mixed precision is on, turn it off; a traced graph never sees this."""
+    """Context in which mixed precision is off; without effect on a traced graph."""
     device = states.device.type
     return (
         torch.autocast(device, enabled=False)
