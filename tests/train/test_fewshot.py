@@ -162,7 +162,7 @@ def _score_alone(
         if score == "attention":
             total += float(f)
             continue
-        d = float(scoring(z, at, examples.empty, mask)[2]) - float(error[0])
+        d = float(scoring(z, at, examples.unconditional, mask)[2]) - float(error[0])
         total += d if score == "denoising" else float(f) + weight * d
     return total / 4
 

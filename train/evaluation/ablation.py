@@ -82,11 +82,11 @@ def collect(
         for level in range(levels):
             at = torch.full((len(chosen),), level, device=device)
             pi = None if scoring.prompts is None else scoring.prompts.condition(z)
-            walk = scoring.cross_attentions(
+            forward_pass = scoring.cross_attentions(
                 scoring.add_noise(z, at), scoring.timesteps[at], states, pi
             )
             of_layers: dict[str, list[torch.Tensor]] = {name: [] for name in rows}
-            for seen in walk:
+            for seen in forward_pass:
                 for name in names:
                     of_layers[name].append(average_tokens(_pool(seen, name), mask))
                 relevance = attribution(seen.attention, scoring.lam)

@@ -50,8 +50,8 @@ def by_model(
     heads = LearnedHeadWeights(scoring.head_weights, learned=False)
     if mode is None:
         mode = "matrix" if learned is not None and learned.mode == "matrix" else "pair"
-    empty = encode_texts(checkpoint, [""])[0]
-    matrix = MatrixScorer(scoring, empty) if mode == "matrix" else None
+    unconditional = encode_texts(checkpoint, [""])[0]
+    matrix = MatrixScorer(scoring, unconditional) if mode == "matrix" else None
     whole = FewShotModel(scoring, heads, MatchProbability(kind), matrix).to(checkpoint.device)
     resize = resize_of(learned, resize)
     weight = learned.denoising_weight if learned else 1.0
@@ -64,6 +64,6 @@ def by_model(
     def score_candidates(
         questions: Sequence[Question], left_out: Report = ignore
     ) -> list[list[float]]:
-        return score_encoded(encoders, score_pairs, questions, left_out, empty)
+        return score_encoded(encoders, score_pairs, questions, left_out, unconditional)
 
     return score_candidates

@@ -1,1 +1,1 @@
-"""Few-shot training of an adapter: the base model frozen, prompts and head weights learned."""
+"""Few-shot training of an adapter: prompts and head weights learned on a frozen base model."""

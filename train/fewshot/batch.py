@@ -1,4 +1,4 @@
-"""A training step's pairs: the right one of each question and wrong ones, hard and random."""
+"""The pairs of a training step: one positive per question, with hard and random negatives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs of some questions, the right one first.
+    """Pairs of a batch of questions; the positive pair is at index 0 of the second axis.
 
     Attributes:
-        images: (questions, 1 + negatives), int64.
-        texts: the same shape.
-        level: of all pairs of a question, int64 (questions,).
+        images: index of each pair's image in the examples, int64 (questions, 1 + negatives).
+        texts: index of each pair's text in the examples, int64 (questions, 1 + negatives).
+        level: index into the noise levels, shared by a question's pairs, int64 (questions,).
     """
 
     images: Tensor
@@ -29,19 +29,24 @@ class PairBatch:
     level: Tensor
 
     def inputs(self, examples: Examples, device: torch.device) -> tuple[Tensor, ...]:
-        """What `FewShotModel` takes, one row a pair."""
+        """Arguments of `FewShotModel.forward`, with one row per pair."""
         images, texts = self.images.flatten(), self.texts.flatten()
         return (
             examples.latents[images].to(device),
             self.level.repeat_interleave(self.images.shape[1]).to(device),
             examples.text_states[texts].to(device),
             examples.token_masks[texts].to(device),
-            examples.empty.to(device),
+            examples.unconditional.to(device),
         )
 
     def loss(self, logits: Tensor, kind: Literal["bce", "softmax"]) -> Tensor:
-        """Eq. 6, or the cross-entropy of the right pair against its question's wrong ones."""
-        by_question = logits.float().view(self.images.shape)
+        """Training loss: Eq. 6, or softmax cross-entropy of the positive among its negatives.
+
+        Args:
+            logits: logit of each pair's match, (questions * (1 + negatives),).
+            kind: "bce" for binary cross-entropy (Eq. 6), "softmax" for softmax cross-entropy.
+        """
+        by_question = logits.float().view(self.images.shape)  # (questions, 1 + negatives)
         if kind == "softmax":
             return -by_question.log_softmax(dim=1)[:, 0].mean()
         labels = torch.zeros_like(by_question)
@@ -52,7 +57,13 @@ class PairBatch:
 def sample_batch(
     examples: Examples, settings: FewShotSettings, rng: np.random.Generator
 ) -> PairBatch:
-    """Draw questions, wrong pairs and levels; a function of the generator's state alone."""
+    """Draw questions, negative pairs and noise levels.
+
+    Args:
+        examples: encoded questions to draw from.
+        settings: number of questions and negatives per step, and the share of hard negatives.
+        rng: random generator, whose state alone determines the batch.
+    """
     matches = examples.matches
     images, texts = [], []
     for q in rng.integers(len(examples), size=settings.questions):
@@ -72,7 +83,8 @@ def sample_batch(
                 stranger = (x, int(examples.texts[other]))
             else:
                 stranger = (int(examples.images[other]), y)
-            # A question drawn against itself, or a text that is right of several images.
+            # A question may be drawn against itself, and a text may match several images: such a
+            # pair is no negative.
             if stranger not in matches:
                 chosen.append(stranger)
             else:

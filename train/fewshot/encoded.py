@@ -1,4 +1,4 @@
-"""Scores of questions whose images and texts are encoded first: PyTorch models and CLIP."""
+"""Scoring of questions by models that encode images and texts first: PyTorch models and CLIP."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ def score_encoded(
     score_all: Callable[[Examples], Tensor],
     questions: Sequence[Question],
     left_out: Report,
-    empty: Tensor | None = None,
+    unconditional: Tensor | None = None,
 ) -> list[list[float]]:
     """Score the candidates of some questions.
 
     Args:
-        encoders: of images and texts.
-        score_all: score of each pair of some examples, (pairs,).
-        questions: to be scored.
-        left_out: told of questions without scores.
-        empty: as for `encode`.
+        encoders: encoders of images and texts.
+        score_all: function from examples to the score of each of their pairs, (pairs,).
+        questions: questions to score.
+        left_out: callback for each question that cannot be scored, with its failures.
+        unconditional: states of the unconditional text, (1, 77, D); None is zeros.
 
     Returns:
-        A score a candidate of each question; NaN for all of a question that is left out.
+        One score per candidate of each question; NaN for all candidates of a question left out.
     """
     unread: dict[int, Sequence[Failure]] = {}  # by the question's identity
 
     def note(question: Question, failures: Sequence[Failure]) -> None:
         unread[id(question)] = failures
 
-    examples = encode(encoders, questions, empty, left_out=note)
+    examples = encode(encoders, questions, unconditional, left_out=note)
     scores = score_all(examples).tolist() if examples else []
     bounds = itertools.pairwise(examples.starts.tolist())
     rows = []

@@ -1,4 +1,4 @@
-"""Few-shot examples: questions whose images and texts are encoded once."""
+"""Few-shot examples: questions whose distinct images and texts are encoded once each."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dsd_trt.train.question import Question, Report
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
+"""Progress callback `(done, total)`."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,15 @@ class Examples:
     """Encoded questions; candidate c of question q is pair `starts[q] + c`.
 
     Attributes:
-        latents: z of each image, (images, C, h, w).
+        latents: clean latent z of each image, (images, C, h, w).
         text_states: r_y of each text, (texts, 77, D).
-        token_masks: counted tokens of each text, (texts, 77).
-        images: image of each pair, int64 (pairs,).
-        texts: text of each pair, int64 (pairs,).
-        starts: first pair of each question, and the number of pairs, int64 (questions + 1,).
-        right: the pair that is right, of each question, int64 (questions,).
-        empty: r_y of the text that says nothing, (1, 77, D).
+        token_masks: 1 where a token counts, else 0, (texts, 77).
+        images: index of each pair's image, int64 (pairs,).
+        texts: index of each pair's text, int64 (pairs,).
+        starts: index of each question's first pair, then the number of pairs, int64
+            (questions + 1,).
+        right: index of each question's positive pair, int64 (questions,).
+        unconditional: r_y of the unconditional text, (1, 77, D).
     """
 
     latents: Tensor
@@ -46,26 +48,26 @@ class Examples:
     texts: Tensor
     starts: Tensor
     right: Tensor
-    empty: Tensor
+    unconditional: Tensor
 
     def __len__(self) -> int:
         return len(self.right)
 
     @property
     def labels(self) -> Tensor:
-        """1 where a pair is the right one of its question, FP32 (pairs,)."""
+        """1 for a positive pair, 0 for a negative one, FP32 (pairs,)."""
         labels = torch.zeros(len(self.images))
         labels[self.right] = 1
         return labels
 
     @functools.cached_property
     def matches(self) -> frozenset[tuple[int, int]]:
-        """(image, text) of every right pair."""
+        """Image and text indices of every positive pair."""
         of_right = (self.images[self.right].tolist(), self.texts[self.right].tolist())
         return frozenset(zip(*of_right, strict=True))
 
     def first(self, questions: int) -> Examples:
-        """The first few questions alone."""
+        """Examples with the first `questions` questions alone; images and texts are shared."""
         starts = self.starts[: questions + 1]
         pairs = int(starts[-1])
         return replace(
@@ -77,7 +79,11 @@ class Examples:
         )
 
     def right_answers(self, scores: Tensor) -> list[bool]:
-        """Whether each question is answered right by the pairs' scores; a tie is wrong."""
+        """Whether each question is answered right; a tie counts as a wrong answer.
+
+        Args:
+            scores: score of each pair, (pairs,).
+        """
         answers = []
         for q, right in enumerate(self.right.tolist()):
             of_question = scores[self.starts[q] : self.starts[q + 1]].tolist()
@@ -88,13 +94,14 @@ class Examples:
 
 @dataclass(frozen=True)
 class Encoders:
-    """What turns images and texts into what examples hold.
+    """Encoders of images and texts into the tensors of `Examples`.
 
     Attributes:
-        pixels: an image to uint8 (H, W, 3); raises ImageError.
-        images: uint8 (images, H, W, 3) to a state each, on the CPU.
-        texts: texts to a state each and to their token masks, on the CPU.
-        batch: images or texts encoded at a time.
+        pixels: function from an image to its pixels, uint8 (H, W, 3); it raises ImageError for
+            an image that cannot be decoded.
+        images: function from pixels, uint8 (images, H, W, 3), to one state per image on the CPU.
+        texts: function from texts to their states and token masks on the CPU.
+        batch: number of images or texts per encoder pass.
     """
 
     pixels: Callable[[ImageSource], NDArray[np.uint8]]
@@ -112,30 +119,32 @@ def encode_questions(
     progress: Progress = lambda done, total: None,
     left_out: Report = refuse,
 ) -> Examples:
-    """Encode every image and every text of some questions, each once.
+    """Encode the distinct images and texts of some questions with a diffusion model.
 
     Args:
-        checkpoint: the base model.
-        questions: at least one.
-        resize: how images become the model's squares, see `Resize`.
-        counted: which text tokens count.
-        progress: as for `encode`.
-        left_out: as for `encode`.
+        checkpoint: base model with VAE and text encoder.
+        questions: at least one question, each with two or more candidates.
+        resize: method by which images are made square, see `Resize`.
+        counted: text tokens that count in the score's mean, see `TokenMask`.
+        progress: callback `(done, total)`, counting images and texts.
+        left_out: callback for each question left out, with its failures; by default a failure
+            raises InputError.
 
     Raises:
-        InputError: as for `encode`, or no questions, or one without a wrong candidate.
+        InputError: there are no questions, or one has a single candidate; without `left_out`,
+            also an image that cannot be decoded or a state that is not finite.
     """
     require_choices(questions)
     encoders = encoders_of(checkpoint, resize, counted)
-    empty = encode_texts(checkpoint, [""], counted)[0]
-    return encode(encoders, questions, empty, progress, left_out)
+    unconditional = encode_texts(checkpoint, [""], counted)[0]
+    return encode(encoders, questions, unconditional, progress, left_out)
 
 
 def require_choices(questions: Sequence[Question]) -> None:
-    """Refuse questions that nothing can be learned from.
+    """Refuse questions without negative pairs, which training needs.
 
     Raises:
-        InputError: no questions, or one without a wrong candidate.
+        InputError: there are no questions, or one has fewer than two candidates.
     """
     if not questions:
         raise InputError("there are no questions to learn from")
@@ -147,7 +156,7 @@ def require_choices(questions: Sequence[Question]) -> None:
 def encoders_of(
     checkpoint: Checkpoint, resize: Resize, counted: TokenMask = "words_eos"
 ) -> Encoders:
-    """What encodes with a base model; `resize` and `counted` as for `encode_questions`."""
+    """Encoders of a base model; `resize` and `counted` are those of `encode_questions`."""
 
     def encode_images(pixels: Tensor) -> Tensor:
         latents: Tensor = checkpoint.image_encoder(pixels.to(checkpoint.device)).cpu()
@@ -164,22 +173,25 @@ def encoders_of(
 def encode(
     encoders: Encoders,
     questions: Sequence[Question],
-    empty: Tensor | None = None,
+    unconditional: Tensor | None = None,
     progress: Progress = lambda done, total: None,
     left_out: Report = refuse,
 ) -> Examples:
-    """Encode every image and every text of some questions, each once.
+    """Encode the distinct images and texts of some questions.
 
     Args:
-        encoders: what to encode them with.
-        questions: at least one.
-        empty: state of the text that says nothing; None is zeros.
-        progress: told (done, total) images and texts.
-        left_out: told of each question of which an image cannot be decoded, or an image or a text
-            has no finite state. It is not among the examples. Without it, this raises InputError.
+        encoders: encoders of images and texts.
+        questions: at least one question.
+        unconditional: states of the unconditional text, (1, 77, D); None is zeros.
+        progress: callback `(done, total)`, counting images and texts.
+        left_out: callback for each question left out, with its failures: images that cannot be
+            decoded, images or texts whose state is not finite.
 
     Returns:
-        The other questions, in their order; there may be none.
+        Examples of the remaining questions, in their order; possibly none.
+
+    Raises:
+        InputError: a question would be left out, and `left_out` is the default.
     """
     images = {
         image_identity(image): (image, question)
@@ -233,14 +245,14 @@ def encode(
         texts=_places([place_of_text[text] for _, text in pairs]),
         starts=torch.from_numpy(starts),
         right=_places(right),
-        empty=torch.zeros_like(states[0][:1]) if empty is None else empty,
+        unconditional=(torch.zeros_like(states[0][:1]) if unconditional is None else unconditional),
     )
 
 
 def _encode_images(
     encoders: Encoders, images: Mapping[object, tuple[ImageSource, Question]]
 ) -> dict[object, Tensor | Failure]:
-    """State of each image, or why it has none."""
+    """State of each image, or the failure that prevents one, by the image's identity."""
     encoded, pixels = dict[object, Tensor | Failure](), dict[object, Tensor]()
     for identity, (image, question) in images.items():
         try:

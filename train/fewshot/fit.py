@@ -1,4 +1,4 @@
-"""The training loop: resumable, validated, stopped early."""
+"""The training loop of an adapter, with validation, early stopping and resumption."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.scoring.adapter import Adapter
 
-_FITTED = 64  # questions that the logistic of matrix mode starts from
+_FITTED = 64  # questions that the initial a and b of matrix mode are fitted to
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training gives.
+    """The result of `fit_adapter`.
 
     Attributes:
-        adapter: of the best validation.
-        losses: of every step.
-        validations: in order.
+        adapter: adapter of the best validation, or of the last step without validation.
+        losses: training loss of each step.
+        validations: validation results in order of their steps.
     """
 
     adapter: Adapter
@@ -42,7 +42,7 @@ class Fitted:
 
 
 Report = Callable[[int, float, Validation | None], None]
-"""Called with (step, loss, validation where there was one) after every step."""
+"""Callback `(step, loss, validation)` after each step; `validation` is None at most steps."""
 
 
 def fit_adapter(
@@ -54,25 +54,28 @@ def fit_adapter(
     folder: Path | None = None,
     report: Report = lambda step, loss, validation: None,
 ) -> Fitted:
-    """Learn prompts (Eq. 5), head weights (Eq. 7) and the logistic by cross-entropy (Eq. 6).
+    """Learn prompts (Eq. 5), head weights (Eq. 7) and a, b, by cross-entropy (Eq. 6).
 
-    At the end a and b are fitted again, to the score averaged over all levels, which is what is
-    served.
+    Training takes one noise level per question. At the end a and b are fitted again, to the score
+    averaged over all levels, as a bundle computes it.
 
     Args:
-        checkpoint: the base model; not changed.
-        examples: to learn from.
-        settings: sizes and lengths.
-        validation: other examples, to stop early by and to choose the best step, before the first
-            one included; without them the last step counts.
-        folder: where training state is kept, to go on from when called again; None keeps none.
-        report: told of every step.
+        checkpoint: base model; its weights stay unchanged.
+        examples: training examples.
+        settings: hyperparameters of few-shot training.
+        validation: validation examples for early stopping and the choice of the best step, step 0
+            included; None keeps the last step.
+        folder: folder of the training state, from which a later call resumes; None saves none.
+        report: callback `(step, loss, validation)` after each step.
+
+    Raises:
+        ModelError: the training state in `folder` is damaged, or is another model's.
     """
-    AcceleratorState._reset_state()  # a process would keep the first precision it trained in
+    AcceleratorState._reset_state()  # else a process keeps the precision of its first training
     accelerator = Accelerator(
         gradient_accumulation_steps=settings.accumulate,
         mixed_precision=settings.mixed_precision,
-        # The last layer's value prompts change nothing that is scored, and get no gradient.
+        # The last layer's value prompts do not affect the score, so they have no gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     model = build_model(checkpoint, examples, settings).to(accelerator.device)
@@ -82,12 +85,13 @@ def fit_adapter(
     )
     run = _Run(model, optimizer, accelerator, folder)
     if settings.mode == "matrix" and not run.step:
-        # Its scores lie so close together that prompts would first be bent to draw them apart.
+        # Matrix scores are close together: with the default a, prompts would first learn to
+        # spread them.
         few = examples.first(_FITTED)
         score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
         model.match.start_from(*fit_match_probability(score, few.labels))
     if validation and not run.validations:
-        run.judge(validate(model, validation, 0))  # what is learned has to beat the base model
+        run.judge(validate(model, validation, 0))  # the adapter has to beat the base model
     while run.step < settings.steps and run.patience_spent() < settings.patience:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - run.step / settings.steps)
@@ -115,12 +119,12 @@ def fit_adapter(
     if run.best is not None:
         model.load_state_dict(run.best, strict=False)
     adapter = _adapter(model, checkpoint, examples, settings)
-    model.to(checkpoint.device)  # whose U-Net it holds
+    model.to(checkpoint.device)  # the model shares the checkpoint's U-Net
     return Fitted(adapter, run.losses, run.validations)
 
 
 class _Run:
-    """Where training stands, kept in `training.ckpt` if there is a folder for it."""
+    """State of a training run, saved to `training.ckpt` if there is a folder."""
 
     def __init__(
         self, model: FewShotModel, optimizer: Any, accelerator: Accelerator, folder: Path | None
@@ -152,22 +156,22 @@ class _Run:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of completed steps."""
         return len(self.losses)
 
     def judge(self, outcome: Validation) -> None:
-        """Keep what was learned if no validation before was better."""
+        """Add a validation, and keep the learned parameters if none before it was better."""
         self.validations.append(outcome)
         ranks = [(v.accuracy, -v.loss) for v in self.validations]
         if ranks[-1] == max(ranks):
             self.best, self._best_at = self._model.learned(), len(ranks) - 1
 
     def patience_spent(self) -> int:
-        """Validations since the best one."""
+        """Number of validations since the best one."""
         return len(self.validations) - 1 - self._best_at
 
     def save(self) -> None:
-        """Write everything, on one process."""
+        """Write the state to disk, on the main process alone."""
         if self._path is None or not self._accelerator.is_main_process:
             return
         scaler = self._accelerator.scaler

@@ -1,4 +1,4 @@
-"""From a score to the probability of a match: the logistic with a, b and the denoising weight."""
+"""Match probability sigmoid(a s + b) of a score s, and the weight of its denoising term."""
 
 from __future__ import annotations
 
@@ -11,19 +11,29 @@ from dsd_trt.bundle.manifest import ScoreKind
 
 
 def combine(score: ScoreKind, weight: float | Tensor, f: Tensor, d: Tensor | None) -> Tensor:
-    """The score s: attention f, denoising term d, or f + w d; see `Method` of the bundle."""
+    """The score s: f, d or f + w d; see `Method` of the bundle.
+
+    Args:
+        score: kind of score: "attention" is f, "denoising" d, "attention+denoising" f + w d.
+        weight: weight w of the denoising term, above 0.
+        f: attention score of each pair, any shape.
+        d: denoising term of each pair, the shape of `f`; None for the attention score.
+    """
     if score == "attention" or d is None:
         return f
     return d if score == "denoising" else f + weight * d
 
 
 class MatchProbability(nn.Module):
-    """The logit a s + b of a match; a and w are kept positive, so that ranking is s's.
+    """The logit a s + b of a match, with a > 0, so that logits rank pairs as s does.
+
+    Args:
+        score: kind of score s, see `combine`.
 
     Attributes:
-        log_a: log of a.
-        b: offset.
-        log_w: log of w, the weight of the denoising term where the score has both.
+        log_a: logarithm of the scale a.
+        b: offset b of the logit.
+        log_w: logarithm of the denoising weight w, trained for "attention+denoising" alone.
     """
 
     def __init__(self, score: ScoreKind) -> None:
@@ -35,13 +45,18 @@ class MatchProbability(nn.Module):
 
     @property
     def w(self) -> float:
-        """Weight of the denoising term."""
+        """Weight w of the denoising term, above 0."""
         return self.log_w.exp().item()
 
     def start_from(self, a: float, b: float) -> None:
-        """Take a slope and an offset to learn from, if the slope is steeper than what is there.
+        """Initialise a and b, if the given a exceeds the present one.
 
-        A model that tells nothing apart yet fits a flat one, and would learn nothing from it.
+        The fit to a model that does not separate positives from negatives yet is almost flat, and
+        would leave no gradient to learn from.
+
+        Args:
+            a: scale fitted to the untrained model's scores.
+            b: offset fitted together with `a`.
         """
         if a > self.log_a.exp().item():
             with torch.no_grad():
@@ -49,26 +64,29 @@ class MatchProbability(nn.Module):
                 self.b.fill_(b)
 
     def forward(self, f: Tensor, d: Tensor | None) -> Tensor:
-        """Logits of pairs with attention score f and denoising term d, same shape."""
+        """Logit of each pair's match, given attention score f and denoising term d; same shape."""
         return self.log_a.exp() * combine(self.score, self.log_w.exp(), f, d) + self.b
 
 
 def fit_match_probability(score: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The a and b of greatest likelihood for fixed scores: logistic regression by Newton's method.
+    """Maximum-likelihood a and b for given scores: logistic regression by Newton's method.
 
-    Matches and mismatches weigh the same, however many there are of each: 1/2 is where a pair is
-    as likely the one as the other, before anything is known of how often texts match.
+    Positives and negatives have the same total weight, however many there are of each. A
+    probability of 1/2 thus assumes that a text matches an image as often as not.
 
     Args:
-        score: s, (pairs,).
-        labels: 0 or 1, (pairs,).
+        score: score s of each pair, (pairs,).
+        labels: 1 for a positive pair, 0 for a negative one, (pairs,).
+
+    Returns:
+        Scale a and offset b of the match probability sigmoid(a s + b).
     """
     center, spread = score.double().mean(), score.double().std().clamp(min=1e-12)
     x = torch.stack([(score.double() - center) / spread, torch.ones(len(score)).double()])
     y = labels.double()
     weight = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y).mean())
     theta = torch.zeros(2, dtype=torch.float64)
-    ridge = 1e-3 * torch.eye(2, dtype=torch.float64)  # keeps separable data finite
+    ridge = 1e-3 * torch.eye(2, dtype=torch.float64)  # keeps a finite where data are separable
     for _ in range(50):
         p = torch.sigmoid(theta @ x)
         gradient = x @ (weight * (y - p)) - ridge @ theta

@@ -1,4 +1,4 @@
-"""The model an adapter is trained in, and how it scores examples."""
+"""The trained model: a frozen scoring U-Net with prompts, head weights and match probability."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_heads, average_tokens
 
-_BATCH = 64  # pairs scored at a time where no gradients are kept
+_BATCH = 64  # pairs per forward pass without gradients
 
 
 class FewShotModel(nn.Module):
-    """The frozen scoring U-Net with everything that is learned around it.
+    """The frozen scoring U-Net together with all learned parameters.
 
     Args:
-        scoring: with prompts.
-        heads: weights of its heads.
-        match: the logistic.
-        matrix: the matrix scorer around the same U-Net and prompts; None where only pair mode is
-            of interest.
+        scoring: scoring U-Net with its prompts.
+        heads: weights w_{l,h} of all heads of all scored layers.
+        match: match probability sigmoid(a s + b) of the score.
+        matrix: matrix scorer that shares the U-Net and the prompts; None for pair mode alone.
+        modes: modes that are trained, "pair", "matrix" or both.
     """
 
     def __init__(
@@ -55,34 +55,40 @@ class FewShotModel(nn.Module):
         self.match = match
 
     def learned(self) -> dict[str, Tensor]:
-        """Copies of everything that belongs to the adapter, by name."""
+        """Copies of the adapter's parameters on the CPU, by their names in the state_dict."""
         return {
             name: value.detach().cpu().clone()
             for name, value in self.state_dict().items()
-            if not name.startswith(("scoring.unet.", "matrix."))  # which shares what is learned
+            # "matrix." repeats what it shares with "scoring."
+            if not name.startswith(("scoring.unet.", "matrix."))
         }
 
     def forward(
-        self, latent: Tensor, level: Tensor, text_states: Tensor, token_mask: Tensor, empty: Tensor
+        self,
+        latent: Tensor,
+        level: Tensor,
+        text_states: Tensor,
+        token_mask: Tensor,
+        unconditional: Tensor,
     ) -> Tensor:
-        """Logits of matches in each mode that is trained, (modes, batch).
+        """Logit of each pair's match in each trained mode, (modes, batch).
 
         Args:
-            latent: z, (batch, C, h, w).
+            latent: clean latent z, (batch, C, h, w).
             level: index into the noise levels, integer (batch,).
             text_states: r_y, (batch, 77, D).
-            token_mask: (batch, 77).
-            empty: states of the text that says nothing, (1, 77, D).
+            token_mask: 1 where a token counts, else 0, (batch, 77).
+            unconditional: r_y of the unconditional text, (1, 77, D).
         """
         pairs = (latent, level, text_states, token_mask)
         logits = []
         for mode in self.modes:
             f, error = self.attend(*pairs, mode)
             if error is not None:
-                nothing = empty.expand(len(latent), -1, -1)
-                _, without = self.attend(latent, level, nothing, token_mask)
+                states = unconditional.expand(len(latent), -1, -1)
+                _, without = self.attend(latent, level, states, token_mask)
                 assert without is not None
-                error = without - error
+                error = without - error  # d: the text's reduction of the denoising error
             logits.append(self.match(f, error))
         return torch.stack(logits)
 
@@ -94,7 +100,15 @@ class FewShotModel(nn.Module):
         token_mask: Tensor,
         mode: Mode = "pair",
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention score f and, where the score needs it, denoising error, (batch,) each."""
+        """Attention score f and, if the score has a denoising term, denoising error, (batch,) each.
+
+        Args:
+            latent: clean latent z, (batch, C, h, w).
+            level: index into the noise levels, integer (batch,).
+            text_states: r_y, (batch, 77, D).
+            token_mask: 1 where a token counts, else 0, (batch, 77).
+            mode: mode of scoring, "pair" or "matrix".
+        """
         if mode == "matrix":
             assert self.matrix is not None
             own = (text_states[:, None], token_mask[:, None])  # one text for each image
@@ -107,12 +121,17 @@ class FewShotModel(nn.Module):
 def build_model(
     checkpoint: Checkpoint, examples: Examples, settings: FewShotSettings
 ) -> FewShotModel:
-    """The model before its first step: an exact identity of the base model's score.
+    """The model at step 0, which scores exactly as the base model does.
+
+    Args:
+        checkpoint: base model, whose U-Net the model shares.
+        examples: few-shot examples, to which calibrated head weights are fitted.
+        settings: hyperparameters of few-shot training.
 
     Raises:
-        ValueError: settings that matrix mode does not have.
+        ValueError: the settings combine matrix mode with a score or head weights it does not have.
     """
-    unet = checkpoint.unet  # reading it draws random numbers: before the seed
+    unet = checkpoint.unet  # read before seeding, because reading draws random numbers
     torch.manual_seed(settings.seed)
     config = PromptConfig(settings.rank, settings.hidden, checkpoint.latent_shape[0])
     prompts = AttentionPrompts(inner_widths(unet), text_width(unet), config)
@@ -133,12 +152,12 @@ def build_model(
     if settings.head_mode == "calibrated":
         initial = _calibrate(scoring, examples)
     heads = LearnedHeadWeights(initial, learned=settings.head_mode == "learned")
-    matrix = MatrixScorer(scoring, examples.empty) if settings.mode != "pair" else None
+    matrix = MatrixScorer(scoring, examples.unconditional) if settings.mode != "pair" else None
     return FewShotModel(scoring, heads, MatchProbability(settings.score), matrix, settings.modes)
 
 
 def _calibrate(scoring: ScoringUNet, examples: Examples) -> Tensor:
-    """Head weights by exact attribution over all right pairs and levels (Eq. 7)."""
+    """Head weights by exact attribution over all positive pairs and levels (Eq. 7)."""
     attributions = []
     for pairs in examples.right.split(_BATCH):
         images, texts = examples.images[pairs], examples.texts[pairs]
@@ -158,7 +177,17 @@ def _calibrate(scoring: ScoringUNet, examples: Examples) -> Tensor:
 def score_all(
     model: FewShotModel, examples: Examples, mode: Mode = "pair"
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention score f and denoising term d of every pair, averaged over levels, (pairs,) each."""
+    """Score every pair in one mode, averaged over noise levels.
+
+    Args:
+        model: model to score with.
+        examples: encoded questions.
+        mode: mode of scoring, "pair" or "matrix".
+
+    Returns:
+        Attention score f of each pair, (pairs,), and denoising term d, (pairs,) or None if the
+        score has no such term.
+    """
     f, error = _mean_over_levels(
         model,
         mode,
@@ -175,7 +204,7 @@ def score_all(
         model,
         mode,
         examples.latents,
-        examples.empty,
+        examples.unconditional,
         examples.token_masks[:1],
         every,
         torch.zeros_like(every),
@@ -210,7 +239,13 @@ def _mean_over_levels(
 
 
 def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
-    """Answer questions with the score that is served, averaged over levels and over modes."""
+    """Accuracy and cross-entropy (Eq. 6) on validation questions, averaged over trained modes.
+
+    Args:
+        model: model in training.
+        examples: validation examples.
+        step: number of completed steps.
+    """
     answers, losses = [], []
     for mode in model.modes:
         f, d = score_all(model, examples, mode)
@@ -224,7 +259,13 @@ def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures after some steps: share of questions answered right, and cross-entropy (Eq. 6)."""
+    """Validation metrics after some steps.
+
+    Attributes:
+        step: number of completed steps.
+        accuracy: share of questions answered right, in [0, 1].
+        loss: binary cross-entropy over all pairs (Eq. 6).
+    """
 
     step: int
     accuracy: float

@@ -1,4 +1,4 @@
-"""How an adapter is trained."""
+"""Hyperparameters of few-shot training."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
 
 @dataclass(frozen=True)
 class FewShotSettings:
-    """Sizes and lengths.
+    """Hyperparameters of few-shot training; the defaults suit a few hundred questions.
 
     Attributes:
-        steps: optimiser steps.
-        questions: questions a step and process; each gives its right pair and `negatives` wrong
-            ones, all at one random noise level.
-        negatives: wrong pairs a question.
-        hard: share of them that are the question's own wrong candidates; the others take a
-            random image or text of another question.
-        loss: "bce", binary cross-entropy over all pairs (Eq. 6), or "softmax", cross-entropy of
-            the right pair against the wrong ones.
-        learning_rate: peak, falling linearly to zero.
-        rank: of the static prompts; None is full matrices.
-        hidden: width of the mapping network.
-        head_mode: where head weights come from, see `HeadWeights` of the bundle.
-        mode: which mode it is trained for, see `dsd_trt.train.scoring.matrix`; "both" takes the
-            mean of their losses.
-        score: what is trained: attention, denoising term, or both.
-        levels: noise levels s.
-        resize: how images become the model's squares, see `Resize`.
-        seed: of initial values and batches.
-        noise_seed: of the score's noise; export uses the same.
-        accumulate: batches whose gradients are summed up for one step.
-        mixed_precision: "no", "fp16" or "bf16"; logits and pooling stay FP32.
-        recompute: forget activations and compute them again for the gradient, to save memory.
+        steps: number of optimiser steps.
+        questions: questions per batch and process; each contributes its positive pair and
+            `negatives` negative pairs, all at one random noise level.
+        negatives: negative pairs per positive pair.
+        hard: share of negatives that are the question's own candidates, in [0, 1]; the others
+            take a random image or text of another question.
+        loss: training loss: "bce", binary cross-entropy over all pairs (Eq. 6), or "softmax",
+            cross-entropy of the positive pair against its negatives.
+        learning_rate: initial learning rate, decayed linearly to zero.
+        rank: rank of the static prompts; None trains full matrices.
+        hidden: width of the mapping network's hidden layer.
+        head_mode: source of the head weights, see `HeadWeights` of the bundle.
+        mode: mode the adapter is trained for, see `dsd_trt.train.scoring.matrix`; "both" takes
+            the mean of the two losses.
+        score: score that is trained: attention, denoising term, or their weighted sum.
+        levels: noise levels s, each in (0, 1).
+        resize: method by which images are made square, see `Resize`.
+        seed: random seed of initial parameters and batches.
+        noise_seed: random seed of the score's noise, the same as at export.
+        accumulate: batches whose gradients are accumulated per optimiser step.
+        mixed_precision: precision of autocast: "no", "fp16" or "bf16"; logits and pooling stay
+            FP32.
+        recompute: whether activations are recomputed in the backward pass (gradient
+            checkpointing), which saves memory and costs time.
         validate_every: steps between validations.
-        patience: validations without a better one after which training stops.
+        patience: validations without improvement after which training stops.
     """
 
     steps: int = 600
@@ -63,5 +65,5 @@ class FewShotSettings:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The modes it is trained for, one by one."""
+        """The modes that are trained, "both" resolved into its two."""
         return ("pair", "matrix") if self.mode == "both" else (self.mode,)

@@ -1,4 +1,4 @@
-"""A training run on disk: plan, state, adapter and report in one folder."""
+"""A training run on disk: settings, state, adapter and report in one folder."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ import matplotlib.pyplot as plt
 _LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Told (stage, done, total, figures)."""
+"""Progress callback `(stage, done, total, figures)`; `figures` are metrics by name."""
 
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """Figures of a run, as `report.json` has them.
+    """The record of a training run, written to `report.json`.
 
     Attributes:
-        plan: everything that decides the outcome: model, data, settings.
-        versions: of the libraries.
-        questions: how many were learned from, and how many kept for validation.
-        left_out: those that could not be used; `left_out` and `errors` in `report.json`.
-        losses: of every step.
-        validations: in order.
-        best: the one whose adapter was kept; None without validation.
+        plan: everything that determines the outcome: model, data and settings.
+        versions: version of each library, by its name.
+        questions: numbers of training and of validation questions.
+        left_out: questions that could not be used; `left_out` and `errors` in `report.json`.
+        losses: training loss of each step.
+        validations: validation results in order of their steps.
+        best: validation whose adapter was kept; None without validation.
     """
 
     plan: Mapping[str, Any]
@@ -65,23 +65,22 @@ def train_adapter(
     validation: float = 0.15,
     progress: Progress = lambda stage, done, total, figures: None,
 ) -> TrainingReport:
-    """Train an adapter, going on where an earlier call with the same arguments was stopped.
+    """Train an adapter, or resume an interrupted call with the same arguments.
 
     Args:
-        model: what `read_checkpoint` takes.
-        questions: the examples.
-        settings: sizes and lengths.
-        out: gets the adapter, `report.json` and `curves.png`.
-        source: where the questions come from, for the report; it takes part in the plan.
-        validation: share of the questions' sources kept to stop early by.
-        progress: told of every step.
+        model: base model: "shapes", a folder, a file or a repository, see `find_model`.
+        questions: few-shot examples, validation questions included.
+        settings: hyperparameters of few-shot training.
+        out: folder for the adapter, `report.json`, `curves.png` and the training state.
+        source: description of the questions' origin, recorded as part of the plan.
+        validation: share of the questions' sources held out for early stopping, in [0, 1].
+        progress: callback `(stage, done, total, figures)`, called per batch and per step.
 
     Raises:
-        ModelError: no such model.
-        InputError: questions that cannot be learned from.
-        InputError: `out` holds a run with another plan.
+        ModelError: the model cannot be read, or the training state is damaged.
+        InputError: the questions cannot be learned from, or `out` holds a run of another plan.
     """
-    first = process_state().is_main_process  # of several processes, the one that writes
+    first = process_state().is_main_process  # the only process that writes
     checkpoint = read_checkpoint(model, best_device())
     identity = model_identity(checkpoint)
     plan = {
@@ -89,7 +88,7 @@ def train_adapter(
         "configuration": identity["configuration"],
         **source,
         "validation": validation,
-        "content": questions_hash(questions),  # of the questions: a name says little
+        "content": questions_hash(questions),  # a data set of the same name may have changed
         **asdict(settings),
     }
     _remember(out / "plan.json", plan, write=first)
@@ -110,7 +109,7 @@ def train_adapter(
     held = encode(kept) if kept else None
     if held is not None:
         left_out.require_some(len(held), "validation questions", of_examples)
-    checkpoint.forget()  # the encoders: their memory is the U-Net's from here on
+    checkpoint.forget()  # frees the encoders' memory for the U-Net
     fitted = fit_adapter(
         checkpoint,
         examples,
@@ -138,7 +137,7 @@ def train_adapter(
 
 
 def plot_curves(fitted: Fitted, path: Path) -> None:
-    """Loss of every step, and accuracy and loss of every validation."""
+    """Plot the loss of each step, and loss and accuracy of each validation."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
     left.plot(range(1, len(fitted.losses) + 1), fitted.losses, alpha=0.5, label="training")
     steps = [v.step for v in fitted.validations]
@@ -156,7 +155,7 @@ def plot_curves(fitted: Fitted, path: Path) -> None:
 
 
 def _remember(path: Path, plan: Mapping[str, Any], *, write: bool) -> None:
-    """A folder belongs to one plan: going on with another would mix two runs."""
+    """Record a folder's plan; another plan is refused, because two runs would be mixed."""
     require_plan(path, plan)
     if write:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -129,10 +129,10 @@ class ShapesDiffusion(nn.Module):
         masks = torch.cat([batch.masks.flatten(0, 1)] * 2)
         hidden = batch.hidden * (1 - torch.cat([t, t]) / 1000)[:, None, None]
         named, shares = _named_cells(batch.ids, batch.words, batch.masks)
-        walk = self.scoring.cross_attentions(
+        forward_pass = self.scoring.cross_attentions(
             torch.cat([z_t, z_t]), torch.cat([t, t]), states[order]
         )
-        for seen in walk:
+        for seen in forward_pass:
             pooled = logsumexp_pool(seen.attention, self.scoring.lam)
             token_scores = token_scores + pooled.mean(dim=1) / len(self.scoring.layer_names)
             own = seen.attention[: 2 * twins].mean(dim=1)  # (2 twins, image_tokens, 77)
@@ -148,7 +148,7 @@ class ShapesDiffusion(nn.Module):
         scores = average_tokens(token_scores, telling[order]).view(2, twins, 2)
         told = _ranking(scores, _TELLING_SCALE, batch.ranked * (batch.telling > 0))
         return {
-            "denoising": F.mse_loss(walk.prediction[: 2 * twins], target),
+            "denoising": F.mse_loss(forward_pass.prediction[: 2 * twins], target),
             "grounding": grounding / len(self.scoring.layer_names),
             "ranking": ranking,
             "telling": told,
