@@ -1,4 +1,4 @@
-"""Putting the scoring model together from a checkpoint and an adapter."""
+"""Construction of the scoring U-Net from a checkpoint and an adapter."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ def build_scoring_unet(
     score: ScoreKind | None = None,
     unet: UNet2DConditionModel | None = None,
 ) -> ScoringUNet:
-    """Put the scoring model together.
+    """Build the scoring U-Net of a checkpoint, with an adapter or without.
 
     Args:
-        checkpoint: the base model.
-        adapter: few-shot adapter, or None for the zero-shot score.
-        score_layers: as in `ScoringUNet`.
-        levels: noise levels s; None is those the adapter was trained at, or 0.2, 0.4, 0.6, 0.8.
-        noise_seed: names the noise.
-        pooling: as in `ScoringUNet`.
-        lam: as in `ScoringUNet`.
-        score: which score it is for; None is the adapter's, or "attention" without one. "released"
-            has a pooling and layers of its own: the last of each of the U-Net's blocks.
-        unet: the checkpoint's U-Net, read by the caller, for whom it is changed where the adapter
-            changes weights; on the CPU, or without weights. None is the one the checkpoint keeps.
+        checkpoint: base model.
+        adapter: few-shot adapter; None builds the zero-shot score.
+        score_layers: selection of the cross-attention layers that are scored, see `select_layers`.
+        levels: noise levels s, each in (0, 1); None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
+        noise_seed: random seed of the fixed noise tensors.
+        pooling: pooling over image tokens, see `ScoringUNet`; "released" always uses "logits".
+        lam: sharpness lambda of LogSumExp pooling.
+        score: kind of score; None is the adapter's, or "attention" without an adapter.
+            "released" scores the last cross-attention layer of each block.
+        unet: the checkpoint's U-Net as read by the caller, on the CPU or on the meta device; an
+            adapter's low-rank updates are merged into it in place. None takes the checkpoint's
+            cached one.
 
     Raises:
-        ModelError: the adapter was trained on other weights or for another score, or its head
-            weights on other layers.
-        ValueError: layers or levels that do not exist.
+        ModelError: the adapter was trained on other weights, for another score, or with head
+            weights for other layers.
+        ValueError: a layer or a noise level does not exist.
     """
     score = score or (adapter.score if adapter else "attention")
     levels = levels or (adapter.levels if adapter else ()) or DEFAULT_LEVELS
@@ -84,7 +85,7 @@ def build_scoring_unet(
     elif adapter is not None:
         weights = adapter.weights_of(scoring.score_layers, scoring.heads)
         scoring.head_weights.copy_(torch.cat(weights))
-    if not given:  # a U-Net without weights cannot be moved
+    if not given:  # tensors on the meta device cannot be moved
         scoring.to(checkpoint.device)
     return scoring.eval()
 
@@ -92,10 +93,15 @@ def build_scoring_unet(
 def build_prompts(
     unet: UNet2DConditionModel, adapter: Adapter, config: PromptConfig
 ) -> AttentionPrompts:
-    """The adapter's prompts for a U-Net, with their learned values.
+    """The adapter's prompts for a U-Net, with their learned parameters, frozen.
+
+    Args:
+        unet: U-Net of the base model, for the sizes of its key and value matrices.
+        adapter: adapter with the prompts' parameters.
+        config: sizes of the prompts.
 
     Raises:
-        ModelError: they are those of another U-Net.
+        ModelError: the adapter's prompts have other names or sizes than this U-Net's.
     """
     prompts = AttentionPrompts(inner_widths(unet), text_width(unet), config)
     check_names(prompts, adapter.prompt_state, "the adapter", "set of prompts")

@@ -1,4 +1,4 @@
-"""Questions that are left out: an image of theirs cannot be read, or something has no number."""
+"""Questions that are left out because an image cannot be read or a score is not finite."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from dsd_trt.train.question import Question
 
 
 def ignore(question: Question, failures: Sequence[Failure]) -> None:
-    """A `Report` for those who look at the scores alone."""
+    """A `Report` that does nothing; the question's scores are NaN."""
 
 
 def refuse(question: Question, failures: Sequence[Failure]) -> NoReturn:
-    """A `Report` for those who want all questions or none.
+    """A `Report` that allows no question to be left out.
 
     Raises:
-        InputError: names the first failure.
+        InputError: always; the message names the first failure.
     """
     raise InputError(f"cannot use {failures[0] if failures else question.source}")
 
 
 def name_image(image: ImageSource, question: Question) -> str:
-    """What reports call an image of a question."""
+    """Name of a question's image in reports: its path, or the question's source."""
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
     return f"an image of {question.source}"
 
 
 class LeftOut:
-    """Count of questions that are left out, and every failure once.
+    """Number of questions left out, with the distinct failures that caused it.
 
     Attributes:
-        questions: how many were left out.
-        failures: images, texts and pairs that are to blame.
+        questions: number of questions left out.
+        failures: images, texts and pairs that failed, each once.
     """
 
     def __init__(self) -> None:
@@ -47,28 +47,33 @@ class LeftOut:
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """In the order they were met."""
+        """Distinct failures, in order of their first report."""
         return tuple(self._failures)
 
     def add(self, question: Question, failures: Sequence[Failure]) -> None:
-        """Note a question; a `Report`."""
+        """Add a question and its failures; a `Report`."""
         self.questions += 1
         self._failures |= dict.fromkeys(failures)
 
     def merge(self, questions: int, failures: Sequence[Failure]) -> None:
-        """Note what another run has left out."""
+        """Add the questions and failures of another run.
+
+        Args:
+            questions: number of questions that the other run left out.
+            failures: failures of the other run; duplicates are dropped.
+        """
         self.questions += questions
         self._failures |= dict.fromkeys(failures)
 
     def to_plain(self) -> dict[str, Any]:
-        """For JSON: `left_out`, the count, and `errors`, a list of objects."""
+        """Fields for JSON: the number `left_out` and the list of objects `errors`."""
         return {
             "left_out": self.questions,
             "errors": [asdict(failure) for failure in self.failures],
         }
 
     def sentence(self) -> str:
-        """The count, for a table's last line."""
+        """Summary in one sentence, for the last line of a table."""
         images = sum(failure.text is None for failure in self.failures)
         others = len(self.failures) - images
         causes = [f"{images} images"] if images or not others else []
@@ -76,21 +81,21 @@ class LeftOut:
         return f"{self.questions} questions left out, for {' and '.join(causes)} that failed"
 
     def lines(self) -> list[str]:
-        """The count and every failure, a line each; none if nothing was left out."""
+        """Summary and one line per failure; no lines if nothing was left out."""
         if not self.questions:
             return []
         return [self.sentence() + ":", *(f"  {failure}" for failure in self.failures)]
 
     def require_some(self, kept: int, what: str, others: int = 0) -> None:
-        """Refuse to go on with nothing.
+        """Refuse a part of a data set of which every question was left out.
 
         Args:
-            kept: how many questions were not left out.
-            what: they are, such as "test questions".
-            others: how many were left out that are none of them.
+            kept: number of the part's questions that were not left out.
+            what: name of the part in the message, such as "test questions".
+            others: number of questions left out that belong to other parts.
 
         Raises:
-            InputError: names the first failures.
+            InputError: no question of the part remains; the message names the first failures.
         """
         if kept or self.questions == others:
             return

@@ -1,4 +1,4 @@
-"""What every data set is made of: candidates, image-text pairs, of which one is right."""
+"""Questions, the common form of all data sets: candidate image-text pairs, one of them right."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from dsd_trt.results import Failure
 
 @dataclass(frozen=True)
 class Question:
-    """Which of these pairs belong together?
+    """A question: which of these image-text pairs is the positive one?
 
-    Given a text, the candidates are its pairs with several images; given an image, its pairs with
-    several texts.
+    The candidates pair one text with several images, or one image with several texts.
 
     Attributes:
-        kind: what is asked, a row of the table: "subject", "binary", ...
-        candidates: (image, text) pairs; the right one may stand anywhere.
-        right: which candidate is the right one.
-        source: what the question was made from, such as an image's name. Questions of one source
-            never end up on both sides of a split, and item scores count a source as a whole.
+        kind: kind of question, which has a row of its own in tables, such as "subject".
+        candidates: (image, text) pairs, in any order.
+        right: index of the right candidate, the positive pair.
+        source: name of the item the question was made from, such as an image. Questions of one
+            source stay on one side of a split, and item scores count a source as a whole.
     """
 
     kind: str
@@ -40,14 +39,14 @@ def shuffled(
     source: str,
     seed: Sequence[int],
 ) -> Question:
-    """A question whose right candidate stands at a random place.
+    """A question whose right candidate is at a random index.
 
     Args:
-        kind: as in `Question`.
-        right: the right candidate.
-        wrong: the others.
-        source: as in `Question`.
-        seed: names the place; a seed and the question's number, say.
+        kind: kind of question, see `Question`.
+        right: right candidate, the positive pair.
+        wrong: other candidates, the negative pairs.
+        source: name of the item the question was made from, see `Question`.
+        seed: random seed of the index, such as a data set's seed and the question's number.
     """
     candidates = list(wrong)
     place = int(np.random.default_rng(seed).integers(len(candidates) + 1))
@@ -58,16 +57,16 @@ def shuffled(
 def split(
     questions: Iterable[Question], fraction: float, seed: int
 ) -> tuple[list[Question], list[Question]]:
-    """Part questions into few-shot examples and a rest that shares no source with them.
+    """Split questions into two parts that share no source.
 
     Args:
-        questions: all of them.
-        fraction: share of the sources that goes to the first part, in [0, 1]; at least one
-            source does where it is above 0.
-        seed: decides which.
+        questions: questions to split.
+        fraction: share of the sources in the first part, in [0, 1]; above 0 it takes at least
+            one source.
+        seed: random seed of the choice of sources.
 
     Returns:
-        The few-shot part and the rest, each in the order of `questions`.
+        The first part and the rest, each in the order of `questions`.
     """
     questions = list(questions)
     sources = sorted({question.source for question in questions})
@@ -81,17 +80,21 @@ def split(
 
 
 Report = Callable[[Question, Sequence[Failure]], None]
-"""Called with a question that is left out, and with what of it failed."""
+"""Callback `(question, failures)` for each question that is left out."""
 
 
 class Score(Protocol):
-    """Scores the candidates of some questions; NaN where a question is left out."""
+    """A scorer of questions' candidates; NaN for a question that is left out."""
 
     def __call__(self, questions: Sequence[Question], left_out: Report = ...) -> list[list[float]]:
-        """Score candidates.
+        """Score the candidates of some questions.
 
         Args:
-            questions: to be scored.
-            left_out: told of each question that is left out, with what failed.
+            questions: questions to score.
+            left_out: callback for each question left out, with its failures.
+
+        Returns:
+            One score per candidate of each question; NaN for all candidates of a question left
+            out.
         """
         ...

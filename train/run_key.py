@@ -1,4 +1,4 @@
-"""What the results of a run depend on, so that none is taken for another run's."""
+"""Keys of runs: everything that saved results depend on, so that no other run reuses them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _SHOWN = 80  # characters of a value in a message
 
 
 def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
-    """Make a folder a run's own; a run goes on in it only if all that it depends on is the same.
+    """Claim a folder for a run, which resumes there only if its key is unchanged.
 
     Args:
-        folder: made where it is missing.
-        key: all that the run's results depend on, as JSON takes it.
-        kept: names of what the run keeps there, and would go on from.
+        folder: folder of the run; created if missing.
+        key: everything that the run's results depend on, as JSON takes it.
+        kept: names of the files and folders that the run would resume from.
 
     Raises:
-        InputError: it holds something of another run; the message says what differs.
+        InputError: the folder holds results of another run; the message says what differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, wanted = folder / RUN_NAME, json.loads(json.dumps(key))
@@ -59,7 +59,7 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
 
 
 def bundle_identity(scorer: Scorer) -> dict[str, Any]:
-    """All that a bundle's scores depend on, beside images and texts."""
+    """Everything a bundle's scores depend on besides images and texts."""
     return {
         "bundle": scorer.manifest.digest,
         "engine": str(scorer.engine),
@@ -69,7 +69,13 @@ def bundle_identity(scorer: Scorer) -> dict[str, Any]:
 
 
 def model_key(model: str, adapter: Path | None, mode: str) -> dict[str, Any]:
-    """All that a PyTorch model's scores depend on, beside images and texts."""
+    """Everything a PyTorch model's scores depend on besides images and texts.
+
+    Args:
+        model: base model: "shapes", a folder, a file or a repository, see `find_model`.
+        adapter: folder of a few-shot adapter; None for none.
+        mode: mode of scoring, "pair", "matrix" or "auto".
+    """
     return {
         "model": model_identity(read_checkpoint(model)),
         "adapter": adapter and adapter_identity(adapter),
@@ -80,7 +86,7 @@ def model_key(model: str, adapter: Path | None, mode: str) -> dict[str, Any]:
 
 
 def adapter_identity(folder: Path) -> dict[str, str]:
-    """All of an adapter: its weights, and its configuration."""
+    """sha256 of an adapter's weights and of its configuration."""
     return {
         "weights": adapter_hash(folder),
         "configuration": hashlib.sha256((folder / "adapter.json").read_bytes()).hexdigest(),
@@ -88,7 +94,7 @@ def adapter_identity(folder: Path) -> dict[str, str]:
 
 
 def model_identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that a diffusion model computes with: its weights, their configuration, the tokenizer."""
+    """Hashes of a diffusion model's weights, configuration and tokenizer."""
     configuration = {
         "unet": checkpoint.unet_config,
         "vae": checkpoint.vae_config,
@@ -105,7 +111,7 @@ def model_identity(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def question_hash(question: Question) -> str:
-    """What is asked: kind, source, texts, images by their content, and which is right."""
+    """sha256 of a question: kind, source, texts, content of images, index of the right one."""
     digest, images = hashlib.sha256(), dict[int, bytes]()
     texts = [text for _, text in question.candidates]
     plain = [question.kind, question.source, question.right, texts]
@@ -118,7 +124,7 @@ def question_hash(question: Question) -> str:
 
 
 def questions_hash(questions: Iterable[Question]) -> str:
-    """Of all of them, in their order."""
+    """sha256 over all questions' hashes, in their order."""
     digest = hashlib.sha256()
     for question in questions:
         digest.update(question_hash(question).encode())
@@ -126,7 +132,7 @@ def questions_hash(questions: Iterable[Question]) -> str:
 
 
 def _content_hash(image: ImageSource) -> bytes:
-    """Of a file, its bytes; one that cannot be read is like any other of these."""
+    """sha256 of an image's file or pixels; all unreadable files have the same one."""
     if isinstance(image, (str, os.PathLike)):
         try:
             content = read_regular(image, IMAGE_BYTES)
@@ -141,7 +147,7 @@ def _content_hash(image: ImageSource) -> bytes:
 
 
 def _difference(before: Any, wanted: Mapping[str, Any]) -> str:
-    """Of what, as the end of a sentence."""
+    """The first difference of two keys, as the end of a sentence."""
     if not isinstance(before, dict):
         return ""
     for name in (*wanted, *before):

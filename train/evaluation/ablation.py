@@ -1,8 +1,8 @@
-"""Ablations of the score (section 5.4, Figures 3 to 6), all read off one collection of maps.
+"""Ablations of the score (section 5.4, Figures 3 to 6), computed from one set of pooled maps.
 
-A score is a weighted mean of pooled attention over heads, layers, tokens and noise levels. So each
-head's mean over tokens is collected once, at every level and for every pooling; leaving out layers,
-heads or levels is then a matter of weights, and costs nothing.
+The score is a weighted mean of pooled attention over heads, layers, tokens and noise levels. Each
+head's mean over tokens is therefore collected once per level and pooling. Leaving out layers,
+heads or levels then only sets weights to zero, without another forward pass.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens
 LAMBDAS = (1.0, 5.0, 20.0, 100.0)
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEVEL_SETS = {1: (0.4,), 2: (0.4, 0.8), 4: DEFAULT_LEVELS, 8: LEVELS}
-_DRAWS = 5  # random subsets of heads a size
+_DRAWS = 5  # random subsets of heads per size
 _BATCH = 64
 
 Floats = NDArray[np.float64]
@@ -32,14 +32,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Maps:
-    """What every head says of every pair.
+    """Pooled attention of every head for every pair and level.
 
     Attributes:
-        pooled: mean over counted tokens of S, by name of the pooling, (pairs, levels, heads).
-            "cosine" knows no heads: it has one a layer.
+        pooled: mean of S over counted tokens, (pairs, levels, heads), by the pooling's name;
+            "cosine" has one head per layer.
         relevance: attribution of each head at lambda 20 (Eq. 7), (pairs, levels, heads).
-        levels: noise levels s.
-        heads: of each layer.
+        levels: noise levels s of the second axis.
+        heads: number of heads of each cross-attention layer.
     """
 
     pooled: Mapping[str, Floats]
@@ -50,7 +50,12 @@ class Maps:
 
 @dataclass(frozen=True)
 class Point:
-    """One bar of a figure: a setting and the share of questions it answers right, percent."""
+    """One bar of a figure.
+
+    Attributes:
+        setting: name of the ablated setting, such as "last 2".
+        accuracy: questions answered right with this setting, in percent.
+    """
 
     setting: str
     accuracy: float
@@ -62,12 +67,12 @@ def collect(
     examples: Examples,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Maps:
-    """Walk the whole U-Net for every pair at every level.
+    """Collect the pooled attention of every pair at every level, one forward pass each.
 
     Args:
-        scoring: scores all layers; its levels are collected.
-        examples: questions to be answered.
-        progress: told how many (pair, level) walks are done, and of how many.
+        scoring: scoring U-Net with all layers scored and the levels to collect.
+        examples: encoded questions.
+        progress: callback `(done, total)`, counting forward passes.
     """
     names = [*(f"lse {lam:g}" for lam in LAMBDAS), "max", "cosine"]
     rows: dict[str, list[Floats]] = {name: [] for name in (*names, "relevance")}
@@ -110,13 +115,13 @@ def _pool(seen: CrossAttention, name: str) -> torch.Tensor:
 def ablate(
     maps: Maps, weights: Floats, examples: Examples, seed: int = 0
 ) -> dict[str, list[Point]]:
-    """Accuracy of every setting, figure by figure.
+    """Accuracy of every ablated setting, by the figure's title.
 
     Args:
-        maps: of the questions' pairs.
-        weights: w_{l,h} of the model, (heads,).
-        examples: the questions.
-        seed: of the random subsets of heads.
+        maps: pooled attention of the examples' pairs.
+        weights: head weights w_{l,h} of the model, (heads,).
+        examples: encoded questions, with the index of each positive pair.
+        seed: random seed of the subsets of heads.
     """
     base = maps.pooled["lse 20"]
 
@@ -147,7 +152,7 @@ def ablate(
 
     poolings = []
     for name, pooled in maps.pooled.items():
-        # Cosine has one "head" a layer: each weighs what its layer's heads weigh together.
+        # Cosine has one "head" per layer, which gets the summed weight of its layer's heads.
         w = weights if pooled.shape[2] == len(weights) else _by_layer(weights, maps.heads)
         poolings.append(Point(name, accuracy(score(maps, pooled, w))))
 
@@ -173,7 +178,16 @@ def score(
     relevance: Floats | None = None,
     levels: Sequence[float] = DEFAULT_LEVELS,
 ) -> Floats:
-    """The score with some heads, layers and levels (Eq. 4, and 7 with `relevance`), (pairs,)."""
+    """Score of each pair from some heads, layers and levels (Eq. 4), (pairs,).
+
+    Args:
+        maps: pooled attention, for its noise levels.
+        pooled: pooled attention of one pooling, (pairs, levels, heads).
+        weights: head weights, 0 for a head that is left out, (heads,).
+        relevance: attributions for dynamic head weights (Eq. 7), (pairs, levels, heads); None
+            for static weights.
+        levels: noise levels s to average over, all among those of `maps`.
+    """
     places = [maps.levels.index(s) for s in levels]
     each = np.broadcast_to(weights, pooled.shape)[:, places]
     if relevance is not None:
@@ -184,7 +198,7 @@ def score(
 
 
 def _some_heads(heads: Sequence[int], count: int, rng: np.random.Generator) -> Floats:
-    """Equal weights for `count` random heads of every layer."""
+    """Weight 1 for `count` random heads of every layer, 0 for the others, (heads,)."""
     parts = []
     for total in heads:
         kept = np.zeros(total)
@@ -198,7 +212,7 @@ def _by_layer(weights: Floats, heads: Sequence[int]) -> Floats:
 
 
 def as_text(ablations: Mapping[str, Sequence[Point]]) -> str:
-    """One Markdown table a figure."""
+    """One Markdown table per figure."""
     parts = []
     for name, points in ablations.items():
         rows = "".join(f"| {point.setting} | {point.accuracy:.1f} |\n" for point in points)
@@ -207,7 +221,7 @@ def as_text(ablations: Mapping[str, Sequence[Point]]) -> str:
 
 
 def plot(ablations: Mapping[str, Sequence[Point]], path: Path, title: str) -> None:
-    """All figures side by side, bars from the lowest accuracy's neighbourhood up."""
+    """Plot all figures side by side as bars; the axis starts 10 points below the lowest."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""Asking a scorer questions, and keeping what it answered, so that a stopped run can go on."""
+"""Answering questions with a scorer; answers are kept on disk to resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from dsd_trt.train.left_out import ignore, name_image
 from dsd_trt.train.question import Question, Report, Score
 from dsd_trt.train.run_key import question_hash
 
-_CHUNK = 32  # questions scored and kept at a time
+_CHUNK = 32  # questions scored and saved at a time
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How a question was answered.
+    """A scorer's answer to one question.
 
     Attributes:
-        kind: the question's.
-        source: the question's.
-        candidates: how many there were.
-        rank: of the right one, from 1; candidates with the same score stand before it, so a tie is
-            a wrong answer. None where the question is left out, as a candidate has no score.
-        failures: why it is left out.
+        kind: kind of the question, see `Question`.
+        source: source of the question, see `Question`.
+        candidates: number of candidates.
+        rank: rank of the right candidate, from 1; candidates of equal score precede it, so a tie
+            is a wrong answer. None if the question was left out.
+        failures: failures that the question was left out for.
     """
 
     kind: str
@@ -43,7 +43,13 @@ class Answer:
 
 
 def grade(question: Question, scores: Sequence[float], failures: Sequence[Failure] = ()) -> Answer:
-    """Find the right candidate's rank, if all have a score."""
+    """Rank the right candidate by the candidates' scores.
+
+    Args:
+        question: question that was answered.
+        scores: score of each candidate; NaN for all of them if the question is left out.
+        failures: failures that prevented a score.
+    """
     rank = None
     if np.isfinite(scores).all():
         others = np.delete(np.asarray(scores), question.right)
@@ -57,15 +63,15 @@ def ask(
     path: Path | None = None,
     progress: Callable[[int], None] = lambda answered: None,
 ) -> Iterator[Answer]:
-    """Ask questions, a few at a time.
+    """Answer questions in chunks, lazily.
 
     Args:
-        questions: the same ones, in the same order, whenever a run goes on.
-        score: of their candidates.
-        path: JSONL file that answers are kept in, each with its question's hash; whose answers
-            they are, `claim` has to see to. Those it holds already are not asked for again, but
-            for questions that were left out: what failed may have been mended.
-        progress: told how many questions are answered.
+        questions: questions to answer; a resumed run needs the same ones in the same order.
+        score: scorer of the questions' candidates.
+        path: JSONL file of answers, each with its question's hash; None saves none. Questions
+            with an answer in it are not scored again, unless they were left out, since the cause
+            may be gone. `claim` ensures that the answers are those of the same scorer.
+        progress: callback `(answered)` with the number of questions answered so far.
 
     Raises:
         InputError: the file holds answers to other questions.
@@ -79,7 +85,7 @@ def ask(
         known_hashes = [known for _, known in kept[count : count + len(chunk)]]
         for i, answer in enumerate(answers):
             same = (chunk[i].kind, chunk[i].source) == (answer.kind, answer.source)
-            # An image that could not be read may have been mended.
+            # The hash of a question left out may change, once its image can be read.
             if not same or (answer.rank is not None and known_hashes[i] != hashes[i]):
                 raise _of_others(path)
         asked = [i for i in range(len(chunk)) if i >= len(answers) or answers[i].rank is None]
@@ -103,7 +109,7 @@ def ask(
 
 
 def by_scorer(scorer: Scorer) -> Score:
-    """Score candidates with a bundle."""
+    """A `Score` that scores candidates with a bundle."""
 
     def score(questions: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
         pairs = [pair for question in questions for pair in question.candidates]
@@ -129,7 +135,7 @@ def by_scorer(scorer: Scorer) -> Score:
 
 
 def _answers(questions: Sequence[Question], score: Score) -> list[Answer]:
-    """What a scorer says."""
+    """Answers of a scorer to a chunk of questions."""
     if not questions:
         return []
     failed: dict[int, Sequence[Failure]] = {}  # by the question's identity
@@ -156,15 +162,15 @@ def _of_others(path: Path | None) -> InputError:
 
 
 def _read(path: Path) -> list[tuple[Answer, str]]:
-    """Answers kept before, each with its question's hash; none from a damaged one on."""
+    """Saved answers with their questions' hashes, up to the first damaged line."""
     return whole_lines(path, _parse)
 
 
 def _parse(line: str) -> tuple[Answer, str]:
-    """An answer and its question's hash.
+    """Parse one line into an answer and its question's hash.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the line is not an answer.
     """
     plain = parse_json(line)
     if not isinstance(plain, dict):

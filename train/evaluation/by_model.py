@@ -1,4 +1,4 @@
-"""Scoring questions with the PyTorch model itself, no bundle needed."""
+"""Scoring of questions with a model in PyTorch, without a bundle."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ def by_model(
     resize: Resize | None = None,
     mode: Mode | None = None,
 ) -> Score:
-    """Score candidates in FP32 PyTorch, on `best_device`.
+    """A `Score` that scores candidates in FP32 PyTorch, on `best_device`.
 
     Args:
-        model: what `read_checkpoint` takes.
-        adapter: folder of a few-shot adapter, or None.
-        score: None is the adapter's, or "attention" without one.
+        model: base model: "shapes", a folder, a file or a repository, see `find_model`.
+        adapter: folder of a few-shot adapter; None scores zero-shot.
+        score: kind of score; None is the adapter's, or "attention" without an adapter.
         levels: noise levels s; None is the adapter's, or 0.2, 0.4, 0.6, 0.8.
-        resize: how images become the model's squares; None is the adapter's, or at once.
-        mode: see `dsd_trt.train.scoring.matrix`; None is the adapter's, pair for both or none.
+        resize: method by which images are made square; None is the adapter's, or
+            "bicubic-stretch".
+        mode: mode of scoring, "pair" or "matrix"; None is matrix mode for an adapter of that mode
+            alone, else pair mode.
 
     Raises:
-        ModelError: model or adapter cannot be read, or do not belong together.
+        ModelError: the model or the adapter cannot be read, or they do not belong together.
     """
     checkpoint = read_checkpoint(model, best_device())
     learned = Adapter.load(adapter) if adapter else None

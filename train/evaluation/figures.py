@@ -1,4 +1,4 @@
-"""From answers to figures: accuracy a kind of question, with bootstrap confidence intervals."""
+"""From answers to metrics: accuracy per kind of question, with bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _FIVE = 5
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of a table.
+    """One row of a table of metrics.
 
     Attributes:
-        name: what was asked.
-        questions: how many, or how many items where an item counts as a whole.
-        chance: of guessing, percent.
-        top1: right answers, percent.
-        low: and high, the bounds of its 95 % confidence interval.
-        high: see `low`.
-        top5: right candidate among the five best, percent; None with five candidates or fewer.
+        name: kind of question, group of kinds, or item score.
+        questions: number of questions, or of items for an item score.
+        chance: expected top-1 accuracy of random guessing, in percent.
+        top1: top-1 accuracy, in percent.
+        low: lower bound of the 95 % confidence interval of `top1`, in percent.
+        high: upper bound of the 95 % confidence interval of `top1`, in percent.
+        top5: top-5 accuracy, in percent; None if a question has five candidates or fewer.
     """
 
     name: str
@@ -44,15 +44,16 @@ class Figure:
 
 
 def figures(answers: Sequence[Answer], seed: int = 0) -> list[Figure]:
-    """A row a kind, one a group of kinds ("predicate" of "predicate: above"), and one of all.
+    """Metrics per kind, per group of kinds ("predicate" for "predicate: above") and overall.
 
-    Where every source has questions of kind "text" and of kind "image", as in Winoground, items
-    count as a whole: text, image and group score.
+    A data set whose kinds are exactly "text" and "image", as Winoground's, is measured by items
+    instead: text score, image score and group score.
 
     Args:
-        answers: those that are left out count for nothing; of an item that counts as a whole, they
-            leave out the whole.
-        seed: of the bootstrap, which draws sources: questions of one source are not independent.
+        answers: answers to all questions. Questions left out are ignored, and with item scores
+            so is the whole item.
+        seed: random seed of the bootstrap, which resamples sources because questions of one
+            source are not independent.
     """
     answered = [answer for answer in answers if answer.rank is not None]
     if sorted({answer.kind for answer in answers}) == ["image", "text"]:
@@ -89,7 +90,7 @@ def _figure(name: str, answers: Sequence[Answer], seed: int) -> Figure:
 
 
 def _rank(answer: Answer) -> int:
-    assert answer.rank is not None  # those that are left out were sorted out
+    assert answer.rank is not None  # answers without a rank were filtered out before
     return answer.rank
 
 
@@ -122,7 +123,7 @@ def _item_scores(answers: Sequence[Answer], seed: int) -> list[Figure]:
 
 
 def _interval(hits: Iterable[tuple[str, bool]], seed: int) -> tuple[float, float]:
-    """2.5 % and 97.5 % quantiles of accuracy over resampled sources, percent."""
+    """2.5 % and 97.5 % quantiles of the accuracy over resampled sources, in percent."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for source, hit in hits:
         counts[source][0] += hit
@@ -138,7 +139,7 @@ def _interval(hits: Iterable[tuple[str, bool]], seed: int) -> tuple[float, float
 
 
 def count_left_out(answers: Iterable[Answer]) -> LeftOut:
-    """The questions without an answer."""
+    """Questions without an answer, with their failures."""
     left_out = LeftOut()
     for answer in answers:
         if answer.rank is None:
@@ -147,7 +148,7 @@ def count_left_out(answers: Iterable[Answer]) -> LeftOut:
 
 
 def as_text(rows: Sequence[Figure], left_out: LeftOut) -> str:
-    """A table in Markdown, and how many questions it lacks."""
+    """The metrics as a Markdown table, with the number of questions left out."""
     five = any(row.top5 is not None for row in rows)
     head = ["asked", "questions", "chance", "top-1", "95 % interval", *(["top-5"] if five else [])]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
@@ -166,7 +167,7 @@ def as_text(rows: Sequence[Figure], left_out: LeftOut) -> str:
 
 
 def to_json(rows: Sequence[Figure], about: Mapping[str, Any], left_out: LeftOut) -> str:
-    """What was measured, every figure, how many questions were left out and what failed."""
+    """The metrics as JSON, with what was measured and which questions were left out."""
     plain = {**about, "figures": [asdict(row) for row in rows], **left_out.to_plain()}
     return json.dumps(plain, indent=2) + "\n"
 
@@ -174,7 +175,15 @@ def to_json(rows: Sequence[Figure], about: Mapping[str, Any], left_out: LeftOut)
 def write(
     folder: Path, rows: Sequence[Figure], about: Mapping[str, Any], title: str, left_out: LeftOut
 ) -> None:
-    """Write `table.md`, `figures.json` and `figures.png`."""
+    """Write `table.md`, `figures.json` and `figures.png`.
+
+    Args:
+        folder: output folder; created if missing.
+        rows: metrics, one row each.
+        about: description of what was measured, as JSON takes it.
+        title: title of the plot.
+        left_out: questions left out, with their failures.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "table.md", as_text(rows, left_out))
     write_whole(folder / "figures.json", to_json(rows, about, left_out))
@@ -182,7 +191,7 @@ def write(
 
 
 def plot(rows: Sequence[Figure], path: Path, title: str) -> None:
-    """A bar a row with its interval, and a mark at chance."""
+    """Plot one bar per row with its confidence interval, and a mark at chance."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""The paper's tables and figures in one go: every method on every data set, then the ablations."""
+"""Reproduction of the paper: every method on every data set, then the ablations."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
 REAL = ("comvg", "refcocog", "vqav2")
 SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")
 _LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers")
-_ABLATED = 300  # questions of the first data set
+_ABLATED = 300  # most questions of the first data set that ablations are measured on
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What became of it.
+    """The result of a reproduction.
 
     Attributes:
-        report: Markdown.
-        left_out: questions that were left out, by any method.
+        report: report with tables and ablations, in Markdown.
+        left_out: questions that any method left out, with their failures.
     """
 
     report: str
@@ -58,22 +58,22 @@ class Reproduction:
 
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Told (stage, done, total, figures)."""
+"""Progress callback `(stage, done, total, figures)`; `figures` are metrics by name."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is reproduced.
+    """The methods, data sets and sizes of a reproduction.
 
     Attributes:
-        model: what `read_checkpoint` takes.
-        clip: folder of a CLIP for the baselines, or None to leave them out.
-        root: folder with a folder of files a data set, or None: shapes are drawn.
-        questions: test questions a data set; None is all of them.
-        examples: few-shot questions a data set; None is all of the training set's fraction.
-        settings: of few-shot training.
-        fraction: share of the training set that is learned from.
-        seed: of everything.
+        model: base model: "shapes", a folder, a file or a repository, see `find_model`.
+        clip: folder of a CLIP for the baselines; None leaves the baselines out.
+        root: folder with one subfolder per data set; None measures on drawn shapes instead.
+        questions: test questions per data set; None means no limit.
+        examples: few-shot questions per data set; None means no limit beside `fraction`.
+        settings: hyperparameters of few-shot training.
+        fraction: share of the training set used for few-shot training, in [0, 1].
+        seed: random seed of splits, training, bootstrap and ablations.
     """
 
     model: str
@@ -87,33 +87,38 @@ class Study:
 
     @property
     def data(self) -> tuple[str, ...]:
-        """The data sets."""
+        """Names of the data sets: the paper's, or those of shapes without `root`."""
         return SHAPES if self.root is None else REAL
 
     def open(self, data: str, part: str) -> Any:
-        """Questions of a data set, see `open_dataset`."""
+        """Questions of a data set, see `open_dataset`.
+
+        Args:
+            data: name of the data set.
+            part: part of the data set, "train" or "test".
+        """
         limit = self.questions if part == "test" else self.examples
         root = Path() if self.root is None else self.root / data
         return open_dataset(data, root, part, self.seed, limit, self.fraction)
 
 
 def reproduce(plan: Study, out: Path, progress: Progress) -> Reproduction:
-    """Run everything, going on where an earlier call was stopped.
+    """Train and measure every method, or resume an interrupted call.
 
     Args:
-        plan: what to do.
-        out: a folder a part: adapters, answers, tables, figures.
-        progress: told of every step.
+        plan: methods, data sets and sizes.
+        out: output folder, with one subfolder per data set and method.
+        progress: callback `(stage, done, total, figures)`.
 
     Raises:
-        InputError: nothing of a data set can be used, or `out` holds another reproduction.
+        InputError: no question of a data set can be used, or `out` holds another reproduction.
     """
     began = time.monotonic()
     claim(out, _key(plan, progress), (*plan.data, "ablation"))
     tables: dict[str, dict[str, list[Figure]]] = {}
     kept, left_out = 0, LeftOut()
     for data in plan.data:
-        most = 0  # the methods leave the same questions out
+        most = 0  # maximum, not sum: all methods leave out the same questions
         for name, make in _methods(plan, data, out, progress).items():
             folder = out / data / name.replace(" ", "-")
             folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +137,7 @@ def reproduce(plan: Study, out: Path, progress: Progress) -> Reproduction:
 
 
 def _key(plan: Study, progress: Progress) -> dict[str, Any]:
-    """All that the parts depend on; those that are done are not looked at again."""
+    """Everything the results depend on: results of an earlier call are reused unchecked."""
     checkpoint = read_checkpoint(plan.model)
     return {
         "model": model_identity(checkpoint),
@@ -154,7 +159,7 @@ def _key(plan: Study, progress: Progress) -> dict[str, Any]:
 
 
 def _contents(plan: Study, progress: Progress) -> dict[str, str]:
-    """Hashes of the data sets' questions, images included; shapes are drawn from the seed."""
+    """Hash of each data set's questions and images; none for shapes, which the seed determines."""
     if plan.root is None:
         return {}
 
@@ -172,17 +177,18 @@ def _contents(plan: Study, progress: Progress) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Figures of a method on a data set, and questions that it left out, in training too."""
+    """Metrics of a method on a data set, and questions left out in training or testing."""
 
     rows: list[Figure]
     left_out: LeftOut
 
 
-_Make = Callable[[Path, LeftOut], Score]  # notes what training leaves out
+# Makes a scorer in a folder; questions that its training leaves out are added to the argument.
+_Make = Callable[[Path, LeftOut], Score]
 
 
 def _methods(plan: Study, data: str, out: Path, progress: Progress) -> dict[str, _Make]:
-    """What is compared, each made when its turn comes."""
+    """The compared methods by name; each is trained when it is called."""
 
     def few_shot(settings: FewShotSettings) -> _Make:
         def make(folder: Path, left_out: LeftOut) -> Score:
@@ -228,7 +234,7 @@ def _methods(plan: Study, data: str, out: Path, progress: Progress) -> dict[str,
         )
 
     methods["DSD zero-shot"] = zero_shot(DEFAULT_LEVELS)
-    if plan.settings.levels != DEFAULT_LEVELS:  # or their gain would be taken for training's
+    if plan.settings.levels != DEFAULT_LEVELS:  # separates the gain of levels from training's
         methods["DSD zero-shot at the few-shot levels"] = zero_shot(plan.settings.levels)
     methods["DSD few-shot"] = few_shot(plan.settings)
     both = replace(plan.settings, score="attention+denoising")
@@ -255,7 +261,7 @@ def _measure(
 
 
 def _measured(folder: Path) -> _Measured | None:
-    """Figures of a part that is done."""
+    """Metrics that an earlier call wrote for a part; None if there are none."""
     path = folder / "figures.json"
     if not path.exists():
         return None
@@ -277,7 +283,7 @@ def _ablate(plan: Study, adapter: Path, folder: Path, progress: Progress) -> str
     scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=LEVELS)
     data = plan.data[0]
     few = replace(plan, questions=min(plan.questions or _ABLATED, _ABLATED))
-    left_out = LeftOut()  # each method has named them
+    left_out = LeftOut()  # not reported: the methods have reported the same questions
     examples = encode_questions(
         checkpoint,
         list(few.open(data, "test")),
@@ -301,7 +307,7 @@ def _report(
     kept: int,
     left_out: LeftOut,
 ) -> str:
-    # Where a method left out all questions of a kind, the others still have a row of it.
+    # The columns of all methods: one that left out every question of a kind has no row of it.
     shown = {
         (data, row.name, kind): row.chance
         for data in plan.data
