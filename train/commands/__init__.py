@@ -1,1 +1,1 @@
-"""Subcommands that learn and measure, one module each."""
+"""Subcommands for training and evaluation, one module each."""

@@ -1,4 +1,4 @@
-"""`dsd-trt ablate`: the paper's ablations on any model and data set, on the command line."""
+"""`dsd-trt ablate`: the paper's ablations on any model and data set."""
 
 from __future__ import annotations
 
@@ -24,17 +24,23 @@ Examples:
 @click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Few-shot adapter of the model.  [default: none]",
+    help="Folder of a few-shot adapter of the model.  [default: none]",
 )
 @data_options
-@click.option("--limit", type=click.IntRange(1), default=500, show_default=True, help="Questions.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Maximum number of test questions.",
+)
 @click.option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for tables, figures and plot.",
+    help="Output folder for ablation.md, ablation.json and ablation.png.",
 )
-@seed_option("Of the split and the heads chosen.")
+@seed_option("Random seed of the split and of the heads that are left out.")
 @click.pass_context
 def ablate(
     ctx: click.Context,
@@ -46,9 +52,10 @@ def ablate(
     out: Path,
     seed: int,
 ) -> None:
-    """Measure the score with fewer layers, heads and noise levels, and with other poolings.
+    """Measure accuracy with fewer layers, heads and noise levels, and with other poolings.
 
-    Figures 3 to 6 of the paper, on the test questions of a data set; see `dsd-trt eval --help`.
+    Reproduces Figures 3 to 6 of the paper on the test questions of a data set. `dsd-trt eval
+    --help` describes the questions.
     """
     from rich.console import Console
 

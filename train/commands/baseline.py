@@ -1,4 +1,4 @@
-"""`dsd-trt baseline` and `dsd-trt pretrain tiny-clip`: what DSD is compared with."""
+"""`dsd-trt baseline` and `dsd-trt pretrain tiny-clip`: the CLIP baselines DSD is compared with."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ Examples:
     "--method",
     required=True,
     type=click.Choice(["zero-shot", "fine-tuning", "prompt-learning"]),
-    help="CLIP as it is, with its heads tuned, or with prompts conditioned on images (CoCoOp).",
+    help="CLIP without training, with fine-tuned projection heads, or with learned prompts "
+    "conditioned on images (CoCoOp).",
 )
 @data_options
 @click.option(
@@ -39,25 +40,39 @@ Examples:
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Share of the training set to learn from, which is not tested on.",
+    help="Share of the training set used for training, and excluded from the test.",
 )
-@click.option("--examples", type=click.IntRange(2), help="Learn from no more questions than these.")
-@click.option("--limit", type=click.IntRange(1), help="Test on no more questions than these.")
-@click.option("--loss", type=click.Choice(["bce", "softmax"]), default="bce", show_default=True)
-@click.option("--steps", type=click.IntRange(1), default=600, show_default=True)
+@click.option("--examples", type=click.IntRange(2), help="Maximum number of training questions.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
+@click.option(
+    "--loss",
+    type=click.Choice(["bce", "softmax"]),
+    default="bce",
+    show_default=True,
+    help="Binary cross-entropy over all pairs, or softmax cross-entropy of the positive pair "
+    "among its negatives.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=600,
+    show_default=True,
+    help="Number of optimiser steps.",
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
-    help="[default: 1e-4 for fine-tuning, 2e-3 for prompt learning]",
+    help="Initial learning rate, decayed linearly to zero.  [default: 1e-4 for fine-tuning, "
+    "2e-3 for prompt learning]",
 )
 @validation_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for table, figures and plot.",
+    help="Output folder for table.md, figures.json and figures.png.",
 )
 @table_format_option
-@seed_option("Of examples, batches and new weights.")
+@seed_option("Random seed of the split, the batches and the initial weights.")
 @click.pass_context
 def baseline(
     ctx: click.Context,
@@ -78,9 +93,9 @@ def baseline(
 ) -> None:
     """Train a CLIP baseline on few-shot examples and measure it on the test questions.
 
-    CLIP is a folder in transformers' format. Examples, wrong pairs, losses, early stopping and test
-    questions are those of "dsd-trt train" and "dsd-trt eval", given the same seed. A tie is a wrong
-    answer.
+    CLIP is a folder in transformers' format. With the same seed, training examples, negatives and
+    losses are those of "dsd-trt train", and test questions those of "dsd-trt eval". A tie counts
+    as a wrong answer.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -166,24 +181,32 @@ def baseline(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Run folder: checkpoint, losses, and the CLIP in model/.",
+    help="Run folder for the training state, the losses, and the CLIP in model/.",
 )
-@click.option("--steps", type=click.IntRange(1), help="Of 96 pictures.  [default: 4000]")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    help="Number of optimiser steps, of 96 images each.  [default: 4000]",
+)
 @click.option(
     "--workers",
     "processes",
     type=click.IntRange(1),
     default=2,
     show_default=True,
-    help="Processes.",
+    help="Number of training processes; the batches do not depend on it.",
 )
-@seed_option("Of weights and batches.")
-@click.option("--smoke", is_flag=True, help="Seconds instead of hours: every stage, no learning.")
+@seed_option("Random seed of weights and batches.")
+@click.option(
+    "--smoke",
+    is_flag=True,
+    help="Test run of seconds instead of hours: every stage with a few steps.",
+)
 def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bool) -> None:
-    """Train a CLIP for shapes from scratch, of the embedded model's size, on its pictures.
+    """Train a CLIP for shapes from scratch: the baseline of the embedded model.
 
-    The opponent of the embedded model, for "dsd-trt baseline". A run that was stopped goes on from
-    its last checkpoint when the same command is given again.
+    It has the embedded model's size and sees the same images. Use it with "dsd-trt baseline".
+    Repeat the command to resume an interrupted run from its last checkpoint.
     """
     from rich.console import Console
 

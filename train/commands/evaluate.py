@@ -1,4 +1,4 @@
-"""`dsd-trt eval`: accuracy on a data set, on the command line."""
+"""`dsd-trt eval`: accuracy of a bundle or a model on a data set."""
 
 from __future__ import annotations
 
@@ -36,29 +36,37 @@ Examples:
     type=click.FloatRange(0, 1),
     default=0.05,
     show_default=True,
-    help="Share of the set that few-shot examples are taken from, and that is left out here.",
+    help="Share of the data set reserved for few-shot training, and excluded from the test.",
 )
-@click.option("--limit", type=click.IntRange(1), help="No more questions than these.")
-@click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
+@click.option(
+    "--engine",
+    type=click.Choice(engine_names()),
+    default="auto",
+    show_default=True,
+    help="Engine that runs a BUNDLE; ignored for a MODEL, which runs in PyTorch.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
     default="auto",
     show_default=True,
-    help="As for `score`.",
+    help="Mode of scoring, as for `score`: one pass per pair and level, or one walk per image "
+    "and level.",
 )
 @click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Few-shot adapter, for a MODEL; a BUNDLE has its own inside.",
+    help="Folder of a few-shot adapter, for a MODEL; a BUNDLE contains its own.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for table, figures and plot; a run that was stopped goes on where it was.",
+    help="Output folder for table.md, figures.json and figures.png; an interrupted run resumes "
+    "from the answers in it.",
 )
 @table_format_option
-@seed_option("Of the split and of wrong candidates.")
+@seed_option("Random seed of the split and of the wrong candidates.")
 @click.pass_context
 def evaluate(
     ctx: click.Context,
@@ -76,12 +84,12 @@ def evaluate(
     form: str,
     seed: int,
 ) -> None:
-    """Measure a bundle, or a model in PyTorch, on a data set's test questions.
+    """Measure the accuracy of a bundle, or of a model in PyTorch, on test questions.
 
-    A tie is a wrong answer. Right candidates stand at random places. A question with an image that
-    cannot be read is left out, and counted; the exit code is then 3. MODEL is what --model of the
-    other commands is: a folder in diffusers' format, ORG/NAME on the Hugging Face Hub, or "shapes".
-    ORG/NAME is a bundle if it has a bundle.json.
+    A tie counts as a wrong answer. The right candidate is at a random position. Questions with an
+    unreadable image are left out and counted, and the exit code is then 3. MODEL is a folder in
+    diffusers' format, ORG/NAME on the Hugging Face Hub, or "shapes". ORG/NAME is a BUNDLE if it
+    has a bundle.json.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

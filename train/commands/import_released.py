@@ -1,4 +1,4 @@
-"""`dsd-trt import-released`: a checkpoint of the released research code as an adapter."""
+"""`dsd-trt import-released`: turn a checkpoint of the released research code into an adapter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import click
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="ADAPTER",
-    help="Folder to write.",
+    help="Output folder for the adapter.",
 )
 def import_released(file: Path, out: Path) -> None:
-    """Turn the LoRA file of the released research code into an adapter for export.
+    """Turn a LoRA checkpoint of the released research code into an adapter.
 
-    FILE is its pytorch_model.bin. Its score is "released", per pair where the research code
-    averages over a batch; export with --score attention for the paper's.
+    FILE is its pytorch_model.bin. The adapter's score is "released", computed per pair where the
+    research code averages over a batch. Export with --score attention for the paper's score.
     """
     from dsd_trt.train.scoring.released import read_released
 

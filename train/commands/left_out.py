@@ -1,4 +1,4 @@
-"""How commands end that left out questions."""
+"""Report and exit code of commands that left out questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dsd_trt.train.left_out import LeftOut
 
 
 def report_left_out(ctx: click.Context, left_out: LeftOut) -> None:
-    """Say on standard error what was left out, and why, and exit with 3; nothing if nothing was."""
+    """Print questions left out and their failures to standard error, and exit with 3.
+
+    Args:
+        ctx: click context of the command.
+        left_out: questions left out; if there are none, nothing is printed and the command goes
+            on.
+    """
     for line in left_out.lines():
         click.echo(line, err=True)
     if left_out.questions:

@@ -1,4 +1,4 @@
-"""`dsd-trt make-random`: a checkpoint of real sizes without real weights."""
+"""`dsd-trt make-random`: a checkpoint of real size with random weights."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ Examples:
 
 
 @click.command("make-random", epilog=EXAMPLES)
-@click.option("--family", required=True, type=click.Choice(list(FAMILIES)))
+@click.option(
+    "--family",
+    required=True,
+    type=click.Choice(list(FAMILIES)),
+    help="Family of Stable Diffusion, which decides all sizes.",
+)
 @click.option(
     "--out",
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder to write, in diffusers' format, FP16.",
+    help="Output folder for the checkpoint, in diffusers' format, FP16.",
 )
-@click.option("--tiny", is_flag=True, help="The same parts, a few channels wide: for tests.")
-@seed_option("Of the weights.")
+@click.option("--tiny", is_flag=True, help="Same layers with a few channels each, for fast tests.")
+@seed_option("Random seed of the weights.")
 def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
-    """Write a Stable Diffusion of a family with random weights, for tests and benchmarks.
+    """Write a Stable Diffusion checkpoint with random weights, for tests and benchmarks.
 
-    Whatever does not depend on the numbers inside is real: shapes, files, memory, time.
+    Shapes, file sizes, memory and latency are those of a real checkpoint. Its scores mean nothing.
     """
     from dsd_trt.train.diffusion import families
     from dsd_trt.train.diffusion.random_model import write_random_model

@@ -1,4 +1,4 @@
-"""`dsd-trt pretrain`: train a demonstration model from scratch, on the command line."""
+"""`dsd-trt pretrain`: train a demonstration model from scratch."""
 
 from __future__ import annotations
 
@@ -22,16 +22,22 @@ def pretrain() -> None:
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Run folder: checkpoints, losses, pictures, and the model in model/.",
+    help="Run folder for checkpoints, losses, sample images, and the model in model/.",
 )
-@seed_option("Of weights, batches and noise.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; all of them by default.")
-@click.option("--smoke", is_flag=True, help="Seconds instead of hours: every stage, no learning.")
+@seed_option("Random seed of weights, batches and noise.")
+@click.option(
+    "--threads", type=click.IntRange(1), help="Number of CPU threads.  [default: all of them]"
+)
+@click.option(
+    "--smoke",
+    is_flag=True,
+    help="Test run of seconds instead of hours: every stage with a few steps.",
+)
 def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
-    """Train the embedded model "shapes": coloured shapes, 64 x 64, 6 M parameters.
+    """Train the embedded model "shapes": coloured shapes, 64 x 64 pixels, 6 M parameters.
 
-    Takes a day or two on two CPU cores. A run that was stopped goes on from its last checkpoint
-    when the same command is given again.
+    Training takes a day or two on two CPU cores. Repeat the command to resume an interrupted run
+    from its last checkpoint.
     """
     import torch
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`dsd-trt reproduce`: the paper's tables and figures, on the command line."""
+"""`dsd-trt reproduce`: the paper's tables and figures."""
 
 from __future__ import annotations
 
@@ -25,26 +25,35 @@ Examples:
 @click.option(
     "--clip",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="CLIP in transformers' format, for the baselines.  [default: none]",
+    help="Folder of a CLIP in transformers' format, for the baselines.  [default: none]",
 )
 @click.option(
     "--root",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Holds the folders comvg, refcocog and vqav2.  [default: shapes are drawn instead]",
+    help="Folder with the data sets' folders comvg, refcocog and vqav2.  [default: drawn shapes "
+    "instead]",
 )
-@click.option("--questions", type=click.IntRange(1), help="Test questions a data set.")
-@click.option("--examples", type=click.IntRange(2), help="Few-shot examples a data set.")
 @click.option(
-    "--steps", type=click.IntRange(1), default=600, show_default=True, help="Of few-shot training."
+    "--questions", type=click.IntRange(1), help="Maximum number of test questions per data set."
+)
+@click.option(
+    "--examples", type=click.IntRange(2), help="Maximum number of few-shot examples per data set."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=600,
+    show_default=True,
+    help="Number of optimiser steps of each training.",
 )
 @click.option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write; a run that was stopped goes on where it was.",
+    help="Output folder; an interrupted run resumes from it.",
 )
 @few_shot_options
-@seed_option("Of everything.")
+@seed_option("Random seed of splits, training, bootstrap and ablations.")
 @click.pass_context
 def reproduce(
     ctx: click.Context,
@@ -62,8 +71,8 @@ def reproduce(
 ) -> None:
     """Reproduce Tables 1 and 2 and Figures 3 to 6 of the paper.
 
-    Every method is trained on the same few-shot examples and answers the same test questions.
-    OUT/reproduction.md has the result.
+    All methods are trained on the same few-shot examples and answer the same test questions. The
+    report is OUT/reproduction.md.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`dsd-trt train`: a few-shot adapter for a diffusion model, on the command line."""
+"""`dsd-trt train`: a few-shot adapter for a diffusion model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Examples:
 
 
 def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """A number, or "full"."""
+    """Parse a rank: a number above 0, or "full" as None."""
     if value == "full":
         return None
     if not value.isdecimal() or int(value) == 0:
@@ -43,29 +43,30 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     type=click.FloatRange(0, 1, min_open=True),
     default=0.05,
     show_default=True,
-    help="Share of the training set to learn from.",
+    help="Share of the training set used for training.",
 )
-@click.option("--limit", type=click.IntRange(2), help="No more questions than these.")
+@click.option("--limit", type=click.IntRange(2), help="Maximum number of training questions.")
 @click.option(
     "--out",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="ADAPTER",
-    help="Folder to write; a run that was stopped goes on where it was.",
+    help="Output folder for the adapter; an interrupted run resumes from it.",
 )
 @click.option(
     "--mode",
     type=click.Choice(get_args(TrainedFor)),
     default="pair",
     show_default=True,
-    help="The scorer it is for: the paper's, the fast one of `export --matrix`, or both.",
+    help="Mode the adapter is trained for: the paper's pair mode, the fast matrix mode of `export "
+    "--matrix`, or both.",
 )
 @click.option(
     "--score",
     type=click.Choice(["attention", "attention+denoising", "denoising"]),
     default="attention",
     show_default=True,
-    help="What is trained; the paper's is attention.",
+    help="Score the adapter is trained for; the paper's is attention.",
 )
 @click.option(
     "--head-weights",
@@ -73,18 +74,23 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     type=click.Choice(get_args(HeadMode)),
     default="learned",
     show_default=True,
-    help="Equal; by attribution on the examples; by gradient descent; or also by attribution to "
-    "the pair at hand, inside the graph.",
+    help="Source of the head weights: equal for all heads; calibrated by attribution on the "
+    "training examples; learned by gradient descent; or dynamic, weighted by each pair's "
+    "attribution inside the graph.",
 )
 @click.option(
     "--hard",
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
-    help="Share of negatives that are the question's own, beside random ones.",
+    help="Share of hard negatives, the question's own candidates; the others are random.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=600, show_default=True, help="Optimiser steps."
+    "--steps",
+    type=click.IntRange(1),
+    default=600,
+    show_default=True,
+    help="Number of optimiser steps.",
 )
 @click.option(
     "--batch",
@@ -92,46 +98,56 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     type=click.IntRange(1),
     default=8,
     show_default=True,
-    help="Questions a step.",
+    help="Questions per batch and GPU.",
 )
 @click.option(
     "--rank",
     default="4",
     show_default=True,
     callback=parse_rank,
-    help='Of the static prompts; "full" is full matrices.',
+    help='Rank of the static prompts; "full" trains full matrices.',
 )
 @click.option(
     "--hidden",
     type=click.IntRange(1),
     default=32,
     show_default=True,
-    help="Of the mapping network.",
+    help="Width of the mapping network's hidden layer.",
 )
 @validation_option
 @click.option(
-    "--validate-every", type=click.IntRange(1), default=100, show_default=True, help="Steps."
+    "--validate-every",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Number of steps between validations.",
 )
 @click.option(
     "--patience",
     type=click.IntRange(1),
     default=5,
     show_default=True,
-    help="Validations without a better one after which training stops.",
+    help="Number of validations without improvement after which training stops.",
 )
 @click.option(
-    "--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches a step."
+    "--accumulate",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of batches whose gradients are accumulated per optimiser step.",
 )
 @click.option(
     "--mixed-precision",
     type=click.Choice(["no", "fp16", "bf16"]),
     default="no",
     show_default=True,
-    help="Attention logits and pooling stay FP32.",
+    help="Precision of autocast; attention logits and pooling stay FP32.",
 )
-@click.option("--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time.")
+@click.option(
+    "--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time per step."
+)
 @few_shot_options
-@seed_option("Of examples, weights and batches.")
+@seed_option("Random seed of the split, the initial weights and the batches.")
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -150,8 +166,8 @@ def train(
     """Train a few-shot adapter.
 
     DATASET is comvg, refcocog, vqav2, vqav2-released, winoground, shapes-comvg, shapes-refcocog,
-    shapes-vqa, or a table with columns image,text,label or image,text,negatives. A question with an
-    image that cannot be read is left out, and counted; the exit code is then 3. On several GPUs:
+    shapes-vqa, or a table with columns image,text,label or image,text,negatives. Questions with an
+    unreadable image are left out and counted, and the exit code is then 3. On several GPUs:
     accelerate launch -m dsd_trt train ...
     """
     from rich.console import Console
@@ -181,7 +197,7 @@ def train(
     console.print(f"adapter: {out}")
     if report.best is not None:
         console.print(
-            f"validation at step {report.best.step}: {report.best.accuracy:.1%} right, "
+            f"validation at step {report.best.step}: accuracy {report.best.accuracy:.1%}, "
             f"cross-entropy {report.best.loss:.4f}"
         )
     console.print(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")

@@ -1,1 +1,1 @@
-"""Data sets as questions: candidates of which one is right. Imports no torch."""
+"""Readers of data sets, which yield `Question` objects. This package does not import torch."""

@@ -1,4 +1,4 @@
-"""Every data set by its name."""
+"""All data sets by name, with their train and test parts."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from dsd_trt.train.question import Question, split
 from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog, shapes_vqa
 
 FEW_SHOT = 0.05
-"""Share of the training sources that is learned from, as in the paper."""
+"""Share of the sources used for few-shot training, as in the paper."""
 
 SCENES = 1000
-"""Questions of a shapes data set where no limit is given."""
+"""Default number of questions of a shapes data set, which has no end of its own."""
 
-_Read = Callable[[Path, int], Iterator[Question]]  # of a folder and a seed
+_Read = Callable[[Path, int], Iterator[Question]]  # from a folder and a random seed
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """How to read a data set.
+    """Readers of a data set's parts.
 
     Attributes:
-        train: what few-shot examples are taken from.
-        test: what is tested on; the same where the data set is one whole.
-        apart: whether the two cannot share a source.
+        train: reader of the questions that few-shot examples are taken from.
+        test: reader of the test questions; the same as `train` for a data set without splits.
+        apart: whether the two splits are known to share no source.
     """
 
     train: _Read
@@ -70,23 +70,24 @@ def open_dataset(
     limit: int | None = None,
     fraction: float = FEW_SHOT,
 ) -> Iterator[Question]:
-    """A data set's questions, one at a time; no source is both in "train" and in "test".
+    """The questions of one part of a data set, read lazily.
+
+    The parts "train" and "test" share no source.
 
     Args:
-        name: one of `NAMES`, or the path of a table that ends in .csv or .jsonl.
-        root: the folder of its files; a table's path is relative to it. Shapes need none.
-        part: "train", the few-shot examples, or "test", all that is tested on. Where a data set
-            has splits of its own, examples are of "train" and tests of "val", the last split
-            whose answers are public.
-        seed: of the examples chosen and of every reader. The scenes of shapes are drawn from twice
-            the seed for training, from the number after it for testing.
-        limit: stop after so many questions; `SCENES` for shapes.
-        fraction: share of the sources that few-shot examples are taken from, in [0, 1]; shapes,
-            of which there are as many as one likes, have the limit alone.
+        name: name of the data set, one of `NAMES`, or the path of a .csv or .jsonl table.
+        root: folder of the data set's files, to which a table's path is relative; unused for
+            shapes.
+        part: part of the data set: "train" for few-shot examples, "test" for test questions. In
+            a data set with splits, "test" is its "val" split, the last with public answers.
+        seed: random seed of the few-shot sources and of the reader. Shapes use 2 * seed for
+            "train" and 2 * seed + 1 for "test".
+        limit: maximum number of questions; None means no limit, and `SCENES` for shapes.
+        fraction: share of the sources used as few-shot examples, in [0, 1]; unused for shapes.
 
     Raises:
-        InputError: no such data set or part, or a file is missing or malformed; some only once the
-            questions are read.
+        InputError: the data set or part does not exist, or a file is missing or malformed. Some
+            files are checked only when the questions are iterated.
     """
     if part not in ("train", "test"):
         raise InputError(f"no part {part!r} of a data set; it is train or test")
@@ -96,7 +97,7 @@ def open_dataset(
     parts = _find(name)
     if part == "test" and parts.apart:
         return islice(parts.test(root, seed), limit)
-    # Read twice rather than held: a question of VQAv2 has thousands of candidates.
+    # Read twice instead of kept in memory: a question of VQAv2 has thousands of candidates.
     chosen = _few_shot_sources(parts.train(root, seed), fraction, seed)
     if part == "train":
         questions = (question for question in parts.train(root, seed) if question.source in chosen)

@@ -1,4 +1,7 @@
-"""ComVG: given a sentence, the right image of two, which differ in one part of what it says."""
+"""ComVG: given a sentence, choose the right one of two images.
+
+The images differ in the subject, the object or the predicate of the sentence.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ _FOLDERS = ("images", "VG_100K", "VG_100K_2", "")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the file.
+    """One row of the released CSV file.
 
     Attributes:
-        kind: what the wrong image shows instead: another "subject", "object" or "predicate".
-        sentence: true of the right image.
-        right: that image's number in Visual Genome.
-        wrong: the other image's.
+        kind: aspect in which the wrong image differs: "subject", "object" or "predicate".
+        sentence: text that describes the right image.
+        right: Visual Genome number of the right image.
+        wrong: Visual Genome number of the wrong image.
     """
 
     kind: str
@@ -34,10 +37,10 @@ class Row:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of the released CSV file, in order; needs no images.
+    """The rows of the released CSV file, in order; the images need not exist.
 
     Raises:
-        InputError: it is malformed, with the line.
+        InputError: the file is malformed; the message names the line.
     """
     for line, cells in read_csv(path, _COLUMNS):
         sentence, right, wrong, part = (cells[column].strip() for column in _COLUMNS)
@@ -55,14 +58,14 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def read_comvg(root: Path, seed: int) -> Iterator[Question]:
-    """Every row as a question of kind "subject", "object" or "predicate".
+    """One question per row, of kind "subject", "object" or "predicate".
 
-    The source is the right image's number. Rows that the file repeats are asked again, as there.
+    The source is the right image's number. Duplicate rows of the file yield duplicate questions.
 
     Args:
-        root: folder of the CSV file and of Visual Genome's images, which lie in its folders
+        root: folder of the CSV file and of Visual Genome's images, which are in its subfolders
             `images`, `VG_100K` and `VG_100K_2` or in itself.
-        seed: of the right image's place.
+        seed: random seed of the right image's position.
 
     Raises:
         InputError: a file is missing or malformed.

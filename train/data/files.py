@@ -1,4 +1,4 @@
-"""The files of a data set: finding them, or saying where they come from, and reading them."""
+"""The files of a data set: finding them, naming the origin of missing ones, and reading them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ DSD = "the repository that the paper's authors released, eric-ai-lab/DSD on GitH
 
 
 def find_file(name: str, folders: Sequence[Path], origin: str) -> Path:
-    """The file of that name in the first of the folders that has it.
+    """Path of a file in the first folder that has it.
 
     Args:
-        name: of the file, without a folder.
-        folders: where to look, in order.
-        origin: where the file can be had, for the message.
+        name: file name without a folder.
+        folders: folders to search, in order.
+        origin: place the file can be obtained from, for the message.
 
     Raises:
-        InputError: none of the folders has it.
+        InputError: none of the folders has the file.
     """
     for folder in folders:
         path = folder / name
@@ -36,25 +36,25 @@ def find_file(name: str, folders: Sequence[Path], origin: str) -> Path:
 
 
 def find_coco_image(name: str, root: Path, part: str) -> Path:
-    """An image of COCO's 2014 edition.
+    """Path of an image of COCO 2014.
 
     Args:
-        name: of the file.
-        root: holds the folder `<part>2014`, `images/<part>2014` or `images`.
-        part: "train" or "val".
+        name: file name of the image.
+        root: folder with the subfolder `<part>2014`, `images/<part>2014` or `images`.
+        part: part of COCO 2014, "train" or "val".
 
     Raises:
-        InputError: it is not there.
+        InputError: the image is not in any of the folders.
     """
     folders = [root / f"{part}2014", root / "images" / f"{part}2014", root / "images"]
     return find_file(name, folders, f"the COCO site (cocodataset.org), 2014 {part} images")
 
 
 def read_text(path: Path) -> str:
-    """All of a UTF-8 file, without its byte order mark.
+    """Content of a UTF-8 file, without its byte order mark.
 
     Raises:
-        InputError: it cannot be read, or is not UTF-8.
+        InputError: the file cannot be read, or is not UTF-8.
     """
     try:
         return decode(read_regular(path), repr(str(path)))
@@ -63,10 +63,14 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of every row of a CSV file with a header.
+    """Line number and cells of each row of a CSV file with a header.
+
+    Args:
+        path: path of a UTF-8 CSV file.
+        columns: required columns, in any order.
 
     Raises:
-        InputError: it is malformed, with the line, or lacks one of `columns`.
+        InputError: the file is malformed, with the line in the message, or lacks a column.
     """
     text = read_text(path)
     if not text.strip():
@@ -79,15 +83,16 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
 
 
 def stream_json(path: Path, key: str, fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """The named fields of each object in a list that is never held as a whole.
+    """Stream the named fields of each object in a list of a JSON file.
 
     Args:
-        path: a JSON file, an object.
-        key: of the list in it.
-        fields: what every object of the list must have.
+        path: path of a JSON file whose top level is an object.
+        key: key of the list in that object.
+        fields: required fields of each object in the list.
 
     Raises:
-        InputError: not valid JSON, no such list or nothing in it, or an object lacks a field.
+        InputError: the file is not valid JSON, the list is missing or empty, or an object lacks
+            a field.
     """
     count = 0
     with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""RefCOCOg: given an image, the right text of ten."""
+"""RefCOCOg: given an image, choose the right one of ten texts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _ORIGIN = "the REFER repository, lichengunc/refer on GitHub, data set refcocog"
 
 @dataclass(frozen=True)
 class Ref:
-    """An object of an image and what people called it.
+    """An object in an image with its referring expressions.
 
     Attributes:
-        image: its number in COCO.
-        split: "train", "val" or "test".
-        sentences: as cleaned by the data set's makers, lower case; none is empty.
+        image: COCO number of the image.
+        split: split of the data set: "train", "val" or "test".
+        sentences: referring expressions, cleaned and lower-cased by the authors; none is empty.
     """
 
     image: int
@@ -35,10 +35,11 @@ class Ref:
 
 
 def read_refs(path: Path) -> list[Ref]:
-    """The entries of `refs(google).p`, a pickle, of which nothing is ever run.
+    """The entries of `refs(google).p`, read by an unpickler that refuses to run any code.
 
     Raises:
-        InputError: it holds more than lists, dicts, strings and numbers, or other entries.
+        InputError: the file holds anything but lists, dicts, strings and numbers, or an entry is
+            malformed.
     """
     with open_regular(path) as file:
         try:
@@ -54,18 +55,18 @@ def read_refs(path: Path) -> list[Ref]:
 
 
 def read_refcocog(root: Path, split: str, seed: int, texts: int = 10) -> Iterator[Question]:
-    """A question of each sentence: its image with it and with sentences of other images.
+    """One question per sentence: its image with it and with sentences of other images.
 
-    The wrong ones are drawn from the same split, each sentence as likely as any other; none was
-    also said of this image. The kind is "text of ten", the source is the image's file name. The
-    makers split objects, not images: "train" and "val" may share an image.
+    Wrong texts are drawn uniformly from the distinct sentences of the same split, without those
+    of the same image. The kind is "text of ten" and the source the image's file name. The authors
+    split objects, not images, so "train" and "val" may share an image.
 
     Args:
-        root: folder of `refs(google).p`, `instances.json` and, in `train2014`,
-            `images/train2014` or `images`, COCO's 2014 train images.
-        split: "train" or "val".
-        seed: of the wrong texts and the right one's place.
-        texts: candidates a question.
+        root: folder of `refs(google).p`, `instances.json` and COCO's 2014 train images, which are
+            in its subfolder `train2014`, `images/train2014` or `images`.
+        split: split of the data set, "train" or "val".
+        seed: random seed of the wrong texts and of the right text's position.
+        texts: number of candidates per question.
 
     Raises:
         InputError: a file is missing or malformed, or the split does not exist or is too small.
@@ -88,20 +89,20 @@ def read_refcocog(root: Path, split: str, seed: int, texts: int = 10) -> Iterato
             raise InputError(
                 f"{path}: split {split!r} has fewer than {texts - 1} sentences of other images"
             )
-        picture = find_coco_image(names[image], root, "train")
+        path_of_image = find_coco_image(names[image], root, "train")
         rng = np.random.default_rng([seed, number, 1])
         wrong = _draw_texts(pool, said[image], texts - 1, rng)
         yield shuffled(
             kind,
-            (picture, sentence),
-            [(picture, text) for text in wrong],
+            (path_of_image, sentence),
+            [(path_of_image, text) for text in wrong],
             names[image],
             [seed, number],
         )
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Lists, dicts, strings and numbers need no class, and without one nothing can be called."""
+    """Unpickler of lists, dicts, strings and numbers, which need no class; it refuses any class."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
@@ -118,7 +119,7 @@ def _ref(path: Path, number: int, entry: Any) -> Ref:
 
 
 def _file_names(path: Path, images: Collection[int]) -> dict[int, str]:
-    """Name of each image's file, which a ref does not give: its own names a crop."""
+    """File name of each image by its number; the file name in a ref is that of a crop."""
     names = {
         image: name
         for image, name in stream_json(path, "images", ("id", "file_name"))
@@ -132,7 +133,14 @@ def _file_names(path: Path, images: Collection[int]) -> dict[int, str]:
 def _draw_texts(
     pool: Sequence[str], own: set[str], count: int, rng: np.random.Generator
 ) -> list[str]:
-    """`count` different texts out of `pool` and not `own`; the pool must have as many."""
+    """Draw distinct texts of a pool, without an image's own.
+
+    Args:
+        pool: distinct texts, at least `count` of them not in `own`.
+        own: texts that must not be drawn.
+        count: number of texts to draw.
+        rng: random generator.
+    """
     chosen: list[str] = []
     while len(chosen) < count:
         text = pool[int(rng.integers(len(pool)))]

@@ -1,4 +1,4 @@
-"""Anybody's data: a pairs file, as `dsd-trt score --pairs` reads it, that says what is right."""
+"""The user's own data: a pairs file, as for `dsd-trt score --pairs`, with labels or negatives."""
 
 from __future__ import annotations
 
@@ -17,16 +17,18 @@ from dsd_trt.train.question import Question, shuffled
 def read_table(path: Path, seed: int) -> Iterator[Question]:
     """Questions of kind "text", given an image the right text; the source is the image's name.
 
+    Columns `image,text,negatives` yield one question per row, against the row's list of negative
+    texts (in CSV, a JSON list in the cell). Columns `image,text,label` yield one question per row
+    of label 1, against its image's rows of label 0.
+
     Args:
-        path: UTF-8 CSV with a header, or JSONL; the images in it are named relative to its folder.
-            Columns `image,text,negatives` make a question of each row, against the row's list of
-            wrong texts (in CSV, a JSON list in the cell). Columns `image,text,label` make a
-            question of each row with label 1, against its image's rows with label 0.
-        seed: of the right text's place.
+        path: path of a UTF-8 CSV file with a header, or of a JSONL file; image names in it are
+            relative to its folder.
+        seed: random seed of the right text's position.
 
     Raises:
-        InputError: it is malformed, with the line; an image does not exist, or lacks right or
-            wrong texts; a text is both right and wrong.
+        InputError: the file is malformed, with the line in the message; an image does not exist,
+            or lacks positive or negative texts; a text is both positive and negative.
     """
     text = read_text(path)
     rows = (
@@ -63,7 +65,7 @@ def read_table(path: Path, seed: int) -> Iterator[Question]:
 def _with_negatives(
     path: Path, rows: Iterator[tuple[int, dict[str, object]]]
 ) -> Iterator[tuple[Pair, list[str]]]:
-    """Each row's pair and its list of wrong texts."""
+    """Each row's positive pair and its list of negative texts."""
     for line, row in rows:
         negatives = row.get("negatives")
         if isinstance(negatives, str):
@@ -82,7 +84,7 @@ def _with_negatives(
 def _with_labels(
     path: Path, rows: Iterator[tuple[int, dict[str, object]]]
 ) -> Iterator[tuple[Pair, list[str]]]:
-    """Each pair of label 1, and its image's texts of label 0; an image's rows may lie anywhere."""
+    """Each pair of label 1 with its image's texts of label 0; an image's rows may be scattered."""
     by_image: dict[str, tuple[list[Pair], list[Pair]]] = {}
     for line, row in rows:
         label = str(row.get("label")).strip()

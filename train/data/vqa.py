@@ -1,4 +1,4 @@
-"""VQAv2: given an image and a question, the right answer, both put together as one text."""
+"""VQAv2: given an image and a question, choose the right answer; the text is both together."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Row:
     """One row of the released test texts.
 
     Attributes:
-        image: number of an image of COCO's val2014.
-        right: question and right answer.
-        wrong: the question and other answers; a repetition of the right one is left out.
+        image: number of an image in COCO's val2014.
+        right: text of the question and the right answer.
+        wrong: texts of the question and each wrong answer, without repetitions of `right`.
     """
 
     image: int
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """As in `Question`: "binary" where yes or no follows the question, else "other"."""
+        """Kind of question: "binary" if its answer is yes or no, else "other"."""
         return _kind(self.right.rpartition("? ")[2] in ("yes", "no"))
 
 
@@ -51,9 +51,9 @@ class Statement:
     """One line of the released `test.txt`.
 
     Attributes:
-        image: file name in COCO's val2014.
-        about: "yes or no", "others" or "numbers".
-        text: a question, then its answer as a sentence.
+        image: file name of an image in COCO's val2014.
+        about: type of answer: "yes or no", "others" or "numbers".
+        text: question, followed by its answer as a sentence.
     """
 
     image: str
@@ -62,22 +62,22 @@ class Statement:
 
 
 def read_vqav2(root: Path, split: str, seed: int, answers: int = 3129) -> Iterator[Question]:
-    """Every question with each of the most frequent answers; kinds "binary" and "other".
+    """Questions whose candidates are the most frequent answers; kinds "binary" and "other".
 
-    The answers are the training split's, the most frequent first and ties in alphabetical order.
-    Questions with another answer are left out, as all are in the released test texts. The source
-    is the image's file name.
+    The candidates are the most frequent answers of the training split, equally frequent ones in
+    alphabetical order. Questions with another right answer are skipped, as in the released test
+    texts. The source is the image's file name.
 
     Args:
-        root: folder of the questions and annotations as published and of COCO's 2014 images, in
-            `<split>2014`, `images/<split>2014` or `images`. The answers take the training
-            annotations, whatever the split.
-        split: "train" or "val".
-        seed: of the right answer's place.
-        answers: candidates a question.
+        root: folder of the published questions and annotations and of COCO's 2014 images, which
+            are in its subfolder `<split>2014`, `images/<split>2014` or `images`. The training
+            annotations are needed for either split.
+        split: split of the data set, "train" or "val".
+        seed: random seed of the right answer's position.
+        answers: number of candidates per question.
 
     Raises:
-        InputError: no such split, or a file is missing or malformed.
+        InputError: the split does not exist, or a file is missing or malformed.
     """
     if split not in ("train", "val"):
         raise InputError(f"VQAv2 has no split {split!r} with public answers; it has train, val")
@@ -101,14 +101,14 @@ def read_vqav2(root: Path, split: str, seed: int, answers: int = 3129) -> Iterat
 
 
 def read_released_vqa(root: Path, seed: int) -> Iterator[Question]:
-    """The paper's released test texts, ten a question; kinds "binary" and "other".
+    """The paper's released test texts, up to ten per question; kinds "binary" and "other".
 
     The source is the image's file name.
 
     Args:
-        root: folder of `vqa_text_test.csv` and of COCO's 2014 val images, in `val2014`,
-            `images/val2014` or `images`.
-        seed: of the right text's place.
+        root: folder of `vqa_text_test.csv` and of COCO's 2014 val images, which are in its
+            subfolder `val2014`, `images/val2014` or `images`.
+        seed: random seed of the right text's position.
 
     Raises:
         InputError: a file is missing or malformed.
@@ -121,10 +121,10 @@ def read_released_vqa(root: Path, seed: int) -> Iterator[Question]:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of the released `vqa_text_test.csv`, in order; needs no images.
+    """The rows of the released `vqa_text_test.csv`, in order; the images need not exist.
 
     Raises:
-        InputError: it is malformed, with the line.
+        InputError: the file is malformed; the message names the line.
     """
     for line, cells in read_csv(path, ("sentence", "pos_image_id", *_WRONG)):
         image, right = cells["pos_image_id"].strip(), cells["sentence"].strip()
@@ -140,7 +140,7 @@ def read_statements(path: Path) -> Iterator[Statement]:
     """The lines of the released `test.txt`: `image*The question is asking about ...: text`.
 
     Raises:
-        InputError: a line of another form, with its number.
+        InputError: a line has another form; the message names it.
     """
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         found = _STATEMENT.fullmatch(line.strip())
@@ -153,10 +153,10 @@ def read_statements(path: Path) -> Iterator[Statement]:
 
 
 def read_answer_counts(path: Path) -> dict[str, int]:
-    """How often each answer was given: the released `major_answers.json`.
+    """Number of occurrences of each answer, from the released `major_answers.json`.
 
     Raises:
-        InputError: it is not a JSON object of counts.
+        InputError: the file is not a JSON object of counts.
     """
     try:
         counts = parse_json(read_text(path))
@@ -168,7 +168,7 @@ def read_answer_counts(path: Path) -> dict[str, int]:
 
 
 def _annotations(root: Path, split: str) -> Iterator[tuple[Any, ...]]:
-    """Question's number, most frequent answer and answer type of each annotation."""
+    """Question number, most frequent answer and answer type of each annotation."""
     path = find_file(f"v2_mscoco_{split}2014_annotations.json", [root], _ORIGIN)
     fields = ("question_id", "multiple_choice_answer", "answer_type")
     return stream_json(path, "annotations", fields)

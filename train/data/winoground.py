@@ -1,4 +1,4 @@
-"""Winoground: two images and two captions of the same words, to be told apart both ways."""
+"""Winoground: two images and two captions of the same words, to be matched both ways."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _FIELDS = ("image_0", "image_1", "caption_0", "caption_1")
 
 
 def read_winoground(root: Path, seed: int) -> Iterator[Question]:
-    """Four questions an item, whose id is their source.
+    """Four questions per item, with the item's id as their source.
 
-    Two of kind "text" (an image's right caption), then two of kind "image" (a caption's right
-    image). Of an item, the text score wants both of the first kind right, the image score both of
-    the second, the group score all four.
+    Two are of kind "text" (given an image, the right caption), then two of kind "image" (given a
+    caption, the right image). The text score counts items with both "text" questions right, the
+    image score those with both "image" questions right, the group score those with all four.
 
     Args:
-        root: folder of `examples.jsonl` and of the images, in `images` or in itself; a name
-            without an ending is a PNG file's.
-        seed: of the right candidates' places.
+        root: folder of `examples.jsonl` and of the images, which are in its subfolder `images` or
+            in itself; an image name without an extension means a PNG file.
+        seed: random seed of the right candidates' positions.
 
     Raises:
-        InputError: a file is missing or malformed, with the line.
+        InputError: a file is missing or malformed; the message names the line.
     """
     path = find_file("examples.jsonl", [root], _ORIGIN)
     try:
