@@ -1,1 +1,1 @@
-"""What the paper compares with (Sect. 5.3): CLIP as it is, with its heads tuned, with prompts."""
+"""The paper's CLIP baselines (Sect. 5.3): zero-shot, fine-tuned heads and learned prompts."""

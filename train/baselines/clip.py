@@ -1,4 +1,4 @@
-"""A CLIP (Radford et al. 2021) as transformers saves it: weights, tokenizer, pixels."""
+"""CLIP (Radford et al. 2021) in transformers' format: weights, tokenizer, pixel normalisation."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from dsd_trt.train.diffusion.weights import (
     read_tensors,
 )
 
-# Of preprocessor_config.json: pixels are divided by 255 and normalised.
+# Required values of preprocessor_config.json: pixels are divided by 255 and normalised.
 _ASSUMED = {"do_normalize": (True,), "do_rescale": (True,), "rescale_factor": (1 / 255,)}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP, FP32.
+    """A CLIP in FP32.
 
     Attributes:
-        model: both towers, both projections and the logit scale.
-        tokenizer: its tokenizer.
-        mean: of the pixels it was trained on, in [0, 1], one a colour.
-        std: their standard deviation.
+        model: model with both towers, both projections and the logit scale.
+        tokenizer: tokenizer of the text tower.
+        mean: mean of each colour channel in the training images, in [0, 1].
+        std: standard deviation of each colour channel in the training images, in (0, 1].
     """
 
     model: CLIPModel
@@ -50,23 +50,23 @@ class Clip:
 
     @property
     def resolution(self) -> int:
-        """Side of the pictures the vision tower takes, in pixels."""
+        """Side of the vision tower's input images, in pixels."""
         return int(self.model.config.vision_config.image_size)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """What the vision tower takes, FP32 (images, 3, H, W), of uint8 (images, H, W, 3)."""
+        """The tower's input, FP32 (images, 3, H, W), from pixels, uint8 (images, H, W, 3)."""
         mean, std = (torch.tensor(value, device=pixels.device) for value in (self.mean, self.std))
         return ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
 
     def tokenize(self, texts: Sequence[str], reserved: int = 0) -> Tensor:
-        """BOS, words, EOS and padding up to the text tower's length.
+        """Tokenize texts as BOS, words, EOS and padding to the text tower's length.
 
         Args:
-            texts: a long one loses its last words, never its EOS.
-            reserved: positions kept free for something else.
+            texts: texts to tokenize; a long one loses its last words, but keeps its EOS.
+            reserved: number of positions left free for learned vectors.
 
         Returns:
-            int64 (texts, length - reserved).
+            Token ids, int64 (texts, length - reserved).
         """
         length = int(self.model.config.text_config.max_position_embeddings) - reserved
         ids: Tensor = self.tokenizer(
@@ -79,14 +79,15 @@ class Clip:
         return ids
 
     def ends(self, ids: Tensor) -> Tensor:
-        """Where the first EOS of each text stands, from which a text is read, (texts,)."""
+        """Position of each text's first EOS, at which the text tower is pooled, (texts,)."""
         eos = self.model.config.text_config.eos_token_id
         return ids.argmax(dim=1) if eos == LEGACY_EOS else (ids == eos).int().argmax(dim=1)
 
     def trim(self, ids: Tensor) -> Tensor:
-        """Cut the padding that all texts share: the tower is causal, so nothing before it changes.
+        """Cut the padding that all texts share, which no text state depends on.
 
-        A caption fills a dozen positions of 77, so this saves most of the work.
+        The tower is causal, so positions before the padding do not change. A caption fills about
+        12 of 77 positions, so this saves most of the computation.
         """
         return ids[:, : int(self.ends(ids).max()) + 1]
 
@@ -95,19 +96,20 @@ def load_clip(folder: str | Path) -> Clip:
     """Read a CLIP in transformers' format, frozen and in evaluation mode.
 
     Args:
-        folder: with config.json, the weights in safetensors, the tokenizer's files, and perhaps
-            preprocessor_config.json; without it, pixels are normalised as OpenAI's CLIP wants them.
+        folder: folder of config.json, the weights as safetensors and the tokenizer's files.
+            Pixels are normalised by its preprocessor_config.json, if there is one, else as for
+            OpenAI's CLIP.
 
     Raises:
-        ModelError: no such folder, another kind of model, files missing or unreadable, or weights
-            or tokens that do not fit.
+        ModelError: the folder does not exist or holds another kind of model, a file is missing or
+            unreadable, or weights or tokens do not fit the configuration.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"no CLIP folder {str(folder)!r}: give a folder in transformers' format")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no CLIP in transformers' format: it has no config.json")
-    # Any other model would be read as a CLIP, too, its weights drawn at random.
+    # transformers would read any other model as a CLIP with random weights.
     config = read_json(folder / "config.json")
     if (kind := config.get("model_type")) != "clip":
         raise ModelError(f"{folder} is no CLIP: its config.json says model_type {kind!r}")
@@ -118,7 +120,7 @@ def load_clip(folder: str | Path) -> Clip:
         require_ends(tokenizer)
         require_eos(model.config.text_config.eos_token_id, tokenizer.eos_token_id)
         mean, std = _normalisation(folder)
-    except Exception as error:  # whatever transformers' code stumbles over in a configuration
+    except Exception as error:  # a damaged configuration may raise anything in transformers
         raise ModelError(f"cannot read the CLIP in {folder}: {error}") from error
     require_embedding(tokenizer, model.config.text_config.vocab_size, str(folder))
     headers = read_headers(find_weights(folder, "model"))
@@ -133,7 +135,7 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     told = read_json(path) if path.is_file() else {}
     require_assumed(told, _ASSUMED)
     mean, std = told.get("image_mean", OPENAI_CLIP_MEAN), told.get("image_std", OPENAI_CLIP_STD)
-    # Of pixels in [0, 1]: those of pixels up to 255 are above 1.
+    # Values above 1 would be those of pixels in [0, 255].
     for name, value, fits in (
         ("image_mean", mean, lambda it: is_number(it) and 0 <= it <= 1),
         ("image_std", std, lambda it: is_number(it) and 0 < it <= 1),

@@ -1,4 +1,4 @@
-"""Few-shot training of the baselines: the examples, batches and losses that DSD learns from."""
+"""Few-shot training of the baselines, on DSD's examples, batches and losses."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ METHODS: Mapping[str, type[Matcher]] = {
     "prompt-learning": PromptLearning,
 }
 LEARNING_RATES: Mapping[str, float] = {"fine-tuning": 1e-4, "prompt-learning": 2e-3}
-"""Where none is given: pretrained heads move less than new vectors."""
+"""Default learning rate by method; pretrained heads need a smaller one than new vectors."""
 
 Report = Callable[[int, float, Validation | None], None]
-"""Called with (step, loss, validation where there was one) after every step."""
+"""Callback `(step, loss, validation)` after each step; `validation` is None at most steps."""
 
 
 @dataclass(frozen=True)
 class History:
-    """How a training went.
+    """Losses and validations of a training.
 
     Attributes:
-        losses: of every step.
-        validations: in order.
+        losses: training loss of each step.
+        validations: validation results in order of their steps.
     """
 
     losses: list[float]
@@ -53,12 +53,12 @@ class History:
 
 
 def build_matcher(clip: Clip, method: str, seed: int = 0) -> Matcher:
-    """A baseline before its first step, on `best_device`.
+    """A baseline at step 0, on `best_device`.
 
     Args:
-        clip: what it is made from.
-        method: one of `METHODS`.
-        seed: of initial values.
+        clip: pretrained CLIP.
+        method: name of the baseline, one of `METHODS`.
+        seed: random seed of new parameters.
     """
     torch.manual_seed(seed)
     return METHODS[method](clip).to(best_device())
@@ -76,16 +76,16 @@ def train_baseline(
     """Train a baseline on few-shot questions.
 
     Args:
-        clip: not changed.
-        method: one of `METHODS` that learns: "fine-tuning" or "prompt-learning".
-        questions: the examples.
-        settings: as for `fit`.
-        validation: share of the questions' sources kept to stop early by.
-        report: told of every step.
-        left_out: gets the questions that are left out; None refuses them.
+        clip: pretrained CLIP, which stays unchanged.
+        method: name of the baseline: "fine-tuning" or "prompt-learning".
+        questions: few-shot examples, validation questions included.
+        settings: hyperparameters of training, see `fit`.
+        validation: share of the questions' sources held out for early stopping, in [0, 1].
+        report: callback `(step, loss, validation)` after each step.
+        left_out: collector of questions left out; None raises an error for the first one.
 
     Raises:
-        InputError: questions that cannot be learned from.
+        InputError: the questions cannot be learned from.
     """
     kept, learned = split(questions, validation, settings.seed)
     matcher = build_matcher(clip, method, settings.seed)
@@ -115,16 +115,16 @@ def fit(
     validation: Examples | None = None,
     report: Report = lambda step, loss, validation: None,
 ) -> History:
-    """Learn what `matcher` declares as learned, in place; it ends with the best of it.
+    """Train a baseline's learned parameters in place, and restore the best ones at the end.
 
     Args:
-        matcher: a baseline.
-        examples: to learn from, of this matcher.
-        settings: of these steps, batches (questions, negatives, hard, seed), loss, learning rate
-            and early stopping count; the rest is DSD's own.
-        validation: other examples, to stop early by and to choose the best step, before the first
-            one included; without them the last step counts.
-        report: told of every step.
+        matcher: baseline to train.
+        examples: training examples, encoded by `matcher`.
+        settings: hyperparameters of training, of which steps, batches, loss, learning rate and
+            early stopping apply; the others are DSD's own.
+        validation: validation examples for early stopping and the choice of the best step, step 0
+            included; None keeps the last step.
+        report: callback `(step, loss, validation)` after each step.
     """
     _balance(matcher, examples)
     learned = matcher.learned()
@@ -132,7 +132,7 @@ def fit(
     history, best, waited = History([], []), dict[str, Tensor](), 0
     for step in range(settings.steps + 1):
         outcome, at_end = None, step == settings.steps
-        # Before the first step, too: what is learned has to beat what it starts from.
+        # Step 0 is validated too: training has to beat the initial parameters.
         if validation and (step % settings.validate_every == 0 or at_end):
             outcome = validate(matcher, validation, step)
             history.validations.append(outcome)
@@ -146,7 +146,7 @@ def fit(
             break
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - step / settings.steps)
-        # The seed of `fit_adapter` on one process: DSD sees the very same pairs.
+        # The same seed as in `fit_adapter` on one process, so that DSD trains on the same pairs.
         batch = sample_batch(examples, settings, np.random.default_rng([settings.seed, step, 0, 0]))
         f = pair_up(matcher, examples, batch.images.flatten(), batch.texts.flatten())
         loss = batch.loss(matcher.match(f, None).cpu(), settings.loss)
@@ -159,7 +159,13 @@ def fit(
 
 
 def validate(matcher: Matcher, examples: Examples, step: int) -> Validation:
-    """Answer questions; the cross-entropy is that of Eq. 6."""
+    """Accuracy and cross-entropy (Eq. 6) on validation questions.
+
+    Args:
+        matcher: baseline in training.
+        examples: validation examples, encoded by `matcher`.
+        step: number of completed steps.
+    """
     f = score_all(matcher, examples)
     with torch.no_grad():
         logits = matcher.match(f.to(matcher.device), None).cpu()
@@ -169,10 +175,10 @@ def validate(matcher: Matcher, examples: Examples, step: int) -> Validation:
 
 @torch.no_grad()
 def _balance(matcher: Matcher, examples: Examples) -> None:
-    """Put the logistic's middle halfway between right and wrong pairs, as b is no part of CLIP.
+    """Initialise b, which CLIP lacks: probability 1/2 is halfway between positives and negatives.
 
-    CLIP's cosines lie in a narrow band far from zero, times a scale of 100: any fixed b would begin
-    with losses of ten or twenty, and training with nothing but b.
+    CLIP's cosines lie in a narrow band far from zero and are scaled by 100. With a fixed b the
+    loss would start at 10 to 20, and training would first change b alone.
     """
     f, labels = score_all(matcher, examples), examples.labels
     middle = (f[labels == 1].mean() + f[labels == 0].mean()) / 2

@@ -1,4 +1,4 @@
-"""How well images and texts go together by CLIP: what the baselines share."""
+"""Matching of images and texts with CLIP, the common part of the baselines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from dsd_trt.train.fewshot.match_probability import MatchProbability
 from dsd_trt.train.left_out import ignore, refuse
 from dsd_trt.train.question import Question, Report, Score
 
-_BATCH = 64  # images, texts or pairs at a time
+_BATCH = 64  # images, texts or pairs per forward pass
 
 
 class Matcher(nn.Module):
-    """CLIP as it is, nothing learned; each baseline changes one part of it.
+    """Zero-shot CLIP, of which each trained baseline changes one part.
 
-    What no training changes is computed once for every image and every text, its *state*: here the
-    output of a tower, pooled. The score of a pair follows from its two states.
+    The frozen part is computed once per image and per text, and its output is called a *state*:
+    here the pooled output of a tower. A pair's score is computed from its two states.
+
+    Args:
+        clip: pretrained CLIP.
 
     Attributes:
-        clip: what it is made from.
-        match: the logistic a f + b that turns a score into the logit of a match, where a is CLIP's
-            logit scale; what is trained is trained through it, and it changes no ranking.
+        clip: pretrained CLIP.
+        match: logit a f + b of a match, initialised with a = CLIP's logit scale and b = 0; it does
+            not change rankings.
     """
 
     def __init__(self, clip: Clip) -> None:
@@ -46,29 +49,29 @@ class Matcher(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the parameters."""
         return self.match.b.device
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """Everything that training changes, by name."""
+        """Trained parameters by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     def image_states(self, pixels: Tensor) -> Tensor:
-        """(images, vision width) of uint8 (images, H, W, 3)."""
+        """States (images, vision width) of pixels, uint8 (images, H, W, 3)."""
         inputs = self.clip.normalise(pixels.to(self.device))
         return self.vision_model(pixel_values=inputs).pooler_output
 
     def text_states(self, texts: Sequence[str]) -> Tensor:
-        """(texts, text width)."""
+        """States of texts, (texts, text width)."""
         ids = self.clip.trim(self.clip.tokenize(texts))
         return self.text_model(input_ids=ids.to(self.device)).pooler_output
 
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Cosine of the features of pairs, (pairs,).
+        """Cosine similarity of each pair's image and text features, (pairs,).
 
         Args:
-            images: states, (pairs, ...).
-            texts: states, (pairs, ...).
+            images: state of each pair's image, (pairs, ...).
+            texts: state of each pair's text, (pairs, ...).
         """
         return F.cosine_similarity(self.visual_projection(images), self.text_projection(texts))
 
@@ -76,26 +79,28 @@ class Matcher(nn.Module):
 def encode_with_clip(
     matcher: Matcher, questions: Sequence[Question], left_out: Report = refuse
 ) -> Examples:
-    """Compute the state of every image and every text of some questions, each once.
+    """Encode the distinct images and texts of some questions with CLIP.
 
     Args:
-        matcher: whose states.
-        questions: at least one.
-        left_out: as for `dsd_trt.train.fewshot.examples.encode`.
+        matcher: baseline that encodes.
+        questions: at least one question, each with two or more candidates.
+        left_out: callback for each question left out, with its failures; by default a failure
+            raises InputError.
 
     Returns:
-        The same examples as for DSD, pair by pair, whose `latents` and `text_states` are states of
+        Examples with the same pairs as for DSD, whose `latents` and `text_states` are states of
         `matcher`; no token is masked.
 
     Raises:
-        InputError: no questions, one without a wrong candidate, or as for `encode`.
+        InputError: there are no questions, or one has a single candidate; without `left_out`,
+            also an image that cannot be decoded or a state that is not finite.
     """
     require_choices(questions)
     return encode(encoders_of(matcher), questions, left_out=left_out)
 
 
 def encoders_of(matcher: Matcher) -> Encoders:
-    """What computes a matcher's states."""
+    """Encoders into a matcher's states."""
 
     def encode_texts(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         return matcher.text_states(texts).cpu(), torch.ones(len(texts), 1)
@@ -110,19 +115,26 @@ def encoders_of(matcher: Matcher) -> Encoders:
 
 @torch.no_grad()
 def score_all(matcher: Matcher, examples: Examples) -> Tensor:
-    """Score of every pair, (pairs,)."""
+    """Score of every pair of the examples, (pairs,)."""
     batches = zip(examples.images.split(_BATCH), examples.texts.split(_BATCH), strict=True)
     return torch.cat([pair_up(matcher, examples, x, y).cpu() for x, y in batches])
 
 
 def pair_up(matcher: Matcher, examples: Examples, images: Tensor, texts: Tensor) -> Tensor:
-    """Score pairs of the examples' images and texts, given by number, (pairs,)."""
+    """Score of each pair of an image and a text, (pairs,).
+
+    Args:
+        matcher: baseline to score with.
+        examples: examples encoded by `matcher`.
+        images: index of each pair's image in the examples, int64 (pairs,).
+        texts: index of each pair's text in the examples, int64 (pairs,).
+    """
     of_images, of_texts = examples.latents[images], examples.text_states[texts]
     return matcher(of_images.to(matcher.device), of_texts.to(matcher.device))
 
 
 def by_matcher(matcher: Matcher) -> Score:
-    """Score candidates with CLIP as it is, or with a baseline."""
+    """A `Score` that scores candidates with a baseline."""
 
     def score(questions: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
         return score_encoded(

@@ -1,4 +1,4 @@
-"""Prompt learning conditioned on images: CoCoOp (Zhou et al. 2022), the paper's second baseline."""
+"""Image-conditional prompt learning: CoCoOp (Zhou et al. 2022), the paper's second baseline."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.baselines.matcher import Matcher
 
-_NARROWING = 16  # of the meta-network, as in Zhou et al.
+_NARROWING = 16  # ratio of the meta-network's input to its hidden width, as in Zhou et al.
 
 
 class PromptLearning(Matcher):
-    """CLIP whose texts begin with learned vectors that depend on the image.
+    """CLIP whose texts are prefixed with learned, image-conditional vectors.
 
-    The vectors stand between BOS and the text. To each of them a meta-network adds the same vector,
-    which it makes from the image's feature, so a text has another feature beside every image. CLIP
-    and its logit scale are frozen; the state of a text is its token ids.
+    The vectors stand between BOS and the text. A meta-network maps the image's feature to one
+    vector, which is added to each of them, so a text's feature depends on its image. CLIP and its
+    logit scale are frozen, and a text's state is its token ids.
 
     Args:
-        clip: what it is made from.
-        context: words that the vectors start as, one vector a token. As the meta-network starts at
-            zero, scores start as those of CLIP for texts with these words before them.
+        clip: pretrained CLIP, which stays unchanged.
+        context: words whose token embeddings initialise the vectors. As the meta-network's output
+            is zero at step 0, scores then equal CLIP's for texts prefixed with these words.
     """
 
     def __init__(self, clip: Clip, context: str = "a photo of") -> None:
@@ -41,15 +41,15 @@ class PromptLearning(Matcher):
         self.match.b.requires_grad_()
 
     def text_states(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, int64 (texts, the tower's length less the context's); long texts are cut."""
+        """Token ids, int64 (texts, tower's length - context's length); long texts are truncated."""
         return self.clip.tokenize(texts, reserved=len(self.context))
 
     def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        """Cosine of the features of pairs, (pairs,).
+        """Cosine similarity of each pair's image and text features, (pairs,).
 
         Args:
-            images: states, (pairs, vision width).
-            texts: token ids, (pairs, length).
+            images: state of each pair's image, (pairs, vision width).
+            texts: token ids of each pair's text, int64 (pairs, length).
         """
         feature = F.normalize(self.visual_projection(images), dim=-1)
         prompts = self.context + self.meta(feature)[:, None]  # (pairs, context, text width)
@@ -61,12 +61,12 @@ class PromptLearning(Matcher):
         return F.cosine_similarity(feature, self.text_projection(pooled))
 
     def _tower(self, embeddings: Tensor) -> Tensor:
-        """The text tower from token embeddings on, (texts, tokens, text width) to the same.
+        """Text states from token embeddings, (texts, tokens, text width) -> same.
 
-        Its own forward takes token ids alone, so its parts are called one after the other.
+        The text model's own forward takes token ids alone, so its parts are called one by one.
         """
         tower, length = self.text_model, embeddings.shape[1]
-        # Of the embeddings' type: PyTorch 2.13 reads an FP32 mask wrongly beside FP64 queries.
+        # The mask has the embeddings' type: PyTorch 2.13 misreads an FP32 mask with FP64 queries.
         above = torch.full_like(embeddings[0, :1, :1], -torch.inf).expand(length, length).triu(1)
         hidden = tower.embeddings(inputs_embeds=embeddings)  # adds positions
         hidden = tower.encoder(inputs_embeds=hidden, attention_mask=above[None, None])

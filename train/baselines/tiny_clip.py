@@ -1,12 +1,12 @@
-"""`dsd-trt pretrain tiny-clip`: a CLIP for shapes, the embedded model's opponent of equal size.
+"""`dsd-trt pretrain tiny-clip`: a CLIP for shapes, a baseline of the embedded model's size.
 
-It is trained from scratch on the twins the embedded model is trained on, whose pictures are drawn
-on the fly, with the symmetric InfoNCE loss (Radford et al. 2021, Fig. 3). Both pictures of a pair
-of twins are in one batch, so every picture meets the caption that is false of it in one aspect:
-the hard negatives that the embedded model's ranking loss has, too.
+It is trained from scratch on the embedded model's twins, drawn on the fly, with the symmetric
+InfoNCE loss (Radford et al. 2021, Fig. 3). Both images of a pair of twins are in one batch. Every
+image thus has a hard negative, a caption that is false in one aspect, as in the embedded model's
+ranking loss.
 
-It has 4.1 M parameters, 3.6 M of them in the vision tower. The embedded model's U-Net has 4.3 M,
-and its text encoder, whose shape this one's text tower has, 0.5 M.
+It has 4.1 M parameters, 3.6 M of them in the vision tower. The embedded model's U-Net has 4.3 M
+and its text encoder 0.5 M; this text tower has the same shape.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import Worker, workers
 
 _ALONE = Worker()
-_BATCHES = 9  # last number of every seed here: no seed of pretraining ends so
-_HEAD_WIDTH = 32  # of the text tower's heads, too
-_LARGEST_SCALE = math.log(100)  # Radford et al. clip the logit scale there
+_BATCHES = 9  # last number of every seed here, which no seed of pretraining ends with
+_HEAD_WIDTH = 32  # features per attention head, as in the text tower
+_LARGEST_SCALE = math.log(100)  # upper bound of the logit scale, as in Radford et al.
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """Sizes and lengths; `SMOKE` takes seconds and teaches nothing.
+    """Hyperparameters of the tiny CLIP; with `SMOKE` a run takes seconds and learns nothing.
 
-    By default 384,000 pictures are seen, as many as in the embedded model's first two stages.
+    The default is 384,000 images, as many as in the embedded model's first two stages.
 
     Attributes:
-        steps: optimiser steps.
-        twins: twins a step, over all workers; a twin is two pictures and two captions.
-        pool: how many different twins there are to draw from, the embedded model's first ones.
-        learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
-        ema: decay of the averaged weights, which are what is kept.
-        width: of the vision tower.
-        layers: of the vision tower.
-        seed: of weights and batches.
+        steps: number of optimiser steps.
+        twins: twins per step over all workers; a twin is two images with a caption each.
+        pool: number of distinct twins to draw from, the first ones of the embedded model.
+        learning_rate: peak learning rate, after 200 steps of warm-up; cosine decay to zero.
+        ema: decay of the exponential moving average of the weights, which is saved.
+        width: hidden width of the vision tower.
+        layers: number of transformer layers of the vision tower.
+        seed: random seed of weights and batches.
     """
 
     steps: int = 4000
@@ -76,19 +76,29 @@ class ClipSettings:
 SMOKE = ClipSettings(steps=4, twins=4, pool=12, width=32, layers=1)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-"""Called with (stage, done, total, figures)."""
+"""Progress callback `(stage, done, total, figures)`; `figures` are losses by name."""
 
 
 @dataclass(frozen=True)
 class CaptionBatch:
-    """Pictures, uint8 (pictures, 64, 64, 3), with the caption of each; twins are neighbours."""
+    """Images with their captions; the two images of a twin are neighbours.
+
+    Attributes:
+        pixels: pixels of each image, uint8 (images, 64, 64, 3).
+        captions: caption of each image.
+    """
 
     pixels: Tensor
     captions: list[str]
 
 
 def build_clip(tokenizer: CLIPTokenizer, settings: ClipSettings) -> Clip:
-    """An untrained CLIP of 64 x 64 pixels, patches of 8, for the embedded model's words."""
+    """An untrained CLIP for 64 x 64 pixels in patches of 8 x 8, with the embedded model's words.
+
+    Args:
+        tokenizer: the embedded model's tokenizer.
+        settings: sizes of the vision tower, and the random seed.
+    """
     torch.manual_seed(settings.seed)
     text = build_text_encoder(tokenizer).config
     vision = CLIPVisionConfig(
@@ -109,7 +119,13 @@ def build_clip(tokenizer: CLIPTokenizer, settings: ClipSettings) -> Clip:
 
 
 def sample_batch(settings: ClipSettings, step: int, worker: Worker = _ALONE) -> CaptionBatch:
-    """A worker's part of the batch of one step; together the parts are the batch of one alone."""
+    """A worker's part of a step's batch; the whole batch does not depend on the workers' number.
+
+    Args:
+        settings: number of twins per step, pool and random seed.
+        step: index of the step, from 0.
+        worker: worker whose part is drawn.
+    """
     part = settings.twins // worker.count
     pixels: list[NDArray[np.uint8]] = []
     captions: list[str] = []
@@ -122,19 +138,19 @@ def sample_batch(settings: ClipSettings, step: int, worker: Worker = _ALONE) -> 
 
 
 def contrastive_loss(clip: Clip, batch: CaptionBatch, worker: Worker = _ALONE) -> Tensor:
-    """Symmetric InfoNCE over the whole batch, of which every worker encodes its part."""
+    """Symmetric InfoNCE loss over the whole batch, of which every worker encodes its part."""
     model = clip.model
     ids = clip.trim(clip.tokenize(batch.captions))
     x = model.visual_projection(model.vision_model(clip.normalise(batch.pixels)).pooler_output)
     y = model.text_projection(model.text_model(ids).pooler_output)
     x, y = (gather(F.normalize(features, dim=-1), worker) for features in (x, y))
-    logits = model.logit_scale.exp() * x @ y.T
+    logits = model.logit_scale.exp() * x @ y.T  # (images, captions) of the whole batch
     own = torch.arange(len(logits))
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
 def gather(features: Tensor, worker: Worker) -> Tensor:
-    """All workers' features below each other, (workers * batch, D), with their gradients."""
+    """Concatenate all workers' features to (workers * batch, D), differentiably."""
     return features if worker.count == 1 else _Gather.apply(features, worker)  # type: ignore[no-untyped-call]
 
 
@@ -148,8 +164,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Every worker computes the loss of the whole batch, so this sums up `count` times the
-        # gradient of it, and the mean over workers that training takes is right again.
+        # Every worker computes the loss of the whole batch, so the sum is `count` times its
+        # gradient. The mean over workers, which training takes afterwards, corrects this.
         whole = gradient.clone()
         dist.all_reduce(whole)
         return whole.chunk(ctx.worker.count)[ctx.worker.rank], None
@@ -164,15 +180,21 @@ def train_clip(
     report: Callable[[int, float], None] = lambda step, loss: None,
     save_every: int = 200,
 ) -> float:
-    """Train `clip` in place, going on from the checkpoint at `path` if it is there.
+    """Train a CLIP in place, or resume; at the end it has the averaged weights.
 
-    At the end it holds the averaged weights. Only worker 0 reports and saves.
+    Args:
+        clip: untrained CLIP.
+        path: path of the training state; if the file exists, training resumes from it.
+        settings: hyperparameters of the training.
+        worker: this process among all workers; only worker 0 reports and saves.
+        report: callback `(step, loss)` after each step.
+        save_every: number of steps between saves of the training state.
 
     Returns:
-        Seconds it took, those before a restart counted.
+        Training time in seconds, including the time before a restart.
 
     Raises:
-        InputError: the checkpoint is of a run with other settings.
+        InputError: the training state is of a run with other settings.
     """
     model = clip.model
     parameters = dict(model.named_parameters())
@@ -234,23 +256,21 @@ def pretrain_tiny_clip(
     processes: int = 2,
     progress: Progress = lambda stage, done, total, figures: None,
 ) -> Path:
-    """Train a tiny CLIP and write it in transformers' format.
-
-    A killed run goes on where its last checkpoint was when called again with the same arguments.
+    """Train a tiny CLIP and write it in transformers' format, or resume an interrupted call.
 
     Args:
-        out: run folder: checkpoint, `losses.jsonl`, `losses.png`, and in `model/` the CLIP with its
-            tokenizer and `training.json`.
-        settings: sizes and lengths.
-        processes: workers; the batches do not depend on how many.
-        progress: told of every step.
+        out: run folder for the training state, `losses.jsonl`, `losses.png`, and in `model/` the
+            CLIP with its tokenizer and `training.json`.
+        settings: hyperparameters of the training.
+        processes: number of workers, on which the batches do not depend.
+        progress: callback `(stage, done, total, figures)` after each step.
 
     Returns:
-        The model's folder.
+        Folder of the written model.
 
     Raises:
-        ValueError: `out` holds a run with other settings, or the twins of a step cannot be shared
-            out evenly.
+        ValueError: `out` holds a run with other settings, or `settings.twins` is not divisible by
+            `processes`.
     """
     if settings.twins % processes:
         raise ValueError(f"{settings.twins} twins a step cannot be shared by {processes} processes")
@@ -279,7 +299,7 @@ def pretrain_tiny_clip(
 
 
 def parameter_counts(model: CLIPModel) -> dict[str, int]:
-    """How many each tower has, its projection with it, and how many there are in all."""
+    """Number of parameters of each tower with its projection, and of the whole model."""
 
     def count(*parts: nn.Module) -> int:
         return sum(parameter.numel() for part in parts for parameter in part.parameters())
@@ -292,6 +312,6 @@ def parameter_counts(model: CLIPModel) -> dict[str, int]:
 
 
 def _train_beside(worker: Worker, out: Path, settings: ClipSettings) -> None:
-    """What the workers beside the first do."""
+    """Training loop of all workers but worker 0."""
     clip = build_clip(CLIPTokenizer.from_pretrained(out / "tokenizer"), settings)
     train_clip(clip, out / "tiny-clip.ckpt", settings, worker=worker)

@@ -44,7 +44,7 @@ Examples:
     type=click.Choice(engine_names()),
     default="auto",
     show_default=True,
-    help="Engine that runs a BUNDLE; ignored for a MODEL, which runs in PyTorch.",
+    help="Engine that runs a BUNDLE; a MODEL always runs in PyTorch.",
 )
 @click.option(
     "--mode",

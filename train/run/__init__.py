@@ -1,1 +1,1 @@
-"""What every training run needs: state, progress, losses, device."""
+"""Parts of every training run: saved state, progress, losses, device, memory."""

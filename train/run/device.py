@@ -1,4 +1,4 @@
-"""Where PyTorch computes."""
+"""The device PyTorch computes on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from accelerate.utils import parse_flag_from_env
 
 
 def process_state() -> PartialState:
-    """This process among those an accelerate launcher started, asked as `Accelerator` asks."""
+    """Rank and device of this process, as `Accelerator` determines them."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def best_device() -> torch.device:
-    """The GPU of this process where there is one, the CPU where ACCELERATE_USE_CPU=1 asks for it.
+    """The GPU of this process if it has one, else the CPU.
 
-    Every model that is scored or trained by PyTorch lies there; what is kept of many images and
-    texts stays in main memory.
+    ACCELERATE_USE_CPU=1 always selects the CPU.
+    Models that PyTorch scores with or trains are on this device. Encoded images and texts stay in
+    main memory.
     """
     device: torch.device = process_state().device
     return device

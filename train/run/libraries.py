@@ -1,4 +1,4 @@
-"""The libraries' own remarks and progress bars, which say nothing to a user of ours."""
+"""Suppression of the libraries' own warnings and progress bars."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 
 
 def hush_libraries() -> None:
-    """Keep them off the terminal."""
+    """Silence warnings, log messages and progress bars of diffusers and transformers."""
     import diffusers
     import transformers
 

@@ -1,4 +1,4 @@
-"""Losses of a run, kept on disk step by step, and drawn."""
+"""The losses of a run: a JSONL file with one line per step, and a plot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ import matplotlib.pyplot as plt
 
 
 class LossLog:
-    """Losses of every step, one JSON object a line; a step trained again is written over."""
+    """Losses of each step, one JSON object per line; the last line of a repeated step counts.
+
+    Args:
+        path: path of the JSONL file, whose lines are read if it exists.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -24,13 +28,13 @@ class LossLog:
         self.rows.update(whole_lines(path, _read))
 
     def add(self, step: int, losses: dict[str, float]) -> None:
-        """Append one step."""
+        """Append the losses of one step, by name."""
         self.rows[step] = losses
         rounded = {name: round(value, 6) for name, value in losses.items()}
         append(self.path, json.dumps({"step": step, **rounded}) + "\n", durable=False)
 
     def plot(self, path: Path) -> None:
-        """Draw every loss over steps, smoothed over a hundredth of the run."""
+        """Plot every loss over steps, as a moving average over a hundredth of the run."""
         steps = sorted(self.rows)
         names = list(self.rows[steps[0]])
         figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
@@ -48,10 +52,10 @@ class LossLog:
 
 
 def _read(line: str) -> tuple[int, dict[str, float]]:
-    """A step and its losses.
+    """Parse one line into a step and its losses.
 
     Raises:
-        ValueError: the line is something else.
+        ValueError: the line does not hold the losses of a step.
     """
     row = parse_json(line)
     if not isinstance(row, dict) or not isinstance(step := row.pop("step", None), int):

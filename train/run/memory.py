@@ -1,4 +1,4 @@
-"""Freed memory: training is faster when it is kept, a large export smaller when it is not."""
+"""Freed memory: kept by malloc for faster training, or returned for a smaller export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # from g
 def keep_freed_memory() -> None:
     """Make malloc reuse activation buffers instead of returning them at every step.
 
-    On small models this saves up to half of the time on a CPU. Without glibc it does nothing.
+    On a CPU this saves up to half of a small model's training time. It has no effect without
+    glibc.
     """
     mallopt = _glibc("mallopt")
     if mallopt is not None:
@@ -23,10 +24,10 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Make malloc hand every large buffer back at once, the opposite of `keep_freed_memory`.
+    """Make malloc return every large buffer at once, the opposite of `keep_freed_memory`.
 
-    Left alone it comes to keep buffers of up to 32 MB, which in a model with gigabytes of weights
-    adds up to gigabytes. Without glibc it does nothing.
+    By default malloc learns to keep buffers of up to 32 MB. With gigabytes of weights, these add
+    up to gigabytes. It has no effect without glibc.
     """
     mallopt = _glibc("mallopt")
     if mallopt is not None:
@@ -34,9 +35,9 @@ def return_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Collect what only refers to itself, as traced programs do, and hand it back to the kernel.
+    """Collect reference cycles, such as traced programs, and return freed memory to the kernel.
 
-    Without glibc it is only collected.
+    Without glibc, cycles are collected but memory is not returned.
     """
     gc.collect()
     malloc_trim = _glibc("malloc_trim")
@@ -45,7 +46,7 @@ def release_freed_memory() -> None:
 
 
 def _glibc(function: str) -> Any:
-    """A function of glibc's own, None elsewhere."""
+    """A function of glibc; None on another platform or C library."""
     if not sys.platform.startswith("linux"):
         return None
     return getattr(ctypes.CDLL(None), function, None)

@@ -1,4 +1,4 @@
-"""Progress of work in stages, on a terminal."""
+"""Progress bars for work in stages, on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from rich.console import Console
 
 
 class StageProgress:
-    """A progress bar a stage, with its latest figures and the time left."""
+    """One progress bar per stage, with its latest metrics and the remaining time.
+
+    Args:
+        console: rich console to draw on.
+    """
 
     def __init__(self, console: Console) -> None:
         self._bar = rich_progress.Progress(
@@ -32,9 +36,16 @@ class StageProgress:
         self._bar.stop()
 
     def step(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-        """Show that `done` of `total` steps of a stage are finished."""
+        """Show the progress of a stage.
+
+        Args:
+            stage: name of the stage, whose bar is added at the first call.
+            done: number of completed steps.
+            total: number of all steps.
+            figures: latest metrics by name, such as the loss.
+        """
         if stage not in self._tasks:
-            # What was done before a restart does not count in the estimate of the time left.
+            # Steps done before a restart must not count in the estimate of the remaining time.
             self._tasks[stage] = self._bar.add_task(
                 stage, total=total, completed=max(0, done - 1), figures=""
             )

@@ -1,4 +1,4 @@
-"""Models written whole or not at all, by libraries that write many files."""
+"""Atomic writing of models by libraries that write many files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ from dsd_trt.files.folders import whole_folder
 
 @contextlib.contextmanager
 def saved_model(folder: Path) -> Iterator[Path]:
-    """A folder to save a model in, which takes the place of `folder` as `whole_folder` has it.
+    """A temporary folder to save a model in, which replaces `folder` at the end of the block.
+
+    Args:
+        folder: final folder of the model, see `whole_folder`.
 
     Raises:
-        InputError: the disk is full, or the like, or another process writes there.
+        InputError: a file could not be written, for example on a full disk, or another process
+            writes to the folder.
     """
     try:
         with whole_folder(folder.resolve()) as unfinished:
             yield unfinished
-    except (OSError, SafetensorError) as error:  # safetensors words the system's, too
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's errors
         raise InputError(f"cannot write the model to {folder}: {error}") from error

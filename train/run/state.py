@@ -1,4 +1,4 @@
-"""Training state on disk: written whole or not at all, read without executing anything."""
+"""Training state on disk: written atomically, and read without executing code."""
 
 from __future__ import annotations
 
@@ -15,30 +15,35 @@ from dsd_trt.errors import InputError, ModelError
 from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import whole
 
-_ADAM = {"step", "exp_avg", "exp_avg_sq"}  # what it keeps of a parameter
+_ADAM = {"step", "exp_avg", "exp_avg_sq"}  # Adam's state of each parameter
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors, numbers, strings and containers of them; a kill leaves the previous file.
+    """Write training state atomically: an interruption leaves the previous file.
+
+    Args:
+        path: path of the file; its folder is created if missing.
+        state: tensors, numbers, strings and containers of them.
 
     Raises:
-        DsdError: the disk is full, or the like; the previous file is as it was.
+        DsdError: the file could not be written, for example on a full disk; the previous file is
+            unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # PyTorch's, of a full disk: that it is one it does not say
+        except RuntimeError as error:  # PyTorch hides a full disk's OSError behind its own error
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Read training state, or None where there is none.
+    """Read training state onto the CPU; None if there is no file.
 
     Raises:
-        ModelError: the file is cut, or holds something else.
+        ModelError: the file is truncated, or does not hold training state.
     """
     if not path.exists():
         return None
@@ -53,10 +58,13 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def resumed(path: Path) -> Iterator[dict[str, Any] | None]:
-    """`load_state`, for a block that puts to use what was read, which may fail as reading may.
+    """Training state of a file, for a block that restores it; None if there is no file.
+
+    Errors in the block are reported like those of reading, since a damaged or foreign state may
+    show only when it is restored.
 
     Raises:
-        ModelError: as for `load_state`, or the state is another model's or optimizer's.
+        ModelError: the file cannot be read, or the state is another model's or optimiser's.
     """
     state = load_state(path)
     try:
@@ -66,10 +74,14 @@ def resumed(path: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Load Adam's state, whose names and shapes PyTorch would find wrong in the middle of a step.
+    """Load Adam's state, and check names and shapes, which PyTorch would do only during a step.
+
+    Args:
+        optimizer: Adam or AdamW over the parameters that the state belongs to.
+        state: state_dict of an optimiser.
 
     Raises:
-        ValueError, or what else `load_state_dict` raises: it is another optimizer's.
+        ValueError: the state is another optimiser's; `load_state_dict` may raise other errors.
     """
     optimizer.load_state_dict(state)
     for parameter, kept in optimizer.state.items():
@@ -81,10 +93,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
 
 
 def require_like(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse tensors of other names or shapes.
+    """Refuse tensors whose names or shapes differ from the expected ones.
 
     Raises:
-        ValueError: names the first.
+        ValueError: a name or shape differs; the message names the first.
     """
     for name in [*wanted, *found]:
         one, other = found.get(name), wanted.get(name)
@@ -93,14 +105,14 @@ def require_like(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
 
 
 def require_plan(path: Path, plan: Mapping[str, Any]) -> None:
-    """Refuse to go on in a folder where a run with another plan was begun.
+    """Refuse to resume in a folder that holds a run with another plan.
 
     Args:
-        path: where the folder's plan is kept; there need not be one yet.
-        plan: of the run that is to go on, as `json.dumps` takes it.
+        path: path of the folder's plan; a missing file means a new run.
+        plan: everything that determines the run's outcome, as JSON takes it.
 
     Raises:
-        InputError: it is another, or cannot be read.
+        InputError: the folder's plan differs, or cannot be read.
     """
     try:
         kept = read_json(path)
