@@ -130,7 +130,9 @@ def test_training_follows_the_cpus(
     # Given back as it came: on the CPU, where it scores what was learned.
     assert next(checkpoint.unet.parameters()).device == CPU
     scoring = build_scoring_unet(checkpoint, there.adapter)
-    scoring(examples.latents[:1], torch.tensor([0]), examples.unconditional, examples.token_masks[:1])
+    scoring(
+        examples.latents[:1], torch.tensor([0]), examples.unconditional, examples.token_masks[:1]
+    )
     losses = _losses_on_cpu(model, questions, settings)
     assert np.abs(np.array(there.losses) - losses).max() < 1e-3
     assert there.losses[-1] < there.losses[0]

@@ -236,14 +236,18 @@ def test_a_batch_follows_from_its_arguments_alone(data: TwinLatents) -> None:
 
 
 def test_less_noise_and_fewer_words_can_be_asked_for(data: TwinLatents) -> None:
-    plain = sample_batch(data, DiffusionSettings(steps=1, twins=12, silent=0), step=2)
-    clear = sample_batch(data, DiffusionSettings(steps=1, twins=12, silent=0, noise=2), step=2)
+    plain = sample_batch(data, DiffusionSettings(steps=1, twins=12, unconditional=0), step=2)
+    clear = sample_batch(
+        data, DiffusionSettings(steps=1, twins=12, unconditional=0, noise=2), step=2
+    )
     share = plain.timesteps / 1000  # u, but for its rounding
     assert torch.allclose(clear.timesteps / 1000, share**2, atol=3e-3)
     assert "" not in plain.captions
-    silent = sample_batch(data, DiffusionSettings(steps=1, twins=12, silent=1), step=2)
-    assert silent.captions == [""] * 24
-    assert not silent.ranked.any()
+    unconditional = sample_batch(
+        data, DiffusionSettings(steps=1, twins=12, unconditional=1), step=2
+    )
+    assert unconditional.captions == [""] * 24
+    assert not unconditional.ranked.any()
 
 
 def test_place_captions_are_true_of_their_picture_and_false_of_the_other() -> None:

@@ -1,1 +1,1 @@
-"""The embedded model "shapes": its scenes, its training, its measure."""
+"""The embedded model "shapes": its scenes, data sets, training and evaluation."""

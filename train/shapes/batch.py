@@ -1,4 +1,4 @@
-"""A step's twins: which are drawn, what is said of them, and how noisy they are."""
+"""The batch of a training step: choice of twins, their captions, timesteps and noise."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ TELLING: Mapping[str, tuple[str, ...]] = {
     "colour": COLOURS,
     "size": SIZES,
 }
-"""Words that tell two captions apart, by what differs between their scenes."""
+"""Words that distinguish two captions, by what differs between their scenes."""
 
 
 @dataclass(frozen=True)
 class TwinBatch:
-    """A step's twins.
+    """The twins of a training step, with captions, timesteps and noise.
 
     Attributes:
-        latents: z, (twins, 2, C, h, w).
-        masks: covered share of each cell, (twins, 2, MAX_THINGS, h, w).
-        scenes: of picture 2 i + k.
-        captions: the same order; empty where the text is dropped.
-        timesteps: t, shared by a twin's pairs, (twins,).
-        noise: (twins, 2, C, h, w).
-        ranked: 1 where the captions are there to be ranked, (twins,).
-        telling: which words tell a twin's captions apart, an index into `TELLING`; 0 where none
-            in particular do, (twins,).
+        latents: clean latents z, (twins, 2, C, h, w).
+        masks: share of each latent cell that a thing covers, (twins, 2, MAX_THINGS, h, w).
+        scenes: scene of each image; image 2 i + k is the k-th of twin i.
+        captions: caption of each image, in the order of `scenes`; "" is the unconditional text.
+        timesteps: timestep t, shared by a twin's pairs, int64 (twins,).
+        noise: noise eps of each image, (twins, 2, C, h, w).
+        ranked: 1 where a twin has captions to rank, 0 with the unconditional text, (twins,).
+        telling: index into `TELLING` of the words that distinguish a twin's captions, 0 if there
+            are no such words, int64 (twins,).
     """
 
     latents: Tensor
@@ -58,7 +58,14 @@ class TwinBatch:
 def sample_batch(
     data: TwinLatents, settings: DiffusionSettings, step: int, worker: Worker = ALONE
 ) -> TwinBatch:
-    """A worker's part of the batch of one step, a function of its arguments alone."""
+    """A worker's part of a step's batch, which depends on the arguments alone.
+
+    Args:
+        data: encoded training twins.
+        settings: hyperparameters of the stage.
+        step: index of the step within the stage, from 0.
+        worker: worker whose part is drawn.
+    """
     rng = np.random.default_rng([settings.seed, 7, step, worker.rank])
     twins = settings.twins // worker.count
     chosen = np.empty((twins, 2), np.int64)
@@ -81,11 +88,11 @@ def sample_batch(
                 told = place_captions(pair, data.masks[chosen[i], [0, 1]], rng)
             if told is not None:
                 telling[i] = words.index("relation")
-        if rng.random() < settings.silent:
+        if rng.random() < settings.unconditional:
             ranked[i] = 0
             told = ("", "")
         captions += told or pair.captions(rng)
-    # Stratified timesteps: every step sees the whole range.
+    # Stratified, so that the timesteps of every batch cover the whole range.
     strata = (rng.permutation(twins) + rng.random(twins)) / twins
     latents = torch.from_numpy(data.latents[chosen, [0, 1]].astype(np.float32))
     noise = rng.standard_normal(latents.shape, dtype=np.float32)
@@ -104,15 +111,15 @@ def sample_batch(
 def place_captions(
     twins: Twins, masks: NDArray[np.float16], rng: np.random.Generator
 ) -> tuple[str, str] | None:
-    """Captions that tell two pictures apart by the side on which the same thing stands.
+    """Captions that distinguish two images by the side on which a common thing stands.
 
     Args:
-        twins: two scenes.
-        masks: covered share of each cell by each of their things, (2, MAX_THINGS, h, w).
-        rng: chooses the thing, the axis and the words.
+        twins: two scenes with the same things.
+        masks: share of each latent cell that a thing covers, (2, MAX_THINGS, h, w).
+        rng: random generator of the thing, the axis and the words.
 
     Returns:
-        One a picture, or None where no thing of both has changed sides clearly.
+        One caption per image, or None if no common thing has clearly changed sides.
     """
     height, width = masks.shape[2:]
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
@@ -144,12 +151,17 @@ def place_captions(
 
 
 def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Captions that tell two pictures apart by the sides of both things, their relation unsaid.
+    """Captions that distinguish two images by the sides of both things, without their relation.
 
-    The last lesson before relations: "a red circle on the left and a blue star on the right".
+    It is the last lesson before relations: "a red circle on the left and a blue star on the
+    right".
+
+    Args:
+        twins: two scenes.
+        rng: random generator of the words.
 
     Returns:
-        One a picture, of the same form; None unless opposite directions are what differs.
+        One caption per image, of the same form; None unless the scenes have opposite directions.
     """
     sides = [SIDES_OF.get(scene.relation or "") for scene in twins.scenes]
     if twins.edit != "predicate" or sides[0] is None or sides[1] != sides[0][::-1]:
@@ -160,7 +172,7 @@ def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | 
 
 
 def _telling(twins: Twins) -> str:
-    """What alone differs between two scenes, as `TELLING` names it; "" where several things do."""
+    """The only kind of difference between two scenes, a key of `TELLING`; "" for several."""
     if twins.edit in ("predicate", "side"):
         return "relation"
     if twins.edit == "size":
@@ -172,14 +184,14 @@ def _telling(twins: Twins) -> str:
         for what in ("shape", "colour")
     )
     if shapes[0] != shapes[1] and colours[0] != colours[1]:
-        return ""  # the colour would be enough, and the shape would not be learned
+        return ""  # the colour alone would suffice, and the shape would not be learned
     return "colour" if shapes[0] == shapes[1] else "shape"
 
 
 def _choose_twins(
     data: TwinLatents, kept: Mapping[str, float], rng: np.random.Generator
 ) -> tuple[int, Twins]:
-    """Random twins, fewer of those that teach little at the time: too easy, or too hard as yet."""
+    """Draw twins at random, with the edits' probabilities `kept`."""
     while True:
         index = int(rng.integers(len(data)))
         pair = sample_twins(data.seed, index)

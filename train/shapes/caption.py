@@ -1,4 +1,4 @@
-"""Sentences that are true of a scene."""
+"""Captions: sentences that are true of a scene."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIDE_PHRASES = {
     "top": ("at the top", "on top"),
     "bottom": ("at the bottom", "on the bottom"),
 }
-SIDES_OF = {  # where subject and object of a direction stand
+SIDES_OF = {  # sides of subject and object, by direction
     "left of": ("left", "right"),
     "right of": ("right", "left"),
     "above": ("top", "bottom"),
@@ -41,10 +41,15 @@ _VERBS = ("is", "is placed", "sits", "lies", "stands")
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, name_relation: bool = False) -> str:
-    """One of the many sentences that are true of `scene`.
+    """Draw one of the sentences that are true of a scene.
 
-    Where the scene has a relation it is named in five of six sentences, or in all of them if
-    `name_relation`; a third thing is named in half. Sizes are named where the scene fixes them.
+    Half of the sentences name a third thing. Sizes are named if the scene specifies them.
+
+    Args:
+        scene: scene to describe.
+        rng: random generator of the words and the form.
+        name_relation: whether the scene's relation is always named, instead of in five of six
+            sentences.
     """
     article = "a" if rng.random() < 0.7 else "the"
     names = [_name(thing, article) for thing in scene.things]
@@ -64,14 +69,14 @@ def caption(scene: Scene, rng: np.random.Generator, *, name_relation: bool = Fal
 
 
 def sides_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A direction told by both things' sides: "a red circle on the left and a ..."."""
+    """A caption of both things' sides: "a red circle on the left and a blue star on the right"."""
     subject, target = (_name(thing, "a") for thing in scene.things[:2])
     near, far = (_pick(rng, _SIDE_PHRASES[side]) for side in SIDES_OF[scene.relation or ""])
     return f"{_choose_opening(rng)}{subject} {near} and {target} {far}"
 
 
 def words() -> list[str]:
-    """Every word a caption can hold, lower case, sorted: what the tokenizer must know."""
+    """All words of all captions, lower case and sorted, which the tokenizer has to know."""
     from dsd_trt.train.shapes import scene as vocabulary
 
     text = [*vocabulary.SHAPES, *vocabulary.COLOURS, *vocabulary.SIZES, *vocabulary.RELATIONS]

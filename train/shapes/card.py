@@ -1,4 +1,4 @@
-"""MODEL_CARD.md of the embedded model, from the figures of the run that made it."""
+"""MODEL_CARD.md of the embedded model, written from its settings and accuracies."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ Apache-2.0, code and weights. All pictures and captions it was trained on were m
 
 
 def model_card(training: Mapping[str, Any], tables: Mapping[str, Table]) -> str:
-    """Write the card.
+    """The text of the model card, in Markdown.
 
     Args:
-        training: settings of the few-shot adapter; under "plan", where there, those of the model.
-            Numbers and words are listed, anything else is not.
-        tables: accuracy by name of what was measured: "zero-shot", "few-shot", and any other, such
-            as "few-shot, other renderer".
+        training: settings of the few-shot adapter, with those of the model under "plan" if known.
+            Values other than numbers and strings are omitted.
+        tables: accuracies by name of what was measured, such as "zero-shot", "few-shot" or
+            "few-shot, other renderer".
     """
     data = f"""\
 ## Data
@@ -103,7 +103,7 @@ def _settings(of: str, settings: Mapping[str, Any]) -> str:
 
 
 def _figures(tables: Mapping[str, Table]) -> str:
-    """What it scores, one column a table."""
+    """The accuracies, with one column per table."""
     parts = [
         "## Figures",
         "",
@@ -127,7 +127,7 @@ def _header(question: str, tables: Mapping[str, Table]) -> list[str]:
 
 
 def _rows(tables: Mapping[str, Table], prefix: str) -> list[str]:
-    """One row a question whose name begins so, in the order in which they first occur."""
+    """One row per question with a prefix, in order of first occurrence."""
     names = dict.fromkeys(name for table in tables.values() for name in table)
     return [
         f"| {name.removeprefix(prefix)} | {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""How long each part of the embedded model's training is, and what each stage trains on."""
+"""The curriculum of the embedded model: length and hyperparameters of each training stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,34 @@ from dsd_trt.train.shapes.settings import DiffusionSettings
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Sizes of a run; `SMOKE` goes through every stage in seconds and teaches nothing."""
+    """Sizes of a pretraining run; with `SMOKE` it takes seconds and learns nothing.
+
+    Attributes:
+        vae_steps: optimiser steps of the autoencoder.
+        vae_batch: images per step of the autoencoder.
+        twins: number of distinct training twins.
+        held_out_twins: number of held-out twins that the probe measures on.
+        diffusion_steps: steps of the first stage, which trains on everything at once.
+        matching_steps: steps of the stage that adds easy negatives.
+        sides_steps: steps of the lesson on a lone thing's side.
+        places_steps: steps of the lesson on the side of one thing among several.
+        both_places_steps: steps of the lesson on the sides of two things.
+        mixing_steps: steps of the stage that mixes all edits after the lessons.
+        shapes_steps: steps of the stage on scenes that differ in a shape alone.
+        naming_steps: steps of the stage with a high weight of the naming loss.
+        clear_steps: steps of the stage with less noise.
+        again_steps: steps of the first repetition on everything.
+        longer_steps: steps of the second repetition on everything.
+        last_steps: steps of the third repetition, with more hard negatives.
+        wide_steps: steps of the last stage, with large batches.
+        diffusion_twins: twins per step of all stages but the last.
+        wide_twins: twins per step of the last stage.
+        workers: number of training processes on a CPU.
+        probe_every: steps between probes on held-out twins.
+        sampling_steps: denoising steps per sample image.
+        few_shot_twins: twins that the adapter is trained on.
+        few_shot_steps: optimiser steps of the adapter.
+    """
 
     vae_steps: int = 2600
     vae_batch: int = 16
@@ -65,20 +92,24 @@ SMOKE = Curriculum(
 
 
 def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
-    """One stage after another, each from the weights of the one before.
+    """Hyperparameters of the stages by name, in order; each continues from the previous weights.
 
-    First everything at once; then with captions that are wrong altogether, too. Relations are not
-    learned so: three lessons lead there (docs/lessons.md), and everything mixed mends what they
-    cost. Then shapes, which colours outshine: by scenes that differ in nothing else, by naming,
-    and by less noise. Then all of it again at a high rate that falls to zero, three times, which
-    gave the most.
+    The first two stages train on everything, then with easy negatives added. Relations are not
+    learned that way. Three lessons lead to them (docs/lessons.md), and a mixed stage repairs what
+    the lessons cost. Shapes are harder than colours; scenes that differ in nothing else, the
+    naming loss and less noise teach them. At last everything is repeated with restarts of the
+    learning rate, which gave the largest gain.
+
+    Args:
+        plan: number of steps and twins of each stage.
+        seed: random seed of the first stage; the others add an offset of their own.
     """
     lesson = DiffusionSettings(steps=0, twins=plan.diffusion_twins, telling=1.0)
     once_more = replace(
         lesson,
         learning_rate=1.2e-3,
         naming=1.0,
-        silent=0.1,
+        unconditional=0.1,
         noise=1.7,
         places=0.04,
         strangers=0.25,
@@ -170,7 +201,7 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
             steps=plan.clear_steps,
             learning_rate=1e-3,
             naming=1.0,
-            silent=0.12,
+            unconditional=0.12,
             noise=1.6,
             places=0.05,
             strangers=0.3,
@@ -193,5 +224,5 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
 
 
 def _kept(**shares: float) -> dict[str, float]:
-    """`DiffusionSettings.kept`, by keyword; 1 of what is not named."""
+    """Value of `DiffusionSettings.kept`, by keyword; an edit not listed counts as 1."""
     return shares

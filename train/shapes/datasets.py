@@ -1,6 +1,7 @@
-"""Shapes: scenes of the embedded model's world, drawn and asked about on the spot.
+"""Shapes: data sets of drawn scenes, in the form of ComVG, RefCOCOg and VQAv2.
 
-Pictures are uint8 (64, 64, 3). No scene is one that pretraining drew: its seeds start otherwise.
+Images are uint8 (64, 64, 3). The random seeds are disjoint from those of pretraining, so no scene
+was trained on.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from dsd_trt.train.shapes.scene import (
     sample_scene,
 )
 
-DrawnPicture = NDArray[np.uint8]
+DrawnImage = NDArray[np.uint8]
 
 _PARTS = ("subject", "object", "predicate")
 _NUMBERS = ("one", "two", "three")
 _ASKED = ("presence", "colour", "shape", "number")
 _TEXTS = 10
-_VISIBLE = 8  # pixels of a thing that shows
+_VISIBLE = 8  # pixels that every thing shows at least
 
-# Pretraining draws from the seeds [seed, index], [seed, index, 1] and [seed, 7, step, rank]; NumPy
-# fills all up with zeros. No seed of a run is this number.
+# Pretraining uses the seeds [seed, index], [seed, index, 1] and [seed, 7, step, rank], which NumPy
+# pads with zeros. None of its seeds starts with this number.
 _PREFIX = int.from_bytes(b"data")
 _COMVG, _REFCOCOG, _VQA = range(3)
 
 
 def shapes_comvg(count: int, seed: int) -> Iterator[Question]:
-    """Given a caption, the right picture of two, whose scenes differ in one part.
+    """Given a caption, the right image of two, whose scenes differ in one aspect.
 
-    The kinds take turns: "subject", "object", "predicate: left of", and so on through the
-    relations. Every caption names the relation and what it holds between; in the wrong picture the
-    subject or the object is another, or the relation is, and the caption is false.
+    The kinds alternate: "subject", "object", "predicate: left of", and so on through the
+    relations. Every caption names the relation with its subject and object, one of which is
+    different in the wrong image.
 
     Args:
-        count: questions.
-        seed: of scenes, captions, pictures and places.
+        count: number of questions.
+        seed: random seed of scenes, captions, images and the right candidates' positions.
     """
     for index in range(count):
         rng = _rng(_COMVG, seed, index)
@@ -66,18 +67,19 @@ def shapes_comvg(count: int, seed: int) -> Iterator[Question]:
 
 
 def shapes_refcocog(count: int, seed: int) -> Iterator[Question]:
-    """Given a picture, the right text of ten; kind "text of ten".
+    """Given an image, the right text of ten; kind "text of ten".
 
-    The others are captions of scenes whose first thing, which every caption names, this one lacks.
+    Wrong texts are captions of other scenes, whose first thing, named in every caption, is not in
+    the image.
 
     Args:
-        count: questions.
-        seed: of scenes, captions, pictures and places.
+        count: number of questions.
+        seed: random seed of scenes, captions, images and the right candidates' positions.
     """
     for index in range(count):
         rng = _rng(_REFCOCOG, seed, index)
         scene = sample_scene(rng)
-        picture = _draw(scene, rng)
+        image = _draw(scene, rng)
         wrong: list[str] = []
         while len(wrong) < _TEXTS - 1:
             other = sample_scene(rng)
@@ -86,23 +88,23 @@ def shapes_refcocog(count: int, seed: int) -> Iterator[Question]:
                 wrong.append(text)
         yield shuffled(
             "text of ten",
-            (picture, caption(scene, rng)),
-            [(picture, text) for text in wrong],
+            (image, caption(scene, rng)),
+            [(image, text) for text in wrong],
             _source(seed, index),
             _place_seed(_REFCOCOG, seed, index),
         )
 
 
 def shapes_vqa(count: int, seed: int) -> Iterator[Question]:
-    """Given a picture and a question, the right answer, both put together as one text.
+    """Given an image and a question, the right answer; the text is both together.
 
-    Four questions take turns: "is there a red circle? yes", of kind "binary", and of kind "other"
+    Four questions alternate. Of kind "binary" is "is there a red circle? yes". Of kind "other" are
     "what colour is the circle? red", "what is the red shape? circle" and "how many shapes are
     there? two". The candidates are yes and no, all colours, all shapes, or one to three.
 
     Args:
-        count: questions.
-        seed: of scenes, questions, pictures and places.
+        count: number of questions.
+        seed: random seed of scenes, questions, images and the right candidates' positions.
     """
     for index in range(count):
         rng = _rng(_VQA, seed, index)
@@ -111,18 +113,18 @@ def shapes_vqa(count: int, seed: int) -> Iterator[Question]:
         while asked not in ("presence", "number") and not _distinct(scene):
             scene = sample_scene(rng)
         question, answer, answers = _ask(asked, scene, rng)
-        picture = _draw(scene, rng)
+        image = _draw(scene, rng)
         yield shuffled(
             "binary" if asked == "presence" else "other",
-            (picture, f"{question} {answer}"),
-            [(picture, f"{question} {other}") for other in answers if other != answer],
+            (image, f"{question} {answer}"),
+            [(image, f"{question} {other}") for other in answers if other != answer],
             _source(seed, index),
             _place_seed(_VQA, seed, index),
         )
 
 
 def _ask(asked: str, scene: Scene, rng: np.random.Generator) -> tuple[str, str, tuple[str, ...]]:
-    """A question, its answer, and all answers it could have."""
+    """A question about a scene, its answer, and all candidate answers."""
     thing = scene.things[int(rng.integers(len(scene.things)))]
     if asked == "colour":
         return f"what colour is the {thing.shape}?", thing.colour, COLOURS
@@ -132,14 +134,14 @@ def _ask(asked: str, scene: Scene, rng: np.random.Generator) -> tuple[str, str, 
         return "how many shapes are there?", _NUMBERS[len(scene.things) - 1], _NUMBERS
     answer = "yes" if rng.random() < 0.5 else "no"
     if answer == "no":
-        # Near what is there: another shape or colour than the first thing's, which nothing has.
+        # A hard negative: the first thing with another shape or colour, which no thing has.
         thing = edit_scene(scene, "subject", rng).things[0]
     article = "an" if thing.colour[0] in "aeiou" else "a"
     return f"is there {article} {thing.colour} {thing.shape}?", answer, ("yes", "no")
 
 
 def _sample_related(relation: str, rng: np.random.Generator) -> Scene:
-    """A scene with this relation, no two things of which are alike."""
+    """Draw a scene with a given relation and pairwise different things."""
     while True:
         scene = sample_scene(rng)
         if scene.relation == relation and len(set(_nouns(scene))) == len(scene.things):
@@ -147,15 +149,16 @@ def _sample_related(relation: str, rng: np.random.Generator) -> Scene:
 
 
 def _may_also_show(relation: str, shown: str) -> bool:
-    """Whether a picture made to show one relation may bear out another, too.
+    """Whether an image drawn for relation `shown` may also satisfy `relation`.
 
-    What is in front of something may be left of it or inside it; what is inside is in front.
+    A thing in front of another may be left of it or inside it, and a thing inside another is in
+    front of it.
     """
     return shown == "in front of" or (relation, shown) == ("in front of", "inside")
 
 
 def _distinct(scene: Scene) -> bool:
-    """Whether "the circle" and "the red shape" are one thing each."""
+    """Whether all things differ in both colour and shape, so that either identifies a thing."""
     count = len(scene.things)
     return all(len(set(words)) == count for words in zip(*_nouns(scene), strict=True))
 
@@ -168,8 +171,8 @@ def _noun(thing: Thing) -> tuple[str, str]:
     return thing.colour, thing.shape
 
 
-def _draw(scene: Scene, rng: np.random.Generator) -> DrawnPicture:
-    """A picture in which every thing shows; now and then one hides another."""
+def _draw(scene: Scene, rng: np.random.Generator) -> DrawnImage:
+    """Draw an image in which every thing is visible; a drawing that hides one is rejected."""
     while True:
         drawing = draw(scene, rng)
         if drawing.masks.sum(axis=(1, 2)).min() >= _VISIBLE:

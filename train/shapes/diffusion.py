@@ -1,11 +1,15 @@
-"""Training the embedded model's U-Net and text encoder.
+"""Training of the embedded model's U-Net and text encoder.
 
-Five losses on one forward pass: denoising (v-prediction) as in Stable Diffusion; grounding, which
-asks a colour's or shape's attention to lie on the thing it names; ranking, which asks the matching
-score itself to be higher for a scene's caption than for its twin's; telling, which asks the same of
-the words alone in which the two captions differ; naming, which asks the features what they show
-(`Naming`). The last four use what the generator of the
-scenes knows: this model is trained to be matchable, and its card says so.
+Five losses share one forward pass:
+
+- denoising: v-prediction, as in Stable Diffusion;
+- grounding: the attention of a colour or shape word should lie on the thing it names;
+- ranking: the matching score should be higher for an image's caption than for its twin's;
+- telling: the same for the score of only those words in which the two captions differ;
+- naming: the things in an image should be predicted from its features (`Naming`).
+
+The last four use what the generator of the scenes knows. The model is thus trained for matching,
+and its model card says so.
 """
 
 from __future__ import annotations
@@ -35,13 +39,13 @@ from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import ALONE, Worker
 
 _TEXT_WIDTH = 128
-_TELLING_SCALE = 60.0  # of the ranking by telling words; the other one learns its own
-_HASTE = 10  # the ranking loss's scale learns this much faster than the weights
-_GROUNDING, _RANKING = 0.1, 1.0  # weights of the losses beside the denoising loss
+_TELLING_SCALE = 60.0  # scale of score differences in the telling loss; ranking learns its own
+_HASTE = 10  # factor of the learning rate of the ranking loss's scale
+_GROUNDING, _RANKING = 0.1, 1.0  # weights relative to the denoising loss
 
 
 def build_unet() -> UNet2DConditionModel:
-    """An untrained U-Net, 4.3 M parameters, 7 cross-attention layers of 4 heads."""
+    """An untrained U-Net with 4.3 M parameters and 7 cross-attention layers of 4 heads."""
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=16,
@@ -58,7 +62,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained text encoder, 0.5 M parameters."""
+    """An untrained text encoder with 0.5 M parameters."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -76,7 +80,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDPMScheduler:
-    """Stable Diffusion's scaled-linear betas, v-prediction."""
+    """The noise schedule: Stable Diffusion's scaled-linear betas with v-prediction."""
     return DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -88,7 +92,11 @@ def build_scheduler() -> DDPMScheduler:
 
 
 class ShapesDiffusion(nn.Module):
-    """What is trained here, with the score it is ranked by."""
+    """The trained modules, with the scoring U-Net for the ranking losses.
+
+    Args:
+        tokenizer: the embedded model's tokenizer.
+    """
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -97,7 +105,7 @@ class ShapesDiffusion(nn.Module):
         self.text_encoder = build_text_encoder(tokenizer)
         levels = noise_levels(self.scheduler.alphas_cumprod, (16, 8, 8))
         self.scoring = ScoringUNet(build_unet(), levels)
-        # 1 where a token is one of those of `TELLING`; EOS always is: it has read all the others.
+        # 1 for the tokens of each entry of `TELLING`, and for EOS, which attends to all others.
         tells = torch.zeros(len(TELLING), len(tokenizer))
         tells[:, tokenizer.eos_token_id] = 1
         for i, words in enumerate(TELLING.values()):
@@ -108,7 +116,7 @@ class ShapesDiffusion(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(60.0) / _HASTE))
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids (texts, 77), text states (texts, 77, D) and the mask of words and EOS (texts, 77)."""
+        """Token ids (texts, 77), text states r_y (texts, 77, D) and token masks (texts, 77)."""
         ids = tokenize(self.tokenizer, captions).to(self._tells.device)
         return ids, *self._states(ids)
 
@@ -117,7 +125,7 @@ class ShapesDiffusion(nn.Module):
         return self.text_encoder(ids).last_hidden_state, mask
 
     def losses(self, batch: EncodedBatch) -> dict[str, Tensor]:
-        """Denoising, grounding, ranking, telling and naming loss of a batch of twins."""
+        """The five losses of a batch by name, each a scalar."""
         twins, order = len(batch.timesteps), batch.order
         states, mask = self._states(batch.ids)  # (2 twins, 77, ...)
         z = batch.latents.flatten(0, 1)
@@ -142,7 +150,7 @@ class ShapesDiffusion(nn.Module):
         scores = average_tokens(token_scores, mask[order]).view(2, twins, 2)
         weight = batch.ranked * torch.where(batch.timesteps > 850, 0.3, 1.0)
         ranking = _ranking(scores, (_HASTE * self.log_scale).exp(), weight)
-        # In the mean over all words, a relation or a shape is one of many and is not learned.
+        # In the mean over all words, one relation or shape has too little weight to be learned.
         kind = batch.telling.repeat_interleave(2)  # (2 twins,)
         telling = mask * self._tells[kind[:, None], batch.ids]
         scores = average_tokens(token_scores, telling[order]).view(2, twins, 2)
@@ -166,9 +174,19 @@ def train_diffusion(
     report: Callable[[int, dict[str, float]], None] = lambda step, losses: None,
     save_every: int = 200,
 ) -> None:
-    """Train `model` in place, where it is, going on from the checkpoint at `path` if there is one.
+    """Train a stage in place, or resume it; at the end the model has the averaged weights.
 
-    At the end the model holds the averaged weights. Only worker 0 reports and saves.
+    Args:
+        model: model to train, on its device.
+        data: encoded training twins.
+        path: path of the stage's training state; if the file exists, training resumes from it.
+        settings: hyperparameters of the stage.
+        worker: this process among all workers; only worker 0 reports and saves.
+        report: callback `(step, losses)` after each step, with the losses by name.
+        save_every: number of steps between saves of the training state.
+
+    Raises:
+        ModelError: the training state is damaged, or is another model's.
     """
     parameters = dict(model.named_parameters())
     average = {name: value.detach().clone() for name, value in parameters.items()}
@@ -207,7 +225,7 @@ def train_diffusion(
                 average[name].lerp_(value, 1 - decay)
         if worker.rank > 0:
             continue
-        figures = torch.stack(list(losses.values())).tolist()  # one wait for the GPU, not five
+        figures = torch.stack(list(losses.values())).tolist()  # one synchronisation, not five
         report(step + 1, dict(zip(losses, figures, strict=True)))
         if (step + 1) % save_every == 0 or step + 1 == settings.steps:
             save_state(
@@ -224,51 +242,53 @@ def train_diffusion(
 
 
 def _ranking(scores: Tensor, scale: Tensor | float, weight: Tensor) -> Tensor:
-    """How far right pairs are from scoring above wrong ones.
+    """Logistic ranking loss of positive pairs against negative pairs, in both directions.
 
     Args:
-        scores: of picture k with its own caption, then with its twin's, (2, twins, 2), k last.
-        scale: of the differences.
-        weight: of each twin, (twins,).
+        scores: score of each image with its own caption (index 0 of the first axis) and with its
+            twin's, (2, twins, 2).
+        scale: factor of the score differences.
+        weight: weight of each twin, (twins,).
     """
-    right, wrong = scores
-    # Given a picture, its own caption; given a caption, its own picture.
-    by_text = F.softplus(scale * (wrong - right))
-    by_image = F.softplus(scale * (wrong.flip(1) - right))
+    positive, negative = scores  # (twins, 2) each
+    # Negatives of an image: its twin's caption; of a caption: its twin's image.
+    by_text = F.softplus(scale * (negative - positive))
+    by_image = F.softplus(scale * (negative.flip(1) - positive))
     return ((by_text + by_image).mean(dim=1) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _named_cells(ids: Tensor, words: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Which tokens name a visible thing, and where that thing is.
+    """Tokens that name a visible thing, and the cells that thing covers.
 
     Args:
-        ids: (pictures, 77).
-        words: ids of the things' colours and shapes, (pictures, MAX_THINGS, 2).
-        masks: (twins, 2, MAX_THINGS, h, w).
+        ids: token ids of each image's caption, (images, 77).
+        words: token ids of the things' colours and shapes, (images, MAX_THINGS, 2).
+        masks: share of each latent cell that a thing covers, (twins, 2, MAX_THINGS, h, w).
 
     Returns:
-        1 where a token is a colour or shape of something visible, (pictures, 77), and that
-        thing's share of each cell, (pictures, 77, h, w).
+        1 where a token is the colour or shape of a visible thing, (images, 77), and the share of
+        each cell that the named things cover, (images, 77, h, w).
     """
     cells = masks.flatten(0, 1)
-    # (pictures, 77, things): the token is one of the thing's two words.
+    # (images, 77, MAX_THINGS): 1 where the token is the thing's colour or shape.
     names = (ids[:, :, None, None] == words[:, None]).any(dim=3).float()
     shares = torch.einsum("pjk,pkhw->pjhw", names, cells).clamp(max=1)
     return (shares.amax(dim=(2, 3)) > 0.2).float(), shares
 
 
 def _grounding(attention: Tensor, named: Tensor, shares: Tensor, weight: Tensor) -> Tensor:
-    """Negative log share of a naming token's attention that falls on what it names.
+    """Negative log of the share of a token's attention that lies on the thing it names.
 
     Args:
-        attention: averaged over heads, (pictures, image_tokens, 77).
-        named: (pictures, 77).
-        shares: (pictures, 77, h, w), pooled here to the layer's resolution.
-        weight: of each picture, (pictures,).
+        attention: attention A averaged over heads, (images, image_tokens, 77).
+        named: 1 where a token names a visible thing, (images, 77).
+        shares: share of each latent cell that the named things cover, (images, 77, h, w).
+        weight: weight of each image, (images,).
     """
     side = math.isqrt(attention.shape[1])
     where = F.adaptive_avg_pool2d(shares, side).flatten(2).transpose(1, 2)
-    where = where / where.amax(dim=1, keepdim=True).clamp(min=1e-4)  # a thing's best cell is whole
+    # (images, image_tokens, 77), scaled so that each thing's most covered cell counts as 1.
+    where = where / where.amax(dim=1, keepdim=True).clamp(min=1e-4)
     share = (attention * where).sum(dim=1) / attention.sum(dim=1).clamp(min=1e-6)
     loss = -share.clamp(min=1e-4).log() * named * weight[:, None]
     return loss.sum() / named.sum().clamp(min=1)

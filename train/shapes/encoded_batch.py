@@ -1,4 +1,4 @@
-"""A step's batch as tensors alone: what the losses take, and what a GPU is fed with."""
+"""The batch of a training step as tensors alone, ready for the losses and for a GPU."""
 
 from __future__ import annotations
 
@@ -20,20 +20,29 @@ from dsd_trt.train.shapes.settings import DiffusionSettings
 from dsd_trt.train.shapes.twins import MAX_THINGS, TwinLatents
 from dsd_trt.train.shapes.workers import Worker
 
-_LOADERS = 8  # processes that encode batches for a GPU
+_LOADERS = 8  # maximum number of processes that encode batches for a GPU
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch, encoded. A row is a pair: every picture with its own caption, then its twin's.
+    """An encoded batch, whose rows are pairs.
+
+    The first half of the rows pairs every image with its own caption, the second half with its
+    twin's.
 
     Attributes:
-        latents: as `TwinBatch.latents`, and so are `masks`, `timesteps`, `noise`, `ranked` and
-            `telling`.
-        ids: of the captions, (pictures, 77).
-        words: ids of colour and shape of each picture's things, (pictures, MAX_THINGS, 2).
-        labels: see `unsaid`, of each row.
-        hidden: likewise.
+        latents: clean latents z, (twins, 2, C, h, w).
+        masks: share of each latent cell that a thing covers, (twins, 2, MAX_THINGS, h, w).
+        timesteps: timestep t, shared by a twin's pairs, int64 (twins,).
+        noise: noise eps of each image, (twins, 2, C, h, w).
+        ranked: 1 where a twin has captions to rank, else 0, (twins,).
+        telling: index into `TELLING` of the words that distinguish a twin's captions, (twins,).
+        ids: token ids of each image's caption, int64 (images, 77).
+        words: token ids of colour and shape of each image's things, -1 for a missing thing, int64
+            (images, MAX_THINGS, 2).
+        labels: indices of shape and colour of each thing, see `unsaid`, (rows, MAX_THINGS, 2).
+        hidden: 1 where a visible thing's word is not in the caption, see `unsaid`,
+            (rows, MAX_THINGS, 2).
     """
 
     latents: Tensor
@@ -49,18 +58,18 @@ class EncodedBatch:
 
     @property
     def order(self) -> Tensor:
-        """Whose caption each row has, (rows,)."""
+        """Index of the image whose caption each row has, int64 (rows,)."""
         return _order(len(self.ids), self.ids.device)
 
     def to(self, device: torch.device) -> EncodedBatch:
-        """The same on a device."""
+        """The batch with all tensors on a device."""
         return EncodedBatch(
             **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
         )
 
 
 def encode_batch(batch: TwinBatch, tokenizer: CLIPTokenizer) -> EncodedBatch:
-    """Encode a batch."""
+    """Encode a batch of twins into tensors."""
     order = _order(len(batch.scenes), batch.latents.device)
     told_to = [batch.captions[i] for i in order.tolist()]
     masks = torch.cat([batch.masks.flatten(0, 1)] * 2)
@@ -79,13 +88,13 @@ def encode_batch(batch: TwinBatch, tokenizer: CLIPTokenizer) -> EncodedBatch:
     )
 
 
-def _order(pictures: int, device: torch.device) -> Tensor:
-    own = torch.arange(pictures, device=device)
+def _order(images: int, device: torch.device) -> Tensor:
+    own = torch.arange(images, device=device)
     return torch.cat([own, own.view(-1, 2).flip(1).flatten()])
 
 
 def words_of(scenes: list[Scene], tokenizer: CLIPTokenizer) -> Tensor:
-    """Ids of colour and shape of each thing, -1 where there is none: (scenes, MAX_THINGS, 2)."""
+    """Token ids of colour and shape of each thing, (scenes, MAX_THINGS, 2); -1 for no thing."""
     words = torch.full((len(scenes), MAX_THINGS, 2), -1)
     for i, scene in enumerate(scenes):
         for k, thing in enumerate(scene.things):
@@ -103,9 +112,17 @@ def encoded_batches(
     worker: Worker,
     device: torch.device,
 ) -> Iterator[EncodedBatch]:
-    """The batches from step `start` on, on a device; each follows from its step alone.
+    """The encoded batches from a step on; each depends on its step alone.
 
-    A GPU is faster than one process encodes them, so several do, ahead of it.
+    For a GPU several processes encode ahead, because one is slower than the training step.
+
+    Args:
+        data: encoded training twins.
+        settings: hyperparameters of the stage.
+        start: index of the first step.
+        tokenizer: the embedded model's tokenizer.
+        worker: worker whose part of each batch is encoded.
+        device: device the tensors are moved to.
     """
     steps = _Steps(data, settings, start, tokenizer, worker)
     loaders = 0 if device.type == "cpu" else max(min(_LOADERS, (os.cpu_count() or 1) - 1), 1)

@@ -1,9 +1,9 @@
-"""Naming what is seen: a loss that teaches the U-Net's features shapes and colours.
+"""Naming: an auxiliary loss that teaches the U-Net's features shapes and colours.
 
-The matching score's own gradient is a poor teacher of shapes, which colours outshine. Here a linear
-layer per cross-attention layer, used in training alone, names each thing from the image tokens that
-show it. Only things whose caption does not say the word count: image tokens have read the caption
-in the layers before, and a word that is copied from it teaches nothing about the picture.
+The matching score's gradient teaches shapes poorly, because colours dominate it. Here a linear
+layer per cross-attention layer, used in training alone, predicts each thing's shape and colour
+from the image tokens that show it. Words in the caption are excluded: image tokens have attended
+to the caption in earlier layers, and copying a word from it teaches nothing about the image.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dsd_trt.train.scoring.pooling import CrossAttention
 from dsd_trt.train.shapes.scene import COLOURS, SHAPES, Scene
 from dsd_trt.train.shapes.twins import MAX_THINGS
 
-_VISIBLE = 0.5  # cells
+_VISIBLE = 0.5  # latent cells that a visible thing covers at least
 
 
 class Naming(nn.Module):
-    """Names things from image tokens.
+    """Predicts shape and colour of things from image tokens.
 
     Args:
-        widths: of the image tokens of each cross-attention layer.
+        widths: number of features of an image token, per cross-attention layer.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -37,16 +37,16 @@ class Naming(nn.Module):
     def forward(
         self, seen: CrossAttention, masks: Tensor, labels: Tensor, weight: Tensor
     ) -> Tensor:
-        """Cross-entropy of shape and of colour at one layer, added up.
+        """Sum of the cross-entropies of shape and of colour at one layer.
 
         Args:
-            seen: the layer's attention to a batch of rows.
-            masks: share of each cell a thing covers, (rows, MAX_THINGS, h, w).
-            labels: shape and colour of each thing, (rows, MAX_THINGS, 2).
-            weight: of each, (rows, MAX_THINGS, 2); 0 leaves it out.
+            seen: image tokens of the layer, for a batch of rows.
+            masks: share of each latent cell that a thing covers, (rows, MAX_THINGS, h, w).
+            labels: indices of shape and colour of each thing, int64 (rows, MAX_THINGS, 2).
+            weight: weight of each label, 0 to leave it out, (rows, MAX_THINGS, 2).
         """
         side = math.isqrt(seen.image_states.shape[1])
-        where = F.adaptive_avg_pool2d(masks, side).flatten(2)
+        where = F.adaptive_avg_pool2d(masks, side).flatten(2)  # (rows, MAX_THINGS, image_tokens)
         where = where / where.sum(dim=2, keepdim=True).clamp(min=1e-4)
         logits = self.layers[seen.layer](where @ seen.image_states)  # (rows, MAX_THINGS, words)
         loss = logits.new_zeros(())
@@ -60,16 +60,16 @@ class Naming(nn.Module):
 def unsaid(
     scenes: Sequence[Scene], captions: Sequence[str], masks: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What each thing is, and which of it a row's caption does not say.
+    """Labels of each thing, and which of them a row's caption does not contain.
 
     Args:
-        scenes: what each row shows.
-        captions: what each row is told.
-        masks: (rows, MAX_THINGS, h, w).
+        scenes: scene of each row's image.
+        captions: caption of each row.
+        masks: share of each latent cell that a thing covers, (rows, MAX_THINGS, h, w).
 
     Returns:
-        Indices of shape and colour, int64 (rows, MAX_THINGS, 2), and 1 where the thing is to be
-        seen and the caption does not have the word, (rows, MAX_THINGS, 2).
+        Indices of shape and colour, int64 (rows, MAX_THINGS, 2), and 1 where the thing is visible
+        and the caption lacks the word, (rows, MAX_THINGS, 2).
     """
     labels = torch.zeros(len(scenes), MAX_THINGS, 2, dtype=torch.long)
     hidden = torch.zeros(len(scenes), MAX_THINGS, 2)

@@ -1,4 +1,4 @@
-"""`dsd-trt pretrain shapes`: the embedded model from nothing, stage by stage, resumable."""
+"""`dsd-trt pretrain shapes`: train the embedded model from scratch, in resumable stages."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from dsd_trt.train.shapes.probe import probe, summary
 from dsd_trt.train.shapes.questions import twin_questions
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
-from dsd_trt.train.shapes.vae import random_pictures, train_vae
+from dsd_trt.train.shapes.vae import random_images, train_vae
 from dsd_trt.train.shapes.workers import Worker, workers
 
-TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # of the twins
+TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # random seeds of the sets of twins
 
 FEW_SHOT_LEVELS = (0.02, 0.05, 0.1, 0.2)
-"""The shapes of small things drown in noise sooner than what photographs show."""
+"""Noise levels of the adapter, below the paper's: noise hides the shapes of small things."""
 
 SAMPLE_CAPTIONS = (
     "a red circle",
@@ -53,10 +53,10 @@ SAMPLE_CAPTIONS = (
 
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
-"""Called with (stage, done, total, figures)."""
+"""Progress callback `(stage, done, total, figures)`; `figures` are losses by name."""
 
 Say = Callable[[str], None]
-"""Called with a sentence worth reading."""
+"""Callback for a line of text that reports a result."""
 
 
 def pretrain_shapes(
@@ -67,20 +67,20 @@ def pretrain_shapes(
     progress: Progress = lambda stage, done, total, figures: None,
     say: Say = lambda line: None,
 ) -> Path:
-    """Train tokenizer, autoencoder, text encoder and U-Net; write them in diffusers' format.
+    """Train tokenizer, autoencoder, text encoder, U-Net and adapter, or resume an interrupted call.
 
-    A killed run goes on where its last checkpoint was when called again with the same arguments.
+    The model is written in diffusers' format, with the adapter in its subfolder `adapter`.
 
     Args:
-        out: run folder: checkpoints, `losses.jsonl`, `probe.jsonl`, `losses.png`, `samples.png`,
-            and the model in `model/`.
-        plan: sizes.
-        seed: of weights, batches and noise.
-        progress: told of every step.
-        say: told, in a sentence, of what is worth reading.
+        out: run folder for training states, `losses.jsonl`, `losses.png`, `samples.png`, and the
+            model in `model/`.
+        plan: number of steps and twins of each stage.
+        seed: random seed of weights, batches and noise.
+        progress: callback `(stage, done, total, figures)` after each step.
+        say: callback for each reported result, such as a probe's accuracies.
 
     Returns:
-        The model's folder, FP16 weights.
+        Folder of the model, with FP16 weights.
 
     Raises:
         InputError: `out` holds a run with another plan or seed.
@@ -102,7 +102,7 @@ def pretrain_shapes(
         batch=plan.vae_batch,
         report=vae_report,
     )
-    # Weights ship in FP16: what is trained and measured from here on is what ships.
+    # Weights ship in FP16, so all later training and measurement uses the rounded ones.
     round_to_half(vae)
     say(f"autoencoder: {reconstruction_psnr(vae, seed):.1f} dB on drawn scenes")
 
@@ -154,7 +154,7 @@ def pretrain_shapes(
 def _train_beside(
     worker: Worker, out: Path, plan: Curriculum, seed: int, data: TwinLatents
 ) -> None:
-    """What the workers beside the first do."""
+    """Training loop of all workers but worker 0."""
     model = _untrained(out, seed)
     for stage, settings in stages(plan, seed).items():
         train_diffusion(model, data, out / f"{stage}.ckpt", settings, worker=worker)
@@ -168,13 +168,13 @@ def _untrained(out: Path, seed: int) -> ShapesDiffusion:
 def _add_adapter(
     out: Path, plan: Curriculum, seed: int, held_out: TwinLatents, progress: Progress, say: Say
 ) -> None:
-    """Train the few-shot adapter on the finished model and measure both."""
+    """Train the few-shot adapter, and measure the finished model without and with it."""
     checkpoint = read_checkpoint(out / "model")
     questions = [
         *twin_questions(FEW_SHOT_SEED, plan.few_shot_twins),
         *shapes_refcocog(plan.few_shot_twins // 2, FEW_SHOT_SEED),
     ]
-    # The model was ranked on scenes like these without end: larger steps only unlearn that.
+    # Pretraining has ranked such scenes at length; a higher learning rate would undo that.
     settings = FewShotSettings(
         steps=plan.few_shot_steps,
         questions=4,
@@ -194,7 +194,7 @@ def _add_adapter(
         ),
     ).adapter
 
-    # Shipped in FP16 like the rest: what is measured is what ships.
+    # Measured as it ships, with parameters rounded to FP16.
     rounded = {name: value.half().float() for name, value in adapter.prompt_state.items()}
     adapter = replace(adapter, prompt_state=rounded)
 
@@ -213,7 +213,7 @@ def _add_adapter(
 
 
 def round_to_half(module: nn.Module) -> None:
-    """Round weights to what FP16 can hold, in place; they stay FP32."""
+    """Round weights to FP16 precision in place; their type stays FP32."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(parameter.half().float())
@@ -221,14 +221,20 @@ def round_to_half(module: nn.Module) -> None:
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, seed: int) -> float:
-    """Peak signal-to-noise ratio in decibels over 128 pictures the autoencoder never saw."""
-    pictures, _ = random_pictures(seed + 1, 0, 128)
-    decoded = vae.decode(vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
-    return float(10 * torch.log10(4 / (decoded - pictures).square().mean()))
+    """Peak signal-to-noise ratio of the autoencoder over 128 held-out images, in decibels."""
+    images, _ = random_images(seed + 1, 0, 128)
+    decoded = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+    return float(10 * torch.log10(4 / (decoded - images).square().mean()))
 
 
 def draw_samples(pipeline: StableDiffusionPipeline, steps: int, seed: int) -> Image.Image:
-    """A grid of generated pictures, three a caption, captions beneath."""
+    """A grid of generated images, three per caption, with the captions beneath.
+
+    Args:
+        pipeline: trained text-to-image pipeline.
+        steps: number of denoising steps per image.
+        seed: random seed of the initial noise.
+    """
     pipeline.set_progress_bar_config(disable=True)
     columns, cell, line = 4, 3 * 96 + 16, 120
     rows = -(-len(SAMPLE_CAPTIONS) // columns)
@@ -237,15 +243,15 @@ def draw_samples(pipeline: StableDiffusionPipeline, steps: int, seed: int) -> Im
     for i, text in enumerate(SAMPLE_CAPTIONS):
         left, top = i % columns * cell, i // columns * line
         generator = torch.Generator().manual_seed(seed)
-        pictures = pipeline(
+        images = pipeline(
             text,
             num_images_per_prompt=3,
             num_inference_steps=steps,
             guidance_scale=4.0,
             generator=generator,
         ).images
-        for k, picture in enumerate(pictures):
-            grid.paste(picture.resize((92, 92)), (left + 96 * k, top))
+        for k, image in enumerate(images):
+            grid.paste(image.resize((92, 92)), (left + 96 * k, top))
         pen.text((left, top + 96), text, fill="black")
     return grid
 
@@ -267,7 +273,7 @@ def _pipeline(
 
 
 def _remember_plan(out: Path, plan: Curriculum, seed: int) -> None:
-    """A run folder belongs to one plan: mixing two would resume into nonsense."""
+    """Record a run folder's plan; another plan is refused, because it would resume wrongly."""
     path = out / "plan.json"
     wanted = {"seed": seed, **asdict(plan)}
     require_plan(path, wanted)

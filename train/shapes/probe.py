@@ -1,4 +1,4 @@
-"""How well a model matches held-out scenes: the table the embedded model is judged by."""
+"""Accuracy on held-out scenes, by which the embedded model is evaluated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.twins import TwinLatents, sample_twins
 
 EncodeTexts = Callable[[list[str]], tuple[Tensor, Tensor]]
-"""Texts to text states (texts, 77, D) and token masks (texts, 77)."""
+"""Function from texts to text states r_y (texts, 77, D) and token masks (texts, 77)."""
 
 _EDITS_OF_INTEREST = ("subject", "object", "predicate", "swap", "size", "side")
 
@@ -22,13 +22,19 @@ _EDITS_OF_INTEREST = ("subject", "object", "predicate", "swap", "size", "side")
 def probe(
     scoring: ScoringUNet, encode_texts: EncodeTexts, data: TwinLatents, *, of_ten: int = 100
 ) -> dict[str, float]:
-    """Accuracy in percent on twins the model never saw; ties are wrong.
+    """Accuracy on held-out twins, in percent; a tie counts as a wrong answer.
+
+    Args:
+        scoring: scoring U-Net to evaluate.
+        encode_texts: function from texts to text states and token masks.
+        data: encoded held-out twins.
+        of_ten: maximum number of questions with ten texts.
 
     Returns:
-        For each kind of edit, "image <edit>": given a text, the right picture of two (chance 50)
-        and "text <edit>": given a picture, the right text of two (chance 50); predicates also per
-        relation; "R@1 of ten": given a picture, the right text of ten (chance 10), over the first
-        `of_ten` twins with the captions of nine others as wrong answers.
+        Accuracies by name. "image EDIT": given a text, the right image of two (chance 50).
+        "text EDIT": given an image, the right text of two (chance 50). Predicates also have one
+        entry per relation. "R@1 of ten": given an image, the right text of ten (chance 10), with
+        captions of nine other twins as wrong answers.
     """
     rng = np.random.default_rng(data.seed)
     twins = [sample_twins(data.seed, i) for i in range(len(data))]
@@ -39,8 +45,8 @@ def probe(
     latents = latents.to(device)
     states, masks = (torch.cat(parts).to(device) for parts in zip(*encoded, strict=True))
 
-    def scores(pictures: Tensor, texts: Tensor) -> Tensor:
-        return mean_scores(scoring, latents, states, masks, pictures, texts)
+    def scores(images: Tensor, texts: Tensor) -> Tensor:
+        return mean_scores(scoring, latents, states, masks, images, texts)
 
     pairs = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])  # (picture, text) within a twin
     indices = 2 * torch.arange(len(twins))[:, None, None] + pairs
@@ -56,14 +62,14 @@ def probe(
 
     count = min(of_ten, len(twins))
     texts = 2 * ((torch.arange(count)[:, None] + torch.arange(10)) % len(twins))
-    pictures = 2 * torch.arange(count).repeat_interleave(10)
-    ten = scores(pictures, texts.flatten()).view(count, 10).tolist()
+    images = 2 * torch.arange(count).repeat_interleave(10)
+    ten = scores(images, texts.flatten()).view(count, 10).tolist()
     right["R@1 of ten"] = [row[0] > max(row[1:]) for row in ten]
     return {name: 100 * float(np.mean(hits)) for name, hits in sorted(right.items())}
 
 
 def summary(table: dict[str, float]) -> str:
-    """One line of the table: image/text accuracy of each kind of edit, and R@1."""
+    """The accuracies in one line: image/text accuracy of each edit, and R@1."""
     parts = [
         f"{edit} {table[f'image {edit}']:.0f}/{table[f'text {edit}']:.0f}"
         for edit in _EDITS_OF_INTEREST
@@ -77,12 +83,21 @@ def mean_scores(
     latents: Tensor,
     states: Tensor,
     masks: Tensor,
-    pictures: Tensor,
+    images: Tensor,
     texts: Tensor,
 ) -> Tensor:
-    """f(y, x) averaged over the noise levels, for index pairs: (pairs,)."""
+    """Score f(y, x) of each pair, averaged over noise levels, FP32 (pairs,).
+
+    Args:
+        scoring: scoring U-Net.
+        latents: clean latent z of each image, (images, C, h, w).
+        states: r_y of each text, (texts, 77, D).
+        masks: 1 where a token counts, else 0, (texts, 77).
+        images: index of each pair's image, int64 (pairs,).
+        texts: index of each pair's text, int64 (pairs,).
+    """
     scores = []
-    for x, y in zip(pictures.split(64), texts.split(64), strict=True):
+    for x, y in zip(images.split(64), texts.split(64), strict=True):
         at_levels = [
             scoring(latents[x], level.expand(len(x)), states[y], masks[y])[0]
             for level in torch.arange(len(scoring.timesteps), device=latents.device)

@@ -1,7 +1,7 @@
-"""Drawing scenes: signed distances on a pixel grid, in numpy.
+"""Rendering of scenes by signed distances on a pixel grid, in NumPy.
 
-Everything a scene leaves open (places, sizes, turns, shades, backgrounds, blur, noise) is drawn
-from the generator, widely: what the model must not depend on has to vary here.
+Everything a scene leaves open (places, sizes, rotations, shades, backgrounds, blur, noise) is
+sampled from a wide range, so that the model does not come to depend on it.
 
 Coordinates: x to the right, y down, both in [0, 1]; a radius is a fraction of the image's side.
 """
@@ -19,7 +19,7 @@ from dsd_trt.train.shapes.scene import Scene, Thing
 
 Floats = NDArray[np.float32]
 
-# Anchors of each colour name, RGB in [0, 1]; a thing's colour is a mix of two of them, jittered.
+# Anchors of each colour name, RGB in [0, 1]; a thing's colour is a jittered mix of two of them.
 _PALETTE: dict[str, tuple[tuple[float, float, float], ...]] = {
     "red": ((1, 0, 0), (0.86, 0.08, 0.12), (0.78, 0.12, 0.1), (0.92, 0.22, 0.2)),
     "green": ((0, 0.5, 0), (0, 0.8, 0), (0.15, 0.65, 0.25), (0.2, 0.75, 0.2), (0, 1, 0)),
@@ -34,7 +34,13 @@ _PALETTE: dict[str, tuple[tuple[float, float, float], ...]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a thing is drawn."""
+    """Position and size of a drawn thing.
+
+    Attributes:
+        x: horizontal position of the centre, in [0, 1].
+        y: vertical position of the centre, in [0, 1].
+        radius: radius of the circumscribed circle, as a fraction of the image's side.
+    """
 
     x: float
     y: float
@@ -46,8 +52,8 @@ class Drawing:
     """A drawn scene.
 
     Attributes:
-        pixels: uint8 (size, size, 3).
-        masks: bool (things, size, size), the visible pixels of each thing.
+        pixels: RGB image, uint8 (size, size, 3).
+        masks: whether a pixel shows a thing, bool (things, size, size).
     """
 
     pixels: NDArray[np.uint8]
@@ -55,7 +61,13 @@ class Drawing:
 
 
 def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> Drawing:
-    """Draw `scene` on a `size` x `size` picture."""
+    """Draw a scene.
+
+    Args:
+        scene: scene to draw.
+        rng: random generator of everything the scene leaves open.
+        size: side of the image, in pixels.
+    """
     places = lay_out(scene, rng)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     x, y = (x + 0.5) / size, (y + 0.5) / size
@@ -68,7 +80,7 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> Drawing:
         thing, place = scene.things[i], places[i]
         distance = _signed_distance(thing.shape, x, y, place, rng)
         colour = _colour(thing, rng)
-        # Things stand out from what is behind them, if need be by a contour.
+        # A thing whose colour is close to that behind it gets a contour.
         inside = distance < 0
         behind = image[inside].mean(axis=0) if inside.any() else colour
         close = float(np.abs(behind - colour).max()) < 0.25
@@ -91,7 +103,7 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> Drawing:
 
 
 def lay_out(scene: Scene, rng: np.random.Generator) -> list[Place]:
-    """Choose places that make the scene's relation, side and sizes true, by rejection."""
+    """Sample places for which the scene's relation, side and sizes hold, by rejection."""
     while True:
         radii = [_radius(thing, len(scene.things), rng) for thing in scene.things]
         places = _related(scene, radii, rng)
@@ -109,7 +121,7 @@ def _radius(thing: Thing, count: int, rng: np.random.Generator) -> float:
 
 
 def _related(scene: Scene, radii: list[float], rng: np.random.Generator) -> list[Place]:
-    """Places of the first things, as far as relation or side bind them."""
+    """Places of the first things, if the scene's side or relation determines them."""
     if scene.side is not None:
         across, along = rng.uniform(0.12, 0.34), rng.uniform(0.2, 0.8)
         x, y = {
@@ -140,7 +152,7 @@ def _anywhere(radius: float, rng: np.random.Generator) -> tuple[float, float]:
 
 
 def _sound(scene: Scene, places: list[Place]) -> bool:
-    """Whether everything is in the picture, apart where it should be, and truly related."""
+    """Whether all things are inside the image, disjoint unless related, and related as required."""
     if any(not 0.9 * p.radius <= c <= 1 - 0.9 * p.radius for p in places for c in (p.x, p.y)):
         return False
     bound = 2 if scene.relation in ("inside", "in front of") else 0
@@ -160,7 +172,15 @@ def _sound(scene: Scene, places: list[Place]) -> bool:
 def _signed_distance(
     shape: str, x: Floats, y: Floats, place: Place, rng: np.random.Generator
 ) -> Floats:
-    """Distance to the outline, negative inside, (size, size), in fractions of the side."""
+    """Signed distance to a shape's outline, negative inside, in fractions of the image's side.
+
+    Args:
+        shape: name of the shape, one of `SHAPES`.
+        x: horizontal coordinate of each pixel, (size, size).
+        y: vertical coordinate of each pixel, (size, size).
+        place: centre and radius of the shape.
+        rng: random generator of rotation and proportions.
+    """
     r = place.radius
     u, v = x - place.x, y - place.y
     if shape == "circle":
@@ -181,11 +201,11 @@ def _signed_distance(
         level = np.maximum(np.abs(u) - r, np.abs(v) - arm)
         return np.minimum(upright, level)
     if shape == "triangle":
-        # Three half-planes, apex up; two of them are one, mirrored.
+        # Three half-planes, apex up; two of them are mirror images, hence the abs.
         wide = rng.uniform(0.85, 1.0)
         side = (1.5 * np.abs(u) - 0.866 * wide * (v + r)) / math.hypot(1.5, 0.866 * wide)
         return np.maximum(side, v - 0.5 * r)
-    # A star: the distance to the edge of its five-fold wedge.
+    # A star: distance to the edge of one tenth of it, by symmetry.
     inner = r * rng.uniform(0.38, 0.5)
     angle = np.arctan2(u, -v)
     wedge = np.abs((angle + math.pi / 5) % (2 * math.pi / 5) - math.pi / 5)
@@ -205,7 +225,7 @@ def _colour(thing: Thing, rng: np.random.Generator) -> Floats:
 
 
 def _shade(colour: Floats, x: Floats, y: Floats, place: Place, rng: np.random.Generator) -> Floats:
-    """Flat colour, or a gradient across the thing; broadcasts to (size, size, 3)."""
+    """Flat colour, (3,), or a gradient across the thing, (size, size, 3)."""
     if rng.random() < 0.5:
         return colour
     turn, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.18)
@@ -219,7 +239,7 @@ def _paint(image: Floats, distance: Floats, colour: Floats, softness: np.float32
 
 
 def _background(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
-    """Flat, gradient, stripes, checks, blobs or noise, mostly muted, (size, size, 3)."""
+    """A background: flat, gradient, stripes, checks, blobs or noise, FP32 (size, size, 3)."""
     first, second = _muted(rng), _muted(rng)
     kind = rng.choice(6, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
     turn = rng.uniform(0, 2 * math.pi)
@@ -246,7 +266,7 @@ def _background(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
 
 
 def _muted(rng: np.random.Generator) -> Floats:
-    """A background colour: any grey, or a pale or dark tint."""
+    """Sample a background colour: a grey, or a pale or dark tint."""
     grey = rng.uniform(0, 1) if rng.random() < 0.7 else float(rng.choice([0.0, 1.0, 0.5]))
     tint = rng.normal(0, 1, 3)
     strength = rng.uniform(0, 0.2) if rng.random() < 0.7 else 0.0

@@ -1,7 +1,7 @@
-"""What a scene says: objects, a relation between the first two, and small edits of it.
+"""Scenes: one to three things, a relation between the first two, and edits of a scene.
 
-A `Scene` is pure content, without any pixels: `render.py` draws it, `caption.py` describes it.
-The vocabulary is fixed, so that whoever uses the embedded model knows what it can know.
+A `Scene` has no pixels: `render.py` draws it and `caption.py` describes it. Its vocabulary is
+fixed and is all that the embedded model knows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ EDITS = ("subject", "object", "predicate", "swap", "size", "side", "other")
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object. `size` is None where the size is not to be named."""
+    """One object of a scene.
+
+    Attributes:
+        shape: name of the shape, one of `SHAPES`.
+        colour: name of the colour, one of `COLOURS`.
+        size: name of the size, one of `SIZES`; None leaves the size open.
+    """
 
     shape: str
     colour: str
@@ -30,9 +36,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to three things; `relation` holds between the first and the second.
+    """The content of an image.
 
-    `side` is where a lone thing stands, or None if its place means nothing.
+    Attributes:
+        things: one to three things.
+        relation: relation of the first thing to the second, one of `RELATIONS`; None for no
+            relation, as with a lone thing.
+        side: side on which a lone thing stands, one of `SIDES`; None leaves its place open.
     """
 
     things: tuple[Thing, ...]
@@ -41,7 +51,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: one thing in 20 %, two in 55 %, three in 25 % of the cases."""
+    """Sample a scene of one thing (20 %), two (55 %) or three things (25 %)."""
     count = int(rng.choice([1, 2, 3], p=[0.20, 0.55, 0.25]))
     shapes, colours = _distinct(rng, SHAPES, count), _distinct(rng, COLOURS, count)
     things = tuple(
@@ -58,9 +68,9 @@ def edit_scene(scene: Scene, edit: str, rng: np.random.Generator) -> Scene:
     """Change one aspect of a scene, so that a caption naming it becomes false.
 
     Args:
-        scene: the scene to start from.
-        edit: one of `EDITS`; one that does not apply to the scene becomes "subject".
-        rng: source of randomness.
+        scene: scene to edit.
+        edit: kind of the edit, one of `EDITS`; "subject" replaces an edit that does not apply.
+        rng: random generator of the edit.
     """
     things = list(scene.things)
     if edit == "other":
@@ -98,7 +108,7 @@ def edit_scene(scene: Scene, edit: str, rng: np.random.Generator) -> Scene:
 
 
 def _distinct(rng: np.random.Generator, words: tuple[str, ...], count: int) -> list[str]:
-    """`count` words, all different in nine cases of ten."""
+    """Sample words, without replacement in 90 % of the cases."""
     return [str(word) for word in rng.choice(words, count, replace=bool(rng.random() < 0.1))]
 
 
@@ -111,7 +121,7 @@ def _maybe_size(rng: np.random.Generator) -> str | None:
 
 
 def _consistent(scene: Scene) -> Scene:
-    """A thing inside another is small and its container large; two equal things never relate."""
+    """Make a scene consistent: the inner thing is small, the outer large, related things differ."""
     first, second, *rest = scene.things
     if (first.shape, first.colour) == (second.shape, second.colour):
         second = replace(second, shape=SHAPES[SHAPES.index(second.shape) - 1])

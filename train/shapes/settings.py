@@ -1,4 +1,4 @@
-"""How the embedded model's diffusion is trained."""
+"""Hyperparameters of one training stage of the embedded model's U-Net and text encoder."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """How long and how fast to train.
+    """Hyperparameters of one training stage.
 
     Attributes:
-        steps: optimiser steps in total.
-        twins: twins a step, over all workers; a twin is two pictures and four pairs.
-        learning_rate: peak; rises over 200 steps, falls to zero along a cosine.
-        kept: share of twins that is kept when drawn, by what was edited; 1 where it is not said.
-            Of an edited subject or object, times the share of what of it differs: "colour",
-            "shape", or "both".
-        telling: weight of the loss that ranks by the words alone that tell two captions apart.
-        naming: weight of the loss that names what the picture shows, see `Naming`.
-        places: share of twins that are told apart, where they can be, by the side on which a thing
-            of both stands, or by the sides of both things: lessons between a lone thing's side and
-            a relation of two.
-        strangers: share of twins whose second picture is replaced by another twin's, so that the
-            ranking loss also meets captions that are wrong altogether.
-        silent: share of twins whose text is left out: what classifier-free guidance needs, and
-            what leaves most to naming.
-        noise: timesteps are 1000 u^noise, u even over [0, 1]; above 1 there is more of what is
-            little noised.
-        ema: decay of the averaged weights, which are what is kept.
-        seed: of weights, batches and noise.
+        steps: number of optimiser steps of the stage.
+        twins: twins per step over all workers; a twin is two images and four pairs.
+        learning_rate: peak learning rate, after 200 steps of warm-up; cosine decay to zero.
+        kept: probability that drawn twins are kept, by their edit; 1 for an edit not listed. For
+            an edited subject or object it is multiplied by that of the differing attribute:
+            "colour", "shape" or "both".
+        telling: weight of the ranking loss over only the words that distinguish two captions.
+        naming: weight of the loss that names the things in an image, see `Naming`.
+        places: share of twins whose captions give the side of one common thing, or the sides of
+            both things, where that distinguishes them. These lessons lead from a lone thing's
+            side to a relation.
+        strangers: share of twins whose second image is replaced by another twin's, so that the
+            ranking loss also has easy negatives.
+        unconditional: share of twins trained with the unconditional text, as classifier-free
+            guidance requires; naming learns most from them.
+        noise: exponent of the timesteps 1000 u^noise, with u uniform in [0, 1]; above 1 low noise
+            is more frequent.
+        ema: decay of the exponential moving average of the weights, which is saved.
+        seed: random seed of batches and noise.
     """
 
     steps: int
@@ -42,7 +42,7 @@ class DiffusionSettings:
     naming: float = 0.0
     places: float = 0.0
     strangers: float = 0.0
-    silent: float = 0.05
+    unconditional: float = 0.05
     noise: float = 1.0
     ema: float = 0.999
     seed: int = 0

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer for captions of shapes: each caption word one token, any other text in bytes."""
+"""A CLIP tokenizer for captions of shapes: one token per caption word, bytes for other text."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from dsd_trt.train.shapes.caption import words
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Learn the byte-pair merges that make each caption word one token; write the CLIP files."""
+    """Build the tokenizer and write its files.
+
+    Args:
+        folder: folder for the tokenizer's files.
+    """
     return write_tokenizer(folder, learn_merges(words()))
 
 
 def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
     """Byte-pair merges, most frequent first, until every word is one token.
 
-    Among pairs that are equally frequent the last in the alphabet is merged: the trainer of the
-    `tokenizers` library leaves their order to chance, and with it the ids.
+    Among equally frequent pairs the alphabetically last one is merged. The trainer of the
+    `tokenizers` library orders them at random, and with them the ids.
     """
     pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     merges: list[tuple[str, str]] = []
@@ -33,7 +37,7 @@ def learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
-    """A word's pieces with every occurrence of a pair made one."""
+    """A word's pieces after merging every occurrence of a pair."""
     merged: list[str] = []
     for piece in word:
         if merged and (merged[-1], piece) == pair:

@@ -1,7 +1,7 @@
-"""Twins: two scenes that differ in one aspect, drawn anew, each with a caption false of the other.
+"""Twins: two scenes that differ in one aspect, each with a caption that is false of the other.
 
-They are what the ranking loss and the tests are made of: given a text the right image of two,
-given an image the right text of two.
+They provide hard negatives for the ranking loss and for tests: given a text, the right image of
+two; given an image, the right text of two. Whatever the scenes leave open is drawn independently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ MAX_THINGS = 3
 
 @dataclass(frozen=True)
 class Twins:
-    """A scene, the same scene edited, and what was edited."""
+    """A scene and an edited version of it.
+
+    Attributes:
+        first: original scene.
+        second: edited scene.
+        edit: kind of the edit, one of `EDITS`.
+    """
 
     first: Scene
     second: Scene
@@ -38,11 +44,11 @@ class Twins:
 
     @property
     def scenes(self) -> tuple[Scene, Scene]:
-        """Both, in order."""
+        """Both scenes, in order."""
         return self.first, self.second
 
     def captions(self, rng: np.random.Generator) -> tuple[str, str]:
-        """A caption of each; in half the cases both have the same form of sentence."""
+        """A caption of each scene; in half of the cases both have the same sentence form."""
         seeds = rng.integers(2**32, size=2)
         if rng.random() < 0.5:
             seeds[1] = seeds[0]
@@ -55,7 +61,12 @@ class Twins:
 
 
 def sample_twins(seed: int, index: int) -> Twins:
-    """The `index`-th pair of twins of a seed; "edit" is what it really became."""
+    """The twins of a seed and an index; `edit` is the one applied, not the one drawn first.
+
+    Args:
+        seed: random seed of a set of twins.
+        index: index of the twins in the set, from 0.
+    """
     rng = np.random.default_rng([seed, index])
     edit = str(rng.choice(EDITS, p=_EDIT_SHARES))
     while True:
@@ -73,7 +84,7 @@ def sample_twins(seed: int, index: int) -> Twins:
 
 
 def draw_twins(seed: int, index: int) -> tuple[Drawing, Drawing]:
-    """Drawings of `sample_twins(seed, index)`; everything left open differs between the two."""
+    """Drawings of `sample_twins(seed, index)`, independent in what the scenes leave open."""
     twins = sample_twins(seed, index)
     rng = np.random.default_rng([seed, index, 1])
     return draw(twins.first, rng), draw(twins.second, rng)
@@ -81,12 +92,12 @@ def draw_twins(seed: int, index: int) -> tuple[Drawing, Drawing]:
 
 @dataclass(frozen=True)
 class TwinLatents:
-    """Many twins, encoded.
+    """A set of encoded twins.
 
     Attributes:
-        seed: of the twins; twin i is `sample_twins(seed, i)`.
-        latents: z, float16 (twins, 2, 16, 8, 8).
-        masks: share of each cell a thing covers, float16 (twins, 2, MAX_THINGS, 8, 8).
+        seed: random seed of the set; twin i is `sample_twins(seed, i)`.
+        latents: clean latents z, FP16 (twins, 2, 16, 8, 8).
+        masks: share of each latent cell that a thing covers, FP16 (twins, 2, MAX_THINGS, 8, 8).
     """
 
     seed: int
@@ -100,7 +111,18 @@ class TwinLatents:
 def encode_twins(
     vae: AutoencoderKL, count: int, seed: int, folder: Path, workers: int = 2
 ) -> TwinLatents:
-    """Draw and encode twins, going on where an earlier call in the same folder was stopped."""
+    """Draw and encode a set of twins, or resume an interrupted call in the same folder.
+
+    Args:
+        vae: trained autoencoder.
+        count: number of twins.
+        seed: random seed of the set.
+        folder: folder of the encoded chunks, which are reused.
+        workers: number of processes that draw and encode.
+
+    Raises:
+        InputError: a chunk in the folder cannot be read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     missing = [chunk for chunk in chunks if not _chunk_file(folder, seed, chunk).exists()]

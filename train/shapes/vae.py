@@ -1,4 +1,4 @@
-"""The embedded model's autoencoder: 64 x 64 pixels to an 8 x 8 latent of 16 channels."""
+"""The embedded model's autoencoder, from 64 x 64 pixels to an 8 x 8 latent of 16 channels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dsd_trt.train.run.state import restore_optimizer, resumed, save_state
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import sample_scene
 
-_KL_WEIGHT = 2e-7  # at 1e-5 half the channels collapse and small things blur away
-_THING_WEIGHT = 5.0  # of a pixel on a thing, beside 1 for background
+_KL_WEIGHT = 2e-7  # at 1e-5 half of the channels collapse and small things vanish
+_THING_WEIGHT = 5.0  # weight of a thing's pixels relative to the background
 
 
 def build_vae() -> AutoencoderKL:
-    """An untrained autoencoder, 1.0 M parameters."""
+    """An untrained autoencoder with 1.0 M parameters."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -34,11 +34,16 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def random_pictures(seed: int, step: int, batch: int) -> tuple[Tensor, Tensor]:
-    """A batch of drawn scenes, a function of its arguments alone.
+def random_images(seed: int, step: int, batch: int) -> tuple[Tensor, Tensor]:
+    """A batch of drawn scenes, which depends on the arguments alone.
+
+    Args:
+        seed: random seed of the scenes.
+        step: index of the training step.
+        batch: number of images.
 
     Returns:
-        Pictures, float32 (batch, 3, 64, 64) in [-1, 1], and where their things are, float32
+        Images in [-1, 1], FP32 (batch, 3, 64, 64), and 1 where a pixel shows a thing, FP32
         (batch, 1, 64, 64).
     """
     rng = np.random.default_rng([seed, step])
@@ -57,18 +62,18 @@ def train_vae(
     learning_rate: float = 2e-3,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> AutoencoderKL:
-    """Train the autoencoder, going on from `folder/vae.ckpt` if it is there.
+    """Train the autoencoder, or resume from `vae.ckpt`.
 
-    Reconstruction (L1 + L2, things weighted above background) with a faint KL term;
-    `scaling_factor` is set to one over the latents' standard deviation, as Stable Diffusion's is.
+    The loss is L1 + L2 reconstruction, with things weighted above the background, and a small KL
+    term. As in Stable Diffusion, `scaling_factor` is one over the latents' standard deviation.
 
     Args:
-        folder: where checkpoints go.
-        seed: of weights and pictures.
-        steps: optimiser steps in total.
-        batch: pictures a step.
-        learning_rate: peak, after a short warm-up; falls to zero along a cosine.
-        report: called with (step, loss) after every step.
+        folder: folder of the training state `vae.ckpt`.
+        seed: random seed of weights and images.
+        steps: number of optimiser steps.
+        batch: images per step.
+        learning_rate: peak learning rate, after 100 steps of warm-up; cosine decay to zero.
+        report: callback `(step, loss)` after each step.
     """
     torch.manual_seed(seed)
     vae = build_vae()
@@ -82,11 +87,11 @@ def train_vae(
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * cosine(step, steps, warm_up=100)
-        pictures, things = random_pictures(seed, step, batch)
-        posterior = vae.encode(pictures).latent_dist
+        images, things = random_images(seed, step, batch)
+        posterior = vae.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step))
         decoded = vae.decode(posterior.mean + posterior.std * noise).sample
-        error = decoded - pictures
+        error = decoded - images
         weight = 1 + (_THING_WEIGHT - 1) * things
         loss = ((error.abs() + error.square()) * weight).mean()
         loss = loss + _KL_WEIGHT * posterior.kl().mean()
@@ -102,13 +107,13 @@ def train_vae(
             )
     vae.eval().requires_grad_(False)
     with torch.no_grad():
-        latents = vae.encode(random_pictures(seed, steps, 256)[0]).latent_dist.mean
+        latents = vae.encode(random_images(seed, steps, 256)[0]).latent_dist.mean
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     return vae
 
 
 def cosine(step: int, steps: int, *, warm_up: int) -> float:
-    """Learning-rate factor: linear rise over `warm_up` steps, cosine fall to zero at `steps`."""
+    """Factor of the learning rate: linear warm-up, then cosine decay to zero at `steps`."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -1,7 +1,7 @@
-"""Training in several processes: small models gain little from threads, much from processes.
+"""Data-parallel training in several processes, from which small models gain more than from threads.
 
-Every worker does the same steps on a part of the batch of its own; gradients are averaged, so all
-hold the same weights throughout. The calling process is worker 0.
+Every worker does the same steps on its own part of each batch. Gradients are averaged, so all
+workers have the same weights at all times. The calling process is worker 0.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from dsd_trt.train.run.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class Worker:
-    """One of several processes.
+    """One of several training processes.
 
     Attributes:
-        rank: its number; 0 reports and saves.
-        count: how many there are.
+        rank: index of the worker, from 0; worker 0 reports and saves.
+        count: number of all workers.
     """
 
     rank: int = 0
     count: int = 1
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace every gradient by its mean over the workers, in one exchange."""
+        """Replace every gradient by its mean over the workers, in one all-reduce."""
         if self.count == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -56,18 +56,19 @@ ALONE = Worker()
 
 @contextmanager
 def workers(count: int, run: Callable[..., None], *arguments: Any) -> Iterator[Worker]:
-    """Start `count` - 1 further processes that call `run(worker, *arguments)`; be worker 0.
+    """Start the other workers, which call `run(worker, *arguments)`; the caller is worker 0.
 
     Args:
-        count: workers in all, one thread each; 1 starts nothing.
-        run: what the others do, a module's function; it must take the same steps as the caller.
-        arguments: of `run`, picklable.
+        count: number of all workers, with one thread each; 1 starts no process.
+        run: module-level function of the other workers, which does the same training steps as the
+            block.
+        arguments: picklable arguments of `run` after the worker.
 
     Yields:
-        The caller's worker.
+        Worker 0.
 
     Raises:
-        DsdError: one of the others ended before all had met.
+        DsdError: a worker ended before all had started.
     """
     if count == 1:
         yield Worker()
@@ -94,7 +95,7 @@ def workers(count: int, run: Callable[..., None], *arguments: Any) -> Iterator[W
 
 
 def _wait(others: Sequence[BaseProcess], arrivals: Sequence[Path]) -> None:
-    """Wait until all have arrived: PyTorch would wait half an hour for one that never does."""
+    """Wait until all workers have started; PyTorch would wait half an hour for a dead one."""
     while not all(arrival.exists() for arrival in arrivals):
         for rank, (process, arrival) in enumerate(zip(others, arrivals, strict=True), 1):
             if not process.is_alive() and not arrival.exists():
@@ -118,7 +119,7 @@ def _enter(
     try:
         run(_join(rank, count, meeting), *arguments)
     except RuntimeError as error:
-        # Worker 0 went away, killed or stopped: whoever starts it again starts this one too.
+        # Worker 0 was killed or interrupted; repeating the command starts all workers again.
         raise SystemExit(f"worker {rank} stops: {error}") from None
 
 
@@ -126,6 +127,6 @@ def _join(rank: int, count: int, meeting: Path) -> Worker:
     torch.set_num_threads(1)
     _arrival(meeting, rank).touch()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # Meeting at a port, PyTorch asks name servers for the name of 127.0.0.1.
+    # A file, not a port: with a port PyTorch asks name servers for the name of 127.0.0.1.
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=count)
     return Worker(rank, count)
