@@ -1,1 +1,1 @@
-"""Stable Diffusion checkpoints: found, read strictly, put together."""
+"""Stable Diffusion checkpoints: finding, strict reading and validation."""

@@ -1,4 +1,4 @@
-"""Reading a Stable Diffusion checkpoint."""
+"""A Stable Diffusion checkpoint, whose parts are validated first and read on demand."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A latent diffusion model whose parts are read when they are first asked for.
+    """A latent diffusion model whose parts are read at first access.
 
-    The parts asked for by name are in FP32, the reference's precision, in evaluation mode, frozen,
-    and kept; `read_*` reads one anew, in any precision, and keeps nothing.
+    The properties `image_encoder`, `text_encoder` and `unet` are cached, in FP32 (the reference's
+    precision), frozen and in evaluation mode. The `read_*` methods read a part anew, in any
+    precision, and cache nothing.
 
     Attributes:
-        source: where it came from.
-        tokenizer: of the first text encoder.
+        source: origin of the model: its name, its parts and its revision.
+        tokenizer: tokenizer of the first text encoder.
         alphas_cumprod: abar of the noise schedule, (T,).
-        prediction: what the U-Net was trained to predict.
-        unet_config: the U-Net's `config.json`, complete, see `unet_fields`.
-        vae_config: the VAE's, see `vae_fields`.
-        text_configs: the text encoders', see `text_fields`.
-        device: where the parts are put.
+        prediction: training target of the U-Net, "epsilon" or "v_prediction".
+        unet_config: complete configuration of the U-Net, see `unet_fields`.
+        vae_config: complete configuration of the VAE, see `vae_fields`.
+        text_configs: complete configuration of each text encoder, see `text_fields`.
+        device: device the parts are read onto.
     """
 
     source: ModelSource
@@ -60,35 +61,35 @@ class Checkpoint:
 
     @cached_property
     def image_encoder(self) -> ImageEncoder:
-        """The VAE's encoder, FP32."""
+        """The VAE's encoder in FP32, cached."""
         return self.read_image_encoder()
 
     @cached_property
     def text_encoder(self) -> TextEncoder | DualTextEncoder:
-        """All of the text encoders, FP32."""
+        """The text encoder, or both of them, in FP32, cached."""
         return self.read_text_encoder()
 
     @cached_property
     def unet(self) -> UNet2DConditionModel:
-        """The denoising U-Net, FP32."""
+        """The denoising U-Net in FP32, cached."""
         return self.read_unet()
 
     def forget(self) -> None:
-        """Let go of the parts that were kept; they are read again when asked for."""
+        """Free the cached parts, which are read again at the next access."""
         for part in ("image_encoder", "text_encoder", "unet"):
             self.__dict__.pop(part, None)
         release_freed_memory()
 
     def read_image_encoder(self, dtype: torch.dtype = torch.float32) -> ImageEncoder:
-        """Read the VAE."""
+        """Read the VAE's encoder with weights of type `dtype`."""
         vae = self._read("vae", dtype)
-        vae.decoder = None  # nothing here makes pictures
+        vae.decoder = None  # scoring never decodes
         return ImageEncoder(vae).eval()
 
     def read_text_encoder(
         self, dtype: torch.dtype = torch.float32
     ) -> TextEncoder | DualTextEncoder:
-        """Read the text encoder, or both."""
+        """Read the text encoder, or both of them, with weights of type `dtype`."""
         first = self._read("text_encoder", dtype)
         if not self.has_pooled_text:
             return TextEncoder(first).eval()
@@ -100,12 +101,12 @@ class Checkpoint:
         ).eval()
 
     def read_unet(self, dtype: torch.dtype = torch.float32) -> UNet2DConditionModel:
-        """Read the U-Net."""
+        """Read the U-Net with weights of type `dtype`."""
         unet: UNet2DConditionModel = self._read("unet", dtype)
         return unet
 
     def empty_unet(self) -> UNet2DConditionModel:
-        """The U-Net without its weights, in no time: to ask for layers and sizes."""
+        """The U-Net on the meta device, without weights, for its layers and sizes."""
         with torch.device("meta"):
             unet: UNet2DConditionModel = UNet2DConditionModel.from_config(self.unet_config)
         return unet.requires_grad_(False)
@@ -116,13 +117,13 @@ class Checkpoint:
 
     @cached_property
     def weight_hashes(self) -> dict[str, str]:
-        """sha256 of each weight file that is read, by its name.
+        """sha256 of each weight file, by its name.
 
-        Every number is looked at as well: the files are in memory now, and whoever asks for hashes
-        is about to spend minutes on what they hold.
+        All weights are checked to be finite as well: the files are in memory at this point, and
+        the caller is about to spend minutes on them.
 
         Raises:
-            ModelError: names the first weight that is NaN or infinite.
+            ModelError: a weight is NaN or infinite; the message names the first.
         """
         hashes = {name: sha256_of(path) for name, path in self.weight_files.items()}
         for part in self.weight_parts:
@@ -131,57 +132,57 @@ class Checkpoint:
 
     @property
     def weight_parts(self) -> tuple[str, ...]:
-        """The parts that have weights."""
+        """Names of the parts that have weights."""
         return ("vae", "text_encoder", *_SECOND[:1] * self.has_pooled_text, "unet")
 
     @property
     def weight_files(self) -> dict[str, Path]:
-        """Each weight file that is read, by its name."""
+        """Path of each weight file, by its name."""
         return self.source.parts.weight_files(self.weight_parts)
 
     @property
     def has_pooled_text(self) -> bool:
-        """Whether the U-Net is conditioned on the text as a whole, too: Stable Diffusion XL's."""
+        """Whether the U-Net is also conditioned on the pooled text, as in Stable Diffusion XL."""
         return bool(self.unet_config["addition_embed_type"] == "text_time")
 
     @property
     def vae_overflows(self) -> bool:
-        """Whether the VAE says that it does not compute in FP16."""
+        """Whether the VAE overflows in FP16, according to its `force_upcast`."""
         return bool(self.vae_config["force_upcast"])
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of a latent."""
+        """Shape (C, h, w) of one latent."""
         side = int(self.unet_config["sample_size"])
         return int(self.unet_config["in_channels"]), side, side
 
     @property
     def text_width(self) -> int:
-        """D, the width of a text state."""
+        """D, the number of features of a text state."""
         return int(self.unet_config["cross_attention_dim"])
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the text encoders' embeddings."""
+        """Number of rows of the text encoders' token embeddings."""
         return int(self.text_configs[0]["vocab_size"])
 
     @property
     def resolution(self) -> int:
-        """Side of the pictures it was trained on, in pixels."""
+        """Side of the training images, in pixels."""
         scale = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
         return int(self.unet_config["sample_size"]) * scale
 
 
 def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -> Checkpoint:
-    """Open a model in diffusers' format; its weights are read when they are needed.
+    """Open a checkpoint and validate it; its weights are read later, on demand.
 
     Args:
-        model: what `find_model` takes: "shapes", a folder, a file, or a repository on the hub.
-        device: where its parts are put when they are read.
+        model: "shapes", a folder, a single file or a repository on the hub, see `find_model`.
+        device: device the parts are read onto.
 
     Raises:
-        ModelError: no such model, a part of it is missing or unreadable, or it is none of the
-            Stable Diffusion family.
+        ModelError: the model does not exist, is not of the Stable Diffusion family, or has a part
+            that is missing or unreadable.
     """
     source = find_model(model)
     parts = source.parts
@@ -209,7 +210,7 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
 
 
 def _require_tokens(checkpoint: Checkpoint) -> None:
-    """Refuse tokenizers whose tokens are not the rows of their text encoders' embeddings."""
+    """Refuse tokenizers that do not match their text encoders' embeddings, or each other."""
     parts, first = checkpoint.source.parts, checkpoint.tokenizer
     require_embedding(first, checkpoint.vocabulary, f"{parts}, tokenizer")
     if not checkpoint.has_pooled_text:
@@ -225,10 +226,10 @@ def _require_tokens(checkpoint: Checkpoint) -> None:
 
 
 def _require_parts_that_fit(parts: ModelFolder | SingleFile) -> list[dict[str, Any]]:
-    """Refuse what is not of the Stable Diffusion family, before gigabytes are read.
+    """Refuse models that are not of the Stable Diffusion family, before any weights are read.
 
     Returns:
-        The configs of the U-Net, the VAE and the text encoders, complete.
+        Complete configurations of the U-Net, the VAE and each text encoder, in this order.
     """
     unet = _declared(parts, "unet", unet_fields)
     with_pooled_text = unet["addition_embed_type"] == "text_time"
@@ -247,7 +248,7 @@ def _require_parts_that_fit(parts: ModelFolder | SingleFile) -> list[dict[str, A
             "the text's hidden_size",
         ),
     }
-    if with_pooled_text:  # the refiner is told five numbers of the picture, not six
+    if with_pooled_text:  # the refiner is conditioned on five numbers of the image, not six
         width = 6 * unet["addition_time_embed_dim"] + texts[1]["projection_dim"]
         whose = "six addition_time_embed_dim and the second text encoder's projection_dim"
         wanted["projection_class_embeddings_input_dim"] = width, whose
@@ -265,7 +266,7 @@ def _declared(
     part: str,
     complete: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
-    """A part's config, complete; what it says that is not known is refused."""
+    """Complete configuration of a part; unknown fields are refused."""
     try:
         return complete(parts.config(part))
     except ValueError as error:
@@ -273,7 +274,7 @@ def _declared(
 
 
 def _tokenizer(parts: ModelFolder | SingleFile, part: str) -> CLIPTokenizer:
-    """A tokenizer whose texts are laid out as the text encoders take them."""
+    """Read a tokenizer, and refuse one whose token order the text encoders do not expect."""
     tokenizer = parts.tokenizer(part)
     try:
         require_tokenizer(tokenizer)
@@ -283,7 +284,7 @@ def _tokenizer(parts: ModelFolder | SingleFile, part: str) -> CLIPTokenizer:
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """Token ids, cut and padded to the text encoder's length, int64 (texts, 77)."""
+    """Token ids, truncated and padded to the text encoder's length, int64 (texts, 77)."""
     ids: Tensor = tokenizer(
         texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
     ).input_ids
@@ -291,15 +292,15 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 def token_mask(input_ids: Tensor, eos_id: int, counted: TokenMask = "words_eos") -> Tensor:
-    """1 where a token counts in the score's mean (Eq. 4).
+    """Mask of the tokens that count in the score's mean (Eq. 4).
 
     Args:
-        input_ids: BOS, words, EOS, padding, (texts, 77).
-        eos_id: the id of EOS; the first one ends the text, later ones are padding.
-        counted: "words_eos", "words" or "all".
+        input_ids: token ids of BOS, words, EOS and padding, (texts, 77).
+        eos_id: token id of EOS; the first one ends the text, later ones are padding.
+        counted: tokens that count: "words_eos", "words" or "all".
 
     Returns:
-        FP32 (texts, 77).
+        1 where a token counts, else 0, FP32 (texts, 77).
     """
     if counted == "all":
         return torch.ones(input_ids.shape, device=input_ids.device)
@@ -313,9 +314,16 @@ def token_mask(input_ids: Tensor, eos_id: int, counted: TokenMask = "words_eos")
 def encode_texts(
     checkpoint: Checkpoint, texts: list[str], counted: TokenMask = "words_eos"
 ) -> tuple[Tensor, Tensor]:
-    """Text states r_y (texts, rows, D), see `Checkpoint.text_encoder`, and masks (texts, 77).
+    """Encode texts; the results are in main memory, whatever the text encoder's device.
 
-    Both lie in main memory, wherever the text encoder does.
+    Args:
+        checkpoint: checkpoint with tokenizer and text encoder.
+        texts: texts to encode.
+        counted: tokens that count in the score's mean, see `token_mask`.
+
+    Returns:
+        Text states r_y, (texts, rows, D) with 77 rows or, with the pooled text, 78; and token
+        masks, FP32 (texts, 77).
     """
     ids = tokenize(checkpoint.tokenizer, texts)
     states = checkpoint.text_encoder(ids.to(checkpoint.device)).cpu()

@@ -1,4 +1,4 @@
-"""A CLIP tokenizer's files: read and checked, or written from a list of byte-pair merges."""
+"""CLIP tokenizers: read and validated, or written from a list of byte-pair merges."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 def write_tokenizer(
     folder: Path, merges: Sequence[tuple[str, str]], pad: str = EOS
 ) -> CLIPTokenizer:
-    """Write the files and read them back.
+    """Write a tokenizer's files and read them back.
 
-    The vocabulary starts with all 256 bytes, inside a word and ending one, so no text is unknown;
-    then one token a merge, then BOS and EOS.
+    The vocabulary is all 256 bytes, each inside and at the end of a word, then one token per
+    merge, then BOS and EOS. No text is therefore unknown.
 
     Args:
-        folder: for the files.
-        merges: pairs of tokens that become one, most urgent first.
-        pad: the token texts are padded with.
+        folder: folder for the tokenizer's files; created if missing.
+        merges: pairs of tokens that are merged into one, highest priority first.
+        pad: token that texts are padded with.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(byte + "</w>" for byte in alphabet)]
@@ -61,14 +61,14 @@ def read_tokenizer(folder: Path, **special: str) -> CLIPTokenizer:
     """Read a CLIP tokenizer from a folder.
 
     Args:
-        folder: with `tokenizer.json`, or `vocab.json` and `merges.txt`.
-        special: special tokens that the folder's files do not decide, such as `pad_token`.
+        folder: folder of `tokenizer.json`, or of `vocab.json` and `merges.txt`.
+        special: special tokens that replace those of the files, such as `pad_token`.
 
     Raises:
-        ModelError: a file is missing or cut, files contradict each other, or it is another kind of
-            tokenizer.
+        ModelError: a file is missing or truncated, the files contradict each other, or the
+            tokenizer is not CLIP's.
     """
-    # Without its files transformers makes up a tokenizer that knows no words.
+    # Without these files transformers would return a tokenizer with an empty vocabulary.
     lacks = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
     whole = (folder / "tokenizer.json").is_file()
     if lacks and not whole:
@@ -91,12 +91,12 @@ def read_tokenizer(folder: Path, **special: str) -> CLIPTokenizer:
 
 
 def require_padding(folder: Path) -> None:
-    """Refuse a folder in which no file says what texts are padded with.
+    """Refuse a tokenizer whose files do not give the padding token.
 
-    Transformers would take EOS, where Stable Diffusion 2 and XL were trained with another token.
+    transformers would pad with EOS, but Stable Diffusion 2 and XL were trained with another token.
 
     Raises:
-        ModelError: names the files that could.
+        ModelError: no file gives the padding token; the message names the files that may.
     """
     names = ("tokenizer_config.json", "special_tokens_map.json")
     if not any(
@@ -109,7 +109,7 @@ def require_padding(folder: Path) -> None:
 
 
 def _require_ids_of_file(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    """Refuse ids that were read otherwise than `vocab.json` has them."""
+    """Refuse a tokenizer whose ids differ from those in `vocab.json`."""
     path = folder / "vocab.json"
     if not path.is_file():
         return
@@ -124,7 +124,7 @@ def _require_ids_of_file(folder: Path, tokenizer: CLIPTokenizer) -> None:
 
 
 def _require_all_merges(folder: Path, tokenizer: CLIPTokenizer) -> None:
-    """Refuse a list of merges that was cut: words would fall apart into letters without a word."""
+    """Refuse a truncated list of merges, with which words would silently split into letters."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     merges = model.get("merges", ())  # ["a", "b"], or "a b" of older versions
     made = {
@@ -145,15 +145,15 @@ def _require_all_merges(folder: Path, tokenizer: CLIPTokenizer) -> None:
 
 
 def require_embedding(tokenizer: CLIPTokenizer, rows: int, where: str) -> None:
-    """Refuse a tokenizer whose tokens are not the rows of the text encoder's embedding.
+    """Refuse a tokenizer whose tokens do not match the rows of the text encoder's embedding.
 
     Args:
-        tokenizer: of the text encoder.
-        rows: of its token embedding.
-        where: which tokenizer of which model, for the message.
+        tokenizer: tokenizer of the text encoder.
+        rows: number of rows of the token embedding.
+        where: name of the model and the tokenizer, for the message.
 
     Raises:
-        ModelError: a token has no row, or rows have no token; names both sizes.
+        ModelError: a token has no row, a row no token, or two tokens have the same id.
     """
     vocabulary = tokenizer.get_vocab()
     without = {index: token for token, index in vocabulary.items() if index >= rows}

@@ -1,4 +1,4 @@
-"""Configs of a checkpoint's parts, read as diffusers' own pipelines read them, or refused."""
+"""Configurations of a checkpoint's parts, interpreted as by diffusers' pipelines, or refused."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dsd_trt.train.diffusion.families import LEGACY_EOS, TOKENS
 from dsd_trt.train.diffusion.fields import TEXT_ENCODER, UNET, VAE, require_known, unexpected
 from dsd_trt.train.diffusion.kinds import COUNT, is_count, is_number
 
-_OLD = (0, 9)  # of diffusers: before it, the U-Net's sample_size was not kept up
+_OLD = (0, 9)  # before this release of diffusers, the U-Net's sample_size may be wrong
 _OLD_SAMPLE_SIZE = 64
 
 
 def unet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A U-Net's config, complete; `sample_size` and `cross_attention_dim` are integers.
+    """A U-Net's complete configuration; `sample_size` and `cross_attention_dim` become integers.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field has an unsupported value; the message gives the supported ones.
     """
     fields = _complete(UNet2DConditionModel, config)
     require_known(fields, UNET)
@@ -37,33 +37,34 @@ def unet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vae_fields(config: Mapping[str, Any], *, with_pooled_text: bool) -> dict[str, Any]:
-    """A VAE's config, complete.
+    """A VAE's complete configuration.
 
     Args:
-        config: `config.json`.
-        with_pooled_text: of a Stable Diffusion XL, whose pipelines alone read `latents_mean`,
-            `latents_std` and `force_upcast`.
+        config: content of `config.json`.
+        with_pooled_text: whether the VAE is a Stable Diffusion XL's, whose pipelines alone read
+            `latents_mean`, `latents_std` and `force_upcast`.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field has an unsupported value; the message gives the supported ones.
     """
     fields = _complete(AutoencoderKL, config)
     require_known(fields, VAE)
-    if "force_upcast" not in config:  # the library's default is meant for Stable Diffusion XL
+    if "force_upcast" not in config:  # the library's default fits Stable Diffusion XL alone
         fields["force_upcast"] = with_pooled_text
     _check_latent_statistics(fields, with_pooled_text)
     return fields
 
 
 def text_fields(config: Mapping[str, Any], eos_id: int | None = None) -> dict[str, Any]:
-    """A text encoder's config, complete.
+    """A text encoder's complete configuration.
 
     Args:
-        config: `config.json`.
-        eos_id: its tokenizer's, where the pooled text is used: it is taken there.
+        config: content of `config.json`.
+        eos_id: token id of the tokenizer's EOS, at which the text is pooled; None if the pooled
+            text is not used.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field has an unsupported value; the message gives the supported ones.
     """
     fields = _complete(CLIPTextConfig, config)
     require_known(fields, TEXT_ENCODER)
@@ -74,10 +75,14 @@ def text_fields(config: Mapping[str, Any], eos_id: int | None = None) -> dict[st
 
 
 def require_eos(said: Any, eos_id: int) -> None:
-    """Refuse a config that ends texts at another token than the tokenizer does.
+    """Refuse a configuration whose EOS differs from the tokenizer's.
+
+    Args:
+        said: value of `eos_token_id` in the configuration.
+        eos_id: token id of the tokenizer's EOS.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: the ids differ.
     """
     if said not in (eos_id, LEGACY_EOS):
         raise ValueError(
@@ -87,23 +92,23 @@ def require_eos(said: Any, eos_id: int) -> None:
 
 
 def require_tokenizer(tokenizer: Any) -> None:
-    """Refuse a tokenizer whose texts end elsewhere than the text encoder's positions.
+    """Refuse a tokenizer whose length or token order the text encoder does not expect.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field has an unsupported value; the message gives the supported ones.
     """
     length = tokenizer.model_max_length
-    # A huge number where the config says nothing.
+    # transformers sets a huge number if the configuration has no length.
     if not is_number(length) or (length != TOKENS and length < 10**20):
         raise ValueError(unexpected("model_max_length", length, [TOKENS]))
     require_ends(tokenizer)
 
 
 def require_ends(tokenizer: Any) -> None:
-    """Refuse a tokenizer whose texts do not begin, end and go on as CLIP's.
+    """Refuse a tokenizer whose BOS, EOS, padding or truncation differ from CLIP's.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field has an unsupported value; the message gives the supported ones.
     """
     for field, token in (("bos_token", BOS), ("eos_token", EOS)):
         if getattr(tokenizer, field) != token:
@@ -116,21 +121,21 @@ def require_ends(tokenizer: Any) -> None:
 
 
 def _complete(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the library's defaults for what it does not say."""
+    """A configuration with the library's defaults for missing fields."""
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     defaults = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
     return {**defaults, **config}
 
 
 def _require_counts(fields: Mapping[str, Any], *names: str) -> None:
-    """Refuse what is no whole number above 0."""
+    """Refuse fields that are not integers above 0."""
     for name in names:
         if not is_count(fields[name]):
             raise ValueError(f"{name} is {fields[name]!r}, expected is {COUNT.expected}")
 
 
 def _one_width(value: Any) -> Any:
-    """The width of text states, which may be written once a block."""
+    """Width of the text states, which may be given per block."""
     if isinstance(value, (list, tuple)) and value:
         if len(set(map(str, value))) > 1:
             raise ValueError(f"cross_attention_dim is {value}, expected is one width of all blocks")
@@ -139,7 +144,7 @@ def _one_width(value: Any) -> Any:
 
 
 def _sample_size(fields: Mapping[str, Any]) -> int:
-    """Side of the latents, as diffusers' pipelines read it."""
+    """Side of the latents, as diffusers' pipelines determine it."""
     value = fields["sample_size"]
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
@@ -148,7 +153,7 @@ def _sample_size(fields: Mapping[str, Any]) -> int:
             f"sample_size is {value!r}, expected is the side of the latents it was trained on, 64 "
             "for pictures of 512 x 512 pixels: write it into the U-Net's config.json"
         )
-    # Configs of that time say 32 of models for 512 x 512 pixels.
+    # Configurations of that time have 32 for models of 512 x 512 pixels.
     version = fields.get("_diffusers_version")
     if version is not None and fields["addition_embed_type"] is None:
         if not (found := re.match(r"(\d+)\.(\d+)", str(version))):
@@ -165,7 +170,7 @@ def _sample_size(fields: Mapping[str, Any]) -> int:
 
 
 def _check_latent_statistics(fields: Mapping[str, Any], with_pooled_text: bool) -> None:
-    """`latents_mean` and `latents_std`: both or none, a number for each channel."""
+    """Refuse `latents_mean` and `latents_std` that are incomplete or of the wrong family."""
     channels = fields["latent_channels"]
     values = {field: fields[field] for field in ("latents_mean", "latents_std")}
     if all(value is None for value in values.values()):

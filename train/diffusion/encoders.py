@@ -1,4 +1,7 @@
-"""What is computed once an image and once a text, as Stable Diffusion's pipelines compute it."""
+"""Encoders of images and texts, computed once per image and once per text.
+
+They match Stable Diffusion's own pipelines.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,13 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 
 class ImageEncoder(nn.Module):
-    """Pixels to latent: the posterior mean, not a sample, times the scaling factor.
+    """From pixels to the latent z: the VAE's posterior mean times its scaling factor.
 
-    Where the VAE's config has means and deviations of the latents' channels, as a few of Stable
-    Diffusion XL have, the latent is normalised by them too.
+    Some VAEs of Stable Diffusion XL specify mean and standard deviation of the latent's channels;
+    the latent is then normalised by them too.
+
+    Args:
+        vae: VAE of the checkpoint.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -28,15 +34,16 @@ class ImageEncoder(nn.Module):
             self.statistics = mean, std
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Encode.
+        """Encode images.
 
         Args:
-            pixels: uint8 (images, H, W, 3).
+            pixels: RGB pixels, uint8 (images, H, W, 3).
 
         Returns:
-            z, (images, C, h, w), in the VAE's precision.
+            Clean latent z, (images, C, h, w), in the VAE's precision.
         """
-        images = pixels.float().permute(0, 3, 1, 2) / 127.5 - 1  # TensorRT permutes no uint8
+        # Converted before permuting, because TensorRT cannot permute uint8.
+        images = pixels.float().permute(0, 3, 1, 2) / 127.5 - 1  # (images, 3, H, W)
         moments = self.vae.encode(images.to(self.vae.dtype)).latent_dist
         latent = moments.mean
         if self.statistics is not None:
@@ -46,30 +53,35 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to the text encoder's last hidden state."""
+    """From token ids to the text encoder's last hidden state r_y.
+
+    Args:
+        text_encoder: text encoder of the checkpoint.
+    """
 
     def __init__(self, text_encoder: CLIPTextModel) -> None:
         super().__init__()
         self.text_encoder = text_encoder
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Encode int (texts, 77) to r_y, (texts, 77, D)."""
+        """Text states r_y, (texts, 77, D), of token ids, integer (texts, 77)."""
         return self.text_encoder(input_ids).last_hidden_state
 
 
 class DualTextEncoder(nn.Module):
-    """Stable Diffusion XL's two text encoders, side by side.
+    """Stable Diffusion XL's two text encoders, whose states are concatenated.
+
+    Inputs are ids of the first tokenizer, from which those of the second are derived. The derived
+    ids are wrong only for several punctuation marks in a row with a "!" among them: the first
+    tokenizer merges these into one token, the second does not.
 
     Args:
-        first: its last state but one is the first part of each text state.
-        second: likewise the second part; its pooled text conditions the U-Net as a whole.
-        eos_id: of both tokenizers.
-        pad_id: what the second encoder's tokenizer pads with, "!".
-        mark_id: the first one's id of an exclamation mark, which the second takes for padding.
-
-    The ids that come in are the first tokenizer's; the second's are told from them. They agree on
-    every text but those with several punctuation marks in a row, a "!" among them, which the first
-    joins to one token and the second does not.
+        first: text encoder whose second-to-last hidden state is the first part of r_y.
+        second: text encoder whose second-to-last hidden state is the second part of r_y, and
+            whose pooled text conditions the U-Net.
+        eos_id: token id of EOS in both tokenizers.
+        pad_id: token id of the second tokenizer's padding, "!".
+        mark_id: the first tokenizer's id of an exclamation mark, which is padding in the second.
     """
 
     def __init__(
@@ -85,14 +97,17 @@ class DualTextEncoder(nn.Module):
         self.eos_id, self.pad_id, self.mark_id = eos_id, pad_id, mark_id
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Encode int (texts, 77) to r_y with the pooled text as a last row, (texts, 78, D).
+        """Text states r_y with the pooled text as last row, (texts, 78, D).
 
-        One tensor a text, whatever the family, keeps every graph's signature the same. The row is
-        filled up with zeros.
+        One tensor per text gives the graphs of all families the same signature. The pooled text
+        is padded with zeros to D.
+
+        Args:
+            input_ids: token ids of the first tokenizer, integer (texts, 77).
         """
         first = self.first(input_ids, output_hidden_states=True).hidden_states[-2]
         eos = (input_ids == self.eos_id).int()
-        padding = eos.cumsum(dim=1) - eos > 0  # all after the first EOS
+        padding = eos.cumsum(dim=1) - eos > 0  # (texts, 77): everything after the first EOS
         ids = torch.where(padding | (input_ids == self.mark_id), self.pad_id, input_ids)
         out = self.second(ids, output_hidden_states=True)
         states = torch.cat([first, out.hidden_states[-2]], dim=2)  # (texts, 77, D)

@@ -1,7 +1,7 @@
-"""The Stable Diffusion checkpoints people have: what sets one family apart from another.
+"""Families of Stable Diffusion checkpoints and their differences.
 
-Sizes are those of the published `config.json` files. Everything that is not listed here is the same
-in all of them, see `unet_config`, `vae_config` and `text_config`.
+Sizes are those of the published `config.json` files. What is not listed here is the same in all
+families, see `unet_config`, `vae_config` and `text_config`.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Prediction = Literal["epsilon", "v_prediction"]
-TOKENS = 77  # in a padded text, in every one of them
-LEGACY_EOS = 2  # in older config files, which transformers reads as "the highest id"
-VOCABULARY = 49_408  # CLIP's
+TOKENS = 77  # length of a padded text in all families
+LEGACY_EOS = 2  # eos_token_id of older configs, which transformers reads as "the highest id"
+VOCABULARY = 49_408  # tokens of CLIP's tokenizer
 
 
 @dataclass(frozen=True)
 class TextTower:
-    """One CLIP text encoder.
+    """Sizes of one CLIP text encoder.
 
     Attributes:
-        width: of its states.
-        layers: transformer layers.
-        heads: of each.
-        activation: of its MLPs.
-        projection: width of the pooled text where it is used, else None.
-        pad: the token its texts are padded with.
+        width: number of features of a text state.
+        layers: number of transformer layers.
+        heads: number of attention heads per layer.
+        activation: activation function of the MLPs, by its name in transformers.
+        projection: width of the pooled text; None if the U-Net does not use it.
+        pad: token that texts are padded with.
     """
 
     width: int
@@ -42,16 +42,16 @@ class Family:
     """A family of checkpoints.
 
     Attributes:
-        about: which checkpoints it is.
-        resolution: side of the pictures, in pixels.
-        prediction: what the U-Net predicts.
-        text: its text encoders.
-        unet: fields of the U-Net's configuration that are its own.
-        encoder_layer: whose states are the text's, counted from the text encoders' end.
-        zero_snr: the noise schedule is rescaled to end without signal.
-        scaling_factor: of the latents.
-        force_upcast: the VAE overflows in FP16 and stays in FP32.
-        vae_channels: at each of its resolutions.
+        about: names of the checkpoints in the family.
+        resolution: side of the training images, in pixels.
+        prediction: training target of the U-Net.
+        text: sizes of each text encoder.
+        unet: fields of the U-Net's configuration that differ between families.
+        encoder_layer: layer of the text encoders whose output is r_y, counted from the last as 1.
+        zero_snr: whether the noise schedule is rescaled to end without signal.
+        scaling_factor: factor from the VAE's posterior mean to the latent z.
+        force_upcast: whether the VAE overflows in FP16 and has to stay in FP32.
+        vae_channels: number of channels of each VAE block, from the image inwards.
     """
 
     about: str
@@ -67,7 +67,7 @@ class Family:
 
 
 _CLIP_L = TextTower(width=768, layers=12, heads=12, activation="quick_gelu", pad="<|endoftext|>")
-# Its last layer is not used, and was left out of the checkpoints.
+# Its last layer is unused, and is missing from published checkpoints.
 _CLIP_H = TextTower(width=1024, layers=23, heads=16, activation="gelu")
 _CLIP_G = TextTower(width=1280, layers=32, heads=20, activation="gelu", projection=1280)
 _SD1 = {"attention_head_dim": 8, "cross_attention_dim": 768, "use_linear_projection": False}
@@ -141,7 +141,7 @@ def vae_config(family: Family) -> dict[str, Any]:
 
 
 def text_config(tower: TextTower) -> dict[str, Any]:
-    """Arguments of transformers' `CLIPTextConfig`, but for the ids of special tokens."""
+    """Arguments of transformers' `CLIPTextConfig`, without the ids of special tokens."""
     return {
         "vocab_size": VOCABULARY,
         "max_position_embeddings": TOKENS,
@@ -155,7 +155,7 @@ def text_config(tower: TextTower) -> dict[str, Any]:
 
 
 def tiny(family: Family) -> Family:
-    """The same parts in the same order, a few channels wide: for tests."""
+    """A family with the same layers and a few channels each, for tests."""
     blocks = len(unet_config(family)["block_out_channels"])
     text = tuple(
         replace(tower, width=32, layers=2, heads=2, projection=tower.projection and 32)
@@ -173,7 +173,7 @@ def tiny(family: Family) -> Family:
     }
     if "transformer_layers_per_block" in unet:
         unet["transformer_layers_per_block"] = (1, 1, 2)
-    if "addition_time_embed_dim" in unet:  # six sizes, and the pooled text
+    if "addition_time_embed_dim" in unet:  # embeddings of six sizes, then the pooled text
         unet["addition_time_embed_dim"] = 8
         unet["projection_class_embeddings_input_dim"] = 6 * 8 + 32
     return replace(family, resolution=64, text=text, unet=unet, vae_channels=(32, 32, 64, 64))

@@ -1,7 +1,7 @@
-"""The fields of the parts' configs: each is read, checked, or without effect.
+"""Fields of the parts' configurations: each is read, checked, or without effect.
 
-A field that is none of these is refused by its name: it may change numbers in a way nobody here
-knows of. Fields that begin with "_" are the libraries' bookkeeping.
+Any other field is refused by its name, because it may change results in an unknown way. Fields
+that begin with "_" are the libraries' bookkeeping and are ignored.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from dsd_trt.train.diffusion.kinds import (
     Kind,
 )
 
-_TRAINING = "of training; nothing is trained by it here"
-_DECODER = "of the decoder; nothing is decoded"
-_SAVED_BY = "says how, or by what, the part was saved"
-_GENERATION = "of models that write text; older versions of transformers saved it with every model"
+_TRAINING = "for training alone"
+_DECODER = "for the decoder alone, which is not used"
+_SAVED_BY = "records how the part was saved"
+_GENERATION = "for text generation; older versions of transformers saved it with every model"
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a part's config.
+    """The known fields of a part's configuration.
 
     Attributes:
-        read: what they may be, by field; the part is built by them, or they are read here.
-        assumed: values that are known, by field; the first is the library's default.
-        without_effect: why, by field.
+        read: kind of value of each field that decides how the part is built.
+        assumed: supported values of each field that must not differ; the first is the library's
+            default.
+        without_effect: reason why each of these fields does not affect scores.
     """
 
     read: Mapping[str, Kind]
@@ -51,7 +52,7 @@ class Fields:
 
     @property
     def known(self) -> frozenset[str]:
-        """All of them."""
+        """Names of all known fields."""
         return frozenset((*self.read, *self.assumed, *self.without_effect))
 
 
@@ -82,7 +83,7 @@ UNET = Fields(
         "conv_out_kernel": COUNT,
     },
     assumed={
-        "downsample_padding": (1, 0),  # others give sizes that the way up does not meet
+        "downsample_padding": (1, 0),  # others give sizes that do not match the up blocks
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "addition_embed_type": (None, "text_time"),
@@ -108,9 +109,9 @@ UNET = Fields(
         "quantization_config": (None,),
     },
     without_effect={
-        "dropout": "only training drops anything",
-        "addition_embed_type_num_heads": 'of the addition_embed_type "text", which is refused',
-        # Written beside the others by diffusers' EMAModel.
+        "dropout": _TRAINING,
+        "addition_embed_type_num_heads": 'for the addition_embed_type "text", which is refused',
+        # Written by diffusers' EMAModel.
         **dict.fromkeys(
             (
                 *("decay", "min_decay", "optimization_step", "update_after_step"),
@@ -145,7 +146,7 @@ VAE = Fields(
         "out_channels": _DECODER,
         "up_block_types": _DECODER,
         "use_post_quant_conv": _DECODER,
-        "sample_size": "of tiles, which are not used; the U-Net says how large pictures are",
+        "sample_size": "for tiling, which is not used; the U-Net's configuration gives the size",
     },
 )
 
@@ -172,23 +173,23 @@ TEXT_ENCODER = Fields(
         "quantization_config": (None,),
     },
     without_effect={
-        "bos_token_id": "the tokenizer writes it; the text encoder does not look for it",
-        "pad_token_id": "the tokenizer's counts; the text encoder does not look for it",
-        "attention_dropout": "only training drops anything",
-        "dropout": "only training drops anything",
-        "initializer_factor": "weights are read",
-        "initializer_range": "weights are read",
-        "output_hidden_states": "asked for where they are needed",
-        "output_attentions": "nobody asks for them",
-        "is_encoder_decoder": "no part of CLIP looks at it",
-        "chunk_size_feed_forward": "no part of CLIP looks at it",
-        "tie_word_embeddings": "CLIP has nothing to tie",
-        "tie_encoder_decoder": "CLIP has nothing to tie",
+        "bos_token_id": "the tokenizer adds it; the text encoder does not use it",
+        "pad_token_id": "the tokenizer's applies; the text encoder does not use it",
+        "attention_dropout": _TRAINING,
+        "dropout": _TRAINING,
+        "initializer_factor": "weights are read, not initialised",
+        "initializer_range": "weights are read, not initialised",
+        "output_hidden_states": "requested explicitly where needed",
+        "output_attentions": "never used",
+        "is_encoder_decoder": "not used by CLIP",
+        "chunk_size_feed_forward": "not used by CLIP",
+        "tie_word_embeddings": "CLIP has no tied weights",
+        "tie_encoder_decoder": "CLIP has no tied weights",
         **dict.fromkeys(
             ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version"),
             _SAVED_BY,
         ),
-        **dict.fromkeys(("id2label", "label2id", "problem_type"), "of classifiers"),
+        **dict.fromkeys(("id2label", "label2id", "problem_type"), "for classifiers alone"),
         **dict.fromkeys(
             (
                 *("bad_words_ids", "begin_suppress_tokens", "cross_attention_hidden_size"),
@@ -209,17 +210,21 @@ TEXT_ENCODER = Fields(
 
 
 def require_known(config: Mapping[str, Any], fields: Fields) -> None:
-    """Refuse fields that are unknown, or not as they are assumed to be.
+    """Refuse unknown fields and unsupported values.
+
+    Args:
+        config: configuration of a part.
+        fields: known fields of that part.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field is unknown or has an unsupported value.
     """
     require_assumed(config, fields.assumed)
     for field, kind in fields.read.items():
         if field in config and not kind.fits(config[field]):
             raise ValueError(f"{field} is {config[field]!r}, expected is {kind.expected}")
     for field, value in config.items():
-        off = value is None or value is False  # a later version's field that changes nothing
+        off = value is None or value is False  # a newer field that is switched off
         if field not in fields.known and not field.startswith("_") and not off:
             raise ValueError(
                 f"{field} is {value!r}, a field that is not known here: take it out of the config "
@@ -228,12 +233,14 @@ def require_known(config: Mapping[str, Any], fields: Fields) -> None:
 
 
 def require_assumed(config: Mapping[str, Any], assumed: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse values that are not as they are assumed to be.
+    """Refuse unsupported values of fields; each element of a list (one per block) is checked.
 
-    A list, one value a block, may hold what the field alone may be.
+    Args:
+        config: configuration of a part.
+        assumed: supported values by field; a missing field has the first of them.
 
     Raises:
-        ValueError: names the field, what it is and what it may be.
+        ValueError: a field has an unsupported value; the message gives the supported ones.
     """
     for field, allowed in assumed.items():
         value = config.get(field, allowed[0])
@@ -243,5 +250,5 @@ def require_assumed(config: Mapping[str, Any], assumed: Mapping[str, tuple[Any, 
 
 
 def unexpected(field: str, value: Any, allowed: Sequence[Any]) -> str:
-    """What is said of a value that is none of those allowed."""
+    """Message about a field's unsupported value."""
     return f"{field} is {value!r}, expected is {' or '.join(map(repr, allowed))}"

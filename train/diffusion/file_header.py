@@ -1,8 +1,8 @@
-"""What a checkpoint in a single file says about itself beside its weights.
+"""Metadata of a single-file checkpoint.
 
-Trainers say it in metadata (Stability AI's model specification, "modelspec.*") and, because many
-loaders read none, in tensors whose being there is the message ("v_pred"). Both are believed; what
-contradicts itself or the family is refused.
+Trainers write metadata (Stability AI's model specification, "modelspec.*"). As many loaders ignore
+it, they also add tensors whose presence carries the information ("v_pred"). Both are read, and
+contradictions are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dsd_trt.train.diffusion.families import FAMILIES, Family, Prediction, TextT
 from dsd_trt.train.diffusion.skeleton import build_scheduler
 from dsd_trt.train.diffusion.weights import open_weights
 
-# Tensors that hold the noise schedule: abar, and the ratio of noise to signal.
+# Tensors with the noise schedule, as abar and as the ratio of noise to signal.
 _ABAR, _SIGMAS = "alphas_cumprod", "denoiser.sigmas"
 
 _EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
@@ -34,7 +34,7 @@ _PREDICTIONS: Mapping[str, Prediction] = {
     "v": "v_prediction",
     "v_prediction": "v_prediction",
 }
-# By what an architecture's name begins with; longer ones first.
+# Families by the prefix of the architecture's name; longer prefixes first.
 _ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     "stable-diffusion-v1": ("sd15",),
     "stable-diffusion-v2-512": ("sd21-base", "sd-turbo"),
@@ -42,16 +42,16 @@ _ARCHITECTURES: Mapping[str, tuple[str, ...]] = {
     "stable-diffusion-v2": ("sd21-base", "sd21", "sd-turbo"),
     "stable-diffusion-xl": ("sdxl",),
 }
-# An adapter ("/lora"), or a model that is given more than a text.
+# Architectures of an adapter ("/lora"), or of a model with inputs other than a text.
 _OTHERS = re.compile("/|inpaint|refiner|edit|depth|unclip|upscal|pix2pix")
-_TOLERANCE = 2e-3  # of an abar that was kept in half precision
+_TOLERANCE = 2e-3  # tolerance for an abar that was stored in half precision
 
 
 def read_file_header(path: Path) -> FileHeader:
-    """Read what a file says beside its weights.
+    """Read the metadata of a single-file checkpoint.
 
     Raises:
-        ModelError: it is cut or damaged.
+        ModelError: the file is truncated or damaged.
     """
     with open_weights(path) as file:
         names = frozenset(file.keys())
@@ -67,13 +67,13 @@ def read_file_header(path: Path) -> FileHeader:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What a file says.
+    """Metadata of a single-file checkpoint.
 
     Attributes:
-        metadata: of the file.
-        tensors: names of its tensors.
-        empty: those without a number, which are there to say something.
-        schedule: abar as the file has it, (T,), None where it has none.
+        metadata: metadata of the file's header, by key.
+        tensors: names of all tensors.
+        empty: names of the tensors without elements, whose presence carries information.
+        schedule: abar of the file's noise schedule, (T,); None if it has none.
     """
 
     metadata: Mapping[str, str]
@@ -82,10 +82,10 @@ class FileHeader:
     schedule: Tensor | None
 
     def families(self) -> tuple[str, ...]:
-        """The families its architecture can be of; all where it says none.
+        """Families that the file's architecture allows; all of them if it names none.
 
         Raises:
-            ValueError: it is of another architecture.
+            ValueError: the architecture is not of a known family.
         """
         said = self.metadata.get(f"{_SPEC}architecture")
         if said is None:
@@ -99,10 +99,13 @@ class FileHeader:
         )
 
     def tell(self, family: Family) -> Family:
-        """The family as this file is of it: what it says of itself counts.
+        """The family with the changes that the file's metadata specifies.
+
+        Args:
+            family: published family of the file.
 
         Raises:
-            ValueError: names what contradicts itself or cannot be followed.
+            ValueError: the metadata contradicts itself or is not supported.
         """
         if found := [name for name in _EDM if name in self.tensors]:
             raise ValueError(
@@ -144,10 +147,10 @@ class FileHeader:
         return next(iter(said.values()), None)
 
     def _trained_with(self, option: str) -> bool:
-        """Whether a trainer (kohya's) noted that an option of its own was on.
+        """Whether kohya's trainer recorded one of its options as enabled.
 
         Raises:
-            ValueError: it is neither on nor off.
+            ValueError: the option's value is not a boolean.
         """
         value = self.metadata.get(f"{_KOHYA}{option}", "False")
         if value.lower() not in ("true", "false", "none"):
@@ -155,9 +158,9 @@ class FileHeader:
         return value.lower() == "true"
 
     def _zero_snr(self, family: Family) -> bool:
-        """Whether the noise schedule ends without signal: as it is said, or by the schedule."""
+        """Whether the noise schedule ends without signal, by the metadata or the schedule."""
         said = _ZERO_SNR in self.tensors or self._trained_with("zero_terminal_snr")
-        if self.schedule is None or not self.schedule.any():  # zeros: a buffer never filled
+        if self.schedule is None or not self.schedule.any():  # all zeros: an unused buffer
             return said
         known = {
             zero_snr: build_scheduler(replace(family, zero_snr=zero_snr)).alphas_cumprod
@@ -174,7 +177,7 @@ class FileHeader:
         )
 
     def _resolution(self) -> int | None:
-        """Side of the pictures, in pixels."""
+        """Side of the training images, in pixels; None if the metadata does not give it."""
         field = f"{_SPEC}resolution"
         if (value := self.metadata.get(field)) is None:
             return None
@@ -187,7 +190,7 @@ class FileHeader:
         return side
 
     def _text(self, family: Family) -> tuple[TextTower, ...]:
-        """The text encoders, without the layers whose states are not used."""
+        """Sizes of the text encoders, without layers whose output is not used."""
         field = f"{_SPEC}encoder_layer"
         if (value := self.metadata.get(field)) is None:
             return family.text

@@ -1,4 +1,4 @@
-"""A Stable Diffusion in diffusers' format: a folder with a folder for each part."""
+"""A Stable Diffusion checkpoint in diffusers' format: a folder with one subfolder per part."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _DIFFUSERS = "diffusion_pytorch_model"
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a part has to be.
+    """Class and file names of a part.
 
     Attributes:
-        module: its class.
-        weights: what its files are called.
-        field: of its `config.json`, which names its class.
-        known: values of that field that are read.
+        module: class of the part's module.
+        weights: name of the weight files, without variant and extension.
+        field: field of `config.json` that names the part's class.
+        known: supported values of that field.
     """
 
     module: Any
@@ -60,14 +60,14 @@ _KINDS: Mapping[str, _Kind] = {
 }
 
 WEIGHT_NAMES: Mapping[str, str] = {part: kind.weights for part, kind in _KINDS.items()}
-"""What the weight files of each part are called, without variant and ending."""
+"""Name of each part's weight files, without variant and extension."""
 
 
 class ModelFolder:
-    """Where the parts of a model are read from.
+    """A model in a folder, whose parts are read on demand.
 
     Attributes:
-        path: the folder.
+        path: folder of the model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,14 +77,14 @@ class ModelFolder:
         return str(self.path)
 
     def has(self, part: str) -> bool:
-        """Whether there is a part of that name."""
+        """Whether the folder has a part of that name."""
         return (self.path / part).is_dir()
 
     def config(self, part: str) -> dict[str, Any]:
-        """The part's `config.json`.
+        """Content of a part's `config.json`.
 
         Raises:
-            ModelError: there is none, it is not JSON, or it is that of another class.
+            ModelError: the file is missing, is not JSON, or names another class.
         """
         path, kind = self.path / part / "config.json", _KINDS[part]
         config = read_json(path)
@@ -96,26 +96,30 @@ class ModelFolder:
         return config
 
     def check(self, part: str) -> None:
-        """Compare a part's weights with its configuration, in no time: their numbers are not read.
+        """Compare the headers of a part's weight files with its configuration.
 
         Raises:
-            ModelError: a weight is missing, unknown, of another shape or of no floating type.
+            ModelError: a weight is missing, unknown, of another shape or not floating point.
         """
         self._headers(part)
 
     def check_numbers(self, part: str) -> None:
-        """Look at every number of a part's weights.
+        """Check that all of a part's weights are finite.
 
         Raises:
-            ModelError: what `check` refuses, or a weight that is not finite.
+            ModelError: `check` fails, or a weight is NaN or infinite.
         """
         check_numbers(self._headers(part)[1], str(self.path / part), part)
 
     def read(self, part: str, dtype: torch.dtype) -> Any:
         """Read a part's weights into its module.
 
+        Args:
+            part: name of the part: "unet", "vae", "text_encoder" or "text_encoder_2".
+            dtype: type that the weights are converted to.
+
         Raises:
-            ModelError: what `check` refuses, or a weight that is not finite.
+            ModelError: `check` fails, or a weight is NaN, infinite or too large for `dtype`.
         """
         module, headers = self._headers(part)
         weights = current_names(part, dict(read_tensors(headers)), module, str(self.path / part))
@@ -123,7 +127,7 @@ class ModelFolder:
         return module
 
     def _headers(self, part: str) -> tuple[Any, dict[str, Stored]]:
-        """The part's module without weights, and what its files say of theirs."""
+        """The part's module on the meta device, and the headers of its weights."""
         where = str(self.path / part)
         module = _empty(part, self.config(part), where)
         headers = read_headers(self.weights(part))
@@ -134,10 +138,10 @@ class ModelFolder:
         return module, {name: tensor for name, tensor in headers.items() if id(tensor) in used}
 
     def weights(self, part: str) -> list[Path]:
-        """The files that the part's weights are read from.
+        """Weight files of a part.
 
         Raises:
-            ModelError: there are none, or some are missing.
+            ModelError: there are no weight files, or a shard is missing.
         """
         name = _KINDS[part].weights
         return find_weights(self.path / part, name, index_first=name == _DIFFUSERS)
@@ -146,7 +150,7 @@ class ModelFolder:
         """Read a tokenizer.
 
         Raises:
-            ModelError: there is none that can be read.
+            ModelError: the tokenizer is missing, unreadable or has no padding token.
         """
         tokenizer = read_tokenizer(self.path / part)
         require_padding(self.path / part)
@@ -156,12 +160,12 @@ class ModelFolder:
         """Read the noise schedule, see `read_schedule`.
 
         Raises:
-            ModelError: there is none that can be read, or it is not of Stable Diffusion's kind.
+            ModelError: the schedule is missing, unreadable or not like Stable Diffusion's.
         """
         config = read_json(self.path / "scheduler" / "scheduler_config.json")
         index = self.path / "model_index.json"
         named = read_json(index).get("scheduler") if index.is_file() else None
-        # diffusers' pipelines take the class that the index names.
+        # As in diffusers' pipelines, the class in model_index.json takes precedence.
         name = named[1] if isinstance(named, list) and len(named) == 2 else None
         try:
             return read_schedule(config, name)
@@ -169,24 +173,24 @@ class ModelFolder:
             raise ModelError(f"{self.path}, scheduler: {error}") from error
 
     def weight_files(self, parts: Sequence[str]) -> dict[str, Path]:
-        """The files that some parts' weights are read from, by their paths in the folder.
+        """Weight files of some parts, by their paths relative to the folder.
 
         Raises:
-            ModelError: a part has none.
+            ModelError: a part has no weight files, or a shard is missing.
         """
         files = [path for part in parts for path in self.weights(part)]
         return {path.relative_to(self.path).as_posix(): path for path in sorted(files)}
 
 
 def _empty(part: str, config: dict[str, Any], where: str) -> Any:
-    """A part without weights."""
+    """A part's module on the meta device."""
     kind = _KINDS[part].module
     try:
         with init_empty_weights(include_buffers=False):
             if part.startswith("text_encoder"):
                 return kind(CLIPTextConfig.from_dict(config))
             return kind.from_config(config)
-    except Exception as error:  # whatever the libraries' code stumbles over in a configuration
+    except Exception as error:  # a damaged configuration may raise anything in the libraries
         raise ModelError(
             f"{where}/config.json describes no {kind.__name__}: {' '.join(str(error).split())}"
         ) from error

@@ -1,4 +1,4 @@
-"""Kinds of values that a config's fields may have."""
+"""Kinds of values that fields of a configuration may have."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_MOST_BITS = 1024  # of a whole number that a float can hold
+_MOST_BITS = 1024  # bits of the largest integer that a float can represent
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field's value may be.
+    """A kind of value.
 
     Attributes:
-        expected: said of a value that is not.
-        fits: whether a value is.
+        expected: description of the kind, for error messages.
+        fits: predicate that is true for values of the kind.
     """
 
     expected: str
@@ -24,7 +24,7 @@ class Kind:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; True and False are none."""
+    """Whether a value is a finite number; booleans are not."""
     if isinstance(value, int):
         return not isinstance(value, bool) and value.bit_length() < _MOST_BITS
     return isinstance(value, float) and math.isfinite(value)
@@ -45,7 +45,7 @@ def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
 
 
 def _is_counts(value: Any) -> bool:
-    """One for all blocks, one a block, or one for each layer of a block."""
+    """Whether a value is a count for all blocks, per block, or per layer of each block."""
     return is_count(value) or _is_list(value, _is_counts)
 
 

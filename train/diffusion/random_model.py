@@ -1,7 +1,7 @@
-"""Checkpoints of a family with random weights: every shape and every byte of the real thing.
+"""Checkpoints of a family with random weights, with the shapes and file sizes of real ones.
 
-Only the numbers are not real, so whatever does not depend on them (export, memory, speed, agreement
-between engines) can be tried without weights that nobody may copy.
+They allow tests of everything that does not depend on the numbers (export, memory, latency,
+agreement between engines), without published weights.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dsd_trt.train.diffusion.families import VOCABULARY, Family
 from dsd_trt.train.diffusion.skeleton import build_part, build_scheduler
 from dsd_trt.train.run.saved_model import saved_model
 
-_BYTES, _SPECIAL = 512, 2  # of the tokens; the others are merges
+_BYTES, _SPECIAL = 512, 2  # numbers of byte tokens and special tokens; all others are merges
 
 
 def write_random_model(folder: Path, family: Family, seed: int = 0) -> Path:
-    """Write a model in diffusers' format, FP16.
+    """Write a model with random weights in diffusers' format, FP16.
 
     Args:
-        folder: to be written; must not exist, or be empty.
-        family: of which family.
-        seed: of the weights.
+        folder: output folder; it must be empty or not exist.
+        family: family of Stable Diffusion, which decides all sizes.
+        seed: random seed of the weights.
 
     Raises:
-        InputError: the folder holds something, or the disk has no room.
+        InputError: the folder is not empty, or the disk has not enough space.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give another --out")
@@ -60,17 +60,18 @@ def _write_parts(folder: Path, family: Family, seed: int) -> None:
         fill(part, generator)
         part.save_pretrained(folder / name)
         part.to("meta")  # one part in memory at a time
-        for weights in (folder / name).glob("*.safetensors"):  # for the owner alone until now
+        # safetensors makes files that only their owner can read.
+        for weights in (folder / name).glob("*.safetensors"):
             weights.chmod((folder / name / "config.json").stat().st_mode)
     build_scheduler(family).save_pretrained(folder / "scheduler")
 
 
 @torch.no_grad()
 def fill(part: nn.Module, generator: torch.Generator) -> None:
-    """Fill a module with weights that keep its activations in bounds.
+    """Fill a module with random weights that keep its activations bounded.
 
-    Norms and biases are not at rest, and attention has preferences: a part that a graph lost, or a
-    wrong one, is to be seen in its scores.
+    Norms and biases are not trivial and attention is not uniform, so that a missing or wrong part
+    of an exported graph changes the scores.
     """
     for path, module in part.named_modules():
         for name, weight in module.named_parameters(recurse=False):
@@ -78,14 +79,14 @@ def fill(part: nn.Module, generator: torch.Generator) -> None:
             if weight.dim() == 1:
                 noise = 0.1 * noise + (1.0 if name == "weight" else 0.0)
             elif not isinstance(module, nn.Embedding):
-                noise /= math.sqrt(weight[0].numel())  # over the inputs
+                noise /= math.sqrt(weight[0].numel())  # number of inputs
             if path.endswith((".attn2.to_q", ".attn2.to_k")):
                 noise *= 2
             weight.copy_(noise)
 
 
 def clip_size_merges() -> list[tuple[str, str]]:
-    """As many merges as CLIP has: two letters, then three, then four at a word's end."""
+    """As many merges as CLIP's tokenizer has, of two, three and four letters."""
     return list(islice(_merges(), VOCABULARY - _BYTES - _SPECIAL))
 
 

@@ -1,7 +1,7 @@
-"""The noise schedule a checkpoint was trained with, as the config of its scheduler gives it.
+"""The noise schedule a checkpoint was trained with, from its scheduler's configuration.
 
-Schedulers draw pictures; of all they say, only which noise is at each timestep and what the U-Net
-predicts matter here. A scheduler of another kind of diffusion (flow matching, EDM) is refused.
+A scheduler is made for sampling. Only its noise at each timestep and the U-Net's prediction type
+matter here. Schedulers of other kinds of diffusion (flow matching, EDM) are refused.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ KNOWN: tuple[str, ...] = (
     "LCMScheduler",
     "TCDScheduler",
 )
-"""Classes of diffusers whose `betas` are the noise a model was trained with."""
+"""Classes of diffusers whose `betas` are the noise schedule a model was trained with."""
 
-_SAMPLING = "of the steps in which pictures are drawn"
-_FLOW = "of flow matching, which use_flow_sigmas turns on"
+_SAMPLING = "for sampling alone"
+_FLOW = "for flow matching alone, which use_flow_sigmas enables"
 SCHEDULER = Fields(
     read={
         "num_train_timesteps": COUNT,
@@ -54,13 +54,13 @@ SCHEDULER = Fields(
         "prediction_type": ELSEWHERE,
     },
     assumed={
-        "timestep_type": ("discrete",),  # else the U-Net is told the noise, not a timestep
+        "timestep_type": ("discrete",),  # else the U-Net is conditioned on the noise level
         "use_flow_sigmas": (False, None),
-        "predict_epsilon": (True, None),  # what prediction_type was called once
+        "predict_epsilon": (True, None),  # older name of prediction_type
     },
     without_effect={
-        "variance_type": "of drawing; a U-Net that predicts a variance has more out_channels",
-        "tensor_format": "PyTorch's, always",
+        "variance_type": "for sampling; a U-Net that predicts a variance has more out_channels",
+        "tensor_format": "always PyTorch",
         "flow_shift": _FLOW,
         "use_dynamic_shifting": _FLOW,
         "time_shift_type": _FLOW,
@@ -81,8 +81,8 @@ SCHEDULER = Fields(
         ),
     },
 )
-# Classes that need scipy, torchsde or half a second to be built: their defaults, where they differ
-# from those of DDPMScheduler, which has the same betas. None of them knows rescale_betas_zero_snr.
+# Classes that need scipy, torchsde or half a second to construct. DDPMScheduler replaces them,
+# which has the same betas, with these defaults. None of them has rescale_betas_zero_snr.
 _STANDS_FOR: Mapping[str, Mapping[str, Any]] = {
     "LMSDiscreteScheduler": {},
     "DPMSolverSDEScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
@@ -92,19 +92,19 @@ _STANDS_FOR: Mapping[str, Mapping[str, Any]] = {
 
 
 def read_schedule(config: Mapping[str, Any], name: str | None = None) -> Any:
-    """The scheduler a config describes.
+    """The scheduler that a configuration describes.
 
     Args:
-        config: `scheduler_config.json`.
-        name: its class, where it is known from elsewhere.
+        config: content of `scheduler_config.json`.
+        name: name of the scheduler's class; None takes the configuration's.
 
     Returns:
-        A scheduler of diffusers; `alphas_cumprod` is abar, (T,), `config["prediction_type"]` a
-        `Prediction`.
+        A scheduler of diffusers, whose `alphas_cumprod` is abar, (T,), and whose
+        `config["prediction_type"]` is a `Prediction`.
 
     Raises:
-        ValueError: the class is not of Stable Diffusion's kind, or names the field, what it is and
-            what it may be.
+        ValueError: the class has no schedule like Stable Diffusion's, or a field has an
+            unsupported value; the message gives the supported ones.
     """
     name = name or config.get("_class_name")
     if name not in KNOWN:
@@ -117,7 +117,7 @@ def read_schedule(config: Mapping[str, Any], name: str | None = None) -> Any:
     stands_for = _STANDS_FOR.get(name)
     kind = getattr(diffusers, name if stands_for is None else "DDPMScheduler")
     knows_zero_snr = "rescale_betas_zero_snr" in inspect.signature(kind.__init__).parameters
-    # Saved from another class: left out, it would be lost.
+    # The field was saved by another class; ignoring it would change the schedule.
     if (stands_for is not None or not knows_zero_snr) and fields.pop(
         "rescale_betas_zero_snr", False
     ):
@@ -130,7 +130,7 @@ def read_schedule(config: Mapping[str, Any], name: str | None = None) -> Any:
         raise ValueError(unexpected("prediction_type", prediction, get_args(Prediction)))
     try:
         scheduler = kind(**{**(stands_for or {}), **fields})
-    except Exception as error:  # a config of any kind: the library checks little beforehand
+    except Exception as error:  # the library validates little, so anything may be raised
         raise ValueError(
             f"no {name} can be built: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from error
@@ -139,7 +139,7 @@ def read_schedule(config: Mapping[str, Any], name: str | None = None) -> Any:
 
 
 def _require_schedule(scheduler: Any, fields: Mapping[str, Any]) -> None:
-    """Refuse betas that are none."""
+    """Refuse betas that are no noise schedule."""
     abar = scheduler.alphas_cumprod
     steps = fields.get("num_train_timesteps", len(abar))
     if len(abar) != steps:

@@ -1,8 +1,7 @@
-"""A Stable Diffusion in one .safetensors file, under the names its authors' code gives the parts.
+"""A Stable Diffusion checkpoint in one .safetensors file, under the original code's names.
 
-Such a file holds weights alone. What else a model needs is known: sizes are the family's, and the
-tokenizer is CLIP's. Names are turned into diffusers' by diffusers' own converters, and every weight
-of a part has to be there.
+Such a file holds weights alone. Sizes are those of the family, and the tokenizer is CLIP's. Names
+are converted by diffusers' own converters, and no weight of a part may be missing.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from dsd_trt.train.diffusion.weights import (
 )
 
 CLIP = "openai/clip-vit-large-patch14"
-"""Whose tokenizer every family has."""
+"""Repository of the tokenizer that all families share."""
 
 _TOKENIZER = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 _UNET = "model.diffusion_model."
-# Of OpenCLIP's code; the other text encoders are of transformers'.
+# Prefixes of text encoders in OpenCLIP's format; the others are in transformers'.
 _OPEN_CLIP = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
-_TO_K = re.compile(r"\.attn2\.to_k\.(base_layer\.)?weight$")  # the second in PEFT's layers
+_TO_K = re.compile(r"\.attn2\.to_k\.(base_layer\.)?weight$")  # base_layer in PEFT's layers
 _COPIED = re.compile(r"\.attn\.in_proj_(weight|bias)$")
-# What is left out because no part needs it: the rest of OpenCLIP, the last of its layers in Stable
-# Diffusion 2, and the VAE's training loss.
+# Weights that no part needs: the rest of OpenCLIP, its last layer in Stable Diffusion 2, and the
+# VAE's training loss.
 _EXPENDABLE = re.compile(
     r"(cond_stage_model|conditioner\.embedders\.1)\.model\."
     r"(text_projection|logit_scale|logit_bias|attn_mask|visual\..*)$"
@@ -71,23 +70,22 @@ _PREFIXES: Mapping[str, tuple[str, ...]] = {
 
 
 class SingleFile:
-    """Where the parts of a model are read from.
+    """A model in a single file, whose parts are read on demand.
 
     Attributes:
-        path: the file.
-        family: what it is.
+        path: path of the file.
+        family: family of the model, with the changes that the file's metadata specifies.
     """
 
     def __init__(self, path: Path, family: str | None = None) -> None:
         """Open a file; no weights are read yet.
 
         Args:
-            path: the file.
-            family: one of `FAMILIES`; None where the file's tensors tell it.
+            path: path of the file.
+            family: name of the family, one of `FAMILIES`; None derives it from the tensors.
 
         Raises:
-            ModelError: it is no checkpoint of a known family, or can be of several whose tensors
-                are alike.
+            ModelError: the file is not a checkpoint of a known family, or could be of several.
         """
         self.path = path
         self._headers = read_headers([path])
@@ -97,7 +95,7 @@ class SingleFile:
             self.family: Family = header.tell(published)
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from error
-        # Layers of the text encoder whose states are not used.
+        # Layers of the text encoder whose output is not used.
         self._unused = tuple(
             f".encoder.layers.{layer}."
             for layer in range(self.family.text[0].layers, published.text[0].layers)
@@ -107,37 +105,41 @@ class SingleFile:
         return str(self.path)
 
     def has(self, part: str) -> bool:
-        """Whether there is a part of that name."""
+        """Whether the file has a part of that name."""
         if part == "scheduler":
             return True
         return bool(self._prefix(part.replace("tokenizer", "text_encoder")))
 
     def config(self, part: str) -> dict[str, Any]:
-        """What the part's `config.json` would be."""
+        """Configuration of a part, as its `config.json` would have it."""
         config = self._empty(part).config
         return dict(config) if part in ("unet", "vae") else dict(config.to_dict())
 
     def check(self, part: str) -> None:
-        """Compare a part's weights with the family's, in no time: their numbers are not read.
+        """Compare the headers of a part's weights with the family's module.
 
         Raises:
-            ModelError: a weight is missing, unknown, of another shape or of no floating type.
+            ModelError: a weight is missing, unknown, of another shape or not floating point.
         """
         self._checked(part)
 
     def check_numbers(self, part: str) -> None:
-        """Look at every number of a part's weights.
+        """Check that all of a part's weights are finite.
 
         Raises:
-            ModelError: what `check` refuses, or a weight that is not finite.
+            ModelError: `check` fails, or a weight is NaN or infinite.
         """
         check_numbers(self._checked(part)[1], self._where, part)
 
     def read(self, part: str, dtype: torch.dtype) -> Any:
         """Read a part's weights into its module.
 
+        Args:
+            part: name of the part: "unet", "vae", "text_encoder" or "text_encoder_2".
+            dtype: type that the weights are converted to.
+
         Raises:
-            ModelError: what `check` refuses, or a weight that is not finite.
+            ModelError: `check` fails, or a weight is NaN, infinite or too large for `dtype`.
         """
         module, headers = self._checked(part)
         weights = self._convert(dict(read_tensors(headers)), part, module)
@@ -146,7 +148,7 @@ class SingleFile:
         return module
 
     def _checked(self, part: str) -> tuple[Any, dict[str, Stored]]:
-        """The part's module without weights, and what the file says of its weights."""
+        """The part's module on the meta device, and the headers of its weights."""
         module, prefix = self._empty(part), self._prefix(part)
         headers = {
             name: tensor
@@ -170,7 +172,11 @@ class SingleFile:
     def _convert(
         self, tensors: dict[str, Tensor], part: str, module: nn.Module
     ) -> dict[str, Tensor]:
-        """Tensors under diffusers' and transformers' names."""
+        """Rename tensors to diffusers' or transformers' names.
+
+        Raises:
+            ModelError: a weight that the converter needs is missing or misshapen.
+        """
         prefix = self._prefix(part)
         try:
             if part == "unet":
@@ -181,7 +187,7 @@ class SingleFile:
                 weights = convert_open_clip_checkpoint(module, tensors, prefix)
             else:
                 weights = convert_ldm_clip_checkpoint(tensors)
-        except KeyError as error:  # the only weights that a converter asks for by name
+        except KeyError as error:  # a weight that the converter requires by name
             raise ModelError(f"{self._where}: {part} lacks {prefix}{error.args[0]}") from error
         except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(f"{self._where}: {part} cannot be converted: {error}") from error
@@ -192,26 +198,26 @@ class SingleFile:
         return f"{self.path}, read as {self.family.about}"
 
     def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer:
-        """CLIP's tokenizer, padding as the family does.
+        """CLIP's tokenizer, with the family's padding token.
 
         Raises:
-            ModelError: it is neither beside the file nor in the hub's cache, and the hub cannot be
-                reached.
+            ModelError: the tokenizer is neither beside the file nor in the hub's cache, and the
+                hub cannot be reached.
         """
         tower = self.family.text[1 if part.endswith("_2") else 0]
         return read_tokenizer(self._clip, pad_token=tower.pad)
 
     def scheduler(self) -> DDPMScheduler:
-        """The noise schedule."""
+        """The family's noise schedule."""
         return build_scheduler(self.family)
 
     def weight_files(self, parts: Sequence[str]) -> dict[str, Path]:
-        """The file, by its name, whichever parts are read."""
+        """The file by its name, for any parts."""
         return {self.path.name: self.path}
 
     @cached_property
     def _clip(self) -> Path:
-        """Folder of CLIP's tokenizer: "tokenizer" beside the file, or the hub's."""
+        """Folder of CLIP's tokenizer: "tokenizer" beside the file, else the hub's cache."""
         beside = self.path.parent / "tokenizer"
         if beside.is_dir():
             return beside
@@ -228,18 +234,21 @@ class SingleFile:
         return build_part(self.family, part, self.tokenizer(part) if is_text else None)
 
     def _prefix(self, part: str) -> str:
-        """What the names of a part's tensors begin with, "" where there are none."""
+        """Prefix of the names of a part's tensors; "" if the file has none."""
         for prefix in _PREFIXES[part]:
             if any(name.startswith(prefix) for name in self._headers):
                 return prefix
         return ""
 
     def _tell_family(self, name: str | None, told: Sequence[str]) -> str:
-        """The family's name.
+        """Name of the file's family.
 
         Args:
-            name: what the user says, None if nothing.
-            told: those it can be by what the file says.
+            name: name given by the user; None derives it from the tensors.
+            told: families that the file's metadata allows.
+
+        Raises:
+            ModelError: the file is of no known family, could be of several, or contradicts `name`.
         """
         widths = {
             tensor.shape[-1]
@@ -281,8 +290,8 @@ class SingleFile:
 
 
 def _left_out(sources: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    """Tensors that a converter dropped without a word, by the names they have in the file."""
-    # A converter hands a tensor on, or takes a view of it, or makes copies (`_COPIED`).
+    """Names in the file of tensors that a converter dropped silently."""
+    # A converter returns a tensor itself, a view of it, or copies of parts of it (`_COPIED`).
     taken = {id(tensor) for tensor in weights.values()}
     taken |= {id(tensor._base) for tensor in weights.values()}
     return [

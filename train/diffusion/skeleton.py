@@ -1,4 +1,4 @@
-"""The parts of a family before they have weights."""
+"""The parts of a family as modules without weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _TOWERS = {"text_encoder": 0, "text_encoder_2": 1}
 
 
 def build_part(family: Family, part: str, tokenizer: CLIPTokenizer | None = None) -> Any:
-    """A module whose parameters are on the meta device: it takes neither memory nor time.
+    """A part's module with parameters on the meta device, which take no memory.
 
     Args:
-        family: which.
-        part: "unet", "vae", "text_encoder" or "text_encoder_2".
-        tokenizer: of the part, if it is a text encoder.
+        family: family of Stable Diffusion.
+        part: name of the part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        tokenizer: tokenizer of a text encoder; None for the other parts.
     """
     with init_empty_weights(include_buffers=False):
         if part == "unet":
@@ -38,7 +38,7 @@ def build_part(family: Family, part: str, tokenizer: CLIPTokenizer | None = None
 
 
 def build_scheduler(family: Family) -> DDPMScheduler:
-    """The noise schedule, the same in all families but for its end and what is predicted."""
+    """A family's noise schedule; families differ in its end and in the prediction type."""
     return DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

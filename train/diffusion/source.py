@@ -1,4 +1,4 @@
-"""Where a model comes from: the package itself, a folder, a file, or the Hugging Face Hub."""
+"""Sources of models: the package itself, a folder, a single file, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dsd_trt.train.diffusion.weights import has_weights, weight_patterns
 
 EMBEDDED = "shapes"
 _FILE = re.compile(r"(?P<path>.+\.safetensors)(@(?P<family>[^@/]+))?")
-# What is read, and no more: repositories hold every weight several times over.
+# The files that are read; repositories hold every weight in several formats.
 _SMALL = (
     *("model_index.json", "scheduler/scheduler_config.json", "tokenizer/*", "tokenizer_2/*"),
     *(f"{part}/config.json" for part in WEIGHT_NAMES),
@@ -26,12 +26,12 @@ _SMALL = (
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model on this machine.
+    """The local files of a model.
 
     Attributes:
-        name: how a bundle names it; says nothing of this machine's folders.
-        parts: where its parts are read from.
-        revision: the commit it is, of a model from the hub.
+        name: name of the model in a bundle, without local folders.
+        parts: folder or single file that the parts are read from.
+        revision: commit of a model from the hub; None for any other.
     """
 
     name: str
@@ -40,15 +40,15 @@ class ModelSource:
 
 
 def find_model(model: str | Path) -> ModelSource:
-    """Find a model; one from the hub is fetched unless it is in the hub's cache already.
+    """Find a model, downloading it from the hub if it is not in the hub's cache.
 
     Args:
         model: "shapes" for the embedded model; a folder in diffusers' format; a single file,
-            "FILE.safetensors[@FAMILY]"; or "ORG/NAME[@REVISION]", a repository on the Hugging Face
-            Hub.
+            "FILE.safetensors[@FAMILY]"; or a repository on the Hugging Face Hub,
+            "ORG/NAME[@REVISION]".
 
     Raises:
-        ModelError: there is none, or the hub cannot be reached.
+        ModelError: the model does not exist, or the hub cannot be reached.
     """
     if str(model) == EMBEDDED:
         return ModelSource(EMBEDDED, ModelFolder(embedded_model_folder()))
@@ -67,27 +67,27 @@ def find_model(model: str | Path) -> ModelSource:
 
 
 def embedded_model_folder() -> Path:
-    """Where the embedded model lies in the installed package."""
+    """Folder of the embedded model in the installed package."""
     return Path(str(files("dsd_trt") / "data" / "shapes-model"))
 
 
 def _from_hub(repository: str, revision: str | None) -> ModelSource:
     parts = ModelFolder(fetch(repository, revision, (*_SMALL, *_weights(WEIGHT_NAMES, ""))))
-    # What is published in FP16 alone.
+    # Parts that are published in FP16 alone.
     lacking = {
         part: name
         for part, name in WEIGHT_NAMES.items()
         if parts.has(part) and not has_weights(parts.path / part, name)
     }
     if lacking:
-        # The commit that was found first: a branch may move on in between.
+        # The same commit: the branch may have moved on since the first download.
         commit = parts.path.name
         parts = ModelFolder(fetch(repository, commit, (*_SMALL, *_weights(lacking, ".fp16"))))
     return ModelSource(repository, parts, parts.path.name)
 
 
 def _weights(names: Mapping[str, str], variant: str) -> list[str]:
-    """Patterns of the weight files of a variant, whole or in shards."""
+    """Patterns of a variant's weight files, single or sharded."""
     return [
         f"{part}/{pattern}"
         for part, name in names.items()

@@ -1,4 +1,4 @@
-"""Names that a part's weights have had in older releases, and weights that no part needs."""
+"""Names of weights in older releases of the libraries, and weights that no part needs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dsd_trt.errors import ModelError
 
 T = TypeVar("T")
 
-# Numbers from 0 to 76, which are computed; older files hold them as a weight.
+# The numbers 0 to 76, which modules compute and older files store as a weight.
 _COMPUTED = re.compile(r"(.+\.)?position_ids")
-# Of a complete CLIP, which text states do not depend on.
+# Weights of a complete CLIP that text states do not depend on.
 _REST_OF_CLIP = re.compile(
     r"text_projection(\.weight)?|logit_scale|logit_bias|visual_projection\.weight"
     r"|(vision_model|visual)\..+"
 )
-# The VAE's attention as diffusers named it before release 0.15, in most models of that time.
+# The VAE's attention in diffusers before release 0.15, and in most models of that time.
 _OLD_ATTENTION = re.compile(
     r"(?P<block>.+\.attentions\.\d+)\.(?P<matrix>query|key|value|proj_attn)"
 )
@@ -29,16 +29,17 @@ _NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 def current_names(
     part: str, weights: Mapping[str, T], module: nn.Module, where: str
 ) -> dict[str, T]:
-    """A part's weights under the names of its module, without those that nothing needs.
+    """A part's weights under the names of its module, without unused ones.
 
     Args:
-        part: "unet", "vae", "text_encoder" or "text_encoder_2".
-        weights: anything, by the name in the file.
-        module: the part's.
+        part: name of the part: "unet", "vae", "text_encoder" or "text_encoder_2".
+        weights: tensors or headers, by their names in the file.
+        module: module of the part.
         where: folder or file, for the message.
 
     Raises:
-        ModelError: two weights of the file are one of the module's; names both.
+        ModelError: two weights of the file have the same name in the module; the message names
+            both.
     """
     if part.startswith("text_encoder"):
         renamed = _of_text_encoder(weights, module)
@@ -57,7 +58,7 @@ def current_names(
 
 
 def is_computed(name: str) -> bool:
-    """Whether a tensor holds no weights but positions, which its module computes."""
+    """Whether a tensor holds positions, which its module computes, instead of weights."""
     return bool(_COMPUTED.fullmatch(name))
 
 
@@ -66,11 +67,11 @@ def _renamed(found: re.Match[str]) -> str:
 
 
 def _of_text_encoder(weights: Iterable[str], module: nn.Module) -> dict[str, str]:
-    """Names in the module by those in the file; what is not needed is left out."""
+    """Names in the module by names in the file, without unused weights."""
     expected = module.state_dict().keys()
     names: dict[str, str] = {}
     for name in weights:
-        # transformers has had both of its text classes with and without this level.
+        # transformers' text classes have had this prefix in some releases only.
         bare = name.removeprefix("text_model.")
         new = next((n for n in (bare, f"text_model.{bare}") if n in expected), name)
         if new in expected or not (is_computed(bare) or _REST_OF_CLIP.fullmatch(bare)):

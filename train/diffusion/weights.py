@@ -1,8 +1,8 @@
-"""Weights as they lie in .safetensors files, put into a module whole or refused by name.
+"""Strict reading of weights from .safetensors files into modules.
 
-The libraries' own `from_pretrained` warns where a file does not fit its module, and goes on with
-random or empty weights. Here the files' headers are compared with the module before a number is
-read, and every number has to be finite.
+The libraries' own `from_pretrained` only warns if a file does not match its module, and continues
+with random or empty weights. Here the files' headers are compared with the module before any
+weights are read, and all weights have to be finite.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dsd_trt.files.lfs import POINTER, is_pointer_file
 from dsd_trt.files.schema import read_json as load_json
 from dsd_trt.files.tensor_file import require_unique
 
-_VARIANTS = ("", ".fp16")  # some repositories have their weights under the second name alone
+_VARIANTS = ("", ".fp16")  # some repositories publish only the second
 _DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -32,7 +32,7 @@ _DTYPES: Mapping[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-# What wrappers put in front of, or into, the names of a module they hold, and what to do about it.
+# Insertions of wrappers into the names of the wrapped module's weights, and the remedy.
 _WRAPPERS: Mapping[str, str] = {
     "base_layer.": "saved from PEFT without merging; call merge_and_unload() before saving",
     "base_model.model.": "saved from PEFT without merging; call merge_and_unload() before saving",
@@ -47,9 +47,9 @@ class Stored:
     """A tensor in a file, as the file's header describes it.
 
     Attributes:
-        file: where it lies.
-        shape: its shape.
-        dtype: safetensors' name of its type, such as "F16".
+        file: file that holds the tensor.
+        shape: shape of the tensor.
+        dtype: type of the elements by its name in safetensors, such as "F16".
     """
 
     file: Path
@@ -57,21 +57,21 @@ class Stored:
     dtype: str
 
     def empty(self) -> Tensor:
-        """A tensor of its shape on the meta device."""
+        """A tensor of this shape on the meta device."""
         return torch.empty(self.shape, device="meta")
 
 
 def find_weights(folder: Path, name: str, *, index_first: bool = False) -> list[Path]:
-    """The files that hold a part's weights: one, or the shards that an index lists.
+    """Weight files of a part: a single file, or the shards that an index lists.
 
     Args:
-        folder: of the part.
-        name: "model" as transformers saves it, "diffusion_pytorch_model" as diffusers does.
-        index_first: whether an index goes before a whole file beside it, as in diffusers.
+        folder: folder of the part.
+        name: name without variant and extension: "model" in transformers,
+            "diffusion_pytorch_model" in diffusers.
+        index_first: whether an index takes precedence over a single file, as in diffusers.
 
     Raises:
-        ModelError: there are none, or a shard is missing. Other variants and pickles are no
-            weights.
+        ModelError: there are no weights as safetensors in a known variant, or a shard is missing.
     """
     for variant in _VARIANTS:
         whole, index = folder / f"{name}{variant}.safetensors", _index(folder, name, variant)
@@ -103,16 +103,22 @@ def find_weights(folder: Path, name: str, *, index_first: bool = False) -> list[
 
 
 def has_weights(folder: Path, name: str, variant: str = "") -> bool:
-    """Whether there are weights of a variant, "" or ".fp16"; shards may be missing."""
+    """Whether a folder has weights of a variant; shards are not checked.
+
+    Args:
+        folder: folder of the part.
+        name: name of the weight files without variant and extension.
+        variant: variant of the weights, "" or ".fp16".
+    """
     paths = (folder / f"{name}{variant}.safetensors", _index(folder, name, variant))
     return any(path.is_file() for path in paths)
 
 
 def weight_patterns(name: str, variant: str = "") -> list[str]:
-    """Patterns of all the files that `find_weights` may read of a variant."""
+    """Glob patterns of all files that `find_weights` may use for a variant."""
     shard = "-?????-of-?????"
     patterns = [f"{name}{variant}.safetensors", f"{name}{variant}{shard}.safetensors"]
-    if variant:  # as older versions of diffusers named shards
+    if variant:  # names of shards in older versions of diffusers
         patterns.append(f"{name}{shard}{variant}.safetensors")
     return [*patterns, _index(Path(), name, variant).name]
 
@@ -140,10 +146,10 @@ def _shards(index: Path) -> list[Path]:
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[safe_open]:
-    """Open a safetensors file; what is read in the block may fail as opening may.
+    """Open a safetensors file; errors of reading in the block are reported likewise.
 
     Raises:
-        ModelError: it is cut or damaged.
+        ModelError: the file is truncated, damaged, or a Git LFS pointer.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -155,10 +161,10 @@ def open_weights(path: Path) -> Iterator[safe_open]:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
-    """Every tensor of some files, by name; no weights are read.
+    """Headers of all tensors in some files, by name; no weights are read.
 
     Raises:
-        ModelError: a file is cut or damaged, or two of them hold a tensor of one name.
+        ModelError: a file is truncated or damaged, or two files hold a tensor of the same name.
     """
     found: dict[str, Stored] = {}
     for path in files:
@@ -168,7 +174,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
                     require_unique(content)
             except ValueError as error:
                 raise ModelError(f"cannot read {path}: {one_line(error)}") from None
-            for name in file.keys():  # noqa: SIM118 - no mapping
+            for name in file.keys():  # noqa: SIM118 - not a mapping
                 if name in found:
                     raise ModelError(f"{name} is both in {found[name].file} and in {path}")
                 part = file.get_slice(name)
@@ -177,7 +183,7 @@ def read_headers(files: Iterable[Path]) -> dict[str, Stored]:
 
 
 def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
-    """Read tensors as they are stored, file by file.
+    """Read tensors in their stored type, file by file, each with its name.
 
     Raises:
         ModelError: a file cannot be read.
@@ -192,16 +198,16 @@ def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
 def check_names(
     module: nn.Module, weights: Mapping[str, Tensor | Stored], where: str, what: str
 ) -> None:
-    """Compare a part's weights with what its module takes, by name and shape.
+    """Compare names and shapes of a part's weights with its module.
 
     Args:
-        module: may be on the meta device.
-        weights: what there is, under the module's own names; may be headers alone.
+        module: module of the part, possibly on the meta device.
+        weights: tensors or headers, by their names in the module.
         where: file or folder, for the message.
-        what: the part, for the message.
+        what: name of the part, for the message.
 
     Raises:
-        ModelError: names the first weight that is missing, unknown or of another shape.
+        ModelError: a weight is missing, unknown or of another shape; the message names the first.
     """
     expected = module.state_dict()
     missing = [name for name in expected if name not in weights]
@@ -225,8 +231,13 @@ def check_names(
 def check_types(weights: Mapping[str, Stored], where: str, what: str) -> None:
     """Refuse weights that are not stored as floating-point numbers.
 
+    Args:
+        weights: headers of the weights, by name.
+        where: file or folder, for the message.
+        what: name of the part, for the message.
+
     Raises:
-        ModelError: names the first of them and its type.
+        ModelError: a weight has another type; the message names the first.
     """
     for name, tensor in weights.items():
         if tensor.dtype not in _DTYPES:
@@ -237,10 +248,15 @@ def check_types(weights: Mapping[str, Stored], where: str, what: str) -> None:
 
 
 def check_numbers(weights: Mapping[str, Stored], where: str, what: str) -> None:
-    """Look at every number, one tensor at a time: as fast as a file that is in memory is read.
+    """Check that all weights are finite, one tensor at a time.
+
+    Args:
+        weights: headers of the weights, by name.
+        where: file or folder, for the message.
+        what: name of the part, for the message.
 
     Raises:
-        ModelError: names the first tensor that holds NaN or an infinity, or a damaged file.
+        ModelError: a tensor holds NaN or infinity, or a file is damaged.
     """
     for name, tensor in read_tensors(weights):
         if not is_finite(tensor):
@@ -250,17 +266,18 @@ def check_numbers(weights: Mapping[str, Stored], where: str, what: str) -> None:
 def fill_module(
     module: nn.Module, weights: dict[str, Tensor], dtype: torch.dtype, where: str, what: str
 ) -> None:
-    """Put weights into their module, which may be on the meta device.
+    """Assign weights to their module.
 
     Args:
-        module: takes the tensors as its own.
-        weights: under the module's names; emptied, so that no two copies are held.
-        dtype: the weights are converted to.
+        module: module of the part, possibly on the meta device.
+        weights: tensors by their names in the module; emptied in the process, so that no tensor
+            is in memory twice.
+        dtype: type that the weights are converted to.
         where: file or folder, for the message.
-        what: the part, for the message.
+        what: name of the part, for the message.
 
     Raises:
-        ModelError: what `check_names` refuses, or a weight that is not finite.
+        ModelError: `check_names` fails, or a weight is NaN, infinite or too large for `dtype`.
     """
     check_names(module, weights, where, what)
     converted = {}
@@ -273,7 +290,7 @@ def fill_module(
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor an infinity; several times faster than `isfinite`."""
+    """Whether a tensor holds neither NaN nor infinity; several times faster than `isfinite`."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     if tensor.element_size() == 1:
@@ -305,7 +322,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _reason(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Why weights are missing, where the names that are there instead tell."""
+    """Reason why weights are missing, derived from the names found instead."""
     wanted = set(missing)
     for wrapper, advice in _WRAPPERS.items():
         for name in unexpected:
@@ -317,10 +334,10 @@ def _reason(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
-        ModelError: there is none, or it is something else.
+        ModelError: the file is missing, unreadable, or does not hold an object.
     """
     try:
         found = load_json(path)
@@ -332,16 +349,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def require_class(found: Any, known: Sequence[str], where: Path, field: str) -> None:
-    """Refuse a part of another class than those that are read.
+    """Refuse a part whose class is not supported.
 
     Args:
-        found: what the part says it is; None where it says nothing.
-        known: the classes that are read.
-        where: the file that says it.
-        field: of that file, such as "_class_name".
+        found: class that the part's file names; None if it names none.
+        known: supported classes.
+        where: file that names the class.
+        field: field of that file, such as "_class_name".
 
     Raises:
-        ModelError: names the class and those that are known.
+        ModelError: the class is not supported; the message names the supported ones.
     """
     if found is not None and found not in known:
         raise ModelError(

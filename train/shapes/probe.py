@@ -48,7 +48,7 @@ def probe(
     def scores(images: Tensor, texts: Tensor) -> Tensor:
         return mean_scores(scoring, latents, states, masks, images, texts)
 
-    pairs = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])  # (picture, text) within a twin
+    pairs = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]])  # (image, text) within a twin
     indices = 2 * torch.arange(len(twins))[:, None, None] + pairs
     right: dict[str, list[bool]] = defaultdict(list)
     of_twins = scores(*indices.flatten(0, 1).unbind(dim=1)).view(-1, 2, 2).tolist()
