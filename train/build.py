@@ -33,7 +33,7 @@ def build_scoring_unet(
     """Build the scoring U-Net of a checkpoint, with an adapter or without.
 
     Args:
-        checkpoint: base model.
+        checkpoint: base model, whose weights may not be read yet.
         adapter: few-shot adapter; None builds the zero-shot score.
         score_layers: selection of the cross-attention layers that are scored, see `select_layers`.
         levels: noise levels s, each in (0, 1); None is the adapter's, or 0.2, 0.4, 0.6, 0.8.

@@ -60,7 +60,7 @@ def split(
     """Split questions into two parts that share no source.
 
     Args:
-        questions: questions to split.
+        questions: questions to split, in any order.
         fraction: share of the sources in the first part, in [0, 1]; above 0 it takes at least
             one source.
         seed: random seed of the choice of sources.
@@ -90,7 +90,7 @@ class Score(Protocol):
         """Score the candidates of some questions.
 
         Args:
-            questions: questions to score.
+            questions: questions whose candidates are scored.
             left_out: callback for each question left out, with its failures.
 
         Returns:

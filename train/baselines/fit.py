@@ -56,7 +56,7 @@ def build_matcher(clip: Clip, method: str, seed: int = 0) -> Matcher:
     """A baseline at step 0, on `best_device`.
 
     Args:
-        clip: pretrained CLIP.
+        clip: pretrained CLIP that the baseline starts from.
         method: name of the baseline, one of `METHODS`.
         seed: random seed of new parameters.
     """
@@ -118,7 +118,7 @@ def fit(
     """Train a baseline's learned parameters in place, and restore the best ones at the end.
 
     Args:
-        matcher: baseline to train.
+        matcher: baseline whose learned parameters are trained in place.
         examples: training examples, encoded by `matcher`.
         settings: hyperparameters of training, of which steps, batches, loss, learning rate and
             early stopping apply; the others are DSD's own.
@@ -162,7 +162,7 @@ def validate(matcher: Matcher, examples: Examples, step: int) -> Validation:
     """Accuracy and cross-entropy (Eq. 6) on validation questions.
 
     Args:
-        matcher: baseline in training.
+        matcher: baseline with its present parameters.
         examples: validation examples, encoded by `matcher`.
         step: number of completed steps.
     """

@@ -26,10 +26,10 @@ class Matcher(nn.Module):
     here the pooled output of a tower. A pair's score is computed from its two states.
 
     Args:
-        clip: pretrained CLIP.
+        clip: pretrained CLIP, which stays unchanged.
 
     Attributes:
-        clip: pretrained CLIP.
+        clip: pretrained CLIP, which stays unchanged.
         match: logit a f + b of a match, initialised with a = CLIP's logit scale and b = 0; it does
             not change rankings.
     """
@@ -82,7 +82,7 @@ def encode_with_clip(
     """Encode the distinct images and texts of some questions with CLIP.
 
     Args:
-        matcher: baseline that encodes.
+        matcher: baseline whose frozen part encodes.
         questions: at least one question, each with two or more candidates.
         left_out: callback for each question left out, with its failures; by default a failure
             raises InputError.

@@ -138,7 +138,13 @@ def sample_batch(settings: ClipSettings, step: int, worker: Worker = _ALONE) -> 
 
 
 def contrastive_loss(clip: Clip, batch: CaptionBatch, worker: Worker = _ALONE) -> Tensor:
-    """Symmetric InfoNCE loss over the whole batch, of which every worker encodes its part."""
+    """Symmetric InfoNCE loss over the whole batch, of which every worker encodes its part.
+
+    Args:
+        clip: CLIP in training.
+        batch: this worker's part of the batch.
+        worker: this process among all workers.
+    """
     model = clip.model
     ids = clip.trim(clip.tokenize(batch.captions))
     x = model.visual_projection(model.vision_model(clip.normalise(batch.pixels)).pooler_output)
@@ -183,7 +189,7 @@ def train_clip(
     """Train a CLIP in place, or resume; at the end it has the averaged weights.
 
     Args:
-        clip: untrained CLIP.
+        clip: CLIP with random initial weights, as from `build_clip`.
         path: path of the training state; if the file exists, training resumes from it.
         settings: hyperparameters of the training.
         worker: this process among all workers; only worker 0 reports and saves.

@@ -139,7 +139,7 @@ def _draw_texts(
         pool: distinct texts, at least `count` of them not in `own`.
         own: texts that must not be drawn.
         count: number of texts to draw.
-        rng: random generator.
+        rng: random generator of the choice.
     """
     chosen: list[str] = []
     while len(chosen) < count:

@@ -36,7 +36,7 @@ class Checkpoint:
     """A latent diffusion model whose parts are read at first access.
 
     The properties `image_encoder`, `text_encoder` and `unet` are cached, in FP32 (the reference's
-    precision), frozen and in evaluation mode. The `read_*` methods read a part anew, in any
+    precision), frozen and in evaluation mode. The `read_*` methods read a part again, in any
     precision, and cache nothing.
 
     Attributes:
@@ -318,7 +318,7 @@ def encode_texts(
 
     Args:
         checkpoint: checkpoint with tokenizer and text encoder.
-        texts: texts to encode.
+        texts: texts to encode, truncated to 77 tokens each.
         counted: tokens that count in the score's mean, see `token_mask`.
 
     Returns:

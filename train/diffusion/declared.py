@@ -40,7 +40,7 @@ def vae_fields(config: Mapping[str, Any], *, with_pooled_text: bool) -> dict[str
     """A VAE's complete configuration.
 
     Args:
-        config: content of `config.json`.
+        config: content of the part's `config.json`.
         with_pooled_text: whether the VAE is a Stable Diffusion XL's, whose pipelines alone read
             `latents_mean`, `latents_std` and `force_upcast`.
 
@@ -59,7 +59,7 @@ def text_fields(config: Mapping[str, Any], eos_id: int | None = None) -> dict[st
     """A text encoder's complete configuration.
 
     Args:
-        config: content of `config.json`.
+        config: content of the part's `config.json`.
         eos_id: token id of the tokenizer's EOS, at which the text is pooled; None if the pooled
             text is not used.
 
@@ -82,7 +82,7 @@ def require_eos(said: Any, eos_id: int) -> None:
         eos_id: token id of the tokenizer's EOS.
 
     Raises:
-        ValueError: the ids differ.
+        ValueError: the ids differ, and the configuration's is not `LEGACY_EOS`.
     """
     if said not in (eos_id, LEGACY_EOS):
         raise ValueError(

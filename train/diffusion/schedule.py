@@ -95,7 +95,7 @@ def read_schedule(config: Mapping[str, Any], name: str | None = None) -> Any:
     """The scheduler that a configuration describes.
 
     Args:
-        config: content of `scheduler_config.json`.
+        config: content of the scheduler's `scheduler_config.json`.
         name: name of the scheduler's class; None takes the configuration's.
 
     Returns:

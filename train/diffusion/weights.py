@@ -146,7 +146,7 @@ def _shards(index: Path) -> list[Path]:
 
 @contextmanager
 def open_weights(path: Path) -> Iterator[safe_open]:
-    """Open a safetensors file; errors of reading in the block are reported likewise.
+    """Open a safetensors file, and report errors of opening or of reading in the block.
 
     Raises:
         ModelError: the file is truncated, damaged, or a Git LFS pointer.
@@ -353,7 +353,7 @@ def require_class(found: Any, known: Sequence[str], where: Path, field: str) -> 
 
     Args:
         found: class that the part's file names; None if it names none.
-        known: supported classes.
+        known: names of the supported classes.
         where: file that names the class.
         field: field of that file, such as "_class_name".
 

@@ -71,7 +71,7 @@ def collect(
 
     Args:
         scoring: scoring U-Net with all layers scored and the levels to collect.
-        examples: encoded questions.
+        examples: encoded questions whose pairs are scored.
         progress: callback `(done, total)`, counting forward passes.
     """
     names = [*(f"lse {lam:g}" for lam in LAMBDAS), "max", "cosine"]

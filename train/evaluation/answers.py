@@ -29,7 +29,7 @@ class Answer:
     Attributes:
         kind: kind of the question, see `Question`.
         source: source of the question, see `Question`.
-        candidates: number of candidates.
+        candidates: number of candidates of the question.
         rank: rank of the right candidate, from 1; candidates of equal score precede it, so a tie
             is a wrong answer. None if the question was left out.
         failures: failures that the question was left out for.

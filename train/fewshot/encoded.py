@@ -26,7 +26,7 @@ def score_encoded(
     Args:
         encoders: encoders of images and texts.
         score_all: function from examples to the score of each of their pairs, (pairs,).
-        questions: questions to score.
+        questions: questions whose candidates are scored.
         left_out: callback for each question that cannot be scored, with its failures.
         unconditional: states of the unconditional text, (1, 77, D); None is zeros.
 

@@ -156,7 +156,13 @@ def require_choices(questions: Sequence[Question]) -> None:
 def encoders_of(
     checkpoint: Checkpoint, resize: Resize, counted: TokenMask = "words_eos"
 ) -> Encoders:
-    """Encoders of a base model; `resize` and `counted` are those of `encode_questions`."""
+    """Encoders of a base model.
+
+    Args:
+        checkpoint: base model with VAE and text encoder.
+        resize: method by which images are made square, see `Resize`.
+        counted: text tokens that count in the score's mean, see `TokenMask`.
+    """
 
     def encode_images(pixels: Tensor) -> Tensor:
         latents: Tensor = checkpoint.image_encoder(pixels.to(checkpoint.device)).cpu()

@@ -61,7 +61,7 @@ def fit_adapter(
 
     Args:
         checkpoint: base model; its weights stay unchanged.
-        examples: training examples.
+        examples: encoded training questions, each with a negative pair.
         settings: hyperparameters of few-shot training.
         validation: validation examples for early stopping and the choice of the best step, step 0
             included; None keeps the last step.

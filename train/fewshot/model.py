@@ -181,7 +181,7 @@ def score_all(
 
     Args:
         model: model to score with.
-        examples: encoded questions.
+        examples: encoded questions whose pairs are scored.
         mode: mode of scoring, "pair" or "matrix".
 
     Returns:
@@ -242,8 +242,8 @@ def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
     """Accuracy and cross-entropy (Eq. 6) on validation questions, averaged over trained modes.
 
     Args:
-        model: model in training.
-        examples: validation examples.
+        model: model with its present parameters.
+        examples: encoded validation questions.
         step: number of completed steps.
     """
     answers, losses = [], []

@@ -38,7 +38,7 @@ class FewShotSettings:
             FP32.
         recompute: whether activations are recomputed in the backward pass (gradient
             checkpointing), which saves memory and costs time.
-        validate_every: steps between validations.
+        validate_every: number of steps between validations.
         patience: validations without improvement after which training stops.
     """
 

@@ -114,7 +114,16 @@ def logits_pool(logits: Tensor) -> Tensor:
 
 
 def pool(seen: CrossAttention, pooling: Pooling, lam: float) -> Tensor:
-    """Pool one layer: (batch, heads, text_tokens); "cosine" has a single head."""
+    """Pool one layer over its image tokens.
+
+    Args:
+        seen: inputs and attention maps of the layer.
+        pooling: kind of pooling: "lse" (Eq. 3), "max", "cosine" or "logits".
+        lam: sharpness lambda, which only "lse" uses.
+
+    Returns:
+        One number per head and token, FP32 (batch, heads, text_tokens); "cosine" has one head.
+    """
     if pooling == "lse":
         return logsumexp_pool(seen.attention, lam)
     if pooling == "max":

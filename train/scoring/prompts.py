@@ -76,9 +76,19 @@ class MatrixPrompt(nn.Module):
         return self.condition(weight, text_states, pi)
 
     def condition(self, weight: Tensor, text_states: Tensor, pi: Tensor) -> Tensor:
-        """Keys or values as from `forward`, for a `weight` that is already W + P."""
-        strength = text_states @ pi.unsqueeze(-1)  # pi(x) . r_j: (batch, text_tokens, 1)
-        return F.linear(text_states, weight) + strength * self.u  # (batch, text_tokens, inner)
+        """Keys or values W' r_y, for a matrix that includes the static prompt.
+
+        Args:
+            weight: key or value matrix with the static prompt, W + P, (inner, D).
+            text_states: r_y, (..., text_tokens, D).
+            pi: mapping network's output pi(x) for this matrix, (..., D), whose leading axes are
+                broadcast with those of `text_states`.
+
+        Returns:
+            Keys or values, (..., text_tokens, inner).
+        """
+        strength = text_states @ pi.unsqueeze(-1)  # pi(x) . r_j: (..., text_tokens, 1)
+        return F.linear(text_states, weight) + strength * self.u  # (..., text_tokens, inner)
 
 
 class AttentionPrompts(nn.Module):

@@ -61,7 +61,7 @@ def sample_batch(
     """A worker's part of a step's batch, which depends on the arguments alone.
 
     Args:
-        data: encoded training twins.
+        data: encoded twins to draw from.
         settings: hyperparameters of the stage.
         step: index of the step within the stage, from 0.
         worker: worker whose part is drawn.

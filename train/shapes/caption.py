@@ -46,7 +46,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, name_relation: bool = Fal
     Half of the sentences name a third thing. Sizes are named if the scene specifies them.
 
     Args:
-        scene: scene to describe.
+        scene: scene of which the sentence is true.
         rng: random generator of the words and the form.
         name_relation: whether the scene's relation is always named, instead of in five of six
             sentences.

@@ -46,7 +46,7 @@ def shapes_comvg(count: int, seed: int) -> Iterator[Question]:
     different in the wrong image.
 
     Args:
-        count: number of questions.
+        count: number of questions to yield.
         seed: random seed of scenes, captions, images and the right candidates' positions.
     """
     for index in range(count):
@@ -73,7 +73,7 @@ def shapes_refcocog(count: int, seed: int) -> Iterator[Question]:
     the image.
 
     Args:
-        count: number of questions.
+        count: number of questions to yield.
         seed: random seed of scenes, captions, images and the right candidates' positions.
     """
     for index in range(count):
@@ -103,7 +103,7 @@ def shapes_vqa(count: int, seed: int) -> Iterator[Question]:
     there? two". The candidates are yes and no, all colours, all shapes, or one to three.
 
     Args:
-        count: number of questions.
+        count: number of questions to yield.
         seed: random seed of scenes, questions, images and the right candidates' positions.
     """
     for index in range(count):

@@ -178,7 +178,7 @@ def train_diffusion(
 
     Args:
         model: model to train, on its device.
-        data: encoded training twins.
+        data: encoded twins of the training set.
         path: path of the stage's training state; if the file exists, training resumes from it.
         settings: hyperparameters of the stage.
         worker: this process among all workers; only worker 0 reports and saves.

@@ -117,7 +117,7 @@ def encoded_batches(
     For a GPU several processes encode ahead, because one is slower than the training step.
 
     Args:
-        data: encoded training twins.
+        data: encoded twins to draw from.
         settings: hyperparameters of the stage.
         start: index of the first step.
         tokenizer: the embedded model's tokenizer.

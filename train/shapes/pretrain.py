@@ -231,7 +231,7 @@ def draw_samples(pipeline: StableDiffusionPipeline, steps: int, seed: int) -> Im
     """A grid of generated images, three per caption, with the captions beneath.
 
     Args:
-        pipeline: trained text-to-image pipeline.
+        pipeline: text-to-image pipeline of the trained parts.
         steps: number of denoising steps per image.
         seed: random seed of the initial noise.
     """

@@ -27,7 +27,7 @@ def probe(
     Args:
         scoring: scoring U-Net to evaluate.
         encode_texts: function from texts to text states and token masks.
-        data: encoded held-out twins.
+        data: encoded twins that were not trained on.
         of_ten: maximum number of questions with ten texts.
 
     Returns:
@@ -89,7 +89,7 @@ def mean_scores(
     """Score f(y, x) of each pair, averaged over noise levels, FP32 (pairs,).
 
     Args:
-        scoring: scoring U-Net.
+        scoring: scoring U-Net to evaluate.
         latents: clean latent z of each image, (images, C, h, w).
         states: r_y of each text, (texts, 77, D).
         masks: 1 where a token counts, else 0, (texts, 77).

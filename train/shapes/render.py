@@ -64,7 +64,7 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> Drawing:
     """Draw a scene.
 
     Args:
-        scene: scene to draw.
+        scene: scene whose things are drawn.
         rng: random generator of everything the scene leaves open.
         size: side of the image, in pixels.
     """

@@ -68,7 +68,7 @@ def edit_scene(scene: Scene, edit: str, rng: np.random.Generator) -> Scene:
     """Change one aspect of a scene, so that a caption naming it becomes false.
 
     Args:
-        scene: scene to edit.
+        scene: original scene, which stays unchanged.
         edit: kind of the edit, one of `EDITS`; "subject" replaces an edit that does not apply.
         rng: random generator of the edit.
     """

@@ -33,8 +33,8 @@ class Twins:
     """A scene and an edited version of it.
 
     Attributes:
-        first: original scene.
-        second: edited scene.
+        first: scene before the edit.
+        second: scene after the edit.
         edit: kind of the edit, one of `EDITS`.
     """
 
@@ -114,8 +114,8 @@ def encode_twins(
     """Draw and encode a set of twins, or resume an interrupted call in the same folder.
 
     Args:
-        vae: trained autoencoder.
-        count: number of twins.
+        vae: trained autoencoder that encodes the images.
+        count: number of twins in the set.
         seed: random seed of the set.
         folder: folder of the encoded chunks, which are reused.
         workers: number of processes that draw and encode.

@@ -40,7 +40,7 @@ def random_images(seed: int, step: int, batch: int) -> tuple[Tensor, Tensor]:
     Args:
         seed: random seed of the scenes.
         step: index of the training step.
-        batch: number of images.
+        batch: number of images in the batch.
 
     Returns:
         Images in [-1, 1], FP32 (batch, 3, 64, 64), and 1 where a pixel shows a thing, FP32
@@ -71,7 +71,7 @@ def train_vae(
         folder: folder of the training state `vae.ckpt`.
         seed: random seed of weights and images.
         steps: number of optimiser steps.
-        batch: images per step.
+        batch: number of images per step.
         learning_rate: peak learning rate, after 100 steps of warm-up; cosine decay to zero.
         report: callback `(step, loss)` after each step.
     """
@@ -113,7 +113,13 @@ def train_vae(
 
 
 def cosine(step: int, steps: int, *, warm_up: int) -> float:
-    """Factor of the learning rate: linear warm-up, then cosine decay to zero at `steps`."""
+    """Factor of the learning rate, in [0, 1]: linear warm-up, then cosine decay to zero.
+
+    Args:
+        step: index of the step, from 0.
+        steps: number of all steps.
+        warm_up: number of steps of the linear warm-up.
+    """
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
