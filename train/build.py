@@ -65,7 +65,7 @@ def build_scoring_unet(
     unet = unet or checkpoint.unet
     if score == "released":
         if score_layers != "all":
-            raise ValueError('the score "released" has layers of its own: leave --score-layers')
+            raise ValueError('the score "released" has layers of its own: omit --score-layers')
         pooling, score_layers = "logits", last_of_each_stage(unet)
     scoring = ScoringUNet(
         unet,

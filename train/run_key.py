@@ -48,7 +48,8 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
         return
     if not path.exists():
         raise InputError(
-            f"{folder} holds {found[0]} of a run that does not say what it was of. {advice}"
+            f"{folder} holds {found[0]} of a run whose settings are unknown (no {RUN_NAME}). "
+            f"{advice}"
         )
     try:
         before = read_json(path)

@@ -186,13 +186,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Callable[[bytes],
     path = tmp_path / "run.ckpt"
     save_state(path, {"step": 1, "weights": torch.arange(1000.0)})
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ModelError, match=r"cannot go on from .*run\.ckpt: .*Delete it"):
+    with pytest.raises(ModelError, match=r"cannot resume from .*run\.ckpt: .*Delete it"):
         load_state(path)
 
 
 def test_a_checkpoint_that_lacks_something_is_named(tmp_path: Path) -> None:
     save_state(tmp_path / "vae.ckpt", {"vae": {}, "step": 1})
-    with pytest.raises(ModelError, match=r"cannot go on from .*vae\.ckpt: "):
+    with pytest.raises(ModelError, match=r"cannot resume from .*vae\.ckpt: "):
         train_vae(tmp_path, seed=0, steps=1, batch=1)
 
 

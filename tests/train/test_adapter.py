@@ -107,9 +107,9 @@ def test_damage_is_told_with_the_folder(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"other": torch.ones(1)}, "holds other, which is nothing of an adapter"),
-        ({"x" * 10**6: torch.ones(1)}, f"holds {'x' * 80}, which is nothing of an adapter"),
-        ({"\x1b[31m": torch.ones(1)}, r"holds \\x1b\[31m, which is nothing of an adapter"),
+        ({"other": torch.ones(1)}, "holds other, which no adapter has"),
+        ({"x" * 10**6: torch.ones(1)}, f"holds {'x' * 80}, which no adapter has"),
+        ({"\x1b[31m": torch.ones(1)}, r"holds \\x1b\[31m, which no adapter has"),
         ({"head_weights.0": torch.full((HEADS,), torch.nan)}, "head_weights.0 holds numbers that"),
         ({"head_weights.0": torch.ones(HEADS, dtype=torch.int8)}, "head_weights.0 holds numbers"),
         ({"merged.a.up": torch.ones(2, 2)}, "holds merged.a.up without merged.a.down"),
@@ -188,5 +188,5 @@ def test_a_field_that_makes_no_sense_is_named(
 def test_head_weights_that_sum_to_nothing_are_refused(folder: Path) -> None:
     zeros = [torch.zeros(HEADS) for _ in range(LAYERS)]
     replace(Adapter.load(folder), head_weights=zeros).save(folder)
-    with pytest.raises(ModelError, match="the head weights sum to nothing"):
+    with pytest.raises(ModelError, match="the head weights sum to 0"):
         Adapter.load(folder)

@@ -200,7 +200,7 @@ def test_what_is_missing_is_named_with_its_origin(root: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"COCO_train2014_000000000000.jpg.*2014 train images"):
         next(read_refcocog(root, "train", seed=0))
     write(root, [*REFS, ref(99, "train", "a stray")])
-    with pytest.raises(InputError, match=r"instances.json has no image 99, of which a ref speaks"):
+    with pytest.raises(InputError, match=r"instances.json has no image 99, which a ref names"):
         next(read_refcocog(root, "train", seed=0))
     for name in ("instances.json", "refs(google).p"):
         (root / name).unlink()

@@ -345,7 +345,7 @@ def test_a_folder_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
     assert run(moved).exit_code == 0  # the same bundle, wherever it lies
     assert run(first, "--limit", "6").exit_code == 0  # more of the same
     (out / "run.json").unlink()
-    assert "does not say what it was of" in run(first).output
+    assert "of a run whose settings are unknown" in run(first).output
     (out / "run.json").write_text("[", "utf-8")
     assert "run.json cannot be read" in run(first).output
 
@@ -431,7 +431,7 @@ def test_an_adapter_of_other_questions_is_not_gone_on_with(
     ("arguments", "message"),
     [
         (["shapes", "--data", "nothing"], "no data set 'nothing'"),
-        (["shapes", "--data", "shapes-vqa", "--engine", "openvino"], "leave --engine"),
+        (["shapes", "--data", "shapes-vqa", "--engine", "openvino"], "omit --engine"),
         (["nowhere", "--data", "shapes-vqa"], "no model 'nowhere'"),
     ],
 )

@@ -279,7 +279,10 @@ def pretrain_tiny_clip(
             `processes`.
     """
     if settings.twins % processes:
-        raise ValueError(f"{settings.twins} twins a step cannot be shared by {processes} processes")
+        raise ValueError(
+            f"{settings.twins} twins per step cannot be divided evenly among {processes} workers: "
+            "choose another --workers"
+        )
     clip = build_clip(build_tokenizer(out / "tokenizer"), settings)
     path, log = out / "tiny-clip.ckpt", LossLog(out / "losses.jsonl")
 

@@ -108,7 +108,7 @@ def evaluate(
     score: Score
     if names_bundle(scorer):
         if adapter:
-            raise InputError(f"{scorer} is a bundle, which has its adapter inside: leave --adapter")
+            raise InputError(f"{scorer} is a bundle, which contains its adapter: omit --adapter")
         opened = Scorer.load(
             scorer,
             engine,
@@ -122,13 +122,13 @@ def evaluate(
     else:
         if require_signature:
             raise InputError(
-                f"{scorer} is a model, and bundles are signed: leave --require-signature"
+                f"{scorer} is a model, and only bundles are signed: omit --require-signature"
             )
         from dsd_trt.train.evaluation.by_model import by_model
         from dsd_trt.train.run.libraries import hush_libraries
 
         if engine != "auto":
-            raise InputError(f"{scorer} is no bundle, and a model runs in PyTorch: leave --engine")
+            raise InputError(f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine")
         hush_libraries()
         score = by_model(scorer, adapter, mode=None if mode == "auto" else mode)
         console.print("engine: PyTorch FP32")

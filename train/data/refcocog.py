@@ -126,7 +126,7 @@ def _file_names(path: Path, images: Collection[int]) -> dict[int, str]:
         if image in images
     }
     if missing := sorted(set(images) - set(names)):
-        raise InputError(f"{path} has no image {missing[0]}, of which a ref speaks")
+        raise InputError(f"{path} has no image {missing[0]}, which a ref names")
     return names
 
 

@@ -221,7 +221,7 @@ def _require_tokens(checkpoint: Checkpoint) -> None:
     if different := sorted(first.get_vocab().items() ^ second.get_vocab().items()):
         raise ModelError(
             f"{parts}: the token {different[0][0]!r} is not the same in tokenizer and tokenizer_2; "
-            "the ids of the first are those of the second here"
+            "both must give it the same id"
         )
 
 

@@ -151,7 +151,7 @@ def _sample_size(fields: Mapping[str, Any]) -> int:
     if not is_count(value):
         raise ValueError(
             f"sample_size is {value!r}, expected is the side of the latents it was trained on, 64 "
-            "for pictures of 512 x 512 pixels: write it into the U-Net's config.json"
+            "for images of 512 x 512 pixels: write it into the U-Net's config.json"
         )
     # Configurations of that time have 32 for models of 512 x 512 pixels.
     version = fields.get("_diffusers_version")

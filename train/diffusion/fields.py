@@ -227,8 +227,8 @@ def require_known(config: Mapping[str, Any], fields: Fields) -> None:
         off = value is None or value is False  # a newer field that is switched off
         if field not in fields.known and not field.startswith("_") and not off:
             raise ValueError(
-                f"{field} is {value!r}, a field that is not known here: take it out of the config "
-                "if what the part computes does not depend on it"
+                f"{field} is {value!r}, an unknown field: remove it from the config if the part's "
+                "output does not depend on it"
             )
 
 

@@ -114,8 +114,8 @@ class FileHeader:
             )
         if unknown := sorted(self.empty - {_V, _ZERO_SNR}):
             raise ValueError(
-                f"it holds the empty tensor {unknown[0]!r}, which says something that is not known "
-                f"here; known are {_V} and {_ZERO_SNR}"
+                f"it holds the empty tensor {unknown[0]!r}, whose meaning is unknown; "
+                f"known are {_V} and {_ZERO_SNR}"
             )
         steps = self.metadata.get(_STEPS)
         if steps is not None and steps.replace(" ", "") not in ("0,999", "0,1000"):
@@ -183,7 +183,7 @@ class FileHeader:
             return None
         found = re.fullmatch(r"\s*(\d+)(?:\s*[x,]\s*(\d+))?\s*", value.lower())
         if not found or int(found[1]) != int(found[2] or found[1]) or not int(found[1]):
-            raise ValueError(f"{field} is {value!r}, expected is a square's, as '512x512'")
+            raise ValueError(f"{field} is {value!r}, expected is a square such as '512x512'")
         side = int(found[1])
         if side % 64:
             raise ValueError(f"{field} is {value!r}, expected is a multiple of 64")

@@ -32,7 +32,7 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Pat
     except LocalEntryNotFoundError as error:
         if hasattr(error, "snapshot_path"):  # IncompleteSnapshotError, in newer releases
             raise ModelError(
-                f"{repository} is in the Hugging Face Hub's cache, but not whole: {error}"
+                f"{repository} is in the Hugging Face Hub's cache, but incomplete: {error}"
             ) from error
         raise ModelError(
             f"no folder {repository!r}, and no model of that name from the Hugging Face Hub: it is "
@@ -40,5 +40,5 @@ def fetch(repository: str, revision: str | None, patterns: Sequence[str]) -> Pat
         ) from error
     except Exception as error:  # errors of several libraries without a common base
         raise ModelError(
-            f"no folder {repository!r}, and the Hugging Face Hub does not hand it out: {error}"
+            f"no folder {repository!r}, and the Hugging Face Hub refuses it: {error}"
         ) from error

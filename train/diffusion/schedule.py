@@ -123,7 +123,7 @@ def read_schedule(config: Mapping[str, Any], name: str | None = None) -> Any:
     ):
         raise ValueError(
             f"rescale_betas_zero_snr is True, which {name} does not know: name a class that does, "
-            "as DDIMScheduler, in scheduler_config.json and model_index.json"
+            "such as DDIMScheduler, in scheduler_config.json and model_index.json"
         )
     prediction = fields.get("prediction_type", "epsilon")
     if prediction not in get_args(Prediction):

@@ -274,7 +274,7 @@ class SingleFile:
             return both[0]
         if name is None and len(fitting) > 1:
             raise ModelError(
-                f"{self.path} can be {alike}, whose tensors are alike: say which, as in "
+                f"{self.path} can be {alike}, whose tensors are alike: name one, as in "
                 f"{self.path.name}@{fitting[0]}"
             )
         if name is not None and name not in fitting:

@@ -51,8 +51,8 @@ def current_names(
     for name, new in renamed.items():
         if (other := sources.setdefault(new, name)) != name:
             raise ModelError(
-                f"{where}: {part} has both {other} and {name}, two names of one weight: it was "
-                "merged wrongly, take one of them out"
+                f"{where}: {part} has both {other} and {name}, two names of one weight: the "
+                "merge was faulty, remove one of them"
             )
     return {new: weights[name] for name, new in renamed.items()}
 

@@ -362,6 +362,6 @@ def require_class(found: Any, known: Sequence[str], where: Path, field: str) -> 
     """
     if found is not None and found not in known:
         raise ModelError(
-            f"{where}: {field} is {found!r}; known is {' or '.join(known)}. It is not a model of "
-            "the Stable Diffusion family that is read here"
+            f"{where}: {field} is {found!r}; known is {' or '.join(known)}. It is not a "
+            "supported model of the Stable Diffusion family"
         )

@@ -150,7 +150,10 @@ def require_choices(questions: Sequence[Question]) -> None:
         raise InputError("there are no questions to learn from")
     for question in questions:
         if len(question.candidates) < 2:
-            raise InputError(f"{question.source}: a question with nothing wrong to tell from right")
+            raise InputError(
+                f"{question.source}: a question without a negative pair. Give it at least two "
+                "candidates"
+            )
 
 
 def encoders_of(

@@ -120,7 +120,7 @@ def require_plan(path: Path, plan: Mapping[str, Any]) -> None:
         return
     except (OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {path}, what the run in its folder is of: {error}. Choose another "
+            f"cannot read {path}, the settings of the run in its folder: {error}. Choose another "
             "folder, or delete it"
         ) from None
     if kept != json.loads(json.dumps(plan)):
@@ -132,4 +132,4 @@ def require_plan(path: Path, plan: Mapping[str, Any]) -> None:
 
 def _unusable(path: Path, reason: object) -> ModelError:
     told = str(reason).strip().partition("\n")[0]
-    return ModelError(f"cannot go on from {path}: {told}. Delete it to start again")
+    return ModelError(f"cannot resume from {path}: {told}. Delete it to start again")

@@ -157,7 +157,7 @@ class Adapter:
                 merged=_under("merged.", tensors),
             )
             if adapter.head_weights and float(torch.cat(tuple(adapter.head_weights)).sum()) <= 0:
-                raise ValueError("the head weights sum to nothing: there would be no score")
+                raise ValueError("the head weights sum to 0: there would be no score")
             return adapter
         except (ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"cannot read an adapter from {folder}: {_WEIGHTS}: {error}") from None
@@ -336,9 +336,9 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
     """
     for name, tensor in headers.items():
         if not name.startswith(("prompts.", "merged.", "head_weights.")):
-            raise ValueError(f"it holds {ascii(name[:80])[1:-1]}, which is nothing of an adapter")
+            raise ValueError(f"it holds {ascii(name[:80])[1:-1]}, which no adapter has")
         if name.startswith("prompts.") and config.prompts is None:
-            raise ValueError(f"it holds {name}, and {_CONFIG} says that there are no prompts")
+            raise ValueError(f"it holds {name}, but {_CONFIG} has no prompts")
         if name.startswith("merged."):
             layer, _, part = name.rpartition(".")
             other = f"{layer}.{'down' if part == 'up' else 'up'}"
@@ -349,13 +349,13 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
             if part == "up" and headers[other].shape[:1] != tensor.shape[1:]:
                 raise ValueError(f"{name} and {other} are of different rank")
     if config.prompts is not None and not any(name.startswith("prompts.") for name in headers):
-        raise ValueError(f"it holds no prompts, of which {_CONFIG} speaks")
+        raise ValueError(f"it holds no prompts, but {_CONFIG} has their sizes")
     for name in _head_weights(headers):
         if name not in headers:
             raise ValueError(f"it lacks {name}")
         if len(headers[name].shape) != 1 or not headers[name].shape[0]:
             raise ValueError(
-                f"{name} is {list(headers[name].shape)}, expected is one number a head"
+                f"{name} is {list(headers[name].shape)}, expected is one number per head"
             )
 
 
@@ -374,8 +374,7 @@ def _require_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not is_finite(tensor):
             raise ValueError(
-                f"{name} holds numbers that are NaN, infinite or whole: the adapter is damaged, "
-                "train it again"
+                f"{name} holds NaN, infinity or integers: the adapter is damaged, train it again"
             )
 
 

@@ -46,7 +46,7 @@ def read_released(path: Path) -> Adapter:
         found = _KEY.fullmatch(key)
         if found is None or value.dim() != 2:
             raise InputError(
-                f"{path}: {key!r} is nothing the released code writes; expected are LoRA matrices "
+                f"{path}: {key!r} is not what the released code writes; expected are LoRA matrices "
                 "such as 'mid_block.attentions.0.transformer_blocks.0.attn2.processor."
                 "to_q_lora.up.weight'"
             )
@@ -56,11 +56,11 @@ def read_released(path: Path) -> Adapter:
         layer, _, part = name.rpartition(".")
         other = f"{layer}.{'down' if part == 'up' else 'up'}"
         if other not in changes:
-            raise InputError(f"{path}: there is {name} and no {other}")
+            raise InputError(f"{path}: it holds {name} without {other}")
         if changes[f"{layer}.up"].shape[1] != len(changes[f"{layer}.down"]):
             raise InputError(f"{path}: the two matrices of {layer} are of different rank")
     if not changes:
-        raise InputError(f"{path} holds nothing")
+        raise InputError(f"{path} holds no tensors")
     return Adapter(
         prompt_config=None,
         prompt_state={},

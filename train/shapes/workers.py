@@ -102,8 +102,8 @@ def _wait(others: Sequence[BaseProcess], arrivals: Sequence[Path]) -> None:
                 for other in others:
                     other.kill()
                 raise DsdError(
-                    f"worker {rank} ended at its start (exit code {process.exitcode}). Give the "
-                    "command again: it goes on where it was"
+                    f"worker {rank} ended at its start (exit code {process.exitcode}). Repeat the "
+                    "command to resume the run"
                 )
         time.sleep(0.02)
 
