@@ -98,7 +98,7 @@ class FileHeader:
             f"{', '.join(_ARCHITECTURES)}"
         )
 
-    def tell(self, family: Family) -> Family:
+    def specialise(self, family: Family) -> Family:
         """The family with the changes that the file's metadata specifies.
 
         Args:
@@ -121,14 +121,14 @@ class FileHeader:
         if steps is not None and steps.replace(" ", "") not in ("0,999", "0,1000"):
             raise ValueError(f"{_STEPS} is {steps!r}, expected is '0,999': all of the noise")
         prediction = self._prediction() or family.prediction
-        told = replace(
+        specialised = replace(
             family,
             prediction=prediction,
             resolution=self._resolution() or family.resolution,
             text=self._text(family),
         )
-        told = replace(told, zero_snr=self._zero_snr(told))
-        return family if told == family else told
+        specialised = replace(specialised, zero_snr=self._zero_snr(specialised))
+        return family if specialised == family else specialised
 
     def _prediction(self) -> Prediction | None:
         said: dict[str, Prediction] = {}

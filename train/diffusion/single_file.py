@@ -91,8 +91,8 @@ class SingleFile:
         self._headers = read_headers([path])
         header = read_file_header(path)
         try:
-            published = FAMILIES[self._tell_family(family, header.families())]
-            self.family: Family = header.tell(published)
+            published = FAMILIES[self._find_family(family, header.families())]
+            self.family: Family = header.specialise(published)
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from error
         # Layers of the text encoder whose output is not used.
@@ -240,7 +240,7 @@ class SingleFile:
                 return prefix
         return ""
 
-    def _tell_family(self, name: str | None, told: Sequence[str]) -> str:
+    def _find_family(self, name: str | None, told: Sequence[str]) -> str:
         """Name of the file's family.
 
         Args:

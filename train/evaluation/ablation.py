@@ -216,7 +216,7 @@ def as_text(ablations: Mapping[str, Sequence[Point]]) -> str:
     parts = []
     for name, points in ablations.items():
         rows = "".join(f"| {point.setting} | {point.accuracy:.1f} |\n" for point in points)
-        parts.append(f"| {name} | right, % |\n|---|---:|\n{rows}")
+        parts.append(f"| {name} | accuracy, % |\n|---|---:|\n{rows}")
     return "\n".join(parts)
 
 

@@ -204,7 +204,7 @@ def plot(rows: Sequence[Figure], path: Path, title: str) -> None:
     axis.barh(places, values, xerr=errors, color="#4878a8", height=0.62)
     axis.plot([row.chance for row in rows], places, "k|", markersize=12, label="chance")
     axis.set_yticks(places, [row.name for row in rows])
-    axis.set(xlim=(0, 100), xlabel="right answers, %", title=title)
+    axis.set(xlim=(0, 100), xlabel="top-1 accuracy, %", title=title)
     axis.legend(loc="lower right")
     figure.tight_layout()
     with whole(path) as file:

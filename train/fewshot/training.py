@@ -145,7 +145,7 @@ def plot_curves(fitted: Fitted, path: Path) -> None:
     left.set(xlabel="step", ylabel="loss")
     left.legend()
     right.plot(steps, [100 * v.accuracy for v in fitted.validations], "o-")
-    right.set(xlabel="step", ylabel="questions answered right, %", ylim=(0, 100))
+    right.set(xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
