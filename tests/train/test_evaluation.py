@@ -357,7 +357,7 @@ def test_a_reproduction_goes_on_with_its_own_parts_alone(tmp_path: Path) -> None
     with pytest.raises(InputError, match="holds another run: model was another, and now is"):
         reproduce(plan, tmp_path, lambda *told: None)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(InputError, match="holds shapes-comvg of a run that does not say"):
+    with pytest.raises(InputError, match="holds shapes-comvg of a run whose settings are unknown"):
         reproduce(plan, tmp_path, lambda *told: None)
 
 

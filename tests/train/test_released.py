@@ -107,7 +107,7 @@ def test_an_adapter_for_another_model_is_refused(lora: Path, tmp_path: Path) -> 
     ("change", "complaint"),
     [
         (lambda t: {**t, "lambda": torch.zeros(4, 4)}, "'lambda' is not what the released code"),
-        (lambda t: {k: v for k, v in t.items() if k != sorted(t)[0]}, "and no "),
+        (lambda t: {k: v for k, v in t.items() if k != sorted(t)[0]}, " without "),
         (lambda t: {k: v[None] for k, v in t.items()}, "is not what the released code writes"),
         (lambda t: {**t, sorted(t)[0]: torch.zeros(7, 32)}, "different rank"),
         (lambda t: {}, "holds no tensors"),
