@@ -112,7 +112,7 @@ def test_damage_is_told_with_the_folder(folder: Path) -> None:
         ({"\x1b[31m": torch.ones(1)}, r"holds \\x1b\[31m, which no adapter has"),
         (
             {"head_weights.0": torch.full((HEADS,), torch.nan)},
-            "head_weights.0 holds NaN, infinity or",
+            "head_weights.0 holds NaN, inf",
         ),
         ({"head_weights.0": torch.ones(HEADS, dtype=torch.int8)}, "head_weights.0 holds NaN"),
         ({"merged.a.up": torch.ones(2, 2)}, "holds merged.a.up without merged.a.down"),
