@@ -64,7 +64,7 @@ class JobScorer:
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
-        best: int | None = None,
+        top_k: int | None = None,
         journal: Journal | None = None,
     ) -> Iterator[tuple[Job, Scored]]:
         """Score each job's image against its texts, a batch of images at a time.
@@ -91,7 +91,7 @@ class JobScorer:
                 for (job, latent), known in zip(chunk, finite, strict=True)
                 if not isinstance(latent, ImageError) and known.any()
             ]
-            rows = self._score(scorable, texts, level, tally, best, journal)
+            rows = self._score(scorable, texts, level, tally, top_k, journal)
             for (job, latent), known in zip(chunk, finite, strict=True):
                 unscored = isinstance(latent, ImageError)
                 tally.skip((len(known) if unscored else int((~known).sum())) * len(level))
@@ -112,7 +112,7 @@ class JobScorer:
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
-        best: int | None,
+        top_k: int | None,
         journal: Journal | None,
     ) -> Iterator[Scored]:
         """Score each job's latent at all levels, and average over them (Eq. 4).
@@ -134,9 +134,9 @@ class JobScorer:
             )
             yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
             return
-        if best is not None:
+        if top_k is not None:
             for job, z in jobs:
-                search = partial(self.search, z[None], texts[job.texts], level, tally, best)
+                search = partial(self.search, z[None], texts[job.texts], level, tally, top_k)
                 yield _known_or_scored(search, (z, job.texts), tally, len(level), journal)
             return
         image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
@@ -162,7 +162,7 @@ class JobScorer:
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
-        best: int,
+        top_k: int,
     ) -> Row:
         """Scores of the best candidates: texts of the one image, or images of the one text."""
         images, count = len(latent), max(len(latent), len(texts.mask))
@@ -177,17 +177,17 @@ class JobScorer:
             lost[candidates] |= np.isnan(scores)
             return scores
 
-        scores = eliminate(score_at, count, len(level), best)
+        scores = eliminate(score_at, count, len(level), top_k)
         tally.skip(count * len(level) - (tally.triples - before))
         return Row(scores, lost)
 
-    def require_search(self, best: int) -> None:
+    def require_search(self, top_k: int) -> None:
         """Refuse to look for the best where it cannot be.
 
         Raises:
-            InputError: `best` is no count, or the mode scores everything at once.
+            InputError: `top_k` is not a positive count, or the mode scores everything at once.
         """
-        checked_count(best, "best")
+        checked_count(top_k, "top_k")
         if self._mode == "matrix":
             raise InputError("matrix mode scores everything at once: there is nothing to prune")
 

@@ -216,6 +216,17 @@ def checked_count(count: int, name: str) -> int:
     return int(count)
 
 
+def one_of(top_k: int | None, best: int | None) -> int | None:
+    """The number of best results, by its name or its former one.
+
+    Raises:
+        InputError: both names are used, with different values.
+    """
+    if top_k is not None and best is not None and top_k != best:
+        raise InputError("best is the former name of top_k: give top_k alone")
+    return best if top_k is None else top_k
+
+
 def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_]) -> list[str]:
     """Texts as plain strings.
 

@@ -28,6 +28,7 @@ from dsd_trt.jobs import (
     checked_text,
     checked_texts,
     name_of,
+    one_of,
     open_images,
     unique_texts,
 )
@@ -199,6 +200,8 @@ class Scorer:
         texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_],
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
+        top_k: int | None = None,
+        *,
         best: int | None = None,
     ) -> ScoreMatrix:
         """Score every image against every text.
@@ -210,8 +213,9 @@ class Scorer:
             texts: M descriptions, in a sequence or a 1-D array.
             levels: noise levels to average over, among the bundle's; None is all of them.
             progress: told as pairs are done.
-            best: look for so many best texts of each image, and give up on texts that will not be
-                among them after as few levels as possible, see `dsd_trt.search`; None scores all.
+            top_k: number of best texts to find per image; a text that can no longer be among them
+                is not scored at further levels, see `dsd_trt.search`. None scores every text.
+            best: former name of `top_k`.
 
         Returns:
             The (N, M) matrix; what cannot be scored has NaN and an error: an image that cannot be
@@ -226,7 +230,7 @@ class Scorer:
                 the one that opened it.
         """
         texts = checked_texts(texts)
-        stream = self.stream(images, texts, levels, progress, best)
+        stream = self.stream(images, texts, levels, progress, top_k, best=best)
         errors, names, passes = list(stream.errors), list[str](), 0
         rows = array("f")  # grows in place: nothing is held twice, however many images there are
         for image in stream.images:
@@ -245,8 +249,10 @@ class Scorer:
         texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_],
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
-        best: int | None = None,
+        top_k: int | None = None,
         journal: Journal | None = None,
+        *,
+        best: int | None = None,
     ) -> ScoreStream:
         """Score every image against every text, and give each image's scores as they are there.
 
@@ -255,8 +261,9 @@ class Scorer:
             texts: as for `score`.
             levels: as for `score`.
             progress: as for `score`.
-            best: as for `score`.
-            journal: kept of what is scored; what it holds already is not scored again.
+            top_k: number of best texts to find per image, as for `score`.
+            journal: record of the scores so far; what it already holds is not scored again.
+            best: former name of `top_k`.
 
         Returns:
             The images in order; memory does not grow with their number.
@@ -270,8 +277,9 @@ class Scorer:
         images = open_images(images, len(texts))
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = unique_texts(texts)
-        if best is not None:
-            self._jobs.require_search(best)
+        top_k = one_of(top_k, best)
+        if top_k is not None:
+            self._jobs.require_search(top_k)
         level = self._level_indices(levels)
         tally = Tally(progress, total, len(level))
         encoded, errors = self._jobs.encode_texts(unique)
@@ -279,7 +287,7 @@ class Scorer:
         def rows() -> Iterator[ScoredImage]:
             jobs = (Job(image, columns) for image in images)
             for place, (job, it) in enumerate(
-                self._jobs.run(jobs, encoded, level, tally, best, journal)
+                self._jobs.run(jobs, encoded, level, tally, top_k, journal)
             ):
                 name = name_of(job.image, place)
                 failures = tuple(self._jobs.failures(name, texts, it.result))
@@ -413,12 +421,12 @@ class Scorer:
         self,
         text: str,
         images: str | os.PathLike[str] | Iterable[Scorable],
-        best: int,
+        top_k: int,
         levels: Sequence[float] | None,
         progress: Progress | None,
     ) -> ScoreMatrix:
         """Scores of the best images, and of others that came close; NaN for the rest."""
-        self._jobs.require_search(best)
+        self._jobs.require_search(top_k)
         level = self._level_indices(levels)
         names: list[str] = []
         places: list[int] = []
@@ -436,7 +444,7 @@ class Scorer:
         scores = np.full(len(names), np.nan, np.float32)
         tally = Tally(progress, len(names), len(level))
         if latents and encoded.finite.all():
-            found = self._jobs.search(np.stack(latents), encoded, level, tally, best)
+            found = self._jobs.search(np.stack(latents), encoded, level, tally, top_k)
             scores[places] = found.scores
             for place in np.array(places)[found.lost].tolist():
                 errors += self._jobs.failures(

@@ -36,7 +36,7 @@ class MatrixRecords:
         progress: as for `Scorer.score`.
         journal: as for `Scorer.stream`.
         top_k: how many of the best texts of each image are wanted; None is all.
-        best: as for `Scorer.score`.
+        prune: whether a text that can no longer be among the `top_k` is dropped early.
 
     Attributes:
         texts: the columns.
@@ -44,7 +44,7 @@ class MatrixRecords:
         images: how many there were so far.
         scored: records so far, those that are not wanted included.
         passes: (image, text, level) triples that were scored.
-        first: scores of the images, where `best` is given.
+        first: scores of the images, where `prune` is set.
     """
 
     def __init__(
@@ -56,10 +56,11 @@ class MatrixRecords:
         progress: Progress | None,
         journal: Journal | None,
         top_k: int | None,
-        best: int | None,
+        prune: bool,
     ) -> None:
-        self._scorer, self._top_k, self._best, self.texts = scorer, top_k, best, texts
-        self._stream = scorer.stream(images, texts, levels, progress, best, journal)
+        self._scorer, self._top_k, self._prune, self.texts = scorer, top_k, prune, texts
+        searched = top_k if prune else None
+        self._stream = scorer.stream(images, texts, levels, progress, searched, journal)
         self.errors: list[Failure] = list(self._stream.errors)
         self.images = self.scored = self.passes = 0
         self.first: list[NDArray[np.float32]] = []
@@ -70,7 +71,7 @@ class MatrixRecords:
             self.errors += image.errors
             self.images += 1
             self.passes += image.passes
-            if self._best:
+            if self._prune:
                 self.first.append(image.scores)
             probabilities = self._scorer.probability(image.scores)
             pairs = [(image.image, text) for text in self.texts]

@@ -201,9 +201,8 @@ def score(
                 if pairs:
                     result = PairRecords(scorer, rows, levels, progress, journal, top_k)
                 else:
-                    best = top_k if prune else None
                     result = MatrixRecords(
-                        scorer, images, texts, levels, progress, journal, top_k, best
+                        scorer, images, texts, levels, progress, journal, top_k, prune
                     )
                 whole = pairs is None and top_k is None
                 write_records(result, output, form, matrix=whole, goes_on=resume)

@@ -85,7 +85,7 @@ def test_a_search_names_what_it_could_not_score(
     fragile: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = Scorer.load(fragile.folder, "onnxruntime")
-    found = scorer.score(IMAGES, TEXTS, best=1)
+    found = scorer.score(IMAGES, TEXTS, top_k=1)
     whole = scorer.score(IMAGES, TEXTS)
     assert found.errors == whole.errors
     best = np.nanargmax(whole.scores[[0, 2, 3, 4]], axis=1)

@@ -102,7 +102,7 @@ TEXTS = [f"{a} {b}" for a in WORDS[4:] for b in WORDS[4:]]
 def test_a_scorer_finds_each_images_best_texts(bundle: Bundle, pictures: list[Any]) -> None:
     scorer = Scorer.load(bundle.folder, "onnxruntime")
     full = scorer.score(pictures, TEXTS)
-    found = scorer.score([pictures[0], b"no image", *pictures[1:]], TEXTS, best=2)
+    found = scorer.score([pictures[0], b"no image", *pictures[1:]], TEXTS, top_k=2)
     kept = np.delete(found.scores, 1, axis=0)
     assert full.passes == full.scores.size * len(FRACTIONS)
     assert found.passes < full.passes
@@ -112,6 +112,21 @@ def test_a_scorer_finds_each_images_best_texts(bundle: Bundle, pictures: list[An
     assert kept[known] == pytest.approx(full.scores[known], abs=1e-6)
     assert np.isnan(found.scores[1]).all()
     assert [failure.image for failure in found.errors] == ["image 1"]
+
+
+def test_best_is_the_former_name_of_top_k(bundle: Bundle, pictures: list[Any]) -> None:
+    scorer = Scorer.load(bundle.folder, "onnxruntime")
+    found = scorer.score(pictures, TEXTS, top_k=2)
+    before = scorer.score(pictures, TEXTS, best=2)
+    assert np.isnan(found.scores).any()
+    np.testing.assert_array_equal(found.scores, before.scores)
+    assert found.passes == before.passes
+    streamed = [image.scores for image in scorer.stream(pictures, TEXTS, best=2).images]
+    np.testing.assert_array_equal(found.scores, streamed)
+    both = scorer.score(pictures, TEXTS, top_k=2, best=2)
+    np.testing.assert_array_equal(found.scores, both.scores)
+    with pytest.raises(InputError, match="give top_k alone"):
+        scorer.score(pictures, TEXTS, top_k=2, best=3)
 
 
 def test_a_scorer_finds_a_texts_best_images(bundle: Bundle) -> None:
@@ -127,8 +142,8 @@ def test_a_scorer_finds_a_texts_best_images(bundle: Bundle) -> None:
 
 def test_what_cannot_be_pruned_is_refused(bundle: Bundle, pictures: list[Any]) -> None:
     scorer = Scorer.load(bundle.folder, "onnxruntime")
-    with pytest.raises(InputError, match="best must be a whole number above 0"):
-        scorer.score(pictures, TEXTS, best=0)
+    with pytest.raises(InputError, match="top_k must be a whole number above 0"):
+        scorer.score(pictures, TEXTS, top_k=0)
     with pytest.raises(InputError, match="say how many with top_k"):
         scorer.rank("a red circle", pictures, prune=True)
 
