@@ -34,7 +34,7 @@ ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
 
 @dataclass(frozen=True)
 class Build:
-    """A build in its environment."""
+    """A build with its environment."""
 
     name: str
     folder: Path
@@ -43,13 +43,13 @@ class Build:
         """Run `workload.py` to its end.
 
         Returns:
-            What it said, and the seconds from before it was started until it said so.
+            The JSON it printed, and the seconds from its start until then.
 
         Raises:
-            MeasurementError: it failed; with its last words.
+            MeasurementError: the run failed; the message has its last output.
         """
-        # Caches of its own, so that neither is served what the other compiled. And onnxruntime is
-        # kept from sending what it is used for, also where a build did not see to that itself.
+        # Separate caches, so that no build uses what the other compiled. And onnxruntime is
+        # kept from sending telemetry, even if a build does not turn it off.
         variables = {"DSD_TRT_CACHE": str(self.folder / "cache"), "ORT_DISABLE_TELEMETRY": "1"}
         command = [self.folder / "bin" / "python", "-I", WORKLOAD, *arguments]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as complaints:
@@ -77,14 +77,14 @@ class MeasurementError(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity of both builds, round by round.
+    """One quantity of both builds, one value per round.
 
     Attributes:
-        what: is measured.
-        unit: of the values.
-        better: whether "higher" or "lower" values are.
-        before: REF's values.
-        after: today's.
+        what: name of the measured quantity.
+        unit: unit of the values, such as "pairs/s".
+        better: "higher" or "lower", the direction of improvement.
+        before: values of REF, one per round.
+        after: values of the working tree, one per round.
     """
 
     what: str
@@ -95,7 +95,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """Today's over REF's, within each round: what slows a round slows both."""
+        """Working tree over REF within each round: load on the machine affects both."""
         return [a / b for a, b in zip(self.after, self.before, strict=True)]
 
     def summary(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Row:
 
 
 def table(rows: Iterable[Row], before: str, after: str) -> str:
-    """All rows in Markdown."""
+    """All rows as a Markdown table."""
     lines = [
         f"| | {before} | min to max | {after} | min to max | ratio | min to max |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -134,21 +134,21 @@ def table(rows: Iterable[Row], before: str, after: str) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run of `workload.py`, and the quantities it yields: key, name, unit, what is better."""
+    """One run of `workload.py` with its quantities: key, name, unit, direction of improvement."""
 
     work: str
     engine: str | None
     quantities: tuple[tuple[str, str, str, str], ...]
 
     def of(self, build: Build, folder: Path) -> dict[str, float]:
-        """Measure a build once, in a fresh process."""
+        """Measure a build once, in a new process."""
         arguments = [self.work] if self.engine is None else [self.work, self.engine, folder]
         found, seconds = build.workload(*arguments)
         return {"seconds": seconds, **found}
 
 
 def measurements(engines: Sequence[str]) -> Iterator[Measurement]:
-    """All that is measured, the cheapest first."""
+    """All measurements, the fastest first."""
     yield Measurement(
         "import",
         None,
@@ -190,23 +190,23 @@ def measurements(engines: Sequence[str]) -> Iterator[Measurement]:
 def compare(
     before: Build, after: Build, folder: Path, engines: Sequence[str], rounds: int, starts: int
 ) -> Iterator[Row]:
-    """Measure both, in turns.
+    """Measure both builds in alternation.
 
     Args:
-        before: REF.
-        after: today's.
-        folder: of what `workload.py` drew.
-        engines: to measure.
-        rounds: of throughput.
-        starts: rounds of everything that takes about a second.
+        before: build of REF.
+        after: build of the working tree.
+        folder: folder of images drawn by `workload.py`.
+        engines: names of the engines to measure.
+        rounds: number of rounds of throughput.
+        starts: number of rounds for quantities that take about a second.
     """
     for measurement in measurements(engines):
         builds = [before, after]
         try:
-            for build in builds:  # once uncounted: caches exist, files are in memory
+            for build in builds:  # one uncounted round: fills caches, loads files into memory
                 measurement.of(build, folder)
         except MeasurementError as error:
-            # Such as BF16 on a processor without it, or an engine that a build did not know.
+            # For example BF16 on a CPU without it, or an engine that a build lacks.
             progress(f"{measurement.work} on {measurement.engine} is left out: {error}")
             continue
         rows = [Row(what, unit, better) for _, what, unit, better in measurement.quantities]
@@ -217,17 +217,17 @@ def compare(
                 for (key, *_), row in zip(measurement.quantities, rows, strict=True):
                     if found.get(key) is not None:
                         (row.before if build is before else row.after).append(found[key])
-            builds.reverse()  # ABBA: neither is always second
+            builds.reverse()  # ABBA order: no build always runs second
             progress(f"{measurement.work} {measurement.engine or ''}: round {number + 1}")
         yield from (row for row in rows if row.before)
 
 
 def environment(tree: str, name: str) -> Build:
-    """Install a tree of the repository with its own pinned versions; one that is there is kept.
+    """Install a tree of the repository with its pinned versions; an existing one is reused.
 
     Args:
         tree: hash of a Git tree.
-        name: for tables.
+        name: name of the build in tables.
     """
     folder = ENVIRONMENTS / tree[:16]
     if not (folder / "installed").exists():
@@ -251,7 +251,7 @@ def environment(tree: str, name: str) -> Build:
 
 
 def working_tree() -> str:
-    """Hash of the tree that a commit of everything here would have; nothing is staged by it."""
+    """Hash of a Git tree with all files here; nothing is staged."""
     with tempfile.TemporaryDirectory() as temporary:
         index = {"GIT_INDEX_FILE": str(Path(temporary) / "index")}
         git("add", "--all", **index)
@@ -259,7 +259,7 @@ def working_tree() -> str:
 
 
 def git(*arguments: str, **variables: str) -> str:
-    """What a Git command writes."""
+    """Standard output of a Git command."""
     return subprocess.run(
         ["git", *arguments],
         check=True,
@@ -271,7 +271,7 @@ def git(*arguments: str, **variables: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on beside the builds."""
+    """Everything figures depend on besides the builds."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -284,12 +284,12 @@ def machine() -> dict[str, Any]:
 
 
 def load() -> float:
-    """Processes that were running or waiting to, on average over the last minute."""
+    """Load average of the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 def progress(text: str) -> None:
-    """Show what is being done, apart from the results."""
+    """Report progress on stderr, separate from the results."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -301,17 +301,19 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("ref", metavar="REF", help="commit, branch or tag to compare with")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="ENGINE")
     parser.add_argument(
-        "--rounds", type=int, default=7, help="of throughput (default: %(default)s)"
+        "--rounds", type=int, default=7, help="rounds of throughput (default: %(default)s)"
     )
     parser.add_argument(
         "--starts", type=int, default=21, help="rounds of starts and imports (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures to this file"
+    )
     return parser.parse_args(words)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Compare, and print the table."""
+    """Compare the builds, and print the table."""
     asked = arguments_of(words)
     commit = git("rev-parse", "--verify", f"{asked.ref}^{{commit}}")
     before_tree, after_tree = git("rev-parse", f"{commit}^{{tree}}"), working_tree()
@@ -319,7 +321,7 @@ def main(words: Sequence[str] | None = None) -> None:
         progress("both are the same: ratios show the machine's noise alone")
     before = environment(before_tree, commit[:7])
     after = environment(after_tree, "working tree")
-    for old in ENVIRONMENTS.iterdir():  # each is half a gigabyte
+    for old in ENVIRONMENTS.iterdir():  # each environment takes half a gigabyte
         if old not in (before.folder, after.folder):
             shutil.rmtree(old)
     header = {

@@ -33,7 +33,7 @@ Feeds = dict[str, NDArray[Any]]
 
 
 class Pairs:
-    """Drawn pictures and their captions, encoded."""
+    """Drawn images and their captions, encoded."""
 
     def __init__(self, pipeline: Pipeline, seed: int) -> None:
         pixels, texts = [], []
@@ -44,7 +44,7 @@ class Pairs:
         self.texts = pipeline.encode_texts(texts)
 
     def feeds(self, picture: int, text: int, level: int) -> Feeds:
-        """A batch of one, for the pair scorer."""
+        """Batches of one, as inputs of the pair scorer."""
         return {
             "latent": self.latent[[picture]],
             "level": np.array([level], np.int32),
@@ -54,7 +54,7 @@ class Pairs:
 
 
 def score(model: ov.Model, precision: str, pairs: Pairs, levels: int) -> NDArray[np.float32]:
-    """Every picture with every text, (pictures, texts), and print how long a pass took."""
+    """Scores of every image with every text, (images, texts); prints the time per pass."""
     hints = {"INFERENCE_PRECISION_HINT": precision, "NUM_STREAMS": STREAMS}
     queue = ov.AsyncInferQueue(ov.Core().compile_model(model, "CPU", hints), STREAMS)
     scores = np.zeros((PICTURES, PICTURES, levels), np.float32)
@@ -70,7 +70,7 @@ def score(model: ov.Model, precision: str, pairs: Pairs, levels: int) -> NDArray
 
 
 def same_best_of_ten(scores: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """How often both find the same best of ten captions, 25 tens a picture."""
+    """Top-1 agreement among ten captions, over 25 sets of ten per image."""
     rng, same = np.random.default_rng(1), []
     for ours, theirs in zip(scores, reference, strict=True):
         tens = [rng.choice(PICTURES, 10, replace=False) for _ in range(25)]
@@ -79,7 +79,7 @@ def same_best_of_ten(scores: NDArray[np.float32], reference: NDArray[np.float32]
 
 
 def main() -> None:
-    """Quantize, score and print what it costs in agreement."""
+    """Quantize, score, and print the agreement."""
     bundle = read_bundle(bundle_folder(None))
     levels = len(bundle.manifest.method.noise_levels.fractions)
     pipeline = Pipeline(bundle, FP32, 1024)

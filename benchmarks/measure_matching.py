@@ -33,16 +33,16 @@ from dsd_trt.engine.openvino.pooled_attention import (
     tile_width,
 )
 
-TEXTS = 16  # matched at once
-COUNTED = 16  # text tokens of a short text, as masks have them
-SIZES = {  # heads, numbers of a head, images, image tokens of the largest layer
+TEXTS = 16  # texts per pass
+COUNTED = 16  # tokens of a short text, a mask's width
+SIZES = {  # largest layer: heads, depth, images, image tokens
     "embedded": (4, 16, 16, 64),
     "sd21-base": (5, 64, 4, 4096),
 }
 
 
 def medians(forms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each, after a run that is not timed."""
+    """Median seconds of each form, after one untimed run."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(rounds + 1):
         for name, run in forms.items():
@@ -54,7 +54,7 @@ def medians(forms: Mapping[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def kernel(size: str, rounds: int) -> None:
-    """Nanoseconds a number."""
+    """Nanoseconds per number of the attention maps."""
     heads, width, images, image_tokens = SIZES[size]
     depth, rng = width + images, np.random.default_rng(0)
     layer = PooledAttention(
@@ -64,7 +64,7 @@ def kernel(size: str, rounds: int) -> None:
         20.0,
     )
     own = layer.queries[:, width:].reshape(heads, images, images, image_tokens)
-    own *= np.eye(images, dtype=np.float32)[:, :, None]  # what an image has of its own
+    own *= np.eye(images, dtype=np.float32)[:, :, None]  # inputs that belong to an image
     kinds = {f"{n} bits": n for n in register_widths()}
     if (tiles := tile_width()) is not None:
         kinds["tiles"] = tiles
@@ -78,7 +78,7 @@ def kernel(size: str, rounds: int) -> None:
 
 
 def scorer(folder: Path, rounds: int, engines: Sequence[str]) -> None:
-    """Milliseconds a text and walk."""
+    """Milliseconds per text and walk."""
     bundle = read_bundle(folder)
     graph = bundle.manifest.graphs["matrix_scorer"]
     rows, texts = walks_at_once(is_large(folder))[0], 4 * TEXTS
@@ -97,14 +97,14 @@ def scorer(folder: Path, rounds: int, engines: Sequence[str]) -> None:
                 "dsd_trt.engine.openvino.pooled_attention.available", return_value=name == "kernel"
             ):
                 opened = find_backend(engine).open(bundle, "matrix_scorer")
-                opened.run(feeds)  # compiles all it needs, with or without
+                opened.run(feeds)  # compiles everything needed, with or without the kernel
             forms[name] = lambda it=opened: it.run(feeds)
         for name, seconds in medians(forms, rounds).items():
             print(f"{engine}, {name}: {1000 * seconds / rows / texts:.3f} ms a text and walk")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure the kernel and the scorer, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=9)

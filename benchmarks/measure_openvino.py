@@ -28,7 +28,7 @@ from dsd_trt.bundle.folder import bundle_folder, read_bundle
 
 
 def draw(graph: Graph, batch: int) -> dict[str, NDArray[Any]]:
-    """Inputs of a batch; every token counts, and every level is the first."""
+    """Inputs of a batch: every token counts, and every level is the first."""
     rng = np.random.default_rng(0)
     feeds = {}
     for spec in graph.inputs:
@@ -43,7 +43,7 @@ def draw(graph: Graph, batch: int) -> dict[str, NDArray[Any]]:
 def prepare(
     path: Path, graph: Graph, precision: str, batch: int, fixed: bool, streams: int
 ) -> Callable[[], float]:
-    """Compile one form; what is returned runs a batch and tells the milliseconds of a pass."""
+    """Compile one form; returns a function that runs a batch and returns milliseconds per pass."""
     model = ov.Core().read_model(path)
     if fixed:
         shapes = {port.any_name: list(port.partial_shape) for port in model.inputs}
@@ -62,15 +62,17 @@ def prepare(
         queue.wait_all()
         return 1000 * (time.perf_counter() - begin) / batch
 
-    run()  # makes kernels
+    run()  # generates kernels
     return run
 
 
 def main() -> None:
-    """Measure all forms and print them."""
+    """Measure all forms, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", help="the embedded one, unless said")
-    parser.add_argument("--batch", type=int, default=32, help="an even number")
+    parser.add_argument("--bundle", help="folder of a bundle (default: the embedded one)")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="batch size, an even number (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=25)
     options = parser.parse_args()
     bundle = read_bundle(bundle_folder(options.bundle))

@@ -21,16 +21,16 @@ TEXTS = [
     for colour in ("red", "green", "blue", "yellow")
     for shape in ("circle", "square")
 ]
-BURSTS = 3  # timed calls of a process; their median counts
+BURSTS = 3  # timed calls per process; the median is reported
 
 
 def say(**found: Any) -> None:
-    """Tell the parent, which takes the time of it, and go on."""
+    """Print a line for the parent, which records the time, and continue."""
     print(json.dumps(found), flush=True)
 
 
 def start_up() -> None:
-    """Import what scoring starts from."""
+    """Import the modules that scoring needs first."""
     before = time.perf_counter(), time.process_time()
     from dsd_trt import Scorer  # noqa: F401
 
@@ -38,7 +38,7 @@ def start_up() -> None:
 
 
 def score_one(engine: str, folder: Path) -> None:
-    """Load, and score one pair: the parent's clock runs since before this process began."""
+    """Load, and score one pair; the parent's clock has run since before this process began."""
     from dsd_trt import Scorer
 
     Scorer.load(engine=engine).score([folder / "pictures" / "00.png"], TEXTS[:1])
@@ -46,7 +46,7 @@ def score_one(engine: str, folder: Path) -> None:
 
 
 def throughput(engine: str, images: list[Any], texts: list[str]) -> None:
-    """Pairs per second of a scorer that is warm."""
+    """Pairs per second of a warm scorer."""
     from dsd_trt import Scorer
 
     scorer = Scorer.load(engine=engine)
@@ -54,7 +54,7 @@ def throughput(engine: str, images: list[Any], texts: list[str]) -> None:
     def score() -> None:
         scorer.score(images, texts)
 
-    score()  # graphs for whole batches are compiled, and the fastest size is found, on first use
+    score()  # the first use compiles graphs for whole batches, and finds the fastest size
     bursts = sorted(_timed(score) for _ in range(BURSTS))
     seconds, processor = bursts[BURSTS // 2]
     pairs = len(images) * len(texts)
@@ -68,7 +68,7 @@ def _timed(work: Callable[[], None]) -> tuple[float, float]:
 
 
 def peak_mib() -> float | None:
-    """The most memory this process has had; None where the system does not say."""
+    """Peak memory of this process in MiB; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -78,7 +78,7 @@ def peak_mib() -> float | None:
 
 
 def draw(folder: Path) -> None:
-    """Write what is scored: small pictures, and photographs' sizes of the same."""
+    """Write the images to score: small ones, and the same at photograph size."""
     import random
 
     from PIL import Image, ImageDraw
@@ -100,7 +100,7 @@ def draw(folder: Path) -> None:
 
 
 def versions() -> None:
-    """What the build runs on."""
+    """Versions of the libraries the build uses."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
@@ -114,7 +114,7 @@ def versions() -> None:
 
 
 def main(work: str, *arguments: str) -> None:
-    """Do one of the measurements; an engine that this machine lacks is no failure."""
+    """Run one measurement; an engine missing on this machine is not a failure."""
     if work == "versions":
         versions()
     elif work == "draw":

@@ -7,7 +7,7 @@ scorer = Scorer.load()
 matrix = scorer.score(["photo.jpg"], ["a red circle", "a blue square"])
 ```
 
-Public names are imported when they are first used, so that `import dsd_trt` costs nothing.
+Public names are imported on first use, so that `import dsd_trt` is fast.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The process of the `dsd-trt` command, and of `python -m dsd_trt`, made to start and end quickly.
+"""The process of `dsd-trt` and `python -m dsd_trt`, built for a fast start and end.
 
-Launchers such as accelerate's start the latter in several processes.
+Launchers such as accelerate start `python -m dsd_trt` in several processes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dsd_trt.commands import signals
 
 
 def run() -> NoReturn:
-    """Run the command line and end the process."""
+    """Run the command line, then end the process."""
     signals.end_at_once()
-    # numpy's BLAS starts threads on being imported: 0.04 s, for no large product of any command.
+    # numpy's BLAS starts threads on import: 0.04 s, and no command has a large product.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # openvino imports its model converter where it finds one: 0.05 s, and no command converts.
+    # openvino imports its model converter if installed: 0.05 s, and no command converts.
     sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     from dsd_trt.commands.main import main
 
@@ -26,15 +26,15 @@ def run() -> NoReturn:
     except SystemExit as ended:
         signals.end_at_once()
         _leave(ended)
-    except KeyboardInterrupt:  # a second one, while the first was answered
+    except KeyboardInterrupt:  # a second signal during the answer to the first
         signals.end_interrupted()
 
 
 def _leave(ended: SystemExit) -> NoReturn:
-    """End at once: OpenVINO spends 0.1 s on giving back what the system takes back anyway.
+    """End the process at once: OpenVINO's teardown would take 0.1 s.
 
-    Not where torch was at work, which may have something left to finish, or where a copy of a
-    bundle is to be removed.
+    Not if torch is loaded, which may have work to finish, nor if a temporary copy of a bundle has
+    to be removed.
     """
     copies = sys.modules.get("dsd_trt.bundle.real_files")
     if (
@@ -44,9 +44,9 @@ def _leave(ended: SystemExit) -> NoReturn:
     ):
         raise ended
     try:
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they were closed
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None if the stream was closed
             stream.flush()
-    except OSError:  # nobody reads any more, which Python has words for
+    except OSError:  # the reader is gone, for which Python would print a message
         raise ended from None
     os._exit(ended.code if isinstance(ended.code, int) else 0)
 

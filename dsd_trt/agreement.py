@@ -1,4 +1,4 @@
-"""How far two score matrices agree."""
+"""Agreement of two score matrices: difference, rank correlation, top-1."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Agreement:
-    """A path's scores against the reference's.
+    """Agreement of some scores with the reference's.
 
     Attributes:
-        max_difference: largest absolute difference.
-        spearman: rank correlation over all pairs.
-        top1: share of images whose best text, and of texts whose best image, is the same.
+        max_difference: largest absolute difference of two scores.
+        spearman: rank correlation (Spearman) over all pairs, in [-1, 1].
+        top1: share of images with the same best text, and of texts with the same best image, in [0,
+            1].
     """
 
     max_difference: float
@@ -26,7 +27,7 @@ class Agreement:
 
 
 def compare(scores: Floats, reference: Floats) -> Agreement:
-    """Compare (images, texts) matrices; a NaN makes every figure NaN or worse."""
+    """Compare two (images, texts) matrices; a NaN makes every figure NaN or worse."""
     return Agreement(
         max_difference=float(np.abs(scores.astype(np.float64) - reference).max()),
         spearman=spearman(scores.ravel(), reference.ravel()),
@@ -35,7 +36,7 @@ def compare(scores: Floats, reference: Floats) -> Agreement:
 
 
 def spearman(a: Floats, b: Floats) -> float:
-    """Correlation of ranks, equal values sharing the mean of theirs; NaN where one is constant."""
+    """Rank correlation with mean ranks for ties; NaN if one side is constant."""
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return float("nan")
     ranks = np.stack([_ranks(a), _ranks(b)])
@@ -45,7 +46,7 @@ def spearman(a: Floats, b: Floats) -> float:
 
 
 def top1_agreement(a: Floats, b: Floats) -> float:
-    """Share of rows and columns with the same maximum; a tie for it counts as disagreement."""
+    """Share of rows and columns with the same maximum; a tied maximum counts as different."""
     same = [
         _winner(x) is not None and _winner(x) == _winner(y)
         for left, right in ((a, b), (a.T, b.T))
@@ -62,6 +63,6 @@ def _ranks(values: Floats) -> NDArray[np.float64]:
 
 
 def _winner(values: Floats) -> int | None:
-    """Index of the only maximum, None where there is a tie or a NaN."""
+    """Index of the only maximum; None for a tie or a NaN."""
     (best,) = np.nonzero(values == values.max())
     return int(best[0]) if len(best) == 1 else None

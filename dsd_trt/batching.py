@@ -1,4 +1,4 @@
-"""How many items to push through each graph at once."""
+"""Batch sizes of each graph, from a memory budget or by timing."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.cache import recall, remember
 from dsd_trt.errors import InputError
 
-MAX_TEXTS = 256  # of the matrix scorer
-_TIMED = 3  # batches of each size, besides one that is not
-_MIN_TRIED = 4  # below, what a run costs besides its triples is no longer shared
-MAX_BATCH = 32  # on CPUs nothing is gained beyond, and memory and leaps in progress grow
+MAX_TEXTS = 256  # texts per pass of the matrix scorer
+_TIMED = 3  # timed batches of each size
+_MIN_TRIED = 4  # below, the fixed cost of a pass is no longer shared
+MAX_BATCH = 32  # CPUs gain no speed beyond, only memory and coarse progress
 
 MASK_STEP = 16
-"""Token masks of the matrix scorer are as wide as a multiple of this: an engine sees few widths."""
+"""Width to whose multiples token masks of the matrix scorer are padded: few shapes to compile."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Items per run of each graph.
+    """Largest batch of each graph.
 
     Attributes:
-        images: of the image encoder.
-        texts: of the text encoder.
-        triples: of image, text and level, of the pair scorer; the most, see `FastestBatch`.
-        matrix: of image and level, and of texts, of the matrix scorer.
+        images: images per pass of the image encoder.
+        texts: texts per pass of the text encoder.
+        triples: pairs at one noise level per pass of the pair scorer, at most; see `FastestBatch`.
+        matrix: images at one noise level, and texts, per pass of the matrix scorer.
     """
 
     images: int
@@ -42,33 +42,33 @@ class BatchSizes:
 
 
 ON_DEVICE = BatchSizes(images=32, texts=256, triples=256, matrix=(1, 256))
-"""For engines on a GPU, which split batches as their plans say, and hold activations themselves."""
+"""Batch sizes for GPU engines, whose plans split batches and hold activations themselves."""
 
 
 def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
-    """Size micro-batches so that a graph's activations fit a memory budget.
+    """Choose batch sizes such that the activations of a graph fit a memory budget.
 
-    Weights come on top. What one item costs is estimated in FP32 numbers from the manifest's
-    shapes, generously, as the widest point of each network (R resolution, n = h w image tokens,
-    D text width, H the fewest heads of a scored layer, as Stable Diffusion's top level has):
+    Weights come on top. The cost of one item is a generous estimate in FP32 numbers: the widest
+    point of each network. R is the resolution, n = h w the number of image tokens and D the text
+    width. H is the lowest head count of a scored layer, that of Stable Diffusion's top level.
 
     - image: 3 R^2 128, three feature maps at full resolution with a VAE's usual 128 channels;
     - text: 77 x 16 D, the widest MLP and its surroundings;
-    - triple: n (2 H (n + 77) + 16 D), logits and softmax of self- and cross-attention at the top
-      level, and the features that the skip connections keep alive;
-    - match of an image with a text in the matrix scorer: 3 n H 77, logits, softmax and exponentials
-      of the top level, and a fourth of its image tokens where its queries are averaged. Texts come
-      first, since every run walks through the U-Net once more.
+    - pair at one level: n (2 H (n + 77) + 16 D), logits and softmax of self- and cross-attention at
+      the top level, and the features held by the skip connections;
+    - image and text in the matrix scorer: 3 n H 77, logits, softmax and exponentials of the top
+      level, with a quarter of its image tokens if its queries are averaged. Texts are batched
+      first, because every pass repeats the walk through the U-Net.
 
     Args:
-        manifest: of the bundle that is run.
-        memory_budget_mb: for activations, in MiB.
+        manifest: manifest of the bundle to run.
+        memory_budget_mb: memory for activations, in MiB, at least 0.
 
     Returns:
-        At least 1 and at most `MAX_BATCH` of each.
+        Sizes from 1 to `MAX_BATCH` for each graph.
 
     Raises:
-        InputError: the budget is no number, or below 0.
+        InputError: the budget is not a number, or negative.
     """
     if (
         not isinstance(memory_budget_mb, (int, float))
@@ -97,18 +97,19 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
 
 
 class FastestBatch:
-    """Cuts work into batches; where wanted, finds out on the first of it which is the fastest.
+    """Splits work into batches, and finds the fastest batch size if wanted.
 
     Threads may share one.
 
-    Sizes, each half of the one before, are tried in turn, several times over. The first batch of a
-    size sets the engine's kernels up for its shape and is not timed; of the others the fastest
-    counts, since whatever else the machine does only makes them slower. What is found is
-    remembered, so that a machine tries once.
+    Candidate sizes, each half of the previous one, are timed in turn, several times. The first
+    batch of each size is not timed, because the engine then prepares its kernels. The fastest time
+    counts: other load on the machine can only make a batch slower. The result is remembered on this
+    machine.
 
     Args:
-        largest: that fits into memory.
-        key: all that speed depends on besides the size; None tries nothing, and takes the largest.
+        largest: largest batch that fits into memory.
+        key: everything the speed depends on besides the size; None means no timing, always
+            `largest`.
     """
 
     def __init__(self, largest: int, key: str | None) -> None:
@@ -121,10 +122,10 @@ class FastestBatch:
         self.size = sizes[0]
         self._untried = sizes * (1 + _TIMED) if len(sizes) > 1 else []
         self._seconds: dict[int, list[float]] = {size: [] for size in sizes}  # a triple
-        self._noting = threading.RLock()  # a signal handler may come in between
+        self._noting = threading.RLock()  # a signal handler may interrupt
 
     def cut(self, count: int) -> Iterator[slice]:
-        """Batches, of which each is done with when the next is asked for."""
+        """Yield batches; asking for the next one marks the previous one as finished."""
         start = 0
         while start < count:
             rows = slice(start, min(start + self.size, count))
@@ -136,9 +137,9 @@ class FastestBatch:
             start = rows.stop
 
     def _note(self, size: int, seconds: float) -> None:
-        """Take note of a batch's time, and go on to the next size if it was the one to try."""
+        """Record a batch's time, and move to the next size if this one was being timed."""
         if not self._untried or size != self.size:
-            return  # what is left at the end, or another thread's
+            return  # the remainder, or another thread's batch
         self._seconds[self._untried.pop(0)].append(seconds / size)
         if self._untried:
             self.size = self._untried[0]

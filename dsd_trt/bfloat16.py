@@ -1,4 +1,4 @@
-"""The guard of BF16: faster than FP32, and used only where scores keep their order."""
+"""The BF16 guard: BF16 is faster than FP32, and used only if the rank correlation is high."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIN_SPEARMAN = 0.9999
 
 logger = logging.getLogger(__name__)
 
-_LARGE_TEXT_WIDTH = 512  # Stable Diffusion's are 768 and more, and its U-Net's passes take seconds
+_LARGE_TEXT_WIDTH = 512  # Stable Diffusion has 768 and more, and its U-Net takes seconds per pass
 _COLOURS = ("red", "blue", "green", "yellow", "white", "orange", "purple", "black")
 _SHAPES = ("circle", "square", "triangle")
 _GROUNDS = ("grey", "beige", "navy", "pink")
@@ -29,19 +29,19 @@ _GROUNDS = ("grey", "beige", "navy", "pink")
 def guarded(
     bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
 ) -> EngineDescription:
-    """Compile BF16 where scores keep their order in it.
+    """Compile for BF16, if its scores have a high rank correlation with FP32's.
 
     Args:
-        bundle: as for `require_agreement`.
-        mode: as for `require_agreement`.
-        bf16: as for `require_agreement`.
-        memory_budget_mb: as for `Pipeline`.
+        bundle: the verified bundle to score with.
+        mode: mode whose scorer is compiled.
+        bf16: pipeline that computes in BF16.
+        memory_budget_mb: memory for activations, in MiB, as for `Pipeline`.
 
     Returns:
-        What the engine is, with the rank correlation (Spearman) of its scores to FP32's.
+        Engine description, with the rank correlation (Spearman) to FP32.
 
     Raises:
-        DisagreementError: as for `require_agreement`.
+        DisagreementError: the rank correlation is too low, as for `require_agreement`.
     """
     agreement = require_agreement(bundle, mode, bf16, memory_budget_mb)
     description = bf16.compile(mode)
@@ -53,21 +53,22 @@ def guarded(
 
 
 def require_agreement(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float) -> float:
-    """Compare BF16 with FP32, once on this machine, and refuse BF16 where they disagree.
+    """Compare BF16 with FP32 once per machine, and refuse BF16 if they disagree.
 
     Args:
-        bundle: what is scored with.
-        mode: whose scorer.
-        bf16: in BF16; of a bundle that was compared before, the image encoder alone is compiled.
-        memory_budget_mb: as for `Pipeline`.
+        bundle: the verified bundle to compare on.
+        mode: mode whose scorer is compared.
+        bf16: pipeline that computes in BF16. If the comparison is remembered, only its image
+            encoder is compiled.
+        memory_budget_mb: memory for activations, in MiB, as for `Pipeline`.
 
     Returns:
-        Rank correlation (Spearman) of its scores to FP32's.
+        Rank correlation (Spearman) with FP32's scores.
 
     Raises:
-        DisagreementError: it is below `MIN_SPEARMAN`.
+        DisagreementError: the rank correlation is below `MIN_SPEARMAN`.
     """
-    # All of the bundle: an adapter that is fed, or other tokens that count, make other scores.
+    # The whole bundle: an adapter input or another token mask changes scores, too.
     bundle_hash = bundle.manifest.digest
     key = f"{bundle_hash} {mode} {bf16.image_encoder}"
     if (agreement := recall("bf16", key)) is None:
@@ -103,17 +104,17 @@ def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
 
     assert bf16.backend.keeps_order_of is not None
     reference = find_backend(bf16.backend.keeps_order_of)
-    # What computes in FP32 is gone before all of the other is compiled: 10 GB each of Stable
+    # FP32 is released before the rest of BF16 is compiled: 10 GB each for Stable
     # Diffusion.
     fp32 = Pipeline(bundle, reference, memory_budget_mb, self_check=bf16.self_check or False)
     return spearman(scores(fp32), scores(bf16))
 
 
 def _scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], str]:
-    """A picture, (side, side, 3), and what it shows: scores scatter as far as they do in use.
+    """A drawn image, (side, side, 3), and its caption: their scores scatter as in real use.
 
-    Pictures and texts that have nothing to do with each other have all nearly the same score, whose
-    order tells more of rounding than of what is scored.
+    Unrelated images and texts all have nearly the same score. Their ranking would measure rounding,
+    not scoring.
     """
     picture = Image.new("RGB", (side, side), str(rng.choice(_GROUNDS)))
     names = []

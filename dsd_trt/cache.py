@@ -1,7 +1,7 @@
-"""What is worth remembering between runs on this machine: compiled models, measurements, copies.
+"""The cache of this machine: compiled models, measurements, copies of bundles.
 
-The folder is `$DSD_TRT_CACHE`, else `dsd-trt` in `$XDG_CACHE_HOME` or `~/.cache`; it may be deleted
-at any time. An empty `DSD_TRT_CACHE` keeps nothing.
+The folder is `$DSD_TRT_CACHE`, otherwise `dsd-trt` in `$XDG_CACHE_HOME` or `~/.cache`. It may be
+deleted at any time. An empty `DSD_TRT_CACHE` disables it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path | None:
-    """Where things are remembered; None where nothing is to be, or nothing can be written."""
+    """The cache folder; None if it is disabled or cannot be written to."""
     named = os.environ.get("DSD_TRT_CACHE")
     if named == "":
         return None
@@ -35,7 +35,7 @@ def cache_folder() -> Path | None:
     except OSError as error:
         _say_unwritable(folder, error.strerror)
         return None
-    except RuntimeError:  # as of a container's user whom nobody has named
+    except RuntimeError:  # for example, an unnamed user of a container
         _say_unwritable(folder, "there is no home folder")
         return None
     if not os.access(folder, os.W_OK):
@@ -44,7 +44,7 @@ def cache_folder() -> Path | None:
     return folder
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _say_unwritable(folder: Path, reason: str | None) -> None:
     logger.warning(
         "nothing is remembered for the next start, which is slower: cannot write %s (%s). Name "
@@ -55,11 +55,11 @@ def _say_unwritable(folder: Path, reason: str | None) -> None:
 
 
 def recall(kind: str, key: str) -> float | None:
-    """A measurement that was remembered.
+    """Read a remembered measurement; None if there is none.
 
     Args:
-        kind: what was measured.
-        key: everything it depends on.
+        kind: name of the measured quantity.
+        key: everything the measurement depends on.
     """
     if (path := _path(kind, key)) is None:
         return None
@@ -67,11 +67,11 @@ def recall(kind: str, key: str) -> float | None:
         kept = read_json(path)
         return float(kept["value"]) if kept["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
-        return None  # never measured, or damaged: measure again
+        return None  # missing or damaged: measure again
 
 
 def remember(kind: str, key: str, value: float) -> None:
-    """Remember a measurement; that it cannot be written is no error."""
+    """Store a measurement; failure to write is not an error."""
     if (path := _path(kind, key)) is None:
         return
     with contextlib.suppress(DsdError):

@@ -1,4 +1,4 @@
-"""Scores images against their texts a batch at a time, whatever is asked of the scores then."""
+"""Scores images against their texts, one batch of images at a time."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from dsd_trt.journal import Journal
 
 Latent: TypeAlias = NDArray[Any] | ImageError
-"""z of an image, or why there is none."""
+"""Latent z of an image, or the reason why there is none."""
 
 
 class JobScorer:
     """Scores jobs in one mode of a bundle.
 
     Args:
-        pipeline: runs its graphs.
-        manifest: of the bundle.
-        mode: pair or matrix.
+        pipeline: pipeline that runs the bundle's graphs.
+        manifest: manifest of the bundle.
+        mode: "pair" or "matrix", the mode to score in.
     """
 
     def __init__(self, pipeline: Pipeline, manifest: Manifest, mode: Mode) -> None:
         self._pipeline, self._manifest, self._mode = pipeline, manifest, mode
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[EncodedTexts, list[Failure]]:
-        """Encode texts, and say which have no finite states."""
+        """Encode texts, and list failures for those without finite states."""
         if not texts:
             return EncodedTexts(np.empty(0), np.empty(0, np.float32)), []
         encoded = self._pipeline.encode_texts(texts)
@@ -47,7 +47,7 @@ class JobScorer:
         ]
 
     def failures(self, image: str, texts: Sequence[str], result: Row | ImageError) -> list[Failure]:
-        """What of an image and its texts could not be scored."""
+        """Failures of an image or its texts."""
         if isinstance(result, ImageError):
             return [Failure(image, str(result))]
         if not result.lost.any():
@@ -67,12 +67,12 @@ class JobScorer:
         top_k: int | None = None,
         journal: Journal | None = None,
     ) -> Iterator[tuple[Job, Scored]]:
-        """Score each job's image against its texts, a batch of images at a time.
+        """Score each job's image against its texts, one batch of images at a time.
 
-        A journal's chunks are such batches, so that a run that goes on composes the same ones.
+        A journal's chunks are these batches, so a resumed run forms the same batches.
 
         Yields:
-            Every job in order, with the scores of its texts or why its image has no latent.
+            Every job in order, with its scores or the reason why its image has no latent.
         """
         jobs = iter(jobs)
         for scored in journal.chunks() if journal else ():
@@ -115,10 +115,10 @@ class JobScorer:
         top_k: int | None,
         journal: Journal | None,
     ) -> Iterator[Scored]:
-        """Score each job's latent at all levels, and average over them (Eq. 4).
+        """Score each job's latent at all levels, and average over the levels (Eq. 4).
 
         Yields:
-            Each job's scores, as soon as they are there.
+            Scores of each job, as soon as they are computed.
         """
         if not jobs:
             return
@@ -164,7 +164,7 @@ class JobScorer:
         tally: Tally,
         top_k: int,
     ) -> Row:
-        """Scores of the best candidates: texts of the one image, or images of the one text."""
+        """Scores of the best candidates: texts for one image, or images for one text."""
         images, count = len(latent), max(len(latent), len(texts.mask))
         before = tally.triples
         lost = np.zeros(count, np.bool_)
@@ -182,10 +182,10 @@ class JobScorer:
         return Row(scores, lost)
 
     def require_search(self, top_k: int) -> None:
-        """Refuse to look for the best where it cannot be.
+        """Refuse a search for the best if the mode does not support it.
 
         Raises:
-            InputError: `top_k` is not a positive count, or the mode scores everything at once.
+            InputError: `top_k` is not a positive count, or the mode scores everything in one pass.
         """
         checked_count(top_k, "top_k")
         if self._mode == "matrix":
@@ -199,7 +199,7 @@ class JobScorer:
         level: NDArray[np.int32],
         tally: Tally,
     ) -> list[NDArray[np.float32]]:
-        """Scores in matrix mode: at once where all images have the same texts."""
+        """Scores in matrix mode; in one call if all images have the same texts."""
         if all(np.array_equal(of_image, texts_of[0]) for of_image in texts_of):
             matrix = self._pipeline.score_matrix(latent, texts[texts_of[0]], level, tally.add)
             return list(matrix)
@@ -209,9 +209,9 @@ class JobScorer:
         ]
 
     def encoded(self, jobs: Iterable[Job]) -> Iterator[list[tuple[Job, Latent]]]:
-        """Decode and encode the images of jobs, a batch at a time.
+        """Decode and encode the images of jobs, one batch at a time.
 
-        What is no pixels comes from an index, and is encoded already.
+        Images of an index are encoded already.
         """
         for chunk in decoded_ahead(jobs, self._manifest, self._pipeline.batch.images):
             pixels = [it for _, it in chunk if _is_pixels(it)]
@@ -233,7 +233,7 @@ def _known_or_scored(
     levels: int,
     journal: Journal | None,
 ) -> Scored:
-    """A part of a chunk, as a journal has it or scored now; `of` is what it is of."""
+    """A part of a chunk, from the journal or scored now; `of` describes the part."""
 
     def compute() -> Scored:
         before = tally.passes
@@ -249,7 +249,7 @@ def _known_or_scored(
 
 
 def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iterator[Scored]:
-    """Parts of a chunk's scores as each job's, as soon as all of a job's are there."""
+    """Split the parts of a chunk into scores per job, each once its scores are complete."""
     waiting = np.empty(0, np.float32)
     counts = list(counts)
     for part in parts:

@@ -1,4 +1,4 @@
-"""What a scorer works through: images with their texts, decoded ahead and counted."""
+"""The work of a scorer: images with their texts, decoded in advance and counted."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from dsd_trt.results import Progress
 
 Scorable: TypeAlias = ImageSource | IndexedImage
 Decoded: TypeAlias = NDArray[Any] | ImageError
-"""Pixels of an image, its latent where an index has that, or why it cannot be decoded."""
+"""Pixels of an image, its latent if it comes from an index, or the decoding error."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the texts to score it against, by their place among the encoded texts."""
+    """One image and the indices of its texts among the encoded texts."""
 
     image: Scorable
     texts: NDArray[np.intp]
@@ -38,11 +38,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of a job's image.
+    """Scores of one job's image.
 
     Attributes:
-        scores: f of each of its texts, float32 (texts,); NaN where there is none.
-        lost: texts whose f the engine could not compute, (texts,).
+        scores: f of each text, float32 (texts,); NaN where there is no score.
+        lost: True where the engine computed no finite f, bool (texts,).
     """
 
     scores: NDArray[np.float32]
@@ -50,11 +50,11 @@ class Row:
 
     @classmethod
     def of(cls, scores: NDArray[np.float32]) -> Row:
-        """Scores that are NaN for no other reason."""
+        """A row in which every NaN is a score the engine could not compute."""
         return cls(scores, np.isnan(scores))
 
     def spread(self, known: NDArray[np.bool_]) -> Row:
-        """Scores of all texts, of which those that are not `known` were left out."""
+        """Scores of all texts; those that are not `known` get NaN."""
         if known.all():
             return self
         scores, lost = np.full(len(known), np.nan, np.float32), np.zeros(len(known), np.bool_)
@@ -64,18 +64,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Scored:
-    """What became of an image and its texts, or of a part of a batch.
+    """The outcome for one image and its texts, or for one part of a batch.
 
     Attributes:
-        result: scores, or why the image has no latent.
-        passes: (image, text, level) triples that were scored for it.
+        result: the scores, or the reason why the image has no latent.
+        passes: number of passes, each of one image, one text and one noise level.
     """
 
     result: Row | ImageError
     passes: int
 
     def spread(self, known: NDArray[np.bool_]) -> Scored:
-        """Scores of all texts, of which those that are not `known` were left out."""
+        """Scores of all texts; those that are not `known` get NaN."""
         if isinstance(self.result, ImageError):
             return self
         return Scored(self.result.spread(known), self.passes)
@@ -84,15 +84,16 @@ class Scored:
 def decoded_ahead(
     jobs: Iterable[Job], manifest: Manifest, size: int
 ) -> Iterator[list[tuple[Job, Decoded]]]:
-    """Decode jobs' images in the background, while what was yielded before is worked on.
+    """Decode the images of jobs in the background, while earlier ones are scored.
 
     Args:
-        jobs: taken in the caller's thread, at most one chunk more than is yielded.
-        manifest: of the bundle the images are for.
-        size: of a chunk, in jobs.
+        jobs: images with their texts, consumed in the caller's thread, at most one chunk in
+            advance.
+        manifest: manifest of the bundle to decode for.
+        size: number of jobs per chunk.
 
     Raises:
-        InputError: an image is of an index of another image encoder.
+        InputError: an image comes from an index of another image encoder.
     """
 
     def decode(job: Job) -> Decoded:
@@ -108,7 +109,7 @@ def decoded_ahead(
             waiting = pool.map(decode, following)
             yield list(zip(chunk, decoded, strict=True))
             chunk, decoded = following, waiting
-    finally:  # also where the caller stops half way: nothing goes on behind its back
+    finally:  # also if the caller stops early: no thread may keep decoding
         pool.shutdown(cancel_futures=True)
 
 
@@ -116,7 +117,7 @@ def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
     """Decode an image for a bundle.
 
     Raises:
-        InputError: it is of an index of another image encoder.
+        InputError: the image comes from an index of another image encoder.
     """
     to = manifest.preprocessing
     try:
@@ -129,26 +130,26 @@ def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
 
 
 class Tally:
-    """Counts scored (image, text, level) triples and reports whole pairs.
+    """Counts forward passes and reports whole pairs to a progress callback.
 
     Raises:
-        InputError: `progress` cannot be called.
+        InputError: `progress` is not callable.
     """
 
     def __init__(self, progress: Progress | None, total: int | None, levels: int) -> None:
         if progress is not None and not callable(progress):
             raise InputError(f"progress must be a function, got {_described(progress)}")
         self._progress, self._total, self._levels = progress, total, levels
-        self.triples = 0  # done, or not needed
+        self.triples = 0  # computed or skipped
         self.passes = 0
 
     def add(self, triples: int) -> None:
-        """Count triples that were scored."""
+        """Count passes that were computed."""
         self.passes += triples
         self.skip(triples)
 
     def skip(self, triples: int) -> None:
-        """Count triples that are done with."""
+        """Count passes that are not needed."""
         self.triples += triples
         if self._progress:
             self._progress(self.triples // self._levels, self._total)
@@ -157,14 +158,14 @@ class Tally:
 def open_images(
     images: str | os.PathLike[str] | Iterable[Scorable], texts: int = 1
 ) -> Iterable[Scorable]:
-    """Images one by one; of the folder of an index, those it holds.
+    """Iterate over images; the folder of an index yields the images of that index.
 
     Args:
-        images: as for `Scorer.score`.
-        texts: that each is scored against.
+        images: images to score, as for `Scorer.score`.
+        texts: number of texts that each image is scored against.
 
     Raises:
-        InputError: no list of images, or more of them than a call may have.
+        InputError: `images` is not iterable, or exceeds a limit.
     """
     if isinstance(images, bytes):
         raise InputError("images must be a list: an encoded image alone is [image]")
@@ -191,10 +192,10 @@ def _counted(images: Iterable[Scorable], texts: int) -> Iterator[Scorable]:
 
 
 def require_within_limits(images: int, texts: int = 1) -> None:
-    """Refuse a call of more images, or pairs of them and texts, than it may have.
+    """Refuse a call whose images, or pairs of images and texts, exceed a limit.
 
     Raises:
-        InputError: names the limit.
+        InputError: a limit is exceeded; the message names it.
     """
     _require(IMAGES, images)
     _require(PAIRS, images * texts)
@@ -206,10 +207,10 @@ def _require(limit: Limit, count: int) -> None:
 
 
 def checked_count(count: int, name: str) -> int:
-    """A number of best results that is asked for.
+    """A requested number of results, validated.
 
     Raises:
-        InputError: it is no whole number above 0.
+        InputError: it is not a positive whole number.
     """
     if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
         raise InputError(f"{name} must be a whole number above 0, got {count!r}")
@@ -217,10 +218,10 @@ def checked_count(count: int, name: str) -> int:
 
 
 def one_of(top_k: int | None, best: int | None) -> int | None:
-    """The number of best results, by its name or its former one.
+    """The number of best results, given as `top_k` or under its former name.
 
     Raises:
-        InputError: both names are used, with different values.
+        InputError: both names are given, with different values.
     """
     if top_k is not None and best is not None and top_k != best:
         raise InputError("best is the former name of top_k: give top_k alone")
@@ -228,14 +229,14 @@ def one_of(top_k: int | None, best: int | None) -> int | None:
 
 
 def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_]) -> list[str]:
-    """Texts as plain strings.
+    """Texts as a list of plain strings.
 
     Args:
-        texts: a sequence or a 1-D array.
+        texts: strings, as a sequence or a 1-D array.
 
     Raises:
-        InputError: it is neither, or empty, or longer than a call's may be, or something in it is
-            no text; names the place.
+        InputError: it is neither, is empty, exceeds the limit, or has an element that is not a
+            text; the message names the position.
     """
     if not _is_list(texts):
         raise InputError(
@@ -248,29 +249,29 @@ def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_])
 
 
 def checked_text(text: object, place: str) -> str:
-    """A text as a plain string.
+    """One text as a plain string.
 
     Args:
-        text: whatever the caller has in its place.
-        place: what the caller calls it.
+        text: the value the caller passed.
+        place: name of the argument, for messages.
 
     Raises:
-        InputError: it is no string, or one that is no text.
+        InputError: it is not a string, or contains characters that no text may have.
     """
     if not isinstance(text, str):
         hint = ": decode it first" if isinstance(text, bytes) else ""
         raise InputError(f"{place} must be a string, got {_described(text)}{hint}")
     if fault := text_fault(text):
         raise InputError(f"{place} has {fault}: {reprlib.repr(text)}")
-    return str.__str__(text)  # of numpy's strings and of enumerations, the string alone
+    return str.__str__(text)  # numpy strings and enumerations become plain strings
 
 
 def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
-    """Pairs of an image and a text as a plain string.
+    """Pairs of an image and a text, the text as a plain string.
 
     Raises:
-        InputError: something is no pair, or its text is none; names the place. Or there are more
-            than a call may have.
+        InputError: an element is not a pair, or its text is not a text; the message names the
+            position. Or a limit is exceeded.
     """
     if isinstance(pairs, (str, bytes)) or not _is_iterable(pairs):
         raise InputError(f"pairs must be (image, text) tuples, got {_described(pairs)}")
@@ -287,12 +288,12 @@ def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
 
 
 def _is_iterable(value: object) -> bool:
-    """Whether there is something in it to take; a number in an array's clothes is none."""
+    """Whether a value can be iterated over; a 0-D array cannot."""
     return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
 
 
 def _is_list(value: object) -> bool:
-    """Whether it has an order and a length: a list, a tuple, an array, a column of a table."""
+    """Whether a value is ordered and has a length: a list, a tuple, an array, a table's column."""
     if isinstance(value, (str, bytes, bytearray, Mapping)) or getattr(value, "ndim", 1) != 1:
         return False
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
@@ -305,13 +306,13 @@ def _described(value: object) -> str:
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
-    """Texts without repetition, and where each of the originals is found among them."""
+    """Texts without duplicates, and the index of each original among them."""
     place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     return list(place), np.array([place[text] for text in texts], np.intp)
 
 
 def name_of(image: Scorable, position: int) -> str:
-    """What results call an image."""
+    """Name of an image in results."""
     if isinstance(image, IndexedImage):
         return image.name
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"

@@ -1,11 +1,11 @@
-"""The journal of a run: what was scored, written as it goes, so that a stopped run can go on.
+"""The journal of a run: scores saved as they are computed, so that the run can be resumed.
 
-A line is a CRC-32 and a JSON object. The first line says which run it is of. The others are of
-chunks of images, in order: a part of a chunk while it is scored, and the whole chunk at its end.
-A part says what it is of: an image that could be read then and cannot be now, or the other way
-round, moves every pair behind it.
-A last line that a kill cut short is cut off, and so is whatever follows a damaged one: it is scored
-again.
+A line is a CRC-32 and a JSON object. The first line describes the run. The other lines hold chunks
+of images, in order: parts of a chunk while it is scored, then the whole chunk.
+
+Each part names the items it covers. If an image became readable or unreadable since, the pairs
+after it fall into other parts, which this detects. A truncated last line is cut off. So is
+everything from a damaged line on; it is scored again.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from dsd_trt.files.schema import parse_json
 from dsd_trt.jobs import Row, Scored
 
 _FORMAT = "dsd-trt scores 1"
-_SYNC_EVERY = 5.0  # seconds: what a power cut may cost; a kill costs nothing that was written
+_SYNC_EVERY = 5.0  # seconds of work a power cut may lose; a kill loses none
 
 
 class Journal:
-    """A journal that is being written; `open_journal` opens one.
+    """A journal open for writing; see `open_journal`.
 
     Args:
-        path: of its file.
-        size: of its whole lines, in bytes; the rest is cut off.
-        parts: of the chunk that was being scored, by what they are of.
-        pairs: that have a score already.
+        path: path of the journal's file.
+        size: length of its intact lines in bytes; the rest is cut off.
+        parts: parts of the unfinished chunk, by what they cover.
+        pairs: number of pairs that already have a score.
 
     Attributes:
-        path: of its file.
-        pairs: that have a score.
+        path: path of the journal's file.
+        pairs: number of pairs that have a score.
     """
 
     def __init__(self, path: Path, size: int, parts: Mapping[str, Scored], pairs: int) -> None:
@@ -57,13 +57,13 @@ class Journal:
         self._synced = time.monotonic()
 
     def chunks(self) -> Iterator[list[Scored]]:
-        """Chunks that were finished before, one after another."""
+        """Chunks finished in earlier runs, in order."""
         for _, line in _lines(self.path, self._kept):
             if isinstance(line, list):
                 yield line
 
     def other_work(self) -> InputError:
-        """What to raise where its images or scores are not as many as the run has."""
+        """Error for a journal whose numbers of images or scores do not fit the run."""
         return InputError(
             f"{self.path} holds other work than this run has, and was changed. Start again without "
             "--resume"
@@ -72,14 +72,14 @@ class Journal:
     def part(
         self, compute: Callable[[], Scored], of: Iterable[NDArray[Any]]
     ) -> tuple[Scored, bool]:
-        """The next part of a chunk: as it was scored before, else as it is now.
+        """The next part of a chunk: read from the journal, otherwise computed.
 
         Args:
-            compute: scores it.
-            of: what is scored: latents, and which texts against which of them.
+            compute: function that scores the part.
+            of: description of the part: its latents, and the texts scored against each.
 
         Returns:
-            The part, and whether it is known from before.
+            The part, and whether it came from the journal.
         """
         digest = _digest(of)
         if (known := self._parts.get(digest)) is not None:
@@ -91,16 +91,16 @@ class Journal:
         return part, False
 
     def finish_chunk(self, images: Sequence[Scored]) -> None:
-        """Write a whole chunk, in which its parts are."""
+        """Write a whole chunk, which replaces its parts."""
         self._parts.clear()
         self._write({"chunk": [_plain(it) for it in images]})
 
     def begin(self, run: Mapping[str, Any]) -> None:
-        """Write the first line."""
+        """Write the first line, which describes the run."""
         self._write({"format": _FORMAT, "run": dict(run)})
 
     def close(self) -> None:
-        """Close the file; it stays, for a run that goes on."""
+        """Close the file, which stays for a resumed run."""
         with contextlib.suppress(OSError):
             os.fsync(self._file)
         os.close(self._file)
@@ -114,10 +114,10 @@ class Journal:
                 written += os.pwrite(self._file, line[written:], self._size + written)
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 os.fsync(self._file)
-                sync_folder(self.path.parent)  # or its name could be lost
+                sync_folder(self.path.parent)  # a power cut could otherwise lose the file's name
                 self._synced = time.monotonic()
         except BaseException as error:
-            os.ftruncate(self._file, self._size)  # whole lines alone
+            os.ftruncate(self._file, self._size)  # only whole lines
             if not isinstance(error, OSError):
                 raise
             raise DsdError(f"cannot write {str(self.path)!r}: {error.strerror}") from error
@@ -125,17 +125,18 @@ class Journal:
 
 
 def open_journal(path: Path, run: Mapping[str, Any], *, resume: bool) -> Journal:
-    """Open the journal of a run, the one that is there if the run is to go on.
+    """Open a run's journal: the existing one to resume, otherwise a new one.
 
     Args:
-        path: of its file.
-        run: what the run's results depend on, by name: bundle, inputs, settings.
-        resume: whether to go on, with a journal of the same run; where there is none the run starts
-            anew.
+        path: path of the journal's file.
+        run: everything the run's results depend on, by name: bundle, inputs, settings.
+        resume: whether to continue an existing journal of the same run. Without one, the run starts
+            from the beginning.
 
     Raises:
-        DsdError: the disk is full, or the like; what cannot even be begun is removed.
-        OSError: the file cannot be written.
+        DsdError: the disk is full or cannot be written to; a journal that cannot be started is
+            removed.
+        OSError: the file cannot be opened for writing.
     """
     size, parts, pairs = 0, dict[str, Scored](), 0
     if resume and path.exists():
@@ -158,11 +159,11 @@ def open_journal(path: Path, run: Mapping[str, Any], *, resume: bool) -> Journal
 
 
 def require_ours(path: Path) -> None:
-    """Refuse to write over a file that is no journal, nor the beginning of one.
+    """Refuse to overwrite a file that is not a journal, or the beginning of one.
 
     Raises:
-        InputError: it is something else.
-        OSError: it cannot be read.
+        InputError: the file is something else.
+        OSError: the file cannot be read.
     """
     start = f' {{"format":"{_FORMAT}"'.encode()
     try:
@@ -179,12 +180,12 @@ def require_ours(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a journal holds; nothing where there is none.
+    """Contents of a journal; empty if there is none.
 
     Attributes:
-        run: which it is of; None if it does not say.
-        pairs: how many have a score.
-        damaged: whether a line is; a last one that was cut short is not.
+        run: description of the run; None if it is missing.
+        pairs: number of pairs that have a score.
+        damaged: whether a line is damaged; a truncated last line does not count.
     """
 
     run: dict[str, Any] | None = None
@@ -193,7 +194,7 @@ class Survey:
 
 
 def survey(path: Path) -> Survey:
-    """Read a journal through, without going on with it."""
+    """Read a whole journal without resuming it."""
     run: dict[str, Any] | None = None
     pairs = parts = whole = 0
     try:
@@ -213,18 +214,18 @@ def survey(path: Path) -> Survey:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a chunk, and the digest of what it is of."""
+    """A part of a chunk, with the digest of the items it covers."""
 
     of: str
     scored: Scored
 
 
 Line: TypeAlias = dict[str, Any] | list[Scored] | _Part
-"""Which run it is, a chunk, or a part of one."""
+"""A run's description, a chunk, or a part of a chunk."""
 
 
 def _lines(path: Path, size: int | None = None) -> Iterator[tuple[int, Line]]:
-    """Whole lines up to the first damaged one, each with the place where it ends."""
+    """Lines up to the first damaged one, each with the position of its end."""
     end = 0
     with open_regular(path) as file:
         for line in file:
@@ -235,7 +236,7 @@ def _lines(path: Path, size: int | None = None) -> Iterator[tuple[int, Line]]:
 
 
 def _parse(line: bytes, first: bool) -> Line | None:
-    """What a line says; None if it is cut short or damaged, or of another format."""
+    """Content of a line; None if it is truncated, damaged, or in another format."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
@@ -282,7 +283,7 @@ def _digest(arrays: Iterable[NDArray[Any]]) -> str:
 
 
 def _pairs(scored: Scored) -> int:
-    """How many have a score: not those that were given up on, or could not be scored."""
+    """Number of pairs with a score; pruned and failed pairs do not count."""
     if isinstance(scored.result, ImageError):
         return 0
     return int(np.count_nonzero(~np.isnan(scored.result.scores)))

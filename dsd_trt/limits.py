@@ -1,7 +1,8 @@
-"""Limits of what one call reads and holds, each with a name: see docs/limits.md.
+"""Limits on what one call reads and holds, each with a name: see docs/limits.md.
 
-An environment variable of that name sets it, for Python, the commands and the C++ library. Triton's
-`dsd_score` has parameters of these names without their prefix, in lower case, and lower numbers.
+An environment variable of the same name sets a limit for Python, the commands and the C++ library.
+Triton's `dsd_score` has parameters with these names, in lower case and without their prefix; their
+defaults are lower.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _LARGE_UNITS = {
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit.
+    """A named limit.
 
     Attributes:
-        name: of the environment variable, without its prefix.
-        default: what it is where the variable is not set.
-        unit: what is counted.
+        name: name of the environment variable, without its prefix.
+        default: value used if the variable is not set.
+        unit: unit of the count, such as "pixels".
     """
 
     name: str
@@ -34,14 +35,14 @@ class Limit:
 
     @property
     def variable(self) -> str:
-        """The environment variable that sets it."""
+        """Environment variable that sets the limit."""
         return _PREFIX + self.name
 
     def value(self) -> int:
-        """What it is now.
+        """Current value of the limit.
 
         Raises:
-            InputError: the variable holds no whole number above 0.
+            InputError: the variable is not a positive whole number.
         """
         if not (given := os.environ.get(self.variable)):
             return self.default
@@ -50,16 +51,16 @@ class Limit:
         raise InputError(f"{self.variable} must be a whole number above 0, got {given!r}")
 
     def fault(self, count: int) -> str | None:
-        """What is wrong with a count, if anything."""
+        """A message if a count exceeds the limit, otherwise None."""
         return None if count <= self.value() else self.refusal()
 
     def refusal(self) -> str:
-        """What is wrong with more than that."""
+        """Message for an input that exceeds the limit."""
         return f"more than {described(self.value(), self.unit)}; the limit is {self.variable}"
 
 
 def described(count: int, unit: str) -> str:
-    """A count of bytes, pixels or others; a large one in a readable unit as well."""
+    """A count with its unit; a large one also in a readable unit."""
     for name, size in _LARGE_UNITS.get(unit, ()):
         if count >= size:
             return f"{count} {unit} ({count / size:.3g} {name})"
@@ -73,4 +74,4 @@ IMAGES = Limit("MAX_IMAGES", 10_000_000, "images")
 TEXTS = Limit("MAX_TEXTS", 1_000_000, "texts")
 PAIRS = Limit("MAX_PAIRS", 1_000_000_000, "pairs")
 FILE_BYTES = Limit("MAX_FILE_BYTES", 2**29, "bytes")
-"""Of a file that is held as a whole and is no image: texts, pairs, a table, a description."""
+"""Size of a file held in memory that is not an image: texts, pairs, a table, a manifest."""

@@ -1,4 +1,4 @@
-"""Pair or matrix: the mode that is asked for, if bundle and engine have it."""
+"""Pair mode or matrix mode: the requested one, if bundle and engine support it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backend | None) -> Mode:
-    """The mode that is asked for, with a warning where the adapter was trained for another.
+    """The requested mode, with a warning if the adapter was trained for the other one.
 
     Args:
-        manifest: of the bundle.
-        mode: "auto" is the one the adapter was trained for, "pair" if for both or none.
-        backend: what scores; None has every mode.
+        manifest: manifest of the bundle to score with.
+        mode: "pair", "matrix", or "auto": the one the adapter was trained for, or "pair" for both
+            or no adapter.
+        backend: backend to score with; None supports every mode.
 
     Raises:
-        InputError: there is no such mode, or the bundle or the engine does not have it.
+        InputError: there is no such mode, or the bundle or the engine does not support it.
     """
     if not isinstance(mode, str) or mode not in ("auto", *get_args(Mode)):
         raise InputError(f"no mode {mode!r}: there are auto, {', '.join(get_args(Mode))}")

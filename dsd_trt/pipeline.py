@@ -1,4 +1,4 @@
-"""The graphs of a bundle on one engine, fed in micro-batches."""
+"""The graphs of one bundle on one engine, run in batches."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Texts as the pair scorer takes them.
+    """Texts as inputs of the pair scorer.
 
     Attributes:
-        states: r_y, (texts, 77, D), in the precision the bundle declares.
-        mask: 1 where a token counts, float32 (texts, 77).
+        states: text states r_y, (texts, 77, D), in the bundle's precision.
+        mask: 1 where a token counts in Eq. 4, float32 (texts, 77).
     """
 
     states: Array
@@ -49,29 +49,28 @@ class EncodedTexts:
 
     @cached_property
     def finite(self) -> NDArray[np.bool_]:
-        """Which texts have finite states, (texts,); no other can be scored."""
+        """Which texts have finite states and can be scored, bool (texts,)."""
         return finite_rows(self.states)
 
     def __getitem__(self, chosen: NDArray[np.intp]) -> EncodedTexts:
-        """Some of them; all in their order are not copied."""
+        """Selected texts; selecting all of them in order makes no copy."""
         if np.array_equal(chosen, np.arange(len(self.mask))):
             return self
         return EncodedTexts(self.states[chosen], self.mask[chosen])
 
 
 class Pipeline:
-    """Encodes images and texts once each and scores their combinations.
+    """Encodes each image and text once, and scores their combinations.
 
-    Each graph is compiled when it is first needed, or all of them by `compile`. Threads may share
-    one.
+    Graphs are compiled on first use, or all at once by `compile`. Threads may share a pipeline.
 
     Args:
-        bundle: a verified bundle.
-        backend: compiles its graphs.
-        memory_budget_mb: for activations, in MiB, see `batch_sizes`.
-        tune: find out which batch of the pair scorer is the fastest here, see `FastestBatch`. The
-            last bits of a score depend on the batch, so runs differ until it is found.
-        self_check: made of each graph when it is compiled; True is the bundle's own.
+        bundle: the verified bundle to run.
+        backend: backend that compiles the graphs.
+        memory_budget_mb: memory for activations, in MiB, see `batch_sizes`.
+        tune: whether to find the fastest batch size of the pair scorer, see `FastestBatch`. The
+            last bits of a score depend on the batch size, so they differ until it is found.
+        self_check: the self-check of each compiled graph; True is the bundle's own, False is none.
     """
 
     def __init__(
@@ -97,32 +96,33 @@ class Pipeline:
         )
 
     def compile(self, mode: Mode = "pair") -> EngineDescription:
-        """Compile every graph that a mode needs now.
+        """Compile every graph that a mode needs.
 
         Returns:
-            What its scorer runs on.
+            Engine description of the mode's scorer.
 
         Raises:
-            EngineError: the engine is not installed or refuses the bundle's graphs.
+            EngineError: the engine is not installed, or refuses the bundle's graphs.
         """
         scorer = self._pair_scorer if mode == "pair" else self._matrix_scorer
         engines = (self._image_encoder, self._text_encoder, scorer)
         return engines[-1].description
 
     def require_usable(self) -> None:
-        """Fail now where engines would fail.
+        """Raise the error that engines would raise, before any work.
 
         Raises:
-            EngineError: it is closed, or this is a process forked from the one that made it.
+            EngineError: the pipeline is closed, or this process was forked from the one that made
+                it.
         """
         require_process(self._process)
         if self._closed:
             raise EngineError(CLOSED)
 
     def close(self) -> None:
-        """Give back the engines' memory and threads; closing again does nothing."""
+        """Release the engines' memory and threads; closing again has no effect."""
         if self._process != os.getpid():
-            return  # a forked child's: a thread that is not in it may hold the lock
+            return  # in a forked child, a thread that does not exist there may hold the lock
         with self._opening:
             self._closed = True
             for engine in self._engines.values():
@@ -130,7 +130,7 @@ class Pipeline:
 
     @property
     def image_encoder(self) -> EngineDescription:
-        """What images are encoded on; compiles that graph alone."""
+        """Engine description of the image encoder; compiles only that graph."""
         return self._image_encoder.description
 
     @property
@@ -183,12 +183,12 @@ class Pipeline:
         """Tokenise and encode one or more texts.
 
         Raises:
-            InputError: a text without words.
+            InputError: a text has no token that counts.
         """
         return self.encode_tokens(self._tokenize(texts))
 
     def encode_tokens(self, tokens: Tokens) -> EncodedTexts:
-        """Encode one or more texts that are tokenised."""
+        """Encode one or more tokenised texts."""
         count, states = len(tokens.input_ids), np.empty(0)
         for rows in _batches(count, self.batch.texts):
             part = self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
@@ -217,15 +217,15 @@ class Pipeline:
         """Score pairs: attention, denoising term or both, as the bundle's method says.
 
         Args:
-            latent: z of every image, (images, C, h, w).
-            texts: every text.
-            image_of: each pair's row in `latent`, (pairs,).
-            text_of: each pair's row in `texts`, (pairs,).
-            levels: noise levels to average over (Eq. 4), indices into the bundle's.
-            done: told how many (image, text, level) triples were just scored.
+            latent: latents z, (images, C, h, w).
+            texts: T encoded texts.
+            image_of: row in `latent` of each pair, (pairs,).
+            text_of: row in `texts` of each pair, (pairs,).
+            levels: indices of the noise levels to average over (Eq. 4).
+            done: callback with the number of passes just computed.
 
         Returns:
-            The pairs' scores, (pairs,); NaN where the engine computed no finite number.
+            Scores of the pairs, (pairs,); NaN where the result is not finite.
 
         Raises:
             EngineError: the engine failed, or the unconditional text has no finite states.
@@ -234,7 +234,7 @@ class Pipeline:
         mean = self._mean_over_levels(latent, texts, image_of, text_of, levels, done)
         score = mean["score"]
         if self._manifest.has_denoising_error:
-            # The error without a text is the same for all texts: once for every image in use.
+            # The unconditional error does not depend on the text: once per image in use.
             images, place = np.unique(image_of, return_inverse=True)
             nothing, first = self.encode_tokens(self._tokenize.empty()), np.zeros_like(images)
             if not nothing.finite.all():
@@ -254,16 +254,16 @@ class Pipeline:
         """Score every image against every text in matrix mode.
 
         Args:
-            latent: z of every image, (images, C, h, w).
-            texts: every text.
-            levels: noise levels to average over, indices into the bundle's.
-            done: told how many (image, text, level) triples were just scored.
+            latent: latents z, (images, C, h, w).
+            texts: T encoded texts.
+            levels: indices of the noise levels to average over (Eq. 4).
+            done: callback with the number of passes just computed: one per image, text and level.
 
         Returns:
-            (images, texts); NaN where the engine computed no finite number.
+            Scores, (images, texts); NaN where the result is not finite.
 
         Raises:
-            EngineError: the engine failed.
+            EngineError: the engine failed to run the matrix scorer.
         """
         image, level = np.repeat(np.arange(len(latent)), len(levels)), np.tile(levels, len(latent))
         scores = np.empty((len(level), len(texts.mask)), np.float32)
@@ -285,31 +285,31 @@ class Pipeline:
         return _finite_or_nan(by_level.mean(axis=1, dtype=np.float64))
 
     def require_finite(self, scores: NDArray[np.float32], mode: Mode = "pair") -> None:
-        """Refuse scores of which one is NaN, for figures that would mean nothing.
+        """Refuse scores with a NaN, because figures computed from them would be meaningless.
 
         Raises:
-            EngineError: says what computed it, and what to do.
+            EngineError: a score is NaN; the message names the engine and the remedy.
         """
         if not np.isfinite(scores).all():
             raise EngineError(self.complaint(f"{mode}_scorer", "a score"))
 
     def whole_batches(self, levels: int) -> int:
-        """How many pairs of so many levels fill batches to the last, and are worth keeping.
+        """Number of pairs at some levels that fill whole batches, large enough for a journal.
 
         Scored so many at a time, pairs are in the same batches as all at once.
         """
         largest = self.batch.triples
         pairs = math.lcm(largest, levels) // levels
-        # The denoising error without a text is computed again for a pair's image in every part.
+        # The unconditional denoising error is computed again per image in every part.
         wanted = 256 if self._manifest.has_denoising_error else 64
         return pairs * max(1, wanted // pairs)
 
     def complaint(self, graph: str, what: str) -> str:
-        """That a graph computed something that is not finite, and what to do about it.
+        """Message that a graph computed a value that is not finite, with the remedy.
 
         Args:
-            graph: its name.
-            what: it computed, such as "a score".
+            graph: name of the graph, such as "pair_scorer".
+            what: the result that is not finite, such as "a score".
         """
         used: EngineDescription = getattr(self, f"_{graph}").description
         name = graph.replace("_", " ")
@@ -325,10 +325,10 @@ class Pipeline:
         levels: NDArray[np.int32],
         done: Callable[[int], None] = lambda triples: None,
     ) -> dict[str, NDArray[np.float64]]:
-        """What the pair scorer says of each pair, averaged over levels: (pairs,) each.
+        """Outputs of the pair scorer, averaged over levels: (pairs,) each.
 
-        A pair has NaN if anything that was computed of it is not finite, scores of tokens included:
-        engines differ in what they make of a NaN.
+        A pair gets NaN if any of its outputs is not finite, token scores included, because engines
+        treat NaN differently.
         """
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
         level = np.tile(levels, len(image_of))  # (triples,)
@@ -355,23 +355,23 @@ class Pipeline:
 
 
 def _narrow(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A mask without the last tokens, of which none counts in any text."""
+    """A mask without the trailing tokens that count in no text."""
     counted = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
     return mask[:, : -(-counted // MASK_STEP) * MASK_STEP]
 
 
 def finite_rows(values: Array) -> NDArray[np.bool_]:
-    """Whether all numbers of each row are finite, (rows,)."""
+    """Whether all numbers of each row are finite, bool (rows,)."""
     return np.array([np.isfinite(row).all() for row in values], np.bool_)
 
 
 def precision_advice(backend: Backend, precision: Precision, bundle: Path) -> str:
-    """What to do about numbers that are not finite.
+    """Remedy for results that are not finite.
 
     Args:
-        backend: whose engine computed them.
-        precision: the bundle's.
-        bundle: its folder.
+        backend: backend that computed them.
+        precision: precision of the bundle.
+        bundle: folder of the bundle.
     """
     if backend.keeps_order_of:
         return f"Compute in FP32: --engine {backend.keeps_order_of}"
@@ -388,24 +388,24 @@ def _finite_or_nan(scores: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:
-    """Match probability sigmoid(a s + b), written with tanh, which cannot overflow."""
+    """Match probability sigmoid(a s + b), computed with tanh, which cannot overflow."""
     probability = np.empty(scores.shape, np.float32)
     flat, out = scores.reshape(-1), probability.reshape(-1)
-    for part in _batches(len(flat), 2**16):  # in float64, which is not held for all of them
+    for part in _batches(len(flat), 2**16):  # in float64, one batch at a time to save memory
         logit = calibration.a * flat[part].astype(np.float64) + calibration.b
         out[part] = 0.5 + 0.5 * np.tanh(logit / 2)
     return probability
 
 
 def adapter_feed(bundle: Bundle) -> dict[str, Array]:
-    """What the pair scorer is fed beside the pairs: the adapter, unless it is folded in."""
+    """The adapter as an additional input of the pair scorer, unless it is folded in."""
     if (adapter := bundle.manifest.adapter) is None:
         return {}
     return read_adapter_input(bundle.path(adapter.file))
 
 
 def read_adapter_input(path: Path) -> dict[str, Array]:
-    """An adapter's file as the pair scorer is fed it."""
+    """Read an adapter's file as the pair scorer's `adapter` input."""
     return {"adapter": np.fromfile(path, "<f4").astype(np.float32)}
 
 

@@ -1,4 +1,4 @@
-"""What scoring returns."""
+"""Results of scoring."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Progress: TypeAlias = Callable[[int, int | None], None]
-"""Told, as pairs are done, how many are, and of how many where that is known."""
+"""Progress callback `(done, total)`; `total` is None when unknown."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What could not be scored, and why.
+    """An image, text or pair that could not be scored, and why.
 
     Attributes:
-        image: its name; None where it is a text that cannot be scored, with any image.
-        reason: what went wrong and what to do.
-        text: None where it is an image that cannot be scored, with any text.
+        image: name of the image; None if the text cannot be scored with any image.
+        reason: what went wrong, and what to do about it.
+        text: the text; None if the image cannot be scored with any text.
     """
 
     image: str | None
@@ -38,13 +38,13 @@ class ScoreMatrix:
     """Scores of N images against M texts.
 
     Attributes:
-        images: names, the rows. A path is its own name; other images are named by position.
-        texts: the columns.
-        scores: f(y, x), in [0, 1] with LogSumExp or max pooling, float32 (N, M); NaN where `errors`
-            has the image, the text or the pair, and where a search for the best gave up on a text.
-        probabilities: sigmoid(a f + b), float32 (N, M).
-        errors: images, texts and pairs that could not be scored.
-        passes: (image, text, level) triples that were scored.
+        images: N names, one per row. A path is its own name; other images are named by position.
+        texts: M texts, one per column.
+        scores: f(y, x), float32 (N, M), in [0, 1] with LogSumExp or max pooling. NaN where `errors`
+            lists the image, the text or the pair, and where a search dropped the text.
+        probabilities: match probabilities sigmoid(a f + b), float32 (N, M).
+        errors: all images, texts and pairs that could not be scored.
+        passes: number of passes, each of one image, one text and one noise level.
     """
 
     images: tuple[str, ...]
@@ -60,12 +60,11 @@ class PairScores:
     """Scores of P (image, text) pairs.
 
     Attributes:
-        images: names, as in `ScoreMatrix`, one a pair; an image in several has that of the first.
-        texts: one a pair.
-        scores: f(y, x), float32 (P,); NaN where `errors` has the image, the text or the pair.
-        probabilities: sigmoid(a f + b), float32 (P,).
-        errors: images, texts and pairs that could not be scored, each once, however many pairs an
-            image or a text is in.
+        images: P names, as in `ScoreMatrix`; an image in several pairs has the name of its first.
+        texts: P texts, one per pair.
+        scores: f(y, x), float32 (P,); NaN where `errors` lists the image, the text or the pair.
+        probabilities: match probabilities sigmoid(a f + b), float32 (P,).
+        errors: all images, texts and pairs that could not be scored, each listed once.
     """
 
     images: tuple[str, ...]
@@ -77,13 +76,13 @@ class PairScores:
 
 @dataclass(frozen=True)
 class ScoredImage:
-    """One image's scores, of a run that gives them as they are there.
+    """Scores of one image, from a stream.
 
     Attributes:
-        image: its name, as in `ScoreMatrix`.
-        scores: f of each of its texts, float32 (texts,); NaN as in `ScoreMatrix`.
-        errors: what of it could not be scored.
-        passes: (image, text, level) triples that were scored.
+        image: name of the image, as in `ScoreMatrix`.
+        scores: f of each text, float32 (texts,); NaN as in `ScoreMatrix`.
+        errors: the image, texts or pairs that could not be scored.
+        passes: number of passes, each of the image, one text and one noise level.
     """
 
     image: str
@@ -94,11 +93,11 @@ class ScoredImage:
 
 @dataclass(frozen=True)
 class ScoreStream:
-    """Images as they are scored.
+    """Images, each yielded when it is scored.
 
     Attributes:
         errors: texts that cannot be scored with any image.
-        images: each image in order.
+        images: scored images in their order.
     """
 
     errors: tuple[Failure, ...]
@@ -107,11 +106,11 @@ class ScoreStream:
 
 @dataclass(frozen=True)
 class PairStream:
-    """Images of chosen pairs as they are scored.
+    """Images of given pairs, each yielded when it is scored.
 
     Attributes:
         errors: texts that cannot be scored with any image.
-        images: each image in the order of its first pair, with the places of its pairs.
+        images: scored images in the order of their first pair, with the positions of their pairs.
     """
 
     errors: tuple[Failure, ...]
@@ -120,13 +119,13 @@ class PairStream:
 
 @dataclass(frozen=True)
 class RankedImage:
-    """One image's place in a ranking.
+    """One image's position in a ranking.
 
     Attributes:
-        index: its position among the images that were ranked.
-        image: its name.
-        score: f(y, x).
-        probability: sigmoid(a f + b).
+        index: position among the given images, from 0.
+        image: name of the image, as in `ScoreMatrix`.
+        score: f(y, x), averaged over the noise levels.
+        probability: match probability sigmoid(a f + b).
     """
 
     index: int

@@ -55,40 +55,44 @@ logger = logging.getLogger(__name__)
 class Scorer:
     """Scores how well texts describe images, with one bundle on one engine.
 
-    `Scorer.load` opens one. A score depends on its image and text alone, but for its last bits
-    (below 1e-6 in FP32), which engines round differently in batches of other sizes and on other
-    numbers of threads. The same call gives the same bytes in every run on a machine.
+    Open one with `Scorer.load`. A score depends only on its image and text, except for its last
+    bits (below 1e-6 in FP32): engines round differently at other batch sizes and thread counts. The
+    same call gives the same bytes in every run on one machine.
 
-    Threads may share a scorer, and get the scores that one thread would. Their passes take turns,
-    since each keeps all cores busy: together they score as many pairs per second as one thread
-    does, and while one waits for a pass, others decode images. Processes cannot share it: one that
-    is forked afterwards is refused, so start processes with spawn and open a scorer in each.
+    Threads may share a scorer and get the same scores as a single thread. Forward passes take
+    turns, because each one uses all cores: the throughput is that of one thread. While one thread
+    waits for a pass, the others decode images.
 
-    `close`, or the end of a `with` block, gives back memory and threads at once; so does dropping
-    the last reference.
+    Processes cannot share a scorer; a forked child gets an error. Start processes with spawn and
+    open a scorer in each.
+
+    Memory and threads are released by `close`, by the end of a `with` block, or with the last
+    reference.
 
     Args:
-        bundle: a verified bundle.
-        engine: "auto" (OpenVINO where it is installed, else ONNX Runtime), "onnxruntime",
-            "openvino", "openvino-bf16" (twice as fast where the processor has it; refused where
-            scores change their order), or, with plans that `dsd-trt build` compiled, "tensorrt" or
-            "tensorrt-rtx". The one that is asked for is used, or this fails.
-        memory_budget_mb: for activations, in MiB, see `batch_sizes`. Weights come on top, and so
-            do the encoded texts, 77 D numbers each: 237 MB for 1,000 of Stable Diffusion 1.x in
-            FP32. How many images there are costs nothing but the results.
-        mode: "pair", one pass of the U-Net a pair, as the paper has it; "matrix", one an image,
-            another and faster score, where the bundle has it; or "auto", the one the adapter
-            was trained for, "pair" if for both or none.
-        tune: find out on the first work which batch size is the fastest, and remember it for this
-            machine; scores of the runs before and after differ in their last bits.
-        self_check: have each graph compute what the bundle knows the results of, a pass in a
-            large model, a few in a small one. Without it, wrong weights whose hashes were made to
-            fit, a wrong plan, and a driver or a processor that computes wrong go unnoticed.
+        bundle: the verified bundle to score with.
+        engine: name of the backend; there is no fallback to another one. "auto" is OpenVINO if
+            installed, otherwise ONNX Runtime. "onnxruntime" and "openvino" compute in FP32.
+            "openvino-bf16" is twice as fast on CPUs with BF16, and refused where the rank
+            correlation with FP32 is too low. "tensorrt" and "tensorrt-rtx" need plans compiled with
+            `dsd-trt build`.
+        memory_budget_mb: memory for activations, in MiB, see `batch_sizes`. Weights come on top,
+            and so do encoded texts of 77 D numbers each: 237 MB per 1,000 texts for Stable
+            Diffusion 1.x in FP32. Images only add their results.
+        mode: "pair" runs the U-Net once per pair, as in the paper. "matrix" runs it once per image
+            and is faster; its scores are not comparable with pair mode's, and the bundle must have
+            a matrix scorer. "auto" is the mode the adapter was trained for, or "pair" for both or
+            no adapter.
+        tune: whether to find the fastest batch size during the first work, and remember it on this
+            machine. Scores before and after differ in their last bits.
+        self_check: whether each graph must reproduce the reference outputs stored in the bundle
+            when it is opened: one pass for a large model, a few for a small one. Without it, forged
+            weights, a wrong plan, or a faulty driver or processor go unnoticed.
 
     Raises:
-        EngineError: the engine is not installed, refuses the bundle's graphs, or computes something
-            else than the bundle's self-check says.
-        InputError: the bundle or the engine has no such mode.
+        EngineError: the engine is not installed, refuses the bundle's graphs, or fails the bundle's
+            self-check.
+        InputError: the bundle or the engine does not have this mode.
     """
 
     def __init__(
@@ -113,15 +117,15 @@ class Scorer:
 
     def _compiled(self, memory_budget_mb: float) -> EngineDescription:
         if self._pipeline.backend.keeps_order_of:
-            from dsd_trt.bfloat16 import guarded  # draws; no other engine has to wait for that
+            from dsd_trt.bfloat16 import guarded  # imports a renderer, needed by BF16 alone
 
             return guarded(self.bundle, self.mode, self._pipeline, memory_budget_mb)
         return self._pipeline.compile(self.mode)
 
     def close(self) -> None:
-        """Give back memory and threads, after the passes that are under way.
+        """Release memory and threads, after the passes in progress.
 
-        Closing again does nothing; scoring afterwards raises an EngineError.
+        Closing again has no effect; scoring afterwards raises an EngineError.
         """
         self._pipeline.close()
 
@@ -151,27 +155,27 @@ class Scorer:
         require_signature: str | os.PathLike[str] | None = None,
         self_check: bool = True,
     ) -> Scorer:
-        """Open a bundle: a folder, one on the Hugging Face Hub, or the package's own.
+        """Open a bundle: a folder, a repository on the Hugging Face Hub, or the embedded one.
 
         Args:
-            bundle: the folder; or, as a string, ORG/NAME or ORG/NAME@REVISION, a repository on the
-                hub, which is downloaded unless it is in the hub's cache; None is the embedded
-                "shapes" demonstration.
-            engine: as for `Scorer`.
-            memory_budget_mb: as for `Scorer`.
-            mode: as for `Scorer`.
-            tune: as for `Scorer`.
-            require_signature: file of a public key (minisign.pub) that the bundle has to be signed
-                with, see `dsd-trt sign`; None asks for no signature.
-            self_check: as for `Scorer`.
+            bundle: path of a folder, or a repository on the hub as "ORG/NAME" or
+                "ORG/NAME@REVISION", downloaded unless it is in the hub's cache. None is the
+                embedded "shapes" demonstration.
+            engine: name of the backend, as for `Scorer`.
+            memory_budget_mb: memory for activations, in MiB, as for `Scorer`.
+            mode: "pair", "matrix" or "auto", as for `Scorer`.
+            tune: whether to find the fastest batch size, as for `Scorer`.
+            require_signature: path of the public key (minisign.pub) that must have signed the
+                bundle, see `dsd-trt sign`. None requires no signature.
+            self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
 
         Raises:
-            BundleError: no bundle there, or it is damaged, or the hub does not hand it out; or it
-                is not signed as required.
-            MissingExtraError: a repository is named without the extra "hub", or a key without the
+            BundleError: there is no such bundle, it is damaged, the hub refuses to serve it, or it
+                lacks the required signature.
+            MissingExtraError: a repository is given without the extra "hub", or a key without the
                 extra "sign".
-            InputError: as for `Scorer`.
-            EngineError: as for `Scorer`.
+            InputError: the bundle or the engine does not have this mode.
+            EngineError: the engine cannot be used, as for `Scorer`.
         """
         require_backend(engine)
         opened = open_bundle(bundle_folder(bundle), require_signature)
@@ -179,18 +183,18 @@ class Scorer:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
+        """The bundle's description of itself, from `bundle.json`."""
         return self.bundle.manifest
 
     @property
     def engine(self) -> EngineDescription:
-        """Library, device and precision that scoring really got."""
+        """Library, device and precision, as reported by the engine after compiling."""
         return self._engine
 
     @property
     def fingerprint(self) -> str:
-        """What scores depend on beside bundle, mode and inputs, to the last bit."""
-        from importlib.metadata import version  # 0.03 s: it brings email's parser
+        """All that scores depend on besides bundle, mode and inputs, to the last bit."""
+        from importlib.metadata import version  # takes 0.03 s: imports the email parser
 
         return f"dsd-trt {version('dsd-trt')}, {self._engine}, {self._pipeline.batch}"
 
@@ -207,32 +211,33 @@ class Scorer:
         """Score every image against every text.
 
         Args:
-            images: N paths, encoded bytes, PIL images, uint8 arrays or images of an index; taken
-                batch by batch, the next of which is decoded in the background. Or an `Index`, or
-                the folder of one.
-            texts: M descriptions, in a sequence or a 1-D array.
-            levels: noise levels to average over, among the bundle's; None is all of them.
-            progress: told as pairs are done.
+            images: N paths, encoded bytes, PIL images, uint8 arrays or images of an index; or an
+                `Index`, or the folder of one. Consumed batch by batch, the next batch being decoded
+                in the background.
+            texts: M descriptions, as a sequence or a 1-D array.
+            levels: noise levels to average over, in (0, 1) and among the bundle's; None is all of
+                them.
+            progress: callback `(done, total)`, in pairs; `total` is None when unknown.
             top_k: number of best texts to find per image; a text that can no longer be among them
                 is not scored at further levels, see `dsd_trt.search`. None scores every text.
             best: former name of `top_k`.
 
         Returns:
-            The (N, M) matrix; what cannot be scored has NaN and an error: an image that cannot be
-            decoded, or an image, text or pair that the engine computes no finite number of.
+            An (N, M) matrix. Whatever cannot be scored has NaN and an error: an image that cannot
+            be decoded, or an image, text or pair whose score is not finite.
 
         Raises:
-            InputError: no texts; something that is no string, by its place; a text in which no
-                token counts (a blank one, where words alone count, see `Tokenizer`); a level the
-                bundle lacks; an index of another image encoder; or more of something than its limit
-                (`dsd_trt.limits`).
-            EngineError: the engine failed, the scorer is closed, or this is a process forked from
+            InputError: `texts` is empty or holds something other than strings; a text has no token
+                that counts (such as a blank one where only words count, see `Tokenizer`); the
+                bundle lacks a level; an index belongs to another image encoder; or a limit is
+                exceeded (`dsd_trt.limits`).
+            EngineError: the engine failed, the scorer is closed, or this process was forked from
                 the one that opened it.
         """
         texts = checked_texts(texts)
         stream = self.stream(images, texts, levels, progress, top_k, best=best)
         errors, names, passes = list(stream.errors), list[str](), 0
-        rows = array("f")  # grows in place: nothing is held twice, however many images there are
+        rows = array("f")  # grows in place: scores are never held twice
         for image in stream.images:
             names.append(image.image)
             errors += image.errors
@@ -254,23 +259,23 @@ class Scorer:
         *,
         best: int | None = None,
     ) -> ScoreStream:
-        """Score every image against every text, and give each image's scores as they are there.
+        """Score every image against every text, and yield the scores of each image when ready.
 
         Args:
-            images: as for `score`.
-            texts: as for `score`.
-            levels: as for `score`.
-            progress: as for `score`.
+            images: images to score, as for `score`.
+            texts: M descriptions, as for `score`.
+            levels: noise levels to average over; None is all of the bundle's.
+            progress: callback `(done, total)`, in pairs, as for `score`.
             top_k: number of best texts to find per image, as for `score`.
             journal: record of the scores so far; what it already holds is not scored again.
             best: former name of `top_k`.
 
         Returns:
-            The images in order; memory does not grow with their number.
+            The images in order. Memory does not grow with their number.
 
         Raises:
-            InputError: as for `score`.
-            EngineError: as for `score`.
+            InputError: an argument cannot be used, as for `score`.
+            EngineError: the engine cannot compute, as for `score`.
         """
         self._pipeline.require_usable()
         texts = checked_texts(texts)
@@ -301,20 +306,20 @@ class Scorer:
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
     ) -> PairScores:
-        """Score chosen pairs; an image or a text that occurs in several is encoded once.
+        """Score given pairs; an image or a text that occurs in several is encoded once.
 
         Args:
-            pairs: P images, each with a text.
-            levels: as for `score`.
-            progress: as for `score`.
+            pairs: P tuples (image, text), with images as for `score`.
+            levels: noise levels to average over; None is all of the bundle's.
+            progress: callback `(done, total)`, in pairs, as for `score`.
 
         Returns:
-            The (P,) scores in the order of the pairs; what cannot be scored has NaN and an error,
-            as for `score`: one for an image in all of its pairs.
+            P scores in the order of the pairs. Whatever cannot be scored has NaN and an error, as
+            for `score`; an image has one error however many pairs it is in.
 
         Raises:
-            InputError: as for `score`.
-            EngineError: as for `score`.
+            InputError: an argument cannot be used, as for `score`.
+            EngineError: the engine cannot compute, as for `score`.
         """
         pairs = checked_pairs(pairs)
         scores = np.full(len(pairs), np.nan, np.float32)
@@ -335,25 +340,25 @@ class Scorer:
         progress: Progress | None = None,
         journal: Journal | None = None,
     ) -> PairStream:
-        """Score chosen pairs, and give the scores of an image's pairs as they are there.
+        """Score given pairs, and yield the scores of each image's pairs when ready.
 
         Args:
-            pairs: as for `score_pairs`.
-            levels: as for `score`.
-            progress: as for `score`.
-            journal: as for `stream`.
+            pairs: P tuples (image, text), as for `score_pairs`.
+            levels: noise levels to average over; None is all of the bundle's.
+            progress: callback `(done, total)`, in pairs, as for `score`.
+            journal: record of the scores so far, as for `stream`.
 
         Returns:
-            The images in the order of their first pair, each with the places of its pairs.
+            The images in the order of their first pair, each with the positions of its pairs.
 
         Raises:
-            InputError: as for `score`.
-            EngineError: as for `score`.
+            InputError: an argument cannot be used, as for `score`.
+            EngineError: the engine cannot compute, as for `score`.
         """
         self._pipeline.require_usable()
         pairs = checked_pairs(pairs)
         unique, text_of = unique_texts([text for _, text in pairs])
-        places: dict[object, list[int]] = {}  # where in `pairs` each image occurs
+        places: dict[object, list[int]] = {}  # positions of each image in `pairs`
         for place, (image, _) in enumerate(pairs):
             places.setdefault(image_identity(image), []).append(place)
         level = self._level_indices(levels)
@@ -364,7 +369,7 @@ class Scorer:
             jobs = (Job(pairs[at[0]][0], text_of[at]) for at in places.values())
             results = self._jobs.run(jobs, encoded, level, tally, journal=journal)
             for at, (job, it) in zip(places.values(), results, strict=True):
-                # An image has one name, by which its error is found, in all of its pairs.
+                # Errors are found by the image's name, so it is the same in all of its pairs.
                 name = name_of(job.image, at[0])
                 failures = tuple(self._jobs.failures(name, [pairs[i][1] for i in at], it.result))
                 yield ScoredImage(name, _scores(it, len(at)), failures, it.passes), at
@@ -383,20 +388,21 @@ class Scorer:
         """Order images by how well a text describes them.
 
         Args:
-            text: the description.
-            images: as for `score`; one that cannot be scored is left out with a logged warning.
-            top_k: how many to return; None is all.
-            levels: as for `score`.
-            progress: as for `score`.
-            prune: give up on images that will not be among the `top_k` after as few levels as
-                possible, see `dsd_trt.search`. All latents are held in memory.
+            text: the description to rank images by.
+            images: images to rank, as for `score`. One that cannot be scored is left out with a
+                logged warning.
+            top_k: number of images to return; None is all.
+            levels: noise levels to average over; None is all of the bundle's.
+            progress: callback `(done, total)`, in pairs, as for `score`.
+            prune: whether to stop scoring an image once it can no longer reach the top K, see
+                `dsd_trt.search`. All latents are then held in memory.
 
         Returns:
-            Best first; equal scores in the order of the images.
+            Best image first; equal scores keep the order of the images.
 
         Raises:
-            InputError: as for `score`.
-            EngineError: as for `score`.
+            InputError: an argument cannot be used, as for `score`; or `prune` without `top_k`.
+            EngineError: the engine cannot compute, as for `score`.
         """
         if top_k is not None:
             top_k = checked_count(top_k, "top_k")
@@ -425,7 +431,7 @@ class Scorer:
         levels: Sequence[float] | None,
         progress: Progress | None,
     ) -> ScoreMatrix:
-        """Scores of the best images, and of others that came close; NaN for the rest."""
+        """Scores of the best images and of close candidates; NaN for the others."""
         self._jobs.require_search(top_k)
         level = self._level_indices(levels)
         names: list[str] = []
@@ -456,7 +462,7 @@ class Scorer:
         )
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
-        """Where the levels asked for stand in the bundle, in its order, each once."""
+        """Indices of the given levels among the bundle's, in the bundle's order, each once."""
         known = self.manifest.method.noise_levels.fractions
         if not isinstance(levels, (Iterable, type(None))) or getattr(levels, "ndim", 1) != 1:
             raise InputError(f"levels must be a list: [{levels}]")
@@ -471,12 +477,12 @@ class Scorer:
         return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
 
     def probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Match probability of scores, sigmoid(a f + b)."""
+        """Match probability of scores f: sigmoid(a f + b), with the bundle's calibration (a, b)."""
         return match_probability(score, self.manifest.calibration_of(self.mode))
 
 
 def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:
-    """Scores of an image's texts, (texts,); NaN if the image has no latent."""
+    """Scores of one image's texts, (texts,); NaN if the image has no latent."""
     if isinstance(scored.result, ImageError):
         return np.full(texts, np.nan, np.float32)
     return scored.result.scores

@@ -1,9 +1,9 @@
-"""The best few of many, without scoring all of them at every noise level.
+"""The best few of many candidates, without scoring all of them at every noise level.
 
-Successive elimination: all candidates are scored at one level, and those that can still be among
-the best at the next ones. A candidate's levels scatter about its mean; how much is measured on the
-candidates that have been scored at two or more, and says how far a mean over some of the levels may
-lie from the mean over all.
+Successive elimination: all candidates are scored at one level; those that can still be among the
+best are scored at the next. A candidate's scores at single levels scatter about their mean. The
+scatter is measured on candidates scored at two or more levels. It bounds how far a mean over some
+levels may lie from the mean over all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_FIRST = 16  # candidates whose second level shows how much levels scatter
+_FIRST = 16  # candidates whose second level gives the first estimate of the scatter
 
 
 def eliminate(
@@ -27,24 +27,25 @@ def eliminate(
 ) -> NDArray[np.float32]:
     """Find the best of some candidates.
 
-    A candidate is dropped when, over the levels both were scored at, it lies so far behind the
-    last of the `best` leaders that it would overtake it with a probability below `error`, shared
-    out among all candidates, if levels scattered normally and independently.
+    A candidate is compared with the last of the `best` leaders over the levels both were scored at.
+    It is dropped once it would overtake that leader with a probability below `error`, which all
+    candidates share. The probability assumes normal and independent scatter of the levels.
 
     Args:
-        score_at: scores of some candidates at a level; NaN drops a candidate.
-        count: how many candidates there are.
-        levels: how many levels.
-        best: how many are wanted.
-        error: accepted probability that one of them is lost.
+        score_at: function of candidate indices and a level, returning scores; NaN drops a
+            candidate.
+        count: number of candidates.
+        levels: number of noise levels.
+        best: number of candidates to find.
+        error: accepted probability of losing one of the best, in (0, 1).
 
     Returns:
-        Means over all levels, (count,); NaN for what was dropped.
+        Means over all levels, (count,); NaN for dropped candidates.
     """
     scores = np.full((count, levels), np.nan)
     every = np.arange(count)
     scores[:, 0] = score_at(every, 0)
-    seen = np.ones(count, np.intp)  # levels of each candidate
+    seen = np.ones(count, np.intp)  # levels scored so far, (candidates,)
     alive = ~np.isnan(scores[:, 0])
     z = NormalDist().inv_cdf(1 - error / max(count, 2))
     while True:
@@ -53,7 +54,7 @@ def eliminate(
             break
         least = seen[unfinished].min()
         turn = np.flatnonzero(unfinished & (seen == least))
-        if seen.max() == 1:  # nothing is known of the levels' scatter yet
+        if seen.max() == 1:  # no estimate of the scatter yet
             turn = turn[np.argsort(-scores[turn, 0], kind="stable")[: max(_FIRST, 4 * best)]]
         scores[turn, least] = score_at(turn, int(least))
         seen[turn] += 1
@@ -65,7 +66,7 @@ def eliminate(
 def _hopeless(
     scores: Floats, seen: NDArray[np.intp], alive: NDArray[np.bool_], best: int, z: float
 ) -> NDArray[np.bool_]:
-    """Which candidates cannot overtake the last of the leaders any more."""
+    """Candidates that can no longer overtake the last of the leaders."""
     levels = scores.shape[1]
     most = int(seen.max())
     leaders = np.flatnonzero(alive & (seen == most))
@@ -77,8 +78,8 @@ def _hopeless(
     for common in range(1, most + 1):
         at = np.flatnonzero(alive & (seen == common))
         behind = last[:common].mean() - scores[at, :common].mean(axis=1)
-        # Of a difference of two means over `common` of `levels` levels, from that over all.
-        # Nothing is left to chance where all have been seen.
+        # Standard deviation of a difference of two means over `common` levels from the one
+        # over all `levels`; zero once all levels are scored.
         rest = np.sqrt(2 * (1 / common - 1 / levels))
         spread = _scatter(scores, seen) * rest if common < levels else 0.0
         hopeless[at] = behind > z * spread
@@ -86,7 +87,7 @@ def _hopeless(
 
 
 def _scatter(scores: Floats, seen: NDArray[np.intp]) -> float:
-    """Standard deviation of a level's score about its candidate's mean and its level's mean."""
+    """Standard deviation of single-level scores about the means of candidate and level."""
     total, freedom = 0.0, 0
     for common in range(2, int(seen.max()) + 1):
         block = scores[seen == common, :common]
@@ -102,12 +103,12 @@ def _scatter(scores: Floats, seen: NDArray[np.intp]) -> float:
 def same_best(
     pruned: NDArray[np.floating], full: NDArray[np.floating], best: int
 ) -> NDArray[np.bool_]:
-    """Whether the best of each row are those of the full computation, in any order.
+    """Whether the best candidates of each row agree with the full computation, in any order.
 
     Args:
-        pruned: (rows, candidates), NaN for what was dropped.
-        full: the same, all of them scored.
-        best: how many count.
+        pruned: scores with NaN for dropped candidates, (rows, candidates).
+        full: scores of all candidates, (rows, candidates).
+        best: number of best candidates to compare.
     """
     chosen = [
         np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=1, kind="stable")[:, :best]

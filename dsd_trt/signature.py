@@ -1,8 +1,8 @@
-"""Signatures of bundles in minisign's format: who made one, beside that it is whole.
+"""Signatures of bundles in minisign's format: proof of origin besides integrity.
 
-`bundle.json` vouches for every file by its hash, so that its signature, `bundle.json.minisig`, is
-one of the whole bundle. A compiled plan, which is code and not among those files, has its own
-beside its `engine.json`. All are verified offline, against a public key that the caller names.
+`bundle.json` has the hash of every file, so its signature, `bundle.json.minisig`, covers the whole
+bundle. A plan is executable code that `bundle.json` does not list; it has its own signature beside
+its `engine.json`. All signatures are verified offline, with a public key that the caller provides.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dsd_trt.files.whole import write_whole
 
 _SUFFIX = ".minisig"
 SIGNATURE_NAME = MANIFEST_NAME + _SUFFIX
-_LONGEST = 20_000  # bytes of a signature or a key; comments may have 8 KiB
+_LONGEST = 20_000  # longest signature or key in bytes; comments may have 8 KiB
 
 
 def open_bundle(folder: Path, key: str | os.PathLike[str] | None) -> Bundle:
-    """Open a bundle as `read_bundle` does, if it and its plans are signed.
+    """Open a bundle as `read_bundle` does, and verify its signature and its plans'.
 
     Args:
-        folder: the bundle's.
-        key: file of the public key, minisign.pub; None asks for no signature.
+        folder: folder of the bundle.
+        key: path of the public key, minisign.pub; None requires no signature.
 
     Raises:
-        BundleError: it is not signed, or by another key, or was altered since; or as for
-            `read_bundle`.
-        InputError: the key cannot be read.
+        BundleError: the bundle is unsigned, signed with another key, or altered since; or it cannot
+            be read, as for `read_bundle`.
+        InputError: the key file cannot be read.
         MissingExtraError: the package that verifies is not installed.
     """
     if key is None:
@@ -53,21 +53,21 @@ def open_bundle(folder: Path, key: str | os.PathLike[str] | None) -> Bundle:
 
 
 def sign_bundle(folder: Path, key: Path, password: str | None = None) -> list[Path]:
-    """Sign a bundle, which is verified first, and its plans.
+    """Verify a bundle, then sign it and its plans.
 
     Args:
-        folder: the bundle's.
-        key: file of the secret key.
-        password: that it is encrypted with.
+        folder: folder of the bundle.
+        key: path of the secret key.
+        password: password of an encrypted key; None for an unencrypted one.
 
     Returns:
-        The signatures' files.
+        Paths of the signatures.
 
     Raises:
-        BundleError: as for `read_bundle`.
+        BundleError: the bundle cannot be read, as for `read_bundle`.
         InputError: the key cannot be read, or the password is wrong or missing.
         MissingExtraError: the package that signs is not installed.
-        DsdError: a signature cannot be written.
+        DsdError: a signature file cannot be written.
     """
     minisign = _library()
     secret = _read_key(key, minisign.SecretKey)
@@ -76,14 +76,14 @@ def sign_bundle(folder: Path, key: Path, password: str | None = None) -> list[Pa
             raise InputError(f"the key {str(key)!r} is encrypted, and no password is given")
         try:
             secret.decrypt(password)
-        except Exception as error:  # the library's, and that of what it uses
+        except Exception as error:  # errors of the library and its dependencies
             raise InputError(f"cannot decrypt the key {str(key)!r}: {one_line(error)}") from None
     read_bundle(folder)
     signed = [folder / MANIFEST_NAME, *(plan.folder / SIDECAR_NAME for plan in plans(folder))]
     written = []
     for path in signed:
         content = path.read_bytes()
-        # `sign_file` writes the legacy form; this one is of the content's hash (BLAKE2b).
+        # `sign_file` writes the legacy form; this form signs the content's BLAKE2b hash.
         comment = f"{path.relative_to(folder).as_posix()} of a dsd-trt bundle"
         signature = secret.sign(content, prehash=True, trusted_comment=comment)
         written.append(path.with_name(path.name + _SUFFIX))
@@ -92,20 +92,20 @@ def sign_bundle(folder: Path, key: Path, password: str | None = None) -> list[Pa
 
 
 def is_encrypted(key: Path) -> bool:
-    """Whether a secret key takes a password.
+    """Whether a secret key needs a password.
 
     Raises:
-        InputError: the key cannot be read.
+        InputError: the key file cannot be read.
         MissingExtraError: the package that signs is not installed.
     """
     return bool(_read_key(key, _library().SecretKey).is_encrypted())
 
 
 def _verify(folder: Path, path: Path, public: Any, key: Path) -> str:
-    """Text of a file, if its signature is right.
+    """Text of a file, if its signature is valid.
 
     Raises:
-        BundleError: there is none, or it is not.
+        BundleError: there is no signature, or it is not valid.
     """
     signature_path = path.with_name(path.name + _SUFFIX)
     try:
@@ -137,7 +137,7 @@ def _verify(folder: Path, path: Path, public: Any, key: Path) -> str:
         public.verify(text.encode(), signature)
     except MissingExtraError:
         raise
-    except Exception as error:  # the library's, and that of what it uses
+    except Exception as error:  # errors of the library and its dependencies
         raise BundleError(
             f"{signature_path} is no signature of {path.name} by the key {str(key)!r}: "
             f"{one_line(error)}"
@@ -151,7 +151,7 @@ def _read_key(path: Path, kind: Any) -> Any:
         if len(text) > _LONGEST:
             raise ValueError("it is too long")
         return kind.from_bytes(text.encode())
-    except Exception as error:  # the library's, and that of what it uses
+    except Exception as error:  # errors of the library and its dependencies
         raise InputError(
             f"{str(path)!r} is no {kind.__name__} in minisign's format: {one_line(error)}"
         ) from None

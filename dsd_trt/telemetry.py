@@ -1,7 +1,7 @@
-"""What libraries report to their makers unasked, turned off before any of them is imported.
+"""Telemetry of libraries, turned off before any of them is imported.
 
-They read their setting once, when they are imported, so the package does this first of all. What
-the user has set stays: a variable with a value, or OpenVINO's consent.
+Libraries read their setting once, on import, so the package sets it first of all. The user's own
+setting stays: a variable with a value, or consent given to OpenVINO.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 VARIABLES = {
-    # onnxruntime 1.32 keeps an identifier and a database of events in the user's cache folder, and
+    # onnxruntime 1.32 stores an identifier and a database of events in the user's cache folder, and
     # sends them from ten seconds on. Its own function comes after the import, which is too late.
     "ORT_DISABLE_TELEMETRY": "1",
     # huggingface_hub 2.4 asks for a list of coding agents, and names one and PyTorch's version in
@@ -21,10 +21,10 @@ VARIABLES = {
 
 
 def turn_off() -> None:
-    """Set `VARIABLES` that are not set or empty, and keep openvino_telemetry from being imported.
+    """Set all unset or empty `VARIABLES`, and block the import of openvino_telemetry.
 
-    OpenVINO 2026.4 reports each import of it through that package, has no variable against it, and
-    does without the package where it is not there.
+    OpenVINO 2026.4 reports each of its imports through that package, which no variable turns off.
+    It works without the package.
     """
     for name, value in VARIABLES.items():
         if not os.environ.get(name):
@@ -34,8 +34,8 @@ def turn_off() -> None:
 
 
 def _agreed_to_openvino() -> bool:
-    """Whether the user has run openvino_telemetry's `opt_in_out --opt_in`."""
+    """Whether the user has opted in with openvino_telemetry's `opt_in_out --opt_in`."""
     try:
         return (Path.home() / "intel" / "openvino_telemetry").read_text().strip() == "1"
-    except (OSError, RuntimeError, ValueError):  # none, no home, not a text
+    except (OSError, RuntimeError, ValueError):  # no such file, no home folder, not a text
         return False

@@ -1,4 +1,4 @@
-"""From texts to the token ids and masks the graphs take."""
+"""Texts to the token ids and masks of the graphs' inputs."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ class Tokens:
 
 
 class Tokenizer:
-    """CLIP's tokenizer as a bundle carries it.
+    """CLIP's tokenizer as stored in a bundle.
 
     Args:
-        path: tokenizer.json in the `tokenizers` library's format.
-        spec: its length and special ids.
-        token_mask: which tokens count: "words_eos", "words", or "all" with BOS and padding too.
+        path: path of tokenizer.json, in the `tokenizers` library's format.
+        spec: sequence length and special token ids.
+        token_mask: tokens that count in Eq. 4: "words_eos", "words", or "all" including BOS and
+            padding.
 
     Raises:
         BundleError: the file is not a tokenizer, or has more tokens than the text encoder's
@@ -48,12 +49,12 @@ class Tokenizer:
     def __init__(self, path: Path, spec: TokenizerSpec, token_mask: TokenMask) -> None:
         try:
             text = read_text(path)
-            parse_json(text)  # the library takes the last of two tokens of one name
+            parse_json(text)  # of two tokens with one name, the library would use the last
             with _own_errors():
                 self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except (OSError, ValueError) as error:
             raise BundleError(f"{path} is not a tokenizer: {one_line(error)}") from None
-        # The sequence is laid out here, whatever the file's own settings say.
+        # The sequence is laid out here; the file's own settings are ignored.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         size = self._tokenizer.get_vocab_size()
@@ -66,7 +67,7 @@ class Tokenizer:
         self._token_mask = token_mask
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokenise texts; one too long is cut, keeping EOS, with a warning that names it.
+        """Tokenise texts; a text that is too long is cut before EOS, with a logged warning.
 
         Raises:
             InputError: a text in which no token counts.
@@ -89,11 +90,11 @@ class Tokenizer:
                     len(encoding.ids),
                     text if len(text) <= 80 else f"{text[:80]}...",
                 )
-            end = 1 + len(words)  # where EOS goes
+            end = 1 + len(words)  # position of EOS
             input_ids[row, 0] = self._spec.bos_id
             input_ids[row, 1:end] = words
             input_ids[row, end] = self._spec.eos_id
-            # The first EOS ends a text, as in training, also where it is written out in the text.
+            # The first EOS ends a text, as in training, even if the text itself spells it.
             first_eos = int(np.argmax(input_ids[row] == self._spec.eos_id))
             mask[row, self._counted(first_eos)] = 1
             if not mask[row].any():
@@ -102,8 +103,8 @@ class Tokenizer:
         return Tokens(input_ids.astype(np.int32), mask)
 
     def _require_rows(self, input_ids: NDArray[np.int64]) -> None:
-        """Engines score a zero embedding, or lose the whole batch, over an id without a row."""
-        rows = self._spec.vocabulary or 2**31  # older bundles do not say
+        """Refuse ids without an embedding row: engines would use zeros or lose the whole batch."""
+        rows = self._spec.vocabulary or 2**31  # older bundles lack this number
         if input_ids.size and (highest := int(input_ids.max())) >= rows:
             raise BundleError(
                 f"{self._path}: the token {self._tokenizer.id_to_token(highest)!r} has the id "
@@ -112,7 +113,7 @@ class Tokenizer:
             )
 
     def empty(self) -> Tokens:
-        """The empty text, one row: BOS and EOS alone, the latter counting."""
+        """The unconditional text, (1, max_length): only BOS and EOS, of which EOS counts."""
         length = self._spec.max_length
         input_ids = np.full((1, length), self._spec.pad_id, np.int32)
         input_ids[0, :2] = self._spec.bos_id, self._spec.eos_id
@@ -128,10 +129,10 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """Turn what the library raises into ValueError.
+    """Convert the library's exceptions to ValueError.
 
-    That is plain `Exception`, or, where its code gives up ("panics"), what is no `Exception` at
-    all and would end the whole process.
+    The library raises plain `Exception`. When its Rust code panics, it raises a BaseException that
+    would end the process.
     """
     try:
         yield

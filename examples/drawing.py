@@ -1,6 +1,6 @@
-"""Coloured shapes on simple backgrounds, with Pillow: what the examples and the tests show.
+"""Coloured shapes on simple backgrounds, drawn with Pillow, for examples and tests.
 
-The unit of every length is the picture's side; x grows to the right, y downwards.
+Lengths are in units of the image's side; x grows to the right, y downwards.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 SIDE = 256  # pixels
-_FINER = 4  # outlines are drawn this much larger, then averaged: that is all the antialiasing
+_FINER = 4  # factor by which outlines are drawn larger, then averaged for antialiasing
 
 RGB = tuple[int, int, int]
 
-# Radius of the largest disk around a shape's centre that lies in it (for the ring, in its hole),
-# and of the smallest that holds it; for a thing of radius 1.
+# Radii of the largest disk inside a shape (for the ring, inside its hole) and of the smallest disk
+# around it, both about its centre, for a thing of radius 1.
 INNER_RADIUS = {
     "circle": 1.0,
     "square": 0.88,
@@ -41,15 +41,15 @@ COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape somewhere in a picture.
+    """A shape with its place in an image.
 
     Attributes:
-        shape: one of `SHAPES`.
-        colour: a name that CSS knows.
-        x: of its centre.
-        y: of its centre.
-        radius: about half its width.
-        angle: it is turned by, clockwise in degrees.
+        shape: name of the shape, one of `SHAPES`.
+        colour: name of a CSS colour.
+        x: horizontal position of the centre, in [0, 1].
+        y: vertical position of the centre, in [0, 1].
+        radius: about half the shape's width.
+        angle: clockwise rotation in degrees.
     """
 
     shape: str
@@ -61,7 +61,7 @@ class Thing:
 
 
 def draw(things: Sequence[Thing], background: Image.Image) -> Image.Image:
-    """Paint things on a background, later ones in front; RGB, `SIDE` x `SIDE`."""
+    """Draw things on a background, later ones in front; RGB, `SIDE` x `SIDE`."""
     picture = background.copy()
     for thing in things:
         coverage = outline(thing, _FINER * SIDE).reduce(_FINER)
@@ -70,7 +70,7 @@ def draw(things: Sequence[Thing], background: Image.Image) -> Image.Image:
 
 
 def outline(thing: Thing, side: int) -> Image.Image:
-    """Where a thing is: 255 on it, else 0, in a picture of `side` x `side` pixels."""
+    """Mask of a thing in an image of `side` x `side` pixels: 255 on it, 0 elsewhere."""
     mask = Image.new("L", (side, side))
     pen = ImageDraw.Draw(mask)
     if thing.shape in ("circle", "ring"):
@@ -88,7 +88,7 @@ def plain(colour: str | RGB) -> Image.Image:
 
 
 def gradient(start: str | RGB, end: str | RGB, angle: float = 90.0) -> Image.Image:
-    """A background that changes along a direction: 0 degrees is rightwards, 90 downwards."""
+    """A background that changes in one direction: 0 degrees is rightwards, 90 downwards."""
     across = np.linspace(-0.5, 0.5, SIDE)
     direction = math.radians(angle)
     along = across[None, :] * math.cos(direction) + across[:, None] * math.sin(direction)
@@ -99,7 +99,7 @@ def gradient(start: str | RGB, end: str | RGB, angle: float = 90.0) -> Image.Ima
 def noisy(
     colour: str | RGB, rng: np.random.Generator, *, spread: float = 14.0, grain: int = 4
 ) -> Image.Image:
-    """A background of one colour with noise in blocks of `grain` pixels."""
+    """A background of one colour, with noise in blocks of `grain` pixels."""
     blocks = -(-SIDE // grain)
     noise = rng.normal(0.0, spread, (blocks, blocks, 1)) + rng.normal(0.0, spread / 3, (1, 1, 3))
     fine = noise.repeat(grain, axis=0).repeat(grain, axis=1)[:SIDE, :SIDE]
@@ -107,7 +107,7 @@ def noisy(
 
 
 def _corners(thing: Thing, side: int) -> list[tuple[float, float]]:
-    """Corners of a polygon in pixels."""
+    """Corner points of a polygon, in pixels."""
     turn = complex(math.cos(math.radians(thing.angle)), math.sin(math.radians(thing.angle)))
     center = complex(thing.x, thing.y)
     corners = (center + thing.radius * turn * corner for corner in _POLYGONS[thing.shape])
@@ -120,7 +120,7 @@ def _box(thing: Thing, share: float, side: int) -> tuple[float, float, float, fl
 
 
 def _spokes(count: int, radii: Sequence[float]) -> list[complex]:
-    """Points around the centre, clockwise from straight up, at the radii in turn."""
+    """Points around the centre, clockwise from the top, with the given radii in turn."""
     angles = [2 * math.pi * k / count for k in range(count)]
     return [
         radii[k % len(radii)] * complex(math.sin(angle), -math.cos(angle))

@@ -9,7 +9,7 @@ import numpy as np
 from drawing import Thing, draw, gradient, noisy, plain
 from PIL import Image
 
-# Name, text, background, things from back to front.
+# Name, text, background, and things from back to front.
 EXAMPLES: list[tuple[str, str, Image.Image, list[Thing]]] = [
     (
         "lone-star",
@@ -118,7 +118,7 @@ EXAMPLES: list[tuple[str, str, Image.Image, list[Thing]]] = [
     ),
 ]
 
-# They describe none of the images.
+# Texts that describe none of the images.
 DISTRACTORS = ["a green star below a purple cross", "a large white triangle"]
 
 

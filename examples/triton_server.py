@@ -23,15 +23,15 @@ TRITON = SITE / "pytriton" / "tritonserver"
 def command_line(
     models: Path, backends: Path, options: Sequence[str] = ()
 ) -> tuple[list[str], dict[str, str]]:
-    """What starts the server.
+    """Command that starts the server.
 
     Args:
-        models: the model repository.
-        backends: a folder that is not there yet, for the backend and this Python's stub of it.
-        options: of tritonserver.
+        models: folder of the model repository.
+        backends: folder to create for the backend and this Python's stub of it.
+        options: additional options of tritonserver.
 
     Returns:
-        The command and its environment.
+        The command and its environment variables.
     """
     shutil.copytree(TRITON / "backends", backends)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -39,11 +39,11 @@ def command_line(
     shutil.copy(stub, backends / "python")
     libraries = [str(SITE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
     environment = {
-        # For backends that have ONNX Runtime of their own, which reports to its maker otherwise.
+        # Some backends have their own ONNX Runtime; this disables its telemetry.
         "ORT_DISABLE_TELEMETRY": "1",
         **os.environ,
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-        # Models run in the environment of the first python3 there is.
+        # Models run in the environment of the first python3 on the path.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     command = [

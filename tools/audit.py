@@ -20,7 +20,7 @@ COMMAND = ("-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner=
 
 
 def audit(path: Path) -> list[dict[str, Any]] | str:
-    """What pip-audit found of every package in a file, or why it could not ask."""
+    """Findings of pip-audit for every package in a file, or why it could not ask."""
     done = subprocess.run(
         [sys.executable, *COMMAND, "-r", path], capture_output=True, text=True, check=False
     )
@@ -32,7 +32,7 @@ def audit(path: Path) -> list[dict[str, Any]] | str:
 
 
 def judge(found: Sequence[dict[str, Any]] | str, name: str) -> int:
-    """Print what was found, and give the exit code."""
+    """Print the findings, and return the exit code."""
     if isinstance(found, str):
         print(f"{name}: the advisory database cannot be reached: {found}")
         return 2

@@ -42,7 +42,7 @@ def other_renderer(adapter: Path | None) -> dict[str, float]:
 
 
 def main() -> None:
-    """Embed the run named on the command line."""
+    """Embed the run given on the command line."""
     run, model = Path(sys.argv[1]), embedded_model_folder()
     shutil.rmtree(model, ignore_errors=True)
     shutil.copytree(run / "model", model)

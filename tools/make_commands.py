@@ -22,7 +22,7 @@ Written by `python tools/make_commands.py`; `dsd-trt COMMAND --help` prints the 
 
 
 def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
-    """Every command that does something, with what is typed to call it."""
+    """Every command that performs work, with the words that call it."""
     for name in group.list_commands(click.Context(group)):
         command = group.get_command(click.Context(group), name)
         assert command is not None
@@ -33,7 +33,7 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
 
 
 def render() -> str:
-    """All of commands.md."""
+    """Content of commands.md."""
     parts = [INTRODUCTION]
     for path, command in commands(cli, "dsd-trt"):
         context = click.Context(

@@ -24,12 +24,12 @@ from importlib import resources
 from pathlib import Path
 
 MODES = ("pair", "matrix")
-RESOLUTION = 64  # the embedded model's; its U-Net takes any multiple of 16
+RESOLUTION = 64  # resolution of the embedded model; its U-Net accepts any multiple of 16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is scored at one point, and on how many threads."""
+    """Workload of one point, and its number of threads."""
 
     mode: str = "pair"
     images: int = 16
@@ -41,7 +41,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Point:
-    """A setting and what was measured: median seconds, and the process's most memory."""
+    """A setting with its measurements: median seconds, and peak memory of the process."""
 
     setting: Setting
     seconds: float
@@ -49,7 +49,7 @@ class Point:
 
 
 def series(threads: int) -> dict[str, list[int]]:
-    """Values of each axis, all else as in `Setting`, on that many threads."""
+    """Values of each axis for a number of threads; everything else as in `Setting`."""
     powers = [2**i for i in range(threads.bit_length())]
     return {
         "images": [4, 8, 16, 32],
@@ -61,7 +61,7 @@ def series(threads: int) -> dict[str, list[int]]:
 
 
 def settings(threads: int, *, quick: bool) -> Iterator[tuple[str, Setting]]:
-    """Every axis with every setting on it; quick: the ends of each alone."""
+    """All settings of every axis; with `quick`, only the ends of each axis."""
     for mode in MODES:
         for axis, values in series(threads).items():
             for value in (values[:: max(len(values) - 1, 1)]) if quick else values:
@@ -76,7 +76,7 @@ def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def measure(bundle: Path, setting: Setting, rounds: int) -> Point:
-    """Score, `rounds` times, after one that warms up; in this process, which it binds to cores."""
+    """Score `rounds` times after a warm-up, in this process, bound to some cores."""
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, allowed[: setting.threads])
     from dsd_trt import Scorer
@@ -96,7 +96,7 @@ def measure(bundle: Path, setting: Setting, rounds: int) -> Point:
 
 
 def export(work: Path, resolution: int) -> Path:
-    """The embedded model as a bundle of a resolution, with a matrix scorer."""
+    """Export the embedded checkpoint at a given resolution, with a matrix scorer."""
     bundle, model = work / f"bundle-{resolution}", work / f"model-{resolution}"
     if (bundle / "bundle.json").exists():
         return bundle
@@ -106,7 +106,7 @@ def export(work: Path, resolution: int) -> Path:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["sample_size"] = config["sample_size"] * resolution // RESOLUTION
     path.write_text(json.dumps(config), encoding="utf-8")
-    # In a process of its own: what this one held would count in the peaks of those it starts.
+    # In a separate process: memory of this one would count in the peaks of its children.
     command = [sys.executable, "-m", "dsd_trt", "export", "--model", str(model), "--matrix"]
     command += ["--adapter", str(model / "adapter"), "--out", str(bundle), "--verify", "quick"]
     subprocess.run([*command, "--force"], check=True, stdout=subprocess.DEVNULL)
@@ -114,7 +114,7 @@ def export(work: Path, resolution: int) -> Path:
 
 
 def measure_all(work: Path, rounds: int, *, quick: bool) -> tuple[str, list[tuple[str, Point]]]:
-    """The machine, and the points of every axis; what was measured before is read."""
+    """The machine, and the points of every axis; finished points are read from the work folder."""
     from dsd_trt.export.benchmark.machine import describe_machine
 
     machine, kept = f"{describe_machine()}, median of {rounds}", work / "points.json"
@@ -139,7 +139,7 @@ def measure_all(work: Path, rounds: int, *, quick: bool) -> tuple[str, list[tupl
 
 
 def table(machine: str, found: Sequence[tuple[str, Point]]) -> str:
-    """growth.md: slopes first, then every point."""
+    """Content of growth.md: slopes first, then every point."""
     base = next(point for _, point in found).setting
     lines = [
         "# How time and memory grow",
@@ -175,7 +175,7 @@ def table(machine: str, found: Sequence[tuple[str, Point]]) -> str:
 
 
 def draw(found: Sequence[tuple[str, Point]], path: Path) -> None:
-    """growth.png: an axis a column; time above, logarithmic, and memory below, from nothing."""
+    """Draw growth.png, one column per axis: time above (logarithmic), memory below (from zero)."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -211,7 +211,7 @@ def _values(axis: str, points: Sequence[Point]) -> list[int]:
 
 
 def main() -> None:
-    """See the top."""
+    """Measure, then write growth.md and growth.png."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the ends of each axis alone")

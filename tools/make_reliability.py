@@ -49,13 +49,13 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What the tests counted.
+    """Counts from the tests.
 
     Attributes:
-        lines: of the tests that ended, as `tests/support/torture.py` writes them.
-        failed: names of tests that failed, with why.
-        skipped: names of tests that were skipped, with why.
-        seconds: wall time.
+        lines: counts of finished tests, as written by `tests/support/torture.py`.
+        failed: failed tests by name, with the reason.
+        skipped: skipped tests by name, with the reason.
+        seconds: wall time in seconds.
     """
 
     lines: list[dict[str, Any]]
@@ -65,7 +65,7 @@ class Run:
 
 
 def run(commands: Sequence[Sequence[str]], scale: float) -> Run:
-    """Run pytest several times, one after the other."""
+    """Run pytest several times in sequence."""
     lines, failed, skipped = list[dict[str, Any]](), dict[str, str](), dict[str, str]()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -92,7 +92,7 @@ def run(commands: Sequence[Sequence[str]], scale: float) -> Run:
 
 
 def render(ran: Run, command: str) -> str:
-    """The page."""
+    """Content of reliability.md."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in ran.lines:
         rows.setdefault(line["what"], []).append(line)
@@ -137,12 +137,12 @@ def render(ran: Run, command: str) -> str:
 
 
 def wrapped(paragraph: str) -> str:
-    """A paragraph in lines, as the other pages have them, and an empty one."""
+    """A paragraph wrapped to lines, and an empty line."""
     return textwrap.fill(paragraph, 100, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def totals(lines: list[dict[str, Any]]) -> Iterator[str]:
-    """How many there were of what several rows have."""
+    """Sums of the counts that several rows share."""
     for title, pattern in TOTALS.items():
         count = sum(line["tried"] for line in lines if re.match(pattern, line["what"]))
         if count:
@@ -150,7 +150,7 @@ def totals(lines: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def spans(lines: list[dict[str, Any]]) -> str:
-    """Quantities of several tests, from the least to the most."""
+    """Ranges of the quantities of several tests, from smallest to largest."""
     values: dict[str, list[float]] = {}
     for line in lines:
         for name, value in line["measured"].items():
@@ -162,7 +162,7 @@ def spans(lines: list[dict[str, Any]]) -> str:
 
 
 def machine() -> str:
-    """What the tests ran on."""
+    """The machine and versions that the tests ran on."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists():
@@ -179,13 +179,13 @@ def machine() -> str:
 
 
 def main() -> int:
-    """Run, write, and say how it went."""
+    """Run the tests, write the page, and report the outcome."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--triton", required=True, help="Python of the Triton environment.")
     parser.add_argument("--scale", type=float, default=1, help="Share of the counts.")
     parser.add_argument("--out", type=Path, default=PAGE, help="The page; - prints it.")
     given = parser.parse_args()
-    # The Triton server has the machine to itself: its clients have deadlines.
+    # The Triton server runs alone: its clients have deadlines.
     commands = [
         [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "torture"],
         [given.triton, "-m", "pytest", "tests/serving", "-m", "torture"],

@@ -18,7 +18,7 @@ from dsd_trt.commands.inputs import read_pairs, read_texts
 
 ROOT = Path(__file__).parents[1]
 
-CELL, ROW = 54, 30  # pixels: width and height of a cell; thumbnails are CELL wide
+CELL, ROW = 54, 30  # width and height of a cell in pixels; thumbnails are CELL wide
 GAP = 12
 TEXT_SIZE, NUMBER_SIZE = 16, 13
 PALE, DEEP = np.array([247, 249, 252]), np.array([24, 78, 119])  # lowest and highest probability
@@ -35,13 +35,13 @@ def draw_matrix(
     probabilities: NDArray[np.float32],
     right: Sequence[str],
 ) -> Image.Image:
-    """Draw images along the top, texts down the side, a cell for every pair.
+    """Draw images along the top, texts down the side, and one cell per pair.
 
     Args:
-        images: N of them.
-        texts: M of them.
-        probabilities: (N, M).
-        right: the text that belongs to each image, (N).
+        images: N images for the columns.
+        texts: M texts for the rows.
+        probabilities: match probabilities, (N, M).
+        right: text of each image's positive pair, (N,).
     """
     text_font = ImageFont.load_default(TEXT_SIZE)
     number_font = ImageFont.load_default(NUMBER_SIZE)
@@ -77,7 +77,7 @@ def draw_matrix(
 
 
 def main() -> None:
-    """Score with the bundle named on the command line, or the embedded one."""
+    """Score with the bundle given on the command line, or the embedded one."""
     scorer = Scorer.load(sys.argv[1] if len(sys.argv) > 1 else None)
     pairs = read_pairs(ROOT / "examples" / "pairs.csv")
     texts = read_texts(str(ROOT / "examples" / "texts.txt"))

@@ -1,1 +1,1 @@
-"""The bundle: a folder with everything a runtime needs to score."""
+"""The bundle: a folder with everything a runtime needs for scoring."""

@@ -1,4 +1,4 @@
-"""The graphs every bundle holds: their names, inputs and outputs."""
+"""The graphs of every bundle: names, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TensorSpec:
     """One input or output of a graph.
 
     Attributes:
-        name: the tensor's name in the graph.
-        dtype: numpy's name of its type, such as "float32".
-        shape: batch first; a string names a dynamic dimension. Without one the tensor is the same
-            for every item of a batch.
+        name: name of the tensor in the graph.
+        dtype: numpy name of the type, such as "float32".
+        shape: sizes, batch first; a string names a dynamic dimension. A tensor without a dynamic
+            dimension is the same for every item of a batch.
     """
 
     name: str
@@ -31,17 +31,17 @@ class TensorSpec:
 
     @property
     def batched(self) -> bool:
-        """Whether there is one for every item of a batch."""
+        """Whether the tensor has one entry per item of a batch."""
         return isinstance(self.shape[0], str)
 
     def of_batch(self, size: int) -> tuple[int, ...]:
-        """Its shape where every dynamic dimension has one size."""
+        """The shape for a given size of every dynamic dimension."""
         return tuple(size if isinstance(given, str) else given for given in self.shape)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One ONNX file and its signature."""
+    """One ONNX file with its declared inputs and outputs."""
 
     file: str
     inputs: tuple[TensorSpec, ...]
@@ -49,7 +49,7 @@ class Graph:
 
     @property
     def batched(self) -> bool:
-        """Whether its outputs are one for every item of one batch, so that runs can be joined."""
+        """Whether all outputs have one entry per item of a batch, so that passes can be joined."""
         return not any(isinstance(size, str) for spec in self.outputs for size in spec.shape[1:])
 
 
@@ -64,23 +64,24 @@ def graph_contract(
     adapter_numbers: int = 0,
     matrix: bool = False,
 ) -> dict[str, Graph]:
-    """The graphs every bundle holds: fixed names, batch first.
+    """The graphs of every bundle: fixed names, batch first.
 
     Args:
-        precision: "fp16" bundles carry latents and text states as float16; scores are float32.
-        resolution: side of the input pixels.
-        latent_shape: (C, h, w).
-        text_width: D.
-        max_length: tokens in a padded text.
+        precision: precision of the bundle; with "fp16", latents and text states are float16. Scores
+            are always float32.
+        resolution: side of the input image in pixels.
+        latent_shape: shape of a latent, (C, h, w).
+        text_width: D, the width of a text state.
+        max_length: number of tokens in a padded text.
         denoising: whether the pair scorer also returns its denoising error.
-        pooled_text: whether text states have one more row, the text as a whole (Stable Diffusion
+        pooled_text: whether text states have an additional row for the whole text (Stable Diffusion
             XL).
-        adapter_numbers: length of the pair scorer's `adapter` input; 0 is no such input.
-        matrix: whether there is a matrix scorer.
+        adapter_numbers: length of the pair scorer's `adapter` input; 0 means no such input.
+        matrix: whether the bundle has a matrix scorer.
 
     Returns:
-        Graphs by name. Dynamic dimensions: I images, T texts, B (image, text, level) triples, and L
-        text tokens of which any may count, at most `max_length`.
+        Graphs by name. Dynamic dimensions: I images, T texts, B pairs at one noise level, and L
+            text tokens that may count, at most `max_length`.
     """
     states: Dtype = "float16" if precision == "fp16" else "float32"
     latent = TensorSpec("latent", states, ("I", *latent_shape))

@@ -1,11 +1,11 @@
-"""Which files the tensors of an ONNX graph lie in: a walk over its protobuf, without `onnx`."""
+"""The files that hold an ONNX graph's tensors, found in its protobuf without `onnx`."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 
 _MODEL = "model"
-_CHILDREN: dict[str, dict[int, str]] = {  # by field number, as onnx.proto has them
+_CHILDREN: dict[str, dict[int, str]] = {  # message types by field number, from onnx.proto
     _MODEL: {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -15,25 +15,25 @@ _CHILDREN: dict[str, dict[int, str]] = {  # by field number, as onnx.proto has t
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-_KEY, _VALUE = 1, 2  # of an entry of `external_data`
-_LOCATION = b"location"  # the key of the one that names the file
+_KEY, _VALUE = 1, 2  # fields of an `external_data` entry
+_LOCATION = b"location"  # key of the entry that names the file
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)  # wire types
 
 
 def external_files(model: bytes) -> set[str]:
-    """Names of the files that a graph takes tensors from, wherever in it these are.
+    """Names of all files that a graph reads tensors from.
 
-    Subgraphs, attributes, sparse tensors, functions and training graphs included.
+    Covers subgraphs, attributes, sparse tensors, functions and training graphs.
 
     Args:
         model: content of the ONNX file.
 
     Raises:
-        ValueError: it is no ONNX graph.
+        ValueError: the content is not an ONNX graph.
     """
     found: set[str] = set()
     seen_graph = False
-    # A part without the word names no file. That leaves out nearly all of a graph's nodes, which
+    # A part without the word names no file. This skips nearly all of a graph's nodes, which
     # would take longer than the rest of loading a small bundle.
     words = _occurrences(model, _LOCATION)
     waiting = [(_MODEL, 0, len(model))]
@@ -66,7 +66,7 @@ def external_files(model: bytes) -> set[str]:
 
 
 def _occurrences(model: bytes, word: bytes) -> list[int]:
-    """Where a word stands, in order; the last place is past the end."""
+    """Positions of a word, in order; the last one is past the end."""
     places, at = [], model.find(word)
     while at >= 0:
         places.append(at)
@@ -75,8 +75,8 @@ def _occurrences(model: bytes, word: bytes) -> list[int]:
 
 
 def _location(model: bytes, at: int, end: int) -> set[str]:
-    """The value of an entry of `external_data`, if it is a location."""
-    last = {_KEY: b"", _VALUE: b""}  # of a field that occurs twice, the last one counts
+    """Value of an `external_data` entry, if its key is "location"."""
+    last = {_KEY: b"", _VALUE: b""}  # if a field occurs twice, the last one counts
     while at < end:
         tag, start = _tag(model, at, end)
         at = _skip(model, tag & 7, start, end)
@@ -88,8 +88,8 @@ def _location(model: bytes, at: int, end: int) -> set[str]:
 
 
 def _skip(model: bytes, wire: int, at: int, end: int) -> int:
-    """Where the field ends whose value begins at `at`."""
-    depth = 0  # of groups, which ONNX has none of, and protobuf's readers pass over
+    """End of the field whose value begins at `at`."""
+    depth = 0  # groups, which ONNX does not use and protobuf's readers skip
     while True:
         if wire == _VARINT:
             at = _varint(model, at, end)[1]
@@ -113,7 +113,7 @@ def _skip(model: bytes, wire: int, at: int, end: int) -> int:
 
 
 def _tag(model: bytes, at: int, end: int) -> tuple[int, int]:
-    """Number and wire type of a field, cut to 32 bits as engines' readers cut them."""
+    """Field number and wire type, cut to 32 bits as the engines' readers do."""
     tag, at = _varint(model, at, end)
     return tag & 0xFFFFFFFF, at
 

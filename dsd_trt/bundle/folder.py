@@ -1,6 +1,6 @@
-"""The bundle: a folder with everything a runtime needs to score, described by `bundle.json`.
+"""The bundle: a folder with everything needed for scoring, described by `bundle.json`.
 
-The exporter writes one with `write_bundle`; runtimes read it with `read_bundle`, which verifies
+The exporter writes one with `write_bundle`. Runtimes read it with `read_bundle`, which verifies
 every byte before anything runs. A bundle holds no code and no pickle.
 """
 
@@ -32,8 +32,10 @@ from dsd_trt.files.unfinished import is_unfinished
 from dsd_trt.files.whole import sha256_of, write_whole
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "shapes-bundle"
-"""The bundle that comes with the package."""
-_LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times as many
+"""Folder of the bundle that is part of the package."""
+_LARGE_BYTES = (
+    500_000_000  # bytes of weights; Stable Diffusion's smallest scorer has four times as many
+)
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,22 @@ class Bundle:
     manifest: Manifest
 
     def path(self, file: str) -> Path:
-        """Where one of the bundle's files lies."""
+        """Path of one of the bundle's files."""
         return self.folder / file
 
 
 def write_bundle(folder: Path, manifest: Manifest) -> Bundle:
-    """Hash every file in a folder and write `bundle.json` last, so that it vouches for the rest.
+    """Hash every file in a folder, then write `bundle.json`, which describes them, last.
 
     Args:
-        folder: holds the finished files; an existing `bundle.json` is replaced.
-        manifest: its `files` are ignored and filled in.
+        folder: folder of the finished files; an existing `bundle.json` is replaced.
+        manifest: description of the bundle; its `files` are replaced.
 
     Returns:
         The finished bundle.
 
     Raises:
-        BundleError: the manifest is inconsistent or names a file the folder lacks.
+        BundleError: the manifest is inconsistent, or names a missing file.
     """
     return write_manifest(folder, dataclasses.replace(manifest, files=files_in(folder)))
 
@@ -67,11 +69,11 @@ def write_bundle(folder: Path, manifest: Manifest) -> Bundle:
 def files_in(
     folder: Path, known: Mapping[str, FileEntry] = MappingProxyType({})
 ) -> dict[str, FileEntry]:
-    """What `bundle.json` says of the finished files of a folder, by name.
+    """Entries of `bundle.json` for all files of a folder, by name.
 
     Args:
-        folder: the bundle's.
-        known: files that need not be read again.
+        folder: folder of the bundle.
+        known: entries of files that need not be read again.
     """
     names = {
         path.relative_to(folder).as_posix(): path
@@ -82,15 +84,15 @@ def files_in(
 
 
 def file_entry(path: Path) -> FileEntry:
-    """What `bundle.json` says of a file."""
+    """Entry of `bundle.json` for one file."""
     return FileEntry(sha256_of(path), path.stat().st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    """Write `bundle.json`, whole or not at all; as `write_bundle`, `files` being known already."""
+    """Write `bundle.json` atomically; like `write_bundle`, but with `files` already known."""
     text = manifest.to_json()
     check_manifest(manifest)
-    Manifest.from_json(text)  # what nobody could read is not written
+    Manifest.from_json(text)  # never write an unreadable manifest
     _check_named_files(manifest)
     _check_weights(folder, manifest)
     write_whole(folder / MANIFEST_NAME, text)
@@ -98,10 +100,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Open a bundle and verify it whole: schema, graph contract, and every file's size and hash.
+    """Open a bundle and verify it: schema, graph contract, size and hash of every file.
 
     Raises:
-        BundleError: no bundle there, or anything in it is not as `bundle.json` says.
+        BundleError: there is no bundle, or something in it differs from `bundle.json`.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -128,10 +130,11 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Verify that every file lies in a bundle's folder, or is the snapshot's, and is unaltered.
+    """Verify that every file lies in the bundle's folder or its Hub snapshot, and is unaltered.
 
     Raises:
-        BundleError: one is not; it is named, and so are all that are missing.
+        BundleError: a file is missing, misplaced or altered; the message names it, and all missing
+            ones.
     """
     snapshot = Snapshot.around(folder)
     name = MANIFEST_NAME
@@ -151,15 +154,15 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
-    """Where a bundle lies; one from the Hugging Face Hub is fetched unless it is in its cache.
+    """Folder of a bundle; one on the Hugging Face Hub is downloaded unless it is cached.
 
     Args:
-        bundle: a folder; or, if there is no such folder, a string that is `Repository.named`; None
-            is the embedded bundle.
+        bundle: path of a folder; or, if there is no such folder, a string accepted by
+            `Repository.named`. None is the embedded bundle.
 
     Raises:
-        BundleError: there is no such folder, or the hub does not hand the bundle out.
-        MissingExtraError: a repository is named, and huggingface_hub is not installed.
+        BundleError: there is no such folder, or the hub refuses to serve the bundle.
+        MissingExtraError: a repository is given, and huggingface_hub is not installed.
     """
     if bundle is None:
         return EMBEDDED
@@ -181,10 +184,10 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
 
 
 def names_bundle(text: str) -> bool:
-    """Whether a name is a bundle's rather than a model's; the hub is asked if it can be reached.
+    """Whether a name is a bundle's and not a checkpoint's; asks the hub if it can be reached.
 
     Raises:
-        MissingExtraError: a repository is named, and huggingface_hub is not installed.
+        MissingExtraError: a repository is given, and huggingface_hub is not installed.
     """
     if Path(text).exists() or not (named := Repository.named(text)):
         return (Path(text) / MANIFEST_NAME).is_file()
@@ -192,10 +195,10 @@ def names_bundle(text: str) -> bool:
 
 
 def own_bundle_folder(bundle: str) -> Path:
-    """Where a bundle lies that is to be written to.
+    """Folder of a bundle that is to be modified.
 
     Raises:
-        InputError: a repository on the hub, or a folder of its cache.
+        InputError: the bundle is a repository on the hub, or lies in the hub's cache.
         BundleError: there is no such folder.
     """
     if not Path(bundle).is_dir() and (named := Repository.named(bundle)):
@@ -214,7 +217,7 @@ def require_own(folder: Path) -> None:
     """Refuse to write into the Hugging Face cache.
 
     Raises:
-        InputError: the folder lies there.
+        InputError: the folder lies in the cache.
     """
     if snapshot := Snapshot.around(folder):
         copy = snapshot.name.rpartition("/")[2]
@@ -225,7 +228,7 @@ def require_own(folder: Path) -> None:
 
 
 def is_large(folder: Path) -> bool:
-    """Whether a bundle has so many weights that memory and disk are worth more than a second."""
+    """Whether a bundle's weights are so large that memory and disk outweigh a second of start."""
     return sum(file.stat().st_size for file in folder.glob("*.data")) >= _LARGE_BYTES
 
 
@@ -243,22 +246,22 @@ def _check_named_files(manifest: Manifest) -> None:
 
 
 def _check_weights(folder: Path, manifest: Manifest) -> None:
-    """Refuse graphs that take weights from a file that `bundle.json` does not vouch for."""
+    """Refuse graphs whose weights lie in a file that `bundle.json` does not list."""
     for name, graph in manifest.graphs.items():
         where = f"graphs.{name}.file"
-        # Engines go by the ending: of other formats they read files that nobody looked for.
+        # Engines choose a format by suffix; other formats would read unverified files.
         require(graph.file.endswith(".onnx"), where, f"names {graph.file!r}, which is no .onnx")
         try:
             locations = external_files((folder / graph.file).read_bytes())
         except OSError as error:
             raise BundleError(f"file {graph.file!r} cannot be read: {error.strerror}") from None
         except ValueError:
-            continue  # no engine takes for a graph what is no ONNX
+            continue  # engines refuse it as well
         for location in sorted(locations):
             file = (PurePosixPath(graph.file).parent / location).as_posix()
             require(
-                # Letter by letter: "./weights.data" would be another name for what was verified,
-                # and of some names ONNX Runtime reads an address in memory.
+                # Exact names: "./weights.data" would be another name for the verified file,
+                # and ONNX Runtime treats some names as a memory address.
                 file in manifest.weight_files
                 and location == PurePosixPath(location).as_posix()
                 and "*" not in location,
@@ -269,10 +272,10 @@ def _check_weights(folder: Path, manifest: Manifest) -> None:
 
 
 def require_inside(folder: Path, name: str, snapshot: Snapshot | None) -> None:
-    """Refuse a name, or a link, that leads out of a bundle, other than to the snapshot's blobs.
+    """Refuse a name or link that leads out of a bundle, except to the Hub snapshot's blobs.
 
     Raises:
-        BundleError: names the file.
+        BundleError: a name leads outside; the message names the file.
     """
     path, top = folder / name, os.path.realpath(folder)
     fits = stays_inside(name) and Path(os.path.realpath(path.parent)).is_relative_to(top)
@@ -298,7 +301,7 @@ def _verify_file(folder: Path, name: str, entry: FileEntry, snapshot: Snapshot |
 
 
 def _again(snapshot: Snapshot | None, files: Sequence[str], *, force: bool) -> str:
-    """What to do about files that are not as they should be."""
+    """Remedy for missing or altered files."""
     if snapshot is None:
         return "copy the bundle again"
     return f"download it again: {snapshot.download(files, force=force)}"

@@ -1,6 +1,6 @@
-"""Bundles on the Hugging Face Hub: of a repository, what its `bundle.json` names and nothing else.
+"""Bundles on the Hugging Face Hub: downloads only files that `bundle.json` lists.
 
-`HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` mean what they mean everywhere.
+`HF_HOME`, `HF_HUB_OFFLINE`, `HF_TOKEN` and `HF_ENDPOINT` have their usual meaning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Repository:
     """A repository on the hub.
 
     Attributes:
-        name: ORG/NAME.
+        name: name of the repository, as ORG/NAME.
         revision: branch, tag or commit; None is the main branch.
     """
 
@@ -33,10 +33,10 @@ class Repository:
 
     @classmethod
     def named(cls, text: str) -> Repository | None:
-        """What "ORG/NAME" or "ORG/NAME@REVISION" names; None if it is neither.
+        """The repository that "ORG/NAME" or "ORG/NAME@REVISION" names; None for other strings.
 
-        Without a revision it is a path where a folder ORG is here: whoever mistypes `out/bundle`
-        asked for no download.
+        Without a revision, a name is treated as a path if a folder ORG exists here. A mistyped
+        `out/bundle` must not start a download.
         """
         found = _NAME.fullmatch(text)
         if not found or (found["revision"] is None and Path(text).parent.is_dir()):
@@ -48,15 +48,15 @@ class Repository:
 
 
 def fetch_bundle(repository: Repository) -> Path:
-    """Fetch a bundle, unless it is in the hub's cache.
+    """Download a bundle, unless it is in the hub's cache.
 
     Returns:
-        The snapshot's folder. Its files are not verified.
+        Folder of the snapshot, with unverified files.
 
     Raises:
-        BundleError: there is no such repository, revision or bundle, or it is not in the cache and
+        BundleError: there is no such repository, revision or bundle; or it is not in the cache and
             the hub cannot be reached.
-        InputError: the cache's disk has too little room.
+        InputError: the cache's disk has too little free space.
         MissingExtraError: huggingface_hub is not installed.
     """
     try:
@@ -77,7 +77,7 @@ def fetch_bundle(repository: Repository) -> Path:
     needed = sum(manifest.files[name].size for name in missing)
     elsewhere = "Name a folder on another disk in HF_HOME"
     require_free(folder, needed, f"the bundle {repository}", elsewhere)
-    # The commit that was found first: a branch may move on in between.
+    # All files come from the commit found first: a branch may move meanwhile.
     commit = Repository(repository.name, folder.name)
     for name in missing:
         try:
@@ -93,7 +93,7 @@ def fetch_bundle(repository: Repository) -> Path:
 
 
 def holds_bundle(repository: Repository) -> bool:
-    """Whether a repository has a `bundle.json`, as far as can be known here.
+    """Whether a repository has a `bundle.json`, as far as this machine can tell.
 
     Raises:
         MissingExtraError: huggingface_hub is not installed.
@@ -104,12 +104,12 @@ def holds_bundle(repository: Repository) -> bool:
         if isinstance(hub.try_to_load_from_cache(*asked, revision=repository.revision), str):
             return True
         return bool(hub.file_exists(*asked, revision=repository.revision))
-    except Exception:  # of the libraries it uses, which have no base in common
+    except Exception:  # errors of its dependencies, which share no base class
         return False
 
 
 def _fetch(repository: Repository, file: str) -> Path:
-    """Fetch one file, unless it is in the cache; see `fetch_bundle` for what is raised."""
+    """Download one file, unless it is in the cache; raises as `fetch_bundle` does."""
     hub, errors = _library()
     where = f"{repository} on the Hugging Face Hub"
     try:
@@ -137,7 +137,7 @@ def _fetch(repository: Repository, file: str) -> Path:
     except errors.EntryNotFoundError:
         is_none = ": it is no bundle" if file == MANIFEST_NAME else ""
         raise BundleError(f"{where} has no {file}{is_none}") from None
-    except Exception as error:  # of the libraries it uses, which have no base in common
+    except Exception as error:  # errors of its dependencies, which share no base class
         raise BundleError(
             f"the Hugging Face Hub does not hand out {file} of {repository}: "
             f"{str(error) or type(error).__name__}"

@@ -1,4 +1,4 @@
-"""What a bundle says about itself: the whole of `bundle.json`."""
+"""A bundle's description of itself: all of `bundle.json`."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from dsd_trt.errors import BundleError
 from dsd_trt.files.schema import SchemaError, from_plain, parse_json, to_plain
 
 SCHEMA_VERSION = 1
-_LARGEST = 2**30  # so that no size, and no product of a few, overflows where it is computed with
+_LARGEST = 2**30  # bound of sizes, such that products of a few cannot overflow
 MANIFEST_NAME = "bundle.json"
 
 TokenMask = Literal["words_eos", "words", "all"]
 ScoreKind = Literal["attention", "attention+denoising", "denoising", "released"]
 Resize = Literal["bicubic-stretch", "bicubic-stretch-through-224"]
-"""How images become squares: antialiased bicubic, no crop, which can lose what a text names.
+"""Resizing of images to squares: antialiased bicubic, without a crop that could lose content.
 
-Through 224 pixels is the paper's fair protocol (section 5.1): no more detail is seen than CLIP
-sees.
+The variant through 224 pixels is the paper's fair protocol (section 5.1), limited to the detail
+CLIP sees.
 """
 Mode = Literal["pair", "matrix"]
-"""One walk through the U-Net a pair, as the paper has it, or one an image (late interaction)."""
+"""Pair: one U-Net pass per pair, as in the paper. Matrix: one per image (late interaction)."""
 TrainedFor = Literal["pair", "matrix", "both"]
 HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
 
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """w_{l,h} of every scored layer's heads, folded into the graph as constants (Eq. 4 and 7).
+    """Weights w_{l,h} of the scored layers' heads, constants of the graph (Eq. 4 and 7).
 
     Attributes:
-        mode: "uniform"; "calibrated", by attribution on a few-shot set; "learned" on it by
-            gradient descent; or "dynamic", where the graph weighs heads by their attribution to
-            the pair at hand as well.
-        values: one tuple of weights a scored layer.
+        mode: origin of the weights. "uniform"; "calibrated", by attribution on a few-shot set;
+            "learned" there by gradient descent; or "dynamic": additionally weighted by attribution
+            to the given pair.
+        values: one tuple of weights per scored layer.
     """
 
     mode: HeadMode
@@ -49,12 +49,12 @@ class HeadWeights:
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """The noise levels whose constants are folded into the pair scorer.
+    """Noise levels whose constants are folded into the pair scorer.
 
     Attributes:
         fractions: s of each level, in (0, 1); the graph's `level` input is an index into these.
-        timesteps: t = round(s T) of each level.
-        seed: what the fixed noise tensors were drawn from.
+        timesteps: timestep t = round(s T) of each level.
+        seed: seed of the fixed noise tensors.
     """
 
     fractions: tuple[float, ...]
@@ -64,25 +64,27 @@ class NoiseLevels:
 
 @dataclass(frozen=True)
 class Method:
-    """What a score is.
+    """Definition of a score.
 
-    With f the pair scorer's `score` and d the denoising error without text less the error with it,
-    each averaged over the noise levels, the score is f ("attention", the paper's), d
-    ("denoising"), or f + w d ("attention+denoising", and "released", which is what the research
-    code that was released computes, its f being of raw logits).
+    Let f be the pair scorer's `score`, and d the unconditional denoising error minus the
+    conditional one, each averaged over the noise levels. The score is f ("attention", as in the
+    paper), d ("denoising"), or f + w d ("attention+denoising").
+
+    "released" is also f + w d, with f computed from raw logits, as in the released research code.
 
     Attributes:
-        score: which of them.
-        denoising_weight: w.
-        score_layers: which cross-attention layers count, in order of execution.
-        layer_names: their module names in the U-Net, one a scored layer.
-        pooling: over image tokens; "lse" is Eq. 3; "logits" is of a whole text, not of its tokens.
-        lam: lambda of LogSumExp pooling ("lambda" in the file).
+        score: "attention", "denoising", "attention+denoising" or "released", see above.
+        denoising_weight: w, the weight of the denoising term d.
+        score_layers: indices of the scored cross-attention layers, in order of execution.
+        layer_names: module names of these layers in the U-Net.
+        pooling: pooling over image tokens. "lse" is Eq. 3; "logits" pools a whole text instead of
+            its tokens.
+        lam: lambda of LogSumExp pooling, "lambda" in the file.
         head_weights: weights of the average over layers and heads (Eq. 4 and 7).
-        noise_levels: the levels the score is averaged over.
-        token_mask: which text tokens count in the average (Eq. 4).
+        noise_levels: noise levels the score is averaged over.
+        token_mask: text tokens that count in the average (Eq. 4).
         has_prompts: whether attention prompts (Eq. 5) are folded in.
-        trained_for: the mode the adapter was trained for, null without one.
+        trained_for: mode the adapter was trained for; null without an adapter.
     """
 
     score: ScoreKind
@@ -100,16 +102,16 @@ class Method:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """The tokenizer's file and the ids its padded sequences are made of.
+    """The tokenizer's file and special token ids.
 
     Attributes:
-        file: in the `tokenizers` library's format.
-        max_length: tokens of a padded text.
-        bos_id: of the token that begins a text.
-        eos_id: of the one that ends it.
-        pad_id: of the one that fills it up.
-        vocabulary: rows of the text encoder's embedding, which every id is below; None in bundles
-            that do not say.
+        file: name of the file, in the `tokenizers` library's format.
+        max_length: number of tokens of a padded text.
+        bos_id: id of the token that begins a text.
+        eos_id: id of the token that ends a text.
+        pad_id: id of the token that pads a text.
+        vocabulary: number of rows of the text encoder's embedding, the bound of every id; None in
+            older bundles.
     """
 
     file: str
@@ -122,11 +124,11 @@ class TokenizerSpec:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to an image before the graph sees its bytes.
+    """Steps from an image to the graph's input.
 
     Attributes:
-        resolution: side of the square the image is stretched to, in pixels.
-        resize: how, see `Resize`.
+        resolution: side of the square that images are stretched to, in pixels.
+        resize: resizing method, see `Resize`.
     """
 
     resolution: int
@@ -143,12 +145,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class MatrixMode:
-    """What a bundle says of its matrix scorer.
+    """Properties of a bundle's matrix scorer.
 
     Attributes:
-        calibration: of its score, which is another one than the pair scorer's.
+        calibration: calibration of its scores, which are not comparable with the pair scorer's.
         query_pool: side of the squares of image tokens whose queries are averaged at the finest
-            layers; 1 is none.
+            layers; 1 means no averaging.
     """
 
     calibration: Calibration
@@ -157,14 +159,14 @@ class MatrixMode:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the bundle was made from.
+    """Origin of the bundle.
 
     Attributes:
         base_model: identifier of the diffusion model.
-        revision: its revision, where it has one.
-        weight_hashes: sha256 of each weight file read.
-        adapter_hash: sha256 of the few-shot adapter, null without one.
-        library_versions: of every library that took part in the export.
+        revision: revision of the diffusion model, if known.
+        weight_hashes: sha256 of each weight file that was read.
+        adapter_hash: sha256 of the few-shot adapter; null without one.
+        library_versions: versions of all libraries used by the export.
     """
 
     base_model: str
@@ -176,11 +178,12 @@ class Provenance:
 
 @dataclass(frozen=True)
 class AdapterInput:
-    """An adapter that is fed to the pair scorer, where it is not folded in.
+    """An adapter that is an input of the pair scorer instead of folded in.
 
     Attributes:
-        file: the graph's `adapter` input: every tensor's numbers, FP32, little-endian.
-        tensors: in this order; their shapes by name, those of `adapter.safetensors`.
+        file: name of the file with the graph's `adapter` input: all tensors' numbers, FP32,
+            little-endian.
+        tensors: shapes of the tensors of `adapter.safetensors` by name, in the file's order.
     """
 
     file: str
@@ -188,18 +191,19 @@ class AdapterInput:
 
     @property
     def numbers(self) -> int:
-        """Length of the graph's input."""
+        """Length of the graph's `adapter` input."""
         return sum(math.prod(shape) for shape in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class SelfCheckSpec:
-    """What the graphs compute on a few inputs, see `dsd_trt.engine.self_check`.
+    """Results of the graphs for a few inputs, see `dsd_trt.engine.self_check`.
 
     Attributes:
-        file: safetensors, with every input and output of every graph as GRAPH.TENSOR; an `adapter`
-            that is fed has its own file.
-        tolerance: of the bundle's precision, relative to the largest number of an output.
+        file: name of a safetensors file with every input and output as GRAPH.TENSOR; an `adapter`
+            input has its own file.
+        tolerance: accepted deviation in the bundle's precision, relative to the largest number of
+            an output.
     """
 
     file: str
@@ -216,16 +220,16 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of `bundle.json`.
+    """The content of `bundle.json`.
 
     Attributes:
-        graphs: by name: "image_encoder", "text_encoder", "pair_scorer", and "matrix_scorer" where
-            there is one.
-        matrix: of the matrix scorer, null without one.
-        adapter: the adapter, where the pair scorer takes it as an input.
-        files: every other file of the bundle by its path inside it; filled in by `write_bundle`.
-        self_check: None in bundles that have none.
-        parity: the figures of the export's parity report, free-form.
+        graphs: graphs by name: "image_encoder", "text_encoder", "pair_scorer", and "matrix_scorer"
+            if there is one.
+        matrix: properties of the matrix scorer; null without one.
+        adapter: the adapter, if it is an input of the pair scorer.
+        files: all other files of the bundle by relative path; filled in by `write_bundle`.
+        self_check: stored results of the graphs; None in older bundles.
+        parity: figures of the export's parity report, free-form.
     """
 
     method: Method
@@ -244,7 +248,7 @@ class Manifest:
 
     @property
     def weight_files(self) -> tuple[str, ...]:
-        """Files that graphs may take weights from, in order: those that serve nothing else."""
+        """Files that graphs may read weights from, in order: all files without another purpose."""
         serving = {graph.file for graph in self.graphs.values()} | {self.tokenizer.file}
         if self.adapter is not None:
             serving.add(self.adapter.file)
@@ -256,18 +260,18 @@ class Manifest:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of an image's latent."""
+        """Shape of an image's latent, (C, h, w)."""
         channels, height, width = self.graphs["image_encoder"].outputs[0].shape[1:]
         return int(channels), int(height), int(width)
 
     @property
     def has_denoising_error(self) -> bool:
-        """Whether the pair scorer computes it: where the score needs it."""
+        """Whether the pair scorer computes its denoising error, which only some scores need."""
         return self.method.score != "attention"
 
     @property
     def has_pooled_text(self) -> bool:
-        """Whether text states have a row more than there are tokens: the text as a whole."""
+        """Whether text states have one more row than tokens, for the text as a whole."""
         return self.graphs["text_encoder"].outputs[0].shape[1] == self.tokenizer.max_length + 1
 
     @property
@@ -277,7 +281,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of its text: equal for two bundles that are the same, byte for byte."""
+        """sha256 of the manifest's text, equal for bundles that are identical byte for byte."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def contract(self, precision: Precision) -> dict[str, Graph]:
@@ -305,9 +309,9 @@ class Manifest:
         return self.calibration
 
     def graph_hash(self, graph: str) -> str:
-        """What a graph computes from: the sha256 of its file and of its weights, hashed.
+        """Hash of everything a graph computes from: the sha256 of its file and of its weights.
 
-        Both are in `bundle.json`, so nothing large is read. A graph of a verified bundle takes
+        Both are in `bundle.json`, so no large file is read. The graphs of a verified bundle read
         weights from no other files.
         """
         files = (self.graphs[graph].file, *self.weight_files)
@@ -315,7 +319,7 @@ class Manifest:
         return hashlib.sha256(hashes.encode()).hexdigest()
 
     def to_json(self) -> str:
-        """The text of `bundle.json`."""
+        """Content of `bundle.json` as text."""
         plain = to_plain(self)
         return json.dumps({"schema_version": plain.pop("schema_version"), **plain}, indent=2) + "\n"
 
@@ -324,8 +328,9 @@ class Manifest:
         """Parse and check the text of `bundle.json`.
 
         Raises:
-            BundleError: not JSON, another schema version, a field missing, unknown or of the wrong
-                type, or graphs that break the contract; the message names the field.
+            BundleError: the text is not JSON or has another schema version; a field is missing,
+                unknown or of the wrong type; or graphs break the contract. The message names the
+                field.
         """
         try:
             plain = parse_json(text)
@@ -347,10 +352,10 @@ class Manifest:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """Check what types alone cannot say: lists that belong together, graphs against the contract.
+    """Check constraints that types cannot express: matching lists, graphs against the contract.
 
     Raises:
-        BundleError: names the field.
+        BundleError: a constraint is violated; the message names the field.
     """
     method, levels = manifest.method, manifest.method.noise_levels
     for name, entry in manifest.files.items():
@@ -430,7 +435,7 @@ def _check_graphs(manifest: Manifest) -> None:
                 for size in spec.shape:
                     if isinstance(size, int):
                         _check_size(size, f"graphs.{name}.{side}")
-    # Sizes the contract leaves open are read where they first appear, then demanded everywhere.
+    # A size the contract leaves open is read at its first use, then required everywhere.
     for name, rank in (("image_encoder", 4), ("text_encoder", 3)):
         outputs = manifest.graphs[name].outputs
         require(
@@ -456,7 +461,7 @@ def _check_graphs(manifest: Manifest) -> None:
 
 
 def _signature(spec: TensorSpec) -> tuple[object, ...]:
-    """What must agree between two tensors: everything but the names of dynamic dimensions."""
+    """Properties that two tensors must share: all but the names of dynamic dimensions."""
     return spec.name, spec.dtype, tuple(d if isinstance(d, int) else None for d in spec.shape)
 
 
@@ -465,28 +470,28 @@ def _render(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a file system takes a name, or a path of names."""
+    """Whether file systems accept a name, or a path of names."""
     try:
         encoded = name.encode()
-    except UnicodeEncodeError:  # a surrogate, as a JSON escape can leave it
+    except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
         return False
     longest = max(map(len, encoded.split(b"/")))
     return bool(encoded) and b"\0" not in encoded and longest <= 255 and len(encoded) < 4096
 
 
 def stays_inside(name: str) -> bool:
-    """Whether the name of a bundle's file can lead nowhere else, links aside."""
+    """Whether a file's relative path stays inside the bundle, links aside."""
     pure = PurePosixPath(name)
     absolute = not pure.parts or pure.is_absolute()
     return not (absolute or ".." in pure.parts or "\\" in name or "\0" in name)
 
 
 def require(holds: bool, where: str, complaint: str) -> None:
-    """Refuse a manifest whose field `where` is not as it must be.
+    """Refuse a manifest with an invalid field `where`.
 
     Raises:
-        BundleError: names the field and says what is wrong with it.
+        BundleError: the field is invalid; the message says why.
     """
     if not holds:
-        # Names in it may be as long as whoever sent it pleases.
+        # Names from untrusted bundles may have any length.
         raise BundleError(f"field {where[:160]!r} {complaint[:600]}")

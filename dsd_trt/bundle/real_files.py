@@ -1,10 +1,11 @@
-"""Real files for engines, of a bundle whose files are links.
+"""Copies of a bundle's files for engines that refuse links.
 
-OpenVINO refuses weights that are a link out of the graph's folder, as all files of the Hugging Face
-cache are, and so do ONNX's own tools. Engines are handed a copy, which is made once on a machine
-and takes no disk where the file system clones. Copies lie in the cache (`dsd_trt.cache`), named by
-what they hold; the last two that were used are kept. Where nothing is to be remembered, a copy lies
-in the folder for temporary files and lasts as long as the process.
+OpenVINO and ONNX's own tools refuse weights that are links out of the graph's folder. All files of
+the Hugging Face cache are such links. Engines get a copy instead, made once per machine; it takes
+no disk space if the file system can clone files.
+
+Copies lie in the cache (`dsd_trt.cache`), named by their content; the last two used are kept. If
+the cache is disabled, a copy lies in the temporary folder until the process ends.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ from dsd_trt.files.unfinished import is_unfinished, unfinished_name
 logger = logging.getLogger(__name__)
 
 _FOLDER, _TEMPORARY, _LOCK = "bundles", "dsd-trt-bundle-", ".lock"
-_KEPT = 2
+_KEPT = 2  # copies
 
 _one_at_a_time = threading.Lock()
-_held: dict[str, tuple[Path, list[object]]] = {}  # copies of this process, and what keeps them
+_held: dict[str, tuple[Path, list[object]]] = {}  # copies used by this process, with their locks
 
 
 def with_real_files(bundle: Bundle) -> Bundle:
-    """A bundle itself, or a verified copy if some of its files are links.
+    """The bundle itself, or a verified copy if some of its files are links.
 
     Raises:
-        InputError: there is no room for the copy, or it cannot be written.
-        BundleError: the bundle's files are no longer what they were.
+        InputError: there is not enough disk space for the copy, or it cannot be written.
+        BundleError: the bundle's files have changed since they were verified.
     """
     if not any(bundle.path(name).is_symlink() for name in bundle.manifest.files):
         return bundle
@@ -60,14 +61,14 @@ def with_real_files(bundle: Bundle) -> Bundle:
 
 
 def any_temporary() -> bool:
-    """Whether there are copies that go when Python ends in order, and only then."""
+    """Whether there are temporary copies, removed only by an orderly end of Python."""
     return any(
         isinstance(it, tempfile.TemporaryDirectory) for _, keeps in _held.values() for it in keeps
     )
 
 
 def _hold(bundle: Bundle, key: str) -> tuple[Path, list[object]]:
-    """A copy, and what keeps it from being removed."""
+    """A copy, and the objects that protect it from being removed."""
     cache = cache_folder()
     if cache is not None:
         with contextlib.suppress(_CannotLockError):
@@ -76,7 +77,7 @@ def _hold(bundle: Bundle, key: str) -> tuple[Path, list[object]]:
 
 
 def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object]]:
-    """The copy of a store, made if it is not there; locked, so that no process removes it."""
+    """The cached copy, made if it is missing, and locked against removal."""
     folder = store / key
     for trial in (1, 2):
         with _alone_in(store):
@@ -93,13 +94,13 @@ def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)
             else:
-                os.utime(folder)  # used last
+                os.utime(folder)  # marks it as the last one used
                 _remove_copies(store, _KEPT)
             held = (folder / MANIFEST_NAME).open(encoding="utf-8")
             _lock(held, shared=True)
         if made:
             return folder, [held]
-        with contextlib.suppress(BundleError):  # a damaged copy is made again
+        with contextlib.suppress(BundleError):  # replace a damaged copy
             verify_files(folder, bundle.manifest)
             return folder, [held]
         held.close()
@@ -107,7 +108,7 @@ def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object
 
 
 def _temporary_copy(bundle: Bundle) -> tuple[Path, list[object]]:
-    """A copy for this process alone. What others left behind that were killed is removed."""
+    """A copy for this process only; also removes copies left by killed processes."""
     for abandoned in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
         with (
             contextlib.suppress(OSError, _CannotLockError),
@@ -125,7 +126,7 @@ def _temporary_copy(bundle: Bundle) -> tuple[Path, list[object]]:
 
 
 def _copy(bundle: Bundle, folder: Path) -> None:
-    """Fill an empty folder with a bundle's files, and verify them."""
+    """Copy a bundle's files to an empty folder, and verify them."""
     files, taken = bundle.manifest.files, 0
     require_room(
         folder,
@@ -146,23 +147,23 @@ def _copy(bundle: Bundle, folder: Path) -> None:
 
 
 def _remove_copies(store: Path, keep: int) -> None:
-    """Remove what was left unfinished, and copies that no process holds but those used last."""
+    """Remove unfinished copies, and copies not in use except the last ones used."""
     found = sorted(store.glob("*/"), key=lambda folder: -folder.stat().st_mtime_ns)
-    # A copy without its manifest was being made, or removed, when a process was killed.
+    # A copy without a manifest is unfinished or half removed, by a killed process.
     whole = [folder for folder in found if (folder / MANIFEST_NAME).is_file()]
     whole = [folder for folder in whole if not is_unfinished(folder)]
     for folder in {*found} - {*whole[:keep]}:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             if folder in whole:
                 held = stack.enter_context((folder / MANIFEST_NAME).open(encoding="utf-8"))
-                _lock(held, shared=False, wait=False)  # BlockingIOError: it is in use
+                _lock(held, shared=False, wait=False)  # BlockingIOError: in use by another process
                 folder = folder.rename(folder.with_name(unfinished_name(folder.name)))
             shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def _alone_in(store: Path) -> Iterator[None]:
-    """Be the only process that changes a store; another that was killed holds nothing up."""
+    """Lock a store; the lock of a killed process is released by the system."""
     try:
         store.mkdir(parents=True, exist_ok=True)
         lock = (store / _LOCK).open("a", encoding="utf-8")
@@ -183,9 +184,9 @@ def _lock(file: IO[str], *, shared: bool, wait: bool = True) -> None:
         fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError as error:  # a network's file system
+    except OSError as error:  # network file systems
         raise _CannotLockError from error
 
 
 class _CannotLockError(Exception):
-    """The file system knows no locks."""
+    """The file system does not support locks."""

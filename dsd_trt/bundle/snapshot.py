@@ -1,4 +1,4 @@
-"""The Hugging Face cache: a repository's files as links, and where these may lead.
+"""The Hugging Face cache: a repository's files as links, and their permitted targets.
 
     CACHE/models--ORG--NAME/blobs/HASH                            a file's content
     CACHE/models--ORG--NAME/refs/main                             the commit that a branch is at
@@ -27,8 +27,8 @@ class Snapshot:
     """One commit of a repository in the cache.
 
     Attributes:
-        repository: the folder of blobs, refs and snapshots.
-        commit: the snapshot's name.
+        repository: folder of the repository's blobs, refs and snapshots.
+        commit: name of the snapshot, a commit hash.
     """
 
     repository: Path
@@ -46,14 +46,14 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """ORG/NAME."""
+        """Name of the repository, as ORG/NAME."""
         return "/".join(self.repository.name.split("--")[1:])
 
     def leads_to_blob(self, link: Path) -> bool:
         """Whether a link in the snapshot leads to a file of the repository and nowhere else.
 
-        It leads through no other links but the one that huggingface_hub makes, and is relative, as
-        all of its links are: an absolute one would leave a cache that was moved.
+        Only the link made by huggingface_hub is accepted. It is relative, as all of that library's
+        links; an absolute link would break when the cache is moved.
         """
         blobs = self.repository / "blobs"
         blob = _one_step(link)
@@ -71,13 +71,13 @@ class Snapshot:
         )
 
     def download(self, files: Iterable[str] = (), *, force: bool = False) -> str:
-        """The command that downloads the snapshot, or some of its files."""
+        """Command that downloads the snapshot, or some of its files."""
         words = ["hf", "download", self.name, *files, "--revision", self.commit]
         return shlex.join([*words, *(["--force-download"] if force else [])])
 
 
 def _one_step(link: Path) -> Path | None:
-    """Where a link leads, not following others; None if it is absolute."""
+    """Direct target of a link; None if it is absolute."""
     target = link.readlink()
     if target.is_absolute():
         return None

@@ -1,1 +1,1 @@
-"""Commands of the runtime, one a module, imported when they are called."""
+"""The runtime's commands, one per module, imported when called."""

@@ -1,4 +1,4 @@
-"""What commands say beside their results."""
+"""Progress and warnings of commands, on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def warnings_on(console: Console) -> Iterator[None]:
-    """Show the package's log on stderr, above a progress bar if there is one."""
+    """Print the package's log on stderr, above the progress bar if there is one."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -36,7 +36,7 @@ _LINE_EVERY = 60.0  # seconds
 
 @contextlib.contextmanager
 def progress_bar(console: Console, unit: str) -> Iterator[Progress]:
-    """A bar with units per second and time left; a line a minute where stderr is no terminal."""
+    """A bar with throughput and remaining time; if stderr is no terminal, one line per minute."""
     if not sys.stderr.isatty():
         yield _progress_lines(console, unit)
         return

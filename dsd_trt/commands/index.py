@@ -1,4 +1,4 @@
-"""`dsd-trt index`: images to a folder of latents, which other commands take in their place."""
+"""`dsd-trt index`: encode images to an index of latents."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Examples:
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="Images a file of latents; so many are encoded again after an interruption.",
+    help="Images per file of latents; at most this many are encoded again after an interruption.",
 )
-@click.option("--keep", is_flag=True, help="Keep what OUT has beside IMAGES.")
+@click.option("--keep", is_flag=True, help="Keep images of OUT that are not among IMAGES.")
 @click.pass_context
 def index(
     ctx: click.Context,
@@ -46,10 +46,10 @@ def index(
 ) -> None:
     """Encode images once, so that scoring needs neither the images nor the image encoder.
 
-    IMAGES are files, directories (searched through) and globs, as for score, and WebDataset's tar
-    files, plain or compressed with gzip. OUT is a folder. Where it is an index already, it is
-    brought up to date: new and changed images are encoded, those that are no more among IMAGES are
-    dropped. Interrupted, the same command goes on where it was.
+    IMAGES are files, directories (searched recursively) and globs, as for score, and WebDataset tar
+    files, plain or gzipped. OUT is a folder. An existing index is updated: new and changed images
+    are encoded, and images you no longer list are removed. After an interruption, run the same
+    command again to continue.
     """
     from rich.console import Console
 
@@ -71,7 +71,7 @@ def index(
             bundle,
             engine,
             shard_size,
-            keep or found.hides,  # what cannot be seen is not known to be gone
+            keep or found.hides,  # an unreadable folder may still hold images of the index
             progress,
             require_signature,
             self_check,

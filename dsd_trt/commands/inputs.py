@@ -1,4 +1,4 @@
-"""What a command line names: images, a file of texts, a file of pairs."""
+"""Inputs named on the command line: images, a file of texts, a file of pairs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Pair:
     """One row of a pairs file.
 
     Attributes:
-        name: the image as the file writes it.
-        image: where it lies.
-        text: its text.
+        name: image path as written in the file.
+        image: path of the image file.
+        text: text of the pair.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Pair:
 def images_named(
     arguments: Sequence[str],
 ) -> tuple[Sequence[Path | IndexedImage], tuple[Failure, ...]]:
-    """Collect image files as `find_images` does; the folder of an index stands for its images.
+    """Collect image files as `find_images` does; an index's folder stands for its images.
 
     Returns:
-        The images, and what may hide more of them but cannot be read.
+        The images, and failures for paths that may hide more images but cannot be read.
 
     Raises:
-        InputError: as for `find_images`, an index is damaged or empty, or a file is a tar, which
-            only an index reads.
+        InputError: a path cannot be used, as for `find_images`; an index is damaged or empty; or a
+            file is a tar file, which only an index reads.
         MissingExtraError: the packages that read an index are not installed.
     """
     images: list[Path | IndexedImage] = []
@@ -64,26 +64,26 @@ def images_named(
             if not (index := Index.open(argument)):
                 raise InputError(f"the index {argument!r} has no images")
             if len(arguments) == 1:
-                return index, ()  # which need not be in memory
+                return index, ()  # a lone index need not be held in memory
             images += index
     return images, tuple(unreadable)
 
 
 def read_texts(source: str) -> list[str]:
-    """Read texts, one a line; blank lines, surrounding spaces and a byte order mark are dropped.
+    """Read one text per line; blank lines, surrounding spaces and a byte order mark are dropped.
 
     Args:
-        source: a UTF-8 file, or "-" for standard input.
+        source: path of a UTF-8 file, or "-" for standard input.
 
     Raises:
-        InputError: no such file, not UTF-8, or no text in it.
+        InputError: there is no such file, it is not UTF-8, or it has no text.
     """
     name = "standard input" if source == "-" else repr(source)
     try:
         if source == "-":
             content = read_bounded(sys.stdin.buffer, name)
         else:
-            with Path(source).open("rb") as stream:  # perhaps a pipe, as of <(command)
+            with Path(source).open("rb") as stream:  # may be a pipe, such as <(command)
                 content = read_bounded(stream, source)
     except OSError as error:
         raise InputError(
@@ -100,14 +100,14 @@ def read_texts(source: str) -> list[str]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read image-text pairs from CSV with a header, or from JSONL; other columns are ignored.
+    """Read image-text pairs from a CSV file with a header, or JSONL; other columns are ignored.
 
     Args:
-        path: UTF-8 file; the images in it are named relative to its folder.
+        path: path of a UTF-8 file; its image paths are relative to its folder.
 
     Raises:
-        InputError: it is malformed, has no pairs, or names an image that does not exist; with the
-            line's number.
+        InputError: the file is malformed, has no pairs, or names a missing image; the message has
+            the line number.
     """
     try:
         text = decode(read_regular(path), repr(str(path)))
@@ -124,16 +124,16 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_pair(folder: Path, line: int, row: dict[str, object], *, special: bool = False) -> Pair:
-    """A row with image and text as a pair.
+    """Convert a row with image and text to a pair.
 
     Args:
-        folder: that the image's name is relative to.
-        line: the row's.
-        row: by column.
-        special: whether to take pipes and the like, of which scoring says what they are.
+        folder: folder that image paths are relative to.
+        line: line number of the row, from 1.
+        row: values of the row by column name.
+        special: whether to accept pipes and other special files, which scoring then reports.
 
     Raises:
-        LineError: one of them is missing, or there is no such image.
+        LineError: a value is missing, or there is no such image.
     """
     name, text = row.get("image"), row.get("text")
     if not isinstance(name, str) or not isinstance(text, str) or not name or not text.strip():
@@ -143,7 +143,7 @@ def read_pair(folder: Path, line: int, row: dict[str, object], *, special: bool 
     image = folder / name
     try:
         mode = image.stat().st_mode
-    except (OSError, ValueError):  # it is not there, or is no name at all
+    except (OSError, ValueError):  # missing, or not a valid name
         mode = 0
     if not stat.S_ISREG(mode) and not (special and mode and not stat.S_ISDIR(mode)):
         raise LineError(line, f"no image file {one_line(repr(str(image)), 600)}")

@@ -1,4 +1,4 @@
-"""The `dsd-trt` command: subcommands by name, each imported when it is called."""
+"""The `dsd-trt` command: subcommands by name, each imported when called."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dsd_trt.errors import DISK_FULL, DsdError, MissingExtraError, with_causes
 
 @dataclass(frozen=True)
 class Subcommand:
-    """Where a subcommand lives.
+    """The location of a subcommand.
 
     Attributes:
-        home: "module:attribute" of its click command.
-        summary: its line in `dsd-trt --help`, here so that help imports nothing.
-        extra: the optional extra its packages come with.
+        home: location of its click command, as "module:attribute".
+        summary: its line in `dsd-trt --help`, stored here so that help imports nothing.
+        extra: name of the optional extra that installs its packages.
     """
 
     home: str
@@ -35,21 +35,22 @@ class Subcommand:
 SUBCOMMANDS = {
     "score": Subcommand("dsd_trt.commands.score:score", "Score images against texts."),
     "index": Subcommand(
-        "dsd_trt.commands.index:index", "Encode images once, to score other texts later."
+        "dsd_trt.commands.index:index", "Encode images once, to score texts later."
     ),
     "export": Subcommand(
         "dsd_trt.export.commands.export:export",
-        "Export a model as a bundle of ONNX graphs.",
+        "Export a checkpoint as a bundle of ONNX graphs.",
         "export",
     ),
     "adapt": Subcommand(
-        "dsd_trt.export.commands.adapt:adapt", "Put another adapter into a bundle.", "export"
+        "dsd_trt.export.commands.adapt:adapt", "Replace a bundle's adapter.", "export"
     ),
     "build": Subcommand(
         "dsd_trt.engines.commands.build:build", "Compile a bundle's graphs to TensorRT plans."
     ),
     "gpu-check": Subcommand(
-        "dsd_trt.engines.commands.gpu_check:gpu_check", "Try a bundle on the GPU here, and measure."
+        "dsd_trt.engines.commands.gpu_check:gpu_check",
+        "Check a bundle on this machine's GPU, and measure it.",
     ),
     "triton": Subcommand(
         "dsd_trt.engines.commands.triton:triton",
@@ -59,22 +60,22 @@ SUBCOMMANDS = {
     "sign": Subcommand("dsd_trt.commands.sign:sign", "Sign a bundle."),
     "bench": Subcommand(
         "dsd_trt.export.commands.bench:bench",
-        "Measure a bundle against the alternatives.",
+        "Measure a bundle's speed against the alternatives.",
         "export",
     ),
     "ranges": Subcommand(
         "dsd_trt.export.commands.ranges:ranges",
-        "Tell how large values get in a bundle, and what FP16 leaves of room.",
+        "Report the FP16 headroom of every activation of a bundle.",
         "export",
     ),
     "eval": Subcommand(
         "dsd_trt.train.commands.evaluate:evaluate",
-        "Measure a bundle or a model on a data set.",
+        "Measure the accuracy of a bundle or checkpoint on a data set.",
         "train",
     ),
     "ablate": Subcommand(
         "dsd_trt.train.commands.ablate:ablate",
-        "Measure what layers, heads, pooling and noise levels are worth.",
+        "Measure the effect of layers, heads, pooling and noise levels.",
         "train",
     ),
     "baseline": Subcommand(
@@ -95,29 +96,29 @@ SUBCOMMANDS = {
     ),
     "import-released": Subcommand(
         "dsd_trt.train.commands.import_released:import_released",
-        "Turn a checkpoint of the released research code into an adapter.",
+        "Convert a checkpoint of the released research code to an adapter.",
         "train",
     ),
     "make-random": Subcommand(
         "dsd_trt.train.commands.make_random:make_random",
-        "Write a model of real sizes with random weights.",
+        "Write a checkpoint of real size with random weights.",
         "train",
     ),
 }
 
 
 class LazyGroup(click.Group):
-    """A group that knows its subcommands by name and imports them one at a time."""
+    """A group that knows its subcommands by name, and imports only the one it runs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names, in the order of the work."""
+        """Names in the order of a workflow."""
         return list(SUBCOMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a subcommand.
 
         Raises:
-            MissingExtraError: a package it needs is not installed.
+            MissingExtraError: a package the command needs is not installed.
         """
         if (subcommand := SUBCOMMANDS.get(cmd_name)) is None:
             return None
@@ -130,48 +131,48 @@ class LazyGroup(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse an argument without a character: as a path it would be the current folder.
+        """Refuse an empty argument, which as a path would mean the current folder.
 
         Raises:
-            click.UsageError: there is one, as where a shell's variable is not set.
+            click.UsageError: an argument is empty, for example from an unset shell variable.
         """
         if any(arg == "" or (arg.startswith("--") and arg.endswith("=")) for arg in args):
             raise click.UsageError("an argument is empty; is a variable of the shell not set?", ctx)
         return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of subcommands from their summaries."""
+        """Write the list of subcommands with their summaries."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, it.summary) for name, it in SUBCOMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a subcommand; errors raised on purpose become a message and an exit code."""
+        """Run a subcommand; deliberate errors become a message and an exit code."""
         try:
-            # Commands import what is heavy where they use it: only now may a package be missing.
+            # Commands import heavy packages where they use them, so one may be found missing here.
             with _naming_the_extra(lambda: ctx.invoked_subcommand):
                 return super().invoke(ctx)
         except DsdError as error:
             raise _shown(str(error), error.exit_code) from error
-        except BrokenPipeError:  # the reader has seen enough
+        except BrokenPipeError:  # the reader closed the pipe
             raise
         except OSError as error:
             if error.strerror is None:
-                raise  # a library's, of something else than the system
-            unnamed = error.filename is None  # by the system: a disk that fails, or is full
+                raise  # raised by a library, not by the system
+            unnamed = error.filename is None  # raised by the system: a failing or full disk
             where = "a file" if unnamed else repr(os.fsdecode(error.filename))
             exit_code = 1 if unnamed or error.errno in DISK_FULL else 2
             raise _shown(f"cannot use {where}: {error.strerror}", exit_code) from error
 
 
 def _shown(message: str, exit_code: int) -> click.ClickException:
-    """What click prints after `Error:`, and ends the command with."""
+    """Print an error the way click does, then end the command."""
     shown = click.ClickException(message)
     shown.exit_code = exit_code  # type: ignore[misc]
     return shown
 
 
 def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """A number option's value; click takes NaN for a number of every range."""
+    """The value of a number option; click accepts NaN in every range."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is no finite number", ctx, parameter)
     return value
@@ -179,9 +180,9 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None)
 
 @contextlib.contextmanager
 def _naming_the_extra(name: Callable[[], str | None]) -> Iterator[None]:
-    """Turn a package that is missing into the extra that installs it.
+    """Convert an error about a missing package into one that names its extra.
 
-    A missing module of ours is no extra's doing, and stays what it is.
+    A missing module of our own is a fault of the package, so that error stays.
     """
     try:
         yield
@@ -201,13 +202,13 @@ def _naming_the_extra(name: Callable[[], str | None]) -> Iterator[None]:
 def cli() -> None:
     """Score how well texts describe images, with a diffusion model's cross-attention.
 
-    Exit codes: 0 fine, 1 unexpected failure, 2 wrong usage, 3 finished but some inputs could not
-    be scored, 4 the environment cannot do it, 130 interrupted.
+    Exit codes: 0 success, 1 unexpected failure, 2 wrong usage, 3 some inputs could not be scored, 4
+    not possible in this environment, 130 interrupted.
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
+    """Run the command line, then exit."""
     try:
         with interrupting():
             code = cli.main(arguments, prog_name="dsd-trt", standalone_mode=False)
@@ -224,5 +225,5 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _was_interrupted(error: BaseException) -> bool:
-    """Whether Ctrl-C is behind an error: click and compiled modules turn it into their own."""
+    """Whether Ctrl-C caused an error: click and compiled modules convert it into their own."""
     return any(isinstance(it, (click.Abort, KeyboardInterrupt)) for it in with_causes(error))

@@ -1,4 +1,4 @@
-"""Options that several commands have in common; imports nothing heavy, for their help."""
+"""Options shared by several commands; imports nothing heavy, so that help is fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def parse_levels(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> tuple[float, ...] | None:
-    """Split "0.2,0.4"; whether there are such levels is not said here."""
+    """Parse "0.2,0.4"; whether the bundle has these levels is checked later."""
     try:
         return None if value is None else tuple(float(level) for level in value.split(","))
     except ValueError:
@@ -22,7 +22,7 @@ def parse_levels(
 
 
 def bundle_option(purpose: str) -> Callable[[Command], Command]:
-    """--bundle, a folder or a repository on the hub; None is the embedded one."""
+    """--bundle, a folder or a repository on the hub; None is the embedded bundle."""
     return click.option(
         "--bundle",
         metavar="FOLDER|HUB_ID",
@@ -32,29 +32,29 @@ def bundle_option(purpose: str) -> Callable[[Command], Command]:
 
 
 def signature_option(command: Command) -> Command:
-    """--require-signature, the file of a public key; None asks for no signature."""
+    """--require-signature, path of a public key; None requires no signature."""
     return click.option(
         "--require-signature",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="KEY",
-        help="Public key (minisign.pub) that the bundle has to be signed with; see dsd-trt sign.",
+        help="Public key (minisign.pub) that must have signed the bundle; see dsd-trt sign.",
     )(command)
 
 
 def self_check_option(command: Command) -> Command:
-    """--no-self-check; on unless it is given."""
+    """--no-self-check; the self-check is on by default."""
     return click.option(
         "--no-self-check",
         "self_check",
         flag_value=False,
         default=True,
-        help="Open the bundle without computing what it knows the results of. Weights, plans, "
-        "drivers and processors that are wrong then go unnoticed.",
+        help="Open the bundle without checking that its graphs reproduce its stored results. "
+        "Faulty weights, plans, drivers and processors then go unnoticed.",
     )(command)
 
 
 def model_option(command: Command) -> Command:
-    """--model, a diffusion model."""
+    """--model, the checkpoint of a diffusion model."""
     return click.option(
         "--model",
         default="shapes",
@@ -66,39 +66,39 @@ def model_option(command: Command) -> Command:
 
 
 def fair_resolution_option(command: Command) -> Command:
-    """--fair-resolution, the paper's protocol for comparing with CLIP: a `Resize`, or None."""
+    """--fair-resolution, the paper's protocol for comparisons with CLIP: a `Resize`, or None."""
     return click.option(
         "--fair-resolution",
         "resize",
         flag_value="bicubic-stretch-through-224",
-        help="Shrink images to 224 x 224 pixels first, so that no more is seen than CLIP sees "
-        "(the paper's Table 1).",
+        help="Shrink images to 224 x 224 pixels first, the resolution CLIP sees (the paper's "
+        "Table 1).",
     )(command)
 
 
 def few_shot_options(command: Command) -> Command:
-    """What few-shot training is told wherever it is done."""
+    """Options of few-shot training, shared by all commands that train."""
     options = (
         click.option(
             "--loss",
             type=click.Choice(["bce", "softmax"]),
             default="bce",
             show_default=True,
-            help="Cross-entropy of every pair, or of the right pair against its negatives.",
+            help="Cross-entropy of each pair, or of the positive pair against its negatives.",
         ),
         click.option(
             "--negatives",
             type=click.IntRange(1),
             default=3,
             show_default=True,
-            help="Wrong pairs a right one.",
+            help="Negatives per positive pair.",
         ),
         click.option(
             "--learning-rate",
             type=click.FloatRange(0, min_open=True),
             default=2e-3,
             show_default=True,
-            help="At first; falls to zero along a line.",
+            help="Initial learning rate; decays linearly to zero.",
         ),
         click.option(
             "--levels",
@@ -106,7 +106,8 @@ def few_shot_options(command: Command) -> Command:
             show_default=True,
             metavar="S,S...",
             callback=parse_levels,
-            help="Noise levels, each between 0 and 1; the adapter is then scored at these.",
+            help="Noise levels, each between 0 and 1; the trained adapter is scored at the same "
+            "levels.",
         ),
         fair_resolution_option,
     )
@@ -116,21 +117,24 @@ def few_shot_options(command: Command) -> Command:
 
 
 def data_options(command: Command) -> Command:
-    """--data and --root, a data set and where its files are."""
+    """--data and --root, a data set and the folder of its files."""
     data = click.option(
-        "--data", required=True, metavar="DATASET", help="A name, or a .csv or .jsonl file."
+        "--data",
+        required=True,
+        metavar="DATASET",
+        help="Name of a data set, or a .csv or .jsonl file.",
     )
     root = click.option(
         "--root",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         default=".",
-        help="Folder of the data set's files.  [default: this one]",
+        help="Folder of the data set's files.  [default: current folder]",
     )
     return data(root(command))
 
 
 def table_format_option(command: Command) -> Command:
-    """--format, how figures are printed."""
+    """--format, the output format of figures."""
     return click.option(
         "-f",
         "--format",
@@ -142,21 +146,21 @@ def table_format_option(command: Command) -> Command:
 
 
 def validation_option(command: Command) -> Command:
-    """--validation, the share of the examples that is not learned from."""
+    """--validation, the share of the examples held out for early stopping."""
     return click.option(
         "--validation",
         type=click.FloatRange(0, 1, max_open=True),
         default=0.15,
         show_default=True,
-        help="Share of the examples kept to stop early by; 0 trains to the last step.",
+        help="Share of the examples held out for early stopping; 0 trains to the last step.",
     )(command)
 
 
 def seed_option(of: str) -> Callable[[Command], Command]:
-    """--seed.
+    """--seed, the seed of random numbers.
 
     Args:
-        of: what follows from it, for the help.
+        of: help text of the option: what depends on the seed.
     """
     return click.option(
         "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=of

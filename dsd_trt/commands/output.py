@@ -1,4 +1,4 @@
-"""Scores as programs read them, and where any result is written."""
+"""Machine-readable scores, and writing any result to a file or standard output."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def to_records(
     scores: NDArray[np.float32],
     probabilities: NDArray[np.float32],
 ) -> list[Record]:
-    """Records of the pairs that could be scored.
+    """Records of all pairs that have a score.
 
     Args:
         pairs: image and text of each score, in order.
-        scores: of any shape, NaN where there is none.
-        probabilities: of the same shape.
+        scores: scores of any shape, NaN for pairs without one.
+        probabilities: match probabilities, of the same shape.
     """
     return [
         Record(printable(image), text, _shortest(score), _shortest(probability))
@@ -56,7 +56,7 @@ def to_records(
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Every image's records, images in order of appearance."""
+    """The records grouped by image, in order of first appearance."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.image, []).append(record)
@@ -64,7 +64,7 @@ def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def top_texts(records: Sequence[Record], k: int) -> list[Record]:
-    """The k best texts of every image, best first; images stay in order."""
+    """The k best texts of each image, best first; images keep their order."""
     return [
         record
         for of_image in by_image(records).values()
@@ -73,14 +73,14 @@ def top_texts(records: Sequence[Record], k: int) -> list[Record]:
 
 
 class LineFile:
-    """JSONL or CSV that grows as scores come in: whole lines, each handed to the system at once.
+    """JSONL or CSV that grows as scores arrive: whole lines, each handed to the system at once.
 
-    An older file of that name is replaced when the first line is there.
+    An existing file of that name is replaced by the first line written.
 
     Args:
-        output: a file, or - for standard output.
-        form: "jsonl" or "csv".
-        goes_on: whether the file may begin with these lines already, which are then left alone.
+        output: path of a file, or "-" for standard output.
+        form: "jsonl" or "csv", the format to write.
+        goes_on: whether the file may already begin with these lines, which are then kept.
     """
 
     def __init__(self, output: str, form: str, *, goes_on: bool) -> None:
@@ -90,10 +90,10 @@ class LineFile:
         self._device = output != "-" and is_device(Path(output))
 
     def add(self, records: Sequence[Record]) -> None:
-        """Write records.
+        """Append records as lines.
 
         Raises:
-            DsdError: the disk is full, or the like; what was written are whole lines.
+            DsdError: the disk is full or cannot be written to; only whole lines were written.
         """
         lines = _csv_lines(records) if self._form == "csv" else map(_json_line, records)
         if self._end == 0 and self._form == "csv":
@@ -106,16 +106,16 @@ class LineFile:
         try:
             for line in lines:
                 self._write(line.encode())
-        except BrokenPipeError:  # the reader has seen enough: no error of ours
+        except BrokenPipeError:  # the reader closed the pipe: not an error
             raise
         except OSError as error:
             raise DsdError(f"cannot write {self._output!r}: {error.strerror}") from error
 
     def finish(self) -> None:
-        """End the file where its lines end.
+        """Truncate the file after its last line.
 
         Raises:
-            DsdError: as for `add`.
+            DsdError: the disk cannot be written to, as for `add`.
         """
         self.add(())
         if self._output == "-" or self._device:
@@ -129,7 +129,7 @@ class LineFile:
             raise DsdError(f"cannot write {self._output!r}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Close the file; what is in it stays."""
+        """Close the file and keep its content."""
         if self._file is not None:
             os.close(self._file)
 
@@ -143,7 +143,7 @@ class LineFile:
         return self._file
 
     def _write(self, line: bytes) -> None:
-        """Write a line by itself: a kill cannot come between the halves of what is so short."""
+        """Write each line in one call: a kill cannot split so short a write."""
         file = self._opened()
         if self._device:
             while line:
@@ -158,13 +158,13 @@ class LineFile:
             while written < len(line):
                 written += os.pwrite(file, line[written:], self._end + written)
         except BaseException:
-            os.ftruncate(file, self._end)  # whole lines alone
+            os.ftruncate(file, self._end)  # only whole lines
             raise
         self._end += len(line)
 
 
 def json_parts(records: Iterable[Record]) -> Iterator[str]:
-    """One list, a record a line."""
+    """One JSON list with one record per line, in parts."""
     empty = True
     for record in records:
         yield f"{'[' if empty else ','}\n  {_object(record)}"
@@ -187,10 +187,10 @@ def _csv_lines(records: Iterable[Record]) -> Iterator[str]:
 
 
 def refuse_unwritable(path: str) -> None:
-    """Find out before the work that its result could not be written.
+    """Check before the work that its result can be written.
 
     Raises:
-        InputError: nothing can be written there.
+        InputError: the output cannot be written.
     """
     if path == "-":
         return
@@ -201,7 +201,7 @@ def refuse_unwritable(path: str) -> None:
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with contextlib.suppress(FileNotFoundError):
-            target.lstat()  # its name may be too long
+            target.lstat()  # the name may be too long
         unfinished = target.with_name(unfinished_name(target.name))
         unfinished.open("w").close()
         unfinished.unlink()
@@ -210,10 +210,10 @@ def refuse_unwritable(path: str) -> None:
 
 
 def refuse_input(path: str, inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Refuse an output that would take the place of what is read.
+    """Refuse an output that would overwrite an input.
 
     Raises:
-        InputError: it is one of the inputs.
+        InputError: the output is one of the inputs.
     """
     if path == "-" or not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises on odd names)
         return
@@ -223,10 +223,10 @@ def refuse_input(path: str, inputs: Iterable[str | os.PathLike[str]]) -> None:
 
 
 def write_output(path: str, parts: Iterable[str]) -> None:
-    """Write to a file, whole or not at all, or to stdout for "-".
+    """Write to a file atomically, or to standard output for "-".
 
     Raises:
-        DsdError: the disk is full, or the like; an older file of that name is left as it was.
+        DsdError: the disk is full or cannot be written to; an existing file is unchanged.
     """
     if path == "-":
         write_standard_output("".join(parts))
@@ -237,22 +237,22 @@ def write_output(path: str, parts: Iterable[str]) -> None:
 
 
 def write_standard_output(content: str) -> None:
-    """Write, and hand to whoever reads.
+    """Write to standard output, and flush.
 
     Raises:
-        DsdError: the disk is full, or the like.
+        DsdError: standard output cannot be written to, for example on a full disk.
     """
     try:
         sys.stdout.write(content)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough: no error of ours
+    except BrokenPipeError:  # the reader closed the pipe: not an error
         raise
     except OSError as error:
         raise DsdError(f"cannot write standard output: {error.strerror}") from None
 
 
 def _shortest(number: np.float32) -> float:
-    """The number with the fewest digits that is read back as the same float32."""
+    """The decimal number with the fewest digits that parses to the same float32."""
     return float(str(number))
 
 

@@ -15,11 +15,11 @@ _CHARACTERS = 1 << 24  # of a row group: texts may be long
 
 
 def require_parquet(output: str) -> None:
-    """Find out before the work that no Parquet could be written.
+    """Check before the work that Parquet can be written.
 
     Raises:
-        InputError: it would go to standard output.
-        MissingExtraError: the package that writes it is not installed.
+        InputError: the output is standard output.
+        MissingExtraError: the package that writes Parquet is not installed.
     """
     if output == "-":
         raise InputError("Parquet is binary: name a file to write, -o FILE.parquet")
@@ -33,14 +33,14 @@ def require_parquet(output: str) -> None:
 
 
 def write_parquet(output: str, records: Iterable[Record]) -> None:
-    """Write records, whole or not at all; the same records give the same bytes.
+    """Write records atomically; the same records give the same bytes.
 
     Args:
-        output: a file.
-        records: rows, of which one row group at a time is in memory.
+        output: path of the file to write.
+        records: rows to write; one row group at a time is held in memory.
 
     Raises:
-        DsdError: the disk is full, or the like; an older file of that name is left as it was.
+        DsdError: the disk is full or cannot be written to; an existing file is unchanged.
     """
     import pyarrow
     from pyarrow.parquet import ParquetWriter

@@ -1,4 +1,4 @@
-"""Records of scored pairs, one after another as they are scored, and where they go."""
+"""Records of scored pairs, yielded as scores arrive, and written to the output."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from dsd_trt.scorer import Scorer
 
 
 class MatrixRecords:
-    """Records of every image against every text, an image at a time.
+    """Records of every image against every text, one image at a time.
 
     Args:
-        scorer: scores them.
-        images: the rows.
-        texts: the columns.
-        levels: as for `Scorer.score`.
-        progress: as for `Scorer.score`.
-        journal: as for `Scorer.stream`.
-        top_k: how many of the best texts of each image are wanted; None is all.
-        prune: whether a text that can no longer be among the `top_k` is dropped early.
+        scorer: scorer that computes the scores.
+        images: images to score, one row each.
+        texts: texts to score, one column each.
+        levels: noise levels to average over; None is all of the bundle's.
+        progress: callback `(done, total)`, in pairs.
+        journal: record of the scores so far, as for `Scorer.stream`.
+        top_k: number of best texts to yield per image; None is all.
+        prune: whether to stop scoring a text once it can no longer reach the top K.
 
     Attributes:
-        texts: the columns.
-        errors: what could not be scored so far.
-        images: how many there were so far.
-        scored: records so far, those that are not wanted included.
-        passes: (image, text, level) triples that were scored.
-        first: scores of the images, where `prune` is set.
+        texts: texts to score, one column each.
+        errors: images, texts and pairs that could not be scored so far.
+        images: number of images scored so far.
+        scored: number of pairs scored so far, including those not among the `top_k`.
+        passes: number of passes so far, each of one image, one text and one noise level.
+        first: scores per image, (texts,) each, collected only with `prune`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MatrixRecords:
         self.first: list[NDArray[np.float32]] = []
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """The records of each image."""
+        """Yield the records of each image."""
         for image in self._stream.images:
             self.errors += image.errors
             self.images += 1
@@ -81,19 +81,19 @@ class MatrixRecords:
 
 
 class PairRecords:
-    """Records of chosen pairs in their order, as far as all pairs before are scored.
+    """Records of given pairs in their order, each once all earlier pairs are scored.
 
     Args:
-        scorer: scores them.
-        pairs: images and texts.
-        levels: as for `Scorer.score`.
-        progress: as for `Scorer.score`.
-        journal: as for `Scorer.stream`.
-        top_k: how many of the best texts of each image are wanted; None is all.
+        scorer: scorer that computes the scores.
+        pairs: images and texts from a pairs file.
+        levels: noise levels to average over; None is all of the bundle's.
+        progress: callback `(done, total)`, in pairs.
+        journal: record of the scores so far, as for `Scorer.stream`.
+        top_k: number of best texts to yield per image; None is all.
 
     Attributes:
-        errors: what could not be scored so far.
-        scored: records so far, those that are not wanted included.
+        errors: images, texts and pairs that could not be scored so far.
+        scored: number of pairs scored so far, including those not among the `top_k`.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class PairRecords:
         self.scored = 0
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """The records of some pairs after another; all at once where the best are wanted."""
+        """Yield the records of consecutive pairs; all at once if `top_k` is given."""
         if self._top_k:
             every = [record for some in self._in_order() for record in some]
             yield top_texts(every, self._top_k)
@@ -121,7 +121,7 @@ class PairRecords:
 
     def _in_order(self) -> Iterator[list[Record]]:
         scores = np.full(len(self._pairs), np.nan, np.float32)
-        there = np.zeros(len(self._pairs) + 1, np.bool_)  # and an end that never is
+        there = np.zeros(len(self._pairs) + 1, np.bool_)  # sentinel that ends the last group
         given = 0
         for image, places in self._stream.images:
             self.errors += image.errors
@@ -139,17 +139,17 @@ class PairRecords:
 def write_records(
     records: MatrixRecords | PairRecords, output: str, form: str, *, matrix: bool, goes_on: bool
 ) -> None:
-    """Write records: JSONL and CSV as they come, other formats at the end and whole.
+    """Write records: JSONL and CSV as scores arrive, other formats atomically at the end.
 
     Args:
-        records: are scored on being asked for.
-        output: a file, or - for standard output.
+        records: records, scored while they are iterated over.
+        output: path of a file, or "-" for standard output.
         form: "table", "json", "jsonl", "csv" or "parquet".
-        matrix: whether a table may be laid out as a grid.
-        goes_on: whether the file may begin with these records already.
+        matrix: whether a table may be laid out as a grid of images and texts.
+        goes_on: whether the file may already begin with these records.
 
     Raises:
-        DsdError: the disk is full, or the like.
+        DsdError: the disk is full or cannot be written to.
     """
     if form in ("jsonl", "csv"):
         file = LineFile(output, form, goes_on=goes_on)

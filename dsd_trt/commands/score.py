@@ -1,4 +1,4 @@
-"""`dsd-trt score`: images against texts, from files to a table."""
+"""`dsd-trt score`: score image files against texts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dsd_trt.commands.options import (
 from dsd_trt.engine import engine_names
 from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 
-# numpy, Pillow and rich are imported where they are used: help should not wait for them.
+# numpy, Pillow and rich are imported where they are used, so that help is fast.
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -45,8 +45,8 @@ Examples:
 @click.option(
     "--pairs",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Score these pairs instead: CSV or JSONL with image and text; its image paths are "
-    "relative to the file.",
+    help="CSV or JSONL file of pairs to score instead, with columns image and text. Image paths "
+    "are relative to the file.",
 )
 @bundle_option("score with")
 @signature_option
@@ -57,33 +57,33 @@ Examples:
     type=click.Choice(["auto", "pair", "matrix"]),
     default="auto",
     show_default=True,
-    help="One pass of the U-Net a pair, or one an image: faster, another score.",
+    help="pair: one U-Net pass per pair. matrix: one per image; faster, its scores are not "
+    "comparable with pair mode's.",
 )
 @click.option(
     "--levels",
     metavar="S,S...",
     callback=parse_levels,
-    help="Noise levels to average, such as 0.1,0.2.  [default: all]",
+    help="Noise levels to average over, such as 0.1,0.2.  [default: all]",
 )
 @click.option("--top-k", type=click.IntRange(min=1), help="Only the K best texts of each image.")
 @click.option(
     "--prune",
     is_flag=True,
-    help="With --top-k: give up on texts that will not be among the K best after as few noise "
-    "levels as possible.",
+    help="With --top-k: stop scoring a text once it can no longer reach the top K.",
 )
 @click.option(
     "--check-prune",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --prune: score the first N images in full as well, and tell how often the K best "
-    "are the same.",
+    help="With --prune: also score the first N images in full, and report how often the top K "
+    "agree.",
 )
 @click.option(
     "--tune",
     is_flag=True,
-    help="Find the fastest batch size meanwhile, and remember it on this machine. Scores then "
-    "differ in their last digits between the first run and later ones.",
+    help="Find the fastest batch size while scoring, and remember it on this machine. Scores of "
+    "the first run then differ from later ones in their last digits.",
 )
 @click.option(
     "-f",
@@ -91,7 +91,7 @@ Examples:
     "form",
     type=click.Choice(["table", "json", "jsonl", "csv", "parquet"]),
     default="table",
-    help="parquet needs -o FILE and the extra index.",
+    help="Output format; parquet needs -o FILE and the extra index.",
     show_default=True,
 )
 @click.option(
@@ -99,13 +99,13 @@ Examples:
     "--output",
     default="-",
     metavar="FILE",
-    help="Where results go; - is standard output.",
+    help="File for the results; - is standard output.",
     show_default=True,
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on where the same command was stopped; start anew where none was.",
+    help="Continue the same command where it was stopped, or start from the beginning.",
 )
 @click.pass_context
 def score(
@@ -128,11 +128,12 @@ def score(
 ) -> None:
     """Score every image against every text.
 
-    IMAGES are files, directories (searched through), globs and indexes (see dsd-trt index); TEXTS
-    is a UTF-8 file with one text a line, or - for standard input. With --pairs, give neither.
+    IMAGES are files, directories (searched recursively), globs and indexes (see dsd-trt index).
+    TEXTS is a UTF-8 file with one text per line, or - for standard input. With --pairs, give
+    neither.
 
-    What is scored is kept as it goes, in FILE.journal or, without -o, in the cache, until the
-    command has ended: jsonl and csv grow line by line, the other formats are written at the end.
+    Scores are saved in a journal until the command ends: FILE.journal, or the cache without -o.
+    jsonl and csv grow line by line; other formats are written at the end.
     """
     from rich.console import Console
 
@@ -209,7 +210,7 @@ def score(
         seconds = time.perf_counter() - started
         count = result.scored - before
         again = f"; {before} were scored before" if before else ""
-        if prune:  # most pairs were weighed at some levels only
+        if prune:  # most pairs were scored at some levels only
             console.print(f"scored in {seconds:.1f} s: the best {count} pairs{again}")
         else:
             console.print(
@@ -230,9 +231,10 @@ def score(
 def _saying_how_to_go_on(
     console: Console, journal: Journal | None, output: str, run: dict[str, Any]
 ) -> Iterator[None]:
-    """Tell, when scoring is stopped or fails, what is kept and how to go on.
+    """When scoring is stopped or fails, report the saved scores and how to resume.
 
-    A failure says so itself, behind its cause; after wrong input the same command would fail again.
+    A failure gets this appended to its message. Wrong input gets nothing: the same command would
+    fail again.
     """
     before = _state(output)
     try:
@@ -258,7 +260,7 @@ def _saying_how_to_go_on(
 
 
 def _state(output: str) -> tuple[int, int, int] | None:
-    """What tells whether a file was written to; None where results go to no file."""
+    """Identity and modification state of a file; None if the output is not a file."""
     path = Path(output)
     if output == "-" or not path.is_file():
         return None
@@ -292,7 +294,7 @@ def _report_pruning(
     images: Sequence[Scorable],
     check: int | None,
 ) -> None:
-    """How many passes were saved, and, if asked for, how often nothing was lost."""
+    """Report the number of passes saved and, on request, how often the top K agree."""
     import numpy as np
 
     from dsd_trt.search import same_best
@@ -302,7 +304,7 @@ def _report_pruning(
     texts_left = len(pruned.texts) - sum(failure.image is None for failure in pruned.errors)
     whole = images_left * texts_left * count
     if not whole or not pruned.passes:
-        return  # nothing could be scored
+        return  # no image could be scored
     console.print(f"{pruned.passes} passes instead of {whole}: {whole / pruned.passes:.1f} x fewer")
     if check:
         full = scorer.score(images[:check], pruned.texts, levels)

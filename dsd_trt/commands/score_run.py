@@ -1,4 +1,4 @@
-"""A run of `dsd-trt score` that can go on where it was stopped: what it is of, and its journal."""
+"""A resumable run of `dsd-trt score`: what its results depend on, and its journal."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def describe(
     texts: Sequence[str],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the results of a run depend on, by name.
+    """Everything the results of a run depend on, by name.
 
-    Of an image file, its name, size and time of change count: content is not read for this.
+    An image file is described by name, size and modification time; its content is not read.
 
     Args:
-        scorer: that scores.
-        images: what is scored, or pairs.
-        texts: against which; none with pairs.
-        settings: the command's, as people are told of them.
+        scorer: scorer that computes the scores.
+        images: images to score, or pairs.
+        texts: texts to score; empty with pairs.
+        settings: settings of the command, as shown to the user.
     """
     inputs = {"images" if texts else "pairs": _counted_digest(len(images), _images(images))}
     if texts:
@@ -65,8 +65,8 @@ def describe(
 
 
 def counted(pairs: int, run: Mapping[str, Any]) -> str:
-    """A number of pairs that have a score, of as many as a run has where that is known."""
-    if run.get("prune") == "yes":  # most pairs get none
+    """A number of pairs for messages, with the total if it is known."""
+    if run.get("prune") == "yes":  # most pairs get no score
         return f"{pairs} pairs"
     if "pairs" in run:
         return f"{pairs} of {run['pairs']['count']} pairs"
@@ -74,9 +74,9 @@ def counted(pairs: int, run: Mapping[str, Any]) -> str:
 
 
 def journal_path(output: str, run: dict[str, Any]) -> Path | None:
-    """Where the journal of a run lies: beside its output, or in the cache if that is no file.
+    """Path of a run's journal: beside its output, or in the cache if the output is no file.
 
-    None where nothing is to be remembered.
+    None if there is no cache.
     """
     if output != "-" and not is_device(Path(output)):
         return Path(f"{output}.journal")
@@ -86,9 +86,9 @@ def journal_path(output: str, run: dict[str, Any]) -> Path | None:
     try:
         folder.mkdir(exist_ok=True)
         for left in folder.iterdir():
-            with contextlib.suppress(OSError):  # another run's may go at any moment
+            with contextlib.suppress(OSError):  # another run may remove its journal at any moment
                 if time.time() - left.stat().st_mtime > _WEEK:
-                    left.unlink()  # nobody went on with it
+                    left.unlink()  # never resumed
     except OSError:
         return None
     return folder / f"{_digest([json.dumps(run)])[:32]}.journal"
@@ -98,22 +98,22 @@ def journal_path(output: str, run: dict[str, Any]) -> Path | None:
 def kept(
     output: str, run: dict[str, Any], *, resume: bool
 ) -> Iterator[tuple[Journal | None, list[str]]]:
-    """The journal of a run, which goes when the block ends without an error.
+    """The journal of a run, removed when the block ends without an error.
 
-    A journal that `resume` does not go on with is kept under another name until then; a damaged one
-    for good.
+    A journal that is not resumed is kept under another name until then. A damaged one is kept
+    permanently.
 
     Args:
-        output: where results go; one run at a time writes there.
-        run: as `describe` has it.
-        resume: whether to go on where a run was stopped.
+        output: path of the results, or "-"; one run at a time writes there.
+        run: description of the run, from `describe`.
+        resume: whether to continue a stopped run.
 
     Yields:
-        The journal, None where there is none, and what to tell before the run.
+        The journal, None if there is none; and messages to print before the run.
 
     Raises:
-        InputError: the run that was stopped is another, another process writes to `output`, or
-            nothing can be written there.
+        InputError: the stopped run was a different one, another process writes to `output`, or it
+            cannot be written.
     """
     if (path := journal_path(output, run)) is None:
         if resume:
@@ -164,7 +164,7 @@ def kept(
 
 
 def _require_same(path: Path, found: Survey, run: Mapping[str, Any]) -> None:
-    """Refuse to go on with another run; a journal that does not say which it is of is damaged."""
+    """Refuse to resume a different run; a journal without a run description is damaged."""
     if (then := found.run) is None:
         return
     now = parse_json(json.dumps(run))
@@ -181,7 +181,7 @@ def _require_same(path: Path, found: Survey, run: Mapping[str, Any]) -> None:
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
-    """What something was in another run, and is in this one."""
+    """How a setting of the stopped run differs from this one's."""
     if isinstance(then, dict) and isinstance(now, dict):
         if "digest" not in now:
             changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
@@ -205,7 +205,7 @@ def _shown(value: Any) -> str:
 def _set_damaged_aside(
     path: Path, old: Path, found: Survey, run: Mapping[str, Any], *, resume: bool
 ) -> str:
-    """Keep a damaged journal under another name, and what `resume` can use of it; what to tell."""
+    """Keep a damaged journal under another name, and reuse its intact part if resuming."""
     aside = _free(old)
     if resume and found.pairs:
         with open_regular(path) as damaged, whole(aside) as copy:
@@ -220,7 +220,7 @@ def _set_damaged_aside(
 
 
 def _set_aside(path: Path, old: Path) -> int:
-    """Give a journal another name, unless one that has more is there; how many pairs are in it."""
+    """Rename a journal, unless an older one has more pairs; return the number of pairs."""
     pairs, before = survey(path).pairs, survey(old)
     if before.pairs < pairs:
         if before.damaged:
@@ -230,7 +230,7 @@ def _set_aside(path: Path, old: Path) -> int:
 
 
 def _free(old: Path) -> Path:
-    """A name that no file has yet."""
+    """A name that no existing file has."""
     more = (old.with_name(f"{old.name}.{number}") for number in itertools.count(2))
     return next(it for it in itertools.chain([old], more) if not it.exists())
 
@@ -255,7 +255,7 @@ def _images(images: Sequence[Path | IndexedImage] | Sequence[Pair]) -> Iterator[
         try:
             status = file.stat()
             found = [status.st_size, status.st_mtime_ns]
-        except OSError:  # scoring will say so
+        except OSError:  # scoring reports the error
             found = []
         yield json.dumps([printable(str(file)), *names, *found])
 

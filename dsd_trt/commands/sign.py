@@ -1,4 +1,4 @@
-"""`dsd-trt sign`: who made a bundle, in minisign's format."""
+"""`dsd-trt sign`: sign a bundle in minisign's format."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Examples:
     "--key",
     required=True,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Secret key, as minisign -G makes one; its password is asked for.",
+    help="Secret key made by minisign -G; you are asked for its password.",
 )
 def sign(bundle: Path, key: Path) -> None:
-    """Sign BUNDLE, a folder of yours: write bundle.json.minisig beside bundle.json.
+    """Sign BUNDLE, a local folder: write bundle.json.minisig beside bundle.json.
 
-    Compiled plans in it are signed as well. Sign again after every export, adapt and build.
+    Compiled plans in the bundle are signed as well. Sign again after every export, adapt and build.
     """
     from dsd_trt.bundle.folder import require_own
     from dsd_trt.signature import is_encrypted, sign_bundle

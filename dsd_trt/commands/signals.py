@@ -1,4 +1,4 @@
-"""Signals that end a command: in order where that takes a moment, and soon in any case."""
+"""Signals that end a command: with cleanup if it is quick, and soon in any case."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 GRACE = 2.0
-"""Seconds that a command has to remove what is half-written, from the signal on."""
+"""Seconds a command has after a signal to remove unfinished files."""
 
 INTERRUPTED = 130
-"""What a command exits with that a signal has ended."""
+"""Exit code of a command that was ended by a signal."""
 
 _ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -22,26 +22,27 @@ _ENDING = tuple(
 
 
 def end_at_once() -> None:
-    """Let signals end the process without a word, as before its work and after it."""
+    """Let signals end the process without a message, as before and after its work."""
     for number in _ENDING:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored by nohup
             signal.signal(number, signal.SIG_DFL)
 
 
 def end_interrupted() -> NoReturn:
-    """End the process now, with the word and the exit code that a signal has."""
+    """End the process now, with the message and the exit code of a signal."""
     os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
-    """Let signals raise KeyboardInterrupt, and end the process if the block goes on for long.
+    """Let signals raise KeyboardInterrupt, and end the process if the block takes too long.
 
-    Python tells the main thread of a signal when it comes back from what it is at, such as a pass
-    of seconds in an engine, or a read that nobody answers. A thread of its own hears at once. Where
-    an object is just being dropped, Python prints the exception and goes on; nobody wants to read
-    that, and the process ends all the same.
+    Python notifies the main thread only between bytecodes: not during an engine's pass of seconds
+    or a blocked read. A separate thread is notified at once.
+
+    An interrupt during an object's finalizer is printed by Python and ignored. That message is
+    suppressed, and the process ends all the same.
     """
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
@@ -64,7 +65,7 @@ def interrupting() -> Iterator[None]:
 
 
 def _watch(receiving: int, ended: threading.Event) -> None:
-    """End the process some time after a signal, unless the block has ended by then."""
+    """End the process `GRACE` seconds after a signal, unless the block has ended."""
     try:
         while number := os.read(receiving, 1):
             if number[0] in _ENDING and not ended.wait(GRACE):

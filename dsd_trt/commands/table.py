@@ -1,4 +1,4 @@
-"""Scores as people read them."""
+"""Scores as a table for a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dsd_trt.commands.output import Record, by_image
 
-MAX_COLUMN = 16  # a text's column in the grid is no narrower than its text, up to this
+MAX_COLUMN = 16  # widest minimum width of a text's column, in characters
 
 
 def to_table(
@@ -22,14 +22,14 @@ def to_table(
 ) -> str:
     """Lay records out for a terminal, best matches marked.
 
-    A matrix is shown whole as a grid where it fits the width, else as the best text of every
-    image. Other records are listed.
+    A matrix that fits the width is shown as a grid, otherwise as the best text per image. Other
+    records are listed.
 
     Args:
-        records: scored pairs, an image's together.
-        matrix: whether they are every image against every text.
-        width: of the terminal, in characters.
-        color: whether it shows colours.
+        records: scored pairs, those of an image adjacent.
+        matrix: whether the records are every image against every text.
+        width: width of the terminal, in characters.
+        color: whether the terminal shows colours.
     """
     names = _short_names(records)
     texts = list(dict.fromkeys(record.text for record in records))
@@ -100,7 +100,7 @@ def _list(records: Sequence[Record], names: dict[str, str]) -> Table:
 
 
 def _best(records: Sequence[Record]) -> set[Record]:
-    """The best text of every image that has several; of one text only, the best image."""
+    """The best text of each image with several texts; for a single text, the best image."""
     groups = [group for group in by_image(records).values() if len(group) > 1]
     if not groups and len({record.text for record in records}) == 1 < len(records):
         groups = [list(records)]
@@ -133,10 +133,10 @@ def _grid_width(names: Iterable[str], texts: Sequence[str]) -> int:
 
 
 def _short_names(records: Sequence[Record]) -> dict[str, str]:
-    """Image names without the folder that all of them share."""
+    """Image names without their common folder."""
     images = list(by_image(records))
     try:
         shared = os.path.commonpath([PurePath(image).parent for image in images])
-    except ValueError:  # absolute and relative ones
+    except ValueError:  # absolute and relative paths mixed
         return {image: image for image in images}
     return {image: str(PurePath(image).relative_to(shared)) for image in images}

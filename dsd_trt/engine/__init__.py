@@ -1,7 +1,7 @@
-"""Engines: one compiled graph each, numpy in and numpy out; and the backends that compile them.
+"""Engines, each one compiled graph with numpy inputs and outputs, and their backends.
 
-A backend is one file and one line of `BACKENDS`. The one that is asked for is used: where it cannot
-run, opening it fails. Nothing falls back silently.
+A backend is one file and one line of `BACKENDS`. There is no fallback: if the requested backend
+cannot run, opening it fails.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.errors import EngineError, InputError
 
-if TYPE_CHECKING:  # commands list the engines in their help, which should not wait for numpy
+if TYPE_CHECKING:  # commands list the engines in their help, which must not import numpy
     from numpy.typing import NDArray
 
     from dsd_trt.batching import BatchSizes
     from dsd_trt.bundle.folder import Bundle
     from dsd_trt.bundle.manifest import Mode
 
-BACKENDS: dict[str, str] = {  # imported when asked for
+BACKENDS: dict[str, str] = {  # imported on use
     "onnxruntime": "dsd_trt.engine.onnxruntime:CPU",
     "openvino": "dsd_trt.engine.openvino.backend:FP32",
     "openvino-bf16": "dsd_trt.engine.openvino.backend:BF16",
     "tensorrt": "dsd_trt.engine.tensorrt.backend:TENSORRT",
     "tensorrt-rtx": "dsd_trt.engine.tensorrt.backend:RTX",
 }
-"""Every backend by its name, and where it is: MODULE:OBJECT."""
+"""Location of each backend by its name, as MODULE:OBJECT."""
 
 AUTO = "auto"
-_AUTOMATIC = ("openvino", "onnxruntime")  # what AUTO stands for, the first that is installed
+_AUTOMATIC = ("openvino", "onnxruntime")  # candidates for AUTO; the first one installed is used
 
 
 @dataclass(frozen=True)
 class EngineDescription:
-    """What an engine really got, asked of it after compiling.
+    """Actual properties of an engine, queried after compiling.
 
     Attributes:
-        engine: library and version.
-        device: what it runs on.
-        precision: what it computes in.
+        engine: name and version of the library.
+        device: device the engine runs on.
+        precision: precision the engine computes in, such as "fp32".
     """
 
     engine: str
@@ -60,55 +60,55 @@ class Engine(Protocol):
 
     @property
     def description(self) -> EngineDescription:
-        """Library, device and precision."""
+        """Library, device and precision of the engine."""
         ...
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once.
 
         Args:
-            feeds: one array for every input, by name, of the declared dtype and shape.
+            feeds: one array per input, by name, of the declared dtype and shape.
 
         Returns:
-            Every output by name, owned by the caller.
+            One array per output, by name, owned by the caller.
 
         Raises:
-            EngineError: the engine refused, the feeds are not as declared, it is closed, or this
-                is a process forked from the one that opened it.
+            EngineError: the engine failed, the feeds do not match the declaration, the engine is
+                closed, or this process was forked from the one that opened it.
         """
         ...
 
     def close(self) -> None:
-        """Give back its memory and threads, once nothing runs; closing again does nothing."""
+        """Release memory and threads after running passes; closing again has no effect."""
         ...
 
 
 class Backend(Protocol):
-    """What can compile a bundle's graphs, and what the rest of the package may ask of it."""
+    """A library that compiles a bundle's graphs, with the properties the package asks for."""
 
     @property
     def name(self) -> str:
-        """Its name on the command line, such as "openvino-bf16"."""
+        """Name on the command line, such as "openvino-bf16"."""
         ...
 
     @property
     def title(self) -> str:
-        """Its name in tables, such as "OpenVINO, BF16"."""
+        """Name in tables, such as "OpenVINO, BF16"."""
         ...
 
     @property
     def extra(self) -> str:
-        """The extra that installs its library: pip install 'dsd-trt[EXTRA]'."""
+        """Extra that installs the library: pip install 'dsd-trt[EXTRA]'."""
         ...
 
     @property
     def modes(self) -> frozenset[Mode]:
-        """Modes it scores in."""
+        """Modes the backend supports."""
         ...
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it computes on a GPU."""
+        """Whether the backend computes on a GPU."""
         ...
 
     @property
@@ -118,26 +118,27 @@ class Backend(Protocol):
 
     @property
     def keeps_order_of(self) -> str | None:
-        """Backend by whose ranking its own is checked, once on a machine; None needs no check."""
+        """Backend that its ranking is checked against, once per machine; None means no check."""
         ...
 
     def require(self) -> None:
-        """Fail now if it cannot work on this machine, before gigabytes are read for it.
+        """Fail now if the backend cannot work on this machine, before gigabytes are read.
 
         Raises:
-            EngineError: library, driver, device or instructions are missing; with the remedy.
+            EngineError: library, driver, device or instruction set is missing; the message has the
+                remedy.
         """
         ...
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
-        """Items per run of each graph.
+        """Largest batch of each graph.
 
         Args:
-            bundle: what is scored with.
-            memory_budget_mb: for activations, in MiB.
+            bundle: the verified bundle to score with.
+            memory_budget_mb: memory for activations, in MiB, at least 0.
 
         Raises:
-            InputError: the budget is no number, or below 0.
+            InputError: the budget is not a number, or negative.
         """
         ...
 
@@ -145,26 +146,27 @@ class Backend(Protocol):
         """Compile one graph.
 
         Args:
-            bundle: a verified bundle.
+            bundle: the verified bundle that holds the graph.
             graph: name of the graph, such as "pair_scorer".
 
         Raises:
-            EngineError: as for `require`, or the library refuses the graph.
+            EngineError: the machine lacks something, as for `require`, or the library refuses the
+                graph.
         """
         ...
 
 
 def engine_names() -> tuple[str, ...]:
-    """What `--engine` takes."""
+    """Values that `--engine` accepts."""
     return (AUTO, *BACKENDS)
 
 
 def find_backend(name: str) -> Backend:
-    """A backend by its name; `AUTO` is the first of OpenVINO and ONNX Runtime that is installed.
+    """A backend by its name; `AUTO` is OpenVINO if installed, otherwise ONNX Runtime.
 
     Raises:
-        InputError: there is none of that name.
-        EngineError: `AUTO`, and neither is installed.
+        InputError: there is no backend of that name.
+        EngineError: the name is `AUTO`, and neither library is installed.
     """
     if not isinstance(name, str) or name not in engine_names():
         raise InputError(f"no engine named {name!r}; choose from {', '.join(engine_names())}")
@@ -174,11 +176,11 @@ def find_backend(name: str) -> Backend:
 
 
 def require_backend(name: str) -> Backend:
-    """As `find_backend`, of those that work on this machine.
+    """A backend by its name, if it works on this machine; see `find_backend`.
 
     Raises:
-        InputError: as for `find_backend`.
-        EngineError: it does not; see `Backend.require`.
+        InputError: there is no backend of that name.
+        EngineError: the backend does not work on this machine; see `Backend.require`.
     """
     backend = find_backend(name)
     backend.require()
@@ -187,15 +189,15 @@ def require_backend(name: str) -> Backend:
 
 def _preferred() -> str:
     for name in _AUTOMATIC:
-        if importlib.util.find_spec(name):  # libraries of the same name
+        if importlib.util.find_spec(name):  # two libraries may share a name
             return name
     raise EngineError("no engine is installed. Install one with: pip install 'dsd-trt[cpu]'")
 
 
 def thread_limit() -> int | None:
-    """How many threads to use where this process may not use the whole machine, else None.
+    """Number of threads if this process may not use the whole machine, otherwise None.
 
-    The libraries count the machine's cores, even where `taskset` or a container grants fewer.
+    The libraries count all cores of the machine, even if `taskset` or a container grants fewer.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return None if allowed == os.cpu_count() else allowed
@@ -204,12 +206,12 @@ def thread_limit() -> int | None:
 def check_signature(
     path: Path, graph: Graph, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Compare the tensors an engine found in a file with those its manifest declares.
+    """Compare the tensors an engine found in a file with those the manifest declares.
 
-    A dimension the file leaves open agrees with any size.
+    A dimension left open by the file agrees with any size.
 
     Raises:
-        EngineError: names, types or sizes differ.
+        EngineError: names, types or sizes of tensors differ.
     """
     for side, got, want in (("inputs", inputs, graph.inputs), ("outputs", outputs, graph.outputs)):
         found = {spec.name: spec for spec in got}

@@ -29,7 +29,7 @@ class OnnxRuntime:
     """ONNX Runtime on the CPU; see `Backend`.
 
     Attributes:
-        frugal: as for `OnnxRuntimeEngine`.
+        frugal: whether FP16 weights are widened on use, as for `OnnxRuntimeEngine`.
     """
 
     frugal: bool = False
@@ -63,7 +63,7 @@ def load_library() -> Any:
     """Import ONNX Runtime.
 
     Raises:
-        EngineError: it is not installed.
+        EngineError: ONNX Runtime is not installed.
     """
     try:
         import onnxruntime
@@ -79,25 +79,25 @@ class OnnxRuntimeEngine(SharedEngine):
     """A graph in an ONNX Runtime session; see `Engine`.
 
     Args:
-        path: the ONNX file.
-        graph: its signature.
-        frugal: widen FP16 weights when they are used, rather than once and for all: a large graph
-            opens at once and takes half of the memory, and its runs take a third longer.
+        path: path of the ONNX file.
+        graph: declared inputs and outputs of the graph.
+        frugal: whether to widen FP16 weights on every use instead of once. A large graph then opens
+            at once and takes half the memory, but its passes take a third longer.
     """
 
     def __init__(self, path: Path, graph: Graph, *, frugal: bool = False) -> None:
         super().__init__(graph)
         ort = load_library()
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors, which are raised as well
-        options.intra_op_num_threads = thread_limit() or 0  # 0: one a physical core
-        # Waiting threads sleep: faster at micro-batches of 32, and it leaves cores to others.
+        options.log_severity_level = 3  # errors are raised anyway
+        options.intra_op_num_threads = thread_limit() or 0  # 0: one per physical core
+        # Waiting threads sleep: faster at batches of 32, and other programs get the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = open_session(path, options, frugal=frugal)
             inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
             outputs = [_spec(tensor) for tensor in self._session.get_outputs()]
-        except Exception as error:  # its exceptions have no base of their own
+        except Exception as error:  # its exceptions share no base class
             raise EngineError(f"onnxruntime refuses {path}: {one_line(error, 800)}") from error
         if self._session.get_providers() != [PROVIDER]:
             raise EngineError(f"onnxruntime took {self._session.get_providers()} for {PROVIDER}")
@@ -107,7 +107,7 @@ class OnnxRuntimeEngine(SharedEngine):
         self.description = EngineDescription(
             f"onnxruntime {ort.__version__}",
             "CPU",
-            # Its CPU kernels know no FP16: such graphs are computed in FP32.
+            # It has no FP16 kernels on the CPU: such graphs are computed in FP32.
             "fp32 (from fp16 weights)" if half else "fp32",
         )
 
@@ -123,9 +123,9 @@ class OnnxRuntimeEngine(SharedEngine):
 
 
 def open_session(path: Path, options: ort.SessionOptions, *, frugal: bool) -> ort.InferenceSession:
-    """Open a graph on the CPU; `frugal` as for `OnnxRuntimeEngine`, `options` are changed."""
+    """Open a graph on the CPU; `options` is modified, `frugal` as for `OnnxRuntimeEngine`."""
     library, unwanted = load_library(), []
-    if frugal:  # optimisations fold the casts of weights, and the arena keeps what is freed
+    if frugal:  # optimisations would fold the casts of weights, and the arena keeps freed memory
         options.graph_optimization_level = library.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_cpu_mem_arena = False
         unwanted = ["ConstantFolding"]
@@ -134,7 +134,7 @@ def open_session(path: Path, options: ort.SessionOptions, *, frugal: bool) -> or
         options,
         [PROVIDER],
         disabled_optimizers=unwanted,
-        enable_fallback=0,  # to the same provider, which it prints to standard output
+        enable_fallback=0,  # else it prints a message about the provider on standard output
     )
     return session
 

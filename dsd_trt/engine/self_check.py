@@ -1,7 +1,7 @@
-"""The self-check: each graph computes a few items whose results are known, when it is opened.
+"""The self-check: when a graph is opened, it must reproduce known results for a few items.
 
-Hashes say that files are what `bundle.json` names. Whether this engine, plan, driver and processor
-compute from them what the PyTorch model computed when the bundle was exported, they cannot say.
+Hashes prove that files are those `bundle.json` names. They do not prove that this engine, plan,
+driver and processor compute the results that the PyTorch model gave at export.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Array = NDArray[Any]
 
 FILE_NAME = "self_check.safetensors"
 FP32_TOLERANCE = 2e-4  # relative to an output's largest number; engines differ by 1e-6 to 1e-5
-FP16_TOLERANCE = 1e-2  # or TF32's, which has as many digits; the embedded scorer's is 9e-4
-_BF16_TOLERANCE = 5e-2  # the embedded scorer's is 1.2e-2
+FP16_TOLERANCE = 1e-2  # also TF32, which has as many digits; the embedded scorer differs by 9e-4
+_BF16_TOLERANCE = 5e-2  # the embedded scorer differs by 1.2e-2
 _CPU = "CPU"
-_LEAST = 1e-2  # of an output's largest number: of smaller ones FP32 keeps fewer digits
+_LEAST = 1e-2  # relative to an output's largest number; FP32 keeps fewer digits of smaller ones
 ADVICE = (
     "The bundle's weights, a plan, a driver or the processor is not what it was. Copy the bundle "
     "again, build its plans again (dsd-trt build), or try another engine; --no-self-check scores "
@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Difference:
-    """The number of an output that is farthest from what is expected.
+    """The number of an output with the largest deviation from its expected value.
 
     Attributes:
-        place: the tensor and where in it, such as "score[3]".
-        got: what was computed.
-        expected: what the reference computed.
-        relative: their difference over the largest number expected of the output; NaN where `got`
-            is.
+        place: tensor and index of the number, such as "score[3]".
+        got: value that was computed.
+        expected: value that the reference computed.
+        relative: absolute difference divided by the largest expected number of the output; NaN if
+            `got` is NaN.
     """
 
     place: str
@@ -59,12 +59,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Inputs and outputs of a bundle's graphs.
+    """Reference inputs and outputs of a bundle's graphs.
 
     Attributes:
-        tensors: by GRAPH.TENSOR, of the types and shapes that the contract has; a few items of a
-            small model, one of a large one.
-        tolerance: see `SelfCheckSpec`.
+        tensors: arrays by GRAPH.TENSOR, with the types and shapes of the contract: a few items for
+            a small model, one for a large one.
+        tolerance: relative tolerance of the bundle's precision, see `SelfCheckSpec`.
     """
 
     tensors: Mapping[str, Array]
@@ -72,7 +72,7 @@ class SelfCheck:
 
     @classmethod
     def read(cls, bundle: Bundle) -> Self | None:
-        """A bundle's; None where it has none, which is logged.
+        """Read a bundle's self-check; None if it has none, which is logged.
 
         Raises:
             BundleError: the file does not fit the bundle's graphs.
@@ -90,16 +90,16 @@ class SelfCheck:
         return cls(tensors, spec.tolerance)
 
     def require(self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]) -> None:
-        """Refuse an engine that computes anything else than the reference did.
+        """Refuse an engine whose results differ from the reference's.
 
         Args:
-            name: of the graph.
-            graph: its signature.
-            engine: that has compiled it.
-            fed: what the pair scorer is fed beside the pairs.
+            name: name of the graph, such as "pair_scorer".
+            graph: declared inputs and outputs of the graph.
+            engine: engine that has compiled the graph.
+            fed: inputs of the pair scorer besides the pairs, such as an adapter.
 
         Raises:
-            EngineError: it does, or it fails; with both numbers.
+            EngineError: a result differs, or the engine fails; the message has both numbers.
         """
         allowed = tolerance_of(engine.description, self.tolerance)
         for it in self.differences(name, graph, engine, fed):
@@ -113,7 +113,7 @@ class SelfCheck:
     def differences(
         self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]
     ) -> Iterator[Difference]:
-        """The largest of each output that the engine gives; arguments as for `require`."""
+        """The largest deviation of each output of the engine; arguments as for `require`."""
         for key, got in self.computed(name, graph, engine, fed).items():
             if got.shape != (expected := self.tensors[f"{name}.{key}"]).shape:
                 raise EngineError(f"self-check: {key} is {got.shape}, expected {expected.shape}")
@@ -122,9 +122,9 @@ class SelfCheck:
     def computed(
         self, name: str, graph: Graph, engine: Engine, fed: Mapping[str, Array]
     ) -> dict[str, Array]:
-        """Run a graph; arguments as for `require`.
+        """Outputs of a graph; arguments as for `require`.
 
-        On a GPU and through a server an item at a time, since plans may take no more.
+        On a GPU and through a server, items run one at a time, because plans may accept no more.
         """
         items = {it.name: self.tensors[f"{name}.{it.name}"] for it in _own_inputs(graph)}
         same = fed if name == "pair_scorer" else {}
@@ -138,28 +138,30 @@ class SelfCheck:
 
 
 def tolerance_of(used: EngineDescription, tolerance: float) -> float:
-    """What may differ on an engine, relative to the largest number of an output.
+    """Accepted deviation on an engine, relative to the largest number of an output.
 
     Args:
-        used: the engine.
-        tolerance: of the bundle's own precision.
+        used: description of the engine, with its precision.
+        tolerance: relative tolerance of the bundle's own precision.
     """
     if "bf16" in used.precision:
         return max(tolerance, _BF16_TOLERANCE)
-    if not used.device.startswith(_CPU):  # GPUs multiply FP32 in TF32
+    if not used.device.startswith(_CPU):  # GPUs multiply FP32 matrices in TF32
         return max(tolerance, FP16_TOLERANCE)
     return tolerance
 
 
 def _own_inputs(graph: Graph) -> list[TensorSpec]:
-    """Inputs that are an item's, and not an adapter."""
+    """Inputs that belong to an item, unlike an adapter."""
     return [it for it in graph.inputs if it.batched]
 
 
 def _largest(name: str, got: Array, expected: Array) -> Difference:
     values, wanted = got.astype(np.float64), expected.astype(np.float64)
     difference = np.abs(values - wanted)
-    place = np.unravel_index(np.argmax(difference), difference.shape)  # of a NaN, if there is one
+    place = np.unravel_index(
+        np.argmax(difference), difference.shape
+    )  # index of a NaN, if there is one
     return Difference(
         f"{name}{[int(i) for i in place]}",
         float(values[place]),
@@ -169,10 +171,10 @@ def _largest(name: str, got: Array, expected: Array) -> Difference:
 
 
 def _require_fit(name: str, graph: Graph, tensors: Mapping[str, Array]) -> None:
-    """Compare what is stored of a graph with its signature.
+    """Compare the stored tensors of a graph with its declaration.
 
     Raises:
-        SchemaError: names the tensor.
+        SchemaError: a tensor does not fit; the message names it.
     """
     sizes: dict[str, int] = {}
     for spec in (*_own_inputs(graph), *graph.outputs):

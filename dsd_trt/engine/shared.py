@@ -1,4 +1,4 @@
-"""What every engine keeps to: threads may share it, and what it is fed is checked first."""
+"""Common behaviour of engines: shared by threads, with feeds checked before a run."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _alive: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
 class SharedEngine(ABC):
     """One compiled graph that any thread may run; see `Engine`.
 
-    Passes take turns: a single one keeps all cores busy, and activations are held once.
+    Passes take turns: each one keeps all cores busy, and activations exist once.
 
     Args:
-        graph: its signature, which every feed is held against before anything is queued.
+        graph: declared inputs and outputs, which feeds are checked against before a run.
     """
 
     description: EngineDescription
@@ -45,7 +45,7 @@ class SharedEngine(ABC):
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._process = os.getpid()
-        # Reentrant, so that whatever interrupts the thread that has the turn is told, and not held.
+        # Reentrant: a signal handler in the running thread gets an error instead of a deadlock.
         self._turn = threading.RLock()
         self._running = self._closed = False
         _alive.add(self)
@@ -64,13 +64,13 @@ class SharedEngine(ABC):
                 return self._run(feeds)
             finally:
                 self._running = False
-                if self._closed:  # from within the pass
+                if self._closed:  # called during the pass
                     self._release()
 
     def close(self) -> None:
-        """Give back memory and threads, after the pass that is under way; see `Engine.close`."""
+        """Release memory and threads, after the pass in progress; see `Engine.close`."""
         if self._process != os.getpid():
-            return  # all of it is another process's, and so may be the turn
+            return  # everything belongs to the parent process, perhaps even the lock
         with self._turn:
             if not self._closed:
                 self._closed = True
@@ -79,28 +79,28 @@ class SharedEngine(ABC):
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the graph on feeds that are as declared; nothing of it goes on after an error."""
+        """Run the graph on checked feeds; nothing may continue in the background after an error."""
 
     @abstractmethod
     def _release(self) -> None:
-        """Drop all that holds memory or threads; called once."""
+        """Drop all objects that hold memory or threads; called once."""
 
 
 def require_process(opener: int) -> None:
-    """Refuse to work in a child that was forked after something was opened, where it would hang.
+    """Refuse to work in a forked child of the process that opened something: it would hang.
 
     Args:
-        opener: the process that opened it.
+        opener: process id of the process that opened it.
 
     Raises:
-        EngineError: this is another one.
+        EngineError: this process is a forked child.
     """
     if os.getpid() != opener:
         raise EngineError(_FORKED)
 
 
 def _abandon() -> None:
-    """Leave a child what its parent opened: to free it would wait for threads that it lacks."""
+    """Leave the parent's objects alone in a forked child: freeing them would wait for threads."""
     if engines := list(_alive):
         import ctypes
 
@@ -113,15 +113,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
-    """Compare what a graph is fed with what it declares.
+    """Compare the feeds of a graph with its declaration.
 
     Raises:
-        EngineError: a name, a type or a shape differs, or there is nothing to run.
+        EngineError: a name, a type or a shape differs, or a batch is empty.
     """
     declared = {spec.name for spec in graph.inputs}
     if feeds.keys() != declared:
         raise EngineError(f"{graph.file} takes {sorted(declared)}, and was fed {sorted(feeds)}")
-    sizes: dict[str, tuple[int, str]] = {}  # by dynamic dimension: its size, and who has it
+    sizes: dict[
+        str, tuple[int, str]
+    ] = {}  # size of each dynamic dimension, and the input it comes from
     for spec in graph.inputs:
         values = feeds[spec.name]
         if not isinstance(values, np.ndarray) or values.dtype != spec.dtype:

@@ -1,1 +1,1 @@
-"""Reading what others wrote, and writing whole files or none."""
+"""Strict reading of files from others, and atomic writing."""

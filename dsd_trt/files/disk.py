@@ -1,7 +1,7 @@
-"""Copies of large files: without taking disk where the file system can, and never by a hard link.
+"""Copies of large files: cloned if the file system can, and never hard links.
 
-Other programs refuse a file of weights that has two names, and what is written to one of them is
-written to both.
+A hard link is no copy: writing to one name changes the other, and other programs refuse weights
+with two names.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path
 from dsd_trt.errors import InputError
 from dsd_trt.files.unfinished import remove_abandoned, unfinished_name
 
-_FICLONE = 0x40049409  # of Linux's linux/fs.h
+_FICLONE = 0x40049409  # from linux/fs.h
 
 
 def clone_or_copy(source: Path, target: Path) -> int:
-    """Give a file's content to a new file.
+    """Copy a file's content to a new file.
 
-    Btrfs, XFS and others clone: both files lie on the same blocks until one of them is written to.
+    Btrfs, XFS and others clone: both files share their blocks until one is written to.
 
     Args:
-        source: the file, or a link to it.
-        target: is not there yet; what is there is never written through.
+        source: path of the file, or of a link to it.
+        target: path of the new file; an existing file is never overwritten.
 
     Returns:
-        How much disk it took, in bytes: 0 for a clone.
+        Disk space used in bytes: 0 for a clone.
 
     Raises:
-        OSError: `target` is there, or cannot be written.
+        OSError: `target` exists, or cannot be written.
     """
     with source.open("rb") as content, target.open("xb") as copy:
         try:
@@ -45,16 +45,16 @@ def clone_or_copy(source: Path, target: Path) -> int:
 
 
 def require_room(folder: Path, files: Iterable[Path], what: str, advice: str) -> None:
-    """Refuse, before any work is done, a disk that cannot hold copies of files.
+    """Refuse, before any work, a disk without space for copies of files.
 
     Args:
-        folder: where they are to be written; need not be there yet.
-        files: what `clone_or_copy` will be given, each as often.
-        what: is to be written there, for the message.
-        advice: what to do about it.
+        folder: folder to write to; need not exist yet.
+        files: files that `clone_or_copy` will copy; repeat a file per copy.
+        what: description of the copies, for the message.
+        advice: remedy, for the message.
 
     Raises:
-        InputError: there is less room, and the file system does not clone.
+        InputError: there is too little space, and the file system does not clone.
     """
     sizes = [(path, path.stat().st_size) for path in files]
     needed = sum(size for _, size in sizes)
@@ -66,16 +66,16 @@ def require_room(folder: Path, files: Iterable[Path], what: str, advice: str) ->
 
 
 def require_free(folder: Path, needed: int, what: str, advice: str) -> None:
-    """Refuse, before any work is done, a disk that has less room than will be needed.
+    """Refuse, before any work, a disk with too little free space.
 
     Args:
-        folder: where it is needed; need not be there yet.
-        needed: bytes.
-        what: needs it, for the message.
-        advice: what to do about it.
+        folder: folder to write to; need not exist yet.
+        needed: required space in bytes.
+        what: description of what needs the space, for the message.
+        advice: remedy, for the message.
 
     Raises:
-        InputError: there is less room.
+        InputError: there is too little space on the disk.
     """
     nearest = nearest_folder(folder)
     if (free := shutil.disk_usage(nearest).free) < needed:
@@ -86,18 +86,18 @@ def require_free(folder: Path, needed: int, what: str, advice: str) -> None:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The innermost folder around a path that exists; the path itself if it is one."""
+    """The innermost existing folder of a path, which may be the path itself."""
     path = path.resolve()
     return next(place for place in (path, *path.parents) if place.is_dir())
 
 
 def in_gigabytes(size: int) -> str:
-    """A size for people."""
+    """A size in gigabytes, for messages."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _clone(source: int, target: int) -> bool:
-    """Whether a file could be made a clone of another, both given as descriptors."""
+    """Clone a file, both given as descriptors; False if it is not possible."""
     if not sys.platform.startswith("linux"):
         return False
     import fcntl
@@ -105,15 +105,15 @@ def _clone(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError as error:
-        # What a full disk says of a clone it would say of a copy, too.
+        # A disk too full to clone is too full to copy.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return False  # another file system, or one that does not clone
+        return False  # across file systems, or without support for clones
     return True
 
 
 def _clones(source: Path, folder: Path) -> bool:
-    """Whether a folder's file system would clone a file."""
+    """Whether a folder's file system can clone files."""
     remove_abandoned(folder / source.name)
     trial = folder / unfinished_name(source.name)
     try:

@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all, and files that are in place durably."""
+"""Folders written atomically, and files made durable."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from pathlib import Path
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.unfinished import abandoned, remove, remove_abandoned, unfinished_name
 
-_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
+_EXCHANGE, _HERE = 2, -100  # Linux's RENAME_EXCHANGE and AT_FDCWD
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path, *, beside: Path | None = None, wait: float = 0) -> Iterator[Path]:
-    """A folder to fill, which takes the place of `path` when the block ends without an error.
+    """A folder to fill, which replaces `path` when the block ends without an error.
 
-    Until that moment, and after an error, a kill or a power cut, `path` is what it was. One process
-    at a time writes a path.
+    Until then, and after an error, a kill or a power cut, `path` is unchanged. Only one process at
+    a time may write a path.
 
     Args:
-        path: need not be there; what is there is replaced.
-        beside: the folder to work in, on the disk of `path`; None is the one that `path` lies in,
-            which is made.
+        path: path of the folder; an existing one is replaced.
+        beside: folder for the work, on the same disk as `path`. None is the parent of `path`, which
+            is created if missing.
         wait: seconds to wait for another process that writes `path`.
 
     Yields:
-        An empty folder.
+        An empty folder to fill.
 
     Raises:
-        InputError: another process writes `path`.
-        OSError: nothing can be written there, or the disk is full.
+        InputError: another process is writing `path`.
+        OSError: the folder cannot be written, or the disk is full.
     """
     around = beside or path.parent
     around.mkdir(parents=True, exist_ok=True)
@@ -51,12 +51,12 @@ def whole_folder(path: Path, *, beside: Path | None = None, wait: float = 0) -> 
             _put(unfinished, path)
             sync_folder(path.parent)
         finally:
-            remove(unfinished)  # after an exchange, the one before
+            remove(unfinished)  # after an exchange, the previous folder
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):  # Windows opens no folders
+    """Make the names in a folder survive a power cut, if the system supports that."""
+    with contextlib.suppress(OSError):  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -65,7 +65,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make all that lies in a folder survive a power cut.
+    """Make everything in a folder survive a power cut.
 
     Raises:
         OSError: a file's content did not reach the disk.
@@ -83,7 +83,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def _put(new: Path, path: Path) -> None:
-    """Put a folder where another is, or nothing; the one before has the name `new` afterwards."""
+    """Move a folder to `path`, swapping it with an existing one, which gets the name `new`."""
     if not path.exists():
         new.rename(path)
         return
@@ -100,7 +100,7 @@ def _put(new: Path, path: Path) -> None:
 
 
 def _restore(path: Path) -> None:
-    """Give a folder its name back where a kill came between two renames."""
+    """Restore a folder's name if a kill came between two renames."""
     for old in abandoned(_before(path)):
         if not path.exists():
             old.rename(path)
@@ -109,17 +109,17 @@ def _restore(path: Path) -> None:
 
 
 def _before(path: Path) -> Path:
-    """What a folder is called between two renames, by which it is found again."""
+    """Name of a folder between two renames, by which it is found again."""
     return path.with_name(f"{path.name}.before")
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False where the system or the file system cannot."""
+    """Swap two names in one step; False if the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):  # a C library without it
+    except (OSError, AttributeError):  # C library without renameat2
         return False
     if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
         return True

@@ -1,4 +1,4 @@
-"""Git LFS: what a clone leaves in a large file's place until it is asked for the file itself."""
+"""Git LFS pointers: what a clone has in place of large files that were not downloaded."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ POINTER = "it is a Git LFS pointer, not the file itself: fetch that with: git lf
 
 
 def is_pointer(content: bytes) -> bool:
-    """Whether a file is a pointer, by its first 40 bytes or more."""
+    """Whether content is a pointer, given its first 40 bytes or more."""
     return content.startswith(_START)
 
 
 def is_pointer_file(path: Path) -> bool:
-    """Whether a file is a pointer; not if it cannot be read."""
+    """Whether a file is a pointer; False if it cannot be read."""
     try:
         with open_regular(path) as file:
             return is_pointer(file.read(len(_START)))

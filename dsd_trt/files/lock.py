@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file that says who holds it, and that no kill leaves locked."""
+"""One writer at a time: a lock file that names its holder and never outlives it."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.unfinished import hidden_prefix
 
 LOCK_NAME = ".lock"
-"""Of the lock of a folder's content; that of a file or folder as a whole is `.NAME.lock`."""
+"""Name of the lock for a folder's content; the lock of a whole file or folder is `.NAME.lock`."""
 
 
 @contextlib.contextmanager
 def sole_writer(target: Path, *, inside: bool = False, wait: float = 0) -> Iterator[None]:
     """Be the only process that writes a file or folder.
 
-    The lock is the system's and ends with the process, however that ends. A file system without
-    locks holds nobody up.
+    The lock belongs to the operating system and ends with the process in any case. On a file system
+    without locks, nothing is locked.
 
     Args:
-        target: what is written, for the message.
-        inside: whether the lock lies in the folder `target`, whose content is written; otherwise it
+        target: path that is written, for the message.
+        inside: whether the lock lies in the folder `target`, whose content is written. Otherwise it
             lies beside `target`, which is replaced as a whole.
-        wait: how many seconds for another writer.
+        wait: seconds to wait for another writer.
 
     Raises:
-        InputError: another process writes there; says which, where and since when.
-        OSError: no lock file can be made there.
+        InputError: another process writes there; the message says which one, where and since when.
+        OSError: the lock file cannot be created.
     """
     path = target / LOCK_NAME if inside else target.with_name(hidden_prefix(target.name) + "lock")
     deadline = time.monotonic() + wait
@@ -47,18 +47,18 @@ def sole_writer(target: Path, *, inside: bool = False, wait: float = 0) -> Itera
     finally:
         try:
             with contextlib.suppress(OSError):
-                path.unlink()  # while it is held: whoever opened it sees that it is no longer there
+                path.unlink()  # removed while held: a process that has it open notices the removal
         finally:
             os.close(lock)
 
 
 @contextlib.contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, and be the only process that writes to it.
+    """Create a folder, and be the only process that writes to it.
 
     Raises:
-        InputError: another process does.
-        OSError: as for `sole_writer`.
+        InputError: another process writes to the folder.
+        OSError: the lock file cannot be created, as for `sole_writer`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with sole_writer(folder, inside=True):
@@ -66,7 +66,7 @@ def own_folder(folder: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int | None:
-    """The descriptor of the lock, or None where another process has it."""
+    """Descriptor of the lock; None if another process holds it."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -77,12 +77,14 @@ def _acquire(path: Path) -> int | None:
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, _ourselves().encode(), 0)
                 return lock
-        except OSError:  # a full disk, or a share that knows no locks: the words are what is lost
+        except OSError:  # full disk, or a share without locks: only the holder's name is lost
             return lock
         except BaseException:
             os.close(lock)
             raise
-        os.close(lock)  # the one before removed it, and a third may have made another
+        os.close(
+            lock
+        )  # the previous holder removed it, and a third process may have made a new one
 
 
 def _try(lock: int) -> bool:
@@ -105,7 +107,7 @@ def _is_still(path: Path, lock: int) -> bool:
 
 
 def _ourselves() -> str:
-    import socket  # what only reads has no use for it, and starts sooner
+    import socket  # imported late: readers do not need it, and start faster
 
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])

@@ -1,4 +1,4 @@
-"""Regular files alone: a pipe would hang whoever reads it, and a device may have no end."""
+"""Regular files only: reading a pipe could block, and a device may be endless."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _KINDS = {
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading, never waiting for a writer.
+    """Open a file for reading, without ever waiting for a writer.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file; `strerror` says what it is.
+        OSError: the file cannot be opened, or is not a regular file; `strerror` has its kind.
     """
-    # First, since some devices do something on being opened.
+    # Before opening: opening some devices has side effects.
     _require_regular(Path(path).stat(), path)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)
     try:
-        _require_regular(os.fstat(descriptor), path)  # again: it may be another one by now
+        _require_regular(os.fstat(descriptor), path)  # again: the file may have been replaced
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -37,10 +37,10 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def read_regular(path: str | os.PathLike[str], most: Limit = FILE_BYTES) -> bytes:
-    """All of a regular file.
+    """Read a whole regular file.
 
     Raises:
-        OSError: as for `open_regular`, or it has more than `most` bytes.
+        OSError: the file cannot be opened, as for `open_regular`, or has more than `most` bytes.
     """
     with open_regular(path) as stream:
         return read_bounded(stream, path, most, os.fstat(stream.fileno()).st_size)
@@ -49,21 +49,21 @@ def read_regular(path: str | os.PathLike[str], most: Limit = FILE_BYTES) -> byte
 def read_bounded(
     stream: BinaryIO, name: str | os.PathLike[str], most: Limit = FILE_BYTES, expected: int = 0
 ) -> bytes:
-    """The rest of a stream, whatever it is.
+    """Read the rest of a stream, up to a limit.
 
     Args:
-        stream: perhaps a pipe, or a file that grows.
-        name: for the message.
-        most: bytes that are read.
-        expected: bytes that there should be.
+        stream: binary stream, perhaps a pipe or a growing file.
+        name: name of the stream, for the message.
+        most: largest number of bytes to accept.
+        expected: number of bytes to expect; None if unknown.
 
     Raises:
-        OSError: there is more.
+        OSError: the stream has more bytes than the limit.
     """
     parts, count, step = list[bytes](), 0, expected + 1 if expected else 1 << 20
     while not (fault := most.fault(max(count, expected))):
         chunk = stream.read(step)
-        if not chunk:  # None where nothing is there, as in some files of /proc
+        if not chunk:  # None if the stream has no size, as for some files in /proc
             return b"".join(parts)
         parts.append(chunk)
         count, step = count + len(chunk), 1 << 20
@@ -71,7 +71,7 @@ def read_bounded(
 
 
 def other_kind(mode: int) -> str:
-    """What is wrong with what is neither a regular file nor a folder, by its mode."""
+    """Message for a file mode that is neither a regular file nor a folder."""
     return f"{_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file"
 
 

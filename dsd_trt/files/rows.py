@@ -1,4 +1,4 @@
-"""Rows of CSV and JSONL files, each with its line number, so that errors can name it."""
+"""Rows of CSV and JSONL files with their line numbers, for error messages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dsd_trt.limits import TEXT_CHARACTERS
 Row: TypeAlias = tuple[int, dict[str, object]]
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_FIELD_SIZE, _NO_LIMIT = threading.Lock(), 2**31 - 1  # as much as a C long holds everywhere
+_FIELD_SIZE, _NO_LIMIT = threading.Lock(), 2**31 - 1  # fits a C long on every platform
 
 
 class LineError(ValueError):
-    """Something is wrong with one line of a file.
+    """One line of a file is invalid.
 
     Attributes:
-        line: its number, counted from 1.
+        line: line number, from 1.
     """
 
     def __init__(self, line: int, reason: str) -> None:
@@ -36,12 +36,12 @@ def decode(content: bytes, name: str) -> str:
     """Text of a UTF-8 file, without its byte order mark.
 
     Args:
-        content: all of the file.
-        name: of the file, for the message.
+        content: bytes of the whole file.
+        name: name of the file, for the message.
 
     Raises:
-        InputError: it is not UTF-8, has a NUL, as UTF-16 and binary files have, or is a Git LFS
-            pointer.
+        InputError: the content is not UTF-8, contains NUL (as UTF-16 and binary files do), or is a
+            Git LFS pointer.
     """
     if is_pointer(content):
         raise InputError(f"cannot read {name}: {POINTER}")
@@ -57,16 +57,16 @@ def decode(content: bytes, name: str) -> str:
 
 
 def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[Row]:
-    """Rows of a CSV file with a header; blank lines are left out.
+    """Rows of a CSV file with a header; blank lines are skipped.
 
     Args:
-        text: all of the file.
-        columns: what the header must have; it may have more.
-        optional: what else is used if it is there; what is used may not be there twice.
+        text: text of the whole file.
+        columns: required columns; the header may have others.
+        optional: columns used if present. No used column may occur twice.
 
     Raises:
-        LineError: not valid CSV, a column is missing or there twice, or a row is shorter or longer
-            than the header.
+        LineError: the CSV is invalid, a column is missing or duplicate, or a row's length differs
+            from the header's.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
@@ -74,7 +74,9 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
         first = reader.line_num + 1
         try:
             cells = _next_row(reader)
-        except csv.Error as error:  # where its row begins: an open quote takes in all that follows
+        except (
+            csv.Error
+        ) as error:  # the row's first line: an unclosed quote swallows all later lines
             raise LineError(first, f"not valid CSV: {error}") from None
         if cells is None:
             return
@@ -103,9 +105,10 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
 
 
 def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
-    """The next row, whatever the length of its cells; None if there is none.
+    """The next row, with cells of any length; None at the end.
 
-    The module's limit of 131,072 characters is one for the whole process, and stays for others.
+    The csv module's limit of 131,072 characters applies to the whole process; it is restored for
+    other users.
     """
     with _FIELD_SIZE:
         limit = csv.field_size_limit(_NO_LIMIT)
@@ -116,7 +119,7 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
 
 
 def jsonl_rows(text: str) -> Iterator[Row]:
-    """Objects of a JSONL file; blank lines are left out.
+    """Objects of a JSONL file; blank lines are skipped.
 
     Raises:
         LineError: a line is not a JSON object.
@@ -134,13 +137,13 @@ def jsonl_rows(text: str) -> Iterator[Row]:
 
 
 def text_fault(text: str) -> str | None:
-    """What keeps a string from being a text that can be scored, if anything."""
+    """The reason why a string cannot be scored as a text; None if it can."""
     if fault := TEXT_CHARACTERS.fault(len(text)):
         return fault
     if "\0" in text:
         return "a NUL character"
     try:
         text.encode()
-    except UnicodeEncodeError:  # as a JSON escape can leave it
+    except UnicodeEncodeError:  # from a JSON escape
         return "a surrogate, which is half a character"
     return None

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, strictly: a reader that names the field it refuses."""
+"""Frozen dataclasses to JSON and back; a strict reader names the field it refuses."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ T = TypeVar("T")
 
 _DIGITS_64 = len(str(-(2**63)))
 MAX_BYTES = 2**28
-"""Length of a JSON file that is read; the longest there are, vocabularies, have a tenth of it."""
+"""Longest JSON file that is read, in bytes; the longest ones in use, vocabularies, have a tenth."""
 MAX_DEPTH = 64
-"""Levels of lists and objects in one another that are read; no file of ours has ten."""
+"""Deepest nesting of lists and objects that is read; files of this package stay below ten."""
 
 
 class SchemaError(ValueError):
-    """A JSON value does not have the type its field declares; the message names the field."""
+    """A JSON value does not have its field's type; the message names the field."""
 
 
 def to_plain(value: Any) -> Any:
-    """Turn dataclasses, tuples and mappings into what `json.dumps` takes.
+    """Convert dataclasses, tuples and mappings to values `json.dumps` accepts.
 
-    A field whose metadata has "json" goes under that key (`lam` is written "lambda"); one whose
-    metadata has "optional" is left out where it is None.
+    Field metadata: "json" renames the key (`lam` is written "lambda"); "optional" omits the field
+    if it is None.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
@@ -50,13 +50,13 @@ def to_plain(value: Any) -> Any:
 def parse_json(text: str) -> Any:
     """Parse JSON, which may begin with a byte order mark.
 
-    Stricter than the language's own reader: what parsers read differently is refused.
+    Stricter than Python's own parser: constructs that parsers interpret differently are refused.
 
     Raises:
-        ValueError: it is not JSON; or it has a key twice in an object, an integer beyond 64 bits,
-            or more than `MAX_DEPTH` levels, whose path is named.
+        ValueError: the text is not JSON, an object has a duplicate key, an integer exceeds 64 bits,
+            or nesting exceeds `MAX_DEPTH`; the message has the path.
     """
-    refused: list[tuple[Any, str]] = []  # and why; where is looked up at the end
+    refused: list[tuple[Any, str]] = []  # the reason; the path is found at the end
 
     def integer(digits: str) -> Any:
         if len(digits) <= _DIGITS_64 and -(2**63) <= (value := int(digits)) < 2**63:
@@ -80,7 +80,7 @@ def parse_json(text: str) -> Any:
         )
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    # Neither is rare text slow to count, nor is common text looked at twice.
+    # Fast for rare text, and common text is scanned only once.
     if refused or text.count("{") + text.count("[") > MAX_DEPTH:
         reasons = {id(value): reason for value, reason in refused}
         for where, depth, value in _walk(parsed):
@@ -88,7 +88,7 @@ def parse_json(text: str) -> Any:
                 raise ValueError(f"{_field(where)} is nested deeper than {MAX_DEPTH} levels")
             if reason := reasons.get(id(value)):
                 raise ValueError(f"{_field(where)} {reason}")
-    if refused:  # within what another key of the same name replaced
+    if refused:  # inside a value that a duplicate key replaced
         raise ValueError(f"it {refused[0][1]}")
     return parsed
 
@@ -97,18 +97,18 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        ValueError: as for `read_text` and `parse_json`.
-        OSError: it cannot be read.
+        ValueError: the file is not valid, as for `read_text` and `parse_json`.
+        OSError: the file cannot be read.
     """
     return parse_json(read_text(path))
 
 
 def read_text(path: Path) -> str:
-    """All of a UTF-8 file of at most `MAX_BYTES`.
+    """Read a whole UTF-8 file of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: it is longer, or not UTF-8.
-        OSError: it cannot be read, or is no regular file.
+        ValueError: the file is longer, or not UTF-8.
+        OSError: the file cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
         content = file.read(MAX_BYTES + 1)
@@ -118,7 +118,7 @@ def read_text(path: Path) -> str:
 
 
 def _walk(parsed: Any) -> Iterator[tuple[str, int, Any]]:
-    """Path, depth and value of everything in parsed JSON."""
+    """Path, depth and value of every node of parsed JSON."""
     waiting: list[tuple[str, int, Any]] = [("", 0, parsed)]
     while waiting:
         where, depth, value = waiting.pop()
@@ -134,11 +134,11 @@ def from_plain(kind: type[T], value: Any, where: str = "") -> T:
     """Build a dataclass from parsed JSON.
 
     Args:
-        kind: the dataclass; its annotations are the schema. Fields may be dataclasses, str, int,
-            float, bool, Literal, `X | Y`, tuple[X, ...], Mapping[str, X] and Any. Those whose
-            metadata has "optional" may be missing, and are None then.
-        value: what `parse_json` returned.
-        where: dotted path of `value`, the start of every field name in a message.
+        kind: dataclass to build, whose annotations are the schema. Fields may be dataclasses, str,
+            int, float, bool, Literal, `X | Y`, tuple[X, ...], Mapping[str, X] and Any. Fields with
+            "optional" in their metadata may be missing; they are None then.
+        value: parsed JSON, from `parse_json`.
+        where: dotted path of `value`, the prefix of field names in messages.
 
     Raises:
         SchemaError: a field is missing, unknown, or of the wrong type.
@@ -165,7 +165,7 @@ def _hints(kind: type[Any]) -> dict[str, Any]:
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """Check one JSON value against a type hint and convert it."""
+    """Check one JSON value against a type hint, and convert it."""
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
@@ -177,7 +177,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin in (Union, types.UnionType):
         return _read_union(arguments, value, where)
-    if origin is tuple:  # only the tuple[X, ...] form
+    if origin is tuple:  # only tuple[X, ...] is supported
         if not isinstance(value, list):
             raise _mismatch(where, "a list", value)
         return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
@@ -190,7 +190,7 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is not None and len(others := [it for it in options if it is not type(None)]) == 1:
-        return _read(others[0], value, where)  # whose complaint names a field within
+        return _read(others[0], value, where)  # the nested message names the inner field
     for option in options:
         try:
             return _read(option, value, where)
@@ -202,7 +202,7 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _read_scalar(hint: Any, value: Any, where: str) -> Any:
-    # JSON has one number type, and in Python a bool is an int: neither may slip through.
+    # JSON has one number type, and a Python bool is an int: check both.
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
@@ -237,7 +237,7 @@ def _mismatch(where: str, wanted: str, value: Any) -> SchemaError:
 
 
 def _shortened(value: Any, limit: int = 60) -> str:
-    """How a value is shown in a message, which what others send must not make endless."""
+    """A value for a message; untrusted values may be long."""
     shown = repr(value[:limit] if isinstance(value, str) else value)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 

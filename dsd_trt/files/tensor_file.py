@@ -1,6 +1,7 @@
-"""Headers of safetensors files, read before the library sees the file.
+"""Headers of safetensors files, checked before the library reads the file.
 
-The library takes the last of two tensors of one name, and a file whose metadata is anything.
+Of two tensors with one name, the library silently uses the last. It also accepts metadata of any
+type.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.files.schema import SchemaError, from_plain, parse_json
 
-MAX_HEADER = 100_000_000  # bytes, as the format has it
+MAX_HEADER = 100_000_000  # bytes, set by the format
 _SIZES: Mapping[str, int] = {
     "BOOL": 1,
     "U8": 1,
@@ -39,12 +40,12 @@ _NUMPY: Mapping[str, str] = {"U8": "u1", "I32": "<i4", "F16": "<f2", "F32": "<f4
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor of a file.
+    """Header entry of one tensor.
 
     Attributes:
-        dtype: the format's name of its type, such as "F32".
-        shape: sizes, each of at least 0.
-        data_offsets: its first byte, and the one after its last, within the file's data.
+        dtype: type of the tensor in the format's notation, such as "F32".
+        shape: sizes of the dimensions, each at least 0.
+        data_offsets: first byte and end of the tensor, relative to the data section.
     """
 
     dtype: str
@@ -53,12 +54,12 @@ class TensorHeader:
 
 
 def read_tensor_headers(file: BinaryIO) -> dict[str, TensorHeader]:
-    """Every tensor of a safetensors file by name, in the order of their bytes.
+    """All tensors of a safetensors file by name, in the order of their bytes.
 
     Raises:
-        ValueError: the file is not as the format has it: cut, longer than its tensors, two of one
-            name, or bytes of one that are too few, shared or nobody's; the tensor is named.
-        OSError: it cannot be read.
+        ValueError: the file violates the format: truncated, longer than its tensors, duplicate
+            names, or bytes that are missing, shared or unused. The message names the tensor.
+        OSError: the file cannot be read.
     """
     plain, begin, size = _read_header(file)
     from_plain(_Metadata, {"entries": plain.pop("__metadata__", {})}, "__metadata__")
@@ -80,11 +81,12 @@ def read_tensor_headers(file: BinaryIO) -> dict[str, TensorHeader]:
 
 
 def read_tensors(file: BinaryIO) -> dict[str, NDArray[Any]]:
-    """All tensors of a safetensors file of U8, I32, F16 and F32, without the library.
+    """All tensors of a safetensors file of U8, I32, F16 and F32, read without the library.
 
     Raises:
-        ValueError: as for `read_tensor_headers`, or a tensor is of another type.
-        OSError: it cannot be read.
+        ValueError: the file violates the format, as for `read_tensor_headers`, or has a tensor of
+            another type.
+        OSError: the file cannot be read.
     """
     headers = read_tensor_headers(file)
     file.seek(0)
@@ -103,19 +105,19 @@ def require_unique(file: BinaryIO) -> None:
     """Refuse a safetensors file with two tensors of one name.
 
     Raises:
-        ValueError: names it; or the file is cut.
+        ValueError: a name occurs twice, or the file is truncated; the message names the tensor.
     """
     _read_header(file)
 
 
 def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
-    """The header, where the data begins, and the file's size."""
+    """The header, the start of the data, and the file's size."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER):
         raise ValueError(f"its header of {length} bytes is longer than the file's {size}")
-    plain = parse_json(file.read(length).decode())  # UnicodeDecodeError is a ValueError
+    plain = parse_json(file.read(length).decode())  # includes UnicodeDecodeError
     if not isinstance(plain, dict):
         raise ValueError("its header is no JSON object")
     return plain, 8 + length, size

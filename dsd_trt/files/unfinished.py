@@ -1,4 +1,4 @@
-"""Names of what is being written, and the removal of what killed processes left behind.
+"""Names of unfinished files, and removal of leftovers of killed processes.
 
 A file or folder is written under a name of its own beside its target, and renamed at the end:
 `.NAME.MACHINE.PROCESS.RANDOM.part`. The name says who writes it, so that the next writer can tell
@@ -21,26 +21,26 @@ import time
 from pathlib import Path
 
 _SUFFIX = ".part"
-_LONGEST = 160  # bytes of a name that is taken over; file systems allow 255 with all that is added
+_LONGEST = 160  # bytes kept of a name; file systems allow 255 including the additions
 _WEEK = 7 * 24 * 3600
 _OWNER = r"([0-9a-f]{8})\.(\d+)-([0-9a-z]+)\.[0-9a-f]{8}"
-_OLDER = r"(?:\d+\.)?"  # what versions before this one wrote between name and suffix
+_OLDER = r"(?:\d+\.)?"  # separator used by earlier versions, between name and suffix
 _GONE, _HIDDEN = "gone", "hidden"
 
 
 def unfinished_name(name: str) -> str:
-    """What a file or folder is called, in the same folder, while this process writes it."""
+    """Temporary name of a file or folder, in the same folder, while this process writes it."""
     pid = os.getpid()
     return f"{hidden_prefix(name)}{_machine()}.{pid}-{_start(pid)}.{os.urandom(4).hex()}{_SUFFIX}"
 
 
 def is_unfinished(path: Path) -> bool:
-    """Whether a file or folder is being written, or was when its process was killed."""
+    """Whether a name belongs to a file or folder in progress, or abandoned by a killed writer."""
     return path.name.startswith(".") and path.name.endswith(_SUFFIX)
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether what writes an unfinished file or folder is gone."""
+    """Whether the writer of an unfinished file or folder is gone."""
     owner = re.search(rf"\.{_OWNER}\.part\Z", path.name)
     if owner is not None and owner[1] == _machine():
         start = _start(int(owner[2]))
@@ -52,13 +52,13 @@ def is_abandoned(path: Path) -> bool:
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove what killed processes left of a file or folder; what cannot be removed stays."""
+    """Remove leftovers of killed writers of a file or folder, as far as permitted."""
     for path in abandoned(target):
         remove(path)
 
 
 def abandoned(target: Path) -> list[Path]:
-    """What killed processes left of a file or folder."""
+    """Leftovers of killed writers of a file or folder."""
     name = re.compile(rf"{re.escape(hidden_prefix(target.name))}(?:{_OWNER}\.|{_OLDER})part")
     try:
         with os.scandir(target.parent) as found:
@@ -69,7 +69,7 @@ def abandoned(target: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that is allowed."""
+    """Remove a file or folder, as far as permitted."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -78,30 +78,32 @@ def remove(path: Path) -> None:
 
 
 def hidden_prefix(name: str) -> str:
-    """How names of files beside a file or folder begin, however long its own is."""
+    """Prefix of temporary names beside a file or folder, shortened for long names."""
     encoded = os.fsencode(name)
     return f".{hashlib.sha256(encoded).hexdigest() if len(encoded) > _LONGEST else name}."
 
 
 def _machine() -> str:
-    """This machine, or this container: whose process numbers mean something here."""
-    import socket  # what only reads has no use for it, and starts sooner
+    """Identifier of this machine or container, within which process numbers are valid."""
+    import socket  # imported late: readers do not need it, and start faster
 
     try:
-        numbers = Path("/proc/self/ns/pid").stat().st_ino  # containers count their own processes
+        numbers = (
+            Path("/proc/self/ns/pid").stat().st_ino
+        )  # containers have their own process numbers
     except OSError:
         numbers = 0
     return _digest(f"{socket.gethostname()} {numbers}")
 
 
 def _start(pid: int) -> str:
-    """When a process started, and in which boot; or that it is gone, or cannot be looked at."""
+    """Start time and boot of a process; or that it is gone, or cannot be inspected."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # no such process, another user's, or a system without this
+    except OSError:  # no such process, another user's, or no /proc
         return _HIDDEN if _is_there(pid) else _GONE
-    state, *fields = status.rpartition(")")[2].split()  # a command's name may hold anything
+    state, *fields = status.rpartition(")")[2].split()  # a command's name may contain anything
     return _GONE if state in "ZX" else _digest(f"{boot} {fields[18]}")
 
 
@@ -110,13 +112,13 @@ def _is_there(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # another user's
+    except OSError:  # owned by another user
         return True
     return True
 
 
 def _last_change(path: Path) -> float:
-    """When a file, or anything in a folder, was last changed; now if it cannot be told."""
+    """Time of the last change to a file, or to anything in a folder; now if unknown."""
     try:
         inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
         return max(it.lstat().st_mtime for it in (path, *inside))

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files written atomically."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends without an error.
+    """A file to write, which replaces `path` when the block ends without an error.
 
-    Until that moment, and after an error, a kill or a power cut, `path` is what it was; after it,
-    a power cut does not undo it. A symbolic link stays one. Pipes, terminals and `/dev/null` are
-    written to, never replaced. What killed processes left of `path` is removed.
+    Until then, and after an error, a kill or a power cut, `path` is unchanged. Afterwards, the new
+    content survives a power cut.
+
+    Symbolic links stay links. Pipes, terminals and `/dev/null` are written to, never replaced.
+    Leftovers of killed processes are removed.
 
     Raises:
-        DsdError: the disk is full, or the like; names `path`.
+        DsdError: the disk is full or cannot be written to; the message names `path`.
     """
     places = {path.parent}
     try:
@@ -45,40 +47,41 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             with unfinished.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # or a power cut could leave the name without the content
+                os.fsync(file.fileno())  # else a power cut could leave the name without its content
             unfinished.replace(target)
             sync_folder(target.parent)
         except BaseException:
             unfinished.unlink(missing_ok=True)
             raise
-    except BrokenPipeError:  # the reader has seen enough: no error of ours
+    except BrokenPipeError:  # the reader closed the pipe: not an error
         raise
     except OSError as error:
         if error.filename is not None and Path(os.fsdecode(error.filename)).parent not in places:
-            raise  # of what is read in the block
+            raise  # errors of reading inside the block
         raise DsdError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def write_whole(path: Path, content: bytes | memoryview | str) -> None:
-    """Write a file; text as UTF-8, its line ends as they are.
+    """Write a file atomically; text as UTF-8, with its line ends unchanged.
 
     Raises:
-        DsdError: as for `whole`.
+        DsdError: the file cannot be written, as for `whole`.
     """
     with whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def append(path: Path, lines: str, *, durable: bool = True) -> None:
-    """Append whole lines to a file, all of them or none.
+    """Append whole lines to a file: all of them or none.
 
     Args:
-        path: of the file.
-        lines: with their ends.
-        durable: whether they are to survive a power cut.
+        path: path of the file.
+        lines: lines with their line ends.
+        durable: whether the lines must survive a power cut.
 
     Raises:
-        DsdError: the disk is full, or the like; names `path`, which is as it was.
+        DsdError: the disk is full or cannot be written to; the message names `path`, which is
+            unchanged.
     """
     content, written = lines.encode(), 0
     try:
@@ -102,17 +105,17 @@ def append(path: Path, lines: str, *, durable: bool = True) -> None:
 
 
 def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
-    """What the lines of a UTF-8 file say that lines are appended to; nothing where it is not there.
+    """Parse the lines of a UTF-8 file that is appended to; empty if there is no file.
 
-    A last line that a kill cut short is cut off, so that the next one has a line of its own. So is
-    what follows a damaged line, that line included, with a logged warning.
+    A truncated last line, left by a kill, is cut off, so that the next line starts clean. So is
+    everything from a damaged line on, with a logged warning.
 
     Args:
-        path: of the file.
-        read: makes something of a line, or raises a ValueError.
+        path: path of the file.
+        read: parser of one line; raises ValueError for a damaged one.
 
     Raises:
-        InputError: the first line is damaged: it is another file.
+        InputError: the first line is damaged, so this is some other file.
     """
     if not path.exists():
         return []
@@ -124,7 +127,7 @@ def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
     for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]:
         try:
             found.append(read(line.decode()))
-        except ValueError as error:  # UnicodeDecodeError is one
+        except ValueError as error:  # includes UnicodeDecodeError
             if not found:
                 raise InputError(
                     f"{path} is damaged or holds something else ({error}): remove it to start again"
@@ -139,23 +142,23 @@ def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
+    """Hex digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def followed(path: Path) -> Path:
-    """Where a file lies, symbolic links followed.
+    """Path of a file with symbolic links resolved.
 
     Raises:
-        OSError: links lead round in a circle, or the name is too long.
+        OSError: the links form a loop, or the name is too long.
     """
     try:
         return path.resolve()
-    except RuntimeError:  # what Python says of a circle before 3.13
+    except RuntimeError:  # a loop of links, before Python 3.13
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def is_device(path: Path) -> bool:
-    """Whether something else than a file or a folder is there, such as a pipe or a terminal."""
+    """Whether a path is neither a file nor a folder, such as a pipe or a terminal."""
     return path.exists() and not path.is_file() and not path.is_dir()

@@ -1,1 +1,1 @@
-"""From image files to the pixels a graph takes: formats by their specification, no metadata."""
+"""Image files to pixels, following the formats' specifications; metadata is ignored."""

@@ -1,4 +1,4 @@
-"""BMP: alpha that nobody filled, and the one bit of it that pixels of 16 bits may have."""
+"""BMP: unused alpha channels, and the alpha bit of 16-bit pixels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from PIL import Image, ImageFile
 from dsd_trt.image.picture import Picture, open_as, with_whole_palette
 
 _BITFIELDS = 3
-# Bits a pixel and compression, then the masks of red, green, blue and alpha.
+# Bits per pixel and compression, then the masks of red, green, blue and alpha.
 _A1R5G5B5 = (16, _BITFIELDS, 0x7C00, 0x3E0, 0x1F, 0x8000)
-_WITH_ALPHA_MASK = 56  # bytes of the shortest header that has one
+_WITH_ALPHA_MASK = 56  # bytes of the shortest header with an alpha mask
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:
-    """The bitmap; opaque where all of it would be transparent, as viewers show it."""
+    """Decode the bitmap; opaque if all alpha is zero, as viewers show it."""
     image: Image.Image = (opened := open_as("BMP", stream, max_pixels))
     if _has_one_bit_of_alpha(stream):
         image = _with_alpha(opened, stream)
@@ -35,10 +35,10 @@ def _has_one_bit_of_alpha(stream: BinaryIO) -> bool:
 
 
 def _with_alpha(opened: ImageFile.ImageFile, stream: BinaryIO) -> Image.Image:
-    """Unpacked again with the bit that Pillow takes for padding."""
+    """Unpack again with the bit that Pillow treats as padding."""
     tile: Any = opened.tile[0]  # a plain tuple before Pillow 11
     _, _, offset, (_, stride, direction) = tile
-    opened.load()  # refuses a file that is truncated
+    opened.load()  # fails for a truncated file
     stream.seek(offset)
     rows = stream.read(stride * opened.height)
     return Image.frombytes("RGBA", opened.size, rows, "raw", "BGRA;15", stride, direction)

@@ -1,4 +1,4 @@
-"""Image files that a command line names: outright, by their directory, or by a glob."""
+"""Image files named on a command line: by path, by directory, or by a glob."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dsd_trt.results import Failure
 
 @dataclass(frozen=True)
 class Found:
-    """What arguments name.
+    """Image files found from arguments.
 
     Attributes:
-        images: files, each once.
-        unreadable: directories that cannot be searched, links that lead nowhere, and what has an
-            image's name and is no file.
-        hides: whether images may lie behind one of these: not where its name is an image's.
+        images: image files, each listed once.
+        unreadable: failures for unreadable directories, dangling links, and special files with an
+            image's name.
+        hides: whether unreadable paths may hide more images; a path with an image's name does not.
     """
 
     images: tuple[Path, ...]
@@ -33,20 +33,21 @@ class Found:
 
 
 def find_images(arguments: Iterable[str], others: Sequence[str] = ()) -> Found:
-    """Collect image files from files, directories (recursive) and globs.
+    """Collect image files from paths, directories (recursive) and globs.
 
-    A file named outright is taken whatever it is called; in directories and globs, only files
-    whose name ends like an image's, and nothing hidden. Each argument's images are sorted.
-    Symbolic links to directories are followed. A directory is searched once, however many links
-    lead to it, and by its own path if that is below the argument; so every file is found once. A
-    link to a file is a file of its own.
+    A file given by path is used whatever its name. Directories and globs yield only files with an
+    image's suffix, and no hidden ones. The images of each argument are sorted.
+
+    Symbolic links to directories are followed. Each directory is searched once, however many links
+    lead to it, under its own path if that is below the argument. Each file is therefore found once;
+    a link to a file counts as a separate file.
 
     Args:
-        arguments: what was typed.
-        others: name endings of other files to take, such as ".tar".
+        arguments: paths, directories and globs, as typed.
+        others: suffixes of other files to accept, such as ".tar".
 
     Raises:
-        InputError: a path that does not exist, or a directory or glob without images.
+        InputError: a path does not exist, or a directory or glob has no images.
     """
     search = _Search((*image_suffixes(), *others))
     found: dict[str, Path] = {}
@@ -58,10 +59,10 @@ def find_images(arguments: Iterable[str], others: Sequence[str] = ()) -> Found:
 
 
 class _Search:
-    """Searches arguments one after the other.
+    """Searches the arguments one after another.
 
     Attributes:
-        unreadable: what cannot be searched or followed, and why.
+        unreadable: failures for paths that cannot be searched or followed.
         hides: whether images may lie behind one of these.
     """
 
@@ -69,10 +70,10 @@ class _Search:
         self.unreadable: dict[Path, str] = {}
         self.hides = False
         self._suffixes = suffixes
-        self._parents: dict[Path, str] = {}  # without symbolic links
+        self._parents: dict[Path, str] = {}  # resolved path
 
     def identity(self, path: Path) -> str:
-        """Equal for two paths to a file, unless the file itself has two names."""
+        """Identity of the file behind a path; equal for two paths to it, except for hard links."""
         parent = path.parent
         if parent not in self._parents:
             self._parents[parent] = os.path.realpath(parent)
@@ -86,7 +87,7 @@ class _Search:
         except PermissionError as error:
             self._note(path, error)
             return []
-        except (OSError, ValueError):  # it does not exist, or is no name at all
+        except (OSError, ValueError):  # missing, or not a valid name
             if not glob.has_magic(argument):
                 raise InputError(f"no file or directory {argument!r}") from None
             paths, complaint = self._matching(path), f"no images match {argument!r}"
@@ -105,7 +106,7 @@ class _Search:
         return sorted(images)
 
     def _matching(self, pattern: Path) -> list[Path]:
-        """Files and directories that match a glob; glob's own goes round loops of links."""
+        """Files and directories that match a glob; unlike the glob module, safe from link loops."""
         paths = [Path(pattern.anchor)]
         for part in pattern.relative_to(pattern.anchor).parts:
             directories = [path for path in paths if _is_directory(path)]
@@ -124,7 +125,7 @@ class _Search:
         return paths
 
     def _walk(self, tops: Iterable[Path]) -> Iterator[tuple[Path, list[Path]]]:
-        """Directories and the images in them, each directory once, those behind links last."""
+        """Directories with their images, each directory once, those behind links last."""
         seen: set[tuple[int, int]] = set()
         waiting, linked = list[Path](), list[Path]()
         for top in tops:
@@ -165,11 +166,11 @@ class _Search:
         self.hides = True
 
     def _is_image(self, path: Path, is_file: bool = False) -> bool:
-        """Whether it is a file with an image's name; what may hide an image is noted.
+        """Whether a path is a file with an image's name; records paths that may hide images.
 
         Args:
-            path: no directory.
-            is_file: it is known to be a file.
+            path: path of an entry that is not a directory.
+            is_file: whether it is known to be a file.
         """
         named = path.name.lower().endswith(self._suffixes)
         if is_file or not (named or path.is_symlink()):
@@ -178,7 +179,7 @@ class _Search:
             mode = path.stat().st_mode
         except OSError as error:
             self.unreadable[path] = f"cannot be followed: {error.strerror}"
-            self.hides |= not named  # else it is one image, and gone
+            self.hides |= not named  # otherwise a single image, which is gone
             return False
         if named and not stat.S_ISREG(mode):
             self.unreadable[path] = other_kind(mode)
@@ -190,7 +191,7 @@ def _is_directory(path: Path) -> bool:
 
 
 def _is_kind(test: Callable[[], bool]) -> bool:
-    """What an entry of a directory says of itself; no, if it is a link that cannot be followed."""
+    """Kind of a directory entry as reported by the system; False for a dangling link."""
     try:
         return test()
     except OSError:
@@ -198,5 +199,5 @@ def _is_kind(test: Callable[[], bool]) -> bool:
 
 
 def printable(name: str) -> str:
-    """A name that is not valid UTF-8 in a form that a table can hold, and still one of its own."""
+    """A file name for tables; invalid UTF-8 is escaped, and distinct names stay distinct."""
     return name.encode("utf-8", "backslashreplace").decode()

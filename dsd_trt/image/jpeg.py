@@ -1,4 +1,4 @@
-"""JPEG without the segments that say nothing about pixels."""
+"""JPEG without the segments that do not affect pixels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dsd_trt.image.picture import Picture, open_as
 _XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\0"
 _START, _END, _SCAN, _COMMENT = 0xD8, 0xD9, 0xDA, 0xFE
 _JFIF, _EXIF, _ADOBE = 0xE0, 0xE1, 0xEE
-_IGNORED = (0x01, *range(0xD0, 0xD8))  # of no use here, and no length follows
+_IGNORED = (0x01, *range(0xD0, 0xD8))  # not needed, and has no length
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:
-    """The picture; of several in one file (MPO) the first."""
+    """Decode the image; the first one of several (MPO)."""
     kept, exif, xmp = _split(stream)
     image = open_as("JPEG", BytesIO(kept), max_pixels)
     return Picture(image, orientation(without_prefix(exif), xmp))
 
 
 def _split(stream: BinaryIO) -> tuple[bytes, bytes, bytes]:
-    """What decoders need, EXIF (of several segments, one after the other) and the first XMP."""
+    """The segments decoders need, the joined EXIF segments, and the first XMP segment."""
     kept, exif, xmp = [stream.read(2)], b"", b""
     while True:
         marker = _next_marker(stream)
@@ -50,7 +50,7 @@ def _split(stream: BinaryIO) -> tuple[bytes, bytes, bytes]:
 
 
 def _next_marker(stream: BinaryIO) -> int | None:
-    """The next marker; as decoders do, whatever else lies before it is passed over."""
+    """The next marker; other bytes before it are skipped, as decoders do."""
     while byte := stream.read(1):
         if byte != b"\xff":
             continue
@@ -62,7 +62,7 @@ def _next_marker(stream: BinaryIO) -> int | None:
 
 
 def _is_needed(marker: int, body: bytes) -> bool:
-    """Whether pixels depend on a segment: colours do on two of the applications'."""
+    """Whether pixels depend on a segment; two application segments affect colours."""
     if marker == _JFIF:
         return len(body) >= 14 and body.startswith(b"JFIF\0")
     if marker == _ADOBE:

@@ -1,4 +1,4 @@
-"""How a picture is turned, from EXIF and XMP; the only metadata that is ever read.
+"""Orientation from EXIF and XMP, the only metadata that is read.
 
 `engines/cpp/src/orientation.cpp` is the same in C++.
 """
@@ -28,17 +28,17 @@ _TRANSPOSE = {
 
 
 def orientation(exif: bytes, xmp: bytes) -> int:
-    """The orientation, 1 to 8; EXIF counts before XMP, and 1 stands for what is damaged.
+    """Orientation, 1 to 8. EXIF takes precedence over XMP; damaged metadata gives 1.
 
     Args:
-        exif: a TIFF header and what follows it, or nothing.
-        xmp: the packet, or nothing.
+        exif: TIFF header and the bytes after it, or empty.
+        xmp: bytes of the XMP packet, or empty.
     """
     return declared(_from_exif(exif), xmp)
 
 
 def declared(found: int | None, xmp: bytes) -> int:
-    """The orientation where a tag's value is known already; None where there is no tag."""
+    """Orientation from a tag's value; None if there is no tag."""
     if found is None:
         match = _XMP.search(xmp)
         found = int(match[1]) if match else 1
@@ -46,17 +46,17 @@ def declared(found: int | None, xmp: bytes) -> int:
 
 
 def without_prefix(exif: bytes) -> bytes:
-    """EXIF as JPEG's segments hold it, from its TIFF header on; some writers prefix it twice."""
+    """JPEG's EXIF from its TIFF header on; some writers repeat the prefix."""
     return exif.removeprefix(EXIF_PREFIX).removeprefix(EXIF_PREFIX)
 
 
 def upright(image: Image.Image, turn: int) -> Image.Image:
-    """The image as it is meant to be seen; itself where it is stored so."""
+    """The image turned upright; the same object if it already is."""
     return image.transpose(_TRANSPOSE[turn]) if turn in _TRANSPOSE else image
 
 
 def _from_exif(exif: bytes) -> int | None:
-    """The first directory's tag; 0 where it is malformed, None where there is none."""
+    """Value of the tag in the first directory; 0 if malformed, None if there is none."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None or len(exif) < 8:
         return None

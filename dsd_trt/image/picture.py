@@ -1,4 +1,4 @@
-"""A file's first picture, decoded: not yet upright, perhaps with transparency."""
+"""The first image of a file, decoded but not yet upright, perhaps with transparency."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dsd_trt.limits import IMAGE_PIXELS
 
 @dataclass(frozen=True)
 class Picture:
-    """Pixels and how they are turned."""
+    """Pixels with their orientation."""
 
     image: Image.Image
     orientation: int  # 1 to 8, as in EXIF
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse what has no pixels or too many, before they are unpacked."""
+    """Refuse an image with no pixels or too many, before it is decompressed."""
     if 0 in size:
         raise ImageError("it has no pixels")
     if size[0] * size[1] > max_pixels:
@@ -31,17 +31,19 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def too_large(max_pixels: int) -> ImageError:
-    """The reason for which an image of many pixels is refused."""
+    """Reason for refusing an image with too many pixels."""
     if max_pixels == IMAGE_PIXELS.value():
         return ImageError(IMAGE_PIXELS.refusal())
-    return ImageError(f"more than {max_pixels / 1e6:.3g} million pixels")  # the caller's limit
+    return ImageError(
+        f"more than {max_pixels / 1e6:.3g} million pixels"
+    )  # limit given by the caller
 
 
 def open_as(form: str, stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:
-    """Open with one of Pillow's decoders.
+    """Open with a given Pillow decoder.
 
-    `Image.open` would warn of large pictures, and to silence it would change the settings of a
-    whole process, of which this package may be a small part.
+    `Image.open` would warn about large images. Silencing it would change a setting of the whole
+    process, which belongs to the caller.
     """
     stream.seek(0)
     try:
@@ -53,11 +55,11 @@ def open_as(form: str, stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile
 
 
 def samples(image: Image.Image, rawmode: str = "") -> NDArray[np.int32]:
-    """What is stored for every pixel, (height, width) or (height, width, channels).
+    """Stored samples, (height, width) or (height, width, channels).
 
     Args:
-        image: opened and, where a mode is named, not loaded yet.
-        rawmode: the bytes of a sample to take, as Pillow's unpackers are named.
+        image: an opened image, not loaded yet if `rawmode` is given.
+        rawmode: bytes of a sample to use, as a raw mode of Pillow's unpackers.
     """
     if rawmode and isinstance(image, ImageFile.ImageFile):
         image.tile = [_unpacked_as(rawmode, tile) for tile in image.tile]
@@ -72,12 +74,12 @@ def _unpacked_as(rawmode: str, tile: Any) -> Any:
 
 
 def to_8_bits(values: NDArray[np.signedinteger[Any]], largest: int) -> NDArray[np.uint8]:
-    """Samples from 0 to `largest` scaled to 8 bits and rounded."""
+    """Scale samples from 0..`largest` to 8 bits, rounded."""
     return ((values.astype(np.int64) * 510 + largest) // (2 * largest)).astype(np.uint8)
 
 
 def with_whole_palette(image: Image.Image) -> Image.Image:
-    """Make indices beyond a file's palette black; Pillow would make them greys."""
+    """Make palette indices beyond the palette black; Pillow would make them grey."""
     if image.mode != "P":
         return image
     image.load()

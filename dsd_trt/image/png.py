@@ -1,8 +1,8 @@
-"""PNG by its specification: exact samples, transparent colours, and no other chunk than needed.
+"""PNG by its specification: exact samples, transparent colours, only the needed chunks.
 
-Pillow reads every chunk, and refuses a picture for the size of a text beside it; it compares
-transparent colours with samples of another depth, and cuts 16 bits to 8. So it gets the chunks of
-the pixels alone. `engines/cpp/src/png.cpp` is the same in C++.
+Pillow reads every chunk and refuses an image for a long text chunk. It compares transparent colours
+with samples of another depth, and truncates 16 bits to 8. Pillow therefore gets only the chunks of
+the pixels. `engines/cpp/src/png.cpp` is the same in C++.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DEPTHS = {
     _GREY_ALPHA: (8, 16),
     _RGB_ALPHA: (8, 16),
 }
-# First column, first row, steps of columns and rows, of each pass of an interlaced picture.
+# First column, first row, column step and row step of each interlacing pass.
 _ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
@@ -40,19 +40,19 @@ _ADAM7 = (
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
 _LONGEST_TEXT = 1 << 24
-"""Bytes of a chunk, packed or not, above which no orientation is looked for in it."""
+"""Longest text chunk searched for an orientation, in bytes, compressed or not."""
 
 _FEWEST = {_GREY: 2, _RGB: 6}  # bytes of a transparent colour
 
 
 @dataclass
 class _Chunks:
-    """What a file's chunks say of its pixels, and of how they are turned."""
+    """Content of a file's chunks that affects pixels or orientation."""
 
     header: bytes = b""
     palette: bytes = b""
     transparent: bytes = b""
-    pixels: list[bytes] = field(default_factory=list)  # a zlib stream in pieces
+    pixels: list[bytes] = field(default_factory=list)  # parts of one zlib stream
     exif: bytes = b""
     raw_exif: bytes = b""
     xmp: bytes = b""
@@ -76,7 +76,7 @@ class _Chunks:
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:
-    """The picture; of an animation the default image, as where animations are not known."""
+    """Decode the image; the default image of an animation, as decoders without animation do."""
     chunks = _read_chunks(stream, max_pixels)
     exif = chunks.exif or without_prefix(chunks.raw_exif)
     return Picture(_decode(chunks, max_pixels), orientation(exif, chunks.xmp))
@@ -87,7 +87,7 @@ def _damaged(what: str) -> NoReturn:
 
 
 def _walk(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
-    """The name, the place and the declared length of every chunk."""
+    """Name, position and declared length of every chunk."""
     place = len(_SIGNATURE)
     while True:
         stream.seek(place)
@@ -101,12 +101,12 @@ def _walk(stream: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 def _read_chunks(stream: BinaryIO, max_pixels: int) -> _Chunks:
     chunks = _Chunks()
-    ended = False  # the pixels are one run of chunks
+    ended = False  # pixel chunks must be consecutive
     for name, place, length in _walk(stream):
         if not (name.isalpha() and name.isascii()) or length >= 1 << 31:
             if not chunks.pixels:
                 _damaged("no chunk where one should be")
-            break  # the pixels are there all the same
+            break  # the pixels are complete anyway
         critical = name[:1].isupper()
         if not chunks.header and name != b"IHDR":
             _damaged("the header is missing")
@@ -136,7 +136,7 @@ def _read_chunks(stream: BinaryIO, max_pixels: int) -> _Chunks:
 
 
 def _read(stream: BinaryIO, name: bytes, place: int, length: int, whole: bool = True) -> bytes:
-    """A chunk that pixels need; of one that is not needed whole, what there is of it."""
+    """A chunk that pixels need; a truncated one is returned as far as it goes, if allowed."""
     stream.seek(place)
     body = stream.read(length)
     checksum = stream.read(4)
@@ -151,7 +151,7 @@ def _read(stream: BinaryIO, name: bytes, place: int, length: int, whole: bool = 
 def _read_ancillary(
     chunks: _Chunks, stream: BinaryIO, name: bytes, place: int, length: int
 ) -> None:
-    """Take what is wanted of a chunk; one that is damaged says nothing."""
+    """Read an optional chunk; a damaged one is ignored."""
     if name not in (b"tRNS", b"eXIf", *_TEXTS):
         return
     try:
@@ -172,7 +172,7 @@ def _read_ancillary(
 
 
 def _text(name: bytes, body: bytes) -> bytes:
-    """The text after its keyword; none where it is damaged."""
+    """Text after the keyword of a text chunk; empty if damaged."""
     packed, method = False, b"\0"
     if name == b"zTXt":
         packed, method, body = True, body[:1], body[1:]
@@ -189,7 +189,7 @@ def _text(name: bytes, body: bytes) -> bytes:
 
 
 def _from_hexadecimal(text: bytes) -> bytes:
-    """Bytes that follow three lines: an empty one, a name and a length."""
+    """Bytes from hexadecimal text after three lines: an empty one, a name and a length."""
     lines = text.split(b"\n", 3)
     try:
         return bytes.fromhex(lines[3].decode("ascii")) if len(lines) == 4 else b""
@@ -213,7 +213,7 @@ def _checked_palette(palette: bytes) -> bytes:
 
 
 def _checked_transparency(chunks: _Chunks, body: bytes) -> bytes:
-    """The chunk, or nothing where it is not one for this kind of picture."""
+    """Content of the transparency chunk; empty if it does not fit the colour type."""
     if chunks.color == _PALETTE:
         return body if len(body) <= len(chunks.palette) // 3 else b""
     return body if len(body) == _FEWEST.get(chunks.color) else b""
@@ -225,15 +225,15 @@ def _decode(chunks: _Chunks, max_pixels: int) -> Image.Image:
         image = _open(chunks, max_pixels)
         image.load()
         last = Image.new(image.mode, (image.width, 1))
-        last.paste(image, (0, 1 - image.height))  # cropping would warn of a large one
+        last.paste(image, (0, 1 - image.height))  # cropping would warn about large images
         if chunks.interlaced or last.getbbox(alpha_only=False) is None:
-            _check_complete(chunks)  # Pillow leaves rows black that are not there
+            _check_complete(chunks)  # Pillow leaves missing rows black
         return _from_palette(chunks, image) if color == _PALETTE else image
     _check_complete(chunks)
     stored = _all_samples(chunks, max_pixels)  # (height, width, channels)
     scaled = to_8_bits(stored, 2**depth - 1)
     if chunks.transparent:
-        # A sample's low bits count, whatever is in the others.
+        # Only the low bits of a transparent colour count.
         key = np.frombuffer(chunks.transparent, ">u2") & (2**depth - 1)
         opaque = (stored != key).any(axis=2, keepdims=True)
         scaled = np.concatenate([scaled, 255 * opaque.astype(np.uint8)], axis=2)
@@ -242,7 +242,7 @@ def _decode(chunks: _Chunks, max_pixels: int) -> Image.Image:
 
 
 def _check_complete(chunks: _Chunks) -> None:
-    """Refuse pixels whose zlib stream ends too early."""
+    """Refuse pixels whose zlib stream is truncated."""
     channels = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGB_ALPHA: 4}[chunks.color]
     width, height = chunks.size
     missing = 0
@@ -254,7 +254,7 @@ def _check_complete(chunks: _Chunks) -> None:
     for piece in chunks.pixels:
         packed = piece
         while packed and missing > 0:
-            # No more than is missing: what follows may be damaged.
+            # Read only the missing bytes: later data may be damaged.
             missing -= len(stream.decompress(packed, min(missing, 1 << 20)))
             packed = stream.unconsumed_tail
     if missing > 0:
@@ -262,7 +262,7 @@ def _check_complete(chunks: _Chunks) -> None:
 
 
 def _from_palette(chunks: _Chunks, image: Image.Image) -> Image.Image:
-    """Indices with their colours: black beyond the palette, an error that leaves a picture."""
+    """Colours of palette indices; indices beyond the palette are black, as decoders recover."""
     image.putpalette(chunks.palette.ljust(768, b"\0"))
     if chunks.transparent:
         image.info["transparency"] = chunks.transparent
@@ -270,14 +270,14 @@ def _from_palette(chunks: _Chunks, image: Image.Image) -> Image.Image:
 
 
 def _all_samples(chunks: _Chunks, max_pixels: int) -> NDArray[np.int32]:
-    """Every sample as it is stored, (height, width, channels)."""
+    """Stored samples of all pixels, (height, width, channels)."""
     depth, color = chunks.depth, chunks.color
     if depth < 16:
         stored = samples(_open(chunks, max_pixels))
-        # Pillow scales greys of few bits, and returns those of one as truth values.
+        # Pillow scales greys below 8 bits, and returns 1-bit ones as booleans.
         stored = stored // (255 // (2**depth - 1)) if 1 < depth < 8 else stored
     elif color in (_GREY, _GREY_ALPHA):
-        # Two bytes of grey are stored as one of grey and one of alpha are, and so on.
+        # 16-bit grey has the same layout as 8-bit grey with alpha, and so on.
         twice = {_GREY: _GREY_ALPHA, _GREY_ALPHA: _RGB_ALPHA}[color]
         halves = samples(_open(chunks, max_pixels, bytes([8, twice])))
         stored = halves[..., ::2] * 256 + halves[..., 1::2]
@@ -285,16 +285,16 @@ def _all_samples(chunks: _Chunks, max_pixels: int) -> NDArray[np.int32]:
         mode = "RGB" if color == _RGB else "RGBA"
         high, low = (
             samples(_open(chunks, max_pixels), f"{mode};16{end}")
-            for end in "BL"  # what is the high byte in one order is the low one in the other
+            for end in "BL"  # reads the low bytes, which are the high ones in the other byte order
         )
         stored = high * 256 + low
     return stored.reshape(*stored.shape[:2], -1)
 
 
 def _open(chunks: _Chunks, max_pixels: int, kind: bytes = b"") -> Image.Image:
-    """The pixels' chunks, opened by Pillow; `kind` is another depth and colour type."""
+    """Open the pixel chunks with Pillow; `kind` replaces bit depth and colour type."""
     header = chunks.header[:8] + (kind or chunks.header[8:10]) + chunks.header[10:]
-    # Pillow wants a palette where there are indices; its own colours would do.
+    # Pillow requires a palette for indices; its colours do not matter.
     palette = [(b"PLTE", chunks.palette)] if chunks.color == _PALETTE else []
     stream = BytesIO()
     stream.write(_SIGNATURE)

@@ -1,4 +1,4 @@
-"""From an image, in whatever form it comes, to the bytes a graph takes."""
+"""Images in any accepted form to the bytes of a graph's input."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[
 
 _CHANNELS = ((), (3,), (4,))  # grey, RGB, RGBA
 
-# Only decoders that neither run other programs (EPS starts Ghostscript) nor open other files, and
-# the module of Pillow that has each: to import all that it has takes longer than most pictures.
+# Decoders that neither run other programs (EPS starts Ghostscript) nor open other files, with the
+# Pillow module of each: importing all modules takes longer than decoding most images.
 _FORMATS = {
     "JPEG": "JpegImagePlugin",
     "PNG": "PngImagePlugin",
@@ -65,15 +65,14 @@ def preprocess(
     Args:
         source: path, encoded bytes, PIL image, or uint8 array (H, W), (H, W, 3) or (H, W, 4).
         resolution: side of the square in pixels.
-        resize: see `Resize`.
-        max_pixels: width times height above which an image is refused; None is the limit
-            DSD_TRT_MAX_IMAGE_PIXELS.
+        resize: name of the resizing method, see `Resize`.
+        max_pixels: largest accepted width times height. None is the limit DSD_TRT_MAX_IMAGE_PIXELS.
 
     Returns:
         RGB pixels, uint8 (resolution, resolution, 3).
 
     Raises:
-        ImageError: it cannot be decoded; the message is the reason.
+        ImageError: the image cannot be decoded; the message is the reason.
     """
     image = load_image(source, max_pixels)
     if resize == "bicubic-stretch-through-224":
@@ -84,16 +83,16 @@ def preprocess(
 def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
     """Decode an image to upright RGB.
 
-    Orientation is applied, transparency is composited on white, 16-bit samples are scaled to
-    8 bits, and of an animated file the first frame is taken. Colour profiles are not applied. Of
-    metadata nothing but the orientation is read, so that none costs a picture.
+    Transparent pixels are composited on white, 16-bit samples are scaled to 8 bits, and only the
+    first frame of an animation is decoded. Colour profiles are not applied. Orientation is the only
+    metadata read, so damaged metadata never costs an image.
 
     Args:
-        source: as for `preprocess`. Of a PIL image's mode `I`, white is 65535.
-        max_pixels: as for `preprocess`.
+        source: image in any form accepted by `preprocess`. In PIL mode `I`, white is 65535.
+        max_pixels: largest accepted width times height, as for `preprocess`.
 
     Raises:
-        ImageError: it cannot be decoded; the message is the reason.
+        ImageError: the image cannot be decoded; the message is the reason.
     """
     if max_pixels is None:
         max_pixels = IMAGE_PIXELS.value()
@@ -115,12 +114,12 @@ def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Imag
 
 
 def image_identity(image: object) -> object:
-    """Equal for two references to the same image: its path, or the very object."""
+    """Identity of an image: its path, or the object itself; equal for the same image."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 
 
 def image_suffixes() -> frozenset[str]:
-    """File name endings, lower case with their dot, that `load_image` can decode."""
+    """File name suffixes that `load_image` can decode, lower case with their dot."""
     formats = _formats()
     return frozenset(suffix for suffix, kind in Image.EXTENSION.items() if kind in formats)
 
@@ -128,8 +127,10 @@ def image_suffixes() -> frozenset[str]:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     for module in _FORMATS.values():
-        with contextlib.suppress(ImportError):  # AVIF came with Pillow 11.3
-            importlib.import_module(f"PIL.{module}")  # registers its decoder, if it was built
+        with contextlib.suppress(ImportError):  # Pillow supports AVIF since 11.3
+            importlib.import_module(
+                f"PIL.{module}"
+            )  # registers the decoder, if Pillow was built with it
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -170,18 +171,18 @@ def _decode(stream: BinaryIO, max_pixels: int) -> Picture:
 
 
 def _read_plain(form: str, stream: BinaryIO, max_pixels: int) -> Picture:
-    """Formats that Pillow reads as they are meant to be."""
+    """Decode formats for which Pillow follows the specification."""
     image = open_as(form, stream, max_pixels)
     return Picture(image, _orientation(image))
 
 
 def _loaded(picture: Picture) -> Picture:
-    picture.image.load()  # before its file is closed
+    picture.image.load()  # load before the file is closed
     return picture
 
 
 def _orientation(image: Image.Image) -> int:
-    """From metadata that Pillow has found; parsed here, since it warns and raises at damage."""
+    """Orientation from metadata that Pillow found; Pillow itself would raise on damage."""
     exif, xmp = image.info.get("exif"), image.info.get("xmp")
     return orientation(
         without_prefix(exif) if isinstance(exif, bytes) else b"",
@@ -198,7 +199,7 @@ def _from_pil(image: Image.Image, max_pixels: int) -> Picture:
         and (image.tile and stream is not None and stream.seekable())
         and not (image.tell() or image.decoderconfig)
     ):
-        # Opened and nothing more: as if its file had been given.
+        # Opened but not loaded: the same as its file.
         place = stream.tell()
         try:
             stream.seek(0)

@@ -1,4 +1,4 @@
-"""From pixels of any of Pillow's modes to RGB on white."""
+"""Pixels in any Pillow mode to RGB on white."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _REFUSED = {
     "F": "floating-point pixels have no defined white",
     "LAB": "CIE L*a*b* colours: convert them to RGB",
 }
-_WHITE = 65535  # of integers: greys of 16 bits
+_WHITE = 65535  # integer modes: 16-bit greys
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB without transparency; not turned."""
+    """Convert to RGB, composited on white; orientation is not applied."""
     if image.mode in _REFUSED:
         raise ImageError(_REFUSED[image.mode])
     image.load()
@@ -27,7 +27,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return _from_premultiplied(image)
     key = image.info.get("transparency")
     if key is not None and not _is_alpha_of_palette(image, key):
-        image = image.copy()  # Pillow's conversions would stumble over it, or take it for another
+        image = image.copy()  # Pillow's conversions would fail on it, or misread it
         del image.info["transparency"]
     if image.mode.startswith("I"):
         return _from_integers(image, key)
@@ -48,7 +48,7 @@ def _is_alpha_of_palette(image: Image.Image, key: object) -> bool:
 
 
 def _from_integers(image: Image.Image, key: object) -> Image.Image:
-    """Pillow's own conversion would clip everything above 255 to white."""
+    """Convert 16-bit greys; Pillow would clip everything above 255 to white."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > _WHITE:
         raise ImageError("grey values of more than 16 bits")
@@ -59,13 +59,13 @@ def _from_integers(image: Image.Image, key: object) -> Image.Image:
 
 
 def _without_color(image: Image.Image, key: Any) -> Image.Image:
-    """A colour that is declared transparent is white; anything else declared is ignored."""
+    """Make a transparent colour white; other declared values are ignored."""
     pixels = image.convert("RGB")
     parts = (key,) * 3 if isinstance(key, int) and image.mode != "RGB" else key
     whole = isinstance(parts, tuple) and all(isinstance(part, int) for part in parts)
     if not whole or len(parts) != 3:
         return pixels
-    # Of a PNG file of 16 bits Pillow has kept the colours' high bytes, and the whole key.
+    # For 16-bit PNG, Pillow keeps the colours' high bytes but the whole key.
     shift = 8 if max(parts) > 255 else 0
     rgb = np.array(pixels)
     rgb[(rgb == [part >> shift for part in parts]).all(axis=2)] = 255

@@ -1,8 +1,8 @@
-"""TIFF's first page by its specification: without the tags that say nothing about pixels.
+"""TIFF's first page by its specification, without tags that do not affect pixels.
 
-Pillow reads every tag of a file, and fails or warns at damaged ones; of some layouts it makes
-something else than what is stored. So it gets another file: the page's data as they are, and a
-directory of the tags that count (see `tiff_page`).
+Pillow reads every tag of a file, fails or warns on damaged ones, and misreads some layouts. It
+therefore gets a rewritten file: the page's data, and a directory of the needed tags (see
+`tiff_page`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dsd_trt.image.tiff_page import Page, Tag, read_page, rewrite
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _IS_RGB, _IS_CMYK, _IS_YCBCR, _IS_LAB = 0, 1, 2, 5, 6, 8
 _SIGNED, _FLOATING, _UNDEFINED = 2, 3, 4
-_PREMULTIPLIED, _ALPHA = 1, 2  # what an extra sample is; 0 is nothing that is known
-_SEPARATE = 2  # planes instead of pixels
+_PREMULTIPLIED, _ALPHA = 1, 2  # meaning of an extra sample; 0 is unspecified
+_SEPARATE = 2  # separate planes instead of interleaved pixels
 _UNPACKED = 1  # compression
 _MOST_SAMPLES = 6
 
 
 def read(stream: BinaryIO, max_pixels: int) -> Picture:
-    """The first page."""
+    """Decode the first page."""
     page = read_page(stream)
     check_size(page.size, max_pixels)
     turn = declared(page.orientation, page.xmp)
@@ -36,7 +36,7 @@ def read(stream: BinaryIO, max_pixels: int) -> Picture:
 
 
 class _Decoder:
-    """One page, and what its tags make of it."""
+    """One page, decoded as its tags describe."""
 
     def __init__(self, stream: BinaryIO, page: Page, max_pixels: int) -> None:
         self._stream, self._max_pixels = stream, max_pixels
@@ -45,7 +45,7 @@ class _Decoder:
         self._bits = bits[0] if len(set(bits[: self._channels])) == 1 else 0
         self._kind = page.get(Tag.PHOTOMETRIC, _WHITE_IS_ZERO)
         self._format = page.get(Tag.FORMAT, 1)
-        if self._format == _UNDEFINED:  # the specification: as if nothing were said
+        if self._format == _UNDEFINED:  # the specification: same as an absent tag
             self._format, page = 1, page.with_tag(Tag.FORMAT)
         self._extra = page.tags.get(Tag.EXTRA, ())
         self._page = page
@@ -66,7 +66,7 @@ class _Decoder:
             raise ImageError("subsampled colours without compression")
 
     def decode(self) -> Image.Image:
-        """The page as an image of 8 bits."""
+        """The page as an 8-bit image."""
         if self._page.get(Tag.PLANAR, 1) == _SEPARATE and self._channels > 1:
             return self._from_planes()
         if self._channels == 1 and self._kind <= _BLACK_IS_ZERO and self._bits in (12, 16, 32):
@@ -81,23 +81,23 @@ class _Decoder:
     def _open(self, page: Page) -> Image.Image:
         image = open_as("TIFF", rewrite(self._stream, page), self._max_pixels)
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or self._max_pixels):
-            image.im = Image.new(image.mode, image.size).im  # Pillow would warn of its size
+            image.im = Image.new(image.mode, image.size).im  # Pillow would warn about the size
         return image
 
     def _grey(self, page: Page | None = None) -> NDArray[np.uint8]:
-        """Greys of any depth, or one plane as if it were grey."""
+        """Greys of any depth, or one plane treated as grey."""
         page = page or self._page
         bits = self._bits
         packed = page.get(Tag.COMPRESSION, 1) != _UNPACKED
         plain = page.with_tag(Tag.PHOTOMETRIC, _BLACK_IS_ZERO)
         white = 2**bits - 1
-        if bits == 12:  # Pillow knows them in this order alone, in which they are the same
+        if bits == 12:  # Pillow supports them only in this byte order, in which they are the same
             values = samples(self._open(plain.with_order("<"))).astype(np.int64)
         elif bits == 32:
             mode = "I;32N" if packed else ""
             image = self._open(plain.with_tag(Tag.FORMAT, _SIGNED))
             values = samples(image, mode).astype(np.uint32).astype(np.int64)
-            if self._format == _SIGNED:  # as Pillow writes greys of 16 bits
+            if self._format == _SIGNED:  # Pillow's layout of 16-bit greys
                 white = 65535
                 if values.max() > white:
                     raise ImageError("grey values of more than 16 bits")
@@ -108,18 +108,18 @@ class _Decoder:
         return to_8_bits(values, white)
 
     def _wide_colors(self) -> NDArray[np.int32]:
-        """RGB of 16 bits, and alpha where there is one: (height, width, 3 or 4)."""
+        """16-bit RGB, with alpha if present: (height, width, 3 or 4)."""
         unpacked = self._page.get(Tag.COMPRESSION, 1) == _UNPACKED
         little = self._page.order == "<" if unpacked else sys.byteorder == "little"
         mode = "RGB" if self._channels == 3 else "RGBX" if self._extra == (0,) else "RGBA"
-        # What is the high byte in one order is the low one in the other.
+        # Reads the low bytes, which are the high ones in the other byte order.
         high, low = (
             samples(self._open(self._page), f"{mode};16{end}") for end in ("LB" if little else "BL")
         )
         return high * 256 + low
 
     def _from_planes(self) -> Image.Image:
-        """Each plane is a grey picture of its own."""
+        """Decode each plane as a grey image, and merge them."""
         color = {_IS_RGB: 3, _IS_CMYK: 4, _BLACK_IS_ZERO: 1}.get(self._kind)
         if color is None or self._bits not in (8, 16) or self._channels < color:
             raise ImageError("planes of this kind cannot be decoded")
@@ -140,10 +140,10 @@ class _Decoder:
         return self._merge(np.stack(planes, axis=2))
 
     def _merge(self, pixels: NDArray[np.uint8]) -> Image.Image:
-        """Planes (height, width, channels) as Pillow names them."""
+        """Merge planes (height, width, channels) to an image in Pillow's mode."""
         premultiplied = self._extra[:1] == (_PREMULTIPLIED,)
         if self._kind == _IS_CMYK:
-            mode = "CMYK"  # an alpha beside it is left out
+            mode = "CMYK"  # additional alpha is ignored
         elif self._kind == _IS_RGB:
             mode = "RGB" if pixels.shape[2] == 3 else "RGBa" if premultiplied else "RGBA"
         else:

@@ -1,4 +1,4 @@
-"""The directory of a TIFF file's first page, read, and written with what pixels need alone."""
+"""Directory of a TIFF file's first page, read, and rewritten with only the needed tags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsd_trt.errors import ImageError
 
 
 class Tag(IntEnum):
-    """The tags that pixels depend on, and two of orientation."""
+    """Tags that affect pixels, and two for orientation."""
 
     WIDTH, LENGTH, BITS, COMPRESSION = 256, 257, 258, 259
     PHOTOMETRIC, FILL_ORDER, OFFSETS, ORIENTATION = 262, 266, 273, 274
@@ -26,7 +26,7 @@ class Tag(IntEnum):
     XMP, MEDIA_PHOTO = 700, 48129
 
 
-_OLD_JPEG = range(512, 522)  # the tags of compression 6, whose data lie wherever those say
+_OLD_JPEG = range(512, 522)  # tags of compression 6, which locate its data
 _WANTED = {*Tag, *_OLD_JPEG}
 _NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _BYTES = (1, 2, 7)
@@ -39,39 +39,39 @@ Values = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Page:
-    """A directory's numbers, and the byte order of its file."""
+    """Values of a directory's tags, and the byte order of its file."""
 
-    order: str  # of struct
-    tags: dict[int, Values]  # of rationals numerators and denominators
+    order: str  # format of the struct module
+    tags: dict[int, Values]  # rationals: numerator and denominator
     tables: bytes = b""
     xmp: bytes = b""
     orientation: int | None = None
 
     def get(self, tag: int, default: int) -> int:
-        """The tag's first number."""
+        """First value of a tag."""
         return self.tags.get(tag, (default,))[0]
 
     def second(self, tag: int, default: int) -> int:
-        """The tag's second number."""
+        """Second value of a tag."""
         return (*self.tags.get(tag, (default,)), default)[1]
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height."""
+        """Width and height in pixels."""
         return self.get(Tag.WIDTH, 0), self.get(Tag.LENGTH, 0)
 
     def with_tag(self, tag: int, *values: int) -> Page:
-        """The page with a tag changed, or without it where there are no values."""
+        """Copy of the page with one tag changed, or removed if there are no values."""
         others = {name: them for name, them in self.tags.items() if name != tag}
         return replace(self, tags=others | ({tag: values} if values else {}))
 
     def with_order(self, order: str) -> Page:
-        """The page as if its file had another byte order."""
+        """Copy of the page with another byte order."""
         return replace(self, order=order)
 
 
 def read_page(stream: BinaryIO) -> Page:
-    """Read the first directory; tags that pixels do not need may be damaged."""
+    """Read the first directory; damaged tags are ignored unless pixels need them."""
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     head = stream.read(16)
@@ -90,7 +90,7 @@ def read_page(stream: BinaryIO) -> Page:
 def _entries(
     stream: BinaryIO, size: int, order: str, big: bool, place: int
 ) -> Iterator[tuple[int, tuple[int, int, bytes]]]:
-    """Kind, number of values and bytes of every tag that is wanted."""
+    """Type, count and bytes of every needed tag."""
     head, inline = ("Q", 8) if big else ("H", 4)
     entry = struct.Struct(f"{order}HHQ8s" if big else f"{order}HHI4s")
     stream.seek(place)
@@ -133,13 +133,15 @@ def _page(order: str, entries: dict[int, tuple[int, int, bytes]]) -> Page:
 
 
 def rewrite(stream: BinaryIO, page: Page) -> BytesIO:
-    """A file of this page alone."""
+    """A file with only this page."""
     out = BytesIO()
     page = _copy_data(stream, page, out)
     place = out.seek(0, os.SEEK_END)
     place += out.write(b"\0" * (place % 2))
     entries, beyond = [], b""
-    start = place + 2 + 12 * (len(page.tags) + bool(page.tables)) + 4  # of what lies beyond
+    start = (
+        place + 2 + 12 * (len(page.tags) + bool(page.tables)) + 4
+    )  # for data beyond the end of the file
     for tag, kind, count, data in sorted(_encoded(page)):
         if len(data) > 4:
             entries.append(struct.pack(f"{page.order}HHII", tag, kind, count, start + len(beyond)))
@@ -165,16 +167,16 @@ def _encoded(page: Page) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def _copy_data(stream: BinaryIO, page: Page, out: BytesIO) -> Page:
-    """Write the page's pieces after room for a header; the page with their new places."""
+    """Write the page's strips or tiles after space for a header; return the updated page."""
     tiled = Tag.TILE_OFFSETS in page.tags
     places, counts = (Tag.TILE_OFFSETS, Tag.TILE_COUNTS) if tiled else (Tag.OFFSETS, Tag.COUNTS)
     offsets, lengths = page.tags.get(places, ()), page.tags.get(counts, ())
     unpacked = _unpacked_length(page, tiled) if page.get(Tag.COMPRESSION, 1) == 1 else 0
-    if unpacked:  # what files say of it is not always so
+    if unpacked:  # the declared length is not always correct
         lengths = (unpacked,) * len(offsets)
     size = stream.seek(0, os.SEEK_END)
     if len(offsets) != len(lengths) or 0 in lengths or sum(lengths) > size + unpacked:
-        # Where the data lie is not clear: take everything.
+        # The position of the data is unclear: keep everything.
         stream.seek(0)
         out.write(stream.read())
         return page
@@ -189,7 +191,7 @@ def _copy_data(stream: BinaryIO, page: Page, out: BytesIO) -> Page:
 
 
 def _unpacked_length(page: Page, tiled: bool) -> int:
-    """Bytes of a strip or a tile that is not compressed."""
+    """Length of an uncompressed strip or tile in bytes."""
     channels = page.get(Tag.SAMPLES, 1)
     bits = page.tags.get(Tag.BITS, (1,))
     total = max(sum(bits), bits[0] * channels) if page.get(Tag.PLANAR, 1) == 1 else bits[0]

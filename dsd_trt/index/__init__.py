@@ -1,1 +1,1 @@
-"""The index: latents of images on disk, so that new texts need no image encoder."""
+"""The index: latents of images on disk, so that scoring new texts needs no image encoder."""

@@ -25,23 +25,23 @@ from dsd_trt.files.tensor_file import read_tensor_headers
 SCHEMA_VERSION = 1
 INDEX_NAME, TABLE_NAME = "index.json", "images.parquet"
 NEXT_TABLE = f".{TABLE_NAME}.part"
-"""The table that `index.json` speaks of, where a writer was stopped before it was renamed."""
+"""Name of the new table if a writer was stopped before renaming it."""
 _LARGEST = 2**20  # size of a latent or side of an image in pixels: any real one, and no product of
 # them overflows
 _SHARD_NAME = re.compile(r"latents-([0-9]{5,9})\.safetensors")
-LATENT = "latent"  # the one tensor of a shard, (rows, C, h, w)
-_STORED: Mapping[Dtype, str] = {"float16": "F16", "float32": "F32"}  # as safetensors names them
+LATENT = "latent"  # name of a shard's only tensor, (rows, C, h, w)
+_STORED: Mapping[Dtype, str] = {"float16": "F16", "float32": "F32"}  # safetensors names of types
 NOT_FINITE = "its latent in the index has NaN or infinity"
 
 
 @dataclass(frozen=True)
 class LatentSource:
-    """What a latent depends on beside its image; equal where latents can be exchanged.
+    """Everything a latent depends on besides its image; equal if latents are interchangeable.
 
     Attributes:
-        graph_hash: of the bundle's image encoder and of the bundle's weights.
-        preprocessing: what happens to an image before.
-        latent: the graph's output.
+        graph_hash: hash of the image encoder's graph and of the bundle's weights.
+        preprocessing: steps from an image to the graph's input.
+        latent: declared output of the graph.
     """
 
     graph_hash: str
@@ -50,20 +50,20 @@ class LatentSource:
 
     @classmethod
     def of(cls, manifest: Manifest) -> LatentSource:
-        """The image encoder of a bundle."""
+        """The source that a bundle's image encoder is."""
         graph = manifest.graphs["image_encoder"]
         return cls(manifest.graph_hash("image_encoder"), manifest.preprocessing, graph.outputs[0])
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What `index.json` says of a file of latents.
+    """Entry of `index.json` for one file of latents.
 
     Attributes:
-        rows: how many latents it has.
-        engine: that computed them.
-        sha256: of the file.
-        size: of the file, in bytes.
+        rows: number of latents in the file.
+        engine: description of the engine that computed them.
+        sha256: hex digest of the file.
+        size: length of the file in bytes.
     """
 
     rows: int
@@ -72,7 +72,7 @@ class Shard:
     size: int
 
     def complaint(self, path: Path, latent: TensorSpec) -> str | None:
-        """What is wrong with the file, if anything; `latent` is what every row has to be."""
+        """Message if the file is invalid, otherwise None; `latent` is the declaration of a row."""
         wanted = {LATENT: (_STORED[latent.dtype], (self.rows, *latent.shape[1:]))}
         try:
             if not path.is_file():
@@ -90,12 +90,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class IndexManifest:
-    """All of `index.json`.
+    """The content of `index.json`.
 
     Attributes:
-        image_encoder: that the latents are of.
-        table: `images.parquet`.
-        shards: by file name.
+        image_encoder: source of all latents of the index.
+        table: entry of `images.parquet`.
+        shards: entries of the shards by file name.
     """
 
     image_encoder: LatentSource
@@ -104,26 +104,26 @@ class IndexManifest:
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> str:
-        """The text of `index.json`."""
+        """Content of `index.json` as text."""
         plain = to_plain(self)
         return json.dumps({"schema_version": plain.pop("schema_version"), **plain}, indent=2) + "\n"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of `images.parquet`.
+    """One row of `images.parquet`.
 
     Attributes:
-        name: the image's path as the command was given it; in a tar file, the tar's path and the
+        name: path of the image as given to the command; in a tar file, the tar's path and the
             sample's key.
-        file: the file it was read from: its own, or the tar.
-        size: of that file, in bytes.
-        mtime_ns: when that file was last changed; null if it has to be read again to know what is
-            in it.
-        sha256: of the image's bytes.
-        shard: file its latent lies in; null where there is none.
-        row: of the latent in the shard.
-        error: why the image cannot be read; null if it can.
+        file: path of the file it was read from: the image file, or the tar file.
+        size: length of that file in bytes.
+        mtime_ns: modification time of that file in nanoseconds; null if the file must be read
+            again.
+        sha256: hex digest of the image's bytes.
+        shard: name of the file with its latent; null if there is none.
+        row: row of the latent in the shard.
+        error: reason why the image cannot be read; null if it can.
     """
 
     name: str
@@ -142,11 +142,11 @@ def is_index(folder: str | os.PathLike[str]) -> bool:
 
 
 def read_manifest(folder: Path) -> IndexManifest:
-    """Read `index.json`; no other file is looked at.
+    """Read `index.json`, and no other file.
 
     Raises:
-        InputError: there is none, or it is not one that this version can read.
-        MissingExtraError: the packages that read one are not installed.
+        InputError: there is no index, or this version cannot read it.
+        MissingExtraError: the packages that read an index are not installed.
     """
     require_extra()
     path = folder / INDEX_NAME
@@ -175,7 +175,7 @@ def read_manifest(folder: Path) -> IndexManifest:
 
 
 def _complaint(manifest: IndexManifest) -> str | None:
-    """What is wrong with an `index.json` beyond the types of its fields, if anything."""
+    """Message if `index.json` violates constraints that types cannot express, otherwise None."""
     latent, sizes = manifest.image_encoder.latent, manifest.image_encoder.latent.shape[1:]
     if latent.dtype not in _STORED:
         return f"field 'image_encoder.latent.dtype' is {latent.dtype!r}, which no latent is"
@@ -188,7 +188,7 @@ def _complaint(manifest: IndexManifest) -> str | None:
     if not 1 <= manifest.image_encoder.preprocessing.resolution <= _LARGEST:
         return f"field 'image_encoder.preprocessing.resolution' must be from 1 to {_LARGEST}"
     for name, shard in manifest.shards.items():
-        if shard_number(name) < 0:  # it could lie anywhere
+        if shard_number(name) < 0:  # a path could lead anywhere
             return f"field 'shards' names {name[:60]!r}, which is no shard"
         if shard.rows < 1:
             return f"field 'shards.{name}.rows' must be 1 or more"
@@ -196,12 +196,13 @@ def _complaint(manifest: IndexManifest) -> str | None:
 
 
 def read_table(folder: Path, manifest: IndexManifest) -> Any:
-    """Read `images.parquet`, verified, as an Arrow table.
+    """Read and verify `images.parquet` as an Arrow table.
 
     Raises:
-        InputError: it is missing, altered, no table of images, or names a latent that no shard has.
+        InputError: the table is missing, altered, not a table of images, or refers to a missing
+            latent.
     """
-    # The first once more: a process that writes may have given the second its name in between.
+    # Try the first again: a writer may have renamed the second to it meanwhile.
     for path in (folder / TABLE_NAME, folder / NEXT_TABLE, folder / TABLE_NAME):
         try:
             if path.is_file() and path.stat().st_size == manifest.table.size:
@@ -230,10 +231,10 @@ def read_table(folder: Path, manifest: IndexManifest) -> Any:
 
 
 def _parse_table(folder: Path, path: Path, content: bytes) -> Any:
-    """The Arrow table in a Parquet file, with the columns of `table_schema`.
+    """Parse a Parquet file as an Arrow table with the columns of `table_schema`.
 
     Raises:
-        InputError: it is something else.
+        InputError: the file is not such a table.
     """
     import pyarrow.parquet as parquet
 
@@ -241,14 +242,14 @@ def _parse_table(folder: Path, path: Path, content: bytes) -> Any:
         file = parquet.ParquetFile(BytesIO(content))
         if file.schema_arrow != table_schema():
             raise _unreadable(folder, f"{path} has other columns than an index's")
-        # Each row has a name of its own. One that is claimed costs no bytes, only memory.
+        # Every row has a distinct name, so a forged row count, which costs no bytes, is refused.
         if (rows := file.metadata.num_rows) > len(content):
             raise _unreadable(folder, f"{path} claims {rows} images in {len(content)} bytes")
         table = file.read()
-        table.validate(full=True)  # or text that is no UTF-8 fails wherever it is looked at
+        table.validate(full=True)  # else text that is not UTF-8 fails on access
     except InputError:
         raise
-    except Exception as error:  # fed with junk, the library may raise anything
+    except Exception as error:  # for invalid data, the library may raise anything
         raise _unreadable(folder, f"{path} is no table of images: {one_line(error)}") from None
     for name in ("name", "file"):
         if table[name].null_count:
@@ -257,7 +258,7 @@ def _parse_table(folder: Path, path: Path, content: bytes) -> Any:
 
 
 def table_schema() -> Any:
-    """Columns of `images.parquet`: the fields of `Entry`."""
+    """Columns of `images.parquet`, the fields of `Entry`."""
     import pyarrow
 
     kinds = {"str": pyarrow.string(), "int": pyarrow.int64()}
@@ -272,7 +273,7 @@ def to_entries(table: Any) -> list[Entry]:
 
 
 def table_content(entries: Iterable[Entry]) -> bytes:
-    """Content of `images.parquet`."""
+    """Bytes of `images.parquet`."""
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -286,14 +287,14 @@ def table_content(entries: Iterable[Entry]) -> bytes:
 
 
 def shard_content(latents: Sequence[NDArray[Any]]) -> bytes:
-    """Content of a shard."""
+    """Bytes of a shard."""
     from safetensors.numpy import save
 
     return save({LATENT: np.stack(latents)})
 
 
 def finite_latents(shard: Path) -> NDArray[np.bool_]:
-    """Whether each latent of a shard is finite, (rows,)."""
+    """Whether each latent of a shard is finite, bool (rows,)."""
     from safetensors import safe_open
 
     with safe_open(shard, framework="numpy") as opened:
@@ -303,7 +304,7 @@ def finite_latents(shard: Path) -> NDArray[np.bool_]:
 
 
 def entry_of(content: bytes) -> FileEntry:
-    """What `index.json` says of a file with this content."""
+    """Entry of `index.json` for a file with this content."""
     return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
 
 
@@ -313,16 +314,16 @@ def shard_name(number: int) -> str:
 
 
 def shard_number(name: str) -> int:
-    """Which shard it is, by its file's name."""
+    """Number of a shard, from its file name."""
     match = _SHARD_NAME.fullmatch(name)
     return int(match[1]) if match else -1
 
 
 def require_extra() -> None:
-    """Fail now if the packages that read and write an index are not here.
+    """Fail now if the packages that read and write an index are missing.
 
     Raises:
-        MissingExtraError: names the extra that installs them.
+        MissingExtraError: a package is missing; the message names the extra that installs it.
     """
     try:
         import pyarrow  # noqa: F401

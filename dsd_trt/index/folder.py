@@ -1,4 +1,4 @@
-"""The folder of an index that is being written: whole on disk at every moment."""
+"""The folder of an index during writing: valid on disk at every moment."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def one_writer(folder: Path) -> Iterator[None]:
     """Be the only process that writes an index.
 
     Raises:
-        InputError: the folder is something else, or another process writes it.
-        DsdError: nothing can be written there.
+        InputError: the folder is not an index, or another process writes it.
+        DsdError: the folder cannot be written to.
     """
     if not is_index(folder):
         _require_free(folder)
@@ -65,11 +65,11 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 class IndexFolder:
-    """Shards of latents, and the table that says which image each is of.
+    """Shards of latents, and the table that maps images to latents.
 
     Args:
-        folder: an index, or where one is to be made.
-        image_encoder: that its latents are of.
+        folder: folder of the index; need not exist yet.
+        image_encoder: source of the latents.
     """
 
     def __init__(self, folder: Path, image_encoder: LatentSource) -> None:
@@ -77,16 +77,15 @@ class IndexFolder:
         self._shards: dict[str, Shard] = {}
 
     def read(self) -> list[Entry]:
-        """What is there to build upon: the images of whole shards, or an index yet without any.
+        """Read an existing index to extend, or start an empty one.
 
-        What an interruption left behind is removed. A damaged shard is given up with a logged
-        warning.
+        Leftovers of an interruption are removed. A damaged shard is dropped with a logged warning.
 
         Raises:
-            InputError: the folder holds something else, an index of another image encoder, or one
-                whose table is damaged.
+            InputError: the folder holds something else, an index of another image encoder, or a
+                damaged table.
             MissingExtraError: the packages that write an index are not installed.
-            DsdError: nothing can be written there.
+            DsdError: the folder cannot be written to.
         """
         require_extra()
         entries = self._open() if is_index(self._folder) else self._make()
@@ -97,10 +96,10 @@ class IndexFolder:
         return entries
 
     def add_shard(self, latents: Sequence[NDArray[Any]], engine: str) -> str:
-        """Write latents to a file of their own; the index speaks of it from the next `commit`.
+        """Write latents to a new file; the index includes it from the next `commit` on.
 
         Returns:
-            The file's name.
+            Name of the new file.
         """
         name = shard_name(max(map(shard_number, self._shards), default=-1) + 1)
         content = shard_content(latents)
@@ -110,13 +109,13 @@ class IndexFolder:
         return name
 
     def commit(self, entries: Iterable[Entry]) -> None:
-        """Make these the images of the index.
+        """Replace the images of the index.
 
-        The moment it changes is the replacement of `index.json`: until then the old table is there
-        under its name, and from then on the new one, be it under its name or under `NEXT_TABLE`.
+        The replacement of `index.json` is the moment of change. Before it, the old table has its
+        own name. After it, the new table is found under its own name or as `NEXT_TABLE`.
 
         Raises:
-            DsdError: the disk is full, or the like; the index is as it was.
+            DsdError: the disk is full or cannot be written to; the index is unchanged.
         """
         table = table_content(entries)
         self._write(NEXT_TABLE, table)
@@ -125,7 +124,7 @@ class IndexFolder:
         self._finish_commit()
 
     def commit_last(self, entries: Iterable[Entry]) -> None:
-        """As `commit`; shards without an image go."""
+        """Like `commit`; also removes shards without an image."""
         entries = list(entries)
         used = {entry.shard for entry in entries}
         unused = self._shards.keys() - used
@@ -151,7 +150,7 @@ class IndexFolder:
         entries = to_entries(read_table(self._folder, manifest))
         unfinished = self._folder / NEXT_TABLE
         if unfinished.is_file() and file_entry(unfinished) == manifest.table:
-            self._finish_commit()  # before another takes its name
+            self._finish_commit()  # before a new file takes its name
         self._shards = dict(manifest.shards)
         for name, shard in manifest.shards.items():
             if complaint := shard.complaint(self._folder / name, manifest.image_encoder.latent):
@@ -163,7 +162,7 @@ class IndexFolder:
         return self._without_unusable(entries)
 
     def _without_lost(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Leave out images whose shard is gone; what else was in their files is not trusted."""
+        """Drop images whose shard is gone; everything else in their files is read again."""
         lost = {it.name: it.file for it in entries if it.shard and it.shard not in self._shards}
         again = set(lost.values())
         return [
@@ -173,7 +172,7 @@ class IndexFolder:
         ]
 
     def _without_unusable(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Take latents that are not finite from their images, which are then encoded again."""
+        """Drop latents that are not finite, so that their images are encoded again."""
         finite = {name: finite_latents(self._folder / name) for name in self._shards}
         return [
             it
@@ -199,7 +198,7 @@ def _require_free(folder: Path) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether there is nothing in a folder but what an interruption left behind."""
+    """Whether a folder holds nothing but leftovers of an interruption."""
     return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
 
 

@@ -1,7 +1,8 @@
-"""An index: latents of images on disk, so that new texts need neither decoding nor the VAE.
+"""An index: latents of images on disk, so that scoring new texts skips decoding and VAE.
 
-A folder with `index.json`, which vouches for everything else by hash; `images.parquet`, a row an
-image; and shards of latents, `latents-00000.safetensors` and so on. `update_index` makes one.
+A folder with three kinds of files: `index.json`, which has the hash of all others;
+`images.parquet`, one row per image; and shards of latents, `latents-00000.safetensors` and so on.
+`update_index` makes one.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from dsd_trt.index.files import (
     to_entries,
 )
 
-_OPEN_SHARDS = 8  # mapped at a time: images that were added later lie scattered
+_OPEN_SHARDS = 8  # shards mapped at a time: images added later lie scattered
 _AGAIN = "To make it whole, index again: dsd-trt index IMAGES"
 
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """One image of an index; `Scorer` takes it wherever it takes an image."""
+    """One image of an index; `Scorer` accepts it wherever it accepts an image."""
 
     index: Index
     entry: Entry
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """Name of the image in results."""
         return self.entry.name
 
     def latent(self) -> NDArray[Any]:
-        """Its latent z, (C, h, w).
+        """Latent z of the image, (C, h, w).
 
         Raises:
             ImageError: the image could not be read when it was indexed, or its latent is not
@@ -64,34 +65,34 @@ class IndexedImage:
 
 
 class Index(Sequence[IndexedImage]):
-    """The images of an index, in the order they were given in; latents stay on disk till needed.
+    """The images of an index in their given order; latents stay on disk until needed.
 
-    `Index.open` opens one. It is of the moment it was opened in: where another process takes
-    latents away afterwards, or puts others in their place, their images have an error.
+    Open one with `Index.open`. It reflects the moment of opening: if another process later removes
+    or replaces latents, their images get an error.
 
     Attributes:
-        folder: where it lies.
-        manifest: what it says about itself.
+        folder: folder of the index.
+        manifest: content of `index.json`.
     """
 
     def __init__(self, folder: Path, manifest: IndexManifest, table: Any) -> None:
         self.folder, self.manifest, self._table = folder, manifest, table
         self._shard = functools.lru_cache(_OPEN_SHARDS)(self._map_shard)
-        self._identities: Mapping[str, object] = {}  # of the shards that were verified
+        self._identities: Mapping[str, object] = {}  # identities of the verified shards
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Index:
-        """Open an index and verify it whole: schema, hash of every file, shape and type of latents.
+        """Open an index and verify it: schema, hash of every file, shape and type of latents.
 
         Raises:
-            InputError: no index there, or anything in it is not as `index.json` says.
-            MissingExtraError: the packages that read one are not installed.
+            InputError: there is no index, or something in it differs from `index.json`.
+            MissingExtraError: the packages that read an index are not installed.
         """
         if not isinstance(folder, (str, os.PathLike)):
             raise InputError(f"an index is named by a path or a string, got {folder!r}")
         folder = Path(folder)
         while True:
-            # Not what it says: another process may have changed it and changed it back.
+            # Compare identities, not content: a process may have changed it and changed it back.
             before = _identity(folder / INDEX_NAME)
             manifest = read_manifest(folder)
             try:
@@ -99,7 +100,7 @@ class Index(Sequence[IndexedImage]):
             except InputError:
                 if _identity(folder / INDEX_NAME) == before:
                     raise
-                # Another process has brought it up to date meanwhile.
+                # Another process has updated it meanwhile.
 
     @classmethod
     def _verified(cls, folder: Path, manifest: IndexManifest) -> Index:
@@ -125,10 +126,10 @@ class Index(Sequence[IndexedImage]):
         return IndexedImage(self, entry)
 
     def find(self, name: str) -> IndexedImage:
-        """The image of a name.
+        """The image with a given name.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no image of this name.
         """
         if (place := self._places.get(name)) is None:
             raise InputError(f"{self.folder} has no image {name!r}")
@@ -139,10 +140,10 @@ class Index(Sequence[IndexedImage]):
         return {name: place for place, name in enumerate(self._table["name"].to_pylist())}
 
     def require(self, manifest: Manifest) -> None:
-        """Refuse a bundle whose image encoder the latents are not of.
+        """Refuse a bundle with another image encoder than the latents'.
 
         Raises:
-            InputError: says how to make an index that fits.
+            InputError: the image encoder differs; the message says how to make a fitting index.
         """
         if LatentSource.of(manifest) != self.manifest.image_encoder:
             raise InputError(
@@ -155,7 +156,7 @@ class Index(Sequence[IndexedImage]):
         """Copy one latent from a shard, (C, h, w).
 
         Raises:
-            ImageError: the shard is no longer the file that was verified.
+            ImageError: the shard is no longer the verified file.
         """
         latent: NDArray[Any] = self._shard(shard)[row : row + 1][0]
         return latent
@@ -166,16 +167,16 @@ class Index(Sequence[IndexedImage]):
         path = self.folder / name
         try:
             shard: Any = safe_open(path, framework="numpy").get_slice(LATENT)
-        except Exception:  # the library's, for what is gone or something else
+        except Exception:  # raised by the library for a missing or different file
             shard = None
-        # Names of shards are given again: what was mapped has to be what was verified.
+        # Shard names are reused: the mapped file must be the verified one.
         if shard is None or _identity(path) != self._identities[name]:
             raise ImageError(f"{path} was changed after the index was opened. Open the index again")
         return shard
 
 
 def _identity(path: Path) -> object:
-    """What tells a file from another of its name; None where there is none."""
+    """Identity of a file, to detect its replacement; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Tar files read to their last byte: what tarfile passes over in silence is read, or reported."""
+"""Tar files read to their last byte; data that tarfile skips silently is read or reported."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import open_regular
 
 BLOCK = tarfile.BLOCKSIZE
-_MAGIC, _MAGIC_AT = b"ustar", 257  # of every header since POSIX.1-1988, and where it has it
+_MAGIC, _MAGIC_AT = b"ustar", 257  # magic of every header since POSIX.1-1988, and its offset
 _MOST = 2**31
-"""Bytes of the largest member that is read; a sparse one of a few kilobytes may claim terabytes."""
+"""Largest member that is read, in bytes; a sparse one of kilobytes may declare terabytes."""
 
 _GZIP = b"\x1f\x8b"
 _NOT_READ = {
@@ -29,20 +29,20 @@ _NOT_READ = {
 
 
 class CutOffError(ImageError):
-    """A member's content is not all there."""
+    """A member's content is truncated."""
 
 
 class Tar:
-    """A tar file of which every member is found that is there.
+    """A tar file in which every existing member is found.
 
-    `tarfile` ends, as if all were well, at a damaged header, at a mark of the end with another tar
-    behind it, and where the file ends. This goes on at the next header, wherever it is.
+    `tarfile` stops without an error at a damaged header, at an end mark followed by another tar,
+    and at the end of a truncated file. This class continues at the next header.
 
     Args:
-        stream: the file, seekable and not compressed.
+        stream: uncompressed and seekable binary file.
 
     Attributes:
-        damage: what could not be read so far.
+        damage: descriptions of all data that could not be read so far.
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -52,19 +52,19 @@ class Tar:
         self._file = _TarFile(fileobj=stream, encoding="utf-8", errors="surrogateescape")
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """Members in their order, those of tars appended to the first included.
+        """Members in their order, including those of appended tars.
 
         Raises:
-            ImageError: there is no header anywhere.
+            ImageError: there is no header in the whole file.
             OSError: the file cannot be read.
         """
-        at, found, ended = 0, False, False  # ended: nothing says that more should follow
+        at, found, ended = 0, False, False  # ended: nothing indicates more data
         while at < self._size:
             self._stream.seek(at)
             block = self._stream.read(BLOCK)
             if not any(block) and (ended or len(block) == BLOCK):
                 at, ended = at + BLOCK, True
-                self._file.pax_headers = {}  # an appended tar has its own
+                self._file.pax_headers = {}  # an appended tar has its own global headers
                 continue
             if (member := self.member(at)) is None:
                 following = self._next_header(at)
@@ -83,22 +83,22 @@ class Tar:
             self.damage.append("no mark of the end: it may be cut off")
 
     def member(self, at: int) -> tarfile.TarInfo | None:
-        """The member whose header starts at a byte; None if there is none, or a damaged one."""
+        """The member with its header at an offset; None if there is none or it is damaged."""
         self._stream.seek(at)
         try:
             member = tarfile.TarInfo.fromtarfile(self._file)
         except OSError:
             raise
-        except Exception:  # beside HeaderError, damaged ones make tarfile raise almost anything
+        except Exception:  # for damaged headers, tarfile may raise almost anything
             return None
         return member if member.size >= 0 and self._file.offset > at else None
 
     def content(self, start: int) -> bytes:
-        """What the regular member holds whose header starts at a byte.
+        """Content of the regular member with its header at an offset.
 
         Raises:
-            CutOffError: the file ends before it does.
-            ImageError: it is too large.
+            CutOffError: the file ends before the member does.
+            ImageError: the member is too large.
         """
         member = self.member(start)
         if member is None or member.size > _MOST:
@@ -110,7 +110,7 @@ class Tar:
             raise CutOffError("cut off with its tar file") from None
 
     def _next_header(self, at: int) -> int:
-        """Where the header after a byte starts; what follows a cut need not be aligned."""
+        """Offset of the next header; after a truncation it need not be aligned."""
         start, window = at, b""  # the window ends at `start`
         self._stream.seek(start)
         while chunk := self._stream.read(1 << 16):
@@ -134,18 +134,19 @@ class Tar:
 
 
 class _TarFile(tarfile.TarFile):
-    """Gives `tarfile`'s parser of headers its place in a stream."""
+    """Gives `tarfile`'s header parser its position in a stream."""
 
     def next(self) -> None:
-        """No member: the constructor would raise where the first is damaged."""
+        """No member: otherwise the constructor would raise for a damaged first one."""
 
 
 @contextlib.contextmanager
 def open_tar(path: Path) -> Iterator[Tar]:
-    """Open a tar file; one that is compressed with gzip is unpacked to a temporary file.
+    """Open a tar file; a gzipped one is decompressed to a temporary file.
 
     Raises:
-        ImageError: it is empty, compressed otherwise, or there is no room for it unpacked.
+        ImageError: the file is empty, compressed in another format, or too large for the temporary
+            disk.
         OSError: the file cannot be read.
     """
     with open_regular(path) as stream:
@@ -167,11 +168,11 @@ def open_tar(path: Path) -> Iterator[Tar]:
 
 
 def _unpack(compressed: IO[bytes], unpacked: IO[bytes]) -> list[str]:
-    """Unpack as much as there is; what is wrong with the rest, if anything."""
+    """Decompress as much as possible; return the fault of the rest, if any."""
     with gzip.GzipFile(fileobj=compressed) as stream:
         while True:
             try:
-                content = stream.read1(1 << 20)  # `read` loses what comes before an error
+                content = stream.read1(1 << 20)  # `read` loses the data before an error
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 return [f"gzip: {error}"]
             if not content:

@@ -1,4 +1,4 @@
-"""WebDataset: samples in tar files, the files of one sample alike up to the first dot."""
+"""WebDataset: samples in tar files; the files of a sample share their name up to the first dot."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from dsd_trt.index.tar import CutOffError, Tar, open_tar
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-"""Endings of tar files, those included that cannot be read: they are named instead of ignored."""
+"""Suffixes of tar files, including unsupported ones, which are reported instead of ignored."""
 
-_MOST_HOPS = 40  # as many links as Linux follows to one file
-_MOST_TOLD = 3  # places of damage in a message
+_MOST_HOPS = 40  # longest chain of links, the same as on Linux
+_MOST_TOLD = 3  # damaged places listed in a message
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is a tar, by its name."""
+    """Whether a file is a tar file, by its name."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def tar_images(path: Path) -> Iterator[tuple[str, bytes | ImageError]]:
     """Read the images of a tar file, in its order.
 
-    An image is a member whose name ends like an image's, or a link with such a name, which is
-    followed within the tar. Hidden members (`._007.png`) and WebDataset's own (`__meta__/a.png`)
-    are left out with a logged warning.
+    An image is a member with an image's suffix, or a link with such a name, which is followed
+    within the tar. Hidden members (`._007.png`) and WebDataset's own (`__meta__/a.png`) are left
+    out with a logged warning.
 
     Yields:
-        Names and encoded images, or why one cannot be read. A sample's first image goes by the
-        sample's key, others by key and field (`a/007.seg.png`). The name "" stands for the tar: it
-        is damaged, cut off, or has no images.
+        Names with encoded images, or with the reason why one cannot be read. A sample's first image
+        is named by the sample's key, others by key and field (`a/007.seg.png`). The name "" reports
+        on the tar itself: it is damaged, truncated, or has no images.
 
     Raises:
         OSError: the file cannot be read.
@@ -61,10 +61,10 @@ def tar_images(path: Path) -> Iterator[tuple[str, bytes | ImageError]]:
 
 
 def split_key(member: str) -> tuple[str, str]:
-    """A member's key, and its field: what follows the first dot of its name.
+    """Key of a member, and its field: the part of its name after the first dot.
 
-    The key is empty where the library webdataset passes over the member: its name has no dot or
-    begins with one, or it is metadata.
+    The key is empty if the library webdataset ignores the member: its name has no dot or begins
+    with one, or it is metadata.
     """
     folder, slash, name = member.rpartition("/")
     stem, dot, field = name.partition(".")
@@ -75,30 +75,32 @@ def split_key(member: str) -> tuple[str, str]:
 
 
 class _Images:
-    """Images of a tar file, each under a name of its own.
+    """Images of a tar file, each with a distinct name.
 
     Attributes:
-        names: of the images so far.
-        left_out: members that end like an image and are not the user's.
+        names: names of the images so far.
+        left_out: names of members with an image's suffix that are not the user's images.
     """
 
     def __init__(self, archive: Tar) -> None:
         self.names: set[str] = set()
         self.left_out: list[str] = []
         self._archive = archive
-        self._starts: dict[str, int | None] = {}  # of images, where in the tar their files start
-        self._files: dict[str, int] = {}  # the same of every regular member
-        self._links: dict[str, str | None] = {}  # what links lead to, counted from the tar's top
+        self._starts: dict[str, int | None] = {}  # offsets of images
+        self._files: dict[str, int] = {}  # offsets of all regular members
+        self._links: dict[str, str | None] = {}  # targets of links, relative to the tar's root
         self._suffixes = image_suffixes()
 
     def read(self) -> Iterator[tuple[str, bytes | ImageError]]:
-        """Names and contents; a link to what comes after it is read last."""
+        """Names with contents; a link to a later member is read last."""
         waiting: list[tarfile.TarInfo] = []
         for member in self._archive.members():
             path = _plain(member.name)
             if _is_link(member):
                 self._links[path] = _target(member)
-                if member.issym():  # which replaces a file; a hard link may be one to itself
+                if (
+                    member.issym()
+                ):  # a symbolic link replaces a file; a hard link may point to itself
                     self._files.pop(path, None)
             elif _is_file(member):
                 self._files[path] = member.offset
@@ -121,7 +123,7 @@ class _Images:
         return False
 
     def _read(self, member: tarfile.TarInfo) -> Iterator[tuple[str, bytes | ImageError]]:
-        """The image under its name; nothing where the same image had that name before."""
+        """The image with its name; empty if the same image already had that name."""
         start = self._start(member)
         if start is not None:
             content = self._content(start)
@@ -130,7 +132,7 @@ class _Images:
         else:
             content = ImageError("a device or a pipe, no file")
         if isinstance(content, CutOffError) and start == member.offset:
-            return  # the tar's damage names it
+            return  # listed in the tar's damage
         key, full = (printable(it) for it in (split_key(member.name)[0], member.name))
         if full in self._starts:
             before = self._starts[full]
@@ -152,7 +154,7 @@ class _Images:
             return error
 
     def _start(self, member: tarfile.TarInfo) -> int | None:
-        """Where the file starts that a member is or leads to; None if there is none (yet)."""
+        """Offset of the file that a member is or links to; None if there is none yet."""
         if not _is_link(member):
             return member.offset if _is_file(member) else None
         rest, done, hops = _plain(member.name).split("/")[::-1], list[str](), 0
@@ -162,7 +164,7 @@ class _Images:
                 continue
             if part == "..":
                 if not done:
-                    return None  # out of the tar
+                    return None  # outside the tar
                 done.pop()
                 continue
             done.append(part)
@@ -181,17 +183,17 @@ def _is_link(member: tarfile.TarInfo) -> bool:
 
 
 def _is_file(member: tarfile.TarInfo) -> bool:
-    """Whether it has content; members of unknown kinds have, as POSIX wants it."""
+    """Whether a member has content; unknown types do, as POSIX requires."""
     return member.isreg() or member.type not in tarfile.SUPPORTED_TYPES
 
 
 def _plain(path: str) -> str:
-    """A path in one of its spellings: without empty parts and dots."""
+    """A normalised path, without empty components and dots."""
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 def _target(link: tarfile.TarInfo) -> str | None:
-    """What a link leads to, counted from the tar's top; None if that is out of the tar."""
+    """Target of a link, relative to the tar's root; None if it is outside the tar."""
     if link.islnk():
         return _plain(link.linkname)
     if link.linkname.startswith("/"):

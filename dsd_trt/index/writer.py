@@ -1,4 +1,4 @@
-"""Making an index and keeping it up to date, a shard at a time."""
+"""Making and updating an index, one shard at a time."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure, Progress
 from dsd_trt.signature import open_bundle
 
-_MEMORY_MB = 1024  # for activations, as `Scorer` allows them
+_MEMORY_MB = 1024  # MiB for activations, the default of `Scorer`
 
 
 @dataclass(frozen=True)
 class IndexUpdate:
-    """What became of an index.
+    """Result of an index update.
 
     Attributes:
-        images: how many it has now, those with errors included.
-        encoded: how many of them were encoded just now.
-        dropped: how many it has no more.
-        engine: that encoded them; None where nothing had to be.
-        errors: images that cannot be read, and why.
+        images: number of images in the index, including those with errors.
+        encoded: number of images encoded by this update.
+        dropped: number of images removed by this update.
+        engine: description of the engine that encoded them; None if nothing was encoded.
+        errors: images that cannot be read, with reasons.
     """
 
     images: int
@@ -61,41 +61,42 @@ def update_index(
     require_signature: str | os.PathLike[str] | None = None,
     self_check: bool = True,
 ) -> IndexUpdate:
-    """Make an index hold images, encoding those that it does not hold yet.
+    """Make an index hold the given images, encoding those it does not have yet.
 
-    An image file or a tar whose size and time of change are as before is not read again. What was
-    read is encoded only where the index has no image of the same bytes, whatever its name.
-    Interrupted, it leaves an index of the shards that were finished, and goes on from there when it
-    is called again.
+    An image file or tar file with unchanged size and modification time is not read again. An image
+    is encoded only if the index has none with the same bytes, under any name. After an
+    interruption, the index has all finished shards; another call continues from there.
 
     Args:
-        folder: the index, which is made unless it exists.
-        images: image files, and WebDataset's tar files by their ending. Results keep this order.
-        bundle: whose image encoder to use, as for `Scorer.load`.
-        engine: as for `Scorer.load`.
-        shard_size: latents a file.
-        keep: leave in the index what it has beside these images; otherwise that is dropped.
-        progress: told, as images are done, how many are, and of how many where that is known.
-        require_signature: as for `Scorer.load`.
-        self_check: as for `Scorer`.
+        folder: folder of the index, created if missing.
+        images: image files, and WebDataset tar files by suffix. Results keep this order.
+        bundle: bundle whose image encoder is used, as for `Scorer.load`.
+        engine: name of the backend, as for `Scorer`.
+        shard_size: number of latents per file.
+        keep: whether images of the index that are not among `images` stay; otherwise they are
+            removed.
+        progress: callback `(done, total)`, in images; `total` is None when unknown.
+        require_signature: path of a public key, as for `Scorer.load`.
+        self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
 
     Raises:
-        InputError: the folder is something else, or an index of another image encoder, or another
+        InputError: the folder is something else or an index of another image encoder, or another
             process writes it.
-        BundleError: as for `Scorer.load`.
-        EngineError: as for `Scorer.load`.
-        DisagreementError: the bundle's scores change their order in BF16, which was asked for.
+        BundleError: the bundle cannot be opened, as for `Scorer.load`.
+        EngineError: the engine cannot be used, as for `Scorer`.
+        DisagreementError: BF16 was requested, and the rank correlation with FP32 is too low for the
+            bundle.
         MissingExtraError: the packages that write an index are not installed.
-        DsdError: the disk is full, or the like.
+        DsdError: the disk is full or cannot be written to.
     """
     require_extra()  # before a library is loaded
     backend = require_backend(engine)
     opened = open_bundle(bundle_folder(bundle), require_signature)
     if backend.keeps_order_of:
-        from dsd_trt.bfloat16 import require_agreement  # draws; no other engine waits for that
+        from dsd_trt.bfloat16 import require_agreement  # imports a renderer, needed by BF16 alone
 
         mode = choose_mode(opened.manifest, "auto", backend)
-        # In a pipeline of its own: a U-Net compiled to compare is not kept while indexing.
+        # In a separate pipeline: the U-Net compiled for comparison is not kept while indexing.
         compared = Pipeline(opened, backend, _MEMORY_MB, self_check=self_check)
         require_agreement(opened, mode, compared, _MEMORY_MB)
         del compared
@@ -116,14 +117,14 @@ def update_index(
 
 
 class IndexWriter:
-    """An index that is being written; on disk it is whole after every shard.
+    """An index that is being written; it is valid on disk after every shard.
 
     Args:
-        folder: of the index.
-        manifest: of the bundle.
-        pipeline: encodes images, in batches of the size that scoring has.
-        shard_size: latents a file.
-        done: told how many images were added.
+        folder: folder of the index.
+        manifest: manifest of the bundle.
+        pipeline: pipeline that encodes images, in the same batches as for scoring.
+        shard_size: number of latents per file.
+        done: callback with the number of images just added.
 
     Raises:
         InputError, MissingExtraError: as for `update_index`.
@@ -146,15 +147,15 @@ class IndexWriter:
         self._of_file: dict[str, list[Entry]] = {}
         for entry in entries:
             self._of_file.setdefault(entry.file, []).append(entry)
-        self._files: set[str] = set()  # that were added
-        self._unread: set[str] = set()  # of them, tars that could not be read at all this time
-        self._named: dict[str, int | None] = {}  # images of them: when the file was last changed
-        self._batch: list[tuple[Entry, NDArray[np.uint8]]] = []  # to be encoded together
-        self._encoded: list[tuple[Entry, NDArray[Any]]] = []  # to be written together
+        self._files: set[str] = set()  # names of images added
+        self._unread: set[str] = set()  # tar files among them that could not be read at all
+        self._named: dict[str, int | None] = {}  # modification time of each image's file
+        self._batch: list[tuple[Entry, NDArray[np.uint8]]] = []  # batch to encode
+        self._encoded: list[tuple[Entry, NDArray[Any]]] = []  # latents for the next shard
         self._count = 0  # encoded
 
     def add(self, file: Path) -> None:
-        """Take in an image file, or what a tar file holds."""
+        """Add an image file, or the images of a tar file."""
         path = printable(str(file))
         if path in self._files:
             return
@@ -165,7 +166,7 @@ class IndexWriter:
             self._named.update((it.name, mtime) for it in known)
             self._done(len(self._named))
             return
-        # Stopped within a tar, the index must not take it for one that was read to its end.
+        # If stopped within a tar, the index must not treat it as read completely.
         read_to_the_end = None if is_tar(file) else mtime
         for name, content in _read(file):
             if is_tar(file) and name == str(file):
@@ -175,14 +176,14 @@ class IndexWriter:
             self._done(len(self._named))
 
     def finish(self, keep: bool) -> IndexUpdate:
-        """Write what is left, and drop what was not added again unless it is to be kept."""
+        """Write the remaining latents, and remove images that were not added again unless kept."""
         self._encode()
         self._write_shards(1)
         before = self._entries
         self._entries = {
             name: replace(before[name], mtime_ns=mtime) for name, mtime in self._named.items()
         }
-        # What a tar holds that cannot be read now is not known to be gone.
+        # Images of a tar that is unreadable now may still exist.
         self._entries |= {
             name: replace(it, mtime_ns=None) if it.file in self._unread else it
             for name, it in before.items()
@@ -213,15 +214,15 @@ class IndexWriter:
             self._entries[entry.name] = replace(entry, error=str(error))
             return
         self._batch.append((entry, pixels))
-        # A latent's last bits depend on the batch. One that ends with its shard is composed alike
-        # whether images before it were encoded just now or by a run that was stopped.
+        # A latent's last bits depend on the batch. Batches end with their shard, so they are the
+        # same whether earlier images were encoded now or by a run that was stopped.
         room = self._shard_size - len(self._encoded)
         if len(self._batch) == min(self._pipeline.batch.images, room):
             self._encode()
             self._write_shards(self._shard_size)
 
     def _encode(self) -> None:
-        """Encode a batch of images that can be read, as scoring encodes them."""
+        """Encode a batch of readable images, in the same way as for scoring."""
         pixels = [it for _, it in self._batch]
         latents = self._pipeline.encode_images(pixels) if pixels else ()
         for (entry, _), latent in zip(self._batch, latents, strict=True):
@@ -234,7 +235,7 @@ class IndexWriter:
         self._batch.clear()
 
     def _write_shards(self, at_least: int) -> None:
-        """Write shards while there is enough for one."""
+        """Write shards while there are enough latents."""
         while len(self._encoded) >= at_least:
             chunk = self._encoded[: self._shard_size]
             del self._encoded[: self._shard_size]
@@ -247,7 +248,7 @@ class IndexWriter:
 
 
 def _read(file: Path) -> Iterator[tuple[str, bytes | ImageError]]:
-    """Names and contents of the images of a file; what cannot be read goes by the file's name."""
+    """Names with contents of a file's images; an unreadable file is listed under its own name."""
     try:
         if not is_tar(file):
             yield str(file), read_regular(file, IMAGE_BYTES)
@@ -259,7 +260,7 @@ def _read(file: Path) -> Iterator[tuple[str, bytes | ImageError]]:
 
 
 def _status(file: Path) -> tuple[int | None, int | None]:
-    """Size and time of change; reading the file will tell why there are none."""
+    """Size and modification time; empty values if unknown, as reading will report the error."""
     try:
         status = file.stat()
     except OSError:

@@ -19,7 +19,7 @@ class OpenVino:
     """OpenVINO on the CPU; see `Backend`.
 
     Attributes:
-        bf16: compute in BF16, about twice as fast where the processor has it.
+        bf16: whether to compute in BF16, about twice as fast on CPUs that support it.
     """
 
     name: str
@@ -56,10 +56,10 @@ class OpenVino:
 
 
 def walks_at_once(large: bool) -> tuple[int, ...]:
-    """Numbers of images at a noise level that the matrix scorer takes at once, the largest first.
+    """Numbers of images at one noise level per walk of the matrix scorer, the largest first.
 
-    It matches a few texts at a time by itself, so that there may be `MAX_TEXTS` of them. A walk of
-    a large model holds gigabytes.
+    The scorer splits texts by itself, so `MAX_TEXTS` of them may be passed. A walk through a large
+    model takes gigabytes.
     """
     return (4, 1) if large else (16, 4, 1)
 

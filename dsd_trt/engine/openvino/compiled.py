@@ -1,8 +1,9 @@
-"""What OpenVINO compiled and keeps for the next start, looked at before it is used again.
+"""OpenVINO's cached compiled models, verified before they are used again.
 
-OpenVINO 2026.4 computes with whatever its cache holds: one changed bit of a weight there changes
-scores without a word. Each compiled model has a folder of its own, with a checksum of its file:
-who can write there can write both, so CRC-32 keeps off what a hash would, in a third of its time.
+OpenVINO 2026.4 loads its cache unchecked: one flipped bit of a weight there changes scores without
+a message. Each compiled model therefore has its own folder with a checksum of its file. Whoever can
+write the file can also write the checksum, so a cryptographic hash would add no protection; CRC-32
+takes a third of its time.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from dsd_trt.errors import DsdError
 from dsd_trt.files.whole import sha256_of, write_whole
 
 _ENDING = ".blob"
-_PART = 2**20  # bytes read at once
+_PART = 2**20  # bytes per read
 
 
 @contextlib.contextmanager
 def kept_compiled(store: Path, graph: Path, key: Any) -> Iterator[Path | None]:
-    """A folder for OpenVINO to keep a compiled model in; the block compiles it, or takes it there.
+    """A folder for one compiled model of OpenVINO; the block compiles it, or loads it from there.
 
-    What is there has the checksum it was written with. Whatever cannot be read or written is
-    compiled again at the next start, which is no error.
+    A file is used only if its checksum agrees. If a file cannot be read or written, the model is
+    compiled again at the next start; that is not an error.
 
     Args:
-        store: of all such folders.
-        graph: the ONNX file. Its weights may lie elsewhere: OpenVINO has them in a file's name.
-        key: what else the compiled model depends on, as JSON takes it.
+        store: folder that holds one folder per compiled model.
+        graph: path of the ONNX file. Its weights may lie elsewhere: OpenVINO stores their file
+            names.
+        key: everything else the compiled model depends on, as JSON values.
 
     Yields:
-        The folder; None where there is something damaged that cannot be removed.
+        The folder; None if it holds a damaged file that cannot be removed.
     """
     content = json.dumps([sha256_of(graph), key], sort_keys=True)
     folder = store / hashlib.sha256(content.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Cutting a matrix scorer as OpenVINO reads it: rows from texts, and attention out of the rest."""
+"""Cutting a matrix scorer in OpenVINO's form: rows from texts, attention from the rest."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dsd_trt.bundle.contract import LARGEST_LAMBDA
 
 
 def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
-    """Cut a model where what depends on rows alone is used by what depends on texts.
+    """Cut a model between nodes that depend on rows alone and nodes that depend on texts.
 
     Args:
-        model: of fixed sizes; not to be used afterwards.
-        rows: how many of its inputs, the first, are rows'.
+        model: model with fixed sizes; must not be used afterwards.
+        rows: number of its first inputs that belong to rows.
 
     Returns:
-        From rows to what crosses the cut; and from that, followed by the other inputs, to the
-        model's outputs.
+        Two models. The first maps row inputs to the tensors at the cut. The second maps these and
+        the other inputs to the model's outputs.
     """
     parameters = model.get_parameters()
     _fix_shapes(model)
@@ -50,14 +50,14 @@ def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
 
 @dataclass(frozen=True)
 class LiftedAttention:
-    """One layer's attention, pooled; see `PooledAttention`.
+    """The pooled attention of one layer; see `PooledAttention`.
 
     Attributes:
-        queries: the friendly name of the model's input that they are.
-        keys: a node's output, (heads, texts * text_tokens, depth).
-        root: likewise, what is pooled, (heads, texts, counted, images).
-        pooled: the input that takes its place.
-        lam: sharpness.
+        queries: friendly name of the model input that holds the queries.
+        keys: output of the node that computes keys, (heads, texts * text_tokens, depth).
+        root: output of the node that computes pooled values, (heads, texts, counted, images).
+        pooled: model input that replaces `root`.
+        lam: sharpness lambda of Eq. 3.
     """
 
     queries: str
@@ -73,10 +73,9 @@ class Lifted:
 
     Attributes:
         inputs: friendly names of the model's inputs.
-        layers: the attention that was taken out.
-        parts: the model alone, if there is none; else a model from inputs, those that it takes for
-            that, to keys of every layer, and one from what is pooled of every layer, and other
-            inputs, to the model's outputs.
+        layers: attention layers that were lifted out.
+        parts: `[model]` if nothing was lifted. Otherwise two models: inputs to the keys of each
+            lifted layer; pooled attention and the remaining inputs to the outputs.
     """
 
     inputs: list[str]
@@ -85,11 +84,11 @@ class Lifted:
 
 
 def lift_attention(model: ov.Model, *, lift: bool = True) -> Lifted:
-    """Take out of a model the attention that `pool_attention` computes.
+    """Lift the attention that `pool_attention` can compute out of a model.
 
     Args:
-        model: the second of what `split` returns; not to be used afterwards.
-        lift: leave everything in if false, as where no layer is one that it computes.
+        model: the second model returned by `split`; must not be used afterwards.
+        lift: whether to lift anything; False if `pool_attention` supports none of the layers.
     """
     inputs = [parameter.get_friendly_name() for parameter in model.get_parameters()]
     layers = _find_attention(model) if lift else []
@@ -105,7 +104,7 @@ def lift_attention(model: ov.Model, *, lift: bool = True) -> Lifted:
 
 
 def _find_attention(model: ov.Model) -> list[LiftedAttention]:
-    """Every product, softmax and mean of exponentials whose queries are an input."""
+    """Every product, softmax and mean of exponentials whose queries are a model input."""
     product = WrapType("opset13.MatMul")
     attention = WrapType("opset13.Softmax", [WrapType("opset13.Reshape", [product, AnyInput()])])
     start, step, axis, over = (WrapType("opset13.Constant") for _ in range(4))
@@ -125,7 +124,7 @@ def _find_attention(model: ov.Model) -> list[LiftedAttention]:
         if (
             constants != [[0], [1], [2], [4]]
             or at[attention].get_node().get_attributes()["axis"] != 2
-            or any(at[product].get_node().get_attributes().values())  # transposed
+            or any(at[product].get_node().get_attributes().values())  # transposed keys
             or queries.get_node().get_type_name() != "Parameter"
             or len(sizes) != 5
             or len(lam) != 1
@@ -146,7 +145,7 @@ def _find_attention(model: ov.Model) -> list[LiftedAttention]:
 
 
 def _needed(model: ov.Model, results: Sequence[Any]) -> list[Any]:
-    """Those of a model's inputs that some results depend on."""
+    """Those inputs of a model that some results depend on."""
     found: set[str] = set()
     nodes = list(results)
     while nodes:
@@ -158,7 +157,7 @@ def _needed(model: ov.Model, results: Sequence[Any]) -> list[Any]:
 
 
 def _fix_shapes(model: ov.Model) -> None:
-    """Make constants of what is asked of shapes, or the cut would have those cross it as well."""
+    """Replace shape computations by constants, because they would otherwise cross the cut."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "ShapeOf":
             shape = np.array(node.input_value(0).get_shape(), node.get_element_type().to_dtype())
@@ -167,7 +166,7 @@ def _fix_shapes(model: ov.Model) -> None:
 
 
 def _downstream(model: ov.Model, parameters: Sequence[Any]) -> set[str]:
-    """Names of the nodes that depend on some of the inputs."""
+    """Names of all nodes that depend on some inputs."""
     found = {parameter.get_friendly_name() for parameter in parameters}
     for node in model.get_ordered_ops():
         if any(value.get_node().get_friendly_name() in found for value in node.input_values()):
@@ -176,7 +175,7 @@ def _downstream(model: ov.Model, parameters: Sequence[Any]) -> set[str]:
 
 
 def largest(model: ov.Model) -> int:
-    """Numbers of the largest tensor that is computed."""
+    """Number of elements of the largest tensor the model computes."""
     return max(
         math.prod(output.get_shape())
         for node in model.get_ordered_ops()

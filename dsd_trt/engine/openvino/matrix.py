@@ -1,4 +1,4 @@
-"""The matrix scorer on OpenVINO: walked once a row, matched with a few texts at a time."""
+"""The matrix scorer on OpenVINO: one walk per row, matched with a few texts at a time."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ from dsd_trt.engine.openvino.runner import OpenVinoGraph
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
 
-_TEXTS = 16  # at once; fewer where maps are written that would have more than so many numbers:
+_TEXTS = 16  # per pass; fewer if the attention maps would have more numbers than this:
 _NUMBERS = 2**25
 
 Array = NDArray[Any]
 
 
 class OpenVinoMatrixEngine(SharedEngine):
-    """A graph of two batches, rows and texts; see `Engine`.
+    """A graph with two batches, rows and texts; see `Engine`.
 
-    The graph is cut in two where what comes of rows alone meets the texts. The first part, the walk
-    through the U-Net, runs once for a row; the second for a few texts at a time, so that memory
-    does not grow with their number. That one does little for a text but makes large maps of
-    attention. They are left to `pool_attention` where there is one, which does not write them down.
-    All parts are compiled for fixed sizes.
+    The graph is cut in two where values that depend only on rows meet the texts. The first part,
+    the walk through the U-Net, runs once per row. The second part runs for a few texts at a time,
+    so that memory does not grow with their number.
+
+    The second part has little arithmetic per text but large attention maps. They are left to
+    `pool_attention` if it is available, which never stores them. All parts are compiled for fixed
+    sizes.
 
     Args:
-        path: the ONNX file.
-        graph: its signature: rows are what its first input has, texts what its last one has.
-        bf16: compute in BF16, see `OpenVinoGraph`.
-        large: see `OpenVinoGraph`.
+        path: path of the ONNX file.
+        graph: declared inputs and outputs; the first input has a batch of rows, the last one of
+            texts.
+        bf16: whether to compute in BF16, see `OpenVinoGraph`.
+        large: whether the bundle's weights are large, see `OpenVinoGraph`.
 
     Raises:
-        EngineError: openvino refuses the graph, or the processor has no BF16.
+        EngineError: OpenVINO refuses the graph, or the processor does not support BF16.
     """
 
     def __init__(
@@ -56,16 +59,16 @@ class OpenVinoMatrixEngine(SharedEngine):
         self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]
         self._of_texts = [spec for spec in self._source.inputs if spec.shape[0] != row]
         self._sizes = walks_at_once(large)
-        self._walks: dict[int, ov.InferRequest] = {}  # by rows
-        self._matches: dict[tuple[int, int], _Match] = {}  # by rows and tokens
-        rows = self._sizes[-2]  # of one image, where it is scored at as many levels
+        self._walks: dict[int, ov.InferRequest] = {}  # by number of rows
+        self._matches: dict[tuple[int, int], _Match] = {}  # by number of rows and tokens
+        rows = self._sizes[-2]  # rows of one image, one per level
         self._prepare(rows, MASK_STEP)
         self.description = self._source.describe(self._walks[rows].get_compiled_model())
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         (output,), mask = self._graph.outputs, feeds[self._graph.inputs[-1].name]
         scores = np.empty((len(feeds[self._graph.inputs[0].name]), len(mask)), output.dtype)
-        # Short texts first: the tokens that are pooled are those of the longest one at hand.
+        # Short texts first: a batch pools as many tokens as its longest text has.
         tokens = [int(np.flatnonzero(row).max(initial=0)) + 1 for row in mask]
         order = np.argsort(tokens, kind="stable")
         for part in self._cut(len(scores)):
@@ -83,7 +86,7 @@ class OpenVinoMatrixEngine(SharedEngine):
                     scores[part, texts] = match.run(feeds, texts)
                 except EngineError:
                     raise
-                except Exception as error:  # its exceptions have no base of their own
+                except Exception as error:  # its exceptions share no base class
                     raise EngineError(f"openvino failed: {one_line(error, 800)}") from error
                 start += len(texts)
         return {output.name: scores}
@@ -94,7 +97,7 @@ class OpenVinoMatrixEngine(SharedEngine):
         del self._source
 
     def _cut(self, count: int) -> Iterator[slice]:
-        """The largest parts first."""
+        """Split a batch into parts, the largest first."""
         start = 0
         for size in self._sizes:
             while count - start >= size:
@@ -102,7 +105,7 @@ class OpenVinoMatrixEngine(SharedEngine):
                 start += size
 
     def _prepare(self, rows: int, width: int) -> None:
-        """Compile what is not yet: the walk of so many rows, and matching so many tokens."""
+        """Compile what is missing for a number of rows to walk and tokens to match."""
         if (rows, width) in self._matches:
             return
         walk, match = self._split(rows, _TEXTS, width)
@@ -127,16 +130,16 @@ class OpenVinoMatrixEngine(SharedEngine):
 
 
 class _Match:
-    """Matching of a walk's rows with a few texts.
+    """Matching the rows of a walk with a few texts.
 
     Args:
-        source: compiles.
-        match: from what the walk writes, and what texts have, to scores.
-        walked: what the walk writes; the first inputs of `match`.
-        of_texts: the other inputs.
+        source: graph that compiles models.
+        match: model from the walk's outputs and text inputs to scores.
+        walked: outputs of the walk, the first inputs of `match`.
+        of_texts: inputs of `match` that belong to texts.
 
     Attributes:
-        texts: at most so many at once.
+        texts: largest number of texts per pass.
     """
 
     def __init__(
@@ -151,12 +154,14 @@ class _Match:
         self._inputs: list[tuple[str, ov.Tensor]] = []
         requests = []
         for model in match.parts:
-            # Little of it is arithmetic; maps, where they are made, are FP32 in either case.
+            # Has little arithmetic; attention maps are FP32 in either precision.
             exact: dict[str, Any] = {"NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
             requests.append(request := source.compile(model, **exact).create_infer_request())
             for place, parameter in enumerate(model.get_parameters()):
                 if (name := parameter.get_friendly_name()) in given:
-                    request.set_input_tensor(place, given[name])  # the same memory
+                    request.set_input_tensor(
+                        place, given[name]
+                    )  # the walk's outputs are inputs here, without a copy
                 elif name in asked:
                     self._inputs.append((asked[name].name, request.input_tensors[place]))
         self._steps: list[Callable[[], object]] = [request.infer for request in requests]
@@ -174,7 +179,7 @@ class _Match:
         self.texts: int = self._scores.shape[1]
 
     def run(self, feeds: Mapping[str, Array], texts: Array) -> Array:
-        """Scores of the latest walk's rows with some texts, given by place: (rows, texts)."""
+        """Scores of the latest walk's rows with some texts, given by index: (rows, texts)."""
         for name, tensor in self._inputs:
             tensor.data[: len(texts)] = feeds[name][texts, : tensor.shape[1]]
             tensor.data[len(texts) :] = 0

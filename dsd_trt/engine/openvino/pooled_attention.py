@@ -1,7 +1,8 @@
-"""Attention pooled over image tokens without its maps, by a kernel that is compiled on installing.
+"""Attention pooled over image tokens without storing its maps, by a C++ kernel.
 
-`pooled_attention.cpp` has the arithmetic. It needs a C++ compiler with vector types (GCC, Clang)
-and an x86-64 processor with AVX2. Without, `available` is False and all else works, slower.
+`pooled_attention.cpp` has the arithmetic; it is compiled when the package is installed. It needs a
+C++ compiler with vector types (GCC, Clang) and an x86-64 CPU with AVX2. Otherwise `available` is
+False, and matrix mode works without the kernel, but slower.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PooledAttention:
-    """One layer's heads, with all texts and images: Eq. 3 but its logarithm. Dense FP32 arrays.
+    """Heads of one layer with all texts and images: Eq. 3 without its logarithm. Dense FP32 arrays.
 
     Attributes:
-        keys: K', (heads, texts * text_tokens, depth).
-        queries: Q / sqrt(d), (heads, depth, images * image_tokens).
-        pooled: the mean over image tokens of e^(lambda A), A softmaxed over text tokens, of the
-            first `counted` ones: (heads, texts, counted, images), written.
-        lam: sharpness, above 0 and at most `LARGEST_LAMBDA`.
+        keys: keys K', (heads, texts * text_tokens, depth).
+        queries: scaled queries Q / sqrt(d), (heads, depth, images * image_tokens).
+        pooled: output, (heads, texts, counted, images): the mean over image tokens of e^(lambda A),
+            where A is softmaxed over text tokens, for the first `counted` tokens.
+        lam: sharpness lambda of Eq. 3, above 0 and at most `LARGEST_LAMBDA`.
     """
 
     keys: NDArray[Any]
@@ -43,7 +44,7 @@ class PooledAttention:
 
 
 class _Layer(ctypes.Structure):
-    """As the C++ file has it."""
+    """The struct of the same name in the C++ file."""
 
     _SIZES = ("heads", "texts", "tokens", "counted", "depth", "images", "image_tokens")
     _fields_ = (
@@ -54,24 +55,24 @@ class _Layer(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether the kernel was compiled when the package was installed, and runs here."""
+    """Whether the kernel was compiled at install time, and runs on this CPU."""
     return bool(register_widths())
 
 
 def kernel_file() -> Path | None:
-    """The kernel, where it was compiled when the package was installed."""
+    """Path of the kernel, if it was compiled at install time."""
     paths = (Path(__file__).with_name(f"_pooled_attention{it}") for it in EXTENSION_SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
 
 
 def register_widths() -> list[int]:
-    """Bits of the registers that the kernel can multiply FP32 with here, the widest last."""
+    """Register widths in bits that the kernel supports for FP32 on this CPU, the widest last."""
     kernel = _kernel()
     return [] if kernel is None else [n for n in (256, 512) if n <= kernel.dsd_registers()]
 
 
 def tile_width() -> int | None:
-    """Bits of the registers that it can multiply BF16 with here, if any (Intel's AMX)."""
+    """Register width in bits that the kernel supports for BF16 (Intel AMX); None if unsupported."""
     kernel = _kernel()
     return None if kernel is None else kernel.dsd_tiles() or None
 
@@ -79,18 +80,18 @@ def tile_width() -> int | None:
 def pool_attention(
     layers: Sequence[PooledAttention], threads: int, width: int | None = None
 ) -> None:
-    """Compute the pooled attention of some layers.
+    """Compute the pooled attention of some layers, and write it to their `pooled`.
 
     Args:
-        layers: `pooled` of each is written.
-        threads: to compute with.
-        width: of registers: one of `register_widths`, of which None is the widest, or
+        layers: layers to compute; `pooled` of each is written.
+        threads: number of threads to compute with.
+        width: register width in bits. One of `register_widths`, None being the widest; or
             `tile_width`, which rounds keys and queries of more than 32 numbers to BF16.
 
     Raises:
         EngineError: out of memory or threads.
-        ValueError: arrays are not dense FP32, sizes do not agree, lambda is out of range, or there
-            are no such registers.
+        ValueError: an array is not dense FP32, sizes disagree, lambda is out of range, or there are
+            no such registers.
     """
     kernel, widths = _kernel(), register_widths()
     width = width or max(widths, default=0)
@@ -129,6 +130,6 @@ def _kernel() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(path))
-    except OSError as error:  # as where there is no C++ library to run with
+    except OSError as error:  # for example, if the C++ runtime library is missing
         logger.warning("matching texts with images is slower than it could be: %s", error)
         return None

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU, through its own package.
 
-Its plugin for ONNX Runtime is not used: that one lists no device on AMD processors.
+OpenVINO's plugin for ONNX Runtime is not used: it lists no device on AMD CPUs.
 """
 
 from __future__ import annotations
@@ -37,36 +37,35 @@ except ImportError as error:
     ) from error
 
 DEVICE = "CPU"
-_PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # as the rest of the package calls them
-_STREAMS = (1, 2, 4)  # batches at once; more would be of fewer than 8 items each
+_PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # names used in the rest of the package
+_STREAMS = (1, 2, 4)  # parallel parts; more would have fewer than 8 items each
 
-# OpenVINO changes the process's locale while it reads and writes what it compiled, and several
-# threads that do so at once leave it changed, or never return.
-_compiling = threading.RLock()  # a signal handler may come in between
+# OpenVINO changes the process's locale while it reads and writes compiled models. Threads that
+# do so concurrently leave it changed, or deadlock.
+_compiling = threading.RLock()  # a signal handler may interrupt
 
 
 @functools.cache
 def _first_process() -> int:
-    """The process that opened a graph first: OpenVINO's threads are not in what it forks."""
+    """The process that opened a graph first: OpenVINO's threads do not exist in its forks."""
     return os.getpid()
 
 
 @functools.cache
 def _core() -> ov.Core:
-    """OpenVINO, loaded once: threads share it.
+    """OpenVINO's core, loaded once and shared by all threads.
 
-    Its plugin gives the thread that loads it a stack for signals, and takes it away when the last
-    core and graph are gone, in whichever thread that is. The first thread would die of the next
-    signal.
+    Its plugin gives the loading thread a signal stack, and frees it with the last core and graph,
+    in any thread. The loading thread would then die of its next signal.
     """
     return ov.Core()
 
 
 def require(*, bf16: bool) -> None:
-    """Refuse BF16 where the processor does not compute in it.
+    """Refuse BF16 on CPUs without support for it.
 
     Raises:
-        EngineError: it does not.
+        EngineError: the CPU does not compute in BF16.
     """
     if bf16 and "BF16" not in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise EngineError(
@@ -75,25 +74,27 @@ def require(*, bf16: bool) -> None:
 
 
 class OpenVinoGraph:
-    """A graph as OpenVINO reads it, and how it is compiled here.
+    """A graph as read by OpenVINO, and its compile settings on this machine.
 
     Args:
-        path: the ONNX file.
-        graph: its signature.
-        bf16: compute in BF16, twice as fast where the processor has it; see `dsd_trt.bfloat16`.
-        large: the bundle has so many weights that memory and disk are worth more than a second.
-        batch: size of every batched input of `model`; None leaves them open.
+        path: path of the ONNX file.
+        graph: declared inputs and outputs of the graph.
+        bf16: whether to compute in BF16, twice as fast on CPUs that support it; see
+            `dsd_trt.bfloat16`.
+        large: whether the bundle's weights are so large that memory and disk outweigh a second of
+            start.
+        batch: size of every batched input of `model`; None leaves the sizes open.
 
     Raises:
-        EngineError: openvino refuses the graph, or the processor has no BF16.
+        EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
 
     Attributes:
-        bf16: whether it computes in BF16.
-        large: whether its operations are so long that each keeps all threads busy.
-        threads: how many there are.
-        model: the graph as it was read first.
-        inputs: as they were declared, in the model's order.
-        outputs: their names, likewise.
+        bf16: whether the graph computes in BF16.
+        large: whether operations are so long that each keeps all threads busy.
+        threads: number of threads to compute with.
+        model: the graph as first read.
+        inputs: declared inputs, in the model's order.
+        outputs: names of the outputs, in the model's order.
     """
 
     def __init__(
@@ -105,19 +106,19 @@ class OpenVinoGraph:
         self.bf16, self.large = bf16, large
         self.threads = thread_limit() or os.cpu_count() or 1
         self._settings: dict[str, Any] = {
-            # Left to itself it takes BF16 where the processor has it, 7e-5 off the reference.
+            # By default it uses BF16 on CPUs that support it, 7e-5 off the reference.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "INFERENCE_NUM_THREADS": self.threads,
         }
         cache = None if self.large else cache_folder()
-        # One a precision: for BF16, too, OpenVINO 2026.4 takes what was compiled for FP32, and
-        # computes NaN.
+        # One store per precision: OpenVINO 2026.4 also uses a model compiled for FP32 for BF16,
+        # and computes NaN.
         hint = self._settings["INFERENCE_PRECISION_HINT"]
         self._store = cache and cache / f"openvino-{hint}"
         self._declared = {spec.name: spec for spec in graph.inputs}
         self._results = {spec.name for spec in graph.outputs}
         self.model = self.read(batch)
-        # Compiling may rename tensors, but keeps their order.
+        # Compiling may rename tensors, but preserves their order.
         names = [_name(port, self._declared) for port in self.model.inputs]
         self.inputs = [self._declared[name] for name in names]
         self.outputs = [_name(port, self._results) for port in self.model.outputs]
@@ -126,16 +127,16 @@ class OpenVinoGraph:
         """Read the graph for batches of one size.
 
         Args:
-            batch: the size, which is cheaper to give here than to a model that was read without
-                one; None leaves it open.
+            batch: batch size; None leaves it open. Setting it here is cheaper than reshaping the
+                model afterwards.
 
         Raises:
-            EngineError: openvino refuses the graph, or it is not as its bundle says.
+            EngineError: OpenVINO refuses the graph, or it differs from the bundle's declaration.
         """
         graph = self._graph
         try:
-            # `Core.read_model` goes by content: of its own format, whatever the file's ending, it
-            # reads weights from a file beside it that no bundle vouches for.
+            # `Core.read_model` detects the format by content. For OpenVINO's own format, whatever
+            # the file's suffix, it would read weights from a file the bundle does not verify.
             with _compiling:
                 onnx = FrontEndManager().load_by_framework("onnx")
                 source = onnx.load(str(self._path))
@@ -150,7 +151,7 @@ class OpenVinoGraph:
                 _spec(_name(it, self._results), it.get_partial_shape(), it.get_element_type())
                 for it in model.outputs
             ]
-        except Exception as error:  # its exceptions have no base of their own
+        except Exception as error:  # its exceptions share no base class
             raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
         if batch:
             sized = (dataclasses.replace(it, shape=it.of_batch(batch)) for it in graph.outputs)
@@ -162,9 +163,9 @@ class OpenVinoGraph:
         """Compile a model.
 
         Args:
-            model: `read`, or a part of it.
-            batch: the size it was read for, if that is all of it.
-            settings: OpenVINO's, besides those for any graph.
+            model: result of `read`, or a part of it.
+            batch: batch size the model was read for, if it is the whole graph.
+            settings: OpenVINO settings in addition to the common ones.
         """
         try:
             settings = {**self._settings, **settings}
@@ -180,7 +181,7 @@ class OpenVinoGraph:
             raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
 
     def describe(self, compiled: Any) -> EngineDescription:
-        """What was compiled computes in what, asked of itself."""
+        """Description of a compiled model, with the precision it reports."""
         precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         return EngineDescription(
             f"openvino {ov.get_version().split('-')[0]}",
@@ -192,25 +193,28 @@ class OpenVinoGraph:
 class OpenVinoEngine(SharedEngine):
     """A graph compiled by OpenVINO; see `Engine`.
 
-    It is compiled for batches of fixed sizes, which lets OpenVINO fuse more than batches of any
-    size: for one item and, where the model is small, for a part of `MAX_BATCH`. A small model's
-    pass is hundreds of operations of microseconds each, so several parts run at once, on threads
-    of their own (docs/speed.md). What was compiled is kept for the next start: OpenVINO keeps it
-    with all the weights, and has the content of graph and weights in its name. A large model's
-    operations keep all threads busy, and its items gain little from each other: 4 % with two at
-    once on two threads, which one alone would pay for with twice its time.
+    The graph is compiled for fixed batch sizes, which lets OpenVINO fuse more than for open ones:
+    size 1 and, if the model is small, a fraction of `MAX_BATCH`.
+
+    A pass of a small model is hundreds of operations of microseconds each. Several parts of a batch
+    therefore run in parallel, each on its own threads (docs/speed.md). An operation of a large
+    model keeps all threads busy. Running two items in parallel, one thread each, raises its
+    throughput by 4 % but doubles the latency of a single item.
+
+    Compiled models are cached for the next start. OpenVINO stores all weights with them, under a
+    name derived from the content of graph and weights.
 
     Args:
-        path: the ONNX file.
-        graph: its signature.
-        bf16: compute in BF16, see `OpenVinoGraph`.
-        large: see `OpenVinoGraph`.
+        path: path of the ONNX file.
+        graph: declared inputs and outputs of the graph.
+        bf16: whether to compute in BF16, see `OpenVinoGraph`.
+        large: whether the bundle's weights are large, see `OpenVinoGraph`.
 
     Raises:
-        EngineError: openvino refuses the graph, or the processor has no BF16.
+        EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
 
     Attributes:
-        from_cache: whether nothing had to be compiled.
+        from_cache: whether every compiled model came from the cache.
     """
 
     def __init__(
@@ -221,7 +225,9 @@ class OpenVinoEngine(SharedEngine):
         threads = self._source.threads
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._part = 1 if large else MAX_BATCH // self._streams
-        self._requests: dict[int, list[ov.InferRequest]] = {}  # one a stream, by size of a part
+        self._requests: dict[
+            int, list[ov.InferRequest]
+        ] = {}  # one request per stream, by size of a part
         compiled = self._compile(1)
         self.from_cache: bool = compiled.get_property("LOADED_FROM_CACHE")
         self.description = self._source.describe(compiled)
@@ -247,7 +253,7 @@ class OpenVinoEngine(SharedEngine):
                 self._collect(running, outputs)
         except Exception as error:
             raise EngineError(f"openvino failed: {one_line(error, 800)}") from error
-        finally:  # after an error or Ctrl-C, the next run must find no request busy
+        finally:  # after an error or Ctrl-C, no request may be busy at the next run
             for request, _ in running:
                 with contextlib.suppress(Exception):
                     request.wait()
@@ -258,24 +264,24 @@ class OpenVinoEngine(SharedEngine):
         del self._source
 
     def _cut(self, count: int) -> Iterator[slice]:
-        """Large parts, as many as keep all streams busy, and whatever is left one by one."""
+        """Large parts, as many as keep all streams busy, then the remaining items one by one."""
         whole = count - count % (self._part * self._streams)
         yield from (slice(start, start + self._part) for start in range(0, whole, self._part))
         yield from (slice(start, start + 1) for start in range(whole, count))
 
     def _prepare(self, size: int) -> list[ov.InferRequest]:
-        """Requests for batches of a size, which is compiled if it is not yet."""
+        """Inference requests for one batch size, compiled on first use."""
         if size not in self._requests:
             self._compile(size)
         return self._requests[size]
 
     def _compile(self, size: int) -> Any:
-        """Compile for batches of a size."""
+        """Compile for one batch size."""
         source = self._source
         settings: dict[str, Any] = {"NUM_STREAMS": self._streams}
         if size == 1 and not source.large:
-            # Fusing operations to kernels made for the purpose takes a fifth of compiling, and is
-            # of no use to one item of a small model (docs/speed.md).
+            # Fusing operations into generated kernels takes a fifth of the compile time, and does
+            # not speed up a single item of a small model (docs/speed.md).
             settings["SNIPPETS_MODE"] = "DISABLE"
         model = source.model if size == 1 else source.read(size)
         compiled = source.compile(model, size, **settings)
@@ -287,7 +293,7 @@ class OpenVinoEngine(SharedEngine):
         running: deque[tuple[ov.InferRequest, slice]],
         outputs: dict[str, NDArray[Any]],
     ) -> None:
-        """Wait for the oldest part, and keep its outputs: its request writes there again."""
+        """Wait for the oldest part and copy its outputs; its request reuses their memory."""
         request, rows = running[0]
         request.wait()
         for place, name in enumerate(self._source.outputs):
@@ -296,13 +302,13 @@ class OpenVinoEngine(SharedEngine):
 
 
 def _spec(name: str, shape: Any, kind: Any) -> TensorSpec:
-    """An input or output, of OpenVINO's shape and type."""
+    """An input or output, with OpenVINO's shape and type."""
     dtype: Any = np.dtype(kind.to_dtype()).name
     sizes = (d.get_length() if d.is_static else "?" for d in shape)
     return TensorSpec(name, dtype, tuple(sizes))
 
 
 def _name(place: Any, declared: Collection[str]) -> str:
-    """A tensor that is only passed on has the names of all its stations."""
+    """The declared name of a tensor; one passed through unchanged has several names."""
     names = set(place.get_names())
     return min(names & set(declared), default=min(names, default=""))

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX: plans that were built into a bundle, on a GPU."""
+"""TensorRT and TensorRT-RTX: plans compiled into the bundle, run on a GPU."""

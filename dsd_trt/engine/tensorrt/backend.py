@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: plans that `dsd-trt build` put into the bundle, on an NVIDIA GPU."""
+"""TensorRT and TensorRT-RTX: plans from `dsd-trt build`, run on an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorRT:
-    """One of the two libraries; see `Backend`.
+    """TensorRT or TensorRT-RTX; see `Backend`.
 
     Attributes:
-        name: the library's, too.
+        name: name of the backend, and of the library.
     """
 
     name: PlanLibrary
@@ -28,7 +28,7 @@ class TensorRT:
     extra: str
     modes: frozenset[Mode] = frozenset(("pair",))
     on_gpu: bool = True
-    tunes_batch: bool = False  # plans are compiled for the batch they are best at
+    tunes_batch: bool = False  # a plan is compiled for its optimal batch size
     keeps_order_of: str | None = None
 
     def require(self) -> None:
@@ -38,12 +38,12 @@ class TensorRT:
         require(self.name)
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
-        """See `Backend.batch_sizes`; a plan holds its activations itself."""
-        batch_sizes(bundle.manifest, memory_budget_mb)  # refuses what is no budget
+        """See `Backend.batch_sizes`; a plan holds its own activations."""
+        batch_sizes(bundle.manifest, memory_budget_mb)  # refuses an invalid budget
         return ON_DEVICE
 
     def open(self, bundle: Bundle, graph: str) -> TensorRTEngine:
-        """See `Backend.open`; also where the bundle has no plan that fits library and GPU."""
+        """See `Backend.open`; fails if the bundle has no plan for this library and GPU."""
         from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
 
         trt, capability = require(self.name)

@@ -1,6 +1,6 @@
-"""The few calls of the CUDA runtime that an engine needs, through NVIDIA's own bindings.
+"""The few calls of the CUDA runtime that an engine needs, through NVIDIA's bindings.
 
-Every call is checked, and everything that is allocated is an object that frees itself.
+Every call is checked, and every allocation is an object that frees itself.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def call(function: str, *arguments: Any) -> Any:
     """Call a function of the runtime.
 
     Args:
-        function: its name, such as "cudaMalloc".
-        arguments: of the function.
+        function: name of the function, such as "cudaMalloc".
+        arguments: arguments of the function.
 
     Returns:
-        What it returns behind the error code: nothing, a value, or a tuple.
+        The values after the error code: None, one value, or a tuple.
 
     Raises:
-        EngineError: the code says that it failed.
+        EngineError: the error code reports a failure.
     """
     code, *results = getattr(cudart, function)(*arguments)
     if code != cudart.cudaError_t.cudaSuccess:
@@ -50,15 +50,15 @@ def call(function: str, *arguments: Any) -> Any:
 
 
 def _free_with(owner: object, function: str, what: Any) -> None:
-    """Free something with its owner; at the process's end the driver frees all there is."""
+    """Free a resource with its owner; at process exit the driver frees everything."""
     weakref.finalize(owner, call, function, what).atexit = False
 
 
 def compute_capability() -> str:
-    """The first GPU's, such as "8.6".
+    """Compute capability of the first GPU, such as "8.6".
 
     Raises:
-        EngineError: there is none, or no driver; asking this first spares a library's crash.
+        EngineError: there is no GPU or no driver. Asking first avoids a crash in the library.
     """
     code, count = cudart.cudaGetDeviceCount()
     if code != cudart.cudaError_t.cudaSuccess or not count:
@@ -74,7 +74,7 @@ def compute_capability() -> str:
 
 
 def memory_in_use() -> int:
-    """Bytes of the GPU's memory that are taken, by whomever."""
+    """Bytes of GPU memory in use by all processes."""
     free, total = call("cudaMemGetInfo")
     return int(total) - int(free)
 
@@ -87,11 +87,11 @@ class Stream:
         _free_with(self, "cudaStreamDestroy", self.handle)
 
     def synchronize(self) -> None:
-        """Wait until all of it is done."""
+        """Wait until all queued work is done."""
         call("cudaStreamSynchronize", self.handle)
 
     def wait(self, event: Event) -> None:
-        """Let what is queued from now on wait for an event of another stream."""
+        """Make all work queued from now on wait for an event of another stream."""
         call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
 
@@ -103,24 +103,24 @@ class Event:
         _free_with(self, "cudaEventDestroy", self.handle)
 
     def record(self, stream: Stream) -> None:
-        """Set the mark behind all that is queued."""
+        """Set the mark after all work queued so far."""
         call("cudaEventRecord", self.handle, stream.handle)
 
     def synchronize(self) -> None:
-        """Wait until the stream has come to the mark."""
+        """Wait until the stream has reached the mark."""
         call("cudaEventSynchronize", self.handle)
 
     def since(self, earlier: Event) -> float:
-        """Seconds from another mark to this one, both reached."""
+        """Seconds from another mark to this one; both must be reached."""
         return float(call("cudaEventElapsedTime", earlier.handle, self.handle)) / 1000
 
 
 class DeviceMemory:
-    """Memory on the device alone.
+    """Memory on the device only.
 
     Attributes:
-        address: where.
-        size: in bytes.
+        address: device address of the first byte.
+        size: size of the memory in bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -130,11 +130,11 @@ class DeviceMemory:
 
 
 class Buffer:
-    """Memory for one tensor, on the device and, pinned, on the host.
+    """Memory for one tensor, on the device and in pinned host memory.
 
     Attributes:
-        host: the host's side as an array.
-        device: address of the device's side.
+        host: array in pinned host memory.
+        device: address of the device memory.
     """
 
     def __init__(self, shape: Sequence[int], dtype: DTypeLike) -> None:
@@ -167,10 +167,10 @@ class Buffer:
 
 
 class RecordedGraph:
-    """Work recorded once, queued again and again at little cost; addresses and sizes are fixed.
+    """Work recorded once and launched many times at low cost; addresses and sizes are fixed.
 
     Args:
-        stream: which is recorded while the block runs; queues nothing meanwhile.
+        stream: stream to record while the block runs; nothing is executed meanwhile.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -195,7 +195,7 @@ class RecordedGraph:
 
 
 def _array_at(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A view of memory that somebody else owns."""
+    """A view of memory owned by another object."""
 
     class Memory:
         __array_interface__ = {  # noqa: RUF012

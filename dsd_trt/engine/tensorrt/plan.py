@@ -1,8 +1,8 @@
-"""Compiled plans: what TensorRT made of a bundle's graphs, and whether one fits this machine.
+"""Plans: graphs compiled by TensorRT, and whether one fits this machine.
 
-A plan is a file for one library in one version on certain GPUs. It lies in the bundle, in
-`engines/KEY/`, beside an `engine.json` that says what it was made from and for; that is read, and
-every byte of the plan verified, before the library sees it.
+A plan is a file for one library, in one version, on certain GPUs. It lies in the bundle, in
+`engines/KEY/`, beside an `engine.json` that describes it. That description is read, and every byte
+of the plan verified, before the library sees it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 
 FOLDER = "engines"
 PLAN_NAME, SIDECAR_NAME = "engine.plan", "engine.json"
-_OTHER_WRITER = 60.0  # seconds that another process is waited for, which writes the same plan
+_OTHER_WRITER = 60.0  # seconds to wait for another process that writes the same plan
 
 PlanLibrary = Literal["tensorrt", "tensorrt-rtx"]
 PLAN_LIBRARIES: tuple[str, ...] = get_args(PlanLibrary)
@@ -30,7 +30,7 @@ PLAN_LIBRARIES: tuple[str, ...] = get_args(PlanLibrary)
 
 @dataclass(frozen=True)
 class Profile:
-    """Batch sizes a plan takes: the fewest, those it is fastest at, and the most."""
+    """Batch sizes a plan supports: the smallest, the optimal one, and the largest."""
 
     min: int
     opt: int
@@ -42,18 +42,18 @@ class Profile:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """All of `engine.json`.
+    """The content of `engine.json`.
 
     Attributes:
         graph: name of the graph in the bundle.
-        graph_hash: see `Manifest.graph_hash`.
-        precision: the graph's.
-        library: what compiled it.
-        version: of the library; no other reads the plan.
-        compute_capabilities: of the GPUs it runs on, such as "8.6".
-        profiles: batch sizes it takes.
-        size: of the plan, in bytes.
-        sha256: of the plan.
+        graph_hash: hash of graph and weights, see `Manifest.graph_hash`.
+        precision: precision the graph is compiled in.
+        library: name of the library that compiled it.
+        version: version of the library; other versions cannot read the plan.
+        compute_capabilities: compute capabilities of supported GPUs, such as "8.6".
+        profiles: batch sizes the plan supports.
+        size: length of the plan in bytes.
+        sha256: hex digest of the plan.
     """
 
     graph: str
@@ -77,7 +77,7 @@ class Sidecar:
         compute_capabilities: tuple[str, ...],
         profiles: tuple[Profile, ...],
     ) -> Sidecar:
-        """What is to be said of a plan, freshly built from a bundle's graph."""
+        """Description of a plan just built from a bundle's graph."""
         return cls(
             graph,
             manifest.graph_hash(graph),
@@ -92,7 +92,7 @@ class Sidecar:
 
     @property
     def key(self) -> str:
-        """Name of the plan's folder: what makes it differ from other plans of the bundle."""
+        """Name of the plan's folder, unique among the plans of a bundle."""
         gpus = "-".join(
             "sm" + capability.replace(".", "") for capability in self.compute_capabilities
         )
@@ -110,23 +110,23 @@ class Plan:
 
     @property
     def path(self) -> Path:
-        """The plan's file."""
+        """Path of the plan's file."""
         return self.folder / PLAN_NAME
 
 
 def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
-    """Put a plan into a bundle, whole or not at all; one of the same key is replaced.
+    """Write a plan into a bundle atomically; a plan of the same key is replaced.
 
-    What was written is read back first; until then the old plan is as it was.
+    The new plan is read back first; until then the old one stays unchanged.
 
     Args:
-        bundle: the bundle's folder.
-        content: the plan.
-        sidecar: what it is; size and hash are those of `content`.
+        bundle: folder of the bundle.
+        content: bytes of the plan.
+        sidecar: description of the plan, with its size and hash.
 
     Raises:
         InputError: the bundle cannot be written to, or its disk is full.
-        EngineError: what was written is not what is read.
+        EngineError: the bytes read back differ from those written.
     """
     folder = bundle / FOLDER / sidecar.key
     try:
@@ -144,14 +144,14 @@ def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
 
 
 def plans(bundle: Path) -> Iterator[Plan]:
-    """Every plan of a bundle whose sidecar can be read, by key."""
+    """Every plan of a bundle with a readable sidecar, by key."""
     for path in sorted((bundle / FOLDER).glob(f"*/{SIDECAR_NAME}")):
         if path.parent.name.startswith("."):
-            continue  # unfinished
+            continue  # unfinished plan
         try:
             sidecar = from_plain(Sidecar, read_json(path))
             _check(sidecar)
-        except (OSError, ValueError) as error:  # SchemaError is a ValueError
+        except (OSError, ValueError) as error:  # includes SchemaError
             raise EngineError(
                 f"{path} cannot be read: {error}. Remove its folder and build again: "
                 f"dsd-trt build {bundle}"
@@ -160,10 +160,10 @@ def plans(bundle: Path) -> Iterator[Plan]:
 
 
 def _check(sidecar: Sidecar) -> None:
-    """Refuse what types alone cannot.
+    """Check constraints that types cannot express.
 
     Raises:
-        SchemaError: names the field.
+        SchemaError: a field is invalid; the message names it.
     """
     if not sidecar.profiles:
         raise SchemaError("field 'profiles' is empty")
@@ -180,11 +180,11 @@ def find_plan(
     version: str,
     compute_capability: str,
 ) -> Plan:
-    """The plan of a graph that fits a library and a GPU, by what the plans say of themselves.
+    """The plan of a graph that fits a library and a GPU, according to the sidecars.
 
     Raises:
-        EngineError: there is none. Of a plan that comes near, the message says what about it does
-            not fit: the library's version, the GPU, or the bundle it was made from.
+        EngineError: there is none. For a near match, the message names the mismatch: the library's
+            version, the GPU, or the bundle.
     """
     build = f"dsd-trt build {bundle} --engine {library}"
     found = [
@@ -226,7 +226,7 @@ def read_plan(plan: Plan) -> bytes:
     """A plan's bytes, verified.
 
     Raises:
-        EngineError: it cannot be read, or is not what its sidecar says.
+        EngineError: the plan cannot be read, or differs from its sidecar's hash.
     """
     bundle = plan.folder.parent.parent
     again = f"Build again: dsd-trt build {bundle} --engine {plan.sidecar.library}"
@@ -247,7 +247,7 @@ def parse_profile(text: str) -> Profile:
     """Read "MIN,OPT,MAX".
 
     Raises:
-        InputError: not three sizes in order.
+        InputError: the text is not three ascending sizes.
     """
     try:
         sizes = [int(part) for part in text.split(",")]

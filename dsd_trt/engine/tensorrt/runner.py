@@ -1,8 +1,8 @@
-"""TensorRT and TensorRT-RTX on a GPU: plans that `dsd-trt build` put into the bundle.
+"""TensorRT and TensorRT-RTX on a GPU: runs plans made by `dsd-trt build`.
 
 Buffers, streams and CUDA graphs come from NVIDIA's own bindings of the CUDA runtime. Polygraphy's
-runner would not be less code: it knows neither pinned memory nor CUDA graphs nor a second set of
-buffers, which are most of this file.
+runner would not save code: it has no pinned memory, no CUDA graphs and no second set of buffers,
+which make up most of this file.
 
 No GPU was at hand when this was written: it is checked against the libraries' real signatures and
 against a recording stand-in, and has yet to run.
@@ -34,7 +34,7 @@ from dsd_trt.engine.tensorrt.cuda import (
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile
 from dsd_trt.errors import EngineError
 
-NO_FULL_PRODUCTS = "7.5"  # TensorRT-RTX multiplies no FP32 matrices on Turing
+NO_FULL_PRODUCTS = "7.5"  # on Turing, TensorRT-RTX multiplies no FP32 matrices
 
 _MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
@@ -42,10 +42,10 @@ Array = NDArray[Any]
 
 
 def load_library(name: PlanLibrary) -> Any:
-    """Import TensorRT or TensorRT-RTX, whose Python interfaces are the same.
+    """Import TensorRT or TensorRT-RTX, which share one Python interface.
 
     Raises:
-        EngineError: it is not installed.
+        EngineError: the library is not installed.
     """
     module, extra = _MODULES[name]
     try:
@@ -57,14 +57,14 @@ def load_library(name: PlanLibrary) -> Any:
 
 
 def require(name: PlanLibrary) -> tuple[Any, str]:
-    """What an engine needs of this machine, asked before anything is read.
+    """Check what an engine needs on this machine, before anything is read.
 
     Returns:
         The library, and the GPU's compute capability.
 
     Raises:
-        EngineError: no library, no bindings, no driver, no GPU, or one that TensorRT-RTX does not
-            run on, such as a data centre's Hopper.
+        EngineError: library, bindings, driver or GPU is missing, or TensorRT-RTX does not support
+            the GPU, such as a data centre's Hopper.
     """
     trt, capability = load_library(name), compute_capability()
     if name == "tensorrt-rtx":
@@ -79,10 +79,10 @@ def require(name: PlanLibrary) -> tuple[Any, str]:
 
 
 def rtx_capabilities(trt: Any) -> dict[str, Any]:
-    """GPUs that TensorRT-RTX runs a bundle's graphs on: its own constants by compute capability.
+    """GPUs that TensorRT-RTX can run a bundle's graphs on: library constants by capability.
 
-    Its library knows Turing, 7.5, but multiplies no FP32 matrices there; data centres' Hopper and
-    Blackwell, 9.0 and 10.0, it does not know at all.
+    The library supports Turing (7.5), but multiplies no FP32 matrices on it. It does not support
+    data centre Hopper and Blackwell (9.0 and 10.0).
     """
     known = {
         f"{name[2:-1]}.{name[-1]}": value
@@ -96,15 +96,15 @@ def rtx_capabilities(trt: Any) -> dict[str, Any]:
 class TensorRTEngine(SharedEngine):
     """A plan on the GPU; see `Engine`.
 
-    Batches may be of any size: what the plan does not take at a time is run in parts, the inputs
-    of one part on their way to the device while the one before is computed.
+    Batches may have any size. Larger ones than the plan supports run in parts: inputs of one part
+    are uploaded while the previous one is computed.
 
     Args:
-        trt: the library.
-        content: the plan.
-        graph: its signature.
-        profiles: batch sizes it takes.
-        description: what it says of itself.
+        trt: the TensorRT or TensorRT-RTX module.
+        content: bytes of the plan.
+        graph: declared inputs and outputs of the graph.
+        profiles: batch sizes the plan supports.
+        description: library, device and precision of the plan.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class TensorRTEngine(SharedEngine):
     ) -> None:
         super().__init__(graph)
         self._logger = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._logger)  # must outlive the engine
+        self._runtime = trt.Runtime(self._logger)  # has to outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             raise EngineError(
@@ -130,21 +130,21 @@ class TensorRTEngine(SharedEngine):
         self._compute, self._upload = Stream(), Stream()
         most = max(profile.max for profile in self.profiles)
         self._slots = (_Slot(graph, most), _Slot(graph, most))
-        # By slot and rows. A recording stands on its context's shapes, so each has its own; their
-        # activations share one memory, since one is run after another.
+        # By slot and rows. A recording depends on its context's shapes, so each has its own.
+        # Their activations share memory, because they run one after another.
         self._recorded: dict[tuple[int, int], tuple[Any, RecordedGraph]] = {}
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         try:
             return self._run_in_parts(feeds)
-        except BaseException:  # nothing goes on that would write into the next run's buffers
+        except BaseException:  # nothing may write into the next run's buffers
             for stream in (self._upload, self._compute):
                 with contextlib.suppress(EngineError):
                     stream.synchronize()
             raise
 
     def _release(self) -> None:
-        # What stands on something else goes before it.
+        # Dependents are released before what they depend on.
         self._recorded.clear()
         del self._slots, self._activations, self._compute, self._upload
         del self._engine, self._runtime
@@ -158,7 +158,7 @@ class TensorRTEngine(SharedEngine):
         parts = [slice(start, min(start + most, count)) for start in range(0, count, most)]
         for i, rows in enumerate(parts):
             slot = self._slots[i % 2]
-            if i >= 2:  # what the slot held is only now needed
+            if i >= 2:  # the slot's previous part is collected as late as possible
                 slot.collect(outputs, parts[i - 2])
             self._start(i % 2, feeds, rows)
         for i in range(max(len(parts) - 2, 0), len(parts)):
@@ -166,11 +166,11 @@ class TensorRTEngine(SharedEngine):
         return outputs
 
     def time(self, feeds: Mapping[str, Array], repeats: int) -> float:
-        """Seconds one batch takes on the GPU, copies aside: the mean of several.
+        """Mean GPU time of one batch in seconds, without copies.
 
         Args:
-            feeds: one part, as many rows as the plan takes at most or fewer.
-            repeats: how many are queued between the two marks.
+            feeds: inputs of one part, with at most as many rows as the plan supports.
+            repeats: number of passes between the two timing marks.
         """
         count = self._rows(feeds)
         self.run(feeds)
@@ -185,11 +185,11 @@ class TensorRTEngine(SharedEngine):
         return after.since(before) / repeats
 
     def _rows(self, feeds: Mapping[str, Array]) -> int:
-        """How many items a batch has."""
+        """Number of items in a batch."""
         return next(len(feeds[spec.name]) for spec in self._graph.inputs if spec.batched)
 
     def _start(self, which: int, feeds: Mapping[str, Array], rows: slice) -> None:
-        """Queue one part: inputs up, the graph, outputs down."""
+        """Queue one part: upload of inputs, graph, download of outputs."""
         slot = self._slots[which]
         count = rows.stop - rows.start
         index, profile = self._choose(count)
@@ -201,7 +201,7 @@ class TensorRTEngine(SharedEngine):
                 buffer.upload(len(values), self._upload)
                 continue
             buffer.host[:count] = values[rows]
-            buffer.host[count:fed] = buffer.host[count - 1]  # a plan's least batch is filled up
+            buffer.host[count:fed] = buffer.host[count - 1]  # pad to the plan's smallest batch
             buffer.upload(fed, self._upload)
         slot.uploaded.record(self._upload)
         self._compute.wait(slot.uploaded)
@@ -214,12 +214,12 @@ class TensorRTEngine(SharedEngine):
         slot.done.record(self._compute)
 
     def _choose(self, count: int) -> tuple[int, Profile]:
-        """The profile that takes a batch and is made for sizes nearest to it."""
+        """The profile that supports a batch size and has the nearest optimum."""
         fitting = [(i, it) for i, it in enumerate(self.profiles) if count <= it.max]
         return min(fitting, key=lambda chosen: (abs(chosen[1].opt - count), chosen[1].max))
 
     def _record(self, which: int, index: int, fed: int) -> None:
-        """Run a batch size for the first time, and record it for the next."""
+        """Run a batch size for the first time, and record it for later runs."""
         slot, context = self._slots[which], self._create_context(index)
         for spec in self._graph.inputs:
             shape = spec.of_batch(fed)
@@ -228,7 +228,7 @@ class TensorRTEngine(SharedEngine):
         for name, buffer in (slot.inputs | slot.outputs).items():
             context.set_tensor_address(name, buffer.device)
         enqueue = partial(context.execute_async_v3, self._compute.handle)
-        if not enqueue():  # what a library sets up at the first run cannot be recorded
+        if not enqueue():  # setup work of the first run cannot be recorded
             raise EngineError("the GPU could not run the plan; the library's log says why")
         self._compute.synchronize()
         with RecordedGraph(self._compute) as recorded:
@@ -236,7 +236,7 @@ class TensorRTEngine(SharedEngine):
         self._recorded[which, fed] = (context, recorded)
 
     def _create_context(self, index: int) -> Any:
-        """An execution context on a profile, its activations in the memory all share."""
+        """An execution context for a profile; all contexts share memory for activations."""
         context = self._engine.create_execution_context(self._user_managed)
         if context is None:
             raise EngineError("no room on the GPU for another execution context")
@@ -247,7 +247,7 @@ class TensorRTEngine(SharedEngine):
 
 
 class _Slot:
-    """A set of buffers for one part of a batch."""
+    """One set of buffers, for one part of a batch."""
 
     def __init__(self, graph: Graph, rows: int) -> None:
         self.inputs, self.outputs = (
@@ -257,14 +257,14 @@ class _Slot:
         self.uploaded, self.done = Event(), Event()
 
     def collect(self, outputs: dict[str, Array], rows: slice) -> None:
-        """Wait for a part, and copy what it computed."""
+        """Wait for a part, and copy its outputs."""
         self.done.synchronize()
         for name, buffer in self.outputs.items():
             outputs[name][rows] = buffer.host[: rows.stop - rows.start]
 
 
 def _check_tensors(trt: Any, engine: Any, path: Path, graph: Graph) -> None:
-    """Compare the plan's tensors with those the bundle declares."""
+    """Compare the plan's tensors with the bundle's declaration."""
     specs: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
     for i in range(engine.num_io_tensors):
         name = engine.get_tensor_name(i)
