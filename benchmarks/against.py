@@ -1,11 +1,11 @@
-"""Today's build against another commit's: cold start, throughput and memory, in one run.
+"""Compare the working tree with another commit: cold start, throughput and peak memory.
 
     python benchmarks/against.py REF
 
-Both are installed, with the versions that their own constraints.txt names, into environments of
-their own: REF from its commit, today's from the working tree, uncommitted changes included. They
-take turns, every measurement in a fresh process, so that whatever else the machine does meets both.
-Processor time is shown beside time: it says what a build costs where other programs were busy.
+Each build is installed into a separate environment, with the versions of its own constraints.txt.
+Uncommitted changes of the working tree are included. The builds alternate, and every measurement
+runs in a new process, so that other load on the machine affects both. CPU time is shown beside wall
+time, because it depends less on other programs.
 """
 
 from __future__ import annotations

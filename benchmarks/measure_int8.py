@@ -1,10 +1,10 @@
-"""Measure whether the embedded model's pair scorer keeps its order in INT8.
+"""Measure the rank correlation of the embedded pair scorer in INT8 with FP32.
 
 python benchmarks/measure_int8.py, after pip install nncf (3.4.0 was measured)
 
-Post-training quantization is calibrated on 300 pairs of drawn pictures and captions, half of them
-right. FP32, BF16 and INT8 then score 40 other pictures with 40 captions each. It is good enough at
-a rank correlation (Spearman) of 0.999 with FP32, where the best caption of ten is the same in 99 %.
+Post-training quantization is calibrated on 300 pairs of drawn images and captions, half of them
+positive. FP32, BF16 and INT8 then score 40 other images with 40 captions each. INT8 is accepted at
+a rank correlation (Spearman) of 0.999 with FP32 and a top-1 agreement among ten captions of 99 %.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Measure what the kernel of matrix mode is worth.
+"""Measure the speedup from the kernel of matrix mode.
 
 python benchmarks/measure_matching.py BUNDLE [--rounds 9] [--bits 256]
 
-BUNDLE has a matrix scorer. Prints nanoseconds a number of the largest layer's maps, of the embedded
-model's size and of Stable Diffusion 2.1's, with every kind of registers; and milliseconds that the
-bundle's scorer takes for a text and a walk, walk included, with the kernel and with maps.
-Medians of all rounds, which the forms take in turn. Values are drawn at random. With --bits the
-scorer's kernel has such registers, in FP32; with ONEDNN_MAX_CPU_ISA=AVX2 in the environment,
-OpenVINO, too, does without what only wider processors have.
+BUNDLE must have a matrix scorer. Two results are printed. First, nanoseconds per number of the
+largest layer's attention maps, for every register width: at the embedded model's size and at Stable
+Diffusion 2.1's. Second, milliseconds of the bundle's scorer per text and walk, including the walk,
+with the kernel and with stored maps.
+
+Figures are medians over all rounds, in which the forms alternate. Values are random. --bits sets
+the register width of the scorer's kernel, in FP32. With ONEDNN_MAX_CPU_ISA=AVX2 in the environment,
+OpenVINO is restricted to AVX2 as well.
 """
 
 from __future__ import annotations

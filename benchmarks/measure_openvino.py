@@ -1,10 +1,10 @@
-"""Measure in which form OpenVINO is fastest at a bundle's pair scorer.
+"""Measure which form of a bundle's pair scorer is fastest on OpenVINO.
 
 python benchmarks/measure_openvino.py [--bundle FOLDER] [--batch 32] [--rounds 25]
 
-Prints milliseconds a pass, the median of all rounds, which the forms take in turn: compiled for
-batches of any size or of a fixed one, on one stream of all threads or on two that halve the batch.
-Values are drawn at random; the time does not depend on them.
+Prints milliseconds per pass, the median over all rounds, in which the forms alternate. A form is
+compiled for open or fixed batch sizes, and runs on one stream of all threads or on two that halve
+the batch. Values are random; the time does not depend on them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 python benchmarks/measure_training.py [--family sd21-base] [--tiny] [--work DIR]
 
-For a GPU; on a CPU it takes hours without --tiny. What is printed: seconds a step of 32 pairs at
-one noise level (median), the most memory PyTorch held on the GPU, and the seconds of scoring 64
-pairs at four levels in FP32.
+For a GPU; on a CPU it takes hours without --tiny. Prints the median seconds per step of 32 pairs at
+one noise level, PyTorch's peak memory on the GPU, and the seconds for scoring 64 pairs at four
+levels in FP32.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def main() -> None:
             _forget_peak(on_gpu)
             stamps: list[float] = []
 
-            def told(stage: str, *_: object, stamps: list[float] = stamps) -> None:
+            def note(stage: str, *_: object, stamps: list[float] = stamps) -> None:
                 if stage == "training":
                     stamps.append(time.perf_counter())
 
             settings = FewShotSettings(steps=16, learning_rate=1e-3, **change)
             out = Path(scratch) / f"adapter-{number}"
-            train_adapter(str(model), questions, settings, out, {}, validation=0, progress=told)
+            train_adapter(str(model), questions, settings, out, {}, validation=0, progress=note)
             step = statistics.median(after - before for before, after in pairwise(stamps[3:]))
             print(f"| {name} | {step:.3f} | {_peak(on_gpu):.1f} |", flush=True)
         _forget_peak(on_gpu)

@@ -1,9 +1,9 @@
-"""One measurement of one build, in a process of its own; `against.py` runs it in both builds.
+"""One measurement of one build in a separate process; `against.py` runs it in both builds.
 
     python workload.py import
     python workload.py start|pairs|files ENGINE FOLDER
 
-Writes one line of JSON. Only names are used that every build since the first one has.
+Writes one line of JSON. Uses only names that every build since the first one has.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class JobScorer:
     ) -> Row:
         """Scores of the best candidates: texts for one image, or images for one text."""
         images, count = len(latent), max(len(latent), len(texts.mask))
-        before = tally.triples
+        before = tally.finished
         lost = np.zeros(count, np.bool_)
 
         def score_at(candidates: NDArray[np.intp], place: int) -> NDArray[np.float32]:
@@ -178,7 +178,7 @@ class JobScorer:
             return scores
 
         scores = eliminate(score_at, count, len(level), top_k)
-        tally.skip(count * len(level) - (tally.triples - before))
+        tally.skip(count * len(level) - (tally.finished - before))
         return Row(scores, lost)
 
     def require_search(self, top_k: int) -> None:

@@ -140,19 +140,19 @@ class Tally:
         if progress is not None and not callable(progress):
             raise InputError(f"progress must be a function, got {_described(progress)}")
         self._progress, self._total, self._levels = progress, total, levels
-        self.triples = 0  # computed or skipped
+        self.finished = 0  # passes computed or skipped
         self.passes = 0
 
-    def add(self, triples: int) -> None:
+    def add(self, passes: int) -> None:
         """Count passes that were computed."""
-        self.passes += triples
-        self.skip(triples)
+        self.passes += passes
+        self.skip(passes)
 
-    def skip(self, triples: int) -> None:
+    def skip(self, passes: int) -> None:
         """Count passes that are not needed."""
-        self.triples += triples
+        self.finished += passes
         if self._progress:
-            self._progress(self.triples // self._levels, self._total)
+            self._progress(self.finished // self._levels, self._total)
 
 
 def open_images(

@@ -212,7 +212,7 @@ class Pipeline:
         image_of: NDArray[np.intp],
         text_of: NDArray[np.intp],
         levels: NDArray[np.int32],
-        done: Callable[[int], None] = lambda triples: None,
+        done: Callable[[int], None] = lambda passes: None,
     ) -> NDArray[np.float32]:
         """Score pairs: attention, denoising term or both, as the bundle's method says.
 
@@ -249,7 +249,7 @@ class Pipeline:
         latent: Array,
         texts: EncodedTexts,
         levels: NDArray[np.int32],
-        done: Callable[[int], None] = lambda triples: None,
+        done: Callable[[int], None] = lambda passes: None,
     ) -> NDArray[np.float32]:
         """Score every image against every text in matrix mode.
 
@@ -323,7 +323,7 @@ class Pipeline:
         image_of: NDArray[np.intp],
         text_of: NDArray[np.intp],
         levels: NDArray[np.int32],
-        done: Callable[[int], None] = lambda triples: None,
+        done: Callable[[int], None] = lambda passes: None,
     ) -> dict[str, NDArray[np.float64]]:
         """Outputs of the pair scorer, averaged over levels: (pairs,) each.
 
@@ -331,7 +331,7 @@ class Pipeline:
         treat NaN differently.
         """
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
-        level = np.tile(levels, len(image_of))  # (triples,)
+        level = np.tile(levels, len(image_of))  # (pairs * levels,)
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
         for rows in self._triples.cut(len(level)):
             outputs = self._pair_scorer.run(

@@ -109,7 +109,7 @@ def _verify(folder: Path, path: Path, public: Any, key: Path) -> str:
     """
     signature_path = path.with_name(path.name + _SUFFIX)
     try:
-        told = read_text(signature_path)
+        content = read_text(signature_path)
     except FileNotFoundError:
         if folder == EMBEDDED:
             raise BundleError(
@@ -128,9 +128,9 @@ def _verify(folder: Path, path: Path, public: Any, key: Path) -> str:
     except (OSError, ValueError) as error:
         raise BundleError(f"{signature_path} cannot be read: {error}") from None
     try:
-        if len(told) > _LONGEST:
+        if len(content) > _LONGEST:
             raise ValueError("it is too long")
-        signature = _library().Signature.from_bytes(told.encode())
+        signature = _library().Signature.from_bytes(content.encode())
         if not signature.is_prehashed():
             raise ValueError("it is of the legacy form, sign again with: dsd-trt sign")
         text = read_text(path)

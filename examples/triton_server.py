@@ -1,9 +1,9 @@
-"""Start the Triton server that comes in nvidia-pytriton's wheel, without a container.
+"""Start the Triton server from nvidia-pytriton's wheel, without a container.
 
 python examples/triton_server.py MODELS [TRITONSERVER OPTIONS...]
 
-It runs on the CPU and has the python backend alone, so MODELS is to be written with
-`dsd-trt triton --engine python`.
+The server runs on the CPU and has only the python backend. Write MODELS with `dsd-trt triton
+--engine python`.
 """
 
 from __future__ import annotations

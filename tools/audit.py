@@ -2,8 +2,8 @@
 
     python tools/audit.py constraints.txt constraints-triton.txt
 
-pip-audit 2.10 says "No known vulnerabilities found" and exits with 0 where the index it asks knows
-none of the packages, as a mirror does that has files alone. Here a package counts only if it was
+pip-audit 2.10 reports "No known vulnerabilities found" and exits with 0 even if the index knows
+none of the packages, for example a mirror without advisories. Here a package counts only if it was
 looked up. Exit codes: 0 no advisory, 1 advisories, 2 packages that could not be looked up.
 """
 

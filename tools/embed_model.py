@@ -1,11 +1,11 @@
-"""Put a finished run of `dsd-trt pretrain shapes` into the package, measured and with its card.
+"""Embed a finished run of `dsd-trt pretrain shapes` into the package, with its model card.
 
 python tools/embed_model.py RUN
 
 Writes dsd_trt/data/shapes-model, dsd_trt/data/shapes-bundle, docs/shapes-losses.png and
-docs/shapes-samples.png. The card's figures on scenes of the generator are the run's own; those on
-scenes of the other renderer (tests/support/other_renderer.py) are measured here, through the
-bundle.
+docs/shapes-samples.png. The card has two sets of figures. Those on scenes of the generator come
+from the run. Those on scenes of the other renderer (tests/support/other_renderer.py) are measured
+here, with the bundle.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from held_out import figures, grade, write_questions
 
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "dsd_trt" / "data" / "shapes-bundle"
-QUESTIONS, SEED = 1440, 0  # image choices; half as many text choices
+QUESTIONS, SEED = 1440, 0  # number of image choices; text choices are half as many
 
 
 def other_renderer(adapter: Path | None) -> dict[str, float]:

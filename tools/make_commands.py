@@ -1,4 +1,4 @@
-"""Write commands.md: the help of every command, as the commands themselves give it.
+"""Write commands.md: the help text of every command.
 
 python tools/make_commands.py
 """

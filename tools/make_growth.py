@@ -1,9 +1,9 @@
-"""Measure how time and memory grow, and write growth.md and growth.png.
+"""Measure how time and memory grow with the input, and write growth.md and growth.png.
 
 python tools/make_growth.py [--rounds 3] [--quick] [--out docs] [--work build/growth]
 
-Every point is a process of its own. Points that are in --work already, from this machine, these
-versions and this day, are not measured again, so that a run that was stopped goes on.
+Every point runs in a separate process. Points in --work are reused if machine, versions and day are
+the same, so a stopped run can be continued.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def main() -> None:
     """Measure, then write growth.md and growth.png."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="the ends of each axis alone")
+    parser.add_argument("--quick", action="store_true", help="only the ends of each axis")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
     parser.add_argument("--work", type=Path, default=Path(__file__).parents[1] / "build" / "growth")
     parser.add_argument("--point", help=argparse.SUPPRESS)

@@ -1,8 +1,8 @@
-"""Run every torture test, and write reliability.md of what they counted: `make torture`.
+"""Run every torture test, and write reliability.md with their counts: `make torture`.
 
 python tools/make_reliability.py --triton .venv-triton/bin/python
 
-The exit code is 1 where a test failed; the page is written all the same, and says so.
+The exit code is 1 if a test failed; the page is written in any case, and reports it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def run(commands: Sequence[Sequence[str]], scale: float) -> Run:
             for case in ElementTree.parse(report).iter("testcase"):
                 name = f"{case.get('classname')}::{case.get('name')}"
                 for found, into in (("failure", failed), ("error", failed), ("skipped", skipped)):
-                    if (told := case.find(found)) is not None:
-                        into[name] = (told.get("message") or found).splitlines()[0]
+                    if (node := case.find(found)) is not None:
+                        into[name] = (node.get("message") or found).splitlines()[0]
         if figures.exists():
             lines += map(json.loads, figures.read_text("utf-8").splitlines())
     return Run(lines, failed, skipped, time.monotonic() - began)
@@ -118,8 +118,8 @@ def render(ran: Run, command: str) -> str:
         tried = sum(line["tried"] for line in group)
         looked_for = dict.fromkeys(kind for line in group for kind in line["looked for"])
         faults = sum((Counter(line["faults"]) for line in group), Counter[str]())
-        told = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items())) or "0"
-        parts.append(f"| {what} | {tried:,} | {', '.join(looked_for)} | {told} |")
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items())) or "0"
+        parts.append(f"| {what} | {tried:,} | {', '.join(looked_for)} | {counts} |")
     parts += ["\n## What counts as a fault\n", "| fault | meaning |\n|---|---|"]
     parts += [f"| {kind} | {meaning} |" for kind, meaning in FAULTS.items()]
     parts += ["\n## Outcomes\n", "| test | outcomes | measured |\n|---|---|---|"]
@@ -182,8 +182,8 @@ def main() -> int:
     """Run the tests, write the page, and report the outcome."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--triton", required=True, help="Python of the Triton environment.")
-    parser.add_argument("--scale", type=float, default=1, help="Share of the counts.")
-    parser.add_argument("--out", type=Path, default=PAGE, help="The page; - prints it.")
+    parser.add_argument("--scale", type=float, default=1, help="Factor on the counts.")
+    parser.add_argument("--out", type=Path, default=PAGE, help="File to write; - prints the page.")
     given = parser.parse_args()
     # The Triton server runs alone: its clients have deadlines.
     commands = [

@@ -1,4 +1,4 @@
-"""Score the example images against the example texts and draw score-matrix.png.
+"""Score the example images against the example texts, and draw score-matrix.png.
 
 python tools/make_score_matrix.py [BUNDLE]
 """

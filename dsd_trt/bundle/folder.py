@@ -33,9 +33,7 @@ from dsd_trt.files.whole import sha256_of, write_whole
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "shapes-bundle"
 """Folder of the bundle that is part of the package."""
-_LARGE_BYTES = (
-    500_000_000  # bytes of weights; Stable Diffusion's smallest scorer has four times as many
-)
+_LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times that
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """The Hugging Face cache: a repository's files as links, and their permitted targets.
 
-    CACHE/models--ORG--NAME/blobs/HASH                            a file's content
-    CACHE/models--ORG--NAME/refs/main                             the commit that a branch is at
-    CACHE/models--ORG--NAME/snapshots/COMMIT/weights.data         a link to ../../blobs/HASH
-    CACHE/blobs/HA/HASH                                           content of several repositories
+    CACHE/models--ORG--NAME/blobs/HASH                            content of a file
+    CACHE/models--ORG--NAME/refs/main                             commit of a branch
+    CACHE/models--ORG--NAME/snapshots/COMMIT/weights.data         link to ../../blobs/HASH
+    CACHE/blobs/HA/HASH                                           content shared by repositories
 
-huggingface_hub 2 moves what it fetched by Xet to the last place, and leaves a link in the
+huggingface_hub 2 moves files fetched by Xet to the last place, and leaves a link in the
 repository's blobs.
 """
 

@@ -187,8 +187,8 @@ def score(
             run = describe(scorer, rows, [], settings)
         else:
             run = describe(scorer, images, texts, settings)
-        with kept(output, run, resume=resume) as (journal, told):
-            for it in told:
+        with kept(output, run, resume=resume) as (journal, notes):
+            for it in notes:
                 console.print(it)
             before = journal.pairs if journal else 0
             if before:
@@ -243,19 +243,19 @@ def _saying_how_to_go_on(
         raise
     except BaseException as error:
         if journal and journal.pairs:
-            told = _how_to_go_on(journal, run, error)
+            advice = _how_to_go_on(journal, run, error)
             causes = [type(it) for it in with_causes(error)]
             if isinstance(error, DsdError) and KeyboardInterrupt not in causes:
                 if output != "-" and any(issubclass(it, OSError) for it in causes):
-                    told += f"\n{_how_to_go_on_elsewhere(journal, output)}"
+                    advice += f"\n{_how_to_go_on_elsewhere(journal, output)}"
                     if run["format"] in ("jsonl", "csv") and _state(output) not in (None, before):
-                        told += (
+                        advice += (
                             f"\nWhat is written of {output} stays, for --resume there; once the "
                             "run has gone on elsewhere it may be deleted"
                         )
-                error.args = (f"{error}\n{told}",)
+                error.args = (f"{error}\n{advice}",)
             else:
-                console.print(told)
+                console.print(advice)
         raise
 
 

@@ -130,13 +130,13 @@ def kept(
         for there in (path, old):
             require_ours(there)
         with sole_writer(target):
-            told, found = [], survey(path)
+            notes, found = [], survey(path)
             if resume:
                 _require_same(path, found, run)
             if found.damaged:
-                told.append(_set_damaged_aside(path, old, found, run, resume=resume))
+                notes.append(_set_damaged_aside(path, old, found, run, resume=resume))
             if not (resume and path.exists()) and (aside := _set_aside(path, old)):
-                told.append(_how_to_go_on_instead(path, old, aside))
+                notes.append(_how_to_go_on_instead(path, old, aside))
             try:
                 journal = open_journal(path, run, resume=resume)
             except DsdError as error:  # a full disk
@@ -147,7 +147,7 @@ def kept(
                     "file, -o FILE, or another folder in DSD_TRT_CACHE"
                 ) from error
             try:
-                yield journal, told
+                yield journal, notes
             except BaseException:
                 journal.close()
                 if not journal.pairs:

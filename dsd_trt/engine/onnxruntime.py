@@ -89,7 +89,7 @@ class OnnxRuntimeEngine(SharedEngine):
         super().__init__(graph)
         ort = load_library()
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors are raised anyway
+        options.log_severity_level = 3  # errors only, which are also raised
         options.intra_op_num_threads = thread_limit() or 0  # 0: one per physical core
         # Waiting threads sleep: faster at batches of 32, and other programs get the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -159,9 +159,7 @@ def _own_inputs(graph: Graph) -> list[TensorSpec]:
 def _largest(name: str, got: Array, expected: Array) -> Difference:
     values, wanted = got.astype(np.float64), expected.astype(np.float64)
     difference = np.abs(values - wanted)
-    place = np.unravel_index(
-        np.argmax(difference), difference.shape
-    )  # index of a NaN, if there is one
+    place = np.unravel_index(np.argmax(difference), difference.shape)  # of a NaN, if any
     return Difference(
         f"{name}{[int(i) for i in place]}",
         float(values[place]),

@@ -121,9 +121,7 @@ def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
     declared = {spec.name for spec in graph.inputs}
     if feeds.keys() != declared:
         raise EngineError(f"{graph.file} takes {sorted(declared)}, and was fed {sorted(feeds)}")
-    sizes: dict[
-        str, tuple[int, str]
-    ] = {}  # size of each dynamic dimension, and the input it comes from
+    sizes: dict[str, tuple[int, str]] = {}  # size of each dynamic dimension, and its input
     for spec in graph.inputs:
         values = feeds[spec.name]
         if not isinstance(values, np.ndarray) or values.dtype != spec.dtype:

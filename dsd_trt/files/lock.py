@@ -82,9 +82,7 @@ def _acquire(path: Path) -> int | None:
         except BaseException:
             os.close(lock)
             raise
-        os.close(
-            lock
-        )  # the previous holder removed it, and a third process may have made a new one
+        os.close(lock)  # removed by its last holder; a third process may have made another
 
 
 def _try(lock: int) -> bool:

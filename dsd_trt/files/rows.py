@@ -74,9 +74,7 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
         first = reader.line_num + 1
         try:
             cells = _next_row(reader)
-        except (
-            csv.Error
-        ) as error:  # the row's first line: an unclosed quote swallows all later lines
+        except csv.Error as error:  # at the row's first line: an open quote spans lines
             raise LineError(first, f"not valid CSV: {error}") from None
         if cells is None:
             return

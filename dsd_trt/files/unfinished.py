@@ -1,13 +1,13 @@
 """Names of unfinished files, and removal of leftovers of killed processes.
 
-A file or folder is written under a name of its own beside its target, and renamed at the end:
-`.NAME.MACHINE.PROCESS.RANDOM.part`. The name says who writes it, so that the next writer can tell
-an abandoned one from one at work:
+A file or folder is written under a temporary name beside its target, and renamed at the end:
+`.NAME.MACHINE.PROCESS.RANDOM.part`. The name identifies the writer, so that the next writer
+recognises an abandoned file:
 
-- of this machine: it is abandoned when no process of that number and start runs any more. A number
-  that was given to another process, and another boot, are told apart by the start;
-- of another machine or container, on a disk that several share: it is abandoned when nothing in it
-  has changed for a week. Whether its process runs cannot be seen from here.
+- From this machine: abandoned if no process with this number and start time runs. The start time
+  distinguishes reused numbers and other boots.
+- From another machine or container, on a shared disk: abandoned if nothing in it has changed for a
+  week. Its process cannot be seen from here.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def _machine() -> str:
     import socket  # imported late: readers do not need it, and start faster
 
     try:
-        numbers = (
-            Path("/proc/self/ns/pid").stat().st_ino
-        )  # containers have their own process numbers
+        numbers = Path("/proc/self/ns/pid").stat().st_ino  # differs per container
     except OSError:
         numbers = 0
     return _digest(f"{socket.gethostname()} {numbers}")

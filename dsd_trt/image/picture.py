@@ -34,9 +34,7 @@ def too_large(max_pixels: int) -> ImageError:
     """Reason for refusing an image with too many pixels."""
     if max_pixels == IMAGE_PIXELS.value():
         return ImageError(IMAGE_PIXELS.refusal())
-    return ImageError(
-        f"more than {max_pixels / 1e6:.3g} million pixels"
-    )  # limit given by the caller
+    return ImageError(f"more than {max_pixels / 1e6:.3g} million pixels")  # caller's limit
 
 
 def open_as(form: str, stream: BinaryIO, max_pixels: int) -> ImageFile.ImageFile:

@@ -285,7 +285,7 @@ def _all_samples(chunks: _Chunks, max_pixels: int) -> NDArray[np.int32]:
         mode = "RGB" if color == _RGB else "RGBA"
         high, low = (
             samples(_open(chunks, max_pixels), f"{mode};16{end}")
-            for end in "BL"  # reads the low bytes, which are the high ones in the other byte order
+            for end in "BL"  # the two byte orders give the high and the low bytes
         )
         stored = high * 256 + low
     return stored.reshape(*stored.shape[:2], -1)

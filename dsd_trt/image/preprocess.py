@@ -128,9 +128,7 @@ def image_suffixes() -> frozenset[str]:
 def _formats() -> tuple[str, ...]:
     for module in _FORMATS.values():
         with contextlib.suppress(ImportError):  # Pillow supports AVIF since 11.3
-            importlib.import_module(
-                f"PIL.{module}"
-            )  # registers the decoder, if Pillow was built with it
+            importlib.import_module(f"PIL.{module}")  # registers the decoder, if Pillow has it
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 

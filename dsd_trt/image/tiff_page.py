@@ -139,9 +139,7 @@ def rewrite(stream: BinaryIO, page: Page) -> BytesIO:
     place = out.seek(0, os.SEEK_END)
     place += out.write(b"\0" * (place % 2))
     entries, beyond = [], b""
-    start = (
-        place + 2 + 12 * (len(page.tags) + bool(page.tables)) + 4
-    )  # for data beyond the end of the file
+    start = place + 2 + 12 * (len(page.tags) + bool(page.tables)) + 4  # end of the directory
     for tag, kind, count, data in sorted(_encoded(page)):
         if len(data) > 4:
             entries.append(struct.pack(f"{page.order}HHII", tag, kind, count, start + len(beyond)))

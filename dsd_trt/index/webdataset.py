@@ -98,9 +98,7 @@ class _Images:
             path = _plain(member.name)
             if _is_link(member):
                 self._links[path] = _target(member)
-                if (
-                    member.issym()
-                ):  # a symbolic link replaces a file; a hard link may point to itself
+                if member.issym():  # replaces a file; a hard link may point to itself
                     self._files.pop(path, None)
             elif _is_file(member):
                 self._files[path] = member.offset

@@ -124,7 +124,7 @@ def _find_attention(model: ov.Model) -> list[LiftedAttention]:
         if (
             constants != [[0], [1], [2], [4]]
             or at[attention].get_node().get_attributes()["axis"] != 2
-            or any(at[product].get_node().get_attributes().values())  # transposed keys
+            or any(at[product].get_node().get_attributes().values())  # transposed inputs
             or queries.get_node().get_type_name() != "Parameter"
             or len(sizes) != 5
             or len(lam) != 1

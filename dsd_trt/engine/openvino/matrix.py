@@ -159,9 +159,7 @@ class _Match:
             requests.append(request := source.compile(model, **exact).create_infer_request())
             for place, parameter in enumerate(model.get_parameters()):
                 if (name := parameter.get_friendly_name()) in given:
-                    request.set_input_tensor(
-                        place, given[name]
-                    )  # the walk's outputs are inputs here, without a copy
+                    request.set_input_tensor(place, given[name])  # the walk's output, not a copy
                 elif name in asked:
                     self._inputs.append((asked[name].name, request.input_tensors[place]))
         self._steps: list[Callable[[], object]] = [request.infer for request in requests]

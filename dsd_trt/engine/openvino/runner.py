@@ -225,9 +225,7 @@ class OpenVinoEngine(SharedEngine):
         threads = self._source.threads
         self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
         self._part = 1 if large else MAX_BATCH // self._streams
-        self._requests: dict[
-            int, list[ov.InferRequest]
-        ] = {}  # one request per stream, by size of a part
+        self._requests: dict[int, list[ov.InferRequest]] = {}  # one per stream, by part size
         compiled = self._compile(1)
         self.from_cache: bool = compiled.get_property("LOADED_FROM_CACHE")
         self.description = self._source.describe(compiled)
