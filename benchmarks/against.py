@@ -193,8 +193,8 @@ def compare(
     """Measure both builds in alternation.
 
     Args:
-        before: build of REF.
-        after: build of the working tree.
+        before: installed build of REF.
+        after: installed build of the working tree.
         folder: folder of images drawn by `workload.py`.
         engines: names of the engines to measure.
         rounds: number of rounds of throughput.

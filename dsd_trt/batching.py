@@ -121,7 +121,9 @@ class FastestBatch:
             sizes = [int(known)]
         self.size = sizes[0]
         self._untried = sizes * (1 + _TIMED) if len(sizes) > 1 else []
-        self._seconds: dict[int, list[float]] = {size: [] for size in sizes}  # a triple
+        self._seconds: dict[int, list[float]] = {
+            size: [] for size in sizes
+        }  # one pair at one level
         self._noting = threading.RLock()  # a signal handler may interrupt
 
     def cut(self, count: int) -> Iterator[slice]:

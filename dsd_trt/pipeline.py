@@ -218,7 +218,7 @@ class Pipeline:
 
         Args:
             latent: latents z, (images, C, h, w).
-            texts: T encoded texts.
+            texts: encoded texts, T of them.
             image_of: row in `latent` of each pair, (pairs,).
             text_of: row in `texts` of each pair, (pairs,).
             levels: indices of the noise levels to average over (Eq. 4).
@@ -255,7 +255,7 @@ class Pipeline:
 
         Args:
             latent: latents z, (images, C, h, w).
-            texts: T encoded texts.
+            texts: encoded texts, T of them.
             levels: indices of the noise levels to average over (Eq. 4).
             done: callback with the number of passes just computed: one per image, text and level.
 
@@ -296,7 +296,7 @@ class Pipeline:
     def whole_batches(self, levels: int) -> int:
         """Number of pairs at some levels that fill whole batches, large enough for a journal.
 
-        Scored so many at a time, pairs are in the same batches as all at once.
+        Scored in groups of this size, pairs fall into the same batches as all of them at once.
         """
         largest = self.batch.triples
         pairs = math.lcm(largest, levels) // levels

@@ -227,10 +227,9 @@ class Scorer:
             be decoded, or an image, text or pair whose score is not finite.
 
         Raises:
-            InputError: `texts` is empty or holds something other than strings; a text has no token
-                that counts (such as a blank one where only words count, see `Tokenizer`); the
-                bundle lacks a level; an index belongs to another image encoder; or a limit is
-                exceeded (`dsd_trt.limits`).
+            InputError: `texts` is empty or has an element that is not a string; a text has no token
+                that counts, see `Tokenizer`; the bundle lacks a level; an index belongs to another
+                image encoder; or a limit is exceeded (`dsd_trt.limits`).
             EngineError: the engine failed, the scorer is closed, or this process was forked from
                 the one that opened it.
         """

@@ -34,7 +34,7 @@ def eliminate(
     Args:
         score_at: function of candidate indices and a level, returning scores; NaN drops a
             candidate.
-        count: number of candidates.
+        count: number of candidates, at least 1.
         levels: number of noise levels.
         best: number of candidates to find.
         error: accepted probability of losing one of the best, in (0, 1).

@@ -64,7 +64,7 @@ def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def top_texts(records: Sequence[Record], k: int) -> list[Record]:
-    """The k best texts of each image, best first; images keep their order."""
+    """The k best texts of each image, best first; images stay in order."""
     return [
         record
         for of_image in by_image(records).values()

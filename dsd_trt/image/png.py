@@ -136,7 +136,7 @@ def _read_chunks(stream: BinaryIO, max_pixels: int) -> _Chunks:
 
 
 def _read(stream: BinaryIO, name: bytes, place: int, length: int, whole: bool = True) -> bytes:
-    """A chunk that pixels need; a truncated one is returned as far as it goes, if allowed."""
+    """A chunk that pixels need; one not needed whole may be truncated."""
     stream.seek(place)
     body = stream.read(length)
     checksum = stream.read(4)

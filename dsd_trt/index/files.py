@@ -94,7 +94,7 @@ class IndexManifest:
 
     Attributes:
         image_encoder: source of all latents of the index.
-        table: entry of `images.parquet`.
+        table: content hash and length of `images.parquet`.
         shards: entries of the shards by file name.
     """
 

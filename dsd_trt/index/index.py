@@ -72,7 +72,7 @@ class Index(Sequence[IndexedImage]):
 
     Attributes:
         folder: folder of the index.
-        manifest: content of `index.json`.
+        manifest: parsed and verified content of `index.json`.
     """
 
     def __init__(self, folder: Path, manifest: IndexManifest, table: Any) -> None:

@@ -127,7 +127,7 @@ class IndexWriter:
         done: callback with the number of images just added.
 
     Raises:
-        InputError, MissingExtraError: as for `update_index`.
+        InputError, MissingExtraError: the folder cannot be used, as for `update_index`.
     """
 
     def __init__(

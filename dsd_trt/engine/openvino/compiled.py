@@ -1,9 +1,9 @@
 """OpenVINO's cached compiled models, verified before they are used again.
 
 OpenVINO 2026.4 loads its cache unchecked: one flipped bit of a weight there changes scores without
-a message. Each compiled model therefore has its own folder with a checksum of its file. Whoever can
-write the file can also write the checksum, so a cryptographic hash would add no protection; CRC-32
-takes a third of its time.
+a message. Each compiled model therefore has its own folder with a checksum of its file. A process
+that can write the file can also write the checksum, so a cryptographic hash would add no
+protection; CRC-32 takes a third of its time.
 """
 
 from __future__ import annotations
