@@ -202,8 +202,8 @@ def _naming_the_extra(name: Callable[[], str | None]) -> Iterator[None]:
 def cli() -> None:
     """Score how well texts describe images, with a diffusion model's cross-attention.
 
-    Exit codes: 0 success, 1 unexpected failure, 2 wrong usage, 3 some inputs could not be scored, 4
-    not possible in this environment, 130 interrupted.
+    Exit codes: 0 fine, 1 unexpected failure, 2 wrong usage, 3 finished but some inputs could not be
+    scored, 4 the environment cannot do it, 130 interrupted.
     """
 
 
