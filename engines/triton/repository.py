@@ -122,7 +122,7 @@ def _require_copies(bundle: Bundle, folder: Path) -> None:
     """Read the written copies back and compare them with the hashes in `bundle.json`.
 
     Raises:
-        BundleError: a copy differs.
+        BundleError: a copied file differs from the bundle's.
     """
     entries = bundle.manifest.files
     for path in folder.rglob("*"):

@@ -141,7 +141,7 @@ def contrastive_loss(clip: Clip, batch: CaptionBatch, worker: Worker = _ALONE) -
     """Symmetric InfoNCE loss over the whole batch, of which every worker encodes its part.
 
     Args:
-        clip: CLIP in training.
+        clip: the CLIP model in training.
         batch: this worker's part of the batch.
         worker: this process among all workers.
     """

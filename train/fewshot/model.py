@@ -243,7 +243,7 @@ def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
 
     Args:
         model: model with its present parameters.
-        examples: encoded validation questions.
+        examples: the validation questions, encoded.
         step: number of completed steps.
     """
     answers, losses = [], []

@@ -80,7 +80,7 @@ class MatrixPrompt(nn.Module):
 
         Args:
             weight: key or value matrix with the static prompt, W + P, (inner, D).
-            text_states: r_y, (..., text_tokens, D).
+            text_states: r_y of each text, (..., text_tokens, D).
             pi: mapping network's output pi(x) for this matrix, (..., D), whose leading axes are
                 broadcast with those of `text_states`.
 

@@ -157,7 +157,7 @@ def sides_captions(twins: Twins, rng: np.random.Generator) -> tuple[str, str] | 
     right".
 
     Args:
-        twins: two scenes.
+        twins: two scenes that differ in one aspect.
         rng: random generator of the words.
 
     Returns:

@@ -98,9 +98,9 @@ def shapes_refcocog(count: int, seed: int) -> Iterator[Question]:
 def shapes_vqa(count: int, seed: int) -> Iterator[Question]:
     """Given an image and a question, the right answer; the text is both together.
 
-    Four questions alternate. Of kind "binary" is "is there a red circle? yes". Of kind "other" are
-    "what colour is the circle? red", "what is the red shape? circle" and "how many shapes are
-    there? two". The candidates are yes and no, all colours, all shapes, or one to three.
+    Four questions alternate. Of kind "binary" is `is there a red circle? yes`. Of kind "other" are
+    `what colour is the circle? red`, `what is the red shape? circle` and
+    `how many shapes are there? two`. The candidates are yes and no, all colours, all shapes, or one to three.
 
     Args:
         count: number of questions to yield.
