@@ -194,8 +194,3 @@ def test_one_language(path: Path) -> None:
         if re.search(form, sentence, re.IGNORECASE)
     }
     assert found == {}
-
-
-def test_folders_to_be_revised_exist() -> None:
-    assert set(LATER) <= set(FOLDERS)
-    assert all((ROOT / folder).is_dir() for folder in FOLDERS)
