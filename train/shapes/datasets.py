@@ -100,7 +100,8 @@ def shapes_vqa(count: int, seed: int) -> Iterator[Question]:
 
     Four questions alternate. Of kind "binary" is `is there a red circle? yes`. Of kind "other" are
     `what colour is the circle? red`, `what is the red shape? circle` and
-    `how many shapes are there? two`. The candidates are yes and no, all colours, all shapes, or one to three.
+    `how many shapes are there? two`. The candidates are yes and no, all colours, all shapes, or one
+    to three.
 
     Args:
         count: number of questions to yield.
