@@ -93,7 +93,7 @@ def test_another_value_than_the_assumed_is_refused_by_name(part: str, field: str
 def test_a_field_nobody_knows_is_refused_unless_it_is_off() -> None:
     fields = Fields(read={"a": ELSEWHERE}, assumed={}, without_effect={"b": "no effect"})
     require_known({"a": 1, "b": 2, "_bookkeeping": 3, "later": None, "too": False}, fields)
-    with pytest.raises(ValueError, match=r"later is 0\.5, a field that is not known"):
+    with pytest.raises(ValueError, match=r"later is 0\.5, an unknown field"):
         require_known({"a": 1, "later": 0.5}, fields)
 
 

@@ -112,7 +112,7 @@ def test_prediction_and_schedule_are_as_the_file_says(
         ({}, {"timestep_range": "0,500"}, "timestep_range is '0,500', expected is '0,999'"),
         ({}, {"ss_v_parameterization": "yes"}, "ss_v_parameterization is 'yes', expected is"),
         ({}, {"ss_v_parameterization": "True", "prediction_type": "epsilon"}, "it contradicts"),
-        (markers("V_PRED"), {}, "it holds the empty tensor 'V_PRED', which says"),
+        (markers("V_PRED"), {}, "it holds the empty tensor 'V_PRED', whose meaning is unknown"),
         (markers("zsnr", "v_pred"), {}, "it holds the empty tensor 'zsnr'"),
         (markers("alphas_cumprod"), {}, "it holds the empty tensor 'alphas_cumprod'"),
     ],
