@@ -36,7 +36,7 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backe
     if backend is not None and mode not in backend.modes:
         others = [name for name in BACKENDS if mode in find_backend(name).modes]
         raise InputError(
-            f"{mode} mode does not run on {backend.name} yet: use --engine {' or '.join(others)}"
+            f"{mode} mode does not run on {backend.name} yet: use --engine {', '.join(others)}"
         )
     if trained not in (None, "both", mode):
         logger.warning(

@@ -21,6 +21,7 @@ from dsd_trt.batching import (
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Calibration, Mode
+from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
     Backend,
     Engine,
@@ -159,6 +160,11 @@ class Pipeline:
         return FastestBatch(self.batch.triples, key)
 
     @cached_property
+    def _files(self) -> Bundle:
+        """The bundle as the backend is to see it."""
+        return with_real_files(self._bundle) if self.backend.reads_graphs else self._bundle
+
+    @cached_property
     def _adapter(self) -> dict[str, Array]:
         return adapter_feed(self._bundle)
 
@@ -169,7 +175,7 @@ class Pipeline:
             self.require_usable()
             if name not in self._engines:
                 graph = self._manifest.graphs[name]
-                engine = self.backend.open(self._bundle, name)
+                engine = self.backend.open(self._files, name)
                 try:
                     if self.self_check:
                         self.self_check.require(name, graph, engine, self._adapter)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
-from dsd_trt.bundle.folder import Bundle, files_in, write_manifest
+from dsd_trt.bundle.folder import Bundle, file_entry, files_in, write_manifest
 from dsd_trt.bundle.manifest import check_manifest
 from dsd_trt.export.adapter_input import write_adapter_input
 from dsd_trt.export.describe import TOKENIZER_NAME
@@ -95,7 +95,8 @@ def export_bundle(
             manifest, parity=parity.to_plain(), self_check=replace(self_check, tolerance=tolerance)
         )
         write_card(folder / CARD_NAME, manifest, parity, card)
-        bundle = write_manifest(folder, replace(manifest, files=files_in(folder, known=files)))
+        files[CARD_NAME] = file_entry(folder / CARD_NAME)
+        bundle = write_manifest(folder, replace(manifest, files=dict(sorted(files.items()))))
     return replace(bundle, folder=out), parity
 
 

@@ -243,8 +243,9 @@ def _first_difference(bundle: Bundle, expected: Expected, recipe: Recipe, tolera
         graph = bundle.manifest.graphs[name]
         if name == "pair_scorer":
             feeds |= adapter_feed(bundle)
-        module = recipe.module(name, "fp32")
-        differences = layer_differences(module, feeds, bundle.path(graph.file), graph)
+        path = bundle.path(graph.file)
+        # Not kept in a variable: one U-Net at a time is in memory.
+        differences = layer_differences(recipe.module(name, "fp32"), feeds, path, graph)
         for difference in differences:
             if difference.relative > tolerance:
                 return (

@@ -55,41 +55,42 @@ class Recipe:
         """Build the scoring U-Net, with unfolded prompts.
 
         Args:
-            unet: u-Net of the checkpoint; changed in place if the adapter changes its weights.
+            unet: the checkpoint's U-Net; changed in place if the adapter changes its weights.
 
         Raises:
-            InputError: layers or levels do not exist.
+            ValueError: layers or levels do not exist.
             ModelError: the adapter belongs to another checkpoint or score.
         """
         settings = self.settings
-        try:
-            return build_scoring_unet(
-                self.checkpoint,
-                self.adapter,
-                score_layers=settings.score_layers,
-                levels=settings.levels,
-                noise_seed=settings.noise_seed,
-                score=settings.score,
-                unet=unet,
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        return build_scoring_unet(
+            self.checkpoint,
+            self.adapter,
+            score_layers=settings.score_layers,
+            levels=settings.levels,
+            noise_seed=settings.noise_seed,
+            score=settings.score,
+            unet=unet,
+        )
 
     @cached_property
     def outline(self) -> ScoringUNet:
         """The scoring U-Net without weights: layers, heads, levels, noise and prompts.
 
         Raises:
-            InputError, ModelError: under the conditions of `scoring`.
+            InputError: layers or levels do not exist.
+            ModelError: under the conditions of `scoring`.
         """
-        return self.scoring(self.checkpoint.empty_unet())
+        try:
+            return self.scoring(self.checkpoint.empty_unet())
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     @cached_property
     def manifest(self) -> Manifest:
         """The bundle's manifest without file hashes, self-check and parity figures.
 
         Raises:
-            InputError, ModelError: under the conditions of `scoring`, or if settings contradict
+            InputError, ModelError: under the conditions of `outline`, or if settings contradict
                 each other.
         """
         return describe(self.settings, self.checkpoint, self.adapter, self.outline)

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Manifest, SelfCheckSpec
+from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import AUTO, Engine, find_backend
 from dsd_trt.engine.self_check import FILE_NAME, FP16_TOLERANCE, FP32_TOLERANCE, SelfCheck
 from dsd_trt.errors import ModelError
@@ -120,7 +121,7 @@ def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]
     assert check is not None
     name = "pair_scorer"
     graph = bundle.manifest.graphs[name]
-    engine = find_backend(AUTO).open(bundle, name)
+    engine = find_backend(AUTO).open(with_real_files(bundle), name)
     try:
         check.require(name, graph, engine, adapter_feed(bundle))
         scored = check.computed(name, graph, engine, adapted)

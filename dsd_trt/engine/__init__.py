@@ -107,6 +107,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def reads_graphs(self) -> bool:
+        """Whether it reads the bundle's ONNX files; the pipeline then hands it no links."""
+        ...
+
+    @property
     def on_gpu(self) -> bool:
         """Whether the backend computes on a GPU."""
         ...
@@ -189,7 +194,7 @@ def require_backend(name: str) -> Backend:
 
 def _preferred() -> str:
     for name in _AUTOMATIC:
-        if importlib.util.find_spec(name):  # two libraries may share a name
+        if importlib.util.find_spec(name):  # a backend of the library's own name
             return name
     raise EngineError("no engine is installed. Install one with: pip install 'dsd-trt[cpu]'")
 

@@ -13,7 +13,6 @@ from dsd_trt.batching import BatchSizes, batch_sizes
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
@@ -37,6 +36,7 @@ class OnnxRuntime:
     title: str = "ONNX Runtime"
     extra: str = "cpu"
     modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    reads_graphs: bool = True
     on_gpu: bool = False
     tunes_batch: bool = True
     keeps_order_of: str | None = None
@@ -52,8 +52,7 @@ class OnnxRuntime:
     def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         """See `Backend.open`."""
         signature = bundle.manifest.graphs[graph]
-        path = with_real_files(bundle).path(signature.file)
-        return OnnxRuntimeEngine(path, signature, frugal=self.frugal)
+        return OnnxRuntimeEngine(bundle.path(signature.file), signature, frugal=self.frugal)
 
 
 CPU = OnnxRuntime()

@@ -25,7 +25,7 @@ from dsd_trt.files.tensor_file import read_tensor_headers
 SCHEMA_VERSION = 1
 INDEX_NAME, TABLE_NAME = "index.json", "images.parquet"
 NEXT_TABLE = f".{TABLE_NAME}.part"
-"""Name of the new table if a writer was stopped before renaming it."""
+"""Name of the new table from the replacement of `index.json` until it is renamed."""
 _LARGEST = 2**20  # size of a latent or side of an image in pixels: any real one, and no product of
 # them overflows
 _SHARD_NAME = re.compile(r"latents-([0-9]{5,9})\.safetensors")

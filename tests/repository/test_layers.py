@@ -1,4 +1,4 @@
-"""Imports point down: train -> export -> engines -> dsd_trt, and the runtime stays lean.
+"""Imports point down: export -> train -> dsd_trt, engines -> dsd_trt; the runtime stays lean.
 
 Every import statement counts, inside functions too, and `import_module("...")` with a literal name.
 """

@@ -96,7 +96,7 @@ def test_a_mode_it_lacks_is_refused_with_those_that_have_it(
     assert done.returncode == 2
     assert "matrix mode does not run on numpy-pair yet" in done.stderr
     able = [it for it in BACKENDS if "matrix" in find_backend(it).modes]
-    assert f"--engine {' or '.join([*able, 'numpy'])}\n" in done.stderr
+    assert f"--engine {', '.join([*able, 'numpy'])}\n" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["score", "index", "eval"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import locale
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,24 @@ def test_what_a_run_returned_stays_as_it_was(bundle: Bundle) -> None:
     kept = first.copy()
     assert not np.array_equal(engine.run(feeds_of(graph, 33))["score"][:32], kept)
     np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_files_that_change_after_opening_have_no_effect(
+    bundle: Bundle, tmp_path: Path, large: bool
+) -> None:
+    """Only what was verified computes, also in batches that are compiled later."""
+    folder = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    graph = bundle.manifest.graphs["pair_scorer"]
+    engine = OpenVinoEngine(folder / graph.file, graph, large=large)
+    feeds = feeds_of(graph, 33)
+    wanted = OpenVinoEngine(bundle.path(graph.file), graph, large=large).run(feeds)["score"]
+    for file in folder.iterdir():
+        if file.suffix in (".onnx", ".data"):
+            shutil.copyfile(bundle.path("text_encoder.onnx"), folder / "other")
+            (folder / "other").replace(file)
+    assert np.ptp(wanted) > 0.01
+    np.testing.assert_array_equal(engine.run(feeds)["score"], wanted)
 
 
 def test_the_locale_is_left_as_it_was(

@@ -37,6 +37,7 @@ class OpenedBy:
     title: str = "by hand"
     extra: str = "test"
     modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    reads_graphs: bool = True
     on_gpu: bool = False
     tunes_batch: bool = True
     keeps_order_of: str | None = None

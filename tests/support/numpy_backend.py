@@ -25,6 +25,7 @@ class Numpy:
     modes: frozenset[Mode]
     title: str = "numpy"
     extra: str = "test"
+    reads_graphs: bool = True
     on_gpu: bool = False
     tunes_batch: bool = False
     keeps_order_of: str | None = None

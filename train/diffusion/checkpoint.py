@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,7 +25,6 @@ from dsd_trt.train.diffusion.single_file import SingleFile
 from dsd_trt.train.diffusion.source import EMBEDDED, ModelSource, find_model
 from dsd_trt.train.run.memory import release_freed_memory
 
-TOKEN_MASKS: tuple[str, ...] = get_args(TokenMask)
 _PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 _SECOND = ("text_encoder_2", "tokenizer_2")
 _CPU = torch.device("cpu")
@@ -328,14 +327,3 @@ def encode_texts(
     ids = tokenize(checkpoint.tokenizer, texts)
     states = checkpoint.text_encoder(ids.to(checkpoint.device)).cpu()
     return states, token_mask(ids, checkpoint.tokenizer.eos_token_id, counted)
-
-
-__all__ = [
-    "TOKEN_MASKS",
-    "Checkpoint",
-    "TokenMask",
-    "encode_texts",
-    "read_checkpoint",
-    "token_mask",
-    "tokenize",
-]

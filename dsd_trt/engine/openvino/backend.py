@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from dsd_trt.batching import MAX_TEXTS, BatchSizes, batch_sizes
 from dsd_trt.bundle.folder import Bundle, is_large
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.bundle.real_files import with_real_files
 
 if TYPE_CHECKING:
     from dsd_trt.engine import Engine
@@ -28,6 +27,7 @@ class OpenVino:
     keeps_order_of: str | None = None
     extra: str = "openvino"
     modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    reads_graphs: bool = True
     on_gpu: bool = False
     tunes_batch: bool = True
 
@@ -44,8 +44,8 @@ class OpenVino:
 
     def open(self, bundle: Bundle, graph: str) -> Engine:
         """See `Backend.open`."""
-        signature, real = bundle.manifest.graphs[graph], with_real_files(bundle)
-        path, large = real.path(signature.file), is_large(bundle.folder)
+        signature, large = bundle.manifest.graphs[graph], is_large(bundle.folder)
+        path = bundle.path(signature.file)
         if signature.batched:
             from dsd_trt.engine.openvino.runner import OpenVinoEngine
 

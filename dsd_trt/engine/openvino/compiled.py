@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.errors import DsdError
-from dsd_trt.files.whole import sha256_of, write_whole
+from dsd_trt.files.whole import write_whole
 
 _ENDING = ".blob"
 _PART = 2**20  # bytes per read
 
 
 @contextlib.contextmanager
-def kept_compiled(store: Path, graph: Path, key: Any) -> Iterator[Path | None]:
+def kept_compiled(store: Path, key: Any) -> Iterator[Path | None]:
     """A folder for one compiled model of OpenVINO; the block compiles it, or loads it from there.
 
     A file is used only if its checksum agrees. If a file cannot be read or written, the model is
@@ -32,14 +32,13 @@ def kept_compiled(store: Path, graph: Path, key: Any) -> Iterator[Path | None]:
 
     Args:
         store: folder that holds one folder per compiled model.
-        graph: path of the ONNX file. Its weights may lie elsewhere: OpenVINO stores their file
-            names.
-        key: everything else the compiled model depends on, as JSON values.
+        key: everything the compiled model depends on except its weights, as JSON values; OpenVINO
+            names its file by the content of both.
 
     Yields:
         The folder; None if it holds a damaged file that cannot be removed.
     """
-    content = json.dumps([sha256_of(graph), key], sort_keys=True)
+    content = json.dumps(key, sort_keys=True)
     folder = store / hashlib.sha256(content.encode()).hexdigest()[:32]
     known = {it: _sum(it) for it in _blobs(folder)}
     for blob, found in known.items():

@@ -6,7 +6,6 @@ OpenVINO's plugin for ONNX Runtime is not used: it lists no device on AMD CPUs.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import os
 import threading
@@ -26,6 +25,7 @@ from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.engine.openvino.compiled import kept_compiled
 from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError, one_line
+from dsd_trt.files.whole import sha256_of
 
 try:
     import openvino as ov
@@ -67,6 +67,7 @@ def require(*, bf16: bool) -> None:
     Raises:
         EngineError: the CPU does not compute in BF16.
     """
+    require_process(_first_process())
     if bf16 and "BF16" not in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
         raise EngineError(
             f"this processor does not compute in BF16. Score in FP32: --engine {FP32.name}"
@@ -83,7 +84,7 @@ class OpenVinoGraph:
             `dsd_trt.bfloat16`.
         large: whether the bundle's weights are so large that memory and disk outweigh a second of
             start.
-        batch: size of every batched input of `model`; None leaves the sizes open.
+        batch: batch size that is compiled first; None if there is none.
 
     Raises:
         EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
@@ -92,7 +93,8 @@ class OpenVinoGraph:
         bf16: whether the graph computes in BF16.
         large: whether operations are so long that each keeps all threads busy.
         threads: number of threads to compute with.
-        model: the graph as first read.
+        model: the graph with open batch sizes, in memory: what happens to the file afterwards has
+            no effect.
         inputs: declared inputs, in the model's order.
         outputs: names of the outputs, in the model's order.
     """
@@ -100,7 +102,6 @@ class OpenVinoGraph:
     def __init__(
         self, path: Path, graph: Graph, *, bf16: bool, large: bool, batch: int | None = None
     ) -> None:
-        require_process(_first_process())
         require(bf16=bf16)
         self._path, self._graph, self._core = path, graph, _core()
         self.bf16, self.large = bf16, large
@@ -117,54 +118,63 @@ class OpenVinoGraph:
         self._store = cache and cache / f"openvino-{hint}"
         self._declared = {spec.name: spec for spec in graph.inputs}
         self._results = {spec.name for spec in graph.outputs}
-        self.model = self.read(batch)
+        self._first, self._first_size = None, batch
+        self.model = self._read()
         # Compiling may rename tensors, but preserves their order.
         names = [_name(port, self._declared) for port in self.model.inputs]
         self.inputs = [self._declared[name] for name in names]
         self.outputs = [_name(port, self._results) for port in self.model.outputs]
 
-    def read(self, batch: int | None) -> ov.Model:
-        """Read the graph for batches of one size.
-
-        Args:
-            batch: batch size; None leaves it open. Setting it here is cheaper than reshaping the
-                model afterwards.
-
-        Raises:
-            EngineError: OpenVINO refuses the graph, or it differs from the bundle's declaration.
-        """
+    def _read(self) -> ov.Model:
         graph = self._graph
         try:
             # `Core.read_model` detects the format by content. For OpenVINO's own format, whatever
             # the file's suffix, it would read weights from a file the bundle does not verify.
             with _compiling:
                 onnx = FrontEndManager().load_by_framework("onnx")
-                source = onnx.load(str(self._path))
-                inputs = []
-                for place in source.get_inputs():
-                    shape, kind = source.get_partial_shape(place), source.get_element_type(place)
-                    inputs.append(_spec(_name(place, self._declared), shape, kind))
-                    if batch and (spec := self._declared.get(inputs[-1].name)):
-                        source.set_partial_shape(place, ov.PartialShape(spec.of_batch(batch)))
-                model = onnx.convert(source)
-            outputs = [
-                _spec(_name(it, self._results), it.get_partial_shape(), it.get_element_type())
-                for it in model.outputs
-            ]
+                self._digest = sha256_of(self._path)
+                model = onnx.convert(onnx.load(str(self._path)))
+                inputs = [
+                    _spec(_name(it, self._declared), it.get_partial_shape(), it.get_element_type())
+                    for it in model.inputs
+                ]
+                outputs = [
+                    _spec(_name(it, self._results), it.get_partial_shape(), it.get_element_type())
+                    for it in model.outputs
+                ]
+                check_signature(self._path, graph, inputs, outputs)
+                if self._first_size and not self.large:
+                    # Reading once more takes a third of the time that reshaping does.
+                    source = onnx.load(str(self._path))
+                    for place in source.get_inputs():
+                        spec = self._declared[_name(place, self._declared)]
+                        shape = ov.PartialShape(spec.of_batch(self._first_size))
+                        source.set_partial_shape(place, shape)
+                    self._first = onnx.convert(source)
+        except EngineError:
+            raise
         except Exception as error:  # its exceptions share no base class
             raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
-        if batch:
-            sized = (dataclasses.replace(it, shape=it.of_batch(batch)) for it in graph.outputs)
-            graph = dataclasses.replace(graph, outputs=tuple(sized))
-        check_signature(self._path, graph, inputs, outputs)
         return model
+
+    def sized(self, batch: int) -> ov.Model:
+        """The graph for one batch size, to be compiled before the next size is asked for."""
+        if batch == self._first_size and self._first is not None:
+            first, self._first = self._first, None
+            return first
+        try:
+            sizes = {i: it.of_batch(batch) for i, it in enumerate(self.inputs) if it.batched}
+            self.model.reshape(sizes)
+        except Exception as error:
+            raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
+        return self.model
 
     def compile(self, model: Any, batch: int | None = None, **settings: Any) -> Any:
         """Compile a model.
 
         Args:
-            model: result of `read`, or a part of it.
-            batch: batch size the model was read for, if it is the whole graph.
+            model: result of `sized`, or a part of the graph.
+            batch: batch size of the model, if it is the whole graph.
             settings: OpenVINO settings in addition to the common ones.
         """
         try:
@@ -172,8 +182,10 @@ class OpenVinoGraph:
             if self._store is None:
                 with _compiling:
                     return self._core.compile_model(model, DEVICE, settings)
-            key = [batch, settings]
-            with _compiling, kept_compiled(self._store, self._path, key) as folder:
+            with (
+                _compiling,
+                kept_compiled(self._store, [self._digest, batch, settings]) as folder,
+            ):
                 if folder is not None:
                     settings["CACHE_DIR"] = str(folder)
                 return self._core.compile_model(model, DEVICE, settings)
@@ -281,8 +293,7 @@ class OpenVinoEngine(SharedEngine):
             # Fusing operations into generated kernels takes a fifth of the compile time, and does
             # not speed up a single item of a small model (docs/speed.md).
             settings["SNIPPETS_MODE"] = "DISABLE"
-        model = source.model if size == 1 else source.read(size)
-        compiled = source.compile(model, size, **settings)
+        compiled = source.compile(source.sized(size), size, **settings)
         self._requests[size] = [compiled.create_infer_request() for _ in range(self._streams)]
         return compiled
 

@@ -27,6 +27,7 @@ class TensorRT:
     title: str
     extra: str
     modes: frozenset[Mode] = frozenset(("pair",))
+    reads_graphs: bool = False  # but plans, which lie beside them
     on_gpu: bool = True
     tunes_batch: bool = False  # a plan is compiled for its optimal batch size
     keeps_order_of: str | None = None

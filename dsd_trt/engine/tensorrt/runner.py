@@ -4,8 +4,8 @@ Buffers, streams and CUDA graphs come from NVIDIA's own bindings of the CUDA run
 runner would not save code: it has no pinned memory, no CUDA graphs and no second set of buffers,
 which make up most of this file.
 
-No GPU was at hand when this was written: it is checked against the libraries' real signatures and
-against a recording stand-in, and has yet to run.
+It has not run on a GPU yet: it is checked against the libraries' real signatures and against a
+recording stand-in (docs/tensorrt.md).
 """
 
 from __future__ import annotations

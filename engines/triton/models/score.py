@@ -247,6 +247,7 @@ class Triton:
     title: str = "Triton"
     extra: str = "triton"
     modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    reads_graphs: bool = False
     on_gpu: bool = False
     tunes_batch: bool = False
     keeps_order_of: str | None = None
