@@ -90,7 +90,7 @@ def test_what_cannot_be_learned_from_is_refused(checkpoint: Checkpoint, tmp_path
     with pytest.raises(InputError, match="no questions"):
         encode_questions(checkpoint, [])
     picture = np.zeros((8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match=r"photo 7: .*nothing wrong"):
+    with pytest.raises(InputError, match=r"photo 7: .*without a negative pair"):
         encode_questions(checkpoint, [Question("k", ((picture, "a"),), 0, "photo 7")])
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
     torn = Question("k", ((tmp_path / "torn.png", "a"), (picture, "a")), 0, "s")
