@@ -6,11 +6,12 @@ OpenVINO's plugin for ONNX Runtime is not used: it lists no device on AMD CPUs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class OpenVinoGraph:
             `dsd_trt.bfloat16`.
         large: whether the bundle's weights are so large that memory and disk outweigh a second of
             start.
-        batch: batch size that is compiled first; None if there is none.
+        batch: batch size to read the graph for; None leaves the size open.
 
     Raises:
         EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
@@ -93,8 +94,7 @@ class OpenVinoGraph:
         bf16: whether the graph computes in BF16.
         large: whether operations are so long that each keeps all threads busy.
         threads: number of threads to compute with.
-        model: the graph with open batch sizes, in memory: what happens to the file afterwards has
-            no effect.
+        model: the graph in memory: later changes of its files have no effect.
         inputs: declared inputs, in the model's order.
         outputs: names of the outputs, in the model's order.
     """
@@ -118,7 +118,7 @@ class OpenVinoGraph:
         self._store = cache and cache / f"openvino-{hint}"
         self._declared = {spec.name: spec for spec in graph.inputs}
         self._results = {spec.name for spec in graph.outputs}
-        self._first, self._first_size = None, batch
+        self._batch = batch
         self.model = self._read()
         # Compiling may rename tensors, but preserves their order.
         names = [_name(port, self._declared) for port in self.model.inputs]
@@ -126,31 +126,23 @@ class OpenVinoGraph:
         self.outputs = [_name(port, self._results) for port in self.model.outputs]
 
     def _read(self) -> ov.Model:
-        graph = self._graph
         try:
             # `Core.read_model` detects the format by content. For OpenVINO's own format, whatever
             # the file's suffix, it would read weights from a file the bundle does not verify.
             with _compiling:
-                onnx = FrontEndManager().load_by_framework("onnx")
                 self._digest = sha256_of(self._path)
-                model = onnx.convert(onnx.load(str(self._path)))
-                inputs = [
-                    _spec(_name(it, self._declared), it.get_partial_shape(), it.get_element_type())
-                    for it in model.inputs
-                ]
-                outputs = [
-                    _spec(_name(it, self._results), it.get_partial_shape(), it.get_element_type())
-                    for it in model.outputs
-                ]
-                check_signature(self._path, graph, inputs, outputs)
-                if self._first_size and not self.large:
-                    # Reading once more takes a third of the time that reshaping does.
-                    source = onnx.load(str(self._path))
-                    for place in source.get_inputs():
-                        spec = self._declared[_name(place, self._declared)]
-                        shape = ov.PartialShape(spec.of_batch(self._first_size))
+                onnx = FrontEndManager().load_by_framework("onnx")
+                source = onnx.load(str(self._path))
+                inputs = []
+                for place in source.get_inputs():
+                    shape, kind = source.get_partial_shape(place), source.get_element_type(place)
+                    inputs.append(_spec(_name(place, self._declared), shape, kind))
+                    spec = self._declared.get(inputs[-1].name)
+                    if spec and self._batch:  # here it is free; reshaping takes as long as reading
+                        shape = ov.PartialShape(spec.of_batch(self._batch))
                         source.set_partial_shape(place, shape)
-                    self._first = onnx.convert(source)
+                model = onnx.convert(source)
+                self._require_signature(model, inputs, self._batch)
         except EngineError:
             raise
         except Exception as error:  # its exceptions share no base class
@@ -158,16 +150,31 @@ class OpenVinoGraph:
         return model
 
     def sized(self, batch: int) -> ov.Model:
-        """The graph for one batch size, to be compiled before the next size is asked for."""
-        if batch == self._first_size and self._first is not None:
-            first, self._first = self._first, None
-            return first
-        try:
+        """The graph for one batch size, to be compiled before another size is asked for."""
+        if batch != self._batch:
             sizes = {i: it.of_batch(batch) for i, it in enumerate(self.inputs) if it.batched}
-            self.model.reshape(sizes)
-        except Exception as error:
-            raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
+            try:
+                self.model.reshape(sizes)
+            except Exception as error:
+                message = one_line(error, 800)
+                raise EngineError(f"openvino refuses {self._path}: {message}") from error
+            self._require_signature(self.model, self._graph.inputs, batch)
+            self._batch = batch
         return self.model
+
+    def _require_signature(
+        self, model: ov.Model, inputs: Sequence[TensorSpec], batch: int | None
+    ) -> None:
+        """Check the declared inputs, and the outputs that follow from a batch size."""
+        outputs = [
+            _spec(_name(it, self._results), it.get_partial_shape(), it.get_element_type())
+            for it in model.outputs
+        ]
+        graph = self._graph
+        if batch:
+            sized = (dataclasses.replace(it, shape=it.of_batch(batch)) for it in graph.outputs)
+            graph = dataclasses.replace(graph, outputs=tuple(sized))
+        check_signature(self._path, graph, inputs, outputs)
 
     def compile(self, model: Any, batch: int | None = None, **settings: Any) -> Any:
         """Compile a model.
