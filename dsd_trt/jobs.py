@@ -217,7 +217,7 @@ def checked_count(count: int, name: str) -> int:
     return int(count)
 
 
-def one_of(top_k: int | None, best: int | None) -> int | None:
+def former_top_k(top_k: int | None, best: int | None) -> int | None:
     """The number of best results, given as `top_k` or under its former name.
 
     Raises:

@@ -242,10 +242,13 @@ class Pipeline:
         if self._manifest.has_denoising_error:
             # The unconditional error does not depend on the text: once per image in use.
             images, place = np.unique(image_of, return_inverse=True)
-            nothing, first = self.encode_tokens(self._tokenize.empty()), np.zeros_like(images)
-            if not nothing.finite.all():
-                raise EngineError(self.complaint("text_encoder", "states of the empty text"))
-            without = self._mean_over_levels(latent, nothing, images, first, levels)
+            unconditional = self.encode_tokens(self._tokenize.empty())
+            if not unconditional.finite.all():
+                raise EngineError(
+                    self.complaint("text_encoder", "states of the unconditional text")
+                )
+            first = np.zeros_like(images)
+            without = self._mean_over_levels(latent, unconditional, images, first, levels)
             d = without["denoising_error"][place] - mean["denoising_error"]
             score = d if method.score == "denoising" else score + method.denoising_weight * d
         return _finite_or_nan(score)

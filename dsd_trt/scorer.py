@@ -27,8 +27,8 @@ from dsd_trt.jobs import (
     checked_pairs,
     checked_text,
     checked_texts,
+    former_top_k,
     name_of,
-    one_of,
     open_images,
     unique_texts,
 )
@@ -281,7 +281,7 @@ class Scorer:
         images = open_images(images, len(texts))
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = unique_texts(texts)
-        top_k = one_of(top_k, best)
+        top_k = former_top_k(top_k, best)
         if top_k is not None:
             self._jobs.require_search(top_k)
         level = self._level_indices(levels)

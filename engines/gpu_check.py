@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.engine import EngineDescription, find_backend
+from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.onnxruntime import CPU as ONNX_RUNTIME
 from dsd_trt.engine.tensorrt.backend import RTX, TENSORRT
 from dsd_trt.engine.tensorrt.cuda import memory_in_use
@@ -122,7 +122,8 @@ def check_gpu(
     build_seconds = _build(bundle, library, profile, str(trt.__version__), capability, stage)
 
     stage("Scoring on the GPU and on ONNX Runtime")
-    pipeline = Pipeline(bundle, find_backend(library), 1024)
+    backend = TENSORRT if library == TENSORRT.name else RTX
+    pipeline = Pipeline(bundle, backend, 1024)
     description = pipeline.compile()
     scores = _scores(bundle, pipeline)
     expected = _scores(bundle, Pipeline(bundle, ONNX_RUNTIME, 1024))
@@ -132,7 +133,7 @@ def check_gpu(
     stage("Timing")
     graph = bundle.manifest.graphs["pair_scorer"]
     path = bundle.path(graph.file)
-    engine = (TENSORRT if library == TENSORRT.name else RTX).open(bundle, "pair_scorer")
+    engine = backend.open(bundle, "pair_scorer")
     batch = engine.profiles[0].opt  # a plan that existed before may have another profile
     seconds = engine.time(_zeros(graph, batch), _REPEATS)
     macs = count_macs(parse(trt, path), graph)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dsd_trt.agreement import Agreement, compare
 from dsd_trt.bundle.folder import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine.onnxruntime import OnnxRuntime
+from dsd_trt.engine.onnxruntime import CPU as ONNX_RUNTIME
 from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 from dsd_trt.errors import DsdError
 from dsd_trt.export.emulation import emulate_half
@@ -144,7 +144,7 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
         bundle: bundle to run, FP32 or FP16.
         expected: outputs of the reference on a probe.
     """
-    backend = OnnxRuntime(frugal=is_large(bundle.folder))
+    backend = replace(ONNX_RUNTIME, frugal=is_large(bundle.folder))
     check = MeasuredCheck.read(bundle)
 
     def pipeline() -> Pipeline:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class EngineDescription:
 
     Attributes:
         engine: name and version of the library.
-        device: device the engine runs on.
+        device: device the engine runs on; it begins with "CPU" for processors.
         precision: precision the engine computes in, such as "fp32".
     """
 
@@ -83,57 +84,39 @@ class Engine(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """A library that compiles a bundle's graphs, with the properties the package asks for."""
+@dataclass(frozen=True)
+class Backend(ABC):
+    """A library that compiles a bundle's graphs, with the properties the package asks for.
 
-    @property
-    def name(self) -> str:
-        """Name on the command line, such as "openvino-bf16"."""
-        ...
+    Attributes:
+        name: name on the command line, such as "openvino-bf16".
+        title: name in tables, such as "OpenVINO, BF16".
+        extra: extra that installs the library: pip install 'dsd-trt[EXTRA]'.
+        modes: modes the backend supports.
+        reads_graphs: whether it reads the bundle's ONNX files, which are then handed to it without
+            links.
+        on_gpu: whether it computes on a GPU.
+        tunes_batch: whether the fastest batch size may be searched for; see `FastestBatch`.
+        keeps_order_of: backend that its ranking is checked against, once per machine; None means
+            no check.
+    """
 
-    @property
-    def title(self) -> str:
-        """Name in tables, such as "OpenVINO, BF16"."""
-        ...
+    name: str
+    title: str
+    extra: str
+    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    reads_graphs: bool = True
+    on_gpu: bool = False
+    tunes_batch: bool = True
+    keeps_order_of: str | None = None
 
-    @property
-    def extra(self) -> str:
-        """Extra that installs the library: pip install 'dsd-trt[EXTRA]'."""
-        ...
-
-    @property
-    def modes(self) -> frozenset[Mode]:
-        """Modes the backend supports."""
-        ...
-
-    @property
-    def reads_graphs(self) -> bool:
-        """Whether it reads the bundle's ONNX files; the pipeline then hands it no links."""
-        ...
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the backend computes on a GPU."""
-        ...
-
-    @property
-    def tunes_batch(self) -> bool:
-        """Whether the fastest batch size may be searched for; see `FastestBatch`."""
-        ...
-
-    @property
-    def keeps_order_of(self) -> str | None:
-        """Backend that its ranking is checked against, once per machine; None means no check."""
-        ...
-
-    def require(self) -> None:
+    def require(self) -> None:  # noqa: B027 (most need nothing)
         """Fail now if the backend cannot work on this machine, before gigabytes are read.
 
         Raises:
             EngineError: library, driver, device or instruction set is missing; the message has the
                 remedy.
         """
-        ...
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
         """Largest batch of each graph.
@@ -145,8 +128,11 @@ class Backend(Protocol):
         Raises:
             InputError: the budget is not a number, or negative.
         """
-        ...
+        from dsd_trt.batching import batch_sizes
 
+        return batch_sizes(bundle.manifest, memory_budget_mb)
+
+    @abstractmethod
     def open(self, bundle: Bundle, graph: str) -> Engine:
         """Compile one graph.
 
@@ -158,7 +144,6 @@ class Backend(Protocol):
             EngineError: the machine lacks something, as for `require`, or the library refuses the
                 graph.
         """
-        ...
 
 
 def engine_names() -> tuple[str, ...]:

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from dsd_trt.batching import BatchSizes, batch_sizes
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import EngineDescription, check_signature, thread_limit
+from dsd_trt.engine import Backend, EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
 
@@ -24,7 +22,7 @@ PROVIDER = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
-class OnnxRuntime:
+class OnnxRuntime(Backend):
     """ONNX Runtime on the CPU; see `Backend`.
 
     Attributes:
@@ -32,22 +30,10 @@ class OnnxRuntime:
     """
 
     frugal: bool = False
-    name: str = "onnxruntime"
-    title: str = "ONNX Runtime"
-    extra: str = "cpu"
-    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
-    reads_graphs: bool = True
-    on_gpu: bool = False
-    tunes_batch: bool = True
-    keeps_order_of: str | None = None
 
     def require(self) -> None:
         """See `Backend.require`."""
         load_library()
-
-    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
-        """See `Backend.batch_sizes`."""
-        return batch_sizes(bundle.manifest, memory_budget_mb)
 
     def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         """See `Backend.open`."""
@@ -55,7 +41,7 @@ class OnnxRuntime:
         return OnnxRuntimeEngine(bundle.path(signature.file), signature, frugal=self.frugal)
 
 
-CPU = OnnxRuntime()
+CPU = OnnxRuntime("onnxruntime", "ONNX Runtime", extra="cpu")
 
 
 def load_library() -> Any:

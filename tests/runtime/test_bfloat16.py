@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
-from backends import OpenedBy, open_engine
+from backends import OpenedBy, open_engine, opened_by
 from bundles import make_bundle
 from numpy.typing import NDArray
 from PIL import Image
@@ -60,7 +60,7 @@ def rounded(bundle: Bundle, places: int) -> Pipeline:
 
 
 def backend(function: Any) -> OpenedBy:
-    return OpenedBy(function, keeps_order_of="openvino")
+    return opened_by(function, like="openvino")
 
 
 def test_fine_rounding_passes_and_is_told(shapes: Bundle, fresh: Path) -> None:

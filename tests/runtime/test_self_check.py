@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from backends import OpenedBy, open_engine
+from backends import open_engine, opened_by
 from bundles import make_bundle
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -114,7 +114,7 @@ def test_an_engine_that_computes_wrong_is_refused(tmp_path: Path, wrong: float) 
         def close(self) -> None:
             closed.append(self)
 
-    pipeline = Pipeline(bundle, OpenedBy(Wrong), 64)
+    pipeline = Pipeline(bundle, opened_by(Wrong), 64)
     with pytest.raises(EngineError, match=r"score\[0\] is \S+ instead of 0\."):
         pipeline.compile()
     assert len(closed) == 1  # the one that was refused

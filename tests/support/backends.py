@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsd_trt import Bundle, Engine
-from dsd_trt.batching import BatchSizes, batch_sizes
 from dsd_trt.bundle.contract import Graph
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engine import Backend
 from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
 from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.engine.openvino.runner import OpenVinoEngine
@@ -29,25 +28,21 @@ def open_engine(path: Path, graph: Graph, engine: str) -> Engine:
 
 
 @dataclass(frozen=True)
-class OpenedBy:
+class OpenedBy(Backend):
     """A backend that opens engines with a function of the graph's file and signature."""
 
-    function: Callable[[Path, Graph], Engine]
-    name: str = "by-hand"
-    title: str = "by hand"
-    extra: str = "test"
-    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
-    reads_graphs: bool = True
-    on_gpu: bool = False
-    tunes_batch: bool = True
-    keeps_order_of: str | None = None
-
-    def require(self) -> None:
-        """Do nothing: the test's own function needs no library."""
-
-    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
-        return batch_sizes(bundle.manifest, memory_budget_mb)
+    function: Callable[[Path, Graph], Engine] = field(kw_only=True)
 
     def open(self, bundle: Bundle, graph: str) -> Engine:
         signature = bundle.manifest.graphs[graph]
         return self.function(bundle.path(signature.file), signature)
+
+
+def opened_by(function: Callable[[Path, Graph], Engine], like: str | None = None) -> OpenedBy:
+    """A backend whose engines a function opens.
+
+    Args:
+        function: opens an engine, given the graph's file and signature.
+        like: name of the backend its ranking is checked against; None means no check.
+    """
+    return OpenedBy("by-hand", "by hand", "test", keeps_order_of=like, function=function)

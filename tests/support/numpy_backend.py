@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,37 +10,20 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from dsd_trt import Bundle, EngineDescription
-from dsd_trt.batching import BatchSizes, batch_sizes
 from dsd_trt.bundle.contract import Graph
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.engine import Backend
 from dsd_trt.engine.shared import SharedEngine
 
 
-@dataclass(frozen=True)
-class Numpy:
-    """A backend that evaluates graphs in numpy; see `dsd_trt.engine.Backend`."""
-
-    name: str
-    modes: frozenset[Mode]
-    title: str = "numpy"
-    extra: str = "test"
-    reads_graphs: bool = True
-    on_gpu: bool = False
-    tunes_batch: bool = False
-    keeps_order_of: str | None = None
-
-    def require(self) -> None:
-        """Do nothing: numpy and onnx are installed with the tests."""
-
-    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
-        return batch_sizes(bundle.manifest, memory_budget_mb)
+class Numpy(Backend):
+    """See `dsd_trt.engine.Backend`."""
 
     def open(self, bundle: Bundle, graph: str) -> NumpyEngine:
         return NumpyEngine(bundle, bundle.manifest.graphs[graph])
 
 
-BOTH = Numpy("numpy", frozenset(("pair", "matrix")))
-PAIR = Numpy("numpy-pair", frozenset(("pair",)))
+BOTH = Numpy("numpy", "numpy", extra="test")
+PAIR = Numpy("numpy-pair", "numpy, pairs alone", extra="test", modes=frozenset(("pair",)))
 
 
 class NumpyEngine(SharedEngine):

@@ -87,11 +87,11 @@ def reproduce(
     settings = FewShotSettings(
         steps=steps, resize=resize or "bicubic-stretch", seed=seed, **few_shot
     )
-    plan = Study(model, clip, root, questions, examples, settings=settings, seed=seed)
+    study = Study(model, clip, root, questions, examples, settings=settings, seed=seed)
     ctx.with_resource(own_folder(out))
     with StageProgress(Console(stderr=True)) as progress:
         try:
-            done = run(plan, out, progress.step)
+            done = run(study, out, progress.step)
         except ValueError as error:
             raise InputError(str(error)) from error
     write_whole(out / "reproduction.md", done.report)

@@ -102,11 +102,11 @@ class Study:
         return open_dataset(data, root, part, self.seed, limit, self.fraction)
 
 
-def reproduce(plan: Study, out: Path, progress: Progress) -> Reproduction:
+def reproduce(study: Study, out: Path, progress: Progress) -> Reproduction:
     """Train and measure every method, or resume an interrupted call.
 
     Args:
-        plan: methods, data sets and sizes.
+        study: methods, data sets and sizes.
         out: output folder, with one subfolder per data set and method.
         progress: callback `(stage, done, total, figures)`.
 
@@ -114,63 +114,63 @@ def reproduce(plan: Study, out: Path, progress: Progress) -> Reproduction:
         InputError: no question of a data set can be used, or `out` holds another reproduction.
     """
     began = time.monotonic()
-    claim(out, _key(plan, progress), (*plan.data, "ablation"))
+    claim(out, _key(study, progress), (*study.data, "ablation"))
     tables: dict[str, dict[str, list[Figure]]] = {}
     kept, left_out = 0, LeftOut()
-    for data in plan.data:
+    for data in study.data:
         most = 0  # maximum, not sum: all methods leave out the same questions
-        for name, make in _methods(plan, data, out, progress).items():
+        for name, make in _methods(study, data, out, progress).items():
             folder = out / data / name.replace(" ", "-")
             folder.mkdir(parents=True, exist_ok=True)
             done = _measured(folder)
             kept += done is not None
             if done is None:
-                done = _measure(plan, data, make, folder, name, progress)
+                done = _measure(study, data, make, folder, name, progress)
             tables.setdefault(name, {})[data] = done.rows
             most = max(most, done.left_out.questions)
             left_out.merge(0, done.left_out.failures)
         left_out.merge(most, ())
-    adapter = out / plan.data[0] / "DSD-few-shot" / "adapter"
-    ablations = _ablate(plan, adapter, out / "ablation", progress)
+    adapter = out / study.data[0] / "DSD-few-shot" / "adapter"
+    ablations = _ablate(study, adapter, out / "ablation", progress)
     minutes = (time.monotonic() - began) / 60
-    return Reproduction(_report(plan, tables, ablations, minutes, kept, left_out), left_out)
+    return Reproduction(_report(study, tables, ablations, minutes, kept, left_out), left_out)
 
 
-def _key(plan: Study, progress: Progress) -> dict[str, Any]:
+def _key(study: Study, progress: Progress) -> dict[str, Any]:
     """Everything the results depend on: results of an earlier call are reused unchecked."""
-    checkpoint = read_checkpoint(plan.model)
+    checkpoint = read_checkpoint(study.model)
     return {
         "model": model_identity(checkpoint),
-        "clip": plan.clip
+        "clip": study.clip
         and {
-            path.relative_to(plan.clip).as_posix(): file_entry(path).sha256
-            for path in sorted(plan.clip.rglob("*"))
+            path.relative_to(study.clip).as_posix(): file_entry(path).sha256
+            for path in sorted(study.clip.rglob("*"))
             if path.is_file()
         },
-        "data": list(plan.data),
-        **_contents(plan, progress),
-        "settings": asdict(plan.settings),
-        "questions": plan.questions,
-        "examples": plan.examples,
-        "fraction": plan.fraction,
-        "seed": plan.seed,
+        "data": list(study.data),
+        **_contents(study, progress),
+        "settings": asdict(study.settings),
+        "questions": study.questions,
+        "examples": study.examples,
+        "fraction": study.fraction,
+        "seed": study.seed,
         "versions": {name: version(name) for name in _LIBRARIES},
     }
 
 
-def _contents(plan: Study, progress: Progress) -> dict[str, str]:
+def _contents(study: Study, progress: Progress) -> dict[str, str]:
     """Hash of each data set's questions and images; none for shapes, which the seed determines."""
-    if plan.root is None:
+    if study.root is None:
         return {}
 
     def read(data: str, part: str) -> Iterator[Question]:
-        for number, question in enumerate(plan.open(data, part), 1):
+        for number, question in enumerate(study.open(data, part), 1):
             yield question
             progress(f"reading {data}", number, number, {})
 
     return {
         f"questions of {data} to {part} on": questions_hash(read(data, part))
-        for data in plan.data
+        for data in study.data
         for part in ("train", "test")
     }
 
@@ -187,32 +187,32 @@ class _Measured:
 _Make = Callable[[Path, LeftOut], Score]
 
 
-def _methods(plan: Study, data: str, out: Path, progress: Progress) -> dict[str, _Make]:
+def _methods(study: Study, data: str, out: Path, progress: Progress) -> dict[str, _Make]:
     """The compared methods by name; each is trained when it is called."""
 
     def few_shot(settings: FewShotSettings) -> _Make:
         def make(folder: Path, left_out: LeftOut) -> Score:
-            questions = list(plan.open(data, "train"))
-            source = {"data": data, "fraction": plan.fraction, "examples": plan.examples}
+            questions = list(study.open(data, "train"))
+            source = {"data": data, "fraction": study.fraction, "examples": study.examples}
             report = train_adapter(
-                plan.model, questions, settings, folder / "adapter", source, progress=progress
+                study.model, questions, settings, folder / "adapter", source, progress=progress
             )
             left_out.merge(report.left_out.questions, report.left_out.failures)
-            return by_model(plan.model, folder / "adapter")
+            return by_model(study.model, folder / "adapter")
 
         return make
 
     def clip(method: str) -> _Make:
         def make(folder: Path, left_out: LeftOut) -> Score:
-            assert plan.clip is not None
-            opened = load_clip(plan.clip)
+            assert study.clip is not None
+            opened = load_clip(study.clip)
             if method == "zero-shot":
                 return by_matcher(build_matcher(opened, method))
-            settings = replace(plan.settings, learning_rate=LEARNING_RATES[method])
+            settings = replace(study.settings, learning_rate=LEARNING_RATES[method])
             matcher, _ = train_baseline(
                 opened,
                 method,
-                list(plan.open(data, "train")),
+                list(study.open(data, "train")),
                 settings,
                 report=lambda step, loss, validation: progress(
                     f"CLIP {method}", step, settings.steps, {"loss": loss}
@@ -224,38 +224,38 @@ def _methods(plan: Study, data: str, out: Path, progress: Progress) -> dict[str,
         return make
 
     methods: dict[str, _Make] = {}
-    if plan.clip is not None:
+    if study.clip is not None:
         for method in ("zero-shot", "fine-tuning", "prompt-learning"):
             methods[f"CLIP {method}"] = clip(method)
 
     def zero_shot(levels: tuple[float, ...]) -> _Make:
         return lambda folder, left_out: by_model(
-            plan.model, None, levels=levels, resize=plan.settings.resize
+            study.model, None, levels=levels, resize=study.settings.resize
         )
 
     methods["DSD zero-shot"] = zero_shot(DEFAULT_LEVELS)
-    if plan.settings.levels != DEFAULT_LEVELS:  # separates the gain of levels from training's
-        methods["DSD zero-shot at the few-shot levels"] = zero_shot(plan.settings.levels)
-    methods["DSD few-shot"] = few_shot(plan.settings)
-    both = replace(plan.settings, score="attention+denoising")
+    if study.settings.levels != DEFAULT_LEVELS:  # separates the gain of levels from training's
+        methods["DSD zero-shot at the few-shot levels"] = zero_shot(study.settings.levels)
+    methods["DSD few-shot"] = few_shot(study.settings)
+    both = replace(study.settings, score="attention+denoising")
     methods["DSD few-shot with denoising term"] = few_shot(both)
     return methods
 
 
 def _measure(
-    plan: Study, data: str, make: _Make, folder: Path, name: str, progress: Progress
+    study: Study, data: str, make: _Make, folder: Path, name: str, progress: Progress
 ) -> _Measured:
     learning = LeftOut()
     score = make(folder, learning)
 
     def told(answered: int) -> None:
-        progress(f"{name} on {data}", answered, plan.questions or answered, {})
+        progress(f"{name} on {data}", answered, study.questions or answered, {})
 
-    answers = list(ask(plan.open(data, "test"), score, folder / "answers.jsonl", told))
-    rows, left_out = figures(answers, plan.seed), count_left_out(answers)
+    answers = list(ask(study.open(data, "test"), score, folder / "answers.jsonl", told))
+    rows, left_out = figures(answers, study.seed), count_left_out(answers)
     left_out.require_some(len(rows), f"test questions of {data}")
     left_out.merge(learning.questions, learning.failures)
-    about = {"method": name, "data": data, "seed": plan.seed}
+    about = {"method": name, "data": data, "seed": study.seed}
     write(folder, rows, about, f"{name} on {data}", left_out)
     return _Measured(rows, left_out)
 
@@ -275,24 +275,24 @@ def _measured(folder: Path) -> _Measured | None:
         raise InputError(f"{path} cannot be read: {error}. Delete it to measure again") from None
 
 
-def _ablate(plan: Study, adapter: Path, folder: Path, progress: Progress) -> str:
+def _ablate(study: Study, adapter: Path, folder: Path, progress: Progress) -> str:
     path = folder / "ablation.md"
     if path.exists():
         return path.read_text(encoding="utf-8")
-    checkpoint = read_checkpoint(plan.model, best_device())
+    checkpoint = read_checkpoint(study.model, best_device())
     scoring = build_scoring_unet(checkpoint, Adapter.load(adapter), levels=LEVELS)
-    data = plan.data[0]
-    few = replace(plan, questions=min(plan.questions or _ABLATED, _ABLATED))
+    data = study.data[0]
+    few = replace(study, questions=min(study.questions or _ABLATED, _ABLATED))
     left_out = LeftOut()  # not reported: the methods have reported the same questions
     examples = encode_questions(
         checkpoint,
         list(few.open(data, "test")),
-        resize=plan.settings.resize,
+        resize=study.settings.resize,
         left_out=left_out.add,
     )
     left_out.require_some(len(examples), f"test questions of {data}")
     maps = collect(scoring, examples, lambda done, total: progress("ablations", done, total, {}))
-    ablations = ablate(maps, scoring.head_weights.cpu().double().numpy(), examples, plan.seed)
+    ablations = ablate(maps, scoring.head_weights.cpu().double().numpy(), examples, study.seed)
     folder.mkdir(parents=True, exist_ok=True)
     plot_ablations(ablations, folder / "ablation.png", f"{len(examples)} questions of {data}")
     write_whole(path, ablation_text(ablations))
@@ -300,7 +300,7 @@ def _ablate(plan: Study, adapter: Path, folder: Path, progress: Progress) -> str
 
 
 def _report(
-    plan: Study,
+    study: Study,
     tables: Mapping[str, Mapping[str, Sequence[Figure]]],
     ablations: str,
     minutes: float,
@@ -310,7 +310,7 @@ def _report(
     # The columns of all methods: one that left out every question of a kind has no row of it.
     shown = {
         (data, row.name, kind): row.chance
-        for data in plan.data
+        for data in study.data
         for by_data in tables.values()
         for row in by_data[data]
         for kind in (["top1", "top5"] if row.top5 is not None else ["top1"])
@@ -331,13 +331,13 @@ def _report(
         for (_, _, kind), chance in shown.items()
     ]
     lines.append(f"| chance | {' | '.join(guess)} |")
-    about = {**asdict(plan), "settings": asdict(plan.settings)}
+    about = {**asdict(study), "settings": asdict(study.settings)}
     settings = "\n".join(f"- {name}: {value}" for name, value in about["settings"].items())
     return (
         "# Reproduction\n\n"
-        f"Model {Path(plan.model).name}, seed {plan.seed}, "
-        f"{plan.questions or 'all'} test questions and {plan.examples or 'all'} few-shot examples "
-        f"per data set. {_machine()}; this run took {minutes:.0f} minutes"
+        f"Model {Path(study.model).name}, seed {study.seed}, "
+        f"{study.questions or 'all'} test questions and {study.examples or 'all'} few-shot "
+        f"examples per data set. {_machine()}; this run took {minutes:.0f} minutes"
         + (f", {kept} parts having been done by earlier ones.\n\n" if kept else ".\n\n")
         + "Accuracy in percent; a tie counts as a wrong answer.\n\n"
         + "".join(f"- {line.strip()}\n" for line in left_out.lines())
@@ -345,7 +345,7 @@ def _report(
         + "## Tables 1 and 2\n\n"
         + "\n".join(lines)
         + "\n\n"
-        f"## Figures 3 to 6\n\nOn {plan.data[0]}, with the few-shot adapter.\n\n"
+        f"## Figures 3 to 6\n\nOn {study.data[0]}, with the few-shot adapter.\n\n"
         f"![Figures 3 to 6](ablation/ablation.png)\n\n{ablations}\n"
         f"## Settings of few-shot training\n\n{settings}\n"
     )

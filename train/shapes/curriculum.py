@@ -91,7 +91,7 @@ SMOKE = Curriculum(
 )
 
 
-def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
+def stages(curriculum: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
     """Hyperparameters of the stages by name, in order; each continues from the previous weights.
 
     The first two stages train on everything, then with easy negatives added. Relations are not
@@ -101,10 +101,10 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
     learning rate, which gave the largest gain.
 
     Args:
-        plan: number of steps and twins of each stage.
+        curriculum: number of steps and twins of each stage.
         seed: random seed of the first stage; the others add an offset of their own.
     """
-    lesson = DiffusionSettings(steps=0, twins=plan.diffusion_twins, telling=1.0)
+    lesson = DiffusionSettings(steps=0, twins=curriculum.diffusion_twins, telling=1.0)
     once_more = replace(
         lesson,
         learning_rate=1.2e-3,
@@ -132,25 +132,25 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
     )
     return {
         "diffusion": DiffusionSettings(
-            steps=plan.diffusion_steps, twins=plan.diffusion_twins, seed=seed
+            steps=curriculum.diffusion_steps, twins=curriculum.diffusion_twins, seed=seed
         ),
         "matching": DiffusionSettings(
-            steps=plan.matching_steps,
-            twins=plan.diffusion_twins,
+            steps=curriculum.matching_steps,
+            twins=curriculum.diffusion_twins,
             learning_rate=5e-4,
             strangers=0.4,
             seed=seed + 1,
         ),
         "sides": replace(
             lesson,
-            steps=plan.sides_steps,
+            steps=curriculum.sides_steps,
             learning_rate=5e-4,
             kept=_kept(predicate=0.1, subject=0.03, object=0.05, other=0.15, swap=0.05, size=0.1),
             seed=seed + 11,
         ),
         "places": replace(
             lesson,
-            steps=plan.places_steps,
+            steps=curriculum.places_steps,
             learning_rate=5e-4,
             places=0.8,
             kept=_kept(predicate=0.4, subject=0.3, object=0.3, other=0.15, swap=0.2, size=0.2),
@@ -158,7 +158,7 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
         ),
         "both places": replace(
             lesson,
-            steps=plan.both_places_steps,
+            steps=curriculum.both_places_steps,
             learning_rate=6e-4,
             places=0.6,
             kept=_kept(side=0.3, subject=0.12, object=0.12, other=0.1, swap=0.15, size=0.15),
@@ -166,7 +166,7 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
         ),
         "mix": replace(
             lesson,
-            steps=plan.mixing_steps,
+            steps=curriculum.mixing_steps,
             learning_rate=8e-4,
             places=0.1,
             strangers=0.35,
@@ -175,7 +175,7 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
         ),
         "shapes": replace(
             lesson,
-            steps=plan.shapes_steps,
+            steps=curriculum.shapes_steps,
             learning_rate=6e-4,
             places=0.05,
             strangers=0.1,
@@ -186,7 +186,7 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
         ),
         "naming": replace(
             lesson,
-            steps=plan.naming_steps,
+            steps=curriculum.naming_steps,
             learning_rate=1e-3,
             naming=4.0,
             places=0.05,
@@ -198,7 +198,7 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
         ),
         "clear": replace(
             lesson,
-            steps=plan.clear_steps,
+            steps=curriculum.clear_steps,
             learning_rate=1e-3,
             naming=1.0,
             unconditional=0.12,
@@ -210,13 +210,13 @@ def stages(plan: Curriculum, seed: int) -> dict[str, DiffusionSettings]:
             ),
             seed=seed + 18,
         ),
-        "again": replace(once_more, steps=plan.again_steps, seed=seed + 31),
-        "longer": replace(once_more, steps=plan.longer_steps, seed=seed + 41),
-        "last": replace(harder, steps=plan.last_steps, seed=seed + 42),
+        "again": replace(once_more, steps=curriculum.again_steps, seed=seed + 31),
+        "longer": replace(once_more, steps=curriculum.longer_steps, seed=seed + 41),
+        "last": replace(harder, steps=curriculum.last_steps, seed=seed + 42),
         "wide": replace(
             harder,
-            steps=plan.wide_steps,
-            twins=plan.wide_twins,
+            steps=curriculum.wide_steps,
+            twins=curriculum.wide_twins,
             learning_rate=1.6e-3,
             seed=seed + 43,
         ),

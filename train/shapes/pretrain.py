@@ -61,7 +61,7 @@ Say = Callable[[str], None]
 
 def pretrain_shapes(
     out: Path,
-    plan: Curriculum,
+    curriculum: Curriculum,
     *,
     seed: int = 0,
     progress: Progress = lambda stage, done, total, figures: None,
@@ -74,7 +74,7 @@ def pretrain_shapes(
     Args:
         out: run folder for training states, `losses.jsonl`, `losses.png`, `samples.png`, and the
             model in `model/`.
-        plan: number of steps and twins of each stage.
+        curriculum: number of steps and twins of each stage.
         seed: random seed of weights, batches and noise.
         progress: callback `(stage, done, total, figures)` after each step.
         say: callback for each reported result, such as a probe's accuracies.
@@ -86,29 +86,29 @@ def pretrain_shapes(
         InputError: `out` holds a run with another plan or seed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _remember_plan(out, plan, seed)
+    _remember_plan(out, curriculum, seed)
     tokenizer = build_tokenizer(out / "tokenizer")
 
     vae_log = LossLog(out / "vae-losses.jsonl")
 
     def vae_report(step: int, loss: float) -> None:
         vae_log.add(step, {"loss": loss})
-        progress("autoencoder", step, plan.vae_steps, {"loss": loss})
+        progress("autoencoder", step, curriculum.vae_steps, {"loss": loss})
 
     vae = train_vae(
         out,
         seed=seed,
-        steps=plan.vae_steps,
-        batch=plan.vae_batch,
+        steps=curriculum.vae_steps,
+        batch=curriculum.vae_batch,
         report=vae_report,
     )
     # Weights ship in FP16, so all later training and measurement uses the rounded ones.
     round_to_half(vae)
     say(f"autoencoder: {reconstruction_psnr(vae, seed):.1f} dB on drawn scenes")
 
-    progress("drawing scenes", 0, plan.twins, {})
-    data = encode_twins(vae, plan.twins, TRAIN_SEED, out / "twins")
-    held_out = encode_twins(vae, plan.held_out_twins, HELD_OUT_SEED, out / "twins")
+    progress("drawing scenes", 0, curriculum.twins, {})
+    data = encode_twins(vae, curriculum.twins, TRAIN_SEED, out / "twins")
+    held_out = encode_twins(vae, curriculum.held_out_twins, HELD_OUT_SEED, out / "twins")
 
     device = best_device()
     model = _untrained(out, seed).to(device)
@@ -125,13 +125,13 @@ def pretrain_shapes(
     def report(stage: str, steps: int, before: int, step: int, losses: dict[str, float]) -> None:
         log.add(before + step, losses)
         progress(stage, step, steps, losses)
-        if step % plan.probe_every == 0:
+        if step % curriculum.probe_every == 0:
             measure(stage, step)
 
-    together = plan.workers if device.type == "cpu" else 1
-    with workers(together, _train_beside, out, plan, seed, data) as worker:
+    together = curriculum.workers if device.type == "cpu" else 1
+    with workers(together, _train_beside, out, curriculum, seed, data) as worker:
         before = 0
-        for stage, settings in stages(plan, seed).items():
+        for stage, settings in stages(curriculum, seed).items():
             told = partial(report, stage, settings.steps, before)
             train_diffusion(
                 model, data, out / f"{stage}.ckpt", settings, worker=worker, report=told
@@ -141,22 +141,22 @@ def pretrain_shapes(
     log.plot(out / "losses.png")
 
     pipeline = _pipeline(vae, model, tokenizer)
-    samples = draw_samples(pipeline, plan.sampling_steps, seed)
+    samples = draw_samples(pipeline, curriculum.sampling_steps, seed)
     with whole(out / "samples.png") as file:
         samples.save(file, "PNG")
     pipeline.to(dtype=torch.float16)
     with saved_model(out / "model") as folder:
         pipeline.save_pretrained(folder)
-    _add_adapter(out, plan, seed, held_out, progress, say)
+    _add_adapter(out, curriculum, seed, held_out, progress, say)
     return out / "model"
 
 
 def _train_beside(
-    worker: Worker, out: Path, plan: Curriculum, seed: int, data: TwinLatents
+    worker: Worker, out: Path, curriculum: Curriculum, seed: int, data: TwinLatents
 ) -> None:
     """Training loop of all workers but worker 0."""
     model = _untrained(out, seed)
-    for stage, settings in stages(plan, seed).items():
+    for stage, settings in stages(curriculum, seed).items():
         train_diffusion(model, data, out / f"{stage}.ckpt", settings, worker=worker)
 
 
@@ -166,17 +166,22 @@ def _untrained(out: Path, seed: int) -> ShapesDiffusion:
 
 
 def _add_adapter(
-    out: Path, plan: Curriculum, seed: int, held_out: TwinLatents, progress: Progress, say: Say
+    out: Path,
+    curriculum: Curriculum,
+    seed: int,
+    held_out: TwinLatents,
+    progress: Progress,
+    say: Say,
 ) -> None:
     """Train the few-shot adapter, and measure the finished model without and with it."""
     checkpoint = read_checkpoint(out / "model")
     questions = [
-        *twin_questions(FEW_SHOT_SEED, plan.few_shot_twins),
-        *shapes_refcocog(plan.few_shot_twins // 2, FEW_SHOT_SEED),
+        *twin_questions(FEW_SHOT_SEED, curriculum.few_shot_twins),
+        *shapes_refcocog(curriculum.few_shot_twins // 2, FEW_SHOT_SEED),
     ]
     # Pretraining has ranked such scenes at length; a higher learning rate would undo that.
     settings = FewShotSettings(
-        steps=plan.few_shot_steps,
+        steps=curriculum.few_shot_steps,
         questions=4,
         negatives=7,
         hard=0.3,
@@ -190,7 +195,7 @@ def _add_adapter(
         encode_questions(checkpoint, questions),
         settings,
         report=lambda step, loss, validation: progress(
-            "adapter", step, plan.few_shot_steps, {"loss": loss}
+            "adapter", step, curriculum.few_shot_steps, {"loss": loss}
         ),
     ).adapter
 
@@ -207,7 +212,7 @@ def _add_adapter(
     }
     for name, table in tables.items():
         say(f"held-out scenes, {name}: {summary(table)}")
-    training = {**asdict(settings), "few_shot_twins": plan.few_shot_twins, "held_out": tables}
+    training = {**asdict(settings), "few_shot_twins": curriculum.few_shot_twins, "held_out": tables}
     halves = {name: value.half() for name, value in rounded.items()}
     replace(adapter, prompt_state=halves, training=training).save(out / "model" / "adapter")
 
@@ -272,9 +277,9 @@ def _pipeline(
     )
 
 
-def _remember_plan(out: Path, plan: Curriculum, seed: int) -> None:
+def _remember_plan(out: Path, curriculum: Curriculum, seed: int) -> None:
     """Record a run folder's plan; another plan is refused, because it would resume wrongly."""
     path = out / "plan.json"
-    wanted = {"seed": seed, **asdict(plan)}
+    wanted = {"seed": seed, **asdict(curriculum)}
     require_plan(path, wanted)
     write_whole(path, json.dumps(wanted, indent=2) + "\n")

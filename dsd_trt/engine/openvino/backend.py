@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from dsd_trt.batching import MAX_TEXTS, BatchSizes, batch_sizes
+from dsd_trt.batching import MAX_TEXTS, BatchSizes
 from dsd_trt.bundle.folder import Bundle, is_large
-from dsd_trt.bundle.manifest import Mode
-
-if TYPE_CHECKING:
-    from dsd_trt.engine import Engine
+from dsd_trt.engine import Backend, Engine
 
 
 @dataclass(frozen=True)
-class OpenVino:
+class OpenVino(Backend):
     """OpenVINO on the CPU; see `Backend`.
 
     Attributes:
         bf16: whether to compute in BF16, about twice as fast on CPUs that support it.
     """
 
-    name: str
-    title: str
-    bf16: bool
-    keeps_order_of: str | None = None
-    extra: str = "openvino"
-    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
-    reads_graphs: bool = True
-    on_gpu: bool = False
-    tunes_batch: bool = True
+    bf16: bool = False
 
     def require(self) -> None:
         """See `Backend.require`."""
@@ -39,7 +27,7 @@ class OpenVino:
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
         """See `Backend.batch_sizes`."""
-        sizes = batch_sizes(bundle.manifest, memory_budget_mb)
+        sizes = super().batch_sizes(bundle, memory_budget_mb)
         return replace(sizes, matrix=(walks_at_once(is_large(bundle.folder))[0], MAX_TEXTS))
 
     def open(self, bundle: Bundle, graph: str) -> Engine:
@@ -64,5 +52,7 @@ def walks_at_once(large: bool) -> tuple[int, ...]:
     return (4, 1) if large else (16, 4, 1)
 
 
-FP32 = OpenVino("openvino", "OpenVINO", bf16=False)
-BF16 = OpenVino("openvino-bf16", "OpenVINO, BF16", bf16=True, keeps_order_of=FP32.name)
+FP32 = OpenVino("openvino", "OpenVINO", extra="openvino")
+BF16 = replace(
+    FP32, name="openvino-bf16", title="OpenVINO, BF16", bf16=True, keeps_order_of=FP32.name
+)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsd_trt.batching import ON_DEVICE, BatchSizes, batch_sizes
+from dsd_trt.batching import ON_DEVICE, BatchSizes
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import EngineDescription
+from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plan, read_plan
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TensorRT:
+class TensorRT(Backend):
     """TensorRT or TensorRT-RTX; see `Backend`.
 
     Attributes:
@@ -24,13 +24,10 @@ class TensorRT:
     """
 
     name: PlanLibrary
-    title: str
-    extra: str
     modes: frozenset[Mode] = frozenset(("pair",))
     reads_graphs: bool = False  # but plans, which lie beside them
     on_gpu: bool = True
     tunes_batch: bool = False  # a plan is compiled for its optimal batch size
-    keeps_order_of: str | None = None
 
     def require(self) -> None:
         """See `Backend.require`."""
@@ -40,7 +37,7 @@ class TensorRT:
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
         """See `Backend.batch_sizes`; a plan holds its own activations."""
-        batch_sizes(bundle.manifest, memory_budget_mb)  # refuses an invalid budget
+        super().batch_sizes(bundle, memory_budget_mb)  # refuses an invalid budget
         return ON_DEVICE
 
     def open(self, bundle: Bundle, graph: str) -> TensorRTEngine:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.engine import EngineDescription, check_signature
+from dsd_trt.engine import EngineDescription, check_signature, find_backend
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.engine.tensorrt.cuda import (
     Buffer,
@@ -36,7 +36,7 @@ from dsd_trt.errors import EngineError
 
 NO_FULL_PRODUCTS = "7.5"  # on Turing, TensorRT-RTX multiplies no FP32 matrices
 
-_MODULES = {"tensorrt": ("tensorrt", "gpu"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 Array = NDArray[Any]
 
@@ -47,12 +47,12 @@ def load_library(name: PlanLibrary) -> Any:
     Raises:
         EngineError: the library is not installed.
     """
-    module, extra = _MODULES[name]
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(_MODULES[name])
     except (ImportError, OSError) as error:
         raise EngineError(
-            f"{name} cannot be used here ({error}). Install it with: pip install 'dsd-trt[{extra}]'"
+            f"{name} cannot be used here ({error}). Install it with: "
+            f"pip install 'dsd-trt[{find_backend(name).extra}]'"
         ) from error
 
 

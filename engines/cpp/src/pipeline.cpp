@@ -207,7 +207,8 @@ std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts,
     Means with = means(latents, texts, pairs, levels);
     if (bundle.score != ScoreKind::attention && !pairs.empty()) {
         if (!finite_texts(unconditional)[0]) {
-            throw Error(ErrorCode::engine, complaint("text encoder", "states of the empty text"));
+            throw Error(ErrorCode::engine,
+                        complaint("text encoder", "states of the unconditional text"));
         }
         // The error without a text is the same for all texts: once for every image.
         std::vector<Pair> alone;

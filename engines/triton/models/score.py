@@ -12,7 +12,7 @@ import json
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from dsd_trt.batching import BatchSizes
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest, Mode
-from dsd_trt.engine import EngineDescription
+from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.limits import described
@@ -61,7 +61,8 @@ class TritonPythonModel:
         block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
         self._mode: Mode = "matrix" if all(block) else "pair"
         size = settings["max_batch_size"]
-        server = Triton(BatchSizes(size, size, size, block))
+        sizes = BatchSizes(size, size, size, block)
+        server = Triton("triton", "Triton", extra="triton", sizes=sizes)
         self._pipeline = Pipeline(Bundle(HERE, manifest), server, 0, self_check=check)
         spec = manifest.tokenizer
         self._tokenize = Tokenizer(HERE / spec.file, spec, manifest.method.token_mask)
@@ -235,25 +236,16 @@ class TextCache:
 
 
 @dataclass(frozen=True)
-class Triton:
-    """A backend that calls the repository's other models; see `dsd_trt.engine.Backend`.
+class Triton(Backend):
+    """The repository's other models; see `Backend`.
 
     Attributes:
-        sizes: greatest number of items per request to each model.
+        sizes: items per request to each model.
     """
 
-    sizes: BatchSizes
-    name: str = "triton"
-    title: str = "Triton"
-    extra: str = "triton"
-    modes: frozenset[Mode] = frozenset(("pair", "matrix"))
+    sizes: BatchSizes = field(kw_only=True)
     reads_graphs: bool = False
-    on_gpu: bool = False
     tunes_batch: bool = False
-    keeps_order_of: str | None = None
-
-    def require(self) -> None:
-        """Do nothing: a repository always contains the models."""
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
         """The batch sizes of the repository's configurations."""
