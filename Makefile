@@ -20,6 +20,8 @@ C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
+SCRIPTS := $(wildcard tools/*.py benchmarks/*.py examples/*.py tests/support/*.py)
+
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
 test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
@@ -63,6 +65,7 @@ lint: $(DEV)/installed
 	$(DEV)/bin/clang-format --dry-run -Werror $(C_AND_CPP)
 	$(DEV)/bin/hadolint engines/docker/*.Dockerfile
 	$(DEV)/bin/mypy --package dsd_trt
+	MYPYPATH=tests/support:tools $(DEV)/bin/mypy $(SCRIPTS)
 
 # Known advisories of every pinned version; needs PyPI itself, a mirror of its files has none.
 audit:

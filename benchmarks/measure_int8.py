@@ -36,7 +36,8 @@ class Pairs:
     """Drawn images and their captions, encoded."""
 
     def __init__(self, pipeline: Pipeline, seed: int) -> None:
-        pixels, texts = [], []
+        pixels: list[NDArray[np.uint8]] = []
+        texts: list[str] = []
         for index in range(PICTURES // 2):
             pixels += [drawing.pixels for drawing in draw_twins(seed, index)]
             texts += sample_twins(seed, index).captions(np.random.default_rng([seed, index]))
@@ -91,7 +92,9 @@ def main() -> None:
     items = []
     for index in range(CALIBRATION_PAIRS):
         picture, other = rng.integers(0, PICTURES, 2)
-        items.append(known.feeds(picture, (picture, other)[index % 2], rng.integers(0, levels)))
+        items.append(
+            known.feeds(picture, (picture, other)[index % 2], int(rng.integers(0, levels)))
+        )
     quantized = nncf.quantize(
         model.clone(),
         nncf.Dataset(items),

@@ -84,10 +84,13 @@ def scorer(folder: Path, rounds: int, engines: Sequence[str]) -> None:
     bundle = read_bundle(folder)
     graph = bundle.manifest.graphs["matrix_scorer"]
     rows, texts = walks_at_once(is_large(folder))[0], 4 * TEXTS
-    sizes, rng = {"I": rows, "T": texts, "L": COUNTED}, np.random.default_rng(0)
+    sizes = {"I": rows, "T": texts, "L": COUNTED}
+    rng = np.random.default_rng(0)
     feeds = {}
     for spec in graph.inputs:
-        values = rng.normal(size=[sizes.get(str(size), size) for size in spec.shape])
+        values = rng.normal(
+            size=[sizes[size] if isinstance(size, str) else size for size in spec.shape]
+        )
         feeds[spec.name] = (np.zeros_like(values) if spec.name == "level" else values).astype(
             spec.dtype
         )

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 MODES = ("pair", "matrix")
 RESOLUTION = 64  # resolution of the embedded model; its U-Net accepts any multiple of 16
@@ -65,7 +66,8 @@ def settings(threads: int, *, quick: bool) -> Iterator[tuple[str, Setting]]:
     for mode in MODES:
         for axis, values in series(threads).items():
             for value in (values[:: max(len(values) - 1, 1)]) if quick else values:
-                yield axis, replace(Setting(mode, threads=threads), **{axis: value})
+                changed: dict[str, Any] = {axis: value}
+                yield axis, replace(Setting(mode, threads=threads), **changed)
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:

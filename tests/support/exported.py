@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import onnx
 import pytest
@@ -130,6 +130,7 @@ def exported_fp16(
 
 
 def _run_export(settings: ExportSettings, folder: Path) -> subprocess.CompletedProcess[str]:
+    assert settings.levels is not None
     command = [str(Path(sys.executable).with_name("dsd-trt")), "export", "--out", str(folder)]
     command += ["--model", settings.model, "--adapter", str(settings.adapter)]
     command += ["--levels", ",".join(map(str, settings.levels)), "--precision", settings.precision]
@@ -173,7 +174,7 @@ def _hashed_files() -> Iterator[Counter[str]]:
     hashed: Counter[str] = Counter()
     digest = hashlib.file_digest
 
-    def counted(stream: BinaryIO, kind: str) -> Any:
+    def counted(stream: Any, kind: str) -> Any:
         hashed[Path(stream.name).name] += 1
         return digest(stream, kind)
 

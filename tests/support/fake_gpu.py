@@ -137,7 +137,11 @@ class FakeCuda:
         up = kind is Kind.cudaMemcpyHostToDevice
         self.check(target, size, "device" if up else "host")
         self.check(source, size, "host" if up else "device")
-        self.queue(stream, lambda: ctypes.memmove(target, source, size) and None)
+
+        def copy() -> None:
+            ctypes.memmove(target, source, size)
+
+        self.queue(stream, copy)
         return (Error.cudaSuccess,)
 
     # Events
@@ -324,7 +328,7 @@ class FakeContext:
                 size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
                 self._trt.cuda.check(addresses[spec.name], size, "device")
                 content = (ctypes.c_char * size).from_address(addresses[spec.name])
-                arrays[spec.name] = np.frombuffer(content, spec.dtype).reshape(shape)
+                arrays[spec.name] = np.frombuffer(memoryview(content), spec.dtype).reshape(shape)
             for name, values in self._trt.compute(arrays).items():
                 arrays[name][...] = values
 

@@ -27,7 +27,7 @@ def require_gradient_is_slope(
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in learned:
-            parameter += 0.05 * torch.randn(parameter.shape)
+            parameter.add_(torch.randn(parameter.shape), alpha=0.05)
     loss().backward()
     gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
     assert max(float(g.abs().max()) for g in gradient if g.dim() > 1) > 0  # prompts are matrices
@@ -37,7 +37,7 @@ def require_gradient_is_slope(
     @torch.no_grad()
     def moved(by: float) -> float:
         for parameter, g in zip(learned, gradient, strict=True):
-            parameter += by * g / length
+            parameter.add_(g, alpha=by / length)
         return float(loss())
 
     rise = moved(step) - moved(-2 * step)

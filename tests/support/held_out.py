@@ -56,12 +56,12 @@ def write_questions(
         questions.append(
             Question((choice.relation, choice.part), len(pairs) - 2, len(pairs), right)
         )
-    for i, choice in enumerate(text_choices(count // 2, seed)):
+    for i, asked in enumerate(text_choices(count // 2, seed)):
         name = folder / f"of-ten-{i:04d}.png"
-        choice.image.save(name, compress_level=1)
+        asked.image.save(name, compress_level=1)
         start = len(pairs)
-        pairs += [(name, text) for text in choice.texts]
-        questions.append(Question(("text of ten", ""), start, len(pairs), choice.right))
+        pairs += [(name, text) for text in asked.texts]
+        questions.append(Question(("text of ten", ""), start, len(pairs), asked.right))
     with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("image", "text"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -168,9 +168,8 @@ def change(scene: Scene, part: str, rng: np.random.Generator) -> Scene:
     if what != "colour":
         unused = [shape for shape in SHAPES if all(shape != it.shape for it in scene.nouns)]
         noun = replace(noun, shape=str(rng.choice(unused)))
-    nouns = list(scene.nouns)
-    nouns[place] = noun
-    return replace(scene, nouns=tuple(nouns))
+    nouns = (*scene.nouns[:place], noun, *scene.nouns[place + 1 :])
+    return replace(scene, nouns=nouns)
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, whole: bool = False) -> str:
@@ -325,7 +324,7 @@ def _background(things: list[Thing], rng: np.random.Generator) -> Image.Image:
     return noisy(first, rng, spread=rng.uniform(4, 16), grain=int(rng.choice([1, 4, 8])))
 
 
-def _color_apart(used: list[tuple[int, ...]], rng: np.random.Generator) -> tuple[int, int, int]:
+def _color_apart(used: Sequence[tuple[int, ...]], rng: np.random.Generator) -> tuple[int, int, int]:
     while True:
         grey = rng.integers(20, 236)
         red, green, blue = (int(np.clip(grey + tint, 0, 255)) for tint in rng.integers(-45, 46, 3))
@@ -333,7 +332,7 @@ def _color_apart(used: list[tuple[int, ...]], rng: np.random.Generator) -> tuple
             return red, green, blue
 
 
-def _distance(colour: tuple[int, int, int], used: list[tuple[int, ...]]) -> float:
+def _distance(colour: tuple[int, int, int], used: Sequence[tuple[int, ...]]) -> float:
     return min(math.dist(colour, other) for other in used)
 
 

@@ -100,7 +100,7 @@ def own_network(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skip the test if network namespaces are not available: no unshare, or not permitted."""
     try:
         report = tmp_path_factory.mktemp("own-network") / "report.json"
-        command = [*UNSHARE, sys.executable, __file__, report, "true"]
+        command = [*UNSHARE, sys.executable, __file__, str(report), "true"]
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         pytest.skip(f"no network of its own: {error}")

@@ -92,9 +92,9 @@ def _unet_name(name: str, layers: int, attended: set[str]) -> str:
     for ours, theirs in _UNET_ENDS.items():
         if name.startswith(f"{ours}."):
             return name.replace(ours, theirs, 1)
-    block, kind, rest = re.fullmatch(
-        r"(\w+_blocks?(?:\.\d+)?)\.(resnets|attentions|\w+samplers)\.(.*)", name
-    ).groups()
+    match = re.fullmatch(r"(\w+_blocks?(?:\.\d+)?)\.(resnets|attentions|\w+samplers)\.(.*)", name)
+    assert match
+    block, kind, rest = match.groups()
     number, _, rest = rest.partition(".")
     j = int(number)
     if kind == "resnets":

@@ -86,9 +86,9 @@ def perturb(module: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.dim() == 1:
-                parameter += 0.3 * torch.randn(parameter.shape)
+                parameter.add_(torch.randn(parameter.shape), alpha=0.3)
             if ".to_q." in name or ".to_k." in name:
-                parameter *= 3
+                parameter.mul_(3)
 
 
 def random_levels(seed: int = 0) -> FixedNoise:

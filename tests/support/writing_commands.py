@@ -78,7 +78,7 @@ def index(request: pytest.FixtureRequest) -> Command:
 
 def evaluate(request: pytest.FixtureRequest) -> Command:
     bundle: Bundle = request.getfixturevalue("bundle")
-    arguments = ["eval", bundle.folder, "--data", "shapes-comvg", "--out", "out"]
+    arguments: list[str | Path] = ["eval", bundle.folder, "--data", "shapes-comvg", "--out", "out"]
     return Command(
         [*arguments, "--limit", "60", "--engine", "onnxruntime"],
         kills=16,
