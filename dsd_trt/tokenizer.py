@@ -70,7 +70,7 @@ class Tokenizer:
         """Tokenise texts; a text that is too long is cut before EOS, with a logged warning.
 
         Raises:
-            InputError: a text in which no token counts.
+            InputError: the token mask leaves no token of a text.
             BundleError: a token has no row in the text encoder's embedding.
         """
         length = self._spec.max_length

@@ -73,7 +73,7 @@ def top_texts(records: Sequence[Record], k: int) -> list[Record]:
 
 
 class LineFile:
-    """JSONL or CSV that grows as scores arrive: whole lines, each handed to the system at once.
+    """Appends rows of JSONL or CSV as scores arrive, one unbuffered write per line.
 
     An existing file of that name is replaced by the first line written.
 

@@ -41,8 +41,8 @@ def interrupting() -> Iterator[None]:
     Python notifies the main thread only between bytecodes: not during an engine's pass of seconds
     or a blocked read. A separate thread is notified at once.
 
-    An interrupt during an object's finalizer is printed by Python and ignored. That message is
-    suppressed, and the process ends all the same.
+    An interrupt during an object's finalizer is printed by Python and ignored. Python's message is
+    suppressed, and the process still ends.
     """
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)

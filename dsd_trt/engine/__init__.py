@@ -1,4 +1,4 @@
-"""Engines, each one compiled graph with numpy inputs and outputs, and their backends.
+"""Engines (compiled graphs with numpy inputs and outputs) and the backends that make them.
 
 A backend is one file and one line of `BACKENDS`. There is no fallback: if the requested backend
 cannot run, opening it fails.

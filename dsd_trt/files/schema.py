@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back; a strict reader names the field it refuses."""
+"""Converts frozen dataclasses to JSON and back; invalid input is refused, naming the field."""
 
 from __future__ import annotations
 

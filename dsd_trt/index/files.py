@@ -304,7 +304,7 @@ def finite_latents(shard: Path) -> NDArray[np.bool_]:
 
 
 def entry_of(content: bytes) -> FileEntry:
-    """Entry of `index.json` for a file with this content."""
+    """Hash and size of this content, as recorded in `index.json`."""
     return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     type=click.Choice(("onnxruntime", "tensorrt", "python")),
     default="onnxruntime",
     show_default=True,
-    help="Triton backend of the graphs: its ONNX Runtime, its TensorRT, or this package's runtime "
-    "in its python backend.",
+    help="Triton backend of the graphs; python is this package's runtime in Triton's Python "
+    "backend.",
 )
 @click.option(
     "--max-batch-size",

@@ -81,7 +81,7 @@ class DualTextEncoder(nn.Module):
             whose pooled text conditions the U-Net.
         eos_id: token id of EOS in both tokenizers.
         pad_id: token id of the second tokenizer's padding, "!".
-        mark_id: the first tokenizer's id of an exclamation mark, which is padding in the second.
+        mark_id: id of "!" in the first tokenizer; the second tokenizer pads with it.
     """
 
     def __init__(

@@ -56,8 +56,8 @@ def fit_adapter(
 ) -> Fitted:
     """Learn prompts (Eq. 5), head weights (Eq. 7) and a, b, by cross-entropy (Eq. 6).
 
-    Training takes one noise level per question. At the end a and b are fitted again, to the score
-    averaged over all levels, as a bundle computes it.
+    Each training step samples one noise level per question. At the end a and b are fitted again, to
+    the score averaged over all levels, as a bundle computes it.
 
     Args:
         checkpoint: base model; its weights stay unchanged.
