@@ -7,9 +7,9 @@ largest layer's attention maps, for every register width: at the embedded model'
 Diffusion 2.1's. Second, milliseconds of the bundle's scorer per text and walk, including the walk,
 with the kernel and with stored maps.
 
-Figures are medians over rounds; kernel and stored maps alternate within each round. Values are random. --bits sets
-the register width of the scorer's kernel, in FP32. With ONEDNN_MAX_CPU_ISA=AVX2 in the environment,
-OpenVINO is restricted to AVX2 as well.
+Figures are medians over rounds; kernel and stored maps alternate within each round. Values are
+random. --bits sets the register width of the scorer's kernel, in FP32. With ONEDNN_MAX_CPU_ISA=AVX2
+in the environment, OpenVINO is restricted to AVX2 as well.
 """
 
 from __future__ import annotations
