@@ -95,7 +95,7 @@ def read_texts(source: str) -> list[str]:
         raise InputError(f"{error}; the last argument is the file of texts") from None
     lines = (line.strip() for line in io.StringIO(text, newline=None))
     if not (texts := [line for line in lines if line]):
-        raise InputError(f"{name} has no texts; write one a line")
+        raise InputError(f"{name} has no texts; write one per line")
     return texts
 
 
