@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsd_trt.train.fewshot.examples import Examples
-from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class PairBatch:
             examples.unconditional.to(device),
         )
 
-    def loss(self, logits: Tensor, kind: Literal["bce", "softmax"]) -> Tensor:
+    def loss(self, logits: Tensor, kind: Loss) -> Tensor:
         """Training loss: Eq. 6, or softmax cross-entropy of the positive among its negatives.
 
         Args:

@@ -8,6 +8,8 @@ from typing import Literal
 from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
 from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
 
+Loss = Literal["bce", "softmax"]
+
 
 @dataclass(frozen=True)
 class FewShotSettings:
@@ -46,7 +48,7 @@ class FewShotSettings:
     questions: int = 8
     negatives: int = 3
     hard: float = 0.5
-    loss: Literal["bce", "softmax"] = "bce"
+    loss: Loss = "bce"
     learning_rate: float = 2e-3
     rank: int | None = 4
     hidden: int = 32
