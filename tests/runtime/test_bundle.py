@@ -215,7 +215,7 @@ def test_what_nobody_could_read_is_never_written(bundle: Bundle, tmp_path: Path)
     folder = Path(shutil.copytree(bundle.folder, tmp_path / "bundle"))
     before = (folder / "bundle.json").read_bytes()
     method = bundle.manifest.method
-    unknown: Any = replace(method.head_weights, mode="best")
+    unknown = replace(method.head_weights, mode="best")  # type: ignore[arg-type]
     for manifest, field in (
         (replace(bundle.manifest, calibration=Calibration(math.nan, 0)), "calibration.a"),
         (replace(bundle.manifest, calibration=Calibration(1, math.inf)), "calibration.b"),

@@ -599,8 +599,9 @@ def test_a_pipe_costs_its_own_pairs_alone(run: Callable[..., Run], tmp_path: Pat
         assert (ended.code, len(ended.out.splitlines())) == (3, 1)
         assert "  pipe.png: a pipe, not a regular file\n" in ended.err
     (tmp_path / "pipe.png").unlink()
-    for missing in (lambda: None, (tmp_path / "pipe.png").mkdir):
-        missing()
+    for folder in (False, True):
+        if folder:
+            (tmp_path / "pipe.png").mkdir()
         ended = run("--pairs", "pairs.csv")
         assert (ended.code, "line 3: no image file 'pipe.png'" in ended.err) == (2, True)
 

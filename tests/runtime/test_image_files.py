@@ -150,6 +150,7 @@ def test_a_directory_whose_path_is_too_long_is_named(here: Path) -> None:
     assert [path.name for path in found.images] == ["a.png"]
     (failure,) = found.unreadable
     assert failure.reason == "File name too long"
+    assert failure.image is not None
     assert failure.image.endswith(name)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt import ImageError
-from dsd_trt.image.preprocess import image_suffixes, load_image, preprocess
+from dsd_trt.image.preprocess import ImageSource, image_suffixes, load_image, preprocess
 
 Pixels = NDArray[np.uint8]
 
@@ -180,18 +180,19 @@ def test_reasons_are_said(tmp_path: Path) -> None:
     text.write_text("not a picture at all")
     empty = tmp_path / "empty.png"
     empty.touch()
-    for source, reason in (
+    refused: list[tuple[ImageSource, str]] = [
         (tmp_path / "missing.png", "No such file"),
         (tmp_path, "Is a directory"),
         (text, "not an image"),
         (empty, "empty"),
         (b"", "empty"),
-        (np.zeros((4, 4, 3), np.float32), "uint8"),  # type: ignore[list-item]
+        (np.zeros((4, 4, 3), np.float32), "uint8"),
         (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
         (Image.new("F", (2, 2)), "floating-point"),
         (Image.new("RGB", (0, 3)), "no pixels"),
-    ):
+    ]
+    for source, reason in refused:
         with pytest.raises(ImageError, match=reason):
             load_image(source)
 

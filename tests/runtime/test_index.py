@@ -25,10 +25,17 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 from torture import Figures, scaled
 
-import dsd_trt.index.index
 from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
 from dsd_trt.files.whole import write_whole
-from dsd_trt.index.files import INDEX_NAME, NEXT_TABLE, TABLE_NAME, IndexManifest, table_schema
+from dsd_trt.index.files import (
+    INDEX_NAME,
+    NEXT_TABLE,
+    TABLE_NAME,
+    IndexManifest,
+    read_table,
+    table_schema,
+)
+from dsd_trt.jobs import Scorable
 from dsd_trt.pipeline import Pipeline
 
 TEXTS = ["a red circle", "dog", "a blue square a blue dog"]
@@ -139,12 +146,12 @@ def test_an_index_that_is_brought_up_to_date_while_it_is_opened_opens(
 ) -> None:
     photos = write_photos(tmp_path / "photos", range(9))
     update(photos[:6])
-    read, more = dsd_trt.index.index.read_table, [photos[3:], photos]
+    more = [photos[3:], photos]
 
     def read_late(*arguments: Any) -> Any:
         if more:
             update(more.pop())
-        return read(*arguments)
+        return read_table(*arguments)
 
     monkeypatch.setattr("dsd_trt.index.index.read_table", read_late)
     index = Index.open(tmp_path / "out")
@@ -174,8 +181,8 @@ def test_an_index_that_another_process_writes_gives_no_wrong_score(
 ) -> None:
     figures.look_for("readings of an index while it is written", "wrong", "foreign exceptions")
     update(write_photos(tmp_path / "photos", range(12)))
-    arguments = [tmp_path / "photos", tmp_path / "out", bundle.folder, str(scaled(200, 10))]
-    with subprocess.Popen([sys.executable, "-c", WRITER, *arguments]) as writer:
+    folders, count = (tmp_path / "photos", tmp_path / "out", bundle.folder), str(scaled(200, 10))
+    with subprocess.Popen([sys.executable, "-c", WRITER, *folders, count]) as writer:
         while writer.poll() is None:
             try:
                 index = Index.open(tmp_path / "out")
@@ -266,7 +273,7 @@ def test_indexed_images_can_be_scored_along_with_others(
     indexed, other = write_photos(tmp_path / "photos", [1, 2]), pixels_of(3)
     update(indexed)
     index = Index.open(tmp_path / "out")
-    mixed = [index[1], other, index[0], b"no image", index[-1]]
+    mixed: list[Scorable] = [index[1], other, index[0], b"no image", index[-1]]
     matrix = scorer.score(mixed, TEXTS)
     np.testing.assert_allclose(matrix.scores[[0, 1, 2, 4]], expected([2, 3, 1, 2]), atol=1e-6)
     assert [failure.image for failure in matrix.errors] == ["image 3"]

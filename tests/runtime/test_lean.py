@@ -166,13 +166,14 @@ def test_an_index_names_its_extra(
     picture: Path, command_line: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
     (tmp_path / "texts.txt").write_text("a red circle\n")
-    for command in (("index", str(picture), "out"), ("score", "out", "texts.txt")):
+    index, score = ("index", str(picture), "out"), ("score", "out", "texts.txt")
+    for command, indexed in ((index, False), (score, True)):
         arguments = (*command, "--bundle", str(bundle.folder))
         for package in sorted(INDEX):
             run = _run(tmp_path, command_line, *arguments, absent=frozenset({package}))
             assert run.exit_code == 4
             assert "pip install 'dsd-trt[index]'" in run.stderr
-            assert (tmp_path / "out").exists() == (command[0] == "score")
+            assert (tmp_path / "out").exists() == indexed
         run = _run(tmp_path, command_line, *arguments, absent=TRAINING)
         assert run.exit_code == 0, run.stderr
         assert not run.loaded & TRAINING

@@ -111,7 +111,10 @@ def test_every_row_meets_every_text(matrix: Bundle, large: bool) -> None:
     rng = np.random.default_rng(0)
     for rows, texts, width in ((1, 1, 16), (21, 33, 16), (4, 16, 77), (37, 2, 32)):
         sizes = {"I": rows, "T": texts, "L": width}
-        shapes = {it.name: [sizes.get(str(n), n) for n in it.shape] for it in graph.inputs}
+        shapes = {
+            it.name: [n if isinstance(n, int) else sizes[n] for n in it.shape]
+            for it in graph.inputs
+        }
         feeds: dict[str, NDArray[Any]] = {
             name: rng.normal(size=shapes[name]).astype(np.float32)
             for name in ("latent", "text_states")

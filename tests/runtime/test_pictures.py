@@ -66,7 +66,7 @@ def modes() -> dict[str, tuple[Image.Image, Pixels | str]]:
     over = multiplied[..., :3] + (255 - alpha[..., None].astype(int))
     palette = Image.fromarray(grey % 4).convert("P")
     palette.putpalette(bytes(range(12)))
-    colors = np.arange(12).reshape(4, 3)[grey % 4]
+    colors = np.arange(12, dtype=np.uint8).reshape(4, 3)[grey % 4]
     with_alpha = palette.copy()
     with_alpha.putpalette(bytes(range(16)), "RGBA")
     table = np.arange(16).reshape(4, 4)[grey % 4]

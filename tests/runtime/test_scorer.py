@@ -41,6 +41,7 @@ from dsd_trt import (
     write_bundle,
 )
 from dsd_trt.batching import MAX_BATCH, batch_sizes
+from dsd_trt.jobs import Scorable
 
 TEXTS = ["a red circle", "dog", "a blue square a blue dog", "some unknown words"]
 Pixels = NDArray[np.uint8]
@@ -212,7 +213,7 @@ def test_images_are_taken_lazily(bundle: Bundle) -> None:
 def test_progress_counts_every_pair(bundle: Bundle) -> None:
     scorer = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.2)
     reports: list[tuple[int, int | None]] = []
-    images = [*random_images(6), b"garbage"]
+    images: list[Scorable] = [*random_images(6), b"garbage"]
     scorer.score(images, TEXTS, progress=lambda done, total: reports.append((done, total)))
     done = [d for d, _ in reports]
     assert done == sorted(done)

@@ -66,10 +66,11 @@ def images(count: int, seed: int = 0) -> list[NDArray[np.uint8]]:
 
 def feeds_of(graph: Graph, rng: np.random.Generator) -> dict[str, NDArray[Any]]:
     """What the graph takes, of random sizes."""
-    sizes = {"I": rng.integers(1, 5), "T": rng.integers(1, 5), "B": rng.integers(1, 40), "L": 16}
+    sizes = {name: int(rng.integers(1, end)) for name, end in (("I", 5), ("T", 5), ("B", 40))}
+    sizes["L"] = 16
     feeds: dict[str, NDArray[Any]] = {}
     for spec in graph.inputs:
-        shape = [sizes.get(str(size), size) for size in spec.shape]
+        shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
         feeds[spec.name] = (
             rng.integers(0, 3, shape).astype(spec.dtype)
             if spec.dtype == "int32"

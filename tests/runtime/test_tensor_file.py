@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors import deserialize
 from safetensors.numpy import load, save
 
 from dsd_trt.files.tensor_file import read_tensor_headers, read_tensors, require_unique
 
-TENSORS = {
+TENSORS: dict[str, NDArray[Any]] = {
     "a": np.ones((2, 3), np.float32),
     "empty": np.ones((0, 4), np.float16),
     "scalar": np.ones((), np.int64),
@@ -34,7 +36,7 @@ def test_headers_are_those_that_the_library_reads() -> None:
 
 
 def test_tensors_are_those_that_the_library_reads() -> None:
-    stored = {
+    stored: dict[str, NDArray[Any]] = {
         "pixels": np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
         "ids": np.array([[-1, 2**31 - 1]], np.int32),
         "half": np.array([1.5, -65504.0], np.float16),

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,7 +139,8 @@ def test_a_token_without_a_row_of_the_embedding_is_named(
 def test_special_ids_have_rows(tmp_path: Path, field: str) -> None:
     manifest = make_bundle(tmp_path).manifest
     for value, rows in ((-1, None), (7, 7)):
-        spec = replace(manifest.tokenizer, vocabulary=rows, **{field: value})
+        changes: dict[str, Any] = {"vocabulary": rows, field: value}
+        spec = replace(manifest.tokenizer, **changes)
         text = replace(manifest, tokenizer=spec).to_json()
         assert ("vocabulary" in text) == (rows is not None)  # which older bundles do not have
         with pytest.raises(BundleError, match=f"tokenizer.{field}"):

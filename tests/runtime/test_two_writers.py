@@ -57,8 +57,8 @@ def test_many_that_index_into_one_folder_at_once_make_one_index(
     ]
     ended = [(process.communicate()[1], process.returncode) for process in running]
     assert 0 in [code for _, code in ended]
-    for told, code in ended:
-        assert code == 0 or (code == 2 and re.search("is being written by process", told)), told
+    for told, status in ended:
+        assert status == 0 or (status == 2 and re.search("is being written by process", told)), told
     index = Index.open(tmp_path / "out")
     assert [image.name for image in index] == [f"photos/{number:03}.png" for number in range(60)]
     shards = {f"latents-{number:05}.safetensors" for number in range(8)}

@@ -29,8 +29,10 @@ def packed(samples: Samples, depth: int) -> list[bytes]:
     return [np.packbits(row.ravel()).tobytes() for row in bits]
 
 
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
-ADAM7 = (*ADAM7, (0, 1, 1, 2))  # first column, first row, column step, row step of each pass
+ADAM7 = (  # first column, first row, column step, row step of each pass
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
+    (0, 1, 1, 2),
+)
 
 
 def png(

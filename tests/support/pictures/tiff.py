@@ -197,14 +197,13 @@ def tiff_colors() -> Iterator[Case]:
             tiff([stored(indices, depth)], indices.shape, [depth], PALETTE, table),
             colors[indices].astype(np.uint8),
         )
-    rgb = random_samples(8, 6, 10, 3).astype(np.uint8)
+    pixels = random_samples(8, 6, 10, 3).astype(np.uint8)
+    picture = Image.fromarray(pixels)
     for compression in ("raw", "tiff_lzw", "tiff_deflate", "packbits"):
-        content = encode(Image.fromarray(rgb), "TIFF", compression=compression)
-        yield Case(f"tiff rgb {compression}", content, rgb)
-    content = encode(
-        Image.fromarray(rgb), "TIFF", save_all=True, append_images=[Image.new("L", (4, 4))]
-    )
-    yield Case("tiff of two pages", content, rgb)
+        content = encode(picture, "TIFF", compression=compression)
+        yield Case(f"tiff rgb {compression}", content, pixels)
+    content = encode(picture, "TIFF", save_all=True, append_images=[Image.new("L", (4, 4))])
+    yield Case("tiff of two pages", content, pixels)
 
 
 def tiff_metadata() -> Iterator[Case]:
@@ -219,7 +218,7 @@ def tiff_metadata() -> Iterator[Case]:
         yield Case(f"tiff turn {turn}", with_entries((274, 3, [turn]), pixels=put(rgb)), rgb)
         xmp = (700, 1, xmp_bytes(f'tiff:Orientation="{turn}"'))
         yield Case(f"tiff turn {turn} in XMP", with_entries(xmp, pixels=put(rgb)), rgb)
-    for name, entries in {
+    of_no_use: dict[str, list[Entry]] = {
         "orientation nine": [(274, 3, [9])],
         "orientation in words": [(274, 2, b"top left\0")],
         "two orientations": [(274, 3, [6, 6])],
@@ -230,7 +229,8 @@ def tiff_metadata() -> Iterator[Case]:
         "XMP of no use": [(700, 7, noise)],
         "tags of no kind": [(50000, 99, b"1234"), (50001, 0, b"")],
         "two heights": [(257, 4, [6, 7])],
-    }.items():
+    }
+    for name, entries in of_no_use.items():
         yield Case(f"tiff with {name}", with_entries(*entries), rgb)
     beyond = with_entries((315, 2, noise[:40]))
     place = beyond.index(struct.pack("<HHI", 315, 2, 40)) + 8
