@@ -42,7 +42,7 @@ from dsd_trt.train.evaluation.answers import grade
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.model import Validation
-from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
@@ -264,7 +264,7 @@ def _disturbed(clip: Clip, method: str) -> Matcher:
     matcher = build_matcher(clip, method)
     with torch.no_grad():
         for parameter in matcher.learned().values():
-            parameter += 0.2 * torch.randn(parameter.shape)
+            parameter.add_(0.2 * torch.randn(parameter.shape))
     return matcher
 
 
@@ -350,6 +350,8 @@ def test_prompts_are_context_plus_what_the_meta_network_makes_of_the_image(
     state, question = _pair(clip, questions, TEXTS[2])
     x = F.normalize(clip.model.visual_projection(state)[0], dim=0)
     first, second = matcher.meta[0], matcher.meta[2]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
     assert first.out_features == 4  # 64 / 16
     shift = second.weight @ (first.weight @ x + first.bias).relu() + second.bias
     # The same vectors as the embeddings of three new tokens, through transformers' own forward.
@@ -399,7 +401,7 @@ def test_only_what_is_declared_is_learned(
 @pytest.mark.parametrize("loss", ["bce", "softmax"])
 @pytest.mark.parametrize("method", TRAINED)
 def test_the_first_step_is_adams_against_the_slope_of_the_loss(
-    clip: Clip, questions: list[Question], method: str, loss: str
+    clip: Clip, questions: list[Question], method: str, loss: Loss
 ) -> None:
     """AdamW's first step is the learning rate against each slope's sign, after weight decay.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from checkpoints import picture_questions, write_adapter, write_checkpoint
 from numpy.typing import NDArray
 
-from dsd_trt.bundle.manifest import HeadMode, Mode, ScoreKind
+from dsd_trt.bundle.manifest import HeadMode, Mode, ScoreKind, TrainedFor
 from dsd_trt.engine.tensorrt.cuda import (
     Buffer,
     DeviceMemory,
@@ -163,7 +164,11 @@ def _losses_on_cpu(
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("mode", ["pair", "both"])
 def test_mixed_precision_learns_and_goes_on_after_a_kill(
-    model: Path, questions: list[Question], tmp_path: Path, precision: str, mode: str
+    model: Path,
+    questions: list[Question],
+    tmp_path: Path,
+    precision: Literal["fp16", "bf16"],
+    mode: TrainedFor,
 ) -> None:
     settings = replace(
         SETTINGS, mixed_precision=precision, mode=mode, validate_every=4, head_mode="learned"
@@ -177,13 +182,14 @@ def test_mixed_precision_learns_and_goes_on_after_a_kill(
             raise KeyboardInterrupt
 
     whole = fit_adapter(checkpoint, examples, settings, validation=examples).losses
-    kept = {"validation": examples, "folder": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        fit_adapter(checkpoint, examples, settings, **kept, report=die)
-    resumed = fit_adapter(checkpoint, examples, settings, **kept).losses
+        fit_adapter(
+            checkpoint, examples, settings, validation=examples, folder=tmp_path, report=die
+        )
+    again = fit_adapter(checkpoint, examples, settings, validation=examples, folder=tmp_path)
     assert np.isfinite(whole).all()
     assert whole[-1] < whole[0]
-    assert np.abs(np.array(resumed) - whole).max() < 2e-2  # sums on a GPU have no fixed order
+    assert np.abs(np.array(again.losses) - whole).max() < 2e-2  # sums on a GPU have no fixed order
 
 
 def test_ablations_and_baselines_run_there(questions: list[Question]) -> None:

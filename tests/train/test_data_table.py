@@ -12,7 +12,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.question import Question
 
-LABELS = [
+LABELS: list[dict[str, object]] = [
     {"image": "a.png", "text": "a dog", "label": 1},
     {"image": "b.png", "text": "a cow", "label": 0},
     {"image": "a.png", "text": "a cat", "label": 0},
@@ -20,7 +20,7 @@ LABELS = [
     {"image": "a.png", "text": "an animal", "label": 1},
     {"image": "a.png", "text": "a fish", "label": 0},
 ]
-NEGATIVES = [
+NEGATIVES: list[dict[str, object]] = [
     {"image": "b.png", "text": "a cat, asleep", "negatives": ["a cow"]},
     {"image": "a.png", "text": "a dog", "negatives": ["a cat", "a fish"]},
 ]

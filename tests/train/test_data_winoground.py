@@ -11,7 +11,7 @@ import pytest
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.winoground import read_winoground
 
-ITEMS = [
+ITEMS: list[dict[str, object]] = [
     {
         "id": 0,
         "image_0": "ex_0_img_0",

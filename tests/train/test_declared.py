@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_a_field_is_of_one_kind_alone_and_assumed_by_the_library_too(part: str) 
     ("part", "field"), [(part, field) for part in FIELDS for field in FIELDS[part].assumed]
 )
 def test_another_value_than_the_assumed_is_refused_by_name(part: str, field: str) -> None:
-    read = {
+    read: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "unet": unet_fields,
         "vae": partial(vae_fields, with_pooled_text=False),
         "text_encoder": text_fields,

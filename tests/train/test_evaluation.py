@@ -24,7 +24,7 @@ from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.results import Failure
 from dsd_trt.train.data.table import read_table
-from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade, ignore
+from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.figures import (
     Figure,
@@ -36,7 +36,7 @@ from dsd_trt.train.evaluation.figures import (
 )
 from dsd_trt.train.evaluation.reproduction import Study, reproduce
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.left_out import LeftOut
+from dsd_trt.train.left_out import LeftOut, ignore
 from dsd_trt.train.question import Question, Report
 from dsd_trt.train.run_key import claim
 from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog
@@ -106,7 +106,8 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     assert 0 < kept < 80
     with path.open("a", encoding="utf-8") as file:
         file.write('{"kind": "ki')  # what a kill in the middle of writing leaves
-    judge, told = Judge(), []
+    judge = Judge()
+    told: list[int] = []
     assert list(ask(questions, judge, path, told.append)) == whole
     assert judge.asked == [question.source for question in questions[kept:]]
     assert told[-1] == 100

@@ -19,6 +19,7 @@ from dsd_trt.bundle.manifest import HeadMode, ScoreKind
 from dsd_trt.errors import InputError
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
+from dsd_trt.train.diffusion.encoders import TextEncoder
 from dsd_trt.train.fewshot.batch import PairBatch, sample_batch
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
@@ -34,7 +35,7 @@ from dsd_trt.train.fewshot.model import (
     score_all,
     validate,
 )
-from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
 
@@ -75,6 +76,7 @@ def test_images_and_texts_are_encoded_once(
         vae = checkpoint.image_encoder.vae
         z = vae.encode(x).latent_dist.mean * vae.config["scaling_factor"]
         ids = checkpoint.tokenizer([text], padding="max_length", return_tensors="pt").input_ids
+        assert isinstance(checkpoint.text_encoder, TextEncoder)
         states = checkpoint.text_encoder.text_encoder(ids).last_hidden_state
     pair = int(examples.right[2])
     assert torch.allclose(examples.latents[examples.images[pair]], z[0], atol=1e-5)
@@ -178,7 +180,7 @@ WAYS = pytest.mark.parametrize(
 )
 
 
-def _way(head_mode: HeadMode, score: ScoreKind, loss: str, rank: int | None) -> FewShotSettings:
+def _way(head_mode: HeadMode, score: ScoreKind, loss: Loss, rank: int | None) -> FewShotSettings:
     return replace(SETTINGS, head_mode=head_mode, score=score, loss=loss, rank=rank)
 
 
@@ -188,7 +190,7 @@ def test_gradients_are_the_slope_of_the_loss(
     examples: Examples,
     head_mode: HeadMode,
     score: ScoreKind,
-    loss: str,
+    loss: Loss,
     rank: int | None,
 ) -> None:
     settings = _way(head_mode, score, loss, rank)
@@ -210,7 +212,7 @@ def test_the_adapter_serves_what_was_trained(
     monkeypatch: pytest.MonkeyPatch,
     head_mode: HeadMode,
     score: ScoreKind,
-    loss: str,
+    loss: Loss,
     rank: int | None,
 ) -> None:
     settings = replace(_way(head_mode, score, loss, rank), steps=3)
@@ -240,13 +242,15 @@ def test_the_first_step_is_adams_against_the_gradient(
     """AdamW's first step is the learning rate against each gradient's sign, after weight decay."""
     settings = replace(SETTINGS, steps=1)
     model = build_model(checkpoint, examples, settings)
-    before = {n: p.detach().clone() for n, p in model.scoring.prompts.named_parameters()}
+    prompts = model.scoring.prompts
+    assert prompts is not None
+    before = {n: p.detach().clone() for n, p in prompts.named_parameters()}
     batch = sample_batch(examples, settings, np.random.default_rng([0, 0, 0, 0]))
     (logits,) = model(*batch.inputs(examples, torch.device("cpu")))
     batch.loss(logits, settings.loss).backward()
     after = fit_adapter(checkpoint, examples, settings).adapter.prompt_state
     compared = 0
-    for name, parameter in model.scoring.prompts.named_parameters():
+    for name, parameter in prompts.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         clear = gradient.abs() > 1e-5  # Adam adds 1e-8 to what it divides by
         compared += int(clear.sum())
@@ -335,6 +339,8 @@ def test_matrix_mode_starts_from_the_logistic_that_fits_its_scores(
 ) -> None:
     settings = replace(SETTINGS, steps=1, mode="matrix", loss="softmax")
     model = build_model(checkpoint, examples, settings)
+    matrix = model.matrix
+    assert matrix is not None
     f, _ = score_all(model, examples, "matrix")
     best = f.view(-1, 2).argmax(dim=1)  # what it would answer, so that the slope is steep
     examples = replace(examples, right=examples.starts[:-1] + best)
@@ -345,7 +351,7 @@ def test_matrix_mode_starts_from_the_logistic_that_fits_its_scores(
     for images, texts, level in zip(batch.images, batch.texts, batch.level, strict=True):
         with torch.no_grad():
             scores = [
-                model.matrix.score(
+                matrix.score(
                     examples.latents[x][None],
                     level[None],
                     examples.text_states[y][None, None],
@@ -441,7 +447,7 @@ def test_head_weights_start_as_given_and_always_sum_to_one() -> None:
     weights = LearnedHeadWeights(torch.tensor([0.5, 0.25, 0.25, 0.0]), learned=True)
     assert torch.allclose(weights(), torch.tensor([0.5, 0.25, 0.25, 0.0]), atol=1e-5)
     with torch.no_grad():
-        weights.logits += torch.arange(4.0)
+        weights.logits.add_(torch.arange(4.0))
     assert weights().sum().item() == pytest.approx(1)
     assert bool((weights() > 0).all())
     assert not LearnedHeadWeights(torch.ones(3) / 3, learned=False).logits.requires_grad

@@ -121,7 +121,7 @@ def test_what_cannot_be_followed_is_refused(
     tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], complaint: str
 ) -> None:
     with pytest.raises(ModelError, match=rf"model\.safetensors.*{complaint}"):
-        SingleFile(file(tmp_path, tensors=tensors, **metadata))
+        SingleFile(file(tmp_path, 2048, tensors, **metadata))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engine.openvino.cut import largest, lift_attention, split
 from dsd_trt.engine.openvino.pooled_attention import pool_attention, tile_width
@@ -44,6 +44,7 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.matrix import MatrixScorer
+from dsd_trt.train.scoring.prompts import MatrixPrompt
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 pytest_plugins = ("exported",)
@@ -68,7 +69,7 @@ def by_definition(
     adapter: Adapter | None,
     pictures: NDArray[np.uint8],
     pool: int = 1,
-    texts: Sequence[str] = TEXTS,
+    texts: list[str] = TEXTS,
 ) -> NDArray[np.float64]:
     """(images, texts), one pair, level, layer and head at a time, with W' written out whole."""
     plain = build_scoring_unet(checkpoint, None, levels=LEVELS)
@@ -86,7 +87,8 @@ def by_definition(
             attn = plain.unet.get_submodule(plain.layer_names[seen.layer]).attn2
             weight = attn.to_k.weight  # W_k
             if prompted.prompts is not None and pi is not None:
-                prompt: Any = prompted.prompts.key[seen.layer]
+                prompt = prompted.prompts.key[seen.layer]
+                assert isinstance(prompt, MatrixPrompt)
                 weight = weight + prompt.static() + torch.outer(prompt.u, pi[seen.layer, 0, 0])
             keys = states[j] @ weight.T  # (77, inner)
             queries = seen.image_states[0] @ attn.to_q.weight.T  # (n, inner)
@@ -216,7 +218,7 @@ def test_tiles_are_for_bf16_alone(bundle: Bundle, calls: list[int | None]) -> No
     graph = bundle.manifest.graphs["matrix_scorer"]
     sizes = {"I": 1, "T": 1, "L": 16}
     feeds = {
-        spec.name: np.ones([sizes.get(str(it), it) for it in spec.shape], spec.dtype)
+        spec.name: np.ones([n if isinstance(n, int) else sizes[n] for n in spec.shape], spec.dtype)
         for spec in graph.inputs
     }
     for engine in ("openvino", "openvino-bf16"):
@@ -400,7 +402,8 @@ def test_what_was_trained_for_it_is_served(
 ) -> None:
     model = str(checkpoint.source.parts.path)
     bundle, _ = export_bundle(ExportSettings(model, trained, verify="quick"), tmp_path / "bundle")
-    for mode in ("matrix", *(["pair"] if Adapter.load(trained).mode == "both" else [])):
+    modes: list[Mode] = ["matrix", "pair"] if Adapter.load(trained).mode == "both" else ["matrix"]
+    for mode in modes:
         scorer = Scorer.load(bundle.folder, "onnxruntime", mode=mode)
         got = scorer.score(list(pictures), TEXTS[:3]).scores
         in_torch = by_model(model, trained, mode=mode)(questions)

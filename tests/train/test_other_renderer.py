@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,8 @@ import pytest
 from held_out import Question, grade, write_questions
 from numpy.typing import NDArray
 from other_renderer import (
-    COLOURS,
     PARTS,
     RELATIONS,
-    SHAPES,
     Noun,
     Scene,
     change,
@@ -24,6 +23,9 @@ from other_renderer import (
     text_choices,
 )
 from PIL import Image, ImageColor
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+from drawing import COLOURS, SHAPES
 
 NAMED = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 CIRCLE_AND_SQUARE = (Noun("", "red", "circle"), Noun("", "blue", "square"))

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from unets import TEXT_WIDTH, random_levels, random_pairs, random_unet
 
 from dsd_trt.train.scoring.layers import inner_widths
@@ -27,8 +27,14 @@ def random_prompts(name: str) -> AttentionPrompts:
     prompts = fresh_prompts(name)
     with torch.no_grad():
         for parameter in prompts.parameters():
-            parameter += 0.15 * torch.randn(parameter.shape)
+            parameter.add_(0.15 * torch.randn(parameter.shape))
     return prompts.requires_grad_(False)
+
+
+def matrix_prompt(part: nn.Module) -> MatrixPrompt:
+    """A member of a ModuleList, whose type PyTorch forgets."""
+    assert isinstance(part, MatrixPrompt)
+    return part
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -47,8 +53,11 @@ def test_fresh_prompts_can_be_trained() -> None:
     prompts = fresh_prompts("shapes")
     scoring = ScoringUNet(random_unet(), random_levels(), prompts=prompts)
     scoring(*random_pairs(2))[0].sum().backward()
-    assert all(part.up.grad.abs().max() > 0 for part in prompts.key)
-    assert prompts.mapping[-1].weight.grad.abs().max() > 0
+    last = prompts.mapping[-1]
+    assert isinstance(last, nn.Linear)
+    for trained in (last.weight, *(matrix_prompt(part).up for part in prompts.key)):
+        assert trained.grad is not None
+        assert trained.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -68,7 +77,7 @@ def test_prompts_equal_weight_matrices_changed_by_hand(name: str) -> None:
         assert (token_scores - together_tokens[i]).abs().max() < 1e-5
 
 
-def prompted_unet(scoring: ScoringUNet, latent: Tensor) -> torch.nn.Module:
+def prompted_unet(scoring: ScoringUNet, latent: Tensor) -> nn.Module:
     """A copy of the U-Net with W + P + u pi(x)^T in place of W, for one image."""
     unet, prompts = deepcopy(scoring.unet), scoring.prompts
     assert prompts is not None
@@ -78,8 +87,9 @@ def prompted_unet(scoring: ScoringUNet, latent: Tensor) -> torch.nn.Module:
         for i, (part, project) in enumerate(
             [(prompts.key[layer], attn.to_k), (prompts.value[layer], attn.to_v)]
         ):
-            change = part.up @ part.down + torch.outer(part.u, pi[layer][i])
-            project.weight = torch.nn.Parameter(project.weight + change, requires_grad=False)
+            prompt = matrix_prompt(part)
+            change = prompt.up @ prompt.down + torch.outer(prompt.u, pi[layer][i])
+            project.weight = nn.Parameter(project.weight + change, requires_grad=False)
     return unet
 
 
@@ -93,6 +103,8 @@ def mapping_network(prompts: AttentionPrompts, latent: Tensor) -> list[tuple[Ten
         for x in range(0, width, width // 4)
     ]
     first, _, second = prompts.mapping
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
     hidden = first.weight @ torch.stack(cells) + first.bias
     outputs = second.weight @ (hidden * torch.sigmoid(hidden)) + second.bias
     rows = outputs.view(-1, TEXT_WIDTH)
@@ -183,7 +195,7 @@ def test_value_prompts_reach_later_layers_only() -> None:
         ScoringUNet(random_unet(), random_levels(), score_layers=[layer], prompts=prompts)(*pairs)
         for layer in (2, 3)
     ]
-    prompts.value[2].up.mul_(-1)
+    matrix_prompt(prompts.value[2]).up.mul_(-1)
     after = [
         ScoringUNet(random_unet(), random_levels(), score_layers=[layer], prompts=prompts)(*pairs)
         for layer in (2, 3)

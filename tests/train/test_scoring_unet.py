@@ -45,16 +45,17 @@ def traced(unet: UNet2DConditionModel) -> Iterator[Trace]:
             handle.remove()
 
 
-class KeepMaps(AttnProcessor):
+class KeepMaps:
     """diffusers' explicit attention, with what went in and the map it computed kept."""
 
     def __init__(self) -> None:
+        self._plain = AttnProcessor()
         self.inputs: list[tuple[Tensor, Tensor]] = []
         self.maps: list[Tensor] = []
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not attn.is_cross_attention:
-            return super().__call__(attn, hidden_states, *args, **kwargs)
+            return self._plain(attn, hidden_states, *args, **kwargs)
         compute = attn.get_attention_scores
 
         def keep(*arguments: Any) -> Tensor:
@@ -66,7 +67,7 @@ class KeepMaps(AttnProcessor):
         self.inputs.append((hidden_states, text_states))
         attn.get_attention_scores = keep
         try:
-            return super().__call__(attn, hidden_states, *args, **kwargs)
+            return self._plain(attn, hidden_states, *args, **kwargs)
         finally:
             del attn.get_attention_scores
 
@@ -225,17 +226,17 @@ def slow_score(
     maps: Sequence[Tensor | CrossAttention], mask: Tensor, lam: float = 20
 ) -> tuple[Tensor, Tensor]:
     """Eq. 3 and 4 in plain Python and float64, every head weighing the same."""
-    maps = [m.attention if isinstance(m, CrossAttention) else m for m in maps]
+    attentions = [m.attention if isinstance(m, CrossAttention) else m for m in maps]
     batch, tokens = mask.shape
     scores, token_scores = [], []
     for b in range(batch):
         sums = [0.0] * tokens
-        for attention in maps:
+        for attention in attentions:
             for of_head in attention[b].double():
                 for j, column in enumerate(of_head.T.tolist()):
                     mean = sum(math.exp(lam * a) for a in column) / len(column)
                     sums[j] += math.log(mean) / lam
-        heads = sum(attention.shape[1] for attention in maps)
+        heads = sum(attention.shape[1] for attention in attentions)
         token_scores.append([s / heads for s in sums])
         counted = [s for s, m in zip(token_scores[-1], mask[b].tolist(), strict=True) if m]
         scores.append(sum(counted) / len(counted))

@@ -223,5 +223,5 @@ def test_a_drawing_follows_from_scene_and_generator() -> None:
         for first, again in zip(draw_twins(24, index), draw_twins(24, index), strict=True):
             np.testing.assert_array_equal(first.pixels, again.pixels)
             np.testing.assert_array_equal(first.masks, again.masks)
-    first, second = (draw_twins(24, index)[0].pixels for index in (0, 1))
-    assert (first != second).any()
+    one, other = (draw_twins(24, index)[0].pixels for index in (0, 1))
+    assert (one != other).any()

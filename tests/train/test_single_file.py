@@ -92,7 +92,7 @@ def test_a_file_is_exported_and_scores_as_its_folder(
         settings = ExportSettings(model, levels=(0.4,), verify="quick")
         bundle, _ = export_bundle(settings, tmp_path / str(i))
         scores.append(Scorer(bundle).score([image], ["a dog", "two cats"]).scores)
-    np.testing.assert_array_equal(*scores)
+    np.testing.assert_array_equal(scores[0], scores[1])
     provenance = json.loads((tmp_path / "0" / "bundle.json").read_text("utf-8"))["provenance"]
     assert provenance["base_model"] == "sd21"
     assert provenance["weight_hashes"].keys() == {"sd21.safetensors"}

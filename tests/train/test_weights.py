@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from dsd_trt.commands.main import main
 from dsd_trt.errors import ModelError
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
+from dsd_trt.train.diffusion.encoders import TextEncoder
 from dsd_trt.train.diffusion.families import FAMILIES, tiny
 from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.diffusion.weights import find_weights, is_finite, read_headers, weight_patterns
@@ -128,7 +130,7 @@ def test_weights_that_nothing_needs_are_no_reason_to_refuse(model: Path, whole: 
 
     def old_attention(tensors: dict[str, Tensor]) -> None:
         for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
-            renamed(tensors, lambda name, new=new, old=old: name.replace(f".{new}.", f".{old}."))
+            renamed(tensors, methodcaller("replace", f".{new}.", f".{old}."))
         renamed(tensors, lambda name: name.replace(".to_out.0.", ".proj_attn."))
 
     rewrite(weight_file(model, "text_encoder"), complete)
@@ -149,7 +151,7 @@ def test_single_file_with_more_of_clip_than_needed_encodes_as_without(
     folder = write_random_model(tmp_path / "sd15", few["sd15"])
     path = write_single_file(folder, tmp_path / "a.safetensors")
     shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
-    other = shutil.copy(path, tmp_path / "b.safetensors")
+    other = Path(shutil.copy(path, tmp_path / "b.safetensors"))
     prefix = "cond_stage_model.transformer."
     rewrite(
         other,
@@ -203,7 +205,7 @@ def test_a_single_files_weights_that_do_not_fit_are_named(
     monkeypatch.setattr(
         "dsd_trt.train.diffusion.single_file.FAMILIES", {"sdxl": tiny(FAMILIES["sdxl"])}
     )
-    path = shutil.copy(xl.with_suffix(".safetensors"), tmp_path / "model.safetensors")
+    path = Path(shutil.copy(xl.with_suffix(".safetensors"), tmp_path / "model.safetensors"))
     (tmp_path / "tokenizer").symlink_to(xl / "tokenizer")
     rewrite(path, change)
     with pytest.raises(ModelError, match=f"read as Stable Diffusion XL base: {complaint}"):
@@ -287,7 +289,7 @@ def shard(path: Path, count: int = 2, variant: str = "") -> Path:
     """Split a part's file as diffusers and transformers do; the index's path."""
     stem, tensors = path.name.removesuffix(".safetensors"), load_file(path)
     path.unlink()
-    named = {}
+    named: dict[str, str] = {}
     for i in range(count):
         name = f"{stem}{variant}-{i + 1:05d}-of-{count:05d}.safetensors"
         part = dict(list(tensors.items())[i::count])
@@ -439,9 +441,9 @@ def test_a_token_without_a_row_of_the_embedding_is_named(model: Path) -> None:
         read_checkpoint(model)
     enlarge_embedding(model, "text_encoder")
     checkpoint = read_checkpoint(model)  # a textual inversion that was saved whole
-    assert (
-        checkpoint.text_encoder.text_encoder.embeddings.token_embedding.num_embeddings == size + 1
-    )
+    assert isinstance(checkpoint.text_encoder, TextEncoder)
+    embedding = checkpoint.text_encoder.text_encoder.embeddings.token_embedding
+    assert embedding.num_embeddings == size + 1
     assert size in checkpoint.tokenizer("a <cat-toy>").input_ids
 
 
