@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.bundle.folder import Bundle, file_entry, files_in, write_manifest
 from dsd_trt.bundle.manifest import check_manifest
 from dsd_trt.export.adapter_input import write_adapter_input
+from dsd_trt.export.cuda_form import cuda_form, form_name
 from dsd_trt.export.describe import TOKENIZER_NAME
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
@@ -61,6 +62,7 @@ def export_bundle(
     check_manifest(manifest)  # here, because tracing takes minutes
     card = checkpoint.source.parts.path
     check_room(out, sum(path.stat().st_size for path in checkpoint.weight_files.values()))
+    forms: dict[str, str] = {}
     with staged(out, force=force) as (folder, scratch):
         with WeightFile(folder) as weights:
             for name, graph in manifest.graphs.items():
@@ -69,6 +71,9 @@ def export_bundle(
                 model = trace(module, graph, weights)
                 stamp(model, name, manifest)
                 save_graph(model, folder / graph.file)
+                if settings.cuda_form and (form := cuda_form(model, name)) is not None:
+                    forms[name] = form_name(graph.file)
+                    save_graph(form, folder / forms[name])
                 drop_weights(module)
                 del module
                 release_freed_memory()
@@ -87,7 +92,7 @@ def export_bundle(
         checkpoint.forget()
 
         files = files_in(folder, known={WEIGHTS_NAME: weights.entry})
-        manifest = replace(manifest, files=files, self_check=self_check)
+        manifest = replace(manifest, files=files, self_check=self_check, cuda_form=forms or None)
         bundle = write_manifest(folder, manifest)
         parity = check_parity(bundle, expected, recipe, scratch, stage)
         tolerance = measured_tolerance(manifest, [run.self_check for run in parity.runs])

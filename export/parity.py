@@ -16,6 +16,7 @@ from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine.onnxruntime import CPU as ONNX_RUNTIME
 from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 from dsd_trt.errors import DsdError
+from dsd_trt.export.cuda_form import in_cuda_form
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import load_graph, save_graph
@@ -34,6 +35,12 @@ _LAYER_TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}  # relative; above ordinary roun
 _MARGIN = 4  # self-check's tolerance over the measured difference: engines round differently
 _MOST_TOLERANCE = {"fp32": 1e-3, "fp16": 0.25}
 _MEMORY_MB = 1024
+_REPORT = "please report it with the model's config.json files"
+_ADVICE = {
+    "fp32": f"The model uses something this exporter gets wrong; {_REPORT}",
+    "fp16": "Export in full precision: --precision fp32",
+}
+_FORM_ADVICE = f"Leave out --cuda-form; {_REPORT}"
 
 
 class ParityError(DsdError):
@@ -70,7 +77,8 @@ class ParityReport:
         reference: name of the reference, such as "PyTorch FP32, batch 1".
         pairs: number of scored (image, text) pairs.
         levels: number of noise levels per pair.
-        runs: figures on ONNX Runtime; for FP16 a second entry with emulated FP16 rounding.
+        runs: figures on ONNX Runtime; for FP16 another entry with emulated FP16 rounding, and
+            another one of the form for CUDA if there is one.
     """
 
     reference: str
@@ -108,12 +116,18 @@ def check_parity(
 
     precision = bundle.manifest.precision
     version = f"onnxruntime {onnxruntime.__version__}"
-    candidates = [(version, bundle)]
+    advice = _ADVICE[precision]
+    candidates = [(version, bundle, advice)]
     if precision == "fp16":
         step("Emulating FP16")
-        candidates.append((f"{version}, FP16 rounding emulated", emulated_bundle(bundle, scratch)))
+        emulated = emulated_bundle(bundle, scratch)
+        candidates.append((f"{version}, FP16 rounding emulated", emulated, advice))
+    if bundle.manifest.cuda_form is not None:
+        # Of the last candidate: the form's operators have no FP16 kernels on the CPU.
+        engine, candidate, _ = candidates[-1]
+        candidates.append((f"{engine}, form for CUDA", in_cuda_form(candidate), _FORM_ADVICE))
     runs = []
-    for engine, candidate in candidates:
+    for engine, candidate, advice in candidates:
         step(f"Comparing with the reference: {engine}")
         run = measure(engine, candidate, expected)
         largest = float(np.abs(expected.scores).max())
@@ -122,12 +136,6 @@ def check_parity(
             complaint = _complaint(run.matrix, precision, SCORE_TOLERANCE)
         if complaint:
             layer = _first_difference(candidate, expected, recipe, _LAYER_TOLERANCE[precision])
-            advice = (
-                "Export in full precision: --precision fp32"
-                if precision == "fp16"
-                else "The model uses something this exporter gets wrong; please report it with "
-                "the model's config.json files"
-            )
             raise ParityError(f"the {precision} graphs on {engine}: {complaint}. {layer}. {advice}")
         runs.append(run)
     probe = expected.probe
@@ -180,10 +188,11 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
     """
     manifest = bundle.manifest
     graphs = manifest.contract("fp32")
-    for graph in graphs.values():
-        model = load_graph(bundle.path(graph.file))
+    written = [*(graph.file for graph in graphs.values()), *(manifest.cuda_form or {}).values()]
+    for file in written:
+        model = load_graph(bundle.path(file))
         emulate_half(model)
-        save_graph(model, folder / graph.file)
+        save_graph(model, folder / file)
     if (check := SelfCheck.read(bundle)) is not None:
         write_widened(check.tensors, folder / FILE_NAME)
     adapter = [manifest.adapter.file] if manifest.adapter else []
@@ -191,7 +200,6 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
     for file in shared:
         clone_or_copy(bundle.path(file), folder / file)
     files = {file: manifest.files[file] for file in shared}
-    written = [graph.file for graph in graphs.values()]
     files |= {
         file: file_entry(folder / file) for file in (*written, *([FILE_NAME] if check else []))
     }

@@ -38,6 +38,7 @@ class ExportSettings:
         matrix: whether to export the matrix scorer too; None follows the adapter's training.
         query_pool: side of the squares over which the matrix scorer averages queries, see
             `MatrixMode`.
+        cuda_form: whether to write forms of the graphs for ONNX Runtime on CUDA too.
     """
 
     model: str = EMBEDDED
@@ -53,6 +54,7 @@ class ExportSettings:
     adapter_input: bool = False
     matrix: bool | None = None
     query_pool: int = 1
+    cuda_form: bool = False
 
 
 def default_adapter(model: str) -> Path | None:

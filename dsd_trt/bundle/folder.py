@@ -232,7 +232,7 @@ def is_large(folder: Path) -> bool:
 
 def _check_named_files(manifest: Manifest) -> None:
     for where, file in (
-        *((f"graphs.{name}.file", graph.file) for name, graph in manifest.graphs.items()),
+        *_graph_files(manifest),
         ("tokenizer.file", manifest.tokenizer.file),
         *([("adapter.file", manifest.adapter.file)] if manifest.adapter else []),
         *([("self_check.file", manifest.self_check.file)] if manifest.self_check else []),
@@ -243,20 +243,27 @@ def _check_named_files(manifest: Manifest) -> None:
         require(size == needed, "adapter.tensors", f"are {needed} bytes, the file has {size}")
 
 
+def _graph_files(manifest: Manifest) -> list[tuple[str, str]]:
+    """Field and file of every graph and of every graph's form for CUDA."""
+    return [
+        *((f"graphs.{name}.file", graph.file) for name, graph in manifest.graphs.items()),
+        *((f"cuda_form.{name}", file) for name, file in (manifest.cuda_form or {}).items()),
+    ]
+
+
 def _check_weights(folder: Path, manifest: Manifest) -> None:
     """Refuse graphs whose weights lie in a file that `bundle.json` does not list."""
-    for name, graph in manifest.graphs.items():
-        where = f"graphs.{name}.file"
+    for where, graph in _graph_files(manifest):
         # Engines choose a format by suffix; other formats would read unverified files.
-        require(graph.file.endswith(".onnx"), where, f"names {graph.file!r}, which is no .onnx")
+        require(graph.endswith(".onnx"), where, f"names {graph!r}, which is no .onnx")
         try:
-            locations = external_files((folder / graph.file).read_bytes())
+            locations = external_files((folder / graph).read_bytes())
         except OSError as error:
-            raise BundleError(f"file {graph.file!r} cannot be read: {error.strerror}") from None
+            raise BundleError(f"file {graph!r} cannot be read: {error.strerror}") from None
         except ValueError:
             continue  # engines refuse it as well
         for location in sorted(locations):
-            file = (PurePosixPath(graph.file).parent / location).as_posix()
+            file = (PurePosixPath(graph).parent / location).as_posix()
             require(
                 # Exact names: "./weights.data" would be another name for the verified file,
                 # and ONNX Runtime treats some names as a memory address.

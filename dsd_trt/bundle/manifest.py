@@ -229,6 +229,9 @@ class Manifest:
         adapter: the adapter, if it is an input of the pair scorer.
         files: all other files of the bundle by relative path; filled in by `write_bundle`.
         self_check: stored results of the graphs; None in older bundles.
+        cuda_form: file of a graph's form for ONNX Runtime on CUDA, by the graph's name. It has the
+            graph's inputs, outputs and weights, with operators fused that have kernels there. None
+            unless the export was asked for it.
         parity: figures of the export's parity report, free-form.
     """
 
@@ -242,6 +245,7 @@ class Manifest:
     matrix: MatrixMode | None = None
     adapter: AdapterInput | None = None
     self_check: SelfCheckSpec | None = field(default=None, metadata={"optional": True})
+    cuda_form: Mapping[str, str] | None = field(default=None, metadata={"optional": True})
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -254,6 +258,7 @@ class Manifest:
             serving.add(self.adapter.file)
         if self.self_check is not None:
             serving.add(self.self_check.file)
+        serving.update((self.cuda_form or {}).values())
         return tuple(
             sorted(it for it in self.files if it not in serving and not it.endswith(".md"))
         )
@@ -403,6 +408,8 @@ def check_manifest(manifest: Manifest) -> None:
                 _check_size(size, f"adapter.tensors.{name}")
     if (check := manifest.self_check) is not None:
         require(0 < check.tolerance < 1, "self_check.tolerance", "must lie between 0 and 1")
+    for name in manifest.cuda_form or {}:
+        require(name in manifest.graphs, f"cuda_form.{name}", "is no graph of the bundle")
     _check_ids(manifest.tokenizer)
     _check_graphs(manifest)
 

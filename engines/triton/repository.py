@@ -230,10 +230,12 @@ class _Writer:
 
 
 def _copies(bundle: Bundle, name: str, fitting: Sequence[Plan]) -> dict[str, Path]:
-    """Sources of a graph's files by their name in the model: plans, or graph and weights."""
+    """Sources of a graph's files by their name in the model: plans, or graph, form and weights."""
     if fitting:
         return {_plan_name(gpu): plan.path for gpu, plan in _by_gpu(fitting)}
-    wanted = (bundle.manifest.graphs[name].file, *bundle.manifest.weight_files)
+    manifest = bundle.manifest
+    form = [file for graph, file in (manifest.cuda_form or {}).items() if graph == name]
+    wanted = (manifest.graphs[name].file, *form, *manifest.weight_files)
     return {file: bundle.path(file) for file in wanted}
 
 

@@ -94,6 +94,11 @@ Examples:
     help="Make the adapter an input of the pair scorer, so that `dsd-trt adapt` can replace it.",
 )
 @click.option(
+    "--cuda-form",
+    is_flag=True,
+    help="Write forms of the graphs for ONNX Runtime on CUDA too, with fused self-attention.",
+)
+@click.option(
     "--verify",
     type=click.Choice(["quick", "full"]),
     help="Compare with PyTorch on 256 pairs at every level (full) or on 4 pairs at one (quick).  "
@@ -113,6 +118,7 @@ def export(
     matrix: bool | None,
     query_pool: int,
     adapter_input: bool,
+    cuda_form: bool,
     verify: str | None,
     force: bool,
 ) -> None:
@@ -140,6 +146,7 @@ def export(
         adapter_input=adapter_input,
         matrix=matrix,
         query_pool=query_pool,
+        cuda_form=cuda_form,
     )
     console = Console(stderr=True)
     with warnings_on(console), _stages(console) as (stage, progress):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import FRACTIONS, take_weights_from
+from bundles import FRACTIONS, give_form, take_weights_from
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
 from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 from mutations import mutate_json
@@ -101,6 +101,33 @@ def test_an_adapter_is_fed(
     bundle.path("self_check.safetensors").unlink()
     write_bundle(bundle.folder, replace(bundle.manifest, self_check=None))
     assert np.abs(agree(cpp_library, bundle.folder) - fed).max() > 1e-4
+
+
+def test_a_form_for_cuda_changes_no_score(cpp_library: ctypes.CDLL, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    give_form(folder)
+    assert np.array_equal(agree(cpp_library, folder), agree(cpp_library, EMBEDDED))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"unet": "pair_scorer.cuda.onnx"}, "'cuda_form.unet' is no graph of the bundle"),
+        ({"pair_scorer": "other.onnx"}, "'cuda_form.pair_scorer' names 'other.onnx', which is not"),
+        ({"pair_scorer": "tokenizer.json"}, "'cuda_form.pair_scorer' names 'tokenizer.json', whic"),
+        ({"pair_scorer": None}, "'cuda_form.pair_scorer' must be a string"),
+        ("pair_scorer.cuda.onnx", "'cuda_form' must be an object"),
+    ],
+)
+def test_a_form_for_cuda_is_read_strictly(
+    form: object, message: str, cpp_library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    bundle = give_form(Path(shutil.copytree(EMBEDDED, tmp_path / "bundle")))
+    path = bundle.path("bundle.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cuda_form": form}))
+    with pytest.raises(CppError, match=re.escape(message)) as refused:
+        CppScorer(cpp_library, bundle.folder)
+    assert refused.value.status == 2
 
 
 @pytest.mark.parametrize("trained_for", [None, "pair", "both"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import make_bundle, make_manifest
+from bundles import give_form, make_bundle, make_manifest, take_weights_from
 
 from dsd_trt import Bundle, BundleError, Manifest, read_bundle, write_bundle
 from dsd_trt.bundle.contract import graph_contract
@@ -257,3 +257,53 @@ def test_json_nested_without_end_is_refused_as_any_that_is_damaged(
     (folder / "bundle.json").write_text("[" * 100_000, "utf-8")
     with pytest.raises(BundleError, match="not valid JSON: it is nested too deep"):
         read_bundle(folder)
+
+
+# Forms for CUDA
+
+
+def test_a_form_is_a_field_of_bundles_that_have_one(folder: Path) -> None:
+    before = read_bundle(folder).manifest
+    assert before.cuda_form is None
+    assert "cuda_form" not in before.to_json()
+    manifest = give_form(folder).manifest
+    assert read_bundle(folder).manifest == manifest
+    plain = json.loads((folder / "bundle.json").read_text())
+    assert plain["cuda_form"] == {"pair_scorer": "pair_scorer.cuda.onnx"}
+    assert manifest.weight_files == before.weight_files
+    assert manifest.graph_hash("pair_scorer") == before.graph_hash("pair_scorer")
+
+
+@pytest.mark.parametrize(
+    ("form", "complaint"),
+    [
+        ({"unet": "pair_scorer.cuda.onnx"}, r"cuda_form\.unet.*no graph"),
+        ({"pair_scorer": "other.onnx"}, r"cuda_form\.pair_scorer.*'other\.onnx'"),
+        ({"pair_scorer": "tokenizer.json"}, r"cuda_form\.pair_scorer.*no \.onnx"),
+        ({"pair_scorer": 1}, r"cuda_form\.pair_scorer"),
+        ({"pair_scorer": None}, r"cuda_form\.pair_scorer"),
+        ("pair_scorer.cuda.onnx", "cuda_form"),
+    ],
+)
+def test_a_wrong_form_is_refused_by_name(folder: Path, form: object, complaint: str) -> None:
+    give_form(folder)
+    edit(folder, "cuda_form", form)
+    with pytest.raises(BundleError, match=complaint):
+        read_bundle(folder)
+
+
+def test_a_form_is_verified_as_every_file(folder: Path) -> None:
+    give_form(folder)
+    path = folder / "pair_scorer.cuda.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(BundleError, match=r"pair_scorer\.cuda\.onnx' was altered"):
+        read_bundle(folder)
+
+
+def test_a_form_takes_no_weights_from_an_unlisted_file(folder: Path) -> None:
+    bundle = give_form(folder)
+    take_weights_from(folder, "elsewhere.data").unlink()
+    (folder / "pair_scorer.onnx").rename(folder / "pair_scorer.cuda.onnx")
+    make_bundle(folder)
+    with pytest.raises(BundleError, match=r"cuda_form\.pair_scorer.*'elsewhere\.data'"):
+        write_bundle(folder, bundle.manifest)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from adapters import feed_adapter
-from bundles import make_bundle
+from bundles import give_form, make_bundle
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
@@ -75,6 +75,14 @@ def test_no_file_is_shared_with_the_bundle(engine: Any, tmp_path: Path) -> None:
     for path in (*written.folder.rglob("*.onnx"), *bundle.folder.glob("*.onnx")):
         onnx.load(path)
         onnx.checker.check_model(path)
+
+
+def test_a_form_for_cuda_lies_beside_its_graph(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle")
+    bundle = give_form(tmp_path / "bundle")
+    written = write_repository(bundle, tmp_path / "models", "python")
+    forms = [path.relative_to(written.folder) for path in written.folder.rglob("*.cuda.onnx")]
+    assert forms == [Path("dsd_pair_scorer/1/pair_scorer.cuda.onnx")]
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(

@@ -13,6 +13,7 @@ The stand-in model keeps the bundle's contract and nothing else:
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -169,6 +170,13 @@ def take_weights_from(folder: Path, location: str, *, listed: bool = True) -> Pa
         plain["files"][name] = to_plain(file_entry(folder / name))
     manifest.write_text(json.dumps(plain), "utf-8")
     return folder / location
+
+
+def give_form(folder: Path, file: str = "pair_scorer.cuda.onnx") -> Bundle:
+    """Add a form for CUDA to a bundle: a copy of the pair scorer's graph."""
+    shutil.copyfile(folder / "pair_scorer.onnx", folder / file)
+    manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text("utf-8"))
+    return write_bundle(folder, replace(manifest, cuda_form={"pair_scorer": file}))
 
 
 def make_manifest(

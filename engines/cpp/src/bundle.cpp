@@ -171,6 +171,11 @@ std::vector<std::string> weight_files(const Json &manifest, const Hashes &files)
     note(manifest["tokenizer"]);
     note(manifest["adapter"]);
     if (const auto check = manifest.find("self_check"); check != manifest.end()) note(*check);
+    if (const auto form = manifest.find("cuda_form"); form != manifest.end()) {
+        for (const Json &file : *form) {
+            if (file.is_string()) serving.insert(file.get<std::string>());
+        }
+    }
     std::vector<std::string> names;
     for (const auto &[name, content] : files) {
         if (!serving.count(name) && fs::path(name).extension() != ".md") names.push_back(name);
@@ -396,6 +401,19 @@ std::optional<Graph> read_matrix(const Json &matrix, Fields &graphs, const fs::p
     return read_graph(graphs, "matrix_scorer", folder, files, weights);
 }
 
+// Forms for ONNX Runtime on CUDA are verified as all else, and not used here.
+void read_cuda_form(const Json &json, const Json &graphs, const fs::path &folder,
+                    const Hashes &files, const std::vector<std::string> &weights) {
+    Fields form(json, "cuda_form");
+    for (const auto &item : json.items()) {
+        const std::string &name = item.key();
+        require(graphs.contains(name), form.at(name), "is no graph of the bundle");
+        const std::string file = form.text(name);
+        require_listed(files, form.at(name), file);
+        check_weights(folder, file, form.at(name), weights);
+    }
+}
+
 Bundle read_manifest(const Json &json, const fs::path &folder) {
     const auto version = json.is_object() ? json.find("schema_version") : json.end();
     if (version == json.end() || !version->is_number_integer() || *version != kSchemaVersion) {
@@ -451,6 +469,9 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     bundle.pair_scorer = read_graph(graphs, "pair_scorer", folder, files, weights);
     const auto matrix_scorer = read_matrix(manifest["matrix"], graphs, folder, files, weights);
     graphs.nothing_else();
+    if (manifest.has("cuda_form")) {
+        read_cuda_form(manifest["cuda_form"], json["graphs"], folder, files, weights);
+    }
     constexpr const char *kPrecisions[] = {"fp32", "fp16"};
     check_contract(bundle, matrix_scorer, manifest.choice("precision", kPrecisions) == 1);
 

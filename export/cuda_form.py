@@ -1,0 +1,81 @@
+"""Forms of a bundle's graphs for ONNX Runtime on CUDA.
+
+A form has the inputs, outputs and weights of its graph. What differs are operators of ONNX
+Runtime's own, `com.microsoft`, which stand for several of the graph's. They have fast kernels on
+CUDA; other engines do not know them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import onnx
+from onnx import helper
+
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.errors import ModelError
+from dsd_trt.export.fused_attention import DOMAIN, fuse_self_attentions
+
+_FORMED = ("image_encoder", "pair_scorer", "matrix_scorer")  # a text has too few tokens to matter
+
+
+def form_name(file: str) -> str:
+    """File name of a graph's form: "pair_scorer.onnx" -> "pair_scorer.cuda.onnx"."""
+    return f"{file.removesuffix('.onnx')}.cuda.onnx"
+
+
+def cuda_form(model: onnx.ModelProto, name: str) -> onnx.ModelProto | None:
+    """Derive the form of a graph.
+
+    Args:
+        model: graph as `trace` returns it; unchanged.
+        name: name of the graph in the bundle, such as "pair_scorer".
+
+    Returns:
+        The form; None for the text encoder and for an image encoder without attention, which gain
+        nothing.
+
+    Raises:
+        ModelError: a scorer has no self-attention that could be fused.
+    """
+    if name not in _FORMED:
+        return None
+    form = onnx.ModelProto()
+    form.CopyFrom(model)
+    if not fuse_self_attentions(form):
+        if name == "image_encoder":
+            return None
+        raise ModelError(
+            f"the {name} has no self-attention that a form for CUDA could fuse: leave out "
+            "--cuda-form"
+        )
+    _drop_unread(form.graph)
+    form.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    return form
+
+
+def in_cuda_form(bundle: Bundle) -> Bundle:
+    """The same bundle with forms in place of the graphs that have one."""
+    manifest = bundle.manifest
+    forms = manifest.cuda_form or {}
+    graphs = {
+        name: replace(graph, file=forms.get(name, graph.file))
+        for name, graph in manifest.graphs.items()
+    }
+    return replace(bundle, manifest=replace(manifest, graphs=graphs, cuda_form=None))
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Remove nodes, constants and types of values that nothing reads any more."""
+    read = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if not read.isdisjoint(node.output):
+            read.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    for values in (graph.initializer, graph.value_info):
+        still = [it for it in values if it.name in read]
+        del values[:]
+        values.extend(still)
