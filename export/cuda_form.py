@@ -15,6 +15,8 @@ from onnx import helper
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.errors import ModelError
 from dsd_trt.export.fused_attention import DOMAIN, fuse_self_attentions
+from dsd_trt.export.fused_group_norm import fuse_group_norms
+from dsd_trt.export.settings import CudaForm
 
 _FORMED = ("image_encoder", "pair_scorer", "matrix_scorer")  # a text has too few tokens to matter
 
@@ -24,31 +26,33 @@ def form_name(file: str) -> str:
     return f"{file.removesuffix('.onnx')}.cuda.onnx"
 
 
-def cuda_form(model: onnx.ModelProto, name: str) -> onnx.ModelProto | None:
+def cuda_form(model: onnx.ModelProto, name: str, fuse: CudaForm) -> onnx.ModelProto | None:
     """Derive the form of a graph.
 
     Args:
         model: graph as `trace` returns it; unchanged.
         name: name of the graph in the bundle, such as "pair_scorer".
+        fuse: operators to fuse; group normalisation has no kernel on the CPU.
 
     Returns:
-        The form; None for the text encoder and for an image encoder without attention, which gain
-        nothing.
+        The form; None for the text encoder and for an image encoder with nothing to fuse.
 
     Raises:
-        ModelError: a scorer has no self-attention that could be fused.
+        ModelError: a scorer has no self-attention, or group normalisation, that could be fused.
     """
     if name not in _FORMED:
         return None
     form = onnx.ModelProto()
     form.CopyFrom(model)
-    if not fuse_self_attentions(form):
-        if name == "image_encoder":
-            return None
+    fused = {"self-attention": fuse_self_attentions(form)}
+    if fuse == "attention+group-norm":
+        fused["group normalisation"] = fuse_group_norms(form)
+    if missing := [what for what, count in fused.items() if not count and name != "image_encoder"]:
         raise ModelError(
-            f"the {name} has no self-attention that a form for CUDA could fuse: leave out "
-            "--cuda-form"
+            f"the {name} has no {missing[0]} that a form for CUDA could fuse: leave out --cuda-form"
         )
+    if not any(fused.values()):
+        return None
     _drop_unread(form.graph)
     form.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return form

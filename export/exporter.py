@@ -71,7 +71,8 @@ def export_bundle(
                 model = trace(module, graph, weights)
                 stamp(model, name, manifest)
                 save_graph(model, folder / graph.file)
-                if settings.cuda_form and (form := cuda_form(model, name)) is not None:
+                fuse = settings.cuda_form
+                if fuse and (form := cuda_form(model, name, fuse)) is not None:
                     forms[name] = form_name(graph.file)
                     save_graph(form, folder / forms[name])
                 drop_weights(module)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 
 class GraphIndex:
@@ -56,6 +56,11 @@ class GraphIndex:
     def kind(self, value: str) -> int:
         """Element type of a computed value, of `TensorProto`; 0 if unknown."""
         return self._types[value].elem_type if value in self._types else 0
+
+    def stored(self, value: str) -> TensorProto | None:
+        """The constant behind a value, which a Cast may have widened; None if it is computed."""
+        cast = self.source(value, "Cast")
+        return self._constants.get(value if cast is None else cast.input[0])
 
     def constant(self, value: str) -> NDArray[Any] | None:
         """A constant that is stored in the graph's own file; None for all others."""

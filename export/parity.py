@@ -18,6 +18,7 @@ from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 from dsd_trt.errors import DsdError
 from dsd_trt.export.cuda_form import in_cuda_form
 from dsd_trt.export.emulation import emulate_half
+from dsd_trt.export.fused_group_norm import write_out_group_norms
 from dsd_trt.export.locate import layer_differences
 from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.recipe import Recipe
@@ -125,6 +126,9 @@ def check_parity(
     if bundle.manifest.cuda_form is not None:
         # Of the last candidate: the form's operators have no FP16 kernels on the CPU.
         engine, candidate, _ = candidates[-1]
+        if precision == "fp32" and recipe.settings.cuda_form == "attention+group-norm":
+            step("Writing out group normalisations")  # of which the CPU has no kernel at all
+            candidate = emulated_bundle(bundle, scratch)
         candidates.append((f"{engine}, form for CUDA", in_cuda_form(candidate), _FORM_ADVICE))
     runs = []
     for engine, candidate, advice in candidates:
@@ -180,10 +184,13 @@ def measure(engine: str, bundle: Bundle, expected: Expected) -> Run:
 
 
 def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
-    """Write a bundle whose FP32 graphs round as the FP16 graphs would, see `emulate_half`.
+    """Write a bundle that ONNX Runtime computes on the CPU as a GPU would compute the given one.
+
+    FP32 graphs round as FP16 graphs would, see `emulate_half`. Forms for CUDA have no operator
+    without a kernel on the CPU, see `write_out_group_norms`.
 
     Args:
-        bundle: FP16 bundle to emulate.
+        bundle: bundle to emulate, FP16 or with forms for CUDA.
         folder: empty folder to write to; weights are cloned or copied.
     """
     manifest = bundle.manifest
@@ -191,7 +198,9 @@ def emulated_bundle(bundle: Bundle, folder: Path) -> Bundle:
     written = [*(graph.file for graph in graphs.values()), *(manifest.cuda_form or {}).values()]
     for file in written:
         model = load_graph(bundle.path(file))
-        emulate_half(model)
+        if manifest.precision == "fp16":
+            emulate_half(model)
+        write_out_group_norms(model)
         save_graph(model, folder / file)
     if (check := SelfCheck.read(bundle)) is not None:
         write_widened(check.tensors, folder / FILE_NAME)

@@ -12,6 +12,7 @@ from dsd_trt.bundle.manifest import Resize, ScoreKind, TokenMask
 from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
 
 Verify = Literal["quick", "full"]
+CudaForm = Literal["attention", "attention+group-norm"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class ExportSettings:
         matrix: whether to export the matrix scorer too; None follows the adapter's training.
         query_pool: side of the squares over which the matrix scorer averages queries, see
             `MatrixMode`.
-        cuda_form: whether to write forms of the graphs for ONNX Runtime on CUDA too.
+        cuda_form: operators that are fused in forms of the graphs for ONNX Runtime on CUDA; None
+            writes no forms.
     """
 
     model: str = EMBEDDED
@@ -54,7 +56,7 @@ class ExportSettings:
     adapter_input: bool = False
     matrix: bool | None = None
     query_pool: int = 1
-    cuda_form: bool = False
+    cuda_form: CudaForm | None = None
 
 
 def default_adapter(model: str) -> Path | None:

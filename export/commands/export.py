@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dsd_trt.bundle.contract import Precision
     from dsd_trt.bundle.manifest import Resize, TokenMask
     from dsd_trt.export.parity import ParityReport
-    from dsd_trt.export.settings import Verify
+    from dsd_trt.export.settings import CudaForm, Verify
 
 EXAMPLES = """\b
 Examples:
@@ -95,8 +95,11 @@ Examples:
 )
 @click.option(
     "--cuda-form",
-    is_flag=True,
-    help="Write forms of the graphs for ONNX Runtime on CUDA too, with fused self-attention.",
+    type=click.Choice(["attention", "attention+group-norm"]),
+    is_flag=False,
+    flag_value="attention",
+    help="Write forms of the graphs for ONNX Runtime on CUDA too, with fused self-attention, and "
+    "with fused group normalisation if asked for.  [default: none; the option alone: attention]",
 )
 @click.option(
     "--verify",
@@ -118,7 +121,7 @@ def export(
     matrix: bool | None,
     query_pool: int,
     adapter_input: bool,
-    cuda_form: bool,
+    cuda_form: str | None,
     verify: str | None,
     force: bool,
 ) -> None:
@@ -146,7 +149,7 @@ def export(
         adapter_input=adapter_input,
         matrix=matrix,
         query_pool=query_pool,
-        cuda_form=cuda_form,
+        cuda_form=cast("CudaForm | None", cuda_form),
     )
     console = Console(stderr=True)
     with warnings_on(console), _stages(console) as (stage, progress):

@@ -29,16 +29,18 @@ from dsd_trt.bundle.manifest import Mode, Precision
 from dsd_trt.commands.main import main
 from dsd_trt.errors import ModelError
 from dsd_trt.export.adapt import replace_adapter
+from dsd_trt.export.commands.export import export
 from dsd_trt.export.cuda_form import cuda_form, form_name, in_cuda_form
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.exporter import export_bundle
+from dsd_trt.export.fused_group_norm import write_out_group_norms
 from dsd_trt.export.gates import split_gates
 from dsd_trt.export.onnx_file import load_graph, save_graph
 from dsd_trt.export.parity import ParityError, check_parity
 from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Reference
-from dsd_trt.export.settings import ExportSettings
+from dsd_trt.export.settings import CudaForm, ExportSettings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WeightFile
 from dsd_trt.train.scoring.matrix import MatrixScorer
@@ -93,9 +95,9 @@ def traced(folder: Path, module: nn.Module, width: int, precision: Precision = "
     return folder / graph.file
 
 
-def form_of(path: Path, name: str = "pair_scorer") -> Path:
+def form_of(path: Path, name: str = "pair_scorer", fuse: CudaForm = "attention") -> Path:
     """Write the form of a graph beside it."""
-    form = cuda_form(load_graph(path), name)
+    form = cuda_form(load_graph(path), name, fuse)
     assert form is not None
     written = path.with_name(form_name(path.name))
     save_graph(form, written)
@@ -230,7 +232,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     """The graph of an attention that has a form."""
     torch.manual_seed(0)
     model = load_graph(traced(tmp_path_factory.mktemp("plain"), Attending(2, 8), 16))
-    assert cuda_form(model, "pair_scorer") is not None
+    assert cuda_form(model, "pair_scorer", "attention") is not None
     return model
 
 
@@ -259,20 +261,23 @@ def test_other_attention_stays_open(change: str, plain: onnx.ModelProto) -> None
         (factor,) = (it for it in graph.initializer if it.name == scale.input[1])
         factor.CopyFrom(numpy_helper.from_array(np.float32([0.6]), factor.name))
     with pytest.raises(ModelError, match=r"pair_scorer has no self-attention.*--cuda-form"):
-        cuda_form(model, "pair_scorer")
+        cuda_form(model, "pair_scorer", "attention")
 
 
 def test_cross_attention_stays_open(tmp_path: Path) -> None:
     path = traced(tmp_path, Attending(2, 8, cross=True), 16)
     with pytest.raises(ModelError, match="no self-attention"):
-        cuda_form(load_graph(path), "matrix_scorer")
+        cuda_form(load_graph(path), "matrix_scorer", "attention")
 
 
 def test_a_graph_without_image_tokens_has_no_form(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path)
-    assert cuda_form(load_graph(bundle.path("image_encoder.onnx")), "image_encoder") is None
+    assert (
+        cuda_form(load_graph(bundle.path("image_encoder.onnx")), "image_encoder", "attention")
+        is None
+    )
     text_encoder = load_graph(EMBEDDED / "text_encoder.onnx")
-    assert cuda_form(text_encoder, "text_encoder") is None
+    assert cuda_form(text_encoder, "text_encoder", "attention") is None
 
 
 # Exports
@@ -313,7 +318,7 @@ def test_an_export_with_an_adapter_as_input_has_forms(
 def test_a_wrong_form_fails_the_parity_check(
     name: str, fed_fp32: Bundle, pair_settings: ExportSettings, tmp_path: Path
 ) -> None:
-    settings = replace(pair_settings, verify="quick", adapter_input=True, cuda_form=True)
+    settings = replace(pair_settings, verify="quick", adapter_input=True, cuda_form="attention")
     recipe = Recipe.read(settings)
     expected = Reference(recipe).expect(draw_probe(recipe.checkpoint.resolution, 2, quick=True))
     folder = Path(shutil.copytree(fed_fp32.folder, tmp_path / "bundle"))
@@ -341,7 +346,7 @@ def test_the_command_writes_forms_of_both_scorers(
     command = ["export", "--out", str(tmp_path / "bundle"), "--model", settings.model]
     command += ["--adapter", str(settings.adapter), "--levels", "0.2,0.8", "--verify", "quick"]
     with pytest.raises(SystemExit) as ended:
-        main([*command, "--cuda-form"])
+        main([*command, "--cuda-form", "attention+group-norm"])
     assert ended.value.code == 0
     assert "form for CUDA, matrix mode" in " ".join(capsys.readouterr().out.split())
     bundle = read_bundle(tmp_path / "bundle")
@@ -351,16 +356,36 @@ def test_the_command_writes_forms_of_both_scorers(
     assert without.cuda_form is None
     for name in without.graphs:
         assert manifest.graph_hash(name) == without.graph_hash(name)
-    modes: tuple[Mode, ...] = ("pair", "matrix")
-    for mode in modes:
-        assert np.abs(scores(in_cuda_form(bundle), mode) - scores(bundle, mode)).max() < 1e-5
+    assert "com.microsoft" not in str(load_graph(bundle.path("pair_scorer.onnx")).opset_import)
+    for file in manifest.cuda_form.values():
+        assert min(operators(bundle.path(file))[it] for it in ("MultiHeadAttention", "GroupNorm"))
+    plain, form = manifest.parity["runs"]
+    for run in (plain, form):
+        assert run["score"]["max_difference"] < 1e-5
+        assert run["matrix"]["max_difference"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("given", "fused"),
+    [
+        ([], None),
+        (["--cuda-form"], "attention"),
+        (["--cuda-form", "attention"], "attention"),
+        (["--cuda-form=attention+group-norm"], "attention+group-norm"),
+    ],
+)
+def test_the_option_alone_fuses_attention(given: list[str], fused: str | None) -> None:
+    for command in (["--out", "x", *given], [*given, "--out", "x"]):
+        assert export.make_context("export", command).params["cuda_form"] == fused
 
 
 @pytest.mark.slow  # exports
 def test_an_fp16_export_checks_its_form_by_its_rounding(
     pair_settings: ExportSettings, tmp_path: Path
 ) -> None:
-    settings = replace(pair_settings, precision="fp16", verify="quick", cuda_form=True)
+    settings = replace(
+        pair_settings, precision="fp16", verify="quick", cuda_form="attention+group-norm"
+    )
     bundle, report = export_bundle(settings, tmp_path / "bundle")
     plain, emulated, form = report.runs
     assert form.engine == f"{plain.engine}, FP16 rounding emulated, form for CUDA"
@@ -420,25 +445,36 @@ def test_every_family_has_a_form(
     graph = graphs[f"{mode}_scorer"]
     with WeightFile(tmp_path) as weights:
         save_graph(trace(module, graph, weights), tmp_path / graph.file)
-    path, form = tmp_path / graph.file, form_of(tmp_path / graph.file, f"{mode}_scorer")
-    assert operators(form)["MultiHeadAttention"] == attentions
-    assert operators(form)["Softmax"] == maps
-    kinds = types(form)
-    for node in load_graph(form).graph.node:  # logits and maps of cross-attention
-        if node.op_type == "Softmax":
-            assert kinds[node.input[0]] == kinds[node.output[0]] == TensorProto.FLOAT
+    path = tmp_path / graph.file
+    wanted = {batch: outputs_of(path, graph, precision, batch) for batch in BATCHES}
+    fused: tuple[CudaForm, ...] = ("attention", "attention+group-norm")
+    for fuse in fused:
+        form = form_of(path, f"{mode}_scorer", fuse)
+        counted = operators(form)
+        assert counted["MultiHeadAttention"] == attentions
+        assert counted["Softmax"] == maps
+        norms = operators(path)["InstanceNormalization"]
+        assert counted["GroupNorm"] == (norms if "group-norm" in fuse else 0)
+        kinds = types(form)
+        for node in load_graph(form).graph.node:  # logits and maps of cross-attention
+            if node.op_type == "Softmax":
+                assert kinds[node.input[0]] == kinds[node.output[0]] == TensorProto.FLOAT
+        for batch, values in wanted.items():
+            found = outputs_of(form, graph, precision, batch)
+            for got, value in zip(found, values, strict=True):
+                assert np.abs(got - value).max() < (1e-5 if precision == "fp32" else 5e-3)
+
+
+def outputs_of(path: Path, graph: Graph, precision: Precision, batch: int) -> list[Array]:
+    """Outputs for random inputs, with FP16's rounding and without group norms for the CPU."""
+    model = load_graph(path)
+    feeds = random_feeds(graph, batch)
     if precision == "fp16":
-        for file in (path, form):
-            model = load_graph(file)
-            emulate_half(model)
-            save_graph(model, file)
-        graph = replace(
-            graph,
-            inputs=tuple(
-                replace(it, dtype="float32") if it.dtype == "float16" else it for it in graph.inputs
-            ),
-        )
-    for batch in BATCHES:
-        feeds = random_feeds(graph, batch)
-        for got, wanted in zip(outputs(form, feeds), outputs(path, feeds), strict=True):
-            assert np.abs(got - wanted).max() < (1e-5 if precision == "fp32" else 5e-3)
+        emulate_half(model)
+        feeds = {
+            name: it.astype(np.float32) if it.dtype == np.float16 else it
+            for name, it in feeds.items()
+        }
+    write_out_group_norms(model)
+    save_graph(model, path.with_name("emulated.onnx"))
+    return outputs(path.with_name("emulated.onnx"), feeds)

@@ -140,7 +140,7 @@ def _run_export(settings: ExportSettings, folder: Path) -> subprocess.CompletedP
 @pytest.fixture(scope="session")
 def fed_fp32(tmp_path_factory: pytest.TempPathFactory, pair_settings: ExportSettings) -> Bundle:
     """An FP32 export with the adapter as an input, and with forms for CUDA."""
-    settings = replace(pair_settings, verify="quick", adapter_input=True, cuda_form=True)
+    settings = replace(pair_settings, verify="quick", adapter_input=True, cuda_form="attention")
     return export_once(tmp_path_factory, "fed-fp32", settings).bundle
 
 
