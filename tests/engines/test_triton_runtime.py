@@ -120,10 +120,11 @@ def test_every_import_is_found_in_the_copy(model: str, tmp_path: Path) -> None:
         for path in package.rglob("*.py")
     }
     assert not missing & modules
+    files = {name: vars(it)["__file__"] for name, it in finder.modules.items()}
     found = {
-        str(Path(it.__file__).relative_to(tmp_path / "dsd_trt"))
-        for name, it in finder.modules.items()
-        if name.split(".")[0] == "dsd_trt" and it.__file__
+        str(Path(file).relative_to(tmp_path / "dsd_trt"))
+        for name, file in files.items()
+        if name.split(".")[0] == "dsd_trt" and file
     }
     copied = {str(it.relative_to(tmp_path / "dsd_trt")) for it in tmp_path.rglob("dsd_trt/**/*.py")}
     assert copied <= found | {"__init__.py"}
@@ -140,7 +141,8 @@ def test_graphs_run_on_the_copy_alone(
         shutil.copy(bundle.path(file), tmp_path)
     shutil.copy(bundle.path("bundle.json"), tmp_path)
     text, pixels = "a red circle", np.full((8, 8, 3), (200, 90, 30), np.uint8)
-    np.savez(tmp_path / "feeds.npz", **feeds(bundle, mode, text, pixels))
+    arrays: dict[str, Any] = feeds(bundle, mode, text, pixels)  # savez has options beside arrays
+    np.savez(tmp_path / "feeds.npz", **arrays)
     written = run(RUN, tmp_path, f"{mode}_scorer", engine, tmp_path / "feeds.npz")
     scores, widths = json.loads(written.splitlines()[-1])
     expected = [closed_form(pixels, text, [level], mode=mode) for level in range(len(FRACTIONS))]

@@ -203,13 +203,13 @@ def test_a_working_bundle_outlives_an_adapter_that_makes_none(
     mine = read_bundle(Path(shutil.copytree(fed.folder, tmp_path / "mine")))
     before = {path.name: path.read_bytes() for path in mine.folder.iterdir()}
     adapter = Adapter.load(other)
-    changes: dict[str, Any] = {
+    changes: dict[str, dict[str, Any]] = {
         "overflow": {"prompt_state": {k: v * 1e30 for k, v in adapter.prompt_state.items()}},
         "NaN calibration": {"a": float("nan")},
         "unknown field": {"head_mode": "best"},
         "no heads": {"head_weights": [torch.zeros_like(it) for it in adapter.head_weights]},
-    }[kind]
-    wrong = write_changed(other, tmp_path / "wrong", **changes)
+    }
+    wrong = write_changed(other, tmp_path / "wrong", **changes[kind])
     with pytest.raises(ModelError):
         replace_adapter(mine, wrong, mine.folder, force=True)
     assert {path.name: path.read_bytes() for path in mine.folder.iterdir()} == before

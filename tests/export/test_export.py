@@ -42,6 +42,7 @@ from dsd_trt.export.weights import WeightFile
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint, token_mask
+from dsd_trt.train.diffusion.encoders import TextEncoder
 from dsd_trt.train.scoring.adapter import Adapter
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def test_bundle_scores_as_the_pytorch_model_does(
     ids = checkpoint.tokenizer(
         TEXTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids
+    assert isinstance(checkpoint.text_encoder, TextEncoder)
     states = checkpoint.text_encoder.text_encoder(ids).last_hidden_state
     mask = token_mask(ids, checkpoint.tokenizer.eos_token_id)
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -257,7 +259,9 @@ def test_equal_weights_are_stored_once_and_others_apart(tmp_path: Path) -> None:
     assert again.numpy().shape == (16, 256)
     assert other.offset not in (None, first.offset)
     assert np.array_equal(other.numpy(), ones + np.float32(1e-3))
-    assert all(tensor.offset % 4096 == 0 for tensor in (first, other))
+    for tensor in (first, other):
+        assert tensor.offset is not None
+        assert tensor.offset % 4096 == 0
     assert (tmp_path / "weights.data").stat().st_size == 2 * ones.nbytes
 
 

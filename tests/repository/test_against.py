@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,20 +9,11 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "against.py"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import against
 
 
-@pytest.fixture(scope="module")
-def against():
-    spec = importlib.util.spec_from_file_location("against", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["against"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["against"]
-
-
-def test_ratio_is_the_median_of_the_rounds_own(against):
+def test_ratio_is_the_median_of_the_rounds_own() -> None:
     # A machine that slows down from round to round: the ratio of medians would be 0.75.
     row = against.Row("start", "s", "lower", [1.0, 2.0, 4.0], [1.5, 1.5, 2.0])
 
@@ -36,7 +26,7 @@ def test_ratio_is_the_median_of_the_rounds_own(against):
     json.dumps(summary)
 
 
-def test_table_has_medians_ranges_and_the_ratio(against):
+def test_table_has_medians_ranges_and_the_ratio() -> None:
     row = against.Row("pairs", "pairs/s", "higher", [100.0, 80.0], [110.0, 100.0])
 
     line = against.table([row], "abc1234", "working tree").splitlines()[-1]
@@ -46,11 +36,15 @@ def test_table_has_medians_ranges_and_the_ratio(against):
     )
 
 
-def test_builds_take_turns_and_warm_up_uncounted(against, monkeypatch, tmp_path):
+def test_builds_take_turns_and_warm_up_uncounted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     before, after = (against.Build(name, tmp_path) for name in ("before", "after"))
-    measured = []
+    measured: list[str] = []
 
-    def of(measurement, build, folder):
+    def of(
+        measurement: against.Measurement, build: against.Build, folder: Path
+    ) -> dict[str, float | None]:
         if measurement.work != "pairs":
             raise against.MeasurementError("not here")
         measured.append(build.name)
@@ -66,7 +60,9 @@ def test_builds_take_turns_and_warm_up_uncounted(against, monkeypatch, tmp_path)
     assert rows[0].after == [4.0, 5.0]
 
 
-def test_working_tree_has_what_is_not_committed(against, monkeypatch, tmp_path):
+def test_working_tree_has_what_is_not_committed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def git(*words: str) -> str:
         own = ["-c", "user.name=a", "-c", "user.email=a@b", *words]
         return subprocess.run(
@@ -91,9 +87,12 @@ def test_working_tree_has_what_is_not_committed(against, monkeypatch, tmp_path):
     assert git("diff", "--cached") == ""  # nothing was staged
 
 
-def test_help():
+def test_help() -> None:
     shown = subprocess.run(
-        [sys.executable, "-I", SCRIPT, "--help"], capture_output=True, encoding="utf-8", check=True
+        [sys.executable, "-I", against.__file__, "--help"],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
     )
 
     assert "REF" in shown.stdout

@@ -52,7 +52,8 @@ from dsd_trt.train.data.refcocog import read_refs
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.data.vqa import read_answer_counts
 from dsd_trt.train.diffusion.weights import find_weights, read_headers
-from dsd_trt.train.evaluation.answers import ask, ignore
+from dsd_trt.train.evaluation.answers import ask
+from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report
 from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.run.state import require_like, require_plan, restore_optimizer, resumed
@@ -173,10 +174,10 @@ def _write_tables(folder: Path, image: Path) -> None:
 QUESTIONS = [Question("text", (("x.png", "y"),) * 3, 0, str(number)) for number in range(4)]
 
 
-def score_questions(asked: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
+def score_questions(questions: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
     """One question has no scores, and is asked again."""
     rows = []
-    for question in asked:
+    for question in questions:
         rows.append([2.0, 1.0, 0.0] if question.source != "2" else [float("nan")] * 3)
         if question.source == "2":
             left_out(question, [Failure("x.png", "cut")])

@@ -65,7 +65,7 @@ def interpreters(version: str) -> Iterator[Path]:
     root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     on_path = shutil.which(f"python{version}")
     found = [*sorted((root / "versions").glob(f"{version}.*/bin/python"))]
-    for path in [Path(on_path)] * bool(on_path) + found:
+    for path in [Path(on_path), *found] if on_path else found:
         code = "import sys; print('%d.%d' % sys.version_info[:2])"
         run = subprocess.run([path, "-c", code], capture_output=True, text=True, check=False)
         if run.returncode == 0 and run.stdout.strip() == version:
@@ -102,7 +102,8 @@ def test_it_installs_and_scores_the_same(python: Path, tmp_path: Path) -> None:
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=left_behind)
     there = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
-    pip = [there, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
+    pip: list[str | Path] = [there, "-m", "pip", "install", "--quiet"]
+    pip += ["--constraint", ROOT / "constraints.txt"]
     wanted = f"{source}[cpu,openvino,index]"
     installed = subprocess.run([*pip, wanted], capture_output=True, text=True, check=False)
     if installed.returncode:
@@ -127,6 +128,7 @@ def test_it_installs_and_scores_the_same(python: Path, tmp_path: Path) -> None:
     for engine in engines:
         here = Scorer.load(engine=engine).score(images, texts).scores
         np.testing.assert_allclose(np.array(scores[engine]), here, atol=1e-5)
-    command = [there.with_name("dsd-trt"), "score", images[0], ROOT / "examples" / "texts.txt"]
+    texts_file = ROOT / "examples" / "texts.txt"
+    command: list[str | Path] = [there.with_name("dsd-trt"), "score", images[0], texts_file]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -22,7 +22,7 @@ from dsd_trt.image.preprocess import load_image
 
 SOON = 5.0  # seconds an image
 PIXELS = 4_000_000  # or a forged size would cost a second, and the whole run a day
-FORMATS = {
+FORMATS: dict[str, bytes | tuple[bytes, ...]] = {
     "PNG": b"\x89PNG",
     "JPEG": b"\xff\xd8",
     "GIF": b"GIF8",

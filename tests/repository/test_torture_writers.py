@@ -83,5 +83,5 @@ def test_two_that_fill_one_cache_get_their_scores(
             if max(pairs.values()) > 1:
                 figures.fault("doubled", f"{number}: {pairs.most_common(1)}")
         left = [it.name for it in (tmp_path / f"cache-{number}").rglob("*.part")]
-        if left or list((tmp_path / f"cache-{number}" / "scores").glob("*")):
+        if left or any((tmp_path / f"cache-{number}" / "scores").glob("*")):
             figures.fault("left behind", f"{number}: {left or 'a journal'}")
