@@ -61,7 +61,9 @@ class Client:
         return self.triton.get_inference_statistics(model, **options)["model_stats"][0]
 
 
-def ask_json(server: Server, model: str, feeds: Mapping[str, Sequence[Any]]) -> tuple[int, Any]:
+def ask_json(
+    server: Server, model: str, feeds: Mapping[str, Sequence[str | bytes] | NDArray[Any]]
+) -> tuple[int, Any]:
     """Call a model as a client without the binary extension does: status and strict JSON.
 
     Args:
@@ -69,7 +71,8 @@ def ask_json(server: Server, model: str, feeds: Mapping[str, Sequence[Any]]) -> 
         model: its name.
         feeds: bytes, texts, or an array an input; bytes go as they are, for JSON has none.
     """
-    inputs, binary = [], b""
+    inputs: list[dict[str, object]] = []
+    binary = b""
     for name, values in feeds.items():
         if isinstance(values, np.ndarray):
             kind = np_to_triton_dtype(values.dtype)

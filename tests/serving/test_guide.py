@@ -71,7 +71,9 @@ def test_the_client_prints_what_it_says(served: Server, checkout: Path) -> None:
     assert run([sys.executable, "-c", client(served)], checkout) == blocks("text")[0]
     metrics = blocks("text")[1].splitlines()
     for line in metrics:
-        name, labels, value = re.fullmatch(r"(\w+)\{(.*)\} (\d+)", line).groups()
+        found = re.fullmatch(r"(\w+)\{(.*)\} (\d+)", line)
+        assert found is not None, line
+        name, labels, value = found.groups()
         assert served.metric(name, **dict(re.findall(r'(\w+)="(\w+)"', labels))) == int(value)
 
 

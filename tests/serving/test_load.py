@@ -207,7 +207,7 @@ def test_models_are_replaced_under_load(
     stop = threading.Event()
 
     def work(number: int) -> list[str]:
-        seen = []
+        seen: list[str] = []
         with Client(server, PROTOCOLS[number % 2]) as client:
             for request in itertools.cycle(good[number * 10 :]):
                 if stop.is_set():

@@ -350,8 +350,10 @@ def test_a_configuration_is_checked(bundle: Bundle) -> None:
 def test_an_altered_bundle_is_not_served(tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "bundle")
     (made.folder / "tokenizer.json").write_text("{}")
-    command = [sys.executable, "-m", "dsd_trt", "triton", made.folder, tmp_path / "models"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "dsd_trt", "triton"]
+    run = subprocess.run(
+        [*command, made.folder, tmp_path / "models"], capture_output=True, text=True
+    )
     assert run.returncode == BundleError.exit_code
     assert "tokenizer.json" in run.stderr
     assert not (tmp_path / "models").exists()
@@ -359,9 +361,11 @@ def test_an_altered_bundle_is_not_served(tmp_path: Path) -> None:
 
 def test_the_command_says_how_to_serve(bundle: Bundle, tmp_path: Path) -> None:
     models = tmp_path / "models"
-    command = [sys.executable, "-m", "dsd_trt", "triton", bundle.folder, models]
+    command = [sys.executable, "-m", "dsd_trt", "triton"]
     options = ("--max-batch-size", "7", "--mode", "pair")
-    run = subprocess.run([*command, *options], capture_output=True, text=True)
+    run = subprocess.run(
+        [*command, bundle.folder, models, *options], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     assert f"tritonserver --model-repository {models}" in run.stderr
     assert "pair mode" in run.stderr

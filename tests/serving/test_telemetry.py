@@ -29,7 +29,8 @@ server.stop()
 
 def serve(repository: Path, folder: Path, value: str, seconds: int = 0) -> Ended:
     """Run the server with a value for ORT_DISABLE_TELEMETRY; empty is what it comes to unset."""
-    command = [sys.executable, "-c", SERVE, Path(__file__).parent, repository, str(seconds)]
+    tests = Path(__file__).parent
+    command = [sys.executable, "-c", SERVE, str(tests), str(repository), str(seconds)]
     ended = run(command, folder, {"ORT_DISABLE_TELEMETRY": value})
     assert ended.code == 0, ended.output
     return ended
@@ -44,7 +45,7 @@ def test_a_server_leaves_nothing(own_network: None, repository: Path, tmp_path: 
 def test_writing_a_repository_leaves_nothing(
     own_network: None, bundle: Bundle, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "dsd_trt", "triton", bundle.folder, "models"]
+    command = [sys.executable, "-m", "dsd_trt", "triton", str(bundle.folder), "models"]
     ended = run(command, tmp_path / "x")
     assert (ended.code, ended.asked, ended.files) == (0, (), ()), ended.output
 
