@@ -20,8 +20,6 @@ C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
 
-SCRIPTS := $(wildcard tools/*.py benchmarks/*.py examples/*.py tests/support/*.py)
-
 # Two processes, a file of tests to each at a time: what is costly is shared within a file.
 test: $(DEV)/installed test-triton $(if $(shell command -v npm),$(CPP)/fetched)
 	$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
@@ -59,13 +57,15 @@ GPU_PYTHON ?= python3
 test-gpu:
 	$(GPU_PYTHON) -m pytest -m gpu -s $(PYTEST_ARGS)
 
+# tests/serving has files named like those of other folders, so it is a run of its own.
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/clang-format --dry-run -Werror $(C_AND_CPP)
 	$(DEV)/bin/hadolint engines/docker/*.Dockerfile
 	$(DEV)/bin/mypy --package dsd_trt
-	MYPYPATH=tests/support:tools $(DEV)/bin/mypy $(SCRIPTS)
+	$(DEV)/bin/mypy --exclude tests/serving tools benchmarks examples tests
+	MYPYPATH=tests/support:tools:examples $(DEV)/bin/mypy tests/serving
 
 # Known advisories of every pinned version; needs PyPI itself, a mirror of its files has none.
 audit:
