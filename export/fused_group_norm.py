@@ -184,8 +184,8 @@ def _fused(graph: onnx.GraphProto, index: GraphIndex, norm: _GroupNorm) -> list[
     )
     if norm.tokens:
         shape = f"{norm.result}.shape"
-        sizes = np.array([0, *index.shape(norm.result)[1:]])
-        graph.initializer.append(numpy_helper.from_array(sizes, shape))
+        target = np.array([0, *index.shape(norm.result)[1:]])  # 0 keeps the batch
+        graph.initializer.append(numpy_helper.from_array(target, shape))
         back = _node("Reshape", [normed, shape], norm.result, name)
     else:
         back = _node("Transpose", [normed], norm.result, name, perm=_NCHW)

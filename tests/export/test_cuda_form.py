@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from unets import FAMILY, SIDE, TEXT_WIDTH, TOKENS, random_levels, random_unet
 
 from dsd_trt import Scorer, read_bundle, write_bundle
-from dsd_trt.bundle.contract import Graph, TensorSpec, graph_contract
+from dsd_trt.bundle.contract import Graph, Precision, TensorSpec, graph_contract
 from dsd_trt.bundle.folder import EMBEDDED, Bundle
-from dsd_trt.bundle.manifest import Mode, Precision
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.commands.main import main
 from dsd_trt.errors import ModelError
 from dsd_trt.export.adapt import replace_adapter
@@ -122,7 +122,7 @@ def random_feeds(graph: Graph, batch: int) -> dict[str, Array]:
     for spec in graph.inputs:
         shape = spec.of_batch(TOKENS if spec.shape[-1] == "L" else batch)
         shape = (batch, TOKENS) if spec.shape == ("T", "L") else shape
-        values = rng.normal(size=shape)
+        values: Array = rng.normal(size=shape)
         if spec.dtype == "uint8":
             values = rng.integers(0, 256, shape)
         elif spec.name == "level":
@@ -261,7 +261,7 @@ def test_other_attention_stays_open(change: str, plain: onnx.ModelProto) -> None
     else:
         (scale,) = (it for it in graph.node if product.input[0] in it.output)
         (factor,) = (it for it in graph.initializer if it.name == scale.input[1])
-        factor.CopyFrom(numpy_helper.from_array(np.float32([0.6]), factor.name))
+        factor.CopyFrom(numpy_helper.from_array(np.array([0.6], np.float32), factor.name))
     with pytest.raises(ModelError, match=r"pair_scorer has no self-attention.*--cuda-form"):
         cuda_form(model, "pair_scorer", "attention")
 
