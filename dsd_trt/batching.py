@@ -13,6 +13,7 @@ from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.cache import recall, remember
 from dsd_trt.errors import InputError
 
+DEFAULT_MB = 1024  # memory for activations where nothing else is asked for
 MAX_TEXTS = 256  # texts per pass of the matrix scorer
 _TIMED = 3  # timed batches of each size
 _MIN_TRIED = 4  # below, the fixed cost of a pass is no longer shared

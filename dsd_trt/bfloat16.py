@@ -27,7 +27,7 @@ _GROUNDS = ("grey", "beige", "navy", "pink")
 
 
 def guarded(
-    bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
+    bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
 ) -> EngineDescription:
     """Compile for BF16, if its scores have a high rank correlation with FP32's.
 
@@ -52,7 +52,9 @@ def guarded(
     )
 
 
-def require_agreement(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float) -> float:
+def require_agreement(
+    bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
+) -> float:
     """Compare BF16 with FP32 once per machine, and refuse BF16 if they disagree.
 
     Args:
@@ -86,7 +88,7 @@ def require_agreement(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_
     return agreement
 
 
-def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float) -> float:
+def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None) -> float:
     large = bundle.manifest.text_width > _LARGE_TEXT_WIDTH
     side = 8 if large else 16
     rng = np.random.default_rng(0)

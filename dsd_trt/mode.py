@@ -24,15 +24,7 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backe
     Raises:
         InputError: there is no such mode, or the bundle or the engine does not support it.
     """
-    if not isinstance(mode, str) or mode not in ("auto", *get_args(Mode)):
-        raise InputError(f"no mode {mode!r}: there are auto, {', '.join(get_args(Mode))}")
-    trained = manifest.method.trained_for
-    if mode == "auto":
-        mode = "matrix" if trained == "matrix" else "pair"
-    if mode == "matrix" and manifest.matrix is None:
-        raise InputError(
-            "the bundle has no matrix scorer. Export it with one: dsd-trt export --matrix"
-        )
+    mode, trained = wanted_mode(manifest, mode), manifest.method.trained_for
     if backend is not None and mode not in backend.modes:
         others = [name for name in BACKENDS if mode in find_backend(name).modes]
         raise InputError(
@@ -46,3 +38,25 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backe
             mode,
         )
     return mode
+
+
+def wanted_mode(manifest: Manifest, mode: Mode | Literal["auto"]) -> Mode:
+    """The requested mode, whichever engine runs it; arguments as for `choose_mode`.
+
+    Raises:
+        InputError: there is no such mode, or the bundle does not support it.
+    """
+    if not isinstance(mode, str) or mode not in ("auto", *get_args(Mode)):
+        raise InputError(f"no mode {mode!r}: there are auto, {', '.join(get_args(Mode))}")
+    if mode == "auto":
+        mode = "matrix" if manifest.method.trained_for == "matrix" else "pair"
+    if mode == "matrix" and manifest.matrix is None:
+        raise InputError(
+            "the bundle has no matrix scorer. Export it with one: dsd-trt export --matrix"
+        )
+    return mode
+
+
+def graphs_of(mode: Mode) -> tuple[str, ...]:
+    """Names of the graphs that a mode needs."""
+    return ("image_encoder", "text_encoder", f"{mode}_scorer")

@@ -28,6 +28,7 @@ from dsd_trt.engine import (
     EngineDescription,
     thread_limit,
 )
+from dsd_trt.engine.rows import rows_for
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.engine.shared import CLOSED, require_process
 from dsd_trt.errors import EngineError
@@ -68,7 +69,8 @@ class Pipeline:
     Args:
         bundle: the verified bundle to run.
         backend: backend that compiles the graphs.
-        memory_budget_mb: memory for activations, in MiB, see `batch_sizes`.
+        memory_budget_mb: memory for activations, in MiB, see `batch_sizes`; None is the backend's
+            own choice.
         tune: whether to find the fastest batch size of the pair scorer, see `FastestBatch`. The
             last bits of a score depend on the batch size, so they differ until it is found.
         self_check: the self-check of each compiled graph; True is the bundle's own, False is none.
@@ -78,13 +80,13 @@ class Pipeline:
         self,
         bundle: Bundle,
         backend: Backend,
-        memory_budget_mb: float,
+        memory_budget_mb: float | None,
         tune: bool = False,
         self_check: bool | SelfCheck = True,
     ) -> None:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
-        self.backend = backend
+        self.backend = backend = backend.within(bundle, memory_budget_mb)
         self.batch = backend.batch_sizes(bundle, memory_budget_mb)
         self._tune = tune and backend.tunes_batch
         self._process = os.getpid()
@@ -278,13 +280,14 @@ class Pipeline:
         scores = np.empty((len(level), len(texts.mask)), np.float32)
         walks, matches = self.batch.matrix
         for columns in _batches(len(texts.mask), matches):
-            states, mask = texts.states[columns], _narrow(texts.mask[columns])
+            places, mask = np.arange(len(texts.mask))[columns], _narrow(texts.mask[columns])
             for rows in _batches(len(level), walks):
-                outputs = self._matrix_scorer.run(
+                engine = self._matrix_scorer
+                outputs = engine.run(
                     {
-                        "latent": latent[image[rows]],
+                        "latent": rows_for(engine, latent, image[rows]),
                         "level": level[rows],
-                        "text_states": states,
+                        "text_states": rows_for(engine, texts.states, places),
                         "token_mask": mask,
                     }
                 )
@@ -343,12 +346,13 @@ class Pipeline:
         level = np.tile(levels, len(image_of))  # (pairs * levels,)
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
         for rows in self._triples.cut(len(level)):
-            outputs = self._pair_scorer.run(
+            engine = self._pair_scorer
+            outputs = engine.run(
                 {
-                    "latent": latent[image[rows]],
+                    "latent": rows_for(engine, latent, image[rows]),
                     "level": level[rows],
-                    "text_states": texts.states[text[rows]],
-                    "token_mask": texts.mask[text[rows]],
+                    "text_states": rows_for(engine, texts.states, text[rows]),
+                    "token_mask": rows_for(engine, texts.mask, text[rows]),
                     **self._adapter,
                 }
             )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine import EngineDescription, require_backend
+from dsd_trt.engine import AUTO, EngineDescription, choose_backend
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -32,7 +32,7 @@ from dsd_trt.jobs import (
     open_images,
     unique_texts,
 )
-from dsd_trt.mode import choose_mode
+from dsd_trt.mode import choose_mode, graphs_of, wanted_mode
 from dsd_trt.pipeline import Pipeline, match_probability
 from dsd_trt.results import (
     Failure,
@@ -71,12 +71,15 @@ class Scorer:
 
     Args:
         bundle: the verified bundle to score with.
-        engine: name of the backend; there is no fallback to another one. "auto" is OpenVINO if
-            installed, otherwise ONNX Runtime. "onnxruntime" and "openvino" compute in FP32.
+        engine: name of the backend; there is no fallback to another one. "auto" is the fastest that
+            works here: TensorRT if the bundle has plans for this GPU, else "onnxruntime-cuda", else
+            "openvino", else "onnxruntime". "onnxruntime-cuda" computes on an NVIDIA GPU in the
+            bundle's precision; "onnxruntime" and "openvino" on the processor in FP32.
             "openvino-bf16" is twice as fast on CPUs with BF16, and refused where the rank
             correlation with FP32 is too low. "tensorrt" and "tensorrt-rtx" need plans compiled with
             `dsd-trt build`.
-        memory_budget_mb: memory for activations, in MiB, see `batch_sizes`. Weights come on top,
+        memory_budget_mb: memory for activations, in MiB, see `batch_sizes`. None is 1024 on a
+            processor, and four fifths of what weights leave free on a GPU. Weights come on top,
             and so do encoded texts of 77 D numbers each: 237 MB per 1,000 texts for Stable
             Diffusion 1.x in FP32. Images only add their results.
         mode: "pair" runs the U-Net once per pair, as in the paper. "matrix" runs it once per image
@@ -88,23 +91,27 @@ class Scorer:
         self_check: whether each graph must reproduce the reference outputs stored in the bundle
             when it is opened: one pass for a large model, a few for a small one. Without it, forged
             weights, a wrong plan, or a faulty driver or processor go unnoticed.
+        device: number of the GPU to compute on, from 0, for engines of GPUs.
 
     Raises:
         EngineError: the engine is not installed, refuses the bundle's graphs, or fails the bundle's
             self-check.
-        InputError: the bundle or the engine does not have this mode.
+        InputError: the bundle or the engine does not have this mode, or the engine no devices.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         engine: str = "auto",
-        memory_budget_mb: float = 1024,
+        memory_budget_mb: float | None = None,
         mode: Mode | Literal["auto"] = "auto",
         tune: bool = False,
         self_check: bool = True,
+        device: int = 0,
     ) -> None:
-        backend = require_backend(engine)
+        graphs = graphs_of(wanted_mode(bundle.manifest, mode))
+        self._choice = choose_backend(engine, device, bundle, graphs)
+        backend = self._choice.backend
         self.bundle = bundle
         self.mode = choose_mode(bundle.manifest, mode, backend)
         self._pipeline = Pipeline(bundle, backend, memory_budget_mb, tune, self_check)
@@ -115,7 +122,7 @@ class Scorer:
             self._pipeline.close()
             raise
 
-    def _compiled(self, memory_budget_mb: float) -> EngineDescription:
+    def _compiled(self, memory_budget_mb: float | None) -> EngineDescription:
         if self._pipeline.backend.keeps_order_of:
             from dsd_trt.bfloat16 import guarded  # imports a renderer, needed by BF16 alone
 
@@ -149,11 +156,12 @@ class Scorer:
         cls,
         bundle: str | os.PathLike[str] | None = None,
         engine: str = "auto",
-        memory_budget_mb: float = 1024,
+        memory_budget_mb: float | None = None,
         mode: Mode | Literal["auto"] = "auto",
         tune: bool = False,
         require_signature: str | os.PathLike[str] | None = None,
         self_check: bool = True,
+        device: int = 0,
     ) -> Scorer:
         """Open a bundle: a folder, a repository on the Hugging Face Hub, or the embedded one.
 
@@ -168,6 +176,7 @@ class Scorer:
             require_signature: path of the public key (minisign.pub) that must have signed the
                 bundle, see `dsd-trt sign`. None requires no signature.
             self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
+            device: number of the GPU to compute on, as for `Scorer`.
 
         Raises:
             BundleError: there is no such bundle, it is damaged, the hub refuses to serve it, or it
@@ -177,9 +186,10 @@ class Scorer:
             InputError: the bundle or the engine does not have this mode.
             EngineError: the engine cannot be used, as for `Scorer`.
         """
-        require_backend(engine)
+        if engine != AUTO:  # before gigabytes are read
+            choose_backend(engine, device)
         opened = open_bundle(bundle_folder(bundle), require_signature)
-        return cls(opened, engine, memory_budget_mb, mode, tune, self_check)
+        return cls(opened, engine, memory_budget_mb, mode, tune, self_check, device)
 
     @property
     def manifest(self) -> Manifest:
@@ -190,6 +200,11 @@ class Scorer:
     def engine(self) -> EngineDescription:
         """Library, device and precision, as reported by the engine after compiling."""
         return self._engine
+
+    @property
+    def why_engine(self) -> str:
+        """With engine "auto": why faster engines were passed over; empty if it was named."""
+        return self._choice.reason
 
     @property
     def fingerprint(self) -> str:

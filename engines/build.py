@@ -89,6 +89,6 @@ def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, Comp
             "TensorRT builds for the GPU that it runs on: leave out --compute-capability, or build "
             "with --engine tensorrt-rtx"
         )
-    from dsd_trt.engine.tensorrt.cuda import compute_capability
+    from dsd_trt.engine.cuda import compute_capability
 
     return trt, replace(settings, compute_capabilities=(compute_capability(),))

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import EngineDescription
-from dsd_trt.engine.onnxruntime import CPU as ONNX_RUNTIME
+from dsd_trt.engine.cuda import memory_in_use
+from dsd_trt.engine.onnxruntime.cpu import CPU as ONNX_RUNTIME
 from dsd_trt.engine.tensorrt.backend import RTX, TENSORRT
-from dsd_trt.engine.tensorrt.cuda import memory_in_use
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile, find_plan
 from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
 from dsd_trt.engines.build import PAIR_GRAPHS, build_plans

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
 from dsd_trt.export.trace import module_of
 
 

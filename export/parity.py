@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dsd_trt.agreement import Agreement, compare
 from dsd_trt.bundle.folder import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine.onnxruntime import CPU as ONNX_RUNTIME
+from dsd_trt.engine.onnxruntime.cpu import CPU as ONNX_RUNTIME
 from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 from dsd_trt.errors import DsdError
 from dsd_trt.export.cuda_form import in_cuda_form

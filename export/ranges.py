@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.engine.onnxruntime import open_session
+from dsd_trt.engine.onnxruntime.cpu import open_session
 from dsd_trt.errors import InputError
 from dsd_trt.export.emulation import MOVES, widen_half
 from dsd_trt.export.onnx_file import load_graph, save_graph

@@ -16,7 +16,8 @@ from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Manifest, SelfCheckSpec
 from dsd_trt.bundle.real_files import with_real_files
-from dsd_trt.engine import AUTO, Engine, find_backend
+from dsd_trt.engine import Engine
+from dsd_trt.engine.onnxruntime.cpu import CPU
 from dsd_trt.engine.self_check import FILE_NAME, FP16_TOLERANCE, FP32_TOLERANCE, SelfCheck
 from dsd_trt.errors import ModelError
 from dsd_trt.export.reference import Expected, Reference
@@ -105,8 +106,8 @@ def write_widened(tensors: Mapping[str, NDArray[Any]], path: Path) -> None:
 def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]]) -> None:
     """Write a bundle's self-check for another adapter.
 
-    There is no PyTorch model to ask. The pair scorer's outputs come from an engine that has just
-    reproduced the reference's outputs with the previous adapter.
+    There is no PyTorch model to ask. The pair scorer's outputs come from ONNX Runtime on the
+    processor, which has just reproduced the reference's outputs with the previous adapter.
 
     Args:
         path: file to write, in safetensors format.
@@ -114,14 +115,15 @@ def write_adapted(path: Path, bundle: Bundle, adapted: Mapping[str, NDArray[Any]
         adapted: adapter input of the new adapter, as the pair scorer is fed it.
 
     Raises:
-        EngineError: no engine is installed, or the installed one fails the self-check.
+        EngineError: ONNX Runtime is not installed, or fails the self-check.
         ModelError: a score with the new adapter is not finite.
     """
     check = SelfCheck.read(bundle)
     assert check is not None
     name = "pair_scorer"
     graph = bundle.manifest.graphs[name]
-    engine = find_backend(AUTO).open(with_real_files(bundle), name)
+    CPU.require()
+    engine = CPU.open(with_real_files(bundle), name)
     try:
         check.require(name, graph, engine, adapter_feed(bundle))
         scored = check.computed(name, graph, engine, adapted)

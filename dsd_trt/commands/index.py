@@ -7,7 +7,12 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import bundle_option, self_check_option, signature_option
+from dsd_trt.commands.options import (
+    bundle_option,
+    device_option,
+    self_check_option,
+    signature_option,
+)
 from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 
@@ -25,6 +30,7 @@ Examples:
 @signature_option
 @self_check_option
 @click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
+@device_option
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -41,6 +47,7 @@ def index(
     require_signature: Path | None,
     self_check: bool,
     engine: str,
+    device: int,
     shard_size: int,
     keep: bool,
 ) -> None:
@@ -75,6 +82,7 @@ def index(
             progress,
             require_signature,
             self_check,
+            device,
         )
     seconds = time.perf_counter() - started
     if done.engine:

@@ -41,6 +41,18 @@ def signature_option(command: Command) -> Command:
     )(command)
 
 
+def device_option(command: Command) -> Command:
+    """--device, number of the GPU; 0 is the first one."""
+    return click.option(
+        "--device",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Number of the GPU, for engines that compute on one.",
+    )(command)
+
+
 def self_check_option(command: Command) -> Command:
     """--no-self-check; the self-check is on by default."""
     return click.option(

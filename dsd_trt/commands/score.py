@@ -13,6 +13,7 @@ import click
 
 from dsd_trt.commands.options import (
     bundle_option,
+    device_option,
     parse_levels,
     self_check_option,
     signature_option,
@@ -52,6 +53,7 @@ Examples:
 @signature_option
 @self_check_option
 @click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
+@device_option
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -116,6 +118,7 @@ def score(
     require_signature: Path | None,
     self_check: bool,
     engine: str,
+    device: int,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
     top_k: int | None,
@@ -175,8 +178,11 @@ def score(
             tune=tune,
             require_signature=require_signature,
             self_check=self_check,
+            device=device,
         )
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
+        if scorer.why_engine:
+            console.print(f"passed over: {scorer.why_engine}")
         settings = {
             "levels": levels or "all",
             "top-k": top_k or "all",

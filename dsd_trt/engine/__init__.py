@@ -7,13 +7,12 @@ cannot run, opening it fails.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.errors import EngineError, InputError
@@ -26,7 +25,8 @@ if TYPE_CHECKING:  # commands list the engines in their help, which must not imp
     from dsd_trt.bundle.manifest import Mode
 
 BACKENDS: dict[str, str] = {  # imported on use
-    "onnxruntime": "dsd_trt.engine.onnxruntime:CPU",
+    "onnxruntime": "dsd_trt.engine.onnxruntime.cpu:CPU",
+    "onnxruntime-cuda": "dsd_trt.engine.onnxruntime.cuda:CUDA",
     "openvino": "dsd_trt.engine.openvino.backend:FP32",
     "openvino-bf16": "dsd_trt.engine.openvino.backend:BF16",
     "tensorrt": "dsd_trt.engine.tensorrt.backend:TENSORRT",
@@ -35,7 +35,8 @@ BACKENDS: dict[str, str] = {  # imported on use
 """Location of each backend by its name, as MODULE:OBJECT."""
 
 AUTO = "auto"
-_AUTOMATIC = ("openvino", "onnxruntime")  # candidates for AUTO; the first one installed is used
+_AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
+"""Candidates for `AUTO`, the fastest first."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Backend(ABC):
         tunes_batch: whether the fastest batch size may be searched for; see `FastestBatch`.
         keeps_order_of: backend that its ranking is checked against, once per machine; None means
             no check.
+        device: number of the GPU that it computes on, see `on_device`.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Backend(ABC):
     on_gpu: bool = False
     tunes_batch: bool = True
     keeps_order_of: str | None = None
+    device: int = 0
 
     def require(self) -> None:  # noqa: B027 (most need nothing)
         """Fail now if the backend cannot work on this machine, before gigabytes are read.
@@ -118,19 +121,63 @@ class Backend(ABC):
                 remedy.
         """
 
-    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
-        """Largest batch of each graph.
+    def why_not(self, bundle: Bundle | None, graphs: Sequence[str]) -> str | None:
+        """Reason why `AUTO` passes the backend over, or None if it can be used.
+
+        Args:
+            bundle: the verified bundle to score with; None if it is not known yet.
+            graphs: names of the graphs that would be opened.
+        """
+        try:
+            self.require()
+        except EngineError as error:
+            return str(error)
+        return None
+
+    def on_device(self, device: int) -> Self:
+        """The backend on another GPU.
+
+        Args:
+            device: number of the GPU, from 0, as the driver counts those that are visible.
+
+        Raises:
+            InputError: the backend computes on the processor, or this is no number of a GPU.
+        """
+        if isinstance(device, bool) or not isinstance(device, int) or device < 0:
+            raise InputError(f"no GPU {device!r}: devices are numbered 0, 1, 2, ...")
+        if device and not self.on_gpu:
+            raise InputError(
+                f"{self.name} computes on the processor: leave the device out, or choose an engine "
+                f"of a GPU: {', '.join(name for name in BACKENDS if find_backend(name).on_gpu)}"
+            )
+        return replace(self, device=device)
+
+    def within(self, bundle: Bundle, memory_budget_mb: float | None) -> Self:
+        """The backend with its memory bounded, if it holds memory that can be.
 
         Args:
             bundle: the verified bundle to score with.
-            memory_budget_mb: memory for activations, in MiB, at least 0.
+            memory_budget_mb: memory for activations, in MiB; None is the backend's own choice.
 
         Raises:
             InputError: the budget is not a number, or negative.
         """
-        from dsd_trt.batching import batch_sizes
+        return self
 
-        return batch_sizes(bundle.manifest, memory_budget_mb)
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float | None) -> BatchSizes:
+        """Largest batch of each graph.
+
+        Args:
+            bundle: the verified bundle to score with.
+            memory_budget_mb: memory for activations, in MiB, at least 0; None is 1024.
+
+        Raises:
+            InputError: the budget is not a number, or negative.
+        """
+        from dsd_trt.batching import DEFAULT_MB, batch_sizes
+
+        budget = DEFAULT_MB if memory_budget_mb is None else memory_budget_mb
+        return batch_sizes(bundle.manifest, budget)
 
     @abstractmethod
     def open(self, bundle: Bundle, graph: str) -> Engine:
@@ -152,36 +199,72 @@ def engine_names() -> tuple[str, ...]:
 
 
 def find_backend(name: str) -> Backend:
-    """A backend by its name; `AUTO` is OpenVINO if installed, otherwise ONNX Runtime.
+    """A backend by its name; nothing is asked of the machine.
 
     Raises:
         InputError: there is no backend of that name.
-        EngineError: the name is `AUTO`, and neither library is installed.
     """
-    if not isinstance(name, str) or name not in engine_names():
+    if not isinstance(name, str) or name not in BACKENDS:
         raise InputError(f"no engine named {name!r}; choose from {', '.join(engine_names())}")
-    module, _, attribute = BACKENDS[_preferred() if name == AUTO else name].partition(":")
+    module, _, attribute = BACKENDS[name].partition(":")
     backend: Backend = getattr(importlib.import_module(module), attribute)
     return backend
 
 
-def require_backend(name: str) -> Backend:
-    """A backend by its name, if it works on this machine; see `find_backend`.
+@dataclass(frozen=True)
+class Choice:
+    """A backend that works on this machine, and why it was taken.
+
+    Attributes:
+        backend: the backend.
+        reason: reasons why `AUTO` passed the faster ones over, each with its backend; empty if the
+            backend was asked for by name.
+    """
+
+    backend: Backend
+    reason: str = ""
+
+
+def choose_backend(
+    name: str,
+    device: int = 0,
+    bundle: Bundle | None = None,
+    graphs: Sequence[str] = ("image_encoder", "text_encoder", "pair_scorer"),
+) -> Choice:
+    """A backend that works on this machine: the named one, or with `AUTO` the fastest.
+
+    Args:
+        name: name of the backend, or `AUTO`: TensorRT if the bundle has plans for this GPU, else
+            ONNX Runtime on the GPU, else OpenVINO, else ONNX Runtime on the processor.
+        device: number of the GPU, see `Backend.on_device`; with `AUTO` other than 0, only GPUs
+            count.
+        bundle: the verified bundle to score with; None passes over backends that need its plans.
+        graphs: names of the graphs that will be opened.
 
     Raises:
-        InputError: there is no backend of that name.
-        EngineError: the backend does not work on this machine; see `Backend.require`.
+        InputError: there is no backend of that name, or it computes on the processor and a device
+            is given.
+        EngineError: the backend does not work on this machine (`Backend.require`), or none does.
     """
-    backend = find_backend(name)
-    backend.require()
-    return backend
-
-
-def _preferred() -> str:
-    for name in _AUTOMATIC:
-        if importlib.util.find_spec(name):  # a backend of the library's own name
-            return name
+    if name != AUTO:
+        backend = find_backend(name).on_device(device)
+        backend.require()
+        return Choice(backend)
+    passed: dict[str, list[str]] = {}  # names of backends by the reason
+    for candidate in map(find_backend, _AUTOMATIC):
+        if device and not candidate.on_gpu:
+            continue
+        backend = candidate.on_device(device)
+        if (why := backend.why_not(bundle, graphs)) is None:
+            return Choice(backend, _reasons(passed))
+        passed.setdefault(why, []).append(backend.name)
+    if device:
+        raise EngineError(f"no engine works on GPU {device}: {_reasons(passed)}")
     raise EngineError("no engine is installed. Install one with: pip install 'dsd-trt[cpu]'")
+
+
+def _reasons(passed: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in passed.items())
 
 
 def thread_limit() -> int | None:

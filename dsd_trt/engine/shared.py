@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine import EngineDescription
+from dsd_trt.engine.rows import Rows
 from dsd_trt.errors import EngineError
 
 CLOSED = "the scorer is closed; open another one: Scorer.load(...)"
@@ -41,6 +42,7 @@ class SharedEngine(ABC):
     """
 
     description: EngineDescription
+    gathers = False  # whether feeds may be `Rows`
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -124,7 +126,7 @@ def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
     sizes: dict[str, tuple[int, str]] = {}  # size of each dynamic dimension, and its input
     for spec in graph.inputs:
         values = feeds[spec.name]
-        if not isinstance(values, np.ndarray) or values.dtype != spec.dtype:
+        if not isinstance(values, (np.ndarray, Rows)) or values.dtype != spec.dtype:
             raise EngineError(f"{graph.file} takes {spec}, and was fed {_described(values)}")
         if len(values.shape) != len(spec.shape):
             raise EngineError(f"{graph.file} takes {spec}, and was fed {_described(values)}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine import EngineDescription, require_backend
+from dsd_trt.engine import AUTO, EngineDescription, choose_backend
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable
@@ -27,8 +27,6 @@ from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure, Progress
 from dsd_trt.signature import open_bundle
-
-_MEMORY_MB = 1024  # MiB for activations, the default of `Scorer`
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ def update_index(
     progress: Progress | None = None,
     require_signature: str | os.PathLike[str] | None = None,
     self_check: bool = True,
+    device: int = 0,
 ) -> IndexUpdate:
     """Make an index hold the given images, encoding those it does not have yet.
 
@@ -78,6 +77,7 @@ def update_index(
         progress: callback `(done, total)`, in images; `total` is None when unknown.
         require_signature: path of a public key, as for `Scorer.load`.
         self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
+        device: number of the GPU to compute on, as for `Scorer`.
 
     Raises:
         InputError: the folder is something else or an index of another image encoder, or another
@@ -90,17 +90,20 @@ def update_index(
         DsdError: the disk is full or cannot be written to.
     """
     require_extra()  # before a library is loaded
-    backend = require_backend(engine)
+    if engine != AUTO:  # before gigabytes are read
+        choose_backend(engine, device)
     opened = open_bundle(bundle_folder(bundle), require_signature)
+    choice = choose_backend(engine, device, opened, ("image_encoder",))
+    backend = choice.backend
     if backend.keeps_order_of:
         from dsd_trt.bfloat16 import require_agreement  # imports a renderer, needed by BF16 alone
 
         mode = choose_mode(opened.manifest, "auto", backend)
         # In a separate pipeline: the U-Net compiled for comparison is not kept while indexing.
-        compared = Pipeline(opened, backend, _MEMORY_MB, self_check=self_check)
-        require_agreement(opened, mode, compared, _MEMORY_MB)
+        compared = Pipeline(opened, backend, None, self_check=self_check)
+        require_agreement(opened, mode, compared, None)
         del compared
-    pipeline = Pipeline(opened, backend, _MEMORY_MB, self_check=self_check)
+    pipeline = Pipeline(opened, backend, None, self_check=self_check)
     files = [Path(image) for image in images]
     total = None if any(map(is_tar, files)) else len(files)
     with one_writer(Path(folder)):

@@ -48,12 +48,12 @@ def gpu_check(
     from rich.console import Console
 
     from dsd_trt.bundle.folder import own_bundle_folder
-    from dsd_trt.engine import require_backend
+    from dsd_trt.engine import choose_backend
     from dsd_trt.signature import open_bundle
 
     profile = parse_profile(batch)
     folder = own_bundle_folder(bundle)
-    require_backend(engine)
+    choose_backend(engine)
     from dsd_trt.engines.gpu_check import check_gpu, write_report
 
     console = Console(stderr=True)

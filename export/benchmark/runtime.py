@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import require_backend
+from dsd_trt.engine import choose_backend
 from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.mode import choose_mode
@@ -27,7 +27,7 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
         engine: name of the engine, such as "openvino-bf16".
         mode: mode to score in, "pair" or "matrix".
     """
-    backend = require_backend(engine)
+    backend = choose_backend(engine).backend
     pipeline = Pipeline(work.bundle, backend, MEMORY_MB)
     mode = choose_mode(work.bundle.manifest, mode, backend)
     refused = ""

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from fake_gpu import FakeCuda, FakeTensorRT
 from onnx import TensorProto, helper, numpy_helper
 
-import dsd_trt.engine.tensorrt.cuda as cuda_module
+import dsd_trt.engine.cuda as cuda_module
 import dsd_trt.engines.gpu_check as module
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.commands.main import cli

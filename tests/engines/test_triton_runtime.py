@@ -20,7 +20,7 @@ import dsd_trt
 from dsd_trt import Bundle
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engine import BACKENDS
-from dsd_trt.engine.onnxruntime import CPU
+from dsd_trt.engine.onnxruntime.cpu import CPU
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engines.triton.runtime import needed_files, write_code
 from dsd_trt.pipeline import Pipeline

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from dsd_trt.agreement import compare, spearman, top1_agreement
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle, write_bundle
-from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.modules import drop_weights
 from dsd_trt.export.parity import ParityError, check_parity, emulated_bundle, measure

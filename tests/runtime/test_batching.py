@@ -15,7 +15,7 @@ from bundles import RESOLUTION, closed_form, make_bundle
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.batching import FastestBatch
-from dsd_trt.engine.onnxruntime import CPU, OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime.cpu import CPU, OnnxRuntimeEngine
 from dsd_trt.pipeline import Pipeline
 
 TRIED = [32, 16, 8, 4] * 4

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
 from dsd_trt.engine.openvino.cut import lift_attention, split
 from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.engine.openvino.runner import OpenVinoEngine

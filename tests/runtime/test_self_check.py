@@ -26,7 +26,7 @@ from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.commands.main import main
 from dsd_trt.engine import EngineDescription
-from dsd_trt.engine.onnxruntime import CPU
+from dsd_trt.engine.onnxruntime.cpu import CPU
 from dsd_trt.engine.self_check import FILE_NAME, tolerance_of
 from dsd_trt.errors import EngineError
 from dsd_trt.pipeline import Pipeline

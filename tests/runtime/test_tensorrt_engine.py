@@ -24,7 +24,7 @@ from bundles import RESOLUTION, closed_form
 from fake_gpu import FakeCuda, FakeTensorRT
 from numpy.typing import NDArray
 
-import dsd_trt.engine.tensorrt.cuda as cuda_module
+import dsd_trt.engine.cuda as cuda_module
 import dsd_trt.engine.tensorrt.runner as engine_module
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Graph, TensorSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 from dsd_trt import Bundle, Engine
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine import Backend
-from dsd_trt.engine.onnxruntime import OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
 from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.engine.openvino.runner import OpenVinoEngine
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import threading
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ class Error(enum.Enum):
 class Kind(enum.Enum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class CaptureMode(enum.Enum):
@@ -61,6 +63,8 @@ class FakeCuda:
         self.events: dict[int, list[bool]] = {}  # whether the latest record of each is done
         self.graphs: dict[int, list[Work]] = {}
         self.capturing: dict[int, list[Work]] = {}
+        self.current = threading.local()  # device of each thread
+        self.gpus = 1
         self._handles = iter(range(1000, 10**6))
 
     def __getattribute__(self, name: str) -> Any:
@@ -71,7 +75,18 @@ class FakeCuda:
     # Devices
 
     def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        return Error.cudaSuccess, 1
+        return Error.cudaSuccess, self.gpus
+
+    def cudaGetDevice(self) -> tuple[Any, ...]:
+        return Error.cudaSuccess, getattr(self.current, "device", 0)
+
+    def cudaSetDevice(self, device: int) -> tuple[Any, ...]:
+        assert 0 <= device < self.gpus
+        self.current.device = device
+        return (Error.cudaSuccess,)
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[Any, ...]:
+        return Error.cudaSuccess, SimpleNamespace(name=b"Fake GPU")
 
     def cudaDeviceGetAttribute(self, what: Attribute, device: int) -> tuple[Any, ...]:
         return Error.cudaSuccess, self.capability[what.name.endswith("Minor")]
@@ -87,7 +102,7 @@ class FakeCuda:
         return Error.cudaSuccess, address
 
     def used(self, kind: str) -> int:
-        return sum(len(buffer) for of, buffer in self.memory.values() if of == kind)
+        return sum(len(buffer) for of, buffer in list(self.memory.values()) if of == kind)
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         return self._allocate("device", size)
@@ -103,9 +118,16 @@ class FakeCuda:
         assert self.memory.pop(address)[0] == "host"
         return (Error.cudaSuccess,)
 
+    def owns(self, address: int) -> bool:
+        """Whether an address lies in memory that was allocated here."""
+        return any(
+            start <= address < start + len(buffer)
+            for start, (_, buffer) in list(self.memory.items())
+        )
+
     def check(self, address: int, size: int, kind: str) -> None:
         """Check that a memory range lies in a single buffer of a kind."""
-        for start, (of, buffer) in self.memory.items():
+        for start, (of, buffer) in list(self.memory.items()):
             if start <= address and address + size <= start + len(buffer):
                 assert of == kind, f"{of} memory where {kind} memory is meant"
                 return
@@ -134,9 +156,11 @@ class FakeCuda:
     def cudaMemcpyAsync(
         self, target: int, source: int, size: int, kind: Kind, stream: int
     ) -> tuple[Any, ...]:
-        up = kind is Kind.cudaMemcpyHostToDevice
-        self.check(target, size, "device" if up else "host")
-        self.check(source, size, "host" if up else "device")
+        pageable = kind is Kind.cudaMemcpyHostToDevice and not self.owns(source)
+        self.check(target, size, "host" if kind is Kind.cudaMemcpyDeviceToHost else "device")
+        if not pageable:  # memory that CUDA did not allocate may be copied from as well
+            up = kind is Kind.cudaMemcpyHostToDevice
+            self.check(source, size, "host" if up else "device")
 
         def copy() -> None:
             ctypes.memmove(target, source, size)

@@ -9,6 +9,7 @@ import click
 
 from dsd_trt.commands.options import (
     data_options,
+    device_option,
     seed_option,
     self_check_option,
     signature_option,
@@ -46,6 +47,7 @@ Examples:
     show_default=True,
     help="Engine that runs a BUNDLE; a MODEL always runs in PyTorch.",
 )
+@device_option
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -78,6 +80,7 @@ def evaluate(
     fraction: float,
     limit: int | None,
     engine: str,
+    device: int,
     mode: Literal["auto", "pair", "matrix"],
     adapter: Path | None,
     out: Path | None,
@@ -115,8 +118,11 @@ def evaluate(
             mode=mode,
             require_signature=require_signature,
             self_check=self_check,
+            device=device,
         )
         console.print(f"engine: {opened.engine}; {opened.mode} mode")
+        if opened.why_engine:
+            console.print(f"passed over: {opened.why_engine}")
         score = by_scorer(opened)
         of = bundle_identity(opened) if out else {}
     else:
@@ -127,8 +133,10 @@ def evaluate(
         from dsd_trt.train.evaluation.by_model import by_model
         from dsd_trt.train.run.libraries import hush_libraries
 
-        if engine != "auto":
-            raise InputError(f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine")
+        if engine != "auto" or device:
+            raise InputError(
+                f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine and --device"
+            )
         hush_libraries()
         score = by_model(scorer, adapter, mode=None if mode == "auto" else mode)
         console.print("engine: PyTorch FP32")

@@ -25,7 +25,7 @@ class OpenVino(Backend):
 
         require(bf16=self.bf16)
 
-    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float | None) -> BatchSizes:
         """See `Backend.batch_sizes`."""
         sizes = super().batch_sizes(bundle, memory_budget_mb)
         return replace(sizes, matrix=(walks_at_once(is_large(bundle.folder))[0], MAX_TEXTS))

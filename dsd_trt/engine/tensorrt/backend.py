@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,9 @@ from dsd_trt.batching import ON_DEVICE, BatchSizes
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engine import Backend, EngineDescription
-from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plan, read_plan
+from dsd_trt.engine.driver import why_no_driver
+from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plan, plans, read_plan
+from dsd_trt.errors import EngineError
 
 if TYPE_CHECKING:
     from dsd_trt.engine.tensorrt.runner import TensorRTEngine
@@ -33,9 +36,27 @@ class TensorRT(Backend):
         """See `Backend.require`."""
         from dsd_trt.engine.tensorrt.runner import require
 
-        require(self.name)
+        require(self.name, self.device)
 
-    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+    def why_not(self, bundle: Bundle | None, graphs: Sequence[str]) -> str | None:
+        """See `Backend.why_not`."""
+        if why := why_no_driver():
+            return why
+        try:
+            held = () if bundle is None else plans(bundle.folder)
+            if bundle is None or not any(it.sidecar.library == self.name for it in held):
+                return "the bundle has no plans for it"
+            from dsd_trt.engine.tensorrt.runner import require
+
+            trt, capability = require(self.name, self.device)
+            for graph in graphs:
+                version = str(trt.__version__)
+                find_plan(bundle.folder, bundle.manifest, graph, self.name, version, capability)
+        except EngineError as error:
+            return str(error)
+        return None
+
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float | None) -> BatchSizes:
         """See `Backend.batch_sizes`; a plan holds its own activations."""
         super().batch_sizes(bundle, memory_budget_mb)  # refuses an invalid budget
         return ON_DEVICE
@@ -44,14 +65,15 @@ class TensorRT(Backend):
         """See `Backend.open`; fails if the bundle has no plan for this library and GPU."""
         from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
 
-        trt, capability = require(self.name)
+        trt, capability = require(self.name, self.device)
         manifest, version = bundle.manifest, str(trt.__version__)
         plan = find_plan(bundle.folder, manifest, graph, self.name, version, capability)
         description = EngineDescription(
             f"{self.name} {version}", f"GPU of compute capability {capability}", manifest.precision
         )
         signature, profiles = manifest.graphs[graph], plan.sidecar.profiles
-        return TensorRTEngine(trt, read_plan(plan), signature, profiles, description)
+        content = read_plan(plan)
+        return TensorRTEngine(trt, content, signature, profiles, description, self.device)
 
 
 TENSORRT = TensorRT("tensorrt", "TensorRT", extra="gpu")

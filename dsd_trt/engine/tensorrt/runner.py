@@ -22,15 +22,16 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature, find_backend
-from dsd_trt.engine.shared import SharedEngine
-from dsd_trt.engine.tensorrt.cuda import (
+from dsd_trt.engine.cuda import (
     Buffer,
     DeviceMemory,
     Event,
     RecordedGraph,
     Stream,
     compute_capability,
+    on_device,
 )
+from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile
 from dsd_trt.errors import EngineError
 
@@ -56,8 +57,12 @@ def load_library(name: PlanLibrary) -> Any:
         ) from error
 
 
-def require(name: PlanLibrary) -> tuple[Any, str]:
+def require(name: PlanLibrary, device: int = 0) -> tuple[Any, str]:
     """Check what an engine needs on this machine, before anything is read.
+
+    Args:
+        name: TensorRT or TensorRT-RTX.
+        device: number of the GPU, from 0.
 
     Returns:
         The library, and the GPU's compute capability.
@@ -66,7 +71,7 @@ def require(name: PlanLibrary) -> tuple[Any, str]:
         EngineError: library, bindings, driver or GPU is missing, or TensorRT-RTX does not support
             the GPU, such as a data centre's Hopper.
     """
-    trt, capability = load_library(name), compute_capability()
+    trt, capability = load_library(name), compute_capability(device)
     if name == "tensorrt-rtx":
         able = rtx_capabilities(trt)
         if capability not in able:
@@ -105,6 +110,7 @@ class TensorRTEngine(SharedEngine):
         graph: declared inputs and outputs of the graph.
         profiles: batch sizes the plan supports.
         description: library, device and precision of the plan.
+        device: number of the GPU, from 0.
     """
 
     def __init__(
@@ -114,8 +120,21 @@ class TensorRTEngine(SharedEngine):
         graph: Graph,
         profiles: tuple[Profile, ...],
         description: EngineDescription,
+        device: int = 0,
     ) -> None:
         super().__init__(graph)
+        self._device = device
+        with on_device(device):
+            self._prepare(trt, content, profiles, description)
+
+    def _prepare(
+        self,
+        trt: Any,
+        content: bytes,
+        profiles: tuple[Profile, ...],
+        description: EngineDescription,
+    ) -> None:
+        graph = self._graph
         self._logger = trt.Logger(trt.Logger.ERROR)
         self._runtime = trt.Runtime(self._logger)  # has to outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(content)
@@ -135,13 +154,14 @@ class TensorRTEngine(SharedEngine):
         self._recorded: dict[tuple[int, int], tuple[Any, RecordedGraph]] = {}
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        try:
-            return self._run_in_parts(feeds)
-        except BaseException:  # nothing may write into the next run's buffers
-            for stream in (self._upload, self._compute):
-                with contextlib.suppress(EngineError):
-                    stream.synchronize()
-            raise
+        with on_device(self._device):
+            try:
+                return self._run_in_parts(feeds)
+            except BaseException:  # nothing may write into the next run's buffers
+                for stream in (self._upload, self._compute):
+                    with contextlib.suppress(EngineError):
+                        stream.synchronize()
+                raise
 
     def _release(self) -> None:
         # Dependents are released before what they depend on.

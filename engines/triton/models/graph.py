@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
-from dsd_trt.engine import find_backend
+from dsd_trt.engine import choose_backend
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.pipeline import adapter_feed, finite_rows
 
@@ -36,7 +36,7 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._graph = bundle.manifest.graphs[name]
         check = SelfCheck.read(bundle) if int(parameters["self_check"]["string_value"]) else None
-        self._engine = find_backend(engine).open(bundle, name)
+        self._engine = choose_backend(engine, 0, bundle, (name,)).backend.open(bundle, name)
         pb_utils.Logger.log_info(f"{name}: {self._engine.description}")
         takes_adapter = any(not spec.batched for spec in self._graph.inputs)
         self._adapter = adapter_feed(bundle) if takes_adapter else {}

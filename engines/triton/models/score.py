@@ -247,7 +247,7 @@ class Triton(Backend):
     reads_graphs: bool = False
     tunes_batch: bool = False
 
-    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float) -> BatchSizes:
+    def batch_sizes(self, bundle: Bundle, memory_budget_mb: float | None) -> BatchSizes:
         """The batch sizes of the repository's configurations."""
         return self.sizes
 

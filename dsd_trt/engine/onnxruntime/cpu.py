@@ -80,8 +80,8 @@ class OnnxRuntimeEngine(SharedEngine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = open_session(path, options, frugal=frugal)
-            inputs = [_spec(tensor) for tensor in self._session.get_inputs()]
-            outputs = [_spec(tensor) for tensor in self._session.get_outputs()]
+            inputs = [tensor_spec(tensor) for tensor in self._session.get_inputs()]
+            outputs = [tensor_spec(tensor) for tensor in self._session.get_outputs()]
         except Exception as error:  # its exceptions share no base class
             raise EngineError(f"onnxruntime refuses {path}: {one_line(error, 800)}") from error
         if self._session.get_providers() != [PROVIDER]:
@@ -124,7 +124,8 @@ def open_session(path: Path, options: ort.SessionOptions, *, frugal: bool) -> or
     return session
 
 
-def _spec(tensor: Any) -> TensorSpec:
+def tensor_spec(tensor: Any) -> TensorSpec:
+    """An input or output of a session as the contract describes tensors; "?" is an open size."""
     kind = tensor.type.removeprefix("tensor(").removesuffix(")")
     dtype: Any = "float32" if kind == "float" else kind
     return TensorSpec(

@@ -6,7 +6,8 @@ Every call is checked, and every allocation is an object that frees itself.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,14 @@ try:
     from cuda.bindings import runtime as cudart
 except ImportError as error:
     raise EngineError(
-        f"CUDA cannot be used here ({error}). Install its bindings, for TensorRT-RTX with: "
-        "pip install 'dsd-trt[rtx]', for TensorRT with: pip install 'dsd-trt[gpu]'"
+        f"CUDA cannot be used here ({error}). Install its bindings, which each extra for GPUs "
+        "brings: pip install 'cuda-bindings>=12.8'"
     ) from error
 
 
 _ADVICE = {
-    "cudaErrorMemoryAllocation": ". Free memory of the GPU, or build plans for smaller batches: "
-    "dsd-trt build BUNDLE --batch MIN,OPT,MAX"
+    "cudaErrorMemoryAllocation": ". Free memory of the GPU, or make batches smaller: of plans with "
+    "dsd-trt build BUNDLE --batch MIN,OPT,MAX, elsewhere with a smaller memory_budget_mb"
 }
 
 
@@ -54,11 +55,36 @@ def _free_with(owner: object, function: str, what: Any) -> None:
     weakref.finalize(owner, call, function, what).atexit = False
 
 
-def compute_capability() -> str:
-    """Compute capability of the first GPU, such as "8.6".
+def use_device(device: int) -> None:
+    """Choose the GPU of the calling thread; each thread begins with the first one."""
+    call("cudaSetDevice", device)
+
+
+@contextmanager
+def on_device(device: int) -> Iterator[None]:
+    """Choose the GPU of the calling thread within a block; its caller may be using another."""
+    before = call("cudaGetDevice")
+    use_device(device)
+    try:
+        yield
+    finally:
+        use_device(before)
+
+
+def device_name(device: int) -> str:
+    """Name of a GPU, such as "NVIDIA H200"."""
+    name = call("cudaGetDeviceProperties", device).name
+    return (name.decode() if isinstance(name, bytes) else str(name)).rstrip("\0")
+
+
+def compute_capability(device: int = 0) -> str:
+    """Compute capability of a GPU, such as "8.6".
+
+    Args:
+        device: number of the GPU, from 0.
 
     Raises:
-        EngineError: there is no GPU or no driver. Asking first avoids a crash in the library.
+        EngineError: there is no such GPU or no driver. Asking first avoids a crash in the library.
     """
     code, count = cudart.cudaGetDeviceCount()
     if code != cudart.cudaError_t.cudaSuccess or not count:
@@ -67,16 +93,28 @@ def compute_capability() -> str:
             f"no CUDA device: {why}. Install NVIDIA's driver, or use an engine of the CPU: "
             "--engine onnxruntime, --engine openvino"
         )
+    if device >= count:
+        raise EngineError(
+            f"there is no GPU {device}: this process sees {count}, numbered from 0. Choose another "
+            "--device, or look at CUDA_VISIBLE_DEVICES"
+        )
     attribute = cudart.cudaDeviceAttr
-    major = call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, 0)
-    minor = call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, 0)
+    major = call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, device)
+    minor = call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMinor, device)
     return f"{major}.{minor}"
 
 
 def memory_in_use() -> int:
-    """Bytes of GPU memory in use by all processes."""
+    """Bytes of the GPU's memory in use by all processes."""
     free, total = call("cudaMemGetInfo")
     return int(total) - int(free)
+
+
+def free_memory(device: int) -> int:
+    """Bytes of a GPU's memory that nobody uses."""
+    with on_device(device):
+        free, _ = call("cudaMemGetInfo")
+    return int(free)
 
 
 class Stream:
@@ -146,6 +184,25 @@ class Buffer:
         _free_with(self, "cudaFreeHost", address)
         self.host: NDArray[Any] = _array_at(address, tuple(shape), kind)
 
+    def fill(self, values: NDArray[Any], stream: Stream) -> None:
+        """Queue the copy of a whole array to the device."""
+        self.host[: len(values)] = values
+        self.upload(len(values), stream)
+
+    def copy_rows(self, source: int, runs: Sequence[tuple[int, int, int]], stream: Stream) -> None:
+        """Queue copies of rows that are on the device already.
+
+        Args:
+            source: device address of an array with rows of the same size.
+            runs: contiguous copies, as `Rows.runs` gives them.
+            stream: stream to queue in.
+        """
+        row = self.host[:1].nbytes
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        for first, here, rows in runs:
+            target = self.device + here * row
+            call("cudaMemcpyAsync", target, source + first * row, rows * row, kind, stream.handle)
+
     def upload(self, rows: int, stream: Stream) -> None:
         """Queue the copy of the first rows to the device."""
         self._copy(rows, stream, upload=True)
@@ -164,6 +221,17 @@ class Buffer:
             else (host, self.device, kinds.cudaMemcpyDeviceToHost)
         )
         call("cudaMemcpyAsync", target, source, part.nbytes, kind, stream.handle)
+
+
+def upload(values: NDArray[Any], stream: Stream) -> DeviceMemory:
+    """A copy of an array on the device, complete when this returns."""
+    values = np.ascontiguousarray(values)
+    memory = DeviceMemory(max(values.nbytes, 1))
+    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+    arguments = (memory.address, values.ctypes.data, values.nbytes, kind, stream.handle)
+    call("cudaMemcpyAsync", *arguments)
+    stream.synchronize()
+    return memory
 
 
 class RecordedGraph:

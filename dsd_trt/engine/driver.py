@@ -1,0 +1,84 @@
+"""NVIDIA's driver, asked through its own library: no package has to be installed for it."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+from dsd_trt.errors import EngineError
+
+ON_CPU = "or score on the processor: --engine openvino, --engine onnxruntime"
+
+_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A driver with at least one GPU.
+
+    Attributes:
+        cuda: newest CUDA version that the driver runs, as (major, minor).
+        gpus: number of GPUs that this process sees.
+    """
+
+    cuda: tuple[int, int]
+    gpus: int
+
+
+def find_driver() -> Driver:
+    """The driver of this machine.
+
+    Raises:
+        EngineError: there is no driver, it does not start, or this process sees no GPU.
+    """
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        raise EngineError(
+            f"NVIDIA's driver is not installed ({_LIBRARY} was not found). Install it, in a "
+            f"container let its GPUs in (docker run --gpus all), {ON_CPU}"
+        ) from None
+    if code := library.cuInit(0):
+        if code == _NO_DEVICE:
+            raise EngineError(
+                "NVIDIA's driver shows no GPU to this process. Look at nvidia-smi and at "
+                f"CUDA_VISIBLE_DEVICES, {ON_CPU}"
+            )
+        raise EngineError(
+            f"NVIDIA's driver does not start (cuInit gave {code}). Look at nvidia-smi, install the "
+            f"driver again, {ON_CPU}"
+        )
+    version, count = ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(version))
+    library.cuDeviceGetCount(ctypes.byref(count))
+    major, rest = divmod(version.value, 1000)
+    return Driver((major, rest // 10), count.value)
+
+
+def why_no_driver() -> str | None:
+    """Why no GPU can be used, in a few words; None if one can."""
+    try:
+        find_driver()
+    except EngineError as error:
+        return str(error).partition(" (")[0].partition(". ")[0]
+    return None
+
+
+def require_device(driver: Driver, device: int) -> None:
+    """Refuse a GPU that does not exist.
+
+    Args:
+        driver: driver of this machine.
+        device: number of the GPU, from 0.
+
+    Raises:
+        EngineError: this process sees fewer GPUs.
+    """
+    if device >= driver.gpus:
+        known = "GPU 0" if driver.gpus == 1 else f"GPUs 0 to {driver.gpus - 1}"
+        raise EngineError(
+            f"there is no GPU {device}: this process sees {known}. Choose another --device, or "
+            "look at CUDA_VISIBLE_DEVICES"
+        )

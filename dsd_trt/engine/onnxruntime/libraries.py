@@ -1,0 +1,202 @@
+"""The libraries that ONNX Runtime's CUDA provider needs, found and loaded.
+
+ONNX Runtime falls back to the processor without an error when one of them is missing, so everything
+is looked for before a session is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dsd_trt.engine.driver import find_driver, require_device
+from dsd_trt.errors import EngineError
+
+PROVIDER = "CUDAExecutionProvider"
+PACKAGE = "onnxruntime-gpu"
+
+_INSTALL = "pip install 'dsd-trt[cuda]'"
+_AGAIN = f"pip uninstall --yes onnxruntime {PACKAGE} && {_INSTALL}"
+
+
+def load_cuda(device: int) -> ModuleType:
+    """Import ONNX Runtime with everything that its CUDA provider needs.
+
+    CUDA and cuDNN are taken from NVIDIA's wheels, from PyTorch's, or from where the system looks;
+    LD_LIBRARY_PATH is not needed.
+
+    Args:
+        device: number of the GPU, from 0.
+
+    Returns:
+        The module.
+
+    Raises:
+        EngineError: driver, GPU, package or libraries are missing, or do not fit together. The
+            message names all that is missing, and the command that installs it.
+    """
+    missing: list[str] = []
+    driver = None
+    try:
+        driver = find_driver()
+        require_device(driver, device)
+    except EngineError as error:
+        missing.append(str(error))
+    try:
+        require_package()
+        module = _imported()
+        cuda = _cuda_of(module)
+        if driver is not None and driver.cuda[0] < cuda[0]:
+            raise EngineError(
+                f"{PACKAGE} {module.__version__} needs CUDA {cuda[0]}.{cuda[1]}, and NVIDIA's "
+                f"driver runs up to {driver.cuda[0]}.{driver.cuda[1]}. Install a newer driver"
+            )
+        require_libraries(module, cuda[0])
+    except EngineError as error:
+        missing.append(str(error))
+    if missing:
+        raise EngineError("onnxruntime-cuda cannot be used here: " + "; ".join(missing))
+    return module
+
+
+def require_package() -> None:
+    """Refuse what is not `onnxruntime-gpu` alone.
+
+    Editions of ONNX Runtime install the same files: the later one overwrites the earlier one, and
+    neither pip nor the library says so.
+
+    Raises:
+        EngineError: it is not installed, or another edition shares its folder.
+    """
+    found = importlib.util.find_spec("onnxruntime")
+    if found is None or not found.submodule_search_locations:
+        raise EngineError(f"{PACKAGE} is not installed. Install it with: {_INSTALL}")
+    site = Path(found.submodule_search_locations[0]).parent
+    editions = dict(sorted(_editions(site)))
+    if PACKAGE not in editions and editions:
+        names = " and ".join(f"{name} {version}" for name, version in editions.items())
+        raise EngineError(
+            f"{names} is installed, which has no CUDA. Install {PACKAGE} in its place, which also "
+            f"runs on the processor: {_AGAIN}"
+        )
+    if len(editions) > 1:
+        names = " and ".join(f"{name} {version}" for name, version in editions.items())
+        raise EngineError(
+            f"{names} are both installed, and have overwritten each other's files. Remove both and "
+            f"install one: {_AGAIN}"
+        )
+
+
+def _editions(site: Path) -> Iterator[tuple[str, str]]:
+    """Name and version of every installed edition of ONNX Runtime in a folder of packages."""
+    for folder in site.glob("*.dist-info"):
+        if not folder.name.startswith(("onnxruntime", "ort_")):
+            continue
+        edition = importlib.metadata.PathDistribution(folder)
+        if "onnxruntime/__init__.py" in (edition.read_text("RECORD") or ""):
+            yield edition.metadata["Name"], edition.version
+
+
+def _imported() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"{PACKAGE} does not load ({error}). Again: {_AGAIN}") from error
+    if PROVIDER not in onnxruntime.get_available_providers():
+        raise EngineError(
+            f"the installed onnxruntime {onnxruntime.__version__} was built without CUDA. Install "
+            f"{PACKAGE} in its place: {_AGAIN}"
+        )
+    module: ModuleType = onnxruntime
+    return module
+
+
+def _cuda_of(module: Any) -> tuple[int, int]:
+    """CUDA version that the package was built with, as (major, minor)."""
+    from onnxruntime.capi import build_and_package_info
+
+    found = re.match(r"(\d+)\.(\d+)", getattr(build_and_package_info, "cuda_version", "") or "")
+    if found is None:
+        raise EngineError(
+            f"onnxruntime {module.__version__} does not say which CUDA it was built with. Install "
+            f"{PACKAGE} 1.21 or later: {_AGAIN}"
+        )
+    return int(found[1]), int(found[2])
+
+
+def require_libraries(module: Any, cuda: int) -> None:
+    """Load CUDA and cuDNN.
+
+    Args:
+        module: ONNX Runtime.
+        cuda: CUDA's major version, such as 13.
+
+    Raises:
+        EngineError: a library is not found; the message names it, and other versions that are.
+    """
+    said = io.StringIO()  # it prints what it does not find, and returns nothing
+    with contextlib.redirect_stdout(said), contextlib.suppress(Exception):
+        module.preload_dlls()
+    absent = [name for name in libraries(cuda) if not _load(name)]
+    if not absent:
+        return
+    others = sorted({it.name for folder in _folders() for it in folder.glob("libcu*.so.*")})
+    others = [
+        it for it in others if it.partition(".so")[0] in {a.partition(".so")[0] for a in absent}
+    ]
+    found = f"Found instead: {', '.join(others)}. " if others else ""
+    raise EngineError(
+        f"{', '.join(absent)} of CUDA {cuda} and cuDNN 9 {'is' if len(absent) == 1 else 'are'} not "
+        f"found, which {PACKAGE} {module.__version__} needs. {found}Install them with: {_INSTALL}"
+    )
+
+
+def libraries(cuda: int) -> tuple[str, ...]:
+    """Names of the libraries that the provider loads, each after those that it needs itself.
+
+    cuDNN is among them although the provider starts without it: it is loaded by the first
+    convolution.
+
+    Args:
+        cuda: CUDA's major version, such as 13.
+    """
+    return (
+        f"libcudart.so.{cuda}",
+        f"libcublasLt.so.{cuda}",
+        f"libcublas.so.{cuda}",
+        "libcurand.so.10",
+        "libcudnn.so.9",
+    )
+
+
+def _load(name: str) -> bool:
+    """Load a library: the copy in use, one of the packages', or one where the system looks."""
+    with contextlib.suppress(OSError):  # a second copy beside the one in use would not be used
+        ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        return True
+    for place in (*(folder / name for folder in _folders()), name):
+        if isinstance(place, Path) and not place.is_file():
+            continue
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(place))
+            return True
+    return False
+
+
+def _folders() -> Iterator[Path]:
+    """Folders of installed packages that may hold CUDA: NVIDIA's wheels', then PyTorch's own."""
+    for entry in map(Path, sys.path):
+        if not entry.is_absolute():  # the folder the process happens to be in
+            continue
+        yield from sorted((entry / "nvidia").glob("*/lib"))
+        yield from (it for it in (entry / "torch" / "lib",) if it.is_dir())

@@ -1,0 +1,206 @@
+"""What ONNX Runtime on a GPU lacks on a machine: each lack is made for real, in its own process.
+
+Driver and CUDA are libraries compiled here, and packages are folders. They are found and asked as
+the real ones are. The packages of this environment are out of sight.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cuda_package import write_package
+from stub_libraries import compile_driver, compile_library, needs_compiler
+
+from dsd_trt.engine.onnxruntime.libraries import libraries
+
+ROOT = Path(__file__).parents[2]
+FILES = ("examples/images", "examples/texts.txt")
+ASK = """
+import sys
+from dsd_trt.engine.onnxruntime.libraries import load_cuda
+from dsd_trt.errors import EngineError
+try:
+    print("loaded", load_cuda(int(sys.argv[1])).__version__)
+except EngineError as error:
+    print(error)
+"""
+
+
+def ask(site: Path, drivers: Path | None = None, device: int = 0) -> str:
+    """What the engine says where packages are those of a folder, and the driver another's."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
+    environment.pop("LD_LIBRARY_PATH", None)
+    if drivers is not None:
+        environment["LD_LIBRARY_PATH"] = str(drivers)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", ASK, str(device)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def drivers(tmp_path: Path) -> Path:
+    compile_driver(tmp_path / "driver")
+    return tmp_path / "driver"
+
+
+def install_cuda(site: Path, cuda: int = 13, leave_out: str = "") -> None:
+    """Put CUDA and cuDNN where NVIDIA's wheels have them."""
+    for name in libraries(cuda):
+        folder = "cudnn" if "cudnn" in name else f"cu{cuda}"
+        if name != leave_out:
+            compile_library(site / "nvidia" / folder / "lib", name)
+
+
+def test_no_driver(site: Path) -> None:
+    write_package(site)
+    said = ask(site)
+    assert "NVIDIA's driver is not installed (libcuda.so.1 was not found)" in said
+    assert "libcublas.so.13" in said  # and all else that is missing
+
+
+def test_the_command_says_it_at_once() -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "dsd_trt", "score", *FILES, "--engine", "onnxruntime-cuda"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert "driver" in done.stderr
+    assert "pip install 'dsd-trt[cuda]'" in done.stderr
+    assert time.monotonic() - began < 10  # with room for a busy machine; it takes under a second
+
+
+@needs_compiler
+def test_a_complete_machine(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site)
+    assert ask(site, drivers) == "loaded 1.31.1"
+
+
+@needs_compiler
+def test_libraries_of_pytorch_are_found(site: Path, drivers: Path) -> None:
+    write_package(site)
+    for name in libraries(13):
+        compile_library(site / "torch" / "lib", name)
+    assert ask(site, drivers) == "loaded 1.31.1"
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", libraries(13))
+def test_each_library_is_asked_for(site: Path, drivers: Path, name: str) -> None:
+    write_package(site)
+    install_cuda(site, leave_out=name)
+    said = ask(site, drivers)
+    assert said.startswith(f"onnxruntime-cuda cannot be used here: {name} of CUDA 13")
+    assert said.endswith("pip install 'dsd-trt[cuda]'")
+
+
+@needs_compiler
+def test_another_cuda_is_named(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site, 12)
+    said = ask(site, drivers)
+    assert "libcudart.so.13, libcublasLt.so.13, libcublas.so.13 of CUDA 13" in said
+    assert "Found instead: libcublas.so.12, libcublasLt.so.12, libcudart.so.12" in said
+
+
+@needs_compiler
+def test_a_library_that_does_not_load(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site, leave_out="libcudnn.so.9")
+    (site / "nvidia" / "cudnn" / "lib").mkdir(parents=True, exist_ok=True)
+    (site / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9").write_bytes(b"cut short")
+    assert "libcudnn.so.9 of CUDA 13 and cuDNN 9 is not found" in ask(site, drivers)
+
+
+@needs_compiler
+def test_no_gpu(site: Path, tmp_path: Path) -> None:
+    write_package(site)
+    compile_driver(tmp_path / "driver", code=100)
+    assert "shows no GPU to this process" in ask(site, tmp_path / "driver")
+
+
+@needs_compiler
+def test_a_driver_that_does_not_start(site: Path, tmp_path: Path) -> None:
+    write_package(site)
+    compile_driver(tmp_path / "driver", code=803)
+    assert "does not start (cuInit gave 803)" in ask(site, tmp_path / "driver")
+
+
+@needs_compiler
+def test_an_old_driver(site: Path, tmp_path: Path) -> None:
+    write_package(site)
+    install_cuda(site)
+    compile_driver(tmp_path / "driver", version=12040)
+    said = ask(site, tmp_path / "driver")
+    assert "needs CUDA 13.0, and NVIDIA's driver runs up to 12.4. Install a newer driver" in said
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("gpus", "known"), [(1, "this process sees GPU 0"), (4, "this process sees GPUs 0 to 3")]
+)
+def test_a_gpu_that_does_not_exist(site: Path, tmp_path: Path, gpus: int, known: str) -> None:
+    write_package(site)
+    install_cuda(site)
+    compile_driver(tmp_path / "driver", gpus=gpus)
+    said = ask(site, tmp_path / "driver", device=4)
+    assert "there is no GPU 4" in said
+    assert known in said
+
+
+@needs_compiler
+def test_both_packages(site: Path, drivers: Path) -> None:
+    write_package(site, ("onnxruntime", "onnxruntime-gpu"))
+    install_cuda(site)
+    said = ask(site, drivers)
+    assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 are both installed" in said
+    assert "pip uninstall --yes onnxruntime onnxruntime-gpu && pip install 'dsd-trt[cuda]'" in said
+
+
+@needs_compiler
+def test_another_edition_elsewhere_is_no_clash(site: Path, drivers: Path, tmp_path: Path) -> None:
+    """A folder that comes first on the path hides what lies behind it."""
+    write_package(site)
+    install_cuda(site)
+    write_package(tmp_path / "behind", ("onnxruntime",), ("CPUExecutionProvider",), None)
+    assert ask(Path(f"{site}{os.pathsep}{tmp_path / 'behind'}"), drivers) == "loaded 1.31.1"
+
+
+@needs_compiler
+@pytest.mark.parametrize("edition", ["onnxruntime", "onnxruntime-openvino"])
+def test_the_package_for_processors(site: Path, drivers: Path, edition: str) -> None:
+    write_package(site, (edition,), ("CPUExecutionProvider",), None)
+    said = ask(site, drivers)
+    assert f"{edition} 1.31.1 is installed, which has no CUDA" in said
+
+
+@needs_compiler
+def test_a_build_without_cuda(site: Path, drivers: Path) -> None:
+    write_package(site, (), ("CPUExecutionProvider",), None)  # built by its user
+    assert "was built without CUDA" in ask(site, drivers)
+
+
+@needs_compiler
+def test_a_build_that_hides_its_cuda(site: Path, drivers: Path) -> None:
+    write_package(site, cuda=None)
+    assert "does not say which CUDA it was built with" in ask(site, drivers)
