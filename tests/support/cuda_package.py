@@ -18,7 +18,7 @@ def write_package(
     site: Path,
     editions: Sequence[str] = ("onnxruntime-gpu",),
     providers: Sequence[str] = ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    cuda: str | None = "13.0",
+    cuda: str | None = "99.0",
     version: str = "1.31.1",
 ) -> None:
     """Write the package, and the metadata of every edition of it.
