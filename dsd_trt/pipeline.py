@@ -18,6 +18,7 @@ from dsd_trt.batching import (
     MASK_STEP,
     FastestBatch,
 )
+from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Calibration, Mode
@@ -408,18 +409,6 @@ def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> 
         logit = calibration.a * flat[part].astype(np.float64) + calibration.b
         out[part] = 0.5 + 0.5 * np.tanh(logit / 2)
     return probability
-
-
-def adapter_feed(bundle: Bundle) -> dict[str, Array]:
-    """The adapter as an additional input of the pair scorer, unless it is folded in."""
-    if (adapter := bundle.manifest.adapter) is None:
-        return {}
-    return read_adapter_input(bundle.path(adapter.file))
-
-
-def read_adapter_input(path: Path) -> dict[str, Array]:
-    """Read an adapter's file as the pair scorer's `adapter` input."""
-    return {"adapter": np.fromfile(path, "<f4").astype(np.float32)}
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:

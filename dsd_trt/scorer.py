@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine import AUTO, EngineDescription, choose_backend
+from dsd_trt.engine import EngineDescription, choose_backend, require_named
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -186,8 +186,7 @@ class Scorer:
             InputError: the bundle or the engine does not have this mode.
             EngineError: the engine cannot be used, as for `Scorer`.
         """
-        if engine != AUTO:  # before gigabytes are read
-            choose_backend(engine, device)
+        require_named(engine, device)
         opened = open_bundle(bundle_folder(bundle), require_signature)
         return cls(opened, engine, memory_budget_mb, mode, tune, self_check, device)
 

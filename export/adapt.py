@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dsd_trt.bundle.adapter_input import read_adapter_input
 from dsd_trt.bundle.folder import Bundle, file_entry, require_inside, write_manifest
 from dsd_trt.bundle.manifest import Calibration, HeadWeights, Manifest
 from dsd_trt.bundle.snapshot import Snapshot
@@ -17,7 +18,6 @@ from dsd_trt.export.model_card import CARD_NAME
 from dsd_trt.export.proof import require_scores
 from dsd_trt.export.self_check import write_adapted
 from dsd_trt.files.disk import clone_or_copy, require_room
-from dsd_trt.pipeline import read_adapter_input
 from dsd_trt.train.scoring.adapter import Adapter, adapter_hash
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.agreement import Agreement, compare
+from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine.onnxruntime.cpu import CPU as ONNX_RUNTIME
@@ -27,7 +28,7 @@ from dsd_trt.export.self_check import MeasuredCheck, least_tolerance, write_wide
 from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.files.disk import clone_or_copy
 from dsd_trt.files.schema import to_plain
-from dsd_trt.pipeline import Pipeline, adapter_feed
+from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.run.memory import release_freed_memory
 
 SCORE_TOLERANCE = 1e-5  # FP32: absolute; relative to the largest score if that exceeds 1

@@ -19,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine.onnxruntime.cpu import open_session
 from dsd_trt.errors import InputError
@@ -28,7 +29,6 @@ from dsd_trt.export.probe import Probe
 from dsd_trt.export.trace import module_of
 from dsd_trt.export.weights import WEIGHTS_NAME
 from dsd_trt.files.disk import clone_or_copy, require_room
-from dsd_trt.pipeline import adapter_feed
 from dsd_trt.tokenizer import Tokenizer
 
 FP16_MAX = 65504.0

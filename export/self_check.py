@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Manifest, SelfCheckSpec
@@ -21,7 +22,6 @@ from dsd_trt.engine.onnxruntime.cpu import CPU
 from dsd_trt.engine.self_check import FILE_NAME, FP16_TOLERANCE, FP32_TOLERANCE, SelfCheck
 from dsd_trt.errors import ModelError
 from dsd_trt.export.reference import Expected, Reference
-from dsd_trt.pipeline import adapter_feed
 
 
 class MeasuredCheck(SelfCheck):

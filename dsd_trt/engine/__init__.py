@@ -216,7 +216,7 @@ class Choice:
     """A backend that works on this machine, and why it was taken.
 
     Attributes:
-        backend: the backend.
+        backend: backend that was taken, on its device.
         reason: reasons why `AUTO` passed the faster ones over, each with its backend; empty if the
             backend was asked for by name.
     """
@@ -246,10 +246,8 @@ def choose_backend(
             is given.
         EngineError: the backend does not work on this machine (`Backend.require`), or none does.
     """
-    if name != AUTO:
-        backend = find_backend(name).on_device(device)
-        backend.require()
-        return Choice(backend)
+    if not _is_auto(name):
+        return Choice(_named(name, device))
     passed: dict[str, list[str]] = {}  # names of backends by the reason
     for candidate in map(find_backend, _AUTOMATIC):
         if device and not candidate.on_gpu:
@@ -261,6 +259,26 @@ def choose_backend(
     if device:
         raise EngineError(f"no engine works on GPU {device}: {_reasons(passed)}")
     raise EngineError("no engine is installed. Install one with: pip install 'dsd-trt[cpu]'")
+
+
+def require_named(name: str, device: int = 0) -> None:
+    """Refuse a backend before gigabytes are read, if it was named; arguments as `choose_backend`.
+
+    Raises:
+        InputError, EngineError: as for `choose_backend`.
+    """
+    if not _is_auto(name):
+        _named(name, device)
+
+
+def _is_auto(name: object) -> bool:
+    return isinstance(name, str) and name == AUTO
+
+
+def _named(name: str, device: int) -> Backend:
+    backend = find_backend(name).on_device(device)
+    backend.require()
+    return backend
 
 
 def _reasons(passed: Mapping[str, Sequence[str]]) -> str:

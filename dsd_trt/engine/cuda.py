@@ -111,7 +111,7 @@ def memory_in_use() -> int:
 
 
 def free_memory(device: int) -> int:
-    """Bytes of a GPU's memory that nobody uses."""
+    """Bytes of a GPU's memory that no process uses."""
     with on_device(device):
         free, _ = call("cudaMemGetInfo")
     return int(free)

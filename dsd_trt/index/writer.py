@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine import AUTO, EngineDescription, choose_backend
+from dsd_trt.engine import EngineDescription, choose_backend, require_named
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable
@@ -90,8 +90,7 @@ def update_index(
         DsdError: the disk is full or cannot be written to.
     """
     require_extra()  # before a library is loaded
-    if engine != AUTO:  # before gigabytes are read
-        choose_backend(engine, device)
+    require_named(engine, device)
     opened = open_bundle(bundle_folder(bundle), require_signature)
     choice = choose_backend(engine, device, opened, ("image_encoder",))
     backend = choice.backend

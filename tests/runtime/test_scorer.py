@@ -435,16 +435,37 @@ def test_an_engine_that_is_not_installed_fails_and_names_the_extra(bundle: Bundl
         assert message in run.stdout, run.stderr
 
 
-def test_auto_prefers_openvino_and_falls_to_onnxruntime_only_where_it_is_absent(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("blocked", "chosen"), [("nothing", "openvino"), ("openvino", "onnxruntime")]
+)
+def test_auto_takes_the_fastest_that_works_and_says_why(
+    bundle: Bundle, blocked: str, chosen: str
 ) -> None:
-    assert Scorer.load(bundle.folder).engine.engine.startswith("openvino")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "onnxruntime" or None)
-    assert Scorer.load(bundle.folder).engine.engine.startswith("onnxruntime")
+    """In a process that sees no GPU, and in which a library cannot be imported."""
+    script = (
+        "import sys\n"
+        f"sys.modules[{blocked!r}] = None\n"
+        "import dsd_trt.engine.driver as driver\n"
+        "driver._LIBRARY = 'libcuda.absent.so'\n"
+        "from dsd_trt import Scorer\n"
+        f"with Scorer.load({str(bundle.folder)!r}) as scorer:\n"
+        "    print(scorer.engine.engine, '|', scorer.why_engine)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    engine, _, reasons = run.stdout.partition(" | ")
+    assert engine.startswith(chosen), run.stderr
+    gpus = "tensorrt, tensorrt-rtx, onnxruntime-cuda: NVIDIA's driver is not installed"
+    assert reasons.startswith(gpus)
+    assert ("openvino: " in reasons) == (blocked == "openvino")
+
+
+def test_a_named_engine_needs_no_reason(bundle: Bundle, engine: str) -> None:
+    with Scorer.load(bundle.folder, engine) as scorer:
+        assert scorer.why_engine == ""
 
 
 def test_an_engine_nobody_knows_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(InputError, match="onnxruntime, openvino"):
+    with pytest.raises(InputError, match="onnxruntime-cuda, openvino"):
         Scorer.load(bundle.folder, "cudnn")
 
 

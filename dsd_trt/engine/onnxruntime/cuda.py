@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from dsd_trt.batching import BatchSizes
+from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import Backend
 from dsd_trt.engine.driver import why_no_driver
@@ -90,7 +91,6 @@ class OnnxRuntimeCuda(Backend):
 def _why_wrong(bundle: Bundle, graph: str, engine: CudaEngine) -> str | None:
     """Why a form of a graph fails the bundle's self-check; None if it passes, or there is none."""
     from dsd_trt.engine.self_check import SelfCheck
-    from dsd_trt.pipeline import adapter_feed
 
     if (check := SelfCheck.read(bundle)) is None:
         return None

@@ -75,7 +75,7 @@ def open_session(ort: Any, path: Path, device: int, arena: int, *, recorded: boo
     which ONNX Runtime always does on the processor. So the placement of each node is read back.
 
     Args:
-        ort: ONNX Runtime's module.
+        ort: module of ONNX Runtime, from `load_cuda`.
         path: path of the ONNX file.
         device: number of the GPU, from 0.
         arena: memory for activations, in bytes.
@@ -148,7 +148,7 @@ class CudaEngine(SharedEngine):
     buffers of its own. Its first pass is run as it is, and later ones are recorded as a CUDA graph.
 
     Args:
-        ort: ONNX Runtime's module.
+        ort: module of ONNX Runtime, from `load_cuda`.
         session: session with the graph.
         path: path of the ONNX file.
         graph: declared inputs and outputs of the graph.

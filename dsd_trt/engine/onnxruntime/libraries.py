@@ -138,7 +138,7 @@ def require_libraries(module: Any, cuda: int) -> None:
     """Load CUDA and cuDNN.
 
     Args:
-        module: ONNX Runtime.
+        module: the imported package, which loads most of them itself.
         cuda: CUDA's major version, such as 13.
 
     Raises:

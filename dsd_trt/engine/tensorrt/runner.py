@@ -61,7 +61,7 @@ def require(name: PlanLibrary, device: int = 0) -> tuple[Any, str]:
     """Check what an engine needs on this machine, before anything is read.
 
     Args:
-        name: TensorRT or TensorRT-RTX.
+        name: name of the library, "tensorrt" or "tensorrt-rtx".
         device: number of the GPU, from 0.
 
     Returns:

@@ -14,11 +14,12 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.engine import choose_backend
 from dsd_trt.engine.self_check import SelfCheck
-from dsd_trt.pipeline import adapter_feed, finite_rows
+from dsd_trt.pipeline import finite_rows
 
 HERE = Path(__file__).parent
 
