@@ -65,7 +65,7 @@ class OnnxRuntimeCuda(Backend):
         budget = self.memory_mb if self.memory_mb is not None else self._free_mb(bundle)
         arena = math.ceil(budget * _MIB)
         keeps = graph.endswith("_scorer")
-        form = (getattr(bundle.manifest, "cuda_form", None) or {}).get(graph)
+        form = (bundle.manifest.cuda_form or {}).get(graph)
         if form is not None:
             try:
                 engine = open_engine(bundle.path(form), signature, self.device, arena, keeps=keeps)
