@@ -125,7 +125,7 @@ def check_parity(
         emulated = emulated_bundle(bundle, scratch)
         candidates.append((f"{version}, FP16 rounding emulated", emulated, advice))
     if bundle.manifest.cuda_form is not None:
-        # Of the last candidate: the form's operators have no FP16 kernels on the CPU.
+        # Of the last candidate, which rounds as the bundle's precision does.
         engine, candidate, _ = candidates[-1]
         if precision == "fp32" and recipe.settings.cuda_form == "attention+group-norm":
             step("Writing out group normalisations")  # of which the CPU has no kernel at all
