@@ -30,6 +30,7 @@ class Options(ctypes.Structure):
         ("threads", ctypes.c_int),
         ("memory_budget_mb", ctypes.c_double),
         ("no_self_check", ctypes.c_int),
+        ("device", ctypes.c_char_p),
     ]
 
 
@@ -56,12 +57,14 @@ class CppScorer:
         bundle: Path,
         memory_budget_mb: float = 0,
         self_check: bool = True,
+        device: str | None = None,
     ) -> None:
         self._library, self._handle = library, ctypes.c_void_p()
+        encoded = None if device is None else device.encode()
         self._call(
             library.dsd_open,
             str(bundle).encode(),
-            ctypes.byref(Options(1, memory_budget_mb, not self_check)),
+            ctypes.byref(Options(1, memory_budget_mb, not self_check, encoded)),
             ctypes.byref(self._handle),
         )
         library.dsd_max_length.restype = library.dsd_resolution.restype = ctypes.c_size_t

@@ -1,7 +1,8 @@
 // Prints what `dsd-trt score --bundle BUNDLE --format csv IMAGES... TEXTS` prints.
 //
-//     dsd-score [--no-self-check] BUNDLE IMAGES... TEXTS
+//     dsd-score [--device DEVICE] [--memory-budget-mb MB] [--no-self-check] BUNDLE IMAGES... TEXTS
 //
+// DEVICE is cpu, cuda or cuda:N; MB bounds the memory of activations, 1024 by default.
 // IMAGES are JPEG and PNG files, and folders of them; TEXTS is a UTF-8 file with one text a line.
 // Exits with 3 where some images, texts or pairs could not be scored, else as the Python command
 // does.
@@ -92,17 +93,37 @@ int run(const std::vector<std::string> &arguments, const dsd::Options &options) 
     return matrix.failures.empty() ? 0 : 3;
 }
 
+// Takes the options off the front of the arguments; whether they are understood.
+bool read_options(std::vector<std::string> &arguments, dsd::Options &options) {
+    while (!arguments.empty() && arguments.front().compare(0, 2, "--") == 0) {
+        const std::string name = arguments.front();
+        const std::size_t taken = name == "--no-self-check" ? 1 : 2;
+        if (arguments.size() < taken) return false;
+        const std::string value = arguments[taken - 1];
+        if (name == "--no-self-check") {
+            options.self_check = false;
+        } else if (name == "--device") {
+            options.device = value;
+        } else if (name == "--memory-budget-mb") {
+            const char *end = value.data() + value.size();
+            const auto read = std::from_chars(value.data(), end, options.memory_budget_mb);
+            if (read.ec != std::errc() || read.ptr != end) return false;
+        } else {
+            return false;
+        }
+        arguments.erase(arguments.begin(), arguments.begin() + static_cast<std::ptrdiff_t>(taken));
+    }
+    return arguments.size() >= 3;
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
     std::vector<std::string> arguments(argv + 1, argv + argc);
     dsd::Options options;
-    if (!arguments.empty() && arguments.front() == "--no-self-check") {
-        options.self_check = false;
-        arguments.erase(arguments.begin());
-    }
-    if (arguments.size() < 3) {
-        std::cerr << "usage: dsd-score [--no-self-check] BUNDLE IMAGES... TEXTS\n";
+    if (!read_options(arguments, options)) {
+        std::cerr << "usage: dsd-score [--device cpu|cuda|cuda:N] [--memory-budget-mb MB] "
+                     "[--no-self-check] BUNDLE IMAGES... TEXTS\n";
         return 2;
     }
     try {

@@ -10,6 +10,7 @@ namespace dsd {
 
 struct BatchSizes {
     std::size_t images, texts, passes;  // a pass: one image, one text, one noise level
+    std::size_t activation_bytes;       // of the most costly batch, by estimate
 };
 
 // What one item's activations cost, in FP32 numbers, is estimated generously from the widest point
@@ -25,8 +26,11 @@ inline BatchSizes batch_sizes(const Bundle &bundle, double budget_mb) {
     const double n = static_cast<double>(latent[2]) * static_cast<double>(latent[3]);
     const auto width = static_cast<double>(bundle.text_encoder.outputs[0].shape[2]);
     const auto heads = static_cast<double>(bundle.fewest_heads);
-    return {fit(3 * side * side * 128), fit(length * 16 * width),
-            fit(n * (2 * heads * (n + length) + 16 * width))};
+    const double image = 3 * side * side * 128, text = length * 16 * width,
+                 pass = n * (2 * heads * (n + length) + 16 * width);
+    // Of a single item, where it exceeds the budget.
+    const double bytes = std::max({budget_mb * 1024 * 1024, 4 * image, 4 * text, 4 * pass});
+    return {fit(image), fit(text), fit(pass), static_cast<std::size_t>(std::min(bytes, 1e15))};
 }
 
 }  // namespace dsd

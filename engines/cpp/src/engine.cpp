@@ -1,10 +1,28 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <charconv>
+#include <string_view>
+#include <system_error>
 
 #include "dsd/error.hpp"
 
 namespace dsd {
+
+Device read_device(const std::string &text) {
+    if (text.empty()) return {Device::Kind::unnamed, 0};
+    if (text == "cpu") return {Device::Kind::cpu, 0};
+    if (text == "cuda") return {Device::Kind::cuda, 0};
+    constexpr std::string_view kStart = "cuda:";
+    int number = 0;
+    const char *digits = text.c_str() + kStart.size(), *end = text.c_str() + text.size();
+    if (text.compare(0, kStart.size(), kStart) == 0 && digits != end && *digits != '-') {
+        const auto read = std::from_chars(digits, end, number);
+        if (read.ec == std::errc() && read.ptr == end) return {Device::Kind::cuda, number};
+    }
+    throw Error(ErrorCode::input,
+                "no device named '" + text + "': it is cpu, cuda, or cuda:N with a number");
+}
 
 bool batched(const Tensor &tensor) { return tensor.shape[0] < 0; }
 

@@ -17,17 +17,31 @@ namespace dsd {
 // A tensor's bytes, row after row.
 using Bytes = std::vector<std::byte>;
 
+// Options::device.
+struct Device {
+    enum class Kind { unnamed, cpu, cuda };
+    Kind kind;
+    int number;  // of a CUDA device
+};
+
+// What GPUs' results may differ by in a self-check: some multiply FP32 in TF32, which has FP16's
+// digits.
+constexpr double kGpuTolerance = 1e-2;
+
+// Throws dsd::Error, code input, unless it is empty, "cpu", "cuda" or "cuda:N".
+Device read_device(const std::string &text);
+
 class Backend {
   public:
     // Throws dsd::Error, code engine, where the library, or the machine, cannot do it.
-    explicit Backend(int threads);
+    Backend(int threads, const Device &device);
     ~Backend();
 
-    static const char *name() noexcept;
+    std::string name() const;
     static BatchSizes batch_sizes(const Bundle &bundle, double memory_budget_mb);
     // What results may differ by in a self-check, relative to an output's largest number, where a
     // bundle's own precision allows `tolerance`.
-    static double tolerance(double tolerance) noexcept;
+    double tolerance(double tolerance) const noexcept;
 
   private:
     friend class Engine;
@@ -39,7 +53,8 @@ class Engine {
   public:
     // Compiles a graph. The backend has to outlive it. Throws dsd::Error, code engine, where the
     // library refuses the graph, or inputs and outputs are not those that the bundle declares.
-    Engine(const Backend &backend, const Graph &graph);
+    // `activation_bytes` is BatchSizes'.
+    Engine(const Backend &backend, const Graph &graph, std::size_t activation_bytes);
     ~Engine();
 
     // Runs a batch. `feeds` are in the order of the declared inputs, and so are the outputs.

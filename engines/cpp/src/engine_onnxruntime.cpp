@@ -3,39 +3,22 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <utility>
 
 #include "dsd/error.hpp"
 #include "engine.hpp"
+#include "onnxruntime_cuda.hpp"
+#include "onnxruntime_library.hpp"
 
 namespace dsd {
 namespace {
-
-// ONNX Runtime 1.32 reports to its maker unless this variable is set when its first environment is
-// made. It is set as this library is loaded: by then few programs have threads that could be
-// reading the environment. A value the user has set stays.
-[[maybe_unused]] const int kTelemetryOff = [] {
-    constexpr char kVariable[] = "ORT_DISABLE_TELEMETRY";
-    const char *value = std::getenv(kVariable);
-    return value && *value ? 0 : setenv(kVariable, "1", 1);
-}();
 
 ONNXTensorElementDataType onnx_type(ElementType type) {
     constexpr ONNXTensorElementDataType kTypes[] = {
         ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
         ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT};
     return kTypes[static_cast<int>(type)];
-}
-
-Ort::Env open_library() {
-    if (!OrtGetApiBase()->GetApi(ORT_API_VERSION)) {
-        throw Error(ErrorCode::engine, std::string("ONNX Runtime ") +
-                                           OrtGetApiBase()->GetVersionString() +
-                                           " is older than the headers this was built with, 1." +
-                                           std::to_string(ORT_API_VERSION));
-    }
-    return Ort::Env(ORT_LOGGING_LEVEL_ERROR, "dsd");
 }
 
 // A file in memory, as far as it is read.
@@ -84,17 +67,23 @@ class LinkedWeights {
     std::vector<Mapped> mapped_;
 };
 
-Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads) {
+Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads, const Device &device,
+                          std::size_t activation_bytes) {
     const std::string path = graph.path.string();
+    const bool cuda = device.kind == Device::Kind::cuda;
     Ort::SessionOptions options;
-    options.SetLogSeverityLevel(3);  // errors, which are thrown as well
+    options.SetLogSeverityLevel(kSilent);
     options.SetIntraOpNumThreads(threads);
     // Waiting threads sleep: faster at small batches, and it leaves cores to others.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     try {
+        if (cuda) use_cuda(options, device.number, activation_bytes);
         const LinkedWeights weights(options, graph);  // read while the session is made
-        return Ort::Session(env, path.c_str(), options);
+        Ort::Session session(env, path.c_str(), options);
+        if (cuda) require_on_cuda(session, path);
+        return session;
     } catch (const Ort::Exception &error) {
+        if (cuda) throw cuda_error("ONNX Runtime refuses " + path, error);
         throw Error(ErrorCode::engine, "ONNX Runtime refuses " + path + ": " + error.what());
     }
 }
@@ -109,31 +98,45 @@ bool agrees(const Ort::TypeInfo &found, const Tensor &declared) {
 }  // namespace
 
 struct Backend::Parts {
-    Ort::Env env = open_library();
+    Ort::Env env = open_onnxruntime();
     int threads;
+    Device device;
+
+    bool cuda() const { return device.kind == Device::Kind::cuda; }
 };
 
-Backend::Backend(int threads) : parts_(std::make_unique<Parts>()) { parts_->threads = threads; }
+Backend::Backend(int threads, const Device &device) : parts_(std::make_unique<Parts>()) {
+    parts_->threads = threads;
+    parts_->device = device;
+    if (parts_->cuda()) require_cuda(device.number);
+}
 Backend::~Backend() = default;
 
-const char *Backend::name() noexcept { return "ONNX Runtime"; }
+std::string Backend::name() const {
+    return "ONNX Runtime" +
+           (parts_->cuda() ? " on CUDA device " + std::to_string(parts_->device.number) : "");
+}
 
 BatchSizes Backend::batch_sizes(const Bundle &bundle, double memory_budget_mb) {
     return dsd::batch_sizes(bundle, memory_budget_mb);
 }
 
-double Backend::tolerance(double tolerance) noexcept { return tolerance; }
+double Backend::tolerance(double tolerance) const noexcept {
+    return parts_->cuda() ? std::max(tolerance, kGpuTolerance) : tolerance;
+}
 
 struct Engine::Parts {
     std::vector<Tensor> inputs, outputs;
     std::string path;
+    bool cuda;
     Ort::Session session;
 };
 
-Engine::Engine(const Backend &backend, const Graph &graph)
+Engine::Engine(const Backend &backend, const Graph &graph, std::size_t activation_bytes)
     : parts_(std::make_unique<Parts>(
-          Parts{graph.inputs, graph.outputs, graph.path.string(),
-                open_session(backend.parts_->env, graph, backend.parts_->threads)})) {
+          Parts{graph.inputs, graph.outputs, graph.path.string(), backend.parts_->cuda(),
+                open_session(backend.parts_->env, graph, backend.parts_->threads,
+                             backend.parts_->device, activation_bytes)})) {
     const Ort::Session &session = parts_->session;
     check_signature(parts_->path, graph.inputs, session.GetInputNames(),
                     [&](std::size_t i, const Tensor &declared) {
@@ -176,6 +179,7 @@ std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *
         }
         return outputs;
     } catch (const Ort::Exception &error) {
+        if (parts_->cuda) throw cuda_error("ONNX Runtime failed", error);
         throw Error(ErrorCode::engine, "ONNX Runtime failed: " + std::string(error.what()));
     }
 }

@@ -83,9 +83,37 @@ class Logger : public nvinfer1::ILogger {
     std::string words_;
 };
 
+// Makes a device current in this thread for a while. What CUDA allocates and TensorRT runs is on
+// the current one.
+class Current {
+  public:
+    explicit Current(int device) noexcept {
+        code_ = cudaGetDevice(&before_);
+        if (code_ == cudaSuccess && device != before_) code_ = cudaSetDevice(device);
+        changed_ = code_ == cudaSuccess && device != before_;
+    }
+    ~Current() {
+        if (changed_) cudaSetDevice(before_);
+    }
+    Current(const Current &) = delete;
+    Current &operator=(const Current &) = delete;
+
+    void require() const { check(code_, "cudaSetDevice"); }
+
+  private:
+    cudaError_t code_;
+    int before_ = 0;
+    bool changed_;
+};
+
 // Asked before the library is, which without a driver may crash.
-PlanTarget find_target() {
-    int count = 0, device = 0, major = 0, minor = 0;
+int find_device(const Device &device) {
+    if (device.kind == Device::Kind::cpu) {
+        throw Error(ErrorCode::engine,
+                    "this library was built for TensorRT, which needs a GPU. For the device cpu, "
+                    "build with -DDSD_ENGINE=onnxruntime");
+    }
+    int count = 0, current = 0;
     const cudaError_t code = cudaGetDeviceCount(&count);
     if (code != cudaSuccess || count == 0) {
         throw Error(ErrorCode::engine,
@@ -94,7 +122,18 @@ PlanTarget find_target() {
                                              : cudaGetErrorString(code)) +
                         ". Install NVIDIA's driver, or build with -DDSD_ENGINE=onnxruntime");
     }
-    check(cudaGetDevice(&device), "cudaGetDevice");
+    if (device.kind == Device::Kind::cuda) {
+        if (device.number < count) return device.number;
+        throw Error(ErrorCode::engine, "there is no device cuda:" + std::to_string(device.number) +
+                                           ": this process sees " + std::to_string(count) +
+                                           ", from 0 on");
+    }
+    check(cudaGetDevice(&current), "cudaGetDevice");
+    return current;
+}
+
+PlanTarget find_target(int device) {
+    int major = 0, minor = 0;
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
           "cudaDeviceGetAttribute");
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device),
@@ -135,33 +174,41 @@ bool operator==(const Profile &one, const Profile &other) {
 }  // namespace
 
 struct Backend::Parts {
-    PlanTarget target = find_target();
+    int device;
+    PlanTarget target;
     Logger logger;
-    std::unique_ptr<nvinfer1::IRuntime> runtime{nvinfer1::createInferRuntime(logger)};
+    std::unique_ptr<nvinfer1::IRuntime> runtime;
 };
 
-Backend::Backend(int) : parts_(std::make_unique<Parts>()) {
-    if (!parts_->runtime) throw parts_->logger.error(std::string(name()) + " does not start");
+Backend::Backend(int, const Device &device) : parts_(std::make_unique<Parts>()) {
+    parts_->device = find_device(device);
+    const Current current(parts_->device);
+    current.require();
+    parts_->target = find_target(parts_->device);
+    parts_->runtime.reset(nvinfer1::createInferRuntime(parts_->logger));
+    if (!parts_->runtime) throw parts_->logger.error(name() + " does not start");
 }
 Backend::~Backend() = default;
 
-const char *Backend::name() noexcept {
+std::string Backend::name() const {
     return std::string_view(PLAN_LIBRARY) == "tensorrt" ? "TensorRT" : "TensorRT-RTX";
 }
 
 // Activations are the plans' own affair, and so is which batches are run at once.
 BatchSizes Backend::batch_sizes(const Bundle &, double) { return {32, 256, 256}; }
 
-double Backend::tolerance(double tolerance) noexcept {
-    return std::max(tolerance, 1e-2);  // GPUs multiply FP32 in TF32, which has FP16's digits
+double Backend::tolerance(double tolerance) const noexcept {
+    return std::max(tolerance, kGpuTolerance);
 }
 
 struct Engine::Parts {
-    Parts(Backend::Parts &backend, const Graph &graph);
+    Parts(const Backend &backend, Backend::Parts &parts, const Graph &graph);
 
     void run(std::size_t start, std::size_t count, const std::vector<const void *> &feeds,
              std::vector<Bytes> &results);
 
+    const Backend &backend;
+    const int device;
     Logger &logger;
     std::vector<Tensor> inputs, outputs;
     std::string path;
@@ -183,12 +230,16 @@ struct Engine::Parts {
     void demand(bool done, const std::string &what) const;
 };
 
-Engine::Parts::Parts(Backend::Parts &backend, const Graph &graph)
-    : logger(backend.logger), inputs(graph.inputs), outputs(graph.outputs) {
-    const Plan plan = read_plan(graph, backend.target);
+Engine::Parts::Parts(const Backend &owner, Backend::Parts &parts, const Graph &graph)
+    : backend(owner),
+      device(parts.device),
+      logger(parts.logger),
+      inputs(graph.inputs),
+      outputs(graph.outputs) {
+    const Plan plan = read_plan(graph, parts.target);
     path = plan.path.string();
     cuda_engine.reset(
-        backend.runtime->deserializeCudaEngine(plan.content.data(), plan.content.size()));
+        parts.runtime->deserializeCudaEngine(plan.content.data(), plan.content.size()));
     demand(cuda_engine != nullptr, "refuses " + path);
     check_tensors();
     read_profiles();
@@ -200,7 +251,7 @@ Engine::Parts::Parts(Backend::Parts &backend, const Graph &graph)
 }
 
 void Engine::Parts::demand(bool done, const std::string &what) const {
-    if (!done) throw logger.error(std::string(Backend::name()) + " " + what);
+    if (!done) throw logger.error(backend.name() + " " + what);
 }
 
 void Engine::Parts::check_tensors() const {
@@ -309,14 +360,23 @@ void Engine::Parts::run(std::size_t start, std::size_t count,
     check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
 }
 
-Engine::Engine(const Backend &backend, const Graph &graph)
-    : parts_(std::make_unique<Parts>(*backend.parts_, graph)) {}
-Engine::~Engine() = default;
+Engine::Engine(const Backend &backend, const Graph &graph, std::size_t) {
+    const Current current(backend.parts_->device);
+    current.require();
+    parts_ = std::make_unique<Parts>(backend, *backend.parts_, graph);
+}
+
+Engine::~Engine() {
+    const Current current(parts_->device);
+    parts_.reset();
+}
 
 // Batches may be of any size: what the plan does not take at a time is run in parts.
 std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *> &feeds) const {
     std::vector<Bytes> outputs;
     for (const Tensor &tensor : parts_->outputs) outputs.emplace_back(bytes_of(tensor, batch));
+    const Current current(parts_->device);
+    current.require();
     const std::lock_guard<std::mutex> lock(parts_->mutex);
     for (std::size_t start = 0; start < batch; start += parts_->most) {
         parts_->run(start, std::min(parts_->most, batch - start), feeds, outputs);

@@ -63,15 +63,15 @@ void require_within(const Limit &limit, std::size_t count) {
 }
 
 Pipeline::Pipeline(const std::filesystem::path &folder, const Options &options)
-    : backend(options.threads),
+    : backend(options.threads, read_device(options.device)),
       bundle(open_bundle(folder, options)),
       tokenizer(bundle.tokenizer),
       batch(Backend::batch_sizes(bundle, options.memory_budget_mb)),
-      image_encoder(backend, bundle.image_encoder),
-      text_encoder(backend, bundle.text_encoder),
-      pair_scorer(backend, bundle.pair_scorer) {
+      image_encoder(backend, bundle.image_encoder, batch.activation_bytes),
+      text_encoder(backend, bundle.text_encoder, batch.activation_bytes),
+      pair_scorer(backend, bundle.pair_scorer, batch.activation_bytes) {
     if (!options.self_check || !bundle.self_check) return;
-    const SelfCheck check(bundle);
+    const SelfCheck check(bundle, backend);
     check.require(bundle.image_encoder, image_encoder);
     check.require(bundle.text_encoder, text_encoder);
     check.require(bundle.pair_scorer, pair_scorer);
@@ -252,7 +252,7 @@ std::vector<std::int32_t> Pipeline::level_numbers(const std::vector<double> &lev
 
 std::string Pipeline::complaint(const std::string &graph, const std::string &what) const {
     const bool half = bundle.text_encoder.outputs[0].type == ElementType::float16;
-    return "the " + graph + " gave " + what + " with NaN or infinity (" + Backend::name() + "). " +
+    return "the " + graph + " gave " + what + " with NaN or infinity (" + backend.name() + "). " +
            (half ? "Use a bundle in full precision: dsd-trt export --precision fp32"
                  : "To see where it begins: dsd-trt ranges " + bundle.folder.string());
 }

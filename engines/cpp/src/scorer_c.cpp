@@ -82,6 +82,7 @@ dsd_status dsd_open(const char *bundle, const dsd_options *options, dsd_scorer *
         if (options) {
             wanted.threads = options->threads;
             wanted.self_check = !options->no_self_check;
+            if (options->device) wanted.device = options->device;
             if (options->memory_budget_mb != 0) wanted.memory_budget_mb = options->memory_budget_mb;
         }
         *scorer = new dsd_scorer{dsd::Scorer(bundle, wanted)};

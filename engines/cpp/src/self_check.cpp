@@ -57,7 +57,8 @@ std::string place_of(std::size_t place, const std::vector<std::uint64_t> &shape)
 
 }  // namespace
 
-SelfCheck::SelfCheck(const Bundle &bundle) : bundle_(bundle) {
+SelfCheck::SelfCheck(const Bundle &bundle, const Backend &backend)
+    : bundle_(bundle), backend_(backend) {
     const auto &path = bundle.self_check->path;
     try {
         tensors_ = read_tensor_file(path);
@@ -142,13 +143,13 @@ void SelfCheck::compare(const Graph &graph, const Tensor &output, const Bytes &c
         farthest = difference;
         place = i;
     }
-    const double allowed = Backend::tolerance(bundle_.self_check->tolerance);
+    const double allowed = backend_.tolerance(bundle_.self_check->tolerance);
     if (farthest / largest <= allowed) return;  // not where it is NaN
     std::string name = graph.name;
     std::replace(name.begin(), name.end(), '_', ' ');
     std::ostringstream message;
     message.imbue(std::locale::classic());
-    message << Backend::name() << ": self-check of the " << name << ": " << output.name
+    message << backend_.name() << ": self-check of the " << name << ": " << output.name
             << place_of(place, known.shape) << " is " << got[place] << " instead of "
             << expected[place] << " (allowed is a difference of " << allowed << " of the largest). "
             << kAdvice;

@@ -10,9 +10,9 @@ namespace dsd {
 
 class SelfCheck {
   public:
-    // Reads the file of a bundle that has one, and that outlives this. Throws dsd::Error, code
-    // bundle, where it does not fit the bundle's graphs.
-    explicit SelfCheck(const Bundle &bundle);
+    // Reads the file of a bundle that has one; bundle and backend outlive this. Throws dsd::Error,
+    // code bundle, where it does not fit the bundle's graphs.
+    SelfCheck(const Bundle &bundle, const Backend &backend);
 
     // Runs a graph's engine, an item at a time. Throws dsd::Error, code engine, with both numbers,
     // where it computes anything else than the PyTorch model did.
@@ -24,6 +24,7 @@ class SelfCheck {
     void compare(const Graph &graph, const Tensor &output, const Bytes &computed) const;
 
     const Bundle &bundle_;
+    const Backend &backend_;
     StoredTensors tensors_;
 };
 

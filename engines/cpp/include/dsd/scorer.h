@@ -46,7 +46,11 @@ typedef struct dsd_options {
     double memory_budget_mb; /* for activations; 0 is 1024; TensorRT's plans have their own */
     int no_self_check;       /* 0: graphs compute the items that the bundle has results of when they
                                 are opened. Otherwise damage that hashes do not show scores wrong
-                                numbers. Callers compiled before this field was there compile
+                                numbers. */
+    const char *device;      /* "cpu", "cuda" (CUDA device 0) or "cuda:N"; NULL is the CPU with ONNX
+                                Runtime, and with TensorRT the CUDA device that is current in the
+                                thread. One that cannot be used is DSD_ENGINE, never replaced by
+                                another. Callers compiled before this field was there compile
                                 again. */
 } dsd_options;
 

@@ -41,6 +41,10 @@ struct Options {
     int threads = 0;                 // of ONNX Runtime; 0 is one a physical core
     double memory_budget_mb = 1024;  // for activations; weights come on top; TensorRT's plans have
                                      // their own
+    // "cpu", "cuda" (CUDA device 0) or "cuda:N". Empty is the CPU with ONNX Runtime, and with
+    // TensorRT the CUDA device that is current in the thread that opens the scorer. A device that
+    // cannot be used is an error, never replaced by another one.
+    std::string device;
     // Whether graphs compute the items that the bundle has results of, when they are opened.
     // Without it, damage that hashes do not show scores wrong numbers.
     bool self_check = true;

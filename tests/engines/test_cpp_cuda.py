@@ -1,0 +1,360 @@
+"""The C++ scorer on ONNX Runtime's CUDA provider, or refused because something is missing.
+
+No GPU is needed but by the last test. `cpp_cuda` is a library in ONNX Runtime's place that has the
+CUDA provider: it records what is asked of it, and the real library computes on the CPU. That proves
+which options a session gets, and what is made of every answer; not that anything runs on a GPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import importlib.util
+import io
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cpp import FETCHED, ROOT, CppError, CppScorer, clip_bundle
+from PIL import Image
+from self_checked import add_self_check, known_tensors
+from test_cpp_image import clip_tokenizer, picture
+
+from dsd_trt import Bundle, Scorer, write_bundle
+
+pytest_plugins = ("cpp",)
+
+EMBEDDED = ROOT / "dsd_trt" / "data" / "shapes-bundle"
+NEEDED = FETCHED.parent / "needed" / "onnxruntime"
+TEXTS = ["a red circle", "A blue square, right of a star"]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def stand_in(cpp_build: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the library in ONNX Runtime's place; its symbol is VERS_9.9.9."""
+    folder, source = tmp_path_factory.mktemp("stand-in"), Path(__file__).parent / "cpp_cuda"
+    subprocess.run(
+        [
+            *("c++", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"),
+            *("-isystem", NEEDED / "include", source / "provider.cpp", "-ldl"),
+            *("-Wl,-soname,libonnxruntime.so.1", f"-Wl,--version-script={source / 'version.map'}"),
+            *("-o", folder / "libonnxruntime.so.1"),
+        ],
+        check=True,
+    )
+    return folder
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    return add_self_check(clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """An image and a file of texts."""
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), "utf-8")
+    Image.fromarray(picture(50, 90)).save(tmp_path / "image.png")
+    return [str(tmp_path / "image.png"), str(tmp_path / "texts.txt")]
+
+
+@pytest.fixture
+def run(cpp_build: Path, stand_in: Path, files: list[str]) -> Run:
+    """Scores the files on the stand-in; keywords say how that behaves."""
+
+    def score(*arguments: str | Path, **behaviour: str) -> subprocess.CompletedProcess[str]:
+        named = {f"STAND_IN_{name}": value for name, value in behaviour.items()}
+        return subprocess.run(
+            [cpp_build / "dsd-score", *arguments, *files],
+            env={
+                **os.environ,
+                "LD_LIBRARY_PATH": str(stand_in),
+                "STAND_IN_REAL": str(NEEDED / "lib" / "libonnxruntime.so"),
+                **named,
+            },
+            capture_output=True,
+            text=True,
+        )
+
+    return score
+
+
+def assert_scores_are_pythons(
+    done: subprocess.CompletedProcess[str], bundle: Path, files: list[str], within: float = 1e-5
+) -> None:
+    assert done.returncode == 0, done.stderr
+    got = [float(row["score"]) for row in csv.DictReader(io.StringIO(done.stdout))]
+    expected = Scorer.load(bundle, "onnxruntime", mode="pair").score(files[:1], TEXTS)
+    assert np.abs(np.array(got) - expected.scores[0]).max() < within
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Exit code 4, and one line on standard error with these parts in this order."""
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    places = [done.stderr.find(part) for part in parts]
+    assert min(places) >= 0, done.stderr
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_each_graph_is_asked_of_the_device(
+    device: str, run: Run, bundle: Bundle, files: list[str], tmp_path: Path
+) -> None:
+    done = run("--device", device, bundle.folder, LOG=str(tmp_path / "log"))
+    assert_scores_are_pythons(done, bundle.folder, files)
+    lines = (tmp_path / "log").read_text().splitlines()
+    number = device.removeprefix("cuda").removeprefix(":") or "0"
+    asked = (
+        "provider arena_extend_strategy=kSameAsRequested cudnn_conv_algo_search=HEURISTIC "
+        f"device_id={number} gpu_mem_limit="
+    )
+    tried, *sessions = [line for line in lines if line.startswith("provider")]
+    assert len(sessions) == 3
+    for line in (tried, *sessions):
+        assert line.startswith(asked)
+        assert line.endswith(" use_tf32=0")
+    for entry in ("use_device_allocator_for_initializers", "record_ep_graph_assignment_info"):
+        assert lines.count(f"config session.{entry}=1") == 3
+
+
+def limits(log: Path) -> set[int]:
+    """Bytes that the arenas of a run's sessions may take."""
+    _, *asked = [line for line in log.read_text().splitlines() if line.startswith("provider")]
+    return {int(line.split("gpu_mem_limit=")[1].split()[0]) for line in asked}
+
+
+def test_the_memory_budget_bounds_the_arena(run: Run, bundle: Bundle, tmp_path: Path) -> None:
+    """Half as much again, for gaps and workspaces; and never less than one item takes."""
+    for budget in ("1024", "4096", "1e-3"):
+        log = tmp_path / budget
+        options = ("--device", "cuda", "--memory-budget-mb", budget)
+        assert run(*options, bundle.folder, LOG=str(log)).returncode == 0
+    (usual,), (large,), (least,) = (limits(tmp_path / it) for it in ("1024", "4096", "1e-3"))
+    assert usual == pytest.approx(1.5 * 2**30, rel=1e-6)
+    assert large == pytest.approx(6 * 2**30, rel=1e-6)
+    side = (
+        bundle.manifest.preprocessing.resolution
+    )  # of an image, where the image encoder is widest
+    assert least >= 1.5 * 4 * 3 * side**2 * 128 - 200
+
+
+@pytest.mark.parametrize("options", [(), ("--device", "cpu"), ("--device", "")])
+def test_nothing_is_asked_of_cuda_unless_it_is_named(
+    options: tuple[str, ...], run: Run, bundle: Bundle, files: list[str], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    assert_scores_are_pythons(run(*options, bundle.folder, LOG=str(log)), bundle.folder, files)
+    assert log.read_text().splitlines() == ["config session.intra_op.allow_spinning=0"] * 3
+
+
+def test_shape_arithmetic_may_lie_on_the_cpu(run: Run, files: list[str]) -> None:
+    left = ",Shape,Slice,Concat,Gather,Unsqueeze,Cast,Reshape,"
+    done = run("--device", "cuda", EMBEDDED, LEFT=left)
+    assert_scores_are_pythons(done, EMBEDDED, files)
+
+
+def test_what_else_is_left_to_the_cpu_is_refused_and_named(run: Run) -> None:
+    model = onnx.load(EMBEDDED / "image_encoder.onnx", load_external_data=False)
+    products = sum(node.op_type == "MatMul" for node in model.graph.node)
+    done = run("--device", "cuda", EMBEDDED, LEFT=",Shape,Softmax,MatMul,")
+    assert_refused(
+        done, f"parts of {EMBEDDED}/image_encoder.onnx on the CPU: {products} MatMul, 1 Softmax"
+    )
+
+
+def test_a_session_wholly_on_the_cpu_is_refused(run: Run, bundle: Bundle) -> None:
+    done = run("--device", "cuda", bundle.folder, LEFT="all")
+    assert_refused(done, f"parts of {bundle.folder}/image_encoder.onnx on the CPU")
+
+
+SOURCE = (
+    "/src/core/session/provider_bridge_ort.cc:2043 Provider& Get() [ONNXRuntimeError] : 1 : FAIL"
+)
+LOADING = f"{SOURCE} : Failed to load library /lib/libonnxruntime_providers_cuda.so with error: "
+ABSENT = ": cannot open shared object file: No such file or directory"
+COUNTING = (
+    f"{SOURCE} : provider_options_utils.h:187 Parse Failed to parse provider option "
+    '"device_id": CUDA failure '
+)
+
+# What ONNX Runtime 1.31.1 says without the thing, and what the message is to say.
+MISSING = {
+    "driver": (LOADING + f"libcuda.so.1{ABSENT}\n", ("NVIDIA's driver is not installed",)),
+    "cuda": (
+        LOADING + f"libcublasLt.so.13{ABSENT}\n",
+        ("cannot be used: libcublasLt.so.13: ", "Install the version of CUDA", "LD_LIBRARY_PATH"),
+    ),
+    "cudnn": (LOADING + f"libcudnn.so.9{ABSENT}\n", ("libcudnn.so.9: ", "Install the cuDNN that")),
+    "provider": (
+        f"{SOURCE} : Failed to load library /lib/libonnxruntime_providers_shared.so with error: "
+        f"/lib/libonnxruntime_providers_shared.so{ABSENT}\n",
+        ("libonnxruntime_providers_cuda.so of ONNX Runtime 9.9.9 have to lie beside",),
+    ),
+    "newer driver": (
+        f"{COUNTING}35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1 ; x",
+        ("insufficient for CUDA runtime version. Install a newer NVIDIA driver",),
+    ),
+    "gpu": (
+        f"{COUNTING}100: no CUDA-capable device is detected ; GPU=-1 ; hostname=here ; file=x.cc",
+        ("CUDA failure 100: no CUDA-capable device is detected. This process sees no GPU",),
+    ),
+    "something else": (
+        f"{COUNTING}999: unknown error ; GPU=-1 ; hostname=here",
+        ("device cuda:1 cannot be used: CUDA failure 999: unknown error. nvidia-smi says",),
+    ),
+}
+
+
+@pytest.mark.parametrize("missing", MISSING)
+def test_what_is_missing_is_told_before_a_file_is_read(
+    missing: str, run: Run, tmp_path: Path
+) -> None:
+    said, parts = MISSING[missing]
+    done = run("--device", "cuda:1", tmp_path / "no bundle", REFUSES=said)
+    assert_refused(done, *parts)
+    assert ".cc" not in done.stderr
+
+
+def test_a_device_that_does_not_exist_is_told(run: Run, tmp_path: Path) -> None:
+    done = run("--device", "cuda:2", tmp_path / "no bundle")
+    assert_refused(done, "device cuda:2 cannot be used: Invalid device ID: 2, must be between 0")
+
+
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("Available memory of 12 is smaller than requested bytes of 4096", "memory_budget_mb"),
+        ("Failed to allocate memory for requested buffer of size 4096", "memory_budget_mb"),
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=here", "memory_budget_mb"),
+        ("cuDNN is required for operator Conv but was not found", "Install the cuDNN"),
+    ],
+)
+def test_a_run_that_fails_is_told(said: str, remedy: str, run: Run, bundle: Bundle) -> None:
+    done = run("--device", "cuda", bundle.folder, FAILS=said)
+    assert_refused(done, "ONNX Runtime failed: ", said.partition(" ; ")[0], remedy)
+
+
+@pytest.mark.parametrize(("off", "refused"), [(5e-3, False), (2e-2, True)])
+def test_a_gpu_may_differ_by_tf32s_digits(
+    off: float, refused: bool, run: Run, bundle: Bundle
+) -> None:
+    """A bundle in FP32 allows 2e-4, which still holds on the CPU."""
+    states = known_tensors(bundle)["text_encoder.text_states"]
+    states.flat[0] += off * np.abs(states).max()
+    add_self_check(bundle, {"text_encoder.text_states": states})
+    assert_refused(run(bundle.folder), "error: ONNX Runtime: self-check of the text encoder")
+    done = run("--device", "cuda:1", bundle.folder)
+    if refused:
+        assert_refused(done, "ONNX Runtime on CUDA device 1: self-check", "of 0.01 of the largest")
+    else:
+        assert done.returncode == 0
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_a_library_without_cuda_is_told(
+    device: str, cpp_library: ctypes.CDLL, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The CPU's library, which the C++ library is linked with, in the test's own process."""
+    with pytest.raises(CppError, match=r"was built without CUDA.*onnxruntime-gpu") as caught:
+        CppScorer(cpp_library, tmp_path / "no bundle", device=device)
+    assert caught.value.status == 4
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["CUDA", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:1 ", "cuda:1,2", "cuda:9999999999"],
+)
+def test_a_device_of_no_known_name_is_told(device: str, cpp_library: ctypes.CDLL) -> None:
+    with pytest.raises(CppError, match=f"no device named '{device.replace('+', '.')}'") as caught:
+        CppScorer(cpp_library, EMBEDDED, device=device)
+    assert caught.value.status == 1
+
+
+def test_the_cpu_may_be_named(cpp_library: ctypes.CDLL, bundle: Bundle) -> None:
+    images = [picture(50, 90)]
+    scores = []
+    for device in (None, "", "cpu"):
+        scorer = CppScorer(cpp_library, bundle.folder, device=device)
+        scores.append(scorer.score(images, TEXTS)[0])
+        scorer.close()
+    assert np.ptp(scores, axis=0).max() < 1e-6
+
+
+def test_a_refused_graph_is_told_once(run: Run, bundle: Bundle) -> None:
+    """ONNX Runtime throws its errors and prints them too, unless it is told not to."""
+    path = bundle.path("pair_scorer.onnx")
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "Nonsense"
+    onnx.save(model, path)
+    write_bundle(bundle.folder, bundle.manifest)
+    for options in ((), ("--device", "cuda")):
+        assert_refused(run(*options, bundle.folder), "ONNX Runtime refuses", "Nonsense")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--device",), ("--memory-budget-mb", "much"), ("--gpu", "1"), ("--memory-budget-mb", "")],
+)
+def test_options_of_the_example_that_it_does_not_know(options: tuple[str, ...], run: Run) -> None:
+    done = run(*options, EMBEDDED)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ") or "no device named" in done.stderr
+
+
+def test_the_example_in_c_takes_a_device(cpp_build: Path, files: list[str]) -> None:
+    command = [cpp_build / "dsd-score-c", EMBEDDED, files[0], TEXTS[0]]
+    usual, named, refused = (
+        subprocess.run([*command, *device], capture_output=True, text=True)
+        for device in ((), ("cpu",), ("cuda",))
+    )
+    assert usual.returncode == named.returncode == 0
+    assert np.allclose(*([float(it) for it in done.stdout.split()] for done in (usual, named)))
+    assert "was built without CUDA" in refused.stderr
+
+
+@pytest.fixture
+def gpu_library(tmp_path: Path) -> Path:
+    """A folder with the libraries of onnxruntime-gpu, laid out as its release is."""
+    spec = importlib.util.find_spec("onnxruntime")
+    capi = Path(str(spec.origin)).parent / "capi" if spec else Path("none")
+    if not (capi / "libonnxruntime_providers_cuda.so").exists():
+        pytest.skip("onnxruntime-gpu is not installed")
+    for library in capi.glob("libonnxruntime*"):
+        (tmp_path / library.name).symlink_to(library)
+        if library.name.startswith("libonnxruntime.so"):
+            (tmp_path / "libonnxruntime.so.1").symlink_to(library)
+    return tmp_path
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_scores_on_a_gpu_are_those_of_the_cpu(
+    precision: str,
+    gpu_library: Path,
+    cpp_build: Path,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = {"precision": precision}
+    made = clip_bundle(tmp_path / "made", clip_tokenizer(), monkeypatch, **kind)
+    parts = Path(str(importlib.util.find_spec("numpy").origin)).parents[1].glob("nvidia/*/lib")
+    found = os.pathsep.join([str(gpu_library), *map(str, parts)])
+    inherited = os.environ.get("LD_LIBRARY_PATH", "")
+    for folder in (made.folder, *([EMBEDDED] if precision == "fp32" else [])):
+        done = subprocess.run(
+            [cpp_build / "dsd-score", "--device", "cuda", folder, *files],
+            env={**os.environ, "LD_LIBRARY_PATH": f"{found}{os.pathsep}{inherited}"},
+            capture_output=True,
+            text=True,
+        )
+        assert_scores_are_pythons(done, folder, files, within=2e-3)
