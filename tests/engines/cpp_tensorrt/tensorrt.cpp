@@ -58,6 +58,30 @@ std::size_t bytes(ONNXTensorElementDataType type, const Dims &dims) {
     return count;
 }
 
+void compute(Model &model, const std::map<std::string, Dims> &shapes,
+             const std::vector<void *> &inputs, const std::vector<void *> &outputs) {
+    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    std::vector<const char *> names[2];
+    std::vector<Ort::Value> feeds;
+    for (const std::string &name : model.names) {
+        const Tensor &tensor = model.tensors.at(name);
+        const bool input = tensor.mode == TensorIOMode::kINPUT;
+        names[input ? 0 : 1].push_back(name.c_str());
+        if (!input) continue;
+        const Dims &dims = shapes.at(name);
+        feeds.push_back(Ort::Value::CreateTensor(
+            memory, inputs[feeds.size()], bytes(tensor.onnx_type, dims), dims.d,
+            static_cast<std::size_t>(dims.nbDims), tensor.onnx_type));
+    }
+    const auto results = model.session.Run(Ort::RunOptions{}, names[0].data(), feeds.data(),
+                                           feeds.size(), names[1].data(), names[1].size());
+    for (std::size_t i = 0; i < results.size(); ++i) {
+        const std::string name = names[1][i];
+        std::memcpy(outputs[i], results[i].GetTensorRawData(),
+                    bytes(model.tensors.at(name).onnx_type, shapes.at(name)));
+    }
+}
+
 class Context : public nvinfer1::IExecutionContext {
   public:
     Context(std::shared_ptr<Model> model, nvinfer1::ILogger &logger)
@@ -100,10 +124,14 @@ class Context : public nvinfer1::IExecutionContext {
             const bool input = tensor.mode == TensorIOMode::kINPUT;
             if (input && !shapes_.count(name)) return false;
             shapes[name] = getTensorShape(name.c_str());
-            if (!addresses_.count(name) ||
-                !stand_in_on_device(addresses_[name], bytes(tensor.onnx_type, shapes[name]))) {
-                return false;
-            }
+        }
+        std::vector<Range> ranges[2];  // of inputs and outputs, in the model's order
+        for (const std::string &name : model_->names) {
+            const Tensor &tensor = model_->tensors.at(name);
+            if (!addresses_.count(name)) return false;
+            const Range range{addresses_[name], bytes(tensor.onnx_type, shapes[name])};
+            if (!on_device(range)) return false;
+            ranges[tensor.mode == TensorIOMode::kINPUT ? 0 : 1].push_back(range);
         }
         const std::string fails = setting("STAND_IN_FAILS", "");
         if (fails == "at once") {
@@ -113,31 +141,12 @@ class Context : public nvinfer1::IExecutionContext {
         if (const std::string log = setting("STAND_IN_LOG", ""); !log.empty()) {
             std::ofstream(log, std::ios::app) << profile_ << ' ' << rows() << '\n';
         }
-        if (fails == "later") stream->add([=] { stream->failed = true; });
-        stream->add([model = model_, shapes, addresses = addresses_] {
-            const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
-            std::vector<const char *> names[2];
-            std::vector<Ort::Value> feeds;
-            for (const std::string &name : model->names) {
-                const Tensor &tensor = model->tensors.at(name);
-                const bool input = tensor.mode == TensorIOMode::kINPUT;
-                names[input ? 0 : 1].push_back(name.c_str());
-                if (!input) continue;
-                const Dims &dims = shapes.at(name);
-                feeds.push_back(Ort::Value::CreateTensor(
-                    memory, addresses.at(name), bytes(tensor.onnx_type, dims), dims.d,
-                    static_cast<std::size_t>(dims.nbDims), tensor.onnx_type));
-            }
-            const auto results =
-                model->session.Run(Ort::RunOptions{}, names[0].data(), feeds.data(), feeds.size(),
-                                   names[1].data(), names[1].size());
-            for (std::size_t i = 0; i < results.size(); ++i) {
-                const std::string name = names[1][i];
-                std::memcpy(addresses.at(name), results[i].GetTensorRawData(),
-                            bytes(model->tensors.at(name).onnx_type, shapes.at(name)));
-            }
-        });
-        return true;
+        if (fails == "later") fail_in(stream);
+        return add_to(stream, ranges[0], ranges[1],
+                      [model = model_, shapes](const std::vector<void *> &inputs,
+                                               const std::vector<void *> &outputs) {
+                          compute(*model, shapes, inputs, outputs);
+                      });
     }
 
   private:

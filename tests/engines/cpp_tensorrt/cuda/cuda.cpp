@@ -1,25 +1,37 @@
-// Stands in for the CUDA runtime: the GPU's memory is the host's, and its addresses are checked.
-
-#include <cuda_runtime_api.h>
+// Stands in for the CUDA runtime: the GPUs' memory is the host's, and its addresses are checked.
 
 #include <chrono>
 #include <cstring>
 #include <map>
 #include <mutex>
-#include <thread>
+#include <string>
 
-#include "stand_in.hpp"
+#include "stream.hpp"
 
 namespace {
 
 std::mutex mutex;
-std::map<const std::byte *, std::size_t> sizes;  // of what is allocated, by address
-std::size_t used = 0;
 
-// What is still in `sizes` is no leak to the sanitizers.
+struct Allocation {
+    std::size_t size;
+    int device;
+};
+std::map<const std::byte *, Allocation> allocated;  // by address
+std::map<int, std::size_t> used;                    // by device
+
+thread_local int current = 0;
+
+std::string setting(const char *name, const char *otherwise) {
+    const char *value = std::getenv(name);
+    return value ? value : otherwise;
+}
+
+int devices() { return std::stoi(setting("STAND_IN_DEVICES", "1")); }
+
+// What is still in `allocated` is no leak to the sanitizers.
 struct AllIsFreed {
     ~AllIsFreed() {
-        if (!sizes.empty()) std::abort();
+        if (!allocated.empty()) std::abort();
     }
 } all_is_freed;
 
@@ -27,13 +39,13 @@ struct AllIsFreed {
 
 extern "C" {
 
-bool stand_in_on_device(const void *start, std::size_t size) {
+bool stand_in_on_device(const void *start, std::size_t size, int device) {
     const std::lock_guard<std::mutex> lock(mutex);
     const auto *from = static_cast<const std::byte *>(start);
-    auto after = sizes.upper_bound(from);
-    if (after == sizes.begin()) return false;
-    const auto &[address, room] = *--after;
-    return from + size <= address + room;
+    auto after = allocated.upper_bound(from);
+    if (after == allocated.begin()) return false;
+    const auto &[address, found] = *--after;
+    return from + size <= address + found.size && found.device == device;
 }
 
 const char *cudaGetErrorString(cudaError_t error) {
@@ -43,37 +55,44 @@ const char *cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = std::stoi(setting("STAND_IN_DEVICES", "1"));
+    *count = devices();
     return *count ? cudaSuccess : cudaErrorNoDevice;
 }
 
 cudaError_t cudaGetDevice(int *device) {
-    *device = 0;
+    *device = current;
     return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int) {
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 6;
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= devices()) return cudaErrorInvalidDevice;
+    current = device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
+    // The second and further ones are of another kind.
+    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : device ? 9 : 6;
     return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void **memory, std::size_t size) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (used + size > std::stoull(setting("STAND_IN_MEMORY", "1000000000"))) {
+    if (used[current] + size > std::stoull(setting("STAND_IN_MEMORY", "1000000000"))) {
         return cudaErrorMemoryAllocation;
     }
     *memory = std::malloc(size);
-    sizes[static_cast<std::byte *>(*memory)] = size;
-    used += size;
+    allocated[static_cast<std::byte *>(*memory)] = {size, current};
+    used[current] += size;
     return cudaSuccess;
 }
 
 cudaError_t cudaFree(void *memory) {
     const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = sizes.find(static_cast<std::byte *>(memory));
-    if (found == sizes.end()) std::abort();
-    used -= found->second;
-    sizes.erase(found);
+    const auto found = allocated.find(static_cast<std::byte *>(memory));
+    if (found == allocated.end()) std::abort();
+    used[found->second.device] -= found->second.size;
+    allocated.erase(found);
     std::free(memory);
     return cudaSuccess;
 }
@@ -81,8 +100,8 @@ cudaError_t cudaFree(void *memory) {
 cudaError_t cudaMemcpyAsync(void *target, const void *source, std::size_t size,
                             enum cudaMemcpyKind kind, cudaStream_t stream) {
     const bool up = kind == cudaMemcpyHostToDevice;
-    if (!stand_in_on_device(up ? target : source, size) ||
-        stand_in_on_device(up ? source : target, 1)) {
+    if (!stand_in_on_device(up ? target : source, size, stream->device) ||
+        stand_in_on_device(up ? source : target, 1, stream->device)) {
         return cudaErrorInvalidValue;
     }
     stream->add([=] { std::memcpy(target, source, size); });
@@ -90,7 +109,7 @@ cudaError_t cudaMemcpyAsync(void *target, const void *source, std::size_t size,
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    *stream = new CUstream_st;
+    *stream = new CUstream_st{current};
     return cudaSuccess;
 }
 
