@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from bundles import give_form
 from cpp import FETCHED, ROOT, CppError, CppScorer, clip_bundle
 from PIL import Image
 from self_checked import add_self_check, known_tensors
@@ -173,6 +174,21 @@ def test_what_else_is_left_to_the_cpu_is_refused_and_named(run: Run) -> None:
 def test_a_session_wholly_on_the_cpu_is_refused(run: Run, bundle: Bundle) -> None:
     done = run("--device", "cuda", bundle.folder, LEFT="all")
     assert_refused(done, f"parts of {bundle.folder}/image_encoder.onnx on the CPU")
+
+
+def test_a_form_for_cuda_is_what_cuda_computes(run: Run, bundle: Bundle, files: list[str]) -> None:
+    """First it is the graph itself, then one with other scores, which the self-check sees."""
+    formed = give_form(bundle.folder)
+    assert_scores_are_pythons(run("--device", "cuda", bundle.folder), bundle.folder, files)
+    path = formed.path("pair_scorer.cuda.onnx")
+    model = onnx.load(path)
+    (last,) = (node for node in model.graph.node if "score" in node.output)
+    last.output[list(last.output).index("score")] = "half"
+    model.graph.node.append(onnx.helper.make_node("Add", ["half", "half"], ["score"]))
+    onnx.save(model, path)
+    write_bundle(bundle.folder, formed.manifest)
+    assert_scores_are_pythons(run(bundle.folder), bundle.folder, files)
+    assert_refused(run("--device", "cuda", bundle.folder), "self-check of the pair scorer: score")
 
 
 SOURCE = (

@@ -1,12 +1,16 @@
-"""The C++ scorer built for TensorRT, on a stand-in for TensorRT and the CUDA runtime.
+"""The C++ scorer built for TensorRT, on a stand-in for TensorRT.
 
-There is no GPU here, and no package has TensorRT's headers. `cpp_tensorrt` declares what the
-library calls as NVIDIA's headers do, and does the work in ONNX Runtime: a plan names an ONNX file,
-the GPU's memory is the host's. Addresses and sizes are checked, and work is done when somebody
-waits for it. This proves which calls are made, that data gets where it belongs, and that nothing
-leaks. It does not prove that anything runs on a GPU.
+No package has TensorRT's headers. `cpp_tensorrt` declares what the library calls as NVIDIA's
+headers do, and does the work in ONNX Runtime: a plan names an ONNX file. There are two builds:
 
-All of it runs under the sanitizers, which end a program with a status that nothing here expects.
+- With a stand-in for the CUDA runtime, which needs no GPU: its memory is the host's. Addresses and
+  sizes are checked, and work is done when somebody waits for it. The sanitizers end a program with
+  a status that nothing here expects. This proves which calls are made, that data gets where it
+  belongs, and that nothing leaks.
+- With NVIDIA's CUDA runtime, on a machine with a GPU: inputs and outputs are in its memory, and the
+  stand-in copies them to the host and back in the stream's order. This proves the calls of CUDA.
+
+Neither proves that TensorRT runs.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import numpy as np
 import onnx
 import pytest
 from cpp import FETCHED, ROOT, build, clip_bundle
+from cuda_runtime import compute_capability, find_cuda_runtime
 from PIL import Image
 from self_checked import add_self_check, known_tensors
 from test_cpp_image import clip_tokenizer, picture
@@ -46,27 +51,50 @@ USUAL = (Profile(1, 8, 32),)
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="module")
-def folder() -> Path:
-    """The library, built for the stand-in."""
-    stand_in = ROOT / "engines" / "cpp" / "build" / "stand-in"
-    onnxruntime = FETCHED.parent / "needed" / "onnxruntime"
-    options = (
-        f"-DDSD_ENGINE=tensorrt -DTENSORRT_ROOT={stand_in} -DCUDAToolkit_ROOT={stand_in} "
-        "-DDSD_SANITIZE=ON -DCMAKE_BUILD_TYPE=Debug"
-    )
+STAND_IN = ROOT / "engines" / "cpp" / "build" / "stand-in"
+
+
+def built(runtime: str) -> Path:
+    """The library, built for a CUDA runtime: the stand-in, or NVIDIA's; skips where that is not."""
+    target, stand_in = "build/tensorrt", STAND_IN
+    tested = [f"-DONNXRUNTIME_ROOT={FETCHED.parent / 'needed' / 'onnxruntime'}"]
+    library = f"-DCUDAToolkit_ROOT={stand_in} -DDSD_SANITIZE=ON"
+    if runtime == "nvidia":
+        if (found := find_cuda_runtime()) is None:
+            pytest.skip("NVIDIA's CUDA runtime is not here: pip has it with nvidia-cuda-crt")
+        target, stand_in = "build/tensorrt-nvidia", STAND_IN.with_name("stand-in-nvidia")
+        named = [f"-DCUDA_INCLUDE={found.include}", f"-DCUDA_LIBRARY={found.library}"]
+        tested += named
+        library = " ".join(named)  # CUDA and AddressSanitizer want the same addresses
+    options = f"-DDSD_ENGINE=tensorrt -DTENSORRT_ROOT={stand_in} {library} -DCMAKE_BUILD_TYPE=Debug"
     return build(
-        "build/tensorrt",
+        target,
         f"CMAKE_ARGS={options}",
         first=(
             ("make", str(FETCHED.relative_to(ROOT))),
-            (
-                *("cmake", "-S", "tests/engines/cpp_tensorrt", "-B", str(stand_in)),
-                f"-DONNXRUNTIME_ROOT={onnxruntime}",
-            ),
+            ("cmake", "-S", "tests/engines/cpp_tensorrt", "-B", str(stand_in), *tested),
             ("cmake", "--build", str(stand_in)),
         ),
     )
+
+
+@pytest.fixture(scope="module", params=["stand-in", pytest.param("nvidia", marks=pytest.mark.gpu)])
+def runtime(request: pytest.FixtureRequest) -> str:
+    """Which CUDA runtime there is."""
+    name: str = request.param
+    if name == "nvidia" and compute_capability() is None:
+        pytest.skip("there is no GPU")
+    return name
+
+
+# For what only the stand-in can be told to do.
+on_the_stand_in = pytest.mark.parametrize("runtime", ["stand-in"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def folder(runtime: str) -> Path:
+    """Where the library is that was built for the runtime."""
+    return built(runtime)
 
 
 @pytest.fixture
@@ -84,9 +112,9 @@ def files(tmp_path: Path) -> list[str]:
 def run(folder: Path, files: list[str]) -> Run:
     """Scores the files with a bundle; keywords say how the stand-in behaves."""
 
-    def score(bundle: Path, **stand_in: str) -> subprocess.CompletedProcess[str]:
+    def score(bundle: Path, *options: str, **stand_in: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(folder / "dsd-score"), str(bundle), *files],
+            [str(folder / "dsd-score"), *options, str(bundle), *files],
             env={**os.environ, **{f"STAND_IN_{name}": it for name, it in stand_in.items()}},
             capture_output=True,
             text=True,
@@ -110,6 +138,7 @@ def add_plan(
     *,
     runs: Path | None = None,
     content: bytes = b"",
+    capabilities: tuple[str, ...] = (),
 ) -> None:
     """Write a plan for the stand-in, as `dsd-trt build` writes TensorRT's.
 
@@ -119,22 +148,25 @@ def add_plan(
         profiles: batch sizes it takes.
         runs: which ONNX file; the graph's own file where nothing is said.
         content: of the plan, where it is to be no plan.
+        capabilities: of the GPUs it is for; else that of the first GPU, which the stand-in has too.
     """
     sizes = "\n".join(f"{it.min} {it.opt} {it.max}" for it in profiles)
     path = runs or bundle.path(bundle.manifest.graphs[graph].file)
     view = memoryview(content or f"stand-in\n{path}\n{sizes}\n".encode())
-    capabilities = ("8.0", "8.6")
+    capabilities = capabilities or ("8.0", "8.6", *filter(None, [compute_capability()]))
     sidecar = Sidecar.of(
         view, bundle.manifest, graph, "tensorrt", "10.13.3.9", capabilities, profiles
     )
     write_plan(bundle.folder, view, sidecar)
 
 
-def add_plans(bundle: Bundle, profiles: tuple[Profile, ...] = USUAL) -> None:
+def add_plans(
+    bundle: Bundle, profiles: tuple[Profile, ...] = USUAL, capabilities: tuple[str, ...] = ()
+) -> None:
     """Write a plan for every graph."""
-    add_plan(bundle, "image_encoder")
-    add_plan(bundle, "text_encoder")
-    add_plan(bundle, PAIR, profiles)
+    for graph in ("image_encoder", "text_encoder"):
+        add_plan(bundle, graph, capabilities=capabilities)
+    add_plan(bundle, PAIR, profiles, capabilities=capabilities)
 
 
 def assert_scores_are_pythons(
@@ -213,23 +245,79 @@ def test_of_several_plans_the_one_for_the_largest_batches_is_taken(
     assert (tmp_path / "log").read_text().splitlines() == ["0 3", "0 3", "0 27"]
 
 
-def test_threads_share_a_scorer(
-    small: Bundle, folder: Path, files: list[str], tmp_path: Path
-) -> None:
-    program = tmp_path / "threads"
+@pytest.fixture(scope="module")
+def threads(runtime: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program whose threads share a scorer; it also looks at which device is current."""
+    program = tmp_path_factory.mktemp("threads") / "threads"
+    found = find_cuda_runtime() if runtime == "nvidia" else None
+    include = found.include if found else STAND_IN / "include"
+    library = found.library if found else STAND_IN / "lib" / "libcudart.so"
     subprocess.run(
         [
-            *("c++", "-std=c++17", "-fsanitize=address,undefined", "-pthread"),
+            *("c++", "-std=c++17", "-pthread", "-isystem", include),
+            *([] if found else ["-fsanitize=address,undefined"]),
             *("-I", ROOT / "engines" / "cpp" / "include"),
             *(ROOT / "tests" / "engines" / "cpp_tensorrt" / "threads.cpp", folder / "libdsd.so"),
-            *(f"-Wl,-rpath,{folder}", "-o", program),
+            *(library, f"-Wl,-rpath,{folder}:{library.parent}", "-o", program),
         ],
         check=True,
     )
+    return program
+
+
+def test_threads_share_a_scorer(small: Bundle, threads: Path, files: list[str]) -> None:
     done = subprocess.run(
-        [program, small.folder, files[0]], capture_output=True, text=True, check=True
+        [threads, small.folder, files[0], ""], capture_output=True, text=True, check=True
     )
     assert done.stdout == "equal\n"
+
+
+@on_the_stand_in
+def test_threads_share_a_scorer_on_another_device(
+    small: Bundle, threads: Path, files: list[str]
+) -> None:
+    """The first device is current in all of them, before, after, and in between."""
+    add_plans(small, capabilities=("8.9",))
+    done = subprocess.run(
+        [threads, small.folder, files[0], "cuda:1"],
+        env={**os.environ, "STAND_IN_DEVICES": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("equal\n", "")
+
+
+@on_the_stand_in
+def test_a_scorer_is_opened_on_the_device_that_is_named(
+    small: Bundle, run: Run, files: list[str]
+) -> None:
+    """The second device is of compute capability 8.9, the first of 8.6."""
+    refused = run(small.folder, "--device", "cuda:1", DEVICES="2")
+    assert refused.returncode == 4
+    assert "other compute capabilities, this one has 8.9" in refused.stderr
+    shutil.rmtree(small.folder / "engines")
+    add_plans(small, capabilities=("8.9",))
+    done = run(small.folder, "--device", "cuda:1", DEVICES="2")
+    assert_scores_are_pythons(done, small.folder, files)
+    assert run(small.folder, "--device", "cuda", DEVICES="2").returncode == 4
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:99", "there is no device cuda:99: this process sees "),
+        (
+            "cpu",
+            "this library was built for TensorRT, which needs a GPU. For the device cpu, build",
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_told(
+    device: str, message: str, run: Run, tmp_path: Path
+) -> None:
+    done = run(tmp_path / "no bundle", "--device", device)
+    assert message in done.stderr
+    assert done.returncode == 4
 
 
 def change(plan: Plan, **fields: Any) -> None:
@@ -257,7 +345,7 @@ DAMAGES: dict[str, tuple[Callable[[Bundle, Plan], Any], str]] = {
     ),
     "gpu": (
         lambda small, plan: change(plan, compute_capabilities=["8.9"]),
-        "other compute capabilities, this one has 8.6",
+        f"other compute capabilities, this one has {compute_capability() or 8.6}",
     ),
     "export": (
         lambda small, plan: change(plan, graph_hash="0" * 64),
@@ -331,18 +419,32 @@ def test_a_plan_that_does_not_fit_is_refused(damage: str, small: Bundle, run: Ru
     assert done.returncode == 4
 
 
+@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU")
+def test_nvidias_runtime_without_a_driver_is_told(tmp_path: Path) -> None:
+    scorer = built("nvidia") / "dsd-score"
+    done = subprocess.run(
+        [scorer, tmp_path / "no bundle", tmp_path, tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: no CUDA device: ")
+    assert "Install NVIDIA's driver" in done.stderr
+
+
+@on_the_stand_in
 def test_without_a_gpu_nothing_else_is_looked_at(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path / "no bundle", DEVICES="0")
     assert "no CUDA device: no device. Install NVIDIA's driver" in done.stderr
     assert done.returncode == 4
 
 
+@on_the_stand_in
 def test_a_full_gpu_is_told(small: Bundle, run: Run) -> None:
     done = run(small.folder, MEMORY="9000")
     assert "cudaMalloc failed: out of memory. Free memory of the GPU, or build" in done.stderr
     assert done.returncode == 4
 
 
+@on_the_stand_in
 @pytest.mark.parametrize(
     ("when", "message"),
     [

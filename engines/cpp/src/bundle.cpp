@@ -4,6 +4,7 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <map>
 #include <optional>
 #include <set>
 
@@ -401,9 +402,11 @@ std::optional<Graph> read_matrix(const Json &matrix, Fields &graphs, const fs::p
     return read_graph(graphs, "matrix_scorer", folder, files, weights);
 }
 
-// Forms for ONNX Runtime on CUDA are verified as all else, and not used here.
-void read_cuda_form(const Json &json, const Json &graphs, const fs::path &folder,
-                    const Hashes &files, const std::vector<std::string> &weights) {
+// Forms for ONNX Runtime on CUDA, by the name of their graph.
+std::map<std::string, fs::path> read_cuda_form(const Json &json, const Json &graphs,
+                                               const fs::path &folder, const Hashes &files,
+                                               const std::vector<std::string> &weights) {
+    std::map<std::string, fs::path> found;
     Fields form(json, "cuda_form");
     for (const auto &item : json.items()) {
         const std::string &name = item.key();
@@ -411,7 +414,9 @@ void read_cuda_form(const Json &json, const Json &graphs, const fs::path &folder
         const std::string file = form.text(name);
         require_listed(files, form.at(name), file);
         check_weights(folder, file, form.at(name), weights);
+        found[name] = folder / file;
     }
+    return found;
 }
 
 Bundle read_manifest(const Json &json, const fs::path &folder) {
@@ -470,7 +475,10 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     const auto matrix_scorer = read_matrix(manifest["matrix"], graphs, folder, files, weights);
     graphs.nothing_else();
     if (manifest.has("cuda_form")) {
-        read_cuda_form(manifest["cuda_form"], json["graphs"], folder, files, weights);
+        auto forms = read_cuda_form(manifest["cuda_form"], json["graphs"], folder, files, weights);
+        for (Graph *graph : {&bundle.image_encoder, &bundle.text_encoder, &bundle.pair_scorer}) {
+            graph->cuda_form = forms[graph->name];
+        }
     }
     constexpr const char *kPrecisions[] = {"fp32", "fp16"};
     check_contract(bundle, matrix_scorer, manifest.choice("precision", kPrecisions) == 1);

@@ -27,6 +27,7 @@ std::string describe(const Tensor &tensor);
 struct Graph {
     std::string name;
     std::filesystem::path path;
+    std::filesystem::path cuda_form;             // the same graph for ONNX Runtime on CUDA, or none
     std::string hash;                            // of all that a plan of it is compiled from
     std::vector<std::filesystem::path> weights;  // of all graphs; some engines take no links
     std::vector<Tensor> inputs, outputs;

@@ -195,7 +195,7 @@ std::string Backend::name() const {
 }
 
 // Activations are the plans' own affair, and so is which batches are run at once.
-BatchSizes Backend::batch_sizes(const Bundle &, double) { return {32, 256, 256}; }
+BatchSizes Backend::batch_sizes(const Bundle &, double) { return {32, 256, 256, 0}; }
 
 double Backend::tolerance(double tolerance) const noexcept {
     return std::max(tolerance, kGpuTolerance);
