@@ -56,6 +56,23 @@ dynamic_batching { max_queue_delay_microseconds: $delay }
 
 _CACHE = "response_cache { enable: true }\n"
 
+# For instances on GPUs; on the CPU, Triton's backend passes it over. FP32 keeps all of its digits.
+# The other settings have to be parameters: the backend (of 2026-06) overwrites the accelerator's
+# with its defaults where a configuration has any parameter. These are to try every algorithm of a
+# convolution whenever a batch has a new size, and to double the memory at every growth. Weights are
+# left out of the memory that grows.
+_CUDA = """\
+optimization { execution_accelerators { gpu_execution_accelerator [ {
+  name: "cuda"
+  parameters { key: "use_tf32" value: "0" }
+} ] } }
+"""
+_CUDA_PARAMETERS = {
+    "cudnn_conv_algo_search": 1,  # HEURISTIC
+    "arena_extend_strategy": 1,  # kSameAsRequested
+    "session.use_device_allocator_for_initializers": 1,
+}
+
 # dsd_score runs no graph, so it belongs on the CPU. Each instance answers one request at a time.
 _SCORE_INSTANCES = "instance_group [ { count: 4 kind: KIND_CPU } ]\n"
 
@@ -106,8 +123,9 @@ def model_of(graph: str) -> str:
 
 
 def onnxruntime(graph: Graph) -> str:
-    """Backend lines of a model that Triton's ONNX Runtime backend runs."""
-    return f'backend: "onnxruntime"\ndefault_model_filename: "{graph.file}"'
+    """Backend lines of a model that Triton's ONNX Runtime backend runs, on CPUs and GPUs."""
+    named = f'backend: "onnxruntime"\ndefault_model_filename: "{graph.file}"\n'
+    return named + _CUDA + _parameters(_CUDA_PARAMETERS)
 
 
 def tensorrt(plans: Mapping[str, str]) -> str:

@@ -124,6 +124,37 @@ def test_configurations_say_what_the_graphs_take_and_give(precision: Any, tmp_pa
             assert shapes == signature(found)
 
 
+@pytest.mark.parametrize("mode", ["pair", "matrix"])
+def test_graphs_are_told_how_to_run_on_gpus(mode: Any, tmp_path: Path) -> None:
+    """With keys and values as the README of Triton's ONNX Runtime backend has them.
+
+    It has three of them under "deprecated". Its code overwrites what the accelerator says of these.
+    """
+    made = make_bundle(tmp_path / "bundle", matrix=True)
+    written = write_repository(made, tmp_path / "models", mode=mode)
+    graphs = [path.parents[1].name for path in written.folder.rglob("*.onnx")]
+    assert len(graphs) == 3
+    for name in graphs:
+        config = read(written.folder, name)
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert accelerator.name == "cuda"
+        assert dict(accelerator.parameters) == {"use_tf32": "0"}
+        assert not config.optimization.execution_accelerators.cpu_execution_accelerator
+        assert {key: it.string_value for key, it in config.parameters.items()} == {
+            "cudnn_conv_algo_search": "1",
+            "arena_extend_strategy": "1",
+            "session.use_device_allocator_for_initializers": "1",
+        }
+
+
+def test_only_the_onnxruntime_backend_is_told_how(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    written = write_repository(made, tmp_path / "models", "python")
+    for path in written.folder.rglob("config.pbtxt"):
+        assert "cuda" not in path.read_text()
+        assert "cudnn" not in path.read_text()
+
+
 def test_plans_are_named_by_compute_capability(tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "bundle")
     add_plans(made, "8.6", Profile(1, 8, 32))

@@ -27,10 +27,10 @@ std::string describe(const Tensor &tensor);
 struct Graph {
     std::string name;
     std::filesystem::path path;
-    std::filesystem::path cuda_form;             // the same graph for ONNX Runtime on CUDA, or none
     std::string hash;                            // of all that a plan of it is compiled from
     std::vector<std::filesystem::path> weights;  // of all graphs; some engines take no links
     std::vector<Tensor> inputs, outputs;
+    std::filesystem::path cuda_form{};  // the same graph for ONNX Runtime on CUDA, or none
 };
 
 // Inputs of the graphs, and what the PyTorch model computed of them.
