@@ -236,7 +236,8 @@ def test_gathered_rows_equal_whole_arrays(ort: FakeOrt, matrix: Bundle) -> None:
     whole = feeds(engine, 6)
     for places in ([0], [5, 4, 3], [1, 2, 3, 0, 0, 5], list(range(6)), [2] * 5):
         at = np.array(places)
-        got = engine.run({name: Rows(values, at) for name, values in whole.items()})
+        rows: dict[str, Any] = {name: Rows(values, at) for name, values in whole.items()}
+        got = engine.run(rows)
         expected = engine.run({name: values[at] for name, values in whole.items()})
         for name in expected:
             np.testing.assert_array_equal(got[name], expected[name])
@@ -264,7 +265,8 @@ def test_everything_is_freed(
     engine = opened(matrix)
     engine.run(feeds(engine, 3))
     whole = feeds(engine, 3)
-    engine.run({name: Rows(values, np.arange(3)) for name, values in whole.items()})
+    rows: dict[str, Any] = {name: Rows(values, np.arange(3)) for name, values in whole.items()}
+    engine.run(rows)
     if ending == "failed":
 
         def fail(*_: Any) -> None:
@@ -287,7 +289,9 @@ def test_the_callers_device_stays(ort: FakeOrt, cuda: FakeCuda, matrix: Bundle) 
     with open_scorer(ort, matrix, device=1) as scorer:
         scorer.score(images(1), TEXTS)
         assert cuda.cudaGetDevice()[1] == 0
-        assert scorer._pipeline._engines["pair_scorer"]._on_worker(cuda.cudaGetDevice)[1] == 1
+        engine = scorer._pipeline._engines["pair_scorer"]
+        assert isinstance(engine, CudaEngine)
+        assert engine._on_worker(cuda.cudaGetDevice)[1] == 1
 
 
 # Budgets
