@@ -15,7 +15,7 @@ SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 	\( -name '*.[ch]' -o -name '*.[ch]pp' \) -print)
 
-.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-gpu lint bench bench-against cpp clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-gpu gpu-offline lint bench bench-against cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt

@@ -31,6 +31,8 @@ FOREIGN = {
     "--local-dir",  # hf download
     "--bits",  # benchmarks/measure_matching.py
     *("--engines", "--json", "--starts"),  # benchmarks/against.py
+    *("--transfer", "--alone", "--python", "--capability", "--cuda", "--only", "--also"),  # pack.py
+    *("--within", "--dry-run"),  # tools/gpu_offline/run_stages.py
 }
 
 document = pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)

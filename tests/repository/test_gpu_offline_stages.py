@@ -1,0 +1,279 @@
+"""tools/gpu_offline: stages keep to their time and cost each other nothing; their report."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "gpu_offline"))
+
+import pack
+import report
+import run_stages
+from pieces import Kit, Piece
+from run_stages import Result, Runner, resolve, verdict
+from stages import BY_NAME, ORT, ROOT, RTX, SITE, STAGES, TOOLS, Stage
+
+from dsd_trt.commands.main import cli
+
+
+def made_up(*arrivals: Sequence[str]) -> Kit:
+    """A kit whose archives are whole after these transfers."""
+    archives = {
+        name: (Piece(f"{name}.000", 1, "", number),)
+        for number, names in enumerate(arrivals, 1)
+        for name in names
+    }
+    return Kit("3.12", "9.0", archives)
+
+
+def test_each_stage_runs_once_and_when_its_archives_are_there() -> None:
+    planned = list(pack.plan(made_up([SITE], [], [ORT], [RTX])))
+    names = [[stage.name for stage in ready] for _, ready, _ in planned]
+    assert names[0] == ["facts", "export", "test-gpu"]
+    assert names[2] == ["check-demonstration", "check-matrix", "check-sd21"]
+    assert names[3] == ["rtx"]
+    assert [name for ready in names for name in ready] == [
+        stage.name for stage in STAGES if not stage.optional
+    ]
+    for _, ready, seconds in planned:
+        assert seconds >= sum(stage.limit for stage in ready if not stage.background)
+
+
+def test_a_prepared_run_takes_ten_minutes_at_most() -> None:
+    limits = [it.limit for it in STAGES if not it.optional and not it.background]
+    assert sum(limits) <= 600
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_commands_of_stages_exist_and_take_their_options(stage: Stage, tmp_path: Path) -> None:
+    folders = {"kit": tmp_path, "out": tmp_path, "root": ROOT, "tools": TOOLS}
+    for command in stage.commands:
+        words = [resolve(word, folders) for word in command]
+        if words[:2] == ["-m", "dsd_trt"]:
+            found = cli.get_command(click.Context(cli), words[2])
+            assert found
+            for word in words[3:]:  # folders that an earlier stage makes
+                if word.startswith(str(tmp_path)):
+                    Path(word).mkdir(parents=True, exist_ok=True)
+            found.make_context(words[2], words[3:])
+        elif words[0] != "-m":
+            assert Path(words[0]).is_file()
+        for word in words:
+            if word.startswith(("dsd_trt/", "tests/")):
+                assert (ROOT / word).exists(), word
+    assert stage.after is None or (BY_NAME[stage.after].background and SITE in stage.needs)
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    return Runner(tmp_path / "kit", tmp_path / "out")
+
+
+def python(name: str, code: str, limit: int = 60, **fields: object) -> Stage:
+    return Stage(name, "", limit, (("-c", code),), **fields)  # type: ignore[arg-type]
+
+
+def alive(number: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_a_stage_that_is_late_is_stopped_with_its_children(runner: Runner) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print('child', child.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    began = time.monotonic()
+    result = runner.run(python("slow", code, limit=2), 60)
+    assert (result.status, result.exit_code) == ("late", None)
+    assert 2 <= result.seconds <= time.monotonic() - began < 20
+    child = int(result.message.split()[1])
+    deadline = time.monotonic() + 5
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+def test_the_time_that_is_left_limits_a_stage(runner: Runner) -> None:
+    assert runner.run(python("slow", "import time; time.sleep(60)"), 0.5).status == "late"
+
+
+def test_a_stage_that_fails_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = (
+        python("bad", "print('why'); raise SystemExit(3)"),
+        python("waits", "", needs=(ORT,)),
+        Stage("two", "", 60, (("-c", "raise SystemExit(1)"), ("-c", "open('x', 'w')"))),
+        python("good", "import sys; open(sys.argv[1], 'w').write('{\"a\": 1}')"),
+    )
+    made = (*made[:3], replace(made[3], commands=((*made[3].commands[0], "{out}/good.json"),)))
+    monkeypatch.setattr(run_stages, "STAGES", made)
+    monkeypatch.setattr(run_stages, "BY_NAME", {stage.name: stage for stage in made})
+    folders = ["--kit", str(tmp_path / "kit"), "--out", str(tmp_path / "out")]
+    assert run_stages.main(folders) == 1
+    assert capsys.readouterr().err.splitlines() == ["bad: failed", "waits: skipped", "two: failed"]
+    found = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    ended = {name: (it["status"], it["exit_code"]) for name, it in found["stages"].items()}
+    assert ended == {
+        "bad": ("failed", 3),
+        "waits": ("skipped", None),
+        "two": ("failed", 1),
+        "good": ("done", 0),
+    }
+    assert found["stages"]["bad"]["message"] == "why"
+    assert found["stages"]["waits"]["message"] == "ort has not been unpacked"
+    assert found["reports"] == {"good": {"a": 1}}
+    assert not (ROOT / "x").exists()
+    # A second call adds to what the first one found.
+    assert run_stages.main([*folders, "good"]) == 0
+    assert json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["stages"].keys() == (
+        found["stages"].keys()
+    )
+    assert (tmp_path / "out" / "results.tgz").stat().st_size
+    assert run_stages.main([*folders, "bad", "good", "--within", "0"]) == 1
+    assert "no time is left" in capsys.readouterr().out
+
+
+def test_a_stage_waits_for_the_one_in_the_background(runner: Runner, tmp_path: Path) -> None:
+    def end(status: str) -> None:
+        (runner.results / "export.log").touch()
+        ended = json.dumps({"stage": "export", "status": status, "seconds": 1.0})
+        (runner.kit / "export.json").write_text(ended)
+
+    stage = python("after", "print('ran')", after="export")
+    assert runner.run(stage, 60).message == "export has not been started"
+    (runner.results / "export.log").touch()
+    late = runner.run(stage, 0.3)
+    assert (late.status, late.message.split(" after ")[0]) == ("skipped", "export has not ended")
+    end("failed")
+    assert runner.run(stage, 60).message == "export failed: see export.log"
+    end("done")
+    assert runner.run(stage, 60).message == "ran"
+
+
+def test_a_background_stage_outlasts_its_call(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.nice", lambda by: None)
+    runner.background(python("export", "raise SystemExit(2)"))
+    ended = Result(**json.loads((runner.kit / "export.json").read_text("utf-8")))
+    assert (ended.stage, ended.status, ended.exit_code) == ("export", "failed", 2)
+
+
+def test_packages_of_the_kit_come_first_and_in_order(runner: Runner) -> None:
+    for name in (ORT, SITE):
+        (runner.kit / name).mkdir()
+        (runner.kit / name / "which_is_found.py").write_text(f"name = {name!r}")
+    (runner.kit / SITE / "json.py").write_text("raise ImportError")
+    code = "import which_is_found, dsd_trt; print(which_is_found.name, dsd_trt.__file__)"
+    found = runner.run(python("order", code, first=(ORT, SITE)), 60)
+    assert found.message == f"ort {ROOT / 'dsd_trt' / '__init__.py'}"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "gets_there"),
+    [
+        ("failed", "Error: no CUDA device: cudaErrorInsufficientDriver. Install NVIDIA's", True),
+        ("failed", "AssertionError: these tests need a GPU, and a PyTorch built for it", True),
+        ("failed", "ModuleNotFoundError: No module named 'diffusers'", False),
+        ("failed", "Error: No such option: --model", False),
+        ("late", "no CUDA device", False),
+        ("skipped", "ort has not been unpacked", False),
+        ("done", "", False),
+    ],
+)
+def test_a_dry_run_expects_the_missing_driver_and_nothing_else(
+    status: str, message: str, gets_there: bool
+) -> None:
+    stage = BY_NAME["check-demonstration"]
+    assert (verdict(stage, Result(stage.name, status, 1.0, 4, message)) is None) == gets_there
+
+
+# Report
+
+
+@pytest.fixture
+def results() -> dict[str, object]:
+    facts = {
+        "when": "2026-12-01T10:00+00:00",
+        "python": "3.12.3",
+        "nvidia_smi": {"name": "Card 1", "driver_version": "580.1"},
+        "versions": {"torch": "2.11.0", "diffusers": "0.42.1", "ijson": None},
+        "missing": ["ijson"],
+        "gpu": {
+            "name": "Card 1",
+            "compute_capability": "9.0",
+            "cuda_of_torch": "13.0",
+            "memory_gib": 139.8,
+            "multiprocessors": 132,
+            "copy_tb_s": 4.291,
+            "fp16_product_tflops": 788.4,
+        },
+    }
+    stages = {
+        "facts": {"stage": "facts", "status": "done", "seconds": 9.6, "message": "{}"},
+        "rtx": {"stage": "rtx", "status": "failed", "seconds": 3.0, "message": "a\nb | `c`\n"},
+    }
+    rtx = {"version": "1.6.1", "compute_capability": "9.0", "listed": False, "error": "refused"}
+    return {
+        "when": "2026-12-01T10:09+00:00",
+        "stages": stages,
+        "reports": {"facts": facts, "rtx": rtx},
+        "tables": {
+            "check-demonstration": "# GPU check\n\nshapes\n\n| a | b |\n|---|---:|\n| c | 1 |\n"
+        },
+    }
+
+
+def test_the_report_states_machine_stages_and_checks(results: dict[str, object]) -> None:
+    lines = report.report(results).splitlines()
+    assert lines[2] == (
+        "Card 1, compute capability 9.0, driver 580.1, CUDA 13.0, Python 3.12.3, torch 2.11.0, "
+        "diffusers 0.42.1; 2026-12-01T10:00+00:00."
+    )
+    for line in (
+        "Packages that were missing: ijson.",
+        "| copy on the GPU, read and written | 4.29 TB/s |",
+        "| one large FP16 product | 788 TFLOP/s |",
+        "| facts | done | 10 |  |",
+        "| rtx | failed | 3 | `b / 'c'` |",
+        "**TensorRT-RTX, rtx.** Version 1.6.1 on compute capability 9.0, which it does not list: "
+        "no plan was built: refused",
+        "### check-demonstration",
+        "| c | 1 |",
+    ):
+        assert line in lines
+    assert not any(line.startswith("# ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"build": "1", "opened": False, "messages": ["E"]}, "could not be opened: E"),
+        ({"build": "1", "opened": True, "error": "E"}, "its check failed: E"),
+        ({"build": "1", "opened": True, "checked": True}, "built, opened and checked"),
+    ],
+)
+def test_the_report_states_how_far_tensorrt_rtx_got(found: dict[str, object], said: str) -> None:
+    assert said in report.rtx(found)
+
+
+def test_a_run_that_reached_nothing_has_a_report() -> None:
+    assert report.report({}).startswith("## Results\n\nno GPU; ?.\n")
+    cut_short = {"reports": {"facts": None}, "stages": {}, "tables": {}}
+    assert "| stage | ended | seconds | last line |" in report.report(cut_short)

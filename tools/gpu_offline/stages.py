@@ -1,0 +1,128 @@
+"""Stages of a run on the GPU machine: what each one runs, needs and may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SITE, ORT, RTX = "site", "ort", "rtx"
+"""Archives: Python packages the machine lacks, ONNX Runtime with CUDA, TensorRT-RTX."""
+
+ABSENT = r"no CUDA device|no CUDA driver|NVIDIA'?s? driver|these tests need a GPU"
+"""Messages of the project where the driver is missing, as a regular expression."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: name on the command line and of the results.
+        about: what it finds out.
+        limit: seconds after which it is stopped.
+        commands: argument lists of Python, run in turn until one fails. `{kit}`, `{out}`, `{root}`
+            and `{tools}` are folders: the kit, its results, the clone, and this file's.
+        needs: archives that must be unpacked.
+        first: archives whose packages are found before the machine's own, in this order.
+        after: stage whose results it needs; it waits for that stage within its own limit.
+        background: whether the call goes on at once, and may end before the stage.
+        gpu: whether it needs a GPU.
+        optional: whether it is left out unless named.
+    """
+
+    name: str
+    about: str
+    limit: int
+    commands: tuple[tuple[str, ...], ...]
+    needs: tuple[str, ...] = ()
+    first: tuple[str, ...] = (SITE,)
+    after: str | None = None
+    background: bool = False
+    gpu: bool = True
+    optional: bool = False
+
+
+def _check(
+    name: str, bundle: str, model: str, limit: int, about: str, after: str | None = None
+) -> Stage:
+    command = ("-m", "dsd_trt", "gpu-check", bundle, "--engine", "onnxruntime-cuda")
+    command += ("--batch", "1,8,32", "--model", model, "--out", f"{{out}}/{name}")
+    return Stage(name, about, limit, (command,), (SITE, ORT), (ORT, SITE), after)
+
+
+_EXPORT = ("-m", "dsd_trt", "export", "--precision", "fp16", "--matrix", "--verify", "quick")
+_RANDOM = ("-m", "dsd_trt", "make-random", "--family", "sd21-base", "--out", "{kit}/models/sd21")
+
+STAGES = (
+    Stage(
+        "facts",
+        "the machine, its versions, copy bandwidth and one large FP16 product",
+        45,
+        (("{tools}/facts.py", "{out}/facts.json"),),
+    ),
+    Stage(
+        "export",
+        "FP16 bundles with matrix scorers: the demonstration, and Stable Diffusion 2.1 base's size",
+        400,
+        (
+            (*_EXPORT, "--force", "--out", "{kit}/bundles/demonstration"),
+            _RANDOM,
+            (*_EXPORT, "--force", "--model", "{kit}/models/sd21", "--out", "{kit}/bundles/sd21"),
+        ),
+        needs=(SITE,),
+        background=True,
+        gpu=False,
+    ),
+    Stage(
+        "test-gpu",
+        "the tests that need a GPU",
+        90,
+        (("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/train"),),
+        needs=(SITE,),
+    ),
+    _check(
+        "check-demonstration",
+        "dsd_trt/data/shapes-bundle",
+        "dsd_trt/data/shapes-model",
+        60,
+        "onnxruntime-cuda on the embedded bundle, beside PyTorch",
+    ),
+    _check(
+        "check-matrix",
+        "{kit}/bundles/demonstration",
+        "dsd_trt/data/shapes-model",
+        60,
+        "the same in FP16, pair and matrix mode",
+        after="export",
+    ),
+    _check(
+        "check-sd21",
+        "{kit}/bundles/sd21",
+        "{kit}/models/sd21",
+        240,
+        "the same at Stable Diffusion 2.1 base's size",
+        after="export",
+    ),
+    Stage(
+        "rtx",
+        "whether TensorRT-RTX builds and opens a plan on this GPU; if so, all of gpu-check",
+        75,
+        (("{tools}/try_rtx.py", "dsd_trt/data/shapes-bundle", "--out", "{out}/rtx"),),
+        needs=(RTX,),
+        first=(RTX, SITE),
+    ),
+    Stage(
+        "rtx-sd21",
+        "the same at Stable Diffusion 2.1 base's size",
+        200,
+        (("{tools}/try_rtx.py", "{kit}/bundles/sd21", "--out", "{out}/rtx-sd21"),),
+        needs=(RTX, SITE),
+        first=(RTX, SITE),
+        after="export",
+        optional=True,
+    ),
+)
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+TOOLS = Path(__file__).resolve().parent
+ROOT = TOOLS.parents[1]
