@@ -298,12 +298,9 @@ def test_pip_to_stages_without_a_network(
     given += ["--capability", "8.6", "--also", "also-this==1.0"]
     assert pack.main([*given, "--transfer", "10"]) == 0
     said = capsys.readouterr().out
-    assert "beside the clone (3.0 MiB) a transfer has 5.0 MiB" in said
+    assert "beside the clone (3.0 MiB) a transfer has 6.7 MiB" in said
     assert re.findall(r"not read there: (\S+),", said) == ["docs/b.png"]
-    assert (
-        "1: python3.12 tools/gpu_offline/unpack.py .kit/1; python3.12 tools/gpu_offline/run_st"
-        in said
-    )
+    assert "1: python3 tools/gpu_offline/unpack.py .kit/1; python3 tools/gpu_offline/run_st" in said
 
     unpack.main([str(tmp_path / "kit" / "1"), "--kit", str(there)])
     modules = {path.name for path in (there / SITE).glob("*.py")}
@@ -329,9 +326,9 @@ def test_pip_to_stages_without_a_network(
     # What was packed is not packed again; with too little room nothing is.
     (wheels / "diffusers-0.42.1-py3-none-any.whl").unlink(missing_ok=True)
     assert pack.main([*given, "--transfer", "10"]) == 0
-    assert pack.main([*given, "--transfer", "8"]) == 2
+    assert pack.main([*given, "--transfer", "7"]) == 2
     assert "pack with --alone" in capsys.readouterr().err
-    assert pack.main([*given, "--transfer", "8", "--alone"]) == 0
+    assert pack.main([*given, "--transfer", "7", "--alone"]) == 0
     assert pack.main([*given, "--only", SITE, "--also", "nowhere==1.0"]) == 2
     assert "pip found no wheels" in capsys.readouterr().err
     assert pack.main([*given, "--only", ORT, "--capability", "9.0"]) == 2

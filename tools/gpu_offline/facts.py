@@ -23,8 +23,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 8192  # of the square matrices that are multiplied
 COPIED = 2**32  # bytes of the copy
-LIBRARIES = ("torch", "triton", "onnxruntime", "onnxruntime-gpu", "cuda-bindings")
-LIBRARIES += ("nvidia-cuda-runtime", "nvidia-cuda-nvrtc", "nvidia-cublas", "nvidia-cudnn-cu13")
+LIBRARIES = (
+    *("torch", "triton", "onnxruntime", "onnxruntime-gpu", "cuda-bindings"),
+    *("nvidia-cuda-runtime", "nvidia-cuda-nvrtc", "nvidia-cublas", "nvidia-cudnn-cu13"),
+)
 QUERY = "name,driver_version,memory.total,power.limit,clocks.max.sm"
 
 

@@ -21,7 +21,8 @@ from pieces import MANIFEST, Kit, KitError, cut
 from prune import PruneError
 from stages import ORT, ROOT, RTX, SITE, STAGES, Stage
 
-MARGIN = 2 * MIB  # for names and headers of whatever makes the transfer
+MARGIN = MIB // 4  # for manifest and headers of the pieces
+HEADER = 1024  # bytes around each file of the clone, in whatever makes the transfer
 LEAST = 4 * MIB  # a transfer with less room is refused
 UNPACKING = 30  # seconds that a call may take to unpack
 
@@ -68,9 +69,9 @@ def describe(kit: Kit, sizes: dict[int, int]) -> str:
     for transfer, ready, seconds in plan(kit):
         whole = ", ".join(kit.whole_after(transfer)) or "-"
         names = " ".join(stage.name for stage in ready)
-        command = f"python{kit.python} tools/gpu_offline/unpack.py .kit/{transfer}"
+        command = f"python3 tools/gpu_offline/unpack.py .kit/{transfer}"
         if names:
-            command += f"; python{kit.python} tools/gpu_offline/run_stages.py {names}"
+            command += f"; python3 tools/gpu_offline/run_stages.py {names}"
         rows.append(f"{transfer:8}  {sizes[transfer] / MIB:5.1f}  {seconds:5}  {whole}")
         calls.append(f"{transfer}: {command}")
         total += seconds
@@ -128,7 +129,7 @@ def pack(
     """Write the kit; returns the calls to make.
 
     Args:
-        target: the GPU machine.
+        target: versions and GPU of the machine.
         names: archives to pack, in the order in which they travel.
         transfer: most that one transfer holds, in MiB.
         folder: folder of the transfers, whose earlier content is removed.
@@ -140,7 +141,7 @@ def pack(
         PruneError: a library has no machine code for the GPU.
     """
     travels = {} if alone else tracked()
-    beside = sum(travels.values())
+    beside = sum(travels.values()) + HEADER * len(travels)
     room = int(transfer * MIB) - MARGIN - beside
     print(f"beside the clone ({beside / MIB:.1f} MiB) a transfer has {room / MIB:.1f} MiB")
     for name, size in sorted(travels.items(), key=lambda item: -item[1]):

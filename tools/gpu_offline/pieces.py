@@ -26,7 +26,7 @@ class Piece:
 
     Attributes:
         file: name of the file, such as "ort.000".
-        size: size in bytes.
+        size: length of the piece in bytes.
         sha256: hash of the content, in hexadecimal.
         transfer: number of the transfer that carries it, from 1.
     """

@@ -2,8 +2,8 @@
 
 A fat binary holds machine code for several GPU architectures, of which the driver loads one. The
 code of the others is overwritten with zeros. Nothing moves, so the library loads as before. Do this
-only to libraries whose licence permits changes, for a machine whose GPU you know, and pass the
-result to nobody.
+only to libraries whose licence permits changes, for a machine whose GPU you know, and keep the
+result to yourself.
 
     python tools/gpu_offline/prune.py LIBRARY 9.0
 """

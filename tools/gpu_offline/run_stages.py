@@ -42,7 +42,7 @@ class Result:
     Attributes:
         stage: name of the stage.
         status: "done", "failed", "late", "skipped", or "started" in the background.
-        seconds: duration in seconds.
+        seconds: duration of the stage in seconds.
         exit_code: exit code of its last command; None if there is none.
         message: reason of a stage that is not done, or its last lines of output.
     """
@@ -73,7 +73,7 @@ class Runner:
         """Run a stage within its limit, or start it in the background.
 
         Args:
-            stage: stage to run.
+            stage: the stage that is run.
             left: seconds after which it ends whatever its own limit; it may wait that long for the
                 stage before it, which its own limit does not count.
         """

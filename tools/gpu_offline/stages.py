@@ -45,9 +45,9 @@ class Stage:
 def _check(
     name: str, bundle: str, model: str, limit: int, about: str, after: str | None = None
 ) -> Stage:
-    command = ("-m", "dsd_trt", "gpu-check", bundle, "--engine", "onnxruntime-cuda")
-    command += ("--batch", "1,8,32", "--model", model, "--out", f"{{out}}/{name}")
-    return Stage(name, about, limit, (command,), (SITE, ORT), (ORT, SITE), after)
+    command = ["-m", "dsd_trt", "gpu-check", bundle, "--engine", "onnxruntime-cuda"]
+    command += ["--batch", "1,8,32", "--model", model, "--out", f"{{out}}/{name}"]
+    return Stage(name, about, limit, (tuple(command),), (SITE, ORT), (ORT, SITE), after)
 
 
 _EXPORT = ("-m", "dsd_trt", "export", "--precision", "fp16", "--matrix", "--verify", "quick")

@@ -28,7 +28,7 @@ from dsd_trt.engines import compile as compiling
 from dsd_trt.engines.network import parse
 from dsd_trt.errors import DsdError
 
-LIBRARY, PROFILE = "tensorrt-rtx", Profile(1, 8, 32)
+PROFILE = Profile(1, 8, 32)
 
 
 def allow(capability: str) -> None:
@@ -86,7 +86,7 @@ def attempt(folder: Path, out: Path, found: dict[str, Any]) -> bool:
         return False
     from dsd_trt.engines.gpu_check import check_gpu, write_report
 
-    write_report(check_gpu(bundle, LIBRARY, PROFILE), out.with_name(f"{out.name}-check"))
+    write_report(check_gpu(bundle, "tensorrt-rtx", PROFILE), out.with_name(f"{out.name}-check"))
     found["checked"] = True
     return True
 
