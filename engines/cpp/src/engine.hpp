@@ -39,6 +39,8 @@ class Backend {
 
     std::string name() const;
     static BatchSizes batch_sizes(const Bundle &bundle, double memory_budget_mb);
+    // Whether graphs' forms for ONNX Runtime on CUDA are for this.
+    bool takes_cuda_forms() const noexcept;
     // What results may differ by in a self-check, relative to an output's largest number, where a
     // bundle's own precision allows `tolerance`.
     double tolerance(double tolerance) const noexcept;
@@ -56,6 +58,7 @@ class Engine {
     // `activation_bytes` is BatchSizes'.
     Engine(const Backend &backend, const Graph &graph, std::size_t activation_bytes);
     ~Engine();
+    Engine(Engine &&) noexcept;
 
     // Runs a batch. `feeds` are in the order of the declared inputs, and so are the outputs.
     // Several threads may do so at once.

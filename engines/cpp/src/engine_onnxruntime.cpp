@@ -48,15 +48,14 @@ class Mapped {
 // Hands ONNX Runtime the weights that are links, which it would not follow out of a graph's folder.
 class LinkedWeights {
   public:
-    LinkedWeights(Ort::SessionOptions &options, const Graph &graph,
-                  const std::filesystem::path &folder) {
+    LinkedWeights(Ort::SessionOptions &options, const Graph &graph) {
         std::vector<std::string> names;
         std::vector<char *> starts;
         std::vector<std::size_t> sizes;
         for (const auto &path : graph.weights) {
             if (!std::filesystem::is_symlink(path)) continue;
             mapped_.emplace_back(path);
-            names.push_back(path.lexically_relative(folder).string());
+            names.push_back(path.lexically_relative(graph.path.parent_path()).string());
             starts.push_back(mapped_.back().start());
             sizes.push_back(mapped_.back().size());
         }
@@ -71,8 +70,7 @@ class LinkedWeights {
 Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads, const Device &device,
                           std::size_t activation_bytes) {
     const bool cuda = device.kind == Device::Kind::cuda;
-    const auto &file = cuda && !graph.cuda_form.empty() ? graph.cuda_form : graph.path;
-    const std::string path = file.string();
+    const std::string path = graph.path.string();
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(kSilent);
     options.SetIntraOpNumThreads(threads);
@@ -80,8 +78,7 @@ Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads, const 
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     try {
         if (cuda) use_cuda(options, device.number, activation_bytes);
-        const LinkedWeights weights(options, graph,
-                                    file.parent_path());  // read while the session is made
+        const LinkedWeights weights(options, graph);  // read while the session is made
         Ort::Session session(env, path.c_str(), options);
         if (cuda) require_on_cuda(session, path);
         return session;
@@ -124,6 +121,8 @@ BatchSizes Backend::batch_sizes(const Bundle &bundle, double memory_budget_mb) {
     return dsd::batch_sizes(bundle, memory_budget_mb);
 }
 
+bool Backend::takes_cuda_forms() const noexcept { return parts_->cuda(); }
+
 double Backend::tolerance(double tolerance) const noexcept {
     return parts_->cuda() ? std::max(tolerance, kGpuTolerance) : tolerance;
 }
@@ -151,6 +150,7 @@ Engine::Engine(const Backend &backend, const Graph &graph, std::size_t activatio
                     });
 }
 Engine::~Engine() = default;
+Engine::Engine(Engine &&) noexcept = default;
 
 std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *> &feeds) const {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);

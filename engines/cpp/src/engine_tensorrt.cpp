@@ -197,6 +197,8 @@ std::string Backend::name() const {
 // Activations are the plans' own affair, and so is which batches are run at once.
 BatchSizes Backend::batch_sizes(const Bundle &, double) { return {32, 256, 256, 0}; }
 
+bool Backend::takes_cuda_forms() const noexcept { return false; }
+
 double Backend::tolerance(double tolerance) const noexcept {
     return std::max(tolerance, kGpuTolerance);
 }
@@ -366,7 +368,10 @@ Engine::Engine(const Backend &backend, const Graph &graph, std::size_t) {
     parts_ = std::make_unique<Parts>(backend, *backend.parts_, graph);
 }
 
+Engine::Engine(Engine &&) noexcept = default;
+
 Engine::~Engine() {
+    if (!parts_) return;
     const Current current(parts_->device);
     parts_.reset();
 }

@@ -13,16 +13,16 @@ namespace {
 
 constexpr char kProvider[] = "CUDAExecutionProvider";
 
-// An arena is not packed without gaps, and convolutions borrow workspaces from it.
-constexpr std::size_t kArenaPercent = 150;
+constexpr std::size_t kWorkspace = std::size_t{1} << 30;  // what convolutions borrow of an arena
 
 // What ONNX Runtime leaves to the CPU on purpose, since sizes are needed there: operators that
 // compute shapes. The provider has kernels for all of them, so none is left for want of one.
-const std::set<std::string> kShapeOperators{"Add",      "Cast",  "Concat",    "ConstantOfShape",
-                                            "Div",      "Equal", "Expand",    "Gather",
-                                            "Identity", "Mod",   "Mul",       "Range",
-                                            "Reshape",  "Shape", "Size",      "Slice",
-                                            "Squeeze",  "Sub",   "Unsqueeze", "Where"};
+const std::set<std::string> kShapeOperators{
+    "Add",        "Cast",    "Concat",    "Constant", "ConstantOfShape",
+    "Div",        "Equal",   "Expand",    "Gather",   "Identity",
+    "Max",        "Min",     "Mod",       "Mul",      "Range",
+    "ReduceProd", "Reshape", "Shape",     "Size",     "Slice",
+    "Squeeze",    "Sub",     "Unsqueeze", "Where"};
 
 // The exception's words are a chain of its source files' and functions' names, and at the end of it
 // what happened.
@@ -84,7 +84,7 @@ Ort::CUDAProviderOptions provider_options(int device, std::size_t arena_bytes) {
     options.Update({
         {"device_id", std::to_string(device)},
         {"use_tf32", "0"},  // FP32 graphs keep FP32's digits
-        // The default tries every algorithm on every new shape, which takes seconds.
+        // The default tries every algorithm on every new shape: slow, and other bits every time.
         {"cudnn_conv_algo_search", "HEURISTIC"},
         // The default doubles what it asks for.
         {"arena_extend_strategy", "kSameAsRequested"},
@@ -119,7 +119,8 @@ void require_cuda(int device) {
 
 void use_cuda(Ort::SessionOptions &options, int device, std::size_t activation_bytes) {
     options.AppendExecutionProvider_CUDA_V2(
-        *provider_options(device, activation_bytes / 100 * kArenaPercent));
+        *provider_options(device, activation_bytes + kWorkspace));
+    options.SetDeterministicCompute(true);
     // Weights are beside the arena, which then is bounded by what activations need.
     options.AddConfigEntry("session.use_device_allocator_for_initializers", "1");
     // session.disable_cpu_ep_fallback would refuse shape arithmetic too; what each node got is read

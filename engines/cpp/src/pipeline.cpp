@@ -25,6 +25,23 @@ Bundle open_bundle(const std::filesystem::path &folder, const Options &options) 
     return bundle;
 }
 
+// Opens a graph's form for CUDA where the backend takes one, and it opens and passes the
+// self-check. Otherwise the graph itself serves as well.
+Engine open_engine(const Backend &backend, const Bundle &bundle, const Graph &graph,
+                   std::size_t activation_bytes) {
+    if (backend.takes_cuda_forms() && !graph.cuda_form.empty()) {
+        Graph form = graph;
+        form.path = graph.cuda_form;
+        try {
+            Engine engine(backend, form, activation_bytes);
+            if (bundle.self_check) SelfCheck(bundle, backend).require(form, engine);
+            return engine;
+        } catch (const Error &) {
+        }
+    }
+    return Engine(backend, graph, activation_bytes);
+}
+
 void append_row(Bytes &target, const Bytes &rows, std::size_t row, std::size_t size) {
     const auto start = rows.begin() + static_cast<std::ptrdiff_t>(row * size);
     target.insert(target.end(), start, start + static_cast<std::ptrdiff_t>(size));
@@ -67,9 +84,9 @@ Pipeline::Pipeline(const std::filesystem::path &folder, const Options &options)
       bundle(open_bundle(folder, options)),
       tokenizer(bundle.tokenizer),
       batch(Backend::batch_sizes(bundle, options.memory_budget_mb)),
-      image_encoder(backend, bundle.image_encoder, batch.activation_bytes),
-      text_encoder(backend, bundle.text_encoder, batch.activation_bytes),
-      pair_scorer(backend, bundle.pair_scorer, batch.activation_bytes) {
+      image_encoder(open_engine(backend, bundle, bundle.image_encoder, batch.activation_bytes)),
+      text_encoder(open_engine(backend, bundle, bundle.text_encoder, batch.activation_bytes)),
+      pair_scorer(open_engine(backend, bundle, bundle.pair_scorer, batch.activation_bytes)) {
     if (!options.self_check || !bundle.self_check) return;
     const SelfCheck check(bundle, backend);
     check.require(bundle.image_encoder, image_encoder);

@@ -90,6 +90,12 @@ OrtStatus *add_config(OrtSessionOptions *options, const char *key, const char *v
     return real()->AddSessionConfigEntry(options, key, value);
 }
 
+OrtStatus *create_session(const OrtEnv *env, const char *path, const OrtSessionOptions *options,
+                          OrtSession **session) noexcept {
+    log("session " + std::string(path).substr(std::string(path).rfind('/') + 1));
+    return real()->CreateSession(env, path, options, session);
+}
+
 OrtStatus *get_provider_of(const OrtEpAssignedSubgraph *part, const char **name) noexcept {
     const OrtEpAssignedNode *const *nodes = nullptr;
     size_t count = 0;
@@ -120,6 +126,7 @@ const OrtApi *get_api(uint32_t) noexcept {
         changed.ReleaseCUDAProviderOptions = release_options;
         changed.SessionOptionsAppendExecutionProvider_CUDA_V2 = append;
         changed.AddSessionConfigEntry = add_config;
+        changed.CreateSession = create_session;
         changed.EpAssignedSubgraph_GetEpName = get_provider_of;
         changed.Run = run;
         return changed;
