@@ -10,12 +10,13 @@ DEV := .venv
 TRITON := .venv-triton
 CPP := .venv-cpp
 AUDIT := .venv-audit
+CUDA := .venv-cuda
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 	\( -name '*.[ch]' -o -name '*.[ch]pp' \) -print)
 
-.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-gpu gpu-offline lint bench bench-against cpp clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -46,6 +47,13 @@ test-avx2: $(DEV)/installed
 # On a real server, in its own environment.
 test-triton: $(TRITON)/installed
 	$(TRITON)/bin/python -m pytest tests/serving
+
+# The real onnxruntime-gpu (250 MB) without CUDA's libraries, on a machine without a GPU.
+test-cuda:
+	test -x $(CUDA)/bin/python || $(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/python -m pip install --quiet onnxruntime-gpu==1.31.1 cuda-bindings onnx pytest \
+		pytest-timeout --editable .
+	$(CUDA)/bin/python -m pytest tests/runtime/test_cuda_wheel.py
 
 # Needs 10 GB of disk and several minutes.
 test-size: $(DEV)/installed
@@ -100,7 +108,7 @@ cpp: $(CPP)/fetched
 	cmake --build $(CPP_BUILD) --parallel 2
 
 clean:
-	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) .venv-against engines/cpp/build dsd_trt/engine/openvino/*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) .venv-against engines/cpp/build dsd_trt/engine/openvino/*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
 # because setuptools would pack modules that no longer exist.
