@@ -62,6 +62,8 @@ def load_cuda(device: int) -> ModuleType:
                 f"driver runs up to {driver.cuda[0]}.{driver.cuda[1]}. Install a newer driver"
             )
         require_libraries(module, cuda[0])
+        if driver is not None:
+            require_provider(module)
     except EngineError as error:
         missing.append(str(error))
     if missing:
@@ -159,6 +161,29 @@ def require_libraries(module: Any, cuda: int) -> None:
         f"{', '.join(absent)} of CUDA {cuda} and cuDNN 9 {'is' if len(absent) == 1 else 'are'} not "
         f"found, which {PACKAGE} {module.__version__} needs. {found}Install them with: {_INSTALL}"
     )
+
+
+def require_provider(module: Any) -> None:
+    """Load the provider itself, which a session would do without giving its reason for failing.
+
+    Args:
+        module: the imported package.
+
+    Raises:
+        EngineError: it does not load, for example because the driver lacks a function.
+    """
+    folder = Path(module.__file__).parent / "capi"
+    for name, mode in (("shared", ctypes.RTLD_GLOBAL), ("cuda", ctypes.RTLD_LOCAL)):
+        path = folder / f"libonnxruntime_providers_{name}.so"
+        if not path.is_file():  # built or packed otherwise: the session will tell
+            return
+        try:
+            ctypes.CDLL(str(path), mode=mode)
+        except OSError as error:
+            raise EngineError(
+                f"the CUDA provider of {PACKAGE} {module.__version__} does not load ({error}). "
+                "Install a newer driver, or an older package"
+            ) from error
 
 
 def libraries(cuda: int) -> tuple[str, ...]:
