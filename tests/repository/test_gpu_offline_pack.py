@@ -131,7 +131,6 @@ def content(folder: Path) -> dict[str, tuple[bytes, bool]]:
             os.access(path, os.X_OK),
         )
         for path in folder.rglob("*")
-        if path.name != "nvidia"  # which is linked where the machine has it
     }
 
 
@@ -245,20 +244,6 @@ def test_another_python_is_named(
     (tmp_path / "kit" / "1" / MANIFEST).write_text(replace(kit, python="3.9").to_json(), "utf-8")
     assert take(tmp_path, 1) == 2
     assert "was packed for 3.9" in capsys.readouterr().err
-
-
-def test_onnx_runtime_finds_the_machines_cuda_libraries(
-    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`preload_dlls` looks in the folder `nvidia` beside `onnxruntime`, and nowhere else."""
-    library = tmp_path / "machine" / "nvidia" / "cu13" / "lib" / "libcublas.so.13"
-    library.parent.mkdir(parents=True)
-    library.write_bytes(b"product")
-    monkeypatch.syspath_prepend(tmp_path / "machine")
-    assert take(tmp_path, 1, 2, 3) == 0
-    beside = tmp_path / "there" / ORT / "nvidia" / "cu13" / "lib" / "libcublas.so.13"
-    assert beside.read_bytes() == b"product"
-    assert not (tmp_path / "there" / SITE / "nvidia").exists()
 
 
 def wheel(folder: Path, name: str, version: str, tag: str, files: dict[str, bytes]) -> None:

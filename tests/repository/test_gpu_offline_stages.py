@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -17,11 +18,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "gpu_offline"))
 import pack
 import report
 import run_stages
+import try_rtx
 from pieces import Kit, Piece
 from run_stages import Result, Runner, resolve, verdict
 from stages import BY_NAME, ORT, ROOT, RTX, SITE, STAGES, TOOLS, Stage
 
 from dsd_trt.commands.main import cli
+from dsd_trt.engine.tensorrt import runner as runner_module
+from dsd_trt.engines import compile as compiling
+from dsd_trt.errors import EngineError
 
 
 def made_up(*arrivals: Sequence[str]) -> Kit:
@@ -192,6 +197,13 @@ def test_packages_of_the_kit_come_first_and_in_order(runner: Runner) -> None:
     [
         ("failed", "Error: no CUDA device: cudaErrorInsufficientDriver. Install NVIDIA's", True),
         ("failed", "AssertionError: these tests need a GPU, and a PyTorch built for it", True),
+        ("failed", "NVIDIA's driver is not installed (libcuda.so.1 was not found)", True),
+        ("failed", "NVIDIA's driver is not installed; onnxruntime 1.30 has no CUDA", False),
+        (
+            "failed",
+            "NVIDIA's driver is not installed; libcudnn.so.9 of CUDA 13 is not found, which",
+            False,
+        ),
         ("failed", "ModuleNotFoundError: No module named 'diffusers'", False),
         ("failed", "Error: No such option: --model", False),
         ("late", "no CUDA device", False),
@@ -204,6 +216,25 @@ def test_a_dry_run_expects_the_missing_driver_and_nothing_else(
 ) -> None:
     stage = BY_NAME["check-demonstration"]
     assert (verdict(stage, Result(stage.name, status, 1.0, 4, message)) is None) == gets_there
+
+
+def test_tensorrt_rtx_is_asked_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the two functions that would refuse it, with a stand-in that lists Ampere alone."""
+    members = {"SM80": "ampere", "CURRENT": "this one"}
+    listed = SimpleNamespace(__members__=members, CURRENT="this one")
+    library = SimpleNamespace(__name__="tensorrt_rtx", __version__="0", ComputeCapability=listed)
+    asked: list[tuple[str, int]] = []
+    config = SimpleNamespace(set_compute_capability=lambda which, at: asked.append((which, at)))
+    monkeypatch.setattr(runner_module, "load_library", lambda name: library)
+    monkeypatch.setattr(runner_module, "compute_capability", lambda device=0: "9.0")
+    for module in (runner_module, compiling):  # put back afterwards
+        monkeypatch.setattr(module, "rtx_capabilities", runner_module.rtx_capabilities)
+    with pytest.raises(EngineError, match=r"this one has 9\.0"):
+        runner_module.require("tensorrt-rtx")
+    try_rtx.allow("9.0")
+    assert runner_module.require("tensorrt-rtx") == (library, "9.0")
+    compiling._set_capabilities(library, config, ("9.0",))
+    assert asked == [("this one", 0)]
 
 
 # Report

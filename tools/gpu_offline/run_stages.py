@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stages import ABSENT, BY_NAME, ROOT, STAGES, TOOLS, Stage
+from stages import ABSENT, BY_NAME, LACKING, ROOT, STAGES, TOOLS, Stage
 from unpack import KIT
 
 TAIL = 25  # lines of a stage's output that are printed
@@ -214,6 +214,8 @@ def verdict(stage: Stage, result: Result) -> str | None:
     """Why a stage did not get as far as it can without a GPU, or None if it did."""
     if not stage.gpu:
         return None if result.status in ("done", "started") else f"{result.status}"
+    if lacks := re.search(f".*({LACKING}).*", result.message):
+        return f"more than the driver is missing: {lacks[0]}"
     if result.status == "failed" and re.search(ABSENT, result.message):
         return None
     return f"{result.status}, and not because the driver is missing"

@@ -8,8 +8,13 @@ from pathlib import Path
 SITE, ORT, RTX = "site", "ort", "rtx"
 """Archives: Python packages the machine lacks, ONNX Runtime with CUDA, TensorRT-RTX."""
 
-ABSENT = r"no CUDA device|no CUDA driver|NVIDIA'?s? driver|these tests need a GPU"
+ABSENT = r"no CUDA device|NVIDIA's driver|these tests need a GPU"
 """Messages of the project where the driver is missing, as a regular expression."""
+
+LACKING = (
+    r"has no CUDA|not found, which|is not installed\. Install it with|does not load|overwritten"
+)
+"""Messages of the engine where something else is missing, beside the driver or not."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ STAGES = (
     Stage(
         "export",
         "FP16 bundles with matrix scorers: the demonstration, and Stable Diffusion 2.1 base's size",
-        400,
+        600,
         (
             (*_EXPORT, "--force", "--out", "{kit}/bundles/demonstration"),
             _RANDOM,

@@ -69,7 +69,7 @@ def attempt(folder: Path, out: Path, found: dict[str, Any]) -> bool:
         import torch  # noqa: F401 - loads the CUDA libraries that TensorRT-RTX may look for
     trt = runner.load_library("tensorrt-rtx")
     found["version"] = str(trt.__version__)
-    from dsd_trt.engine.tensorrt.cuda import compute_capability
+    from dsd_trt.engine.cuda import compute_capability
 
     found["compute_capability"] = capability = compute_capability()
     found["listed"] = capability in runner.rtx_capabilities(trt)

@@ -9,7 +9,6 @@ its transfer are taken, so that only this one has to travel again.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import shutil
 import sys
@@ -19,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pieces import MANIFEST, Kit, KitError, Piece
-from stages import ORT
 
 KIT = Path("/tmp/dsd-trt-kit")  # outside the working tree, which a transfer may replace
 
@@ -79,14 +77,6 @@ def unpack(name: str, pieces: Sequence[Piece], kit_folder: Path) -> None:
         path.unlink()
 
 
-def link_libraries(folder: Path) -> None:
-    """Link NVIDIA's wheels beside the kit's ONNX Runtime: it looks for them nowhere else."""
-    spec = importlib.util.find_spec("nvidia")
-    for location in (spec and spec.submodule_search_locations) or ():
-        if not (folder / "nvidia").exists():
-            (folder / "nvidia").symlink_to(location)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Take and unpack what the command line names; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -114,8 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: waits for transfer {', '.join(map(str, numbers))}")
         else:
             unpack(name, pieces, given.kit)
-            if name == ORT:
-                link_libraries(given.kit / name)
             print(f"{name}: unpacked")
     print(f"{time.monotonic() - began:.1f} s")
     for fault in faults:
