@@ -26,6 +26,8 @@ IDS = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # Options of other programs that the documents name.
 FOREIGN = {
+    "--memory-budget-mb",  # dsd-score, in C++
+    "--gpus",  # docker
     *("--cache-config", "--model-control-mode", "--model-repository"),  # tritonserver
     *("--cpus", "--cpuset-cpus", "--shm-size"),  # docker run
     "--local-dir",  # hf download
