@@ -66,7 +66,8 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
         memory_budget_mb: memory for activations, in MiB, at least 0.
 
     Returns:
-        Sizes from 1 to `MAX_BATCH` for each graph.
+        Sizes of at least 1, of at most `MAX_TEXTS` for texts of the matrix scorer, and of at most
+        `MAX_BATCH` for everything else.
 
     Raises:
         InputError: the budget is not a number, or negative.

@@ -48,7 +48,7 @@ def build_plans(
         LayerPrecisionError: a graph does not compute in the precision of its bundle.
     """
     manifest = bundle.manifest
-    require_own(bundle.folder)
+    require_own(bundle.folder, "plans")
     if unknown := set(graphs) - manifest.graphs.keys():
         raise InputError(
             f"the bundle has no graph {min(unknown)!r}; choose from {', '.join(manifest.graphs)}"

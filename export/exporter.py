@@ -60,7 +60,7 @@ def export_bundle(
     recipe = Recipe.read(settings)
     manifest, checkpoint = recipe.manifest, recipe.checkpoint
     check_manifest(manifest)  # here, because tracing takes minutes
-    card = checkpoint.source.parts.path
+    model_folder = checkpoint.source.parts.path  # kept, because the checkpoint is forgotten
     check_room(out, sum(path.stat().st_size for path in checkpoint.weight_files.values()))
     forms: dict[str, str] = {}
     with staged(out, force=force) as (folder, scratch):
@@ -94,13 +94,14 @@ def export_bundle(
 
         files = files_in(folder, known={WEIGHTS_NAME: weights.entry})
         manifest = replace(manifest, files=files, self_check=self_check, cuda_form=forms or None)
+        # Written twice: the check opens the bundle as users will, and its figures are written after.
         bundle = write_manifest(folder, manifest)
         parity = check_parity(bundle, expected, recipe, scratch, stage)
         tolerance = measured_tolerance(manifest, [run.self_check for run in parity.runs])
         manifest = replace(
             manifest, parity=parity.to_plain(), self_check=replace(self_check, tolerance=tolerance)
         )
-        write_card(folder / CARD_NAME, manifest, parity, card)
+        write_card(folder / CARD_NAME, manifest, parity, model_folder)
         files[CARD_NAME] = file_entry(folder / CARD_NAME)
         bundle = write_manifest(folder, replace(manifest, files=dict(sorted(files.items()))))
     return replace(bundle, folder=out), parity

@@ -1,6 +1,7 @@
 """The bundle: a folder with everything needed for scoring, described by `bundle.json`.
 
-The exporter writes one with `write_bundle`. Runtimes read it with `read_bundle`, which verifies
+`write_bundle` hashes all files of a folder and describes them. The exporter, which knows the hashes
+of what it wrote, uses `write_manifest`. Runtimes read a bundle with `read_bundle`, which verifies
 every byte before anything runs. A bundle holds no code and no pickle.
 """
 
@@ -192,8 +193,12 @@ def names_bundle(text: str) -> bool:
     return holds_bundle(named)
 
 
-def own_bundle_folder(bundle: str) -> Path:
+def own_bundle_folder(bundle: str, what: str) -> Path:
     """Folder of a bundle that is to be modified.
+
+    Args:
+        bundle: name of the bundle, as given by the user.
+        what: files that are to be written into it, such as "plans".
 
     Raises:
         InputError: the bundle is a repository on the hub, or lies in the hub's cache.
@@ -203,16 +208,20 @@ def own_bundle_folder(bundle: str) -> Path:
         copy = named.name.partition("/")[2]
         revision = f" --revision {named.revision}" if named.revision else ""
         raise InputError(
-            f"plans are put into the bundle, and {bundle} is no folder of yours. Download it into "
+            f"{what} are put into the bundle, and {bundle} is no folder of yours. Download it into "
             f"one: hf download {named.name}{revision} --local-dir {copy}; then name {copy}"
         )
     folder = bundle_folder(bundle)
-    require_own(folder)
+    require_own(folder, what)
     return folder
 
 
-def require_own(folder: Path) -> None:
+def require_own(folder: Path, what: str) -> None:
     """Refuse to write into the Hugging Face cache.
+
+    Args:
+        folder: folder of the bundle to write into.
+        what: files that are to be written into it, such as "plans".
 
     Raises:
         InputError: the folder lies in the cache.
@@ -220,7 +229,7 @@ def require_own(folder: Path) -> None:
     if snapshot := Snapshot.around(folder):
         copy = snapshot.name.rpartition("/")[2]
         raise InputError(
-            f"plans are put into the bundle, and {folder} is the Hugging Face cache's. Copy it: "
+            f"{what} are put into the bundle, and {folder} is the Hugging Face cache's. Copy it: "
             f"cp -rL {shlex.quote(str(folder))} {copy}; then name {copy}"
         )
 

@@ -227,7 +227,8 @@ class Manifest:
             if there is one.
         matrix: properties of the matrix scorer; null without one.
         adapter: the adapter, if it is an input of the pair scorer.
-        files: all other files of the bundle by relative path; filled in by `write_bundle`.
+        files: all other files of the bundle by relative path; filled in by the writer, see
+            `write_bundle`.
         self_check: stored results of the graphs; None in older bundles.
         cuda_form: file of a graph's form for ONNX Runtime on CUDA, by the graph's name. It has the
             graph's inputs, outputs and weights, with operators fused that have kernels there. None

@@ -30,7 +30,7 @@ def sign(bundle: Path, key: Path) -> None:
     from dsd_trt.bundle.folder import require_own
     from dsd_trt.signature import is_encrypted, sign_bundle
 
-    require_own(bundle)
+    require_own(bundle, "signatures")
     password = None
     if is_encrypted(key):
         password = click.prompt("Password", hide_input=True, err=True)

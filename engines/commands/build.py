@@ -116,7 +116,7 @@ def build(
     settings = CompileSettings(
         profiles, capabilities, None if workspace is None else int(workspace * 2**30), timing_cache
     )
-    folder = own_bundle_folder(bundle)
+    folder = own_bundle_folder(bundle, "plans")
     # Before gigabytes are hashed: TensorRT needs a GPU, TensorRT-RTX the library alone.
     (require if engine == "tensorrt" else load_library)(cast("PlanLibrary", engine))
     opened = open_bundle(folder, require_signature)

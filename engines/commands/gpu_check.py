@@ -52,7 +52,7 @@ def gpu_check(
     from dsd_trt.signature import open_bundle
 
     profile = parse_profile(batch)
-    folder = own_bundle_folder(bundle)
+    folder = own_bundle_folder(bundle, "plans")
     choose_backend(engine)
     from dsd_trt.engines.gpu_check import check_gpu, write_report
 

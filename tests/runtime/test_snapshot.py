@@ -13,12 +13,14 @@ import numpy as np
 import onnx
 import pytest
 from bundles import make_bundle
+from click.testing import CliRunner
 from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 
 from dsd_trt import BundleError, InputError, Scorer, read_bundle
 from dsd_trt.bundle import real_files
 from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
 from dsd_trt.bundle.real_files import with_real_files
+from dsd_trt.commands.main import cli
 from dsd_trt.export.folder import check_replaceable
 from dsd_trt.files import disk
 
@@ -181,6 +183,7 @@ import sys, time
 from pathlib import Path
 from dsd_trt import read_bundle
 from dsd_trt.bundle.real_files import with_real_files
+from dsd_trt.commands.main import cli
 print(with_real_files(read_bundle(Path(sys.argv[1]))).folder, flush=True)
 time.sleep(float(sys.argv[2]))
 """
@@ -286,10 +289,17 @@ def test_a_copy_without_room_is_refused_by_size_and_folder(
 
 
 def test_nothing_is_written_into_the_cache_of_the_hub(snapshot: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"cp -rL {snapshot} name"):
-        own_bundle_folder(str(snapshot))
-    with pytest.raises(InputError, match="hf download org/name --revision v1 --local-dir name"):
-        own_bundle_folder("org/name@v1")
+    with pytest.raises(InputError, match=rf"^plans are put .*cp -rL {snapshot} name"):
+        own_bundle_folder(str(snapshot), "plans")
+    with pytest.raises(
+        InputError, match="^plans .*: hf download org/name --revision v1 --local-dir name"
+    ):
+        own_bundle_folder("org/name@v1", "plans")
+    (tmp_path / "scorer.key").write_text("a key")
+    done = CliRunner().invoke(cli, ["sign", str(snapshot), "--key", str(tmp_path / "scorer.key")])
+    assert done.exit_code == 2
+    assert "signatures are put into the bundle" in done.output
+    assert not list(snapshot.glob("*.minisig"))
     with pytest.raises(InputError, match="lies in the Hugging Face cache"):
         check_replaceable(snapshot, force=True)
     assert bundle_folder(str(snapshot)) == snapshot
