@@ -94,7 +94,7 @@ def export_bundle(
 
         files = files_in(folder, known={WEIGHTS_NAME: weights.entry})
         manifest = replace(manifest, files=files, self_check=self_check, cuda_form=forms or None)
-        # Written twice: the check opens the bundle as users will, and its figures are written after.
+        # Written twice: the check opens the bundle as users do, and its figures are added below.
         bundle = write_manifest(folder, manifest)
         parity = check_parity(bundle, expected, recipe, scratch, stage)
         tolerance = measured_tolerance(manifest, [run.self_check for run in parity.runs])

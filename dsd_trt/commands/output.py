@@ -1,27 +1,20 @@
-"""Machine-readable scores, and writing any result to a file or standard output."""
+"""Scored pairs, and writing any result to a file or standard output."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
-import io
 import itertools
-import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.files.whole import followed, is_device, whole
-from dsd_trt.image.files import printable
 
 
 @dataclass(frozen=True)
@@ -32,27 +25,6 @@ class Record:
     text: str
     score: float
     probability: float
-
-
-def to_records(
-    pairs: Iterable[tuple[str, str]],
-    scores: NDArray[np.float32],
-    probabilities: NDArray[np.float32],
-) -> list[Record]:
-    """Records of all pairs that have a score.
-
-    Args:
-        pairs: image and text of each score, in order.
-        scores: scores of any shape, NaN for pairs without one.
-        probabilities: match probabilities, of the same shape.
-    """
-    return [
-        Record(printable(image), text, _shortest(score), _shortest(probability))
-        for (image, text), score, probability in zip(
-            pairs, scores.ravel(), probabilities.ravel(), strict=True
-        )
-        if not np.isnan(score)
-    ]
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -73,31 +45,30 @@ def top_texts(records: Sequence[Record], k: int) -> list[Record]:
 
 
 class LineFile:
-    """Appends rows of JSONL or CSV as scores arrive, one unbuffered write per line.
+    """Appends lines as scores arrive, one unbuffered write per line.
 
     An existing file of that name is replaced by the first line written.
 
     Args:
         output: path of a file, or "-" for standard output.
-        form: "jsonl" or "csv", the format to write.
+        header: first line of the file, with its line break; "" for none.
         goes_on: whether the file may already begin with these lines, which are then kept.
     """
 
-    def __init__(self, output: str, form: str, *, goes_on: bool) -> None:
-        self._output, self._form, self._same = output, form, goes_on
+    def __init__(self, output: str, header: str, *, goes_on: bool) -> None:
+        self._output, self._header, self._same = output, header, goes_on
         self._file: int | None = None
         self._end = 0
         self._device = output != "-" and is_device(Path(output))
 
-    def add(self, records: Sequence[Record]) -> None:
-        """Append records as lines.
+    def add(self, lines: Iterable[str]) -> None:
+        """Append lines, each with its line break.
 
         Raises:
             DsdError: the disk is full or cannot be written to; only whole lines were written.
         """
-        lines = _csv_lines(records) if self._form == "csv" else map(_json_line, records)
-        if self._end == 0 and self._form == "csv":
-            lines = itertools.chain(["image,text,score,probability\n"], lines)
+        if self._header:
+            lines, self._header = itertools.chain([self._header], lines), ""
         if self._output == "-":
             content = "".join(lines)
             write_standard_output(content)
@@ -163,29 +134,6 @@ class LineFile:
         self._end += len(line)
 
 
-def json_parts(records: Iterable[Record]) -> Iterator[str]:
-    """One JSON list with one record per line, in parts."""
-    empty = True
-    for record in records:
-        yield f"{'[' if empty else ','}\n  {_object(record)}"
-        empty = False
-    yield "[]\n" if empty else "\n]\n"
-
-
-def _json_line(record: Record) -> str:
-    return f"{_object(record)}\n"
-
-
-def _csv_lines(records: Iterable[Record]) -> Iterator[str]:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    for record in records:
-        writer.writerow((record.image, record.text, record.score, record.probability))
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-
-
 def refuse_unwritable(path: str) -> None:
     """Check before the work that its result can be written.
 
@@ -249,12 +197,3 @@ def write_standard_output(content: str) -> None:
         raise
     except OSError as error:
         raise DsdError(f"cannot write standard output: {error.strerror}") from None
-
-
-def _shortest(number: np.float32) -> float:
-    """The decimal number with the fewest digits that parses to the same float32."""
-    return float(str(number))
-
-
-def _object(record: Record) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False)

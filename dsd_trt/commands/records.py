@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.commands.formats import FORMATS, Streamed
 from dsd_trt.commands.inputs import Pair
-from dsd_trt.commands.output import (
-    LineFile,
-    Record,
-    json_parts,
-    to_records,
-    top_texts,
-    write_output,
-)
-from dsd_trt.commands.parquet import write_parquet
+from dsd_trt.commands.output import LineFile, Record, top_texts
+from dsd_trt.image.files import printable
 from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
 from dsd_trt.results import Failure, Progress
 from dsd_trt.scorer import Scorer
 
 
-class MatrixRecords:
+def to_records(
+    pairs: Iterable[tuple[str, str]],
+    scores: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+) -> list[Record]:
+    """Records of all pairs that have a score.
+
+    Args:
+        pairs: image and text of each score, in order.
+        scores: scores of any shape, NaN for pairs without one.
+        probabilities: match probabilities, of the same shape.
+    """
+    return [
+        Record(printable(image), text, _shortest(score), _shortest(probability))
+        for (image, text), score, probability in zip(
+            pairs, scores.ravel(), probabilities.ravel(), strict=True
+        )
+        if not np.isnan(score)
+    ]
+
+
+class GridRecords:
     """Records of every image against every text, one image at a time.
 
     Args:
@@ -137,39 +150,33 @@ class PairRecords:
 
 
 def write_records(
-    records: MatrixRecords | PairRecords, output: str, form: str, *, matrix: bool, goes_on: bool
+    records: GridRecords | PairRecords, output: str, form: str, *, grid: bool, goes_on: bool
 ) -> None:
-    """Write records: JSONL and CSV as scores arrive, other formats atomically at the end.
+    """Write records in one of the `FORMATS`.
 
     Args:
         records: records, scored while they are iterated over.
         output: path of a file, or "-" for standard output.
-        form: "table", "json", "jsonl", "csv" or "parquet".
-        matrix: whether a table may be laid out as a grid of images and texts.
+        form: name of the format.
+        grid: whether the records are every image against every text.
         goes_on: whether the file may already begin with these records.
 
     Raises:
         DsdError: the disk is full or cannot be written to.
     """
-    if form in ("jsonl", "csv"):
-        file = LineFile(output, form, goes_on=goes_on)
-        try:
-            for some in records:
-                file.add(some)
-            file.finish()
-        finally:
-            file.close()
+    written = FORMATS[form]
+    if not isinstance(written, Streamed):
+        written.write(output, (record for some in records for record in some), grid)
         return
-    every = (record for some in records for record in some)
-    if form == "json":
-        write_output(output, json_parts(every))
-        return
-    if form == "parquet":
-        write_parquet(output, every)
-        return
-    from dsd_trt.commands.table import to_table
+    file = LineFile(output, written.header, goes_on=goes_on)
+    try:
+        for some in records:
+            file.add(written.lines(some))
+        file.finish()
+    finally:
+        file.close()
 
-    width = shutil.get_terminal_size((100, 24)).columns if output == "-" else 100
-    color = output == "-" and sys.stdout.isatty()
-    table = to_table(list(every), matrix=matrix, width=width, color=color)
-    write_output(output, [table])
+
+def _shortest(number: np.float32) -> float:
+    """The decimal number with the fewest digits that parses to the same float32."""
+    return float(str(number))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from dsd_trt.commands.formats import FORMATS, AtEnd, Streamed, formats_help
 from dsd_trt.commands.options import (
     bundle_option,
     device_option,
@@ -25,7 +26,7 @@ from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dsd_trt.commands.records import MatrixRecords
+    from dsd_trt.commands.records import GridRecords
     from dsd_trt.jobs import Scorable
     from dsd_trt.journal import Journal
     from dsd_trt.results import Failure
@@ -91,9 +92,9 @@ Examples:
     "-f",
     "--format",
     "form",
-    type=click.Choice(["table", "json", "jsonl", "csv", "parquet"]),
+    type=click.Choice(list(FORMATS)),
     default="table",
-    help="Output format; parquet needs -o FILE and the extra index.",
+    help=formats_help(),
     show_default=True,
 )
 @click.option(
@@ -136,15 +137,13 @@ def score(
     neither.
 
     Scores are saved in a journal until the command ends: FILE.journal, or the cache without -o.
-    jsonl and csv grow line by line; other formats are written at the end.
     """
     from rich.console import Console
 
     from dsd_trt.commands.console import progress_bar, warnings_on
     from dsd_trt.commands.inputs import images_named, read_pairs, read_texts
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
-    from dsd_trt.commands.parquet import require_parquet
-    from dsd_trt.commands.records import MatrixRecords, PairRecords, write_records
+    from dsd_trt.commands.records import GridRecords, PairRecords, write_records
     from dsd_trt.commands.score_run import counted, describe, kept
     from dsd_trt.scorer import Scorer
 
@@ -153,8 +152,8 @@ def score(
         raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
     if check_prune and not prune:
         raise InputError("--check-prune is for --prune: give both")
-    if form == "parquet":
-        require_parquet(output)
+    if isinstance(written := FORMATS[form], AtEnd):
+        written.check(output)
     if pairs:
         if paths:
             raise InputError("with --pairs, images and texts come from its file: leave out others")
@@ -199,7 +198,7 @@ def score(
             before = journal.pairs if journal else 0
             if before:
                 console.print(f"going on after {counted(before, run)}")
-            result: MatrixRecords | PairRecords
+            result: GridRecords | PairRecords
             started = time.perf_counter()
             with (
                 progress_bar(console, "pairs") as progress,
@@ -208,11 +207,11 @@ def score(
                 if pairs:
                     result = PairRecords(scorer, rows, levels, progress, journal, top_k)
                 else:
-                    result = MatrixRecords(
+                    result = GridRecords(
                         scorer, images, texts, levels, progress, journal, top_k, prune
                     )
-                whole = pairs is None and top_k is None
-                write_records(result, output, form, matrix=whole, goes_on=resume)
+                grid = pairs is None and top_k is None
+                write_records(result, output, form, grid=grid, goes_on=resume)
         seconds = time.perf_counter() - started
         count = result.scored - before
         again = f"; {before} were scored before" if before else ""
@@ -222,7 +221,7 @@ def score(
             console.print(
                 f"scored {count} pairs in {seconds:.1f} s ({count / seconds:.1f} pairs/s){again}"
             )
-        if isinstance(result, MatrixRecords) and prune and top_k:
+        if isinstance(result, GridRecords) and prune and top_k:
             _report_pruning(console, scorer, result, levels, top_k, images, check_prune)
     if failures := unreadable + tuple(result.errors):
         images_alone = all(failure.text is None for failure in failures)
@@ -254,7 +253,10 @@ def _saying_how_to_go_on(
             if isinstance(error, DsdError) and KeyboardInterrupt not in causes:
                 if output != "-" and any(issubclass(it, OSError) for it in causes):
                     advice += f"\n{_how_to_go_on_elsewhere(journal, output)}"
-                    if run["format"] in ("jsonl", "csv") and _state(output) not in (None, before):
+                    if isinstance(FORMATS[run["format"]], Streamed) and _state(output) not in (
+                        None,
+                        before,
+                    ):
                         advice += (
                             f"\nWhat is written of {output} stays, for --resume there; once the "
                             "run has gone on elsewhere it may be deleted"
@@ -294,7 +296,7 @@ def _how_to_go_on_elsewhere(journal: Journal, output: str) -> str:
 def _report_pruning(
     console: Console,
     scorer: Scorer,
-    pruned: MatrixRecords,
+    pruned: GridRecords,
     levels: tuple[float, ...] | None,
     top_k: int,
     images: Sequence[Scorable],
@@ -308,10 +310,12 @@ def _report_pruning(
     count = len(levels or scorer.manifest.method.noise_levels.fractions)
     images_left = pruned.images - sum(failure.text is None for failure in pruned.errors)
     texts_left = len(pruned.texts) - sum(failure.image is None for failure in pruned.errors)
-    whole = images_left * texts_left * count
-    if not whole or not pruned.passes:
+    unpruned = images_left * texts_left * count
+    if not unpruned or not pruned.passes:
         return  # no image could be scored
-    console.print(f"{pruned.passes} passes instead of {whole}: {whole / pruned.passes:.1f} x fewer")
+    console.print(
+        f"{pruned.passes} passes instead of {unpruned}: {unpruned / pruned.passes:.1f} x fewer"
+    )
     if check:
         full = scorer.score(images[:check], pruned.texts, levels)
         readable = np.isfinite(full.scores).any(axis=1)

@@ -18,16 +18,16 @@ MAX_COLUMN = 16  # widest minimum width of a text's column, in characters
 
 
 def to_table(
-    records: Sequence[Record], *, matrix: bool, width: int = 100, color: bool = False
+    records: Sequence[Record], *, grid: bool, width: int = 100, color: bool = False
 ) -> str:
     """Lay records out for a terminal, best matches marked.
 
-    A matrix that fits the width is shown as a grid, otherwise as the best text per image. Other
-    records are listed.
+    A grid of images and texts that fits the width is shown as such, otherwise as the best text per
+    image. Other records are listed.
 
     Args:
         records: scored pairs, those of an image adjacent.
-        matrix: whether the records are every image against every text.
+        grid: whether the records are every image against every text.
         width: width of the terminal, in characters.
         color: whether the terminal shows colours.
     """
@@ -35,7 +35,7 @@ def to_table(
     texts = list(dict.fromkeys(record.text for record in records))
     if not records:
         return ""
-    if not matrix:
+    if not grid:
         table = _list(records, names)
     elif _grid_width(names.values(), texts) <= width:
         table = _grid(records, names, texts)

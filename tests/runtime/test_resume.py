@@ -26,12 +26,14 @@ from PIL import Image
 from torture import Figures, scaled
 
 from dsd_trt import Bundle
+from dsd_trt.commands.formats import FORMATS, Streamed
 from dsd_trt.journal import survey
 
 pytest_plugins = ("in_process",)
 
 TEXTS = [f"{color} {'dog ' * (i % 7)}{i}" for i, color in enumerate(("red", "green") * 25)]
-FORMS = ("csv", "json", "parquet", "table")
+OTHERS = [name for name in FORMATS if name != "jsonl"]
+STREAMED = [name for name, it in FORMATS.items() if isinstance(it, Streamed)]
 
 
 def write_inputs(folder: Path, images: int = 40) -> None:
@@ -92,7 +94,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize(
-    ("way", "form"), [*((way, "jsonl") for way in WAYS), *(("few texts", form) for form in FORMS)]
+    ("way", "form"), [*((way, "jsonl") for way in WAYS), *(("few texts", form) for form in OTHERS)]
 )
 def test_stopped_anywhere_it_ends_with_the_same_bytes(
     run: Callable[..., Run], tmp_path: Path, way: str, form: str, monkeypatch: pytest.MonkeyPatch
@@ -111,7 +113,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
             break
         assert ended.code == 130
         stopped += 1
-        if form in ("jsonl", "csv") and (tmp_path / "out").exists():
+        if form in STREAMED and (tmp_path / "out").exists():
             there = (tmp_path / "out").read_bytes()
             assert expected.startswith(there)
             assert there[-1:] in (b"", b"\n")
@@ -498,7 +500,7 @@ def started(bundle: Bundle, folder: Path, *arguments: str) -> Iterator[subproces
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(scaled(60, 3), marks=pytest.mark.torture)])
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("form", STREAMED)
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(
     bundle: Bundle,
     tmp_path: Path,

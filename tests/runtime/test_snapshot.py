@@ -292,7 +292,7 @@ def test_nothing_is_written_into_the_cache_of_the_hub(snapshot: Path, tmp_path: 
     with pytest.raises(InputError, match=rf"^plans are put .*cp -rL {snapshot} name"):
         own_bundle_folder(str(snapshot), "plans")
     with pytest.raises(
-        InputError, match="^plans .*: hf download org/name --revision v1 --local-dir name"
+        InputError, match=r"^plans .*: hf download org/name --revision v1 --local-dir name"
     ):
         own_bundle_folder("org/name@v1", "plans")
     (tmp_path / "scorer.key").write_text("a key")
