@@ -266,6 +266,25 @@ def checked_text(text: object, place: str) -> str:
     return str.__str__(text)  # numpy strings and enumerations become plain strings
 
 
+def checked_levels(levels: object) -> tuple[float, ...]:
+    """Noise levels as numbers; whether the bundle has them is checked later.
+
+    Args:
+        levels: the value the caller passed, an iterable of numbers.
+
+    Raises:
+        InputError: it is not iterable, is a string, or has an element that is not a number.
+    """
+    is_string = isinstance(levels, (str, bytes, bytearray))
+    if not is_string and isinstance(levels, Iterable) and getattr(levels, "ndim", 1) == 1:
+        given: list[Any] = list(levels)
+        if all(map(_is_number, given)):
+            # The decimal number is meant: the float32 nearest to 0.2 is another double.
+            return tuple(float(str(it)) if isinstance(it, np.floating) else it for it in given)
+        levels = given
+    raise InputError(f"levels must be a list such as [0.2, 0.4], got {_shown(levels)}")
+
+
 def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
     """Pairs of an image and a text, the text as a plain string.
 
@@ -292,6 +311,11 @@ def _is_iterable(value: object) -> bool:
     return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
 
 
+def _is_number(value: object) -> bool:
+    """Whether a value is a real number, of Python or numpy; a boolean is not."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def _is_list(value: object) -> bool:
     """Whether a value is ordered and has a length: a list, a tuple, an array, a table's column."""
     if isinstance(value, (str, bytes, bytearray, Mapping)) or getattr(value, "ndim", 1) != 1:
@@ -302,7 +326,11 @@ def _is_list(value: object) -> bool:
 def _described(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {value.shape}"
-    return f"{type(value).__name__} {' '.join(reprlib.repr(value).split())}"
+    return f"{type(value).__name__} {_shown(value)}"
+
+
+def _shown(value: object) -> str:
+    return " ".join(reprlib.repr(value).split())
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:

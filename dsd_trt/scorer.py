@@ -24,6 +24,7 @@ from dsd_trt.jobs import (
     Scored,
     Tally,
     checked_count,
+    checked_levels,
     checked_pairs,
     checked_text,
     checked_texts,
@@ -477,9 +478,7 @@ class Scorer:
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Indices of the given levels among the bundle's, in the bundle's order, each once."""
         known = self.manifest.method.noise_levels.fractions
-        if not isinstance(levels, (Iterable, type(None))) or getattr(levels, "ndim", 1) != 1:
-            raise InputError(f"levels must be a list: [{levels}]")
-        wanted = known if levels is None else tuple(levels)
+        wanted = known if levels is None else checked_levels(levels)
         for s in wanted:
             if s not in known:
                 raise InputError(

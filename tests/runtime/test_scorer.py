@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import copy
 import enum
+import inspect
 import itertools
 import logging
 import pickle
@@ -541,13 +542,45 @@ def test_a_picture_alone_is_no_list_of_pictures(bundle: Bundle, alone: Any) -> N
         Scorer(bundle, "onnxruntime").score(alone, ["a dog"])
 
 
-def test_a_level_alone_is_no_list_of_levels(bundle: Bundle) -> None:
-    with pytest.raises(InputError, match=r"levels must be a list: \[0\.2\]"):
-        Scorer(bundle, "onnxruntime").score(
-            [np.zeros((8, 8, 3), np.uint8)],
-            ["a dog"],
-            levels=0.2,  # type: ignore[arg-type]
-        )
+@pytest.mark.parametrize(
+    ("levels", "shown"),
+    [
+        (0.2, "0.2"),
+        ("0.2", "'0.2'"),
+        ("0.2,0.4", "'0.2,0.4'"),
+        (b"0.2", "b'0.2'"),
+        (["0.2"], "['0.2']"),
+        ((0.2, None), "[0.2, None]"),
+        ([[0.2]], "[[0.2]]"),
+        ([True], "[True]"),
+        ((it for it in ("0.2",)), "['0.2']"),
+        (np.array(0.2), "array(0.2)"),
+        (np.array([[0.2]]), "array([[0.2]])"),
+        (np.array(["0.2"]), "[np.str_('0.2')]"),
+    ],
+)
+def test_what_is_no_list_of_levels_is_refused_as_what_it_is(
+    scorer: Scorer, levels: Any, shown: str
+) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    unchecked: Any = scorer
+    for use in (
+        lambda: unchecked.score([image], ["a dog"], levels=levels),
+        lambda: unchecked.rank("a dog", [image], levels=levels),
+        lambda: unchecked.score_pairs([(image, "a dog")], levels=levels),
+    ):
+        if not inspect.isgenerator(levels) or levels.gi_frame:
+            with pytest.raises(InputError) as error:
+                use()
+            assert str(error.value) == f"levels must be a list such as [0.2, 0.4], got {shown}"
+
+
+def test_levels_in_single_precision_are_the_numbers_they_show(scorer: Scorer) -> None:
+    levels = scorer.manifest.method.noise_levels.fractions
+    image = np.zeros((8, 8, 3), np.uint8)
+    single = cast(Any, np.array(levels[:1], np.float32))
+    scores = scorer.score([image], ["a dog"], levels=single).scores
+    assert scores == scorer.score([image], ["a dog"], levels=levels[:1]).scores
 
 
 @pytest.mark.parametrize("top_k", [0, -1, 1.0, "1", True])
