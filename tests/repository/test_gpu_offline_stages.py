@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -53,8 +55,17 @@ def test_each_stage_runs_once_and_when_its_archives_are_there() -> None:
 
 
 def test_a_prepared_run_takes_ten_minutes_at_most() -> None:
-    limits = [it.limit for it in STAGES if not it.optional and not it.background]
-    assert sum(limits) <= 600
+    planned = pack.plan(made_up([SITE], [ORT], [], [RTX]))
+    assert sum(seconds for _, _, seconds in planned) <= 600
+
+
+def test_the_manual_has_every_stage_with_its_limit() -> None:
+    page = (ROOT / "docs" / "gpu.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| (-|`.*?`) \| (.*?) \|", page, re.MULTILINE)
+    listed = {name: (set(re.findall(r"\w+", needs)), limit) for name, needs, limit in rows}
+    for stage in STAGES:
+        limit = "in the background" if stage.background else str(stage.limit)
+        assert listed[stage.name] == (set(stage.needs), limit)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +165,20 @@ def test_a_stage_that_fails_costs_the_others_nothing(
     assert (tmp_path / "out" / "results.tgz").stat().st_size
     assert run_stages.main([*folders, "bad", "good", "--within", "0"]) == 1
     assert "no time is left" in capsys.readouterr().out
+
+
+def test_links_that_a_transfer_lost_are_named(tmp_path: Path) -> None:
+    for name in ("train", "export", "engines"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "dsd_trt").mkdir()
+    (tmp_path / "dsd_trt" / "train").symlink_to("../train")
+    (tmp_path / "dsd_trt" / "export").write_text("../export")  # where links become files
+    commands = run_stages.lost_links(tmp_path)
+    assert [command.split()[-1] for command in commands] == ["dsd_trt/export", "dsd_trt/engines"]
+    for command in commands:
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    assert run_stages.lost_links(tmp_path) == run_stages.lost_links(ROOT) == []
 
 
 def test_a_stage_waits_for_the_one_in_the_background(runner: Runner, tmp_path: Path) -> None:

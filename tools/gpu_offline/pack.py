@@ -24,7 +24,7 @@ from stages import ORT, ROOT, RTX, SITE, STAGES, Stage
 MARGIN = MIB // 4  # for manifest and headers of the pieces
 HEADER = 1024  # bytes around each file of the clone, in whatever makes the transfer
 LEAST = 4 * MIB  # a transfer with less room is refused
-UNPACKING = 30  # seconds that a call may take to unpack
+UNPACKING = 15  # seconds that a call may take to unpack
 
 # Tracked files that a run reads are in these; whatever else is large is named.
 READ_THERE = (

@@ -210,6 +210,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
+def lost_links(root: Path) -> list[str]:
+    """Commands that restore the clone's links, which not every transfer keeps."""
+    names = ("train", "export", "engines")
+    lost = [name for name in names if not (root / "dsd_trt" / name / "__init__.py").is_file()]
+    return [f"ln -sfn ../{name} dsd_trt/{name}" for name in lost]
+
+
 def verdict(stage: Stage, result: Result) -> str | None:
     """Why a stage did not get as far as it can without a GPU, or None if it did."""
     if not stage.gpu:
@@ -248,6 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in given.stages if name not in BY_NAME]:
         parser.error(f"there is no stage {unknown[0]!r}; choose from {', '.join(BY_NAME)}")
     names = given.stages or [stage.name for stage in STAGES if not stage.optional]
+    if commands := lost_links(ROOT):
+        print(f"the transfer lost links of the clone: {' && '.join(commands)}", file=sys.stderr)
+        return 2
     runner = Runner(given.kit.resolve(), given.out.resolve())
     if given.in_background:
         runner.background(BY_NAME[names[0]])

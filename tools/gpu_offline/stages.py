@@ -81,7 +81,7 @@ STAGES = (
     Stage(
         "test-gpu",
         "the tests that need a GPU",
-        90,
+        75,
         (("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/train"),),
         needs=(SITE,),
     ),
@@ -111,7 +111,7 @@ STAGES = (
     Stage(
         "rtx",
         "whether TensorRT-RTX builds and opens a plan on this GPU; if so, all of gpu-check",
-        75,
+        60,
         (("{tools}/try_rtx.py", "dsd_trt/data/shapes-bundle", "--out", "{out}/rtx"),),
         needs=(RTX,),
         first=(RTX, SITE),
