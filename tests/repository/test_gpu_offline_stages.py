@@ -17,6 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "gpu_offline"))
 
+import facts
 import pack
 import report
 import run_stages
@@ -260,6 +261,35 @@ def test_tensorrt_rtx_is_asked_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPat
     assert runner_module.require("tensorrt-rtx") == (library, "9.0")
     compiling._set_capabilities(library, config, ("9.0",))
     assert asked == [("this one", 0)]
+
+
+def test_facts_name_what_packages_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, version, requires in (
+        (
+            "one",
+            "1.0",
+            ("two", "three>=2; python_version > '3'", "four; extra == 'more'", "absent"),
+        ),
+        ("two", "2.0", ("one", "six<3")),
+        ("three", "1.5", ()),
+        ("six", "3.1", ()),
+    ):
+        entry = tmp_path / f"{name}_made_up-{version}.dist-info"
+        entry.mkdir()
+        lines = [f"Name: {name}-made-up", f"Version: {version}"]
+        for it in requires:
+            named = re.match(r"\w+", it)
+            assert named
+            lines.append(f"Requires-Dist: {named[0]}-made-up{it[named.end() :]}")
+        (entry / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert facts.missing(["one-made-up"]) == [
+        "absent-made-up",
+        "six-made-up<3",
+        "three-made-up>=2",
+    ]
+    assert facts.missing(facts.requirements()) == []
+    assert {"torch", "diffusers", "onnx", "numpy"} <= set(facts.requirements())
 
 
 # Report

@@ -26,12 +26,24 @@ MIB = 2**20
 # refuses Hopper when a plan is opened.
 ONNXRUNTIME = {12: "1.26.0", 13: "1.31.1"}
 TENSORRT_RTX = "1.6.1.120"
-LACKING = ("diffusers", "importlib_metadata", "ijson")  # versions are those of constraints.txt
+# Versions are those of constraints.txt. The last two are needed by importlib_metadata alone.
+LACKING = ("diffusers", "ijson", "importlib_metadata", "lazy-importer", "zipp")
 GLIBC = 39  # the newest 2.x whose wheels are taken
 
-# The project's Python needs none of these; its license texts stay.
-UNNEEDED = ("transformers", "tools", "quantization", "datasets")
-UNNEEDED_LIBRARIES = ("libonnxruntime.so*", "libonnxruntime_providers_tensorrt.so")
+# What a run does not import. diffusers imports a pipeline when it is named, and not before.
+UNNEEDED = {
+    SITE: (
+        "diffusers/modular_pipelines",
+        "diffusers/pipelines/[!s_]*/",
+        "diffusers/pipelines/s[!t]*",
+    ),
+    ORT: (
+        *(f"onnxruntime/{name}" for name in ("transformers", "tools", "quantization", "datasets")),
+        "onnxruntime/capi/libonnxruntime.so*",  # for C++; Python's module has all of it
+        "onnxruntime/capi/libonnxruntime_providers_tensorrt.so",
+    ),
+    RTX: (),
+}
 
 
 @dataclass(frozen=True)
@@ -112,12 +124,10 @@ def fill(name: str, target: Target, tree: Path, scratch: Path) -> None:
         entry = tree / f"dsd_trt-{version()}.dist-info" / "METADATA"
         entry.parent.mkdir(parents=True)
         entry.write_text(f"Metadata-Version: 2.1\nName: dsd-trt\nVersion: {version()}\n")
+    for pattern in UNNEEDED[name]:
+        for path in tree.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if name == ORT:
-        for unneeded in UNNEEDED:
-            shutil.rmtree(tree / "onnxruntime" / unneeded, ignore_errors=True)
-        for pattern in UNNEEDED_LIBRARIES:
-            for path in (tree / "onnxruntime" / "capi").glob(pattern):
-                path.unlink()
         # ONNX Runtime is under the MIT licence, which permits this.
         library = tree / "onnxruntime" / "capi" / "libonnxruntime_providers_cuda.so"
         summary = prune(library, target.capability)

@@ -50,6 +50,31 @@ def versions(names: list[str]) -> dict[str, str | None]:
     return found
 
 
+def missing(names: list[str]) -> list[str]:
+    """What the named packages and their requirements lack here, such as "requests" or "a<2"."""
+    from packaging.requirements import Requirement
+
+    lacking, seen = set(), set(names)
+    left = [Requirement(name) for name in names]
+    while left:
+        requirement = left.pop()
+        try:
+            found = metadata.distribution(requirement.name)
+        except metadata.PackageNotFoundError:
+            lacking.add(requirement.name)
+            continue
+        if not requirement.specifier.contains(found.version, prereleases=True):
+            lacking.add(f"{requirement.name}{requirement.specifier}")
+        for line in found.requires or ():
+            needed = Requirement(line)
+            if (needed.marker is None or needed.marker.evaluate({"extra": ""})) and (
+                str(needed) not in seen
+            ):
+                seen.add(str(needed))
+                left.append(needed)
+    return sorted(lacking)
+
+
 def nvidia_smi() -> dict[str, str]:
     """Answers of the driver's own tool, by question; empty if it is missing or fails."""
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader", "--id=0"]
@@ -117,7 +142,7 @@ def main(path: Path) -> int:
         "python": platform.python_version(),
         "nvidia_smi": nvidia_smi(),
         "versions": {**needed, **versions(list(LIBRARIES))},
-        "missing": [name for name, version in needed.items() if version is None],
+        "missing": missing(requirements()),
     }
     absent = why_no_gpu()
     if absent is None:

@@ -22,7 +22,7 @@ from prune import PruneError
 from stages import ORT, ROOT, RTX, SITE, STAGES, Stage
 
 MARGIN = MIB // 4  # for manifest and headers of the pieces
-HEADER = 1024  # bytes around each file of the clone, in whatever makes the transfer
+HEADER = 768  # bytes around each file of the clone: a header in tar, and half a block
 LEAST = 4 * MIB  # a transfer with less room is refused
 UNPACKING = 15  # seconds that a call may take to unpack
 

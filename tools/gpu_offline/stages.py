@@ -82,7 +82,18 @@ STAGES = (
         "test-gpu",
         "the tests that need a GPU",
         75,
-        (("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/train"),),
+        (
+            (
+                "-m",
+                "pytest",
+                "-m",
+                "gpu",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "tests/train/test_cuda.py",
+            ),
+        ),
         needs=(SITE,),
     ),
     _check(
