@@ -119,10 +119,13 @@ def test_eval_measures_the_rest(
     arguments = ["eval", scorer, "--root", root, "--fraction", "0"]
     done = _run(*arguments, "--data", "mixed.jsonl", "--out", out)
     _require_named(done, root)
-    assert done.stdout.endswith("\n\n4 questions left out, for 4 images that failed\n")
+    table, _, engine = done.stdout.rpartition("\nEngine: ")
+    assert table.endswith("\n\n4 questions left out, for 4 images that failed\n")
+    assert engine.startswith("PyTorch FP32" if kind == "model" else "openvino ")  # what auto took
     assert (out / "table.md").read_text("utf-8") == done.stdout
     saved = json.loads((out / "figures.json").read_text("utf-8"))
     assert saved["left_out"] == 4
+    assert engine == f"{saved['engine']}.\n"
     assert {Path(error["image"]).name for error in saved["errors"]} == BAD.keys()
 
     alone = _run(*arguments, "--data", "good.jsonl", "-f", "json")

@@ -123,7 +123,7 @@ def evaluate(
         console.print(f"engine: {opened.engine}; {opened.mode} mode")
         if opened.why_engine:
             console.print(f"passed over: {opened.why_engine}")
-        score = by_scorer(opened)
+        score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"
         of = bundle_identity(opened) if out else {}
     else:
         if require_signature:
@@ -139,7 +139,8 @@ def evaluate(
             )
         hush_libraries()
         score = by_model(scorer, adapter, mode=None if mode == "auto" else mode)
-        console.print("engine: PyTorch FP32")
+        computed_by = "PyTorch FP32"
+        console.print(f"engine: {computed_by}")
         of = model_key(scorer, adapter, mode) if out else {}
     if out:
         ctx.with_resource(own_folder(out))
@@ -167,9 +168,12 @@ def evaluate(
         "fraction": fraction,
         "limit": limit,
         "seed": seed,
+        "engine": computed_by,
     }
     if out:
         write(out, rows, about, f"{Path(scorer).name} on {data}", left_out)
-    as_asked = to_json(rows, about, left_out) if form == "json" else as_text(rows, left_out)
+    as_asked = (
+        to_json(rows, about, left_out) if form == "json" else as_text(rows, left_out, computed_by)
+    )
     click.echo(as_asked, nl=False)
     report_left_out(ctx, left_out)

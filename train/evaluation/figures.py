@@ -147,8 +147,8 @@ def count_left_out(answers: Iterable[Answer]) -> LeftOut:
     return left_out
 
 
-def as_text(rows: Sequence[Figure], left_out: LeftOut) -> str:
-    """The metrics as a Markdown table, with the number of questions left out."""
+def as_text(rows: Sequence[Figure], left_out: LeftOut, engine: str = "") -> str:
+    """The metrics as a Markdown table, with the number of questions left out and the engine."""
     five = any(row.top5 is not None for row in rows)
     head = ["asked", "questions", "chance", "top-1", "95 % interval", *(["top-5"] if five else [])]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
@@ -163,7 +163,9 @@ def as_text(rows: Sequence[Figure], left_out: LeftOut) -> str:
         cells += ["-" if row.top5 is None else f"{row.top5:.1f}"] if five else []
         lines.append(" | ".join(cells))
     table = "".join(f"| {line} |\n" for line in lines)
-    return f"{table}\n{left_out.sentence()}\n" if left_out.questions else table
+    notes = [left_out.sentence()] if left_out.questions else []
+    notes += [f"Engine: {engine}."] if engine else []
+    return "\n".join([table, *(f"{note}\n" for note in notes)])
 
 
 def to_json(rows: Sequence[Figure], about: Mapping[str, Any], left_out: LeftOut) -> str:
@@ -185,7 +187,7 @@ def write(
         left_out: questions left out, with their failures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "table.md", as_text(rows, left_out))
+    write_whole(folder / "table.md", as_text(rows, left_out, about.get("engine", "")))
     write_whole(folder / "figures.json", to_json(rows, about, left_out))
     plot(rows, folder / "figures.png", title)
 
