@@ -258,6 +258,23 @@ def test_another_array_in_the_place_of_a_freed_one_is_uploaded(
         del values, fed
 
 
+def test_what_is_kept_on_the_device_is_bounded(
+    ort: FakeOrt, cuda: FakeCuda, matrix: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, random = opened(matrix), np.random.default_rng(0)
+    engine.run(feeds(engine, 2))
+    held = cuda.used("device")
+    monkeypatch.setattr(engine_module, "_KEPT", 10_000)
+    for count in (3, 100, 150, 5, 500):  # 48 bytes each: those of 500 are gathered by the host
+        source = random.random((count, 3, 2, 2)).astype(np.float32)
+        at = np.array([count - 1, 0])
+        fed: dict[str, Any] = feeds(engine, 2) | {"latent": Rows(source, at)}
+        expected = engine.run(fed | {"latent": source[at]})["score"]
+        np.testing.assert_array_equal(engine.run(fed)["score"], expected)
+        assert cuda.used("device") - held <= 10_000
+    assert cuda.used("device") > held
+
+
 @pytest.mark.parametrize("ending", ["closed", "dropped", "failed"])
 def test_everything_is_freed(
     ort: FakeOrt, cuda: FakeCuda, matrix: Bundle, ending: str, monkeypatch: pytest.MonkeyPatch

@@ -26,6 +26,7 @@ from dsd_trt.errors import EngineError, one_line
 
 _SLOTS = 8  # batch sizes with buffers of their own; the one used longest ago makes room
 _SOURCES = 4  # arrays kept on the device: latents, text states and masks of one call
+_KEPT = 2**30  # bytes of all of them; rows of larger arrays are gathered by the host
 _WORKSPACE = 2**30  # beside activations: what convolutions may use
 
 _SHAPE_OPERATORS = frozenset(
@@ -208,7 +209,9 @@ class CudaEngine(SharedEngine):
     def _pass(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         slot = self._slot(feeds)
         for name, values in feeds.items():
-            if isinstance(values, Rows):
+            if isinstance(values, Rows) and values.source.nbytes > _KEPT:
+                slot.inputs[name].fill(values.gathered(), self._stream)
+            elif isinstance(values, Rows):
                 slot.inputs[name].copy_rows(
                     self._source(values.source), values.runs(), self._stream
                 )
@@ -266,11 +269,15 @@ class CudaEngine(SharedEngine):
         """Device address of an array, which is copied there when it is first seen."""
         known = self._sources.pop(id(array), None)
         if known is None or known[0]() is not array:
-            while len(self._sources) >= _SOURCES:
+            while len(self._sources) >= _SOURCES or self._kept() + array.nbytes > _KEPT:
                 self._sources.popitem(last=False)
             known = weakref.ref(array), upload(array, self._stream)
         self._sources[id(array)] = known
         return known[1].address
+
+    def _kept(self) -> int:
+        """Bytes of the arrays that are on the device."""
+        return sum(memory.size for _, memory in self._sources.values())
 
 
 class _Slot:
