@@ -241,7 +241,7 @@ def test_a_dry_run_expects_the_missing_driver_and_nothing_else(
     status: str, message: str, gets_there: bool
 ) -> None:
     stage = BY_NAME["check-demonstration"]
-    assert (verdict(stage, Result(stage.name, status, 1.0, 4, message)) is None) == gets_there
+    assert (verdict(stage, Result(stage.name, status, 1.0, 4), message) is None) == gets_there
 
 
 def test_tensorrt_rtx_is_asked_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,13 +217,19 @@ def lost_links(root: Path) -> list[str]:
     return [f"ln -sfn ../{name} dsd_trt/{name}" for name in lost]
 
 
-def verdict(stage: Stage, result: Result) -> str | None:
-    """Why a stage did not get as far as it can without a GPU, or None if it did."""
+def verdict(stage: Stage, result: Result, log: str) -> str | None:
+    """Why a stage did not get as far as it can without a GPU, or None if it did.
+
+    Args:
+        stage: the stage that was run.
+        result: how the stage has ended.
+        log: everything that the stage wrote.
+    """
     if not stage.gpu:
         return None if result.status in ("done", "started") else f"{result.status}"
-    if lacks := re.search(f".*({LACKING}).*", result.message):
+    if lacks := re.search(f".*({LACKING}).*", log):
         return f"more than the driver is missing: {lacks[0]}"
-    if result.status == "failed" and re.search(ABSENT, result.message):
+    if result.status == "failed" and re.search(ABSENT, log):
         return None
     return f"{result.status}, and not because the driver is missing"
 
@@ -275,9 +281,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runner.note(result)
         print(result.message)
         print(f"-- {name} {result.status} after {result.seconds:.1f} s", flush=True)
-        if given.dry_run and (against := verdict(stage, result)) is not None:
-            faults.append(f"{name}: {against}")
-        elif not given.dry_run and result.status not in ("done", "started"):
+        if given.dry_run:
+            log = runner.results / f"{name}.log"
+            text = log.read_text("utf-8", "replace") if log.exists() else ""
+            if (against := verdict(stage, result, text)) is not None:
+                faults.append(f"{name}: {against}")
+        elif result.status not in ("done", "started"):
             faults.append(f"{name}: {result.status}")
     for fault in faults:
         print(fault, file=sys.stderr)

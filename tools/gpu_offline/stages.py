@@ -55,7 +55,11 @@ def _check(
     return Stage(name, about, limit, (tuple(command),), (SITE, ORT), (ORT, SITE), after)
 
 
-_EXPORT = ("-m", "dsd_trt", "export", "--precision", "fp16", "--matrix", "--verify", "quick")
+_EXPORT = (
+    *("-m", "dsd_trt", "export", "--precision", "fp16", "--matrix", "--cuda-form"),
+    *("--verify", "quick"),
+)
+_TESTS = ("-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider")
 _RANDOM = ("-m", "dsd_trt", "make-random", "--family", "sd21-base", "--out", "{kit}/models/sd21")
 
 STAGES = (
@@ -82,18 +86,7 @@ STAGES = (
         "test-gpu",
         "the tests that need a GPU",
         75,
-        (
-            (
-                "-m",
-                "pytest",
-                "-m",
-                "gpu",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "tests/train/test_cuda.py",
-            ),
-        ),
+        ((*_TESTS, "tests/train/test_cuda.py"),),
         needs=(SITE,),
     ),
     _check(
