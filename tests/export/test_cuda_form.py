@@ -355,7 +355,7 @@ def test_the_command_writes_forms_of_both_scorers(exported_fp32: Exported, tmp_p
     command += ["--adapter", str(settings.adapter), "--levels", "0.2,0.8", "--verify", "quick"]
     with pytest.raises(SystemExit) as ended:
         main([*command, "--cuda-form", "attention+group-norm"])
-    assert ended.value.code == 0
+    assert not ended.value.code
     bundle = read_bundle(tmp_path / "bundle")
     manifest, without = bundle.manifest, exported_fp32.bundle.manifest
     assert manifest.cuda_form is not None
