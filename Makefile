@@ -108,7 +108,8 @@ cpp: $(CPP)/fetched
 	cmake --build $(CPP_BUILD) --parallel 2
 
 clean:
-	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) .venv-against .kit .kit-cache gpu-offline-results engines/cpp/build dsd_trt/engine/openvino/*.so build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) .venv-against .kit .kit-cache gpu-offline-results engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find dsd_trt -name "*.so" -delete
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
 # because setuptools would pack modules that no longer exist.
