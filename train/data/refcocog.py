@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dsd_trt.errors import InputError, one_line
+from dsd_trt.errors import InputError
 from dsd_trt.files.regular import open_regular
 from dsd_trt.train.data.files import find_coco_image, find_file, stream_json
+from dsd_trt.train.pickles import pickle_fault
 from dsd_trt.train.question import Question, shuffled
 
 _ORIGIN = "the REFER repository, lichengunc/refer on GitHub, data set refcocog"
@@ -47,7 +48,7 @@ def read_refs(path: Path) -> list[Ref]:
         except Exception as error:  # a damaged pickle raises almost anything
             raise InputError(
                 f"{path} is not a pickle of lists, dicts, strings and numbers alone: "
-                f"{one_line(error)}"
+                f"{pickle_fault(error)}"
             ) from None
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path} is not a list of refs")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsd_trt.errors import InputError
+from dsd_trt.train.pickles import pickle_fault
 from dsd_trt.train.scoring.adapter import Adapter
 
 _KEY = re.compile(
@@ -84,7 +85,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"no such file: {path}") from error
     except Exception as error:  # fed with junk, an unpickler may raise anything
         raise InputError(
-            f"{path} is not a checkpoint of tensors alone, and is not read: {error}"
+            f"{path} is not a checkpoint of tensors alone, and is not read: {pickle_fault(error)}. "
+            "Give the pytorch_model.bin that the released code wrote"
         ) from error
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
