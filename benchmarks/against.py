@@ -315,7 +315,10 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None) -> None:
     """Compare the builds, and print the table."""
     asked = arguments_of(words)
-    commit = git("rev-parse", "--verify", f"{asked.ref}^{{commit}}")
+    try:
+        commit = git("rev-parse", "--verify", "--end-of-options", f"{asked.ref}^{{commit}}")
+    except subprocess.CalledProcessError:
+        sys.exit(f"no commit {asked.ref!r} in {ROOT}")
     before_tree, after_tree = git("rev-parse", f"{commit}^{{tree}}"), working_tree()
     if before_tree == after_tree:
         progress("both are the same: ratios show the machine's noise alone")

@@ -9,13 +9,14 @@ a rank correlation (Spearman) of 0.999 with FP32 and a top-1 agreement among ten
 
 from __future__ import annotations
 
+import argparse
+import sys
 import time
 from typing import Any
 
 import dsd_trt  # noqa: F401  # before OpenVINO: it turns its telemetry off
 
 # isort: split
-import nncf
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
@@ -81,6 +82,11 @@ def same_best_of_ten(scores: NDArray[np.float32], reference: NDArray[np.float32]
 
 def main() -> None:
     """Quantize, score, and print the agreement."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    try:
+        import nncf
+    except ImportError as error:
+        sys.exit(f"nncf cannot be used here ({error}). Install it with: pip install nncf")
     bundle = read_bundle(bundle_folder(None))
     levels = len(bundle.manifest.method.noise_levels.fractions)
     pipeline = Pipeline(bundle, FP32, 1024)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from dsd_trt.engine.openvino.pooled_attention import (
     register_widths,
     tile_width,
 )
+from dsd_trt.errors import DsdError
 
 TEXTS = 16  # texts per pass
 COUNTED = 16  # tokens of a short text, a mask's width
@@ -115,6 +117,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--bits", type=int, choices=register_widths())
     options = parser.parse_args()
+    if read_bundle(options.bundle).manifest.matrix is None:
+        parser.error(f"{options.bundle} has no matrix scorer")
     for size in SIZES:
         kernel(size, options.rounds)
     if options.bits is None:
@@ -127,4 +131,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DsdError as error:
+        sys.exit(str(error))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.errors import DsdError
 
 
 def draw(graph: Graph, batch: int) -> dict[str, NDArray[Any]]:
@@ -101,4 +103,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DsdError as error:
+        sys.exit(str(error))

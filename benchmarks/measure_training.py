@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from dsd_trt.errors import DsdError
 from dsd_trt.train.diffusion.families import FAMILIES, tiny
 from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.evaluation.by_model import by_model
@@ -88,4 +90,7 @@ def _peak(on_gpu: bool) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DsdError as error:
+        sys.exit(str(error))

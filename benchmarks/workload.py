@@ -1,6 +1,7 @@
 """One measurement of one build in a separate process; `against.py` runs it in both builds.
 
-    python workload.py import
+    python workload.py import|versions
+    python workload.py draw FOLDER
     python workload.py start|pairs|files ENGINE FOLDER
 
 Writes one line of JSON. Uses only names that every build since the first one has.
@@ -21,6 +22,8 @@ TEXTS = [
     for colour in ("red", "green", "blue", "yellow")
     for shape in ("circle", "square")
 ]
+# Number of arguments of each measurement.
+WORKS = {"versions": 0, "import": 0, "draw": 1, "start": 2, "pairs": 2, "files": 2}
 BURSTS = 3  # timed calls per process; the median is reported
 
 
@@ -130,11 +133,11 @@ def main(work: str, *arguments: str) -> None:
             score_one(engine, folder)
         elif work == "pairs":
             throughput(engine, [picture.read_bytes() for picture in pictures[:4]], TEXTS)
-        elif work == "files":
-            throughput(engine, photographs, TEXTS[:4])
         else:
-            raise SystemExit(f"no measurement {work!r}")
+            throughput(engine, photographs, TEXTS[:4])
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or WORKS.get(sys.argv[1]) != len(sys.argv) - 2:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -1,8 +1,7 @@
 """The score of one image and one text, equation by equation, in PyTorch and diffusers alone.
 
-`python examples/score_by_hand.py examples/images/lone-star.png "a large yellow star"` prints the
-score that `dsd-trt score` prints. The model is the embedded one; the equations are those of
-"Discriminative Diffusion Models as Few-shot Vision and Language Learners" (arXiv:2305.10722).
+`python examples/score_by_hand.py IMAGE TEXT` prints what `dsd-trt score` does. The equations are
+of "Discriminative Diffusion Models as Few-shot Vision and Language Learners" (arXiv:2305.10722).
 """
 
 import sys
@@ -77,4 +76,5 @@ def score(image, text):
 
 
 if __name__ == "__main__":
-    print(f"{score(*sys.argv[1:]):.4f}")
+    pair = sys.argv[1:] if len(sys.argv) == 3 and Path(sys.argv[1]).is_file() else sys.exit(__doc__)
+    print(f"{score(*pair):.4f}")

@@ -58,8 +58,10 @@ def command_line(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or not Path(sys.argv[1]).is_dir():
         sys.exit(__doc__)
+    if not TRITON.is_dir():
+        sys.exit(f"no Triton server in {TRITON}: pip install --no-deps nvidia-pytriton")
     scratch = Path(tempfile.mkdtemp(prefix="triton-"))
     command, environment = command_line(Path(sys.argv[1]), scratch / "backends", sys.argv[2:])
     os.execve(command[0], command, environment)

@@ -9,6 +9,8 @@ looked up. Exit codes: 0 no advisory, 1 advisories, 2 packages that could not be
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -54,5 +56,18 @@ def judge(found: Sequence[dict[str, Any]] | str, name: str) -> int:
     return 2 if skipped or not found else 0
 
 
+def main() -> int:
+    """Look up the packages of every file given on the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file of pinned packages")
+    files = parser.parse_args().files
+    if importlib.util.find_spec("pip_audit") is None:
+        print(f"pip-audit is not installed for {sys.executable}: run make audit, which installs it")
+        return 2
+    return max(judge(audit(Path(it)), it) for it in files)
+
+
 if __name__ == "__main__":
-    sys.exit(max(judge(audit(Path(it)), it) for it in sys.argv[1:]))
+    sys.exit(main())

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -185,6 +186,8 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1, help="Factor on the counts.")
     parser.add_argument("--out", type=Path, default=PAGE, help="File to write; - prints the page.")
     given = parser.parse_args()
+    if shutil.which(given.triton) is None:
+        parser.error(f"no Python {given.triton!r}; make torture makes one")
     # The Triton server runs alone: its clients have deadlines.
     commands = [
         [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "torture"],

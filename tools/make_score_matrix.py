@@ -5,6 +5,7 @@ python tools/make_score_matrix.py [BUNDLE]
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dsd_trt import Scorer
 from dsd_trt.commands.inputs import read_pairs, read_texts
+from dsd_trt.errors import DsdError
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,7 +80,9 @@ def draw_matrix(
 
 def main() -> None:
     """Score with the bundle given on the command line, or the embedded one."""
-    scorer = Scorer.load(sys.argv[1] if len(sys.argv) > 1 else None)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: the embedded one")
+    scorer = Scorer.load(parser.parse_args().bundle)
     pairs = read_pairs(ROOT / "examples" / "pairs.csv")
     texts = read_texts(str(ROOT / "examples" / "texts.txt"))
     paths, right = [pair.image for pair in pairs], [pair.text for pair in pairs]
@@ -92,4 +96,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DsdError as error:
+        sys.exit(str(error))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from other_renderer import PARTS, RELATIONS, image_choices, text_choices
 
 from dsd_trt import Scorer
+from dsd_trt.errors import DsdError
 
 
 @dataclass(frozen=True)
@@ -137,4 +139,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DsdError as error:
+        sys.exit(str(error))

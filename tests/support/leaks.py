@@ -48,4 +48,6 @@ def main(folder: str, engine: str, mode: Any, count: str, broken: str = "") -> N
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (5, 6) or not sys.argv[4].isdecimal():
+        sys.exit(__doc__)
     main(*sys.argv[1:])

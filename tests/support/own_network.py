@@ -199,4 +199,6 @@ def _main(report: Path, command: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit("usage: own_network.py REPORT COMMAND..., started by `in_own_network`")
     sys.exit(_main(Path(sys.argv[1]), sys.argv[2:]))

@@ -122,5 +122,7 @@ def main(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or not Path(sys.argv[1]).is_dir():
+        sys.exit("usage: small_disk.py DISK SETTINGS, started by `on_small_disk`")
     given = json.loads(sys.argv[2])
     main(Path(sys.argv[1]), folder=Path(given.pop("folder")), **given)
