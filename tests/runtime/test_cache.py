@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,9 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.cache import cache_folder, recall, remember
 from dsd_trt.engine.openvino.backend import FP32
+from dsd_trt.engine.openvino.compiled import kept_compiled
 from dsd_trt.engine.openvino.runner import OpenVinoEngine
+from dsd_trt.errors import InputError
 
 
 @pytest.fixture
@@ -114,7 +121,7 @@ def test_the_second_start_compiles_nothing(cache: Path) -> None:
         for _ in range(2)
     ]
     assert np.array_equal(scores[0], scores[1])
-    assert (cache / "openvino-f32").is_dir()
+    assert (cache / "compiled").is_dir()
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "zeros", "sum", "no sum", "folder"])
@@ -221,3 +228,138 @@ def test_gigabytes_are_not_kept(
         assert isinstance(engine, OpenVinoEngine)
         assert not engine.from_cache
     assert not cache.exists()
+
+
+# What is kept of it
+
+
+def _kept(cache: Path) -> list[Path]:
+    return sorted(it.parent for it in cache.rglob("*.blob"))
+
+
+def _compile(store: Path, key: str, size: int, limit: int) -> bool:
+    """Stands in for OpenVINO: a file per key; whether there was one already."""
+    with kept_compiled(store, key, limit) as folder:
+        assert folder is not None
+        blob = folder / "1.blob"
+        if blob.exists():
+            return True
+        blob.write_bytes(bytes(size))
+        return False
+
+
+def test_beyond_the_limit_the_longest_unused_goes(tmp_path: Path) -> None:
+    store = tmp_path / "compiled"
+    for day, key in enumerate("abcd"):
+        assert not _compile(store, key, 1000, 10_000)
+        (newest,) = (it for it in store.iterdir() if it.stat().st_mtime > 10_000)
+        os.utime(newest, (day, day))
+    assert _compile(store, "a", 1000, 2500)  # used again, and nothing was compiled
+    assert len(_kept(store)) == 4
+    assert not _compile(store, "e", 1000, 2500)
+    assert [_compile(store, key, 1000, 10_000) for key in "ea"] == [True, True]
+    assert len(_kept(store)) == 2
+    assert not _compile(store, "f", 1000, 1)  # what is in use stays, whatever its size
+    assert _compile(store, "f", 1000, 1)
+    assert len(_kept(store)) == 1
+
+
+def test_the_limit_is_that_of_the_variable(
+    cache: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSD_TRT_MAX_COMPILED_BYTES", "1")
+    for name in ("image_encoder", "text_encoder", "pair_scorer"):
+        FP32.open(bundle, name).close()
+        assert len(_kept(cache)) == 1
+    monkeypatch.setenv("DSD_TRT_MAX_COMPILED_BYTES", "none")
+    with pytest.raises(InputError, match="DSD_TRT_MAX_COMPILED_BYTES must be a whole number"):
+        open_it(bundle)
+
+
+def test_what_earlier_versions_kept_goes(cache: Path, bundle: Bundle) -> None:
+    entry = cache / "openvino-f32" / "0123456789abcdef0123456789abcdef"
+    entry.mkdir(parents=True)
+    (cache / "openvino").mkdir()
+    for path in (entry / "1.blob", entry / "1.sha256", cache / "openvino" / "2.blob"):
+        path.write_bytes(b"compiled")
+    (cache / "openvino-bf16").mkdir()  # of a process that runs, perhaps
+    for name in ("openvino-f32", "openvino"):
+        os.utime(cache / name, (0, 0))
+    other = cache / "somebody's"
+    other.mkdir()
+    os.utime(other, (0, 0))
+    open_it(bundle)
+    assert {it.name for it in cache.iterdir()} == {"compiled", "openvino-bf16", "somebody's"}
+
+
+def test_bundles_of_one_graph_and_other_weights_share_a_folder_that_does_not_grow(
+    tmp_path: Path,
+) -> None:
+    for number in range(9):
+        with kept_compiled(tmp_path, "graph", 10_000) as folder:
+            assert folder is not None
+            (folder / f"{number}.blob").write_bytes(b"compiled")
+            os.utime(folder / f"{number}.blob", (number, number))
+    assert {it.name for it in tmp_path.rglob("*.blob")} == {f"{it}.blob" for it in range(5, 9)}
+    assert {it.name for it in tmp_path.rglob("*.crc32")} == {f"{it}.crc32" for it in range(5, 9)}
+
+
+def test_what_a_killed_process_was_removing_goes_with_the_next(tmp_path: Path) -> None:
+    gone = tmp_path / f".0123456789abcdef.{'0' * 8}.1-0.{'0' * 8}.part"
+    gone.mkdir()
+    (gone / "1.blob").write_bytes(b"compiled")
+    for path in (gone / "1.blob", gone):
+        os.utime(path, (0, 0))
+    _compile(tmp_path, "a", 10, 1000)
+    assert not gone.exists()
+
+
+def test_what_cannot_be_removed_stays_and_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _compile(tmp_path, "a", 1000, 1000)
+
+    def refuse(path: Path, target: Path) -> Path:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert not _compile(tmp_path, "b", 1000, 1000)
+    assert [_compile(tmp_path, key, 1000, 1000) for key in "ab"] == [True, True]
+
+
+WORKER = """
+import random, sys
+from pathlib import Path
+from dsd_trt.engine.openvino.compiled import kept_compiled
+rng = random.Random(sys.argv[2])
+print("begun", flush=True)
+for _ in range(int(sys.argv[3])):
+    key = rng.randrange(6)
+    with kept_compiled(Path(sys.argv[1]), key, 2500) as folder:
+        blob, fresh = folder / f"{key}.blob", folder / f"{sys.argv[2]}.fresh"
+        try:
+            assert blob.read_bytes() == bytes([key]) * 1000
+        except FileNotFoundError:
+            fresh.write_bytes(bytes([key]) * 1000)
+            fresh.rename(blob)
+        assert folder.is_dir(), "removed while in use"
+"""
+
+
+def test_processes_that_fill_and_empty_one_store_never_meet(tmp_path: Path) -> None:
+    """Three work to their end, and one is killed in the middle of it."""
+    command = [sys.executable, "-c", WORKER, str(tmp_path)]
+    ends = [
+        subprocess.Popen([*command, str(seed), "150"], stdout=subprocess.DEVNULL)
+        for seed in range(3)
+    ]
+    killed = subprocess.Popen([*command, "4", "1000000"], stdout=subprocess.PIPE)
+    assert killed.stdout is not None
+    killed.stdout.readline()
+    time.sleep(0.2)
+    killed.kill()
+    killed.communicate()
+    assert [it.wait(60) for it in ends] == [0, 0, 0]
+    _compile(tmp_path, "last", 1000, 2500)
+    assert len(list(tmp_path.iterdir())) <= 2
+    assert not list(tmp_path.glob("*.part"))

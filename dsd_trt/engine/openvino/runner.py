@@ -23,10 +23,11 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.cache import cache_folder
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.openvino.backend import FP32
-from dsd_trt.engine.openvino.compiled import kept_compiled
+from dsd_trt.engine.openvino.compiled import STORE, kept_compiled
 from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError, one_line
 from dsd_trt.files.whole import sha256_of
+from dsd_trt.limits import COMPILED_BYTES
 
 try:
     import openvino as ov
@@ -112,10 +113,8 @@ class OpenVinoGraph:
             "INFERENCE_NUM_THREADS": self.threads,
         }
         cache = None if self.large else cache_folder()
-        # One store per precision: OpenVINO 2026.4 also uses a model compiled for FP32 for BF16,
-        # and computes NaN.
-        hint = self._settings["INFERENCE_PRECISION_HINT"]
-        self._store = cache and cache / f"openvino-{hint}"
+        self._store = cache and cache / STORE
+        self._kept_bytes = COMPILED_BYTES.value()
         self._declared = {spec.name: spec for spec in graph.inputs}
         self._results = {spec.name for spec in graph.outputs}
         self._batch = batch
@@ -189,10 +188,10 @@ class OpenVinoGraph:
             if self._store is None:
                 with _compiling:
                     return self._core.compile_model(model, DEVICE, settings)
-            with (
-                _compiling,
-                kept_compiled(self._store, [self._digest, batch, settings]) as folder,
-            ):
+            # The precision is among the settings: OpenVINO 2026.4 also uses a model compiled for
+            # FP32 for BF16, and computes NaN.
+            key = [ov.get_version(), self._digest, batch, settings]
+            with _compiling, kept_compiled(self._store, key, self._kept_bytes) as folder:
                 if folder is not None:
                     settings["CACHE_DIR"] = str(folder)
                 return self._core.compile_model(model, DEVICE, settings)
