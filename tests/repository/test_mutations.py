@@ -391,7 +391,7 @@ KINDS = {
     ),
     "plan.json": (
         "run",
-        Kind("plan.json", mutate_json, lambda it: require_plan(it / "plan.json", PLAN)),
+        Kind("plan.json", mutate_json, lambda it: require_plan(it / "plan.json", PLAN, [STATE])),
     ),
     "training.ckpt": ("run", Kind(STATE, mutate_bytes, open_state)),
     "answers.jsonl": ("run", Kind("answers.jsonl", mutate_lines, open_answers)),

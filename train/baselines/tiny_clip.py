@@ -284,7 +284,10 @@ def pretrain_tiny_clip(
             "choose another --workers"
         )
     clip = build_clip(build_tokenizer(out / "tokenizer"), settings)
-    path, log = out / "tiny-clip.ckpt", LossLog(out / "losses.jsonl")
+    path, losses = out / "tiny-clip.ckpt", out / "losses.jsonl"
+    if not path.exists():
+        losses.unlink(missing_ok=True)  # of a run that ended before its first state
+    log = LossLog(losses)
 
     def report(step: int, loss: float) -> None:
         log.add(step, {"loss": loss})

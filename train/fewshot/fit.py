@@ -13,6 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.batch import sample_batch
@@ -21,7 +22,7 @@ from dsd_trt.train.fewshot.match_probability import combine, fit_match_probabili
 from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, score_all, validate
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
-from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter import STATE_NAME, Adapter
 
 _FITTED = 64  # questions that the initial a and b of matrix mode are fitted to
 
@@ -71,13 +72,7 @@ def fit_adapter(
     Raises:
         ModelError: the training state in `folder` is damaged, or is another model's.
     """
-    AcceleratorState._reset_state()  # else a process keeps the precision of its first training
-    accelerator = Accelerator(
-        gradient_accumulation_steps=settings.accumulate,
-        mixed_precision=settings.mixed_precision,
-        # The last layer's value prompts do not affect the score, so they have no gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    accelerator = build_accelerator(settings)
     model = build_model(checkpoint, examples, settings).to(accelerator.device)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wrapped, optimizer = accelerator.prepare(
@@ -123,6 +118,24 @@ def fit_adapter(
     return Fitted(adapter, run.losses, run.validations)
 
 
+def build_accelerator(settings: FewShotSettings) -> Accelerator:
+    """Device, precision and processes of a training.
+
+    Raises:
+        InputError: the device does not compute in the precision of the settings.
+    """
+    AcceleratorState._reset_state()  # else a process keeps the precision of its first training
+    try:
+        return Accelerator(
+            gradient_accumulation_steps=settings.accumulate,
+            mixed_precision=settings.mixed_precision,
+            # The last layer's value prompts do not affect the score, so they have no gradient.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:
+        raise InputError(f"--mixed-precision {settings.mixed_precision}: {error}") from None
+
+
 class _Run:
     """State of a training run, saved to `training.ckpt` if there is a folder."""
 
@@ -130,7 +143,7 @@ class _Run:
         self, model: FewShotModel, optimizer: Any, accelerator: Accelerator, folder: Path | None
     ) -> None:
         self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
-        self._path = folder and folder / "training.ckpt"
+        self._path = folder and folder / STATE_NAME
         self.losses: list[float] = []
         self.validations: list[Validation] = []
         self.best: dict[str, Tensor] | None = None

@@ -14,8 +14,8 @@ import matplotlib as mpl
 
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.fewshot.examples import encode_questions
-from dsd_trt.train.fewshot.fit import Fitted, fit_adapter
+from dsd_trt.train.fewshot.examples import encode_questions, require_choices
+from dsd_trt.train.fewshot.fit import Fitted, build_accelerator, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
@@ -23,6 +23,7 @@ from dsd_trt.train.question import Question, split
 from dsd_trt.train.run.device import best_device, process_state
 from dsd_trt.train.run.state import require_plan
 from dsd_trt.train.run_key import model_identity, questions_hash
+from dsd_trt.train.scoring.adapter import CONFIG_NAME, PLAN_NAME, STATE_NAME
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -81,6 +82,9 @@ def train_adapter(
         InputError: the questions cannot be learned from, or `out` holds a run of another plan.
     """
     first = process_state().is_main_process  # the only process that writes
+    build_accelerator(settings)  # refuses a precision that the device lacks
+    kept, learned = split(questions, validation, settings.seed)
+    require_choices(learned)
     checkpoint = read_checkpoint(model, best_device())
     identity = model_identity(checkpoint)
     plan = {
@@ -91,8 +95,7 @@ def train_adapter(
         "content": questions_hash(questions),  # a data set of the same name may have changed
         **asdict(settings),
     }
-    _remember(out / "plan.json", plan, write=first)
-    kept, learned = split(questions, validation, settings.seed)
+    require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME))
 
     def encoding(done: int, total: int) -> None:
         progress("encoding", done, total, {})
@@ -109,6 +112,9 @@ def train_adapter(
     held = encode(kept) if kept else None
     if held is not None:
         left_out.require_some(len(held), "validation questions", of_examples)
+    if first:  # here, so that nothing is left by a run that could not begin
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / PLAN_NAME, plan)
     checkpoint.forget()  # frees the encoders' memory for the U-Net
     fitted = fit_adapter(
         checkpoint,
@@ -152,14 +158,6 @@ def plot_curves(fitted: Fitted, path: Path) -> None:
     with whole(path) as file:
         figure.savefig(file, dpi=110)
     plt.close(figure)
-
-
-def _remember(path: Path, plan: Mapping[str, Any], *, write: bool) -> None:
-    """Record a folder's plan; another plan is refused, because two runs would be mixed."""
-    require_plan(path, plan)
-    if write:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, plan)
 
 
 def _write(path: Path, content: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import whole
+from dsd_trt.train.pickles import pickle_fault
 
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}  # Adam's state of each parameter
 
@@ -50,7 +51,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # fed with junk, an unpickler may raise anything
-        raise _unusable(path, error) from None
+        raise _unusable(path, pickle_fault(error)) from None
     if not isinstance(state, dict):
         raise _unusable(path, "it holds something else")
     return state
@@ -104,16 +105,20 @@ def require_like(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
             raise ValueError(f"{name} is not as the model has it")
 
 
-def require_plan(path: Path, plan: Mapping[str, Any]) -> None:
+def require_plan(path: Path, plan: Mapping[str, Any], states: Iterable[str]) -> None:
     """Refuse to resume in a folder that holds a run with another plan.
 
     Args:
         path: path of the folder's plan; a missing file means a new run.
         plan: everything that determines the run's outcome, as JSON takes it.
+        states: names in the folder that the run would resume from. Without any of them nothing
+            can be mixed, so that a run which failed before its first state blocks no other.
 
     Raises:
         InputError: the folder's plan differs, or cannot be read.
     """
+    if not any((path.parent / name).exists() for name in states):
+        return
     try:
         kept = read_json(path)
     except FileNotFoundError:

@@ -26,7 +26,10 @@ from dsd_trt.train.diffusion.weights import is_finite
 from dsd_trt.train.scoring.prompts import PromptConfig
 from dsd_trt.train.scoring.scoring_unet import uniform_head_weights
 
-_CONFIG, _WEIGHTS = "adapter.json", "adapter.safetensors"
+CONFIG_NAME, PLAN_NAME, STATE_NAME = "adapter.json", "plan.json", "training.ckpt"
+"""Files of an adapter's folder: its description, and the settings and state of its training."""
+
+_WEIGHTS = "adapter.safetensors"
 _NEXT_WEIGHTS = f".{_WEIGHTS}.next"
 _OTHER_WRITER = 60.0  # seconds to wait for another process that is writing the same adapter
 _FORMAT = 2
@@ -112,10 +115,10 @@ class Adapter:
             base=self.base,
             training=self.training,
         )
-        with sole_writer(folder / _CONFIG, wait=_OTHER_WRITER):
+        with sole_writer(folder / CONFIG_NAME, wait=_OTHER_WRITER):
             _finish_save(folder)  # before the next weights replace those of an interrupted save
             write_whole(folder / _NEXT_WEIGHTS, content)
-            write_whole(folder / _CONFIG, json.dumps(to_plain(config), indent=2) + "\n")
+            write_whole(folder / CONFIG_NAME, json.dumps(to_plain(config), indent=2) + "\n")
             (folder / _NEXT_WEIGHTS).replace(folder / _WEIGHTS)
             sync_folder(folder)
 
@@ -175,7 +178,7 @@ class Adapter:
             if weight_hashes.get(file) != expected:
                 raise ModelError(
                     f"the adapter was trained on another model: {file} differs. Train one for "
-                    "this model, or export without --adapter"
+                    "this model: dsd-trt train"
                 )
 
     def require_score(self, score: ScoreKind) -> None:
@@ -279,20 +282,34 @@ class _Config:
 
 
 def _read_config(folder: Path) -> _Config:
-    path = folder / _CONFIG
+    path = folder / CONFIG_NAME
     try:
         plain = read_json(path)
         found = plain.get("format") if isinstance(plain, dict) else None
         if found != _FORMAT:
-            raise ValueError(f"{_CONFIG}: format {found!r} is not {_FORMAT}")
+            raise ValueError(f"{CONFIG_NAME}: format {found!r} is not {_FORMAT}")
         config = from_plain(_Config, plain)
         if not all(0 < level < 1 for level in config.levels):
-            raise ValueError(f"{_CONFIG}: field 'levels' must be of numbers between 0 and 1")
+            raise ValueError(f"{CONFIG_NAME}: field 'levels' must be of numbers between 0 and 1")
         return config
+    except FileNotFoundError:
+        raise ModelError(_why_none(folder)) from None
     except SchemaError as error:
-        raise ModelError(f"cannot read an adapter from {folder}: {_CONFIG}: {error}") from None
+        raise ModelError(f"cannot read an adapter from {folder}: {CONFIG_NAME}: {error}") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read an adapter from {folder}: {error}") from None
+
+
+def _why_none(folder: Path) -> str:
+    """Message for a folder without an adapter: its training may not have finished."""
+    if (folder / STATE_NAME).exists() or (folder / PLAN_NAME).exists():
+        return (
+            f"training in {folder} has not finished: go on with the command that began it, "
+            f"dsd-trt train ... --out {folder}"
+        )
+    if (folder / "adapter" / CONFIG_NAME).exists():
+        return f"no adapter in {folder} (no {CONFIG_NAME}); there is one in {folder / 'adapter'}"
+    return f"no adapter in {folder} (no {CONFIG_NAME}): train one with dsd-trt train --out {folder}"
 
 
 def _weights(folder: Path, config: _Config) -> bytes:
@@ -309,7 +326,8 @@ def _weights(folder: Path, config: _Config) -> bytes:
         raise ModelError(f"cannot read an adapter from {folder}: {error}") from None
     raise ModelError(
         f"cannot read an adapter from {folder}: {_WEIGHTS} is missing, or not the file that "
-        f"{_CONFIG} was written with (sha256 differs). Copy the adapter again, or train it again"
+        f"{CONFIG_NAME} was written with (sha256 differs). Copy the adapter again, or train it "
+        "again"
     )
 
 
@@ -338,7 +356,7 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
         if not name.startswith(("prompts.", "merged.", "head_weights.")):
             raise ValueError(f"it holds {ascii(name[:80])[1:-1]}, which no adapter has")
         if name.startswith("prompts.") and config.prompts is None:
-            raise ValueError(f"it holds {name}, but {_CONFIG} has no prompts")
+            raise ValueError(f"it holds {name}, but {CONFIG_NAME} has no prompts")
         if name.startswith("merged."):
             layer, _, part = name.rpartition(".")
             other = f"{layer}.{'down' if part == 'up' else 'up'}"
@@ -349,7 +367,7 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
             if part == "up" and headers[other].shape[:1] != tensor.shape[1:]:
                 raise ValueError(f"{name} and {other} are of different rank")
     if config.prompts is not None and not any(name.startswith("prompts.") for name in headers):
-        raise ValueError(f"it holds no prompts, but {_CONFIG} has their sizes")
+        raise ValueError(f"it holds no prompts, but {CONFIG_NAME} has their sizes")
     for name in _head_weights(headers):
         if name not in headers:
             raise ValueError(f"it lacks {name}")

@@ -35,6 +35,8 @@ from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_images, train_vae
 from dsd_trt.train.shapes.workers import Worker, workers
 
+_STATES = ("vae.ckpt", "model")  # the first state of a run, and its result
+_VAE_LOSSES = "vae-losses.jsonl"
 TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # random seeds of the sets of twins
 
 FEW_SHOT_LEVELS = (0.02, 0.05, 0.1, 0.2)
@@ -89,7 +91,7 @@ def pretrain_shapes(
     _remember_plan(out, curriculum, seed)
     tokenizer = build_tokenizer(out / "tokenizer")
 
-    vae_log = LossLog(out / "vae-losses.jsonl")
+    vae_log = LossLog(out / _VAE_LOSSES)
 
     def vae_report(step: int, loss: float) -> None:
         vae_log.add(step, {"loss": loss})
@@ -281,5 +283,7 @@ def _remember_plan(out: Path, curriculum: Curriculum, seed: int) -> None:
     """Record a run folder's plan; another plan is refused, because it would resume wrongly."""
     path = out / "plan.json"
     wanted = {"seed": seed, **asdict(curriculum)}
-    require_plan(path, wanted)
+    require_plan(path, wanted, _STATES)
+    if not any((out / name).exists() for name in _STATES):
+        (out / _VAE_LOSSES).unlink(missing_ok=True)  # of a run that ended before its first state
     write_whole(path, json.dumps(wanted, indent=2) + "\n")
