@@ -128,13 +128,17 @@ def _require_fit(
         ModelError: the checkpoint, score, tensor shapes, head mode, levels or mode differ.
     """
     adapter.require_base(manifest.provenance.weight_hashes)
-    adapter.require_score(manifest.method.score)
     assert manifest.adapter is not None
     tensors = {name: tuple(it.shape) for name, it in tensors_of(adapter, layers, heads).items()}
     dynamic = [mode == "dynamic" for mode in (adapter.head_mode, manifest.method.head_weights.mode)]
+    scores = (adapter.score, manifest.method.score)
     same_levels = adapter.levels in ((), manifest.method.noise_levels.fractions)
     for fits, complaint in (
         (not adapter.merged, "changes weights of the U-Net itself, which are no input"),
+        (
+            scores[0] == scores[1],
+            f'was trained for the score "{scores[0]}", and they compute "{scores[1]}"',
+        ),
         (tensors == dict(manifest.adapter.tensors), "has tensors of other sizes than the input's"),
         (
             dynamic[0] == dynamic[1],

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dsd_trt.bundle.manifest import AdapterInput
-from dsd_trt.errors import InputError
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
@@ -59,29 +58,16 @@ class FedScoringUNet(nn.Module):
         return self.scoring.unet.dtype
 
 
-def adapter_input(adapter: Adapter | None, scoring: ScoringUNet) -> AdapterInput:
+def adapter_input(adapter: Adapter, scoring: ScoringUNet) -> AdapterInput:
     """Describe the graph's adapter input for the manifest.
 
     Args:
-        adapter: adapter the bundle is exported with; None is refused.
+        adapter: adapter the bundle is exported with, see `require_consistent`.
         scoring: scoring U-Net that was built with `adapter`.
 
     Returns:
         The file name of the vector, and names and shapes of its parts in order.
-
-    Raises:
-        InputError: there is no adapter with prompts, or it changes weights of the U-Net itself.
     """
-    if adapter is None or scoring.prompts is None:
-        raise InputError(
-            "--adapter-input is for an adapter with prompts: name one with --adapter, or leave "
-            "out --adapter-input"
-        )
-    if adapter.merged:
-        raise InputError(
-            "the adapter changes weights of the U-Net itself, which are no input of the graph: "
-            "leave out --adapter-input"
-        )
     tensors = tensors_of(adapter, scoring.score_layers, scoring.heads)
     return AdapterInput(FILE_NAME, {name: tuple(it.shape) for name, it in tensors.items()})
 

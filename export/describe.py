@@ -17,9 +17,8 @@ from dsd_trt.bundle.manifest import (
     Provenance,
     TokenizerSpec,
 )
-from dsd_trt.errors import InputError
 from dsd_trt.export.adapter_input import adapter_input
-from dsd_trt.export.settings import ExportSettings
+from dsd_trt.export.settings import ExportSettings, wants_matrix
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.adapter import Adapter, adapter_hash, resize_of
@@ -47,16 +46,13 @@ def describe(
     """Make the manifest, without file hashes, self-check and parity figures.
 
     Args:
-        settings: export settings, as the user gave them.
+        settings: export settings that `require_consistent` has let pass.
         checkpoint: base model, of which no weights are read here.
         adapter: few-shot adapter; None is the zero-shot score.
         scoring: scoring U-Net of checkpoint and adapter; its weights may be empty.
-
-    Raises:
-        InputError: settings contradict each other, the score or the adapter.
     """
     tokenizer = checkpoint.tokenizer
-    fed = adapter_input(adapter, scoring) if settings.adapter_input else None
+    fed = adapter_input(adapter, scoring) if adapter and settings.adapter_input else None
     matrix = _matrix(settings, adapter, scoring)
     return Manifest(
         method=_method(settings, adapter, scoring),
@@ -98,19 +94,9 @@ def _matrix(
     settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet
 ) -> MatrixMode | None:
     """Settings of the matrix scorer; None if it is not exported."""
-    trained = adapter is not None and adapter.mode != "pair"
-    if not (trained if settings.matrix is None else settings.matrix):
+    if not wants_matrix(settings, adapter):
         return None
-    if scoring.denoising or scoring.dynamic_heads:
-        raise InputError(
-            'the matrix scorer requires the score "attention" and head weights that are not '
-            "dynamic: leave out --matrix"
-        )
-    if settings.adapter_input:
-        raise InputError(
-            "the matrix scorer takes no adapter as an input: leave out --adapter-input"
-        )
-    if adapter is None or not trained or not _fitted(adapter, scoring):
+    if adapter is None or adapter.mode == "pair" or not _fitted(adapter, scoring):
         return MatrixMode(Calibration(1.0, 0.0), settings.query_pool)
     return MatrixMode(Calibration(adapter.matrix_a, adapter.matrix_b), settings.query_pool)
 

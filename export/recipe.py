@@ -17,7 +17,7 @@ from dsd_trt.export.adapter_input import FedScoringUNet
 from dsd_trt.export.describe import describe
 from dsd_trt.export.gates import split_gates
 from dsd_trt.export.modules import UpcastImageEncoder
-from dsd_trt.export.settings import ExportSettings
+from dsd_trt.export.settings import ExportSettings, require_consistent
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter
@@ -46,10 +46,18 @@ class Recipe:
         """Read the checkpoint's configuration and the adapter; weights are read on demand.
 
         Raises:
+            InputError: settings contradict each other or the adapter, see `require_consistent`.
             ModelError: checkpoint or adapter cannot be read.
         """
         adapter = None if settings.adapter is None else Adapter.load(settings.adapter)
-        return cls(settings, read_checkpoint(settings.model), adapter)
+        require_consistent(settings, adapter)
+        checkpoint = read_checkpoint(settings.model)
+        side = checkpoint.latent_shape[1]
+        if settings.query_pool > side:
+            raise InputError(
+                f"--query-pool is {settings.query_pool}: at most {side} for this model"
+            )
+        return cls(settings, checkpoint, adapter)
 
     def scoring(self, unet: UNet2DConditionModel) -> ScoringUNet:
         """Build the scoring U-Net, with unfolded prompts.
@@ -90,8 +98,7 @@ class Recipe:
         """The bundle's manifest without file hashes, self-check and parity figures.
 
         Raises:
-            InputError, ModelError: under the conditions of `outline`, or if settings contradict
-                each other.
+            InputError, ModelError: under the conditions of `outline`.
         """
         return describe(self.settings, self.checkpoint, self.adapter, self.outline)
 

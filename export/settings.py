@@ -9,7 +9,12 @@ from typing import Literal
 
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.manifest import Resize, ScoreKind, TokenMask
+from dsd_trt.errors import InputError
 from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.layers import require_selection
+from dsd_trt.train.scoring.matrix import require_matrix
+from dsd_trt.train.scoring.noise import require_levels
 
 Verify = Literal["quick", "full"]
 CudaForm = Literal["attention", "attention+group-norm"]
@@ -62,3 +67,55 @@ class ExportSettings:
 def default_adapter(model: str) -> Path | None:
     """Folder of the adapter that comes with a checkpoint; None except for the embedded one."""
     return embedded_model_folder() / "adapter" if model == EMBEDDED else None
+
+
+def wants_matrix(settings: ExportSettings, adapter: Adapter | None) -> bool:
+    """Whether the matrix scorer is exported too."""
+    trained = adapter is not None and adapter.mode != "pair"
+    return trained if settings.matrix is None else settings.matrix
+
+
+def require_consistent(settings: ExportSettings, adapter: Adapter | None) -> None:
+    """Refuse settings that contradict each other or the adapter, before a model is opened.
+
+    Raises:
+        InputError: settings contradict each other or what the adapter changes, or are malformed.
+        ModelError: the adapter was trained for another score.
+    """
+    try:
+        require_selection(settings.score_layers)
+        if settings.levels is not None:
+            require_levels(settings.levels)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    score = settings.score or (adapter.score if adapter else "attention")
+    if adapter is not None:
+        adapter.require_score(score)
+    if score == "released" and settings.score_layers != "all":
+        raise InputError('the score "released" has layers of its own: omit --score-layers')
+    if settings.adapter_input:
+        _require_input(adapter)
+    if not wants_matrix(settings, adapter):
+        if settings.query_pool > 1:
+            raise InputError("--query-pool is of the matrix scorer: add --matrix, or leave it out")
+        return
+    require_matrix(score, adapter.head_mode if adapter else "uniform", "export with --no-matrix")
+    if settings.adapter_input:
+        raise InputError(
+            "the matrix scorer takes no adapter as an input: leave out --adapter-input, or pass "
+            "--no-matrix"
+        )
+
+
+def _require_input(adapter: Adapter | None) -> None:
+    """Refuse an adapter that the pair scorer cannot take as an input."""
+    if adapter is not None and adapter.merged:
+        raise InputError(
+            "the adapter changes weights of the U-Net itself, which are no input of the graph: "
+            "leave out --adapter-input"
+        )
+    if adapter is None or adapter.prompt_config is None:
+        raise InputError(
+            "--adapter-input is for an adapter with prompts: name one with --adapter, or leave "
+            "out --adapter-input"
+        )

@@ -11,7 +11,13 @@ from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.weights import check_names
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.layers import inner_widths, last_of_each_stage, text_width
+from dsd_trt.train.scoring.layers import (
+    cross_attention_names,
+    inner_widths,
+    last_of_each_stage,
+    select_layers,
+    text_width,
+)
 from dsd_trt.train.scoring.noise import DEFAULT_LEVELS, noise_levels
 from dsd_trt.train.scoring.pooling import Pooling
 from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
@@ -54,6 +60,8 @@ def build_scoring_unet(
     score = score or (adapter.score if adapter else "attention")
     levels = levels or (adapter.levels if adapter else ()) or DEFAULT_LEVELS
     prompts, given = None, unet is not None
+    if unet is not None:  # before the weights are hashed
+        select_layers(score_layers, len(cross_attention_names(unet)))
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
         adapter.require_score(score)

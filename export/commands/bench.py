@@ -87,12 +87,18 @@ def bench(
     """
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
+    from dsd_trt.commands.output import refuse_unwritable
     from dsd_trt.export.benchmark.machine import matmul_peaks
     from dsd_trt.export.benchmark.measure import CONTENDERS, is_matrix, measure
     from dsd_trt.export.benchmark.work import Work, default_size
     from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
 
+    names = contenders.split(",") if contenders else list(CONTENDERS)
+    if unknown := set(names) - CONTENDERS.keys():
+        raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
+    if output:
+        refuse_unwritable(str(output))
     # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
     size = default_size(opened)
@@ -113,9 +119,6 @@ def bench(
     if measured:
         click.echo(json.dumps(to_plain(measure(measured, work))))
         return
-    names = contenders.split(",") if contenders else list(CONTENDERS)
-    if unknown := set(names) - CONTENDERS.keys():
-        raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
     if contenders is None and opened.manifest.matrix is None:
         names = [name for name in names if not is_matrix(name)]
     _run(work, names, output)

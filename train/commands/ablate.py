@@ -10,6 +10,7 @@ import click
 
 from dsd_trt.commands.options import data_options, model_option, seed_option
 from dsd_trt.errors import InputError
+from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
 
 EXAMPLES = """\b
@@ -73,12 +74,13 @@ def ablate(
     from dsd_trt.train.scoring.adapter import Adapter, resize_of
 
     hush_libraries()
-    checkpoint = read_checkpoint(model, best_device())
     learned = Adapter.load(adapter) if adapter else None
-    scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS)
     questions = list(open_dataset(data, root, "test", seed, limit))
     if not questions:
         raise InputError(f"the data set {data} has no test questions")
+    checkpoint = read_checkpoint(model, best_device())
+    scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS)
+    ctx.with_resource(own_folder(out))
     left_out = LeftOut()
     with StageProgress(Console(stderr=True)) as progress:
         examples = encode_questions(
@@ -93,7 +95,6 @@ def ablate(
             scoring, examples, lambda done, total: progress.step("scoring", done, total, {})
         )
     ablations = measure(maps, scoring.head_weights.cpu().double().numpy(), examples, seed)
-    out.mkdir(parents=True, exist_ok=True)
     table = as_text(ablations)
     if left_out.questions:
         table += f"\n{left_out.sentence()}\n"

@@ -113,7 +113,15 @@ def baseline(
     from dsd_trt.train.run.libraries import hush_libraries
 
     hush_libraries()
+    learning = (
+        list(open_dataset(data, root, "train", seed, examples, fraction))
+        if method != "zero-shot"
+        else []
+    )
+    testing = open_dataset(data, root, "test", seed, limit, fraction)
     clip = load_clip(folder)
+    if out:
+        ctx.with_resource(own_folder(out))
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     training: dict[str, Any] = {}
@@ -133,12 +141,11 @@ def baseline(
                 learning_rate=LEARNING_RATES[method] if learning_rate is None else learning_rate,
                 seed=seed,
             )
-            questions = list(open_dataset(data, root, "train", seed, examples, fraction))
             matcher, history = train_baseline(
-                clip, method, questions, settings, validation, step, unlearned
+                clip, method, learning, settings, validation, step, unlearned
             )
             training = {
-                "examples": len(questions) - unlearned.questions,
+                "examples": len(learning) - unlearned.questions,
                 **unlearned.to_plain(),
                 "validation": validation,
                 "loss": loss,
@@ -150,7 +157,7 @@ def baseline(
         asking = bar.add_task("asking", total=limit)
         answers = list(
             ask(
-                open_dataset(data, root, "test", seed, limit, fraction),
+                testing,
                 by_matcher(matcher),
                 progress=lambda answered: bar.update(asking, completed=answered),
             )

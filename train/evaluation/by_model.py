@@ -19,7 +19,7 @@ from dsd_trt.train.question import Question, Report, Score
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.scoring.adapter import Adapter, resize_of
 from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
-from dsd_trt.train.scoring.matrix import MatrixScorer
+from dsd_trt.train.scoring.matrix import MatrixScorer, require_matrix
 
 
 def by_model(
@@ -43,15 +43,18 @@ def by_model(
             alone, else pair mode.
 
     Raises:
+        InputError: matrix mode does not have the score, see `require_matrix`.
         ModelError: the model or the adapter cannot be read, or they do not belong together.
     """
-    checkpoint = read_checkpoint(model, best_device())
     learned = Adapter.load(adapter) if adapter else None
-    scoring = build_scoring_unet(checkpoint, learned, score=score, levels=levels)
     kind = score or (learned.score if learned else "attention")
-    heads = LearnedHeadWeights(scoring.head_weights, learned=False)
     if mode is None:
         mode = "matrix" if learned is not None and learned.mode == "matrix" else "pair"
+    if mode == "matrix":
+        require_matrix(kind, learned.head_mode if learned else "uniform", "score with --mode pair")
+    checkpoint = read_checkpoint(model, best_device())
+    scoring = build_scoring_unet(checkpoint, learned, score=score, levels=levels)
+    heads = LearnedHeadWeights(scoring.head_weights, learned=False)
     unconditional = encode_texts(checkpoint, [""])[0]
     matrix = MatrixScorer(scoring, unconditional) if mode == "matrix" else None
     whole = FewShotModel(scoring, heads, MatchProbability(kind), matrix).to(checkpoint.device)

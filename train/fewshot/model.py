@@ -127,9 +127,6 @@ def build_model(
         checkpoint: base model, whose U-Net the model shares.
         examples: few-shot examples, to which calibrated head weights are fitted.
         settings: hyperparameters of few-shot training.
-
-    Raises:
-        ValueError: the settings combine matrix mode with a score or head weights it does not have.
     """
     unet = checkpoint.unet  # read before seeding, because reading draws random numbers
     torch.manual_seed(settings.seed)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
-from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
+from dsd_trt.errors import InputError
+from dsd_trt.train.scoring.matrix import require_matrix
+from dsd_trt.train.scoring.noise import DEFAULT_LEVELS, require_levels
 
 Loss = Literal["bce", "softmax"]
 
@@ -42,6 +44,10 @@ class FewShotSettings:
             checkpointing), which saves memory and costs time.
         validate_every: number of steps between validations.
         patience: validations without improvement after which training stops.
+
+    Raises:
+        InputError: matrix mode is combined with a score or head weights it does not have, or a
+            noise level lies outside (0, 1).
     """
 
     steps: int = 600
@@ -64,6 +70,15 @@ class FewShotSettings:
     recompute: bool = False
     validate_every: int = 100
     patience: int = 5
+
+    def __post_init__(self) -> None:
+        """Refuse settings that contradict each other, before anything is read or encoded."""
+        if self.mode != "pair":
+            require_matrix(self.score, self.head_mode, "train with --mode pair")
+        try:
+            require_levels(self.levels)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
     @property
     def modes(self) -> tuple[Mode, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,17 @@ class FixedNoise:
     seed: int
 
 
+def require_levels(fractions: Sequence[float]) -> None:
+    """Refuse noise levels that no schedule has.
+
+    Raises:
+        ValueError: there are no levels, one lies outside (0, 1), or two are the same.
+    """
+    if not fractions or any(not 0 < s < 1 for s in fractions) or len({*fractions}) < len(fractions):
+        given = ", ".join(map(str, fractions)) or "none"
+        raise ValueError(f"noise levels must be distinct and lie between 0 and 1, got {given}")
+
+
 def noise_levels(
     alphas_cumprod: Tensor,
     shape: tuple[int, int, int],
@@ -49,10 +61,9 @@ def noise_levels(
         seed: random seed of the noise.
 
     Raises:
-        ValueError: there are no levels, or one lies outside (0, 1).
+        ValueError: the levels cannot be used, see `require_levels`.
     """
-    if not fractions or any(not 0 < s < 1 for s in fractions):
-        raise ValueError(f"noise levels must lie between 0 and 1, got {fractions}")
+    require_levels(fractions)
     total = len(alphas_cumprod)
     timesteps = torch.tensor([min(round(s * total), total - 1) for s in fractions])
     abar = alphas_cumprod[timesteps].double()
