@@ -73,21 +73,30 @@ def build_plans(
         yield write_plan(bundle.folder, content, sidecar), table
 
 
-def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, CompileSettings]:
-    """Import the library, and complete the settings with the GPUs to build for."""
-    trt = load_library(library)
-    if library == "tensorrt-rtx":
-        if settings.timing_cache is not None:
-            raise InputError(
-                "TensorRT-RTX measures no kernels while it builds: leave out --timing-cache"
-            )
-        return trt, replace(
-            settings, compute_capabilities=settings.compute_capabilities or RTX_CAPABILITIES
+def require_settings(library: PlanLibrary, settings: CompileSettings) -> None:
+    """Refuse settings that the library does not have, before a bundle is read.
+
+    Raises:
+        InputError: a setting belongs to the other library.
+    """
+    if library == "tensorrt-rtx" and settings.timing_cache is not None:
+        raise InputError(
+            "TensorRT-RTX measures no kernels while it builds: leave out --timing-cache"
         )
-    if settings.compute_capabilities:
+    if library == "tensorrt" and settings.compute_capabilities:
         raise InputError(
             "TensorRT builds for the GPU that it runs on: leave out --compute-capability, or build "
             "with --engine tensorrt-rtx"
+        )
+
+
+def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, CompileSettings]:
+    """Import the library, and complete the settings with the GPUs to build for."""
+    require_settings(library, settings)
+    trt = load_library(library)
+    if library == "tensorrt-rtx":
+        return trt, replace(
+            settings, compute_capabilities=settings.compute_capabilities or RTX_CAPABILITIES
         )
     from dsd_trt.engine.cuda import compute_capability
 

@@ -109,13 +109,14 @@ def build(
 
     from dsd_trt.bundle.folder import own_bundle_folder
     from dsd_trt.engine.tensorrt.runner import load_library, require
-    from dsd_trt.engines.build import build_plans
+    from dsd_trt.engines.build import build_plans, require_settings
     from dsd_trt.engines.compile import CompileSettings
     from dsd_trt.signature import open_bundle
 
     settings = CompileSettings(
         profiles, capabilities, None if workspace is None else int(workspace * 2**30), timing_cache
     )
+    require_settings(cast("PlanLibrary", engine), settings)
     folder = own_bundle_folder(bundle, "plans")
     # Before gigabytes are hashed: TensorRT needs a GPU, TensorRT-RTX the library alone.
     (require if engine == "tensorrt" else load_library)(cast("PlanLibrary", engine))

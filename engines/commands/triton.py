@@ -65,10 +65,12 @@ def triton(
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 
     from dsd_trt.bundle.folder import bundle_folder
-    from dsd_trt.engines.triton.repository import write_repository
+    from dsd_trt.engines.triton.repository import require_empty, require_served, write_repository
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle
 
+    require_empty(out)
+    require_served(cast("Mode", mode), cast("ServedBy", engine))
     written = write_repository(
         open_bundle(bundle_folder(bundle), require_signature),
         out,

@@ -76,18 +76,14 @@ def write_repository(
         EngineError: a graph has no plan that Triton can load.
         BundleError: a written copy differs from the bundle's file.
     """
-    _require_empty(out)
+    require_empty(out)
     if bundle.manifest.adapter is not None and engine != "python":
         raise InputError(
             "the bundle's adapter is an input that is the same for a whole batch, which Triton's "
             "batcher cannot feed. Export again without --adapter-input, or: --engine python"
         )
     chosen = choose_mode(bundle.manifest, mode, None)
-    if chosen == "matrix" and engine == "tensorrt":
-        raise InputError(
-            "matrix mode does not run on tensorrt yet: use --engine onnxruntime or python, or, for "
-            "the other score, --mode pair"
-        )
+    require_served(chosen, engine)
     graphs = config.GRAPHS[chosen]
     fitting = {name: _plans(bundle, name) for name in graphs} if engine == "tensorrt" else {}
     _check_together(bundle, fitting)
@@ -110,7 +106,7 @@ def write_repository(
             if chosen == "pair":
                 writer.match()
             _require_copies(bundle, unfinished)
-            _require_empty(out)  # again: another process may have filled it since
+            require_empty(out)  # again: another process may have filled it since
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
     rest = (config.TOKENIZER, config.SCORE, *([config.MATCH] if chosen == "pair" else []))
@@ -133,7 +129,25 @@ def _require_copies(bundle: Bundle, folder: Path) -> None:
             )
 
 
-def _require_empty(out: Path) -> None:
+def require_served(mode: Mode | Literal["auto"], engine: ServedBy) -> None:
+    """Refuse a mode that Triton's backend does not serve.
+
+    Raises:
+        InputError: it is matrix mode on TensorRT.
+    """
+    if mode == "matrix" and engine == "tensorrt":
+        raise InputError(
+            "matrix mode does not run on tensorrt yet: use --engine onnxruntime or python, or, for "
+            "the other score, --mode pair"
+        )
+
+
+def require_empty(out: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        InputError: it is not empty, or no folder.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder; name another, or remove it first")
 

@@ -301,6 +301,7 @@ def test_a_batch_out_of_order_is_refused(text: str) -> None:
     ("arguments", "code", "said"),
     [
         (["--engine", "tensorrt"], 4, "pip install 'dsd-trt[gpu]'"),
+        (["--compute-capability", "8.6"], 2, "leave out --compute-capability"),
         (["--engine", "tensorrt-rtx", "--graphs", "scorer"], 2, "no graph 'scorer'"),
         (["--engine", "tensorrt-rtx", "--batch", "8,4,1"], 2, "MIN,OPT,MAX"),
         (["--engine", "tensorrt-rtx", "--compute-capability", "75"], 2, "multiplies no FP32"),
