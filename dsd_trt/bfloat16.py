@@ -13,7 +13,7 @@ from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.cache import recall, remember
 from dsd_trt.engine import EngineDescription, find_backend
-from dsd_trt.errors import DisagreementError
+from dsd_trt.errors import DisagreementError, EngineError
 from dsd_trt.pipeline import Pipeline
 
 MIN_SPEARMAN = 0.9999
@@ -72,7 +72,9 @@ def require_agreement(
     """
     # The whole bundle: an adapter input or another token mask changes scores, too.
     bundle_hash = bundle.manifest.digest
-    key = f"{bundle_hash} {mode} {bf16.image_encoder}"
+    backend = bf16.backend
+    key = f"{bundle_hash} {mode} {backend.name} against {backend.keeps_order_of}: "
+    key += str(bf16.image_encoder)
     if (agreement := recall("bf16", key)) is None:
         logger.warning(
             "comparing BF16 with FP32, once on this machine: minutes for Stable Diffusion"
@@ -106,6 +108,11 @@ def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
 
     assert bf16.backend.keeps_order_of is not None
     reference = find_backend(bf16.backend.keeps_order_of)
+    if reference.keeps_order_of is not None:
+        raise EngineError(
+            f"{bf16.backend.name} keeps the order of {reference.name}, whose own order has to be "
+            f"checked: name the reference, {reference.keeps_order_of}"
+        )
     # FP32 is released before the rest of BF16 is compiled: 10 GB each for Stable
     # Diffusion.
     fp32 = Pipeline(bundle, reference, memory_budget_mb, self_check=bf16.self_check or False)

@@ -6,7 +6,7 @@ import logging
 from typing import Literal, get_args
 
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine import BACKENDS, Backend, find_backend
+from dsd_trt.engine import Backend, usable_entries
 from dsd_trt.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backe
     """
     mode, trained = wanted_mode(manifest, mode), manifest.method.trained_for
     if backend is not None and mode not in backend.modes:
-        others = [name for name in BACKENDS if mode in find_backend(name).modes]
+        others = [it.name for it in usable_entries() if mode in it.modes]
         raise InputError(
             f"{mode} mode does not run on {backend.name} yet: use --engine {', '.join(others)}"
         )

@@ -29,6 +29,7 @@ from dsd_trt.engine import (
     EngineDescription,
     thread_limit,
 )
+from dsd_trt.engine.checked import checked_batch_sizes, open_engine
 from dsd_trt.engine.rows import rows_for
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.engine.shared import CLOSED, require_process
@@ -88,7 +89,7 @@ class Pipeline:
         self._bundle = bundle
         self._manifest = manifest = bundle.manifest
         self.backend = backend = backend.within(bundle, memory_budget_mb)
-        self.batch = backend.batch_sizes(bundle, memory_budget_mb)
+        self.batch = checked_batch_sizes(backend, bundle, memory_budget_mb)
         self._tune = tune and backend.tunes_batch
         self._process = os.getpid()
         self._opening = threading.RLock()
@@ -158,8 +159,8 @@ class Pipeline:
         if not self._tune:
             return FastestBatch(self.batch.triples, None)
         threads = thread_limit() or os.cpu_count()
-        key = f"{self._manifest.graph_hash('pair_scorer')} {self._pair_scorer.description}"
-        key += f", {threads} threads"
+        key = f"{self._manifest.graph_hash('pair_scorer')} {self.backend.name}: "
+        key += f"{self._pair_scorer.description}, {threads} threads"
         return FastestBatch(self.batch.triples, key)
 
     @cached_property
@@ -178,7 +179,7 @@ class Pipeline:
             self.require_usable()
             if name not in self._engines:
                 graph = self._manifest.graphs[name]
-                engine = self.backend.open(self._files, name)
+                engine = open_engine(self.backend, self._files, name)
                 try:
                     if self.self_check:
                         self.self_check.require(name, graph, engine, self._adapter)

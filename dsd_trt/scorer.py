@@ -202,6 +202,11 @@ class Scorer:
         return self._engine
 
     @property
+    def backend(self) -> str:
+        """Name of the backend, such as "openvino"; with engine "auto", of the one chosen."""
+        return self._pipeline.backend.name
+
+    @property
     def why_engine(self) -> str:
         """With engine "auto": why faster engines were passed over; empty if it was named."""
         return self._choice.reason
@@ -211,7 +216,8 @@ class Scorer:
         """All that scores depend on besides bundle, mode and inputs, to the last bit."""
         from importlib.metadata import version  # takes 0.03 s: imports the email parser
 
-        return f"dsd-trt {version('dsd-trt')}, {self._engine}, {self._pipeline.batch}"
+        used = f"{self.backend}: {self._engine}"
+        return f"dsd-trt {version('dsd-trt')}, {used}, {self._pipeline.batch}"
 
     def score(
         self,

@@ -63,7 +63,7 @@ def bundle_identity(scorer: Scorer) -> dict[str, Any]:
     """Everything a bundle's scores depend on besides images and texts."""
     return {
         "bundle": scorer.manifest.digest,
-        "engine": str(scorer.engine),
+        "engine": f"{scorer.backend}: {scorer.engine}",
         "mode": scorer.mode,
         "dsd_trt": version("dsd-trt"),
     }

@@ -6,10 +6,11 @@ cannot run, opening it fails.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -148,7 +149,7 @@ class Backend(ABC):
         if device and not self.on_gpu:
             raise InputError(
                 f"{self.name} computes on the processor: leave the device out, or choose an engine "
-                f"of a GPU: {', '.join(name for name in BACKENDS if find_backend(name).on_gpu)}"
+                f"of a GPU: {', '.join(it.name for it in usable_entries() if it.on_gpu)}"
             )
         return replace(self, device=device)
 
@@ -203,12 +204,33 @@ def find_backend(name: str) -> Backend:
 
     Raises:
         InputError: there is no backend of that name.
+        EngineError: the entry of `BACKENDS` leads to no backend, or to one that contradicts it.
     """
     if not isinstance(name, str) or name not in BACKENDS:
         raise InputError(f"no engine named {name!r}; choose from {', '.join(engine_names())}")
-    module, _, attribute = BACKENDS[name].partition(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)
+    entry = f"the entry {name!r} of BACKENDS, {BACKENDS[name]!r},"
+    try:
+        module, attribute = BACKENDS[name].split(":")
+        backend = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the module may be the user's own, and raise anything
+        raise EngineError(
+            f"{entry} cannot be opened ({type(error).__name__}: {error}). It must be "
+            "MODULE:OBJECT, a module that can be imported and a Backend in it"
+        ) from error
+    if not isinstance(backend, Backend):
+        raise EngineError(f"{entry} is {type(backend).__name__}, expected is a Backend")
+    if backend.name != name:
+        raise EngineError(f"{entry} names itself {backend.name!r}: give both the same name")
+    if (reference := backend.keeps_order_of) is not None and reference not in {*BACKENDS} - {name}:
+        raise EngineError(f"{entry} keeps the order of {reference!r}, which is no other backend")
     return backend
+
+
+def usable_entries() -> Iterator[Backend]:
+    """The backends of `BACKENDS`, without entries that `find_backend` refuses."""
+    for name in BACKENDS:
+        with contextlib.suppress(EngineError):
+            yield find_backend(name)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.rows import Rows
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import DsdError, EngineError, one_line
 
 CLOSED = "the scorer is closed; open another one: Scorer.load(...)"
 
@@ -38,7 +38,8 @@ class SharedEngine(ABC):
     Passes take turns: each one keeps all cores busy, and activations exist once.
 
     Args:
-        graph: declared inputs and outputs, which feeds are checked against before a run.
+        graph: declared inputs and outputs, which feeds are checked against before a run, and
+            results after it.
     """
 
     description: EngineDescription
@@ -63,7 +64,14 @@ class SharedEngine(ABC):
                 raise EngineError(CLOSED)
             try:
                 self._running = True
-                return self._run(feeds)
+                outputs = self._run(feeds)
+                check_outputs(self._graph, feeds, outputs)
+                return outputs
+            except DsdError:
+                raise
+            except Exception as error:
+                what = f"{type(error).__name__}: {one_line(error)}"
+                raise EngineError(f"running {self._graph.file} failed with {what}") from error
             finally:
                 self._running = False
                 if self._closed:  # called during the pass
@@ -140,6 +148,51 @@ def check_feeds(graph: Graph, feeds: Mapping[str, NDArray[Any]]) -> None:
                     )
             elif size != wanted:
                 raise EngineError(f"{graph.file} takes {spec}, and was fed {_described(values)}")
+
+
+def check_outputs(
+    graph: Graph, feeds: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]
+) -> None:
+    """Compare the results of a graph with its declaration and the batch it was fed.
+
+    Args:
+        graph: declared inputs and outputs.
+        feeds: what the graph was fed, as `check_feeds` let it pass.
+        outputs: what an engine gave.
+
+    Raises:
+        EngineError: a name, a type or a shape differs.
+    """
+    declared = {spec.name for spec in graph.outputs}
+    if not isinstance(outputs, Mapping) or outputs.keys() != declared:
+        found = sorted(map(str, outputs)) if isinstance(outputs, Mapping) else _described(outputs)
+        raise EngineError(f"{graph.file} gives {sorted(declared)}, and the engine gave {found}")
+    sizes: dict[str, int] = {}
+    for spec in graph.inputs:
+        for size, wanted in zip(feeds[spec.name].shape, spec.shape, strict=True):
+            if isinstance(wanted, str):
+                sizes[wanted] = size
+    for spec in graph.outputs:
+        values = outputs[spec.name]
+        # None is any size: a dimension of outputs alone.
+        shape = [sizes.get(size) if isinstance(size, str) else size for size in spec.shape]
+        if graph.batched and spec.batched:  # whatever an output calls the batch
+            shape[0] = next(iter(sizes.values()), None)
+        if not _has(values, spec.dtype, shape):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise EngineError(
+                f"{graph.file} gives {spec.name} as {spec.dtype} ({wanted}), and the engine gave "
+                f"{_described(values)}"
+            )
+
+
+def _has(values: object, dtype: str, shape: Sequence[int | None]) -> bool:
+    """Whether something is an array of a type and a shape, None being any size."""
+    if not isinstance(values, np.ndarray) or values.dtype != dtype:
+        return False
+    return len(values.shape) == len(shape) and all(
+        wanted in (None, size) for size, wanted in zip(values.shape, shape, strict=True)
+    )
 
 
 def _described(values: object) -> str:

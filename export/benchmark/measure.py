@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import BACKENDS, find_backend
+from dsd_trt.engine import usable_entries
 from dsd_trt.export.benchmark.work import Contender, Floats, Work
 
 
@@ -40,7 +40,7 @@ class Measured:
 
 
 _MATRIX = "-matrix"  # suffix of contenders in matrix mode
-_ON_CPU = [it for it in map(find_backend, BACKENDS) if not it.on_gpu]
+_ON_CPU = [it for it in usable_entries() if not it.on_gpu]
 RUNTIME: dict[str, str] = {
     **{it.name: f"dsd-trt on {it.title}" for it in _ON_CPU},
     **{

@@ -41,6 +41,9 @@ class Rounded:
             outputs["score"] = (np.round(outputs["score"] / step) * step).astype(np.float32)
         return outputs
 
+    def close(self) -> None:
+        self._engine.close()
+
 
 @pytest.fixture(scope="module")
 def shapes() -> Bundle:
