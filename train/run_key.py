@@ -34,7 +34,8 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
     Args:
         folder: folder of the run; created if missing.
         key: everything that the run's results depend on, as JSON takes it.
-        kept: names of the files and folders that the run would resume from.
+        kept: names of the files and folders that the run would resume from. A folder without a
+            file is of a run that failed before its first result, and blocks no other.
 
     Raises:
         InputError: the folder holds results of another run; the message says what differs.
@@ -42,7 +43,7 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path, wanted = folder / RUN_NAME, json.loads(json.dumps(key))
     advice = "Name another folder with --out, or remove that one first"
-    found = [name for name in kept if (folder / name).exists()]
+    found = [name for name in kept if _holds_something(folder / name)]
     if not found:
         write_whole(path, json.dumps(wanted, indent=2) + "\n")
         return
@@ -57,6 +58,11 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
         raise InputError(f"{path} cannot be read: {error}. {advice}") from None
     if before != wanted:
         raise InputError(f"{folder} holds another run{_difference(before, wanted)}. {advice}")
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether a path is a file, or a folder with one at any depth."""
+    return path.is_file() or any(it.is_file() for it in path.rglob("*"))
 
 
 def bundle_identity(scorer: Scorer) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dsd_trt.errors import InputError, ModelError
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.question import Question
+from dsd_trt.train.run_key import claim
 from dsd_trt.train.scoring.adapter import Adapter, adapter_hash
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
@@ -110,6 +111,16 @@ def test_a_run_that_failed_before_its_first_state_blocks_no_other(
     assert len(json.loads((out / "report.json").read_text())["losses"]) == 2
     with pytest.raises(InputError, match="other settings"):
         train_adapter(str(model), questions, replace(SETTINGS, steps=3), out, {}, validation=0)
+
+
+def test_folders_without_a_result_block_no_other_reproduction(tmp_path: Path) -> None:
+    claim(tmp_path, {"seed": 0}, ("comvg", "ablation"))
+    (tmp_path / "comvg" / "DSD-few-shot").mkdir(parents=True)
+    claim(tmp_path, {"seed": 1}, ("comvg", "ablation"))
+    (tmp_path / "comvg" / "DSD-few-shot" / "answers.jsonl").touch()
+    claim(tmp_path, {"seed": 1}, ("comvg", "ablation"))
+    with pytest.raises(InputError, match="seed was 1, and now is 2"):
+        claim(tmp_path, {"seed": 2}, ("comvg", "ablation"))
 
 
 class KillError(Exception):
