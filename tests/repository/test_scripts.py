@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("tools", "benchmarks", "examples", "tests/support", "engines/cpp")
+FOLDERS = ("tools", "tools/gpu_offline", "benchmarks", "examples", "tests/support", "engines/cpp")
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in FOLDERS
@@ -27,6 +27,12 @@ COMMANDS = [
     "tools/audit.py",
     "tools/make_score_matrix.py nowhere",
     "tools/make_reliability.py --triton nowhere/python",
+    "tools/gpu_offline/report.py nowhere.json",
+    "tools/gpu_offline/prune.py nowhere.so 9.0",
+    "tools/gpu_offline/unpack.py nowhere",
+    "tools/gpu_offline/run_stages.py no-such-stage",
+    "tools/gpu_offline/try_rtx.py nowhere --out nowhere/result",
+    "tools/gpu_offline/facts.py",
     "benchmarks/against.py no-such-commit",
     "benchmarks/against.py --no-such-commit",
     "benchmarks/measure_matching.py nowhere",

@@ -155,7 +155,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         summary = prune(given.library, given.capability)
-    except PruneError as error:
+    except (PruneError, OSError) as error:
         raise SystemExit(str(error)) from error
     found = ", ".join(f"{n} of {number / 10:.1f}" for number, n in sorted(summary.found.items()))
     about = f"{summary.fitting} of {summary.fat_binaries} fat binaries have code for it"

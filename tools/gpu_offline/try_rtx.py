@@ -97,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="path of the results, no suffix")
     given = parser.parse_args(arguments)
+    for folder in (given.bundle, given.out.parent):
+        if not folder.is_dir():
+            parser.error(f"no folder {folder}")
     found: dict[str, Any] = {}
     try:
         with tempfile.TemporaryDirectory() as scratch:  # plans are written into the bundle
