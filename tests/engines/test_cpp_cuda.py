@@ -353,13 +353,14 @@ def test_options_of_the_example_that_it_does_not_know(options: tuple[str, ...], 
 
 
 def test_the_example_in_c_takes_a_device(cpp_build: Path, files: list[str]) -> None:
-    command = [cpp_build / "dsd-score-c", EMBEDDED, files[0], TEXTS[0]]
+    command = [str(cpp_build / "dsd-score-c"), str(EMBEDDED), files[0], TEXTS[0]]
     usual, named, refused = (
         subprocess.run([*command, *device], capture_output=True, text=True)
         for device in ((), ("cpu",), ("cuda",))
     )
     assert usual.returncode == named.returncode == 0
-    assert np.allclose(*([float(it) for it in done.stdout.split()] for done in (usual, named)))
+    values = [[float(it) for it in done.stdout.split()] for done in (usual, named)]
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
     assert "was built without CUDA" in refused.stderr
 
 
@@ -387,8 +388,7 @@ def test_scores_on_a_gpu_are_those_of_the_cpu(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kind = {"precision": precision}
-    made = clip_bundle(tmp_path / "made", clip_tokenizer(), monkeypatch, **kind)
+    made = clip_bundle(tmp_path / "made", clip_tokenizer(), monkeypatch, precision=precision)
     parts = Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/lib")
     found = os.pathsep.join([str(gpu_library), *map(str, parts)])
     inherited = os.environ.get("LD_LIBRARY_PATH", "")
