@@ -48,12 +48,13 @@ test-avx2: $(DEV)/installed
 test-triton: $(TRITON)/installed
 	$(TRITON)/bin/python -m pytest tests/serving
 
-# The real onnxruntime-gpu (250 MB) without CUDA's libraries, on a machine without a GPU.
-test-cuda:
+# The real onnxruntime-gpu (250 MB) without CUDA's libraries, on a machine without a GPU. In C++ too,
+# where there is npm.
+test-cuda: $(if $(shell command -v npm),$(CPP)/fetched)
 	test -x $(CUDA)/bin/python || $(PYTHON) -m venv $(CUDA)
 	$(CUDA)/bin/python -m pip install --quiet onnxruntime-gpu==1.31.1 cuda-bindings onnx pytest \
 		pytest-timeout --editable .
-	$(CUDA)/bin/python -m pytest tests/runtime/test_cuda_wheel.py
+	$(CUDA)/bin/python -m pytest tests/runtime/test_cuda_wheel.py tests/engines/test_cpp_cuda_wheel.py
 
 # Needs 10 GB of disk and several minutes.
 test-size: $(DEV)/installed

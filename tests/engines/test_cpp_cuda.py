@@ -1,6 +1,6 @@
 """The C++ scorer on ONNX Runtime's CUDA provider, or refused because something is missing.
 
-No GPU is needed but by the last test. `cpp_cuda` is a library in ONNX Runtime's place that has the
+No GPU is needed. `cpp_cuda` is a library in ONNX Runtime's place that has the
 CUDA provider: it records what is asked of it, and the real library computes on the CPU. That proves
 which options a session gets, and what is made of every answer; not that anything runs on a GPU.
 """
@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import importlib.util
 import io
 import os
 import subprocess
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -362,41 +360,3 @@ def test_the_example_in_c_takes_a_device(cpp_build: Path, files: list[str]) -> N
     values = [[float(it) for it in done.stdout.split()] for done in (usual, named)]
     assert values[0] == pytest.approx(values[1], abs=1e-6)
     assert "was built without CUDA" in refused.stderr
-
-
-@pytest.fixture
-def gpu_library(tmp_path: Path) -> Path:
-    """A folder with the libraries of onnxruntime-gpu, laid out as its release is."""
-    spec = importlib.util.find_spec("onnxruntime")
-    capi = Path(str(spec.origin)).parent / "capi" if spec else Path("none")
-    if not (capi / "libonnxruntime_providers_cuda.so").exists():
-        pytest.skip("onnxruntime-gpu is not installed")
-    for library in capi.glob("libonnxruntime*"):
-        (tmp_path / library.name).symlink_to(library)
-        if library.name.startswith("libonnxruntime.so"):
-            (tmp_path / "libonnxruntime.so.1").symlink_to(library)
-    return tmp_path
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_scores_on_a_gpu_are_those_of_the_cpu(
-    precision: str,
-    gpu_library: Path,
-    cpp_build: Path,
-    files: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made = clip_bundle(tmp_path / "made", clip_tokenizer(), monkeypatch, precision=precision)
-    parts = Path(sysconfig.get_paths()["purelib"]).glob("nvidia/*/lib")
-    found = os.pathsep.join([str(gpu_library), *map(str, parts)])
-    inherited = os.environ.get("LD_LIBRARY_PATH", "")
-    for folder in (made.folder, *([EMBEDDED] if precision == "fp32" else [])):
-        done = subprocess.run(
-            [cpp_build / "dsd-score", "--device", "cuda", folder, *files],
-            env={**os.environ, "LD_LIBRARY_PATH": f"{found}{os.pathsep}{inherited}"},
-            capture_output=True,
-            text=True,
-        )
-        assert_scores_are_pythons(done, folder, files, within=2e-3)
