@@ -41,7 +41,9 @@ READ_THERE = (
 def tracked() -> dict[str, int]:
     """Size in bytes of each file that travels: tracked, or neither tracked nor ignored."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+    if done.returncode:
+        raise KitError(f"{ROOT} is no clone of git ({done.stderr.decode().strip()}): add --alone")
     names = [name.decode() for name in done.stdout.split(b"\0") if name]
     paths = {name: ROOT / name for name in names}
     return {name: path.lstat().st_size for name, path in paths.items() if path.is_file()}
@@ -111,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = Target(given.python, given.capability, given.cuda, tuple(given.also))
     try:
         print(pack(target, given.only, given.transfer, given.kit, given.cache, alone=given.alone))
-    except (KitError, PruneError) as error:
+    except (KitError, PruneError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -103,8 +103,10 @@ def main() -> None:
     given = parser.parse_args()
     try:
         results = json.loads(given.results.read_text(encoding="utf-8"))
+        if not isinstance(results, dict) or "stages" not in results:
+            raise ValueError("it has no stages")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{given.results} cannot be read: {error}") from error
+        raise SystemExit(f"{given.results} is no results.json of a run: {error}") from error
     sys.stdout.write(report(results))
 
 

@@ -264,7 +264,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if commands := lost_links(ROOT):
         print(f"the transfer lost links of the clone: {' && '.join(commands)}", file=sys.stderr)
         return 2
-    runner = Runner(given.kit.resolve(), given.out.resolve())
+    try:
+        runner = Runner(given.kit.resolve(), given.out.resolve())
+    except OSError as error:
+        parser.error(f"results cannot be written: {error}")
     if given.in_background:
         runner.background(BY_NAME[names[0]])
         return 0

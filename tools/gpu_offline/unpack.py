@@ -83,32 +83,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("transfers", nargs="+", type=Path, help="folders such as .kit/1")
     parser.add_argument("--kit", type=Path, default=KIT, help=f"folder to unpack to [{KIT}]")
     given = parser.parse_args(arguments)
-    began, faults = time.monotonic(), []
+    began = time.monotonic()
     try:
-        for transfer in given.transfers:
-            kit, damaged = take(transfer, given.kit)
-            faults += damaged
-    except KitError as error:
-        print(error, file=sys.stderr)
-        return 2
+        faults = unpack_all(given.transfers, given.kit)
+    except (KitError, OSError) as error:
+        faults = [str(error)]
+    print(f"{time.monotonic() - began:.1f} s")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 2 if faults else 0
+
+
+def unpack_all(transfers: Sequence[Path], kit_folder: Path) -> list[str]:
+    """Take transfers, and unpack what is complete; returns a message for each fault.
+
+    Raises:
+        KitError: a folder is no transfer, or it belongs to another kit.
+    """
+    faults = []
+    for transfer in transfers:
+        kit, damaged = take(transfer, kit_folder)
+        faults += damaged
+    for name, pieces in kit.archives.items():
+        if (kit_folder / name).exists():
+            print(f"{name}: unpacked before")
+        elif waits := missing(pieces, kit_folder):
+            numbers = sorted({piece.transfer for piece in waits})
+            print(f"{name}: waits for transfer {', '.join(map(str, numbers))}")
+        else:
+            unpack(name, pieces, kit_folder)
+            print(f"{name}: unpacked")
     if (here := f"{sys.version_info[0]}.{sys.version_info[1]}") != kit.python:
         faults.append(
             f"this is Python {here}, and the kit was packed for {kit.python}: run python"
             f"{kit.python}, or pack again with --python {here}"
         )
-    for name, pieces in kit.archives.items():
-        if (given.kit / name).exists():
-            print(f"{name}: unpacked before")
-        elif waits := missing(pieces, given.kit):
-            numbers = sorted({piece.transfer for piece in waits})
-            print(f"{name}: waits for transfer {', '.join(map(str, numbers))}")
-        else:
-            unpack(name, pieces, given.kit)
-            print(f"{name}: unpacked")
-    print(f"{time.monotonic() - began:.1f} s")
-    for fault in faults:
-        print(fault, file=sys.stderr)
-    return 2 if faults else 0
+    return faults
 
 
 if __name__ == "__main__":
