@@ -45,7 +45,7 @@ def made_up(*arrivals: Sequence[str]) -> Kit:
 def test_each_stage_runs_once_and_when_its_archives_are_there() -> None:
     planned = list(pack.plan(made_up([SITE], [], [ORT], [RTX])))
     names = [[stage.name for stage in ready] for _, ready, _ in planned]
-    assert names[0] == ["facts", "export", "test-gpu"]
+    assert names[0] == ["facts", "export", "export-sd21", "test-gpu"]
     assert names[2] == ["check-demonstration", "check-matrix", "check-sd21"]
     assert names[3] == ["rtx"]
     assert [name for ready in names for name in ready] == [

@@ -57,7 +57,7 @@ def _check(
 
 _EXPORT = (
     *("-m", "dsd_trt", "export", "--precision", "fp16", "--matrix", "--cuda-form"),
-    *("--verify", "quick"),
+    *("--verify", "quick", "--force"),
 )
 _TESTS = ("-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider")
 _RANDOM = ("-m", "dsd_trt", "make-random", "--family", "sd21-base", "--out", "{kit}/models/sd21")
@@ -71,13 +71,18 @@ STAGES = (
     ),
     Stage(
         "export",
-        "FP16 bundles with matrix scorers: the demonstration, and Stable Diffusion 2.1 base's size",
+        "an FP16 bundle of the demonstration with a matrix scorer and forms for CUDA",
         600,
-        (
-            (*_EXPORT, "--force", "--out", "{kit}/bundles/demonstration"),
-            _RANDOM,
-            (*_EXPORT, "--force", "--model", "{kit}/models/sd21", "--out", "{kit}/bundles/sd21"),
-        ),
+        ((*_EXPORT, "--out", "{kit}/bundles/demonstration"),),
+        needs=(SITE,),
+        background=True,
+        gpu=False,
+    ),
+    Stage(
+        "export-sd21",
+        "the same at Stable Diffusion 2.1 base's size, random weights",
+        1200,
+        (_RANDOM, (*_EXPORT, "--model", "{kit}/models/sd21", "--out", "{kit}/bundles/sd21")),
         needs=(SITE,),
         background=True,
         gpu=False,
@@ -110,7 +115,7 @@ STAGES = (
         "{kit}/models/sd21",
         240,
         "the same at Stable Diffusion 2.1 base's size",
-        after="export",
+        after="export-sd21",
     ),
     Stage(
         "rtx",
@@ -127,7 +132,7 @@ STAGES = (
         (("{tools}/try_rtx.py", "{kit}/bundles/sd21", "--out", "{out}/rtx-sd21"),),
         needs=(RTX, SITE),
         first=(RTX, SITE),
-        after="export",
+        after="export-sd21",
         optional=True,
     ),
 )
