@@ -287,7 +287,8 @@ def require_named(name: str, device: int = 0) -> None:
     """Refuse a backend before gigabytes are read, if it was named; arguments as `choose_backend`.
 
     Raises:
-        InputError, EngineError: as for `choose_backend`.
+        InputError: there is no backend of that name, as for `choose_backend`.
+        EngineError: the backend does not work on this machine.
     """
     if not _is_auto(name):
         _named(name, device)

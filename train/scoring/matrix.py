@@ -26,7 +26,7 @@ def require_matrix(score: ScoreKind, head_mode: HeadMode, advice: str) -> None:
     """Refuse scores and head weights that matrix mode does not have.
 
     Args:
-        score: kind of score.
+        score: kind of score that the mode is to compute.
         head_mode: source of the head weights; "uniform" without an adapter.
         advice: what to do instead, the end of the message.
 

@@ -167,7 +167,7 @@ def require_provider(module: Any) -> None:
     """Load the provider itself, which a session would do without giving its reason for failing.
 
     Args:
-        module: the imported package.
+        module: package of the library, already imported.
 
     Raises:
         EngineError: it does not load, for example because the driver lacks a function.

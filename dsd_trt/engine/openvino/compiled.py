@@ -97,7 +97,7 @@ def _locked(folder: Path, *, shared: bool) -> int:
     """A descriptor that holds a folder's lock, which ends with the process in any case.
 
     Args:
-        folder: folder to lock.
+        folder: folder of a compiled model, which must exist.
         shared: whether others may share the lock; such a lock is waited for.
 
     Raises:
