@@ -153,8 +153,9 @@ class Malice:
 def test_a_malicious_file_is_refused_and_does_nothing(tmp_path: Path) -> None:
     torch.save({"mid_block": Malice(tmp_path / "harm")}, tmp_path / "new.bin")
     (tmp_path / "old.bin").write_bytes(pickle.dumps({"mid_block": Malice(tmp_path / "harm")}))
-    for name in ("new.bin", "old.bin"):
-        with pytest.raises(InputError, match=r"asks for (posix|os)\.mkdir, which") as refused:
+    # Of a pickle that it did not write, PyTorch reads the old instructions alone.
+    for name, reason in (("new.bin", r"asks for (posix|nt)\.mkdir, which"), ("old.bin", "damaged")):
+        with pytest.raises(InputError, match=reason) as refused:
             read_released(tmp_path / name)
         assert "weights_only" not in str(refused.value)  # PyTorch's advice to run it
     assert not (tmp_path / "harm").exists()
