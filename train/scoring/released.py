@@ -8,6 +8,7 @@ Stable Diffusion 2.1's U-Net.
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ def read_released(path: Path) -> Adapter:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that it did not write
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except Exception as error:  # fed with junk, an unpickler may raise anything
