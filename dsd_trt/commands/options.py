@@ -15,10 +15,15 @@ def parse_levels(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> tuple[float, ...] | None:
     """Parse "0.2,0.4"; whether the bundle has these levels is checked later."""
+    if value is None:
+        return None
     try:
-        return None if value is None else tuple(float(level) for level in value.split(","))
+        levels = tuple(float(level) for level in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list such as 0.2,0.4") from None
+    if not all(0 < level < 1 for level in levels):
+        raise click.BadParameter(f"{value!r}: every noise level lies between 0 and 1")
+    return levels
 
 
 def bundle_option(purpose: str) -> Callable[[Command], Command]:

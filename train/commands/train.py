@@ -181,8 +181,8 @@ def train(
     from dsd_trt.train.run.progress import StageProgress
 
     hush_libraries()
-    questions = list(open_dataset(data, root, "train", seed, limit, fraction))
     settings = FewShotSettings(seed=seed, resize=resize or "bicubic-stretch", **sizes)
+    questions = list(open_dataset(data, root, "train", seed, limit, fraction))
     source = {"data": data, "fraction": fraction, "limit": limit, "validation": validation}
     console = Console(stderr=True)
     if process_state().is_main_process:
