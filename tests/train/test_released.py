@@ -228,6 +228,17 @@ def test_a_bundle_serves_the_released_score_of_each_pair(
     assert np.abs(scores - expected).max() < 1e-4
 
 
+def test_an_imported_adapter_is_ablated_with_the_attention_score(
+    model: Path, lora: Path, tmp_path: Path
+) -> None:
+    read_released(lora).save(tmp_path / "adapter")
+    command = ["ablate", "--model", str(model), "--adapter", str(tmp_path / "adapter")]
+    command += ["--data", "shapes-comvg", "--limit", "1", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "ablation.md").exists()
+
+
 @pytest.mark.slow  # exports
 def test_the_commands_lead_from_file_to_score(model: Path, lora: Path, tmp_path: Path) -> None:
     adapter, bundle = str(tmp_path / "adapter"), str(tmp_path / "bundle")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.commands.options import data_options, model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
@@ -79,7 +80,9 @@ def ablate(
     if not questions:
         raise InputError(f"the data set {data} has no test questions")
     checkpoint = read_checkpoint(model, best_device())
-    scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS)
+    # The figures are of attention, which an imported adapter serves beside its own score.
+    kind: ScoreKind | None = "attention" if learned and learned.score == "released" else None
+    scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS, score=kind)
     ctx.with_resource(own_folder(out))
     left_out = LeftOut()
     with StageProgress(Console(stderr=True)) as progress:
