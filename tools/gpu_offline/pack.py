@@ -53,13 +53,14 @@ def plan(kit: Kit, stages: Sequence[Stage] = STAGES) -> Iterator[tuple[int, list
     """Transfers with the stages that can run after each, and a call's time limit in seconds.
 
     A stage runs as soon as its archives are complete. One that waits for a background stage runs
-    after it.
+    after the last transfer, when that has had the most time.
     """
     arrived: set[str] = set()
     left = [stage for stage in stages if not stage.optional]
     for transfer in range(1, kit.transfers + 1):
         arrived |= set(kit.whole_after(transfer))
-        ready = [stage for stage in left if set(stage.needs) <= arrived]
+        last = transfer == kit.transfers
+        ready = [it for it in left if set(it.needs) <= arrived and (last or it.after is None)]
         left = [stage for stage in left if stage not in ready]
         seconds = UNPACKING + sum(stage.limit for stage in ready if not stage.background)
         yield transfer, ready, seconds

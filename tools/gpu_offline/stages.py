@@ -60,6 +60,7 @@ _EXPORT = (
     *("--verify", "quick", "--force"),
 )
 _TESTS = ("-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider")
+_REMOVE = ("-c", "import shutil, sys; shutil.rmtree(sys.argv[1], True)", "{kit}/models/sd21")
 _RANDOM = ("-m", "dsd_trt", "make-random", "--family", "sd21-base", "--out", "{kit}/models/sd21")
 
 STAGES = (
@@ -82,7 +83,11 @@ STAGES = (
         "export-sd21",
         "the same at Stable Diffusion 2.1 base's size, random weights",
         1200,
-        (_RANDOM, (*_EXPORT, "--model", "{kit}/models/sd21", "--out", "{kit}/bundles/sd21")),
+        (
+            _REMOVE,
+            _RANDOM,
+            (*_EXPORT, "--model", "{kit}/models/sd21", "--out", "{kit}/bundles/sd21"),
+        ),
         needs=(SITE,),
         background=True,
         gpu=False,
@@ -101,6 +106,14 @@ STAGES = (
         60,
         "onnxruntime-cuda on the embedded bundle, beside PyTorch",
     ),
+    Stage(
+        "rtx",
+        "whether TensorRT-RTX builds and opens a plan on this GPU; if so, all of gpu-check",
+        60,
+        (("{tools}/try_rtx.py", "dsd_trt/data/shapes-bundle", "--out", "{out}/rtx"),),
+        needs=(RTX,),
+        first=(RTX, SITE),
+    ),
     _check(
         "check-matrix",
         "{kit}/bundles/demonstration",
@@ -116,14 +129,6 @@ STAGES = (
         240,
         "the same at Stable Diffusion 2.1 base's size",
         after="export-sd21",
-    ),
-    Stage(
-        "rtx",
-        "whether TensorRT-RTX builds and opens a plan on this GPU; if so, all of gpu-check",
-        60,
-        (("{tools}/try_rtx.py", "dsd_trt/data/shapes-bundle", "--out", "{out}/rtx"),),
-        needs=(RTX,),
-        first=(RTX, SITE),
     ),
     Stage(
         "rtx-sd21",
