@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine import EngineDescription, choose_backend, require_named
+from dsd_trt.engine import Backend, EngineDescription, choose_backend, is_auto, require_named
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -80,7 +80,7 @@ class Scorer:
             correlation with FP32 is too low. "tensorrt" and "tensorrt-rtx" need plans compiled with
             `dsd-trt build`.
         memory_budget_mb: memory for activations, in MiB, see `batch_sizes`. None is 1024 on a
-            processor, and four fifths of what weights leave free on a GPU. Weights come on top,
+            processor, and two fifths of the free memory on a GPU. Weights come on top,
             and so do encoded texts of 77 D numbers each: 237 MB per 1,000 texts for Stable
             Diffusion 1.x in FP32. Images only add their results.
         mode: "pair" runs the U-Net once per pair, as in the paper. "matrix" runs it once per image
@@ -110,13 +110,31 @@ class Scorer:
         self_check: bool = True,
         device: int = 0,
     ) -> None:
-        graphs = graphs_of(wanted_mode(bundle.manifest, mode))
-        self._choice = choose_backend(engine, device, bundle, graphs)
-        backend = self._choice.backend
         self.bundle = bundle
-        self.mode = choose_mode(bundle.manifest, mode, backend)
-        self._pipeline = Pipeline(bundle, backend, memory_budget_mb, tune, self_check)
-        self._jobs = JobScorer(self._pipeline, bundle.manifest, self.mode)
+        graphs = graphs_of(wanted_mode(bundle.manifest, mode))
+        failed: dict[str, str] = {}
+        while True:
+            self._choice = choose_backend(engine, device, bundle, graphs, failed)
+            backend = self._choice.backend
+            try:
+                self._open(backend, memory_budget_mb, mode, tune, self_check)
+                return
+            except EngineError as error:
+                if not is_auto(engine) or not backend.on_gpu:
+                    raise
+                failed[backend.name] = str(error)  # such as a GPU whose memory is in use
+
+    def _open(
+        self,
+        backend: Backend,
+        memory_budget_mb: float | None,
+        mode: Mode | Literal["auto"],
+        tune: bool,
+        self_check: bool,
+    ) -> None:
+        self.mode = choose_mode(self.bundle.manifest, mode, backend)
+        self._pipeline = Pipeline(self.bundle, backend, memory_budget_mb, tune, self_check)
+        self._jobs = JobScorer(self._pipeline, self.bundle.manifest, self.mode)
         try:
             self._engine = self._compiled(memory_budget_mb)
         except BaseException:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
@@ -252,6 +253,7 @@ def choose_backend(
     device: int = 0,
     bundle: Bundle | None = None,
     graphs: Sequence[str] = ("image_encoder", "text_encoder", "pair_scorer"),
+    failed: Mapping[str, str] = MappingProxyType({}),
 ) -> Choice:
     """A backend that works on this machine: the named one, or with `AUTO` the fastest.
 
@@ -262,20 +264,22 @@ def choose_backend(
             count.
         bundle: the verified bundle to score with; None passes over backends that need its plans.
         graphs: names of the graphs that will be opened.
+        failed: with `AUTO`, backends that could not open the bundle, with the reason.
 
     Raises:
         InputError: there is no backend of that name, or it computes on the processor and a device
             is given.
         EngineError: the backend does not work on this machine (`Backend.require`), or none does.
     """
-    if not _is_auto(name):
+    if not is_auto(name):
         return Choice(_named(name, device))
     passed: dict[str, list[str]] = {}  # names of backends by the reason
     for candidate in map(find_backend, _AUTOMATIC):
         if device and not candidate.on_gpu:
             continue
         backend = candidate.on_device(device)
-        if (why := backend.why_not(bundle, graphs)) is None:
+        why = failed.get(backend.name) or backend.why_not(bundle, graphs)
+        if why is None:
             return Choice(backend, _reasons(passed))
         passed.setdefault(why, []).append(backend.name)
     if device:
@@ -290,11 +294,12 @@ def require_named(name: str, device: int = 0) -> None:
         InputError: there is no backend of that name, as for `choose_backend`.
         EngineError: the backend does not work on this machine.
     """
-    if not _is_auto(name):
+    if not is_auto(name):
         _named(name, device)
 
 
-def _is_auto(name: object) -> bool:
+def is_auto(name: object) -> bool:
+    """Whether a backend was not named, but is to be chosen."""
     return isinstance(name, str) and name == AUTO
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from dsd_trt.engine.driver import has_context
 from dsd_trt.errors import EngineError
 
 try:
@@ -68,7 +69,8 @@ def on_device(device: int) -> Iterator[None]:
     try:
         yield
     finally:
-        use_device(before)
+        if before != device and has_context(before):
+            use_device(before)
 
 
 def device_name(device: int) -> str:
@@ -110,10 +112,9 @@ def memory_in_use() -> int:
     return int(total) - int(free)
 
 
-def free_memory(device: int) -> int:
-    """Bytes of a GPU's memory that no process uses."""
-    with on_device(device):
-        free, _ = call("cudaMemGetInfo")
+def free_memory() -> int:
+    """Bytes of the GPU's memory that no process uses."""
+    free, _ = call("cudaMemGetInfo")
     return int(free)
 
 

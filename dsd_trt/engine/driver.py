@@ -11,6 +11,7 @@ from dsd_trt.errors import EngineError
 ON_CPU = "or score on the processor: --engine openvino, --engine onnxruntime"
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
@@ -20,11 +21,17 @@ class Driver:
 
     Attributes:
         cuda: newest CUDA version that the driver runs, as (major, minor).
-        gpus: number of GPUs that this process sees.
+        capabilities: compute capability of each GPU that this process sees, as (major, minor);
+            None where the driver does not tell.
     """
 
     cuda: tuple[int, int]
-    gpus: int
+    capabilities: tuple[tuple[int, int] | None, ...]
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs that this process sees."""
+        return len(self.capabilities)
 
 
 def find_driver() -> Driver:
@@ -54,7 +61,30 @@ def find_driver() -> Driver:
     library.cuDriverGetVersion(ctypes.byref(version))
     library.cuDeviceGetCount(ctypes.byref(count))
     major, rest = divmod(version.value, 1000)
-    return Driver((major, rest // 10), count.value)
+    capabilities = tuple(_capability(library, device) for device in range(count.value))
+    return Driver((major, rest // 10), capabilities)
+
+
+def _capability(library: ctypes.CDLL, device: int) -> tuple[int, int] | None:
+    values = []
+    for attribute in (_MAJOR, _MINOR):
+        value = ctypes.c_int()
+        if library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return None
+        values.append(value.value)
+    return values[0], values[1]
+
+
+def has_context(device: int) -> bool:
+    """Whether this process uses a GPU already; choosing one that is not used would take memory."""
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+        flags, active = ctypes.c_uint(), ctypes.c_int()
+        if library.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active)):
+            return False
+    except (OSError, AttributeError):
+        return True
+    return bool(active.value)
 
 
 def why_no_driver() -> str | None:

@@ -197,16 +197,39 @@ def test_another_edition_elsewhere_is_no_clash(site: Path, drivers: Path, tmp_pa
 def test_the_package_for_processors(site: Path, drivers: Path, edition: str) -> None:
     write_package(site, (edition,), ("CPUExecutionProvider",), None)
     said = ask(site, drivers)
-    assert f"{edition} 1.31.1 is installed, which has no CUDA" in said
+    assert "onnxruntime 1.31.1 is installed, which has no CUDA" in said
 
 
 @needs_compiler
 def test_a_build_without_cuda(site: Path, drivers: Path) -> None:
     write_package(site, (), ("CPUExecutionProvider",), None)  # built by its user
-    assert "was built without CUDA" in ask(site, drivers)
+    assert "onnxruntime 1.31.1 is installed, which has no CUDA" in ask(site, drivers)
 
 
 @needs_compiler
 def test_a_build_that_hides_its_cuda(site: Path, drivers: Path) -> None:
-    write_package(site, cuda=None)
-    assert "does not say which CUDA it was built with" in ask(site, drivers)
+    write_package(site, ("onnxruntime",), cuda=None)  # distributions and users build some
+    assert ask(site, drivers) == "loaded 1.31.1"
+
+
+@needs_compiler
+def test_an_old_package(site: Path, drivers: Path) -> None:
+    write_package(site, version="1.30.2")
+    install_cuda(site)
+    assert "onnxruntime-gpu 1.30.2 is too old: 1.31 or later" in ask(site, drivers)
+
+
+@needs_compiler
+def test_a_newer_package(site: Path, drivers: Path) -> None:
+    write_package(site, version="2.0.0")
+    install_cuda(site)
+    assert ask(site, drivers) == "loaded 2.0.0"
+
+
+@needs_compiler
+def test_an_old_gpu(site: Path, tmp_path: Path) -> None:
+    write_package(site)
+    install_cuda(site)
+    compile_driver(tmp_path / "driver", version=CUDA * 1000, capability=70)
+    said = ask(site, tmp_path / "driver")
+    assert "GPU 0 has compute capability 7.0, and CUDA 13 begins at 7.5" in said

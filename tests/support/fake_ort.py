@@ -30,6 +30,7 @@ class FakeOrt:
         falls: whether sessions silently run on the CPU.
         on_cpu: operators that are placed on the CPU.
         refuses_recording: whether sessions that record CUDA graphs are refused.
+        breaks: what is wrong with recorded passes: nothing, "fails" or "differs".
     """
 
     __version__ = "1.31.1"
@@ -42,9 +43,10 @@ class FakeOrt:
         falls: bool = False,
         on_cpu: Sequence[str] = ("Shape", "Gather"),
         refuses_recording: bool = False,
+        breaks: str = "",
     ) -> None:
         self.cuda, self.falls, self.on_cpu = cuda, falls, on_cpu
-        self.refuses_recording = refuses_recording
+        self.refuses_recording, self.breaks = refuses_recording, breaks
         self.sessions: list[FakeSession] = []
 
     def SessionOptions(self) -> Any:  # noqa: N802
@@ -58,6 +60,7 @@ class FakeOrt:
         assert enable_fallback == 0
         if self.refuses_recording and settings["enable_cuda_graph"] == "1":
             raise RuntimeError("This session cannot use the graph capture feature")
+        self.cuda.cudaSetDevice(int(settings["device_id"]))  # as the real one does, for good
         self.sessions.append(FakeSession(self, path, options, settings))
         return self.sessions[-1]
 
@@ -81,7 +84,7 @@ class FakeSession:
     def __init__(
         self, ort: FakeOrt, path: Path, options: FakeOptions, settings: dict[str, str]
     ) -> None:
-        self.ort, self.options, self.settings = ort, options, settings
+        self.ort, self.path, self.options, self.settings = ort, path, options, settings
         self._real = onnxruntime.InferenceSession(path, providers=[CPU])
         self.get_inputs, self.get_outputs = self._real.get_inputs, self._real.get_outputs
         self.runs: list[dict[str, str]] = []  # options of every pass
@@ -122,6 +125,8 @@ class FakeSession:
             assert thread == recorded_in, "a CUDA graph belongs to the thread that recorded it"
             assert first.places == binding.places, "a CUDA graph has fixed addresses"
             binding = first
+            if self.ort.breaks == "fails":
+                raise RuntimeError("operation not permitted when stream is capturing")
         cuda = self.ort.cuda
         fed = {name: binding.read(cuda, name).copy() for name in binding.inputs}
         for spec, value in zip(self.get_outputs(), self._real.run(None, fed), strict=True):
@@ -129,6 +134,8 @@ class FakeSession:
             assert target.shape == value.shape
             assert target.dtype == value.dtype
             target[...] = value
+            if number != "-1" and self.ort.breaks == "differs":
+                target[...] += 1
 
 
 def _has(options: Any, key: str) -> bool:

@@ -14,6 +14,11 @@ DRIVER = """
 int cuInit(unsigned flags) { (void)flags; return %(code)d; }
 int cuDriverGetVersion(int *version) { *version = %(version)d; return 0; }
 int cuDeviceGetCount(int *count) { *count = %(gpus)d; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    (void)device;
+    *value = attribute == 75 ? %(capability)d / 10 : %(capability)d %% 10;
+    return 0;
+}
 """
 
 
@@ -28,7 +33,10 @@ def compile_library(folder: Path, name: str, source: str = "") -> None:
     )
 
 
-def compile_driver(folder: Path, *, code: int = 0, version: int = 13000, gpus: int = 1) -> None:
-    """Compile a driver: the result of cuInit, the CUDA version it runs, and its GPUs."""
-    source = DRIVER % {"code": code, "version": version, "gpus": gpus}
-    compile_library(folder, "libcuda.so.1", source)
+def compile_driver(
+    folder: Path, *, code: int = 0, version: int = 13000, gpus: int = 1, capability: int = 90
+) -> None:
+    """Compile a driver: the result of cuInit, the CUDA version it runs, and its GPUs, of a compute
+    capability such as 90."""
+    given = {"code": code, "version": version, "gpus": gpus, "capability": capability}
+    compile_library(folder, "libcuda.so.1", DRIVER % given)

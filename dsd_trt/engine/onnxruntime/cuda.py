@@ -18,7 +18,7 @@ from dsd_trt.errors import EngineError
 if TYPE_CHECKING:
     from dsd_trt.engine.onnxruntime.cuda_engine import CudaEngine
 
-_SHARE = 0.8  # of the memory that weights leave free; other programs draw on the GPU as well
+_SHARE = 0.8  # of the memory that is free; other programs draw on the GPU as well
 _MIB = 2**20
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ class OnnxRuntimeCuda(Backend):
     """ONNX Runtime's CUDA provider; see `Backend`.
 
     Attributes:
-        memory_mb: memory for activations, in MiB; None is four fifths of what weights leave free.
+        memory_mb: memory for activations of a graph, in MiB; None is two fifths of what is left
+            beside weights.
     """
 
     on_gpu: bool = True
@@ -55,6 +56,8 @@ class OnnxRuntimeCuda(Backend):
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float | None) -> BatchSizes:
         """See `Backend.batch_sizes`."""
+        if memory_budget_mb is None:
+            memory_budget_mb = self.memory_mb
         return super().batch_sizes(bundle, self.within(bundle, memory_budget_mb).memory_mb)
 
     def open(self, bundle: Bundle, graph: str) -> CudaEngine:
@@ -63,37 +66,53 @@ class OnnxRuntimeCuda(Backend):
 
         signature = bundle.manifest.graphs[graph]
         budget = self.memory_mb if self.memory_mb is not None else self._free_mb(bundle)
-        arena = math.ceil(budget * _MIB)
-        keeps = graph.endswith("_scorer")
-        form = (bundle.manifest.cuda_form or {}).get(graph)
-        if form is not None:
+        memory, keeps = math.ceil(budget * _MIB) + _weights(bundle), graph.endswith("_scorer")
+        if (form := (bundle.manifest.cuda_form or {}).get(graph)) is not None:
             try:
-                engine = open_engine(bundle.path(form), signature, self.device, arena, keeps=keeps)
+                engine = open_engine(
+                    bundle.path(form),
+                    signature,
+                    self.device,
+                    memory,
+                    keeps=keeps,
+                    channels_last=True,
+                )
             except EngineError as error:
-                logger.warning("the form for CUDA of %s is not used: %s", signature.file, error)
+                why = str(error)
             else:
-                if (why := _why_wrong(bundle, graph, engine)) is None:
+                if not (why := _why_wrong(bundle, graph, engine)):
                     return engine
                 engine.close()
-                logger.warning("the form for CUDA of %s is not used: %s", signature.file, why)
-        return open_engine(bundle.path(signature.file), signature, self.device, arena, keeps=keeps)
+            logger.warning("the form for CUDA of %s is not used: %s", signature.file, why)
+        path = bundle.path(signature.file)
+        return open_engine(path, signature, self.device, memory, keeps=keeps)
 
     def _free_mb(self, bundle: Bundle) -> float:
-        """Memory for activations where none is asked for, in MiB."""
+        """Memory for activations where none is asked for, in MiB.
+
+        Two graphs hold theirs at once: an encoder, and the scorer, which keeps it.
+        """
         self.require()
         from dsd_trt.engine.cuda import free_memory
+        from dsd_trt.engine.onnxruntime.cuda_engine import KEPT, WORKSPACE, on_gpu
 
-        manifest = bundle.manifest
-        weights = sum(manifest.files[name].size for name in manifest.weight_files)
-        return max((free_memory(self.device) - weights) * _SHARE, 0) / _MIB
+        free = on_gpu(self.device, free_memory) - _weights(bundle) - KEPT - 2 * WORKSPACE
+        return max(free * _SHARE / 2, 0) / _MIB
+
+
+def _weights(bundle: Bundle) -> int:
+    """Most bytes that a graph's weights take: FP32 ones may be stored in half of them."""
+    manifest = bundle.manifest
+    stored = sum(manifest.files[name].size for name in manifest.weight_files)
+    return stored * (1 if manifest.precision == "fp16" else 2)
 
 
 def _why_wrong(bundle: Bundle, graph: str, engine: CudaEngine) -> str | None:
-    """Why a form of a graph fails the bundle's self-check; None if it passes, or there is none."""
+    """Why a form of a graph cannot be trusted: it fails the self-check, or there is none."""
     from dsd_trt.engine.self_check import SelfCheck
 
     if (check := SelfCheck.read(bundle)) is None:
-        return None
+        return "the bundle has no self-check; export it again for one"
     try:
         check.require(graph, bundle.manifest.graphs[graph], engine, adapter_feed(bundle))
     except EngineError as error:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
@@ -26,50 +29,81 @@ from dsd_trt.errors import EngineError, one_line
 
 _SLOTS = 8  # batch sizes with buffers of their own; the one used longest ago makes room
 _SOURCES = 4  # arrays kept on the device: latents, text states and masks of one call
-_KEPT = 2**30  # bytes of all of them; rows of larger arrays are gathered by the host
-_WORKSPACE = 2**30  # beside activations: what convolutions may use
+KEPT = 2**30
+"""Bytes of arrays kept on the device; rows of larger ones are gathered by the host."""
 
-_SHAPE_OPERATORS = frozenset(
+WORKSPACE = 2**30
+"""Bytes that convolutions may use beside activations."""
+
+_NOT_RECORDED = "graph capture"  # what ONNX Runtime says of a graph that it cannot record
+_REPLAYED = 1e-2  # difference of a recorded pass, relative to an output's largest number
+
+SHAPE_OPERATORS = frozenset(
     (
         *("Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast", "Range"),
         *("Constant", "ConstantOfShape", "Reshape", "Add", "Sub", "Mul", "Div", "Min", "Max"),
-        *("Equal", "Where", "ReduceProd", "Identity"),
+        *("Equal", "Where", "ReduceProd", "Identity", "Expand", "Mod"),
     )
 )
 """Operators that shapes are computed with; ONNX Runtime places them on the processor on purpose."""
 
 Array = NDArray[Any]
+T = TypeVar("T")
+
+_workers: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process and device
+_starting = threading.Lock()
 
 logger = logging.getLogger(__name__)
 
 
-def open_engine(path: Path, graph: Graph, device: int, arena: int, *, keeps: bool) -> CudaEngine:
+def open_engine(
+    path: Path, graph: Graph, device: int, memory: int, *, keeps: bool, channels_last: bool = False
+) -> CudaEngine:
     """Open a graph on a GPU, with all of its nodes there.
 
     Args:
         path: path of the ONNX file.
         graph: declared inputs and outputs of the graph.
         device: number of the GPU, from 0.
-        arena: memory for activations, in bytes.
+        memory: memory for weights and activations, in bytes.
         keeps: whether passes are recorded as CUDA graphs and memory is kept from pass to pass, as
             for a scorer; otherwise it is given back after each pass.
+        channels_last: whether convolutions take pixels of all channels together.
 
     Raises:
         EngineError: something that CUDA needs is missing (`load_cuda`), the library refuses the
             graph, or would run part of it on the processor.
     """
     ort = load_cuda(device)
+
+    def open_it(recorded: bool) -> Any:
+        return on_gpu(
+            device,
+            lambda: open_session(
+                ort, path, device, memory, recorded=recorded, channels_last=channels_last
+            ),
+        )
+
+    recorded = keeps
     try:
-        session = open_session(ort, path, device, arena, recorded=keeps)
+        session = open_it(recorded)
     except EngineError as error:
-        if not keeps:
+        if not recorded or _NOT_RECORDED not in str(error):
             raise
         logger.warning("%s is run without CUDA graphs: %s", path.name, error)
-        session, keeps = open_session(ort, path, device, arena, recorded=False), False
-    return CudaEngine(ort, session, path, graph, device, recorded=keeps)
+        session, recorded = open_it(False), False
+    return CudaEngine(ort, session, path, graph, device, keeps=keeps, recorded=recorded)
 
 
-def open_session(ort: Any, path: Path, device: int, arena: int, *, recorded: bool) -> Any:
+def open_session(
+    ort: Any,
+    path: Path,
+    device: int,
+    memory: int,
+    *,
+    recorded: bool,
+    channels_last: bool = False,
+) -> Any:
     """Open a session, and check what it got.
 
     `session.disable_cpu_ep_fallback` is not set: it refuses every graph that computes a shape,
@@ -79,8 +113,9 @@ def open_session(ort: Any, path: Path, device: int, arena: int, *, recorded: boo
         ort: module of ONNX Runtime, from `load_cuda`.
         path: path of the ONNX file.
         device: number of the GPU, from 0.
-        arena: memory for activations, in bytes.
+        memory: memory for weights and activations, in bytes; its arena counts both.
         recorded: whether passes can be recorded as CUDA graphs.
+        channels_last: whether convolutions take pixels of all channels together.
 
     Raises:
         EngineError: the library refuses the graph, or a node that is no shape arithmetic is on the
@@ -93,11 +128,12 @@ def open_session(ort: Any, path: Path, device: int, arena: int, *, recorded: boo
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     settings = {
         "device_id": str(device),
-        "gpu_mem_limit": str(arena + _WORKSPACE),
+        "gpu_mem_limit": str(memory + WORKSPACE),
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search times kernels: other bits
         "use_tf32": "0",  # FP32 is FP32
         "enable_cuda_graph": "1" if recorded else "0",
+        "prefer_nhwc": "1" if channels_last else "0",
     }
     try:
         session = ort.InferenceSession(path, options, [(PROVIDER, settings)], enable_fallback=0)
@@ -131,7 +167,7 @@ def require_placement(assignment: Any, path: Path) -> None:
             for part in assignment
             if part.ep_name != PROVIDER
             for node in part.get_nodes()
-            if node.op_type not in _SHAPE_OPERATORS
+            if node.op_type not in SHAPE_OPERATORS
         }
     )
     if elsewhere or not any(part.ep_name == PROVIDER for part in assignment):
@@ -140,6 +176,44 @@ def require_placement(assignment: Any, path: Path) -> None:
             f"onnxruntime has no CUDA kernel for a part of {path.name}, and would run it on the "
             f"processor: {what}. Use a newer onnxruntime-gpu, or export the bundle again"
         )
+
+
+def on_gpu(device: int, work: Callable[[], T]) -> T:
+    """Run work on the thread that has a GPU, one for all engines of a process.
+
+    CUDA graphs and handles of ONNX Runtime belong to the thread that ran first. While one is
+    recorded, no other thread may allocate or free memory. CUDA's current device is one a thread,
+    and the caller's own stays what it is.
+
+    Args:
+        device: number of the GPU, from 0.
+        work: function without arguments, whose result is returned.
+    """
+    with _starting:
+        key = os.getpid(), device  # a forked child has no threads of its parent
+        if (worker := _workers.get(key)) is None:
+            worker = _workers[key] = ThreadPoolExecutor(1, f"cuda-{device}")
+    if threading.current_thread().name.startswith(f"cuda-{device}_"):
+        return work()
+
+    def there() -> T:
+        use_device(device)
+        return work()
+
+    try:
+        future = worker.submit(there)
+    except RuntimeError:  # the interpreter is ending: nothing else runs any more
+        return there()
+    try:
+        return future.result()
+    finally:
+        wait([future])  # after Ctrl-C, too: a pass that runs on would hold the engine's buffers
+
+
+def _near(plain: Array, recorded: Array) -> bool:
+    """Whether a recorded pass computed what the same pass did as it is; NaN equals NaN."""
+    scale = float(np.nanmax(np.abs(plain), initial=0))
+    return bool(np.allclose(plain, recorded, rtol=0, atol=_REPLAYED * scale, equal_nan=True))
 
 
 class CudaEngine(SharedEngine):
@@ -154,17 +228,26 @@ class CudaEngine(SharedEngine):
         path: path of the ONNX file.
         graph: declared inputs and outputs of the graph.
         device: number of the GPU, from 0.
+        keeps: whether memory is kept from pass to pass.
         recorded: whether the session can record passes.
     """
 
     gathers = True
 
     def __init__(
-        self, ort: Any, session: Any, path: Path, graph: Graph, device: int, *, recorded: bool
+        self,
+        ort: Any,
+        session: Any,
+        path: Path,
+        graph: Graph,
+        device: int,
+        *,
+        keeps: bool,
+        recorded: bool,
     ) -> None:
         super().__init__(graph)
         self._ort, self._session = ort, session
-        self._recorded, self._device = recorded, device
+        self._keeps, self._recorded, self._device = keeps, recorded, device
         inputs, outputs = (
             [tensor_spec(it) for it in side]
             for side in (session.get_inputs(), session.get_outputs())
@@ -177,29 +260,14 @@ class CudaEngine(SharedEngine):
         self._slots: OrderedDict[tuple[tuple[int, ...], ...], _Slot] = OrderedDict()
         self._ids = iter(range(1, 2**31))  # of CUDA graphs
         self._sources: OrderedDict[int, tuple[weakref.ref[Array], DeviceMemory]] = OrderedDict()
-        # A thread of its own: the library's CUDA graphs and handles belong to the thread that ran
-        # first, and CUDA's current device is one a thread.
-        self._worker = ThreadPoolExecutor(1, "cuda")
-        self._stream: Stream = self._worker.submit(self._begin).result()
-
-    def _begin(self) -> Stream:
-        use_device(self._device)
-        return Stream()
+        self._stream: Stream = on_gpu(device, Stream)
 
     def _run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        return self._on_worker(partial(self._pass, feeds))
-
-    def _on_worker(self, work: Any) -> Any:
-        future = self._worker.submit(work)
-        try:
-            return future.result()
-        finally:
-            wait([future])  # after Ctrl-C, too: nothing may write into the next pass's buffers
+        return on_gpu(self._device, partial(self._pass, feeds))
 
     def _release(self) -> None:
         # Dependents are released before what they depend on, on the thread that made them.
-        self._worker.submit(self._drop).result()
-        self._worker.shutdown()
+        on_gpu(self._device, self._drop)
 
     def _drop(self) -> None:
         self._slots.clear()
@@ -209,7 +277,7 @@ class CudaEngine(SharedEngine):
     def _pass(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         slot = self._slot(feeds)
         for name, values in feeds.items():
-            if isinstance(values, Rows) and values.source.nbytes > _KEPT:
+            if isinstance(values, Rows) and values.source.nbytes > KEPT:
                 slot.inputs[name].fill(values.gathered(), self._stream)
             elif isinstance(values, Rows):
                 slot.inputs[name].copy_rows(
@@ -218,15 +286,47 @@ class CudaEngine(SharedEngine):
             else:
                 slot.inputs[name].fill(values, self._stream)
         self._stream.synchronize()
+        if self._recorded and slot.passes == 1:
+            return self._record(slot)
         self._compute(slot)
+        return self._outputs(slot)
+
+    def _record(self, slot: _Slot) -> dict[str, Array]:
+        """Run a size once more as it is and once recorded, and compare.
+
+        Another thread's calls of CUDA may break a recording; then nothing is recorded any more.
+        """
+        self._compute(slot, recorded=False)
+        plain = self._outputs(slot)
+        try:
+            self._compute(slot)
+            recorded, why = self._outputs(slot), "its recording computes something else"
+        except EngineError as error:
+            recorded, why = {}, str(error)
+        if recorded and all(_near(plain[name], recorded[name]) for name in plain):
+            return recorded
+        logger.warning("%s is run without CUDA graphs from here on: %s", self._graph.file, why)
+        self._recorded = False
+        self._slots.clear()
+        return plain
+
+    def _outputs(self, slot: _Slot) -> dict[str, Array]:
         for buffer in slot.outputs.values():
             buffer.download(len(buffer.host), self._stream)
         self._stream.synchronize()
         return {name: buffer.host.copy() for name, buffer in slot.outputs.items()}
 
-    def _compute(self, slot: _Slot) -> None:
+    def _compute(self, slot: _Slot, *, recorded: bool = True) -> None:
+        options = self._ort.RunOptions()
+        if not self._keeps:
+            place = f"gpu:{self._device}"
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", place)
+        elif slot.number is not None:  # recorded from the second pass on
+            number = slot.number if recorded and self._recorded and slot.passes else -1
+            options.add_run_config_entry("gpu_graph_id", str(number))
         try:
-            self._session.run_with_iobinding(slot.binding, slot.options(self._ort))
+            self._session.run_with_iobinding(slot.binding, options)
+            slot.passes += 1
         except Exception as error:
             raise EngineError(
                 f"onnxruntime failed on GPU {self._device}: {one_line(error, 800)}. If memory ran "
@@ -251,7 +351,7 @@ class CudaEngine(SharedEngine):
                 seconds.append(perf_counter() - began)
             return median(seconds)
 
-        return float(self._on_worker(clock))
+        return float(on_gpu(self._device, clock))
 
     def _slot(self, feeds: Mapping[str, Any]) -> _Slot:
         """Buffers for the shapes of a batch."""
@@ -269,7 +369,7 @@ class CudaEngine(SharedEngine):
         """Device address of an array, which is copied there when it is first seen."""
         known = self._sources.pop(id(array), None)
         if known is None or known[0]() is not array:
-            while len(self._sources) >= _SOURCES or self._kept() + array.nbytes > _KEPT:
+            while len(self._sources) >= _SOURCES or self._kept() + array.nbytes > KEPT:
                 self._sources.popitem(last=False)
             known = weakref.ref(array), upload(array, self._stream)
         self._sources[id(array)] = known
@@ -320,24 +420,9 @@ class _Slot:
         ):
             for name, it in buffers.items():
                 bind(name, "cuda", device, it.host.dtype.type, it.host.shape, it.device)
-        self._number, self._passes = number, 0
-        self._device = device
-
-    def options(self, ort: Any) -> Any:
-        """Options of the next pass: recorded from the second one on."""
-        options = ort.RunOptions()
-        if self._number is None:
-            # What is not recorded is not run often: memory goes back to the scorer.
-            options.add_run_config_entry(
-                "memory.enable_memory_arena_shrinkage", f"gpu:{self._device}"
-            )
-        else:
-            number = self._number if self._passes else -1
-            options.add_run_config_entry("gpu_graph_id", str(number))
-        self._passes += 1
-        return options
+        self.number, self.passes = number, 0
 
     def forget(self, session: Any) -> None:
         """Release the recorded pass."""
-        if self._number is not None and self._passes > 1:
-            session.release_captured_graph(self._number)
+        if self.number is not None and self.passes > 2:
+            session.release_captured_graph(self.number)

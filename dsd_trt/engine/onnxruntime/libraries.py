@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -19,16 +20,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dsd_trt.engine.driver import find_driver, require_device
+from dsd_trt.engine.driver import ON_CPU, Driver, find_driver, require_device
 from dsd_trt.errors import EngineError
 
 PROVIDER = "CUDAExecutionProvider"
 PACKAGE = "onnxruntime-gpu"
 
+_LEAST = (1, 31)  # version of the package
+_LEAST_OF_CUDA_13 = (7, 5)  # compute capability, Turing's
+
 _INSTALL = "pip install 'dsd-trt[cuda]'"
 _AGAIN = f"pip uninstall --yes onnxruntime {PACKAGE} && {_INSTALL}"
 
 
+@functools.cache
 def load_cuda(device: int) -> ModuleType:
     """Import ONNX Runtime with everything that its CUDA provider needs.
 
@@ -45,6 +50,8 @@ def load_cuda(device: int) -> ModuleType:
         EngineError: driver, GPU, package or libraries are missing, or do not fit together. The
             message names all that is missing, and the command that installs it.
     """
+    if not sys.platform.startswith("linux"):
+        raise EngineError(f"onnxruntime-cuda is for Linux, and this is {sys.platform}. {ON_CPU}")
     missing: list[str] = []
     driver = None
     try:
@@ -55,13 +62,10 @@ def load_cuda(device: int) -> ModuleType:
     try:
         require_package()
         module = _imported()
-        cuda = _cuda_of(module)
-        if driver is not None and driver.cuda[0] < cuda[0]:
-            raise EngineError(
-                f"{PACKAGE} {module.__version__} needs CUDA {cuda[0]}.{cuda[1]}, and NVIDIA's "
-                f"driver runs up to {driver.cuda[0]}.{driver.cuda[1]}. Install a newer driver"
-            )
-        require_libraries(module, cuda[0])
+        if (cuda := _cuda_of(module)) is not None:
+            if driver is not None:
+                _require_fit(module, cuda, driver, device)
+            require_libraries(module, cuda[0])
         if driver is not None:
             require_provider(module)
     except EngineError as error:
@@ -71,32 +75,44 @@ def load_cuda(device: int) -> ModuleType:
     return module
 
 
+def _require_fit(module: Any, cuda: tuple[int, int], driver: Driver, device: int) -> None:
+    """Refuse a driver or a GPU that is too old for the CUDA that the package was built with."""
+    if driver.cuda[0] < cuda[0]:
+        raise EngineError(
+            f"{PACKAGE} {module.__version__} needs CUDA {cuda[0]}.{cuda[1]}, and NVIDIA's "
+            f"driver runs up to {driver.cuda[0]}.{driver.cuda[1]}. Install a newer driver"
+        )
+    capability = driver.capabilities[device] if device < driver.gpus else None
+    if capability is not None and cuda[0] >= 13 and capability < _LEAST_OF_CUDA_13:
+        raise EngineError(
+            f"GPU {device} has compute capability {capability[0]}.{capability[1]}, and CUDA 13 "
+            f"begins at 7.5. Use another GPU, {ON_CPU}"
+        )
+
+
 def require_package() -> None:
-    """Refuse what is not `onnxruntime-gpu` alone.
+    """Refuse an `onnxruntime-gpu` that is missing, shares its folder, or is too old.
 
     Editions of ONNX Runtime install the same files: the later one overwrites the earlier one, and
     neither pip nor the library says so.
 
     Raises:
-        EngineError: it is not installed, or another edition shares its folder.
+        EngineError: it is not installed, another edition shares its folder, or its CUDA graphs may
+            compute with other inputs than theirs.
     """
     found = importlib.util.find_spec("onnxruntime")
     if found is None or not found.submodule_search_locations:
         raise EngineError(f"{PACKAGE} is not installed. Install it with: {_INSTALL}")
-    site = Path(found.submodule_search_locations[0]).parent
-    editions = dict(sorted(_editions(site)))
-    if PACKAGE not in editions and editions:
-        names = " and ".join(f"{name} {version}" for name, version in editions.items())
-        raise EngineError(
-            f"{names} is installed, which has no CUDA. Install {PACKAGE} in its place, which also "
-            f"runs on the processor: {_AGAIN}"
-        )
+    editions = _named_editions(Path(found.submodule_search_locations[0]).parent)
     if len(editions) > 1:
-        names = " and ".join(f"{name} {version}" for name, version in editions.items())
         raise EngineError(
-            f"{names} are both installed, and have overwritten each other's files. Remove both and "
-            f"install one: {_AGAIN}"
+            f"{' and '.join(editions)} are both installed, and have overwritten each other's "
+            f"files. Remove both and install one: {_AGAIN}"
         )
+
+
+def _named_editions(site: Path) -> list[str]:
+    return [f"{name} {version}" for name, version in sorted(_editions(site))]
 
 
 def _editions(site: Path) -> Iterator[tuple[str, str]]:
@@ -114,26 +130,28 @@ def _imported() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise EngineError(f"{PACKAGE} does not load ({error}). Again: {_AGAIN}") from error
+    version = onnxruntime.__version__
     if PROVIDER not in onnxruntime.get_available_providers():
         raise EngineError(
-            f"the installed onnxruntime {onnxruntime.__version__} was built without CUDA. Install "
-            f"{PACKAGE} in its place: {_AGAIN}"
+            f"onnxruntime {version} is installed, which has no CUDA. Install {PACKAGE} in its "
+            f"place, which also runs on the processor: {_AGAIN}"
+        )
+    if tuple(int(it) for it in re.findall(r"\d+", version)[:2]) < _LEAST:
+        # Before it, a replayed CUDA graph may read buffers that were reused since its recording.
+        raise EngineError(
+            f"{PACKAGE} {version} is too old: {_LEAST[0]}.{_LEAST[1]} or later is needed. Install "
+            f"it with: {_AGAIN}"
         )
     module: ModuleType = onnxruntime
     return module
 
 
-def _cuda_of(module: Any) -> tuple[int, int]:
-    """CUDA version that the package was built with, as (major, minor)."""
+def _cuda_of(module: Any) -> tuple[int, int] | None:
+    """CUDA version that the package was built with, as (major, minor), if it says so."""
     from onnxruntime.capi import build_and_package_info
 
     found = re.match(r"(\d+)\.(\d+)", getattr(build_and_package_info, "cuda_version", "") or "")
-    if found is None:
-        raise EngineError(
-            f"onnxruntime {module.__version__} does not say which CUDA it was built with. Install "
-            f"{PACKAGE} 1.21 or later: {_AGAIN}"
-        )
-    return int(found[1]), int(found[2])
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def require_libraries(module: Any, cuda: int) -> None:

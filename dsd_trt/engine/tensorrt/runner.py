@@ -165,9 +165,10 @@ class TensorRTEngine(SharedEngine):
 
     def _release(self) -> None:
         # Dependents are released before what they depend on.
-        self._recorded.clear()
-        del self._slots, self._activations, self._compute, self._upload
-        del self._engine, self._runtime
+        with on_device(self._device):
+            self._recorded.clear()
+            del self._slots, self._activations, self._compute, self._upload
+            del self._engine, self._runtime
 
     def _run_in_parts(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         count = self._rows(feeds)
@@ -196,13 +197,14 @@ class TensorRTEngine(SharedEngine):
         self.run(feeds)
         _, profile = self._choose(count)
         _, recorded = self._recorded[0, max(count, profile.min)]
-        before, after = Event(), Event()
-        before.record(self._compute)
-        for _ in range(repeats):
-            recorded.launch()
-        after.record(self._compute)
-        after.synchronize()
-        return after.since(before) / repeats
+        with on_device(self._device):
+            before, after = Event(), Event()
+            before.record(self._compute)
+            for _ in range(repeats):
+                recorded.launch()
+            after.record(self._compute)
+            after.synchronize()
+            return after.since(before) / repeats
 
     def _rows(self, feeds: Mapping[str, Array]) -> int:
         """Number of items in a batch."""
