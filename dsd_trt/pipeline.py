@@ -140,19 +140,19 @@ class Pipeline:
 
     @property
     def _image_encoder(self) -> Engine:
-        return self._open("image_encoder")
+        return self.engine("image_encoder")
 
     @property
     def _text_encoder(self) -> Engine:
-        return self._open("text_encoder")
+        return self.engine("text_encoder")
 
     @property
     def _pair_scorer(self) -> Engine:
-        return self._open("pair_scorer")
+        return self.engine("pair_scorer")
 
     @property
     def _matrix_scorer(self) -> Engine:
-        return self._open("matrix_scorer")
+        return self.engine("matrix_scorer")
 
     @cached_property
     def _triples(self) -> FastestBatch:
@@ -172,7 +172,15 @@ class Pipeline:
     def _adapter(self) -> dict[str, Array]:
         return adapter_feed(self._bundle)
 
-    def _open(self, name: str) -> Engine:
+    def engine(self, name: str) -> Engine:
+        """The engine of a graph, compiled on first use.
+
+        Args:
+            name: name of the graph, such as "pair_scorer".
+
+        Raises:
+            EngineError: under the conditions of `compile`, or the self-check fails.
+        """
         if (known := self._engines.get(name)) is not None:
             return known
         with self._opening:

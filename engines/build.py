@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ def build_plans(
     *,
     stage: Callable[[str], None] = lambda name: None,
     step: Callable[[float], None] = lambda share: None,
+    device: int = 0,
 ) -> Iterator[tuple[Plan, LayerTable]]:
     """Compile graphs one after another; each plan is in the bundle when it is yielded.
 
@@ -37,6 +39,7 @@ def build_plans(
         graphs: names of the graphs to build; empty means `PAIR_GRAPHS`.
         stage: callback `(name)`, called with the graph that is built next.
         step: callback `(share)`, called with the finished share of that graph, from 0 to 1.
+        device: number of the GPU, from 0, that TensorRT builds on.
 
     Yields:
         Each plan, and the layers that the parser made of its graph.
@@ -53,14 +56,15 @@ def build_plans(
         raise InputError(
             f"the bundle has no graph {min(unknown)!r}; choose from {', '.join(manifest.graphs)}"
         )
-    trt, settings = _prepare(library, settings)
+    trt, settings = _prepare(library, settings, device)
     for name in graphs or PAIR_GRAPHS:
         stage(name)
         graph = manifest.graphs[name]
-        network = parse(trt, bundle.path(graph.file))
-        table = LayerTable.of(network)
-        check_precision(table, manifest, name)
-        content = memoryview(compile_plan(network, graph, settings, step))
+        with on_gpu(device):
+            network = parse(trt, bundle.path(graph.file))
+            table = LayerTable.of(network)
+            check_precision(table, manifest, name)
+            content = memoryview(compile_plan(network, graph, settings, step))
         sidecar = Sidecar.of(
             content,
             manifest,
@@ -90,7 +94,18 @@ def require_settings(library: PlanLibrary, settings: CompileSettings) -> None:
         )
 
 
-def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, CompileSettings]:
+def on_gpu(device: int) -> AbstractContextManager[None]:
+    """Choose the GPU to build on; nothing is asked for the first one, as RTX builds without any."""
+    if not device:
+        return nullcontext()
+    from dsd_trt.engine.cuda import on_device
+
+    return on_device(device)
+
+
+def _prepare(
+    library: PlanLibrary, settings: CompileSettings, device: int
+) -> tuple[Any, CompileSettings]:
     """Import the library, and complete the settings with the GPUs to build for."""
     require_settings(library, settings)
     trt = load_library(library)
@@ -100,4 +115,4 @@ def _prepare(library: PlanLibrary, settings: CompileSettings) -> tuple[Any, Comp
         )
     from dsd_trt.engine.cuda import compute_capability
 
-    return trt, replace(settings, compute_capabilities=(compute_capability(),))
+    return trt, replace(settings, compute_capabilities=(compute_capability(device),))

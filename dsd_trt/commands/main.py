@@ -49,7 +49,7 @@ SUBCOMMANDS = {
         "dsd_trt.engines.commands.build:build", "Compile a bundle's graphs to TensorRT plans."
     ),
     "gpu-check": Subcommand(
-        "dsd_trt.engines.commands.gpu_check:gpu_check",
+        "dsd_trt.export.commands.gpu_check:gpu_check",
         "Check a bundle on this machine's GPU, and measure it.",
     ),
     "triton": Subcommand(

@@ -36,6 +36,9 @@ BACKENDS: dict[str, str] = {  # imported on use
 }
 """Location of each backend by its name, as MODULE:OBJECT."""
 
+ON_GPU = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+"""Names of those that compute on a GPU: help lists them, and importing backends takes its time."""
+
 AUTO = "auto"
 _AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
 """Candidates for `AUTO`, the fastest first."""
@@ -84,6 +87,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release memory and threads after running passes; closing again has no effect."""
+        ...
+
+
+class TimedEngine(Engine, Protocol):
+    """An engine of a GPU, which can be timed without copies."""
+
+    def time(self, feeds: Mapping[str, NDArray[Any]], repeats: int) -> float:
+        """Median time of one pass in seconds, with inputs and outputs on the GPU.
+
+        Args:
+            feeds: inputs of one batch, as for `run`.
+            repeats: number of timed passes.
+        """
         ...
 
 

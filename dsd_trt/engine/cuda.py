@@ -106,10 +106,16 @@ def compute_capability(device: int = 0) -> str:
     return f"{major}.{minor}"
 
 
-def memory_in_use() -> int:
-    """Bytes of the GPU's memory in use by all processes."""
-    free, total = call("cudaMemGetInfo")
-    return int(total) - int(free)
+def memory_in_use(device: int = 0) -> int:
+    """Bytes of a GPU's memory in use by all processes."""
+    return memory_size(device) - free_memory(device)
+
+
+def memory_size(device: int) -> int:
+    """Bytes of a GPU's memory."""
+    with on_device(device):
+        _, total = call("cudaMemGetInfo")
+    return int(total)
 
 
 def free_memory() -> int:

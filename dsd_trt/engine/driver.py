@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from dsd_trt.errors import EngineError
 
@@ -12,6 +14,7 @@ ON_CPU = "or score on the processor: --engine openvino, --engine onnxruntime"
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_RELEASE = Path("/proc/driver/nvidia/version")
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 
 
@@ -94,6 +97,19 @@ def why_no_driver() -> str | None:
     except EngineError as error:
         return str(error).partition(" (")[0].partition(". ")[0]
     return None
+
+
+def driver_release() -> str | None:
+    """Release of the driver, such as "580.65.06"; None if the system does not say, as on Windows.
+
+    The driver's own library knows only the CUDA version that it runs.
+    """
+    try:
+        said = _RELEASE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", said)
+    return found[0] if found else None
 
 
 def require_device(driver: Driver, device: int) -> None:

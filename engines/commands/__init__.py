@@ -1,1 +1,1 @@
-"""The commands `build`, `gpu-check` and `triton`, one module each."""
+"""The commands `build` and `triton`, one module each."""

@@ -1,1 +1,1 @@
-"""The commands `export`, `adapt`, `ranges` and `bench`, one module each."""
+"""The commands `export`, `adapt`, `ranges`, `bench` and `gpu-check`, one module each."""

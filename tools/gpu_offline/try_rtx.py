@@ -18,11 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsd_trt.bundle.folder import read_bundle
 from dsd_trt.engine.tensorrt import runner
+from dsd_trt.engine.tensorrt.backend import RTX
 from dsd_trt.engine.tensorrt.plan import Profile
 from dsd_trt.engines import compile as compiling
 from dsd_trt.engines.network import parse
@@ -84,9 +86,11 @@ def attempt(folder: Path, out: Path, found: dict[str, Any]) -> bool:
     found["opened"] = open_plan(trt, plan, found)
     if not found["opened"]:
         return False
-    from dsd_trt.engines.gpu_check import check_gpu, write_report
+    from dsd_trt.engines.gpu_check.check import check_gpu
+    from dsd_trt.engines.gpu_check.tables import write_report
 
-    write_report(check_gpu(bundle, "tensorrt-rtx", PROFILE), out.with_name(f"{out.name}-check"))
+    report = out.with_name(f"{out.name}-check")
+    check_gpu(bundle, RTX, PROFILE, save=partial(write_report, out=report))
     found["checked"] = True
     return True
 

@@ -107,6 +107,17 @@ def _weights(bundle: Bundle) -> int:
     return stored * (1 if manifest.precision == "fp16" else 2)
 
 
+def in_cuda_form(bundle: Bundle) -> Bundle:
+    """The same bundle with forms for CUDA in place of the graphs that have one."""
+    manifest = bundle.manifest
+    forms = manifest.cuda_form or {}
+    graphs = {
+        name: replace(graph, file=forms.get(name, graph.file))
+        for name, graph in manifest.graphs.items()
+    }
+    return replace(bundle, manifest=replace(manifest, graphs=graphs, cuda_form=None))
+
+
 def _why_wrong(bundle: Bundle, graph: str, engine: CudaEngine) -> str | None:
     """Why a form of a graph cannot be trusted: it fails the self-check, or there is none."""
     from dsd_trt.engine.self_check import SelfCheck

@@ -14,7 +14,9 @@ import contextlib
 import importlib
 from collections.abc import Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -187,24 +189,24 @@ class TensorRTEngine(SharedEngine):
         return outputs
 
     def time(self, feeds: Mapping[str, Array], repeats: int) -> float:
-        """Mean GPU time of one batch in seconds, without copies.
+        """Median GPU time of one batch in seconds, without copies.
 
         Args:
             feeds: inputs of one part, with at most as many rows as the plan supports.
-            repeats: number of passes between the two timing marks.
+            repeats: number of timed passes.
         """
         count = self._rows(feeds)
         self.run(feeds)
         _, profile = self._choose(count)
         _, recorded = self._recorded[0, max(count, profile.min)]
         with on_device(self._device):
-            before, after = Event(), Event()
-            before.record(self._compute)
-            for _ in range(repeats):
+            marks = [Event() for _ in range(repeats + 1)]
+            marks[0].record(self._compute)
+            for mark in marks[1:]:
                 recorded.launch()
-            after.record(self._compute)
-            after.synchronize()
-            return after.since(before) / repeats
+                mark.record(self._compute)
+            marks[-1].synchronize()
+            return median(after.since(before) for before, after in pairwise(marks))
 
     def _rows(self, feeds: Mapping[str, Array]) -> int:
         """Number of items in a batch."""
