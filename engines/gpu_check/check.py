@@ -37,8 +37,9 @@ from dsd_trt.engines.network import Network, create_network, parse
 from dsd_trt.errors import EngineError
 from dsd_trt.pipeline import Pipeline
 
-CountMacs = Callable[[str, Mapping[str, int]], int]
-"""Function from a graph's name and the sizes of its dimensions to its multiply-accumulates."""
+CountMacs = Callable[[str, Mapping[str, int]], int | None]
+"""Function from a graph's name and the sizes of its dimensions to its multiply-accumulates (MACs);
+None where they cannot be told."""
 
 Sizes = dict[str, int]
 
@@ -97,14 +98,15 @@ def check_gpu(
             with closing(measured.pipeline):
                 scores[name] = measured.measure(probe)
     _choose(steps)
-    stage("Scoring with ONNX Runtime on the CPU, in FP32")
-    with steps.attempt(COMPARISON):
-        reference = Pipeline(candidates[PLAIN], ONNX_RUNTIME, 1024, self_check=False)
-        with closing(reference):
-            expected = probe.scores(reference)
-        for name, found in scores.items():
-            scored = {mode: _scored(got, expected[mode], probe) for mode, got in found.items()}
-            steps.note_run(name, scored=scored)
+    if scores:
+        stage("Scoring with ONNX Runtime on the CPU, in FP32")
+        with steps.attempt(COMPARISON):
+            reference = Pipeline(candidates[PLAIN], ONNX_RUNTIME, 1024, self_check=False)
+            with closing(reference):
+                expected = probe.scores(reference)
+            for name, found in scores.items():
+                scored = {mode: _scored(got, expected[mode], probe) for mode, got in found.items()}
+                steps.note_run(name, scored=scored)
     if isinstance(backend, TensorRT):
         stage("Timing a large product")
         with steps.attempt("large product"):

@@ -168,14 +168,17 @@ def _count_macs(bundle: Bundle) -> CountMacs | None:
     from dsd_trt.export.benchmark.macs import count_macs
 
     @cache
-    def counted(name: str, sizes: tuple[tuple[str, int], ...]) -> int:
+    def counted(name: str, sizes: tuple[tuple[str, int], ...]) -> int | None:
         graph = bundle.manifest.graphs[name]
-        return count_macs(bundle.path(graph.file), graph, **dict(sizes))
+        try:
+            return count_macs(bundle.path(graph.file), graph, **dict(sizes))
+        except ValueError:  # a size is computed in a way that shape inference does not follow
+            return None
 
-    def count(name: str, sizes: Mapping[str, int]) -> int:
-        if bundle.manifest.graphs[name].batched:  # every row costs the same
-            (rows,) = set(sizes.values())
-            return rows * counted(name, ())
-        return counted(name, tuple(sorted(sizes.items())))
+    def count(name: str, sizes: Mapping[str, int]) -> int | None:
+        if not bundle.manifest.graphs[name].batched:
+            return counted(name, tuple(sorted(sizes.items())))
+        (rows,), row = set(sizes.values()), counted(name, ())  # every row costs the same
+        return None if row is None else rows * row
 
     return count

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dsd_trt import Bundle, InputError
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import BACKENDS, engine_names, find_backend
+from dsd_trt.engine import BACKENDS, ON_GPU, engine_names, find_backend
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["a red circle", "dog", "a green square"]
@@ -127,6 +127,7 @@ def test_what_every_backend_says_of_itself() -> None:
         assert backend.modes <= {"pair", "matrix"}
         assert backend.keeps_order_of in (None, *BACKENDS)
     assert len({find_backend(name).title for name in BACKENDS}) == len(BACKENDS)
+    assert tuple(name for name in BACKENDS if find_backend(name).on_gpu) == ON_GPU
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {find_backend(it).extra for it in BACKENDS} <= extras["optional-dependencies"].keys()
 
