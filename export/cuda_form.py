@@ -7,9 +7,12 @@ CUDA; other engines do not know them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx
 from onnx import helper
 
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.errors import ModelError
 from dsd_trt.export.fused_attention import DOMAIN, fuse_self_attentions
 from dsd_trt.export.fused_group_norm import fuse_group_norms
@@ -53,6 +56,17 @@ def cuda_form(model: onnx.ModelProto, name: str, fuse: CudaForm) -> onnx.ModelPr
     _drop_unread(form.graph)
     form.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return form
+
+
+def in_cuda_form(bundle: Bundle) -> Bundle:
+    """The same bundle with forms in place of the graphs that have one."""
+    manifest = bundle.manifest
+    forms = manifest.cuda_form or {}
+    graphs = {
+        name: replace(graph, file=forms.get(name, graph.file))
+        for name, graph in manifest.graphs.items()
+    }
+    return replace(bundle, manifest=replace(manifest, graphs=graphs, cuda_form=None))
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:

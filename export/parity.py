@@ -15,9 +15,9 @@ from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle, file_entry, is_large, write_manifest
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine.onnxruntime.cpu import CPU as ONNX_RUNTIME
-from dsd_trt.engine.onnxruntime.cuda import in_cuda_form
 from dsd_trt.engine.self_check import FILE_NAME, SelfCheck
 from dsd_trt.errors import DsdError
+from dsd_trt.export.cuda_form import in_cuda_form
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.fused_group_norm import write_out_group_norms
 from dsd_trt.export.locate import layer_differences

@@ -108,7 +108,9 @@ def compute_capability(device: int = 0) -> str:
 
 def memory_in_use(device: int = 0) -> int:
     """Bytes of a GPU's memory in use by all processes."""
-    return memory_size(device) - free_memory(device)
+    with on_device(device):
+        free, total = call("cudaMemGetInfo")
+    return int(total) - int(free)
 
 
 def memory_size(device: int) -> int:

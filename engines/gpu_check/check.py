@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import Backend, EngineDescription, TimedEngine
 from dsd_trt.engine.cuda import memory_in_use
 from dsd_trt.engine.onnxruntime.cpu import CPU as ONNX_RUNTIME
-from dsd_trt.engine.onnxruntime.cuda import OnnxRuntimeCuda, in_cuda_form
+from dsd_trt.engine.onnxruntime.cuda import OnnxRuntimeCuda
 from dsd_trt.engine.self_check import SelfCheck, tolerance_of
 from dsd_trt.engine.tensorrt.backend import TensorRT
 from dsd_trt.engine.tensorrt.plan import Profile, find_plan
@@ -36,6 +36,9 @@ from dsd_trt.engines.macs import count_macs
 from dsd_trt.engines.network import Network, create_network, parse
 from dsd_trt.errors import EngineError
 from dsd_trt.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from dsd_trt.engine.onnxruntime.cuda_engine import CudaEngine
 
 CountMacs = Callable[[str, Mapping[str, int]], int | None]
 """Function from a graph's name and the sizes of its dimensions to its multiply-accumulates (MACs);
@@ -87,21 +90,25 @@ def check_gpu(
         macs = macs or _macs_of_plans(bundle, backend)
     if backend.reads_graphs:
         bundle = with_real_files(bundle)
-    candidates = {PLAIN: replace(bundle, manifest=replace(bundle.manifest, cuda_form=None))}
+    plain = replace(bundle, manifest=replace(bundle.manifest, cuda_form=None))
+    candidates: dict[str, tuple[Bundle, Backend]] = {PLAIN: (plain, backend)}
     if isinstance(backend, OnnxRuntimeCuda) and bundle.manifest.cuda_form:
-        candidates[FORM] = in_cuda_form(bundle)
+        candidates[FORM] = (
+            bundle,
+            _Forms(**{it.name: getattr(backend, it.name) for it in fields(backend)}),
+        )
     probe = Probe.of(bundle, backend)
     scores: dict[str, dict[Mode, NDArray[np.float32]]] = {}
-    for name, candidate in candidates.items():
+    for name, (candidate, runs_it) in candidates.items():
         with steps.attempt(name):
-            measured = _Candidate(name, candidate, backend, batches, macs, steps)
+            measured = _Candidate(name, candidate, runs_it, batches, macs, steps)
             with closing(measured.pipeline):
                 scores[name] = measured.measure(probe)
     _choose(steps)
     if scores:
         stage("Scoring with ONNX Runtime on the CPU, in FP32")
         with steps.attempt(COMPARISON):
-            reference = Pipeline(candidates[PLAIN], ONNX_RUNTIME, 1024, self_check=False)
+            reference = Pipeline(plain, ONNX_RUNTIME, 1024, self_check=False)
             with closing(reference):
                 expected = probe.scores(reference)
             for name, found in scores.items():
@@ -130,12 +137,22 @@ def _outline(bundle: Bundle, backend: Backend, gpu: Gpu, command: str) -> GpuRep
     )
 
 
+class _Forms(OnnxRuntimeCuda):
+    """The backend with every form for CUDA, right or wrong."""
+
+    def open(self, bundle: Bundle, graph: str) -> CudaEngine:
+        """See `Backend.open`."""
+        if graph in (bundle.manifest.cuda_form or {}):
+            return self.open_form(bundle, graph)
+        return super().open(bundle, graph)
+
+
 def _choose(steps: Recorder) -> None:
-    """Note whether scoring takes the forms for CUDA: those that pass the self-check."""
+    """Note whether scoring takes the forms for CUDA: those that pass the bundle's self-check."""
     runs = steps.report.runs
     if FORM in runs and FORM not in steps.report.failures:
-        wrong = [it for it in runs[FORM].self_check.values() if not it.passed]
-        steps.note(used=PLAIN if wrong else FORM)
+        checks = runs[FORM].self_check.values()
+        steps.note(used=FORM if checks and all(it.passed for it in checks) else PLAIN)
 
 
 @dataclass(frozen=True)

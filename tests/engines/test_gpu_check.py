@@ -104,7 +104,7 @@ def test_macs_of_the_product_that_stands_for_the_peak() -> None:
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle with both modes, and a form for CUDA of the pair scorer."""
     folder = tmp_path_factory.mktemp("bundle") / "matrix"
-    make_bundle(folder, matrix=True)
+    add_self_check(make_bundle(folder, matrix=True))
     return give_form(folder)
 
 
@@ -290,11 +290,10 @@ def test_nothing_stays_on_the_gpu(clocked: ClockedOrt, cuda: FakeCuda, matrix: B
     assert cuda.memory == {}
 
 
-def test_scores_that_differ_are_told(clocked: ClockedOrt, matrix: Bundle) -> None:
+def test_scores_that_differ_are_told(clocked: ClockedOrt, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle", matrix=True)
     clocked.wrong = {"pair_scorer.onnx": 0.01, "matrix_scorer.onnx": np.nan}
-    report = check_gpu(
-        replace(matrix, manifest=replace(matrix.manifest, cuda_form=None)), CUDA, BATCHES
-    )
+    report = check_gpu(bundle, CUDA, BATCHES)
     scored = report.run.scored
     assert report.used == "plain"
     assert scored["pair"].max_difference == pytest.approx(0.01, rel=1e-3)

@@ -26,11 +26,10 @@ from dsd_trt.bundle.contract import Graph, Precision, TensorSpec, graph_contract
 from dsd_trt.bundle.folder import EMBEDDED, Bundle
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.commands.main import main
-from dsd_trt.engine.onnxruntime.cuda import in_cuda_form
 from dsd_trt.errors import ModelError
 from dsd_trt.export.adapt import replace_adapter
 from dsd_trt.export.commands.export import export
-from dsd_trt.export.cuda_form import cuda_form, form_name
+from dsd_trt.export.cuda_form import cuda_form, form_name, in_cuda_form
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.fused_group_norm import write_out_group_norms

@@ -62,30 +62,42 @@ class OnnxRuntimeCuda(Backend):
 
     def open(self, bundle: Bundle, graph: str) -> CudaEngine:
         """See `Backend.open`; the bundle's form for CUDA is taken if it passes the self-check."""
-        from dsd_trt.engine.onnxruntime.cuda_engine import open_engine
-
-        signature = bundle.manifest.graphs[graph]
-        budget = self.memory_mb if self.memory_mb is not None else self._free_mb(bundle)
-        memory, keeps = math.ceil(budget * _MIB) + _weights(bundle), graph.endswith("_scorer")
-        if (form := (bundle.manifest.cuda_form or {}).get(graph)) is not None:
+        file = bundle.manifest.graphs[graph].file
+        if graph in (bundle.manifest.cuda_form or {}):
             try:
-                engine = open_engine(
-                    bundle.path(form),
-                    signature,
-                    self.device,
-                    memory,
-                    keeps=keeps,
-                    channels_last=True,
-                )
+                engine = self.open_form(bundle, graph)
             except EngineError as error:
                 why = str(error)
             else:
                 if not (why := _why_wrong(bundle, graph, engine)):
                     return engine
                 engine.close()
-            logger.warning("the form for CUDA of %s is not used: %s", signature.file, why)
-        path = bundle.path(signature.file)
-        return open_engine(path, signature, self.device, memory, keeps=keeps)
+            logger.warning("the form for CUDA of %s is not used: %s", file, why)
+        return self._open_file(bundle, graph, file, channels_last=False)
+
+    def open_form(self, bundle: Bundle, graph: str) -> CudaEngine:
+        """Open a graph's form for CUDA, which the bundle has to have, without a self-check.
+
+        Raises:
+            EngineError: as for `open`.
+        """
+        file = (bundle.manifest.cuda_form or {})[graph]
+        return self._open_file(bundle, graph, file, channels_last=True)
+
+    def _open_file(
+        self, bundle: Bundle, graph: str, file: str, *, channels_last: bool
+    ) -> CudaEngine:
+        from dsd_trt.engine.onnxruntime.cuda_engine import open_engine
+
+        budget = self.memory_mb if self.memory_mb is not None else self._free_mb(bundle)
+        return open_engine(
+            bundle.path(file),
+            bundle.manifest.graphs[graph],
+            self.device,
+            math.ceil(budget * _MIB) + _weights(bundle),
+            keeps=graph.endswith("_scorer"),
+            channels_last=channels_last,
+        )
 
     def _free_mb(self, bundle: Bundle) -> float:
         """Memory for activations where none is asked for, in MiB.
@@ -105,17 +117,6 @@ def _weights(bundle: Bundle) -> int:
     manifest = bundle.manifest
     stored = sum(manifest.files[name].size for name in manifest.weight_files)
     return stored * (1 if manifest.precision == "fp16" else 2)
-
-
-def in_cuda_form(bundle: Bundle) -> Bundle:
-    """The same bundle with forms for CUDA in place of the graphs that have one."""
-    manifest = bundle.manifest
-    forms = manifest.cuda_form or {}
-    graphs = {
-        name: replace(graph, file=forms.get(name, graph.file))
-        for name, graph in manifest.graphs.items()
-    }
-    return replace(bundle, manifest=replace(manifest, graphs=graphs, cuda_form=None))
 
 
 def _why_wrong(bundle: Bundle, graph: str, engine: CudaEngine) -> str | None:
