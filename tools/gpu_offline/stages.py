@@ -102,7 +102,7 @@ STAGES = (
     _check(
         "check-demonstration",
         "dsd_trt/data/shapes-bundle",
-        "dsd_trt/data/shapes-model",
+        "shapes",
         60,
         "onnxruntime-cuda on the embedded bundle, beside PyTorch",
     ),
@@ -117,7 +117,7 @@ STAGES = (
     _check(
         "check-matrix",
         "{kit}/bundles/demonstration",
-        "dsd_trt/data/shapes-model",
+        "shapes",
         60,
         "the same in FP16, pair and matrix mode",
         after="export",
