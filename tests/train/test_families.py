@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,12 @@ def exported(
     return of_family
 
 
+def test_the_guide_lists_every_family() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text("utf-8")
+    table = page.partition("| `--family` |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(FAMILIES)
+
+
 # The parts
 
 
@@ -101,7 +108,7 @@ def test_texts_are_encoded_as_diffusers_pipelines_encode_them(
 ) -> None:
     for text, (expected, pooled) in zip(TEXTS, _pipeline_states(folders[name], TEXTS), strict=True):
         states, _ = encode_texts(checkpoints[name], [text])
-        assert (pooled is not None) == (name == "sdxl")
+        assert (pooled is not None) == (len(FAMILIES[name].text) == 2)
         assert torch.allclose(states[:, :77], expected, atol=1e-5), text
         assert states.shape[1] == (77 if pooled is None else 78)
         if pooled is not None:

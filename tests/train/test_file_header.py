@@ -35,11 +35,11 @@ def rescaled() -> Tensor:
 
 def file(
     folder: Path,
-    width: int = 2048,
+    width: int,
     tensors: dict[str, Tensor] | None = None,
     **metadata: str,
 ) -> Path:
-    """A file that is told a family by its one weight."""
+    """A file of one weight, whose texts are `width` wide; several families may be."""
     path = folder / "model.safetensors"
     said = {
         field if field.startswith("ss_") else f"modelspec.{field}": value
@@ -84,7 +84,8 @@ def test_prediction_and_schedule_are_as_the_file_says(
     prediction: str,
     at_800: float,
 ) -> None:
-    scheduler = SingleFile(file(tmp_path, WIDTHS[family], tensors, **metadata)).scheduler()
+    path = file(tmp_path, WIDTHS[family], tensors, **metadata)
+    scheduler = SingleFile(path, family).scheduler()
     assert scheduler.config["prediction_type"] == prediction
     assert round(float(scheduler.alphas_cumprod[800]), 4) == at_800
 
@@ -121,7 +122,7 @@ def test_what_cannot_be_followed_is_refused(
     tmp_path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], complaint: str
 ) -> None:
     with pytest.raises(ModelError, match=rf"model\.safetensors.*{complaint}"):
-        SingleFile(file(tmp_path, 2048, tensors, **metadata))
+        SingleFile(file(tmp_path, WIDTHS["sdxl"], tensors, **metadata), "sdxl")
 
 
 @pytest.mark.parametrize(
@@ -145,14 +146,21 @@ def test_a_family_the_file_is_not_is_refused(tmp_path: Path) -> None:
     path = file(tmp_path, 1024, architecture="stable-diffusion-v2-768-v")
     with pytest.raises(ModelError, match="is no sd-turbo: it says that it is sd21 "):
         SingleFile(path, "sd-turbo")
+
+
+def test_a_file_that_names_an_architecture_is_of_its_families_alone(tmp_path: Path) -> None:
     path = file(tmp_path, 1024, architecture="stable-diffusion-v2-512")
-    with pytest.raises(ModelError, match="name one"):
+    with pytest.raises(
+        ModelError,
+        match=r"can be sd21-base or sd-turbo, whose .*as in model\.safetensors@sd21-base$",
+    ):
         SingleFile(path)
 
 
 @pytest.mark.parametrize("written", ["768x768", "768", "768, 768"])
 def test_pictures_are_of_the_resolution_the_file_says(tmp_path: Path, written: str) -> None:
-    assert SingleFile(file(tmp_path, 768, resolution=written)).config("unet")["sample_size"] == 96
+    path = file(tmp_path, WIDTHS["sd15"], resolution=written)
+    assert SingleFile(path, "sd15").config("unet")["sample_size"] == 96
 
 
 @pytest.fixture

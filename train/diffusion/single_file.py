@@ -264,29 +264,30 @@ class SingleFile:
         fitting = [n for n, f in FAMILIES.items() if unet_config(f)["cross_attention_dim"] == width]
         if not fitting:
             raise ModelError(f"{self.path} is of no known family: its text states are {width} wide")
-        alike = " or ".join(fitting)
+        of_width = " or ".join(fitting)
         if not (both := [n for n in fitting if n in told]):
             raise ModelError(
                 f"{self.path} says that it is {' or '.join(told)} (modelspec.architecture), but "
-                f"its text states are {width} wide, as those of {alike}"
+                f"its text states are {width} wide, as those of {of_width}"
             )
-        if name is None and len(both) == 1:
-            return both[0]
-        if name is None and len(fitting) > 1:
+        if name is None:
+            if len(both) == 1:
+                return both[0]
             raise ModelError(
-                f"{self.path} can be {alike}, whose tensors are alike: name one, as in "
-                f"{self.path.name}@{fitting[0]}"
+                f"{self.path} can be {' or '.join(both)}, whose tensors are alike: name one, as in "
+                f"{self.path.name}@{both[0]}"
             )
-        if name is not None and name not in fitting:
+        if name not in fitting:
             raise ModelError(
-                f"{self.path} is no {name}: its text states are {width} wide, as those of {alike}"
+                f"{self.path} is no {name}: its text states are {width} wide, as those of "
+                f"{of_width}"
             )
-        if name is not None and name not in told:
+        if name not in told:
             raise ModelError(
                 f"{self.path} is no {name}: it says that it is {' or '.join(told)} "
                 "(modelspec.architecture)"
             )
-        return name or fitting[0]
+        return name
 
 
 def _left_out(sources: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
