@@ -19,7 +19,10 @@ class Question:
     The candidates pair one text with several images, or one image with several texts.
 
     Attributes:
-        kind: kind of question, which has a row of its own in tables, such as "subject".
+        kind: kind of question, which has a row of its own in tables, such as "subject". Kinds
+            "GROUP: KIND", such as "predicate: above", also have a row for their group. A data set
+            whose kinds are exactly "text" and "image" is measured by items, as Winoground is:
+            by text, image and group score of its sources.
         candidates: (image, text) pairs, in any order.
         right: index of the right candidate, the positive pair.
         source: name of the item the question was made from, such as an image. Questions of one

@@ -27,12 +27,12 @@ def parse_levels(
 
 
 def bundle_option(purpose: str) -> Callable[[Command], Command]:
-    """--bundle, a folder or a repository on the hub; None is the embedded bundle."""
+    """--bundle, a folder or a repository on the hub; None is the demonstration's."""
     return click.option(
         "--bundle",
         metavar="FOLDER|HUB_ID",
         help=f"Bundle to {purpose}: a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub.  "
-        "[default: built in]",
+        "[default: the demonstration's]",
     )
 
 
@@ -78,7 +78,7 @@ def model_option(command: Command) -> Command:
         show_default=True,
         metavar="DIR|FILE|HUB_ID",
         help="Stable Diffusion: a folder in diffusers' format, FILE.safetensors[@FAMILY], or "
-        'ORG/NAME[@REVISION] on the Hugging Face Hub. "shapes" is the embedded demonstration.',
+        'ORG/NAME[@REVISION] on the Hugging Face Hub. "shapes" is the demonstration.',
     )(command)
 
 
@@ -131,23 +131,6 @@ def few_shot_options(command: Command) -> Command:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def data_options(command: Command) -> Command:
-    """--data and --root, a data set and the folder of its files."""
-    data = click.option(
-        "--data",
-        required=True,
-        metavar="DATASET",
-        help="Name of a data set, or a .csv or .jsonl file.",
-    )
-    root = click.option(
-        "--root",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
-        default=".",
-        help="Folder of the data set's files.  [default: current folder]",
-    )
-    return data(root(command))
 
 
 def table_format_option(command: Command) -> Command:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.catalogue import NAMES, SCENES, open_dataset
 from dsd_trt.train.question import Question
@@ -169,8 +172,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError) as error:
         open_dataset("comgv", Path(), "train", 0)
     assert str(error.value) == (
-        "no data set 'comgv'; there are comvg, refcocog, vqav2, vqav2-released, winoground, "
-        "shapes-comvg, shapes-refcocog, shapes-vqa, or a table: a .csv or .jsonl file"
+        f"no data set 'comgv'; there are {', '.join(NAMES)}, or a table: a .csv or .jsonl file"
     )
 
 
@@ -179,9 +181,23 @@ def test_an_unknown_part_lists_the_known_ones() -> None:
         open_dataset("comvg", Path(), "val", 0)
 
 
-def test_reading_takes_no_torch() -> None:
+def test_reading_takes_no_torch(root: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; "  # importing it would be an error
-        "import dsd_trt.train.data.catalogue"
+        "from dsd_trt.train.data.catalogue import NAMES, open_dataset; from pathlib import Path; "
+        "[list(open_dataset(name, Path(sys.argv[1]), 'test', 0, 1)) for name in NAMES]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code, str(root)], check=True)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "ablate", "baseline"])
+def test_help_names_every_data_set(command: str) -> None:
+    text = CliRunner().invoke(cli, [command, "--help"]).output
+    for name in NAMES:  # a name may be broken across lines at its hyphens
+        assert name in "".join(text.split())
+
+
+def test_the_guide_names_every_data_set() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.+?`) \| (?:read|drawn) ", page, re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`([\w-]+)`", row)] == list(NAMES)

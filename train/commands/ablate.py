@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 
 from dsd_trt.bundle.manifest import ScoreKind
-from dsd_trt.commands.options import data_options, model_option, seed_option
+from dsd_trt.commands.options import model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
+from dsd_trt.train.commands.data_options import data_options
 
 EXAMPLES = """\b
 Examples:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import click
 
 from dsd_trt.commands.options import (
-    data_options,
     seed_option,
     table_format_option,
     validation_option,
 )
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
+from dsd_trt.train.commands.data_options import data_options
 
 EXAMPLES = """\b
 Examples:
@@ -210,9 +210,9 @@ def baseline(
     help="Test run of seconds instead of hours: every stage with a few steps.",
 )
 def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bool) -> None:
-    """Train a CLIP for shapes from scratch: the baseline of the embedded model.
+    """Train a CLIP for shapes from scratch: the baseline of the demonstration.
 
-    It has the embedded model's size and sees the same images. Use it with "dsd-trt baseline".
+    It has the demonstration's size and sees the same images. Use it with "dsd-trt baseline".
     Repeat the command to resume an interrupted run from its last checkpoint.
     """
     from rich.console import Console

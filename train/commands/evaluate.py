@@ -8,7 +8,6 @@ from typing import Literal
 import click
 
 from dsd_trt.commands.options import (
-    data_options,
     device_option,
     seed_option,
     self_check_option,
@@ -18,6 +17,7 @@ from dsd_trt.commands.options import (
 from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
+from dsd_trt.train.commands.data_options import data_options
 
 EXAMPLES = """\b
 Examples:
@@ -91,8 +91,8 @@ def evaluate(
 
     A tie counts as a wrong answer. The right candidate is at a random position. Questions with an
     unreadable image are left out and counted, and the exit code is then 3. MODEL is a folder in
-    diffusers' format, ORG/NAME on the Hugging Face Hub, or "shapes". ORG/NAME is a BUNDLE if it
-    has a bundle.json.
+    diffusers' format, FILE.safetensors[@FAMILY], ORG/NAME[@REVISION] on the Hugging Face Hub, or
+    "shapes". ORG/NAME is a BUNDLE if it has a bundle.json.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""`dsd-trt pretrain`: train a demonstration model from scratch."""
+"""`dsd-trt pretrain`: train the demonstration or its baseline from scratch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsd_trt.train.commands.baseline import tiny_clip
 
 @click.group()
 def pretrain() -> None:
-    """Train a demonstration model from scratch."""
+    """Train the demonstration or its baseline from scratch."""
 
 
 @pretrain.command()
@@ -34,7 +34,7 @@ def pretrain() -> None:
     help="Test run of seconds instead of hours: every stage with a few steps.",
 )
 def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
-    """Train the embedded model "shapes": coloured shapes, 64 x 64 pixels, 6 M parameters.
+    """Train the demonstration, "shapes": coloured shapes, 64 x 64 pixels, 6 M parameters.
 
     Training takes a day or two on two CPU cores. Repeat the command to resume an interrupted run
     from its last checkpoint.

@@ -9,7 +9,6 @@ import click
 
 from dsd_trt.bundle.manifest import HeadMode, Resize, TrainedFor
 from dsd_trt.commands.options import (
-    data_options,
     few_shot_options,
     model_option,
     seed_option,
@@ -17,6 +16,7 @@ from dsd_trt.commands.options import (
 )
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
+from dsd_trt.train.commands.data_options import data_options
 
 EXAMPLES = """\b
 Examples:
@@ -165,10 +165,8 @@ def train(
 ) -> None:
     """Train a few-shot adapter.
 
-    DATASET is comvg, refcocog, vqav2, vqav2-released, winoground, shapes-comvg, shapes-refcocog,
-    shapes-vqa, or a table with columns image,text,label or image,text,negatives. Questions with an
-    unreadable image are left out and counted, and the exit code is then 3. On several GPUs:
-    accelerate launch -m dsd_trt train ...
+    Questions with an unreadable image are left out and counted, and the exit code is then 3. On
+    several GPUs: accelerate launch -m dsd_trt train ...
     """
     from rich.console import Console
 

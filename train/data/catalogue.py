@@ -1,20 +1,18 @@
-"""All data sets by name, with their train and test parts."""
+"""All data sets by name, with their train and test parts; readers are imported when used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dsd_trt.errors import InputError
-from dsd_trt.train.data.comvg import read_comvg
-from dsd_trt.train.data.refcocog import read_refcocog
-from dsd_trt.train.data.table import read_table
-from dsd_trt.train.data.vqa import read_released_vqa, read_vqav2
-from dsd_trt.train.data.winoground import read_winoground
-from dsd_trt.train.question import Question, split
-from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog, shapes_vqa
+
+if TYPE_CHECKING:
+    from dsd_trt.train.question import Question
 
 FEW_SHOT = 0.05
 """Share of the sources used for few-shot training, as in the paper."""
@@ -22,7 +20,7 @@ FEW_SHOT = 0.05
 SCENES = 1000
 """Default number of questions of a shapes data set, which has no end of its own."""
 
-_Read = Callable[[Path, int], Iterator[Question]]  # from a folder and a random seed
+_Read = Callable[[Path, int], "Iterator[Question]"]  # from a folder and a random seed
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,50 @@ class _Parts:
 
     Attributes:
         train: reader of the questions that few-shot examples are taken from.
-        test: reader of the test questions; the same as `train` for a data set without splits.
+        test: reader of the test questions; None is `train`, for a data set without splits.
         apart: whether the two splits are known to share no source.
     """
 
     train: _Read
-    test: _Read
+    test: _Read | None = None
     apart: bool = False
 
 
+def _lazy(module: str, function: str, *split: str) -> Callable[[Any, int], Iterator[Question]]:
+    """A reader whose module is imported when it is called: help needs the names alone.
+
+    Args:
+        module: module of `dsd_trt.train` that defines the reader.
+        function: name of the reader in that module.
+        split: name of the split to read, for readers that take one.
+    """
+
+    def read(source: Any, seed: int) -> Iterator[Question]:
+        reader = getattr(import_module(f"dsd_trt.train.{module}"), function)
+        questions: Iterator[Question] = reader(source, *split, seed)
+        return questions
+
+    return read
+
+
 _READERS = {
-    "comvg": _Parts(read_comvg, read_comvg),
+    "comvg": _Parts(_lazy("data.comvg", "read_comvg")),
     "refcocog": _Parts(
-        lambda root, seed: read_refcocog(root, "train", seed),
-        lambda root, seed: read_refcocog(root, "val", seed),
+        _lazy("data.refcocog", "read_refcocog", "train"),
+        _lazy("data.refcocog", "read_refcocog", "val"),
     ),
     "vqav2": _Parts(
-        lambda root, seed: read_vqav2(root, "train", seed),
-        lambda root, seed: read_vqav2(root, "val", seed),
+        _lazy("data.vqa", "read_vqav2", "train"),
+        _lazy("data.vqa", "read_vqav2", "val"),
         apart=True,
     ),
-    "vqav2-released": _Parts(read_released_vqa, read_released_vqa),
-    "winoground": _Parts(read_winoground, read_winoground),
+    "vqav2-released": _Parts(_lazy("data.vqa", "read_released_vqa")),
+    "winoground": _Parts(_lazy("data.winoground", "read_winoground")),
 }
-_GENERATORS = {
-    "shapes-comvg": shapes_comvg,
-    "shapes-refcocog": shapes_refcocog,
-    "shapes-vqa": shapes_vqa,
+_GENERATORS: Mapping[str, Callable[[int, int], Iterator[Question]]] = {
+    "shapes-comvg": _lazy("shapes.datasets", "shapes_comvg"),
+    "shapes-refcocog": _lazy("shapes.datasets", "shapes_refcocog"),
+    "shapes-vqa": _lazy("shapes.datasets", "shapes_vqa"),
 }
 NAMES = (*_READERS, *_GENERATORS)
 
@@ -95,16 +110,15 @@ def open_dataset(
         count = SCENES if limit is None else limit
         return _GENERATORS[name](count, 2 * seed + (part == "test"))
     parts = _find(name)
+    test = parts.test or parts.train
     if part == "test" and parts.apart:
-        return islice(parts.test(root, seed), limit)
+        return islice(test(root, seed), limit)
     # Read twice instead of kept in memory: a question of VQAv2 has thousands of candidates.
     chosen = _few_shot_sources(parts.train(root, seed), fraction, seed)
     if part == "train":
         questions = (question for question in parts.train(root, seed) if question.source in chosen)
     else:
-        questions = (
-            question for question in parts.test(root, seed) if question.source not in chosen
-        )
+        questions = (question for question in test(root, seed) if question.source not in chosen)
     return islice(questions, limit)
 
 
@@ -112,15 +126,18 @@ def _find(name: str) -> _Parts:
     if name in _READERS:
         return _READERS[name]
     if Path(name).suffix in (".csv", ".jsonl"):
+        from dsd_trt.train.data.table import read_table
 
         def read(root: Path, seed: int) -> Iterator[Question]:
             return read_table(root / name, seed)
 
-        return _Parts(read, read)
+        return _Parts(read)
     known = ", ".join(NAMES)
     raise InputError(f"no data set {name!r}; there are {known}, or a table: a .csv or .jsonl file")
 
 
 def _few_shot_sources(questions: Iterator[Question], fraction: float, seed: int) -> set[str]:
+    from dsd_trt.train.question import split
+
     light = (replace(question, candidates=()) for question in questions)
     return {question.source for question in split(light, fraction, seed)[0]}

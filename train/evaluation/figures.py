@@ -44,10 +44,9 @@ class Figure:
 
 
 def figures(answers: Sequence[Answer], seed: int = 0) -> list[Figure]:
-    """Metrics per kind, per group of kinds ("predicate" for "predicate: above") and overall.
+    """Metrics per kind, per group of kinds and overall; by items for kinds "text" and "image".
 
-    A data set whose kinds are exactly "text" and "image", as Winoground's, is measured by items
-    instead: text score, image score and group score.
+    `Question` describes the meaning of kinds.
 
     Args:
         answers: answers to all questions. Questions left out are ignored, and with item scores
