@@ -1,4 +1,4 @@
-"""Measure the rank correlation of the embedded pair scorer in INT8 with FP32.
+"""Measure the rank correlation of the demonstration's pair scorer in INT8 with FP32.
 
 python benchmarks/measure_int8.py, after pip install nncf (3.4.0 was measured)
 

@@ -3,7 +3,7 @@
 python benchmarks/measure_matching.py BUNDLE [--rounds 9] [--bits 256]
 
 BUNDLE must have a matrix scorer. Two results are printed. First, nanoseconds per number of the
-largest layer's attention maps, for every register width: at the embedded model's size and at Stable
+largest layer's attention maps, for every register width: at the demonstration's size and at Stable
 Diffusion 2.1's. Second, milliseconds of the bundle's scorer per text and walk, including the walk,
 with the kernel and with stored maps.
 
@@ -40,7 +40,7 @@ from dsd_trt.errors import DsdError
 TEXTS = 16  # texts per pass
 COUNTED = 16  # tokens of a short text, a mask's width
 SIZES = {  # largest layer: heads, depth, images, image tokens
-    "embedded": (4, 16, 16, 64),
+    "demonstration": (4, 16, 16, 64),
     "sd21-base": (5, 64, 4, 4096),
 }
 

@@ -71,7 +71,7 @@ def prepare(
 def main() -> None:
     """Measure all forms, and print them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", help="folder of a bundle (default: the embedded one)")
+    parser.add_argument("--bundle", help="folder of a bundle (default: the demonstration's)")
     parser.add_argument(
         "--batch", type=int, default=32, help="batch size, an even number (default: %(default)s)"
     )

@@ -182,12 +182,12 @@ class Scorer:
         self_check: bool = True,
         device: int = 0,
     ) -> Scorer:
-        """Open a bundle: a folder, a repository on the Hugging Face Hub, or the embedded one.
+        """Open a bundle: a folder, a repository on the Hugging Face Hub, or the demonstration's.
 
         Args:
             bundle: path of a folder, or a repository on the hub as "ORG/NAME" or
                 "ORG/NAME@REVISION", downloaded unless it is in the hub's cache. None is the
-                embedded "shapes" demonstration.
+                demonstration, "shapes".
             engine: name of the backend, as for `Scorer`.
             memory_budget_mb: memory for activations, in MiB, as for `Scorer`.
             mode: "pair", "matrix" or "auto", as for `Scorer`.

@@ -16,7 +16,7 @@ from torch.nn.functional import avg_pool2d, linear, silu
 from transformers import CLIPTextModel, CLIPTokenizer
 
 MODEL = Path(__file__).parents[1] / "dsd_trt" / "data" / "shapes-model"
-LEVELS = (0.02, 0.05, 0.1, 0.2)  # noise levels s that the embedded adapter was trained at
+LEVELS = (0.02, 0.05, 0.1, 0.2)  # noise levels s that the demonstration's adapter was trained at
 LAMBDA = 20.0  # sharpness of pooling: towards 0 the mean, towards infinity the maximum
 
 

@@ -24,7 +24,7 @@ from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
-_LARGE = 100_000_000  # parameters of a U-Net; the embedded one has 4 M, Stable Diffusion's 860 M
+_LARGE = 100_000_000  # parameters of a U-Net; the demonstration's has 4 M, Stable Diffusion's 860 M
 
 
 @dataclass(frozen=True)

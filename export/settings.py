@@ -65,7 +65,7 @@ class ExportSettings:
 
 
 def default_adapter(model: str) -> Path | None:
-    """Folder of the adapter that comes with a checkpoint; None except for the embedded one."""
+    """Folder of the adapter that comes with a checkpoint; None except for the demonstration's."""
     return embedded_model_folder() / "adapter" if model == EMBEDDED else None
 
 

@@ -67,7 +67,7 @@ def read_training(run: Path) -> dict[str, Any]:
 
 
 def embed(run: Path, training: Mapping[str, Any]) -> str:
-    """Replace the embedded model and bundle by a run's, and return the model card."""
+    """Replace the demonstration and bundle by a run's, and return the model card."""
     model = run / "model"
     tables = {
         **training["held_out"],

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 MODES = ("pair", "matrix")
-RESOLUTION = 64  # resolution of the embedded model; its U-Net accepts any multiple of 16
+RESOLUTION = 64  # resolution of the demonstration; its U-Net accepts any multiple of 16
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def measure(bundle: Path, setting: Setting, rounds: int) -> Point:
 
 
 def export(work: Path, resolution: int) -> Path:
-    """Export the embedded checkpoint at a given resolution, with a matrix scorer."""
+    """Export the demonstration's checkpoint at a given resolution, with a matrix scorer."""
     bundle, model = work / f"bundle-{resolution}", work / f"model-{resolution}"
     if (bundle / "bundle.json").exists():
         return bundle

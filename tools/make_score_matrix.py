@@ -79,9 +79,9 @@ def draw_matrix(
 
 
 def main() -> None:
-    """Score with the bundle given on the command line, or the embedded one."""
+    """Score with the bundle given on the command line, or the demonstration's."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: the embedded one")
+    parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: the demonstration's")
     scorer = Scorer.load(parser.parse_args().bundle)
     pairs = read_pairs(ROOT / "examples" / "pairs.csv")
     texts = read_texts(str(ROOT / "examples" / "texts.txt"))

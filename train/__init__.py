@@ -1,1 +1,1 @@
-"""Learning: the scoring model in PyTorch, few-shot adapters, the embedded model."""
+"""Learning: the scoring model in PyTorch, few-shot adapters, the demonstration."""

@@ -33,7 +33,7 @@ from dsd_trt.files.unfinished import is_unfinished
 from dsd_trt.files.whole import sha256_of, write_whole
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "shapes-bundle"
-"""Folder of the bundle that is part of the package."""
+"""Folder of the demonstration's bundle, part of the package."""
 _LARGE_BYTES = 500_000_000  # of weights; Stable Diffusion's smallest scorer has four times that
 
 
@@ -157,7 +157,7 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
 
     Args:
         bundle: path of a folder; or, if there is no such folder, a string accepted by
-            `Repository.named`. None is the embedded bundle.
+            `Repository.named`. None is the demonstration's.
 
     Raises:
         BundleError: there is no such folder, or the hub refuses to serve the bundle.

@@ -91,7 +91,7 @@ SUBCOMMANDS = {
     "train": Subcommand("dsd_trt.train.commands.train:train", "Train a few-shot adapter.", "train"),
     "pretrain": Subcommand(
         "dsd_trt.train.commands.pretrain:pretrain",
-        "Train a demonstration model from scratch.",
+        "Train the demonstration or its baseline from scratch.",
         "train",
     ),
     "import-released": Subcommand(

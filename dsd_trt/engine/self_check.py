@@ -26,8 +26,8 @@ Array = NDArray[Any]
 
 FILE_NAME = "self_check.safetensors"
 FP32_TOLERANCE = 2e-4  # relative to an output's largest number; engines differ by 1e-6 to 1e-5
-FP16_TOLERANCE = 1e-2  # also TF32, which has as many digits; the embedded scorer differs by 9e-4
-_BF16_TOLERANCE = 5e-2  # the embedded scorer differs by 1.2e-2
+FP16_TOLERANCE = 1e-2  # also TF32, which has as many digits; the demonstration differs by 9e-4
+_BF16_TOLERANCE = 5e-2  # the demonstration differs by 1.2e-2
 _CPU = "CPU"
 _LEAST = 1e-2  # relative to an output's largest number; FP32 keeps fewer digits of smaller ones
 ADVICE = (

@@ -104,7 +104,7 @@ STAGES = (
         "dsd_trt/data/shapes-bundle",
         "shapes",
         60,
-        "onnxruntime-cuda on the embedded bundle, beside PyTorch",
+        "onnxruntime-cuda on the demonstration's bundle, beside PyTorch",
     ),
     Stage(
         "rtx",

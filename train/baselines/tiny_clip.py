@@ -1,11 +1,11 @@
-"""`dsd-trt pretrain tiny-clip`: a CLIP for shapes, a baseline of the embedded model's size.
+"""`dsd-trt pretrain tiny-clip`: a CLIP for shapes, a baseline of the demonstration's size.
 
-It is trained from scratch on the embedded model's twins, drawn on the fly, with the symmetric
+It is trained from scratch on the demonstration's twins, drawn on the fly, with the symmetric
 InfoNCE loss (Radford et al. 2021, Fig. 3). Both images of a pair of twins are in one batch. Every
-image thus has a hard negative, a caption that is false in one aspect, as in the embedded model's
+image thus has a hard negative, a caption that is false in one aspect, as in the demonstration's
 ranking loss.
 
-It has 4.1 M parameters, 3.6 M of them in the vision tower. The embedded model's U-Net has 4.3 M
+It has 4.1 M parameters, 3.6 M of them in the vision tower. The demonstration's U-Net has 4.3 M
 and its text encoder 0.5 M; this text tower has the same shape.
 """
 
@@ -50,12 +50,12 @@ _LARGEST_SCALE = math.log(100)  # upper bound of the logit scale, as in Radford 
 class ClipSettings:
     """Hyperparameters of the tiny CLIP; with `SMOKE` a run takes seconds and learns nothing.
 
-    The default is 384,000 images, as many as in the embedded model's first two stages.
+    The default is 384,000 images, as many as in the demonstration's first two stages.
 
     Attributes:
         steps: number of optimiser steps.
         twins: twins per step over all workers; a twin is two images with a caption each.
-        pool: number of distinct twins to draw from, the first ones of the embedded model.
+        pool: number of distinct twins to draw from, the first ones of the demonstration.
         learning_rate: peak learning rate, after 200 steps of warm-up; cosine decay to zero.
         ema: decay of the exponential moving average of the weights, which is saved.
         width: hidden width of the vision tower.
@@ -93,10 +93,10 @@ class CaptionBatch:
 
 
 def build_clip(tokenizer: CLIPTokenizer, settings: ClipSettings) -> Clip:
-    """An untrained CLIP for 64 x 64 pixels in patches of 8 x 8, with the embedded model's words.
+    """An untrained CLIP for 64 x 64 pixels in patches of 8 x 8, with the demonstration's words.
 
     Args:
-        tokenizer: the embedded model's tokenizer.
+        tokenizer: the demonstration's tokenizer.
         settings: sizes of the vision tower, and the random seed.
     """
     torch.manual_seed(settings.seed)

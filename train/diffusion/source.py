@@ -43,7 +43,7 @@ def find_model(model: str | Path) -> ModelSource:
     """Find a model, downloading it from the hub if it is not in the hub's cache.
 
     Args:
-        model: "shapes" for the embedded model; a folder in diffusers' format; a single file,
+        model: "shapes" for the demonstration; a folder in diffusers' format; a single file,
             "FILE.safetensors[@FAMILY]"; or a repository on the Hugging Face Hub,
             "ORG/NAME[@REVISION]".
 
@@ -67,7 +67,7 @@ def find_model(model: str | Path) -> ModelSource:
 
 
 def embedded_model_folder() -> Path:
-    """Folder of the embedded model in the installed package."""
+    """Folder of the demonstration in the installed package."""
     return Path(str(files("dsd_trt") / "data" / "shapes-model"))
 
 

@@ -1,1 +1,1 @@
-"""The embedded model "shapes": its scenes, data sets, training and evaluation."""
+"""The demonstration, "shapes": its scenes, data sets, training and evaluation."""

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md of the embedded model, written from its settings and accuracies."""
+"""MODEL_CARD.md of the demonstration, written from its settings and accuracies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curriculum of the embedded model: length and hyperparameters of each training stage."""
+"""The curriculum of the demonstration: length and hyperparameters of each training stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the embedded model's U-Net and text encoder.
+"""Training of the demonstration's U-Net and text encoder.
 
 Five losses share one forward pass:
 
@@ -95,7 +95,7 @@ class ShapesDiffusion(nn.Module):
     """The trained modules, with the scoring U-Net for the ranking losses.
 
     Args:
-        tokenizer: the embedded model's tokenizer.
+        tokenizer: the demonstration's tokenizer.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:

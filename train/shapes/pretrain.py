@@ -1,4 +1,4 @@
-"""`dsd-trt pretrain shapes`: train the embedded model from scratch, in resumable stages."""
+"""`dsd-trt pretrain shapes`: train the demonstration from scratch, in resumable stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy on held-out scenes, by which the embedded model is evaluated."""
+"""Accuracy on held-out scenes, by which the demonstration is evaluated."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Scenes: one to three things, a relation between the first two, and edits of a scene.
 
 A `Scene` has no pixels: `render.py` draws it and `caption.py` describes it. Its vocabulary is
-fixed and is all that the embedded model knows.
+fixed and is all that the demonstration knows.
 """
 
 from __future__ import annotations

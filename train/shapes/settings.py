@@ -1,4 +1,4 @@
-"""Hyperparameters of one training stage of the embedded model's U-Net and text encoder."""
+"""Hyperparameters of one training stage of the demonstration's U-Net and text encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded model's autoencoder, from 64 x 64 pixels to an 8 x 8 latent of 16 channels."""
+"""The demonstration's autoencoder, from 64 x 64 pixels to an 8 x 8 latent of 16 channels."""
 
 from __future__ import annotations
 
