@@ -14,9 +14,9 @@ from dsd_trt.cache import recall, remember
 from dsd_trt.errors import InputError
 
 DEFAULT_MB = 1024  # memory for activations where nothing else is asked for
-MAX_TEXTS = 256  # texts per pass of the matrix scorer
+MAX_TEXTS = 256  # texts per run of the matrix scorer
 _TIMED = 3  # timed batches of each size
-_MIN_TRIED = 4  # below, the fixed cost of a pass is no longer shared
+_MIN_TRIED = 4  # below, the fixed cost of a run is no longer shared
 MAX_BATCH = 32  # CPUs gain no speed beyond, only memory and coarse progress
 
 MASK_STEP = 16
@@ -30,19 +30,21 @@ class BatchSizes:
     """Largest batch of each graph.
 
     Attributes:
-        images: images per pass of the image encoder.
-        texts: texts per pass of the text encoder.
-        triples: pairs at one noise level per pass of the pair scorer, at most; see `FastestBatch`.
-        matrix: images at one noise level, and texts, per pass of the matrix scorer.
+        images: images per run of the image encoder.
+        texts: texts per run of the text encoder.
+        passes: passes, each a pair at one noise level, per run of the pair scorer, at most; see
+            `FastestBatch`.
+        matrix: walks, each an image at one noise level, and texts matched with every one of them,
+            per run of the matrix scorer.
     """
 
     images: int
     texts: int
-    triples: int
+    passes: int
     matrix: tuple[int, int]
 
 
-ON_DEVICE = BatchSizes(images=32, texts=256, triples=256, matrix=(1, 256))
+ON_DEVICE = BatchSizes(images=32, texts=256, passes=256, matrix=(1, 256))
 """Batch sizes for GPU engines, whose plans split batches and hold activations themselves."""
 
 
@@ -59,7 +61,7 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
       the top level, and the features held by the skip connections;
     - image and text in the matrix scorer: 3 n H 77, logits, softmax and exponentials of the top
       level, with a quarter of its image tokens if its queries are averaged. Texts are batched
-      first, because every pass repeats the walk through the U-Net.
+      first, because every run repeats the walk through the U-Net.
 
     Args:
         manifest: manifest of the bundle to run.
@@ -93,7 +95,7 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     return BatchSizes(
         images=fit(3 * resolution**2 * 128),
         texts=fit(length * 16 * d),
-        triples=fit(n * (2 * heads * (n + length) + 16 * d)),
+        passes=fit(n * (2 * heads * (n + length) + 16 * d)),
         matrix=(fit(n * (2 * heads * n + 16 * d) + texts * match), texts),
     )
 

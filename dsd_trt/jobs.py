@@ -68,7 +68,8 @@ class Scored:
 
     Attributes:
         result: the scores, or the reason why the image has no latent.
-        passes: number of passes, each of one image, one text and one noise level.
+        passes: number of scores at single noise levels, each of one image and one text: passes in
+            pair mode.
     """
 
     result: Row | ImageError
@@ -130,7 +131,7 @@ def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
 
 
 class Tally:
-    """Counts forward passes and reports whole pairs to a progress callback.
+    """Counts scores at single levels, and reports whole pairs to a progress callback.
 
     Raises:
         InputError: `progress` is not callable.

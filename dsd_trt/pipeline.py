@@ -155,13 +155,13 @@ class Pipeline:
         return self.engine("matrix_scorer")
 
     @cached_property
-    def _triples(self) -> FastestBatch:
+    def _passes(self) -> FastestBatch:
         if not self._tune:
-            return FastestBatch(self.batch.triples, None)
+            return FastestBatch(self.batch.passes, None)
         threads = thread_limit() or os.cpu_count()
         key = f"{self._manifest.graph_hash('pair_scorer')} {self.backend.name}: "
         key += f"{self._pair_scorer.description}, {threads} threads"
-        return FastestBatch(self.batch.triples, key)
+        return FastestBatch(self.batch.passes, key)
 
     @cached_property
     def _files(self) -> Bundle:
@@ -270,7 +270,7 @@ class Pipeline:
         latent: Array,
         texts: EncodedTexts,
         levels: NDArray[np.int32],
-        done: Callable[[int], None] = lambda passes: None,
+        done: Callable[[int], None] = lambda scores: None,
     ) -> NDArray[np.float32]:
         """Score every image against every text in matrix mode.
 
@@ -278,7 +278,7 @@ class Pipeline:
             latent: latents z, (images, C, h, w).
             texts: encoded texts, T of them.
             levels: indices of the noise levels to average over (Eq. 4).
-            done: callback with the number of passes just computed: one per image, text and level.
+            done: callback with the number of scores just computed: one per image, text and level.
 
         Returns:
             Scores, (images, texts); NaN where the result is not finite.
@@ -320,7 +320,7 @@ class Pipeline:
 
         Scored in groups of this size, pairs fall into the same batches as all of them at once.
         """
-        largest = self.batch.triples
+        largest = self.batch.passes
         pairs = math.lcm(largest, levels) // levels
         # The unconditional denoising error is computed again per image in every part.
         wanted = 256 if self._manifest.has_denoising_error else 64
@@ -355,7 +355,7 @@ class Pipeline:
         image, text = np.repeat(image_of, len(levels)), np.repeat(text_of, len(levels))
         level = np.tile(levels, len(image_of))  # (pairs * levels,)
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
-        for rows in self._triples.cut(len(level)):
+        for rows in self._passes.cut(len(level)):
             engine = self._pair_scorer
             outputs = engine.run(
                 {

@@ -44,7 +44,8 @@ class ScoreMatrix:
             lists the image, the text or the pair, and where a search dropped the text.
         probabilities: match probabilities sigmoid(a f + b), float32 (N, M).
         errors: all images, texts and pairs that could not be scored.
-        passes: number of passes, each of one image, one text and one noise level.
+        passes: number of scores at single noise levels, each of one image and one text: passes in
+            pair mode.
     """
 
     images: tuple[str, ...]
@@ -82,7 +83,8 @@ class ScoredImage:
         image: name of the image, as in `ScoreMatrix`.
         scores: f of each text, float32 (texts,); NaN as in `ScoreMatrix`.
         errors: the image, texts or pairs that could not be scored.
-        passes: number of passes, each of the image, one text and one noise level.
+        passes: number of scores at single noise levels, each of the image and one text: passes in
+            pair mode.
     """
 
     image: str

@@ -60,9 +60,9 @@ class Scorer:
     bits (below 1e-6 in FP32): engines round differently at other batch sizes and thread counts. The
     same call gives the same bytes in every run on one machine.
 
-    Threads may share a scorer and get the same scores as a single thread. Forward passes take
+    Threads may share a scorer and get the same scores as a single thread. Runs of an engine take
     turns, because each one uses all cores: the throughput is that of one thread. While one thread
-    waits for a pass, the others decode images.
+    waits for a run, the others decode images.
 
     Processes cannot share a scorer; a forked child gets an error. Start processes with spawn and
     open a scorer in each.
@@ -83,14 +83,14 @@ class Scorer:
             processor, and two fifths of the free memory on a GPU. Weights come on top,
             and so do encoded texts of 77 D numbers each: 237 MB per 1,000 texts for Stable
             Diffusion 1.x in FP32. Images only add their results.
-        mode: "pair" runs the U-Net once per pair, as in the paper. "matrix" runs it once per image
-            and is faster; its scores are not comparable with pair mode's, and the bundle must have
-            a matrix scorer. "auto" is the mode the adapter was trained for, or "pair" for both or
-            no adapter.
+        mode: "pair" runs the U-Net once per pair and level, as in the paper. "matrix" runs it once
+            per image and level and is faster; its scores are not comparable with pair mode's, and
+            the bundle must have a matrix scorer. "auto" is the mode the adapter was trained for,
+            or "pair" for both or no adapter.
         tune: whether to find the fastest batch size during the first work, and remember it on this
             machine. Scores before and after differ in their last bits.
         self_check: whether each graph must reproduce the reference outputs stored in the bundle
-            when it is opened: one pass for a large model, a few for a small one. Without it, forged
+            when it is opened: one run for a large model, a few for a small one. Without it, forged
             weights, a wrong plan, or a faulty driver or processor go unnoticed.
         device: number of the GPU to compute on, from 0, for engines of GPUs.
 
@@ -149,7 +149,7 @@ class Scorer:
         return self._pipeline.compile(self.mode)
 
     def close(self) -> None:
-        """Release memory and threads, after the passes in progress.
+        """Release memory and threads, after the runs in progress.
 
         Closing again has no effect; scoring afterwards raises an EngineError.
         """

@@ -49,7 +49,7 @@ class Graph:
 
     @property
     def batched(self) -> bool:
-        """Whether all outputs have one entry per item of a batch, so that passes can be joined."""
+        """Whether all outputs have one entry per item of a batch, so that runs can be joined."""
         return not any(isinstance(size, str) for spec in self.outputs for size in spec.shape[1:])
 
 

@@ -27,7 +27,8 @@ The variant through 224 pixels is the paper's fair protocol (section 5.1), limit
 CLIP sees.
 """
 Mode = Literal["pair", "matrix"]
-"""Pair: one U-Net pass per pair, as in the paper. Matrix: one per image (late interaction)."""
+"""Pair: one U-Net pass per pair and noise level, as in the paper. Matrix: one walk per image and
+level (late interaction)."""
 TrainedFor = Literal["pair", "matrix", "both"]
 HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
 

@@ -10,10 +10,10 @@ import click
 from dsd_trt.commands.options import (
     bundle_option,
     device_option,
+    engine_option,
     self_check_option,
     signature_option,
 )
-from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 
 EXAMPLES = """\b
@@ -29,7 +29,7 @@ Examples:
 @bundle_option("encode with")
 @signature_option
 @self_check_option
-@click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
+@engine_option
 @device_option
 @click.option(
     "--shard-size",

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from dsd_trt.engine import engine_names
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -43,6 +45,17 @@ def signature_option(command: Command) -> Command:
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="KEY",
         help="Public key (minisign.pub) that must have signed the bundle; see dsd-trt sign.",
+    )(command)
+
+
+def engine_option(command: Command) -> Command:
+    """--engine, name of the backend that computes."""
+    return click.option(
+        "--engine",
+        type=click.Choice(engine_names()),
+        default="auto",
+        show_default=True,
+        help="Engine that computes; auto is the fastest that works here with this bundle.",
     )(command)
 
 
@@ -142,6 +155,7 @@ def table_format_option(command: Command) -> Command:
         type=click.Choice(["table", "json"]),
         default="table",
         show_default=True,
+        help="Output format: a table to read, or JSON.",
     )(command)
 
 

@@ -56,7 +56,7 @@ class GridRecords:
         errors: images, texts and pairs that could not be scored so far.
         images: number of images scored so far.
         scored: number of pairs scored so far, including those not among the `top_k`.
-        passes: number of passes so far, each of one image, one text and one noise level.
+        passes: number of scores at single noise levels so far: passes in pair mode.
         first: scores per image, (texts,) each, collected only with `prune`.
     """
 

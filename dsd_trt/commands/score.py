@@ -15,11 +15,11 @@ from dsd_trt.commands.formats import FORMATS, AtEnd, Streamed, formats_help
 from dsd_trt.commands.options import (
     bundle_option,
     device_option,
+    engine_option,
     parse_levels,
     self_check_option,
     signature_option,
 )
-from dsd_trt.engine import engine_names
 from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
@@ -53,15 +53,15 @@ Examples:
 @bundle_option("score with")
 @signature_option
 @self_check_option
-@click.option("--engine", type=click.Choice(engine_names()), default="auto", show_default=True)
+@engine_option
 @device_option
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
     default="auto",
     show_default=True,
-    help="pair: one U-Net pass per pair. matrix: one per image; faster, its scores are not "
-    "comparable with pair mode's.",
+    help="pair: one U-Net pass per pair and level. matrix: one walk per image and level, which is "
+    "faster; its scores are not comparable with pair mode's.",
 )
 @click.option(
     "--levels",

@@ -38,7 +38,7 @@ def end_interrupted() -> NoReturn:
 def interrupting() -> Iterator[None]:
     """Let signals raise KeyboardInterrupt, and end the process if the block takes too long.
 
-    Python notifies the main thread only between bytecodes: not during an engine's pass of seconds
+    Python notifies the main thread only between bytecodes: not during an engine's run of seconds
     or a blocked read. A separate thread is notified at once.
 
     An interrupt during an object's finalizer is printed by Python and ignored. Python's message is

@@ -86,7 +86,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Release memory and threads after running passes; closing again has no effect."""
+        """Release memory and threads after the runs in progress; closing again has no effect."""
         ...
 
 

@@ -28,7 +28,7 @@ def checked_batch_sizes(
     if not isinstance(sizes, BatchSizes):
         raise EngineError(f"{backend.name}: batch_sizes gave {sizes!r}, expected are BatchSizes")
     matrix = sizes.matrix if isinstance(sizes.matrix, tuple) else (sizes.matrix,)
-    numbers = (sizes.images, sizes.texts, sizes.triples, *matrix)
+    numbers = (sizes.images, sizes.texts, sizes.passes, *matrix)
     if len(numbers) != 5 or not all(isinstance(it, int) and it > 0 for it in numbers):
         raise EngineError(f"{backend.name}: batch sizes must be whole numbers above 0, not {sizes}")
     return sizes

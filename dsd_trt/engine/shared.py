@@ -25,7 +25,7 @@ _FORKED = (
 )
 
 _WITHIN = (
-    "this thread is in the middle of a pass, which a signal handler or the like has interrupted. "
+    "this thread is in the middle of a run, which a signal handler or the like has interrupted. "
     "Let it set a flag, and score when it has returned"
 )
 
@@ -35,7 +35,7 @@ _alive: weakref.WeakSet[SharedEngine] = weakref.WeakSet()
 class SharedEngine(ABC):
     """One compiled graph that any thread may run; see `Engine`.
 
-    Passes take turns: each one keeps all cores busy, and activations exist once.
+    Runs take turns: each one keeps all cores busy, and activations exist once.
 
     Args:
         graph: declared inputs and outputs, which feeds are checked against before a run, and
@@ -74,11 +74,11 @@ class SharedEngine(ABC):
                 raise EngineError(f"running {self._graph.file} failed with {what}") from error
             finally:
                 self._running = False
-                if self._closed:  # called during the pass
+                if self._closed:  # called during the run
                     self._release()
 
     def close(self) -> None:
-        """Release memory and threads, after the pass in progress; see `Engine.close`."""
+        """Release memory and threads, after the run in progress; see `Engine.close`."""
         if self._process != os.getpid():
             return  # everything belongs to the parent process, perhaps even the lock
         with self._turn:

@@ -40,7 +40,7 @@ class PyTorch:
         self.work, self._bf16 = work, bf16
         self.checkpoint = read_checkpoint(work.model)
         manifest = work.bundle.manifest
-        self.batch = batch_sizes(manifest, MEMORY_MB).triples if batched else 1
+        self.batch = batch_sizes(manifest, MEMORY_MB).passes if batched else 1
         method, folder = manifest.method, work.adapter or default_adapter(work.model)
         self._build = partial(
             build_scoring_unet,

@@ -123,3 +123,13 @@ def test_paths_between_backticks_are_there(path: Path) -> None:
     for named in re.findall(rf"`((?:{folders})/[a-z0-9_./-]+)`", prose(path)):
         if not named.startswith("engines/cpp/build"):  # what make cpp writes
             assert (ROOT / named).exists(), named
+
+
+def test_every_option_has_a_help_text() -> None:
+    silent = [
+        (name, it.opts)
+        for name, command in make_commands.commands(cli, "dsd-trt")
+        for it in command.params
+        if isinstance(it, click.Option) and not it.hidden and not it.help
+    ]
+    assert silent == []

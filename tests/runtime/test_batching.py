@@ -183,7 +183,7 @@ def test_another_engine_or_graph_is_another_question(bundle: Bundle, tmp_path: P
     keys = set()
     for folder in (bundle.folder, make_bundle(tmp_path / "fp16", precision="fp16").folder):
         for engine in ("onnxruntime", "openvino"):
-            keys.add(Scorer.load(folder, engine, tune=True)._pipeline._triples._key)
+            keys.add(Scorer.load(folder, engine, tune=True)._pipeline._passes._key)
     assert len(keys) == 4
 
 

@@ -129,7 +129,7 @@ def test_rows_stay_on_the_device(
         image, text = (at.ravel() for at in np.indices((4, len(TEXTS))))
         for _ in range(2):
             pipeline.score(latent, texts, image, text, np.arange(3, dtype=np.int32))
-    batches = 2 * -(-4 * len(TEXTS) * 3 // pipeline.batch.triples)
+    batches = 2 * -(-4 * len(TEXTS) * 3 // pipeline.batch.passes)
     assert batches > 10
     assert kinds.count("cudaMemcpyHostToDevice") == 3 + batches
     assert kinds.count("cudaMemcpyDeviceToDevice") >= 3 * batches
@@ -421,7 +421,7 @@ def test_the_budget_is_of_what_weights_leave_free(
     cuda.room = 2**30
     assert CUDA.within(matrix, None).memory_mb == 0
     assert CUDA.within(matrix, 5).memory_mb == 5
-    assert CUDA.within(matrix, 0).batch_sizes(matrix, 0).triples == 1
+    assert CUDA.within(matrix, 0).batch_sizes(matrix, 0).passes == 1
 
 
 @pytest.mark.parametrize("budget", [-1, float("nan"), "much"])

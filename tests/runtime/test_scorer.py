@@ -516,10 +516,10 @@ def test_batches_follow_the_memory_budget(bundle: Bundle) -> None:
     manifest = read_bundle(bundle.folder).manifest
     # By the formula: n (2 H (n + 77) + 16 D) numbers of 4 bytes, n = 4, H = 2, D = 4.
     triple = 4 * 4 * (2 * 2 * (4 + 77) + 16 * 4)
-    assert batch_sizes(manifest, 10 * triple / 2**20).triples == 10
-    assert batch_sizes(manifest, 10.5 * triple / 2**20).triples == 10
-    assert batch_sizes(manifest, 0).triples == 1
-    assert batch_sizes(manifest, 1e6).triples == MAX_BATCH
+    assert batch_sizes(manifest, 10 * triple / 2**20).passes == 10
+    assert batch_sizes(manifest, 10.5 * triple / 2**20).passes == 10
+    assert batch_sizes(manifest, 0).passes == 1
+    assert batch_sizes(manifest, 1e6).passes == MAX_BATCH
 
 
 def test_importing_the_package_loads_nothing_heavy(bundle: Bundle) -> None:

@@ -308,7 +308,7 @@ def test_a_signal_handler_in_the_middle_of_a_pass_is_told(
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert "in the middle of a pass" in told[0]
+    assert "in the middle of a run" in told[0]
 
 
 @pytest.mark.skipif(not hasattr(signal, "raise_signal"), reason="no signals here")

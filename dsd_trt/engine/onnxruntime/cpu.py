@@ -67,7 +67,7 @@ class OnnxRuntimeEngine(SharedEngine):
         path: path of the ONNX file.
         graph: declared inputs and outputs of the graph.
         frugal: whether to widen FP16 weights on every use instead of once. A large graph then opens
-            at once and takes half the memory, but its passes take a third longer.
+            at once and takes half the memory, but its runs take a third longer.
     """
 
     def __init__(self, path: Path, graph: Graph, *, frugal: bool = False) -> None:

@@ -44,7 +44,7 @@ class OpenVino(Backend):
 
 
 def walks_at_once(large: bool) -> tuple[int, ...]:
-    """Numbers of images at one noise level per walk of the matrix scorer, the largest first.
+    """Numbers of images at one noise level per run of the matrix scorer, the largest first.
 
     The scorer splits texts by itself, so `MAX_TEXTS` of them may be passed. A walk through a large
     model takes gigabytes.

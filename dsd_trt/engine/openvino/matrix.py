@@ -21,7 +21,7 @@ from dsd_trt.engine.openvino.runner import OpenVinoGraph
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
 
-_TEXTS = 16  # per pass; fewer if the attention maps would have more numbers than this:
+_TEXTS = 16  # per run; fewer if the attention maps would have more numbers than this:
 _NUMBERS = 2**25
 
 Array = NDArray[Any]
@@ -139,7 +139,7 @@ class _Match:
         of_texts: inputs of `match` that belong to texts.
 
     Attributes:
-        texts: largest number of texts per pass.
+        texts: largest number of texts per run.
     """
 
     def __init__(
