@@ -394,7 +394,7 @@ def precision_advice(backend: Backend, precision: Precision, bundle: Path) -> st
     Args:
         backend: backend that computed them.
         precision: precision of the bundle.
-        bundle: folder of the bundle.
+        bundle: folder of the bundle, shown in a command.
     """
     if backend.keeps_order_of:
         return f"Compute in FP32: --engine {backend.keeps_order_of}"

@@ -75,7 +75,7 @@ def append(path: Path, lines: str, *, durable: bool = True) -> None:
     """Append whole lines to a file: all of them or none.
 
     Args:
-        path: path of the file.
+        path: file to extend; it is created if it does not exist.
         lines: lines with their line ends.
         durable: whether the lines must survive a power cut.
 
@@ -111,7 +111,7 @@ def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
     everything from a damaged line on, with a logged warning.
 
     Args:
-        path: path of the file.
+        path: file of this package, one object per line.
         read: parser of one line; raises ValueError for a damaged one.
 
     Raises:

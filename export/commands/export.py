@@ -86,8 +86,8 @@ Examples:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Side of the squares of image tokens, over which the matrix scorer averages the queries of "
-    "the finest layers; above 1 matching is faster and less accurate.",
+    help="Side of the squares of image tokens over which the matrix scorer averages the finest "
+    "layers' queries; above 1 matching is faster and less accurate.",
 )
 @click.option(
     "--adapter-input",

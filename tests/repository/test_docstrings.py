@@ -176,6 +176,39 @@ def test_entries_stand_alone(path: Path) -> None:
     assert short == []
 
 
+FILLERS = {
+    *("a", "all", "an", "each", "for", "from", "given", "in", "is", "it", "its", "name", "of")
+}
+FILLERS |= {"that", "the", "this", "to"}
+
+
+def says_its_name_alone(name: str, text: str) -> bool:
+    """Whether an entry adds nothing to its name: "path: path of the file"."""
+    if "`" in text:
+        return False
+    known = {it.rstrip("s") for it in re.findall(r"[a-z]+", name.lower())} | {"file", "folder"}
+    said = set(re.findall(r"[a-z]+", text.lower())) - FILLERS
+    return {it.rstrip("s") for it in said} <= known
+
+
+def test_what_says_its_name_alone() -> None:
+    assert says_its_name_alone("path", "path of the file.")
+    assert says_its_name_alone("bundle", "folder of the bundle.")
+    assert not says_its_name_alone("path", "path of the file to write.")
+    assert not says_its_name_alone("stage", "name of the stage, one of `STAGES`.")
+
+
+@file
+def test_entries_say_more_than_their_name(path: Path) -> None:
+    empty = [
+        f"{name}: {text}"
+        for docstring in docstrings(ast.parse(path.read_text("utf-8")))
+        for section, name, text in entries(docstring)
+        if section in ("Args:", "Attributes:") and says_its_name_alone(name, text)
+    ]
+    assert empty == []
+
+
 @file
 def test_sentences_are_short(path: Path) -> None:
     lengths = {it: words(it) for text in _prose(path) for it in sentences(text) if words(it)}

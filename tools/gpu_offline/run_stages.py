@@ -40,7 +40,7 @@ class Result:
     """How a stage ended.
 
     Attributes:
-        stage: name of the stage.
+        stage: name of the stage, one of `STAGES`.
         status: "done", "failed", "late", "skipped", or "started" in the background.
         seconds: duration of the stage in seconds.
         exit_code: exit code of its last command; None if there is none.

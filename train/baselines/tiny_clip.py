@@ -96,7 +96,7 @@ def build_clip(tokenizer: CLIPTokenizer, settings: ClipSettings) -> Clip:
     """An untrained CLIP for 64 x 64 pixels in patches of 8 x 8, with the demonstration's words.
 
     Args:
-        tokenizer: the demonstration's tokenizer.
+        tokenizer: CLIP tokenizer of the demonstration's words.
         settings: sizes of the vision tower, and the random seed.
     """
     torch.manual_seed(settings.seed)

@@ -73,7 +73,7 @@ class SingleFile:
     """A model in a single file, whose parts are read on demand.
 
     Attributes:
-        path: path of the file.
+        path: checkpoint with the weight names of the original code.
         family: family of the model, with the changes that the file's metadata specifies.
     """
 
@@ -81,7 +81,7 @@ class SingleFile:
         """Open a file; no weights are read yet.
 
         Args:
-            path: path of the file.
+            path: checkpoint with the weight names of the original code.
             family: name of the family, one of `FAMILIES`; None derives it from the tensors.
 
         Raises:

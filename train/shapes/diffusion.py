@@ -95,7 +95,7 @@ class ShapesDiffusion(nn.Module):
     """The trained modules, with the scoring U-Net for the ranking losses.
 
     Args:
-        tokenizer: the demonstration's tokenizer.
+        tokenizer: CLIP tokenizer of the demonstration's words.
     """
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:

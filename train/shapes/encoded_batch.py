@@ -120,7 +120,7 @@ def encoded_batches(
         data: encoded twins to draw from.
         settings: hyperparameters of the stage.
         start: index of the first step.
-        tokenizer: the demonstration's tokenizer.
+        tokenizer: CLIP tokenizer of the demonstration's words.
         worker: worker whose part of each batch is encoded.
         device: device the tensors are moved to.
     """

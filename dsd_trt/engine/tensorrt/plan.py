@@ -120,7 +120,7 @@ def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
     The new plan is read back first; until then the old one stays unchanged.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: folder of a verified bundle, not in the Hugging Face cache.
         content: bytes of the plan.
         sidecar: description of the plan, with its size and hash.
 
