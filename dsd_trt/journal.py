@@ -65,8 +65,7 @@ class Journal:
     def other_work(self) -> InputError:
         """Error for a journal whose numbers of images or scores do not fit the run."""
         return InputError(
-            f"{self.path} holds other work than this run has, and was changed. Start again without "
-            "--resume"
+            f"{self.path} does not belong to this run, or was changed. Start again without --resume"
         )
 
     def part(

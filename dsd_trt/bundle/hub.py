@@ -139,7 +139,7 @@ def _fetch(repository: Repository, file: str) -> Path:
         raise BundleError(f"{where} has no {file}{is_none}") from None
     except Exception as error:  # errors of its dependencies, which share no base class
         raise BundleError(
-            f"the Hugging Face Hub does not hand out {file} of {repository}: "
+            f"the Hugging Face Hub refuses to serve {file} of {repository}: "
             f"{str(error) or type(error).__name__}"
         ) from error
 

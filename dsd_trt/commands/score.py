@@ -219,7 +219,8 @@ def score(
             console.print(f"scored in {seconds:.1f} s: the best {count} pairs{again}")
         else:
             console.print(
-                f"scored {count} pairs in {seconds:.1f} s ({count / seconds:.1f} pairs/s){again}"
+                f"scored {count} pair{'s' * (count != 1)} in {seconds:.1f} s "
+                f"({count / seconds:.1f} pairs/s){again}"
             )
         if isinstance(result, GridRecords) and prune and top_k:
             _report_pruning(console, scorer, result, levels, top_k, images, check_prune)

@@ -116,8 +116,8 @@ class Backend(ABC):
             links.
         on_gpu: whether it computes on a GPU.
         tunes_batch: whether the fastest batch size may be searched for; see `FastestBatch`.
-        keeps_order_of: backend that its ranking is checked against, once per machine; None means
-            no check.
+        keeps_order_of: FP32 backend with which its ranking must agree, checked once per machine;
+            None means no check.
         device: number of the GPU that it computes on, see `on_device`.
     """
 
@@ -235,7 +235,7 @@ def find_backend(name: str) -> Backend:
             "MODULE:OBJECT, a module that can be imported and a Backend in it"
         ) from error
     if not isinstance(backend, Backend):
-        raise EngineError(f"{entry} is {type(backend).__name__}, expected is a Backend")
+        raise EngineError(f"{entry} is {type(backend).__name__}, expected a Backend")
     if backend.name != name:
         raise EngineError(f"{entry} names itself {backend.name!r}: give both the same name")
     if (reference := backend.keeps_order_of) is not None and reference not in {*BACKENDS} - {name}:

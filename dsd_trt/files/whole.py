@@ -121,7 +121,9 @@ def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
         return []
     content = path.read_bytes()
     if b"\n" not in content and content and not content.startswith(b"{"):
-        raise InputError(f"{path} holds something else than lines: remove it to start again")
+        raise InputError(
+            f"{path} is not a file of this run (expected JSON lines): delete it to start again"
+        )
     found: list[T] = []
     end = 0
     for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]:
@@ -130,7 +132,8 @@ def whole_lines(path: Path, read: Callable[[str], T]) -> list[T]:
         except ValueError as error:  # includes UnicodeDecodeError
             if not found:
                 raise InputError(
-                    f"{path} is damaged or holds something else ({error}): remove it to start again"
+                    f"{path} is damaged or not a file of this run ({error}): delete it to start "
+                    "again"
                 ) from None
             damaged = len(found) + 1
             logger.warning("%s, line %d is damaged: from there it is done again", path, damaged)

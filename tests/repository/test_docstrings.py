@@ -177,9 +177,9 @@ def test_entries_stand_alone(path: Path) -> None:
 
 
 FILLERS = {
-    *("a", "all", "an", "each", "for", "from", "given", "in", "is", "it", "its", "name", "of")
+    *("a", "all", "an", "each", "for", "from", "given", "in", "is", "it", "its"),
+    *("name", "of", "that", "the", "this", "to"),
 }
-FILLERS |= {"that", "the", "this", "to"}
 
 
 def says_its_name_alone(name: str, text: str) -> bool:

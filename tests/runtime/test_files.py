@@ -153,7 +153,7 @@ def test_from_a_damaged_line_on_losses_are_written_again(
     assert "losses.jsonl, line 3 is damaged" in caplog.text
     assert path.read_bytes() == b"\n".join([*good[:2], b""])
     path.write_bytes(damage + b"\n")
-    with pytest.raises(InputError, match=r"losses\.jsonl is damaged or holds something else"):
+    with pytest.raises(InputError, match=r"losses\.jsonl is damaged or not a file of this run"):
         LossLog(path)
     assert path.read_bytes() == damage + b"\n"  # it may be somebody's
 
@@ -289,7 +289,7 @@ def test_what_fails_in_the_block_is_not_said_of_the_file(tmp_path: Path) -> None
 def test_a_file_of_something_else_is_not_emptied(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text("my diary, one line without its end")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="is not a file of this run"):
         whole_lines(path, json.loads)
     assert path.read_text() == "my diary, one line without its end"
     path.write_text('{"cut": ')  # a first line that a kill cut short

@@ -112,7 +112,7 @@ def test_what_cannot_be_had_is_said(hub: FakeHub, tmp_path: Path) -> None:
         "org/name@models": "has no bundle.json: it is no bundle",
         "org/name@outside": "file '../outside' lies outside the bundle",
         "org/name@broken": "bundle.json",
-        "org/na--me": "does not hand out",  # a name that the hub allows nobody
+        "org/na--me": "refuses to serve",  # a name that the hub allows nobody
     }
     for complaint, error in zip(expected.values(), opened(hub, tmp_path, *expected), strict=True):
         assert error.startswith("BundleError 2: ")

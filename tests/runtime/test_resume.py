@@ -400,7 +400,7 @@ def test_a_journal_of_more_or_less_work_than_the_run_has_is_refused(
     path.write_bytes(b"".join(lines))
     ended = run(*arguments, "--resume")
     assert ended.code == 2
-    assert "holds other work" in ended.err
+    assert "does not belong to this run" in ended.err
     assert "goes on from there" not in ended.err
 
 

@@ -217,7 +217,7 @@ def test_a_folder_that_is_no_clip_is_refused(
 @pytest.mark.parametrize(
     ("file", "fields", "message"),
     [
-        ("config.json", {"text_config": {"eos_token_id": 5}}, "eos_token_id is 5, expected is the"),
+        ("config.json", {"text_config": {"eos_token_id": 5}}, "eos_token_id is 5, expected the"),
         ("tokenizer_config.json", {"padding_side": "left"}, "padding_side is 'left'"),
         ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side is 'left'"),
         ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is False"),
@@ -247,7 +247,7 @@ def test_an_end_of_texts_that_is_not_said_is_refused(folder: Path, tmp_path: Pat
     plain = json.loads((other / "config.json").read_text("utf-8"))
     del plain["text_config"]["eos_token_id"]  # transformers: 49407, which is no token of this one
     (other / "config.json").write_text(json.dumps(plain), "utf-8")
-    with pytest.raises(ModelError, match="eos_token_id is 49407, expected is the tokenizer's"):
+    with pytest.raises(ModelError, match="eos_token_id is 49407, expected the tokenizer's"):
         load_clip(other)
 
 

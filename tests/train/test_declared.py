@@ -87,7 +87,7 @@ def test_another_value_than_the_assumed_is_refused_by_name(part: str, field: str
         "vae": partial(vae_fields, with_pooled_text=False),
         "text_encoder": text_fields,
     }
-    with pytest.raises(ValueError, match=f"^{field} is 'other', expected is"):
+    with pytest.raises(ValueError, match=f"^{field} is 'other', expected"):
         read[part]({field: "other"})
 
 
@@ -105,43 +105,43 @@ def test_a_field_nobody_knows_is_refused_unless_it_is_off() -> None:
             "unet",
             "block_out_channels",
             None,
-            "block_out_channels is None, expected is a list",
+            "block_out_channels is None, expected a list",
         ),
         ("unet", "norm_num_groups", 7, r"describes no \w+: "),
-        ("unet", "norm_num_groups", -1, "norm_num_groups is -1, expected is a whole number above"),
-        ("unet", "norm_eps", float("inf"), "norm_eps is inf, expected is a finite number above 0"),
-        ("unet", "norm_eps", "x", "norm_eps is 'x', expected is a finite number above 0"),
-        ("unet", "norm_eps", None, "norm_eps is None, expected is a finite number above 0"),
-        ("unet", "flip_sin_to_cos", "x", "flip_sin_to_cos is 'x', expected is true or false"),
-        ("unet", "freq_shift", "x", "freq_shift is 'x', expected is a finite number"),
-        ("unet", "mid_block_scale_factor", 0, "mid_block_scale_factor is 0, expected is a finite"),
-        ("unet", "downsample_padding", [], r"downsample_padding is \[\], expected is 1 or 0"),
-        ("unet", "downsample_padding", 2, "downsample_padding is 2, expected is 1 or 0"),
-        ("unet", "attention_head_dim", -1, "attention_head_dim is -1, expected is a whole number"),
-        ("vae", "norm_num_groups", -1, "norm_num_groups is -1, expected is a whole number above"),
+        ("unet", "norm_num_groups", -1, "norm_num_groups is -1, expected a whole number above"),
+        ("unet", "norm_eps", float("inf"), "norm_eps is inf, expected a finite number above 0"),
+        ("unet", "norm_eps", "x", "norm_eps is 'x', expected a finite number above 0"),
+        ("unet", "norm_eps", None, "norm_eps is None, expected a finite number above 0"),
+        ("unet", "flip_sin_to_cos", "x", "flip_sin_to_cos is 'x', expected true or false"),
+        ("unet", "freq_shift", "x", "freq_shift is 'x', expected a finite number"),
+        ("unet", "mid_block_scale_factor", 0, "mid_block_scale_factor is 0, expected a finite"),
+        ("unet", "downsample_padding", [], r"downsample_padding is \[\], expected 1 or 0"),
+        ("unet", "downsample_padding", 2, "downsample_padding is 2, expected 1 or 0"),
+        ("unet", "attention_head_dim", -1, "attention_head_dim is -1, expected a whole number"),
+        ("vae", "norm_num_groups", -1, "norm_num_groups is -1, expected a whole number above"),
         (
             "text_encoder",
             "layer_norm_eps",
             float("inf"),
-            "layer_norm_eps is inf, expected is a",
+            "layer_norm_eps is inf, expected a",
         ),
-        ("text_encoder", "num_attention_heads", -1, "num_attention_heads is -1, expected is a wh"),
-        ("text_encoder", "eos_token_id", [1], r"eos_token_id is \[1\], expected is a whole number"),
+        ("text_encoder", "num_attention_heads", -1, "num_attention_heads is -1, expected a wh"),
+        ("text_encoder", "eos_token_id", [1], r"eos_token_id is \[1\], expected a whole number"),
         ("unet", "act_fn", "nothing", r"describes no \w+: "),
-        ("unet", "out_channels", 8, "out_channels is 8, expected is the VAE's latent_channels, 4"),
-        ("unet", "cross_attention_dim", [32, 32, 16, 32], "expected is one width of all blocks"),
+        ("unet", "out_channels", 8, "out_channels is 8, expected the VAE's latent_channels, 4"),
+        ("unet", "cross_attention_dim", [32, 32, 16, 32], "expected one width of all blocks"),
         ("unet", "quantization_config", {"quant_method": "bitsandbytes"}, "quantization_config"),
-        ("vae", "scaling_factor", None, "scaling_factor is None, expected is a finite"),
+        ("vae", "scaling_factor", None, "scaling_factor is None, expected a finite"),
         ("vae", "scaling_factor", float("nan"), "scaling_factor is nan"),
-        ("vae", "shift_factor", 0.1, "shift_factor is 0.1, expected is None or 0.0"),
-        ("vae", "latents_mean", [0.1] * 4, "latents_mean is .* expected is None"),
-        ("vae", "latent_channels", 16, "in_channels is 4, expected is the VAE's .*, 16"),
-        ("text_encoder", "max_position_embeddings", 248, "is 248, expected is 77"),
-        ("text_encoder", "max_position_embeddings", 64, "is 64, expected is 77"),
+        ("vae", "shift_factor", 0.1, "shift_factor is 0.1, expected None or 0.0"),
+        ("vae", "latents_mean", [0.1] * 4, "latents_mean is .* expected None"),
+        ("vae", "latent_channels", 16, "in_channels is 4, expected the VAE's .*, 16"),
+        ("text_encoder", "max_position_embeddings", 248, "is 248, expected 77"),
+        ("text_encoder", "max_position_embeddings", 64, "is 64, expected 77"),
         ("text_encoder", "use_attention_mask", True, "use_attention_mask is True"),
         ("text_encoder", "hidden_act", "nothing", r"describes no \w+: "),
-        ("tokenizer", "model_max_length", 248, "model_max_length is 248, expected is 77"),
-        ("tokenizer", "padding_side", "left", "padding_side is 'left', expected is 'right'"),
+        ("tokenizer", "model_max_length", 248, "model_max_length is 248, expected 77"),
+        ("tokenizer", "padding_side", "left", "padding_side is 'left', expected 'right'"),
         ("tokenizer", "truncation_side", "left", "truncation_side is 'left'"),
     ],
 )
@@ -240,7 +240,7 @@ def test_a_square_sample_size_may_be_written_as_two(
 @pytest.mark.parametrize("written", [None, [64, 96], [64], "64", 64.0, True, 0, -8, 62])
 def test_a_sample_size_that_says_nothing_is_refused(kind: str | None, written: Any) -> None:
     config = json.loads(json.dumps(dict(unet_config(tiny(FAMILIES["sdxl" if kind else "sd15"])))))
-    with pytest.raises(ValueError, match=r"^sample_size is .*, expected is "):
+    with pytest.raises(ValueError, match=r"^sample_size is .*, expected "):
         unet_fields({**config, "sample_size": written})
     with pytest.raises(ValueError, match=r"^sample_size is None"):
         unet_fields({name: value for name, value in config.items() if name != "sample_size"})
@@ -305,7 +305,7 @@ def test_the_pooled_text_is_taken_where_transformers_takes_it(
 def test_a_pooled_text_of_no_token_is_refused(
     folders: dict[str, Path], tmp_path: Path, eos: Any
 ) -> None:
-    with pytest.raises(ModelError, match=r"text_encoder_2: eos_token_id is .*, expected is "):
+    with pytest.raises(ModelError, match=r"text_encoder_2: eos_token_id is .*, expected "):
         read_changed(folders["sdxl"], tmp_path / "model", "text_encoder_2", eos_token_id=eos)
     text_fields({"eos_token_id": 3})  # of others nothing is pooled
 

@@ -141,7 +141,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     for content in ("[1]\n", "no json\n", '{"kind": "k"}\n', "\u00e9\n"):
         path.write_text(content, "latin-1")
-        with pytest.raises(InputError, match=r"answers\.jsonl is damaged or holds something else"):
+        with pytest.raises(InputError, match=r"answers\.jsonl is damaged or not a file of"):
             list(ask([_question(1)], Judge(), path))
 
 

@@ -285,9 +285,9 @@ def test_the_real_sizes_are_those_of_the_published_models(name: str, weights: in
 @pytest.mark.parametrize(
     ("part", "change", "complaint"),
     [
-        ("unet", {"in_channels": 9}, "in_channels is 9, expected is the VAE's latent_channels, 4"),
-        ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep', expected is N"),
-        ("unet", {"cross_attention_dim": 40}, "cross_attention_dim is 40, expected is the text"),
+        ("unet", {"in_channels": 9}, "in_channels is 9, expected the VAE's latent_channels, 4"),
+        ("unet", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep', expected N"),
+        ("unet", {"cross_attention_dim": 40}, "cross_attention_dim is 40, expected the text"),
         ("scheduler", {"prediction_type": "sample"}, "prediction_type is 'sample'"),
     ],
 )

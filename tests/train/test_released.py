@@ -135,7 +135,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(
         read_released(tmp_path / "junk.bin")
     said = str(refused.value).removeprefix(f"{tmp_path / 'junk.bin'} ")
     assert said == (
-        "is not a checkpoint of tensors alone, and is not read: it is damaged, cut short or "
+        "cannot be loaded as a checkpoint of tensors alone: it is damaged, cut short or "
         "something else. Give the pytorch_model.bin that the released code wrote"
     )
 

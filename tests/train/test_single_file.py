@@ -147,7 +147,7 @@ def test_a_family_that_does_not_fit_is_refused(
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "lora.safetensors"
     save_file({"lora_unet_down.alpha": torch.zeros(1)}, other)
-    with pytest.raises(ModelError, match="is no Stable Diffusion in a single file"):
+    with pytest.raises(ModelError, match="is not a Stable Diffusion checkpoint in a single file"):
         find_model(other)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(other.read_bytes()[:20])

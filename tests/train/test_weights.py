@@ -92,7 +92,7 @@ def _peft(name: str) -> str:
         (lambda t: t.update(extra=torch.ones(2)), "has extra, which a .* does not have"),
         (lambda t: renamed(t, "module.{}".format), "lacks .*but has module.*from DataParallel"),
         (lambda t: renamed(t, "_orig_mod.{}".format), "lacks .*but has _orig_mod.*torch.compile"),
-        (lambda t: t.update({k: t[k][:-1] for k in list(t)[:1]}), r"is \(.*\), expected is \("),
+        (lambda t: t.update({k: t[k][:-1] for k in list(t)[:1]}), r"is \(.*\), expected \("),
         (lambda t: t.update({k: t[k].to(torch.int8) for k in list(t)[:1]}), "is stored as I8"),
         (lambda t: t.clear(), "lacks"),
     ],
@@ -403,7 +403,7 @@ def test_a_configuration_that_is_none_is_named(model: Path, part: str, text: str
 @pytest.mark.parametrize("field", ["num_attention_heads", "hidden_act"])
 def test_a_value_that_makes_no_module_is_named(model: Path, field: str, value: Any) -> None:
     set_field(model / "text_encoder/config.json", **{field: value})
-    complaint = rf"text_encoder(: {field} is .*, expected is |/config.json describes no CLIPTextM)"
+    complaint = rf"text_encoder(: {field} is .*, expected |/config.json describes no CLIPTextM)"
     with pytest.raises(ModelError, match=complaint):
         read_checkpoint(model)
 
@@ -508,7 +508,7 @@ def test_ids_that_two_tokens_share_or_no_file_has_are_refused(model: Path) -> No
 def test_what_texts_are_padded_and_ended_with_has_to_be_said(model: Path) -> None:
     set_field(model / "tokenizer/special_tokens_map.json", eos_token="!")
     set_field(model / "tokenizer/tokenizer_config.json", eos_token="!")
-    with pytest.raises(ModelError, match=r"tokenizer: eos_token is '!', expected is '<\|endof"):
+    with pytest.raises(ModelError, match=r"tokenizer: eos_token is '!', expected '<\|endof"):
         read_checkpoint(model)
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         (model / "tokenizer" / name).write_text("{}", "utf-8")

@@ -187,7 +187,8 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
     parts = source.parts
     if missing := [part for part in _PARTS if not parts.has(part)]:
         raise ModelError(
-            f"{parts} is no Stable Diffusion in diffusers' format: it has no {', '.join(missing)}"
+            f"{parts} is not a Stable Diffusion checkpoint in diffusers' format: it has no "
+            f"{', '.join(missing)}"
         )
     unet_config, vae_config, *text_configs = _require_parts_that_fit(parts)
     scheduler = parts.scheduler()
@@ -254,7 +255,7 @@ def _require_parts_that_fit(parts: ModelFolder | SingleFile) -> list[dict[str, A
     for field, (value, whose) in wanted.items():
         if unet[field] != value:
             raise ModelError(
-                f"{parts}, unet: {field} is {unet[field]}, expected is {whose}, {value}: not a "
+                f"{parts}, unet: {field} is {unet[field]}, expected {whose}, {value}: not a "
                 "text-to-image model of the Stable Diffusion family"
             )
     return [unet, vae, *texts]

@@ -86,7 +86,7 @@ def require_eos(said: Any, eos_id: int) -> None:
     """
     if said not in (eos_id, LEGACY_EOS):
         raise ValueError(
-            f"eos_token_id is {said!r}, expected is the tokenizer's, {eos_id}, or {LEGACY_EOS} as "
+            f"eos_token_id is {said!r}, expected the tokenizer's, {eos_id}, or {LEGACY_EOS} as "
             "in older configs: the pooled text is taken at that token"
         )
 
@@ -131,14 +131,14 @@ def _require_counts(fields: Mapping[str, Any], *names: str) -> None:
     """Refuse fields that are not integers above 0."""
     for name in names:
         if not is_count(fields[name]):
-            raise ValueError(f"{name} is {fields[name]!r}, expected is {COUNT.expected}")
+            raise ValueError(f"{name} is {fields[name]!r}, expected {COUNT.expected}")
 
 
 def _one_width(value: Any) -> Any:
     """Width of the text states, which may be given per block."""
     if isinstance(value, (list, tuple)) and value:
         if len(set(map(str, value))) > 1:
-            raise ValueError(f"cross_attention_dim is {value}, expected is one width of all blocks")
+            raise ValueError(f"cross_attention_dim is {value}, expected one width of all blocks")
         return value[0]
     return value
 
@@ -150,20 +150,20 @@ def _sample_size(fields: Mapping[str, Any]) -> int:
         value = value[0]
     if not is_count(value):
         raise ValueError(
-            f"sample_size is {value!r}, expected is the side of the latents it was trained on, 64 "
+            f"sample_size is {value!r}, expected the side of the latents it was trained on, 64 "
             "for images of 512 x 512 pixels: write it into the U-Net's config.json"
         )
     # Configurations of that time have 32 for models of 512 x 512 pixels.
     version = fields.get("_diffusers_version")
     if version is not None and fields["addition_embed_type"] is None:
         if not (found := re.match(r"(\d+)\.(\d+)", str(version))):
-            raise ValueError(f"_diffusers_version is {version!r}, expected is a version")
+            raise ValueError(f"_diffusers_version is {version!r}, expected a version")
         if (int(found[1]), int(found[2])) < _OLD:
             value = max(value, _OLD_SAMPLE_SIZE)
     halvings = 2 ** (len(fields["down_block_types"]) - 1)
     if value % halvings:
         raise ValueError(
-            f"sample_size is {value}, expected is a multiple of {halvings}: it is halved "
+            f"sample_size is {value}, expected a multiple of {halvings}: it is halved "
             f"{len(fields['down_block_types']) - 1} times"
         )
     return value
@@ -179,14 +179,14 @@ def _check_latent_statistics(fields: Mapping[str, Any], with_pooled_text: bool) 
         if not with_pooled_text:
             if value is not None:
                 raise ValueError(
-                    f"{field} is {value}, expected is None: only Stable Diffusion XL's latents are "
+                    f"{field} is {value}, expected None: only Stable Diffusion XL's latents are "
                     "normalised by it"
                 )
             continue
         fits = isinstance(value, (list, tuple)) and len(value) == channels
         if not fits or not all(is_number(number) for number in value):
             raise ValueError(
-                f"{field} is {value!r}, expected is a number for each of {channels} channels"
+                f"{field} is {value!r}, expected a number for each of {channels} channels"
             )
     if with_pooled_text and min(values["latents_std"]) <= 0:
         raise ValueError(f"latents_std is {values['latents_std']}, expected are numbers above 0")

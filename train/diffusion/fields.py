@@ -222,7 +222,7 @@ def require_known(config: Mapping[str, Any], fields: Fields) -> None:
     require_assumed(config, fields.assumed)
     for field, kind in fields.read.items():
         if field in config and not kind.fits(config[field]):
-            raise ValueError(f"{field} is {config[field]!r}, expected is {kind.expected}")
+            raise ValueError(f"{field} is {config[field]!r}, expected {kind.expected}")
     for field, value in config.items():
         off = value is None or value is False  # a newer field that is switched off
         if field not in fields.known and not field.startswith("_") and not off:
@@ -251,4 +251,4 @@ def require_assumed(config: Mapping[str, Any], assumed: Mapping[str, tuple[Any, 
 
 def unexpected(field: str, value: Any, allowed: Sequence[Any]) -> str:
     """Message about a field's unsupported value."""
-    return f"{field} is {value!r}, expected is {' or '.join(map(repr, allowed))}"
+    return f"{field} is {value!r}, expected {' or '.join(map(repr, allowed))}"

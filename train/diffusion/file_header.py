@@ -94,7 +94,7 @@ class FileHeader:
             if said.lower().startswith(start) and not _OTHERS.search(said.lower()):
                 return families
         raise ValueError(
-            f"{_SPEC}architecture is {said!r}, expected is a text-to-image model's: "
+            f"{_SPEC}architecture is {said!r}, expected a text-to-image model's: "
             f"{', '.join(_ARCHITECTURES)}"
         )
 
@@ -119,7 +119,7 @@ class FileHeader:
             )
         steps = self.metadata.get(_STEPS)
         if steps is not None and steps.replace(" ", "") not in ("0,999", "0,1000"):
-            raise ValueError(f"{_STEPS} is {steps!r}, expected is '0,999': all of the noise")
+            raise ValueError(f"{_STEPS} is {steps!r}, expected '0,999': all of the noise")
         prediction = self._prediction() or family.prediction
         specialised = replace(
             family,
@@ -136,7 +136,7 @@ class FileHeader:
             if (value := self.metadata.get(field)) is None:
                 continue
             if value.lower() not in _PREDICTIONS:
-                raise ValueError(f"{field} is {value!r}, expected is 'epsilon' or 'v'")
+                raise ValueError(f"{field} is {value!r}, expected 'epsilon' or 'v'")
             said[f"{field} {value!r}"] = _PREDICTIONS[value.lower()]
         if _V in self.tensors:
             said[f"the tensor {_V!r}"] = "v_prediction"
@@ -154,7 +154,7 @@ class FileHeader:
         """
         value = self.metadata.get(f"{_KOHYA}{option}", "False")
         if value.lower() not in ("true", "false", "none"):
-            raise ValueError(f"{_KOHYA}{option} is {value!r}, expected is 'True' or 'False'")
+            raise ValueError(f"{_KOHYA}{option} is {value!r}, expected 'True' or 'False'")
         return value.lower() == "true"
 
     def _zero_snr(self, family: Family) -> bool:
@@ -183,10 +183,10 @@ class FileHeader:
             return None
         found = re.fullmatch(r"\s*(\d+)(?:\s*[x,]\s*(\d+))?\s*", value.lower())
         if not found or int(found[1]) != int(found[2] or found[1]) or not int(found[1]):
-            raise ValueError(f"{field} is {value!r}, expected is a square such as '512x512'")
+            raise ValueError(f"{field} is {value!r}, expected a square such as '512x512'")
         side = int(found[1])
         if side % 64:
-            raise ValueError(f"{field} is {value!r}, expected is a multiple of 64")
+            raise ValueError(f"{field} is {value!r}, expected a multiple of 64")
         return side
 
     def _text(self, family: Family) -> tuple[TextTower, ...]:
@@ -200,4 +200,4 @@ class FileHeader:
         if expected == 1 and value.isdecimal() and 1 < int(value) <= family.text[0].layers:
             (tower,) = family.text
             return (replace(tower, layers=tower.layers - int(value) + 1),)
-        raise ValueError(f"{field} is {value!r}, expected is '{expected}'")
+        raise ValueError(f"{field} is {value!r}, expected '{expected}'")

@@ -257,8 +257,8 @@ class SingleFile:
         }
         if len(widths) != 1:
             raise ModelError(
-                f"{self.path} is no Stable Diffusion in a single file: there is no cross-attention "
-                f'under "{_UNET}"'
+                f"{self.path} is not a Stable Diffusion checkpoint in a single file: there is no "
+                f'cross-attention under "{_UNET}"'
             )
         (width,) = widths
         fitting = [n for n, f in FAMILIES.items() if unet_config(f)["cross_attention_dim"] == width]

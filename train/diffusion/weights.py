@@ -223,7 +223,7 @@ def check_names(
         shape = tuple(weights[name].shape)
         if shape != tuple(wanted.shape):
             raise ModelError(
-                f"{where}: {name} of {what} is {shape}, expected is {tuple(wanted.shape)}: it is "
+                f"{where}: {name} of {what} is {shape}, expected {tuple(wanted.shape)}: it is "
                 "another model, or its config.json is"
             )
 

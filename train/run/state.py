@@ -53,7 +53,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # fed with junk, an unpickler may raise anything
         raise _unusable(path, pickle_fault(error)) from None
     if not isinstance(state, dict):
-        raise _unusable(path, "it holds something else")
+        raise _unusable(path, "it holds no training state")
     return state
 
 

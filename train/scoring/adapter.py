@@ -363,7 +363,7 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
             if part not in ("up", "down") or other not in headers:
                 raise ValueError(f"it holds {name} without {other}")
             if len(tensor.shape) != 2 or not all(tensor.shape):
-                raise ValueError(f"{name} is {list(tensor.shape)}, expected is a matrix")
+                raise ValueError(f"{name} is {list(tensor.shape)}, expected a matrix")
             if part == "up" and headers[other].shape[:1] != tensor.shape[1:]:
                 raise ValueError(f"{name} and {other} are of different rank")
     if config.prompts is not None and not any(name.startswith("prompts.") for name in headers):
@@ -372,9 +372,7 @@ def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None
         if name not in headers:
             raise ValueError(f"it lacks {name}")
         if len(headers[name].shape) != 1 or not headers[name].shape[0]:
-            raise ValueError(
-                f"{name} is {list(headers[name].shape)}, expected is one number per head"
-            )
+            raise ValueError(f"{name} is {list(headers[name].shape)}, expected one number per head")
 
 
 def _head_weights(headers: Mapping[str, TensorHeader]) -> list[str]:

@@ -87,7 +87,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"no such file: {path}") from error
     except Exception as error:  # fed with junk, an unpickler may raise anything
         raise InputError(
-            f"{path} is not a checkpoint of tensors alone, and is not read: {pickle_fault(error)}. "
+            f"{path} cannot be loaded as a checkpoint of tensors alone: {pickle_fault(error)}. "
             "Give the pytorch_model.bin that the released code wrote"
         ) from error
     if not isinstance(content, dict) or not all(
