@@ -50,7 +50,6 @@ from dsd_trt.results import Failure
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.data.refcocog import read_refs
 from dsd_trt.train.data.table import read_table
-from dsd_trt.train.data.vqa import read_answer_counts
 from dsd_trt.train.diffusion.weights import find_weights, read_headers
 from dsd_trt.train.evaluation.answers import ask
 from dsd_trt.train.left_out import ignore
@@ -164,7 +163,6 @@ def _write_tables(folder: Path, image: Path) -> None:
             member = tarfile.TarInfo(name)  # knows no time and no owner: the same bytes each run
             member.size = source.stat().st_size
             archive.addfile(member, BytesIO(source.read_bytes()))
-    (folder / "counts.json").write_text(json.dumps({"yes": 3, "no": 2}))
     import pickle
 
     refs = [{"image_id": 1, "split": "val", "sentences": [{"sent": "a dog"}, {"sent": " "}]}]
@@ -426,10 +424,6 @@ KINDS = {
     "shard.tar": (
         "tables",
         Kind("shard.tar", mutate_bytes, lambda it: open_tar(it / "shard.tar")),
-    ),
-    "answer counts": (
-        "tables",
-        Kind("counts.json", mutate_json, lambda it: read_answer_counts(it / "counts.json")),
     ),
     "refs.p": ("tables", Kind("refs.p", mutate_bytes, lambda it: read_refs(it / "refs.p"))),
 }

@@ -11,11 +11,8 @@ import pytest
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.vqa import (
     Row,
-    Statement,
-    read_answer_counts,
     read_released_vqa,
     read_rows,
-    read_statements,
     read_vqav2,
 )
 
@@ -194,36 +191,6 @@ def test_malformed_released_texts_are_refused(row: str, message: str, tmp_path: 
     assert str(error.value) == f"{path}, line 3: {message}"
 
 
-def test_statements(tmp_path: Path) -> None:
-    path = tmp_path / "test.txt"
-    path.write_text(
-        "a.jpg*The question is asking about yes or no: is it? it is not\n"
-        "b.jpg*The question is asking about others: what: this? This is 5*5.",
-        encoding="utf-8",
-    )
-    assert list(read_statements(path)) == [
-        Statement("a.jpg", "yes or no", "is it? it is not"),
-        Statement("b.jpg", "others", "what: this? This is 5*5."),
-    ]
-    path.write_text("a.jpg*The question is asking about x: y\nis it? it is\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"test.txt, line 2: not of the form 'image"):
-        list(read_statements(path))
-
-
-def test_answer_counts(tmp_path: Path) -> None:
-    path = tmp_path / "major_answers.json"
-    path.write_text('{"yes": 5, "": 2}', encoding="utf-8")
-    assert read_answer_counts(path) == {"yes": 5, "": 2}
-    for content, message in {
-        "{": "is not valid JSON",
-        "[]": "is not an object of answers and their counts",
-        '{"yes": "5"}': "is not an object of answers and their counts",
-    }.items():
-        path.write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match=message):
-            read_answer_counts(path)
-
-
 @pytest.mark.skipif(not REAL.exists(), reason="the real files are not here")
 class TestRealFiles:
     def test_a_thousand_texts(self) -> None:
@@ -247,7 +214,7 @@ class TestRealFiles:
         assert all(abs(places[place] - 100) < 45 for place in range(10))
 
     def test_their_answers_are_the_frequent_ones(self) -> None:
-        counts = read_answer_counts(REAL / "major_answers.json")
+        counts = json.loads((REAL / "major_answers.json").read_text("utf-8"))
         assert len(counts) == 3129
         assert min(counts.values()) == 9
         for row in read_rows(REAL / "vqa_text_test.csv"):
@@ -255,14 +222,3 @@ class TestRealFiles:
             for text in (row.right, *row.wrong):
                 assert text.startswith(question)
                 assert text.removeprefix(question + "?").strip() in counts
-
-    def test_statements_are_about_three_things(self) -> None:
-        statements = list(read_statements(REAL / "test.txt"))
-        about = Counter(statement.about for statement in statements)
-        assert about == {"yes or no": 3381, "others": 3188, "numbers": 163}
-        assert statements[0] == Statement(
-            "COCO_val2014_000000119630.jpg",
-            "yes or no",
-            "are the suitcases for sale? the suitcases are not for sale",
-        )
-        assert all(statement.image.startswith("COCO_val2014_") for statement in statements)

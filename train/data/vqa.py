@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,20 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.errors import InputError
-from dsd_trt.files.schema import parse_json
 from dsd_trt.train.data.files import (
     DSD,
     find_coco_image,
     find_file,
     read_csv,
-    read_text,
     stream_json,
 )
 from dsd_trt.train.question import Question, shuffled
 
 _ORIGIN = "the VQA site (visualqa.org), version 2 of the balanced real images"
 _WRONG = tuple(f"neg_sentence_{place}" for place in range(1, 10))
-_STATEMENT = re.compile(r"([^*]+)\*The question is asking about ([^:]+): (.+)")
 
 
 @dataclass(frozen=True)
@@ -44,21 +40,6 @@ class Row:
     def kind(self) -> str:
         """Kind of question: "binary" if its answer is yes or no, else "other"."""
         return _kind(self.right.rpartition("? ")[2] in ("yes", "no"))
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One line of the released `test.txt`.
-
-    Attributes:
-        image: file name of an image in COCO's val2014.
-        about: type of answer: "yes or no", "others" or "numbers".
-        text: question, followed by its answer as a sentence.
-    """
-
-    image: str
-    about: str
-    text: str
 
 
 def read_vqav2(root: Path, split: str, seed: int, answers: int = 3129) -> Iterator[Question]:
@@ -134,37 +115,6 @@ def read_rows(path: Path) -> Iterator[Row]:
         if not right or not all(wrong):
             raise InputError(f"{path}, line {line}: a sentence is empty")
         yield Row(int(image), right, tuple(text for text in wrong if text != right))
-
-
-def read_statements(path: Path) -> Iterator[Statement]:
-    """The lines of the released `test.txt`: `image*The question is asking about ...: text`.
-
-    Raises:
-        InputError: a line has another form; the message names it.
-    """
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        found = _STATEMENT.fullmatch(line.strip())
-        if not found:
-            raise InputError(
-                f"{path}, line {number}: not of the form "
-                "'image*The question is asking about ...: question answer'"
-            )
-        yield Statement(*found.groups())
-
-
-def read_answer_counts(path: Path) -> dict[str, int]:
-    """Number of occurrences of each answer, from the released `major_answers.json`.
-
-    Raises:
-        InputError: the file is not a JSON object of counts.
-    """
-    try:
-        counts = parse_json(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(counts, dict) or not all(type(n) is int for n in counts.values()):
-        raise InputError(f"{path} is not an object of answers and their counts")
-    return counts
 
 
 def _annotations(root: Path, split: str) -> Iterator[tuple[Any, ...]]:
