@@ -41,7 +41,7 @@ def test_two_at_once_end_as_one(
         for process in running:
             process.communicate(timeout=LONGEST)
             ended.append(process.returncode)
-        figures.ended(" and ".join(map(str, sorted(ended))))
+        figures.ended("exit codes " + " and ".join(map(str, sorted(ended))))
         if not {*ended} <= {command.code, 2} or command.code not in ended:
             figures.fault("foreign exceptions", f"{name}, {number}: {ended} {said(folder)}")
         elif (found := command.written(folder)) != after:
@@ -73,7 +73,7 @@ def test_two_that_fill_one_cache_get_their_scores(
             (process.communicate(timeout=LONGEST)[0], process.returncode) for process in running
         ]
         codes = sorted(code for _, code in ended)
-        figures.ended(" and ".join(map(str, codes)))
+        figures.ended("exit codes " + " and ".join(map(str, codes)))
         if codes not in ([0, 0], [0, 2]):
             figures.fault("foreign exceptions", f"{number}: {said(folder)}")
         for rows in (printed.splitlines() for printed, code in ended if code == 0):
