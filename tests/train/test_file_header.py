@@ -198,7 +198,7 @@ def test_a_file_with_markers_is_read_as_the_folder_it_stands_for(
     scheduler = build_scheduler(FAMILIES["sdxl"])
     scheduler.register_to_config(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     scheduler.save_pretrained(folder / "scheduler")
-    one, other = read_checkpoint(path), read_checkpoint(folder)
+    one, other = read_checkpoint(f"{path}@sdxl"), read_checkpoint(folder)
     assert one.prediction == other.prediction == "v_prediction"
     assert torch.equal(one.alphas_cumprod, other.alphas_cumprod)
     assert load_file(path)["v_pred"].shape == (0,)
