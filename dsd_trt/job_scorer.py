@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.errors import ImageError, InputError
-from dsd_trt.jobs import Decoded, Job, Row, Scored, Tally, checked_count, decoded_ahead
+from dsd_trt.jobs import Decoded, Job, Scored, Tally, TextScores, checked_count, decoded_ahead
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.results import Failure
 from dsd_trt.search import eliminate
@@ -46,7 +46,9 @@ class JobScorer:
             if not finite
         ]
 
-    def failures(self, image: str, texts: Sequence[str], result: Row | ImageError) -> list[Failure]:
+    def failures(
+        self, image: str, texts: Sequence[str], result: TextScores | ImageError
+    ) -> list[Failure]:
         """Failures of an image or its texts."""
         if isinstance(result, ImageError):
             return [Failure(image, str(result))]
@@ -100,7 +102,7 @@ class JobScorer:
                 elif known.any():
                     results.append(next(rows).spread(known))
                 else:
-                    nothing = Scored(Row.of(np.empty(0, np.float32)), 0)
+                    nothing = Scored(TextScores.of(np.empty(0, np.float32)), 0)
                     results.append(nothing.spread(known))
                 yield job, results[-1]
             if journal:
@@ -126,7 +128,7 @@ class JobScorer:
         if self._mode == "matrix":
             match = partial(self._match, latent, [it.texts for it, _ in jobs], texts, level, tally)
             every = _known_or_scored(
-                lambda: Row.of(np.concatenate(match())),
+                lambda: TextScores.of(np.concatenate(match())),
                 (latent, *(it.texts for it, _ in jobs)),
                 tally,
                 len(level),
@@ -147,9 +149,9 @@ class JobScorer:
         def scored(part: slice) -> Scored:
             images, columns = image_of[part], text_of[part]
 
-            def score() -> Row:
+            def score() -> TextScores:
                 scores = self._pipeline.score(latent, texts, images, columns, level, tally.add)
-                return Row.of(scores)
+                return TextScores.of(scores)
 
             of = (latent[images[0] : images[-1] + 1], images - images[0], columns)
             return _known_or_scored(score, of, tally, len(level), journal)
@@ -163,7 +165,7 @@ class JobScorer:
         level: NDArray[np.int32],
         tally: Tally,
         top_k: int,
-    ) -> Row:
+    ) -> TextScores:
         """Scores of the best candidates: texts for one image, or images for one text."""
         images, count = len(latent), max(len(latent), len(texts.mask))
         before = tally.finished
@@ -179,7 +181,7 @@ class JobScorer:
 
         scores = eliminate(score_at, count, len(level), top_k)
         tally.skip(count * len(level) - (tally.finished - before))
-        return Row(scores, lost)
+        return TextScores(scores, lost)
 
     def require_search(self, top_k: int) -> None:
         """Refuse a search for the best if the mode does not support it.
@@ -227,7 +229,7 @@ class JobScorer:
 
 
 def _known_or_scored(
-    score: Callable[[], Row],
+    score: Callable[[], TextScores],
     of: Iterable[NDArray[Any]],
     tally: Tally,
     levels: int,
@@ -243,7 +245,7 @@ def _known_or_scored(
     if journal is None:
         return compute()
     scored, known = journal.part(compute, of)
-    if known and isinstance(scored.result, Row):
+    if known and isinstance(scored.result, TextScores):
         tally.skip(len(scored.result.scores) * levels)
     return scored
 
@@ -253,11 +255,11 @@ def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iter
     waiting = np.empty(0, np.float32)
     counts = list(counts)
     for part in parts:
-        assert isinstance(part.result, Row)
+        assert isinstance(part.result, TextScores)
         waiting = np.concatenate([waiting, part.result.scores])
         while counts and counts[0] <= len(waiting):
             size = counts.pop(0)
-            yield Scored(Row.of(waiting[:size]), size * levels)
+            yield Scored(TextScores.of(waiting[:size]), size * levels)
             waiting = waiting[size:]
 
 

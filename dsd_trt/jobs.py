@@ -37,8 +37,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Row:
-    """Scores of one job's image.
+class TextScores:
+    """Scores of some texts: of one job's image, or of all images of a batch, one after another.
 
     Attributes:
         scores: f of each text, float32 (texts,); NaN where there is no score.
@@ -49,17 +49,17 @@ class Row:
     lost: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, scores: NDArray[np.float32]) -> Row:
+    def of(cls, scores: NDArray[np.float32]) -> TextScores:
         """A row in which every NaN is a score the engine could not compute."""
         return cls(scores, np.isnan(scores))
 
-    def spread(self, known: NDArray[np.bool_]) -> Row:
+    def spread(self, known: NDArray[np.bool_]) -> TextScores:
         """Scores of all texts; those that are not `known` get NaN."""
         if known.all():
             return self
         scores, lost = np.full(len(known), np.nan, np.float32), np.zeros(len(known), np.bool_)
         scores[known], lost[known] = self.scores, self.lost
-        return Row(scores, lost)
+        return TextScores(scores, lost)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Scored:
             pair mode.
     """
 
-    result: Row | ImageError
+    result: TextScores | ImageError
     passes: int
 
     def spread(self, known: NDArray[np.bool_]) -> Scored:

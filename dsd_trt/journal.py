@@ -29,7 +29,7 @@ from dsd_trt.errors import DsdError, ImageError, InputError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import parse_json
-from dsd_trt.jobs import Row, Scored
+from dsd_trt.jobs import Scored, TextScores
 
 _FORMAT = "dsd-trt scores 1"
 _SYNC_EVERY = 5.0  # seconds of work a power cut may lose; a kill loses none
@@ -84,7 +84,7 @@ class Journal:
         if (known := self._parts.get(digest)) is not None:
             return known, True
         part = compute()
-        assert isinstance(part.result, Row)
+        assert isinstance(part.result, TextScores)
         self._write({"part": _plain(part), "of": digest})
         self.pairs += _pairs(part)
         return part, False
@@ -271,7 +271,7 @@ def _scored(plain: Mapping[str, Any]) -> Scored:
     if "lost" in plain:
         lost = np.zeros(len(scores), np.bool_)
         lost[plain["lost"]] = True
-    return Scored(Row(scores, lost), plain["passes"])
+    return Scored(TextScores(scores, lost), plain["passes"])
 
 
 def _digest(arrays: Iterable[NDArray[Any]]) -> str:

@@ -19,10 +19,10 @@ from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import (
     Job,
-    Row,
     Scorable,
     Scored,
     Tally,
+    TextScores,
     checked_count,
     checked_levels,
     checked_pairs,
@@ -492,7 +492,7 @@ class Scorer:
             scores[places] = found.scores
             for place in np.array(places)[found.lost].tolist():
                 errors += self._jobs.failures(
-                    names[place], [text], Row.of(scores[place : place + 1])
+                    names[place], [text], TextScores.of(scores[place : place + 1])
                 )
         matrix = scores[:, None]
         return ScoreMatrix(

@@ -59,7 +59,7 @@ class Recipe:
             )
         return cls(settings, checkpoint, adapter)
 
-    def scoring(self, unet: UNet2DConditionModel) -> ScoringUNet:
+    def build_scoring(self, unet: UNet2DConditionModel) -> ScoringUNet:
         """Build the scoring U-Net, with unfolded prompts.
 
         Args:
@@ -86,10 +86,10 @@ class Recipe:
 
         Raises:
             InputError: layers or levels do not exist.
-            ModelError: under the conditions of `scoring`.
+            ModelError: under the conditions of `build_scoring`.
         """
         try:
-            return self.scoring(self.checkpoint.empty_unet())
+            return self.build_scoring(self.checkpoint.empty_unet())
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -133,7 +133,7 @@ class Recipe:
         if name == "matrix_scorer":
             unconditional = encode_texts(checkpoint, [""])[0].to(dtype)
             checkpoint.forget()
-        scoring = self.scoring(checkpoint.read_unet(dtype))
+        scoring = self.build_scoring(checkpoint.read_unet(dtype))
         split_gates(scoring)
         if manifest.adapter is not None:
             return FedScoringUNet(scoring, manifest.adapter.tensors)

@@ -89,7 +89,7 @@ class Reference:
     @cached_property
     def scoring(self) -> ScoringUNet:
         """The scoring U-Net in FP32."""
-        return self._recipe.scoring(self._checkpoint.read_unet())
+        return self._recipe.build_scoring(self._checkpoint.read_unet())
 
     @cached_property
     def matrix_scorer(self) -> MatrixScorer:

@@ -144,7 +144,7 @@ def score(
     from dsd_trt.commands.inputs import images_named, read_pairs, read_texts
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.commands.records import GridRecords, PairRecords, write_records
-    from dsd_trt.commands.score_run import counted, describe, kept
+    from dsd_trt.commands.score_run import counted, describe_run, kept
     from dsd_trt.scorer import Scorer
 
     unreadable: tuple[Failure, ...] = ()
@@ -189,9 +189,9 @@ def score(
             "format": form,
         }
         if pairs:
-            run = describe(scorer, rows, [], settings)
+            run = describe_run(scorer, rows, [], settings)
         else:
-            run = describe(scorer, images, texts, settings)
+            run = describe_run(scorer, images, texts, settings)
         with kept(output, run, resume=resume) as (journal, notes):
             for it in notes:
                 console.print(it)

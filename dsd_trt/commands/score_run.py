@@ -35,7 +35,7 @@ _NO_JOURNAL = (
 )
 
 
-def describe(
+def describe_run(
     scorer: Scorer,
     images: Sequence[Path | IndexedImage] | Sequence[Pair],
     texts: Sequence[str],
@@ -105,7 +105,7 @@ def kept(
 
     Args:
         output: path of the results, or "-"; one run at a time writes there.
-        run: description of the run, from `describe`.
+        run: description of the run, from `describe_run`.
         resume: whether to continue a stopped run.
 
     Yields:

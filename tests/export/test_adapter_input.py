@@ -87,7 +87,7 @@ def test_another_adapter_scores_as_a_new_export_would(
     known = load_file(adapted.path("self_check.safetensors"))
     fed_pairs = [known[f"pair_scorer.{it.name}"] for it in PAIRS.inputs if it.batched]
     with torch.no_grad():
-        score, *_ = recipe.scoring(recipe.checkpoint.read_unet())(*fed_pairs)
+        score, *_ = recipe.build_scoring(recipe.checkpoint.read_unet())(*fed_pairs)
     assert (score - known["pair_scorer.score"]).abs().max() < 1e-5
     got, wanted = adapted.manifest, recipe.manifest
     assert got.method == wanted.method

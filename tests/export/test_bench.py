@@ -58,7 +58,7 @@ def test_macs_are_those_tensorrt_counts(exported_fp32: Exported, name: str) -> N
 def test_macs_are_those_pytorch_counts(exported_fp32: Exported) -> None:
     recipe = exported_fp32.load()
     checkpoint = recipe.checkpoint
-    scoring = recipe.scoring(checkpoint.unet)
+    scoring = recipe.build_scoring(checkpoint.unet)
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     latent = checkpoint.image_encoder(pixels)
     states, mask = encode_texts(checkpoint, ["a dog"])

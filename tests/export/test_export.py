@@ -75,7 +75,7 @@ def test_bundle_scores_as_the_pytorch_model_does(
 ) -> None:
     recipe = exported_fp32.load()
     checkpoint = recipe.checkpoint
-    scoring = recipe.scoring(checkpoint.unet)
+    scoring = recipe.build_scoring(checkpoint.unet)
     ids = checkpoint.tokenizer(
         TEXTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
     ).input_ids
@@ -344,7 +344,7 @@ def test_the_self_check_holds_what_pytorch_computes(exported: Exported) -> None:
         computed = {
             "image_encoder.latent": checkpoint.image_encoder(known["image_encoder.pixels"]),
             "text_encoder.text_states": checkpoint.text_encoder(known["text_encoder.input_ids"]),
-            "pair_scorer.score": recipe.scoring(checkpoint.read_unet())(
+            "pair_scorer.score": recipe.build_scoring(checkpoint.read_unet())(
                 *(it.float() if it.is_floating_point() else it for it in (known[n] for n in pairs))
             )[0],
         }

@@ -49,7 +49,7 @@ def test_the_largest_values_are_those_pytorch_computes(
     found = measure_ranges(bundle, probe, tmp_path)
     recipe = exported_fp32.load()
     checkpoint = recipe.checkpoint
-    scoring = recipe.scoring(checkpoint.unet)
+    scoring = recipe.build_scoring(checkpoint.unet)
     assert scoring.prompts is not None
     unet = scoring.unet
     largest: dict[str, float] = {}
@@ -67,7 +67,7 @@ def test_the_largest_values_are_those_pytorch_computes(
     states, _ = encode_texts(checkpoint, list(probe.texts))
     for i in range(2):
         z = checkpoint.image_encoder(torch.from_numpy(probe.pixels[i : i + 1]))
-        pi = scoring.prompts.condition(z)
+        pi = scoring.prompts.pi(z)
         for level in range(2):
             noised = scoring.signal[level] * z + scoring.spread[level] * scoring.eps[level]
             walk = scoring.cross_attentions(

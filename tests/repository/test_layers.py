@@ -159,7 +159,7 @@ def test_imports_only_what_the_table_allows(layer: Layer) -> None:
         ("dsd_trt", "def f():\n    from onnx import helper"),
         ("dsd_trt", "if TYPE_CHECKING:\n    from diffusers import AutoencoderKL"),
         ("dsd_trt", "importlib.import_module('transformers')"),
-        ("dsd_trt", "from dsd_trt.train.scoring.noise import NoiseLevels"),
+        ("dsd_trt", "from dsd_trt.train.scoring.noise import FixedNoise"),
         ("dsd_trt", "from dsd_trt import export"),
         ("dsd_trt", "from . import engines"),
         ("dsd_trt", "import requests"),

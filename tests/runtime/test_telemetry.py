@@ -327,7 +327,8 @@ def test_commands_leave_nothing_for_long(
 
 def _write_small_inputs(folder: Path) -> None:
     """A bundle, a key, and a checkpoint as the released research code writes it."""
-    minisign = pytest.importorskip("minisign", reason="the extra sign is not installed")
+    import minisign  # of the extra "test"
+
     make_bundle(folder / "bundle")
     (folder / "secret.key").write_bytes(bytes(minisign.KeyPair.generate().secret_key))
     layer = "mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_q_lora"

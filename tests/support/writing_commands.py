@@ -89,7 +89,8 @@ def evaluate(request: pytest.FixtureRequest) -> Command:
 
 
 def sign(request: pytest.FixtureRequest) -> Command:
-    minisign = pytest.importorskip("minisign", reason="the extra sign is not installed")
+    import minisign  # of the extra "test"
+
     bundle: Bundle = request.getfixturevalue("bundle")
 
     def prepare(folder: Path) -> None:

@@ -80,7 +80,7 @@ def by_definition(
     scores = np.zeros((len(pictures), len(texts)))
     for i, j, level in np.ndindex(len(pictures), len(texts), len(LEVELS)):
         latent, at = latents[i : i + 1], torch.tensor([level])
-        pi = None if prompted.prompts is None else prompted.prompts.condition(latent)
+        pi = None if prompted.prompts is None else prompted.prompts.pi(latent)
         z_t = plain.add_noise(latent, at)
         token_scores, first = torch.zeros(77), 0
         for seen in plain.cross_attentions(z_t, plain.timesteps[at], empty):

@@ -116,7 +116,7 @@ def mapping_network(prompts: AttentionPrompts, latent: Tensor) -> list[tuple[Ten
 def test_the_mapping_network_sees_the_mean_of_sixteen_cells(side: int) -> None:
     prompts = random_prompts("shapes")
     latent = torch.randn(2, 4, side, side, generator=torch.Generator().manual_seed(3))
-    pi = prompts.condition(latent)
+    pi = prompts.pi(latent)
     assert pi.shape == (len(prompts.key), 2, 2, TEXT_WIDTH)
     for i in range(2):
         for layer, (key, value) in enumerate(mapping_network(prompts, latent[i])):
@@ -144,8 +144,8 @@ def test_prompts_depend_on_the_image() -> None:
     scoring = ScoringUNet(random_unet(), random_levels(), prompts=prompts)
     latent, level, text_states, _ = random_pairs(2)
     z_t, timestep = scoring.add_noise(latent, level), scoring.timesteps[level]
-    own = prompts.condition(latent)
-    others = prompts.condition(latent.flip(0))
+    own = prompts.pi(latent)
+    others = prompts.pi(latent.flip(0))
     assert (own - others).abs().mean() > 0.1 * own.abs().mean()
     # The same noised picture, but prompts made of another's: attention must tell.
     maps = [stop.attention for stop in scoring.cross_attentions(z_t, timestep, text_states, own)]

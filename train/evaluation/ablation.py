@@ -86,7 +86,7 @@ def collect(
         at_levels: dict[str, list[Floats]] = {name: [] for name in rows}
         for level in range(levels):
             at = torch.full((len(chosen),), level, device=device)
-            pi = None if scoring.prompts is None else scoring.prompts.condition(z)
+            pi = None if scoring.prompts is None else scoring.prompts.pi(z)
             forward_pass = scoring.cross_attentions(
                 scoring.add_noise(z, at), scoring.timesteps[at], states, pi
             )

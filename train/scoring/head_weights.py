@@ -54,7 +54,7 @@ def head_attributions(
     maps: list[Tensor] = []
     pooled: list[Tensor] = []
     with torch.enable_grad():
-        pi = None if scoring.prompts is None else scoring.prompts.condition(latent)
+        pi = None if scoring.prompts is None else scoring.prompts.pi(latent)
         z_t = scoring.add_noise(latent, level)
         for seen in scoring.cross_attentions(z_t, scoring.timesteps[level], text_states, pi):
             if not seen.attention.requires_grad:

@@ -83,7 +83,7 @@ class MatrixScorer(nn.Module):
             Score f(y, x) of every combination, FP32 (images, texts).
         """
         scoring, words = self.scoring, self._words(text_states)
-        pi = None if scoring.prompts is None else scoring.prompts.condition(latent)
+        pi = None if scoring.prompts is None else scoring.prompts.pi(latent)
         pooled = []
         for place, query in enumerate(self.queries(latent, level)):
             prompt, weight = self._prompt(place)
@@ -121,7 +121,7 @@ class MatrixScorer(nn.Module):
         scoring, words = self.scoring, self._words(text_states)
         weights = scoring.head_weights if head_weights is None else head_weights
         prompts = scoring.prompts
-        pi = None if prompts is None else prompts.condition(latent)
+        pi = None if prompts is None else prompts.pi(latent)
         pooled = [
             match(query, self._keys(place, words, pi), scoring.lam)
             for place, query in enumerate(self.queries(latent, level))

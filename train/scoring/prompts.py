@@ -119,8 +119,8 @@ class AttentionPrompts(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def condition(self, latent: Tensor) -> Tensor:
-        """pi(x) = m_theta(z) for all layers at once.
+    def pi(self, latent: Tensor) -> Tensor:
+        """The mapping network's output m_theta(z) for all layers at once.
 
         Args:
             latent: clean latent z, (batch, channels, h, w), with h and w divisible by 4.

@@ -182,7 +182,7 @@ class ScoringUNet(nn.Module):
         """
         level = level.long()  # int32 in the graph, but ONNX gathers rows by int64 only
         z_t = self.add_noise(latent, level)
-        pi = None if self.prompts is None else self.prompts.condition(latent)
+        pi = None if self.prompts is None else self.prompts.pi(latent)
         forward_pass = self.cross_attentions(z_t, self.timesteps[level], text_states, pi)
         pooled, relevance = [], []
         for seen in forward_pass:
