@@ -149,7 +149,7 @@ def _scoring(recipe: Recipe, device: torch.device) -> ScoringUNet:
     """The scoring U-Net in the bundle's precision, with static prompts folded in."""
     half = recipe.settings.precision == "fp16"
     unet = recipe.checkpoint.read_unet(torch.float16 if half else torch.float32)
-    return _placed(recipe.scoring(unet), device, half)
+    return _placed(recipe.build_scoring(unet), device, half)
 
 
 def _matrix(recipe: Recipe, device: torch.device) -> MatrixScorer:
@@ -158,7 +158,7 @@ def _matrix(recipe: Recipe, device: torch.device) -> MatrixScorer:
     dtype = torch.float16 if half else torch.float32
     unconditional = encode_texts(recipe.checkpoint, [""])[0].to(dtype)
     recipe.checkpoint.forget()
-    scoring = recipe.scoring(recipe.checkpoint.read_unet(dtype))
+    scoring = recipe.build_scoring(recipe.checkpoint.read_unet(dtype))
     return _placed(MatrixScorer(scoring, unconditional, recipe.settings.query_pool), device, half)
 
 
