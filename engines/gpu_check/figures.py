@@ -103,7 +103,7 @@ class Timing:
         """The time of a pass.
 
         Args:
-            graph: name of the graph.
+            graph: name of the graph, such as "pair_scorer".
             seconds: median time of a pass, in seconds.
             sizes: sizes of the graph's dynamic dimensions, see `graph_contract`.
             macs: multiply-accumulates (MACs) of the pass; None if they were not counted.

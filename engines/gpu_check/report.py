@@ -35,8 +35,8 @@ class GpuReport:
         when: date and time in UTC, ISO 8601 to the minute.
         complete: whether the check came to its end; it is written after every step.
         command: command line that repeats the check.
-        engine: name of the engine.
-        gpu: the GPU.
+        engine: name of the backend that computed.
+        gpu: the GPU that was measured.
         machine: operating system, architecture and Python version of the host.
         versions: version of each installed library that computes here, by distribution.
         bundle: name of the bundle's base model.
