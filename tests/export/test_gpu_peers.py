@@ -64,16 +64,11 @@ def recipe(exported_fp32: Exported) -> Recipe:
     return read_recipe(exported_fp32.bundle, settings.model, settings.adapter)
 
 
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiler without its last step, which takes minutes on a CPU."""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_contenders_compute_the_bundles_scores(
-    exported_fp32: Exported, uncompiled: None, precision: Precision
+    exported_fp32: Exported, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module._Peers, "compiled", lambda self, scoring, batches: None)
     exported, settings = exported_fp32.bundle, exported_fp32.settings
     engine = CPU.open(exported, "pair_scorer")
     expected = engine.run(draw_feeds(exported, "pair_scorer", {"B": 3}))["score"]
@@ -86,8 +81,8 @@ def test_contenders_compute_the_bundles_scores(
         steps, bundle, recipe, HERE, (1, 3, 3), macs=macs, matrix_sizes=SMALL, repeats=1, side=64
     )
     report = steps.report
-    assert report.peers.keys() == {EAGER, SDPA, COMPILED, MATRIX_EAGER}
-    for name in (EAGER, SDPA, COMPILED):
+    assert report.peers.keys() == {EAGER, SDPA, MATRIX_EAGER}
+    for name in (EAGER, SDPA):
         peer = report.peers[name]
         assert [(it.graph, it.rows) for it in peer.timings] == [
             ("pair_scorer", 1),
@@ -98,11 +93,29 @@ def test_contenders_compute_the_bundles_scores(
         assert peer.max_difference < (1e-5 if precision == "fp32" else 5e-3)
     (walk,) = report.peers[MATRIX_EAGER].timings
     assert (walk.graph, walk.batch) == ("matrix_scorer", "2 x 3")
-    assert report.peers[COMPILED].seconds_to_prepare > 0
     assert report.peak_tflops["torch"] > 0
     # A CPU has none, which costs the others nothing.
     assert report.peer_failures.keys() == {f"{GRAPH}, batch 1", f"{GRAPH}, batch 3"}
     assert "records no CUDA graphs" in report.peer_failures[f"{GRAPH}, batch 1"]
+
+
+@pytest.mark.slow  # tracing takes most of a minute
+def test_the_compiled_contender_computes_the_bundles_scores(
+    exported_fp32: Exported, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the compiler's last step, which takes minutes on a CPU.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    bundle = exported_fp32.bundle
+    expected = CPU.open(bundle, "pair_scorer").run(draw_feeds(bundle, "pair_scorer", {"B": 2}))
+    steps = start(bundle, tuple(map(float, expected["score"])))
+    peers = module._Peers(steps, bundle, HERE, None, 1)
+    with torch.no_grad():
+        peers.compiled(module._scoring(recipe, HERE), (2,))
+    peer = steps.report.peers[COMPILED]
+    assert [it.rows for it in peer.timings] == [2]
+    assert peer.seconds_to_prepare > 0
+    assert peer.max_difference is not None
+    assert peer.max_difference < 1e-5
 
 
 def test_matrix_mode_computes_the_bundles_scores(exported_fp32: Exported, recipe: Recipe) -> None:
