@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from time import perf_counter
 
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.cache import recall, remember
 from dsd_trt.errors import InputError
 
+_MOST_MB = 2**30  # a pebibyte
 DEFAULT_MB = 1024  # memory for activations where nothing else is asked for
 MAX_TEXTS = 256  # texts per run of the matrix scorer
 _TIMED = 3  # timed batches of each size
@@ -75,11 +76,12 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
         InputError: the budget is not a number, or negative.
     """
     if (
-        not isinstance(memory_budget_mb, (int, float))
-        or not math.isfinite(memory_budget_mb)
-        or memory_budget_mb < 0
+        not isinstance(memory_budget_mb, Real)
+        or isinstance(memory_budget_mb, bool)
+        or not 0 <= memory_budget_mb < _MOST_MB
     ):
         raise InputError(f"memory_budget_mb must be a number of MiB, got {memory_budget_mb!r}")
+    memory_budget_mb = float(memory_budget_mb)
     resolution, length = manifest.preprocessing.resolution, manifest.tokenizer.max_length
     _, height, width = manifest.latent_shape
     n, d = height * width, manifest.text_width

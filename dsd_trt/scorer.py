@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine import Backend, EngineDescription, choose_backend, is_auto, require_named
+from dsd_trt.engine import Backend, Choice, EngineDescription, open_first, require_named
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -112,17 +112,12 @@ class Scorer:
     ) -> None:
         self.bundle = bundle
         graphs = graphs_of(wanted_mode(bundle.manifest, mode))
-        failed: dict[str, str] = {}
-        while True:
-            self._choice = choose_backend(engine, device, bundle, graphs, failed)
-            backend = self._choice.backend
-            try:
-                self._open(backend, memory_budget_mb, mode, tune, self_check)
-                return
-            except EngineError as error:
-                if not is_auto(engine) or not backend.on_gpu:
-                    raise
-                failed[backend.name] = str(error)  # such as a GPU whose memory is in use
+
+        def attempt(choice: Choice) -> Choice:
+            self._open(choice.backend, memory_budget_mb, mode, tune, self_check)
+            return choice
+
+        self._choice = open_first(engine, device, bundle, graphs, attempt)
 
     def _open(
         self,

@@ -10,14 +10,15 @@ import contextlib
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.errors import EngineError, InputError
+from dsd_trt.errors import DsdError, EngineError, InputError, one_line
 
 if TYPE_CHECKING:  # commands list the engines in their help, which must not import numpy
     from numpy.typing import NDArray
@@ -38,6 +39,8 @@ BACKENDS: dict[str, str] = {  # imported on use
 
 ON_GPU = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 """Names of those that compute on a GPU: help lists them, and importing backends takes its time."""
+
+T = TypeVar("T")
 
 AUTO = "auto"
 _AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
@@ -161,8 +164,9 @@ class Backend(ABC):
         Raises:
             InputError: the backend computes on the processor, or this is no number of a GPU.
         """
-        if isinstance(device, bool) or not isinstance(device, int) or device < 0:
+        if isinstance(device, bool) or not isinstance(device, Integral) or device < 0:
             raise InputError(f"no GPU {device!r}: devices are numbered 0, 1, 2, ...")
+        device = int(device)
         if device and not self.on_gpu:
             raise InputError(
                 f"{self.name} computes on the processor: leave the device out, or choose an engine "
@@ -294,13 +298,55 @@ def choose_backend(
         if device and not candidate.on_gpu:
             continue
         backend = candidate.on_device(device)
-        why = failed.get(backend.name) or backend.why_not(bundle, graphs)
-        if why is None:
+        if (why := failed.get(backend.name) or _why_not(backend, bundle, graphs)) is None:
             return Choice(backend, _reasons(passed))
         passed.setdefault(why, []).append(backend.name)
     if device:
         raise EngineError(f"no engine works on GPU {device}: {_reasons(passed)}")
-    raise EngineError("no engine is installed. Install one with: pip install 'dsd-trt[cpu]'")
+    advice = "" if failed else " Install one with: pip install 'dsd-trt[cpu]'."
+    raise EngineError(f"no engine works here.{advice} Tried: {_reasons(passed)}")
+
+
+def open_first(
+    name: str,
+    device: int,
+    bundle: Bundle,
+    graphs: Sequence[str],
+    attempt: Callable[[Choice], T],
+) -> T:
+    """Open a bundle on a backend: on the named one, or with `AUTO` on the fastest that opens it.
+
+    Args:
+        name: name of the backend, or `AUTO`, as for `choose_backend`.
+        device: number of the GPU, from 0.
+        bundle: the verified bundle to open.
+        graphs: names of the graphs that will be opened.
+        attempt: function that opens the bundle on a choice, and raises an EngineError where the
+            backend fails, such as a GPU whose memory is in use.
+
+    Returns:
+        What `attempt` returned.
+
+    Raises:
+        InputError, EngineError: as for `choose_backend`, or a named backend fails.
+    """
+    failed: dict[str, str] = {}
+    while True:
+        choice = choose_backend(name, device, bundle, graphs, failed)
+        try:
+            return attempt(choice)
+        except EngineError as error:
+            if not is_auto(name):
+                raise
+            failed[choice.backend.name] = str(error)
+
+
+def _why_not(backend: Backend, bundle: Bundle | None, graphs: Sequence[str]) -> str | None:
+    try:
+        why = backend.why_not(bundle, graphs)
+    except (Exception, SystemExit) as error:  # a broken library may raise anything on import
+        return f"{type(error).__name__}: {one_line(error, 200)}"
+    return None if why is None else why.removeprefix(f"{backend.name} cannot be used here: ")
 
 
 def require_named(name: str, device: int = 0) -> None:
@@ -321,7 +367,15 @@ def is_auto(name: object) -> bool:
 
 def _named(name: str, device: int) -> Backend:
     backend = find_backend(name).on_device(device)
-    backend.require()
+    try:
+        backend.require()
+    except DsdError:
+        raise
+    except (Exception, SystemExit) as error:  # a broken library may raise anything on import
+        raise EngineError(
+            f"{name} does not work here ({type(error).__name__}: {one_line(error, 400)}). Install "
+            f"its packages again: pip install --force-reinstall 'dsd-trt[{backend.extra}]'"
+        ) from error
     return backend
 
 

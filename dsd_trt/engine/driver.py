@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 import sys
 from dataclasses import dataclass
@@ -37,32 +38,50 @@ class Driver:
         return len(self.capabilities)
 
 
+@functools.cache
 def find_driver() -> Driver:
-    """The driver of this machine.
+    """The driver of this machine, asked once a process.
 
     Raises:
         EngineError: there is no driver, it does not start, or this process sees no GPU.
     """
+    found = _asked()
+    if isinstance(found, str):
+        raise EngineError(f"{found}, {ON_CPU}")
+    return found
+
+
+@functools.cache
+def _asked() -> Driver | str:
+    """The driver, or what is wrong with it and what to do."""
     try:
         library = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        raise EngineError(
-            f"NVIDIA's driver is not installed ({_LIBRARY} was not found). Install it, in a "
-            f"container let its GPUs in (docker run --gpus all), {ON_CPU}"
-        ) from None
-    if code := library.cuInit(0):
-        if code == _NO_DEVICE:
-            raise EngineError(
-                "NVIDIA's driver shows no GPU to this process. Look at nvidia-smi and at "
-                f"CUDA_VISIBLE_DEVICES, {ON_CPU}"
+    except OSError as error:
+        if "No such file" in str(error) or sys.platform == "win32":
+            return (
+                f"NVIDIA's driver is not installed ({_LIBRARY} was not found). Install it, in a "
+                "container let its GPUs in (docker run --gpus all)"
             )
-        raise EngineError(
-            f"NVIDIA's driver does not start (cuInit gave {code}). Look at nvidia-smi, install the "
-            f"driver again, {ON_CPU}"
-        )
+        return f"NVIDIA's driver does not load ({error}). Install it again"
     version, count = ctypes.c_int(), ctypes.c_int()
-    library.cuDriverGetVersion(ctypes.byref(version))
-    library.cuDeviceGetCount(ctypes.byref(count))
+    try:
+        for what, code in (
+            ("cuInit", library.cuInit(0)),
+            ("cuDriverGetVersion", library.cuDriverGetVersion(ctypes.byref(version))),
+            ("cuDeviceGetCount", library.cuDeviceGetCount(ctypes.byref(count))),
+        ):
+            if code and code != _NO_DEVICE:
+                return (
+                    f"NVIDIA's driver does not start ({what} gave {code}). Look at nvidia-smi, "
+                    "install the driver again; a forked process has to be spawned instead"
+                )
+            if code or (what == "cuDeviceGetCount" and count.value < 1):
+                return (
+                    "NVIDIA's driver shows no GPU to this process. Look at nvidia-smi and at "
+                    "CUDA_VISIBLE_DEVICES"
+                )
+    except AttributeError as error:
+        return f"NVIDIA's driver lacks a function ({error}). Install it again"
     major, rest = divmod(version.value, 1000)
     capabilities = tuple(_capability(library, device) for device in range(count.value))
     return Driver((major, rest // 10), capabilities)
@@ -72,7 +91,11 @@ def _capability(library: ctypes.CDLL, device: int) -> tuple[int, int] | None:
     values = []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
-        if library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+        try:
+            code = library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        except AttributeError:
+            return None
+        if code:
             return None
         values.append(value.value)
     return values[0], values[1]

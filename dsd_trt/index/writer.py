@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine import EngineDescription, choose_backend, require_named
+from dsd_trt.engine import EngineDescription, open_first, require_named
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable
@@ -92,8 +92,14 @@ def update_index(
     require_extra()  # before a library is loaded
     require_named(engine, device)
     opened = open_bundle(bundle_folder(bundle), require_signature)
-    choice = choose_backend(engine, device, opened, ("image_encoder",))
-    backend = choice.backend
+    pipeline = open_first(
+        engine,
+        device,
+        opened,
+        ("image_encoder",),
+        lambda choice: Pipeline(opened, choice.backend, None, self_check=self_check),
+    )
+    backend = pipeline.backend
     if backend.keeps_order_of:
         from dsd_trt.bfloat16 import require_agreement  # imports a renderer, needed by BF16 alone
 
@@ -102,7 +108,6 @@ def update_index(
         compared = Pipeline(opened, backend, None, self_check=self_check)
         require_agreement(opened, mode, compared, None)
         del compared
-    pipeline = Pipeline(opened, backend, None, self_check=self_check)
     files = [Path(image) for image in images]
     total = None if any(map(is_tar, files)) else len(files)
     with one_writer(Path(folder)):

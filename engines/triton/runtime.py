@@ -50,7 +50,7 @@ def needed_files(source: str) -> dict[str, bytes]:
     Returns:
         Contents of the modules by their path in the package.
     """
-    named = BACKENDS.values() if "choose_backend" in source else ()
+    named = BACKENDS.values() if "open_first" in source else ()
     return imported_files("\n".join([source, *(f"import {it.partition(':')[0]}" for it in named)]))
 
 

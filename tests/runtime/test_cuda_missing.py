@@ -135,7 +135,49 @@ def test_a_library_that_does_not_load(site: Path, drivers: Path) -> None:
     install_cuda(site, leave_out="libcudnn.so.9")
     (site / "nvidia" / "cudnn" / "lib").mkdir(parents=True, exist_ok=True)
     (site / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9").write_bytes(b"cut short")
-    assert "libcudnn.so.9 of CUDA 99 and cuDNN 9 is not found" in ask(site, drivers)
+    said = ask(site, drivers)
+    assert "libcudnn.so.9 of CUDA 99 and cuDNN 9 is not found" in said
+    assert "libcudnn.so.9 does not load (" in said
+    assert "Found instead" not in said
+    assert said.endswith("pip install --force-reinstall 'dsd-trt[cuda]'")
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["cuInit", "cuDriverGetVersion", "cuDeviceGetCount"])
+def test_a_driver_without_a_function(site: Path, tmp_path: Path, name: str) -> None:
+    write_package(site)
+    functions = ("cuInit", "cuDriverGetVersion", "cuDeviceGetCount")
+    source = "\n".join(f"int {it}() {{ return 0; }}" for it in functions if it != name)
+    compile_library(tmp_path / "driver", "libcuda.so.1", source)
+    assert "lacks a function" in ask(site, tmp_path / "driver")
+
+
+def test_a_driver_that_does_not_load(site: Path, tmp_path: Path) -> None:
+    write_package(site)
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver" / "libcuda.so.1").write_bytes(b"")
+    said = ask(site, tmp_path / "driver")
+    assert "driver does not load" in said or "driver is not installed" in said
+
+
+@needs_compiler
+def test_what_uninstalling_the_other_package_leaves(site: Path, drivers: Path) -> None:
+    (site / "onnxruntime" / "capi").mkdir(parents=True)
+    assert f"is incomplete ({site / 'onnxruntime'} has no code)" in ask(site, drivers)
+
+
+@needs_compiler
+def test_a_package_that_raises_on_import(site: Path, drivers: Path) -> None:
+    write_package(site)
+    (site / "onnxruntime" / "__init__.py").write_text("raise RuntimeError('broken')")
+    assert "does not load (broken)" in ask(site, drivers)
+
+
+@needs_compiler
+def test_no_gpus(site: Path, tmp_path: Path) -> None:
+    write_package(site)
+    compile_driver(tmp_path / "driver", gpus=0)
+    assert "shows no GPU to this process" in ask(site, tmp_path / "driver")
 
 
 @needs_compiler

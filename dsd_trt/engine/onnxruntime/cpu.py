@@ -52,10 +52,13 @@ def load_library() -> Any:
     """
     try:
         import onnxruntime
+
+        if onnxruntime.__file__ is None:  # a folder without code
+            raise ImportError("it is incomplete: install it with --force-reinstall")
     except ImportError as error:
         raise EngineError(
             f"{CPU.name} cannot be used here ({error}). Install it with: "
-            f"pip install 'dsd-trt[{CPU.extra}]'"
+            f"pip install 'dsd-trt[{CPU.extra}]'; beside {CPU.name}-gpu, install that again instead"
         ) from error
     return onnxruntime
 

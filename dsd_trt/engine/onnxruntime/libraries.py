@@ -11,7 +11,6 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
-import io
 import os
 import re
 import sys
@@ -103,6 +102,9 @@ def require_package() -> None:
     found = importlib.util.find_spec("onnxruntime")
     if found is None or not found.submodule_search_locations:
         raise EngineError(f"{PACKAGE} is not installed. Install it with: {_INSTALL}")
+    if found.origin is None:  # a folder without code, which uninstalling another edition leaves
+        place = next(iter(found.submodule_search_locations))
+        raise EngineError(f"{PACKAGE} is incomplete ({place} has no code). Again: {_AGAIN}")
     editions = _named_editions(Path(found.submodule_search_locations[0]).parent)
     if len(editions) > 1:
         raise EngineError(
@@ -128,7 +130,8 @@ def _editions(site: Path) -> Iterator[tuple[str, str]]:
 def _imported() -> ModuleType:
     try:
         import onnxruntime
-    except ImportError as error:
+        import onnxruntime.capi.build_and_package_info
+    except Exception as error:  # broken packages raise anything
         raise EngineError(f"{PACKAGE} does not load ({error}). Again: {_AGAIN}") from error
     version = onnxruntime.__version__
     if PROVIDER not in onnxruntime.get_available_providers():
@@ -164,20 +167,25 @@ def require_libraries(module: Any, cuda: int) -> None:
     Raises:
         EngineError: a library is not found; the message names it, and other versions that are.
     """
-    said = io.StringIO()  # it prints what it does not find, and returns nothing
-    with contextlib.redirect_stdout(said), contextlib.suppress(Exception):
-        module.preload_dlls()
-    absent = [name for name in libraries(cuda) if not _load(name)]
-    if not absent:
+    wrong = {name: why for name in libraries(cuda) if (why := _load(name)) is not None}
+    _load(f"libnvrtc.so.{cuda}")  # which cuDNN may use
+    if not wrong:
         return
-    others = sorted({it.name for folder in _folders() for it in folder.glob("libcu*.so.*")})
-    others = [
-        it for it in others if it.partition(".so")[0] in {a.partition(".so")[0] for a in absent}
-    ]
+    stems = {name.partition(".so")[0] for name in wrong}
+    others = sorted(
+        {
+            it.name
+            for folder in _folders()
+            for it in folder.glob("libcu*.so.*")
+            if it.name.partition(".so")[0] in stems and it.name not in wrong
+        }
+    )
     found = f"Found instead: {', '.join(others)}. " if others else ""
+    broken = "".join(f"{name} does not load ({why}). " for name, why in wrong.items() if why)
     raise EngineError(
-        f"{', '.join(absent)} of CUDA {cuda} and cuDNN 9 {'is' if len(absent) == 1 else 'are'} not "
-        f"found, which {PACKAGE} {module.__version__} needs. {found}Install them with: {_INSTALL}"
+        f"{', '.join(wrong)} of CUDA {cuda} and cuDNN 9 {'is' if len(wrong) == 1 else 'are'} not "
+        f"found, which {PACKAGE} {module.__version__} needs. {found}{broken}Install them with: "
+        f"{_INSTALL.replace('install', 'install --force-reinstall') if broken else _INSTALL}"
     )
 
 
@@ -222,18 +230,26 @@ def libraries(cuda: int) -> tuple[str, ...]:
     )
 
 
-def _load(name: str) -> bool:
-    """Load a library: the copy in use, one of the packages', or one where the system looks."""
+def _load(name: str) -> str | None:
+    """Load a library: the copy in use, one of the packages', or one where the system looks.
+
+    Returns:
+        None if it is loaded; else why a file of the name does not load, empty if there is none.
+    """
     with contextlib.suppress(OSError):  # a second copy beside the one in use would not be used
         ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        return True
+        return None
+    why = ""
     for place in (*(folder / name for folder in _folders()), name):
         if isinstance(place, Path) and not place.is_file():
             continue
-        with contextlib.suppress(OSError):
+        try:
             ctypes.CDLL(str(place))
-            return True
-    return False
+        except OSError as error:
+            why = why or ("" if "No such file" in str(error) else str(error))
+        else:
+            return None
+    return why
 
 
 def _folders() -> Iterator[Path]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
-from dsd_trt.engine import choose_backend
+from dsd_trt.engine import open_first
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.pipeline import finite_rows
 
@@ -37,7 +37,9 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._graph = bundle.manifest.graphs[name]
         check = SelfCheck.read(bundle) if int(parameters["self_check"]["string_value"]) else None
-        self._engine = choose_backend(engine, 0, bundle, (name,)).backend.open(bundle, name)
+        self._engine = open_first(
+            engine, 0, bundle, (name,), lambda choice: choice.backend.open(bundle, name)
+        )
         pb_utils.Logger.log_info(f"{name}: {self._engine.description}")
         takes_adapter = any(not spec.batched for spec in self._graph.inputs)
         self._adapter = adapter_feed(bundle) if takes_adapter else {}
