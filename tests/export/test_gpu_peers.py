@@ -133,9 +133,9 @@ def test_a_contender_that_fails_is_a_line(
     def fail(*_: Any, **__: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(torch.export, "export", fail)
     monkeypatch.setattr(module, "_matrix", fail)
-    monkeypatch.setattr(torch, "randn", fail)
+    monkeypatch.setattr(module._Peers, "product", fail)
     steps = start(exported_fp32.bundle)
     measure_peers(steps, exported_fp32.bundle, recipe, HERE, (2,), matrix_sizes=SMALL, repeats=1)
     report = steps.report
