@@ -67,6 +67,16 @@ class LinkedWeights {
     std::vector<Mapped> mapped_;
 };
 
+// Most bytes that a graph's weights take: FP32 ones may be stored in half of them.
+std::size_t bytes_of_weights(const Graph &graph) {
+    const auto half = [](const Tensor &tensor) { return tensor.type == ElementType::float16; };
+    const bool fp16 = std::any_of(graph.inputs.begin(), graph.inputs.end(), half) ||
+                      std::any_of(graph.outputs.begin(), graph.outputs.end(), half);
+    std::size_t stored = 0;
+    for (const auto &path : graph.weights) stored += std::filesystem::file_size(path);
+    return fp16 ? stored : 2 * stored;
+}
+
 Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads, const Device &device,
                           std::size_t activation_bytes) {
     const bool cuda = device.kind == Device::Kind::cuda;
@@ -77,7 +87,8 @@ Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads, const 
     // Waiting threads sleep: faster at small batches, and it leaves cores to others.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     try {
-        if (cuda) use_cuda(options, device.number, activation_bytes);
+        // ONNX Runtime's arena counts weights, wherever they lie.
+        if (cuda) use_cuda(options, device.number, activation_bytes + bytes_of_weights(graph));
         const LinkedWeights weights(options, graph);  // read while the session is made
         Ort::Session session(env, path.c_str(), options);
         if (cuda) require_on_cuda(session, path);

@@ -117,11 +117,9 @@ void require_cuda(int device) {
     }
 }
 
-void use_cuda(Ort::SessionOptions &options, int device, std::size_t activation_bytes) {
-    options.AppendExecutionProvider_CUDA_V2(
-        *provider_options(device, activation_bytes + kWorkspace));
+void use_cuda(Ort::SessionOptions &options, int device, std::size_t bytes) {
+    options.AppendExecutionProvider_CUDA_V2(*provider_options(device, bytes + kWorkspace));
     options.SetDeterministicCompute(true);
-    // Weights are beside the arena, which then is bounded by what activations need.
     options.AddConfigEntry("session.use_device_allocator_for_initializers", "1");
     // session.disable_cpu_ep_fallback would refuse shape arithmetic too; what each node got is read
     // back instead.

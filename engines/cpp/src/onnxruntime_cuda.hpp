@@ -14,8 +14,8 @@ namespace dsd {
 // load, and the driver has the device.
 void require_cuda(int device);
 
-// Puts a session on a CUDA device. `activation_bytes` bounds its arena.
-void use_cuda(Ort::SessionOptions &options, int device, std::size_t activation_bytes);
+// Puts a session on a CUDA device. `bytes` of weights and activations bound its arena.
+void use_cuda(Ort::SessionOptions &options, int device, std::size_t bytes);
 
 // Throws dsd::Error, code engine, where any node but shape arithmetic was left to the CPU.
 void require_on_cuda(const Ort::Session &session, const std::string &path);
