@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -198,7 +199,7 @@ def test_the_clock_takes_the_median(monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> None:
         now[0] += next(durations)
 
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     assert clock(run, HERE, 3) == 2.0
 
 
