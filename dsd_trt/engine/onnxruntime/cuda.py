@@ -65,7 +65,6 @@ class OnnxRuntimeCuda(Backend):
         file = bundle.manifest.graphs[graph].file
         why: str | None
         if graph in (bundle.manifest.cuda_form or {}):
-            why: str | None
             try:
                 engine = self.open_form(bundle, graph)
             except EngineError as error:
