@@ -63,6 +63,7 @@ class OnnxRuntimeCuda(Backend):
     def open(self, bundle: Bundle, graph: str) -> CudaEngine:
         """See `Backend.open`; the bundle's form for CUDA is taken if it passes the self-check."""
         file = bundle.manifest.graphs[graph].file
+        why: str | None
         if graph in (bundle.manifest.cuda_form or {}):
             try:
                 engine = self.open_form(bundle, graph)
