@@ -61,7 +61,7 @@ class TritonPythonModel:
         block = settings.get("matrix_walks", 0), settings.get("matrix_texts", 0)
         self._mode: Mode = "matrix" if all(block) else "pair"
         size = settings["max_batch_size"]
-        sizes = BatchSizes(size, size, size, block)
+        sizes = BatchSizes(size, size, size, block if self._mode == "matrix" else (1, 1))
         server = Triton("triton", "Triton", extra="triton", sizes=sizes)
         self._pipeline = Pipeline(Bundle(HERE, manifest), server, 0, self_check=check)
         spec = manifest.tokenizer
