@@ -122,6 +122,8 @@ class Backend(ABC):
         keeps_order_of: FP32 backend with which its ranking must agree, checked once per machine;
             None means no check.
         device: number of the GPU that it computes on, see `on_device`.
+        checks_itself: whether its engines, though not of `SharedEngine`, check what they are fed
+            and what they give. A server's may take and give fewer tensors than a graph declares.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Backend(ABC):
     tunes_batch: bool = True
     keeps_order_of: str | None = None
     device: int = 0
+    checks_itself: bool = False
 
     def require(self) -> None:  # noqa: B027 (most need nothing)
         """Fail now if the backend cannot work on this machine, before gigabytes are read.

@@ -246,6 +246,7 @@ class Triton(Backend):
     sizes: BatchSizes = field(kw_only=True)
     reads_graphs: bool = False
     tunes_batch: bool = False
+    checks_itself: bool = True  # the server does
 
     def batch_sizes(self, bundle: Bundle, memory_budget_mb: float | None) -> BatchSizes:
         """The batch sizes of the repository's configurations."""
