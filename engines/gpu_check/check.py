@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 CountMacs = Callable[[str, Mapping[str, int]], int | None]
 """Function from a graph's name and the sizes of its dimensions to its multiply-accumulates (MACs);
-None where they cannot be told."""
+None where a size is not known."""
 
 Sizes = dict[str, int]
 
@@ -227,7 +227,7 @@ class _Candidate:
         backend: backend of the GPU.
         batches: batch sizes to time.
         macs: counts the arithmetic of a pass, or None.
-        steps: where figures go.
+        steps: figures measured so far, which new ones are added to.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ def describe_gpu(device: int) -> Gpu:
     """The GPU of this number.
 
     Raises:
-        EngineError: there is none.
+        EngineError: this machine has no GPU, or no driver.
     """
     capability = compute_capability(device)
     try:

@@ -44,7 +44,7 @@ def read_recipe(bundle: Bundle, model: str, adapter: Path | None) -> Recipe:
     """The recipe of a bundle's export; only configurations are read.
 
     Args:
-        bundle: the verified bundle.
+        bundle: the verified bundle, whose graphs have the sizes.
         model: checkpoint the bundle was exported from, as `find_model` takes it.
         adapter: folder of the bundle's adapter; None is the checkpoint's default.
 
@@ -105,7 +105,7 @@ def measure_peers(
 
     Args:
         steps: where figures go; its report has the engine's scores of the best batch.
-        bundle: the verified bundle.
+        bundle: the verified bundle, whose graphs have the sizes.
         recipe: recipe of its export, from `read_recipe`.
         device: device to compute on.
         batches: batch sizes of the pair scorer; the engine's own where it was timed.
@@ -310,7 +310,7 @@ def clock(run: Run, device: torch.device, repeats: int) -> float:
     unless it is the slower one.
 
     Args:
-        run: work to time.
+        run: function without arguments, which queues the work to time.
         device: device that it runs on.
         repeats: number of timed runs.
     """

@@ -80,7 +80,7 @@ class OnnxRuntimeCuda(Backend):
         """Open a graph's form for CUDA, which the bundle has to have, without a self-check.
 
         Raises:
-            EngineError: as for `open`.
+            EngineError: CUDA lacks something, or the library refuses the form.
         """
         file = (bundle.manifest.cuda_form or {})[graph]
         return self._open_file(bundle, graph, file, channels_last=True)
