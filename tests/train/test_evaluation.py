@@ -353,6 +353,7 @@ def test_a_folder_of_another_run_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_reproduction_goes_on_with_its_own_parts_alone(tmp_path: Path) -> None:
     (tmp_path / "shapes-comvg").mkdir()
+    (tmp_path / "shapes-comvg" / "table.md").write_text("figures")
     plan = Study("shapes", None, None, 2, 2, FewShotSettings(steps=1))
     claim(tmp_path, {"model": "another"}, ())
     with pytest.raises(InputError, match="holds another run: model was another, and now is"):
