@@ -254,7 +254,7 @@ def test_an_adapters_first_save_is_there_or_not(
         Replacements(patch, moment, after=False)
         with pytest.raises(Killed):
             changed(trained, 1).save(tmp_path)
-    with pytest.raises(ModelError, match=r"cannot read an adapter from .*adapter\.json"):
+    with pytest.raises(ModelError, match=r"no adapter in .*adapter\.json"):
         Adapter.load(tmp_path)
 
 

@@ -502,7 +502,7 @@ def test_killed_at_any_moment_it_leaves_an_index_and_goes_on(
 class BatchOfTwo:
     """Batches of two images, so that an interruption has moments to choose from."""
 
-    images, texts, triples = 2, 32, 32
+    images, texts, passes = 2, 32, 32
 
     def __set__(self, instance: object, value: object) -> None:
         """The pipeline's own sizes do not count."""

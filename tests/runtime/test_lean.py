@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "dsd_trt": {"dsd_trt"},
     "train": {"dsd_trt", "train"},
-    "export": {"dsd_trt", "train", "export"},
+    "export": {"dsd_trt", "train", "engines", "export"},
     "engines": {"dsd_trt", "engines"},
 }
 TRAINING = frozenset({"torch", "diffusers", "transformers", "onnx"})
