@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import onnx
 from onnx import TensorProto, helper
 
-from dsd_trt.export.graph_index import GraphIndex, attribute
+from dsd_trt.export.graph_index import GraphIndex, attribute, fuse
 from dsd_trt.export.trace import module_of
 
 DOMAIN = "com.microsoft"
@@ -40,7 +41,7 @@ class _SelfAttention:
     query: _Heads
     key: _Heads
     value: _Heads
-    joined: str
+    result: str
 
 
 def fuse_self_attentions(model: onnx.ModelProto) -> int:
@@ -60,24 +61,7 @@ def fuse_self_attentions(model: onnx.ModelProto) -> int:
     Returns:
         Number of the nodes that were added.
     """
-    graph = model.graph
-    index = GraphIndex(graph)
-    found = {
-        attention.joined: attention
-        for node in graph.node
-        if node.op_type == "Softmax" and (attention := _match(index, node)) is not None
-    }
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        attention = found.get(node.output[0]) if node.output else None
-        if attention is None:
-            nodes.append(node)
-            continue
-        name = module_of(index.made_by[attention.query.value]).rpartition(".")[0]
-        nodes += _fused(graph, attention, f"{name}/MultiHeadAttention".lstrip("/"))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return len(found)
+    return fuse(model.graph, "Softmax", _match, partial(_fused, model.graph))
 
 
 def _match(index: GraphIndex, softmax: onnx.NodeProto) -> _SelfAttention | None:
@@ -90,15 +74,15 @@ def _match(index: GraphIndex, softmax: onnx.NodeProto) -> _SelfAttention | None:
     transposed, second = _unscaled(index, product.input[1])
     key = _untransposed(index, transposed)
     split = [_unsplit(index, it) for it in (query, key, mixing.input[1])]
-    joined = _joined(index, mixing.output[0])
-    if any(it is None for it in split) or joined is None:
+    result = _joined(index, mixing.output[0])
+    if any(it is None for it in split) or result is None:
         return None
     q, k, v = (it for it in split if it is not None)
     alike = len({(it.heads, it.width, it.wide, index.shape(it.value)) for it in (q, k, v)}) == 1
     usual = math.isclose(first * second, q.width**-0.5, rel_tol=_FP16_ROUNDING)
     if not alike or not usual or attribute(softmax, "axis", -1) not in (-1, 3):
         return None
-    return _SelfAttention(q, k, v, joined)
+    return _SelfAttention(q, k, v, result)
 
 
 def _unscaled(index: GraphIndex, value: str) -> tuple[str, float]:
@@ -154,16 +138,20 @@ def _joined(index: GraphIndex, value: str) -> str | None:
     return reshape.output[0]
 
 
-def _fused(graph: onnx.GraphProto, attention: _SelfAttention, name: str) -> list[onnx.NodeProto]:
+def _fused(
+    graph: onnx.GraphProto, index: GraphIndex, attention: _SelfAttention
+) -> list[onnx.NodeProto]:
     """The fused node; Casts around it if the traced graph had them around attention."""
-    heads, joined = (attention.query, attention.key, attention.value), attention.joined
+    module = module_of(index.made_by[attention.query.value]).rpartition(".")[0]
+    name = f"{module}/MultiHeadAttention".lstrip("/")
+    heads, result = (attention.query, attention.key, attention.value), attention.result
     names = [it.value for it in heads]
-    before, after, output = list[onnx.NodeProto](), list[onnx.NodeProto](), joined
+    before, after, output = list[onnx.NodeProto](), list[onnx.NodeProto](), result
     if attention.query.wide:
-        before = [_cast(it, f"{joined}.{i}", name, TensorProto.FLOAT) for i, it in enumerate(names)]
-        names, output = [node.output[0] for node in before], f"{joined}.wide"
-        after = [_cast(output, joined, name, TensorProto.FLOAT16)]
-        narrow = next(it for it in graph.value_info if it.name == joined)
+        before = [_cast(it, f"{result}.{i}", name, TensorProto.FLOAT) for i, it in enumerate(names)]
+        names, output = [node.output[0] for node in before], f"{result}.wide"
+        after = [_cast(output, result, name, TensorProto.FLOAT16)]
+        narrow = next(it for it in graph.value_info if it.name == result)
         for value in (*names, output):
             wide = graph.value_info.add()
             wide.CopyFrom(narrow)  # all are (batch, tokens, heads * d)

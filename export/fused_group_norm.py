@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from dsd_trt.export.fused_attention import DOMAIN
-from dsd_trt.export.graph_index import GraphIndex, attribute
+from dsd_trt.export.graph_index import GraphIndex, attribute, fuse
 from dsd_trt.export.trace import module_of
 
 _NHWC, _NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -57,20 +58,7 @@ def fuse_group_norms(model: onnx.ModelProto) -> int:
     Returns:
         Number of the nodes that were added.
     """
-    graph = model.graph
-    index = GraphIndex(graph)
-    found = {
-        norm.result: norm
-        for node in graph.node
-        if node.op_type == "InstanceNormalization" and (norm := _match(index, node)) is not None
-    }
-    nodes: list[onnx.NodeProto] = []
-    for node in graph.node:
-        norm = found.get(node.output[0])
-        nodes += [node] if norm is None else _fused(graph, index, norm)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return len(found)
+    return fuse(model.graph, "InstanceNormalization", _match, partial(_fused, model.graph))
 
 
 def write_out_group_norms(model: onnx.ModelProto) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -68,6 +69,52 @@ class GraphIndex:
         if tensor is None or tensor.external_data:
             return None
         return np.asarray(numpy_helper.to_array(tensor))
+
+
+class Match(Protocol):
+    """Nodes that one operator may stand for."""
+
+    @property
+    def result(self) -> str:
+        """Name of the value that they compute."""
+        ...
+
+
+M = TypeVar("M", bound=Match)
+
+
+def fuse(
+    graph: onnx.GraphProto,
+    operator: str,
+    match: Callable[[GraphIndex, onnx.NodeProto], M | None],
+    fused: Callable[[GraphIndex, M], list[onnx.NodeProto]],
+) -> int:
+    """Put other nodes in the places of those that compute a match's result.
+
+    Nodes that nothing reads any more stay.
+
+    Args:
+        graph: traced graph; changed in place.
+        operator: kind of the nodes that a match is looked for around.
+        match: finds a match around a node of that kind; None leaves it alone.
+        fused: makes the nodes that compute the result of a match.
+
+    Returns:
+        Number of matches.
+    """
+    index = GraphIndex(graph)
+    found = {
+        it.result: it
+        for node in graph.node
+        if node.op_type == operator and (it := match(index, node)) is not None
+    }
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        it = next((found[name] for name in node.output if name in found), None)
+        nodes += [node] if it is None else fused(index, it)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return len(found)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
