@@ -13,13 +13,15 @@ import io
 import shutil
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pieces import MANIFEST, Kit, KitError, Piece
 
-KIT = Path("/tmp/dsd-trt-kit")  # outside the working tree, which a transfer may replace
+KIT = Path(tempfile.gettempdir()) / "dsd-trt-kit"
+"""Outside the working tree, which a transfer may replace."""
 
 
 def take(transfer: Path, kit_folder: Path) -> tuple[Kit, list[str]]:
