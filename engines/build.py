@@ -60,7 +60,7 @@ def build_plans(
     for name in graphs or PAIR_GRAPHS:
         stage(name)
         graph = manifest.graphs[name]
-        with on_gpu(device):
+        with gpu_to_build_on(device):
             network = parse(trt, bundle.path(graph.file))
             table = LayerTable.of(network)
             check_precision(table, manifest, name)
@@ -94,7 +94,7 @@ def require_settings(library: PlanLibrary, settings: CompileSettings) -> None:
         )
 
 
-def on_gpu(device: int) -> AbstractContextManager[None]:
+def gpu_to_build_on(device: int) -> AbstractContextManager[None]:
     """Choose the GPU to build on; nothing is asked for the first one, as RTX builds without any."""
     if not device:
         return nullcontext()

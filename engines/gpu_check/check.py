@@ -13,44 +13,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.adapter_input import adapter_feed
-from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle, is_large
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.bundle.real_files import with_real_files
-from dsd_trt.engine import Backend, EngineDescription, TimedEngine
+from dsd_trt.engine import Backend, TimedEngine
 from dsd_trt.engine.cuda import memory_in_use
 from dsd_trt.engine.onnxruntime.cpu import CPU as ONNX_RUNTIME
 from dsd_trt.engine.onnxruntime.cuda import OnnxRuntimeCuda
 from dsd_trt.engine.self_check import SelfCheck, tolerance_of
 from dsd_trt.engine.tensorrt.backend import TensorRT
-from dsd_trt.engine.tensorrt.plan import Profile, find_plan
-from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
-from dsd_trt.engines.build import PAIR_GRAPHS, build_plans, on_gpu
-from dsd_trt.engines.compile import CompileSettings, compile_plan
-from dsd_trt.engines.gpu_check.feeds import draw_feeds
-from dsd_trt.engines.gpu_check.figures import MATRIX, PAIR, Checked, Gpu, Scored, Timing
+from dsd_trt.engine.tensorrt.plan import Profile
+from dsd_trt.engine.tensorrt.runner import TensorRTEngine
+from dsd_trt.engines.gpu_check.feeds import MATRIX_SIZES, draw_feeds
+from dsd_trt.engines.gpu_check.figures import (
+    MATRIX,
+    PAIR,
+    REPEATS,
+    Checked,
+    CountMacs,
+    Gpu,
+    Scored,
+    Timing,
+)
 from dsd_trt.engines.gpu_check.machine import computing_versions, describe_gpu, describe_host
+from dsd_trt.engines.gpu_check.plans import build_missing, macs_of_plans, measure_peak
 from dsd_trt.engines.gpu_check.recorder import Recorder
 from dsd_trt.engines.gpu_check.report import COMPARISON, FORM, PLAIN, GpuReport
-from dsd_trt.engines.macs import count_macs
-from dsd_trt.engines.network import Network, create_network, parse
-from dsd_trt.errors import EngineError
 from dsd_trt.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from dsd_trt.engine.onnxruntime.cuda_engine import CudaEngine
 
-CountMacs = Callable[[str, Mapping[str, int]], int | None]
-"""Function from a graph's name and the sizes of its dimensions to its multiply-accumulates (MACs);
-None where a size is not known."""
-
-Sizes = dict[str, int]
-
-REPEATS = 20  # timed passes of each size
-MATRIX_SIZES = {"I": 32, "T": 256, "L": 16}
-"""The timed pass of the matrix scorer: 32 images at one level each, 256 texts of 16 tokens."""
-
-_SIDE = 4096  # of the square matrices whose product measures the GPU's peak
 _IMAGES, _TEXTS = 4, ("a red circle", "a blue square to the left of a green star", "a dog")
 _ROUNDS, _PAIRS = 3, 64  # of the throughput
 
@@ -86,8 +79,8 @@ def check_gpu(
     gpu = describe_gpu(backend.device)
     steps = Recorder(_outline(bundle, backend, gpu, command), stage, save)
     if isinstance(backend, TensorRT):
-        steps.note(build_seconds=_build(bundle, backend, batches, gpu, steps))
-        macs = macs or _macs_of_plans(bundle, backend)
+        steps.note(build_seconds=build_missing(bundle, backend, batches, steps))
+        macs = macs or macs_of_plans(bundle, backend)
     if backend.reads_graphs:
         bundle = with_real_files(bundle)
     plain = replace(bundle, manifest=replace(bundle.manifest, cuda_form=None))
@@ -117,7 +110,7 @@ def check_gpu(
     if isinstance(backend, TensorRT):
         stage("Timing a large product")
         with steps.attempt("large product"):
-            peak = _measure_peak(backend) / 1e12
+            peak = measure_peak(backend) / 1e12
             steps.note(peak_tflops={**steps.report.peak_tflops, backend.name: peak})
     return steps.report
 
@@ -327,75 +320,3 @@ def _pairs_per_second(bundle: Bundle, pipeline: Pipeline, mode: Mode) -> float:
             pipeline.score(latent, texts, image, text, levels)
         seconds.append(time.perf_counter() - began)
     return _PAIRS / min(seconds)
-
-
-def _build(bundle: Bundle, backend: TensorRT, profile: Profile, gpu: Gpu, steps: Recorder) -> float:
-    """Build the missing plans; returns the time it took, in seconds."""
-    trt, capability = require(backend.name, backend.device)
-    version, missing = str(trt.__version__), []
-    for name in PAIR_GRAPHS:
-        try:
-            find_plan(bundle.folder, bundle.manifest, name, backend.name, version, capability)
-        except EngineError:
-            missing.append(name)
-    if not missing:
-        return 0.0
-    wanted = (capability,) if backend.name == "tensorrt-rtx" else ()
-    began = time.monotonic()
-    for _ in build_plans(
-        bundle,
-        backend.name,
-        CompileSettings((profile,), wanted),
-        missing,
-        stage=lambda name: steps.stage(f"Building {name}"),
-        device=backend.device,
-    ):
-        pass
-    return time.monotonic() - began
-
-
-def _macs_of_plans(bundle: Bundle, backend: TensorRT) -> CountMacs:
-    """Count the arithmetic of a graph as TensorRT's parser sees it."""
-    trt, _ = require(backend.name, backend.device)
-    known: dict[str, int] = {}
-
-    def count(name: str, sizes: Mapping[str, int]) -> int:
-        if name not in known:
-            graph = bundle.manifest.graphs[name]
-            known[name] = count_macs(parse(trt, bundle.path(graph.file)), graph)  # of one row
-        return known[name] * sizes["B" if name == PAIR else "I"]
-
-    return count
-
-
-def _measure_peak(backend: TensorRT) -> float:
-    """FLOP/s of one large FP16 matrix product on this GPU with the same library."""
-    trt, capability = require(backend.name, backend.device)
-    wanted = (capability,) if backend.name == "tensorrt-rtx" else ()
-    profile = Profile(1, 1, 1)
-    with on_gpu(backend.device):
-        network, graph = product(create_network(trt))
-        plan = compile_plan(network, graph, CompileSettings((profile,), wanted))
-    description = EngineDescription(backend.name, f"GPU {backend.device}", "fp16")
-    content = bytes(memoryview(plan))
-    engine = TensorRTEngine(trt, content, graph, (profile,), description, backend.device)
-    with closing(engine):
-        random = np.random.default_rng(0)
-        feeds = {
-            spec.name: random.standard_normal(spec.of_batch(1), np.float32).astype(spec.dtype)
-            for spec in graph.inputs
-        }
-        return 2 * _SIDE**3 / engine.time(feeds, REPEATS)
-
-
-def product(network: Network) -> tuple[Network, Graph]:
-    """Fill a network with a single FP16 product: 2 x (B, _SIDE, _SIDE) -> (B, _SIDE, _SIDE)."""
-    trt, definition = network.trt, network.definition
-    shape = (-1, _SIDE, _SIDE)
-    factors = [definition.add_input(name, trt.float16, shape) for name in ("a", "b")]
-    plain = trt.MatrixOperation.NONE
-    result = definition.add_matrix_multiply(factors[0], plain, factors[1], plain).get_output(0)
-    result.name = "c"
-    definition.mark_output(result)
-    specs = [TensorSpec(name, "float16", ("B", _SIDE, _SIDE)) for name in ("a", "b", "c")]
-    return network, Graph("product", tuple(specs[:2]), tuple(specs[2:]))

@@ -17,6 +17,9 @@ WORDS = 14  # of the longest text, between BOS and EOS: no more than 15 tokens c
 
 Feeds = dict[str, NDArray[Any]]
 
+MATRIX_SIZES = {"I": 32, "T": 256, "L": 16}
+"""The timed pass of the matrix scorer: 32 images at one level each, 256 texts of 16 tokens."""
+
 
 def draw_feeds(bundle: Bundle, graph: str, sizes: Mapping[str, int], seed: int = 0) -> Feeds:
     """Draw inputs of a graph with the values that its contract allows.

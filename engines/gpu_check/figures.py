@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
 PAIR, MATRIX = "pair_scorer", "matrix_scorer"
+
+REPEATS = 20
+"""Timed passes of each size."""
+
+CountMacs = Callable[[str, Mapping[str, int]], int | None]
+"""Function from a graph's name and the sizes of its dimensions to its multiply-accumulates (MACs);
+None where a size is not known."""
 
 
 @dataclass(frozen=True)

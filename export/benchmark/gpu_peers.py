@@ -19,9 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engines.gpu_check.check import MATRIX_SIZES, REPEATS, CountMacs
-from dsd_trt.engines.gpu_check.feeds import draw_feeds
-from dsd_trt.engines.gpu_check.figures import MATRIX, PAIR, Timing
+from dsd_trt.engines.gpu_check.feeds import MATRIX_SIZES, draw_feeds
+from dsd_trt.engines.gpu_check.figures import MATRIX, PAIR, REPEATS, CountMacs, Timing
 from dsd_trt.engines.gpu_check.recorder import Recorder
 from dsd_trt.errors import InputError, one_line
 from dsd_trt.export.recipe import Recipe

@@ -28,6 +28,7 @@ import dsd_trt.engine.onnxruntime.cuda_engine as engine_module
 import dsd_trt.engine.onnxruntime.libraries as libraries
 import dsd_trt.engines.gpu_check.check as module
 import dsd_trt.engines.gpu_check.feeds as feeds_module
+import dsd_trt.engines.gpu_check.plans as plans_module
 import dsd_trt.engines.gpu_check.report as report_module
 from dsd_trt import Bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec
@@ -37,9 +38,10 @@ from dsd_trt.engine.onnxruntime.cuda import CUDA
 from dsd_trt.engine.shared import check_feeds
 from dsd_trt.engine.tensorrt.backend import TENSORRT
 from dsd_trt.engine.tensorrt.plan import Profile, Sidecar, write_plan
-from dsd_trt.engines.gpu_check.check import check_gpu, product
+from dsd_trt.engines.gpu_check.check import check_gpu
 from dsd_trt.engines.gpu_check.feeds import WORDS, draw_feeds
 from dsd_trt.engines.gpu_check.figures import Checked, Gpu, Peer, Run, Scored, Timing
+from dsd_trt.engines.gpu_check.plans import product
 from dsd_trt.engines.gpu_check.recorder import Recorder
 from dsd_trt.engines.gpu_check.report import GpuReport
 from dsd_trt.engines.gpu_check.tables import to_markdown, write_report
@@ -399,9 +401,9 @@ def test_the_report_of_tensorrt(
 
     graph = bundle.manifest.graphs["pair_scorer"]
     monkeypatch.setitem(sys.modules, "tensorrt", Library(cuda, graph, dict, ((2, 64),)))
-    monkeypatch.setattr(module, "parse", lambda trt, path: None)
-    monkeypatch.setattr(module, "count_macs", lambda network, graph: 10**9)
-    monkeypatch.setattr(module, "_measure_peak", lambda backend: 64e12)
+    monkeypatch.setattr(plans_module, "parse", lambda trt, path: None)
+    monkeypatch.setattr(plans_module, "count_macs", lambda network, graph: 10**9)
+    monkeypatch.setattr(module, "measure_peak", lambda backend: 64e12)
     stages: list[str] = []
     report = check_gpu(bundle, TENSORRT, BATCHES, stage=stages.append)
     assert report.build_seconds == 0  # every plan was there
