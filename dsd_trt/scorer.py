@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.engine import Backend, Choice, EngineDescription, open_first, require_named
+from dsd_trt.engine import Backend, EngineDescription
+from dsd_trt.engine.choice import Choice, open_first, require_named
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer

@@ -10,15 +10,14 @@ import contextlib
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.errors import DsdError, EngineError, InputError, one_line
+from dsd_trt.errors import EngineError, InputError
 
 if TYPE_CHECKING:  # commands list the engines in their help, which must not import numpy
     from numpy.typing import NDArray
@@ -40,10 +39,8 @@ BACKENDS: dict[str, str] = {  # imported on use
 ON_GPU = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 """Names of those that compute on a GPU: help lists them, and importing backends takes its time."""
 
-T = TypeVar("T")
-
 AUTO = "auto"
-_AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
+AUTOMATIC = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime")
 """Candidates for `AUTO`, the fastest first."""
 
 
@@ -255,135 +252,6 @@ def usable_entries() -> Iterator[Backend]:
     for name in BACKENDS:
         with contextlib.suppress(EngineError):
             yield find_backend(name)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A backend that works on this machine, and why it was taken.
-
-    Attributes:
-        backend: backend that was taken, on its device.
-        reason: reasons why `AUTO` passed the faster ones over, each with its backend; empty if the
-            backend was asked for by name.
-    """
-
-    backend: Backend
-    reason: str = ""
-
-
-def choose_backend(
-    name: str,
-    device: int = 0,
-    bundle: Bundle | None = None,
-    graphs: Sequence[str] = ("image_encoder", "text_encoder", "pair_scorer"),
-    failed: Mapping[str, str] = MappingProxyType({}),
-) -> Choice:
-    """A backend that works on this machine: the named one, or with `AUTO` the fastest.
-
-    Args:
-        name: name of the backend, or `AUTO`: TensorRT if the bundle has plans for this GPU, else
-            ONNX Runtime on the GPU, else OpenVINO, else ONNX Runtime on the processor.
-        device: number of the GPU, see `Backend.on_device`; with `AUTO` other than 0, only GPUs
-            count.
-        bundle: the verified bundle to score with; None passes over backends that need its plans.
-        graphs: names of the graphs that will be opened.
-        failed: with `AUTO`, backends that could not open the bundle, with the reason.
-
-    Raises:
-        InputError: there is no backend of that name, or it computes on the processor and a device
-            is given.
-        EngineError: the backend does not work on this machine (`Backend.require`), or none does.
-    """
-    if not is_auto(name):
-        return Choice(_named(name, device))
-    passed: dict[str, list[str]] = {}  # names of backends by the reason
-    for candidate in map(find_backend, _AUTOMATIC):
-        if device and not candidate.on_gpu:
-            continue
-        backend = candidate.on_device(device)
-        if (why := failed.get(backend.name) or _why_not(backend, bundle, graphs)) is None:
-            return Choice(backend, _reasons(passed))
-        passed.setdefault(why, []).append(backend.name)
-    if device:
-        raise EngineError(f"no engine works on GPU {device}: {_reasons(passed)}")
-    advice = "" if failed else " Install one with: pip install 'dsd-trt[cpu]'."
-    raise EngineError(f"no engine works here.{advice} Tried: {_reasons(passed)}")
-
-
-def open_first(
-    name: str,
-    device: int,
-    bundle: Bundle,
-    graphs: Sequence[str],
-    attempt: Callable[[Choice], T],
-) -> T:
-    """Open a bundle on a backend: on the named one, or with `AUTO` on the fastest that opens it.
-
-    Args:
-        name: name of the backend, or `AUTO`, as for `choose_backend`.
-        device: number of the GPU, from 0.
-        bundle: the verified bundle to open.
-        graphs: names of the graphs that will be opened.
-        attempt: function that opens the bundle on a choice, and raises an EngineError where the
-            backend fails, such as a GPU whose memory is in use.
-
-    Returns:
-        What `attempt` returned.
-
-    Raises:
-        InputError, EngineError: as for `choose_backend`, or a named backend fails.
-    """
-    failed: dict[str, str] = {}
-    while True:
-        choice = choose_backend(name, device, bundle, graphs, failed)
-        try:
-            return attempt(choice)
-        except EngineError as error:
-            if not is_auto(name):
-                raise
-            failed[choice.backend.name] = str(error)
-
-
-def _why_not(backend: Backend, bundle: Bundle | None, graphs: Sequence[str]) -> str | None:
-    try:
-        why = backend.why_not(bundle, graphs)
-    except (Exception, SystemExit) as error:  # a broken library may raise anything on import
-        return f"{type(error).__name__}: {one_line(error, 200)}"
-    return None if why is None else why.removeprefix(f"{backend.name} cannot be used here: ")
-
-
-def require_named(name: str, device: int = 0) -> None:
-    """Refuse a backend before gigabytes are read, if it was named; arguments as `choose_backend`.
-
-    Raises:
-        InputError: there is no backend of that name, as for `choose_backend`.
-        EngineError: the backend does not work on this machine.
-    """
-    if not is_auto(name):
-        _named(name, device)
-
-
-def is_auto(name: object) -> bool:
-    """Whether a backend was not named, but is to be chosen."""
-    return isinstance(name, str) and name == AUTO
-
-
-def _named(name: str, device: int) -> Backend:
-    backend = find_backend(name).on_device(device)
-    try:
-        backend.require()
-    except DsdError:
-        raise
-    except (Exception, SystemExit) as error:  # a broken library may raise anything on import
-        raise EngineError(
-            f"{name} does not work here ({type(error).__name__}: {one_line(error, 400)}). Install "
-            f"its packages again: pip install --force-reinstall 'dsd-trt[{backend.extra}]'"
-        ) from error
-    return backend
-
-
-def _reasons(passed: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{', '.join(names)}: {why}" for why, names in passed.items())
 
 
 def thread_limit() -> int | None:

@@ -38,7 +38,6 @@ class Driver:
         return len(self.capabilities)
 
 
-@functools.cache
 def find_driver() -> Driver:
     """The driver of this machine, asked once a process.
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.engine import EngineDescription, open_first, require_named
+from dsd_trt.engine import EngineDescription
+from dsd_trt.engine.choice import open_first, require_named
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import choose_backend
+from dsd_trt.engine.choice import choose_backend
 from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.mode import choose_mode

@@ -20,7 +20,7 @@ from dsd_trt.engine.tensorrt.plan import parse_profile
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.folder import Bundle
-    from dsd_trt.engines.gpu_check.check import CountMacs
+    from dsd_trt.engines.gpu_check.figures import CountMacs
     from dsd_trt.engines.gpu_check.report import GpuReport
     from dsd_trt.export.recipe import Recipe
 
@@ -89,7 +89,7 @@ def gpu_check(
     from rich.console import Console
 
     from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
-    from dsd_trt.engine import choose_backend
+    from dsd_trt.engine.choice import choose_backend
     from dsd_trt.signature import open_bundle
 
     profile = parse_profile(batch)

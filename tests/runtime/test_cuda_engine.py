@@ -29,9 +29,11 @@ import dsd_trt.engine.onnxruntime.cuda_engine as engine_module
 import dsd_trt.engine.onnxruntime.libraries as libraries
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import file_entry, write_manifest
-from dsd_trt.engine import choose_backend
+from dsd_trt.engine.choice import choose_backend
 from dsd_trt.engine.onnxruntime.cuda import CUDA
-from dsd_trt.engine.onnxruntime.cuda_engine import CudaEngine, on_gpu
+from dsd_trt.engine.onnxruntime.cuda_engine import CudaEngine
+from dsd_trt.engine.onnxruntime.cuda_session import SHAPE_OPERATORS
+from dsd_trt.engine.onnxruntime.cuda_thread import on_gpu_thread
 from dsd_trt.engine.rows import Rows
 from dsd_trt.errors import EngineError, InputError
 
@@ -296,7 +298,7 @@ def test_a_form_that_cannot_be_trusted_is_not_used(
 def test_operators_of_shapes_are_those_of_the_c_library() -> None:
     source = (ROOT / "engines" / "cpp" / "src" / "onnxruntime_cuda.cpp").read_text()
     (listed,) = re.findall(r"kShapeOperators\{(.*?)\}", source, re.DOTALL)
-    assert set(re.findall(r'"(\w+)"', listed)) == engine_module.SHAPE_OPERATORS
+    assert set(re.findall(r'"(\w+)"', listed)) == SHAPE_OPERATORS
 
 
 def test_encoders_give_memory_back(ort: FakeOrt, matrix: Bundle) -> None:
@@ -405,7 +407,7 @@ def test_the_callers_device_stays(ort: FakeOrt, cuda: FakeCuda, matrix: Bundle) 
     with open_scorer(ort, matrix, device=1) as scorer:
         scorer.score(images(1), TEXTS)
         assert cuda.cudaGetDevice()[1] == 0
-        assert on_gpu(1, cuda.cudaGetDevice)[1] == 1
+        assert on_gpu_thread(1, cuda.cudaGetDevice)[1] == 1
 
 
 # Budgets

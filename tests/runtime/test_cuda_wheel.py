@@ -76,7 +76,7 @@ def test_a_silent_fall_is_seen() -> None:
     """ONNX Runtime opens a session on the CPU although CUDA alone is asked for."""
     import onnxruntime
 
-    from dsd_trt.engine.onnxruntime.cuda_engine import open_session
+    from dsd_trt.engine.onnxruntime.cuda_session import open_session
 
     plain = onnxruntime.InferenceSession(GRAPH, providers=["CUDAExecutionProvider"])
     assert plain.get_providers() == ["CPUExecutionProvider"]
@@ -87,7 +87,7 @@ def test_a_silent_fall_is_seen() -> None:
 def test_placement_is_read_back() -> None:
     import onnxruntime
 
-    from dsd_trt.engine.onnxruntime.cuda_engine import require_placement
+    from dsd_trt.engine.onnxruntime.cuda_session import require_placement
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")

@@ -107,9 +107,11 @@ class OnnxRuntimeCuda(Backend):
         """
         self.require()
         from dsd_trt.engine.cuda import free_memory
-        from dsd_trt.engine.onnxruntime.cuda_engine import KEPT, WORKSPACE, on_gpu
+        from dsd_trt.engine.onnxruntime.cuda_engine import KEPT
+        from dsd_trt.engine.onnxruntime.cuda_session import WORKSPACE
+        from dsd_trt.engine.onnxruntime.cuda_thread import on_gpu_thread
 
-        free = on_gpu(self.device, free_memory) - _weights(bundle) - KEPT - 2 * WORKSPACE
+        free = on_gpu_thread(self.device, free_memory) - _weights(bundle) - KEPT - 2 * WORKSPACE
         return max(free * _SHARE / 2, 0) / _MIB
 
 

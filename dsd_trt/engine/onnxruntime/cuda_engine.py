@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine import EngineDescription, check_signature
-from dsd_trt.engine.cuda import Buffer, DeviceMemory, Stream, device_name, upload, use_device
+from dsd_trt.engine.cuda import Buffer, DeviceMemory, Stream, device_name, upload
 from dsd_trt.engine.onnxruntime.cpu import tensor_spec
-from dsd_trt.engine.onnxruntime.libraries import PROVIDER, load_cuda
+from dsd_trt.engine.onnxruntime.cuda_session import open_session
+from dsd_trt.engine.onnxruntime.cuda_thread import on_gpu_thread
+from dsd_trt.engine.onnxruntime.libraries import load_cuda
 from dsd_trt.engine.rows import Rows
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
@@ -32,26 +31,10 @@ _SOURCES = 4  # arrays kept on the device: latents, text states and masks of one
 KEPT = 2**30
 """Bytes of arrays kept on the device; rows of larger ones are gathered by the host."""
 
-WORKSPACE = 2**30
-"""Bytes that convolutions may use beside activations."""
-
 _NOT_RECORDED = "graph capture"  # what ONNX Runtime says of a graph that it cannot record
 _REPLAYED = 1e-2  # difference of a recorded pass, relative to an output's largest number
 
-SHAPE_OPERATORS = frozenset(
-    (
-        *("Shape", "Size", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Cast", "Range"),
-        *("Constant", "ConstantOfShape", "Reshape", "Add", "Sub", "Mul", "Div", "Min", "Max"),
-        *("Equal", "Where", "ReduceProd", "Identity", "Expand", "Mod"),
-    )
-)
-"""Operators that shapes are computed with; ONNX Runtime places them on the processor on purpose."""
-
 Array = NDArray[Any]
-T = TypeVar("T")
-
-_workers: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process and device
-_starting = threading.Lock()
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +60,7 @@ def open_engine(
     ort = load_cuda(device)
 
     def open_it(recorded: bool) -> Any:
-        return on_gpu(
+        return on_gpu_thread(
             device,
             lambda: open_session(
                 ort, path, device, memory, recorded=recorded, channels_last=channels_last
@@ -93,121 +76,6 @@ def open_engine(
         logger.warning("%s is run without CUDA graphs: %s", path.name, error)
         session, recorded = open_it(False), False
     return CudaEngine(ort, session, path, graph, device, keeps=keeps, recorded=recorded)
-
-
-def open_session(
-    ort: Any,
-    path: Path,
-    device: int,
-    memory: int,
-    *,
-    recorded: bool,
-    channels_last: bool = False,
-) -> Any:
-    """Open a session, and check what it got.
-
-    `session.disable_cpu_ep_fallback` is not set: it refuses every graph that computes a shape,
-    which ONNX Runtime always does on the processor. So the placement of each node is read back.
-
-    Args:
-        ort: module of ONNX Runtime, from `load_cuda`.
-        path: path of the ONNX file.
-        device: number of the GPU, from 0.
-        memory: memory for weights and activations, in bytes; its arena counts both.
-        recorded: whether passes can be recorded as CUDA graphs.
-        channels_last: whether convolutions take pixels of all channels together.
-
-    Raises:
-        EngineError: the library refuses the graph, or a node that is no shape arithmetic is on the
-            processor.
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors only, which are also raised
-    options.use_deterministic_compute = True
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    settings = {
-        "device_id": str(device),
-        "gpu_mem_limit": str(memory + WORKSPACE),
-        "arena_extend_strategy": "kSameAsRequested",
-        "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search times kernels: other bits
-        "use_tf32": "0",  # FP32 is FP32
-        "enable_cuda_graph": "1" if recorded else "0",
-        "prefer_nhwc": "1" if channels_last else "0",
-    }
-    try:
-        session = ort.InferenceSession(path, options, [(PROVIDER, settings)], enable_fallback=0)
-    except Exception as error:  # its exceptions share no base class
-        raise EngineError(
-            f"onnxruntime {ort.__version__} refuses {path} on GPU {device}: {one_line(error, 800)}"
-        ) from error
-    providers = session.get_providers()
-    if not providers or providers[0] != PROVIDER:
-        raise EngineError(
-            f"onnxruntime {ort.__version__} took {providers} for {PROVIDER}, without an error. "
-            "Look at its log (it is on standard error), and at nvidia-smi"
-        )
-    require_placement(session.get_provider_graph_assignment_info(), path)
-    return session
-
-
-def require_placement(assignment: Any, path: Path) -> None:
-    """Refuse a session that computes more than shapes on the processor.
-
-    Args:
-        assignment: subgraphs with their providers, as a session reports them.
-        path: path of the ONNX file.
-
-    Raises:
-        EngineError: an operator that computes is elsewhere, or nothing is on the GPU.
-    """
-    elsewhere = sorted(
-        {
-            node.op_type
-            for part in assignment
-            if part.ep_name != PROVIDER
-            for node in part.get_nodes()
-            if node.op_type not in SHAPE_OPERATORS
-        }
-    )
-    if elsewhere or not any(part.ep_name == PROVIDER for part in assignment):
-        what = ", ".join(elsewhere) or "all of it"
-        raise EngineError(
-            f"onnxruntime has no CUDA kernel for a part of {path.name}, and would run it on the "
-            f"processor: {what}. Use a newer onnxruntime-gpu, or export the bundle again"
-        )
-
-
-def on_gpu(device: int, work: Callable[[], T]) -> T:
-    """Run work on the thread that has a GPU, one for all engines of a process.
-
-    CUDA graphs and handles of ONNX Runtime belong to the thread that ran first. While one is
-    recorded, no other thread may allocate or free memory. CUDA's current device is one a thread,
-    and the caller's own stays what it is.
-
-    Args:
-        device: number of the GPU, from 0.
-        work: function without arguments, whose result is returned.
-    """
-    with _starting:
-        key = os.getpid(), device  # a forked child has no threads of its parent
-        if (worker := _workers.get(key)) is None:
-            worker = _workers[key] = ThreadPoolExecutor(1, f"cuda-{device}")
-    if threading.current_thread().name.startswith(f"cuda-{device}_"):
-        return work()
-
-    def there() -> T:
-        use_device(device)
-        return work()
-
-    try:
-        future = worker.submit(there)
-    except RuntimeError:  # the interpreter is ending: nothing else runs any more
-        return there()
-    try:
-        return future.result()
-    finally:
-        wait([future])  # after Ctrl-C, too: a pass that runs on would hold the engine's buffers
 
 
 def _near(plain: Array, recorded: Array) -> bool:
@@ -260,14 +128,14 @@ class CudaEngine(SharedEngine):
         self._slots: OrderedDict[tuple[tuple[int, ...], ...], _Slot] = OrderedDict()
         self._ids = iter(range(1, 2**31))  # of CUDA graphs
         self._sources: OrderedDict[int, tuple[weakref.ref[Array], DeviceMemory]] = OrderedDict()
-        self._stream: Stream = on_gpu(device, Stream)
+        self._stream: Stream = on_gpu_thread(device, Stream)
 
     def _run(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
-        return on_gpu(self._device, partial(self._pass, feeds))
+        return on_gpu_thread(self._device, partial(self._pass, feeds))
 
     def _release(self) -> None:
         # Dependents are released before what they depend on, on the thread that made them.
-        on_gpu(self._device, self._drop)
+        on_gpu_thread(self._device, self._drop)
 
     def _drop(self) -> None:
         self._slots.clear()
@@ -307,7 +175,8 @@ class CudaEngine(SharedEngine):
             return recorded
         logger.warning("%s is run without CUDA graphs from here on: %s", self._graph.file, why)
         self._recorded = False
-        self._slots.clear()
+        while self._slots:
+            self._slots.popitem()[1].forget(self._session)
         return plain
 
     def _outputs(self, slot: _Slot) -> dict[str, Array]:
@@ -351,7 +220,7 @@ class CudaEngine(SharedEngine):
                 seconds.append(perf_counter() - began)
             return median(seconds)
 
-        return float(on_gpu(self._device, clock))
+        return float(on_gpu_thread(self._device, clock))
 
     def _slot(self, feeds: Mapping[str, Any]) -> _Slot:
         """Buffers for the shapes of a batch."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
-from dsd_trt.engine import open_first
+from dsd_trt.engine.choice import open_first
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.pipeline import finite_rows
 
