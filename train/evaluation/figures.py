@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dsd_trt.files.whole import whole, write_whole
+from dsd_trt.metrics import bootstrap
 from dsd_trt.train.evaluation.answers import Answer
 from dsd_trt.train.left_out import LeftOut
 
-_RESAMPLES = 2000
 _FIVE = 5
 
 
@@ -123,18 +122,10 @@ def _item_scores(answers: Sequence[Answer], seed: int) -> list[Figure]:
 
 def _interval(hits: Iterable[tuple[str, bool]], seed: int) -> tuple[float, float]:
     """2.5 % and 97.5 % quantiles of the accuracy over resampled sources, in percent."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for source, hit in hits:
-        counts[source][0] += hit
-        counts[source][1] += 1
-    table: NDArray[np.int64] = np.array(list(counts.values()))  # (sources, 2)
-    rng = np.random.default_rng(seed)
-    rates = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):
-        right, asked = table[rng.integers(len(table), size=len(table))].sum(axis=0)
-        rates[i] = right / asked
-    low, high = np.quantile(rates, (0.025, 0.975))
-    return 100 * float(low), 100 * float(high)
+    sources, right = zip(*hits, strict=True)
+    hit = np.array(right, np.float64)
+    ((low, high),) = bootstrap(lambda drawn: [drawn @ hit / drawn.sum()], sources, seed)
+    return 100 * low, 100 * high
 
 
 def count_left_out(answers: Iterable[Answer]) -> LeftOut:

@@ -1,0 +1,46 @@
+"""Quality of scores and probabilities on labelled pairs, with confidence intervals; numpy alone.
+
+Everywhere, `labels` are 1 for positive and 0 for negative pairs, and a pair is kept if its score is
+at least the threshold. `weights` count a pair as so many; None counts each once.
+"""
+
+from dsd_trt.metrics.bootstrap import bootstrap
+from dsd_trt.metrics.calibration import (
+    Bin,
+    bins_for,
+    brier,
+    calibration_error,
+    chance_calibration_error,
+    log_loss,
+    reliability,
+)
+from dsd_trt.metrics.curve import OperatingPoint, at_threshold, average_precision, roc_auc
+from dsd_trt.metrics.pairs import class_weights
+from dsd_trt.metrics.threshold import (
+    CONFIDENCE,
+    ChosenThreshold,
+    threshold_for_precision,
+    threshold_for_recall,
+    wilson_lower,
+)
+
+__all__ = [
+    "CONFIDENCE",
+    "Bin",
+    "ChosenThreshold",
+    "OperatingPoint",
+    "at_threshold",
+    "average_precision",
+    "bins_for",
+    "bootstrap",
+    "brier",
+    "calibration_error",
+    "chance_calibration_error",
+    "class_weights",
+    "log_loss",
+    "reliability",
+    "roc_auc",
+    "threshold_for_precision",
+    "threshold_for_recall",
+    "wilson_lower",
+]

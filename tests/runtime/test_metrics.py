@@ -1,0 +1,391 @@
+"""Metrics against loops over pairs and thresholds, closed forms and, if installed, scikit-learn."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dsd_trt.errors import InputError
+from dsd_trt.metrics import (
+    ChosenThreshold,
+    at_threshold,
+    average_precision,
+    bins_for,
+    bootstrap,
+    brier,
+    calibration_error,
+    chance_calibration_error,
+    class_weights,
+    log_loss,
+    reliability,
+    roc_auc,
+    threshold_for_precision,
+    threshold_for_recall,
+    wilson_lower,
+)
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def _pairs(seed: int, count: int = 40, step: float = 0.1) -> tuple[Floats, Ints, Floats]:
+    """Scores with many ties, labels that go with them, and integer weights."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, size=count)
+    labels[:2] = 0, 1
+    scores = np.round((rng.normal(size=count) + labels) / step) * step
+    return scores, labels, rng.integers(0, 4, size=count).astype(np.float64)
+
+
+def _repeated(weights: Floats, *columns: NDArray[Any]) -> list[NDArray[Any]]:
+    return [np.repeat(column, weights.astype(int)) for column in columns]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_roc_auc_counts_pairs_of_pairs(seed: int) -> None:
+    scores, labels, weights = _pairs(seed, step=0.5)
+
+    def slow(scores: Floats, labels: Ints) -> float:
+        wins = [
+            1.0 if p > n else 0.5 if p == n else 0.0
+            for p, n in product(scores[labels == 1], scores[labels == 0])
+        ]
+        return sum(wins) / len(wins)
+
+    assert roc_auc(scores, labels) == pytest.approx(slow(scores, labels))
+    repeated = _repeated(weights, scores, labels)
+    assert roc_auc(scores, labels, weights) == pytest.approx(slow(*repeated))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_adds_precision_at_each_gain_of_recall(seed: int) -> None:
+    scores, labels, weights = _pairs(seed, step=0.5)
+
+    def slow(scores: Floats, labels: Ints) -> float:
+        total, before = 0.0, 0.0
+        for threshold in sorted(set(scores.tolist()), reverse=True):
+            kept = [
+                label for score, label in zip(scores, labels, strict=True) if score >= threshold
+            ]
+            recall = sum(kept) / labels.sum()
+            total += (recall - before) * sum(kept) / len(kept)
+            before = recall
+        return float(total)
+
+    assert average_precision(scores, labels) == pytest.approx(slow(scores, labels))
+    repeated = _repeated(weights, scores, labels)
+    assert average_precision(scores, labels, weights) == pytest.approx(slow(*repeated))
+
+
+@pytest.mark.parametrize("step", [1e-6, 0.5, 100.0])
+def test_scikit_learn_agrees(step: float) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    for seed in range(5):
+        scores, labels, weights = _pairs(seed, step=step)
+        for weight in (None, weights):
+            assert roc_auc(scores, labels, weight) == pytest.approx(
+                metrics.roc_auc_score(labels, scores, sample_weight=weight)
+            )
+            assert average_precision(scores, labels, weight) == pytest.approx(
+                metrics.average_precision_score(labels, scores, sample_weight=weight)
+            )
+            p = 1 / (1 + np.exp(-scores))
+            assert brier(p, labels, weight) == pytest.approx(
+                metrics.brier_score_loss(labels, p, sample_weight=weight)
+            )
+            assert log_loss(p, labels, weight) == pytest.approx(
+                metrics.log_loss(labels, p, sample_weight=weight)
+            )
+        for threshold in np.unique(scores):
+            point = at_threshold(scores, labels, float(threshold))
+            kept = scores >= threshold
+            assert point.precision == pytest.approx(metrics.precision_score(labels, kept))
+            assert point.recall == pytest.approx(metrics.recall_score(labels, kept))
+
+
+def test_one_label_alone_has_no_ranking() -> None:
+    assert math.isnan(roc_auc([0.1, 0.2], [1, 1]))
+    assert math.isnan(roc_auc([0.1, 0.2], [0, 0]))
+    assert math.isnan(average_precision([0.1, 0.2], [0, 0]))
+    assert average_precision([0.1, 0.2], [1, 1]) == 1
+
+
+def test_a_threshold_keeps_equal_scores() -> None:
+    point = at_threshold([0.9, 0.5, 0.5, 0.1], [1, 1, 0, 1], 0.5)
+    assert (point.kept, point.precision, point.recall) == (3, 2 / 3, 2 / 3)
+    nothing = at_threshold([0.9, 0.5], [1, 0], 0.95)
+    assert nothing.kept == 0
+    assert math.isnan(nothing.precision)
+    assert nothing.recall == 0
+    assert math.isnan(at_threshold([0.9, 0.5], [0, 0], 0.5).recall)
+
+
+def test_bins_hold_equal_numbers_and_keep_ties_together() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.permutation(np.linspace(0.01, 0.99, 60))
+    labels = rng.integers(2, size=60)
+    order = np.argsort(p)
+    found = reliability(p, labels, bins=4)
+    for at, part in enumerate(np.split(order, 4)):
+        assert found[at].pairs == 15
+        assert found[at].probability == pytest.approx(p[part].mean())
+        assert found[at].positives == pytest.approx(labels[part].mean())
+    gap = sum(15 / 60 * abs(it.probability - it.positives) for it in found)
+    assert calibration_error(p, labels, bins=4) == pytest.approx(gap)
+    # One value for all: one bin, whatever the order of the pairs.
+    assert reliability([0.25] * 8, [0, 1] * 4, bins=4)[0].pairs == 8
+    assert calibration_error([0.25] * 8, [0, 1] * 4, bins=4) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_of_calibration_count_repeated_pairs(seed: int) -> None:
+    scores, labels, weights = _pairs(seed)
+    p = 1 / (1 + np.exp(-scores))
+    repeated = _repeated(weights, p, labels)
+    for metric in (brier, log_loss):
+        assert metric(p, labels, weights) == pytest.approx(metric(*repeated))
+    assert calibration_error(p, labels, 5, weights) == pytest.approx(
+        calibration_error(*repeated, 5)
+    )
+
+
+def test_the_number_of_bins_follows_the_number_of_pairs() -> None:
+    assert [bins_for(n) for n in (1, 29, 30, 150, 10**6)] == [1, 1, 2, 10, 10]
+
+
+def test_perfect_probabilities_have_the_calibration_error_of_chance() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(300)
+    measured = [calibration_error(p, rng.random(300) < p) for _ in range(100)]
+    assert chance_calibration_error(p) == pytest.approx(np.mean(measured), rel=0.1)
+    assert calibration_error(p, rng.random(300) < p**3) > 2 * chance_calibration_error(p)
+
+
+def test_proper_losses_in_closed_form() -> None:
+    assert brier([0.8, 0.3], [1, 0]) == pytest.approx((0.04 + 0.09) / 2)
+    assert log_loss([0.8, 0.3], [1, 0]) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2)
+    assert math.isfinite(log_loss([0.0, 1.0], [1, 0]))
+
+
+def test_class_weights_make_a_prior() -> None:
+    labels = np.array([1, 0, 0, 0])
+    weights = class_weights(labels, 0.2)
+    assert weights @ labels / weights.sum() == pytest.approx(0.2)
+    assert weights.sum() == pytest.approx(4)
+    with pytest.raises(InputError, match="same label"):
+        class_weights([1, 1], 0.2)
+
+
+def test_bootstrap_of_a_mean_is_as_wide_as_its_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    hits = (rng.random(400) < 0.8).astype(np.float64)
+    ((low, high),) = bootstrap(lambda drawn: [drawn @ hits / drawn.sum()], range(400))
+    error = math.sqrt(hits.mean() * (1 - hits.mean()) / 400)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    # Ten copies of every pair say no more than one, if they are of one group.
+    ten = np.repeat(hits, 10)
+    ((low10, high10),) = bootstrap(
+        lambda drawn: [drawn @ ten / drawn.sum()], np.repeat(range(400), 10).tolist()
+    )
+    assert (low10, high10) == pytest.approx((low, high))
+
+
+def test_bootstrap_omits_draws_without_a_value() -> None:
+    labels = np.array([1, 0, 0])
+    ((low, high),) = bootstrap(
+        lambda drawn: [roc_auc([0.9, 0.1, 0.2], labels, drawn)], ["a", "b", "c"]
+    )
+    assert (low, high) == (1, 1)
+    ((low, high),) = bootstrap(lambda drawn: [float("nan")], ["a"])
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_wilson_inverts_the_normal_test() -> None:
+    """The bound is the share from which the observed one is z standard errors away."""
+    for share, n, confidence in ((0.9, 50.0, 0.9), (1.0, 30.0, 0.95), (0.02, 200.0, 0.8)):
+        bound = float(wilson_lower(np.array(share), np.array(n), confidence))
+        z = (share - bound) / math.sqrt(bound * (1 - bound) / n)
+        assert z == pytest.approx(NormalDist().inv_cdf(confidence))
+
+
+def _slow_precision(scores: Floats, labels: Ints, asked: float, z: float) -> set[int] | None:
+    """The largest set of pairs above a threshold whose lower bound of the precision is enough."""
+    best = None
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        kept = np.flatnonzero(scores >= threshold)
+        n, share = len(kept), labels[kept].mean()
+        bound = (
+            share + z * z / (2 * n) - z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+        )
+        if bound / (1 + z * z / n) >= asked - 1e-12:
+            best = set(kept.tolist())
+    return best
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9])
+@pytest.mark.parametrize("step", [1e-6, 0.5])
+def test_the_threshold_for_a_precision_is_the_smallest_that_reaches_it(
+    step: float, confidence: float
+) -> None:
+    z = NormalDist().inv_cdf(confidence)
+    outcomes = set()
+    for seed in range(20):
+        scores, labels, _ = _pairs(seed, 60, step)
+        for asked in (0.5, 0.7, 0.9):
+            found = threshold_for_precision(scores, labels, asked, confidence=confidence)
+            wanted = _slow_precision(scores, labels, asked, z)
+            assert found.reached == (wanted is not None)
+            outcomes.add(found.reached)
+            kept = set(np.flatnonzero(scores >= found.threshold).tolist())
+            if wanted is not None:
+                assert kept == wanted
+            assert found.kept == len(kept)
+            assert found.precision == pytest.approx(labels[list(kept)].mean())
+            assert found.recall == pytest.approx(labels[list(kept)].sum() / labels.sum())
+    assert outcomes == {True, False}
+
+
+def test_the_threshold_for_a_recall_is_the_largest_that_reaches_it() -> None:
+    for seed, asked in product(range(10), (0.3, 0.6, 0.9)):
+        scores, labels, _ = _pairs(seed, 60, 0.25)
+        found = threshold_for_recall(scores, labels, asked, confidence=0.5)
+        enough = [
+            t for t in set(scores.tolist()) if labels[scores >= t].sum() >= asked * labels.sum()
+        ]
+        assert (scores >= found.threshold).tolist() == (scores >= max(enough)).tolist()
+        assert found.reached
+        sure = threshold_for_recall(scores, labels, asked, confidence=0.9)
+        assert sure.threshold <= found.threshold
+        assert sure.bound >= asked or not sure.reached
+
+
+def test_what_cannot_be_reached_is_said_with_the_closest() -> None:
+    few = threshold_for_precision([0.9, 0.8, 0.1], [1, 1, 0], 0.95)
+    assert not few.reached
+    assert few.precision == 1
+    assert few.kept == 2
+    assert few.bound < 0.95
+    # Three positives cannot show a recall of 95 %: everything is kept.
+    all_kept = threshold_for_recall([0.9, 0.8, 0.1, 0.4], [1, 1, 0, 1], 0.95)
+    assert not all_kept.reached
+    assert all_kept.recall == 1
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9])
+def test_a_precision_asked_for_is_reached_on_other_pairs(confidence: float) -> None:
+    """Two normal distributions, whose precision and recall at a threshold are closed forms."""
+    rng = np.random.default_rng(0)
+    normal, apart, asked = NormalDist(), 2.5, 0.9
+    reached = []
+    for _ in range(300):
+        labels = (rng.random(200) < 0.5).astype(int)
+        found = threshold_for_precision(
+            rng.normal(size=200) + apart * labels, labels, asked, confidence=confidence
+        )
+        positives = 1 - normal.cdf(found.threshold - apart)
+        negatives = 1 - normal.cdf(found.threshold)
+        reached.append(positives / (positives + negatives) >= asked)
+    assert np.mean(reached) == pytest.approx(confidence, abs=0.08)
+
+
+def _of_images(rng: np.random.Generator, images: int, of_each: int) -> tuple[Floats, Ints, Ints]:
+    """Pairs whose images are easy or hard as a whole, so that they err together."""
+    image = np.repeat(np.arange(images), of_each)
+    labels = rng.integers(2, size=len(image))
+    ease = rng.choice([-2.0, 4.0], size=images, p=[0.2, 0.8])[image]
+    return rng.normal(size=len(image)) * 0.5 + np.where(labels == 1, 2, 2 - ease), labels, image
+
+
+def test_pairs_of_one_image_count_less() -> None:
+    rng = np.random.default_rng(1)
+    scores, labels, image = _of_images(rng, 40, 10)
+    alone = threshold_for_precision(scores, labels, 0.7)
+    grouped = threshold_for_precision(scores, labels, 0.7, groups=image.tolist())
+    own = threshold_for_precision(scores, labels, 0.7, groups=range(len(image)))
+    assert (own.threshold, own.reached) == (alone.threshold, True)
+    assert own.bound == pytest.approx(alone.bound)
+    assert grouped.threshold > alone.threshold
+    # The effective number of pairs, by a loop over the groups at the threshold that was chosen.
+    kept = scores >= grouped.threshold
+    share = labels[kept].mean()
+    of_groups = [
+        (labels[kept & (image == g)].sum() - share * (kept & (image == g)).sum()) ** 2
+        for g in range(40)
+    ]
+    effect = max(sum(of_groups) / (kept.sum() * share * (1 - share)), 1)
+    bound = wilson_lower(np.array(share), np.array(kept.sum() / effect), 0.9)
+    assert grouped.bound == pytest.approx(float(bound))
+
+
+def test_groups_count_for_recall_too() -> None:
+    scores, labels, image = _of_images(np.random.default_rng(2), 30, 8)
+    scores = scores + np.random.default_rng(3).normal(size=30)[image] * 3
+    found = threshold_for_recall(scores, labels, 0.7, groups=image.tolist())
+    kept, positive = scores >= found.threshold, labels == 1
+    share = (kept & positive).sum() / positive.sum()
+    of_groups = [
+        ((kept & positive)[image == g].sum() - share * positive[image == g].sum()) ** 2
+        for g in range(30)
+    ]
+    effect = sum(of_groups) / (positive.sum() * share * (1 - share))
+    assert effect > 1.5
+    bound = wilson_lower(np.array(share), np.array(positive.sum() / effect), 0.9)
+    assert found.bound == pytest.approx(float(bound))
+
+
+def test_a_prior_changes_precision_and_not_recall() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 500)
+    scores = rng.normal(size=1000) + 2.5 * labels
+
+    def threshold(prior: float | None) -> ChosenThreshold:
+        return threshold_for_precision(scores, labels, 0.8, prior=prior)
+
+    assert threshold(0.5) == threshold(None)
+    rare = threshold(0.1)
+    assert rare.threshold > threshold(None).threshold
+    kept = scores >= rare.threshold
+    true, false = 0.1 * kept[labels == 1].mean(), 0.9 * kept[labels == 0].mean()
+    assert rare.precision == pytest.approx(true / (true + false))
+    assert rare.precision >= rare.bound >= 0.8
+    recall = threshold_for_recall(scores, labels, 0.9, prior=0.1)
+    assert recall.threshold == threshold_for_recall(scores, labels, 0.9).threshold
+
+
+def test_thresholds_are_short_and_hold_in_single_precision() -> None:
+    labels = [1] * 60 + [0] * 60
+    scores = np.concatenate([np.linspace(0.8312, 1, 60), np.linspace(0, 0.8299, 60)])
+    assert threshold_for_precision(scores, labels, 0.95).threshold == 0.83
+    # Neighbours in FP32: nothing shorter lies between them.
+    near = np.nextafter(np.float32(0.83), np.float32(1))
+    single = np.array([near] * 60 + [np.float32(0.83)] * 60, np.float32)
+    found = threshold_for_precision(single, labels, 0.95)
+    assert (single >= found.threshold).sum() == 60
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        ([], [], "no pairs"),
+        ([0.1, float("nan")], [0, 1], "1 of 2 scores are not finite"),
+        ([0.1, 0.2], [0, 2], "0 or 1"),
+        ([0.1, 0.2], [1], "one length"),
+        ([0.1, 0.2], [0, 0], "positives"),
+    ],
+)
+def test_unusable_pairs_are_refused(scores: list[float], labels: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        threshold_for_precision(scores, labels, 0.9)
+
+
+@pytest.mark.parametrize(("asked", "confidence"), [(0.0, 0.9), (1.0, 0.9), (0.9, 0.4), (0.9, 1.0)])
+def test_unusable_demands_are_refused(asked: float, confidence: float) -> None:
+    with pytest.raises(InputError):
+        threshold_for_recall([0.1, 0.2], [0, 1], asked, confidence=confidence)
