@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from dsd_trt.engine import engine_names
 
+if TYPE_CHECKING:
+    from dsd_trt.tables.columns import Role
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_COLUMNS = {
+    "image": "the table's images: paths, relative to the table",
+    "text": "the table's texts",
+    "label": "the table's labels: 1 for positive pairs, 0 for negative ones",
+    "id": "the table's identifiers",
+}
 
 
 def parse_levels(
@@ -81,6 +92,28 @@ def self_check_option(command: Command) -> Command:
         help="Open the bundle without checking that its graphs reproduce its stored results. "
         "Faulty weights, plans, drivers and processors then go unnoticed.",
     )(command)
+
+
+def column_options(*roles: Role) -> Callable[[Command], Command]:
+    """--image-column and so on, one option per role; the command gets `columns`: `ColumnNames`."""
+
+    def add(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_columns(**given: Any) -> Any:
+            from dsd_trt.tables.columns import ColumnNames
+
+            names = {role: given.pop(f"{role}_column") for role in roles}
+            return command(**given, columns=ColumnNames(**names))
+
+        for role in reversed(roles):
+            with_columns = click.option(
+                f"--{role}-column",
+                metavar="NAME",
+                help=f"Column of {_COLUMNS[role]}.  [default: {role}]",
+            )(with_columns)
+        return cast(Command, with_columns)
+
+    return add
 
 
 def model_option(command: Command) -> Command:

@@ -73,7 +73,7 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
     while True:
         first = reader.line_num + 1
         try:
-            cells = _next_row(reader)
+            cells = next_csv_row(reader)
         except csv.Error as error:  # at the row's first line: an open quote spans lines
             raise LineError(first, f"not valid CSV: {error}") from None
         if cells is None:
@@ -102,7 +102,7 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
                 raise LineError(reader.line_num, f"the column {column!r} is there twice")
 
 
-def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+def next_csv_row(reader: Iterator[list[str]]) -> list[str] | None:
     """The next row, with cells of any length; None at the end.
 
     The csv module's limit of 131,072 characters applies to the whole process; it is restored for

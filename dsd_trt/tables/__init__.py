@@ -1,0 +1,1 @@
+"""Tables of the user: CSV, JSONL and Parquet files, row by row."""

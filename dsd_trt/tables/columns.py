@@ -1,0 +1,67 @@
+"""The columns a command reads, by their role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from dsd_trt.errors import InputError
+from dsd_trt.tables.table import Table
+
+Role: TypeAlias = Literal["image", "text", "label", "id"]
+
+
+@dataclass(frozen=True)
+class ColumnNames:
+    """Names of columns as the user gave them; None is the role's own name.
+
+    Attributes:
+        image: column of the images' names.
+        text: column of the texts.
+        label: column of the labels: 1 for positive pairs, 0 for negative ones.
+        id: column of the rows' identifiers.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    label: str | None = None
+    id: str | None = None
+
+    def required(self, table: Table, role: Role) -> str:
+        """Name of a column the table must have.
+
+        Raises:
+            InputError: the table lacks the column, or has it twice; the message names its columns,
+                and the option that names another one.
+        """
+        given: str | None = getattr(self, role)
+        name = given or role
+        if not table.has(name):
+            others = ", ".join(map(repr, table.columns)) or "none"
+            raise InputError(
+                f"{table.path}, {table.start}: no column {name!r} among {others}. Name the column "
+                f"of the {_MEANING[role]}: --{role}-column NAME"
+            )
+        if name in table.doubled:
+            raise InputError(
+                f"{table.path}, {table.start}: the column {name!r} is there twice; rename one"
+            )
+        return name
+
+    def optional(self, table: Table, role: Role) -> str | None:
+        """Name of a column the table may have; None if it has none.
+
+        Raises:
+            InputError: the user named a column that the table lacks, or it is there twice.
+        """
+        if getattr(self, role) is None and not table.has(role):
+            return None
+        return self.required(table, role)
+
+
+_MEANING = {
+    "image": "images' paths",
+    "text": "texts",
+    "label": "labels",
+    "id": "identifiers",
+}
