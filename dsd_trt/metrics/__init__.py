@@ -15,6 +15,7 @@ from dsd_trt.metrics.calibration import (
     reliability,
 )
 from dsd_trt.metrics.curve import OperatingPoint, at_threshold, average_precision, roc_auc
+from dsd_trt.metrics.logistic import cross_fitted, fit_logistic
 from dsd_trt.metrics.pairs import class_weights
 from dsd_trt.metrics.threshold import (
     CONFIDENCE,
@@ -37,6 +38,8 @@ __all__ = [
     "calibration_error",
     "chance_calibration_error",
     "class_weights",
+    "cross_fitted",
+    "fit_logistic",
     "log_loss",
     "reliability",
     "roc_auc",

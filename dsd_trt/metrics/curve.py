@@ -27,15 +27,48 @@ class OperatingPoint:
     recall: float
 
 
+class Ranking:
+    """Labelled pairs by falling score, for figures that are wanted under many weights.
+
+    Args:
+        scores: score of each pair, (pairs,).
+        labels: label of each pair, (pairs,).
+    """
+
+    def __init__(self, scores: ArrayLike, labels: ArrayLike) -> None:
+        values, self._positive, _ = checked(scores, labels, None)
+        distinct, self._place = np.unique(-values, return_inverse=True)
+        self._count = len(distinct)
+
+    def roc_auc(self, weights: Floats) -> float:
+        """As the function of that name."""
+        positives, negatives = self._counts(weights)
+        above = np.cumsum(positives) - positives / 2  # of each distinct score
+        whole = positives.sum() * negatives.sum()
+        return float(above @ negatives / whole) if whole else float("nan")
+
+    def average_precision(self, weights: Floats) -> float:
+        """As the function of that name."""
+        positives, negatives = self._counts(weights)
+        kept = np.cumsum(positives + negatives)
+        precision = np.cumsum(positives) / np.where(kept > 0, kept, 1)
+        total = positives.sum()
+        return float(precision @ positives / total) if total else float("nan")
+
+    def _counts(self, weights: Floats) -> tuple[Floats, Floats]:
+        """Weight of the positives and of the negatives of each distinct score."""
+        return (
+            np.bincount(self._place, weights * self._positive, self._count),
+            np.bincount(self._place, weights * ~self._positive, self._count),
+        )
+
+
 def roc_auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Area under the ROC curve: chance that a positive pair outscores a negative; a tie is half.
 
     NaN if all pairs have one label.
     """
-    positives, negatives = _curve(scores, labels, weights)[1:]
-    above = np.cumsum(positives) - positives / 2  # of each distinct score, from the highest
-    whole = positives.sum() * negatives.sum()
-    return float(above @ negatives / whole) if whole else float("nan")
+    return Ranking(scores, labels).roc_auc(checked(scores, labels, weights)[2])
 
 
 def average_precision(
@@ -45,11 +78,7 @@ def average_precision(
 
     NaN without positives. Equal scores are one threshold, and nothing is interpolated.
     """
-    positives, negatives = _curve(scores, labels, weights)[1:]
-    kept = np.cumsum(positives + negatives)
-    precision = np.cumsum(positives) / np.where(kept > 0, kept, 1)
-    total = positives.sum()
-    return float(precision @ positives / total) if total else float("nan")
+    return Ranking(scores, labels).average_precision(checked(scores, labels, weights)[2])
 
 
 def at_threshold(
@@ -64,18 +93,4 @@ def at_threshold(
         kept=int(kept.sum()),
         precision=float(true / all_kept) if all_kept else float("nan"),
         recall=float(true / all_true) if all_true else float("nan"),
-    )
-
-
-def _curve(
-    scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
-) -> tuple[Floats, Floats, Floats]:
-    """Distinct scores, falling, with the weight of their positives and of their negatives."""
-    values, positive, weight = checked(scores, labels, weights)
-    distinct, place = np.unique(-values, return_inverse=True)
-    size = len(distinct)
-    return (
-        -distinct,
-        np.bincount(place, weight * positive, size),
-        np.bincount(place, weight * ~positive, size),
     )

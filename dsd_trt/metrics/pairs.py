@@ -44,12 +44,17 @@ def class_weights(labels: ArrayLike, prior: float) -> Floats:
     """Weights that make a given share of the pairs positive, and sum to their number.
 
     Raises:
-        InputError: all pairs have one label.
+        InputError: all pairs have one label, or the share does not lie between 0 and 1.
     """
+    if not 0 < prior < 1:
+        raise InputError(f"the share of positives must lie between 0 and 1, got {prior:g}")
     positive = np.asarray(labels) != 0
     share = positive.mean()
     if not 0 < share < 1:
-        raise InputError("all pairs have the same label: positives and negatives are needed")
+        raise InputError(
+            f"all {positive.size} pairs have the label {int(share)}: positives and negatives are "
+            "needed"
+        )
     weights: Floats = np.where(positive, prior / share, (1 - prior) / (1 - share))
     return weights
 

@@ -22,6 +22,8 @@ from dsd_trt.metrics import (
     calibration_error,
     chance_calibration_error,
     class_weights,
+    cross_fitted,
+    fit_logistic,
     log_loss,
     reliability,
     roc_auc,
@@ -165,6 +167,15 @@ def test_perfect_probabilities_have_the_calibration_error_of_chance() -> None:
     measured = [calibration_error(p, rng.random(300) < p) for _ in range(100)]
     assert chance_calibration_error(p) == pytest.approx(np.mean(measured), rel=0.1)
     assert calibration_error(p, rng.random(300) < p**3) > 2 * chance_calibration_error(p)
+    # Probabilities for half as many positives as were drawn: weights make up for it.
+    labels = rng.random((100, 3000)) < (share := rng.random(3000))
+    rarer = 0.25 * share / (0.25 * share + 0.75 * (1 - share))
+    weighed = [
+        calibration_error(rarer, each, weights=np.where(each, 0.25, 0.75)) for each in labels
+    ]
+    assert np.mean(weighed) < 0.03
+    chance = chance_calibration_error(rarer, weights=(0.75, 0.25))
+    assert chance == pytest.approx(np.mean(weighed), rel=0.1)
 
 
 def test_proper_losses_in_closed_form() -> None:
@@ -178,7 +189,7 @@ def test_class_weights_make_a_prior() -> None:
     weights = class_weights(labels, 0.2)
     assert weights @ labels / weights.sum() == pytest.approx(0.2)
     assert weights.sum() == pytest.approx(4)
-    with pytest.raises(InputError, match="same label"):
+    with pytest.raises(InputError, match="all 2 pairs have the label 1"):
         class_weights([1, 1], 0.2)
 
 
@@ -389,3 +400,98 @@ def test_unusable_pairs_are_refused(scores: list[float], labels: list[int], mess
 def test_unusable_demands_are_refused(asked: float, confidence: float) -> None:
     with pytest.raises(InputError):
         threshold_for_recall([0.1, 0.2], [0, 1], asked, confidence=confidence)
+
+
+def _sigmoid(logit: NDArray[Any]) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-logit)))
+
+
+def test_a_fit_to_two_scores_has_a_closed_form() -> None:
+    """Each score then predicts its own share of positives, of Platt's targets."""
+    scores = np.repeat([0.25, 0.75], [60, 40])
+    labels = np.array([1] * 8 + [0] * 52 + [1] * 32 + [0] * 8)
+    a, b = fit_logistic(scores, labels)
+    yes, no = 41 / 42, 1 / 62
+    assert _sigmoid(a * 0.25 + b) == pytest.approx((8 * yes + 52 * no) / 60)
+    assert _sigmoid(a * 0.75 + b) == pytest.approx((32 * yes + 8 * no) / 40)
+    # With a prior, positives and negatives weigh as much as their share asks for.
+    a, b = fit_logistic(scores, labels, prior=0.1)
+    up, down = 0.1 / 0.4, 0.9 / 0.6
+    low = (8 * up * yes + 52 * down * no) / (8 * up + 52 * down)
+    assert _sigmoid(a * 0.25 + b) == pytest.approx(low)
+
+
+def test_a_fit_finds_the_probabilities_that_labels_were_drawn_from() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(0.02, 0.06, 40_000)
+    labels = rng.random(40_000) < _sigmoid(150 * scores - 7)
+    a, b = fit_logistic(scores, labels)
+    assert a == pytest.approx(150, rel=0.05)
+    assert a * 0.04 + b == pytest.approx(-1, abs=0.05)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_separated_labels_give_a_finite_fit_at_any_scale(scale: float) -> None:
+    scores = np.array([0.1, 0.11, 0.4, 0.41]) * scale
+    a, b = fit_logistic(scores, [0, 0, 1, 1])
+    p = _sigmoid(a * scores + b)
+    assert p == pytest.approx([0.25, 0.25, 0.75, 0.75], abs=0.03)  # Platt's targets of two pairs
+    a, b = fit_logistic(-scores, [0, 0, 1, 1])
+    assert a < 0
+
+
+def test_a_fit_is_the_optimum_with_outliers_too() -> None:
+    scores = np.concatenate([np.linspace(0, 1, 100), [1e4, -1e4]])
+    labels = np.concatenate([np.linspace(0, 1, 100) > 0.4, [1, 0]]).astype(int)
+    a, b = fit_logistic(scores, labels)
+    positives, negatives = (labels == 1).sum(), (labels == 0).sum()
+    target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+    def loss(a: float, b: float) -> float:
+        logit = a * scores + b
+        return float((np.logaddexp(0, logit) - target * logit).sum())
+
+    for near in ((a * 1.01, b), (a * 0.99, b), (a, b + 0.01), (a, b - 0.01)):
+        assert loss(a, b) < loss(*near)
+
+
+def test_scikit_learn_fits_the_same() -> None:
+    calibration = pytest.importorskip("sklearn.calibration")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=200)
+    scores = rng.normal(size=200) + labels
+    a, b = fit_logistic(scores, labels)
+    theirs = calibration._sigmoid_calibration(scores, labels)  # of sigmoid(-(a s + b))
+    assert (a, b) == pytest.approx((-theirs[0], -theirs[1]), rel=1e-3)
+
+
+def test_nothing_can_be_fitted_to_one_label_or_one_score() -> None:
+    with pytest.raises(InputError, match="all 3 pairs have the label 0"):
+        fit_logistic([0.1, 0.2, 0.3], [0, 0, 0])
+    with pytest.raises(InputError, match=r"all 3 pairs have the same score, 0\.5"):
+        fit_logistic([0.5, 0.5, 0.5], [0, 1, 0])
+    with pytest.raises(InputError, match="not finite"):
+        fit_logistic([0.5, float("nan")], [0, 1])
+
+
+def test_cross_validation_never_sees_a_pair_of_its_group() -> None:
+    """Labels of the held group are flipped: its own probabilities stay as they were."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 5)
+    labels = rng.integers(2, size=100)
+    scores = rng.normal(size=100) + 2 * labels
+    known = cross_fitted(scores, labels, groups.tolist(), prior=0.5)
+    assert known is not None
+    assert len(np.unique(np.round(known - _sigmoid(scores), 12))) > 90
+    held = groups == 7
+    flipped = np.where(held, 1 - labels, labels)
+    again = cross_fitted(scores, flipped, groups.tolist(), prior=0.5)
+    assert again is not None
+    assert again[held] == pytest.approx(known[held])
+    assert not np.allclose(again, known)
+
+
+def test_cross_validation_needs_both_labels_beside_each_part() -> None:
+    assert cross_fitted([0.1, 0.2, 0.3], [1, 0, 0], ["a", "b", "c"]) is None
+    assert cross_fitted([0.1, 0.2], [1, 0], ["a", "a"]) is None
+    assert cross_fitted([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], ["a", "b", "c", "d"]) is not None

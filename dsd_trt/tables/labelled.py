@@ -1,0 +1,187 @@
+"""Labelled pairs of a table: positives and negatives, from its labels or its lists of negatives."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsd_trt.errors import InputError
+from dsd_trt.files.rows import text_fault
+from dsd_trt.files.schema import parse_json
+from dsd_trt.results import Failure
+from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.row import TableRow, is_missing
+from dsd_trt.tables.table import Table
+
+NEGATIVES = "negatives"
+_NUMBERED = re.compile(r"negative_?\d+")
+
+
+@dataclass(frozen=True)
+class LabelledPair:
+    """An image and a text that are said to belong together, or not to.
+
+    Attributes:
+        name: image path as written in the table.
+        image: path of the image file.
+        text: text of the pair.
+        label: whether the pair is positive.
+        subset: value of the column that divides the table; "" without one.
+    """
+
+    name: str
+    image: Path
+    text: str
+    label: bool
+    subset: str = ""
+
+
+@dataclass(frozen=True)
+class LabelledTable:
+    """All labelled pairs of a table.
+
+    Attributes:
+        pairs: pairs in order; a row with negatives has a positive pair and its negative ones.
+        rows: number of rows in the table.
+        unlabelled: number of rows with an empty label, which are left out.
+        failures: rows that cannot be used, by their place in the file, and why.
+    """
+
+    pairs: tuple[LabelledPair, ...]
+    rows: int
+    unlabelled: int
+    failures: tuple[Failure, ...]
+
+
+def read_labelled(
+    table: Table, columns: ColumnNames | None = None, subset: str | None = None
+) -> LabelledTable:
+    """Read a table with columns `image,text,label`, or `image,text` and negatives.
+
+    Negatives are texts that do not describe the row's image: a column `negatives` with a list (in
+    CSV a JSON list, or texts separated by `|`), or columns `negative_1`, `negative_2` and so on.
+
+    Args:
+        table: table whose image paths are relative to its folder.
+        columns: names of the columns of images, texts and labels.
+        subset: column that divides the table; None for none.
+
+    Raises:
+        InputError: a column is missing, no row can be used, or the file cannot be read.
+    """
+    columns = columns or ColumnNames()
+    image, text = columns.required(table, "image"), columns.required(table, "text")
+    label = columns.optional(table, "label")
+    negatives = [] if label else negative_columns(table)
+    if not label and not negatives:
+        raise InputError(
+            f"{table.path}, {table.start}: no labels. Add a column label, 1 where the text "
+            f"describes the image and 0 where not, or name it: --label-column NAME; or a column "
+            f"{NEGATIVES} of texts that do not describe it"
+        )
+    if subset is not None and not table.has(subset):
+        raise InputError(
+            f"{table.path}, {table.start}: no column {subset!r} among "
+            f"{', '.join(map(repr, table.columns))}"
+        )
+    pairs: list[LabelledPair] = []
+    failures: list[Failure] = []
+    rows = unlabelled = 0
+    present: dict[str, str | None] = {}  # fault of each image file
+    for row in table.rows(_needed(image, text, label, subset, negatives)):
+        rows += 1
+        try:
+            value = row.label(label) if label else True
+            if value is None:
+                unlabelled += 1
+                continue
+            name, described = row.text(image), row.text(text)
+            path = table.path.parent / name
+            if name not in present:
+                present[name] = _image_fault(path)
+            if fault := present[name]:
+                raise ValueError(fault)
+            others = negatives_of(row, negatives)
+            if described in others:
+                raise ValueError(f"{described!r} is among its own negatives")
+            of_subset = _subset(row, subset)
+            pairs.append(LabelledPair(name, path, described, value, of_subset))
+            pairs += (LabelledPair(name, path, it, False, of_subset) for it in others)
+        except ValueError as error:
+            failures.append(Failure(f"{table.path.name}, {row.place}", str(error)))
+    if not pairs:
+        first = f": {failures[0]}" if failures else ""
+        raise InputError(
+            f"none of the {rows} rows of {table.path} can be used{first}"
+            if rows
+            else f"{table.path} has no rows"
+        )
+    return LabelledTable(tuple(pairs), rows, unlabelled, tuple(failures))
+
+
+def negative_columns(table: Table) -> list[str]:
+    """Columns of negatives that a table has: `negatives`, or `negative_1` and so on."""
+    if table.has(NEGATIVES):
+        return [NEGATIVES]
+    return [name for name in table.columns if _NUMBERED.fullmatch(name)]
+
+
+def negatives_of(row: TableRow, columns: Sequence[str]) -> tuple[str, ...]:
+    """The distinct negatives of a row; without columns, none.
+
+    Raises:
+        ValueError: there are columns and no negatives in them, or something else than texts.
+    """
+    found: dict[str, None] = {}
+    for column in columns:
+        value = row.values.get(column)
+        if is_missing(value):
+            continue
+        for text in _listed(value, column):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"{column} must be texts, got {str(text)[:60]!r}")
+            if fault := text_fault(text):
+                raise ValueError(f"{column} has {fault}")
+            found[text.strip()] = None
+    if columns and not found:
+        raise ValueError(f"{columns[0]} is empty: texts that do not describe the image are needed")
+    return tuple(found)
+
+
+def _listed(value: object, column: str) -> Iterator[object]:
+    """Items of a list, of a JSON list in a string, or of a string separated by `|`."""
+    if isinstance(value, str):
+        if column != NEGATIVES:
+            value = [value]
+        elif value.lstrip().startswith("["):
+            try:
+                value = parse_json(value)
+            except ValueError as error:
+                raise ValueError(f"{column} is not a valid JSON list: {error}") from None
+        else:
+            value = [text for text in value.split("|") if text.strip()]
+    if not isinstance(value, list):
+        raise ValueError(f'{column} must be a list of texts, such as ["a dog", "a cat"]')
+    yield from value
+
+
+def _needed(
+    image: str, text: str, label: str | None, subset: str | None, negatives: Sequence[str]
+) -> list[str]:
+    return list(dict.fromkeys(it for it in (image, text, label, subset, *negatives) if it))
+
+
+def _subset(row: TableRow, column: str | None) -> str:
+    value = None if column is None else row.values.get(column)
+    return "" if is_missing(value) else str(value).strip()
+
+
+def _image_fault(path: Path) -> str | None:
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # missing, or not a valid name
+        return f"no image file {str(path)[:300]!r}"
+    return None if stat.S_ISREG(mode) else f"{str(path)[:300]!r} is no file"
