@@ -31,10 +31,12 @@ if TYPE_CHECKING:
         InputError,
         MissingExtraError,
     )
+    from dsd_trt.failure import Failure
     from dsd_trt.image.preprocess import ImageSource
     from dsd_trt.index.index import Index, IndexedImage
     from dsd_trt.index.writer import IndexUpdate, update_index
-    from dsd_trt.results import Failure, PairScores, Progress, RankedImage, ScoreMatrix
+    from dsd_trt.ranking import RankedImage, RankedText
+    from dsd_trt.results import PairScores, Progress, ScoreMatrix
     from dsd_trt.scorer import Scorer
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "PairScores",
     "Progress",
     "RankedImage",
+    "RankedText",
     "ScoreMatrix",
     "Scorer",
     "read_bundle",
@@ -74,10 +77,12 @@ _HOMES = {
         "InputError",
         "MissingExtraError",
     ),
+    "failure": ("Failure",),
     "image.preprocess": ("ImageSource",),
     "index.index": ("Index", "IndexedImage"),
     "index.writer": ("IndexUpdate", "update_index"),
-    "results": ("Failure", "PairScores", "Progress", "RankedImage", "ScoreMatrix"),
+    "ranking": ("RankedImage", "RankedText"),
+    "results": ("PairScores", "Progress", "ScoreMatrix"),
     "scorer": ("Scorer",),
 }
 

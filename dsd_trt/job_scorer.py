@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.errors import ImageError, InputError
-from dsd_trt.jobs import Decoded, Job, Scored, Tally, TextScores, checked_count, decoded_ahead
+from dsd_trt.jobs import Decoded, Job, Scored, Tally, TextScores, decoded_ahead
 from dsd_trt.pipeline import EncodedTexts, Pipeline
+from dsd_trt.ranking import checked_count
 from dsd_trt.results import Failure
 from dsd_trt.search import eliminate
 

@@ -207,17 +207,6 @@ def _require(limit: Limit, count: int) -> None:
         raise InputError(f"a call has {fault}. Make several calls, or set the limit higher")
 
 
-def checked_count(count: int, name: str) -> int:
-    """A requested number of results, validated.
-
-    Raises:
-        InputError: it is not a positive whole number.
-    """
-    if not isinstance(count, (int, np.integer)) or isinstance(count, bool) or count < 1:
-        raise InputError(f"{name} must be a whole number above 0, got {count!r}")
-    return int(count)
-
-
 def former_top_k(top_k: int | None, best: int | None) -> int | None:
     """The number of best results, given as `top_k` or under its former name.
 

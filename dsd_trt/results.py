@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.errors import MissingExtraError
+from dsd_trt.failure import Failure as Failure
+from dsd_trt.ranking import RankedImage, RankedText, best_first, checked_count, checked_ids
+
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Progress callback `(done, total)`; `total` is None when unknown."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image, text or pair that could not be scored, and why.
-
-    Attributes:
-        image: name of the image; None if the text cannot be scored with any image.
-        reason: what went wrong, and what to do about it.
-        text: the text; None if the image cannot be scored with any text.
-    """
-
-    image: str | None
-    reason: str
-    text: str | None = None
-
-    def __str__(self) -> str:
-        names = [self.image] if self.image is not None else []
-        names += [repr(self.text)] if self.text is not None else []
-        return f"{' and '.join(names)}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -55,6 +39,78 @@ class ScoreMatrix:
     errors: tuple[Failure, ...]
     passes: int
 
+    def __repr__(self) -> str:
+        size = f"{_counted(len(self.images), 'image')} x {_counted(len(self.texts), 'text')}"
+        return f"ScoreMatrix({size}, {_summary(self.scores, self.probabilities, self.errors)})"
+
+    def _repr_html_(self) -> str:
+        """A picture of the matrix, which notebooks show instead of `repr`."""
+        from dsd_trt.notebook import matrix_html
+
+        return matrix_html(self.images, self.texts, self.scores, self.probabilities, repr(self))
+
+    def top_images(
+        self, top_k: int | None = None, ids: Sequence[Any] | None = None
+    ) -> list[list[RankedImage]]:
+        """The best images of each text, best first; what has no score is left out.
+
+        Args:
+            top_k: number of images per text; None is all.
+            ids: names of your own for the images, one each.
+
+        Raises:
+            InputError: `top_k` is not a positive count, or `ids` are no list of this length.
+        """
+        top_k = None if top_k is None else checked_count(top_k, "top_k")
+        ids = checked_ids(ids, len(self.images), "images")
+        return [
+            [
+                RankedImage(
+                    i, self.images[i], float(f[i]), float(p[i]), None if ids is None else ids[i]
+                )
+                for i in best_first(f, top_k)
+            ]
+            for f, p in zip(self.scores.T, self.probabilities.T, strict=True)
+        ]
+
+    def top_texts(
+        self, top_k: int | None = None, ids: Sequence[Any] | None = None
+    ) -> list[list[RankedText]]:
+        """The best texts of each image, best first; what has no score is left out.
+
+        Args:
+            top_k: number of texts per image; None is all.
+            ids: names of your own for the texts, one each.
+
+        Raises:
+            InputError: `top_k` is not a positive count, or `ids` are no list of this length.
+        """
+        top_k = None if top_k is None else checked_count(top_k, "top_k")
+        ids = checked_ids(ids, len(self.texts), "texts")
+        return [
+            [
+                RankedText(
+                    i, self.texts[i], float(f[i]), float(p[i]), None if ids is None else ids[i]
+                )
+                for i in best_first(f, top_k)
+            ]
+            for f, p in zip(self.scores, self.probabilities, strict=True)
+        ]
+
+    def to_pandas(self) -> Any:
+        """A pandas table with a row per pair: image, text, score, probability, error.
+
+        Rows are ordered by image, then by text. `error` is None where there is a score.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        count = len(self.texts)
+        images = [name for name in self.images for _ in range(count)]
+        return _table(
+            images, self.texts * len(self.images), self.scores, self.probabilities, self.errors
+        )
+
 
 @dataclass(frozen=True)
 class PairScores:
@@ -74,6 +130,18 @@ class PairScores:
     probabilities: NDArray[np.float32]
     errors: tuple[Failure, ...]
 
+    def __repr__(self) -> str:
+        size = _counted(len(self.texts), "pair")
+        return f"PairScores({size}, {_summary(self.scores, self.probabilities, self.errors)})"
+
+    def to_pandas(self) -> Any:
+        """A pandas table with a row per pair, as `ScoreMatrix.to_pandas`.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return _table(self.images, self.texts, self.scores, self.probabilities, self.errors)
+
 
 @dataclass(frozen=True)
 class ScoredImage:
@@ -91,6 +159,10 @@ class ScoredImage:
     scores: NDArray[np.float32]
     errors: tuple[Failure, ...]
     passes: int
+
+    def __repr__(self) -> str:
+        size = _counted(len(self.scores), "text")
+        return f"ScoredImage({self.image!r}, {size}, {_summary(self.scores, None, self.errors)})"
 
 
 @dataclass(frozen=True)
@@ -119,18 +191,61 @@ class PairStream:
     images: Iterator[tuple[ScoredImage, list[int]]]
 
 
-@dataclass(frozen=True)
-class RankedImage:
-    """One image's position in a ranking.
+def _table(
+    images: Sequence[str],
+    texts: Sequence[str],
+    scores: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+    errors: Sequence[Failure],
+) -> Any:
+    """A pandas table of pairs; scores of any shape in the pairs' order."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise MissingExtraError(
+            f"to_pandas needs pandas, which cannot be imported here ({error}). Install it with: "
+            "pip install 'dsd-trt[pandas]', or pandas alone"
+        ) from error
+    reasons = {(it.image, it.text): it.reason for it in reversed(errors)}
+    found = [
+        reasons.get((image, None)) or reasons.get((None, text)) or reasons.get((image, text))
+        if np.isnan(score)
+        else None
+        for image, text, score in zip(images, texts, scores.ravel(), strict=True)
+    ]
+    columns = {
+        "image": list(images),
+        "text": list(texts),
+        "score": scores.ravel(),
+        "probability": probabilities.ravel(),
+        "error": pd.Series(found, dtype=object),
+    }
+    return pd.DataFrame(columns)
 
-    Attributes:
-        index: position among the given images, from 0.
-        image: name of the image, as in `ScoreMatrix`.
-        score: f(y, x), averaged over the noise levels.
-        probability: match probability sigmoid(a f + b).
-    """
 
-    index: int
-    image: str
-    score: float
-    probability: float
+def _summary(
+    scores: NDArray[np.float32],
+    probabilities: NDArray[np.float32] | None,
+    errors: Sequence[Failure],
+) -> str:
+    """Ranges of scores and probabilities, and what failed, for a repr."""
+    parts = [f"scores {_range(scores, 4)}"]
+    if probabilities is not None:
+        known = not np.isnan(probabilities).all() or np.isnan(scores).all()
+        parts.append(f"probabilities {_range(probabilities, 3)}" if known else "no probabilities")
+    if missing := int(np.isnan(scores).sum()):
+        parts.append(f"{missing} without a score")
+    if errors:
+        parts.append(_counted(len(errors), "error"))
+    return ", ".join(parts)
+
+
+def _range(values: NDArray[np.float32], digits: int) -> str:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return "none"
+    return f"{known.min():.{digits}f} to {known.max():.{digits}f}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

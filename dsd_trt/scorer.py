@@ -6,7 +6,7 @@ import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from dsd_trt.jobs import (
     Scored,
     Tally,
     TextScores,
-    checked_count,
     checked_levels,
     checked_pairs,
     checked_text,
@@ -36,12 +35,19 @@ from dsd_trt.jobs import (
 )
 from dsd_trt.mode import choose_mode, graphs_of, wanted_mode
 from dsd_trt.pipeline import Pipeline, match_probability
+from dsd_trt.ranking import (
+    BestImages,
+    RankedImage,
+    RankedText,
+    best_first,
+    checked_count,
+    checked_ids,
+)
 from dsd_trt.results import (
     Failure,
     PairScores,
     PairStream,
     Progress,
-    RankedImage,
     ScoredImage,
     ScoreMatrix,
     ScoreStream,
@@ -410,6 +416,7 @@ class Scorer:
 
         return PairStream(tuple(errors), rows())
 
+    @overload
     def rank(
         self,
         text: str,
@@ -418,61 +425,172 @@ class Scorer:
         levels: Sequence[float] | None = None,
         progress: Progress | None = None,
         prune: bool = False,
-    ) -> list[RankedImage]:
-        """Order images by how well a text describes them.
+        *,
+        ids: Sequence[Any] | None = None,
+    ) -> list[RankedImage]: ...
+    @overload
+    def rank(
+        self,
+        text: list[str] | tuple[str, ...] | NDArray[np.str_] | NDArray[np.object_],
+        images: str | os.PathLike[str] | Iterable[Scorable],
+        top_k: int | None = None,
+        levels: Sequence[float] | None = None,
+        progress: Progress | None = None,
+        prune: bool = False,
+        *,
+        ids: Sequence[Any] | None = None,
+    ) -> list[list[RankedImage]]: ...
+    def rank(
+        self,
+        text: str | list[str] | tuple[str, ...] | NDArray[np.str_] | NDArray[np.object_],
+        images: str | os.PathLike[str] | Iterable[Scorable],
+        top_k: int | None = None,
+        levels: Sequence[float] | None = None,
+        progress: Progress | None = None,
+        prune: bool = False,
+        *,
+        ids: Sequence[Any] | None = None,
+    ) -> list[RankedImage] | list[list[RankedImage]]:
+        """Order images by how well a text describes them; for several texts, once for each.
 
         Args:
-            text: the description to rank images by.
+            text: the description to rank images by, or a list of M descriptions. Images are then
+                encoded once for all of them.
             images: images to rank, as for `score`. One that cannot be scored is left out with a
                 logged warning.
-            top_k: number of images to return; None is all.
+            top_k: number of images to return per text; None is all. With it, memory does not grow
+                with the number of images.
             levels: noise levels to average over; None is all of the bundle's.
             progress: callback `(done, total)`, in pairs, as for `score`.
             prune: whether to stop scoring an image once it can no longer reach the top K, see
                 `dsd_trt.search`. All latents are then held in memory.
+            ids: names of your own for the images, of any type and one each; None is none.
 
         Returns:
-            Best image first; equal scores keep the order of the images.
+            Best image first; equal scores keep the order of the images. For a list of texts, one
+            such list for each.
 
         Raises:
-            InputError: an argument cannot be used, as for `score`; or `prune` without `top_k`.
+            InputError: an argument cannot be used, as for `score`; `prune` without `top_k`; or
+                `ids` of another length than `images`.
             EngineError: the engine cannot compute, as for `score`.
         """
-        if top_k is not None:
-            top_k = checked_count(top_k, "top_k")
-        elif prune:
-            raise InputError("pruning looks for the best: say how many with top_k")
+        top_k = self._checked_top_k(top_k, prune)
         self._pipeline.require_usable()
-        text = checked_text(text, "text")
+        one = isinstance(text, str) or not hasattr(text, "__len__")
+        texts = [checked_text(text, "text")] if one else checked_texts(text)
+        images = open_images(images, len(texts))
+        ids = checked_ids(ids, len(images) if isinstance(images, Sequence) else None, "images")
         if prune and top_k:
-            matrix = self._search_images(text, images, top_k, levels, progress)
+            matrix = self._search_images(texts, images, top_k, levels, progress)
+            _log_left_out(matrix.errors)
+            found = matrix.top_images(top_k, ids)
         else:
-            matrix = self.score(images, [text], levels, progress)
-        for failure in matrix.errors:
-            logger.warning("left out of the ranking: %s", failure)
-        scores, probabilities = matrix.scores[:, 0], matrix.probabilities[:, 0]
-        order = [i for i in np.argsort(-scores, kind="stable").tolist() if not np.isnan(scores[i])]
+            found = self._best_images(texts, images, top_k, levels, progress, ids)
+        return found[0] if one else found
+
+    def rank_texts(
+        self,
+        images: str | os.PathLike[str] | Iterable[Scorable],
+        texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_],
+        top_k: int | None = None,
+        levels: Sequence[float] | None = None,
+        progress: Progress | None = None,
+        prune: bool = False,
+        *,
+        ids: Sequence[Any] | None = None,
+    ) -> list[list[RankedText]]:
+        """Order texts by how well they describe an image, for each of the images.
+
+        Args:
+            images: N images, as for `score`.
+            texts: M descriptions to rank, as for `score`. One that cannot be scored is left out
+                with a logged warning.
+            top_k: number of texts to return per image; None is all.
+            levels: noise levels to average over; None is all of the bundle's.
+            progress: callback `(done, total)`, in pairs, as for `score`.
+            prune: whether to stop scoring a text once it can no longer reach the top K, see
+                `dsd_trt.search`.
+            ids: names of your own for the texts, of any type and one each; None is none.
+
+        Returns:
+            N lists, the best text first; equal scores keep the order of the texts. The list of an
+            image that cannot be scored is empty.
+
+        Raises:
+            InputError: an argument cannot be used, as for `rank`.
+            EngineError: the engine cannot compute, as for `score`.
+        """
+        top_k = self._checked_top_k(top_k, prune)
+        texts = checked_texts(texts)
+        ids = checked_ids(ids, len(texts), "texts")
+        stream = self.stream(images, texts, levels, progress, top_k if prune else None)
+        _log_left_out(stream.errors)
+        rankings = []
+        for image in stream.images:
+            _log_left_out(image.errors)
+            f, p = image.scores, self.probability(image.scores)
+            rankings.append(
+                [
+                    RankedText(i, texts[i], float(f[i]), float(p[i]), ids[i] if ids else None)
+                    for i in best_first(f, top_k)
+                ]
+            )
+        return rankings
+
+    @staticmethod
+    def _checked_top_k(top_k: int | None, prune: bool) -> int | None:
+        if top_k is not None:
+            return checked_count(top_k, "top_k")
+        if prune:
+            raise InputError("pruning looks for the best: say how many with top_k")
+        return None
+
+    def _best_images(
+        self,
+        texts: list[str],
+        images: Iterable[Scorable],
+        top_k: int | None,
+        levels: Sequence[float] | None,
+        progress: Progress | None,
+        ids: Sequence[Any] | None,
+    ) -> list[list[RankedImage]]:
+        """The best images of each text, of all of their scores."""
+        stream = self.stream(images, texts, levels, progress)
+        _log_left_out(stream.errors)
+        best = BestImages(len(texts), top_k)
+        for image in stream.images:
+            _log_left_out(image.errors)
+            best.add(image.image, image.scores)
+        ids = checked_ids(ids, len(best), "images")
         return [
-            RankedImage(i, matrix.images[i], float(scores[i]), float(probabilities[i]))
-            for i in order[:top_k]
+            [
+                RankedImage(at, name, float(f), float(p), ids[at] if ids else None)
+                for (at, name, f), p in zip(
+                    found,
+                    self.probability(np.array([f for *_, f in found], np.float32)),
+                    strict=True,
+                )
+            ]
+            for found in best.rankings()
         ]
 
     def _search_images(
         self,
-        text: str,
-        images: str | os.PathLike[str] | Iterable[Scorable],
+        texts: list[str],
+        images: Iterable[Scorable],
         top_k: int,
         levels: Sequence[float] | None,
         progress: Progress | None,
     ) -> ScoreMatrix:
-        """Scores of the best images and of close candidates; NaN for the others."""
+        """Scores of each text's best images and close candidates; NaN for the others."""
         self._jobs.require_search(top_k)
         level = self._level_indices(levels)
         names: list[str] = []
         places: list[int] = []
         latents: list[NDArray[Any]] = []
-        encoded, errors = self._jobs.encode_texts([text])
-        jobs = (Job(image, np.zeros(1, np.intp)) for image in open_images(images))
+        encoded, errors = self._jobs.encode_texts(texts)
+        jobs = (Job(image, np.zeros(1, np.intp)) for image in images)
         for chunk in self._jobs.encoded(jobs):
             for job, latent in chunk:
                 names.append(name_of(job.image, len(names)))
@@ -481,18 +599,26 @@ class Scorer:
                 else:
                     latents.append(latent)
                     places.append(len(names) - 1)
-        scores = np.full(len(names), np.nan, np.float32)
-        tally = Tally(progress, len(names), len(level))
-        if latents and encoded.finite.all():
-            found = self._jobs.search(np.stack(latents), encoded, level, tally, top_k)
-            scores[places] = found.scores
+        scores = np.full((len(names), len(texts)), np.nan, np.float32)
+        tally = Tally(progress, scores.size, len(level))
+        tally.skip((len(names) - len(places)) * len(texts) * len(level))
+        for column, text in enumerate(texts):
+            if not latents or not encoded.finite[column]:
+                tally.skip(len(places) * len(level))
+                continue
+            one = encoded[np.array([column])]
+            found = self._jobs.search(np.stack(latents), one, level, tally, top_k)
+            scores[places, column] = found.scores
             for place in np.array(places)[found.lost].tolist():
-                errors += self._jobs.failures(
-                    names[place], [text], TextScores.of(scores[place : place + 1])
-                )
-        matrix = scores[:, None]
+                lost = TextScores.of(scores[place : place + 1, column])
+                errors += self._jobs.failures(names[place], [text], lost)
         return ScoreMatrix(
-            tuple(names), (text,), matrix, self.probability(matrix), tuple(errors), tally.passes
+            tuple(names),
+            tuple(texts),
+            scores,
+            self.probability(scores),
+            tuple(errors),
+            tally.passes,
         )
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
@@ -518,3 +644,8 @@ def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:
     if isinstance(scored.result, ImageError):
         return np.full(texts, np.nan, np.float32)
     return scored.result.scores
+
+
+def _log_left_out(failures: Iterable[Failure]) -> None:
+    for failure in failures:
+        logger.warning("left out of the ranking: %s", failure)

@@ -44,6 +44,11 @@ class Bundle:
     folder: Path
     manifest: Manifest
 
+    def __repr__(self) -> str:
+        it = self.manifest
+        modes = "pair mode" if it.matrix is None else "pair and matrix mode"
+        return f"Bundle({str(self.folder)!r}: {it.precision}, {it.method.score} score, {modes})"
+
     def path(self, file: str) -> Path:
         """Path of one of the bundle's files."""
         return self.folder / file

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_trt.errors import InputError
+from dsd_trt.failure import Failure
 from dsd_trt.files.regular import other_kind
 from dsd_trt.image.preprocess import image_suffixes
-from dsd_trt.results import Failure
 
 
 @dataclass(frozen=True)

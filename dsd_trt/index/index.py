@@ -42,6 +42,9 @@ class IndexedImage:
     index: Index
     entry: Entry
 
+    def __repr__(self) -> str:
+        return f"IndexedImage({self.name!r} of {str(self.index.folder)!r})"
+
     @property
     def name(self) -> str:
         """Name of the image in results."""
@@ -110,6 +113,12 @@ class Index(Sequence[IndexedImage]):
             if complaint := shard.complaint(folder / name, manifest.image_encoder.latent):
                 raise InputError(f"{complaint}. {_AGAIN} {folder}")
         return index
+
+    def __repr__(self) -> str:
+        size = f"{len(self)} image{'s' * (len(self) != 1)}"
+        latent = self.manifest.image_encoder.latent
+        shape = " x ".join(map(str, latent.shape[1:]))
+        return f"Index({str(self.folder)!r}: {size}, latents {latent.dtype} {shape})"
 
     def __len__(self) -> int:
         return int(self._table.num_rows)

@@ -65,11 +65,19 @@ LAYERS = [
     Layer(
         "dsd_trt",
         "dsd_trt",
-        extras=("cpu", "hub", "index", "openvino", "gpu", "rtx", "sign"),
+        extras=("cpu", "hub", "index", "openvino", "pandas", "gpu", "rtx", "sign"),
         first_party=frozenset(),
         third_party=LEAN
         | NVIDIA
-        | {"huggingface_hub", "minisign", "onnxruntime", "openvino", "safetensors", "pyarrow"},
+        | {
+            "huggingface_hub",
+            "minisign",
+            "onnxruntime",
+            "openvino",
+            "pandas",
+            "safetensors",
+            "pyarrow",
+        },
     ),
 ]
 PACKAGES = {layer.folder: layer for layer in LAYERS}
