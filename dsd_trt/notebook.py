@@ -40,7 +40,7 @@ def matrix_html(
 
     Args:
         images: names of the images, (N,).
-        texts: texts, (M,).
+        texts: texts in their columns' order, (M,).
         scores: scores, (N, M); NaN where there is none.
         probabilities: match probabilities, (N, M); NaN where there is none.
         caption: line above the table.

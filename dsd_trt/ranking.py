@@ -39,7 +39,7 @@ class RankedText:
 
     Attributes:
         index: position among the given texts, from 0.
-        text: the text.
+        text: description that was ranked.
         score: f(y, x), averaged over the noise levels.
         probability: match probability sigmoid(a f + b); NaN without a calibration.
         id: the caller's own name of the text; None if none was given.
@@ -64,10 +64,10 @@ def checked_count(count: int, name: str) -> int:
 
 
 def best_first(scores: NDArray[np.floating[Any]], top_k: int | None) -> list[int]:
-    """Positions of the best scores, best first; equal scores keep their order, NaN is left out.
+    """Positions of the best scores, best first; NaN is left out, of equal ones the first leads.
 
     Args:
-        scores: scores, (candidates,).
+        scores: scores of the candidates, (candidates,).
         top_k: number of positions; None is all.
     """
     scored = np.flatnonzero(~np.isnan(scores))
@@ -106,7 +106,7 @@ class BestImages:
     With `top_k`, memory does not grow with the number of images.
 
     Args:
-        texts: number of texts.
+        texts: number of texts that images are ranked for.
         top_k: number of images to keep per text; None is all.
     """
 
