@@ -20,6 +20,7 @@ EXAMPLES = """\b
 Examples:
   dsd-trt index photos/ photos.index
   dsd-trt index 'shards/*.tar' shards.index --bundle my-scorer
+  dsd-trt index photos/ photos.index --prune-missing
   dsd-trt score photos.index texts.txt
 """
 
@@ -38,7 +39,13 @@ Examples:
     show_default=True,
     help="Images per file of latents; at most this many are encoded again after an interruption.",
 )
-@click.option("--keep", is_flag=True, help="Keep images of OUT that are not among IMAGES.")
+@click.option(
+    "--prune-missing",
+    is_flag=True,
+    help="Remove images of OUT that are not among IMAGES; their number is printed first.  "
+    "[default: keep them]",
+)
+@click.option("--keep", is_flag=True, hidden=True)  # the default, which had to be asked for once
 @click.pass_context
 def index(
     ctx: click.Context,
@@ -49,14 +56,15 @@ def index(
     engine: str,
     device: int,
     shard_size: int,
+    prune_missing: bool,
     keep: bool,
 ) -> None:
     """Encode images once, so that scoring needs neither the images nor the image encoder.
 
     IMAGES are files, directories (searched recursively) and globs, as for score, and WebDataset tar
     files, plain or gzipped. OUT is a folder. An existing index is updated: new and changed images
-    are encoded, and images you no longer list are removed. After an interruption, run the same
-    command again to continue.
+    are encoded. Images you no longer list are kept, unless you pass --prune-missing. After an
+    interruption, run the same command again to continue.
     """
     from rich.console import Console
 
@@ -67,6 +75,8 @@ def index(
 
     if len(paths) < 2:
         raise InputError("give IMAGES and, last, the folder OUT; see: dsd-trt index --help")
+    if keep and prune_missing:
+        raise InputError("--keep and --prune-missing contradict each other: leave one out")
     found = find_images(paths[:-1], others=SUFFIXES)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -78,7 +88,8 @@ def index(
             bundle,
             engine,
             shard_size,
-            keep or found.hides,  # an unreadable folder may still hold images of the index
+            not prune_missing
+            or found.hides,  # an unreadable folder may still hold images of the index
             progress,
             require_signature,
             self_check,
@@ -92,11 +103,13 @@ def index(
         f"{paths[-1]} has {readable} images: {done.encoded} encoded in {seconds:.1f} s, "
         f"{done.dropped} dropped"
     )
+    if done.kept and not found.hides:
+        console.print(f"kept though not named again: {done.kept} (--prune-missing drops them)")
     failures = found.unreadable + done.errors
     if failures:
         console.print(f"images that could not be read: {len(failures)}")
         for failure in failures:
             console.print(f"  {failure.image}: {failure.reason}")
-        if found.hides and not keep:
+        if found.hides and prune_missing:
             console.print("nothing was dropped: images may lie where it could not be searched")
         ctx.exit(3)

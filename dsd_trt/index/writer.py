@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure, Progress
 from dsd_trt.signature import open_bundle
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class IndexUpdate:
@@ -40,6 +43,7 @@ class IndexUpdate:
         dropped: number of images removed by this update.
         engine: description of the engine that encoded them; None if nothing was encoded.
         errors: images that cannot be read, with reasons.
+        kept: number of images that stay in the index though they were not given again.
     """
 
     images: int
@@ -47,6 +51,7 @@ class IndexUpdate:
     dropped: int
     engine: EngineDescription | None
     errors: tuple[Failure, ...]
+    kept: int = 0
 
 
 def update_index(
@@ -55,13 +60,13 @@ def update_index(
     bundle: str | os.PathLike[str] | None = None,
     engine: str = "auto",
     shard_size: int = 1024,
-    keep: bool = False,
+    keep: bool = True,
     progress: Progress | None = None,
     require_signature: str | os.PathLike[str] | None = None,
     self_check: bool = True,
     device: int = 0,
 ) -> IndexUpdate:
-    """Make an index hold the given images, encoding those it does not have yet.
+    """Add images to an index, encoding those it does not have yet.
 
     An image file or tar file with unchanged size and modification time is not read again. An image
     is encoded only if the index has none with the same bytes, under any name. After an
@@ -73,8 +78,8 @@ def update_index(
         bundle: bundle whose image encoder is used, as for `Scorer.load`.
         engine: name of the backend, as for `Scorer`.
         shard_size: number of latents per file.
-        keep: whether images of the index that are not among `images` stay; otherwise they are
-            removed.
+        keep: whether images of the index that are not among `images` stay. Otherwise they are
+            removed at the end, and their number is logged as a warning at the start.
         progress: callback `(done, total)`, in images; `total` is None when unknown.
         require_signature: path of a public key, as for `Scorer.load`.
         self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
@@ -119,6 +124,8 @@ def update_index(
             shard_size,
             lambda done: progress(done, total) if progress else None,
         )
+        if not keep:
+            writer.announce_dropped(files)
         for file in files:
             writer.add(file)
         return writer.finish(keep)
@@ -148,7 +155,7 @@ class IndexWriter:
     ) -> None:
         self._preprocessing, self._pipeline = manifest.preprocessing, pipeline
         self._shard_size, self._done = shard_size, done
-        self._folder = IndexFolder(folder, LatentSource.of(manifest))
+        self._path, self._folder = folder, IndexFolder(folder, LatentSource.of(manifest))
         entries = self._folder.read()
         self._entries = {entry.name: entry for entry in entries}
         self._latents = {it.sha256: it for it in entries if it.shard is not None}
@@ -161,6 +168,18 @@ class IndexWriter:
         self._batch: list[tuple[Entry, NDArray[np.uint8]]] = []  # batch to encode
         self._encoded: list[tuple[Entry, NDArray[Any]]] = []  # latents for the next shard
         self._count = 0  # encoded
+
+    def announce_dropped(self, files: Iterable[Path]) -> None:
+        """Log how many images would be removed if only these files were added."""
+        named = {printable(str(file)) for file in files}
+        missing = sum(entry.file not in named for entry in self._entries.values())
+        if missing:
+            logger.warning(
+                "%d of %d images of %s are not among those given, and will be removed",
+                missing,
+                len(self._entries),
+                self._path,
+            )
 
     def add(self, file: Path) -> None:
         """Add an image file, or the images of a tar file."""
@@ -205,6 +224,7 @@ class IndexWriter:
             len(before) - len(self._entries),
             self._pipeline.image_encoder if self._count else None,
             tuple(Failure(it.name, it.error) for it in self._entries.values() if it.error),
+            sum(it.file not in self._files for it in self._entries.values()),
         )
 
     def _add(self, entry: Entry, content: bytes | ImageError) -> None:

@@ -86,13 +86,19 @@ def test_nothing_is_dropped_while_a_directory_cannot_be_searched(
     (tmp_path / "in/disk").symlink_to("../elsewhere")
     assert run("index", "in", "out").code == 0
     (tmp_path / "elsewhere").rename(tmp_path / "unmounted")
-    ended = run("index", "in", "out")
+    ended = run("index", "in", "out", "--prune-missing")
     assert ended.code == 3
     assert "in/disk: cannot be followed: No such file or directory" in ended.err
     assert "out has 3 images: 0 encoded" in ended.err
     assert "nothing was dropped" in ended.err
     (tmp_path / "in/disk").unlink()
-    assert "1 dropped" in run("index", "in", "out").err
+    kept = run("index", "in", "out").err
+    assert "0 dropped" in kept
+    assert "kept though not named again: 1 (--prune-missing drops them)" in kept
+    ended = run("index", "in", "out", "--prune-missing")
+    before, after = ended.err.split("out has 2 images")
+    assert "1 of 3 images of out are not among those given, and will be removed" in before
+    assert "1 dropped" in after
 
 
 def test_a_link_to_an_image_that_is_gone_keeps_no_other(
@@ -101,7 +107,7 @@ def test_a_link_to_an_image_that_is_gone_keeps_no_other(
     assert run("index", "in", "out").code == 0
     (tmp_path / "in/b.png").unlink()
     (tmp_path / "in/dead.png").symlink_to("nowhere.png")
-    ended = run("index", "in", "out")
+    ended = run("index", "in", "out", "--prune-missing")
     assert ended.code == 3
     assert "in/dead.png: cannot be followed: No such file or directory" in ended.err
     assert "1 dropped" in ended.err
@@ -133,7 +139,7 @@ def test_tar_files_are_found_by_index_alone(run: Callable[..., Run], tmp_path: P
     (tmp_path / "shards/1.tar").unlink()
     (tmp_path / "shards/1.tar.gz").write_bytes(packed)
     for images in (["shards"], ["shards/*.tar*"], ["shards/0.tar", "shards/1.tar.gz"]):
-        assert run("index", *images, "out").code == 0
+        assert run("index", *images, "out", "--prune-missing").code == 0
         names = [image.name for image in Index.open("out")]
         assert names == ["shards/0.tar/0", "shards/1.tar.gz/1"]
     ended = run("score", "shards", "texts.txt")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -338,7 +339,7 @@ def test_only_what_is_new_or_changed_is_encoded(
 
     def changes() -> tuple[int, int, int]:
         encoded.clear()
-        done = update(sorted(photos.iterdir()))
+        done = update(sorted(photos.iterdir()), keep=False)
         assert sum(encoded) == done.encoded
         index = Index.open(out)
         assert len(index) == done.images
@@ -379,16 +380,23 @@ def test_a_file_that_looks_unchanged_is_not_even_opened(
     assert [failure.image for failure in update([photo]).errors] == [str(photo)]
 
 
-def test_what_is_not_named_again_goes_unless_it_is_kept(
-    update: Callable[..., IndexUpdate], scorer: Scorer, tmp_path: Path
+def test_what_is_not_named_again_is_kept_unless_it_is_to_go(
+    update: Callable[..., IndexUpdate],
+    scorer: Scorer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     paths, out = write_photos(tmp_path / "photos", range(7)), tmp_path / "out"
     update(paths)
     assert len(list(out.glob("latents-*"))) == 3
-    assert update(paths[6:], keep=True).images == 7
+    done = update(paths[6:])
+    assert (done.images, done.dropped, done.kept) == (7, 0, 6)
     assert seeds_of(Index.open(out)) == [6, 0, 1, 2, 3, 4, 5]
     check(Index.open(out), scorer)
-    assert update(paths[2:4]).dropped == 5
+    with caplog.at_level(logging.WARNING, "dsd_trt"):
+        done = update(paths[2:4], keep=False)
+    assert (done.images, done.dropped, done.kept) == (2, 5, 0)
+    assert f"5 of 7 images of {out} are not among those given, and will be removed" in caplog.text
     assert seeds_of(Index.open(out)) == [2, 3]
     check(Index.open(out), scorer)
     assert len(list(out.glob("latents-*"))) == 2  # a shard without images goes, too
@@ -727,7 +735,7 @@ def test_a_tar_that_is_cut_off_keeps_what_came_before(
     assert encoded == []
     tar.write_bytes(whole)
     encoded.clear()
-    assert update([tar, photo], keep=True).errors == ()
+    assert update([tar, photo]).errors == ()
     assert sum(encoded) == 3
     assert seeds_of(Index.open(tmp_path / "out")) == [*range(8), 9]
     check(Index.open(tmp_path / "out"), scorer)
