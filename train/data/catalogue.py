@@ -20,6 +20,20 @@ FEW_SHOT = 0.05
 SCENES = 1000
 """Default number of questions of a shapes data set, which has no end of its own."""
 
+UNSEEN_TASKS = (
+    "colours",
+    "shapes",
+    "counting",
+    "touching",
+    "sentences",
+    "synonyms",
+    "fillings",
+    "larger",
+    "style",
+    "corners",
+)
+"""Tasks the demonstration has never seen, data sets "unseen-TASK"; see `shapes.unseen`."""
+
 _Read = Callable[[Path, int], "Iterator[Question]"]  # from a folder and a random seed
 
 
@@ -73,6 +87,7 @@ _GENERATORS: Mapping[str, Callable[[int, int], Iterator[Question]]] = {
     "shapes-comvg": _lazy("shapes.datasets", "shapes_comvg"),
     "shapes-refcocog": _lazy("shapes.datasets", "shapes_refcocog"),
     "shapes-vqa": _lazy("shapes.datasets", "shapes_vqa"),
+    **{f"unseen-{task}": _lazy("shapes.unseen", "unseen_questions", task) for task in UNSEEN_TASKS},
 }
 NAMES = (*_READERS, *_GENERATORS)
 

@@ -20,7 +20,7 @@ from dsd_trt.train.shapes.scene import Scene, Thing
 Floats = NDArray[np.float32]
 
 # Anchors of each colour name, RGB in [0, 1]; a thing's colour is a jittered mix of two of them.
-_PALETTE: dict[str, tuple[tuple[float, float, float], ...]] = {
+PALETTE: dict[str, tuple[tuple[float, float, float], ...]] = {
     "red": ((1, 0, 0), (0.86, 0.08, 0.12), (0.78, 0.12, 0.1), (0.92, 0.22, 0.2)),
     "green": ((0, 0.5, 0), (0, 0.8, 0), (0.15, 0.65, 0.25), (0.2, 0.75, 0.2), (0, 1, 0)),
     "blue": ((0, 0, 1), (0.1, 0.3, 0.85), (0.12, 0.45, 0.9), (0.05, 0.1, 0.65)),
@@ -71,14 +71,14 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> Drawing:
     places = lay_out(scene, rng)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     x, y = (x + 0.5) / size, (y + 0.5) / size
-    image = _background(rng, x, y)
+    image = background(rng, x, y)
     softness = np.float32(rng.uniform(0.4, 1.3) / size)
     outlined = rng.random() < 0.15
     masks = np.zeros((len(places), size, size), dtype=np.bool_)
     # The first thing is drawn last: it is the one inside or in front of the second.
     for i in reversed(range(len(places))):
         thing, place = scene.things[i], places[i]
-        distance = _signed_distance(thing.shape, x, y, place, rng)
+        distance = signed_distance(thing.shape, x, y, place, rng)
         colour = _colour(thing, rng)
         # A thing whose colour is close to that behind it gets a contour.
         inside = distance < 0
@@ -88,10 +88,10 @@ def draw(scene: Scene, rng: np.random.Generator, size: int = 64) -> Drawing:
             light = colour.mean() > 0.5 if close else rng.random() < 0.3
             rim = np.float32(0.1 if light else 0.9) + np.zeros(3, np.float32)
             if close and rng.random() < 0.5:
-                image = _paint(image, distance - rng.uniform(0.01, 0.03), rim, softness)
+                image = paint(image, distance - rng.uniform(0.01, 0.03), rim, softness)
             else:
-                image = _paint(image, distance - rng.uniform(0.012, 0.022), rim, softness)
-        image = _paint(image, distance, _shade(colour, x, y, place, rng), softness)
+                image = paint(image, distance - rng.uniform(0.012, 0.022), rim, softness)
+        image = paint(image, distance, shade(colour, x, y, place, rng), softness)
         masks[i] = inside
         masks[i + 1 :] &= ~inside
     if rng.random() < 0.3:
@@ -169,7 +169,7 @@ def _sound(scene: Scene, places: list[Place]) -> bool:
     return sign * dx > 0.15 and abs(dx) > 1.2 * abs(dy)
 
 
-def _signed_distance(
+def signed_distance(
     shape: str, x: Floats, y: Floats, place: Place, rng: np.random.Generator
 ) -> Floats:
     """Signed distance to a shape's outline, negative inside, in fractions of the image's side.
@@ -217,15 +217,15 @@ def _signed_distance(
 
 
 def _colour(thing: Thing, rng: np.random.Generator) -> Floats:
-    anchors = np.array(_PALETTE[thing.colour], dtype=np.float32)
+    anchors = np.array(PALETTE[thing.colour], dtype=np.float32)
     i, j = rng.integers(len(anchors), size=2)
     mix = np.float32(rng.random())
     jitter = rng.normal(0, 0.02, 3).astype(np.float32)
     return np.clip(anchors[i] * mix + anchors[j] * (1 - mix) + jitter, 0, 1)
 
 
-def _shade(colour: Floats, x: Floats, y: Floats, place: Place, rng: np.random.Generator) -> Floats:
-    """Flat colour, (3,), or a gradient across the thing, (size, size, 3)."""
+def shade(colour: Floats, x: Floats, y: Floats, place: Place, rng: np.random.Generator) -> Floats:
+    """Colour of a thing: flat, (3,), or a gradient across it, (size, size, 3)."""
     if rng.random() < 0.5:
         return colour
     turn, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.18)
@@ -233,12 +233,20 @@ def _shade(colour: Floats, x: Floats, y: Floats, place: Place, rng: np.random.Ge
     return colour * (1 + strength * np.clip(along, -1, 1).astype(np.float32))[..., None]
 
 
-def _paint(image: Floats, distance: Floats, colour: Floats, softness: np.float32) -> Floats:
+def paint(image: Floats, distance: Floats, colour: Floats, softness: np.float32) -> Floats:
+    """Paint a shape over an image.
+
+    Args:
+        image: RGB image, FP32 (size, size, 3).
+        distance: signed distance to the shape's outline, (size, size).
+        colour: RGB of the shape, (3,) or (size, size, 3).
+        softness: half the width of the antialiased edge, as a fraction of the image's side.
+    """
     cover = np.clip(0.5 - distance / (2 * softness), 0, 1)[..., None].astype(np.float32)
     return image * (1 - cover) + colour * cover
 
 
-def _background(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
+def background(rng: np.random.Generator, x: Floats, y: Floats) -> Floats:
     """A background: flat, gradient, stripes, checks, blobs or noise, FP32 (size, size, 3)."""
     first, second = _muted(rng), _muted(rng)
     kind = rng.choice(6, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.1])
