@@ -13,11 +13,18 @@ Public names are imported on first use, so that `import dsd_trt` is fast.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsd_trt import telemetry
 
 telemetry.turn_off()
+
+# A clone without symbolic links, as on Windows or from some archives, has text files in the place
+# of its three other folders, which lie beside this one.
+_FOLDER = Path(__file__).parent
+if not (_FOLDER / "train").is_dir() and (_FOLDER.parent / "train" / "commands").is_dir():
+    __path__.append(str(_FOLDER.parent))
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.folder import Bundle, read_bundle, write_bundle

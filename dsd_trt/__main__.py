@@ -7,7 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
+
+if not __package__:  # run by its file, as a child process: see `installation.own_command`
+    _home = str(Path(__file__).absolute().parents[1])
+    if _home not in sys.path:  # an editable installation, or a clone that was the current folder
+        sys.path.insert(0, _home)
 
 from dsd_trt.commands import signals
 

@@ -18,6 +18,7 @@ from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, plans
 from dsd_trt.errors import BundleError, InputError, MissingExtraError, one_line
 from dsd_trt.files.schema import read_text
 from dsd_trt.files.whole import write_whole
+from dsd_trt.installation import install_command
 
 _SUFFIX = ".minisig"
 SIGNATURE_NAME = MANIFEST_NAME + _SUFFIX
@@ -163,6 +164,6 @@ def _library() -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "signatures need a package that is not installed here "
-            f"({error}). Install it with: pip install 'dsd-trt[sign]'"
+            f"({error}). Install it with: {install_command('sign')}"
         ) from error
     return minisign

@@ -15,6 +15,7 @@ from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import BundleError, MissingExtraError
 from dsd_trt.files.disk import require_free
 from dsd_trt.files.schema import read_text
+from dsd_trt.installation import install_command
 
 _NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 
@@ -151,6 +152,6 @@ def _library() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtraError(
             "a bundle on the Hugging Face Hub needs a package that is not installed here "
-            f"({error}). Install it with: pip install 'dsd-trt[hub]'"
+            f"({error}). Install it with: {install_command('hub')}"
         ) from error
     return huggingface_hub, errors

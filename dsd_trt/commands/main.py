@@ -15,6 +15,7 @@ import click
 
 from dsd_trt.commands.signals import INTERRUPTED, interrupting
 from dsd_trt.errors import DISK_FULL, DsdError, MissingExtraError, with_causes
+from dsd_trt.installation import install_command
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _naming_the_extra(name: Callable[[], str | None]) -> Iterator[None]:
             raise
         raise MissingExtraError(
             f"'dsd-trt {name()}' needs packages that are not installed here ({error}). "
-            f"Install them with: pip install 'dsd-trt[{subcommand.extra}]'"
+            f"Install them with: {install_command(subcommand.extra)}"
         ) from error
 
 

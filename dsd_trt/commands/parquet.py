@@ -9,6 +9,7 @@ from typing import Any
 from dsd_trt.commands.output import Record
 from dsd_trt.errors import InputError, MissingExtraError
 from dsd_trt.files.whole import whole
+from dsd_trt.installation import install_command
 
 ROWS = 1 << 16  # of a row group: what is in memory at once
 _CHARACTERS = 1 << 24  # of a row group: texts may be long
@@ -28,7 +29,7 @@ def require_parquet(output: str) -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"-f parquet needs a package that is not installed here ({error}). "
-            "Install it with: pip install 'dsd-trt[index]'"
+            f"Install it with: {install_command('index')}"
         ) from error
 
 

@@ -110,7 +110,7 @@ class Backend(ABC):
     Attributes:
         name: name on the command line, such as "openvino-bf16".
         title: name in tables, such as "OpenVINO, BF16".
-        extra: extra that installs the library: pip install 'dsd-trt[EXTRA]'.
+        extra: extra that installs the library.
         modes: modes the backend supports.
         reads_graphs: whether it reads the bundle's ONNX files, which are then handed to it without
             links.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dsd_trt.engine import AUTO, AUTOMATIC, Backend, find_backend
 from dsd_trt.errors import DsdError, EngineError, one_line
+from dsd_trt.installation import install_command
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.folder import Bundle
@@ -65,7 +66,7 @@ def choose_backend(
         passed.setdefault(why, []).append(backend.name)
     if device:
         raise EngineError(f"no engine works on GPU {device}: {_reasons(passed)}")
-    advice = "" if failed else " Install one with: pip install 'dsd-trt[cpu]'."
+    advice = "" if failed else f" Install one with: {install_command('cpu')}."
     raise EngineError(f"no engine works here.{advice} Tried: {_reasons(passed)}")
 
 
@@ -136,7 +137,7 @@ def _named(name: str, device: int) -> Backend:
     except (Exception, SystemExit) as error:  # a broken library may raise anything on import
         raise EngineError(
             f"{name} does not work here ({type(error).__name__}: {one_line(error, 400)}). Install "
-            f"its packages again: pip install --force-reinstall 'dsd-trt[{backend.extra}]'"
+            f"its packages again: {install_command(backend.extra, '--force-reinstall')}"
         ) from error
     return backend
 

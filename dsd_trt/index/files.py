@@ -21,6 +21,7 @@ from dsd_trt.bundle.manifest import FileEntry, Manifest, Preprocessing
 from dsd_trt.errors import InputError, MissingExtraError, one_line
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import read_tensor_headers
+from dsd_trt.installation import install_command
 
 SCHEMA_VERSION = 1
 INDEX_NAME, TABLE_NAME = "index.json", "images.parquet"
@@ -331,7 +332,7 @@ def require_extra() -> None:
     except ModuleNotFoundError as error:
         raise MissingExtraError(
             f"an index needs packages that are not installed here ({error}). "
-            "Install them with: pip install 'dsd-trt[index]'"
+            f"Install them with: {install_command('index')}"
         ) from error
 
 

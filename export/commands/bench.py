@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import click
 
 from dsd_trt.commands.options import bundle_option, model_option, signature_option
-from dsd_trt.errors import InputError
+from dsd_trt.errors import EngineError, InputError
 from dsd_trt.files.whole import write_whole
+from dsd_trt.installation import own_command
 
 if TYPE_CHECKING:
     from dsd_trt.export.benchmark.measure import Measured
@@ -130,16 +131,17 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
     from dsd_trt.export.benchmark.report import BenchReport
 
     # In separate processes: a child's peak memory includes what its parent held when it started.
-    command = [sys.executable, "-m", "dsd_trt", "bench", "--measure"]
+    command = [*own_command(), "bench", "--measure"]
     if any(name not in RUNTIME for name in names):
         # A checkpoint that cannot be read ends the run here, not each contender after minutes.
         opened = subprocess.run([*command, _MODEL, "--model", work.model], check=False)
         if opened.returncode:
             sys.exit(opened.returncode)  # the child has printed the reason
     click.echo("measuring the machine", err=True)
-    peaks = json.loads(
-        subprocess.run([*command, _MACHINE], stdout=subprocess.PIPE, check=True).stdout
-    )
+    machine = subprocess.run([*command, _MACHINE], stdout=subprocess.PIPE, check=False)
+    if machine.returncode:
+        sys.exit(machine.returncode)
+    peaks = json.loads(machine.stdout)
     found: dict[str, Measured] = {}
     failures: dict[str, str] = {}
     cold_start = _cold_start(work)
@@ -171,15 +173,20 @@ def _measure(work: Work, name: str) -> Measured | str:
     from dsd_trt.export.benchmark.measure import Measured
     from dsd_trt.files.schema import from_plain
 
-    command = [sys.executable, "-m", "dsd_trt", "bench", "--measure", name]
+    command = [*own_command(), "bench", "--measure", name]
     command += ["--bundle", str(work.bundle.folder), "--model", work.model]
     command += ["--adapter", str(work.adapter)] if work.adapter else []
     command += ["--images", str(work.pictures), "--texts", str(work.texts)]
     command += ["--rounds", str(work.rounds)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        return run.stderr.strip().rpartition("\n")[2].removeprefix("Error: ")
+        return _reason(run)
     return from_plain(Measured, json.loads(run.stdout))
+
+
+def _reason(run: subprocess.CompletedProcess[str]) -> str:
+    """The last line that a failed process printed."""
+    return run.stderr.strip().rpartition("\n")[2].removeprefix("Error: ")
 
 
 def _cold_start(work: Work) -> tuple[float, float]:
@@ -193,7 +200,7 @@ def _cold_start(work: Work) -> tuple[float, float]:
         probe = work.probe
         Image.fromarray(probe.pixels[0]).save(Path(folder) / "image.png")
         (Path(folder) / "texts.txt").write_text(probe.texts[0] + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "dsd_trt", "score", "image.png", "texts.txt"]
+        command = [*own_command(), "score", "image.png", "texts.txt"]
         command += ["--bundle", str(work.bundle.folder.resolve())]
         first: list[float] = []
         later: list[float] = []
@@ -201,8 +208,10 @@ def _cold_start(work: Work) -> tuple[float, float]:
             environment = {**os.environ, "DSD_TRT_CACHE": str(Path(folder) / f"cache-{repeat}")}
             for seconds in (first, later):
                 start = time.perf_counter()
-                subprocess.run(
-                    command, cwd=folder, env=environment, capture_output=True, check=True
+                run = subprocess.run(
+                    command, cwd=folder, env=environment, capture_output=True, text=True
                 )
                 seconds.append(time.perf_counter() - start)
+                if run.returncode:
+                    raise EngineError(f"a cold start failed: {_reason(run)}")
     return statistics.median(first), statistics.median(later)

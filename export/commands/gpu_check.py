@@ -17,6 +17,7 @@ import click
 from dsd_trt.commands.options import device_option, signature_option
 from dsd_trt.engine import ON_GPU
 from dsd_trt.engine.tensorrt.plan import parse_profile
+from dsd_trt.installation import install_command
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.folder import Bundle
@@ -149,7 +150,7 @@ def _read_recipe(bundle: Bundle, model: str, adapter: Path | None) -> Recipe | s
     """The recipe of the bundle's export, or what is missing for PyTorch."""
     absent = [it for it in ("torch", "diffusers", "transformers", "onnx") if find_spec(it) is None]
     if absent:
-        return f"not installed: {', '.join(absent)}. Install with: pip install 'dsd-trt[export]'"
+        return f"not installed: {', '.join(absent)}. Install with: {install_command('export')}"
     import torch
 
     if not torch.cuda.is_available():

@@ -29,6 +29,7 @@ from dsd_trt.engines.compile import CompileSettings, compile_plan
 from dsd_trt.engines.layers import LayerTable, check_precision
 from dsd_trt.engines.network import GraphRefusedError, parse
 from dsd_trt.errors import EngineError, InputError, LayerPrecisionError
+from dsd_trt.installation import install_command
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -300,7 +301,7 @@ def test_a_batch_out_of_order_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--engine", "tensorrt"], 4, "pip install 'dsd-trt[gpu]'"),
+        (["--engine", "tensorrt"], 4, install_command("gpu")),
         (["--compute-capability", "8.6"], 2, "leave out --compute-capability"),
         (["--engine", "tensorrt-rtx", "--graphs", "scorer"], 2, "no graph 'scorer'"),
         (["--engine", "tensorrt-rtx", "--batch", "8,4,1"], 2, "MIN,OPT,MAX"),

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from dsd_trt import Bundle
 from dsd_trt.commands.main import SUBCOMMANDS
+from dsd_trt.installation import install_command
 
 ROOT = Path(__file__).parents[2]
 # What the modules of each folder may import of the package.
@@ -145,7 +146,7 @@ def test_without_an_engine_names_the_extra(
     texts.write_text("a red circle\n")
     run = _run(tmp_path, command_line, "score", str(picture), str(texts), absent=TRAINING | ENGINES)
     assert run.exit_code == 4
-    assert "dsd-trt[cpu]" in run.stderr
+    assert install_command("cpu") in run.stderr
     assert "Traceback" not in run.stderr
 
 
@@ -172,7 +173,7 @@ def test_an_index_names_its_extra(
         for package in sorted(INDEX):
             run = _run(tmp_path, command_line, *arguments, absent=frozenset({package}))
             assert run.exit_code == 4
-            assert "pip install 'dsd-trt[index]'" in run.stderr
+            assert install_command("index") in run.stderr
             assert (tmp_path / "out").exists() == indexed
         run = _run(tmp_path, command_line, *arguments, absent=TRAINING)
         assert run.exit_code == 0, run.stderr
@@ -206,7 +207,7 @@ def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_p
     run = _run(tmp_path, command_line, command, *arguments, absent=TRAINING | SERVING)
     assert run.exit_code == 4
     assert "pip install" in run.stderr
-    assert "dsd-trt[" in run.stderr
+    assert f"[{SUBCOMMANDS[command].extra}]" in run.stderr
     assert "'dsd_trt" not in run.stderr  # a module of ours that is missing is no extra's doing
     assert "Traceback" not in run.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"loaded.json"}

@@ -41,6 +41,7 @@ from dsd_trt import (
     write_bundle,
 )
 from dsd_trt.batching import MAX_BATCH, batch_sizes
+from dsd_trt.installation import install_command
 from dsd_trt.jobs import Scorable
 
 TEXTS = ["a red circle", "dog", "a blue square a blue dog", "some unknown words"]
@@ -418,9 +419,9 @@ def test_outputs_belong_to_the_caller(bundle: Bundle, engine: str) -> None:
 def test_an_engine_that_is_not_installed_fails_and_names_the_extra(bundle: Bundle) -> None:
     """In a process where neither engine can be imported."""
     for engine, message in (
-        ("onnxruntime", "pip install 'dsd-trt[cpu]'"),
-        ("openvino", "pip install 'dsd-trt[openvino]'"),
-        ("auto", "pip install 'dsd-trt[cpu]'"),
+        ("onnxruntime", install_command("cpu")),
+        ("openvino", install_command("openvino")),
+        ("auto", install_command("cpu")),
     ):
         script = (
             "import sys, importlib.util as u\n"

@@ -33,6 +33,7 @@ from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Profile, Sidecar, plans, 
 from dsd_trt.engine.tensorrt.runner import TensorRTEngine
 from dsd_trt.errors import EngineError
 from dsd_trt.files.schema import to_plain
+from dsd_trt.installation import install_command
 
 PROFILES = (Profile(1, 2, 3), Profile(4, 5, 6))
 
@@ -337,7 +338,7 @@ def test_a_sidecar_that_cannot_be_read_is_an_error(
 
 @pytest.mark.parametrize(
     ("engine", "said"),
-    [("tensorrt-rtx", "no CUDA device"), ("tensorrt", "pip install 'dsd-trt[gpu]'")],
+    [("tensorrt-rtx", "no CUDA device"), ("tensorrt", install_command("gpu"))],
 )
 def test_without_a_gpu_it_fails_with_what_is_missing(engine: str, said: str) -> None:
     examples = Path(__file__).parents[2] / "examples"

@@ -14,6 +14,7 @@ from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import Backend, EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
+from dsd_trt.installation import install_command
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -58,7 +59,7 @@ def load_library() -> Any:
     except ImportError as error:
         raise EngineError(
             f"{CPU.name} cannot be used here ({error}). Install it with: "
-            f"pip install 'dsd-trt[{CPU.extra}]'; beside {CPU.name}-gpu, install that again instead"
+            f"{install_command(CPU.extra)}; beside {CPU.name}-gpu, install that again instead"
         ) from error
     return onnxruntime
 

@@ -21,15 +21,13 @@ from typing import Any
 
 from dsd_trt.engine.driver import ON_CPU, Driver, find_driver, require_device
 from dsd_trt.errors import EngineError
+from dsd_trt.installation import install_command, uninstall_command
 
 PROVIDER = "CUDAExecutionProvider"
 PACKAGE = "onnxruntime-gpu"
 
 _LEAST = (1, 31)  # version of the package
 _LEAST_OF_CUDA_13 = (7, 5)  # compute capability, Turing's
-
-_INSTALL = "pip install 'dsd-trt[cuda]'"
-_AGAIN = f"pip uninstall --yes onnxruntime {PACKAGE} && {_INSTALL}"
 
 
 @functools.cache
@@ -101,15 +99,15 @@ def require_package() -> None:
     """
     found = importlib.util.find_spec("onnxruntime")
     if found is None or not found.submodule_search_locations:
-        raise EngineError(f"{PACKAGE} is not installed. Install it with: {_INSTALL}")
+        raise EngineError(f"{PACKAGE} is not installed. Install it with: {install_command('cuda')}")
     if found.origin is None:  # a folder without code, which uninstalling another edition leaves
         place = next(iter(found.submodule_search_locations))
-        raise EngineError(f"{PACKAGE} is incomplete ({place} has no code). Again: {_AGAIN}")
+        raise EngineError(f"{PACKAGE} is incomplete ({place} has no code). Again: {_again()}")
     editions = _named_editions(Path(found.submodule_search_locations[0]).parent)
     if len(editions) > 1:
         raise EngineError(
             f"{' and '.join(editions)} are both installed, and have overwritten each other's "
-            f"files. Remove both and install one: {_AGAIN}"
+            f"files. Remove both and install one: {_again()}"
         )
 
 
@@ -132,18 +130,18 @@ def _imported() -> ModuleType:
         import onnxruntime
         import onnxruntime.capi.build_and_package_info
     except Exception as error:  # broken packages raise anything
-        raise EngineError(f"{PACKAGE} does not load ({error}). Again: {_AGAIN}") from error
+        raise EngineError(f"{PACKAGE} does not load ({error}). Again: {_again()}") from error
     version = onnxruntime.__version__
     if PROVIDER not in onnxruntime.get_available_providers():
         raise EngineError(
             f"onnxruntime {version} is installed, which has no CUDA. Install {PACKAGE} in its "
-            f"place, which also runs on the processor: {_AGAIN}"
+            f"place, which also runs on the processor: {_again()}"
         )
     if tuple(int(it) for it in re.findall(r"\d+", version)[:2]) < _LEAST:
         # Before it, a replayed CUDA graph may read buffers that were reused since its recording.
         raise EngineError(
             f"{PACKAGE} {version} is too old: {_LEAST[0]}.{_LEAST[1]} or later is needed. Install "
-            f"it with: {_AGAIN}"
+            f"it with: {_again()}"
         )
     module: ModuleType = onnxruntime
     return module
@@ -185,8 +183,13 @@ def require_libraries(module: Any, cuda: int) -> None:
     raise EngineError(
         f"{', '.join(wrong)} of CUDA {cuda} and cuDNN 9 {'is' if len(wrong) == 1 else 'are'} not "
         f"found, which {PACKAGE} {module.__version__} needs. {found}{broken}Install them with: "
-        f"{_INSTALL.replace('install', 'install --force-reinstall') if broken else _INSTALL}"
+        f"{install_command('cuda', *(['--force-reinstall'] if broken else []))}"
     )
+
+
+def _again() -> str:
+    """Command that replaces every edition of ONNX Runtime by the one for CUDA."""
+    return f"{uninstall_command('onnxruntime', PACKAGE)} && {install_command('cuda')}"
 
 
 def require_provider(module: Any) -> None:

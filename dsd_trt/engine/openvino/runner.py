@@ -27,6 +27,7 @@ from dsd_trt.engine.openvino.compiled import STORE, kept_compiled
 from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError, one_line
 from dsd_trt.files.whole import sha256_of
+from dsd_trt.installation import install_command
 from dsd_trt.limits import COMPILED_BYTES
 
 try:
@@ -34,8 +35,7 @@ try:
     from openvino.frontend import FrontEndManager
 except ImportError as error:
     raise EngineError(
-        f"openvino cannot be used here ({error}). Install it with: "
-        f"pip install 'dsd-trt[{FP32.extra}]'"
+        f"openvino cannot be used here ({error}). Install it with: {install_command(FP32.extra)}"
     ) from error
 
 DEVICE = "CPU"

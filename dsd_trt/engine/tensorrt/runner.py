@@ -36,6 +36,7 @@ from dsd_trt.engine.cuda import (
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile
 from dsd_trt.errors import EngineError
+from dsd_trt.installation import install_command
 
 NO_FULL_PRODUCTS = "7.5"  # on Turing, TensorRT-RTX multiplies no FP32 matrices
 
@@ -55,7 +56,7 @@ def load_library(name: PlanLibrary) -> Any:
     except (ImportError, OSError) as error:
         raise EngineError(
             f"{name} cannot be used here ({error}). Install it with: "
-            f"pip install 'dsd-trt[{find_backend(name).extra}]'"
+            f"{install_command(find_backend(name).extra)}"
         ) from error
 
 
