@@ -16,7 +16,7 @@ SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 	\( -name '*.[ch]' -o -name '*.[ch]pp' \) -print)
 
-.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp cpp-archive clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -104,9 +104,12 @@ CPP_BUILD ?= engines/cpp/build
 
 cpp: $(CPP)/fetched
 	cmake -S engines/cpp -B $(CPP_BUILD) -DONNXRUNTIME_ROOT=$(CURDIR)/$(CPP)/needed/onnxruntime \
-		-DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/needed/nlohmann_json \
-		-DPython3_EXECUTABLE=$(CURDIR)/$(CPP)/bin/python $(CMAKE_ARGS)
+		-DCMAKE_PREFIX_PATH=$(CURDIR)/$(CPP)/needed/nlohmann_json $(CMAKE_ARGS)
 	cmake --build $(CPP_BUILD) --parallel 2
+
+# What is installed, as an archive with its licences and its hash.
+cpp-archive: cpp
+	cd $(CPP_BUILD) && cpack -B $(CURDIR)/dist/cpp
 
 clean:
 	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) .venv-against .kit .kit-cache gpu-offline-results engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

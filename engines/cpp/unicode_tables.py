@@ -8,10 +8,11 @@ space, lower case, and decomposition. Usage: unicode_tables.py FILE
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, __version__, normalizers
 
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 HANGUL = range(0xAC00, 0xAC00 + 11172)  # decomposed by arithmetic, not by a table
@@ -97,12 +98,15 @@ def main(target: Path) -> None:
         ("Composition", "compositions", [*compositions(decomposed)]),
         ("Order", "combining_order", sorted(order.items())),
     ]
-    lines = []
+    lines = [
+        f"// Written by unicode_tables.py, from tokenizers {__version__}; see licenses/unicode.txt."
+    ]
     for kind, name, rows in tables:
         lines.append(f"constexpr {kind} {name}[] = {{")
-        lines += ["    {" + ", ".join(map(str, row)) + "}," for row in rows]
+        cells = " ".join("{" + ",".join(map(str, row)) + "}," for row in rows)
+        lines += textwrap.wrap(cells, 98, break_long_words=False, break_on_hyphens=False)
         lines.append("};")
-    target.write_text("\n".join(lines) + "\n")
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -551,6 +551,9 @@ def test_the_guide_runs_to_the_letter(cpp_build: Path, tmp_path: Path) -> None:
     """All of its commands, in its order; `cpp_build` has run the first."""
     (source,) = guide("cpp")
     lines = [line for block in guide("sh") for line in block.splitlines()]
+    installing = next(it for it, line in enumerate(lines) if "--install" in line)
+    own = next(it for it, line in enumerate(lines) if "dsd-score-c" in line)
+    lines = [*lines[:installing], lines[own]]  # test_cpp_install.py runs the rest
     assert lines[0] == "make cpp"
     assert len(lines) == 5
     for folder in ("engines", "dsd_trt", "examples"):
