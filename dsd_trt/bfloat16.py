@@ -107,7 +107,7 @@ def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
         return pipeline.score(latent, encoded, image, text, levels)
 
     assert bf16.backend.keeps_order_of is not None
-    reference = find_backend(bf16.backend.keeps_order_of)
+    reference = find_backend(bf16.backend.keeps_order_of).with_threads(bf16.backend.threads)
     if reference.keeps_order_of is not None:
         raise EngineError(
             f"{bf16.backend.name} keeps the order of {reference.name}, whose own order has to be "

@@ -16,6 +16,7 @@ from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.ranking import checked_count
 from dsd_trt.results import Failure
 from dsd_trt.search import eliminate
+from dsd_trt.text_cache import TextCache
 
 if TYPE_CHECKING:
     from dsd_trt.journal import Journal
@@ -31,16 +32,20 @@ class JobScorer:
         pipeline: pipeline that runs the bundle's graphs.
         manifest: manifest of the bundle.
         mode: "pair" or "matrix", the mode to score in.
+        texts: text states of earlier calls.
     """
 
-    def __init__(self, pipeline: Pipeline, manifest: Manifest, mode: Mode) -> None:
+    def __init__(
+        self, pipeline: Pipeline, manifest: Manifest, mode: Mode, texts: TextCache
+    ) -> None:
         self._pipeline, self._manifest, self._mode = pipeline, manifest, mode
+        self._texts = texts
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[EncodedTexts, list[Failure]]:
         """Encode texts, and list failures for those without finite states."""
         if not texts:
             return EncodedTexts(np.empty(0), np.empty(0, np.float32)), []
-        encoded = self._pipeline.encode_texts(texts)
+        encoded = self._texts.encode(texts, self._pipeline.encode_texts)
         return encoded, [
             Failure(None, self._pipeline.complaint("text_encoder", "states"), text)
             for text, finite in zip(texts, encoded.finite, strict=True)

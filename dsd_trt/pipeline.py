@@ -158,7 +158,7 @@ class Pipeline:
     def _passes(self) -> FastestBatch:
         if not self._tune:
             return FastestBatch(self.batch.passes, None)
-        threads = thread_limit() or os.cpu_count()
+        threads = self.backend.threads or thread_limit() or os.cpu_count()
         key = f"{self._manifest.graph_hash('pair_scorer')} {self.backend.name}: "
         key += f"{self._pair_scorer.description}, {threads} threads"
         return FastestBatch(self.batch.passes, key)
@@ -167,6 +167,10 @@ class Pipeline:
     def _files(self) -> Bundle:
         """The bundle as the backend is to see it."""
         return with_real_files(self._bundle) if self.backend.reads_graphs else self._bundle
+
+    @cached_property
+    def _unconditional(self) -> EncodedTexts:
+        return self.encode_tokens(self._tokenize.empty())
 
     @cached_property
     def _adapter(self) -> dict[str, Array]:
@@ -254,7 +258,7 @@ class Pipeline:
         if self._manifest.has_denoising_error:
             # The unconditional error does not depend on the text: once per image in use.
             images, place = np.unique(image_of, return_inverse=True)
-            unconditional = self.encode_tokens(self._tokenize.empty())
+            unconditional = self._unconditional
             if not unconditional.finite.all():
                 raise EngineError(
                     self.complaint("text_encoder", "states of the unconditional text")

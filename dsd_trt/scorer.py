@@ -53,6 +53,7 @@ from dsd_trt.results import (
     ScoreStream,
 )
 from dsd_trt.signature import open_bundle
+from dsd_trt.text_cache import DEFAULT_MB, TextCache
 
 if TYPE_CHECKING:
     from dsd_trt.journal import Journal
@@ -70,6 +71,8 @@ class Scorer:
     Threads may share a scorer and get the same scores as a single thread. Runs of an engine take
     turns, because each one uses all cores: the throughput is that of one thread. While one thread
     waits for a run, the others decode images.
+
+    Texts of earlier calls are kept encoded, see `text_cache_mb`.
 
     Processes cannot share a scorer; a forked child gets an error. Start processes with spawn and
     open a scorer in each.
@@ -100,11 +103,22 @@ class Scorer:
             when it is opened: one run for a large model, a few for a small one. Without it, forged
             weights, a wrong plan, or a faulty driver or processor go unnoticed.
         device: number of the GPU to compute on, from 0, for engines of GPUs.
+        threads: number of threads to compute with, for engines of the processor; None is all cores
+            that the process may run on.
+        text_cache_mb: memory for the states of texts of earlier calls, in MiB: a text that comes
+            again is not encoded again. The last bits of its scores are those of the batch it was
+            encoded in. 0 keeps nothing.
 
     Raises:
         EngineError: the engine is not installed, refuses the bundle's graphs, or fails the bundle's
             self-check.
-        InputError: the bundle or the engine does not have this mode, or the engine no devices.
+        InputError: the bundle or the engine does not have this mode, or the engine no devices or
+            threads.
+
+    Attributes:
+        bundle: the bundle it scores with.
+        mode: the mode it scores in, "pair" or "matrix".
+        text_cache: texts of earlier calls, with its hits and misses.
     """
 
     def __init__(
@@ -116,15 +130,18 @@ class Scorer:
         tune: bool = False,
         self_check: bool = True,
         device: int = 0,
+        threads: int | None = None,
+        text_cache_mb: float = DEFAULT_MB,
     ) -> None:
         self.bundle = bundle
+        self.text_cache = TextCache(text_cache_mb)
         graphs = graphs_of(wanted_mode(bundle.manifest, mode))
 
         def attempt(choice: Choice) -> Choice:
             self._open(choice.backend, memory_budget_mb, mode, tune, self_check)
             return choice
 
-        self._choice = open_first(engine, device, bundle, graphs, attempt)
+        self._choice = open_first(engine, device, bundle, graphs, attempt, threads)
 
     def _open(
         self,
@@ -136,7 +153,7 @@ class Scorer:
     ) -> None:
         self.mode = choose_mode(self.bundle.manifest, mode, backend)
         self._pipeline = Pipeline(self.bundle, backend, memory_budget_mb, tune, self_check)
-        self._jobs = JobScorer(self._pipeline, self.bundle.manifest, self.mode)
+        self._jobs = JobScorer(self._pipeline, self.bundle.manifest, self.mode, self.text_cache)
         try:
             self._engine = self._compiled(memory_budget_mb)
         except BaseException:
@@ -156,6 +173,7 @@ class Scorer:
         Closing again has no effect; scoring afterwards raises an EngineError.
         """
         self._pipeline.close()
+        self.text_cache.clear()
 
     def __reduce__(self) -> NoReturn:
         raise EngineError(
@@ -183,6 +201,8 @@ class Scorer:
         require_signature: str | os.PathLike[str] | None = None,
         self_check: bool = True,
         device: int = 0,
+        threads: int | None = None,
+        text_cache_mb: float = DEFAULT_MB,
     ) -> Scorer:
         """Open a bundle: a folder, a repository on the Hugging Face Hub, or the demonstration's.
 
@@ -198,6 +218,8 @@ class Scorer:
                 bundle, see `dsd-trt sign`. None requires no signature.
             self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
             device: number of the GPU to compute on, as for `Scorer`.
+            threads: number of threads to compute with, as for `Scorer`.
+            text_cache_mb: memory for texts of earlier calls, as for `Scorer`.
 
         Raises:
             BundleError: there is no such bundle, it is damaged, the hub refuses to serve it, or it
@@ -207,9 +229,19 @@ class Scorer:
             InputError: the bundle or the engine does not have this mode.
             EngineError: the engine cannot be used, as for `Scorer`.
         """
-        require_named(engine, device)
+        require_named(engine, device, threads)
         opened = open_bundle(bundle_folder(bundle), require_signature)
-        return cls(opened, engine, memory_budget_mb, mode, tune, self_check, device)
+        return cls(
+            opened,
+            engine,
+            memory_budget_mb,
+            mode,
+            tune,
+            self_check,
+            device,
+            threads,
+            text_cache_mb,
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -237,6 +269,8 @@ class Scorer:
         from importlib.metadata import version  # takes 0.03 s: imports the email parser
 
         used = f"{self.backend}: {self._engine}"
+        if (threads := self._pipeline.backend.threads) is not None:
+            used += f", {threads} threads"
         return f"dsd-trt {version('dsd-trt')}, {used}, {self._pipeline.batch}"
 
     def score(

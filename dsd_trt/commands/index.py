@@ -13,6 +13,7 @@ from dsd_trt.commands.options import (
     engine_option,
     self_check_option,
     signature_option,
+    threads_option,
 )
 from dsd_trt.errors import InputError
 
@@ -32,6 +33,7 @@ Examples:
 @self_check_option
 @engine_option
 @device_option
+@threads_option
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -55,6 +57,7 @@ def index(
     self_check: bool,
     engine: str,
     device: int,
+    threads: int | None,
     shard_size: int,
     prune_missing: bool,
     keep: bool,
@@ -94,6 +97,7 @@ def index(
             require_signature,
             self_check,
             device,
+            threads,
         )
     seconds = time.perf_counter() - started
     if done.engine:

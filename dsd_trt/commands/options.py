@@ -82,6 +82,17 @@ def device_option(command: Command) -> Command:
     )(command)
 
 
+def threads_option(command: Command) -> Command:
+    """--threads, number of threads of an engine of the processor; None is one per core."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, 2**15 - 1),
+        metavar="N",
+        help="Number of threads, for engines that compute on the processor.  "
+        "[default: every core this process may use]",
+    )(command)
+
+
 def self_check_option(command: Command) -> Command:
     """--no-self-check; the self-check is on by default."""
     return click.option(

@@ -19,6 +19,7 @@ from dsd_trt.commands.options import (
     parse_levels,
     self_check_option,
     signature_option,
+    threads_option,
 )
 from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 
@@ -55,6 +56,7 @@ Examples:
 @self_check_option
 @engine_option
 @device_option
+@threads_option
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -120,6 +122,7 @@ def score(
     self_check: bool,
     engine: str,
     device: int,
+    threads: int | None,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
     top_k: int | None,
@@ -178,6 +181,8 @@ def score(
             require_signature=require_signature,
             self_check=self_check,
             device=device,
+            threads=threads,
+            text_cache_mb=0,  # every text is scored in one call
         )
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
         if scorer.why_engine:

@@ -119,6 +119,8 @@ class Backend(ABC):
         keeps_order_of: FP32 backend with which its ranking must agree, checked once per machine;
             None means no check.
         device: number of the GPU that it computes on, see `on_device`.
+        threads: number of threads that it computes with on the processor, see `with_threads`; None
+            is one per core that the process may run on.
         checks_itself: whether its engines, though not of `SharedEngine`, check what they are fed
             and what they give. A server's may take and give fewer tensors than a graph declares.
     """
@@ -133,6 +135,7 @@ class Backend(ABC):
     keeps_order_of: str | None = None
     device: int = 0
     checks_itself: bool = False
+    threads: int | None = None
 
     def require(self) -> None:  # noqa: B027 (most need nothing)
         """Fail now if the backend cannot work on this machine, before gigabytes are read.
@@ -173,6 +176,31 @@ class Backend(ABC):
                 f"of a GPU: {', '.join(it.name for it in usable_entries() if it.on_gpu)}"
             )
         return replace(self, device=device)
+
+    def with_threads(self, threads: int | None) -> Self:
+        """The backend with a number of threads.
+
+        Args:
+            threads: number of threads to compute with; None is one per core that the process may
+                run on.
+
+        Raises:
+            InputError: the backend computes on a GPU, or this is no number of threads.
+        """
+        if threads is None:
+            return self
+        if (
+            isinstance(threads, bool)
+            or not isinstance(threads, Integral)
+            or not 0 < threads < 2**15
+        ):
+            raise InputError(f"threads must be a whole number above 0, got {threads!r}")
+        if self.on_gpu:
+            raise InputError(
+                f"{self.name} computes on a GPU: leave threads out, or choose an engine of the "
+                f"processor: {', '.join(it.name for it in usable_entries() if not it.on_gpu)}"
+            )
+        return replace(self, threads=int(threads))
 
     def within(self, bundle: Bundle, memory_budget_mb: float | None) -> Self:
         """The backend with its memory bounded, if it holds memory that can be.

@@ -37,6 +37,7 @@ def choose_backend(
     bundle: Bundle | None = None,
     graphs: Sequence[str] = ("image_encoder", "text_encoder", "pair_scorer"),
     failed: Mapping[str, str] = MappingProxyType({}),
+    threads: int | None = None,
 ) -> Choice:
     """A backend that works on this machine: the named one, or with `AUTO` the fastest.
 
@@ -48,19 +49,22 @@ def choose_backend(
         bundle: the verified bundle to score with; None passes over backends that need its plans.
         graphs: names of the graphs that will be opened.
         failed: with `AUTO`, backends that could not open the bundle, with the reason.
+        threads: number of threads, see `Backend.with_threads`; with `AUTO`, without effect on a
+            GPU.
 
     Raises:
         InputError: there is no backend of that name, or it computes on the processor and a device
-            is given.
+            is given, or on a GPU and threads are.
         EngineError: the backend does not work on this machine (`Backend.require`), or none does.
     """
     if not is_auto(name):
-        return Choice(_named(name, device))
+        return Choice(_named(name, device, threads))
     passed: dict[str, list[str]] = {}  # names of backends by the reason
     for candidate in map(find_backend, AUTOMATIC):
         if device and not candidate.on_gpu:
             continue
         backend = candidate.on_device(device)
+        backend = backend if backend.on_gpu else backend.with_threads(threads)
         if (why := failed.get(backend.name) or _why_not(backend, bundle, graphs)) is None:
             return Choice(backend, _reasons(passed))
         passed.setdefault(why, []).append(backend.name)
@@ -76,6 +80,7 @@ def open_first(
     bundle: Bundle,
     graphs: Sequence[str],
     attempt: Callable[[Choice], T],
+    threads: int | None = None,
 ) -> T:
     """Open a bundle on a backend: on the named one, or with `AUTO` on the fastest that opens it.
 
@@ -86,6 +91,7 @@ def open_first(
         graphs: names of the graphs that will be opened.
         attempt: function that opens the bundle on a choice, and raises an EngineError where the
             backend fails, such as a GPU whose memory is in use.
+        threads: number of threads, as for `choose_backend`.
 
     Returns:
         What `attempt` returned.
@@ -95,7 +101,7 @@ def open_first(
     """
     failed: dict[str, str] = {}
     while True:
-        choice = choose_backend(name, device, bundle, graphs, failed)
+        choice = choose_backend(name, device, bundle, graphs, failed, threads)
         try:
             return attempt(choice)
         except EngineError as error:
@@ -112,7 +118,7 @@ def _why_not(backend: Backend, bundle: Bundle | None, graphs: Sequence[str]) -> 
     return None if why is None else why.removeprefix(f"{backend.name} cannot be used here: ")
 
 
-def require_named(name: str, device: int = 0) -> None:
+def require_named(name: str, device: int = 0, threads: int | None = None) -> None:
     """Refuse a backend before gigabytes are read, if it was named; arguments as `choose_backend`.
 
     Raises:
@@ -120,7 +126,7 @@ def require_named(name: str, device: int = 0) -> None:
         EngineError: the backend does not work on this machine.
     """
     if not is_auto(name):
-        _named(name, device)
+        _named(name, device, threads)
 
 
 def is_auto(name: object) -> bool:
@@ -128,8 +134,8 @@ def is_auto(name: object) -> bool:
     return isinstance(name, str) and name == AUTO
 
 
-def _named(name: str, device: int) -> Backend:
-    backend = find_backend(name).on_device(device)
+def _named(name: str, device: int, threads: int | None) -> Backend:
+    backend = find_backend(name).on_device(device).with_threads(threads)
     try:
         backend.require()
     except DsdError:

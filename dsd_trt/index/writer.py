@@ -65,6 +65,7 @@ def update_index(
     require_signature: str | os.PathLike[str] | None = None,
     self_check: bool = True,
     device: int = 0,
+    threads: int | None = None,
 ) -> IndexUpdate:
     """Add images to an index, encoding those it does not have yet.
 
@@ -84,6 +85,7 @@ def update_index(
         require_signature: path of a public key, as for `Scorer.load`.
         self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
         device: number of the GPU to compute on, as for `Scorer`.
+        threads: number of threads to compute with, as for `Scorer`.
 
     Raises:
         InputError: the folder is something else or an index of another image encoder, or another
@@ -96,7 +98,7 @@ def update_index(
         DsdError: the disk is full or cannot be written to.
     """
     require_extra()  # before a library is loaded
-    require_named(engine, device)
+    require_named(engine, device, threads)
     opened = open_bundle(bundle_folder(bundle), require_signature)
     pipeline = open_first(
         engine,
@@ -104,6 +106,7 @@ def update_index(
         opened,
         ("image_encoder",),
         lambda choice: Pipeline(opened, choice.backend, None, self_check=self_check),
+        threads,
     )
     backend = pipeline.backend
     if backend.keeps_order_of:

@@ -39,7 +39,8 @@ class OnnxRuntime(Backend):
     def open(self, bundle: Bundle, graph: str) -> OnnxRuntimeEngine:
         """See `Backend.open`."""
         signature = bundle.manifest.graphs[graph]
-        return OnnxRuntimeEngine(bundle.path(signature.file), signature, frugal=self.frugal)
+        path = bundle.path(signature.file)
+        return OnnxRuntimeEngine(path, signature, frugal=self.frugal, threads=self.threads)
 
 
 CPU = OnnxRuntime("onnxruntime", "ONNX Runtime", extra="cpu")
@@ -72,14 +73,17 @@ class OnnxRuntimeEngine(SharedEngine):
         graph: declared inputs and outputs of the graph.
         frugal: whether to widen FP16 weights on every use instead of once. A large graph then opens
             at once and takes half the memory, but its runs take a third longer.
+        threads: number of threads to compute with; None is one per core.
     """
 
-    def __init__(self, path: Path, graph: Graph, *, frugal: bool = False) -> None:
+    def __init__(
+        self, path: Path, graph: Graph, *, frugal: bool = False, threads: int | None = None
+    ) -> None:
         super().__init__(graph)
         ort = load_library()
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only, which are also raised
-        options.intra_op_num_threads = thread_limit() or 0  # 0: one per physical core
+        options.intra_op_num_threads = threads or thread_limit() or 0  # 0: one per physical core
         # Waiting threads sleep: faster at batches of 32, and other programs get the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:

@@ -33,14 +33,14 @@ class OpenVino(Backend):
     def open(self, bundle: Bundle, graph: str) -> Engine:
         """See `Backend.open`."""
         signature, large = bundle.manifest.graphs[graph], is_large(bundle.folder)
-        path = bundle.path(signature.file)
+        path, threads = bundle.path(signature.file), self.threads
         if signature.batched:
             from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
-            return OpenVinoEngine(path, signature, bf16=self.bf16, large=large)
+            return OpenVinoEngine(path, signature, bf16=self.bf16, large=large, threads=threads)
         from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 
-        return OpenVinoMatrixEngine(path, signature, bf16=self.bf16, large=large)
+        return OpenVinoMatrixEngine(path, signature, bf16=self.bf16, large=large, threads=threads)
 
 
 def walks_at_once(large: bool) -> tuple[int, ...]:

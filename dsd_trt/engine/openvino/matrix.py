@@ -44,16 +44,23 @@ class OpenVinoMatrixEngine(SharedEngine):
             texts.
         bf16: whether to compute in BF16, see `OpenVinoGraph`.
         large: whether the bundle's weights are large, see `OpenVinoGraph`.
+        threads: number of threads to compute with, see `OpenVinoGraph`.
 
     Raises:
         EngineError: OpenVINO refuses the graph, or the processor does not support BF16.
     """
 
     def __init__(
-        self, path: Path, graph: Graph, *, bf16: bool = False, large: bool = False
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        bf16: bool = False,
+        large: bool = False,
+        threads: int | None = None,
     ) -> None:
         super().__init__(graph)
-        self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large)
+        self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large, threads=threads)
         row, (text, token) = graph.inputs[0].shape[0], graph.inputs[-1].shape
         self._names = (row, text, token)
         self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]

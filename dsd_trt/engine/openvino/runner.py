@@ -87,6 +87,7 @@ class OpenVinoGraph:
         large: whether the bundle's weights are so large that memory and disk outweigh a second of
             start.
         batch: batch size to read the graph for; None leaves the size open.
+        threads: number of threads to compute with; None is one per core.
 
     Raises:
         EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
@@ -101,12 +102,19 @@ class OpenVinoGraph:
     """
 
     def __init__(
-        self, path: Path, graph: Graph, *, bf16: bool, large: bool, batch: int | None = None
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        bf16: bool,
+        large: bool,
+        batch: int | None = None,
+        threads: int | None = None,
     ) -> None:
         require(bf16=bf16)
         self._path, self._graph, self._core = path, graph, _core()
         self.bf16, self.large = bf16, large
-        self.threads = thread_limit() or os.cpu_count() or 1
+        self.threads = threads or thread_limit() or os.cpu_count() or 1
         self._settings: dict[str, Any] = {
             # By default it uses BF16 on CPUs that support it, 7e-5 off the reference.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
@@ -227,6 +235,7 @@ class OpenVinoEngine(SharedEngine):
         graph: declared inputs and outputs of the graph.
         bf16: whether to compute in BF16, see `OpenVinoGraph`.
         large: whether the bundle's weights are large, see `OpenVinoGraph`.
+        threads: number of threads to compute with, see `OpenVinoGraph`.
 
     Raises:
         EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
@@ -236,12 +245,18 @@ class OpenVinoEngine(SharedEngine):
     """
 
     def __init__(
-        self, path: Path, graph: Graph, *, bf16: bool = False, large: bool = False
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        bf16: bool = False,
+        large: bool = False,
+        threads: int | None = None,
     ) -> None:
         super().__init__(graph)
-        self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large, batch=1)
-        threads = self._source.threads
-        self._streams = 1 if large else max(n for n in _STREAMS if n <= threads)
+        self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large, batch=1, threads=threads)
+        parallel = self._source.threads
+        self._streams = 1 if large else max(n for n in _STREAMS if n <= parallel)
         self._part = 1 if large else MAX_BATCH // self._streams
         self._requests: dict[int, list[ov.InferRequest]] = {}  # one per stream, by part size
         compiled = self._compile(1)
