@@ -246,13 +246,15 @@ def checked_text(text: object, place: str) -> str:
         place: name of the argument, for messages.
 
     Raises:
-        InputError: it is not a string, or contains characters that no text may have.
+        InputError: it is not a string, is empty, or contains characters that no text may have.
     """
     if not isinstance(text, str):
         hint = ": decode it first" if isinstance(text, bytes) else ""
         raise InputError(f"{place} must be a string, got {_described(text)}{hint}")
     if fault := text_fault(text):
         raise InputError(f"{place} has {fault}: {reprlib.repr(text)}")
+    if not text.strip():
+        raise InputError(f"{place} is empty: a text needs a word; leave it out")
     return str.__str__(text)  # numpy strings and enumerations become plain strings
 
 

@@ -32,8 +32,7 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backe
         )
     if trained not in (None, "both", mode):
         logger.warning(
-            "the bundle's adapter was trained for %s mode: its scores in %s mode are worse, and "
-            "its probabilities mean nothing",
+            "the bundle's adapter was trained for %s mode: its scores in %s mode are worse",
             trained,
             mode,
         )

@@ -414,9 +414,16 @@ def _finite_or_nan(scores: NDArray[np.float64]) -> NDArray[np.float32]:
     return narrow
 
 
-def match_probability(scores: NDArray[np.float32], calibration: Calibration) -> NDArray[np.float32]:
-    """Match probability sigmoid(a s + b), computed with tanh, which cannot overflow."""
-    probability = np.empty(scores.shape, np.float32)
+def match_probability(
+    scores: NDArray[np.float32], calibration: Calibration | None
+) -> NDArray[np.float32]:
+    """Match probability sigmoid(a s + b), computed with tanh, which cannot overflow.
+
+    NaN where there is no score, and everywhere without a calibration.
+    """
+    probability = np.full(scores.shape, np.nan, np.float32)
+    if calibration is None:
+        return probability
     flat, out = scores.reshape(-1), probability.reshape(-1)
     for part in _batches(len(flat), 2**16):  # in float64, one batch at a time to save memory
         logit = calibration.a * flat[part].astype(np.float64) + calibration.b

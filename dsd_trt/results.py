@@ -26,7 +26,8 @@ class ScoreMatrix:
         texts: M texts, one per column.
         scores: f(y, x), float32 (N, M), in [0, 1] with LogSumExp or max pooling. NaN where `errors`
             lists the image, the text or the pair, and where a search dropped the text.
-        probabilities: match probabilities sigmoid(a f + b), float32 (N, M).
+        probabilities: match probabilities sigmoid(a f + b), float32 (N, M); NaN without a score,
+            and everywhere if (a, b) were not fitted to these scores, see `Scorer.calibration`.
         errors: all images, texts and pairs that could not be scored.
         passes: number of scores at single noise levels, each of one image and one text: passes in
             pair mode.
@@ -120,7 +121,7 @@ class PairScores:
         images: P names, as in `ScoreMatrix`; an image in several pairs has the name of its first.
         texts: P texts, one per pair.
         scores: f(y, x), float32 (P,); NaN where `errors` lists the image, the text or the pair.
-        probabilities: match probabilities sigmoid(a f + b), float32 (P,).
+        probabilities: match probabilities sigmoid(a f + b), float32 (P,); NaN as in `ScoreMatrix`.
         errors: all images, texts and pairs that could not be scored, each listed once.
     """
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle, bundle_folder
-from dsd_trt.bundle.manifest import Manifest, Mode
+from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
+from dsd_trt.bundle.probability import calibration_at, why_no_probability
 from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.engine.choice import Choice, open_first, require_named
 from dsd_trt.errors import EngineError, ImageError, InputError
@@ -135,6 +136,7 @@ class Scorer:
     ) -> None:
         self.bundle = bundle
         self.text_cache = TextCache(text_cache_mb)
+        self._told_no_probability = False
         graphs = graphs_of(wanted_mode(bundle.manifest, mode))
 
         def attempt(choice: Choice) -> Choice:
@@ -299,7 +301,8 @@ class Scorer:
 
         Returns:
             An (N, M) matrix. Whatever cannot be scored has NaN and an error: an image that cannot
-            be decoded, or an image, text or pair whose score is not finite.
+            be decoded, or an image, text or pair whose score is not finite. Probabilities are NaN
+            where none were fitted to this score, see `calibration`.
 
         Raises:
             InputError: `texts` is empty or has an element that is not a string; a text has no token
@@ -309,7 +312,9 @@ class Scorer:
                 the one that opened it.
         """
         texts = checked_texts(texts)
+        levels = None if levels is None else checked_levels(levels)
         stream = self.stream(images, texts, levels, progress, top_k, best=best)
+        calibration = self.calibration(levels)
         errors, names, passes = list(stream.errors), list[str](), 0
         rows = array("f")  # grows in place: scores are never held twice
         for image in stream.images:
@@ -318,9 +323,8 @@ class Scorer:
             passes += image.passes
             rows.frombytes(image.scores.tobytes())
         matrix = np.asarray(rows).reshape(-1, len(texts))
-        return ScoreMatrix(
-            tuple(names), tuple(texts), matrix, self.probability(matrix), tuple(errors), passes
-        )
+        probabilities = match_probability(matrix, calibration)
+        return ScoreMatrix(tuple(names), tuple(texts), matrix, probabilities, tuple(errors), passes)
 
     def stream(
         self,
@@ -396,8 +400,10 @@ class Scorer:
             EngineError: the engine cannot compute, as for `score`.
         """
         pairs = checked_pairs(pairs)
+        levels = None if levels is None else checked_levels(levels)
         scores = np.full(len(pairs), np.nan, np.float32)
         stream = self.stream_pairs(pairs, levels, progress)
+        calibration = self.calibration(levels)
         errors, names = list(stream.errors), [""] * len(pairs)
         for image, places in stream.images:
             errors += image.errors
@@ -405,7 +411,8 @@ class Scorer:
             for place in places:
                 names[place] = image.image
         texts = tuple(text for _, text in pairs)
-        return PairScores(tuple(names), texts, scores, self.probability(scores), tuple(errors))
+        probabilities = match_probability(scores, calibration)
+        return PairScores(tuple(names), texts, scores, probabilities, tuple(errors))
 
     def stream_pairs(
         self,
@@ -515,6 +522,7 @@ class Scorer:
         texts = [checked_text(text, "text")] if one else checked_texts(text)
         images = open_images(images, len(texts))
         ids = checked_ids(ids, len(images) if isinstance(images, Sequence) else None, "images")
+        levels = None if levels is None else checked_levels(levels)
         if prune and top_k:
             matrix = self._search_images(texts, images, top_k, levels, progress)
             _log_left_out(matrix.errors)
@@ -558,12 +566,14 @@ class Scorer:
         top_k = self._checked_top_k(top_k, prune)
         texts = checked_texts(texts)
         ids = checked_ids(ids, len(texts), "texts")
+        levels = None if levels is None else checked_levels(levels)
         stream = self.stream(images, texts, levels, progress, top_k if prune else None)
+        calibration = self.calibration(levels)
         _log_left_out(stream.errors)
         rankings = []
         for image in stream.images:
             _log_left_out(image.errors)
-            f, p = image.scores, self.probability(image.scores)
+            f, p = image.scores, match_probability(image.scores, calibration)
             rankings.append(
                 [
                     RankedText(i, texts[i], float(f[i]), float(p[i]), ids[i] if ids else None)
@@ -591,6 +601,7 @@ class Scorer:
     ) -> list[list[RankedImage]]:
         """The best images of each text, of all of their scores."""
         stream = self.stream(images, texts, levels, progress)
+        calibration = self.calibration(levels)
         _log_left_out(stream.errors)
         best = BestImages(len(texts), top_k)
         for image in stream.images:
@@ -602,7 +613,7 @@ class Scorer:
                 RankedImage(at, name, float(f), float(p), ids[at] if ids else None)
                 for (at, name, f), p in zip(
                     found,
-                    self.probability(np.array([f for *_, f in found], np.float32)),
+                    match_probability(np.array([f for *_, f in found], np.float32), calibration),
                     strict=True,
                 )
             ]
@@ -624,6 +635,7 @@ class Scorer:
         places: list[int] = []
         latents: list[NDArray[Any]] = []
         encoded, errors = self._jobs.encode_texts(texts)
+        calibration = self.calibration(levels)
         jobs = (Job(image, np.zeros(1, np.intp)) for image in images)
         for chunk in self._jobs.encoded(jobs):
             for job, latent in chunk:
@@ -650,7 +662,7 @@ class Scorer:
             tuple(names),
             tuple(texts),
             scores,
-            self.probability(scores),
+            match_probability(scores, calibration),
             tuple(errors),
             tally.passes,
         )
@@ -668,9 +680,62 @@ class Scorer:
             raise InputError("no noise level to score at")
         return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
 
-    def probability(self, score: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Match probability of scores f: sigmoid(a f + b), with the bundle's calibration (a, b)."""
-        return match_probability(score, self.manifest.calibration_of(self.mode))
+    def _levels(self, levels: Sequence[float] | None) -> list[float]:
+        """The given levels in the bundle's order, each once."""
+        known = self.manifest.method.noise_levels.fractions
+        return [known[i] for i in self._level_indices(levels)]
+
+    def probability(
+        self, score: NDArray[np.float32], levels: Sequence[float] | None = None
+    ) -> NDArray[np.float32]:
+        """Match probability of scores f: sigmoid(a f + b), with the bundle's calibration (a, b).
+
+        Args:
+            score: scores of any shape.
+            levels: noise levels that the scores are averaged over, as for `score`.
+
+        Returns:
+            Probabilities, of the same shape; NaN where none were fitted, see `calibration`.
+
+        Raises:
+            InputError: the scores are not numbers, or the bundle lacks a level.
+        """
+        try:
+            scores = np.asarray(score, np.float32)
+        except (TypeError, ValueError):
+            raise InputError(f"scores must be numbers, got {type(score).__name__}") from None
+        return match_probability(scores, self.calibration(levels))
+
+    def calibration(self, levels: Sequence[float] | None = None) -> Calibration | None:
+        """The (a, b) of the match probability of this scorer's scores; None if none were fitted.
+
+        (a, b) hold for one mode, and for the mean over all of the bundle's noise levels. A bundle
+        without a few-shot adapter has none until `dsd-trt calibrate` fits them. The first call of
+        a scorer that finds none logs a warning with the remedy.
+
+        Args:
+            levels: noise levels that scores are averaged over, as for `score`; None is all.
+
+        Raises:
+            InputError: the bundle lacks a level.
+        """
+        found = calibration_at(self.manifest, self.mode, self._levels(levels))
+        if found is None and not self._told_no_probability:
+            self._told_no_probability = True
+            logger.warning("%s", self.why_no_probability(levels))
+        return found
+
+    def why_no_probability(self, levels: Sequence[float] | None = None) -> str:
+        """Why scores have no match probability, and what would give one; "" if they have one.
+
+        Args:
+            levels: noise levels that scores are averaged over, as for `score`; None is all.
+
+        Raises:
+            InputError: the bundle lacks a level.
+        """
+        used, folder = self._levels(levels), str(self.bundle.folder)
+        return why_no_probability(self.manifest, self.mode, used, folder)
 
 
 def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:

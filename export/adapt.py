@@ -8,11 +8,13 @@ from pathlib import Path
 
 from dsd_trt.bundle.adapter_input import read_adapter_input
 from dsd_trt.bundle.folder import Bundle, file_entry, require_inside, write_manifest
-from dsd_trt.bundle.manifest import Calibration, HeadWeights, Manifest
+from dsd_trt.bundle.manifest import HeadWeights, Manifest
+from dsd_trt.bundle.probability import with_card_rows
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, SIDECAR_NAME, plans
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
+from dsd_trt.export.calibration import calibrated, without_shifted
 from dsd_trt.export.folder import check_replaceable, staged
 from dsd_trt.export.model_card import CARD_NAME
 from dsd_trt.export.proof import require_scores
@@ -64,6 +66,19 @@ def replace_adapter(
     head_weights = tuple(tuple(each.tolist()) for each in adapter.weights_of(layers, heads))
     parity = dict(manifest.parity)
     parity.setdefault("adapter_hash", manifest.provenance.adapter_hash)
+    described = replace(
+        manifest,
+        method=replace(
+            manifest.method,
+            head_weights=HeadWeights(adapter.head_mode, head_weights),
+            denoising_weight=adapter.denoising_weight,
+            trained_for=adapter.mode,
+        ),
+        preprocessing=replace(manifest.preprocessing, resize=adapter.resize),
+        provenance=replace(manifest.provenance, adapter_hash=adapter_hash(folder)),
+        parity=parity,
+    )
+    described = without_shifted(calibrated(described, adapter))
     check = [manifest.self_check.file] if manifest.self_check else []
     changed = [
         name for name in (manifest.adapter.file, *check, CARD_NAME) if name in manifest.files
@@ -93,27 +108,10 @@ def replace_adapter(
             write_adapted(fresh / check[0], bundle, fed)
         if CARD_NAME in changed:
             card = bundle.path(CARD_NAME).read_text(encoding="utf-8")
-            (fresh / CARD_NAME).write_text(_note(card), encoding="utf-8")
-        adapted = write_manifest(
-            fresh,
-            replace(
-                manifest,
-                method=replace(
-                    manifest.method,
-                    head_weights=HeadWeights(adapter.head_mode, head_weights),
-                    denoising_weight=adapter.denoising_weight,
-                    trained_for=adapter.mode,
-                ),
-                preprocessing=replace(manifest.preprocessing, resize=adapter.resize),
-                calibration=_calibration(adapter, manifest),
-                provenance=replace(manifest.provenance, adapter_hash=adapter_hash(folder)),
-                parity=parity,
-                files={
-                    **manifest.files,
-                    **{name: file_entry(fresh / name) for name in changed},
-                },
-            ),
-        )
+            card = _note(with_card_rows(card, described))
+            (fresh / CARD_NAME).write_text(card, encoding="utf-8")
+        files = {**manifest.files, **{name: file_entry(fresh / name) for name in changed}}
+        adapted = write_manifest(fresh, replace(described, files=files))
         require_scores(fresh, "Train the adapter again")
     copied(taken)
     return replace(adapted, folder=out)
@@ -152,13 +150,6 @@ def _require_fit(
                 f"the graphs cannot take this adapter: it {complaint}. Export again: dsd-trt "
                 "export --adapter ADAPTER --adapter-input"
             )
-
-
-def _calibration(adapter: Adapter, manifest: Manifest) -> Calibration:
-    """The adapter's calibration (a, b), which holds only where all layers are scored."""
-    layers = sum(name.startswith("key.") and name.endswith(".u") for name in adapter.prompt_state)
-    whole = len(manifest.method.score_layers) == layers
-    return Calibration(adapter.a, adapter.b) if whole and adapter.levels else Calibration(1.0, 0.0)
 
 
 def _note(card: str) -> str:

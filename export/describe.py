@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from importlib.metadata import version
 
 from dsd_trt.bundle.contract import graph_contract
 from dsd_trt.bundle.manifest import (
-    Calibration,
     HeadWeights,
     Manifest,
     MatrixMode,
@@ -18,13 +16,12 @@ from dsd_trt.bundle.manifest import (
     TokenizerSpec,
 )
 from dsd_trt.export.adapter_input import adapter_input
+from dsd_trt.export.calibration import calibrated
 from dsd_trt.export.settings import ExportSettings, wants_matrix
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.adapter import Adapter, adapter_hash, resize_of
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
-
-logger = logging.getLogger(__name__)
 
 TOKENIZER_NAME = "tokenizer.json"
 _LIBRARIES = (
@@ -45,6 +42,8 @@ def describe(
 ) -> Manifest:
     """Make the manifest, without file hashes, self-check and parity figures.
 
+    Logs a warning if its scores have no calibration.
+
     Args:
         settings: export settings that `require_consistent` has let pass.
         checkpoint: base model, of which no weights are read here.
@@ -53,8 +52,8 @@ def describe(
     """
     tokenizer = checkpoint.tokenizer
     fed = adapter_input(adapter, scoring) if adapter and settings.adapter_input else None
-    matrix = _matrix(settings, adapter, scoring)
-    return Manifest(
+    matrix = MatrixMode(None, settings.query_pool) if wants_matrix(settings, adapter) else None
+    manifest = Manifest(
         method=_method(settings, adapter, scoring),
         graphs=graph_contract(
             settings.precision,
@@ -77,7 +76,7 @@ def describe(
             vocabulary=checkpoint.vocabulary,
         ),
         preprocessing=Preprocessing(checkpoint.resolution, resize_of(adapter, settings.resize)),
-        calibration=_calibration(adapter, scoring),
+        calibration=None,
         provenance=Provenance(
             base_model=checkpoint.source.name,
             revision=checkpoint.source.revision,
@@ -88,36 +87,7 @@ def describe(
         matrix=matrix,
         adapter=fed,
     )
-
-
-def _matrix(
-    settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet
-) -> MatrixMode | None:
-    """Settings of the matrix scorer; None if it is not exported."""
-    if not wants_matrix(settings, adapter):
-        return None
-    if adapter is None or adapter.mode == "pair" or not _fitted(adapter, scoring):
-        return MatrixMode(Calibration(1.0, 0.0), settings.query_pool)
-    return MatrixMode(Calibration(adapter.matrix_a, adapter.matrix_b), settings.query_pool)
-
-
-def _fitted(adapter: Adapter, scoring: ScoringUNet) -> bool:
-    """Whether the adapter's calibration was fitted for exactly the exported layers and levels."""
-    whole = len(scoring.score_layers) == len(scoring.layer_names)
-    return whole and scoring.levels == adapter.levels
-
-
-def _calibration(adapter: Adapter | None, scoring: ScoringUNet) -> Calibration:
-    """The adapter's calibration (a, b) if it fits the exported score, else the identity (1, 0)."""
-    if adapter is not None and adapter.mode != "matrix" and _fitted(adapter, scoring):
-        return Calibration(adapter.a, adapter.b)
-    if adapter is not None and adapter.mode != "matrix" and adapter.levels:
-        logger.warning(
-            "the adapter's match probabilities are for all layers at the levels %s, not for these: "
-            "rank by score alone",
-            ", ".join(f"{s:g}" for s in adapter.levels),
-        )
-    return Calibration(1.0, 0.0)
+    return calibrated(manifest, adapter)
 
 
 def _method(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet) -> Method:

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.bundle.folder import Bundle, file_entry, files_in, write_manifest
 from dsd_trt.bundle.manifest import check_manifest
 from dsd_trt.export.adapter_input import write_adapter_input
+from dsd_trt.export.calibration import without_shifted
 from dsd_trt.export.cuda_form import cuda_form, form_name
 from dsd_trt.export.describe import TOKENIZER_NAME
 from dsd_trt.export.folder import check_replaceable, check_room, staged
@@ -101,6 +102,7 @@ def export_bundle(
         manifest = replace(
             manifest, parity=parity.to_plain(), self_check=replace(self_check, tolerance=tolerance)
         )
+        manifest = without_shifted(manifest)
         write_card(folder / CARD_NAME, manifest, parity, model_folder)
         files[CARD_NAME] = file_entry(folder / CARD_NAME)
         bundle = write_manifest(folder, replace(manifest, files=dict(sorted(files.items()))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.probability import card_rows
 from dsd_trt.export.parity import ParityReport
 
 CARD_NAME = "MODEL_CARD.md"
@@ -52,6 +53,7 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
         f"| head weights | {method.head_weights.mode} |",
         f"| noise levels | {levels} (seed {method.noise_levels.seed}) |",
         f"| counted tokens | {method.token_mask} |",
+        card_rows(manifest).rstrip(),
         "",
         f"Parity over {parity.pairs} pairs, against {parity.reference}:",
         "",

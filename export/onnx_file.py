@@ -20,14 +20,16 @@ def stamp(model: onnx.ModelProto, name: str, manifest: Manifest) -> None:
     Args:
         model: one of the bundle's graphs, changed in place.
         name: name of the graph in the manifest, such as "pair_scorer".
-        manifest: manifest of the bundle; file hashes and parity figures do not exist yet and are
-            left out.
+        manifest: manifest of the bundle; file hashes, parity figures and calibrations, which do
+            not exist yet, are left out.
     """
     plain = to_plain(manifest)
-    for later in ("files", "parity"):
+    for later in ("files", "parity", "calibration"):  # a calibration may be fitted at any time
         del plain[later]
+    if manifest.matrix is not None:
+        del plain["matrix"]["calibration"]
     if manifest.adapter is not None:  # replacing the adapter must not change the graph's hash
-        del plain["calibration"], plain["provenance"]["adapter_hash"]
+        del plain["provenance"]["adapter_hash"]
         del plain["method"]["head_weights"], plain["method"]["denoising_weight"]
     plain["graph"] = {"name": name, **plain.pop("graphs")[name]}
     helper.set_model_props(

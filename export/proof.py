@@ -32,6 +32,7 @@ def require_scores(folder: Path, advice: str) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     level = bundle.manifest.method.noise_levels.fractions[0]
     with Scorer(bundle, mode="pair") as scorer:
-        result = scorer.score([picture], _TEXTS, [level])
-    if result.errors:
-        raise ModelError(f"the written bundle scores nothing: {result.errors[0].reason} {advice}")
+        stream = scorer.stream([picture], _TEXTS, [level])
+        errors = [*stream.errors, *(it for image in stream.images for it in image.errors)]
+    if errors:
+        raise ModelError(f"the written bundle scores nothing: {errors[0].reason} {advice}")

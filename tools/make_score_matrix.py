@@ -83,6 +83,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="default: the demonstration's")
     scorer = Scorer.load(parser.parse_args().bundle)
+    if why := scorer.why_no_probability():
+        parser.error(why)
     pairs = read_pairs(ROOT / "examples" / "pairs.csv")
     texts = read_texts(str(ROOT / "examples" / "texts.txt"))
     paths, right = [pair.image for pair in pairs], [pair.text for pair in pairs]

@@ -138,10 +138,14 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Match probability sigmoid(a s + b) of a score s."""
+    """Match probability sigmoid(a s + b) of a score s, fitted to labelled pairs."""
 
     a: float
     b: float
+
+
+NOT_FITTED = Calibration(1.0, 0.0)
+"""What older bundles, and adapters, have in place of null."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,13 @@ class MatrixMode:
     """Properties of a bundle's matrix scorer.
 
     Attributes:
-        calibration: calibration of its scores, which are not comparable with the pair scorer's.
+        calibration: calibration of its scores, which are not comparable with the pair scorer's;
+            null where none was fitted.
         query_pool: side of the squares of image tokens whose queries are averaged at the finest
             layers; 1 means no averaging.
     """
 
-    calibration: Calibration
+    calibration: Calibration | None
     query_pool: int
 
 
@@ -226,6 +231,8 @@ class Manifest:
     Attributes:
         graphs: graphs by name: "image_encoder", "text_encoder", "pair_scorer", and "matrix_scorer"
             if there is one.
+        calibration: calibration of the pair scorer's score over all noise levels; null where none
+            was fitted. Read it with `calibration_of`: older bundles have a = 1, b = 0 instead.
         matrix: properties of the matrix scorer; null without one.
         adapter: the adapter, if it is an input of the pair scorer.
         files: all other files of the bundle by relative path; filled in by the writer, see
@@ -242,7 +249,7 @@ class Manifest:
     precision: Precision
     tokenizer: TokenizerSpec
     preprocessing: Preprocessing
-    calibration: Calibration
+    calibration: Calibration | None
     provenance: Provenance
     matrix: MatrixMode | None = None
     adapter: AdapterInput | None = None
@@ -309,11 +316,12 @@ class Manifest:
             self.matrix is not None,
         )
 
-    def calibration_of(self, mode: Mode) -> Calibration:
-        """The a and b of a mode's match probability, sigmoid(a f + b)."""
-        if mode == "matrix" and self.matrix is not None:
-            return self.matrix.calibration
-        return self.calibration
+    def calibration_of(self, mode: Mode) -> Calibration | None:
+        """The a and b of a mode's match probability, sigmoid(a f + b); None if none were fitted."""
+        found = self.calibration
+        if mode == "matrix":
+            found = self.matrix.calibration if self.matrix is not None else None
+        return None if found == NOT_FITTED else found
 
     def graph_hash(self, graph: str) -> str:
         """Hash of everything a graph computes from: the sha256 of its file and of its weights.

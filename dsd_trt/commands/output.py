@@ -19,12 +19,12 @@ from dsd_trt.files.whole import followed, is_device, whole
 
 @dataclass(frozen=True)
 class Record:
-    """One scored pair."""
+    """One scored pair; its probability is None where none was fitted to its score."""
 
     image: str
     text: str
     score: float
-    probability: float
+    probability: float | None
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:

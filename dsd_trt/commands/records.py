@@ -13,6 +13,7 @@ from dsd_trt.commands.output import LineFile, Record, top_texts
 from dsd_trt.image.files import printable
 from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
+from dsd_trt.pipeline import match_probability
 from dsd_trt.results import Failure, Progress
 from dsd_trt.scorer import Scorer
 
@@ -27,10 +28,15 @@ def to_records(
     Args:
         pairs: image and text of each score, in order.
         scores: scores of any shape, NaN for pairs without one.
-        probabilities: match probabilities, of the same shape.
+        probabilities: match probabilities, of the same shape; NaN where there are none.
     """
     return [
-        Record(printable(image), text, _shortest(score), _shortest(probability))
+        Record(
+            printable(image),
+            text,
+            _shortest(score),
+            None if np.isnan(probability) else _shortest(probability),
+        )
         for (image, text), score, probability in zip(
             pairs, scores.ravel(), probabilities.ravel(), strict=True
         )
@@ -71,9 +77,10 @@ class GridRecords:
         top_k: int | None,
         prune: bool,
     ) -> None:
-        self._scorer, self._top_k, self._prune, self.texts = scorer, top_k, prune, texts
+        self._top_k, self._prune, self.texts = top_k, prune, texts
         searched = top_k if prune else None
         self._stream = scorer.stream(images, texts, levels, progress, searched, journal)
+        self._calibration = scorer.calibration(levels)
         self.errors: list[Failure] = list(self._stream.errors)
         self.images = self.scored = self.passes = 0
         self.first: list[NDArray[np.float32]] = []
@@ -86,7 +93,7 @@ class GridRecords:
             self.passes += image.passes
             if self._prune:
                 self.first.append(image.scores)
-            probabilities = self._scorer.probability(image.scores)
+            probabilities = match_probability(image.scores, self._calibration)
             pairs = [(image.image, text) for text in self.texts]
             records = to_records(pairs, image.scores, probabilities)
             self.scored += len(records)
@@ -118,9 +125,10 @@ class PairRecords:
         journal: Journal | None,
         top_k: int | None,
     ) -> None:
-        self._scorer, self._top_k, self._pairs = scorer, top_k, pairs
+        self._top_k, self._pairs = top_k, pairs
         chosen = [(pair.image, pair.text) for pair in pairs]
         self._stream = scorer.stream_pairs(chosen, levels, progress, journal)
+        self._calibration = scorer.calibration(levels)
         self.errors: list[Failure] = list(self._stream.errors)
         self.scored = 0
 
@@ -144,7 +152,7 @@ class PairRecords:
                 given += 1
             some = scores[start:given]
             names = [(pair.name, pair.text) for pair in self._pairs[start:given]]
-            records = to_records(names, some, self._scorer.probability(some))
+            records = to_records(names, some, match_probability(some, self._calibration))
             self.scored += len(records)
             yield records
 

@@ -66,7 +66,8 @@ def _best_texts(records: Sequence[Record], names: dict[str, str], texts: int) ->
     )
     table.add_column("Image")
     table.add_column("Best text")
-    for heading in ("Score", "Prob.", "Lead"):
+    likely = any(record.probability is not None for record in records)
+    for heading in ("Score", *(["Prob."] if likely else []), "Lead"):
         table.add_column(heading, justify="right", no_wrap=True)
     for image, of_image in by_image(records).items():
         first, second = sorted(of_image, key=lambda record: -record.score)[:2]
@@ -74,7 +75,7 @@ def _best_texts(records: Sequence[Record], names: dict[str, str], texts: int) ->
             Text(names[image]),
             Text(first.text, style="bold green"),
             f"{first.score:.4f}",
-            f"{first.probability:.3f}",
+            *([_probability(first)] if likely else []),
             f"{first.score - second.score:.4f}",
         )
     return table
@@ -86,14 +87,16 @@ def _list(records: Sequence[Record], names: dict[str, str]) -> Table:
     table.add_column("Image")
     table.add_column("Text")
     table.add_column("Score", justify="right", no_wrap=True)
-    table.add_column("Prob.", justify="right", no_wrap=True)
+    likely = any(record.probability is not None for record in records)
+    if likely:
+        table.add_column("Prob.", justify="right", no_wrap=True)
     previous = None
     for record in records:
         table.add_row(
             Text("" if record.image == previous else names[record.image]),
             Text(record.text, style="bold green" if record in best else ""),
             _score(record, best),
-            f"{record.probability:.3f}",
+            *([_probability(record)] if likely else []),
         )
         previous = record.image
     return table
@@ -115,6 +118,10 @@ def _score(record: Record, best: set[Record]) -> Text:
     if record in best:
         return Text(f"* {record.score:.4f}", style="bold green")
     return Text(f"{record.score:.4f}")
+
+
+def _probability(record: Record) -> str:
+    return "" if record.probability is None else f"{record.probability:.3f}"
 
 
 def _table(caption: str | None) -> Table:

@@ -37,14 +37,18 @@ def adapt(
     BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Graphs, weights and
     compiled plans are copied; on file systems that clone files (Btrfs, XFS) copies take no space.
     """
+    from rich.console import Console
+
     from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.commands.console import warnings_on
     from dsd_trt.export.adapt import replace_adapter
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle
 
     taken: list[int] = []
     opened = open_bundle(bundle_folder(bundle), require_signature)
-    replace_adapter(opened, adapter, out, force=force, copied=taken.append)
+    with warnings_on(Console(stderr=True, markup=False, highlight=False, soft_wrap=True)):
+        replace_adapter(opened, adapter, out, force=force, copied=taken.append)
     click.echo(
         f"wrote {out}, which takes {in_gigabytes(sum(taken))} of disk; try it: "
         f"dsd-trt score IMAGES TEXTS --bundle {out}",

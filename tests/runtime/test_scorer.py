@@ -41,6 +41,7 @@ from dsd_trt import (
     write_bundle,
 )
 from dsd_trt.batching import MAX_BATCH, batch_sizes
+from dsd_trt.bundle.manifest import TokenMask
 from dsd_trt.installation import install_command
 from dsd_trt.jobs import Scorable
 
@@ -95,7 +96,8 @@ def test_the_denoising_term_is_measured_against_the_empty_text(
     matrix = scorer.score(images, TEXTS, levels, lambda done, total: told.append((done, total)))
     assert np.ptp(d) > 1e-3
     np.testing.assert_allclose(matrix.scores, expected, atol=1e-6)
-    np.testing.assert_allclose(matrix.probabilities, np.vectorize(probability)(expected), atol=1e-6)
+    fitted = np.vectorize(probability)(expected) if levels is None else np.full((3, 4), np.nan)
+    np.testing.assert_allclose(matrix.probabilities, fitted, atol=1e-6)
     assert told[-1] == (12, 12)  # what the empty text costs is not counted as pairs
     pairs = scorer.score_pairs([(images[2], TEXTS[1]), (images[0], TEXTS[3])], levels)
     np.testing.assert_allclose(pairs.scores, [expected[2, 1], expected[0, 3]], atol=1e-6)
@@ -359,15 +361,22 @@ def test_what_are_no_pairs_is_refused(scorer: Scorer, pairs: Any) -> None:
         scorer.score_pairs(pairs)
 
 
-def test_a_blank_text_is_scored_where_its_end_counts_and_refused_where_words_do(
-    scorer: Scorer, tmp_path: Path
+@pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u3000", np.str_("")])
+@pytest.mark.parametrize("token_mask", ["words_eos", "words", "all"])
+def test_an_empty_text_is_refused_by_its_place(
+    tmp_path: Path, blank: str, token_mask: TokenMask
 ) -> None:
-    (image,) = random_images(1)
-    found = scorer.score([image], ["", " "]).scores[0]
-    np.testing.assert_allclose(found, [closed_form(image, "")] * 2, atol=1e-6)
-    make_bundle(tmp_path, token_mask="words")
-    with pytest.raises(InputError, match="a text has no words to score: ' '"):
-        Scorer.load(tmp_path, "onnxruntime").score([image], ["dog", " "])
+    make_bundle(tmp_path, token_mask=token_mask)
+    scorer, (image,) = Scorer.load(tmp_path, "onnxruntime"), random_images(1)
+    for call in (scorer.score, scorer.stream):
+        with pytest.raises(InputError, match=r"^texts\[1\] is empty"):
+            call([image], ["dog", blank])
+    for pairs in (scorer.score_pairs, scorer.stream_pairs):
+        with pytest.raises(InputError, match=r"^the text of pairs\[1\] is empty"):
+            pairs([(image, "dog"), (image, blank)])
+    for prune in (False, True):
+        with pytest.raises(InputError, match=r"^text is empty"):
+            scorer.rank(blank, [image], 1, prune=prune)
 
 
 def test_paths_are_decoded_and_stretched(scorer: Scorer, tmp_path: Path) -> None:

@@ -113,18 +113,24 @@ def by_scorer(scorer: Scorer) -> Score:
 
     def score(questions: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
         pairs = [pair for question in questions for pair in question.candidates]
-        result = scorer.score_pairs(pairs)
-        failed = {(failure.image, failure.text): failure for failure in result.errors}
-        scored = zip(result.images, result.texts, result.scores.tolist(), strict=True)
+        # Accuracy needs no probabilities, which `score_pairs` adds, or warns that there are none.
+        stream = scorer.stream_pairs(pairs)
+        errors, found = list(stream.errors), [("", float("nan"))] * len(pairs)  # name and score
+        for image, places in stream.images:
+            errors += image.errors
+            for place, value in zip(places, image.scores.tolist(), strict=True):
+                found[place] = (image.image, value)
+        failed = {(failure.image, failure.text): failure for failure in errors}
+        scored = iter(found)
         rows = []
         for question in questions:
             row, failures = [], dict[Failure, None]()
-            for image, _ in question.candidates:
-                name, text, value = next(scored)
+            for picture, text in question.candidates:
+                name, value = next(scored)
                 row.append(value)
                 for key in ((name, None), (None, text), (name, text)):
                     if failure := failed.get(key):
-                        called = None if key[0] is None else name_image(image, question)
+                        called = None if key[0] is None else name_image(picture, question)
                         failures[replace(failure, image=called)] = None
             if failures:
                 left_out(question, list(failures))

@@ -15,7 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dsd_trt.bundle.manifest import HeadMode, Resize, ScoreKind, TrainedFor
+from dsd_trt.bundle.manifest import (
+    NOT_FITTED,
+    Calibration,
+    HeadMode,
+    Mode,
+    Resize,
+    ScoreKind,
+    TrainedFor,
+)
 from dsd_trt.errors import ModelError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.lock import sole_writer
@@ -164,6 +172,22 @@ class Adapter:
             return adapter
         except (ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"cannot read an adapter from {folder}: {_WEIGHTS}: {error}") from None
+
+    @property
+    def layers(self) -> int:
+        """Number of cross-attention layers of the base model; 0 if the adapter does not tell."""
+        prompted = [
+            name for name in self.prompt_state if name.startswith("key.") and name.endswith(".u")
+        ]
+        return len(prompted) or len(self.head_weights)
+
+    def calibration_of(self, mode: Mode) -> Calibration | None:
+        """(a, b) of a mode's match probability; None if training did not fit them."""
+        if self.mode not in (mode, "both") or not self.levels:
+            return None
+        a, b = (self.a, self.b) if mode == "pair" else (self.matrix_a, self.matrix_b)
+        found = Calibration(a, b)
+        return None if found == NOT_FITTED else found
 
     def require_base(self, weight_hashes: Mapping[str, str]) -> None:
         """Refuse a base model other than the one the adapter was trained on.

@@ -1,4 +1,5 @@
 /* Scores one image against one text: dsd-score-c BUNDLE IMAGE TEXT [DEVICE]
+   Prints the score, and the match probability where one was fitted for the bundle.
    DEVICE is cpu, which is the default, cuda or cuda:N. */
 #include <stdio.h>
 
@@ -26,7 +27,9 @@ int main(int argc, char **argv) {
         fprintf(stderr, "%s: %s\n", argv[2], image_error.message);
         status = 3;
     } else {
-        printf("%.9g %.9g\n", score, probability);
+        printf("%.9g", score);
+        if (dsd_has_probability(scorer, NULL, 0)) printf(" %.9g", probability);
+        printf("\n");
         status = 0;
     }
     dsd_close(scorer);

@@ -59,8 +59,9 @@ std::string cell(const std::string &text) {
     return quoted + '"';
 }
 
-// The fewest digits that are read back as the same number.
+// The fewest digits that are read back as the same number; nothing where there is none.
 std::string shortest(float number) {
+    if (std::isnan(number)) return "";
     char digits[32];
     const auto end = std::to_chars(digits, digits + sizeof digits, number).ptr;
     return std::string(digits, end);
@@ -76,6 +77,11 @@ int run(const std::vector<std::string> &arguments, const dsd::Options &options) 
             names.push_back(path.string());
             images.push_back(dsd::Image::file(path));
         }
+    }
+    if (!scorer.has_probability()) {
+        std::cerr << "warning: no match probabilities: none were fitted to this bundle's scores, "
+                     "which rank without them. Fit them to labelled pairs: dsd-trt calibrate "
+                  << arguments.front() << " --data TABLE\n";
     }
     const dsd::Matrix matrix = scorer.score(images, texts);
     std::cout << "image,text,score,probability\n";

@@ -384,10 +384,14 @@ SelfCheckFile read_self_check(Fields check, const fs::path &folder, const Hashes
     return {folder / file, tolerance};
 }
 
-void read_calibration(Fields calibration, double &a, double &b) {
-    a = calibration.number("a");
-    b = calibration.number("b");
-    calibration.nothing_else();
+// None where it is null, or what older bundles have in place of null.
+std::optional<Calibration> read_calibration(Fields &owner) {
+    if (owner["calibration"].is_null()) return std::nullopt;
+    Fields fields = owner.object("calibration");
+    const Calibration calibration{fields.number("a"), fields.number("b")};
+    fields.nothing_else();
+    if (calibration.a == 1 && calibration.b == 0) return std::nullopt;
+    return calibration;
 }
 
 // What the Python runtime's matrix mode needs is verified as all else, and not used here.
@@ -395,8 +399,7 @@ std::optional<Graph> read_matrix(const Json &matrix, Fields &graphs, const fs::p
                                  const Hashes &files, const std::vector<std::string> &weights) {
     if (matrix.is_null()) return std::nullopt;
     Fields fields(matrix, "matrix");
-    double a, b;
-    read_calibration(fields.object("calibration"), a, b);
+    read_calibration(fields);
     fields.integer("query_pool", 1);
     fields.nothing_else();
     return read_graph(graphs, "matrix_scorer", folder, files, weights);
@@ -461,7 +464,7 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     bundle.through_224 = preprocessing.choice("resize", kResizes) == 1;
     preprocessing.nothing_else();
 
-    read_calibration(manifest.object("calibration"), bundle.calibration_a, bundle.calibration_b);
+    bundle.calibration = read_calibration(manifest);
 
     read_adapter(bundle, manifest["adapter"], folder, files);
     if (manifest.has("self_check")) {

@@ -42,6 +42,11 @@ struct SelfCheckFile {
 enum class ScoreKind { attention, denoising, both };
 enum class TokenMask { words, words_eos, all };
 
+// Match probability sigmoid(a score + b).
+struct Calibration {
+    double a, b;
+};
+
 struct Bundle {
     std::filesystem::path folder, tokenizer;
     std::int32_t max_length, bos, eos, pad;
@@ -61,7 +66,7 @@ struct Bundle {
     double denoising_weight;
     bool trained_for_matrix;     // the adapter, for that mode alone; there is no such mode here
     std::vector<double> levels;  // fractions s; a level's place here is its number
-    double calibration_a, calibration_b;  // probability = sigmoid(a score + b)
+    std::optional<Calibration> calibration;  // of the mean over all levels; none: not fitted
 };
 
 // Reads and verifies a bundle whole, every file's size and SHA-256 included.

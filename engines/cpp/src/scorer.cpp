@@ -156,12 +156,20 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
         matrix.failures.insert(matrix.failures.end(), failures.begin(), failures.end());
     }
     tell_images(matrix, texts);
-    for (float score : matrix.scores) {
-        // sigmoid, written with tanh, which cannot overflow
-        const double logit = parts.bundle.calibration_a * score + parts.bundle.calibration_b;
-        matrix.probabilities.push_back(static_cast<float>(0.5 + 0.5 * std::tanh(logit / 2)));
+    matrix.probabilities.assign(matrix.scores.size(), kNone);
+    if (const auto &fitted = parts.bundle.calibration; has_probability(levels)) {
+        const auto probability = [&](float score) {  // sigmoid by tanh, which cannot overflow
+            return static_cast<float>(0.5 + 0.5 * std::tanh((fitted->a * score + fitted->b) / 2));
+        };
+        std::transform(matrix.scores.begin(), matrix.scores.end(), matrix.probabilities.begin(),
+                       probability);
     }
     return matrix;
+}
+
+bool Scorer::has_probability(const std::vector<double> &levels) const {
+    return parts_->bundle.calibration &&
+           parts_->level_numbers(levels).size() == parts_->bundle.levels.size();
 }
 
 Tokens Scorer::tokenize(const std::string &text) const { return parts_->tokenize(text); }

@@ -95,6 +95,15 @@ size_t dsd_max_length(const dsd_scorer *scorer) { return scorer->scorer.max_leng
 
 size_t dsd_resolution(const dsd_scorer *scorer) { return scorer->scorer.resolution(); }
 
+int dsd_has_probability(const dsd_scorer *scorer, const double *levels, size_t level_count) {
+    bool has = false;
+    guard(nullptr, [&] {
+        require(scorer && (levels || level_count == 0), "scorer must not be NULL");
+        has = scorer->scorer.has_probability(std::vector<double>(levels, levels + level_count));
+    });
+    return has;
+}
+
 dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, size_t image_count,
                      const char *const *texts, size_t text_count, const double *levels,
                      size_t level_count, float *scores, float *probabilities,

@@ -76,11 +76,17 @@ DSD_API void dsd_close(dsd_scorer *scorer);
 DSD_API size_t dsd_max_length(const dsd_scorer *scorer);
 DSD_API size_t dsd_resolution(const dsd_scorer *scorer);
 
-/* Scores every image against every text, UTF-8 strings.
+/* 1 where scores over these levels (NULL and 0 is all of the bundle's) have match probabilities.
+   0 where none were fitted for the bundle, or for some of its levels alone, or a level is unknown:
+   dsd_score then writes NaN. `dsd-trt calibrate` fits them. */
+DSD_API int dsd_has_probability(const dsd_scorer *scorer, const double *levels, size_t level_count);
+
+/* Scores every image against every text, UTF-8 strings with a word each.
 
    `levels` are the noise levels to average over, among the bundle's; NULL and 0 is all of them.
    `scores` and `probabilities`, which may be NULL, have room for image_count * text_count floats,
-   an image's after the other. `image_errors`, which may be NULL, has room for image_count: DSD_OK
+   an image's after the other. `probabilities` are NaN where there is no score, and all of them
+   where dsd_has_probability is 0. `image_errors`, which may be NULL, has room for image_count: DSD_OK
    where the image's row has no NaN; DSD_IMAGE where it cannot be decoded, so all of its row is NaN;
    DSD_ENGINE where the engine computed no finite number of the image, of a text or of both. Then
    the scores that are NaN say which, and the message is that of the first. None of this makes the

@@ -61,7 +61,8 @@ struct Failure {
 struct Matrix {
     std::size_t images, texts;
     std::vector<float> scores;         // (images, texts); NaN where there is a failure
-    std::vector<float> probabilities;  // sigmoid(a s + b)
+    std::vector<float> probabilities;  // sigmoid(a s + b); NaN without a score, and everywhere
+                                       // where none were fitted: see Scorer::has_probability
     std::vector<std::string> errors;   // one an image: why it lacks a score (the first reason, a
                                        // text's too), or empty where its row has no NaN
     std::vector<Failure> failures;     // texts, then images and pairs in the order of the images
@@ -82,10 +83,14 @@ class Scorer {
     Scorer(Scorer &&) noexcept;
     Scorer &operator=(Scorer &&) noexcept;
 
-    // Scores every image against every text, UTF-8 each. `levels` are noise levels to average
+    // Scores every image against every text, UTF-8 with a word each. `levels` are noise levels to average
     // over, among the bundle's; none is all of them.
     Matrix score(const std::vector<Image> &images, const std::vector<std::string> &texts,
                  const std::vector<double> &levels = {}) const;
+
+    // Whether scores over these levels have match probabilities. They have none in a bundle that
+    // none were fitted for, nor over some of its levels: `dsd-trt calibrate` fits them.
+    bool has_probability(const std::vector<double> &levels = {}) const;
 
     // What the graphs are fed. A text too long is cut, keeping EOS: then `words` exceeds
     // max_length() - 2.
