@@ -518,7 +518,7 @@ class Scorer:
         """
         top_k = self._checked_top_k(top_k, prune)
         self._pipeline.require_usable()
-        one = isinstance(text, str) or not hasattr(text, "__len__")
+        one = isinstance(text, (str, bytes)) or not hasattr(text, "__len__")
         texts = [checked_text(text, "text")] if one else checked_texts(text)
         images = open_images(images, len(texts))
         ids = checked_ids(ids, len(images) if isinstance(images, Sequence) else None, "images")
