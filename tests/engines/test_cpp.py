@@ -35,7 +35,7 @@ from torture import Figures, scaled
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import read_bundle, write_bundle
-from dsd_trt.bundle.manifest import ScoreKind, TokenMask, TrainedFor
+from dsd_trt.bundle.manifest import Calibration, ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
 
@@ -49,11 +49,12 @@ def agree(library: ctypes.CDLL, folder: Path, levels: tuple[float, ...] = ()) ->
     expected = Scorer.load(folder, "onnxruntime", mode="pair").score(IMAGES, TEXTS, levels or None)
     scorer = CppScorer(library, folder)
     scores, probabilities, errors = scorer.score(IMAGES, TEXTS, levels)
+    assert scorer.has_probability(levels) == np.isfinite(expected.probabilities).all()
     scorer.close()
     assert errors == [""] * len(IMAGES)
     assert scores.std() > 0  # or equality would mean little
     assert np.abs(scores - expected.scores).max() < 1e-5
-    assert np.abs(probabilities - expected.probabilities).max() < 1e-5
+    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-5)
     return scores
 
 
@@ -147,6 +148,38 @@ def test_a_bundle_for_matrix_mode_alone_is_refused(
     clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, matrix=True, trained_for="matrix")
     with pytest.raises(CppError, match="trained for matrix mode"):
         CppScorer(cpp_library, tmp_path)
+
+
+def test_a_bundle_without_a_fit_has_scores_alone(cpp_library: ctypes.CDLL, tmp_path: Path) -> None:
+    """Null, what older exports wrote in its place, and a fit that is another mode's."""
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    manifest = read_bundle(folder).manifest
+    fitted = manifest.calibration
+    for calibration in (None, Calibration(1.0, 0.0), replace(fitted, b=0.0), replace(fitted, a=1)):
+        write_bundle(folder, replace(manifest, calibration=calibration))
+        has = calibration in (replace(fitted, b=0.0), replace(fitted, a=1))
+        scorer = CppScorer(cpp_library, folder)
+        assert scorer.has_probability() == scorer.has_probability(KNOWN[::-1]) == has
+        for levels in (KNOWN[:2], (0.3,)):  # a part of its levels, and one that it lacks
+            assert not scorer.has_probability(levels)
+        scores, probabilities, _ = scorer.score(IMAGES[:1], TEXTS[:2])
+        assert np.isfinite(scores).all()
+        assert np.isfinite(probabilities).all() == has
+        assert np.isnan(probabilities).all() != has
+        scorer.close()
+
+
+@pytest.mark.parametrize("token_mask", ["words_eos", "words", "all"])
+def test_an_empty_text_is_refused(
+    token_mask: TokenMask, cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, token_mask=token_mask)
+    scorer = CppScorer(cpp_library, tmp_path)
+    for empty in ("", "  ", "\n"):
+        with pytest.raises(CppError, match="a text has no words to score") as refused:
+            scorer.score(IMAGES[:1], ["dog", empty])
+        assert refused.value.status == 1
+    scorer.close()
 
 
 def test_batches_do_not_change_scores(cpp_library: ctypes.CDLL) -> None:
@@ -517,19 +550,25 @@ def test_a_graph_that_is_none_or_another_is_refused(
 
 def rows(text: str) -> list[tuple[str, str, float, float]]:
     return [
-        (row["image"], row["text"], float(row["score"]), float(row["probability"]))
+        (row["image"], row["text"], float(row["score"]), float(row["probability"] or "nan"))
         for row in csv.DictReader(io.StringIO(text))
     ]
 
 
-def test_the_example_prints_what_the_command_prints(cpp_build: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fitted", [True, False])
+def test_the_example_prints_what_the_command_prints(
+    cpp_build: Path, tmp_path: Path, fitted: bool
+) -> None:
+    bundle = read_bundle(Path(shutil.copytree(EMBEDDED, tmp_path / "bundle")))
+    if not fitted:
+        write_bundle(bundle.folder, replace(bundle.manifest, calibration=None))
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "examples" / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     given = ["examples/images", "examples/texts.txt"]
     python = [str(Path(sys.executable).parent / "dsd-trt"), "score", "--engine", "onnxruntime"]
     commands = (
-        [*python, "-f", "csv", *given],
-        [str(cpp_build / "dsd-score"), str(EMBEDDED), *given],
+        [*python, "-f", "csv", *given, "--bundle", "bundle"],
+        [str(cpp_build / "dsd-score"), "bundle", *given],
     )
     expected, got = (
         subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -539,7 +578,11 @@ def test_the_example_prints_what_the_command_prints(cpp_build: Path, tmp_path: P
     assert "broken.png: cannot be decoded" in got.stderr
     for mine, theirs in zip(rows(got.stdout), rows(expected.stdout), strict=True):
         assert mine[:2] == theirs[:2]
-        assert mine[2:] == pytest.approx(theirs[2:], abs=1e-5)
+        assert mine[2:] == pytest.approx(theirs[2:], abs=1e-5, nan_ok=not fitted)
+    warning = "no match probabilities: none were fitted"
+    assert (warning in expected.stderr) == (warning in got.stderr) == (not fitted)
+    if not fitted:
+        assert got.stdout.splitlines()[1].endswith(",")
 
 
 def guide(language: str) -> list[str]:

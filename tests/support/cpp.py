@@ -104,6 +104,12 @@ class CppScorer:
         self.statuses = [error.status for error in errors]
         return scores, probabilities, [error.message.decode() for error in errors]
 
+    def has_probability(self, levels: Sequence[float] = ()) -> bool:
+        """Whether scores over some levels have match probabilities; none is all levels."""
+        given = (ctypes.c_double * len(levels))(*levels)
+        count = ctypes.c_size_t(len(levels))
+        return bool(self._library.dsd_has_probability(self._handle, given, count))
+
     def tokenize(self, text: str | bytes) -> tuple[list[int], list[float]]:
         """Token ids and mask of a text, padded to the tokenizer's length."""
         self.count_words(text)
