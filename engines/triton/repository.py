@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle.folder import Bundle, file_entry
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Mode
+from dsd_trt.bundle.probability import why_no_probability
 from dsd_trt.engine.tensorrt.plan import Plan, plans
 from dsd_trt.engines.triton import config
 from dsd_trt.engines.triton.runtime import write_code
@@ -21,6 +23,8 @@ from dsd_trt.mode import choose_mode
 ServedBy = Literal["onnxruntime", "tensorrt", "python"]
 
 VERSION = "1"
+
+logger = logging.getLogger(__name__)
 
 _MATRIX_MEMORY_MB = 1024  # for the matrix scorer's activations, the default of `Scorer`
 
@@ -84,6 +88,8 @@ def write_repository(
         )
     chosen = choose_mode(bundle.manifest, mode, None)
     require_served(chosen, engine)
+    if why := why_no_probability(bundle.manifest, chosen, bundle=str(bundle.folder)):
+        logger.warning("%s", why)
     graphs = config.GRAPHS[chosen]
     fitting = {name: _plans(bundle, name) for name in graphs} if engine == "tensorrt" else {}
     _check_together(bundle, fitting)

@@ -22,6 +22,7 @@ from server import Server
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.batching import batch_sizes
+from dsd_trt.bundle.folder import write_bundle
 from dsd_trt.engines.triton import repository as repository_module
 from dsd_trt.engines.triton.repository import write_repository
 
@@ -124,6 +125,34 @@ def test_matrix_mode(
             sigmoid = probability(by_hand[1][2], MATRIX_CALIBRATION)
             assert answer["probabilities"][1, 2] == pytest.approx(sigmoid, abs=1e-5)
         assert (answer["scores"][3] == UNSCORED).all()
+
+
+def test_a_bundle_without_a_fit_has_no_probability(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In strict JSON too, with the warning in the server's log; an empty text costs itself."""
+    bundle = make_bundle(tmp_path / "bundle")
+    bundle = write_bundle(bundle.folder, replace(bundle.manifest, calibration=None))
+    write_repository(bundle, tmp_path / "models", "python", max_batch_size=8)
+    assert "no match probabilities" in caplog.text
+    server = Server(tmp_path / "models", tmp_path)
+    texts = ["a red circle", "", "blue dog", "  "]
+    try:
+        status, told = ask_json(server, "dsd_score", {"images": IMAGES[:1], "texts": texts})
+        said = server.log.read_text()
+    finally:
+        server.stop()
+    assert status == 200
+    outputs = {it["name"]: it["data"] for it in told["outputs"]}
+    known = [closed_form(PIXELS[0], text) for text in texts[::2]]
+    expected = [known[0], UNSCORED, known[1], UNSCORED]
+    assert outputs["scores"] == pytest.approx(expected, abs=1e-5)
+    assert outputs["probabilities"] == [UNSCORED] * 4
+    assert outputs["image_errors"] == [""]
+    no_words = "a text has no words to score: "
+    assert outputs["text_errors"] == ["", f"{no_words}''", "", f"{no_words}'  '"]
+    assert "dsd_score: no match probabilities" in said
+    assert "dsd-trt calibrate" in said
 
 
 @pytest.mark.parametrize("mode", ["pair", "matrix"])

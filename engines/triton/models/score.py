@@ -27,6 +27,7 @@ from dsd_trt.batching import BatchSizes
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest, Mode
+from dsd_trt.bundle.probability import why_no_probability
 from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import preprocess
@@ -39,7 +40,8 @@ HERE = Path(__file__).parent
 UNSCORED = np.finfo(np.float32).min
 """Placeholder for a missing score or probability, because JSON has no NaN.
 
-It is below every possible score, and any average that includes it is visibly wrong.
+All probabilities are missing if none were fitted to the bundle's scores. It is below every possible
+score, and any average that includes it is visibly wrong.
 """
 
 Array = NDArray[Any]
@@ -62,6 +64,8 @@ class TritonPythonModel:
         self._mode: Mode = "matrix" if all(block) else "pair"
         size = settings["max_batch_size"]
         sizes = BatchSizes(size, size, size, block if self._mode == "matrix" else (1, 1))
+        if why := why_no_probability(manifest, self._mode):
+            pb_utils.Logger.log_warn(f"{args['model_name']}: {why}")
         server = Triton("triton", "Triton", extra="triton", sizes=sizes)
         self._pipeline = Pipeline(Bundle(HERE, manifest), server, 0, self_check=check)
         spec = manifest.tokenizer
