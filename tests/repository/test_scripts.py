@@ -37,6 +37,8 @@ COMMANDS = [
     "tools/gpu_offline/run_stages.py no-such-stage",
     "tools/gpu_offline/try_rtx.py nowhere --out nowhere/result",
     "tools/gpu_offline/facts.py",
+    "tools/check_release.py nowhere",
+    "tools/try_wheel.py nowhere",
     "benchmarks/against.py no-such-commit",
     "benchmarks/against.py --no-such-commit",
     "benchmarks/measure_matching.py nowhere",
