@@ -1,4 +1,4 @@
-"""What the wheel holds: everything a user needs, under one name, and nothing else."""
+"""What the wheel and the sdist hold: all that a user needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_string
 from email.message import Message
@@ -33,30 +34,35 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     left_behind = shutil.ignore_patterns(
         ".git", ".venv*", "runs", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache"
     )
-    shutil.copytree(ROOT, copy, ignore=left_behind)
+    shutil.copytree(ROOT, copy, ignore=left_behind, symlinks=True)
     return copy
 
 
-def build(source: Path, out: Path, **env: str) -> zipfile.ZipFile:
+def build(source: Path, out: Path, kind: str = "wheel", **env: str) -> Path:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
+        [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", out, source],
         check=True,
         capture_output=True,
         env={**os.environ, **env},
     )
-    (path,) = out.glob("*.whl")
-    return zipfile.ZipFile(path)
+    (path,) = out.iterdir()
+    return path
 
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    return build(source, tmp_path_factory.mktemp("wheel"))
+    return zipfile.ZipFile(build(source, tmp_path_factory.mktemp("wheel")))
 
 
 @pytest.fixture(scope="module")
 def metadata(wheel: zipfile.ZipFile) -> Message:
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     return message_from_string(wheel.read(name).decode())
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(source, tmp_path_factory.mktemp("sdist"), "sdist")
 
 
 def _installed(wheel: zipfile.ZipFile) -> set[PurePosixPath]:
@@ -103,8 +109,10 @@ def test_what_is_compiled_is_the_kernel(wheel: zipfile.ZipFile) -> None:
 
 
 def test_without_a_compiler_it_is_left_out(source: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(source, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
-    wheel = build(copy, tmp_path / "wheel", CC="false", CXX="false")
+    copy = shutil.copytree(
+        source, tmp_path / "source", ignore=shutil.ignore_patterns("build"), symlinks=True
+    )
+    wheel = zipfile.ZipFile(build(copy, tmp_path / "wheel", CC="false", CXX="false"))
     assert not [path for path in _installed(wheel) if path.suffix == ".so"]
     assert PurePosixPath("dsd_trt/engine/openvino/pooled_attention.py") in _installed(wheel)
 
@@ -149,3 +157,34 @@ def test_scores_with_the_embedded_bundle(wheel: zipfile.ZipFile, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[0]).is_relative_to(tmp_path)
+
+
+def test_the_sdist_holds_what_building_needs(sdist: Path, source: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        members = [it for it in archive.getmembers() if not it.isdir()]
+    assert all(it.isreg() for it in members)  # links are resolved
+    packed = {PurePosixPath(*PurePosixPath(it.name).parts[1:]) for it in members}
+    made = {it for it in packed if it.parts[0] in ("PKG-INFO", "setup.cfg", "dsd_trt.egg-info")}
+    modules = {
+        path.relative_to(source)
+        for folder in FOLDERS
+        for path in (source / folder).rglob("*.py")
+        if "cpp" not in path.parts
+    }
+    data = {path for path in (source / "dsd_trt" / "data").rglob("*") if path.is_file()}
+    others = {source / it for it in ("LICENSE", "README.md", "pyproject.toml")}
+    others |= {source / "dsd_trt" / "py.typed"}
+    others |= {source / "dsd_trt" / "engine" / "openvino" / "pooled_attention.cpp"}
+    expected = modules | {path.relative_to(source) for path in data | others}
+    assert packed - made == {PurePosixPath(it) for it in expected}
+
+
+@pytest.mark.slow
+def test_a_wheel_of_the_sdist_is_the_trees(
+    sdist: Path, wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    again = zipfile.ZipFile(build(tree, tmp_path / "wheel"))
+    assert _installed(again) == _installed(wheel)
