@@ -137,11 +137,46 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class FittedOn:
+    """The labelled pairs that `dsd-trt calibrate` fitted a calibration to.
+
+    Attributes:
+        table: name of their file.
+        pairs: number of pairs.
+        positives: number of positive pairs.
+        images: number of images.
+        prior: share of positives that the probabilities are for.
+        mode: mode the pairs were scored in.
+        levels: noise levels that the scores are averaged over.
+        calibration_error: expected calibration error after the fit, cross-validated if there were
+            enough pairs.
+        date: day of the fit, as YYYY-MM-DD in UTC.
+    """
+
+    table: str
+    pairs: int
+    positives: int
+    images: int
+    prior: float
+    mode: Mode
+    levels: tuple[float, ...]
+    calibration_error: float
+    date: str
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """Match probability sigmoid(a s + b) of a score s, fitted to labelled pairs."""
+    """Match probability sigmoid(a s + b) of a score s, fitted to labelled pairs.
+
+    Attributes:
+        a: scale of the score.
+        b: offset of the logit.
+        fitted_on: pairs of the fit; None if it was fitted when the adapter was trained.
+    """
 
     a: float
     b: float
+    fitted_on: FittedOn | None = field(default=None, metadata={"optional": True})
 
 
 NOT_FITTED = Calibration(1.0, 0.0)

@@ -38,6 +38,9 @@ SUBCOMMANDS = {
     "index": Subcommand(
         "dsd_trt.commands.index:index", "Encode images once, to score texts later."
     ),
+    "calibrate": Subcommand(
+        "dsd_trt.commands.calibrate:calibrate", "Fit match probabilities to labelled pairs."
+    ),
     "export": Subcommand(
         "dsd_trt.export.commands.export:export",
         "Export a checkpoint as a bundle of ONNX graphs.",
@@ -172,10 +175,11 @@ def _shown(message: str, exit_code: int) -> click.ClickException:
     return shown
 
 
-def _finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """The value of a number option; click accepts NaN in every range."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no finite number", ctx, parameter)
+def _finite(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """The value of a number option, or all its values; click accepts NaN in every range."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if number is not None and not math.isfinite(number):
+            raise click.BadParameter(f"{number} is no finite number", ctx, parameter)
     return value
 
 

@@ -17,6 +17,7 @@ from dsd_trt.metrics.calibration import (
 from dsd_trt.metrics.curve import OperatingPoint, at_threshold, average_precision, roc_auc
 from dsd_trt.metrics.logistic import cross_fitted, fit_logistic
 from dsd_trt.metrics.pairs import class_weights
+from dsd_trt.metrics.summary import AtThreshold, Calibrations, Estimate, Summary, summarize
 from dsd_trt.metrics.threshold import (
     CONFIDENCE,
     ChosenThreshold,
@@ -27,9 +28,13 @@ from dsd_trt.metrics.threshold import (
 
 __all__ = [
     "CONFIDENCE",
+    "AtThreshold",
     "Bin",
+    "Calibrations",
     "ChosenThreshold",
+    "Estimate",
     "OperatingPoint",
+    "Summary",
     "at_threshold",
     "average_precision",
     "bins_for",
@@ -43,6 +48,7 @@ __all__ = [
     "log_loss",
     "reliability",
     "roc_auc",
+    "summarize",
     "threshold_for_precision",
     "threshold_for_recall",
     "wilson_lower",

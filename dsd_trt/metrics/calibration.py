@@ -22,11 +22,13 @@ class Bin:
 
     Attributes:
         pairs: number of pairs in the bin.
+        weight: their share of the weight of all pairs.
         probability: their mean probability.
         positives: share of positives among them.
     """
 
     pairs: int
+    weight: float
     probability: float
     positives: float
 
@@ -57,9 +59,15 @@ def reliability(
     found = []
     for at in np.unique(number[weight > 0]):
         chosen = number == at
-        own = weight[chosen] / weight[chosen].sum()
+        of_bin = weight[chosen].sum()
+        own = weight[chosen] / of_bin
         found.append(
-            Bin(int(chosen.sum()), float(own @ values[chosen]), float(own @ positive[chosen]))
+            Bin(
+                pairs=int(chosen.sum()),
+                weight=float(of_bin / weight.sum()),
+                probability=float(own @ values[chosen]),
+                positives=float(own @ positive[chosen]),
+            )
         )
     return found
 

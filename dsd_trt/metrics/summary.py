@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from dsd_trt.metrics.bootstrap import bootstrap
 from dsd_trt.metrics.calibration import Calibrated, bins_for, chance_calibration_error
-from dsd_trt.metrics.curve import Ranking, at_threshold
+from dsd_trt.metrics.curve import Ranking
 from dsd_trt.metrics.pairs import Floats, checked, class_weights
 
 CONFIDENCE = 0.95
 """Chance that an interval of a summary covers the true value."""
+_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -110,22 +111,27 @@ def summarize(
     positive = checked(scores, labels, None)[1]
     weight = np.ones(len(positive)) if prior is None else class_weights(positive, prior)
     judged = None if probabilities is None else Calibrated(probabilities, positive)
+    squares = np.zeros(0) if probabilities is None else (probabilities - positive) ** 2
     at = [] if probabilities is None else list(thresholds)
+    kept = [np.asarray(probabilities) >= threshold for threshold in at]
+
+    def share(of: NDArray[np.bool_], among: NDArray[np.bool_], own: Floats) -> float:
+        whole = own @ among
+        return float(own @ of / whole) if whole else math.nan
 
     def figures(drawn: Floats) -> list[float]:
         own = drawn * weight
         found = [ranking.roc_auc(own), ranking.average_precision(own)]
-        if judged is not None and probabilities is not None:
+        if judged is not None:
             found.append(judged.error(own))
-            squares = own @ (probabilities - positive) ** 2
-            found.append(float(squares / own.sum()) if own.any() else math.nan)
-        for threshold in at:
-            point = at_threshold(probabilities, positive, threshold, own)
-            found += [point.precision, point.recall]
+            found.append(float(own @ squares / own.sum()))
+        for chosen in kept:
+            true = chosen & positive
+            found += [share(true, chosen, own), share(true, positive, own)]
         return found
 
     values = figures(np.ones(len(positive)))
-    intervals = bootstrap(figures, groups, seed, CONFIDENCE)
+    intervals = bootstrap(figures, groups, seed, CONFIDENCE, _DRAWS)
     estimates = iter(Estimate(it, *bounds) for it, bounds in zip(values, intervals, strict=True))
     auc, average = next(estimates), next(estimates)
     calibration = None
@@ -144,8 +150,8 @@ def summarize(
         roc_auc=auc,
         average_precision=average,
         at=tuple(
-            AtThreshold(it, int((probabilities >= it).sum()), next(estimates), next(estimates))
-            for it in at
+            AtThreshold(it, int(chosen.sum()), next(estimates), next(estimates))
+            for it, chosen in zip(at, kept, strict=True)
         ),
         calibration=calibration,
     )

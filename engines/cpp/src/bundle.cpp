@@ -389,6 +389,7 @@ std::optional<Calibration> read_calibration(Fields &owner) {
     if (owner["calibration"].is_null()) return std::nullopt;
     Fields fields = owner.object("calibration");
     const Calibration calibration{fields.number("a"), fields.number("b")};
+    if (fields.has("fitted_on")) fields.object("fitted_on");  // a record for readers
     fields.nothing_else();
     if (calibration.a == 1 && calibration.b == 0) return std::nullopt;
     return calibration;

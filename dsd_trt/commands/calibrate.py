@@ -1,0 +1,194 @@
+"""`dsd-trt calibrate`: fit a bundle's match probabilities to labelled pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from dsd_trt.commands.options import (
+    column_options,
+    device_option,
+    engine_option,
+    seed_option,
+    self_check_option,
+    signature_option,
+    table_format_option,
+)
+from dsd_trt.errors import InputError
+
+if TYPE_CHECKING:
+    from dsd_trt.tables.columns import ColumnNames
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt calibrate my-scorer --data labelled.csv
+  dsd-trt calibrate my-scorer --data labelled.csv --target-precision 0.95
+  dsd-trt calibrate shapes --data labelled.csv -o my-scorer --plot reliability.svg
+"""
+_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("bundle", metavar="BUNDLE")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TABLE",
+    help="CSV, JSONL or Parquet file with columns image,text,label (1 or 0), or image,text and "
+    "negatives. Image paths are relative to the file.",
+)
+@column_options("image", "text", "label")
+@click.option(
+    "--by",
+    metavar="COLUMN",
+    help="Column of the table, such as a source: also report the calibration of each of its "
+    "values.",
+)
+@click.option(
+    "--prior",
+    type=_SHARE,
+    metavar="P",
+    help="Share of positives in the data that probabilities are for.  [default: the table's]",
+)
+@click.option(
+    "--target-precision",
+    type=_SHARE,
+    multiple=True,
+    metavar="P",
+    help="Also report the threshold from which on this share of the pairs kept is positive; may be "
+    "repeated.",
+)
+@click.option(
+    "--target-recall",
+    type=_SHARE,
+    multiple=True,
+    metavar="R",
+    help="Also report the threshold that keeps this share of the positives; may be repeated.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="NEW_BUNDLE",
+    help="Write a calibrated copy of the bundle.  [default: change BUNDLE itself]",
+)
+@click.option("--dry-run", is_flag=True, help="Fit and report, and write no bundle.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.svg",
+    help="Write a reliability diagram, before and after.",
+)
+@signature_option
+@self_check_option
+@engine_option
+@device_option
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "pair", "matrix"]),
+    default="auto",
+    show_default=True,
+    help="Mode whose scores get probabilities; each mode has its own.",
+)
+@table_format_option
+@seed_option("Random seed of the cross-validation and of the intervals.")
+def calibrate(
+    bundle: str,
+    data: Path,
+    columns: ColumnNames,
+    by: str | None,
+    prior: float | None,
+    target_precision: tuple[float, ...],
+    target_recall: tuple[float, ...],
+    out: Path | None,
+    dry_run: bool,
+    plot: Path | None,
+    require_signature: Path | None,
+    self_check: bool,
+    engine: str,
+    device: int,
+    mode: Literal["auto", "pair", "matrix"],
+    form: str,
+    seed: int,
+) -> None:
+    """Fit match probabilities to labelled pairs, without training.
+
+    The probability of a score f is sigmoid(a f + b). This fits a and b by logistic regression and
+    writes them into the bundle, a folder, ORG/NAME[@REVISION] on the Hugging Face Hub (with -o), or
+    "shapes", the demonstration (with -o). Scores stay as they are. The calibration error after the
+    fit is cross-validated: images that a probability is judged by took no part in its fit.
+
+    A threshold for a precision or recall is chosen so that other pairs of the same kind reach it
+    with 90 % confidence.
+    """
+    from rich.console import Console
+
+    from dsd_trt.calibration import require_writable, sign_again, write_calibrated
+    from dsd_trt.commands.calibration_report import Targets, as_text, measure, to_json
+    from dsd_trt.commands.console import progress_bar, warnings_on
+    from dsd_trt.commands.output import refuse_input, refuse_unwritable, write_standard_output
+    from dsd_trt.tables.labelled import read_labelled
+    from dsd_trt.tables.table import Table
+
+    folder = _folder(bundle, in_place=out is None and not dry_run)
+    if not dry_run:
+        require_writable(folder, out)
+    if plot:
+        if plot.suffix != ".svg":
+            raise InputError(f"the diagram is an SVG file: give --plot {plot.with_suffix('.svg')}")
+        refuse_input(str(plot), [data])
+        refuse_unwritable(str(plot))
+    table = read_labelled(Table.open(data), columns, by)
+    if (labels := {pair.label for pair in table.pairs}) != {True, False}:
+        raise InputError(
+            f"all {len(table.pairs)} pairs of {data} have the label {int(labels.pop())}: a fit "
+            "needs positives and negatives"
+        )
+
+    from dsd_trt.commands.labelled import score_labelled
+    from dsd_trt.commands.reliability import diagram
+    from dsd_trt.scorer import Scorer
+
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    with warnings_on(console):
+        scorer = Scorer.load(
+            folder,
+            engine,
+            mode=mode,
+            require_signature=require_signature,
+            self_check=self_check,
+            device=device,
+        )
+        console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
+        if scorer.why_engine:
+            console.print(f"passed over: {scorer.why_engine}")
+        with progress_bar(console, "pairs") as progress:
+            scored = score_labelled(scorer, table, progress)
+        targets = Targets(target_precision, target_recall)
+        report = measure(scorer, scored, table, data.name, prior, targets, seed)
+        if not dry_run:
+            written, signed = write_calibrated(scorer.bundle, scorer.mode, report.calibration, out)
+            console.print(f"wrote the calibration of {scorer.mode} mode into {written.folder}")
+            if signed:
+                console.print(f"warning: {sign_again(written.folder)}")
+        if plot:
+            diagram(plot, report)
+            console.print(f"wrote {plot}")
+    write_standard_output(to_json(report) if form == "json" else as_text(report))
+    if scored.failures:
+        console.print(f"rows, images and texts left out: {len(scored.failures)}")
+        for failure in scored.failures:
+            console.print(f"  {failure}")
+        click.get_current_context().exit(3)
+
+
+def _folder(bundle: str, *, in_place: bool) -> Path:
+    """Folder of the bundle; "shapes" is the demonstration's, unless there is such a folder."""
+    from dsd_trt.bundle.folder import EMBEDDED, bundle_folder, own_bundle_folder
+
+    if bundle == "shapes" and not Path(bundle).exists():
+        return EMBEDDED
+    return own_bundle_folder(bundle, "match probabilities") if in_place else bundle_folder(bundle)
