@@ -48,7 +48,7 @@ def trace(module: nn.Module, graph: Graph, weights: WeightFile) -> onnx.ModelPro
         ModelError: the traced inputs or outputs differ from the signature.
     """
     inputs = tuple(_example(spec) for spec in graph.inputs)
-    with _quiet(), torch.no_grad():
+    with _quiet(), _without_pairs(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
             inputs,
@@ -193,3 +193,25 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _without_pairs() -> Iterator[None]:
+    """Leave out the exporter's rewrite of two Slices as a Split, whose search is quadratic.
+
+    For each node it lists all nodes, whether that node is a Slice or not: minutes for a U-Net. Its
+    only effect would be another operator for the same values. It is a private setting of
+    onnxscript's; where another version has none, export is slow and not wrong.
+    """
+    from onnxscript import rewriter  # here, because PyTorch's exporter loads it late as well
+
+    known = "_DEFAULT_REWRITE_RULES"
+    rules = getattr(rewriter, known, None)
+    if not isinstance(rules, tuple):
+        yield
+        return
+    setattr(rewriter, known, tuple(it for it in rules if it.name != "SlicesSplit"))
+    try:
+        yield
+    finally:
+        setattr(rewriter, known, rules)
