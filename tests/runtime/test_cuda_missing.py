@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cuda_package import write_package
+from cuda_package import PROVIDER, write_package
 from stub_libraries import compile_driver, compile_library, needs_compiler
 
 from dsd_trt.engine.onnxruntime.libraries import libraries
@@ -120,6 +120,39 @@ def test_each_library_is_asked_for(site: Path, drivers: Path, name: str) -> None
     said = ask(site, drivers)
     assert said.startswith(f"onnxruntime-cuda cannot be used here: {name} of CUDA {CUDA}")
     assert re.search(r"pip install .*\[cuda\]'$", said)
+
+
+@pytest.mark.parametrize("name", PROVIDER)
+def test_a_provider_that_is_missing(site: Path, name: str) -> None:
+    """It is named without a driver, too."""
+    write_package(site)
+    path = site / "onnxruntime" / "capi" / name
+    path.unlink()
+    said = ask(site)
+    assert "NVIDIA's driver is not installed" in said
+    assert f"onnxruntime-gpu 1.31.1 is incomplete: {path} is missing" in said
+
+
+@needs_compiler
+def test_a_provider_that_does_not_load(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site)
+    (site / "onnxruntime" / "capi" / PROVIDER[1]).write_bytes(b"cut off")
+    said = ask(site, drivers)
+    assert "the CUDA provider of onnxruntime-gpu 1.31.1 does not load (" in said
+    assert PROVIDER[1] in said
+    assert re.search(r"Again: .*pip uninstall --yes onnxruntime onnxruntime-gpu && ", said)
+
+
+@needs_compiler
+def test_a_provider_that_asks_too_much_of_the_driver(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site)
+    source = "extern int cuNewest(void); int (*needed)(void) = cuNewest;"
+    compile_library(site / "onnxruntime" / "capi", PROVIDER[1], source)
+    said = ask(site, drivers)
+    assert "does not load (" in said
+    assert said.endswith("cuNewest). Install a newer driver, or an older package")
 
 
 @needs_compiler

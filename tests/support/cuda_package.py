@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+
+from stub_libraries import compile_library
+
+PROVIDER = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
 
 PACKAGE = """
 __version__ = {version!r}
@@ -21,7 +26,9 @@ def write_package(
     cuda: str | None = "99.0",
     version: str = "1.31.1",
 ) -> None:
-    """Write the package, and the metadata of every edition of it.
+    """Write the package, its provider's libraries, and the metadata of every edition of it.
+
+    Without a compiler the libraries are empty, and cannot be loaded.
 
     Args:
         site: folder of packages, such as site-packages.
@@ -36,6 +43,11 @@ def write_package(
     (site / "onnxruntime" / "__init__.py").write_text(source)
     (capi / "__init__.py").write_text("")
     (capi / "build_and_package_info.py").write_text(f"cuda_version = {cuda!r}\n" if cuda else "")
+    for name in PROVIDER if providers[0].startswith("CUDA") else ():
+        if shutil.which("gcc"):
+            compile_library(capi, name)
+        else:
+            (capi / name).touch()
     for name in editions:
         folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
         folder.mkdir()

@@ -59,12 +59,13 @@ def load_cuda(device: int) -> ModuleType:
     try:
         require_package()
         module = _imported()
+        provider = find_provider(module)
         if (cuda := _cuda_of(module)) is not None:
             if driver is not None:
                 _require_fit(module, cuda, driver, device)
             require_libraries(module, cuda[0])
         if driver is not None:
-            require_provider(module)
+            require_provider(module, provider)
     except EngineError as error:
         missing.append(str(error))
     if missing:
@@ -192,26 +193,45 @@ def _again() -> str:
     return f"{uninstall_command('onnxruntime', PACKAGE)} && {install_command('cuda')}"
 
 
-def require_provider(module: Any) -> None:
-    """Load the provider itself, which a session would do without giving its reason for failing.
+def find_provider(module: Any) -> tuple[Path, Path]:
+    """The provider's two libraries, in the order in which they are loaded.
 
     Args:
         module: package of the library, already imported.
 
     Raises:
-        EngineError: it does not load, for example because the driver lacks a function.
+        EngineError: one is missing, as after an installation that was broken off. A session would
+            run on the processor.
     """
     folder = Path(module.__file__).parent / "capi"
-    for name, mode in (("shared", ctypes.RTLD_GLOBAL), ("cuda", ctypes.RTLD_LOCAL)):
-        path = folder / f"libonnxruntime_providers_{name}.so"
-        if not path.is_file():  # built or packed otherwise: the session will tell
-            return
+    shared, cuda = (folder / f"libonnxruntime_providers_{it}.so" for it in ("shared", "cuda"))
+    if absent := [str(it) for it in (shared, cuda) if not it.is_file()]:
+        raise EngineError(
+            f"{PACKAGE} {module.__version__} is incomplete: {', '.join(absent)} is missing. "
+            f"Again: {_again()}"
+        )
+    return shared, cuda
+
+
+def require_provider(module: Any, provider: tuple[Path, Path]) -> None:
+    """Load the provider itself, which a session would do without giving its reason for failing.
+
+    Args:
+        module: package of the library, already imported.
+        provider: libraries of the provider, from `find_provider`.
+
+    Raises:
+        EngineError: it does not load, for example because the driver lacks a function.
+    """
+    for path, mode in zip(provider, (ctypes.RTLD_GLOBAL, ctypes.RTLD_LOCAL), strict=True):
         try:
             ctypes.CDLL(str(path), mode=mode)
         except OSError as error:
+            lacks = "undefined symbol" in str(error)
+            advice = "Install a newer driver, or an older package" if lacks else f"Again: {_again()}"
             raise EngineError(
                 f"the CUDA provider of {PACKAGE} {module.__version__} does not load ({error}). "
-                "Install a newer driver, or an older package"
+                f"{advice}"
             ) from error
 
 
