@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -69,3 +69,19 @@ def _progress_lines(console: Console, unit: str) -> Progress:
             console.print(f"{done} {unit}" if total is None else f"{done} of {total} {unit}")
 
     return show
+
+
+def stage_lines(console: Console) -> Callable[[str], None] | None:
+    """Callback `(name)` that prints a line with the time as a stage begins; None on a terminal.
+
+    A log then shows how far a command came that was stopped, and where its time went.
+    """
+    if console.is_terminal:
+        return None
+    began = time.monotonic()
+
+    def begin(name: str) -> None:
+        elapsed = time.monotonic() - began
+        console.print(f"[{elapsed:.0f} s] {name}", markup=False, highlight=False, soft_wrap=True)
+
+    return begin

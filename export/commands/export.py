@@ -163,7 +163,12 @@ def export(
 def _stages(
     console: Console,
 ) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
-    """One line per stage, with a progress bar and times for the current one."""
+    """One line per stage, with a progress bar and times for the current one on a terminal."""
+    from dsd_trt.commands.console import stage_lines
+
+    if (begin := stage_lines(console)) is not None:
+        yield begin, lambda done, total: None
+        return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
     from rich.progress import TimeElapsedColumn as Elapsed
     from rich.progress import TimeRemainingColumn as Remaining

@@ -90,6 +90,7 @@ def gpu_check(
     from rich.console import Console
 
     from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
+    from dsd_trt.commands.console import stage_lines
     from dsd_trt.engine.choice import choose_backend
     from dsd_trt.signature import open_bundle
 
@@ -116,7 +117,9 @@ def gpu_check(
     command = ["dsd-trt", "gpu-check", bundle]
     command += [it for name, value in options.items() if value is not None for it in (name, value)]
     console = Console(stderr=True)
-    with console.status("Verifying the bundle") as status:
+    with console.status("") as status:
+        stage = stage_lines(console) or status.update
+        stage("Verifying the bundle")
         opened = open_bundle(folder, require_signature)
         recipe = None if model is None else _read_recipe(opened, model, adapter)
         macs = _count_macs(opened)
@@ -126,10 +129,10 @@ def gpu_check(
             profile,
             macs=macs,
             command=shlex.join(command),
-            stage=status.update,
+            stage=stage,
             save=save,
         )
-        steps = Recorder(report, status.update, save)
+        steps = Recorder(report, stage, save)
         if isinstance(recipe, str):
             steps.note(peer_failures={"PyTorch": recipe})
         elif recipe is not None:

@@ -41,6 +41,7 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     from rich.table import Table
 
     from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.commands.console import stage_lines
     from dsd_trt.export.probe import draw_probe
     from dsd_trt.export.ranges import FP16_MAX, first_not_finite, measure_ranges, worst
     from dsd_trt.signature import open_bundle
@@ -52,8 +53,9 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     )
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as scratch, console.status("Running") as status:
+        stage = stage_lines(console) or status.update
         found = measure_ranges(
-            opened, probe, Path(scratch), lambda graph: status.update(f"Running {graph}")
+            opened, probe, Path(scratch), lambda graph: stage(f"Running {graph}")
         )
     if form == "json":
         rows = [{**dataclasses.asdict(row), "fits": row.fits} for row in found]
