@@ -45,9 +45,9 @@ def made_up(*arrivals: Sequence[str]) -> Kit:
 def test_each_stage_runs_once_and_when_its_archives_are_there() -> None:
     planned = list(pack.plan(made_up([SITE], [], [ORT], [RTX])))
     names = [[stage.name for stage in ready] for _, ready, _ in planned]
-    assert names[0] == ["facts", "export", "export-sd21", "test-gpu"]
-    assert names[2] == ["check-demonstration"]
-    assert names[3] == ["rtx", "check-matrix", "check-sd21"]
+    assert names[0] == ["export-sd21", "export", "facts", "test-gpu"]
+    assert names[2] == ["check-demonstration", "check-matrix", "check-sd21"]
+    assert names[3] == ["rtx"]
     assert [name for ready in names for name in ready] == [
         stage.name for stage in STAGES if not stage.optional
     ]
@@ -58,6 +58,23 @@ def test_each_stage_runs_once_and_when_its_archives_are_there() -> None:
 def test_a_prepared_run_takes_ten_minutes_at_most() -> None:
     planned = pack.plan(made_up([SITE], [ORT], [], [RTX]))
     assert sum(seconds for _, _, seconds in planned) <= 600
+
+
+def test_nothing_waits_for_a_stage_that_has_not_been_started() -> None:
+    for transfers in (([SITE, ORT, RTX],), ([RTX], [ORT], [SITE]), ([SITE], [ORT], [], [RTX])):
+        run: list[str] = []
+        for _, ready, _ in pack.plan(made_up(*transfers)):
+            for stage in ready:
+                assert stage.after is None or stage.after in run
+                run.append(stage.name)
+
+
+def test_a_call_ends_itself_before_it_is_ended() -> None:
+    text = pack.describe(made_up([SITE], [ORT, RTX]), {1: 1, 2: 2})
+    assert "--within 90 export-sd21 export facts test-gpu\n" in text
+    limits = {int(row.split()[0]): int(row.split()[2]) for row in text.splitlines()[1:3]}
+    for number, within in re.findall(r"unpack.py .kit/(\d).*--within (\d+)", text):
+        assert int(within) == limits[int(number)] - pack.UNPACKING
 
 
 def test_the_manual_has_every_stage_with_its_limit() -> None:
@@ -240,6 +257,25 @@ def test_a_dry_run_expects_the_missing_driver_and_nothing_else(
 ) -> None:
     stage = BY_NAME["check-demonstration"]
     assert (verdict(stage, Result(stage.name, status, 1.0, 4), message) is None) == gets_there
+
+
+def test_a_dry_run_gives_a_slow_machine_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, tuple[int, float]] = {}
+
+    def run(runner: Runner, stage: Stage, left: float) -> Result:
+        given[stage.name] = stage.limit, left
+        return Result(stage.name, "done", 0.0)
+
+    monkeypatch.setattr(Runner, "run", run)
+    folders = ["--kit", str(tmp_path / "kit"), "--out", str(tmp_path / "out")]
+    assert run_stages.main([*folders, "facts"]) == 0
+    limit, left = given["facts"]
+    assert (limit, round(left)) == (BY_NAME["facts"].limit, run_stages.WITHIN)
+    run_stages.main([*folders, "facts", "--dry-run"])
+    assert given["facts"][0] == run_stages.SLOWER * limit
+    assert given["facts"][1] == pytest.approx(run_stages.SLOWER * left, rel=0.01)
 
 
 def test_tensorrt_rtx_is_asked_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:

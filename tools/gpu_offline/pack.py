@@ -52,15 +52,14 @@ def tracked() -> dict[str, int]:
 def plan(kit: Kit, stages: Sequence[Stage] = STAGES) -> Iterator[tuple[int, list[Stage], int]]:
     """Transfers with the stages that can run after each, and a call's time limit in seconds.
 
-    A stage runs as soon as its archives are complete. One that waits for a background stage runs
-    after the last transfer, when that has had the most time.
+    A stage runs as soon as its archives are complete, whatever is still to come. If it waits for a
+    background stage, then with that one or later.
     """
     arrived: set[str] = set()
     left = [stage for stage in stages if not stage.optional]
     for transfer in range(1, kit.transfers + 1):
         arrived |= set(kit.whole_after(transfer))
-        last = transfer == kit.transfers
-        ready = [it for it in left if set(it.needs) <= arrived and (last or it.after is None)]
+        ready = [stage for stage in left if set(stage.needs) <= arrived]
         left = [stage for stage in left if stage not in ready]
         seconds = UNPACKING + sum(stage.limit for stage in ready if not stage.background)
         yield transfer, ready, seconds
@@ -74,14 +73,16 @@ def describe(kit: Kit, sizes: dict[int, int]) -> str:
         names = " ".join(stage.name for stage in ready)
         command = f"python3 tools/gpu_offline/unpack.py .kit/{transfer}"
         if names:
-            command += f"; python3 tools/gpu_offline/run_stages.py {names}"
+            run = f"python3 tools/gpu_offline/run_stages.py --within {seconds - UNPACKING}"
+            command += f"; {run} {names}"
         rows.append(f"{transfer:8}  {sizes[transfer] / MIB:5.1f}  {seconds:5}  {whole}")
         calls.append(f"{transfer}: {command}")
         total += seconds
     head = "transfer    MiB  limit  completes"
     about = (
-        f"Limits are in seconds and add up to {total}. The last call of all writes results.json "
-        "and results.tgz. If time is short, leave out test-gpu, then the last stages."
+        f"Limits are in seconds and add up to {total}. Every call writes results.json and "
+        "results.tgz, with the results of those before it. If time is short, leave out test-gpu "
+        "and the last call."
     )
     return "\n".join([head, *rows, "", *calls, "", about])
 

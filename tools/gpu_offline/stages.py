@@ -48,10 +48,10 @@ class Stage:
 
 
 def _check(
-    name: str, bundle: str, model: str, limit: int, about: str, after: str | None = None
+    name: str, about: str, limit: int, bundle: str, *peers: str, after: str | None = None
 ) -> Stage:
     command = ["-m", "dsd_trt", "gpu-check", bundle, "--engine", "onnxruntime-cuda"]
-    command += ["--batch", "1,8,32", "--model", model, "--out", f"{{out}}/{name}"]
+    command += ["--batch", "1,8,32", *peers, "--out", f"{{out}}/{name}"]
     return Stage(name, about, limit, (tuple(command),), (SITE, ORT), (ORT, SITE), after)
 
 
@@ -63,26 +63,16 @@ _TESTS = ("-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovid
 _REMOVE = ("-c", "import shutil, sys; shutil.rmtree(sys.argv[1], True)", "{kit}/models/sd21")
 _RANDOM = ("-m", "dsd_trt", "make-random", "--family", "sd21-base", "--out", "{kit}/models/sd21")
 
+_EXPORTING = 3600  # seconds; who waits for an export has a limit of its own
+
+# The exports come first, because others wait for them. Of what runs in the foreground, the most
+# valuable answers come first; a long shot comes last.
 STAGES = (
     Stage(
-        "facts",
-        "the machine, its versions, copy bandwidth and one large FP16 product",
-        45,
-        (("{tools}/facts.py", "{out}/facts.json"),),
-    ),
-    Stage(
-        "export",
-        "an FP16 bundle of the demonstration with a matrix scorer and forms for CUDA",
-        600,
-        ((*_EXPORT, "--out", "{kit}/bundles/demonstration"),),
-        needs=(SITE,),
-        background=True,
-        gpu=False,
-    ),
-    Stage(
         "export-sd21",
-        "the same at Stable Diffusion 2.1 base's size, random weights",
-        1200,
+        "an FP16 bundle with a matrix scorer and forms for CUDA, at Stable Diffusion 2.1 base's "
+        "size with random weights",
+        _EXPORTING,
         (
             _REMOVE,
             _RANDOM,
@@ -93,18 +83,48 @@ STAGES = (
         gpu=False,
     ),
     Stage(
+        "export",
+        "the same of the demonstration",
+        _EXPORTING,
+        ((*_EXPORT, "--out", "{kit}/bundles/demonstration"),),
+        needs=(SITE,),
+        background=True,
+        gpu=False,
+    ),
+    Stage(
+        "facts",
+        "the machine, its versions, copy bandwidth and one large FP16 product",
+        30,
+        (("{tools}/facts.py", "{out}/facts.json"),),
+    ),
+    Stage(
         "test-gpu",
         "the tests that need a GPU",
-        75,
+        60,
         ((*_TESTS, "tests/train/test_cuda.py"),),
         needs=(SITE,),
     ),
     _check(
         "check-demonstration",
+        "onnxruntime-cuda on the demonstration's bundle, in FP32",
+        45,
         "dsd_trt/data/shapes-bundle",
-        "shapes",
-        60,
-        "onnxruntime-cuda on the demonstration's bundle, beside PyTorch",
+    ),
+    _check(
+        "check-matrix",
+        "the same in FP16, pair and matrix mode, beside PyTorch",
+        90,
+        "{kit}/bundles/demonstration",
+        *("--model", "shapes"),
+        after="export",
+    ),
+    _check(
+        "check-sd21",
+        "the same at Stable Diffusion 2.1 base's size",
+        255,
+        "{kit}/bundles/sd21",
+        *("--model", "{kit}/models/sd21"),
+        after="export-sd21",
     ),
     Stage(
         "rtx",
@@ -113,22 +133,6 @@ STAGES = (
         (("{tools}/try_rtx.py", "dsd_trt/data/shapes-bundle", "--out", "{out}/rtx"),),
         needs=(RTX,),
         first=(RTX, SITE),
-    ),
-    _check(
-        "check-matrix",
-        "{kit}/bundles/demonstration",
-        "shapes",
-        60,
-        "the same in FP16, pair and matrix mode",
-        after="export",
-    ),
-    _check(
-        "check-sd21",
-        "{kit}/bundles/sd21",
-        "{kit}/models/sd21",
-        240,
-        "the same at Stable Diffusion 2.1 base's size",
-        after="export-sd21",
     ),
     Stage(
         "rtx-sd21",
