@@ -13,6 +13,7 @@ ABSENT = r"no CUDA device|NVIDIA's driver|these tests need a GPU"
 
 LACKING = (
     r"has no CUDA|not found, which|is not installed\. Install it with|does not load|overwritten"
+    r"|is incomplete"
 )
 """Messages of the engine where something else is missing, beside the driver or not."""
 

@@ -227,8 +227,9 @@ def require_provider(module: Any, provider: tuple[Path, Path]) -> None:
         try:
             ctypes.CDLL(str(path), mode=mode)
         except OSError as error:
-            lacks = "undefined symbol" in str(error)
-            advice = "Install a newer driver, or an older package" if lacks else f"Again: {_again()}"
+            advice = f"Again: {_again()}"
+            if "undefined symbol" in str(error):
+                advice = "Install a newer driver, or an older package"
             raise EngineError(
                 f"the CUDA provider of {PACKAGE} {module.__version__} does not load ({error}). "
                 f"{advice}"
