@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dsd_trt.arguments import checked_progress, described, shown
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.rows import text_fault
@@ -138,9 +139,8 @@ class Tally:
     """
 
     def __init__(self, progress: Progress | None, total: int | None, levels: int) -> None:
-        if progress is not None and not callable(progress):
-            raise InputError(f"progress must be a function, got {_described(progress)}")
-        self._progress, self._total, self._levels = progress, total, levels
+        self._progress = checked_progress(progress)
+        self._total, self._levels = total, levels
         self.finished = 0  # passes computed or skipped
         self.passes = 0
 
@@ -230,7 +230,7 @@ def checked_texts(texts: Sequence[str] | NDArray[np.str_] | NDArray[np.object_])
     """
     if not _is_list(texts):
         raise InputError(
-            f"texts must be a list of strings or a 1-D array of them, got {_described(texts)}"
+            f"texts must be a list of strings or a 1-D array of them, got {described(texts)}"
         )
     if not len(texts):
         raise InputError("texts is empty: there must be a text")
@@ -250,7 +250,7 @@ def checked_text(text: object, place: str) -> str:
     """
     if not isinstance(text, str):
         hint = ": decode it first" if isinstance(text, bytes) else ""
-        raise InputError(f"{place} must be a string, got {_described(text)}{hint}")
+        raise InputError(f"{place} must be a string, got {described(text)}{hint}")
     if fault := text_fault(text):
         raise InputError(f"{place} has {fault}: {reprlib.repr(text)}")
     if not text.strip():
@@ -274,7 +274,7 @@ def checked_levels(levels: object) -> tuple[float, ...]:
             # The decimal number is meant: the float32 nearest to 0.2 is another double.
             return tuple(float(str(it)) if isinstance(it, np.floating) else it for it in given)
         levels = given
-    raise InputError(f"levels must be a list such as [0.2, 0.4], got {_shown(levels)}")
+    raise InputError(f"levels must be a list such as [0.2, 0.4], got {shown(levels)}")
 
 
 def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
@@ -285,12 +285,12 @@ def checked_pairs(pairs: Iterable[Any]) -> list[tuple[Scorable, str]]:
             position. Or a limit is exceeded.
     """
     if isinstance(pairs, (str, bytes)) or not _is_iterable(pairs):
-        raise InputError(f"pairs must be (image, text) tuples, got {_described(pairs)}")
+        raise InputError(f"pairs must be (image, text) tuples, got {described(pairs)}")
     checked: list[tuple[Scorable, str]] = []
     for place, pair in enumerate(pairs):
         _require(PAIRS, place + 1)
         if not _is_list(pair) or len(pair) != 2:
-            raise InputError(f"pairs[{place}] must be (image, text), got {_described(pair)}")
+            raise InputError(f"pairs[{place}] must be (image, text), got {described(pair)}")
         image, text = pair
         checked.append((image, checked_text(text, f"the text of pairs[{place}]")))
     _require(TEXTS, len({text for _, text in checked}))
@@ -313,16 +313,6 @@ def _is_list(value: object) -> bool:
     if isinstance(value, (str, bytes, bytearray, Mapping)) or getattr(value, "ndim", 1) != 1:
         return False
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
-
-
-def _described(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} {value.shape}"
-    return f"{type(value).__name__} {_shown(value)}"
-
-
-def _shown(value: object) -> str:
-    return " ".join(reprlib.repr(value).split())
 
 
 def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:

@@ -39,14 +39,23 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backe
     return mode
 
 
+def require_mode(mode: object) -> None:
+    """Refuse a mode that no bundle has.
+
+    Raises:
+        InputError: there is no such mode; the message names all.
+    """
+    if not isinstance(mode, str) or mode not in ("auto", *get_args(Mode)):
+        raise InputError(f"no mode {mode!r}: there are auto, {', '.join(get_args(Mode))}")
+
+
 def wanted_mode(manifest: Manifest, mode: Mode | Literal["auto"]) -> Mode:
     """The requested mode, whichever engine runs it; arguments as for `choose_mode`.
 
     Raises:
         InputError: there is no such mode, or the bundle does not support it.
     """
-    if not isinstance(mode, str) or mode not in ("auto", *get_args(Mode)):
-        raise InputError(f"no mode {mode!r}: there are auto, {', '.join(get_args(Mode))}")
+    require_mode(mode)
     if mode == "auto":
         mode = "matrix" if manifest.method.trained_for == "matrix" else "pair"
     if mode == "matrix" and manifest.matrix is None:

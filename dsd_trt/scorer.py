@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.arguments import checked_flag, described
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
 from dsd_trt.bundle.probability import calibration_at, why_no_probability
@@ -34,7 +35,7 @@ from dsd_trt.jobs import (
     open_images,
     unique_texts,
 )
-from dsd_trt.mode import choose_mode, graphs_of, wanted_mode
+from dsd_trt.mode import choose_mode, graphs_of, require_mode, wanted_mode
 from dsd_trt.pipeline import Pipeline, match_probability
 from dsd_trt.ranking import (
     BestImages,
@@ -134,6 +135,11 @@ class Scorer:
         threads: int | None = None,
         text_cache_mb: float = DEFAULT_MB,
     ) -> None:
+        if not isinstance(bundle, Bundle):
+            raise InputError(
+                f"Scorer takes an open bundle, got {described(bundle)}: Scorer.load opens one"
+            )
+        tune, self_check = checked_flag(tune, "tune"), checked_flag(self_check, "self_check")
         self.bundle = bundle
         self.text_cache = TextCache(text_cache_mb)
         self._told_no_probability = False
@@ -228,10 +234,13 @@ class Scorer:
                 lacks the required signature.
             MissingExtraError: a repository is given without the extra "hub", or a key without the
                 extra "sign".
-            InputError: the bundle or the engine does not have this mode.
+            InputError: the bundle or the engine does not have this mode, or an argument cannot be
+                used, as for `Scorer`.
             EngineError: the engine cannot be used, as for `Scorer`.
         """
         require_named(engine, device, threads)
+        require_mode(mode)
+        tune, self_check = checked_flag(tune, "tune"), checked_flag(self_check, "self_check")
         opened = open_bundle(bundle_folder(bundle), require_signature)
         return cls(
             opened,
@@ -584,6 +593,7 @@ class Scorer:
 
     @staticmethod
     def _checked_top_k(top_k: int | None, prune: bool) -> int | None:
+        checked_flag(prune, "prune")
         if top_k is not None:
             return checked_count(top_k, "top_k")
         if prune:

@@ -103,12 +103,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
     return Bundle(folder, manifest)
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Open a bundle and verify it: schema, graph contract, size and hash of every file.
 
     Raises:
         BundleError: there is no bundle, or something in it differs from `bundle.json`.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise BundleError(f"a bundle is named by a path or a string, got {folder!r}")
+    folder = Path(folder)
     path = folder / MANIFEST_NAME
     try:
         if path.is_symlink():

@@ -17,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.arguments import checked_path
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.index.files import (
@@ -91,9 +92,7 @@ class Index(Sequence[IndexedImage]):
             InputError: there is no index, or something in it differs from `index.json`.
             MissingExtraError: the packages that read an index are not installed.
         """
-        if not isinstance(folder, (str, os.PathLike)):
-            raise InputError(f"an index is named by a path or a string, got {folder!r}")
-        folder = Path(folder)
+        folder = checked_path(folder, "the folder of an index")
         while True:
             # Compare identities, not content: a process may have changed it and changed it back.
             before = _identity(folder / INDEX_NAME)

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.arguments import checked_flag, checked_path, checked_progress, described
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.choice import open_first, require_named
-from dsd_trt.errors import ImageError
+from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable
 from dsd_trt.image.preprocess import preprocess
@@ -88,8 +89,8 @@ def update_index(
         threads: number of threads to compute with, as for `Scorer`.
 
     Raises:
-        InputError: the folder is something else or an index of another image encoder, or another
-            process writes it.
+        InputError: the folder is something else or an index of another image encoder, another
+            process writes it, or an argument is of another type.
         BundleError: the bundle cannot be opened, as for `Scorer.load`.
         EngineError: the engine cannot be used, as for `Scorer`.
         DisagreementError: BF16 was requested, and the rank correlation with FP32 is too low for the
@@ -98,6 +99,14 @@ def update_index(
         DsdError: the disk is full or cannot be written to.
     """
     require_extra()  # before a library is loaded
+    folder = checked_path(folder, "the folder of an index")
+    if isinstance(images, (str, bytes, os.PathLike)) or not isinstance(images, Iterable):
+        raise InputError(f"images must be a list of paths, got {described(images)}")
+    files = [checked_path(it, f"images[{place}]") for place, it in enumerate(images)]
+    if not isinstance(shard_size, int) or isinstance(shard_size, bool) or shard_size < 1:
+        raise InputError(f"shard_size must be a whole number above 0, got {described(shard_size)}")
+    keep, progress = checked_flag(keep, "keep"), checked_progress(progress)
+    self_check = checked_flag(self_check, "self_check")
     require_named(engine, device, threads)
     opened = open_bundle(bundle_folder(bundle), require_signature)
     pipeline = open_first(
@@ -117,11 +126,10 @@ def update_index(
         compared = Pipeline(opened, backend, None, self_check=self_check)
         require_agreement(opened, mode, compared, None)
         del compared
-    files = [Path(image) for image in images]
     total = None if any(map(is_tar, files)) else len(files)
-    with one_writer(Path(folder)):
+    with one_writer(folder):
         writer = IndexWriter(
-            Path(folder),
+            folder,
             opened.manifest,
             pipeline,
             shard_size,

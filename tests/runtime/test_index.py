@@ -940,3 +940,32 @@ def test_fields_of_index_json_that_cannot_be_are_named(
     with pytest.raises(InputError, match=complaint) as refused:
         Index.open(tmp_path / "out")
     assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"folder": None}, "the folder of an index must be a path, got NoneType"),
+        ({"folder": ""}, "the folder of an index must be a path"),
+        ({"folder": "a\0b"}, "the folder of an index must be a path"),
+        ({"images": "photos"}, "images must be a list of paths, got str 'photos'"),
+        ({"images": None}, "images must be a list of paths"),
+        ({"images": ["a.png", 3]}, r"images\[1\] must be a path, got int 3"),
+        ({"shard_size": "many"}, "shard_size must be a whole number above 0"),
+        ({"shard_size": 0}, "shard_size must be a whole number above 0"),
+        ({"keep": "no"}, "keep must be True or False"),
+        ({"self_check": 1}, "self_check must be True or False"),
+        ({"progress": "bar"}, "progress must be a function"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_cannot_be_used_is_refused_before_the_work(
+    bundle: Bundle, tmp_path: Path, changes: dict[str, Any], found: str
+) -> None:
+    given = {"folder": tmp_path / "index", "images": [], "bundle": bundle.folder, **changes}
+    with pytest.raises(InputError, match=found):
+        update_index(**given, engine="onnxruntime")
+    assert not (tmp_path / "index").exists()
+    for wrong in (None, 3, "a\0b", ""):
+        with pytest.raises(InputError, match="the folder of an index must be a path"):
+            Index.open(wrong)  # type: ignore[arg-type]

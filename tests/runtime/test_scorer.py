@@ -361,6 +361,52 @@ def test_what_are_no_pairs_is_refused(scorer: Scorer, pairs: Any) -> None:
         scorer.score_pairs(pairs)
 
 
+WRONG: dict[str, list[Any]] = {
+    "mode": ["x", "", None, ["pair"], 3, "Pair"],
+    "engine": ["x", None, 3, ["onnxruntime"]],
+    "memory_budget_mb": ["x", -1, float("nan"), True, [1]],
+    "tune": ["no", None, 1, [True], np.zeros(2)],
+    "self_check": ["no", None, 0, [], np.ones(2)],
+    "device": ["0", -1, True, 1.0, None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, it) for n in WRONG for it in WRONG[n]], ids=repr)
+def test_an_argument_of_loading_that_cannot_be_used_is_refused(
+    bundle: Bundle, name: str, value: Any
+) -> None:
+    given = {"engine": "onnxruntime", name: value}
+    for open_it, opened in ((Scorer.load, bundle.folder), (Scorer, bundle)):
+        with pytest.raises(InputError) as refused:
+            open_it(opened, **given)  # type: ignore[operator]
+        assert repr(value)[:3] in str(refused.value) or "array" in str(refused.value)
+
+
+def test_an_unknown_mode_names_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no mode 'x': there are auto, pair, matrix"):
+        Scorer.load(tmp_path / "not read yet", "onnxruntime", mode=cast("Any", "x"))
+
+
+def test_what_is_no_open_bundle_is_refused(bundle: Bundle) -> None:
+    for wrong in (bundle.folder, str(bundle.folder), None, 3):
+        with pytest.raises(InputError, match=r"Scorer\.load opens one"):
+            Scorer(cast("Any", wrong))
+    assert read_bundle(str(bundle.folder)) == bundle
+    with pytest.raises(BundleError, match="a path or a string"):
+        read_bundle(cast("Any", 3))
+
+
+@pytest.mark.parametrize("prune", ["no", None, 1, np.zeros(2)])
+def test_pruning_is_asked_for_by_true_or_false(scorer: Scorer, prune: Any) -> None:
+    images = random_images(2)
+    for call in (
+        lambda: scorer.rank("dog", images, 1, prune=prune),
+        lambda: scorer.rank_texts(images, ["dog"], 1, prune=prune),
+    ):
+        with pytest.raises(InputError, match="prune must be True or False"):
+            call()
+
+
 @pytest.mark.parametrize("blank", ["", " ", "\t\n", "\u3000", np.str_("")])
 @pytest.mark.parametrize("token_mask", ["words_eos", "words", "all"])
 def test_an_empty_text_is_refused_by_its_place(
