@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Calibration, FittedOn
+from dsd_trt.commands.figures import finite, interval, markdown
 from dsd_trt.commands.labelled import ScoredPairs
 from dsd_trt.errors import InputError
 from dsd_trt.files.schema import to_plain
 from dsd_trt.metrics import (
     Bin,
     ChosenThreshold,
-    Estimate,
     Summary,
     calibration_error,
     class_weights,
@@ -237,15 +236,6 @@ def to_json(report: Report) -> str:
     return json.dumps(finite(to_plain(report)), indent=2) + "\n"
 
 
-def finite(plain: Any) -> Any:
-    """JSON values with null in place of NaN, which JSON lacks."""
-    if isinstance(plain, dict):
-        return {key: finite(value) for key, value in plain.items()}
-    if isinstance(plain, list):
-        return [finite(value) for value in plain]
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
-
-
 def as_text(report: Report) -> str:
     """The report as Markdown."""
     after = report.after
@@ -274,19 +264,6 @@ def as_text(report: Report) -> str:
         parts.append(markdown(head, rows))
     parts += [f"{_threshold(it, after.pairs)}\n" for it in report.thresholds]
     return "\n".join(parts)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def interval(estimate: Estimate, digits: int = 3) -> str:
-    """A figure with its interval, as text."""
-    if math.isnan(estimate.value):
-        return "-"
-    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f} to {estimate.high:.{digits}f})"
 
 
 def _about(report: Report) -> str:

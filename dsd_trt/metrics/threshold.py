@@ -17,6 +17,7 @@ from dsd_trt.metrics.pairs import Floats, checked, class_weights, numbered
 CONFIDENCE = 0.9
 """Chance with which a chosen threshold reaches what was asked of it."""
 _ROUNDING = 1e-12
+_LEAST_KEPT = 20  # by the largest threshold that is tried
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def threshold_for_precision(
     *,
     groups: Sequence[object] | None = None,
     prior: float | None = None,
-    confidence: float = CONFIDENCE,
+    confidence: float | None = CONFIDENCE,
 ) -> ChosenThreshold:
     """The smallest threshold whose precision is, with some confidence, at least what is asked.
 
@@ -48,14 +49,18 @@ def threshold_for_precision(
     every second time. Therefore the lower confidence bound must reach it: Wilson's, for the number
     of independent pairs that the kept ones are worth.
 
+    Many thresholds tried are many chances to be lucky. So only few are: the first keeps the fewest
+    pairs that could show the precision, and at least 20; each other keeps twice as many. From the
+    last one that passes, pairs are added as long as each passes.
+
     Args:
         scores: score or probability of each pair, (pairs,).
         labels: label of each pair, (pairs,).
         precision: precision to reach, in (0, 1).
         groups: group of each pair, such as its image's name; None means independent pairs.
         prior: share of positives where the threshold will be used; these pairs' by default.
-        confidence: chance with which the precision is reached, in [0.5, 1). With 0.5, the precision
-            on these pairs alone decides.
+        confidence: chance with which the precision is reached, in [0.5, 1). None asks for it on
+            these pairs alone.
 
     Raises:
         InputError: there are no positives, or the numbers lie outside their ranges.
@@ -70,7 +75,7 @@ def threshold_for_recall(
     *,
     groups: Sequence[object] | None = None,
     prior: float | None = None,
-    confidence: float = CONFIDENCE,
+    confidence: float | None = CONFIDENCE,
 ) -> ChosenThreshold:
     """The largest threshold whose recall is, with some confidence, at least what is asked.
 
@@ -95,14 +100,14 @@ def _choose(
     asked: float,
     groups: Sequence[object] | None,
     prior: float | None,
-    confidence: float,
+    confidence: float | None,
     *,
     of_kept: bool,
 ) -> ChosenThreshold:
     what = "precision" if of_kept else "recall"
     if not 0 < asked < 1:
         raise InputError(f"the {what} to reach must lie between 0 and 1, got {asked:g}")
-    if not 0.5 <= confidence < 1:
+    if confidence is not None and not 0.5 <= confidence < 1:
         raise InputError(f"the confidence must be from 0.5 to below 1, got {confidence:g}")
     values, positive, _ = checked(scores, labels, None)
     if not positive.any():
@@ -116,16 +121,25 @@ def _choose(
     if groups is not None:
         of_group = numbered(groups)[order]
         worth /= _design_effect(share, positive, of_group, of_kept=of_kept)
-    bound = wilson_lower(share, worth, confidence)
-    weight = np.ones(len(values))
-    if prior is not None:
-        weight = class_weights(positive, prior)
-        if of_kept:  # the precision that this share of positives has at the prior
-            odds = weight[positive][0] * bound
-            bound = odds / (odds + weight[~positive][0] * (1 - bound))
-    enough = np.flatnonzero(last & (bound >= asked - _ROUNDING))
-    if len(enough):
-        at = int(enough[-1] if of_kept else enough[0])
+    weight = np.ones(len(values)) if prior is None else class_weights(positive, prior)
+
+    def bounded(share: Floats, trials: Floats) -> Floats:
+        """Lower bound of the precision at the prior, or of the recall."""
+        bound = share if confidence is None else wilson_lower(share, trials, confidence)
+        if not of_kept or prior is None:
+            return bound
+        odds = weight[positive][0] * bound
+        return np.asarray(odds / (odds + weight[~positive][0] * (1 - bound)))
+
+    bound = bounded(share, worth)
+    enough = last & (bound >= asked - _ROUNDING)
+    if of_kept and confidence is not None:
+        could = bounded(np.ones(len(values)), trials.astype(np.float64)) >= asked - _ROUNDING
+        could &= trials >= min(_LEAST_KEPT, len(values))
+        enough &= _tried(enough, np.flatnonzero(last & could))
+    passed = np.flatnonzero(enough)
+    if len(passed):
+        at = int(passed[-1] if of_kept else passed[0])
     else:
         at = int(np.flatnonzero(last)[np.argmax(bound[last])])
     lowest = float(values[at])
@@ -137,8 +151,28 @@ def _choose(
         precision=point.precision,
         recall=point.recall,
         bound=float(bound[at]),
-        reached=bool(len(enough)),
+        reached=bool(len(passed)),
     )
+
+
+def _tried(enough: NDArray[np.bool_], able: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which thresholds are tried, in the order of `threshold_for_precision`.
+
+    Args:
+        enough: whether each threshold is good enough, by the place of the last pair it keeps.
+        able: places of the thresholds that keep enough pairs, rising.
+    """
+    tried = np.zeros_like(enough)
+    kept, at = 0, -1
+    for place in able:
+        if place + 1 >= kept:
+            kept, tried[place] = 2 * (int(place) + 1), True
+            at = int(place) if enough[place] else at
+    for place in able[able > at] if at >= 0 else ():
+        tried[place] = True
+        if not enough[place]:
+            break
+    return tried
 
 
 def wilson_lower(share: Floats, trials: Floats, confidence: float) -> Floats:
