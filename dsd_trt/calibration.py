@@ -36,7 +36,7 @@ def require_writable(folder: Path, out: Path | None) -> None:
     """Refuse, before any work, a place that a calibrated bundle cannot be written to.
 
     Args:
-        folder: folder of the bundle.
+        folder: folder of the bundle that is calibrated.
         out: folder of the copy to write; None changes the bundle itself.
 
     Raises:
@@ -74,9 +74,9 @@ def write_calibrated(
     the new one without its model card's entry.
 
     Args:
-        bundle: the verified bundle.
+        bundle: verified bundle whose scores were fitted.
         mode: mode whose scores the calibration was fitted to.
-        calibration: the calibration.
+        calibration: fitted a and b of that mode, with their record.
         out: folder of the copy, new or empty; None changes the bundle itself.
 
     Returns:
@@ -152,7 +152,7 @@ def _card(bundle: Bundle, manifest: Manifest) -> str | None:
 
 
 def sign_again(folder: Path) -> str:
-    """What a user is told whose bundle was signed."""
+    """Warning that a signature holds no longer, with the command that signs again."""
     return (
         "the bundle was signed, and its signature holds no longer: sign it again with "
         f"dsd-trt sign {shlex.quote(str(folder))} --key KEY"

@@ -142,9 +142,9 @@ class FittedOn:
 
     Attributes:
         table: name of their file.
-        pairs: number of pairs.
-        positives: number of positive pairs.
-        images: number of images.
+        pairs: number of pairs with a score.
+        positives: number of positive pairs among them.
+        images: number of distinct images among them.
         prior: share of positives that the probabilities are for.
         mode: mode the pairs were scored in.
         levels: noise levels that the scores are averaged over.

@@ -50,7 +50,7 @@ class Reached:
     """A threshold for a precision or a recall.
 
     Attributes:
-        of: "precision" or "recall".
+        of: what is to be reached, "precision" or "recall".
         asked: the precision or recall to reach.
         found: the threshold, and what it keeps of the labelled pairs.
     """
@@ -66,11 +66,11 @@ class Subset:
 
     Attributes:
         name: the value; "" if the cell is empty.
-        pairs: number of pairs.
-        positives: number of positive pairs.
+        pairs: number of pairs with this value.
+        positives: number of positive pairs among them.
         share: share of positives among them, weighed to the prior.
         probability: their mean probability; equal to the share if it is well calibrated.
-        error: expected calibration error.
+        error: expected calibration error of these pairs.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Report:
     """A fitted calibration and its quality.
 
     Attributes:
-        bundle: folder of the bundle.
+        bundle: folder of the bundle that was scored with.
         mode: mode that the scores were computed in.
         engine: engine that computed them.
         calibration: the fitted a and b.
@@ -195,16 +195,13 @@ def _thresholds(
     targets: Targets,
     prior: float | None,
 ) -> list[Reached]:
-    given = {"groups": images, "prior": prior}
+    chosen = [
+        *(("precision", it, threshold_for_precision) for it in targets.precision),
+        *(("recall", it, threshold_for_recall) for it in targets.recall),
+    ]
     return [
-        *(
-            Reached("precision", it, threshold_for_precision(probabilities, labels, it, **given))
-            for it in targets.precision
-        ),
-        *(
-            Reached("recall", it, threshold_for_recall(probabilities, labels, it, **given))
-            for it in targets.recall
-        ),
+        Reached(of, asked, choose(probabilities, labels, asked, groups=images, prior=prior))
+        for of, asked, choose in chosen
     ]
 
 

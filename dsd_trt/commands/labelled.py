@@ -53,7 +53,7 @@ def score_labelled(
 
     Args:
         scorer: scorer to use, at all noise levels of its bundle.
-        table: labelled pairs.
+        table: labelled pairs of a table, with the rows it left out.
         progress: callback `(done, total)`, in pairs.
 
     Raises:

@@ -1,7 +1,7 @@
 """Quality of scores and probabilities on labelled pairs, with confidence intervals; numpy alone.
 
 Everywhere, `labels` are 1 for positive and 0 for negative pairs, and a pair is kept if its score is
-at least the threshold. `weights` count a pair as so many; None counts each once.
+at least the threshold. `weights` say how often a pair counts; None is once.
 """
 
 from dsd_trt.metrics.bootstrap import bootstrap

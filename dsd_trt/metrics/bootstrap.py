@@ -23,7 +23,7 @@ def bootstrap(
         groups: group of each pair, such as its image's name; a group is drawn as a whole.
         seed: random seed of the draws.
         confidence: chance that an interval covers the true value.
-        draws: number of times that all groups are drawn anew.
+        draws: number of resamples of all groups.
 
     Returns:
         Lower and upper bound of each statistic: percentiles over the draws, without those where it

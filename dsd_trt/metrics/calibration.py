@@ -23,7 +23,7 @@ class Bin:
     Attributes:
         pairs: number of pairs in the bin.
         weight: their share of the weight of all pairs.
-        probability: their mean probability.
+        probability: mean probability of the pairs.
         positives: share of positives among them.
     """
 

@@ -50,7 +50,7 @@ class Calibrations:
     """How far probabilities can be believed.
 
     Attributes:
-        error: expected calibration error.
+        error: expected calibration error over the bins.
         chance: calibration error that sampling alone gives perfect probabilities.
         bins: number of bins of equal weight that both are computed with.
         brier: mean squared distance of probability and label.
@@ -67,12 +67,12 @@ class Summary:
     """Figures of labelled pairs.
 
     Attributes:
-        pairs: number of pairs.
+        pairs: number of labelled pairs.
         positives: number of positive pairs.
         groups: number of groups, such as images; intervals resample these.
         prior: share of positives that precision, average precision and calibration are for.
         roc_auc: area under the ROC curve.
-        average_precision: average precision.
+        average_precision: precision averaged over recall.
         at: what each threshold keeps; empty without probabilities.
         calibration: quality of the probabilities; None without any.
     """
