@@ -11,16 +11,16 @@ from dsd_trt.metrics import Estimate, Summary
 
 def summary_text(summary: Summary) -> str:
     """Figures as a Markdown table, with the number of pairs they are of."""
-    rows = [["ROC AUC", summary.roc_auc], ["average precision", summary.average_precision]]
+    rows = [("ROC AUC", summary.roc_auc), ("average precision", summary.average_precision)]
     if (calibration := summary.calibration) is not None:
         error = (
             f"calibration error, {calibration.bins} bins "
             f"(perfect probabilities: {calibration.chance:.3f})"
         )
-        rows += [[error, calibration.error], ["Brier score", calibration.brier]]
+        rows += [(error, calibration.error), ("Brier score", calibration.brier)]
     for it in summary.at:
-        rows.append([f"precision at p >= {it.threshold:g}, which keeps {it.kept}", it.precision])
-        rows.append([f"recall at p >= {it.threshold:g}", it.recall])
+        rows.append((f"precision at p >= {it.threshold:g}, which keeps {it.kept}", it.precision))
+        rows.append((f"recall at p >= {it.threshold:g}", it.recall))
     table = markdown(
         [f"{summary.pairs} pairs of {summary.groups} images", "", "95 % interval"],
         [[name, *_cells(estimate)] for name, estimate in rows],
