@@ -57,10 +57,9 @@ class Ranking:
 
     def _counts(self, weights: Floats) -> tuple[Floats, Floats]:
         """Weight of the positives and of the negatives of each distinct score."""
-        return (
-            np.bincount(self._place, weights * self._positive, self._count),
-            np.bincount(self._place, weights * ~self._positive, self._count),
-        )
+        positives = np.bincount(self._place, weights * self._positive, self._count)
+        negatives = np.bincount(self._place, weights * ~self._positive, self._count)
+        return positives.astype(np.float64), negatives.astype(np.float64)
 
 
 def roc_auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
