@@ -71,7 +71,7 @@ def test_nothing_waits_for_a_stage_that_has_not_been_started() -> None:
 
 def test_a_call_ends_itself_before_it_is_ended() -> None:
     text = pack.describe(made_up([SITE], [ORT, RTX]), {1: 1, 2: 2})
-    assert "--within 90 export-sd21 export facts test-gpu\n" in text
+    assert "--within 105 export-sd21 export facts test-gpu\n" in text
     limits = {int(row.split()[0]): int(row.split()[2]) for row in text.splitlines()[1:3]}
     for number, within in re.findall(r"unpack.py .kit/(\d).*--within (\d+)", text):
         assert int(within) == limits[int(number)] - pack.UNPACKING

@@ -198,19 +198,23 @@ def test_a_bundle_without_one_opens_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "allowed"),
+    ("engine", "precision", "device", "allowed"),
     [
-        ("fp32", "CPU (of some kind)", 2e-4),
-        ("bf16", "CPU", 5e-2),
-        ("bf16 (Spearman against fp32: 0.99999)", "CPU", 5e-2),
-        ("fp32", "GPU of compute capability 8.9", 1e-2),
+        ("x 1.0", "fp32", "CPU (of some kind)", 2e-4),
+        ("x 1.0", "bf16", "CPU", 5e-2),
+        ("x 1.0", "bf16 (Spearman against fp32: 0.99999)", "CPU", 5e-2),
+        ("tensorrt 10.8", "fp32", "GPU of compute capability 8.9", 1e-2),
+        ("triton", "as its graph says", "pair_scorer", 1e-2),
+        ("onnxruntime-gpu 1.31.1", "fp32", "NVIDIA H200", 1e-3),  # TF32 is off
+        ("onnxruntime 1.32.0", "fp32", "CPU", 2e-4),
     ],
 )
 def test_engines_of_less_precision_may_differ_more(
-    precision: str, device: str, allowed: float
+    engine: str, precision: str, device: str, allowed: float
 ) -> None:
-    assert tolerance_of(EngineDescription("x", device, precision), 2e-4) == allowed
-    assert tolerance_of(EngineDescription("x", device, precision), 0.2) == 0.2
+    used = EngineDescription(engine, device, precision)
+    assert tolerance_of(used, 2e-4) == allowed
+    assert tolerance_of(used, 0.2) == 0.2
 
 
 def test_commands_refuse_and_are_told_not_to_check(

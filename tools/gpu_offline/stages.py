@@ -60,7 +60,7 @@ _EXPORT = (
     *("-m", "dsd_trt", "export", "--precision", "fp16", "--matrix", "--cuda-form"),
     *("--verify", "quick", "--force"),
 )
-_TESTS = ("-m", "pytest", "-m", "gpu", "-q", "--tb=short", "-p", "no:cacheprovider")
+_TESTS = ("-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider")
 _REMOVE = ("-c", "import shutil, sys; shutil.rmtree(sys.argv[1], True)", "{kit}/models/sd21")
 _RANDOM = ("-m", "dsd_trt", "make-random", "--family", "sd21-base", "--out", "{kit}/models/sd21")
 
@@ -101,7 +101,7 @@ STAGES = (
     Stage(
         "test-gpu",
         "the tests that need a GPU",
-        60,
+        75,
         ((*_TESTS, "tests/train/test_cuda.py"),),
         needs=(SITE,),
     ),
@@ -122,7 +122,7 @@ STAGES = (
     _check(
         "check-sd21",
         "the same at Stable Diffusion 2.1 base's size",
-        255,
+        240,
         "{kit}/bundles/sd21",
         *("--model", "{kit}/models/sd21"),
         after="export-sd21",

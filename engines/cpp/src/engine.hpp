@@ -24,10 +24,6 @@ struct Device {
     int number;  // of a CUDA device
 };
 
-// What GPUs' results may differ by in a self-check: some multiply FP32 in TF32, which has FP16's
-// digits.
-constexpr double kGpuTolerance = 1e-2;
-
 // Throws dsd::Error, code input, unless it is empty, "cpu", "cuda" or "cuda:N".
 Device read_device(const std::string &text);
 
