@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -77,8 +78,21 @@ def test_the_client_prints_what_it_says(served: Server, checkout: Path) -> None:
         assert served.metric(name, **dict(re.findall(r'(\w+)="(\w+)"', labels))) == int(value)
 
 
+def test_curl_gets_the_answer_it_says(served: Server, checkout: Path) -> None:
+    """In a plain shell, as Debian's, not bash."""
+    (command,) = (it for it in blocks("sh") if "Inference-Header-Content-Length" in it)
+    answer = json.loads(run(command.replace("localhost:8000", served.http), checkout))
+    for output in answer["outputs"]:
+        if output["datatype"] == "FP32":
+            output["data"] = [abs(round(it, 2)) for it in output["data"]]
+    assert answer == json.loads(blocks("json")[0])
+    section = TEXT.partition("## First scores with curl")[2].partition("\n## ")[0]
+    for line in re.findall(r"`(curl [^`]+)`", section):
+        run(line.replace("localhost:8000", served.http).replace("curl", "curl -sSf"), checkout)
+
+
 def test_a_model_is_replaced_as_it_says(served: Server, checkout: Path) -> None:
-    commands = blocks("sh")[1]
+    (commands,) = (it for it in blocks("sh") if "NEW-BUNDLE" in it)
     assert "NEW-BUNDLE new-models" in commands
     assert "localhost:8000" in commands
     commands = commands.replace(
