@@ -70,7 +70,7 @@ class Tokenizer:
         """Tokenise texts; a text that is too long is cut before EOS, with a logged warning.
 
         Raises:
-            InputError: a text has no words, as an empty one.
+            InputError: the token mask leaves no token of a text.
             BundleError: a token has no row in the text encoder's embedding.
         """
         length = self._spec.max_length
@@ -97,8 +97,7 @@ class Tokenizer:
             # The first EOS ends a text, as in training, even if the text itself spells it.
             first_eos = int(np.argmax(input_ids[row] == self._spec.eos_id))
             mask[row, self._counted(first_eos)] = 1
-            unconditional = input_ids[row, 1] == self._spec.eos_id
-            if unconditional or not mask[row].any():
+            if not mask[row].any():
                 raise InputError(f"a text has no words to score: {text!r}")
         self._require_rows(input_ids)
         return Tokens(input_ids.astype(np.int32), mask)

@@ -118,8 +118,7 @@ Tokens Pipeline::tokenize(const std::string &text) const {
                        return (static_cast<unsigned char>(c) & 0xC0) != 0x80;
                    })));
     Tokens tokens = lay_out(tokenizer(text));
-    const bool unconditional = tokens.ids[1] == bundle.eos;
-    if (unconditional || std::count(tokens.mask.begin(), tokens.mask.end(), 1.0F) == 0) {
+    if (std::all_of(tokens.mask.begin(), tokens.mask.end(), [](float one) { return one == 0; })) {
         throw Error(ErrorCode::input, "a text has no words to score: '" + text + "'");
     }
     const std::int32_t highest = *std::max_element(tokens.ids.begin(), tokens.ids.end());

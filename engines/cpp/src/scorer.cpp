@@ -90,6 +90,9 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
         const auto found = places.emplace(texts[column], tokens.size());
         if (found.second) {
             tokens.push_back(parts.tokenize(texts[column]));
+            if (tokens.back().words == 0) {
+                throw Error(ErrorCode::input, "a text has no words to score: '" + texts[column] + "'");
+            }
             firsts.push_back(column);
         }
         of_column.push_back(found.first->second);

@@ -194,6 +194,8 @@ class TritonPythonModel:
             raise InputError(f"not UTF-8: {error}") from None
         if len(decoded) > most:
             raise InputError(f"more than {most} characters")
+        if not decoded.strip():
+            raise InputError(f"a text has no words to score: {decoded!r}")
         return self._tokenize([decoded])
 
 
