@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dsd_trt.bundle.adapter_input import read_adapter_input
+from dsd_trt.bundle.adapter_input import read_adapter_input, require_fed
 from dsd_trt.bundle.folder import Bundle, file_entry, require_inside, write_manifest
 from dsd_trt.bundle.manifest import HeadWeights, Manifest
 from dsd_trt.bundle.probability import with_card_rows
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, SIDECAR_NAME, plans
-from dsd_trt.errors import InputError, ModelError
+from dsd_trt.errors import ModelError
 from dsd_trt.export.adapter_input import tensors_of, write_adapter_input
 from dsd_trt.export.calibration import calibrated, without_shifted
 from dsd_trt.export.folder import check_replaceable, staged
@@ -20,7 +20,8 @@ from dsd_trt.export.model_card import CARD_NAME
 from dsd_trt.export.proof import require_scores
 from dsd_trt.export.self_check import write_adapted
 from dsd_trt.files.disk import clone_or_copy, require_room
-from dsd_trt.train.scoring.adapter import Adapter, adapter_hash
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter_file import adapter_hash
 
 
 def replace_adapter(
@@ -54,12 +55,8 @@ def replace_adapter(
         EngineError: no engine is installed, or the installed one refuses the bundle.
     """
     check_replaceable(out, force)
+    input_ = require_fed(bundle)
     adapter, manifest = Adapter.load(folder), bundle.manifest
-    if manifest.adapter is None:
-        raise InputError(
-            f"the adapter of {bundle.folder} is folded into its graphs. Export again, with the new "
-            "one or, if it changes often, with --adapter-input"
-        )
     layers = manifest.method.score_layers
     heads = [len(weights) for weights in manifest.method.head_weights.values]
     _require_fit(adapter, manifest, layers, heads)
@@ -80,9 +77,7 @@ def replace_adapter(
     )
     described = without_shifted(calibrated(described, adapter))
     check = [manifest.self_check.file] if manifest.self_check else []
-    changed = [
-        name for name in (manifest.adapter.file, *check, CARD_NAME) if name in manifest.files
-    ]
+    changed = [name for name in (input_.file, *check, CARD_NAME) if name in manifest.files]
     kept = [name for name in manifest.files if name not in changed]
     for plan in plans(bundle.folder):
         place = plan.folder.relative_to(bundle.folder)
@@ -102,9 +97,9 @@ def replace_adapter(
         for name in kept:
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
             taken += clone_or_copy(bundle.path(name), fresh / name)
-        write_adapter_input(fresh / manifest.adapter.file, adapter, layers, heads)
+        write_adapter_input(fresh / input_.file, adapter, layers, heads)
         if check:
-            fed = read_adapter_input(fresh / manifest.adapter.file)
+            fed = read_adapter_input(fresh / input_.file)
             write_adapted(fresh / check[0], bundle, fed)
         if CARD_NAME in changed:
             card = bundle.path(CARD_NAME).read_text(encoding="utf-8")

@@ -20,7 +20,8 @@ from dsd_trt.export.calibration import calibrated
 from dsd_trt.export.settings import ExportSettings, wants_matrix
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.families import TOKENS
-from dsd_trt.train.scoring.adapter import Adapter, adapter_hash, resize_of
+from dsd_trt.train.scoring.adapter import Adapter, resize_of
+from dsd_trt.train.scoring.adapter_file import adapter_hash
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 TOKENIZER_NAME = "tokenizer.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import InputError
 from dsd_trt.files.disk import nearest_folder, require_free
-from dsd_trt.files.folders import whole_folder
+from dsd_trt.files.folders import require_writable, whole_folder
 from dsd_trt.files.unfinished import remove, remove_abandoned, unfinished_name
 
 
@@ -28,6 +28,7 @@ def check_replaceable(out: Path, force: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder: --out BUNDLE")
+    require_writable(out)
     if Snapshot.around(out):
         raise InputError(
             f"{out} lies in the Hugging Face cache; give a folder of yours: --out BUNDLE"

@@ -21,6 +21,7 @@ from dsd_trt.export.settings import ExportSettings, require_consistent
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter_file import AdapterFile
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
@@ -49,8 +50,9 @@ class Recipe:
             InputError: settings contradict each other or the adapter, see `require_consistent`.
             ModelError: checkpoint or adapter cannot be read.
         """
-        adapter = None if settings.adapter is None else Adapter.load(settings.adapter)
-        require_consistent(settings, adapter)
+        folder = settings.adapter
+        require_consistent(settings, None if folder is None else AdapterFile.read(folder))
+        adapter = None if folder is None else Adapter.load(folder)
         checkpoint = read_checkpoint(settings.model)
         side = checkpoint.latent_shape[1]
         if settings.query_pool > side:

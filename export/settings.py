@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from dsd_trt.bundle.contract import Precision
-from dsd_trt.bundle.manifest import Resize, ScoreKind, TokenMask
+from dsd_trt.bundle.manifest import Resize, ScoreKind, TokenMask, TrainedFor
 from dsd_trt.errors import InputError
-from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
-from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.layers import require_selection
-from dsd_trt.train.scoring.matrix import require_matrix
-from dsd_trt.train.scoring.noise import require_levels
+from dsd_trt.train.diffusion.place import EMBEDDED
+from dsd_trt.train.scoring.adapter_file import AdapterFile
+from dsd_trt.train.scoring.choices import (
+    require_levels,
+    require_matrix,
+    require_score,
+    require_selection,
+)
 
 Verify = Literal["quick", "full"]
 CudaForm = Literal["attention", "attention+group-norm"]
@@ -63,39 +66,48 @@ class ExportSettings:
     query_pool: int = 1
     cuda_form: CudaForm | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse malformed settings, before anything is opened.
 
-def default_adapter(model: str) -> Path | None:
-    """Folder of the adapter that comes with a checkpoint; None except for the demonstration's."""
-    return embedded_model_folder() / "adapter" if model == EMBEDDED else None
+        Raises:
+            InputError: layers or levels are malformed.
+        """
+        try:
+            require_selection(self.score_layers)
+            if self.levels is not None:
+                require_levels(self.levels)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
 
-def wants_matrix(settings: ExportSettings, adapter: Adapter | None) -> bool:
-    """Whether the matrix scorer is exported too."""
-    trained = adapter is not None and adapter.mode != "pair"
-    return trained if settings.matrix is None else settings.matrix
+def wants_matrix(settings: ExportSettings, trained: TrainedFor | None) -> bool:
+    """Whether the matrix scorer is exported too.
+
+    Args:
+        settings: export settings.
+        trained: mode that the adapter was trained for; None without an adapter.
+    """
+    if settings.matrix is not None:
+        return settings.matrix
+    return trained not in (None, "pair")
 
 
-def require_consistent(settings: ExportSettings, adapter: Adapter | None) -> None:
+def require_consistent(settings: ExportSettings, file: AdapterFile | None) -> None:
     """Refuse settings that contradict each other or the adapter, before a model is opened.
 
     Raises:
         InputError: settings contradict each other or what the adapter changes, or are malformed.
         ModelError: the adapter was trained for another score.
     """
-    try:
-        require_selection(settings.score_layers)
-        if settings.levels is not None:
-            require_levels(settings.levels)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    adapter = None if file is None else file.config
     score = settings.score or (adapter.score if adapter else "attention")
     if adapter is not None:
-        adapter.require_score(score)
+        require_score(adapter.score, score)
     if score == "released" and settings.score_layers != "all":
         raise InputError('the score "released" has layers of its own: omit --score-layers')
     if settings.adapter_input:
-        _require_input(adapter)
-    if not wants_matrix(settings, adapter):
+        _require_input(file)
+    if not wants_matrix(settings, None if adapter is None else adapter.mode):
         if settings.query_pool > 1:
             raise InputError("--query-pool is of the matrix scorer: add --matrix, or leave it out")
         return
@@ -107,14 +119,14 @@ def require_consistent(settings: ExportSettings, adapter: Adapter | None) -> Non
         )
 
 
-def _require_input(adapter: Adapter | None) -> None:
+def _require_input(file: AdapterFile | None) -> None:
     """Refuse an adapter that the pair scorer cannot take as an input."""
-    if adapter is not None and adapter.merged:
+    if file is not None and file.merged:
         raise InputError(
             "the adapter changes weights of the U-Net itself, which are no input of the graph: "
             "leave out --adapter-input"
         )
-    if adapter is None or adapter.prompt_config is None:
+    if file is None or file.config.prompts is None:
         raise InputError(
             "--adapter-input is for an adapter with prompts: name one with --adapter, or leave "
             "out --adapter-input"

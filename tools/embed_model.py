@@ -22,9 +22,9 @@ from typing import Any
 from dsd_trt import Scorer
 from dsd_trt.errors import DsdError
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import ExportSettings, default_adapter
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.files.folders import whole_folder
-from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
+from dsd_trt.train.diffusion.place import EMBEDDED, embedded_model_folder, find_place
 from dsd_trt.train.shapes.card import model_card
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -78,7 +78,7 @@ def embed(run: Path, training: Mapping[str, Any]) -> str:
     with whole_folder(embedded_model_folder()) as fresh:  # all of it, or the previous one stays
         shutil.copytree(model, fresh, dirs_exist_ok=True)
         (fresh / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    export_bundle(ExportSettings(EMBEDDED, default_adapter(EMBEDDED)), BUNDLE, force=True)
+    export_bundle(ExportSettings(EMBEDDED, find_place(EMBEDDED).own_adapter), BUNDLE, force=True)
     for name in PICTURES:
         shutil.copyfile(run / name, ROOT / "docs" / f"shapes-{name}")
     return card

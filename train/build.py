@@ -11,6 +11,7 @@ from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.weights import check_names
 from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, PromptConfig, require_score
 from dsd_trt.train.scoring.layers import (
     cross_attention_names,
     inner_widths,
@@ -18,9 +19,9 @@ from dsd_trt.train.scoring.layers import (
     select_layers,
     text_width,
 )
-from dsd_trt.train.scoring.noise import DEFAULT_LEVELS, noise_levels
+from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.pooling import Pooling
-from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring.prompts import AttentionPrompts
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 
@@ -64,7 +65,7 @@ def build_scoring_unet(
         select_layers(score_layers, len(cross_attention_names(unet)))
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
-        adapter.require_score(score)
+        require_score(adapter.score, score)
         if adapter.merged:
             unet = unet or checkpoint.read_unet()
             adapter.merge_into(unet)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import write_whole
 from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.limits import IMAGE_BYTES
-from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.question import Question
-from dsd_trt.train.run.device import best_device
-from dsd_trt.train.scoring.adapter import adapter_hash
+from dsd_trt.train.run.plan import difference
+from dsd_trt.train.scoring.adapter_file import adapter_hash
+
+if TYPE_CHECKING:
+    from dsd_trt.train.diffusion.checkpoint import Checkpoint
 
 RUN_NAME = "run.json"
-_SHOWN = 80  # characters of a value in a message
 
 
 def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
@@ -57,7 +58,7 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}. {advice}") from None
     if before != wanted:
-        raise InputError(f"{folder} holds another run{_difference(before, wanted)}. {advice}")
+        raise InputError(f"{folder} holds another run{difference(before, wanted)}. {advice}")
 
 
 def _holds_something(path: Path) -> bool:
@@ -83,6 +84,9 @@ def model_key(model: str, adapter: Path | None, mode: str) -> dict[str, Any]:
         adapter: folder of a few-shot adapter; None for none.
         mode: mode of scoring, "pair", "matrix" or "auto".
     """
+    from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+    from dsd_trt.train.run.device import best_device
+
     return {
         "model": model_identity(read_checkpoint(model)),
         "adapter": adapter and adapter_identity(adapter),
@@ -151,19 +155,3 @@ def _content_hash(image: ImageSource) -> bytes:
         pixels = np.asarray(image)
         content = f"{pixels.shape} {pixels.dtype} ".encode() + pixels.tobytes()
     return hashlib.sha256(content).digest()
-
-
-def _difference(before: Any, wanted: Mapping[str, Any]) -> str:
-    """The first difference of two keys, as the end of a sentence."""
-    if not isinstance(before, dict):
-        return ""
-    for name in (*wanted, *before):
-        if before.get(name) != wanted.get(name):
-            old, new = (_shown(it.get(name)) for it in (before, wanted))
-            return f": {name} was {old}, and now is {new}"
-    return ""
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."

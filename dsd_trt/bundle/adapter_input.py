@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import AdapterInput
+from dsd_trt.errors import InputError
 
 
 def adapter_feed(bundle: Bundle) -> dict[str, NDArray[Any]]:
@@ -16,6 +18,20 @@ def adapter_feed(bundle: Bundle) -> dict[str, NDArray[Any]]:
     if (adapter := bundle.manifest.adapter) is None:
         return {}
     return read_adapter_input(bundle.path(adapter.file))
+
+
+def require_fed(bundle: Bundle) -> AdapterInput:
+    """The description of a bundle's adapter as an input.
+
+    Raises:
+        InputError: the adapter is folded into the bundle's graphs.
+    """
+    if (adapter := bundle.manifest.adapter) is None:
+        raise InputError(
+            f"the adapter of {bundle.folder} is folded into its graphs. Export again, with the new "
+            "one or, if it changes often, with --adapter-input"
+        )
+    return adapter
 
 
 def read_adapter_input(path: Path) -> dict[str, NDArray[Any]]:

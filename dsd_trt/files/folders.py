@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from dsd_trt.errors import InputError
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.unfinished import abandoned, remove, remove_abandoned, unfinished_name
 
@@ -52,6 +53,32 @@ def whole_folder(path: Path, *, beside: Path | None = None, wait: float = 0) -> 
             sync_folder(path.parent)
         finally:
             remove(unfinished)  # after an exchange, the previous folder
+
+
+def require_writable(folder: Path, option: str = "--out") -> None:
+    """Refuse, before any work is done, an output folder that cannot be created or written to.
+
+    Args:
+        folder: output folder, which need not exist.
+        option: option that names it, for the message.
+
+    Raises:
+        InputError: a part of the path is a file, or the system does not allow writing there.
+    """
+    try:
+        place = folder.resolve()
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file")
+        probe = place / unfinished_name(folder.name or place.name)
+        probe.mkdir()
+        probe.rmdir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"cannot write to the folder {str(folder)!r}: {reason}. Name another one with {option}"
+        ) from None
 
 
 def sync_folder(folder: Path) -> None:

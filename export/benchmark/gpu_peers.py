@@ -24,7 +24,7 @@ from dsd_trt.engines.gpu_check.figures import MATRIX, PAIR, REPEATS, CountMacs, 
 from dsd_trt.engines.gpu_check.recorder import Recorder
 from dsd_trt.errors import InputError, one_line
 from dsd_trt.export.recipe import Recipe
-from dsd_trt.export.settings import ExportSettings, default_adapter
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.diffusion.checkpoint import encode_texts
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
@@ -45,7 +45,7 @@ def read_recipe(bundle: Bundle, model: str, adapter: Path | None) -> Recipe:
     Args:
         bundle: the verified bundle, whose graphs have the sizes.
         model: checkpoint the bundle was exported from, as `find_model` takes it.
-        adapter: folder of the bundle's adapter; None is the checkpoint's default.
+        adapter: folder of the bundle's adapter; None for none.
 
     Raises:
         ModelError: checkpoint or adapter cannot be read, or do not belong together.
@@ -56,7 +56,7 @@ def read_recipe(bundle: Bundle, model: str, adapter: Path | None) -> Recipe:
     recipe = Recipe.read(
         ExportSettings(
             model=model,
-            adapter=adapter or default_adapter(model),
+            adapter=adapter,
             precision=manifest.precision,
             score_layers="all" if method.score == "released" else method.score_layers,
             levels=method.noise_levels.fractions,

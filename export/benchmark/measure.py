@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine import usable_entries
+from dsd_trt.export.benchmark.contenders import MATRIX, RUNTIME, is_matrix
 from dsd_trt.export.benchmark.work import Contender, Floats, Work
 
 
@@ -39,38 +39,13 @@ class Measured:
     refused: str = ""
 
 
-_MATRIX = "-matrix"  # suffix of contenders in matrix mode
-_ON_CPU = [it for it in usable_entries() if not it.on_gpu]
-RUNTIME: dict[str, str] = {
-    **{it.name: f"dsd-trt on {it.title}" for it in _ON_CPU},
-    **{
-        it.name + _MATRIX: f"dsd-trt on {it.title}, matrix mode"
-        for it in _ON_CPU
-        if "matrix" in it.modes
-    },
-}
-"""Contenders of this package: every CPU backend in each of its modes, with a title."""
-
-CONTENDERS: dict[str, str] = {
-    **RUNTIME,
-    "torch": "PyTorch FP32, batch 1",
-    "torch-batched": "PyTorch FP32",
-    "torch-bf16": "PyTorch BF16",
-    "torch-compile": "PyTorch FP32, torch.compile",
-    "torch-compile-bf16": "PyTorch BF16, torch.compile",
-    "diffusion-classifier": "diffusion classifier, PyTorch FP32",
-    "naive": "research loop, PyTorch FP32",
-}
-REFERENCE = "torch-batched"
-
-
 def build(name: str, work: Work) -> Contender:
     """Set a contender up; imports happen here, so that they count for this contender alone."""
     if name in RUNTIME:
         from dsd_trt.export.benchmark.runtime import runtime
 
         mode: Mode = "matrix" if is_matrix(name) else "pair"
-        return runtime(work, name.removesuffix(_MATRIX), mode)
+        return runtime(work, name.removesuffix(MATRIX), mode)
     from dsd_trt.export.benchmark.pytorch import PyTorch
 
     whole: dict[str, Callable[[], Contender]] = {
@@ -80,11 +55,6 @@ def build(name: str, work: Work) -> Contender:
     }
     ours = partial(PyTorch, work, bf16="bf16" in name, compiled="compile" in name)
     return whole.get(name, lambda: ours().contender())()
-
-
-def is_matrix(name: str) -> bool:
-    """Whether a contender scores in matrix mode."""
-    return name.endswith(_MATRIX)
 
 
 def measure(name: str, work: Work) -> Measured:

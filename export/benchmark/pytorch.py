@@ -14,7 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt.batching import batch_sizes
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
-from dsd_trt.export.settings import default_adapter
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.run.libraries import hush_libraries
@@ -41,7 +40,7 @@ class PyTorch:
         self.checkpoint = read_checkpoint(work.model)
         manifest = work.bundle.manifest
         self.batch = batch_sizes(manifest, MEMORY_MB).passes if batched else 1
-        method, folder = manifest.method, work.adapter or default_adapter(work.model)
+        method, folder = manifest.method, work.adapter
         self._build = partial(
             build_scoring_unet,
             self.checkpoint,

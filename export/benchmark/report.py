@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsd_trt.agreement import spearman
-from dsd_trt.export.benchmark.measure import CONTENDERS, REFERENCE, RUNTIME, Measured, is_matrix
+from dsd_trt.export.benchmark.contenders import CONTENDERS, REFERENCE, RUNTIME, is_matrix
+from dsd_trt.export.benchmark.measure import Measured
 from dsd_trt.files.schema import to_plain
 
 

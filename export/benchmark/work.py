@@ -27,7 +27,7 @@ class Work:
     Attributes:
         bundle: verified bundle that our runtime scores with.
         model: checkpoint the bundle was exported from, as `find_model` takes it.
-        adapter: folder of the bundle's adapter; None is the checkpoint's default.
+        adapter: folder of the bundle's adapter; None for none.
         pictures: number of images to score.
         texts: number of texts per image.
         rounds: number of measured rounds.

@@ -39,14 +39,24 @@ def adapt(
     """
     from rich.console import Console
 
+    from dsd_trt.bundle.adapter_input import require_fed
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.commands.console import warnings_on
-    from dsd_trt.export.adapt import replace_adapter
+    from dsd_trt.export.folder import check_replaceable
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle
+    from dsd_trt.train.scoring.adapter_file import AdapterFile
+
+    # What the arguments and their files tell comes first: the libraries take seconds to import.
+    folder = bundle_folder(bundle)
+    AdapterFile.read(adapter)
+    check_replaceable(out, force)
+    opened = open_bundle(folder, require_signature)
+    require_fed(opened)
+
+    from dsd_trt.export.adapt import replace_adapter
 
     taken: list[int] = []
-    opened = open_bundle(bundle_folder(bundle), require_signature)
     with warnings_on(Console(stderr=True, markup=False, highlight=False, soft_wrap=True)):
         replace_adapter(opened, adapter, out, force=force, copied=taken.append)
     click.echo(

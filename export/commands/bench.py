@@ -18,6 +18,7 @@ from dsd_trt.commands.options import bundle_option, model_option, signature_opti
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.installation import own_command
+from dsd_trt.train.commands.adapters import NONE, adapter_option, chosen_adapter, sentence
 
 if TYPE_CHECKING:
     from dsd_trt.export.benchmark.measure import Measured
@@ -37,11 +38,7 @@ Examples:
 @bundle_option("measure")
 @signature_option
 @model_option
-@click.option(
-    "--adapter",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Few-shot adapter the bundle was exported with.  [default: none; shapes has its own]",
-)
+@adapter_option("Few-shot adapter the bundle was exported with")
 @click.option(
     "--images",
     type=click.IntRange(1),
@@ -73,7 +70,7 @@ def bench(
     bundle: str | None,
     require_signature: Path | None,
     model: str,
-    adapter: Path | None,
+    adapter: str,
     images: int | None,
     texts: int | None,
     rounds: int | None,
@@ -89,11 +86,10 @@ def bench(
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
     from dsd_trt.commands.output import refuse_unwritable
-    from dsd_trt.export.benchmark.machine import matmul_peaks
-    from dsd_trt.export.benchmark.measure import CONTENDERS, is_matrix, measure
-    from dsd_trt.export.benchmark.work import Work, default_size
+    from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME, is_matrix
     from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
+    from dsd_trt.train.diffusion.place import find_place, require_model
 
     names = contenders.split(",") if contenders else list(CONTENDERS)
     if unknown := set(names) - CONTENDERS.keys():
@@ -102,11 +98,20 @@ def bench(
         refuse_unwritable(str(output))
     # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
+    file = None
+    if any(name not in RUNTIME for name in names):
+        require_model(find_place(model))
+        file = chosen_adapter(adapter, model)
+
+    from dsd_trt.export.benchmark.machine import matmul_peaks
+    from dsd_trt.export.benchmark.measure import measure
+    from dsd_trt.export.benchmark.work import Work, default_size
+
     size = default_size(opened)
     work = Work(
         opened,
         model,
-        adapter,
+        None if file is None else file.folder,
         *(given or default for given, default in zip((images, texts, rounds), size, strict=True)),
     )
     if measured == _MACHINE:
@@ -122,12 +127,14 @@ def bench(
         return
     if contenders is None and opened.manifest.matrix is None:
         names = [name for name in names if not is_matrix(name)]
+    if any(name not in RUNTIME for name in names):
+        click.echo(f"PyTorch's {sentence(file, adapter)}", err=True)
     _run(work, names, output)
 
 
 def _run(work: Work, names: list[str], output: Path | None) -> None:
+    from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME
     from dsd_trt.export.benchmark.machine import describe_machine
-    from dsd_trt.export.benchmark.measure import CONTENDERS, RUNTIME
     from dsd_trt.export.benchmark.report import BenchReport
 
     # In separate processes: a child's peak memory includes what its parent held when it started.
@@ -175,7 +182,7 @@ def _measure(work: Work, name: str) -> Measured | str:
 
     command = [*own_command(), "bench", "--measure", name]
     command += ["--bundle", str(work.bundle.folder), "--model", work.model]
-    command += ["--adapter", str(work.adapter)] if work.adapter else []
+    command += ["--adapter", str(work.adapter or NONE)]
     command += ["--images", str(work.pictures), "--texts", str(work.texts)]
     command += ["--rounds", str(work.rounds)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -11,6 +12,7 @@ import click
 
 from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
+from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
 
 # torch and other heavy libraries are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
@@ -31,11 +33,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @model_option
-@click.option(
-    "--adapter",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Few-shot adapter trained for the checkpoint.  [default: none; shapes has its own]",
-)
+@adapter_option("Few-shot adapter trained for the checkpoint")
 @click.option(
     "--out",
     required=True,
@@ -111,7 +109,7 @@ Examples:
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it is not empty.")
 def export(
     model: str,
-    adapter: Path | None,
+    adapter: str,
     out: Path,
     precision: str,
     score_layers: str,
@@ -127,19 +125,13 @@ def export(
     force: bool,
 ) -> None:
     """Export a checkpoint as a bundle of ONNX graphs and compare them with PyTorch."""
-    from rich.console import Console
+    from dsd_trt.export.folder import check_replaceable
+    from dsd_trt.export.settings import ExportSettings, require_consistent
+    from dsd_trt.train.diffusion.place import find_place, require_model
 
-    from dsd_trt.commands.console import warnings_on
-    from dsd_trt.export.exporter import export_bundle
-    from dsd_trt.export.settings import ExportSettings, default_adapter
-    from dsd_trt.train.run.libraries import hush_libraries
-    from dsd_trt.train.run.memory import return_freed_memory
-
-    hush_libraries()
-    return_freed_memory()
+    # What the arguments and their files tell comes first: the libraries take seconds to import.
     settings = ExportSettings(
         model=model,
-        adapter=adapter or default_adapter(model),
         precision=cast("Precision", precision),
         score_layers=score_layers,
         levels=levels,
@@ -152,6 +144,22 @@ def export(
         query_pool=query_pool,
         cuda_form=cast("CudaForm | None", cuda_form),
     )
+    check_replaceable(out, force)
+    file = chosen_adapter(adapter, model)
+    require_consistent(settings, file)
+    require_model(find_place(model))
+    settings = replace(settings, adapter=None if file is None else file.folder)
+
+    from rich.console import Console
+
+    from dsd_trt.commands.console import warnings_on
+    from dsd_trt.export.exporter import export_bundle
+    from dsd_trt.train.run.libraries import hush_libraries
+    from dsd_trt.train.run.memory import return_freed_memory
+
+    hush_libraries()
+    return_freed_memory()
+    click.echo(sentence(file, adapter), err=True)
     console = Console(stderr=True)
     with warnings_on(console), _stages(console) as (stage, progress):
         _, parity = export_bundle(settings, out, force=force, stage=stage, progress=progress)

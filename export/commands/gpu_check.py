@@ -18,6 +18,7 @@ from dsd_trt.commands.options import device_option, signature_option
 from dsd_trt.engine import ON_GPU
 from dsd_trt.engine.tensorrt.plan import parse_profile
 from dsd_trt.installation import install_command
+from dsd_trt.train.commands.adapters import OWN, adapter_option, chosen_adapter
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.folder import Bundle
@@ -57,11 +58,7 @@ Examples:
     help="Checkpoint the bundle was exported from, to measure PyTorch beside the engine; named as "
     "for export.  [default: without PyTorch]",
 )
-@click.option(
-    "--adapter",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Few-shot adapter the bundle was exported with.  [default: none; shapes has its own]",
-)
+@adapter_option("Few-shot adapter the bundle was exported with")
 @click.option(
     "--out",
     default="gpu-check",
@@ -76,7 +73,7 @@ def gpu_check(
     device: int,
     batch: str,
     model: str | None,
-    adapter: Path | None,
+    adapter: str,
     out: Path,
 ) -> None:
     """Check BUNDLE on this machine's GPU: compare with FP32 on the CPU, and measure.
@@ -93,11 +90,17 @@ def gpu_check(
     from dsd_trt.commands.console import stage_lines
     from dsd_trt.engine.choice import choose_backend
     from dsd_trt.signature import open_bundle
+    from dsd_trt.train.diffusion.place import find_place, require_model
 
     profile = parse_profile(batch)
-    if adapter is not None and model is None:
+    if adapter != OWN and model is None:
         raise click.UsageError("--adapter needs --model")
     backend = choose_backend(engine, device).backend
+    chosen: Path | None = None
+    if model is not None:  # before gigabytes are hashed
+        require_model(find_place(model))
+        if (file := chosen_adapter(adapter, model)) is not None:
+            chosen = file.folder
     folder = bundle_folder(bundle) if backend.reads_graphs else own_bundle_folder(bundle, "plans")
     from dsd_trt.engines.gpu_check.check import check_gpu
     from dsd_trt.engines.gpu_check.recorder import Recorder
@@ -112,7 +115,7 @@ def gpu_check(
         "--device": str(device) if device else None,
         "--batch": batch,
         "--model": model,
-        "--adapter": None if adapter is None else str(adapter),
+        "--adapter": None if adapter == OWN else adapter,
     }
     command = ["dsd-trt", "gpu-check", bundle]
     command += [it for name, value in options.items() if value is not None for it in (name, value)]
@@ -121,7 +124,7 @@ def gpu_check(
         stage = stage_lines(console) or status.update
         stage("Verifying the bundle")
         opened = open_bundle(folder, require_signature)
-        recipe = None if model is None else _read_recipe(opened, model, adapter)
+        recipe = None if model is None else _read_recipe(opened, model, chosen)
         macs = _count_macs(opened)
         report = check_gpu(
             opened,

@@ -37,16 +37,19 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     Below it stands the first node that computes NaN or infinity. -f json lists every activation
     with its node, in order of execution.
     """
+    from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.signature import open_bundle
+
+    # The bundle comes first: the libraries take seconds to import.
+    opened = open_bundle(bundle_folder(bundle), require_signature)
+
     from rich.console import Console
     from rich.table import Table
 
-    from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.commands.console import stage_lines
     from dsd_trt.export.probe import draw_probe
     from dsd_trt.export.ranges import FP16_MAX, first_not_finite, measure_ranges, worst
-    from dsd_trt.signature import open_bundle
 
-    opened = open_bundle(bundle_folder(bundle), require_signature)
     manifest = opened.manifest
     probe = draw_probe(
         manifest.preprocessing.resolution, len(manifest.method.noise_levels.fractions), count=scenes

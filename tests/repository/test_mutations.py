@@ -50,15 +50,18 @@ from dsd_trt.results import Failure
 from dsd_trt.tokenizer import Tokenizer
 from dsd_trt.train.data.refcocog import read_refs
 from dsd_trt.train.data.table import read_table
-from dsd_trt.train.diffusion.weights import find_weights, read_headers
+from dsd_trt.train.diffusion.weight_files import find_weights
+from dsd_trt.train.diffusion.weights import read_headers
 from dsd_trt.train.evaluation.answers import ask
 from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report
 from dsd_trt.train.run.loss_log import LossLog
-from dsd_trt.train.run.state import require_like, require_plan, restore_optimizer, resumed
+from dsd_trt.train.run.plan import require_plan
+from dsd_trt.train.run.state import require_like, restore_optimizer, resumed
 from dsd_trt.train.run.state import save_state as write_state
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring.choices import PromptConfig
+from dsd_trt.train.scoring.prompts import AttentionPrompts
 
 Mutate = Callable[[bytes, random.Random], bytes]
 TEXTS = ["a red circle", "dog"]

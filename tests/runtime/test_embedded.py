@@ -18,10 +18,10 @@ from dsd_trt import Scorer
 from dsd_trt.commands.inputs import read_pairs
 from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Reference
-from dsd_trt.export.settings import ExportSettings, default_adapter
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder
+from dsd_trt.train.diffusion.place import EMBEDDED, embedded_model_folder, find_place
 from dsd_trt.train.scoring.adapter import Adapter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,7 +38,7 @@ def pairs() -> list[tuple[Path, str]]:
 @pytest.fixture(scope="module")
 def expected(pairs: list[tuple[Path, str]]) -> NDArray[np.float32]:
     """What PyTorch computes at batch 1 for the first images against many kinds of texts."""
-    recipe = Recipe.read(ExportSettings(adapter=default_adapter(EMBEDDED)))
+    recipe = Recipe.read(ExportSettings(adapter=find_place(EMBEDDED).own_adapter))
     reference, side = Reference(recipe), recipe.checkpoint.resolution
     pixels = np.stack([preprocess(image, side) for image, _ in pairs[:FEW]])
     ids, mask = reference.tokenize([*(text for _, text in pairs[:FEW]), *OTHER_TEXTS])

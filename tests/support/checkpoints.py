@@ -19,7 +19,8 @@ from dsd_trt.bundle.manifest import HeadMode, ScoreKind
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring.choices import PromptConfig
+from dsd_trt.train.scoring.prompts import AttentionPrompts
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
 LAYERS = 6  # cross-attention layers: one in the down blocks, one in the middle, four up

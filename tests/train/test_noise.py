@@ -15,7 +15,8 @@ from torch import Tensor
 from unets import random_levels, random_pairs, random_unet
 
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.scoring.noise import DEFAULT_LEVELS, noise_levels
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
+from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 SHAPE = (4, 8, 8)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from unets import TEXT_WIDTH, random_levels, random_pairs, random_unet
 
+from dsd_trt.train.scoring.choices import PromptConfig
 from dsd_trt.train.scoring.layers import inner_widths
-from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt, PromptConfig
+from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
 MEMBERS = ["sd 1", "sdxl", "shapes"]

@@ -17,7 +17,8 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.question import Question
 from dsd_trt.train.run_key import claim
-from dsd_trt.train.scoring.adapter import Adapter, adapter_hash
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter_file import adapter_hash
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
 SETTINGS = FewShotSettings(steps=2, questions=2, negatives=1, rank=1, hidden=2, validate_every=1)

@@ -17,7 +17,8 @@ from huggingface_hub.utils import filter_repo_objects
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import ModelError
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.diffusion.source import EMBEDDED, embedded_model_folder, find_model
+from dsd_trt.train.diffusion.place import EMBEDDED, embedded_model_folder
+from dsd_trt.train.diffusion.source import find_model
 
 COMMIT, OLDER = "0f" * 20, "1a" * 20
 

@@ -22,7 +22,8 @@ from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.diffusion.encoders import TextEncoder
 from dsd_trt.train.diffusion.families import FAMILIES, tiny
 from dsd_trt.train.diffusion.random_model import write_random_model
-from dsd_trt.train.diffusion.weights import find_weights, is_finite, read_headers, weight_patterns
+from dsd_trt.train.diffusion.weight_files import find_weights, weight_patterns
+from dsd_trt.train.diffusion.weights import is_finite, read_headers
 
 Change = Callable[[dict[str, Tensor]], object]
 WEIGHTS = {

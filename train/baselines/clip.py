@@ -18,13 +18,12 @@ from dsd_trt.train.diffusion.declared import require_ends, require_eos
 from dsd_trt.train.diffusion.families import LEGACY_EOS
 from dsd_trt.train.diffusion.fields import require_assumed
 from dsd_trt.train.diffusion.kinds import is_number
+from dsd_trt.train.diffusion.weight_files import find_weights, read_json
 from dsd_trt.train.diffusion.weight_names import is_computed
 from dsd_trt.train.diffusion.weights import (
     check_types,
     fill_module,
-    find_weights,
     read_headers,
-    read_json,
     read_tensors,
 )
 

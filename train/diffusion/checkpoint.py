@@ -21,11 +21,11 @@ from dsd_trt.train.diffusion.declared import require_tokenizer, text_fields, une
 from dsd_trt.train.diffusion.encoders import DualTextEncoder, ImageEncoder, TextEncoder
 from dsd_trt.train.diffusion.families import TOKENS, Prediction
 from dsd_trt.train.diffusion.folder import ModelFolder
+from dsd_trt.train.diffusion.place import EMBEDDED, PARTS, require_parts
 from dsd_trt.train.diffusion.single_file import SingleFile
-from dsd_trt.train.diffusion.source import EMBEDDED, ModelSource, find_model
+from dsd_trt.train.diffusion.source import ModelSource, find_model
 from dsd_trt.train.run.memory import release_freed_memory
 
-_PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 _SECOND = ("text_encoder_2", "tokenizer_2")
 _CPU = torch.device("cpu")
 
@@ -185,11 +185,7 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
     """
     source = find_model(model)
     parts = source.parts
-    if missing := [part for part in _PARTS if not parts.has(part)]:
-        raise ModelError(
-            f"{parts} is not a Stable Diffusion checkpoint in diffusers' format: it has no "
-            f"{', '.join(missing)}"
-        )
+    require_parts(parts, {part: parts.has(part) for part in PARTS})
     unet_config, vae_config, *text_configs = _require_parts_that_fit(parts)
     scheduler = parts.scheduler()
     tokenizer = _tokenizer(parts, "tokenizer")

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.errors import ModelError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.diffusion.families import TOKENS
-from dsd_trt.train.diffusion.weights import read_json, require_class
+from dsd_trt.train.diffusion.weight_files import read_json, require_class
 
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"

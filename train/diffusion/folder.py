@@ -15,6 +15,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from dsd_trt.errors import ModelError
 from dsd_trt.train.diffusion.clip_tokenizer import read_tokenizer, require_padding
 from dsd_trt.train.diffusion.schedule import read_schedule
+from dsd_trt.train.diffusion.weight_files import (
+    DIFFUSERS,
+    TRANSFORMERS,
+    find_weights,
+    read_json,
+    require_class,
+)
 from dsd_trt.train.diffusion.weight_names import current_names
 from dsd_trt.train.diffusion.weights import (
     Stored,
@@ -22,15 +29,11 @@ from dsd_trt.train.diffusion.weights import (
     check_numbers,
     check_types,
     fill_module,
-    find_weights,
     read_headers,
-    read_json,
     read_tensors,
-    require_class,
 )
 
 _TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
-_DIFFUSERS = "diffusion_pytorch_model"
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,13 @@ class _Kind:
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "vae": _Kind(AutoencoderKL, _DIFFUSERS, "_class_name", ("AutoencoderKL",)),
-    "text_encoder": _Kind(CLIPTextModel, "model", "model_type", ("clip_text_model",)),
+    "vae": _Kind(AutoencoderKL, DIFFUSERS, "_class_name", ("AutoencoderKL",)),
+    "text_encoder": _Kind(CLIPTextModel, TRANSFORMERS, "model_type", ("clip_text_model",)),
     "text_encoder_2": _Kind(
-        CLIPTextModelWithProjection, "model", "model_type", ("clip_text_model",)
+        CLIPTextModelWithProjection, TRANSFORMERS, "model_type", ("clip_text_model",)
     ),
-    "unet": _Kind(UNet2DConditionModel, _DIFFUSERS, "_class_name", ("UNet2DConditionModel",)),
+    "unet": _Kind(UNet2DConditionModel, DIFFUSERS, "_class_name", ("UNet2DConditionModel",)),
 }
-
-WEIGHT_NAMES: Mapping[str, str] = {part: kind.weights for part, kind in _KINDS.items()}
-"""Name of each part's weight files, without variant and extension."""
 
 
 class ModelFolder:
@@ -144,7 +144,7 @@ class ModelFolder:
             ModelError: there are no weight files, or a shard is missing.
         """
         name = _KINDS[part].weights
-        return find_weights(self.path / part, name, index_first=name == _DIFFUSERS)
+        return find_weights(self.path / part, name, index_first=name == DIFFUSERS)
 
     def tokenizer(self, part: str = "tokenizer") -> CLIPTokenizer:
         """Read a tokenizer.

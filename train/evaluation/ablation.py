@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.files.whole import whole
 from dsd_trt.train.fewshot.examples import Examples
-from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 from dsd_trt.train.scoring.pooling import CrossAttention, attribution, logsumexp_pool, pool
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens
 

@@ -18,8 +18,9 @@ from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report, Score
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.scoring.adapter import Adapter, resize_of
+from dsd_trt.train.scoring.choices import require_matrix
 from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
-from dsd_trt.train.scoring.matrix import MatrixScorer, require_matrix
+from dsd_trt.train.scoring.matrix import MatrixScorer
 
 
 def by_model(

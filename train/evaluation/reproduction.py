@@ -36,7 +36,7 @@ from dsd_trt.train.question import Question, Score
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.run_key import claim, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.noise import DEFAULT_LEVELS
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 
 REAL = ("comvg", "refcocog", "vqav2")
 SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")

@@ -22,7 +22,8 @@ from dsd_trt.train.fewshot.match_probability import combine, fit_match_probabili
 from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, score_all, validate
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
-from dsd_trt.train.scoring.adapter import STATE_NAME, Adapter
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter_file import STATE_NAME
 
 _FITTED = 64  # questions that the initial a and b of matrix mode are fitted to
 

@@ -14,6 +14,7 @@ from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.scoring.choices import PromptConfig
 from dsd_trt.train.scoring.head_weights import (
     LearnedHeadWeights,
     calibrated_weights,
@@ -22,7 +23,7 @@ from dsd_trt.train.scoring.head_weights import (
 from dsd_trt.train.scoring.layers import inner_widths, text_width
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.noise import noise_levels
-from dsd_trt.train.scoring.prompts import AttentionPrompts, PromptConfig
+from dsd_trt.train.scoring.prompts import AttentionPrompts
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_heads, average_tokens
 
 _BATCH = 64  # pairs per forward pass without gradients

@@ -7,8 +7,7 @@ from typing import Literal
 
 from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
 from dsd_trt.errors import InputError
-from dsd_trt.train.scoring.matrix import require_matrix
-from dsd_trt.train.scoring.noise import DEFAULT_LEVELS, require_levels
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, require_levels, require_matrix
 
 Loss = Literal["bce", "softmax"]
 

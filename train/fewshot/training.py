@@ -21,9 +21,9 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question, split
 from dsd_trt.train.run.device import best_device, process_state
-from dsd_trt.train.run.state import require_plan
+from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run_key import model_identity, questions_hash
-from dsd_trt.train.scoring.adapter import CONFIG_NAME, PLAN_NAME, STATE_NAME
+from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, STATE_NAME
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsd_trt.errors import InputError, ModelError
-from dsd_trt.files.schema import read_json
+from dsd_trt.errors import ModelError
 from dsd_trt.files.whole import whole
 from dsd_trt.train.pickles import pickle_fault
 
@@ -103,36 +101,6 @@ def require_like(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> N
         one, other = found.get(name), wanted.get(name)
         if one is None or other is None or one.shape != other.shape:
             raise ValueError(f"{name} is not as the model has it")
-
-
-def require_plan(path: Path, plan: Mapping[str, Any], states: Iterable[str]) -> None:
-    """Refuse to resume in a folder that holds a run with another plan.
-
-    Args:
-        path: path of the folder's plan; a missing file means a new run.
-        plan: everything that determines the run's outcome, as JSON takes it.
-        states: names in the folder that the run would resume from. Without any of them nothing
-            can be mixed, so that a run which failed before its first state blocks no other.
-
-    Raises:
-        InputError: the folder's plan differs, or cannot be read.
-    """
-    if not any((path.parent / name).exists() for name in states):
-        return
-    try:
-        kept = read_json(path)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path}, the settings of the run in its folder: {error}. Choose another "
-            "folder, or delete it"
-        ) from None
-    if kept != json.loads(json.dumps(plan)):
-        raise InputError(
-            f"{path.parent} holds a run with other settings (see {path.name}): choose another "
-            "folder, or delete it"
-        )
 
 
 def _unusable(path: Path, reason: object) -> ModelError:

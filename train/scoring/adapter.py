@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +26,23 @@ from dsd_trt.bundle.manifest import (
 from dsd_trt.errors import ModelError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.lock import sole_writer
-from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
-from dsd_trt.files.tensor_file import TensorHeader, read_tensor_headers
+from dsd_trt.files.schema import to_plain
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.diffusion.weights import is_finite
-from dsd_trt.train.scoring.prompts import PromptConfig
+from dsd_trt.train.scoring.adapter_file import (
+    CONFIG_NAME,
+    FORMAT,
+    NEXT_WEIGHTS,
+    WEIGHTS_NAME,
+    AdapterConfig,
+    AdapterFile,
+    read_config,
+    unreadable,
+)
+from dsd_trt.train.scoring.choices import PromptConfig
 from dsd_trt.train.scoring.scoring_unet import uniform_head_weights
 
-CONFIG_NAME, PLAN_NAME, STATE_NAME = "adapter.json", "plan.json", "training.ckpt"
-"""Files of an adapter's folder: its description, and the settings and state of its training."""
-
-_WEIGHTS = "adapter.safetensors"
-_NEXT_WEIGHTS = f".{_WEIGHTS}.next"
 _OTHER_WRITER = 60.0  # seconds to wait for another process that is writing the same adapter
-_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Adapter:
 
         The replacement of `adapter.json` commits the change. Before it, the old weights are
         complete under their name. After it, the new ones are complete, either under that name or
-        as `_NEXT_WEIGHTS`.
+        as `NEXT_WEIGHTS`.
 
         Args:
             folder: folder of the adapter; created if missing.
@@ -106,8 +108,8 @@ class Adapter:
         for layer, weights in enumerate(self.head_weights):
             tensors[f"head_weights.{layer}"] = weights
         content = save({name: value.contiguous() for name, value in tensors.items()})
-        config = _Config(
-            format=_FORMAT,
+        config = AdapterConfig(
+            format=FORMAT,
             weights=hashlib.sha256(content).hexdigest(),
             prompts=self.prompt_config,
             head_mode=self.head_mode,
@@ -125,9 +127,9 @@ class Adapter:
         )
         with sole_writer(folder / CONFIG_NAME, wait=_OTHER_WRITER):
             _finish_save(folder)  # before the next weights replace those of an interrupted save
-            write_whole(folder / _NEXT_WEIGHTS, content)
+            write_whole(folder / NEXT_WEIGHTS, content)
             write_whole(folder / CONFIG_NAME, json.dumps(to_plain(config), indent=2) + "\n")
-            (folder / _NEXT_WEIGHTS).replace(folder / _WEIGHTS)
+            (folder / NEXT_WEIGHTS).replace(folder / WEIGHTS_NAME)
             sync_folder(folder)
 
     @classmethod
@@ -141,19 +143,17 @@ class Adapter:
             ModelError: the folder is not an adapter, its two files do not belong together, or its
                 format is not one this version reads.
         """
-        config = _read_config(folder)
-        content = _weights(folder, config)
+        file = AdapterFile.read(folder)
+        config = file.config
         try:
-            headers = read_tensor_headers(BytesIO(content))
-            _require_known(config, headers)
-            tensors = load(content)
+            tensors = load(file.content)
             _require_finite(tensors)
             tensors = {name: t.float() for name, t in tensors.items()}
             adapter = cls(
                 prompt_config=config.prompts,
                 prompt_state=_under("prompts.", tensors),
                 head_mode=config.head_mode,
-                head_weights=[tensors[name] for name in _head_weights(headers)],
+                head_weights=[tensors[name] for name in file.head_weights],
                 score=config.score,
                 denoising_weight=config.denoising_weight,
                 a=config.a,
@@ -171,7 +171,7 @@ class Adapter:
                 raise ValueError("the head weights sum to 0: there would be no score")
             return adapter
         except (ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"cannot read an adapter from {folder}: {_WEIGHTS}: {error}") from None
+            raise unreadable(folder, error) from None
 
     @property
     def layers(self) -> int:
@@ -204,19 +204,6 @@ class Adapter:
                     f"the adapter was trained on another model: {file} differs. Train one for "
                     "this model: dsd-trt train"
                 )
-
-    def require_score(self, score: ScoreKind) -> None:
-        """Refuse a score other than the one the adapter was trained for.
-
-        Raises:
-            ModelError: the scores differ; the message names both.
-        """
-        # An imported adapter changes weights alone, so that it serves any score.
-        if score != self.score and self.score != "released":
-            raise ModelError(
-                f'the adapter was trained for the score "{self.score}", not "{score}": leave out '
-                "--score, or train an adapter for it"
-            )
 
     def merge_into(self, unet: nn.Module) -> None:
         """Add the low-rank updates up @ down to the weights of a U-Net, in place.
@@ -275,134 +262,17 @@ class Adapter:
         return [weights / total for weights in chosen]
 
 
-def adapter_hash(folder: Path) -> str:
-    """sha256 of the weights that `Adapter.load` reads.
-
-    Raises:
-        ModelError: `adapter.json` or the weights it names cannot be read.
-    """
-    return hashlib.sha256(_weights(folder, _read_config(folder))).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Config:
-    """Schema of `adapter.json`; fields that older versions did not write are optional."""
-
-    format: int
-    weights: str | None = field(default=None, metadata={"optional": True})
-    prompts: PromptConfig | None
-    head_mode: HeadMode
-    score: ScoreKind
-    denoising_weight: float
-    a: float
-    b: float
-    mode: TrainedFor | None = field(default=None, metadata={"optional": True})
-    matrix_a: float | None = field(default=None, metadata={"optional": True})
-    matrix_b: float | None = field(default=None, metadata={"optional": True})
-    levels: tuple[float, ...]
-    resize: Resize | None = field(default=None, metadata={"optional": True})
-    base: Mapping[str, str]
-    training: Mapping[str, Any]
-
-
-def _read_config(folder: Path) -> _Config:
-    path = folder / CONFIG_NAME
-    try:
-        plain = read_json(path)
-        found = plain.get("format") if isinstance(plain, dict) else None
-        if found != _FORMAT:
-            raise ValueError(f"{CONFIG_NAME}: format {found!r} is not {_FORMAT}")
-        config = from_plain(_Config, plain)
-        if not all(0 < level < 1 for level in config.levels):
-            raise ValueError(f"{CONFIG_NAME}: field 'levels' must be of numbers between 0 and 1")
-        return config
-    except FileNotFoundError:
-        raise ModelError(_why_none(folder)) from None
-    except SchemaError as error:
-        raise ModelError(f"cannot read an adapter from {folder}: {CONFIG_NAME}: {error}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read an adapter from {folder}: {error}") from None
-
-
-def _why_none(folder: Path) -> str:
-    """Message for a folder without an adapter: its training may not have finished."""
-    if (folder / STATE_NAME).exists() or (folder / PLAN_NAME).exists():
-        return (
-            f"training in {folder} has not finished: go on with the command that began it, "
-            f"dsd-trt train ... --out {folder}"
-        )
-    if (folder / "adapter" / CONFIG_NAME).exists():
-        return f"no adapter in {folder} (no {CONFIG_NAME}); there is one in {folder / 'adapter'}"
-    return f"no adapter in {folder} (no {CONFIG_NAME}): train one with dsd-trt train --out {folder}"
-
-
-def _weights(folder: Path, config: _Config) -> bytes:
-    """Content of the weight file with the configuration's sha256, which older ones lack."""
-    try:
-        if config.weights is None:
-            return (folder / _WEIGHTS).read_bytes()
-        for path in (folder / _WEIGHTS, folder / _NEXT_WEIGHTS):
-            if path.is_file():
-                content = path.read_bytes()
-                if hashlib.sha256(content).hexdigest() == config.weights:
-                    return content
-    except OSError as error:
-        raise ModelError(f"cannot read an adapter from {folder}: {error}") from None
-    raise ModelError(
-        f"cannot read an adapter from {folder}: {_WEIGHTS} is missing, or not the file that "
-        f"{CONFIG_NAME} was written with (sha256 differs). Copy the adapter again, or train it "
-        "again"
-    )
-
-
 def _finish_save(folder: Path) -> None:
     """Complete a save that was interrupted between its two file replacements."""
-    unfinished = folder / _NEXT_WEIGHTS
+    unfinished = folder / NEXT_WEIGHTS
     if not unfinished.is_file():
         return
     try:
-        wanted = _read_config(folder).weights
+        wanted = read_config(folder).weights
     except ModelError:
         return  # the interrupted save was the folder's first, so there is nothing to complete
     if hashlib.sha256(unfinished.read_bytes()).hexdigest() == wanted:
-        unfinished.replace(folder / _WEIGHTS)
-
-
-def _require_known(config: _Config, headers: Mapping[str, TensorHeader]) -> None:
-    """Refuse unknown tensors, incomplete low-rank updates and contradicting shapes.
-
-    Whether prompts and head weights fit a base model is checked when the two are combined.
-
-    Raises:
-        ValueError: a tensor is unknown, missing or misshapen; the message names it.
-    """
-    for name, tensor in headers.items():
-        if not name.startswith(("prompts.", "merged.", "head_weights.")):
-            raise ValueError(f"it holds {ascii(name[:80])[1:-1]}, which no adapter has")
-        if name.startswith("prompts.") and config.prompts is None:
-            raise ValueError(f"it holds {name}, but {CONFIG_NAME} has no prompts")
-        if name.startswith("merged."):
-            layer, _, part = name.rpartition(".")
-            other = f"{layer}.{'down' if part == 'up' else 'up'}"
-            if part not in ("up", "down") or other not in headers:
-                raise ValueError(f"it holds {name} without {other}")
-            if len(tensor.shape) != 2 or not all(tensor.shape):
-                raise ValueError(f"{name} is {list(tensor.shape)}, expected a matrix")
-            if part == "up" and headers[other].shape[:1] != tensor.shape[1:]:
-                raise ValueError(f"{name} and {other} are of different rank")
-    if config.prompts is not None and not any(name.startswith("prompts.") for name in headers):
-        raise ValueError(f"it holds no prompts, but {CONFIG_NAME} has their sizes")
-    for name in _head_weights(headers):
-        if name not in headers:
-            raise ValueError(f"it lacks {name}")
-        if len(headers[name].shape) != 1 or not headers[name].shape[0]:
-            raise ValueError(f"{name} is {list(headers[name].shape)}, expected one number per head")
-
-
-def _head_weights(headers: Mapping[str, TensorHeader]) -> list[str]:
-    """Required names of the head weights' tensors, given their count."""
-    count = sum(name.startswith("head_weights.") for name in headers)
-    return [f"head_weights.{layer}" for layer in range(count)]
+        unfinished.replace(folder / WEIGHTS_NAME)
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:

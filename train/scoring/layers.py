@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,8 +10,6 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
 
 from dsd_trt.train.diffusion.fields import UNET, require_assumed
-
-_SELECTION = re.compile(r"all|last:0*[1-9]\d*|\s*\d+\s*(,\s*\d+\s*)*", re.ASCII)
 
 
 def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
@@ -37,19 +34,6 @@ def last_of_each_stage(unet: UNet2DConditionModel) -> tuple[int, ...]:
         for layer, (stage, following) in enumerate(pairwise([*stages, ""]))
         if stage != following
     )
-
-
-def require_selection(selection: str | Sequence[int]) -> None:
-    """Refuse a selection of layers that is malformed, whatever the U-Net.
-
-    Raises:
-        ValueError: it is neither "all" nor "last:N" nor indices.
-    """
-    if isinstance(selection, str) and not _SELECTION.fullmatch(selection):
-        raise ValueError(
-            f'no cross-attention layers {selection!r}: choose "all", "last:N" with N above 0, or '
-            "indices such as 0,3,5"
-        )
 
 
 def select_layers(selection: str | Sequence[int], count: int) -> tuple[int, ...]:

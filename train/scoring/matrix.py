@@ -15,29 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsd_trt.bundle.manifest import HeadMode, ScoreKind
-from dsd_trt.errors import InputError
 from dsd_trt.train.scoring.pooling import logsumexp_pool
 from dsd_trt.train.scoring.prompts import MatrixPrompt
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens, no_autocast
-
-
-def require_matrix(score: ScoreKind, head_mode: HeadMode, advice: str) -> None:
-    """Refuse scores and head weights that matrix mode does not have.
-
-    Args:
-        score: kind of score that the mode is to compute.
-        head_mode: source of the head weights; "uniform" without an adapter.
-        advice: what to do instead, the end of the message.
-
-    Raises:
-        InputError: matrix mode cannot compute the score.
-    """
-    if score != "attention" or head_mode == "dynamic":
-        raise InputError(
-            'matrix mode has the score "attention" and head weights that are not dynamic, here '
-            f'they are "{score}" and "{head_mode}": {advice}'
-        )
 
 
 class MatrixScorer(nn.Module):

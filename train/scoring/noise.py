@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-DEFAULT_LEVELS = (0.2, 0.4, 0.6, 0.8)
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, require_levels
 
 
 @dataclass(frozen=True)
@@ -30,17 +29,6 @@ class FixedNoise:
     spread: Tensor
     eps: Tensor
     seed: int
-
-
-def require_levels(fractions: Sequence[float]) -> None:
-    """Refuse noise levels that no schedule has.
-
-    Raises:
-        ValueError: there are no levels, one lies outside (0, 1), or two are the same.
-    """
-    if not fractions or any(not 0 < s < 1 for s in fractions) or len({*fractions}) < len(fractions):
-        given = ", ".join(map(str, fractions)) or "none"
-        raise ValueError(f"noise levels must be distinct and lie between 0 and 1, got {given}")
 
 
 def noise_levels(

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsd_trt.train.scoring.choices import PromptConfig
+
 _GRID = 4  # the mapping network's input is the latent, average-pooled to 4 x 4 cells
-
-
-@dataclass(frozen=True)
-class PromptConfig:
-    """Sizes of the prompts and their mapping network.
-
-    Attributes:
-        rank: rank of each static prompt P = up @ down; None makes P a full matrix.
-        hidden: width of the mapping network's hidden layer.
-        latent_channels: number of channels of the latent z, the mapping network's input.
-    """
-
-    rank: int | None = 4
-    hidden: int = 32
-    latent_channels: int = 4
 
 
 class MatrixPrompt(nn.Module):

@@ -22,8 +22,8 @@ from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.run.loss_log import LossLog
+from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run.saved_model import saved_model
-from dsd_trt.train.run.state import require_plan
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 from dsd_trt.train.shapes.curriculum import Curriculum, stages
 from dsd_trt.train.shapes.datasets import shapes_refcocog
