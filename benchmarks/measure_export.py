@@ -18,8 +18,9 @@ from pathlib import Path
 
 from dsd_trt.errors import DsdError
 from dsd_trt.export.exporter import export_bundle
-from dsd_trt.export.settings import ExportSettings, default_adapter
+from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.diffusion.families import FAMILIES, tiny
+from dsd_trt.train.diffusion.place import find_place
 from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.run.libraries import hush_libraries
 
@@ -38,7 +39,7 @@ def main() -> None:
             model = str(Path(scratch) / "model")
             write_random_model(Path(model), tiny(FAMILIES[options.tiny]))
         settings = ExportSettings(
-            model=model, adapter=default_adapter(model), matrix=options.matrix or None
+            model=model, adapter=find_place(model).own_adapter, matrix=options.matrix or None
         )
         stamps: list[tuple[str, float, float]] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import islice
@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsd_trt.errors import InputError
+from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.train.counted import counted
 
 if TYPE_CHECKING:
+    from dsd_trt.results import Failure
+    from dsd_trt.train.data.table import TableQuestions
     from dsd_trt.train.question import Question
 
 FEW_SHOT = 0.05
@@ -92,20 +96,63 @@ _GENERATORS: Mapping[str, Callable[[int, int], Iterator[Question]]] = {
 NAMES = (*_READERS, *_GENERATORS)
 
 
+class Part(Iterator["Question"]):
+    """The questions of one part of a data set, read lazily once, and what it left out.
+
+    Attributes:
+        name: name of the data set.
+        table: what a table had besides questions; None for a named data set.
+        others: questions of the other part that were read so far.
+        alone: questions left out because every other text may describe their image.
+    """
+
+    def __init__(self, name: str, questions: Iterable[Question]) -> None:
+        self.name = name
+        self.table: TableQuestions | None = None
+        self.others = self.alone = 0
+        self._questions = iter(questions)
+
+    def __next__(self) -> Question:
+        return next(self._questions)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Rows of a table that cannot be used."""
+        return () if self.table is None else self.table.failures
+
+    def lines(self) -> list[str]:
+        """What was read, and what was left out and why, for the user."""
+        found = []
+        if self.table is not None:
+            found.append(f"{counted(self.table.rows, 'row')}")
+            found.append(counted(len(self.table.questions), "question"))
+            found += [f"{counted(n, 'row')} unused: {why}" for why, n in self.table.unused.items()]
+            if self.failures:
+                found.append(f"{counted(len(self.failures), 'row')} cannot be used")
+        if self.others:
+            found.append(f"{counted(self.others, 'question')} in the other part (--fraction)")
+        if self.alone:
+            found.append(
+                f"{counted(self.alone, 'row')} left out, with no text of another to reject"
+            )
+        return [f"{self.name}: {', '.join(found)}"] if found else []
+
+
 def open_dataset(
     name: str,
     root: Path,
     part: str,
     seed: int,
     limit: int | None = None,
-    fraction: float = FEW_SHOT,
-) -> Iterator[Question]:
-    """The questions of one part of a data set, read lazily.
+    fraction: float | None = None,
+    columns: ColumnNames | None = None,
+) -> Part:
+    """The questions of one part of a data set.
 
-    The parts "train" and "test" share no source.
+    The parts "train" and "test" share no source, for the same fraction.
 
     Args:
-        name: name of the data set, one of `NAMES`, or the path of a .csv or .jsonl table.
+        name: name of the data set, one of `NAMES`, or the path of a CSV, JSONL or Parquet table.
         root: folder of the data set's files, to which a table's path is relative; unused for
             shapes.
         part: part of the data set: "train" for few-shot examples, "test" for test questions. In
@@ -114,6 +161,8 @@ def open_dataset(
             "train" and 2 * seed + 1 for "test".
         limit: maximum number of questions; None means no limit, and `SCENES` for shapes.
         fraction: share of the sources used as few-shot examples, in [0, 1]; unused for shapes.
+            None is `FEW_SHOT`; of a table it is all for "train", and nothing for "test".
+        columns: names of a table's columns; None is the roles' own names.
 
     Raises:
         InputError: the data set or part does not exist, or a file is missing or malformed. Some
@@ -123,32 +172,59 @@ def open_dataset(
         raise InputError(f"no part {part!r} of a data set; it is train or test")
     if name in _GENERATORS:
         count = SCENES if limit is None else limit
-        return _GENERATORS[name](count, 2 * seed + (part == "test"))
-    parts = _find(name)
+        return Part(name, _GENERATORS[name](count, 2 * seed + (part == "test")))
+    if name not in _READERS:
+        return _open_table(name, root, part, seed, limit, fraction, columns)
+    if columns is not None and columns != ColumnNames():
+        raise InputError(f"{name} is no table: omit --image-column and the others")
+    fraction = FEW_SHOT if fraction is None else fraction
+    parts = _READERS[name]
     test = parts.test or parts.train
     if part == "test" and parts.apart:
-        return islice(test(root, seed), limit)
+        return Part(name, islice(test(root, seed), limit))
     # Read twice instead of kept in memory: a question of VQAv2 has thousands of candidates.
     chosen = _few_shot_sources(parts.train(root, seed), fraction, seed)
-    if part == "train":
-        questions = (question for question in parts.train(root, seed) if question.source in chosen)
-    else:
-        questions = (question for question in test(root, seed) if question.source not in chosen)
-    return islice(questions, limit)
+    found = Part(name, ())
+
+    def mine() -> Iterator[Question]:
+        for question in (parts.train if part == "train" else test)(root, seed):
+            if (question.source in chosen) == (part == "train"):
+                yield question
+            else:
+                found.others += 1
+
+    found._questions = islice(mine(), limit)
+    return found
 
 
-def _find(name: str) -> _Parts:
-    if name in _READERS:
-        return _READERS[name]
-    if Path(name).suffix in (".csv", ".jsonl"):
-        from dsd_trt.train.data.table import read_table
+def _open_table(
+    name: str,
+    root: Path,
+    part: str,
+    seed: int,
+    limit: int | None,
+    fraction: float | None,
+    columns: ColumnNames | None,
+) -> Part:
+    """Questions of a table; negatives are drawn from the same part alone."""
+    from dsd_trt.train.data.negatives import draw_negatives
+    from dsd_trt.train.data.table import read_table
+    from dsd_trt.train.question import split
 
-        def read(root: Path, seed: int) -> Iterator[Question]:
-            return read_table(root / name, seed)
-
-        return _Parts(read)
-    known = ", ".join(NAMES)
-    raise InputError(f"no data set {name!r}; there are {known}, or a table: a .csv or .jsonl file")
+    if not (root / name).exists() and not Path(name).suffix:
+        known = ", ".join(NAMES)
+        raise InputError(
+            f"no data set {name!r}; there are {known}, or a table: a CSV, JSONL or Parquet file"
+        )
+    table = read_table(root / name, seed, columns)
+    if fraction is None:
+        fraction = 1.0 if part == "train" else 0.0
+    few, rest = split(table.questions, fraction, seed)
+    mine, others = (few, rest) if part == "train" else (rest, few)
+    drawn = draw_negatives(mine, seed)
+    found = Part(name, islice(drawn, limit))
+    found.table, found.others, found.alone = table, len(others), len(mine) - len(drawn)
+    return found
 
 
 def _few_shot_sources(questions: Iterator[Question], fraction: float, seed: int) -> set[str]:

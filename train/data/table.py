@@ -1,101 +1,173 @@
-"""The user's own data: a pairs file, as for `dsd-trt score --pairs`, with labels or negatives."""
+"""The user's own table: rows of images and texts, as questions."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.commands.inputs import Pair, read_pair
 from dsd_trt.errors import InputError
-from dsd_trt.files.rows import LineError, csv_rows, jsonl_rows, text_fault
-from dsd_trt.files.schema import parse_json
-from dsd_trt.train.data.files import read_text
+from dsd_trt.results import Failure
+from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.labelled import negative_columns, negatives_of
+from dsd_trt.tables.row import TableRow
+from dsd_trt.tables.table import Table
 from dsd_trt.train.question import Question, shuffled
 
+_UNMATCHED = "label 0, but no row has their image with label 1"
+_UNLABELLED = "no label"
 
-def read_table(path: Path, seed: int) -> Iterator[Question]:
-    """Questions of kind "text", given an image the right text; the source is the image's name.
 
-    Columns `image,text,negatives` yield one question per row, against the row's list of negative
-    texts (in CSV, a JSON list in the cell). Columns `image,text,label` yield one question per row
-    of label 1, against its image's rows of label 0.
+@dataclass(frozen=True)
+class TableQuestions:
+    """The questions of a table, and what became of its other rows.
+
+    Attributes:
+        questions: questions of kind "text", given an image the right text.
+        rows: number of rows in the table.
+        unused: number of rows that make no question, by the reason.
+        failures: rows that cannot be used, by their place in the file, and why.
+    """
+
+    questions: tuple[Question, ...]
+    rows: int
+    unused: Mapping[str, int]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """A row with its values: an image and a text, and whether they belong together."""
+
+    image: Path
+    text: str
+    source: str
+    label: bool
+    negatives: tuple[str, ...]
+    place: str
+
+
+def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> TableQuestions:
+    """Read a table as questions; their source is the row's identifier, or its image's name.
+
+    - Columns `image,text,negatives`, or `negative_1` and so on: a question per row, against the
+      row's negatives, see `negatives_of`.
+    - Columns `image,text,label`: a question per row of label 1, against its image's rows of label
+      0; without any, its negatives are drawn, as below.
+    - Columns `image,text` alone: a question per row, whose negatives are yet to be drawn from
+      other rows' texts, see `draw_negatives`.
 
     Args:
-        path: path of a UTF-8 CSV file with a header, or of a JSONL file; image names in it are
-            relative to its folder.
+        path: path of a CSV, JSONL or Parquet table; image paths in it are relative to its folder.
         seed: random seed of the right text's position.
+        columns: names of the columns; None is the roles' own names.
 
     Raises:
-        InputError: the file is malformed, with the line in the message; an image does not exist,
-            or lacks positive or negative texts; a text is both positive and negative.
+        InputError: the file cannot be read, lacks a column, or has labels beside negatives; no row
+            can be used; or no label is 1.
     """
-    text = read_text(path)
-    rows = (
-        jsonl_rows(text)
-        if text.lstrip().startswith("{")
-        else csv_rows(text, ("image", "text"), ("label", "negatives"))
-    )
-    try:
-        if not (first := next(rows, None)):
-            raise InputError(f"{path} has no rows")
-        rows = itertools.chain([first], rows)
-        if "negatives" in first[1]:
-            examples = _with_negatives(path, rows)
-        elif "label" in first[1]:
-            examples = _with_labels(path, rows)
-        else:
-            raise LineError(first[0], "the columns are image,text,label or image,text,negatives")
-        for number, (pair, wrong) in enumerate(examples):
-            if pair.text in wrong:
-                raise InputError(
-                    f"{path}: {pair.text!r} is both right and wrong for the image {pair.name!r}"
+    columns = columns or ColumnNames()
+    table = Table.open(path)
+    image, text = columns.required(table, "image"), columns.required(table, "text")
+    label, identifier = columns.optional(table, "label"), columns.optional(table, "id")
+    if columns.id is None:
+        identifier = None  # a column named id may hold anything
+    if label in (image, text):
+        label = None
+    negatives = negative_columns(table)
+    if label and negatives and columns.label is None:
+        raise InputError(
+            f"{path}, {table.start}: it has both {label!r} and {negatives[0]!r}. To learn from the "
+            f"labels: --label-column {label}; to learn from the negatives, leave {label!r} out"
+        )
+    negatives = [] if label else negatives
+    rows: list[_Described] = []
+    failures: list[Failure] = []
+    count = unlabelled = 0
+    needed = [it for it in (image, text, label, identifier, *negatives) if it]
+    for row in table.rows(needed):
+        count += 1
+        try:
+            value = row.label(label) if label else True
+            if value is None:
+                unlabelled += 1
+                continue
+            name = row.text(image)
+            rows.append(
+                _Described(
+                    _image(path.parent, name),
+                    row.text(text),
+                    _source(row, identifier) or name,
+                    value,
+                    negatives_of(row, negatives),
+                    row.place,
                 )
-            yield shuffled(
-                "text",
-                (pair.image, pair.text),
-                [(pair.image, text) for text in wrong],
-                pair.name,
-                [seed, number],
             )
-    except LineError as error:
-        raise InputError(f"{path}, line {error.line}: {error}") from None
-
-
-def _with_negatives(
-    path: Path, rows: Iterator[tuple[int, dict[str, object]]]
-) -> Iterator[tuple[Pair, list[str]]]:
-    """Each row's positive pair and its list of negative texts."""
-    for line, row in rows:
-        negatives = row.get("negatives")
-        if isinstance(negatives, str):
-            try:
-                negatives = parse_json(negatives)
-            except ValueError:
-                negatives = None
-        texts = negatives if isinstance(negatives, list) else []
-        if not texts or not all(
-            isinstance(text, str) and text.strip() and not text_fault(text) for text in texts
-        ):
-            raise LineError(line, 'negatives must be a list of texts, such as ["a dog", "a cat"]')
-        yield read_pair(path.parent, line, row), [text.strip() for text in texts]
+            if rows[-1].text in rows[-1].negatives:
+                raise ValueError(f"{rows.pop().text!r} is among its own negatives")
+        except ValueError as error:
+            failures.append(Failure(f"{path.name}, {row.place}", str(error)))
+    if not rows:
+        if not count:
+            raise InputError(f"{path} has no rows")
+        first = f": {failures[0]}" if failures else ", because none has a label"
+        raise InputError(f"none of the {count} rows of {path} can be used{first}")
+    unused = {_UNLABELLED: unlabelled} if unlabelled else {}
+    if label:
+        rows, unmatched = _with_labels(path, rows, failures)
+        unused |= {_UNMATCHED: unmatched} if unmatched else {}
+    return TableQuestions(tuple(_questions(rows, seed)), count, unused, tuple(failures))
 
 
 def _with_labels(
-    path: Path, rows: Iterator[tuple[int, dict[str, object]]]
-) -> Iterator[tuple[Pair, list[str]]]:
-    """Each pair of label 1 with its image's texts of label 0; an image's rows may be scattered."""
-    by_image: dict[str, tuple[list[Pair], list[Pair]]] = {}
-    for line, row in rows:
-        label = str(row.get("label")).strip()
-        if label not in ("0", "1"):
-            raise LineError(line, f"label must be 0 or 1, got {label!r}")
-        pair = read_pair(path.parent, line, row)
-        by_image.setdefault(pair.name, ([], []))[int(label)].append(pair)
-    for name, labelled in by_image.items():
-        for number, pairs in enumerate(labelled):
-            if not pairs:
-                raise InputError(f"{path}: the image {name!r} has no text with label {number}")
-        wrong, right = labelled
-        texts = [pair.text for pair in wrong]
-        yield from ((pair, texts) for pair in right)
+    path: Path, rows: Iterable[_Described], failures: list[Failure]
+) -> tuple[list[_Described], int]:
+    """Rows of label 1 with their image's texts of label 0, and the number of those without one."""
+    by_image: dict[Path, tuple[list[_Described], list[_Described]]] = {}
+    for row in rows:
+        by_image.setdefault(row.image, ([], []))[row.label].append(row)
+    kept, unmatched = [], 0
+    for wrong, right in by_image.values():
+        unmatched += 0 if right else len(wrong)
+        texts = tuple(dict.fromkeys(row.text for row in wrong))
+        for row in right:
+            if row.text in texts:
+                reason = f"{row.text!r} has the labels 0 and 1 with {row.image.name!r}"
+                failures.append(Failure(f"{path.name}, {row.place}", reason))
+            else:
+                kept.append(_Described(row.image, row.text, row.source, True, texts, row.place))
+    if not kept:
+        first = f": {failures[0]}" if failures else ", because none has the label 1"
+        raise InputError(f"no row of {path} can be learned from{first}")
+    return kept, unmatched
+
+
+def _questions(rows: Iterable[_Described], seed: int) -> Iterator[Question]:
+    for number, row in enumerate(rows):
+        right, wrong = (row.image, row.text), [(row.image, text) for text in row.negatives]
+        if wrong:
+            yield shuffled("text", right, wrong, row.source, [seed, number])
+        else:
+            yield Question("text", (right,), 0, row.source, drawn=True)
+
+
+def _source(row: TableRow, column: str | None) -> str | None:
+    """Identifier of a row: texts and numbers alike; None without a column."""
+    if column is None:
+        return None
+    value = row.values.get(column)
+    if value is None or not str(value).strip():
+        raise ValueError(f"{column} is empty")
+    return str(value).strip()
+
+
+def _image(folder: Path, name: str) -> Path:
+    path = folder / name
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # missing, or not a valid name
+        raise ValueError(f"no image file {str(path)[:300]!r}") from None
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{str(path)[:300]!r} is no file")
+    return path

@@ -52,6 +52,7 @@ def fit_adapter(
     examples: Examples,
     settings: FewShotSettings,
     *,
+    start: Adapter | None = None,
     validation: Examples | None = None,
     folder: Path | None = None,
     report: Report = lambda step, loss, validation: None,
@@ -65,6 +66,7 @@ def fit_adapter(
         checkpoint: base model; its weights stay unchanged.
         examples: encoded training questions, each with a negative pair.
         settings: hyperparameters of few-shot training.
+        start: adapter that training starts from; None is the base model.
         validation: validation examples for early stopping and the choice of the best step, step 0
             included; None keeps the last step.
         folder: folder of the training state, from which a later call resumes; None saves none.
@@ -74,7 +76,7 @@ def fit_adapter(
         ModelError: the training state in `folder` is damaged, or is another model's.
     """
     accelerator = build_accelerator(settings)
-    model = build_model(checkpoint, examples, settings).to(accelerator.device)
+    model = build_model(checkpoint, examples, settings, start).to(accelerator.device)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wrapped, optimizer = accelerator.prepare(
         model, torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
@@ -87,7 +89,7 @@ def fit_adapter(
         score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
         model.match.start_from(*fit_match_probability(score, few.labels))
     if validation and not run.validations:
-        run.judge(validate(model, validation, 0))  # the adapter has to beat the base model
+        run.judge(validate(model, validation, 0))  # the adapter has to beat what it starts from
     while run.step < settings.steps and run.patience_spent() < settings.patience:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - run.step / settings.steps)

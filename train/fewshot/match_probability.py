@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.bundle.manifest import ScoreKind
+from dsd_trt.bundle.manifest import Mode, ScoreKind
+from dsd_trt.train.scoring.adapter import Adapter
 
 
 def combine(score: ScoreKind, weight: float | Tensor, f: Tensor, d: Tensor | None) -> Tensor:
@@ -62,6 +63,20 @@ class MatchProbability(nn.Module):
             with torch.no_grad():
                 self.log_a.fill_(math.log(a))
                 self.b.fill_(b)
+
+    def continue_from(self, adapter: Adapter, mode: Mode) -> None:
+        """Initialise w, a and b from an adapter, as far as it has them, so that training goes on.
+
+        Args:
+            adapter: adapter of the same score.
+            mode: mode whose a and b are taken.
+        """
+        fitted = adapter.calibration_of(mode)
+        with torch.no_grad():
+            self.log_w.fill_(math.log(adapter.denoising_weight))
+            if fitted is not None and fitted.a > 0:
+                self.log_a.fill_(math.log(fitted.a))
+                self.b.fill_(fitted.b)
 
     def forward(self, f: Tensor, d: Tensor | None) -> Tensor:
         """Logit of each pair's match, given attention score f and denoising term d; same shape."""

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsd_trt.bundle.manifest import Mode
+from dsd_trt.train.build import build_prompts
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
 from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.choices import PromptConfig
 from dsd_trt.train.scoring.head_weights import (
     LearnedHeadWeights,
@@ -120,19 +122,30 @@ class FewShotModel(nn.Module):
 
 
 def build_model(
-    checkpoint: Checkpoint, examples: Examples, settings: FewShotSettings
+    checkpoint: Checkpoint,
+    examples: Examples,
+    settings: FewShotSettings,
+    start: Adapter | None = None,
 ) -> FewShotModel:
-    """The model at step 0, which scores exactly as the base model does.
+    """The model at step 0, which scores exactly as what training starts from.
 
     Args:
         checkpoint: base model, whose U-Net the model shares.
         examples: few-shot examples, to which calibrated head weights are fitted.
-        settings: hyperparameters of few-shot training.
+        settings: hyperparameters of few-shot training, see `continued`.
+        start: adapter that training starts from; None is the base model.
+
+    Raises:
+        ModelError: the adapter is of another model.
     """
     unet = checkpoint.unet  # read before seeding, because reading draws random numbers
     torch.manual_seed(settings.seed)
     config = PromptConfig(settings.rank, settings.hidden, checkpoint.latent_shape[0])
     prompts = AttentionPrompts(inner_widths(unet), text_width(unet), config)
+    if start is not None:
+        start.require_base(checkpoint.weight_hashes)
+        if start.prompt_config is not None:
+            prompts = build_prompts(unet, start, start.prompt_config).requires_grad_(True)
     levels = noise_levels(
         checkpoint.alphas_cumprod, checkpoint.latent_shape, settings.levels, settings.noise_seed
     )
@@ -147,11 +160,17 @@ def build_model(
     ).to(checkpoint.device)
     scoring.checkpointing = settings.recompute
     initial = scoring.head_weights
-    if settings.head_mode == "calibrated":
+    if start is not None:
+        initial = torch.cat(start.weights_of(scoring.score_layers, scoring.heads))
+        initial = initial.to(scoring.head_weights.device)
+    elif settings.head_mode == "calibrated":
         initial = _calibrate(scoring, examples)
     heads = LearnedHeadWeights(initial, learned=settings.head_mode == "learned")
     matrix = MatrixScorer(scoring, examples.unconditional) if settings.mode != "pair" else None
-    return FewShotModel(scoring, heads, MatchProbability(settings.score), matrix, settings.modes)
+    match = MatchProbability(settings.score)
+    if start is not None and start.score == settings.score:
+        match.continue_from(start, "matrix" if settings.mode == "matrix" else "pair")
+    return FewShotModel(scoring, heads, match, matrix, settings.modes)
 
 
 def _calibrate(scoring: ScoringUNet, examples: Examples) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
 from dsd_trt.errors import InputError
+from dsd_trt.train.scoring.adapter_file import AdapterFile
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, require_levels, require_matrix
 
 Loss = Literal["bce", "softmax"]
@@ -83,3 +85,50 @@ class FewShotSettings:
     def modes(self) -> tuple[Mode, ...]:
         """The modes that are trained, "both" resolved into its two."""
         return ("pair", "matrix") if self.mode == "both" else (self.mode,)
+
+
+def continued(start: AdapterFile | None, given: Mapping[str, Any]) -> FewShotSettings:
+    """Settings as given, else as the adapter has them that training starts from, else the defaults.
+
+    Args:
+        start: adapter that training starts from; None for the base model.
+        given: settings by their names, without those that the user left open.
+
+    Raises:
+        InputError: the adapter cannot be continued with these settings; or as for
+            `FewShotSettings`.
+    """
+    if start is None:
+        return FewShotSettings(**given)
+    config = start.config
+    if start.merged:
+        raise InputError(
+            f"training cannot start from {start.folder}, which changes weights of the U-Net "
+            "itself: --from none"
+        )
+    own: dict[str, Any] = {
+        "score": config.score,
+        "head_mode": config.head_mode,
+        "mode": config.mode or "pair",
+        "resize": config.resize or FewShotSettings.resize,
+    }
+    if config.levels:
+        own["levels"] = config.levels
+    if config.prompts is not None:
+        own |= {"rank": config.prompts.rank, "hidden": config.prompts.hidden}
+        for name in ("rank", "hidden"):
+            if given.get(name, own[name]) != own[name]:
+                said, has = ("full" if it is None else it for it in (given[name], own[name]))
+                raise InputError(
+                    f"--{name} {said}: training starts from {start.folder}, whose prompts have "
+                    f"{name} {has}. Leave out --{name}, or train from scratch: --from none"
+                )
+    heads = given.get("head_mode", config.head_mode)
+    if heads != config.head_mode and (heads != "learned" or config.head_mode == "dynamic"):
+        raise InputError(
+            f"--head-weights {heads}: training starts from {start.folder}, whose head weights are "
+            f"{config.head_mode}. Leave out --head-weights, or train from scratch: --from none"
+        )
+    if given.get("mode", own["mode"]) != "pair" and "score" not in given:
+        require_matrix(config.score, heads, "train with --mode pair, or --from none")
+    return FewShotSettings(**own | dict(given))

@@ -13,17 +13,20 @@ from typing import Any
 import matplotlib as mpl
 
 from dsd_trt.files.whole import whole, write_whole
+from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.fewshot.comparison import Comparison, WorseError, compare
 from dsd_trt.train.fewshot.examples import encode_questions, require_choices
 from dsd_trt.train.fewshot.fit import Fitted, build_accelerator, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
-from dsd_trt.train.question import Question, split
+from dsd_trt.train.question import Question
 from dsd_trt.train.run.device import best_device, process_state
 from dsd_trt.train.run.plan import require_plan
-from dsd_trt.train.run_key import model_identity, questions_hash
-from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, STATE_NAME
+from dsd_trt.train.run_key import adapter_identity, model_identity, questions_hash
+from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, REPORT_NAME, STATE_NAME
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -46,6 +49,7 @@ class TrainingReport:
         losses: training loss of each step.
         validations: validation results in order of their steps.
         best: validation whose adapter was kept; None without validation.
+        comparison: answers before and after training; `before` and `after` in `report.json`.
     """
 
     plan: Mapping[str, Any]
@@ -55,6 +59,7 @@ class TrainingReport:
     losses: Sequence[float]
     validations: Sequence[Validation]
     best: Validation | None
+    comparison: Comparison
 
 
 def train_adapter(
@@ -65,8 +70,14 @@ def train_adapter(
     source: Mapping[str, Any],
     validation: float = 0.15,
     progress: Progress = lambda stage, done, total, figures: None,
+    *,
+    start: Path | None = None,
+    allow_worse: bool = False,
 ) -> TrainingReport:
     """Train an adapter, or resume an interrupted call with the same arguments.
+
+    The same questions are answered before and after training: those held out or, without any,
+    those learned from. An adapter that is worse by more than a standard error is not written.
 
     Args:
         model: base model: "shapes", a folder, a file or a repository, see `find_model`.
@@ -76,21 +87,27 @@ def train_adapter(
         source: description of the questions' origin, recorded as part of the plan.
         validation: share of the questions' sources held out for early stopping, in [0, 1].
         progress: callback `(stage, done, total, figures)`, called per batch and per step.
+        start: folder of the adapter that training starts from; None is the base model.
+        allow_worse: whether to write an adapter that is worse than what training started from.
 
     Raises:
+        WorseError: the adapter is worse, and was not written; the report was.
         ModelError: the model cannot be read, or the training state is damaged.
         InputError: the questions cannot be learned from, or `out` holds a run of another plan.
     """
     first = process_state().is_main_process  # the only process that writes
     build_accelerator(settings)  # refuses a precision that the device lacks
-    kept, learned = split(questions, validation, settings.seed)
+    parts = hold_out(questions, validation, settings.seed)
+    kept, learned = parts.held, parts.learned
     require_choices(learned)
+    began = None if start is None else Adapter.load(start)
     checkpoint = read_checkpoint(model, best_device())
     identity = model_identity(checkpoint)
     plan = {
         "model": identity["weights"],
         "configuration": identity["configuration"],
         **source,
+        "from": None if start is None else adapter_identity(start),
         "validation": validation,
         "content": questions_hash(questions),  # a data set of the same name may have changed
         **asdict(settings),
@@ -120,9 +137,18 @@ def train_adapter(
         checkpoint,
         examples,
         settings,
+        start=began,
         validation=held,
         folder=out,
         report=step,
+    )
+    comparison = compare(
+        checkpoint,
+        began,
+        fitted.adapter,
+        examples if held is None else held,
+        settings.modes,
+        held_out=held is not None,
     )
     best = max(fitted.validations, key=lambda v: (v.accuracy, -v.loss), default=None)
     report = TrainingReport(
@@ -133,12 +159,29 @@ def train_adapter(
         losses=fitted.losses,
         validations=fitted.validations,
         best=best,
+        comparison=comparison,
     )
-    summary = {**plan, "steps_done": len(fitted.losses), "best": best and asdict(best)}
+    summary = {
+        **plan,
+        "steps_done": len(fitted.losses),
+        "best": best and asdict(best),
+        "before": sum(comparison.before),
+        "after": sum(comparison.after),
+        "compared": len(comparison.after),
+        "held_out": comparison.held_out,
+    }
+    refused = comparison.worse and not allow_worse
     if first:
-        replace(fitted.adapter, training=summary).save(out)
-        _write(out / "report.json", {**asdict(report), **left_out.to_plain()})
+        if not refused:
+            replace(fitted.adapter, training=summary).save(out)
+        _write(out / REPORT_NAME, {**asdict(report), **left_out.to_plain()})
         plot_curves(fitted, out / "curves.png")
+    if refused:
+        raise WorseError(
+            f"training made the answers worse. {comparison.line()}. No adapter was written to "
+            f"{out}. Train with a lower --learning-rate, fewer --steps or more examples; or repeat "
+            "the command with --allow-worse, which writes this one"
+        )
     return report
 
 

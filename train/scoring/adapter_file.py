@@ -18,6 +18,9 @@ from dsd_trt.train.scoring.choices import PromptConfig
 CONFIG_NAME, PLAN_NAME, STATE_NAME = "adapter.json", "plan.json", "training.ckpt"
 """Files of an adapter's folder: its description, and the settings and state of its training."""
 
+REPORT_NAME = "report.json"
+"""The record of a finished training, also of one whose adapter was not written."""
+
 WEIGHTS_NAME = "adapter.safetensors"
 NEXT_WEIGHTS = f".{WEIGHTS_NAME}.next"
 """The weights, and those of a save that is not complete."""
@@ -134,6 +137,12 @@ def read_config(folder: Path) -> AdapterConfig:
 
 def _why_none(folder: Path) -> str:
     """Message for a folder without an adapter: its training may not have finished."""
+    if (folder / REPORT_NAME).exists() and (folder / STATE_NAME).exists():
+        return (
+            f"training in {folder} made the answers worse, so that no adapter was written (see "
+            f"{REPORT_NAME}): train again with other settings, or repeat its command with "
+            "--allow-worse"
+        )
     if (folder / STATE_NAME).exists() or (folder / PLAN_NAME).exists():
         return (
             f"training in {folder} has not finished: go on with the command that began it, "

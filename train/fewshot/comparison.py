@@ -1,0 +1,99 @@
+"""The same questions before and after training, and whether training made the answers worse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dsd_trt.bundle.manifest import Mode
+from dsd_trt.errors import DsdError, InputError
+from dsd_trt.train.diffusion.checkpoint import Checkpoint
+from dsd_trt.train.fewshot.examples import Examples
+from dsd_trt.train.fewshot.served import Served
+from dsd_trt.train.scoring.adapter import Adapter
+
+
+class WorseError(DsdError):
+    """Training ended, but its adapter answers fewer questions right than what it began with."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Answers to the same questions before and after training, once per trained mode.
+
+    Attributes:
+        held_out: whether nothing was learned from the questions.
+        before: whether each question was answered right by what training began with.
+        after: whether each question is answered right by the trained adapter.
+    """
+
+    held_out: bool
+    before: tuple[bool, ...]
+    after: tuple[bool, ...]
+
+    @property
+    def gained(self) -> int:
+        """Questions that only the trained adapter answers right."""
+        return sum(b < a for b, a in zip(self.before, self.after, strict=True))
+
+    @property
+    def lost(self) -> int:
+        """Questions that only what training began with answers right."""
+        return sum(b > a for b, a in zip(self.before, self.after, strict=True))
+
+    @property
+    def worse(self) -> bool:
+        """Whether the adapter is worse by more than a standard error of the paired difference.
+
+        Only the questions whose answers differ tell anything: if training made no difference,
+        losses minus gains would have mean 0 and variance losses plus gains (McNemar's test).
+        """
+        return (self.lost - self.gained) > (self.lost + self.gained) ** 0.5
+
+    @property
+    def same(self) -> bool:
+        """Whether no answer changed."""
+        return self.before == self.after
+
+    def line(self) -> str:
+        """The comparison in one line, for the user."""
+        what = "validation questions" if self.held_out else "questions it learned from"
+        count = len(self.after)
+        changes = f"{self.gained} gained, {self.lost} lost" if not self.same else "none changed"
+        return (
+            f"{what} answered right: {sum(self.before)} of {count} before "
+            f"({sum(self.before) / count:.1%}), {sum(self.after)} after "
+            f"({sum(self.after) / count:.1%}); {changes}"
+        )
+
+
+def compare(
+    checkpoint: Checkpoint,
+    before: Adapter | None,
+    after: Adapter,
+    examples: Examples,
+    modes: Sequence[Mode],
+    *,
+    held_out: bool,
+) -> Comparison:
+    """Answer questions with two adapters, each as it would be served.
+
+    Args:
+        checkpoint: base model.
+        before: adapter that training began with; None for the zero-shot score.
+        after: trained adapter.
+        examples: encoded questions.
+        modes: modes the adapter was trained for.
+        held_out: whether nothing was learned from the questions.
+    """
+    answers: list[list[bool]] = [[], []]
+    for mode in modes:
+        for found, adapter in zip(answers, (before, after), strict=True):
+            try:
+                served = Served(checkpoint, adapter, examples.unconditional, mode=mode)
+            except InputError:  # what training began with does not have this mode
+                served = Served(checkpoint, None, examples.unconditional, mode=mode)
+            found += examples.right_answers(served.score(examples))
+    return Comparison(held_out, *map(tuple, answers))
