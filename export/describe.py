@@ -53,11 +53,8 @@ def describe(
     """
     tokenizer = checkpoint.tokenizer
     fed = adapter_input(adapter, scoring) if adapter and settings.adapter_input else None
-    matrix = (
-        MatrixMode(None, settings.query_pool)
-        if wants_matrix(settings, adapter.mode if adapter else None)
-        else None
-    )
+    trained = adapter.mode if adapter else None
+    matrix = MatrixMode(None, settings.query_pool) if wants_matrix(settings, trained) else None
     manifest = Manifest(
         method=_method(settings, adapter, scoring),
         graphs=graph_contract(

@@ -176,12 +176,11 @@ def few_shot_options(command: Command) -> Command:
         ),
         click.option(
             "--levels",
-            default="0.2,0.4,0.6,0.8",
-            show_default=True,
             metavar="S,S...",
             callback=parse_levels,
             help="Noise levels, each between 0 and 1; the trained adapter is scored at the same "
-            "levels.",
+            "levels.  [default: those of the adapter that training starts from, else "
+            "0.2,0.4,0.6,0.8]",
         ),
         fair_resolution_option,
     )

@@ -15,11 +15,10 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from dsd_trt.errors import InputError
 from dsd_trt.train.baselines.clip import Clip, load_clip
+from dsd_trt.train.baselines.clip_settings import SMOKE, ClipSettings
 from dsd_trt.train.baselines.fit import build_matcher
 from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.baselines.tiny_clip import (
-    SMOKE,
-    ClipSettings,
     build_clip,
     contrastive_loss,
     parameter_counts,

@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from dsd_trt.errors import ModelError
+from dsd_trt.train.baselines.folder import require_clip
 from dsd_trt.train.diffusion.clip_tokenizer import read_tokenizer, require_embedding
 from dsd_trt.train.diffusion.declared import require_ends, require_eos
 from dsd_trt.train.diffusion.families import LEGACY_EOS
@@ -104,14 +105,8 @@ def load_clip(folder: str | Path) -> Clip:
             unreadable, or weights or tokens do not fit the configuration.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ModelError(f"no CLIP folder {str(folder)!r}: give a folder in transformers' format")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is no CLIP in transformers' format: it has no config.json")
-    # transformers would read any other model as a CLIP with random weights.
+    require_clip(folder)
     config = read_json(folder / "config.json")
-    if (kind := config.get("model_type")) != "clip":
-        raise ModelError(f"{folder} is no CLIP: its config.json says model_type {kind!r}")
     tokenizer = read_tokenizer(folder)
     try:
         with init_empty_weights(include_buffers=False):

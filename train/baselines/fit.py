@@ -14,12 +14,13 @@ from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.baselines.head import HeadTuning
 from dsd_trt.train.baselines.matcher import Matcher, encode_with_clip, pair_up, score_all
 from dsd_trt.train.baselines.prompts import PromptLearning
+from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut, refuse
-from dsd_trt.train.question import Question, split
+from dsd_trt.train.question import Question
 from dsd_trt.train.run.device import best_device
 
 METHODS: Mapping[str, type[Matcher]] = {
@@ -87,7 +88,8 @@ def train_baseline(
     Raises:
         InputError: the questions cannot be learned from.
     """
-    kept, learned = split(questions, validation, settings.seed)
+    parts = hold_out(questions, validation, settings.seed)
+    kept, learned = parts.held, parts.learned
     matcher = build_matcher(clip, method, settings.seed)
     note = refuse if left_out is None else left_out.add
     examples = encode_with_clip(matcher, learned, note)

@@ -30,6 +30,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 from dsd_trt.errors import InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.baselines.clip import Clip
+from dsd_trt.train.baselines.clip_settings import ClipSettings
 from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.run.saved_model import saved_model
 from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
@@ -45,35 +46,6 @@ _BATCHES = 9  # last number of every seed here, which no seed of pretraining end
 _HEAD_WIDTH = 32  # features per attention head, as in the text tower
 _LARGEST_SCALE = math.log(100)  # upper bound of the logit scale, as in Radford et al.
 
-
-@dataclass(frozen=True)
-class ClipSettings:
-    """Hyperparameters of the tiny CLIP; with `SMOKE` a run takes seconds and learns nothing.
-
-    The default is 384,000 images, as many as in the demonstration's first two stages.
-
-    Attributes:
-        steps: number of optimiser steps.
-        twins: twins per step over all workers; a twin is two images with a caption each.
-        pool: number of distinct twins to draw from, the first ones of the demonstration.
-        learning_rate: peak learning rate, after 200 steps of warm-up; cosine decay to zero.
-        ema: decay of the exponential moving average of the weights, which is saved.
-        width: hidden width of the vision tower.
-        layers: number of transformer layers of the vision tower.
-        seed: random seed of weights and batches.
-    """
-
-    steps: int = 4000
-    twins: int = 48
-    pool: int = 50_000
-    learning_rate: float = 1e-3
-    ema: float = 0.999
-    width: int = 192
-    layers: int = 8
-    seed: int = 0
-
-
-SMOKE = ClipSettings(steps=4, twins=4, pool=12, width=32, layers=1)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Progress callback `(stage, done, total, figures)`; `figures` are losses by name."""
@@ -275,14 +247,10 @@ def pretrain_tiny_clip(
         Folder of the written model.
 
     Raises:
-        ValueError: `out` holds a run with other settings, or `settings.twins` is not divisible by
-            `processes`.
+        ValueError: `out` holds a run with other settings.
+        InputError: `settings.twins` is not divisible by `processes`.
     """
-    if settings.twins % processes:
-        raise ValueError(
-            f"{settings.twins} twins per step cannot be divided evenly among {processes} workers: "
-            "choose another --workers"
-        )
+    settings.require_even(processes)
     clip = build_clip(build_tokenizer(out / "tokenizer"), settings)
     path, losses = out / "tiny-clip.ckpt", out / "losses.jsonl"
     if not path.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,7 +14,12 @@ from dsd_trt.commands.options import model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
+from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
 from dsd_trt.train.commands.data_options import data_options
+from dsd_trt.train.counted import counted
+
+if TYPE_CHECKING:
+    from dsd_trt.tables.columns import ColumnNames
 
 EXAMPLES = """\b
 Examples:
@@ -24,11 +30,7 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @model_option
-@click.option(
-    "--adapter",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of a few-shot adapter of the model.  [default: none]",
-)
+@adapter_option("Few-shot adapter of the model")
 @data_options
 @click.option(
     "--limit",
@@ -48,9 +50,10 @@ Examples:
 def ablate(
     ctx: click.Context,
     model: str,
-    adapter: Path | None,
+    adapter: str,
     data: str,
     root: Path,
+    columns: ColumnNames,
     limit: int,
     out: Path,
     seed: int,
@@ -62,31 +65,46 @@ def ablate(
     """
     from rich.console import Console
 
+    from dsd_trt.files.folders import require_writable
+    from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.diffusion.place import find_place, require_model
+
+    # What the arguments and their files tell comes first: the libraries take seconds to import.
+    require_writable(out)
+    part = open_dataset(data, root, "test", seed, limit, columns=columns)
+    file = chosen_adapter(adapter, model)
+    require_model(find_place(model))
+    questions = list(part)
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    for line in part.lines():
+        console.print(line)
+    if not questions:
+        raise InputError(f"the data set {data} has no test questions")
+    console.print(f"measuring on {counted(len(questions), 'question')}")
+    console.print(sentence(file, adapter))
+
+    from dsd_trt.train.run.libraries import hush_libraries
+
+    hush_libraries()
     from dsd_trt.train.build import build_scoring_unet
     from dsd_trt.train.commands.left_out import report_left_out
-    from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.diffusion.checkpoint import read_checkpoint
     from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
     from dsd_trt.train.evaluation.ablation import ablate as measure
     from dsd_trt.train.fewshot.examples import encode_questions
     from dsd_trt.train.left_out import LeftOut
     from dsd_trt.train.run.device import best_device
-    from dsd_trt.train.run.libraries import hush_libraries
     from dsd_trt.train.run.progress import StageProgress
     from dsd_trt.train.scoring.adapter import Adapter, resize_of
 
-    hush_libraries()
-    learned = Adapter.load(adapter) if adapter else None
-    questions = list(open_dataset(data, root, "test", seed, limit))
-    if not questions:
-        raise InputError(f"the data set {data} has no test questions")
+    learned = None if file is None else Adapter.load(file.folder)
     checkpoint = read_checkpoint(model, best_device())
     # The figures are of attention, which an imported adapter serves beside its own score.
     kind: ScoreKind | None = "attention" if learned and learned.score == "released" else None
     scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS, score=kind)
     ctx.with_resource(own_folder(out))
     left_out = LeftOut()
-    with StageProgress(Console(stderr=True)) as progress:
+    with StageProgress(console) as progress:
         examples = encode_questions(
             checkpoint,
             questions,
@@ -105,7 +123,7 @@ def ablate(
     write_whole(out / "ablation.md", table)
     plain = {
         "model": model,
-        "adapter": adapter and str(adapter),
+        "adapter": None if file is None else str(file.folder),
         "data": data,
         "questions": len(examples),
         **left_out.to_plain(),
@@ -115,4 +133,4 @@ def ablate(
     write_whole(out / "ablation.json", json.dumps(plain, indent=2) + "\n")
     plot(ablations, out / "ablation.png", f"{model} on {data}, {len(examples)} questions")
     click.echo(table, nl=False)
-    report_left_out(ctx, left_out)
+    report_left_out(ctx, left_out, part.failures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -15,7 +15,11 @@ from dsd_trt.commands.options import (
 )
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
-from dsd_trt.train.commands.data_options import data_options
+from dsd_trt.train.commands.data_options import data_options, fraction_option
+from dsd_trt.train.counted import counted
+
+if TYPE_CHECKING:
+    from dsd_trt.tables.columns import ColumnNames
 
 EXAMPLES = """\b
 Examples:
@@ -35,12 +39,9 @@ Examples:
     "conditioned on images (CoCoOp).",
 )
 @data_options
-@click.option(
-    "--fraction",
-    type=click.FloatRange(0, 1),
-    default=0.05,
-    show_default=True,
-    help="Share of the training set used for training, and excluded from the test.",
+@fraction_option(
+    "Share of the training set used for training, and excluded from the test.",
+    "0 without training, to be given with it",
 )
 @click.option("--examples", type=click.IntRange(2), help="Maximum number of training questions.")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
@@ -80,7 +81,8 @@ def baseline(
     method: str,
     data: str,
     root: Path,
-    fraction: float,
+    columns: ColumnNames,
+    fraction: float | None,
     examples: int | None,
     limit: int | None,
     loss: Literal["bce", "softmax"],
@@ -100,33 +102,53 @@ def baseline(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    from dsd_trt.files.folders import require_writable
+    from dsd_trt.train.baselines.folder import require_clip
+    from dsd_trt.train.data.catalogue import NAMES, open_dataset
+    from dsd_trt.train.data.held_out import hold_out
+
+    # What the arguments and their files tell comes first: the libraries take seconds to import.
+    trained = method != "zero-shot"
+    if trained and fraction is None and data not in NAMES:
+        raise InputError(
+            f"--method {method} learns from a share of {data} and is tested on the rest: give "
+            "--fraction, such as 0.5"
+        )
+    if out:
+        require_writable(out)
+    few = open_dataset(data, root, "train", seed, examples, fraction, columns) if trained else None
+    learning = [] if few is None else list(few)
+    testing = open_dataset(data, root, "test", seed, limit, fraction, columns)
+    require_clip(folder)
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    for line in (few or testing).lines():
+        console.print(line)
+    if trained:
+        if not learning:
+            raise InputError(f"{data} has nothing to learn from: a greater --fraction takes more")
+        for line in hold_out(learning, validation, seed).lines():
+            console.print(line)
+
+    from dsd_trt.train.run.libraries import hush_libraries
+
+    hush_libraries()
     from dsd_trt.train.baselines.clip import load_clip
     from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
     from dsd_trt.train.baselines.matcher import by_matcher
     from dsd_trt.train.commands.left_out import report_left_out
-    from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.evaluation.answers import ask
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.fewshot.model import Validation
     from dsd_trt.train.fewshot.settings import FewShotSettings
     from dsd_trt.train.left_out import LeftOut
-    from dsd_trt.train.run.libraries import hush_libraries
 
-    hush_libraries()
-    learning = (
-        list(open_dataset(data, root, "train", seed, examples, fraction))
-        if method != "zero-shot"
-        else []
-    )
-    testing = open_dataset(data, root, "test", seed, limit, fraction)
     clip = load_clip(folder)
     if out:
         ctx.with_resource(own_folder(out))
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     training: dict[str, Any] = {}
     unlearned = LeftOut()
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*shown, console=console, transient=True) as bar:
         if method == "zero-shot":
             matcher = build_matcher(clip, method)
         else:
@@ -164,13 +186,14 @@ def baseline(
         )
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
+    console.print(f"tested on {counted(len(answers), 'question')}")
     rows, left_out = figures(answers, seed), count_left_out(answers)
     left_out.require_some(len(rows), f"test questions of {data}")
     about = {
         "scorer": folder,
         "method": method,
         "data": data,
-        "fraction": fraction,
+        "fraction": testing.fraction,
         "limit": limit,
         "seed": seed,
         "training": training,
@@ -180,7 +203,7 @@ def baseline(
     as_asked = to_json(rows, about, left_out) if form == "json" else as_text(rows, left_out)
     click.echo(as_asked, nl=False)
     left_out.merge(unlearned.questions, unlearned.failures)
-    report_left_out(ctx, left_out)
+    report_left_out(ctx, left_out, testing.failures)
 
 
 @click.command("tiny-clip")
@@ -215,17 +238,25 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     It has the demonstration's size and sees the same images. Use it with "dsd-trt baseline".
     Repeat the command to resume an interrupted run from its last checkpoint.
     """
+    from dsd_trt.files.folders import require_writable
+    from dsd_trt.train.baselines.clip_settings import SMOKE, ClipSettings
+
+    # What the arguments tell comes first: the libraries take seconds to import.
+    sizes = SMOKE if smoke else ClipSettings()
+    settings = replace(sizes, seed=seed, steps=steps or sizes.steps)
+    settings.require_even(processes)
+    require_writable(out)
+
+    from dsd_trt.train.run.libraries import hush_libraries
+
+    hush_libraries()
     from rich.console import Console
 
-    from dsd_trt.train.baselines.tiny_clip import SMOKE, ClipSettings, pretrain_tiny_clip
-    from dsd_trt.train.run.libraries import hush_libraries
+    from dsd_trt.train.baselines.tiny_clip import pretrain_tiny_clip
     from dsd_trt.train.run.memory import keep_freed_memory
     from dsd_trt.train.run.progress import StageProgress
 
-    hush_libraries()
     keep_freed_memory()
-    sizes = SMOKE if smoke else ClipSettings()
-    settings = replace(sizes, seed=seed, steps=steps or sizes.steps)
     click.get_current_context().with_resource(own_folder(out))
     console = Console(stderr=True)
     with StageProgress(console) as progress:

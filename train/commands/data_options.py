@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import Command
-from dsd_trt.train.data.catalogue import NAMES
+from dsd_trt.commands.options import Command, column_options
+from dsd_trt.train.data.catalogue import FEW_SHOT, NAMES
 
 
 def data_options(command: Command) -> Command:
-    """--data and --root, a data set and the folder of its files."""
+    """--data, --root and the table's columns: a data set, and how its files are read."""
     data = click.option(
         "--data",
         required=True,
         metavar="DATASET",
-        help=f"Data set: {', '.join(NAMES)}; or a .csv or .jsonl file with columns "
-        "image,text,label or image,text,negatives.",
+        help=f"Data set: {', '.join(NAMES)}; or a CSV, JSONL or Parquet file with columns "
+        "image,text and, where there are any, label, negatives or negative_1, negative_2...",
     )
     root = click.option(
         "--root",
@@ -25,4 +26,19 @@ def data_options(command: Command) -> Command:
         default=".",
         help="Folder of the data set's files.  [default: current folder]",
     )
-    return data(root(command))
+    return data(root(column_options("image", "text", "label", "id")(command)))
+
+
+def fraction_option(of: str, table: str, *, least: bool = False) -> Callable[[Command], Command]:
+    """--fraction, whose default depends on the data set: None.
+
+    Args:
+        of: help text of the option.
+        table: default of a table, for the help.
+        least: whether 0 is refused.
+    """
+    return click.option(
+        "--fraction",
+        type=click.FloatRange(0, 1, min_open=least),
+        help=f"{of}  [default: {table} of a table, {FEW_SHOT} of a named data set]",
+    )

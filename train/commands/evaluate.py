@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -17,7 +17,11 @@ from dsd_trt.commands.options import (
 from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
-from dsd_trt.train.commands.data_options import data_options
+from dsd_trt.train.commands.adapters import OWN, adapter_option, chosen_adapter, sentence
+from dsd_trt.train.commands.data_options import data_options, fraction_option
+
+if TYPE_CHECKING:
+    from dsd_trt.tables.columns import ColumnNames
 
 EXAMPLES = """\b
 Examples:
@@ -32,12 +36,8 @@ Examples:
 @data_options
 @signature_option
 @self_check_option
-@click.option(
-    "--fraction",
-    type=click.FloatRange(0, 1),
-    default=0.05,
-    show_default=True,
-    help="Share of the data set reserved for few-shot training, and excluded from the test.",
+@fraction_option(
+    "Share of the data set reserved for few-shot training, and excluded from the test.", "0"
 )
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
 @click.option(
@@ -56,11 +56,7 @@ Examples:
     help="Mode of scoring, as for `score`: one pass per pair and level, or one walk per image "
     "and level.",
 )
-@click.option(
-    "--adapter",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of a few-shot adapter, for a MODEL; a BUNDLE contains its own.",
-)
+@adapter_option("Few-shot adapter of a MODEL; a BUNDLE contains its own")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -77,12 +73,13 @@ def evaluate(
     root: Path,
     require_signature: Path | None,
     self_check: bool,
-    fraction: float,
+    columns: ColumnNames,
+    fraction: float | None,
     limit: int | None,
     engine: str,
     device: int,
     mode: Literal["auto", "pair", "matrix"],
-    adapter: Path | None,
+    adapter: str,
     out: Path | None,
     form: str,
     seed: int,
@@ -98,22 +95,49 @@ def evaluate(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from dsd_trt import Scorer
-    from dsd_trt.bundle.folder import names_bundle
-    from dsd_trt.train.commands.left_out import report_left_out
+    from dsd_trt.bundle.folder import bundle_folder, names_bundle
+    from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.diffusion.place import find_place, require_model
+    from dsd_trt.train.scoring.choices import require_matrix
+
+    # What the arguments and their files tell comes first: the libraries take seconds to import.
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    if out:
+        require_writable(out)
+    is_bundle = names_bundle(scorer)
+    file = None
+    if is_bundle and adapter != OWN:
+        raise InputError(f"{scorer} is a bundle, which contains its adapter: omit --adapter")
+    if not is_bundle:
+        if require_signature:
+            raise InputError(
+                f"{scorer} is a model, and only bundles are signed: omit --require-signature"
+            )
+        if engine != "auto" or device:
+            raise InputError(
+                f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine and --device"
+            )
+        file = chosen_adapter(adapter, scorer)
+        if file is not None and mode == "matrix":
+            require_matrix(file.config.score, file.config.head_mode, "score with --mode pair")
+        require_model(find_place(scorer))
+    questions = open_dataset(data, root, "test", seed, limit, fraction, columns)
+
+    if not is_bundle:
+        from dsd_trt.train.run.libraries import hush_libraries
+
+        hush_libraries()
+    from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.question import Score
     from dsd_trt.train.run_key import bundle_identity, claim, model_key
 
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    questions = open_dataset(data, root, "test", seed, limit, fraction)
     score: Score
-    if names_bundle(scorer):
-        if adapter:
-            raise InputError(f"{scorer} is a bundle, which contains its adapter: omit --adapter")
+    if is_bundle:
         opened = Scorer.load(
-            scorer,
+            bundle_folder(scorer),
             engine,
             mode=mode,
             require_signature=require_signature,
@@ -126,29 +150,23 @@ def evaluate(
         score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"
         of = bundle_identity(opened) if out else {}
     else:
-        if require_signature:
-            raise InputError(
-                f"{scorer} is a model, and only bundles are signed: omit --require-signature"
-            )
         from dsd_trt.train.evaluation.by_model import by_model
-        from dsd_trt.train.run.libraries import hush_libraries
 
-        if engine != "auto" or device:
-            raise InputError(
-                f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine and --device"
-            )
-        hush_libraries()
-        score = by_model(scorer, adapter, mode=None if mode == "auto" else mode)
+        folder = None if file is None else file.folder
+        console.print(sentence(file, adapter))
+        if file is not None and file.config.training.get("data") == data:
+            console.print(f"the adapter learned from {data}: measure on what it has not seen")
+        score = by_model(scorer, folder, mode=None if mode == "auto" else mode)
         computed_by = "PyTorch FP32"
         console.print(f"engine: {computed_by}")
-        of = model_key(scorer, adapter, mode) if out else {}
+        of = model_key(scorer, folder, mode) if out else {}
     if out:
         ctx.with_resource(own_folder(out))
         # More questions of the same may be asked: the limit is no part of the key.
-        key = {**of, "data": data, "fraction": fraction, "seed": seed}
+        key = {**of, "data": data, "fraction": questions.fraction, "seed": seed}
         claim(out, key, ("answers.jsonl", "figures.json"))
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shown, console=console, transient=True) as bar:
         task = bar.add_task("", total=limit)
         answers = list(
             ask(
@@ -158,6 +176,8 @@ def evaluate(
                 lambda answered: bar.update(task, completed=answered),
             )
         )
+    for line in questions.lines():
+        console.print(line)
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
     rows, left_out = figures(answers, seed), count_left_out(answers)
@@ -165,7 +185,8 @@ def evaluate(
     about = {
         "scorer": scorer,
         "data": data,
-        "fraction": fraction,
+        "adapter": None if file is None else str(file.folder),
+        "fraction": questions.fraction,
         "limit": limit,
         "seed": seed,
         "engine": computed_by,
@@ -176,4 +197,4 @@ def evaluate(
         to_json(rows, about, left_out) if form == "json" else as_text(rows, left_out, computed_by)
     )
     click.echo(as_asked, nl=False)
-    report_left_out(ctx, left_out)
+    report_left_out(ctx, left_out, questions.failures)

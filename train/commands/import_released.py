@@ -22,6 +22,13 @@ def import_released(file: Path, out: Path) -> None:
     FILE is its pytorch_model.bin. The adapter's score is "released", computed per pair where the
     research code averages over a batch. Export with --score attention for the paper's score.
     """
+    from dsd_trt.files.folders import require_writable
+    from dsd_trt.train.pickles import require_pickle
+
+    # What the arguments and their files tell comes first: PyTorch takes seconds to import.
+    require_pickle(file)
+    require_writable(out)
+
     from dsd_trt.train.scoring.released import read_released
 
     adapter = read_released(file)

@@ -37,6 +37,14 @@ def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
 
     Shapes, file sizes, memory and latency are those of a real checkpoint. Its scores mean nothing.
     """
+    from dsd_trt.errors import InputError
+    from dsd_trt.files.folders import require_writable
+
+    # What the arguments tell comes first: the libraries take seconds to import.
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder; give another --out")
+    require_writable(out)
+
     from dsd_trt.train.diffusion import families
     from dsd_trt.train.diffusion.random_model import write_random_model
     from dsd_trt.train.run.libraries import hush_libraries

@@ -39,12 +39,20 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     Training takes a day or two on two CPU cores. Repeat the command to resume an interrupted run
     from its last checkpoint.
     """
+    from dsd_trt.files.folders import require_writable
+    from dsd_trt.train.run.plan import require_plan
+    from dsd_trt.train.shapes.curriculum import SMOKE, STATES, Curriculum
+
+    # What the arguments tell comes first: the libraries take seconds to import.
+    curriculum = SMOKE if smoke else Curriculum()
+    require_writable(out)
+    require_plan(out / "plan.json", curriculum.plan(seed), STATES)
+
     import torch
     from rich.console import Console
 
     from dsd_trt.train.run.memory import keep_freed_memory
     from dsd_trt.train.run.progress import StageProgress
-    from dsd_trt.train.shapes.curriculum import SMOKE, Curriculum
     from dsd_trt.train.shapes.pretrain import pretrain_shapes
 
     keep_freed_memory()
@@ -56,7 +64,7 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
         try:
             model = pretrain_shapes(
                 out,
-                SMOKE if smoke else Curriculum(),
+                curriculum,
                 seed=seed,
                 progress=progress.step,
                 say=console.print,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
-from dsd_trt.bundle.manifest import HeadMode, Resize, TrainedFor
+from dsd_trt.bundle.manifest import HeadMode, TrainedFor
 from dsd_trt.commands.options import (
     few_shot_options,
     model_option,
@@ -16,20 +17,27 @@ from dsd_trt.commands.options import (
 )
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
-from dsd_trt.train.commands.data_options import data_options
+from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
+from dsd_trt.train.commands.data_options import data_options, fraction_option
+
+if TYPE_CHECKING:
+    from dsd_trt.tables.columns import ColumnNames
 
 EXAMPLES = """\b
 Examples:
   dsd-trt train --data shapes-comvg --limit 400 --out adapter
   dsd-trt train --model sd-2-1 --data comvg --root data/comvg --fraction 0.05 --out adapter
-  dsd-trt train --model sd-2-1 --data pairs.csv --score attention+denoising --out adapter
+  dsd-trt train --data mine.csv --out adapter
+  dsd-trt train --model sd-2-1 --data mine.parquet --text-column caption --out adapter
 """
 
 
-def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    """Parse a rank: a number above 0, or "full" as None."""
-    if value == "full":
-        return None
+def parse_rank(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> int | Literal["full"] | None:
+    """Parse a rank: a number above 0, or "full"; None if it is left open."""
+    if value is None or value == "full":
+        return "full" if value else None
     if not value.isdecimal() or int(value) == 0:
         raise click.BadParameter(f'{value!r} is neither a number above 0 nor "full"')
     return int(value)
@@ -38,13 +46,7 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 @click.command(epilog=EXAMPLES)
 @model_option
 @data_options
-@click.option(
-    "--fraction",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.05,
-    show_default=True,
-    help="Share of the training set used for training.",
-)
+@fraction_option("Share of the training set used for training.", "1, all", least=True)
 @click.option("--limit", type=click.IntRange(2), help="Maximum number of training questions.")
 @click.option(
     "--out",
@@ -53,30 +55,32 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
     metavar="ADAPTER",
     help="Output folder for the adapter; an interrupted run resumes from it.",
 )
+@adapter_option("Adapter that training starts from", "--from")
+@click.option(
+    "--allow-worse",
+    is_flag=True,
+    help="Write the adapter even if it answers fewer questions right than what training started "
+    "from, by more than a standard error.",
+)
 @click.option(
     "--mode",
     type=click.Choice(get_args(TrainedFor)),
-    default="pair",
-    show_default=True,
     help="Mode the adapter is trained for: the paper's pair mode, the fast matrix mode of `export "
-    "--matrix`, or both.",
+    "--matrix`, or both.  [default: that of the adapter started from, else pair]",
 )
 @click.option(
     "--score",
     type=click.Choice(["attention", "attention+denoising", "denoising"]),
-    default="attention",
-    show_default=True,
-    help="Score the adapter is trained for; the paper's is attention.",
+    help="Score the adapter is trained for; the paper's is attention.  [default: that of the "
+    "adapter started from, else attention]",
 )
 @click.option(
     "--head-weights",
     "head_mode",
     type=click.Choice(get_args(HeadMode)),
-    default="learned",
-    show_default=True,
     help="Source of the head weights: equal for all heads; calibrated by attribution on the "
     "training examples; learned by gradient descent; or dynamic, weighted by each pair's "
-    "attribution inside the graph.",
+    "attribution inside the graph.  [default: that of the adapter started from, else learned]",
 )
 @click.option(
     "--hard",
@@ -102,17 +106,15 @@ def parse_rank(ctx: click.Context, param: click.Parameter, value: str) -> int | 
 )
 @click.option(
     "--rank",
-    default="4",
-    show_default=True,
     callback=parse_rank,
-    help='Rank of the static prompts; "full" trains full matrices.',
+    help='Rank of the static prompts; "full" trains full matrices.  [default: that of the adapter '
+    "started from, else 4]",
 )
 @click.option(
     "--hidden",
     type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    help="Width of the mapping network's hidden layer.",
+    help="Width of the mapping network's hidden layer.  [default: that of the adapter started "
+    "from, else 32]",
 )
 @validation_option
 @click.option(
@@ -155,49 +157,95 @@ def train(
     model: str,
     data: str,
     root: Path,
-    fraction: float,
+    columns: ColumnNames,
+    fraction: float | None,
     limit: int | None,
     out: Path,
+    adapter: str,
+    allow_worse: bool,
     validation: float,
-    resize: Resize | None,
     seed: int,
     **sizes: Any,
 ) -> None:
     """Train a few-shot adapter.
 
-    Questions with an unreadable image are left out and counted, and the exit code is then 3. On
-    several GPUs: accelerate launch -m dsd_trt train ...
+    Training starts from the model's own adapter if it has one, and the same validation questions
+    are answered before and after. Of a table all rows are learned from, but those held out for
+    validation. Rows and questions that cannot be used are left out and counted, and the exit code
+    is then 3. On several GPUs: accelerate launch -m dsd_trt train ...
     """
     from rich.console import Console
 
-    from dsd_trt.train.commands.left_out import report_left_out
+    from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
-    from dsd_trt.train.fewshot.settings import FewShotSettings
-    from dsd_trt.train.fewshot.training import train_adapter
-    from dsd_trt.train.run.device import process_state
+    from dsd_trt.train.data.held_out import hold_out
+    from dsd_trt.train.diffusion.place import find_place, require_model
+    from dsd_trt.train.fewshot.settings import continued
+    from dsd_trt.train.run.plan import require_plan
+    from dsd_trt.train.run_key import adapter_identity
+    from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, STATE_NAME
+
+    # What the arguments and their files tell comes first: the libraries take seconds to import.
+    given = {name: value for name, value in sizes.items() if value is not None} | {"seed": seed}
+    if given.get("rank") == "full":
+        given["rank"] = None
+    continued(None, given)  # contradictions among the options themselves
+    require_writable(out)
+    part = open_dataset(data, root, "train", seed, limit, fraction, columns)
+    require_model(find_place(model))
+    start = chosen_adapter(adapter, model)
+    settings = continued(start, given)
+    questions = list(part)
+    source = {"data": data, "fraction": part.fraction, "limit": limit, "columns": asdict(columns)}
+    plan = {
+        **source,
+        "from": None if start is None else adapter_identity(start.folder),
+        "validation": validation,
+        **asdict(settings),
+    }
+    require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME), partial=True)
+
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    for line in part.lines():
+        console.print(line)
+    if not questions:
+        raise InputError(f"{data} has nothing to learn from: a greater --fraction takes more")
+    for line in hold_out(questions, validation, seed).lines():
+        console.print(line)
+    console.print(sentence(start, adapter, "--from"))
+
     from dsd_trt.train.run.libraries import hush_libraries
-    from dsd_trt.train.run.progress import StageProgress
 
     hush_libraries()
-    settings = FewShotSettings(seed=seed, resize=resize or "bicubic-stretch", **sizes)
-    questions = list(open_dataset(data, root, "train", seed, limit, fraction))
-    source = {"data": data, "fraction": fraction, "limit": limit, "validation": validation}
-    console = Console(stderr=True)
+    from dsd_trt.train.commands.left_out import report_left_out
+    from dsd_trt.train.fewshot.training import train_adapter
+    from dsd_trt.train.run.device import process_state
+    from dsd_trt.train.run.progress import StageProgress
+
     if process_state().is_main_process:
         ctx.with_resource(own_folder(out))
     with StageProgress(console) as progress:
         try:
             report = train_adapter(
-                model, questions, settings, out, source, validation, progress=progress.step
+                model,
+                questions,
+                settings,
+                out,
+                source,
+                validation,
+                progress=progress.step,
+                start=None if start is None else start.folder,
+                allow_worse=allow_worse,
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-    console.print(f"adapter: {out}")
-    if report.best is not None:
+    console.print(report.comparison.line())
+    if report.best is not None and report.best.step == 0:
         console.print(
-            f"validation at step {report.best.step}: accuracy {report.best.accuracy:.1%}, "
-            f"cross-entropy {report.best.loss:.4f}"
+            "no step was better than what training started from: the adapter is that, with its "
+            "calibration fitted to these questions"
         )
+    console.print(f"adapter: {out}")
     console.print(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")
     if process_state().is_main_process:
-        report_left_out(ctx, report.left_out)
+        report_left_out(ctx, report.left_out, part.failures)

@@ -101,13 +101,16 @@ class Part(Iterator["Question"]):
 
     Attributes:
         name: name of the data set.
+        fraction: share of the sources that are few-shot examples.
         table: what a table had besides questions; None for a named data set.
         others: questions of the other part that were read so far.
         alone: questions left out because every other text may describe their image.
     """
 
-    def __init__(self, name: str, questions: Iterable[Question]) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, questions: Iterable[Question], fraction: float = FEW_SHOT
+    ) -> None:
+        self.name, self.fraction = name, fraction
         self.table: TableQuestions | None = None
         self.others = self.alone = 0
         self._questions = iter(questions)
@@ -181,10 +184,10 @@ def open_dataset(
     parts = _READERS[name]
     test = parts.test or parts.train
     if part == "test" and parts.apart:
-        return Part(name, islice(test(root, seed), limit))
+        return Part(name, islice(test(root, seed), limit), fraction)
     # Read twice instead of kept in memory: a question of VQAv2 has thousands of candidates.
     chosen = _few_shot_sources(parts.train(root, seed), fraction, seed)
-    found = Part(name, ())
+    found = Part(name, (), fraction)
 
     def mine() -> Iterator[Question]:
         for question in (parts.train if part == "train" else test)(root, seed):
@@ -222,7 +225,7 @@ def _open_table(
     few, rest = split(table.questions, fraction, seed)
     mine, others = (few, rest) if part == "train" else (rest, few)
     drawn = draw_negatives(mine, seed)
-    found = Part(name, islice(drawn, limit))
+    found = Part(name, islice(drawn, limit), fraction)
     found.table, found.others, found.alone = table, len(others), len(mine) - len(drawn)
     return found
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from dsd_trt.train.shapes.settings import DiffusionSettings
+
+STATES = ("vae.ckpt", "model")
+"""The first state of a run, and its result: without any of them a folder holds no run."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Curriculum:
     sampling_steps: int = 30
     few_shot_twins: int = 400
     few_shot_steps: int = 200
+
+    def plan(self, seed: int) -> dict[str, int]:
+        """Everything that determines a run's outcome, as its folder's `plan.json` has it."""
+        return {"seed": seed, **asdict(self)}
 
 
 SMOKE = Curriculum(

@@ -25,7 +25,7 @@ from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run.saved_model import saved_model
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
-from dsd_trt.train.shapes.curriculum import Curriculum, stages
+from dsd_trt.train.shapes.curriculum import STATES, Curriculum, stages
 from dsd_trt.train.shapes.datasets import shapes_refcocog
 from dsd_trt.train.shapes.diffusion import ShapesDiffusion, train_diffusion
 from dsd_trt.train.shapes.probe import probe, summary
@@ -35,7 +35,6 @@ from dsd_trt.train.shapes.twins import TwinLatents, encode_twins
 from dsd_trt.train.shapes.vae import random_images, train_vae
 from dsd_trt.train.shapes.workers import Worker, workers
 
-_STATES = ("vae.ckpt", "model")  # the first state of a run, and its result
 _VAE_LOSSES = "vae-losses.jsonl"
 TRAIN_SEED, HELD_OUT_SEED, FEW_SHOT_SEED = 1, 2, 3  # random seeds of the sets of twins
 
@@ -282,8 +281,8 @@ def _pipeline(
 def _remember_plan(out: Path, curriculum: Curriculum, seed: int) -> None:
     """Record a run folder's plan; another plan is refused, because it would resume wrongly."""
     path = out / "plan.json"
-    wanted = {"seed": seed, **asdict(curriculum)}
-    require_plan(path, wanted, _STATES)
-    if not any((out / name).exists() for name in _STATES):
+    wanted = curriculum.plan(seed)
+    require_plan(path, wanted, STATES)
+    if not any((out / name).exists() for name in STATES):
         (out / _VAE_LOSSES).unlink(missing_ok=True)  # of a run that ended before its first state
     write_whole(path, json.dumps(wanted, indent=2) + "\n")
