@@ -165,14 +165,27 @@ def test_without_a_limit_shapes_are_a_thousand(undrawn: None) -> None:
 
 
 def test_a_table_may_lie_elsewhere(root: Path) -> None:
-    assert len(list(open_dataset(str(root / "mine.jsonl"), Path(), "test", 0))) == 38
+    assert len(list(open_dataset(str(root / "mine.jsonl"), Path(), "test", 0))) == 40
+
+
+def test_a_table_is_used_whole_unless_told(root: Path) -> None:
+    for part in ("train", "test"):
+        assert len(list(open_dataset("mine.jsonl", root, part, 0))) == 40
+    few, rest = both("mine.jsonl", root, fraction=0.05)
+    assert (len(few), len(rest)) == (2, 38)
+    part_of_it = open_dataset("mine.jsonl", root, "train", 0, fraction=0.05)
+    assert len(list(part_of_it)) == 2
+    assert part_of_it.lines() == [
+        "mine.jsonl: 40 rows, 40 questions, 38 questions in the other part (--fraction)"
+    ]
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(InputError) as error:
         open_dataset("comgv", Path(), "train", 0)
     assert str(error.value) == (
-        f"no data set 'comgv'; there are {', '.join(NAMES)}, or a table: a .csv or .jsonl file"
+        f"no data set 'comgv'; there are {', '.join(NAMES)}, or a table: "
+        "a CSV, JSONL or Parquet file"
     )
 
 

@@ -373,7 +373,7 @@ class TablePlan(Study):
 
     def open(self, data: str, part: str) -> Iterator[Question]:
         assert self.root is not None
-        return read_table(self.root / f"{part}.jsonl", self.seed)
+        return iter(read_table(self.root / f"{part}.jsonl", self.seed).questions)
 
 
 def test_a_reproduction_knows_its_data_by_their_content(

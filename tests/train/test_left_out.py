@@ -228,7 +228,7 @@ class TablePlan(Study):
         return ("table",)
 
     def open(self, data: str, part: str) -> Iterator[Question]:
-        return read_table(self.table, self.seed)
+        return iter(read_table(self.table, self.seed).questions)
 
 
 @pytest.mark.slow

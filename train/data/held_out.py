@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dsd_trt.errors import InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.train.counted import counted
 from dsd_trt.train.data.likeness import image_keys, words_of
@@ -80,7 +81,10 @@ def _drawn_within(
     texts = {words_of(question.candidates[question.right][1]) for question in part}
     if len(texts) < min(4, len(everything)):  # a right text and three negatives
         return list(part)
-    drawn = draw_negatives(part, seed)
+    try:
+        drawn = draw_negatives(part, seed)
+    except InputError:
+        return list(part)
     return drawn if len(drawn) == len(part) else list(part)
 
 
