@@ -412,13 +412,11 @@ KINDS = {
     ),
     "labels.csv": (
         "tables",
-        Kind("pairs.csv", mutate_bytes, lambda it: list(read_table(it / "pairs.csv", 0))),
+        Kind("pairs.csv", mutate_bytes, lambda it: read_table(it / "pairs.csv", 0)),
     ),
     "negatives.jsonl": (
         "tables",
-        Kind(
-            "negatives.jsonl", mutate_lines, lambda it: list(read_table(it / "negatives.jsonl", 0))
-        ),
+        Kind("negatives.jsonl", mutate_lines, lambda it: read_table(it / "negatives.jsonl", 0)),
     ),
     "texts.txt": (
         "tables",

@@ -505,7 +505,7 @@ def test_several_processes_learn_together(checkpoint_folder: Path, tmp_path: Pat
     [
         (["--fraction", "nan"], "nan is no finite number"),
         (["--seed", "-1"], "-1 is not in the range"),
-        (["--out", "file/below"], "cannot use 'file/below"),
+        (["--out", "file/below"], "cannot write to the folder 'file/below"),
     ],
 )
 def test_eval_command_refuses_what_makes_no_sense(

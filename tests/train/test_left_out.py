@@ -198,7 +198,7 @@ def test_ablate_measures_the_rest(root: Path, model: Path, tmp_path: Path) -> No
     done = _run(*arguments, "--data", "mixed.jsonl")
     _require_named(done, root)
     saved = json.loads((tmp_path / "ablation.json").read_text("utf-8"))
-    assert (saved["questions"], saved["left_out"]) == (8, 4)  # one is an example for training
+    assert (saved["questions"], saved["left_out"]) == (9, 4)
     assert (tmp_path / "ablation.md").read_text("utf-8") == done.stdout
     assert "4 questions left out" in done.stdout
 
@@ -209,7 +209,9 @@ def test_baselines_learn_from_and_answer_the_rest(
 ) -> None:
     arguments = ["baseline", clip, "--method", method, "--root", root, "--data", "mixed.jsonl"]
     fraction = "0" if method == "zero-shot" else "0.5"
-    done = _run(*arguments, "--fraction", fraction, "--steps", "2", "--out", tmp_path)
+    done = _run(
+        *arguments, "--fraction", fraction, "--steps", "2", "--out", tmp_path, "--validation", "0"
+    )
     _require_named(done, root)  # those of the examples and of the test questions together
     saved = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     learned = saved["training"] if method != "zero-shot" else {"left_out": 0, "examples": 0}

@@ -175,7 +175,8 @@ def open_dataset(
         raise InputError(f"no part {part!r} of a data set; it is train or test")
     if name in _GENERATORS:
         count = SCENES if limit is None else limit
-        return Part(name, _GENERATORS[name](count, 2 * seed + (part == "test")))
+        drawn = _GENERATORS[name](count, 2 * seed + (part == "test"))
+        return Part(name, drawn, FEW_SHOT if fraction is None else fraction)
     if name not in _READERS:
         return _open_table(name, root, part, seed, limit, fraction, columns)
     if columns is not None and columns != ColumnNames():

@@ -75,5 +75,5 @@ def draw_negatives(questions: Sequence[Question], seed: int) -> list[Question]:
 def _in_random_order(texts: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
     """Random texts, some repeatedly at first; in the end every one of them."""
     for _ in range(_TRIES):
-        yield texts[rng.integers(len(texts))]
-    yield from (texts[i] for i in rng.permutation(len(texts)))
+        yield texts[int(rng.integers(len(texts)))]
+    yield from (texts[int(i)] for i in rng.permutation(len(texts)))

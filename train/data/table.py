@@ -169,5 +169,5 @@ def _image(folder: Path, name: str) -> Path:
     except (OSError, ValueError):  # missing, or not a valid name
         raise ValueError(f"no image file {str(path)[:300]!r}") from None
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{str(path)[:300]!r} is no file")
+        raise ValueError(f"no image file {str(path)[:300]!r}")
     return path
