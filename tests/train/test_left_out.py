@@ -209,9 +209,8 @@ def test_baselines_learn_from_and_answer_the_rest(
 ) -> None:
     arguments = ["baseline", clip, "--method", method, "--root", root, "--data", "mixed.jsonl"]
     fraction = "0" if method == "zero-shot" else "0.5"
-    done = _run(
-        *arguments, "--fraction", fraction, "--steps", "2", "--out", tmp_path, "--validation", "0"
-    )
+    options = ["--fraction", fraction, "--validation", "0", "--steps", "2", "--out", tmp_path]
+    done = _run(*arguments, *options)
     _require_named(done, root)  # those of the examples and of the test questions together
     saved = json.loads((tmp_path / "figures.json").read_text("utf-8"))
     learned = saved["training"] if method != "zero-shot" else {"left_out": 0, "examples": 0}
