@@ -84,7 +84,7 @@ def wants_matrix(settings: ExportSettings, trained: TrainedFor | None) -> bool:
     """Whether the matrix scorer is exported too.
 
     Args:
-        settings: export settings.
+        settings: export settings, which may ask for it or rule it out.
         trained: mode that the adapter was trained for; None without an adapter.
     """
     if settings.matrix is not None:

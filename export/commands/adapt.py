@@ -37,6 +37,9 @@ def adapt(
     BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Graphs, weights and
     compiled plans are copied; on file systems that clone files (Btrfs, XFS) copies take no space.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers", "onnx")
     from rich.console import Console
 
     from dsd_trt.bundle.adapter_input import require_fed

@@ -125,6 +125,9 @@ def export(
     force: bool,
 ) -> None:
     """Export a checkpoint as a bundle of ONNX graphs and compare them with PyTorch."""
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers", "onnx")
     from dsd_trt.export.folder import check_replaceable
     from dsd_trt.export.settings import ExportSettings, require_consistent
     from dsd_trt.train.diffusion.place import find_place, require_model

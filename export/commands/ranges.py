@@ -37,6 +37,9 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     Below it stands the first node that computes NaN or infinity. -f json lists every activation
     with its node, in order of execution.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "onnx")
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.signature import open_bundle
 

@@ -63,6 +63,9 @@ def ablate(
     Reproduces Figures 3 to 6 of the paper on the test questions of a data set. `dsd-trt eval
     --help` describes the questions.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
     from rich.console import Console
 
     from dsd_trt.files.folders import require_writable

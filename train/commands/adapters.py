@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dsd_trt.commands.options import Command
 from dsd_trt.errors import InputError
-from dsd_trt.train.diffusion.place import find_place
-from dsd_trt.train.scoring.adapter_file import AdapterFile
+
+if TYPE_CHECKING:
+    from dsd_trt.train.scoring.adapter_file import AdapterFile
 
 OWN, NONE = "own", "none"
 
@@ -43,6 +45,9 @@ def chosen_adapter(adapter: str, model: str) -> AdapterFile | None:
         InputError: there is no such folder.
         ModelError: the folder is no adapter; or its model cannot be found, where it is asked for.
     """
+    from dsd_trt.train.diffusion.place import find_place
+    from dsd_trt.train.scoring.adapter_file import AdapterFile
+
     if adapter == NONE:
         return None
     if adapter == OWN:

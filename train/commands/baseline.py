@@ -99,6 +99,9 @@ def baseline(
     losses are those of "dsd-trt train", and test questions those of "dsd-trt eval". A tie counts
     as a wrong answer.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -109,7 +112,7 @@ def baseline(
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     trained = method != "zero-shot"
-    if trained and fraction is None and data not in NAMES:
+    if trained and fraction is None and data not in NAMES and (root / data).exists():
         raise InputError(
             f"--method {method} learns from a share of {data} and is tested on the rest: give "
             "--fraction, such as 0.5"
@@ -238,6 +241,9 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     It has the demonstration's size and sees the same images. Use it with "dsd-trt baseline".
     Repeat the command to resume an interrupted run from its last checkpoint.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.baselines.clip_settings import SMOKE, ClipSettings
 

@@ -22,6 +22,9 @@ def import_released(file: Path, out: Path) -> None:
     FILE is its pytorch_model.bin. The adapter's score is "released", computed per pair where the
     research code averages over a batch. Export with --score attention for the paper's score.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch")
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.pickles import require_pickle
 

@@ -37,6 +37,9 @@ def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
 
     Shapes, file sizes, memory and latency are those of a real checkpoint. Its scores mean nothing.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
     from dsd_trt.errors import InputError
     from dsd_trt.files.folders import require_writable
 

@@ -39,6 +39,9 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     Training takes a day or two on two CPU cores. Repeat the command to resume an interrupted run
     from its last checkpoint.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.run.plan import require_plan
     from dsd_trt.train.shapes.curriculum import SMOKE, STATES, Curriculum

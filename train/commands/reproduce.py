@@ -74,6 +74,9 @@ def reproduce(
     All methods are trained on the same few-shot examples and answer the same test questions. The
     report is OUT/reproduction.md.
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
     from rich.console import Console
 
     from dsd_trt.train.commands.left_out import report_left_out

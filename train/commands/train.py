@@ -174,6 +174,9 @@ def train(
     validation. Rows and questions that cannot be used are left out and counted, and the exit code
     is then 3. On several GPUs: accelerate launch -m dsd_trt train ...
     """
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
     from rich.console import Console
 
     from dsd_trt.files.folders import require_writable

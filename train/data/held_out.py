@@ -94,7 +94,7 @@ def _groups(
     """Numbers of the questions that must stay together, in order of the first of each.
 
     Args:
-        questions: questions to divide.
+        questions: questions of both parts, numbered from 0.
         keys: key of each image, by its identity; none to keep sources together alone.
         texts: whether questions of one right text stay together too.
     """

@@ -81,10 +81,10 @@ def compare(
     """Answer questions with two adapters, each as it would be served.
 
     Args:
-        checkpoint: base model.
+        checkpoint: base model of both adapters, on the device that scores.
         before: adapter that training began with; None for the zero-shot score.
-        after: trained adapter.
-        examples: encoded questions.
+        after: adapter that training ended with.
+        examples: encoded questions to answer.
         modes: modes the adapter was trained for.
         held_out: whether nothing was learned from the questions.
     """

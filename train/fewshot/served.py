@@ -20,7 +20,7 @@ class Served:
     """A checkpoint with an adapter, or without, as export puts it into a bundle.
 
     Args:
-        checkpoint: base model.
+        checkpoint: base model, on the device that scores.
         adapter: few-shot adapter; None scores zero-shot.
         unconditional: states of the unconditional text, (1, 77, D).
         score: kind of score; None is the adapter's, or "attention" without an adapter.
