@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -83,11 +84,14 @@ class JobScorer:
             Every job in order, with its scores or the reason why its image has no latent.
         """
         jobs = iter(jobs)
-        for scored in journal.chunks() if journal else ():
-            for it in scored:
-                job = next(jobs, None)
+        while journal and (first := next(jobs, None)) is not None:
+            if (known_chunk := journal.next_chunk()) is None:
+                jobs = itertools.chain([first], jobs)
+                break
+            following = itertools.chain([first], itertools.islice(jobs, len(known_chunk) - 1))
+            for it in known_chunk:
+                job = next(following, None)
                 if job is None or not _fits(it, job):
-                    assert journal is not None
                     raise journal.other_work()
                 tally.skip(len(job.texts) * len(level))
                 yield job, it

@@ -21,10 +21,11 @@ from dsd_trt.files.rows import text_fault
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
+from dsd_trt.index.tar_image import TarImage
 from dsd_trt.limits import IMAGES, PAIRS, TEXTS, Limit
 from dsd_trt.results import Progress
 
-Scorable: TypeAlias = ImageSource | IndexedImage
+Scorable: TypeAlias = ImageSource | IndexedImage | TarImage
 Decoded: TypeAlias = NDArray[Any] | ImageError
 """Pixels of an image, its latent if it comes from an index, or the decoding error."""
 
@@ -126,7 +127,8 @@ def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
         if isinstance(image, IndexedImage):
             image.index.require(manifest)
             return image.latent()
-        return preprocess(image, to.resolution, to.resize)
+        source = image.content() if isinstance(image, TarImage) else image
+        return preprocess(source, to.resolution, to.resize)
     except ImageError as error:
         return error
 
@@ -323,6 +325,6 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
 
 def name_of(image: Scorable, position: int) -> str:
     """Name of an image in results."""
-    if isinstance(image, IndexedImage):
+    if isinstance(image, (IndexedImage, TarImage)):
         return image.name
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"

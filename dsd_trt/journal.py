@@ -55,12 +55,20 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         os.ftruncate(self._file, size)
         self._synced = time.monotonic()
+        self._chunks = self._read_chunks()
 
-    def chunks(self) -> Iterator[list[Scored]]:
-        """Chunks finished in earlier runs, in order."""
-        for _, line in _lines(self.path, self._kept):
-            if isinstance(line, list):
-                yield line
+    def next_chunk(self) -> list[Scored] | None:
+        """The next chunk that an earlier run finished; None after the last one."""
+        return next(self._chunks, None)
+
+    def require_used(self) -> None:
+        """Refuse a journal that has more chunks than the run.
+
+        Raises:
+            InputError: a chunk is left.
+        """
+        if self.next_chunk() is not None:
+            raise self.other_work()
 
     def other_work(self) -> InputError:
         """Error for a journal whose numbers of images or scores do not fit the run."""
@@ -97,6 +105,11 @@ class Journal:
     def begin(self, run: Mapping[str, Any]) -> None:
         """Write the first line, which describes the run."""
         self._write({"format": _FORMAT, "run": dict(run)})
+
+    def _read_chunks(self) -> Iterator[list[Scored]]:
+        for _, line in _lines(self.path, self._kept):
+            if isinstance(line, list):
+                yield line
 
     def close(self) -> None:
         """Close the file, which stays for a resumed run."""

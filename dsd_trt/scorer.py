@@ -384,6 +384,8 @@ class Scorer:
                 name = name_of(job.image, place)
                 failures = tuple(self._jobs.failures(name, texts, it.result))
                 yield ScoredImage(name, _scores(it, len(texts)), failures, it.passes)
+            if journal:
+                journal.require_used()
 
         return ScoreStream(tuple(errors), rows())
 
@@ -436,7 +438,8 @@ class Scorer:
             pairs: P tuples (image, text), as for `score_pairs`.
             levels: noise levels to average over; None is all of the bundle's.
             progress: callback `(done, total)`, in pairs, as for `score`.
-            journal: record of the scores so far, as for `stream`.
+            journal: record of the scores so far, as for `stream`. Several calls may share one: each
+                goes on where the one before it ended.
 
         Returns:
             The images in the order of their first pair, each with the positions of its pairs.

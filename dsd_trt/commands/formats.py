@@ -8,9 +8,12 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import PurePath
 
+from dsd_trt.commands.layout import Layout
 from dsd_trt.commands.output import Record, write_output
+from dsd_trt.tables.values import to_cell, to_json
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,13 @@ class Streamed:
     """A format of lines, appended to the output as scores arrive.
 
     Attributes:
-        lines: function from records to their lines, one each, with the line break.
-        header: first line of the output, with its line break; "" for none.
+        lines: function `(records, layout)` to the records' lines, one each, with the line break.
+        header: function of the layout to the first line of the output, with its line break; "" for
+            none.
     """
 
-    lines: Callable[[Iterable[Record]], Iterator[str]]
-    header: str = ""
+    lines: Callable[[Iterable[Record], Layout], Iterator[str]]
+    header: Callable[[Layout], str] = lambda layout: ""
 
 
 @dataclass(frozen=True)
@@ -31,50 +35,53 @@ class AtEnd:
     """A format that is written when all scores are known, whole or not at all.
 
     Attributes:
-        write: function `(output, records, grid)` that writes to a path, or to standard output for
-            "-". `grid` is whether the records are every image against every text.
+        write: function `(output, records, layout, grid)` that writes to a path, or to standard
+            output for "-". `grid` is whether the records are every image against every text.
         check: function of the output's path, called before the work; raises if nothing can be
             written.
         needs: requirements of the format, for the help; "" for none.
     """
 
-    write: Callable[[str, Iterable[Record], bool], None]
+    write: Callable[[str, Iterable[Record], Layout, bool], None]
     check: Callable[[str], None] = lambda output: None
     needs: str = ""
 
 
-def _object(record: Record) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False)
+def _object(record: Record, layout: Layout) -> str:
+    values = {name: to_json(value) for name, value in layout.values(record).items()}
+    return json.dumps(values, ensure_ascii=False)
 
 
-def _json_lines(records: Iterable[Record]) -> Iterator[str]:
-    return (f"{_object(record)}\n" for record in records)
+def _json_lines(records: Iterable[Record], layout: Layout) -> Iterator[str]:
+    return (f"{_object(record, layout)}\n" for record in records)
 
 
-def _csv_lines(records: Iterable[Record]) -> Iterator[str]:
+def _csv_line(cells: Iterable[str]) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()
+
+
+def _csv_lines(records: Iterable[Record], layout: Layout) -> Iterator[str]:
     for record in records:
-        writer.writerow((record.image, record.text, record.score, record.probability))
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
+        values = layout.values(record)
+        yield _csv_line(to_cell(values.get(column)) for column in layout.columns)
 
 
-def _json_parts(records: Iterable[Record]) -> Iterator[str]:
+def _json_parts(records: Iterable[Record], layout: Layout) -> Iterator[str]:
     """One JSON list with one record per line, in parts."""
     empty = True
     for record in records:
-        yield f"{'[' if empty else ','}\n  {_object(record)}"
+        yield f"{'[' if empty else ','}\n  {_object(record, layout)}"
         empty = False
     yield "[]\n" if empty else "\n]\n"
 
 
-def _write_json(output: str, records: Iterable[Record], grid: bool) -> None:
-    write_output(output, _json_parts(records))
+def _write_json(output: str, records: Iterable[Record], layout: Layout, grid: bool) -> None:
+    write_output(output, _json_parts(records, layout))
 
 
-def _write_table(output: str, records: Iterable[Record], grid: bool) -> None:
+def _write_table(output: str, records: Iterable[Record], layout: Layout, grid: bool) -> None:
     from dsd_trt.commands.table import to_table
 
     width = shutil.get_terminal_size((100, 24)).columns if output == "-" else 100
@@ -82,10 +89,10 @@ def _write_table(output: str, records: Iterable[Record], grid: bool) -> None:
     write_output(output, [to_table(list(records), grid=grid, width=width, color=color)])
 
 
-def _write_parquet(output: str, records: Iterable[Record], grid: bool) -> None:
+def _write_parquet(output: str, records: Iterable[Record], layout: Layout, grid: bool) -> None:
     from dsd_trt.commands.parquet import write_parquet
 
-    write_parquet(output, records)
+    write_parquet(output, records, layout)
 
 
 def _check_parquet(output: str) -> None:
@@ -98,9 +105,24 @@ FORMATS: Mapping[str, Streamed | AtEnd] = {
     "table": AtEnd(_write_table),
     "json": AtEnd(_write_json),
     "jsonl": Streamed(_json_lines),
-    "csv": Streamed(_csv_lines, header="image,text,score,probability\n"),
+    "csv": Streamed(_csv_lines, header=lambda layout: _csv_line(layout.columns)),
     "parquet": AtEnd(_write_parquet, _check_parquet, needs="-o FILE and the extra index"),
 }
+
+
+_SUFFIXES = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+
+
+def format_of(output: str, default: str) -> str:
+    """Name of the format that the suffix of an output says, else the default."""
+    return _SUFFIXES.get(PurePath(output).suffix.lower(), default)
 
 
 def formats_help() -> str:
@@ -112,4 +134,5 @@ def formats_help() -> str:
         if isinstance(it, AtEnd) and it.needs
     ]
     grow = f"{', '.join(streamed)} grow line by line, others are written at the end."
-    return " ".join(("Output format.", grow, *needs))
+    default = "[default: by the suffix of -o, else table]"
+    return " ".join(("Output format.", grow, *needs, f" {default}"))

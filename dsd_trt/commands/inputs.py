@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.errors import InputError, one_line
-from dsd_trt.files.regular import read_bounded, read_regular
-from dsd_trt.files.rows import LineError, csv_rows, decode, jsonl_rows, text_fault
+from dsd_trt.errors import ImageError, InputError, one_line
+from dsd_trt.files.regular import read_bounded
+from dsd_trt.files.rows import LineError, decode, text_fault
 from dsd_trt.image.files import find_images
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
-from dsd_trt.index.webdataset import is_tar
+from dsd_trt.index.tar_image import TarFile, TarImage
+from dsd_trt.index.webdataset import SUFFIXES, is_tar
 from dsd_trt.results import Failure
+from dsd_trt.tables.columns import ColumnNames, Role
+from dsd_trt.tables.table import Table
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,26 @@ class Pair:
 
 def images_named(
     arguments: Sequence[str],
-) -> tuple[Sequence[Path | IndexedImage], tuple[Failure, ...]]:
-    """Collect image files as `find_images` does; an index's folder stands for its images.
+) -> tuple[Sequence[Path | IndexedImage | TarImage], tuple[Failure, ...]]:
+    """Collect image files as `find_images` does; an index and a tar file stand for their images.
 
     Returns:
         The images, and failures for paths that may hide more images but cannot be read.
 
     Raises:
-        InputError: a path cannot be used, as for `find_images`; an index is damaged or empty; or a
-            file is a tar file, which only an index reads.
+        InputError: a path cannot be used, as for `find_images`; or an index is damaged or empty.
         MissingExtraError: the packages that read an index are not installed.
     """
-    images: list[Path | IndexedImage] = []
+    images: list[Path | IndexedImage | TarImage] = []
     unreadable: list[Failure] = []
     for indexes, group in itertools.groupby(arguments, is_index):
         if not indexes:
-            found = find_images(group)
-            if tar := next(filter(is_tar, found.images), None):
-                raise InputError(
-                    f"{str(tar)!r} is a tar file; encode its images first: dsd-trt index {tar} OUT"
-                )
-            images += found.images
+            found = find_images(group, SUFFIXES)
+            for path in found.images:
+                if is_tar(path):
+                    _add_tar(path, images, unreadable)
+                else:
+                    images.append(path)
             unreadable += found.unreadable
             continue
         for argument in group:
@@ -67,6 +69,20 @@ def images_named(
                 return index, ()  # a lone index need not be held in memory
             images += index
     return images, tuple(unreadable)
+
+
+def _add_tar(
+    path: Path, images: list[Path | IndexedImage | TarImage], unreadable: list[Failure]
+) -> None:
+    """Add the images of a tar file, which stay there; what is damaged in it is a failure."""
+    try:
+        listed = TarFile.at(path).listing()
+    except (OSError, ImageError) as error:
+        unreadable.append(Failure(str(path), getattr(error, "strerror", None) or str(error)))
+        return
+    images += listed.images
+    if listed.fault:
+        unreadable.append(Failure(str(path), listed.fault))
 
 
 def read_texts(source: str) -> list[str]:
@@ -100,26 +116,27 @@ def read_texts(source: str) -> list[str]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read image-text pairs from a CSV file with a header, or JSONL; other columns are ignored.
+    """Read image-text pairs from a table, all of them sound; other columns are ignored.
 
     Args:
-        path: path of a UTF-8 file; its image paths are relative to its folder.
+        path: path of a table; its image paths are relative to its folder.
 
     Raises:
         InputError: the file is malformed, has no pairs, or names a missing image; the message has
             the line number.
     """
-    try:
-        text = decode(read_regular(path), repr(str(path)))
-    except OSError as error:
-        raise InputError(f"cannot read pairs from {str(path)!r}: {error.strerror}") from None
-    rows = jsonl_rows(text) if text.lstrip().startswith("{") else csv_rows(text, ("image", "text"))
-    try:
-        pairs = [read_pair(path.parent, line, row, special=True) for line, row in rows]
-    except LineError as error:
-        raise InputError(f"{path}, line {error.line}: {error}") from None
+    table = Table.open(path)
+    roles: tuple[Role, ...] = ("image", "text")
+    for role in roles:
+        ColumnNames().required(table, role)
+    pairs = []
+    for row in table.sound_rows():
+        try:
+            pairs.append(read_pair(path.parent, 0, dict(row.values), special=True))
+        except LineError as error:
+            raise table.fault(row, error) from None
     if not pairs:
-        raise InputError(f"{path} has no pairs; write a CSV file with columns image,text")
+        raise InputError(f"{path} has no rows")
     return pairs
 
 

@@ -127,6 +127,37 @@ def column_options(*roles: Role) -> Callable[[Command], Command]:
     return add
 
 
+def pair_options(*more: Role) -> Callable[[Command], Command]:
+    """Options that say where pairs have images and texts: `columns`, `images_at`, `text_field`.
+
+    Args:
+        more: roles of further columns.
+    """
+    options = (
+        column_options("image", "text", *more),
+        click.option(
+            "--images",
+            "images_at",
+            type=click.Path(exists=True, path_type=Path),
+            metavar="FOLDER|TAR|INDEX",
+            help="Where the table's images are: a folder that their paths are relative to, a tar "
+            "file, or an index whose names they are.  [default: the table's folder]",
+        ),
+        click.option(
+            "--text-field",
+            metavar="NAME",
+            help="Field of a WebDataset's .json that has the text.  [default: its .txt]",
+        ),
+    )
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def model_option(command: Command) -> Command:
     """--model, the checkpoint of a diffusion model."""
     return click.option(

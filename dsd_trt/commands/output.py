@@ -8,23 +8,41 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.files.whole import followed, is_device, whole
+from dsd_trt.tables.row import TableRow
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
 class Record:
-    """One scored pair; its probability is None where none was fitted to its score."""
+    """One pair of an output.
+
+    Attributes:
+        image: image as it is named in results.
+        text: text that was scored with it.
+        score: f(y, x); NaN if it has none.
+        probability: match probability; None if there is none.
+        error: why the pair has no score; None if it has one.
+        reason: why a filter drops the pair; None if it does not.
+        row: row of the table that the pair comes from.
+    """
 
     image: str
     text: str
     score: float
     probability: float | None
+    error: str | None = None
+    reason: str | None = None
+    row: TableRow | None = field(default=None, compare=False)
 
 
 def by_image(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -197,3 +215,8 @@ def write_standard_output(content: str) -> None:
         raise
     except OSError as error:
         raise DsdError(f"cannot write standard output: {error.strerror}") from None
+
+
+def shortest(number: np.float32) -> float:
+    """The decimal number with the fewest digits that parses to the same float32."""
+    return float(str(number))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.commands.layout import MATRIX, NUMBERS, Layout
 from dsd_trt.commands.output import Record
 from dsd_trt.errors import InputError, MissingExtraError
 from dsd_trt.files.whole import whole
 from dsd_trt.installation import install_command
+from dsd_trt.tables.parquet import ArrowValues, ParquetTable
+from dsd_trt.tables.table import Table
+from dsd_trt.tables.values import encodable, to_cell
 
 ROWS = 1 << 16  # of a row group: what is in memory at once
-_CHARACTERS = 1 << 24  # of a row group: texts may be long
+_BYTES = 1 << 24  # of a row group: texts may be long
+_SURVEYED = 8192  # rows of JSONL whose types are inferred at a time
 
 
 def require_parquet(output: str) -> None:
@@ -33,12 +40,16 @@ def require_parquet(output: str) -> None:
         ) from error
 
 
-def write_parquet(output: str, records: Iterable[Record]) -> None:
+def write_parquet(output: str, records: Iterable[Record], layout: Layout = MATRIX) -> None:
     """Write records atomically; the same records give the same bytes.
+
+    Columns of a Parquet table keep their types, those of JSONL get the types of their values, and
+    those of CSV are strings.
 
     Args:
         output: path of the file to write.
         records: rows to write; one row group at a time is held in memory.
+        layout: columns of the file, in order.
 
     Raises:
         DsdError: the disk is full or cannot be written to; an existing file is unchanged.
@@ -46,25 +57,151 @@ def write_parquet(output: str, records: Iterable[Record]) -> None:
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    number = pyarrow.float32()
-    kinds = (pyarrow.string(), pyarrow.string(), number, number)
-    names = ("image", "text", "score", "probability")
-    schema = pyarrow.schema(list(zip(names, kinds, strict=True)))
+    passed = _passed(layout.table, layout.names)
+    kinds = [pyarrow.float32() if name in NUMBERS else pyarrow.string() for name in layout.added]
+    fields = [it.field for it in passed]
+    fields += [pyarrow.field(*it) for it in zip(layout.added, kinds, strict=True)]
+    schema = pyarrow.schema(fields, _metadata(layout.table))
     with whole(Path(output)) as file, ParquetWriter(file, schema) as writer:
         for rows in _row_groups(records):
-            columns = zip(*rows, strict=True)
-            arrays = [pyarrow.array(it, kind) for it, kind in zip(columns, kinds, strict=True)]
-            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+            arrays = [_arrays(it, passed) for it in _blocks(rows)]
+            columns: list[Any] = [
+                pyarrow.chunked_array([it[place] for it in arrays], column.field.type)
+                for place, column in enumerate(passed)
+            ]
+            columns += [
+                pyarrow.array([_added(getattr(it, name)) for it in rows], kind)
+                for name, kind in zip(layout.added, kinds, strict=True)
+            ]
+            writer.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
 
 
-def _row_groups(records: Iterable[Record]) -> Iterator[list[tuple[Any, ...]]]:
-    rows: list[tuple[Any, ...]] = []
-    characters = 0
+@dataclass(frozen=True)
+class _Column:
+    """A column that is passed on.
+
+    Attributes:
+        name: its name in the table.
+        field: its Arrow field in the output.
+        as_json: whether its values, which have no common type, are written as JSON texts.
+    """
+
+    name: str
+    field: Any
+    as_json: bool = False
+
+
+def _passed(table: Table | None, names: dict[str, str]) -> list[_Column]:
+    import pyarrow
+
+    if table is not None and isinstance(table.reader, ParquetTable):
+        schema = table.reader.schema
+        return [_Column(name, schema.field(name).with_name(to)) for name, to in names.items()]
+    if table is None or table.form == "csv":
+        return [_Column(name, pyarrow.field(to, pyarrow.string())) for name, to in names.items()]
+    kinds = _inferred(table, list(names))
+    return [
+        _Column(name, pyarrow.field(to, kinds[name] or pyarrow.string()), kinds[name] is None)
+        for name, to in names.items()
+    ]
+
+
+def _metadata(table: Table | None) -> Any:
+    reader = table.reader if table is not None else None
+    return reader.schema.metadata if isinstance(reader, ParquetTable) else None
+
+
+def _inferred(table: Table, names: Sequence[str]) -> dict[str, Any]:
+    """Type of each column's values in all rows; None if they have none in common."""
+    import pyarrow
+
+    found: dict[str, Any] = dict.fromkeys(names, pyarrow.null())
+    rows = table.rows()
+    while block := list(itertools.islice(rows, _SURVEYED)):
+        for name in names:
+            if found[name] is None:
+                continue
+            try:
+                kind = pyarrow.array([_plain(row.values.get(name)) for row in block]).type
+                both = [pyarrow.schema([("x", it)]) for it in (found[name], kind)]
+                unified = pyarrow.unify_schemas(both, promote_options="permissive")
+                found[name] = unified.field("x").type
+            except (pyarrow.ArrowException, TypeError, ValueError, OverflowError):
+                found[name] = None
+    return {name: None if it is None or _is_odd(it) else it for name, it in found.items()}
+
+
+def _is_odd(kind: Any) -> bool:
+    """Whether a type is that of no value, or has no place in Parquet: a struct without fields."""
+    import pyarrow
+
+    if pyarrow.types.is_struct(kind):
+        return kind.num_fields == 0 or any(_is_odd(it.type) for it in kind)
+    if pyarrow.types.is_list(kind):
+        return _is_odd(kind.value_type)
+    return bool(pyarrow.types.is_null(kind))
+
+
+def _plain(value: object) -> object:
+    """A JSON value whose texts UTF-8 has."""
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, dict):
+        return {encodable(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _blocks(rows: Sequence[Record]) -> Iterator[list[Record]]:
+    """Consecutive records of the same Arrow batch, or of none."""
+
+    def batch(record: Record) -> int:
+        values = record.row.values if record.row is not None else None
+        return id(values.batch) if isinstance(values, ArrowValues) else 0
+
+    for _, block in itertools.groupby(rows, batch):
+        yield list(block)
+
+
+def _arrays(block: Sequence[Record], passed: Sequence[_Column]) -> list[Any]:
+    """Columns that are passed on, for one block of records."""
+    import pyarrow
+
+    rows = [it.row for it in block if it.row is not None]
+    if rows and isinstance(first := rows[0].values, ArrowValues):
+        at = [it.values.at for it in rows if isinstance(it.values, ArrowValues)]
+        taken = first.batch.take(pyarrow.array(at, pyarrow.int64()))
+        return [taken.column(it.name) for it in passed]
+    arrays = []
+    for column in passed:
+        values = [it.values.get(column.name) for it in rows]
+        if column.as_json:
+            cells: list[object] = [None if it is None else to_cell(it) for it in values]
+        else:
+            cells = [_plain(it) for it in values]
+        arrays.append(pyarrow.array(cells, column.field.type))
+    return arrays
+
+
+def _added(value: object) -> object:
+    """A value of an added column, null for NaN."""
+    return None if value != value else value
+
+
+def _row_groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    rows: list[Record] = []
+    size, batch = 0, None
     for record in records:
-        rows.append((record.image, record.text, record.score, record.probability))
-        characters += len(record.image) + len(record.text)
-        if len(rows) == ROWS or characters > _CHARACTERS:
+        rows.append(record)
+        values = record.row.values if record.row is not None else {}
+        if isinstance(values, ArrowValues):
+            if values.batch is not batch:
+                batch = values.batch
+                size += batch.nbytes
+        else:
+            size += len(record.image) + len(record.text)
+            size += sum(len(it) for it in values.values() if isinstance(it, str))
+        if len(rows) == ROWS or size > _BYTES:
             yield rows
-            rows, characters = [], 0
+            rows, size, batch = [], 0, None
     if rows:
         yield rows

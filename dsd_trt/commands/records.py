@@ -8,14 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.commands.formats import FORMATS, Streamed
-from dsd_trt.commands.inputs import Pair
-from dsd_trt.commands.output import LineFile, Record, top_texts
+from dsd_trt.commands.layout import MATRIX, Layout
+from dsd_trt.commands.output import LineFile, Record, shortest, top_texts
+from dsd_trt.errors import InputError
 from dsd_trt.image.files import printable
 from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
+from dsd_trt.pairs.run import PairRun
 from dsd_trt.pipeline import match_probability
 from dsd_trt.results import Failure, Progress
 from dsd_trt.scorer import Scorer
+from dsd_trt.tables.row import TableRow
+
+SHOWN_ERRORS = 20
+"""Rows that could not be scored which a command lists; all of them are in the output."""
+
+_ROWS = 1024  # of a table that are in memory at a time
 
 
 def to_records(
@@ -34,8 +42,8 @@ def to_records(
         Record(
             printable(image),
             text,
-            _shortest(score),
-            None if np.isnan(probability) else _shortest(probability),
+            shortest(score),
+            None if np.isnan(probability) else shortest(probability),
         )
         for (image, text), score, probability in zip(
             pairs, scores.ravel(), probabilities.ravel(), strict=True
@@ -58,6 +66,7 @@ class GridRecords:
         prune: whether to stop scoring a text once it can no longer reach the top K.
 
     Attributes:
+        layout: columns of the output.
         texts: texts to score, one column each.
         errors: images, texts and pairs that could not be scored so far.
         images: number of images scored so far.
@@ -79,6 +88,7 @@ class GridRecords:
     ) -> None:
         self._top_k, self._prune, self.texts = top_k, prune, texts
         searched = top_k if prune else None
+        self.layout = MATRIX
         self._stream = scorer.stream(images, texts, levels, progress, searched, journal)
         self._calibration = scorer.calibration(levels)
         self.errors: list[Failure] = list(self._stream.errors)
@@ -101,69 +111,99 @@ class GridRecords:
 
 
 class PairRecords:
-    """Records of given pairs in their order, each once all earlier pairs are scored.
+    """Records of the pairs of a source, one per row, in their order.
 
     Args:
-        scorer: scorer that computes the scores.
-        pairs: images and texts from a pairs file.
-        levels: noise levels to average over; None is all of the bundle's.
-        progress: callback `(done, total)`, in pairs.
-        journal: record of the scores so far, as for `Scorer.stream`.
-        top_k: number of best texts to yield per image; None is all.
+        run: the run that scores the pairs.
+        top_k: number of best texts to yield per image; None is every row.
 
     Attributes:
-        errors: images, texts and pairs that could not be scored so far.
-        scored: number of pairs scored so far, including those not among the `top_k`.
+        layout: columns of the output.
+        run: the run that scores the pairs.
+        errors: the first rows that could not be scored.
     """
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        pairs: Sequence[Pair],
-        levels: Sequence[float] | None,
-        progress: Progress | None,
-        journal: Journal | None,
-        top_k: int | None,
-    ) -> None:
-        self._top_k, self._pairs = top_k, pairs
-        chosen = [(pair.image, pair.text) for pair in pairs]
-        self._stream = scorer.stream_pairs(chosen, levels, progress, journal)
-        self._calibration = scorer.calibration(levels)
-        self.errors: list[Failure] = list(self._stream.errors)
-        self.scored = 0
+    def __init__(self, run: PairRun, top_k: int | None = None) -> None:
+        self.run, self._top_k = run, top_k
+        self.layout = Layout.passing(run.survey.source)
+        self.errors: list[Failure] = []
+
+    @property
+    def scored(self) -> int:
+        """Number of distinct pairs scored so far, including those not among the `top_k`."""
+        return self.run.computed
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """Yield the records of consecutive pairs; all at once if `top_k` is given."""
+        """Yield the records of consecutive rows; all at once if `top_k` is given."""
         if self._top_k:
-            every = [record for some in self._in_order() for record in some]
-            yield top_texts(every, self._top_k)
+            yield self._best(self._top_k)
         else:
             yield from self._in_order()
 
     def _in_order(self) -> Iterator[list[Record]]:
-        scores = np.full(len(self._pairs), np.nan, np.float32)
-        there = np.zeros(len(self._pairs) + 1, np.bool_)  # sentinel that ends the last group
-        given = 0
-        for image, places in self._stream.images:
-            self.errors += image.errors
-            scores[places], there[places] = image.scores, True
-            start = given
-            while there[given]:
-                given += 1
-            some = scores[start:given]
-            names = [(pair.name, pair.text) for pair in self._pairs[start:given]]
-            records = to_records(names, some, match_probability(some, self._calibration))
-            self.scored += len(records)
-            yield records
+        source = self.run.survey.source
+        given = source.rows()
+        for rows in self.run:
+            for start in range(rows.start, rows.stop, _ROWS):
+                part = range(start, min(start + _ROWS, rows.stop))
+                probabilities = self.run.probabilities(part)
+                records = [
+                    self._record(number, next(given, None), probability)
+                    for number, probability in zip(part, probabilities, strict=True)
+                ]
+                yield records
+        if next(given, None) is not None:
+            raise _changed(source.name)
+
+    def _record(self, number: int, row: TableRow | None, probability: np.float32) -> Record:
+        if row is None:
+            raise _changed(self.run.survey.source.name)
+        image, text = self.run.survey.source.shown(row)
+        error = self.run.error(number)
+        if error is not None and len(self.errors) < SHOWN_ERRORS:
+            self.errors.append(Failure(f"{row.place}: {image or 'no image'}", error, text or None))
+        score = shortest(self.run.scores[number])
+        likely = None if np.isnan(probability) else shortest(probability)
+        return Record(image, text, score, likely, error, row=row)
+
+    def _best(self, top_k: int) -> list[Record]:
+        """The best texts of each image, best first; images in order of their first row."""
+        for _ in self.run:
+            pass
+        scores, images = self.run.scores, self.run.survey.image_of
+        order = np.lexsort((-scores, images))
+        order = order[~np.isnan(scores[order])]
+        of = images[order]
+        first = np.searchsorted(of, of)  # place of the best text of the same image
+        chosen = order[np.arange(len(of)) - first < top_k].tolist()
+        wanted, found = set(chosen), dict[int, Record]()
+        failed = np.isnan(scores)
+        probabilities = self.run.probabilities(range(len(scores)))
+        for number, row in enumerate(self.run.survey.source.rows()):
+            if number in wanted or failed[number]:
+                record = self._record(number, row, probabilities[number])
+                found |= {number: record} if number in wanted else {}
+        return [found[number] for number in chosen]
+
+
+def _changed(name: str) -> InputError:
+    return InputError(f"{name} was changed while it was read. Run the command again")
 
 
 def write_records(
-    records: GridRecords | PairRecords, output: str, form: str, *, grid: bool, goes_on: bool
+    records: Iterable[list[Record]],
+    layout: Layout,
+    output: str,
+    form: str,
+    *,
+    grid: bool,
+    goes_on: bool,
 ) -> None:
     """Write records in one of the `FORMATS`.
 
     Args:
         records: records, scored while they are iterated over.
+        layout: columns of the output, in order.
         output: path of a file, or "-" for standard output.
         form: name of the format.
         grid: whether the records are every image against every text.
@@ -174,17 +214,12 @@ def write_records(
     """
     written = FORMATS[form]
     if not isinstance(written, Streamed):
-        written.write(output, (record for some in records for record in some), grid)
+        written.write(output, (record for some in records for record in some), layout, grid)
         return
-    file = LineFile(output, written.header, goes_on=goes_on)
+    file = LineFile(output, written.header(layout), goes_on=goes_on)
     try:
         for some in records:
-            file.add(written.lines(some))
+            file.add(written.lines(some, layout))
         file.finish()
     finally:
         file.close()
-
-
-def _shortest(number: np.float32) -> float:
-    """The decimal number with the fewest digits that parses to the same float32."""
-    return float(str(number))

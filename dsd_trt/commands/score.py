@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from dsd_trt.commands.formats import FORMATS, AtEnd, Streamed, formats_help
+from dsd_trt.commands.formats import FORMATS, AtEnd, format_of, formats_help
 from dsd_trt.commands.options import (
     bundle_option,
     device_option,
     engine_option,
+    pair_options,
     parse_levels,
     self_check_option,
     signature_option,
     threads_option,
 )
-from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
+from dsd_trt.errors import InputError
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
 if TYPE_CHECKING:
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 
     from dsd_trt.commands.records import GridRecords
     from dsd_trt.jobs import Scorable
-    from dsd_trt.journal import Journal
     from dsd_trt.results import Failure
     from dsd_trt.scorer import Scorer
+    from dsd_trt.tables.columns import ColumnNames
 
 
 EXAMPLES = """\b
@@ -47,10 +46,12 @@ Examples:
 @click.argument("paths", nargs=-1, metavar="IMAGES... TEXTS")
 @click.option(
     "--pairs",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="CSV or JSONL file of pairs to score instead, with columns image and text. Image paths "
-    "are relative to the file.",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="TABLE|WEBDATASET",
+    help="Pairs to score instead, row for row: a CSV, JSONL or Parquet table with columns image "
+    "and text, a tar file in WebDataset's format, or a folder of those.",
 )
+@pair_options()
 @bundle_option("score with")
 @signature_option
 @self_check_option
@@ -95,9 +96,7 @@ Examples:
     "--format",
     "form",
     type=click.Choice(list(FORMATS)),
-    default="table",
     help=formats_help(),
-    show_default=True,
 )
 @click.option(
     "-o",
@@ -129,49 +128,66 @@ def score(
     prune: bool,
     check_prune: int | None,
     tune: bool,
-    form: str,
+    form: str | None,
     output: str,
     resume: bool,
+    columns: ColumnNames,
+    images_at: Path | None,
+    text_field: str | None,
 ) -> None:
     """Score every image against every text.
 
-    IMAGES are files, directories (searched recursively), globs and indexes (see dsd-trt index).
-    TEXTS is a UTF-8 file with one text per line, or - for standard input. With --pairs, give
-    neither.
+    IMAGES are files, directories (searched recursively), globs, tar files and indexes (see dsd-trt
+    index). TEXTS is a UTF-8 file with one text per line, or - for standard input. With --pairs,
+    give neither.
 
     Scores are saved in a journal until the command ends: FILE.journal, or the cache without -o.
     """
     from rich.console import Console
 
     from dsd_trt.commands.console import progress_bar, warnings_on
-    from dsd_trt.commands.inputs import images_named, read_pairs, read_texts
+    from dsd_trt.commands.inputs import images_named, read_texts
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
+    from dsd_trt.commands.pairs import (
+        open_pairs,
+        refuse_output,
+        report_failed_rows,
+        report_renamed,
+        surveyed,
+    )
     from dsd_trt.commands.records import GridRecords, PairRecords, write_records
     from dsd_trt.commands.score_run import counted, describe_run, kept
+    from dsd_trt.commands.stopping import saying_how_to_go_on
+    from dsd_trt.pairs.run import PairRun
     from dsd_trt.scorer import Scorer
+    from dsd_trt.tables.columns import ColumnNames
 
     unreadable: tuple[Failure, ...] = ()
+    form = form or format_of(output, "table")
     if prune and (pairs or not top_k):
         raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
     if check_prune and not prune:
         raise InputError("--check-prune is for --prune: give both")
     if isinstance(written := FORMATS[form], AtEnd):
         written.check(output)
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if pairs:
         if paths:
             raise InputError("with --pairs, images and texts come from its file: leave out others")
-        rows = read_pairs(pairs)
+        source = open_pairs(pairs, columns, images_at, text_field)
+        refuse_output(output, source)
+        survey = surveyed(source, console)
     else:
+        if columns != ColumnNames() or images_at is not None or text_field is not None:
+            raise InputError(
+                "--image-column, --text-column, --images and --text-field: for --pairs"
+            )
         if len(paths) < 2:
             raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
         (images, unreadable), texts = images_named(paths[:-1]), read_texts(paths[-1])
-    if pairs:
-        refuse_input(output, (pairs, *(row.image for row in rows)))
-    else:
         refuse_input(output, (paths[-1], *(it for it in images if isinstance(it, Path))))
-    refuse_unwritable(output)
+        refuse_unwritable(output)
 
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     with warnings_on(console):
         scorer = Scorer.load(
             bundle,
@@ -194,7 +210,7 @@ def score(
             "format": form,
         }
         if pairs:
-            run = describe_run(scorer, rows, [], settings)
+            run = describe_run(scorer, survey, [], settings)
         else:
             run = describe_run(scorer, images, texts, settings)
         with kept(output, run, resume=resume) as (journal, notes):
@@ -207,16 +223,18 @@ def score(
             started = time.perf_counter()
             with (
                 progress_bar(console, "pairs") as progress,
-                _saying_how_to_go_on(console, journal, output, run),
+                saying_how_to_go_on(console, journal, output, run),
             ):
                 if pairs:
-                    result = PairRecords(scorer, rows, levels, progress, journal, top_k)
+                    pair_run = PairRun(scorer, survey, levels, progress, journal)
+                    result = PairRecords(pair_run, top_k)
+                    report_renamed(console, result.layout, source)
                 else:
                     result = GridRecords(
                         scorer, images, texts, levels, progress, journal, top_k, prune
                     )
                 grid = pairs is None and top_k is None
-                write_records(result, output, form, grid=grid, goes_on=resume)
+                write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
         seconds = time.perf_counter() - started
         count = result.scored - before
         again = f"; {before} were scored before" if before else ""
@@ -229,6 +247,10 @@ def score(
             )
         if isinstance(result, GridRecords) and prune and top_k:
             _report_pruning(console, scorer, result, levels, top_k, images, check_prune)
+    if isinstance(result, PairRecords):
+        if report_failed_rows(console, result):
+            ctx.exit(3)
+        return
     if failures := unreadable + tuple(result.errors):
         images_alone = all(failure.text is None for failure in failures)
         what = "images" if images_alone else "images, texts and pairs"
@@ -236,67 +258,6 @@ def score(
         for failure in failures:
             console.print(f"  {failure}")
         ctx.exit(3)
-
-
-@contextlib.contextmanager
-def _saying_how_to_go_on(
-    console: Console, journal: Journal | None, output: str, run: dict[str, Any]
-) -> Iterator[None]:
-    """When scoring is stopped or fails, report the saved scores and how to resume.
-
-    A failure gets this appended to its message. Wrong input gets nothing: the same command would
-    fail again.
-    """
-    before = _state(output)
-    try:
-        yield
-    except (GeneratorExit, InputError):
-        raise
-    except BaseException as error:
-        if journal and journal.pairs:
-            advice = _how_to_go_on(journal, run, error)
-            causes = [type(it) for it in with_causes(error)]
-            if isinstance(error, DsdError) and KeyboardInterrupt not in causes:
-                if output != "-" and any(issubclass(it, OSError) for it in causes):
-                    advice += f"\n{_how_to_go_on_elsewhere(journal, output)}"
-                    if isinstance(FORMATS[run["format"]], Streamed) and _state(output) not in (
-                        None,
-                        before,
-                    ):
-                        advice += (
-                            f"\nWhat is written of {output} stays, for --resume there; once the "
-                            "run has gone on elsewhere it may be deleted"
-                        )
-                error.args = (f"{error}\n{advice}",)
-            else:
-                console.print(advice)
-        raise
-
-
-def _state(output: str) -> tuple[int, int, int] | None:
-    """Identity and modification state of a file; None if the output is not a file."""
-    path = Path(output)
-    if output == "-" or not path.is_file():
-        return None
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _how_to_go_on(journal: Journal, run: dict[str, Any], error: BaseException) -> str:
-    from dsd_trt.commands.score_run import counted
-
-    kept = f"{counted(journal.pairs, run)} are kept in {journal.path}: "
-    if is_disk_full(error):
-        return f"{kept}free space, and the same command with --resume goes on from there"
-    return f"{kept}the same command with --resume goes on from there"
-
-
-def _how_to_go_on_elsewhere(journal: Journal, output: str) -> str:
-    name, kept = shlex.quote(Path(output).name), shlex.quote(str(journal.path))
-    return (
-        f"Or go on elsewhere: mv {kept} OTHER/{name}.journal, then the same command with "
-        f"-o OTHER/{name} --resume"
-    )
 
 
 def _report_pruning(

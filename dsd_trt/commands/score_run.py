@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.cache import cache_folder
-from dsd_trt.commands.inputs import Pair
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.regular import open_regular
@@ -23,8 +22,10 @@ from dsd_trt.files.schema import parse_json
 from dsd_trt.files.whole import followed, is_device, whole
 from dsd_trt.image.files import printable
 from dsd_trt.index.index import Index, IndexedImage
+from dsd_trt.index.tar_image import TarImage
 from dsd_trt.journal import Journal, Survey, open_journal, require_ours, survey
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
+from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.scorer import Scorer
 
 _FOLDER = "scores"  # in the cache
@@ -37,7 +38,7 @@ _NO_JOURNAL = (
 
 def describe_run(
     scorer: Scorer,
-    images: Sequence[Path | IndexedImage] | Sequence[Pair],
+    images: Sequence[Path | IndexedImage | TarImage] | PairSurvey,
     texts: Sequence[str],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -51,9 +52,14 @@ def describe_run(
         texts: texts to score; empty with pairs.
         settings: settings of the command, as shown to the user.
     """
-    inputs = {"images" if texts else "pairs": _counted_digest(len(images), _images(images))}
-    if texts:
-        inputs["texts"] = _counted_digest(len(texts), texts)
+    inputs: dict[str, Any]
+    if isinstance(images, PairSurvey):
+        inputs = {"pairs": {"count": images.count, "digest": images.digest}}
+    else:
+        inputs = {
+            "images": _counted_digest(len(images), _images(images)),
+            "texts": _counted_digest(len(texts), texts),
+        }
     return {
         "bundle": {"digest": scorer.manifest.digest},
         "engine": scorer.fingerprint,
@@ -243,7 +249,7 @@ def _how_to_go_on_instead(path: Path, old: Path, pairs: int) -> str:
     )
 
 
-def _images(images: Sequence[Path | IndexedImage] | Sequence[Pair]) -> Iterator[str]:
+def _images(images: Sequence[Path | IndexedImage | TarImage]) -> Iterator[str]:
     if isinstance(images, Index):
         yield json.dumps(asdict(images.manifest.table))
         return
@@ -251,13 +257,15 @@ def _images(images: Sequence[Path | IndexedImage] | Sequence[Pair]) -> Iterator[
         if isinstance(it, IndexedImage):
             yield json.dumps([it.name, it.entry.sha256, it.index.manifest.table.sha256])
             continue
-        file, names = (it.image, [it.name, it.text]) if isinstance(it, Pair) else (it, [])
+        if isinstance(it, TarImage):
+            yield json.dumps([it.name, *it.tar.identity[2:]])
+            continue
         try:
-            status = file.stat()
+            status = it.stat()
             found = [status.st_size, status.st_mtime_ns]
         except OSError:  # scoring reports the error
             found = []
-        yield json.dumps([printable(str(file)), *names, *found])
+        yield json.dumps([printable(str(it)), *found])
 
 
 def _counted_digest(count: int, parts: Iterable[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
@@ -104,6 +105,7 @@ def _list(records: Sequence[Record], names: dict[str, str]) -> Table:
 
 def _best(records: Sequence[Record]) -> set[Record]:
     """The best text of each image with several texts; for a single text, the best image."""
+    records = [record for record in records if not math.isnan(record.score)]
     groups = [group for group in by_image(records).values() if len(group) > 1]
     if not groups and len({record.text for record in records}) == 1 < len(records):
         groups = [list(records)]
@@ -115,6 +117,8 @@ def _best(records: Sequence[Record]) -> set[Record]:
 
 
 def _score(record: Record, best: set[Record]) -> Text:
+    if math.isnan(record.score):
+        return Text("-")
     if record in best:
         return Text(f"* {record.score:.4f}", style="bold green")
     return Text(f"{record.score:.4f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_trt.errors import ImageError
@@ -44,11 +45,16 @@ def tar_images(path: Path) -> Iterator[tuple[str, bytes | ImageError]]:
     try:
         with open_tar(path) as archive:
             images = _Images(archive)
-            yield from images.read()
-            if archive.damage:
-                yield "", ImageError(f"not a whole tar file: {_told(archive.damage)}")
-            elif not images.names:
-                yield "", ImageError("no images in the tar file")
+            for entry in images.entries():
+                try:
+                    yield entry.name, entry.content(archive)
+                except CutOffError as error:
+                    if not entry.own:  # otherwise listed in the tar's damage
+                        yield entry.name, error
+                except ImageError as error:
+                    yield entry.name, error
+            if fault := images.fault():
+                yield "", ImageError(fault)
             if images.left_out:
                 logger.warning(
                     "%s: hidden members that are left out: %d, such as %s",
@@ -74,86 +80,86 @@ def split_key(member: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", field
 
 
-class _Images:
-    """Images of a tar file, each with a distinct name.
+@dataclass(frozen=True)
+class TarEntry:
+    """An image of a tar file.
 
     Attributes:
-        names: names of the images so far.
-        left_out: names of members with an image's suffix that are not the user's images.
+        name: the sample's key for a sample's first image, else key and field.
+        member: name of its member, printable.
+        start: offset of the header of the file it is; None if there is none.
+        reason: why there is none.
+        own: whether the file is the member itself, not one that it links to.
+    """
+
+    name: str
+    member: str
+    start: int | None
+    reason: str = ""
+    own: bool = True
+
+    def content(self, archive: Tar) -> bytes:
+        """Encoded image.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        if self.start is None:
+            raise ImageError(self.reason)
+        return archive.content(self.start)
+
+
+@dataclass(frozen=True)
+class TarListing:
+    """Images of a tar file, without their contents.
+
+    Attributes:
+        entries: images in the tar's order.
+        fault: what is wrong with the tar itself: damage, or that it has no images; "" if nothing.
+    """
+
+    entries: tuple[TarEntry, ...]
+    fault: str
+
+
+def list_tar(path: Path) -> TarListing:
+    """List the images of a tar file.
+
+    Raises:
+        ImageError: it is no tar file.
+        OSError: the file cannot be read.
+    """
+    with open_tar(path) as archive:
+        images = _Images(archive)
+        entries = tuple(images.entries())
+        return TarListing(entries, images.fault())
+
+
+class Members:
+    """Members of a tar file so far, by which links are followed.
+
+    Args:
+        archive: tar file that the members are in.
     """
 
     def __init__(self, archive: Tar) -> None:
-        self.names: set[str] = set()
-        self.left_out: list[str] = []
-        self._archive = archive
-        self._starts: dict[str, int | None] = {}  # offsets of images
+        self.archive = archive
         self._files: dict[str, int] = {}  # offsets of all regular members
         self._links: dict[str, str | None] = {}  # targets of links, relative to the tar's root
-        self._suffixes = image_suffixes()
 
-    def read(self) -> Iterator[tuple[str, bytes | ImageError]]:
-        """Names with contents; a link to a later member is read last."""
-        waiting: list[tarfile.TarInfo] = []
-        for member in self._archive.members():
-            path = _plain(member.name)
-            if _is_link(member):
-                self._links[path] = _target(member)
-                if member.issym():  # replaces a file; a hard link may point to itself
-                    self._files.pop(path, None)
-            elif _is_file(member):
-                self._files[path] = member.offset
-            if not self._is_image(member):
-                continue
-            if _is_link(member) and self._start(member) is None:
-                waiting.append(member)
-            else:
-                yield from self._read(member)
-        for member in waiting:
-            yield from self._read(member)
+    def note(self, member: tarfile.TarInfo) -> None:
+        """Note the next member."""
+        path = _plain(member.name)
+        if is_link(member):
+            self._links[path] = _target(member)
+            if member.issym():  # replaces a file; a hard link may point to itself
+                self._files.pop(path, None)
+        elif _is_file(member):
+            self._files[path] = member.offset
 
-    def _is_image(self, member: tarfile.TarInfo) -> bool:
-        dot_and_last = "." + member.name.rpartition(".")[2].lower()
-        if member.isdir() or dot_and_last not in self._suffixes:
-            return False
-        if split_key(member.name)[0]:
-            return True
-        self.left_out.append(printable(member.name))
-        return False
-
-    def _read(self, member: tarfile.TarInfo) -> Iterator[tuple[str, bytes | ImageError]]:
-        """The image with its name; empty if the same image already had that name."""
-        start = self._start(member)
-        if start is not None:
-            content = self._content(start)
-        elif _is_link(member):
-            content = ImageError(f"a link to {member.linkname!r}, which is no file of the tar")
-        else:
-            content = ImageError("a device or a pipe, no file")
-        if isinstance(content, CutOffError) and start == member.offset:
-            return  # listed in the tar's damage
-        key, full = (printable(it) for it in (split_key(member.name)[0], member.name))
-        if full in self._starts:
-            before = self._starts[full]
-            if before is None or content != self._content(before):
-                yield (
-                    f"{full} at byte {member.offset}",
-                    ImageError("an image before it has its name"),
-                )
-            return
-        self._starts[full] = start
-        name = full if key in self.names else key
-        self.names.add(name)
-        yield name, content
-
-    def _content(self, start: int) -> bytes | ImageError:
-        try:
-            return self._archive.content(start)
-        except ImageError as error:
-            return error
-
-    def _start(self, member: tarfile.TarInfo) -> int | None:
+    def start(self, member: tarfile.TarInfo) -> int | None:
         """Offset of the file that a member is or links to; None if there is none yet."""
-        if not _is_link(member):
+        if not is_link(member):
             return member.offset if _is_file(member) else None
         rest, done, hops = _plain(member.name).split("/")[::-1], list[str](), 0
         while rest:
@@ -176,7 +182,78 @@ class _Images:
         return self._files.get("/".join(done))
 
 
-def _is_link(member: tarfile.TarInfo) -> bool:
+class _Images:
+    """Images of a tar file, each with a distinct name.
+
+    Attributes:
+        names: names of the images so far.
+        left_out: names of members with an image's suffix that are not the user's images.
+    """
+
+    def __init__(self, archive: Tar) -> None:
+        self.names: set[str] = set()
+        self.left_out: list[str] = []
+        self._archive, self._members = archive, Members(archive)
+        self._starts: dict[str, int | None] = {}  # offsets of images
+        self._suffixes = image_suffixes()
+
+    def entries(self) -> Iterator[TarEntry]:
+        """The images; a link to a later member comes last."""
+        waiting: list[tarfile.TarInfo] = []
+        for member in self._archive.members():
+            self._members.note(member)
+            if not self._is_image(member):
+                continue
+            if is_link(member) and self._members.start(member) is None:
+                waiting.append(member)
+            else:
+                yield from self._entry(member)
+        for member in waiting:
+            yield from self._entry(member)
+
+    def fault(self) -> str:
+        """What is wrong with the tar itself, once its images are known; "" if nothing."""
+        if self._archive.damage:
+            return f"not a whole tar file: {_told(self._archive.damage)}"
+        return "" if self.names else "no images in the tar file"
+
+    def _is_image(self, member: tarfile.TarInfo) -> bool:
+        dot_and_last = "." + member.name.rpartition(".")[2].lower()
+        if member.isdir() or dot_and_last not in self._suffixes:
+            return False
+        if split_key(member.name)[0]:
+            return True
+        self.left_out.append(printable(member.name))
+        return False
+
+    def _entry(self, member: tarfile.TarInfo) -> Iterator[TarEntry]:
+        """The image with its name; empty if the same image already had that name."""
+        start, reason = self._members.start(member), ""
+        if start is None and is_link(member):
+            reason = f"a link to {member.linkname!r}, which is no file of the tar"
+        elif start is None:
+            reason = "a device or a pipe, no file"
+        key, full = (printable(it) for it in (split_key(member.name)[0], member.name))
+        if full in self._starts:
+            before = self._starts[full]
+            if before is None or start is None or self._content(start) != self._content(before):
+                again = f"{full} at byte {member.offset}"
+                yield TarEntry(again, again, None, "an image before it has its name")
+            return
+        self._starts[full] = start
+        name = full if key in self.names else key
+        self.names.add(name)
+        yield TarEntry(name, full, start, reason, start == member.offset)
+
+    def _content(self, start: int) -> bytes | ImageError:
+        try:
+            return self._archive.content(start)
+        except ImageError as error:
+            return error
+
+
+def is_link(member: tarfile.TarInfo) -> bool:
+    """Whether a member is a symbolic or a hard link."""
     return member.issym() or member.islnk()
 
 

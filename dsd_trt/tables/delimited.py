@@ -14,7 +14,7 @@ from dsd_trt.tables.text_file import text_lines
 
 _DELIMITERS = ",\t;"
 _COMPLAINTS = {"unexpected end of data": "a quote is not closed"}
-_LONGEST_ROW = 1 << 26  # characters: a quote that nobody closes would take the rest of the file
+_LONGEST_ROW = 1 << 26  # characters: an open quote would otherwise take the rest of the file
 
 
 class DelimitedTable:
@@ -23,7 +23,7 @@ class DelimitedTable:
     Blank lines are no rows.
 
     Args:
-        path: path of the file.
+        path: path of the CSV file.
 
     Attributes:
         columns: names of the columns, distinct: a second `x` is `x_2`.
@@ -104,7 +104,7 @@ class _Lines:
         self._size = 0
 
     def give_back(self, kept: int) -> None:
-        """Lines taken since the row began are to be read again, but for the first `kept`."""
+        """Lines taken since the row began are to be read again, except the first `kept`."""
         self._waiting.extendleft(reversed(self.taken[kept:]))
         del self.taken[kept:]
 
@@ -112,7 +112,7 @@ class _Lines:
 def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
     """Line number, cells and fault of each row, the header included.
 
-    A line with a faulty quote is a row of its own: the lines after it are read anew.
+    A line with a faulty quote is a row of its own: the lines after it are read again.
     """
     lines = _Lines(text_lines(path, ""))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from json import JSONDecodeError
 from pathlib import Path
 
@@ -16,7 +15,7 @@ class JsonLinesTable:
     """A file with a JSON object per line. Blank lines are no rows.
 
     Args:
-        path: path of the file.
+        path: path of the JSONL file.
 
     Attributes:
         doubled: always empty: an object that has a key twice is malformed.
@@ -26,14 +25,19 @@ class JsonLinesTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._columns: tuple[str, ...] | None = None  # known once all rows were read
 
-    @cached_property
+    @property
     def columns(self) -> tuple[str, ...]:
-        """Keys of all rows, in order of first appearance; reads the whole file."""
-        return tuple(dict.fromkeys(key for row in self.rows() for key in row.values))
+        """Keys of all rows, in order of first appearance; reads the whole file the first time."""
+        if self._columns is None:
+            for _ in self.rows():
+                pass
+        return self._columns or ()
 
     def rows(self, only: object = None) -> Iterator[TableRow]:
         """Rows in order; `only` has no use, as a line is always read whole."""
+        keys = dict[str, None]()
         for line, content in enumerate(text_lines(self._path, None), start=1):
             if not content.strip():
                 continue
@@ -46,6 +50,8 @@ class JsonLinesTable:
                 yield TableRow(f"line {line}", {}, f"not valid JSON: {reason}")
                 continue
             if isinstance(value, dict):
+                keys |= dict.fromkeys(value)
                 yield TableRow(f"line {line}", value)
             else:
                 yield TableRow(f"line {line}", {}, "not a JSON object")
+        self._columns = tuple(keys)

@@ -32,7 +32,14 @@ class ArrowValues(Mapping[str, object]):
         place = self.batch.schema.get_field_index(column)
         if place < 0:
             raise KeyError(column)
-        return self.batch.column(place)[self.at].as_py()
+        scalar = self.batch.column(place)[self.at]
+        try:
+            return scalar.as_py()
+        except ValueError:  # nanoseconds, or years, that Python's dates do not have
+            return scalar.cast("string").as_py()
+
+    def __contains__(self, column: object) -> bool:
+        return column in self.batch.schema.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.batch.schema.names)
@@ -45,7 +52,7 @@ class ParquetTable:
     """A Parquet file; types stay those of the file.
 
     Args:
-        path: path of the file.
+        path: path of the Parquet file.
 
     Attributes:
         columns: names of the columns, distinct: a second `x` is `x_2`.

@@ -24,8 +24,12 @@ class TableRow:
     values: Mapping[str, object]
     error: str | None = None
 
-    def text(self, column: str) -> str:
-        """The text in a column, without surrounding spaces.
+    def text(self, column: str, *, strip: bool = True) -> str:
+        """The text in a column.
+
+        Args:
+            column: column as the table names it.
+            strip: whether to remove surrounding spaces.
 
         Raises:
             ValueError: the row is malformed, or the column has no text that can be used; the
@@ -40,7 +44,7 @@ class TableRow:
             raise ValueError(f"{column} must be text, got {_kind(value)}")
         if fault := text_fault(value):
             raise ValueError(f"{column} has {fault}")
-        return value.strip()
+        return value.strip() if strip else value
 
     def label(self, column: str) -> bool | None:
         """The label in a column: True for a positive pair; None if there is none.

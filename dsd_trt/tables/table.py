@@ -63,7 +63,7 @@ class Table:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Table:
-        """Open a table; the format is told by the content, then by the suffix.
+        """Open a table; the format is recognised by the content, then by the suffix.
 
         Raises:
             InputError: there is no such file, it is no table, or its header is malformed.

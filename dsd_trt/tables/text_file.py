@@ -20,7 +20,7 @@ def text_lines(path: Path, newline: Literal["", None]) -> Iterator[str]:
     """Lines of a file with their line ends, without its byte order mark.
 
     Args:
-        path: path of the file.
+        path: path of a text file.
         newline: "" keeps line ends as they are, None makes all of them a line feed.
 
     Raises:

@@ -130,7 +130,7 @@ def test_a_tar_that_is_not_whole_is_tried_again(run: Callable[..., Run], tmp_pat
     assert "out has 4 images: 2 encoded" in ended.err
 
 
-def test_tar_files_are_found_by_index_alone(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_tar_files_are_found_in_folders_and_by_globs(run: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     for name in ("0", "1"):
         image = np.full((RESOLUTION, RESOLUTION, 3), 50 * int(name), np.uint8)
@@ -142,9 +142,9 @@ def test_tar_files_are_found_by_index_alone(run: Callable[..., Run], tmp_path: P
         assert run("index", *images, "out", "--prune-missing").code == 0
         names = [image.name for image in Index.open("out")]
         assert names == ["shards/0.tar/0", "shards/1.tar.gz/1"]
-    ended = run("score", "shards", "texts.txt")
-    assert ended.code == 2
-    assert "no images in the directory 'shards'" in ended.err
+        of_index = run("score", "out", "texts.txt", "-f", "csv")
+        ended = run("score", *images, "texts.txt", "-f", "csv")
+        assert (ended.code, ended.out) == (0, of_index.out)
 
 
 def test_wrong_usage(run: Callable[..., Run], tmp_path: Path) -> None:

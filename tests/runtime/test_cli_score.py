@@ -186,33 +186,50 @@ def test_cells_of_any_length_are_read(run: Callable[..., Run], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "no pairs"),
-        ("image,text\n", "no pairs"),
+        ("image,text\na.png,dog\na.png,red, dog\n", "line 3: a.png and 'red': 3 cells under 2"),
+        ("image,text\n\na.png,\n", "line 3: a.png: text is empty"),
+        ("image,text\na.png,dog\nmissing.png,dog\n", "no image file 'missing.png'"),
+        ('image,text\na.png,"dog\n', "line 2: a.png and 'dog': not valid CSV"),
+        ("image,text\n" + "x" * 5000 + ",dog\n", "no image file"),
+        ('{"image": "a.png", "text": "dog"}\n{"image": \n', "line 2: no image: not valid JSON"),
+        ('{"image": "a.png", "text": "dog"}\n["a.png", "dog"]\n', "line 2: no image: not a JSON"),
+        ('{"image": "a.png", "text": 5}\n', "text must be text, got int 5"),
+        ('{"image": "a.png", "text": "\\ud800"}\n', "text has a surrogate"),
+        ('image,text\na.png,"dog"s\na.png,"red"\n', "line 2: a.png and 'dogs': not valid CSV"),
+        ("image,text\ra.png,dog\rb.png,dog\r", "line 3: b.png and 'dog': no image file"),
+        ('{"image": "a.png", "text": NaN}\n', "line 1: a.png: text is empty"),
+        ('{"image": "a.png", "text": ["dog"]}\n', "text must be text, got a list"),
+        ('{"image": "a.png", "text": "d\\u0000og"}\n', "text has a NUL character"),
+        ('{"image": "a", "text": "b"}\n{"image": "a.png", "text": ' + "[" * 2000, "not valid JSON"),
+    ],
+)
+def test_a_bad_row_is_listed_with_its_line_and_costs_no_other(
+    run: Callable[..., Run], tmp_path: Path, content: str, complaint: str
+) -> None:
+    write_images(tmp_path, "a.png")
+    (tmp_path / "pairs.csv").write_text(content)
+    ended = run("--pairs", "pairs.csv", "-f", "json")
+    assert ended.code == 3, ended.err
+    assert complaint in ended.err
+    rows = json.loads(ended.out)
+    assert [bool(row["error"]) for row in rows].count(True) >= 1
+    assert all((row["score"] is None) == bool(row["error"]) for row in rows)
+    assert max(map(len, ended.err.splitlines())) < 12_000
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "pairs.csv is empty"),
+        ("image,text\n", "no rows"),
         ("picture,text\na.png,dog\n", "line 1: no column 'image'"),
-        ("image,text\na.png,dog\na.png,red, dog\n", "line 3: 3 cells under 2 columns"),
-        ("image,text\n\na.png,\n", "line 3: image and text"),
-        ("image,text\na.png,dog\nmissing.png,dog\n", "line 3: no image file"),
-        ('image,text\na.png,"dog\n', "line 2: not valid CSV"),
-        ("image,text\n" + "x" * 5000 + ",dog\n", "line 2: no image file"),
-        ('{"image": "a.png", "text": "dog"}\n{"image": \n', "line 2: not valid JSON"),
-        ('{"image": "a.png", "text": "dog"}\n["a.png", "dog"]\n', "line 2: not a JSON object"),
-        ('{"image": "a.png", "text": 5}\n', "line 1: image and text"),
-        ('{"image": "a.png"}\n', "line 1: image and text"),
-        ('{"image": "a.png", "text": "\\ud800"}\n', "line 1: a surrogate"),
         ("\x89PNG\r\n", "no column"),
-        ('image,text\na.png,"dog"s\na.png,"red"\n', "line 2: not valid CSV"),
-        ('image,text\na.png,dog\na.png,"red\na.png,dog\na.png,dog\n', "line 3: not valid CSV"),
         ("image,text\na.png,d\0og\n", "'pairs.csv' is not UTF-8 text (line 2)"),
         ("image,text\ra.png,dog\ra.png,d\0og\r", "'pairs.csv' is not UTF-8 text (line 3)"),
         ("i\0m\0a\0g\0e\0", "'pairs.csv' is not UTF-8 text (line 1); save it as UTF-8"),
-        ("image,text\ra.png,dog\rb.png,dog\r", "line 3: no image file"),
         ("image,text, text\na.png,dog,cat\n", "line 1: the column 'text' is there twice"),
-        ("image;text\na.png;dog\n", "line 1: no column 'image'"),
         ("a.png,dog\n", "line 1: no column 'image'"),
-        ('{"image": "a.png", "text": NaN}\n', "line 1: image and text"),
-        ('{"image": "a.png", "text": ["dog"]}\n', "line 1: image and text"),
-        ('{"image": "a.png", "text": "d\\u0000og"}\n', "line 1: a NUL character"),
-        ('{"image": "a.png", "text": ' + "[" * 2000 + "\n", "line 1: not valid JSON"),
+        ('{"image": "a.png"}\n', "no column 'text' among 'image'"),
     ],
 )
 def test_a_bad_pairs_file_is_a_usage_error_with_the_line(
@@ -251,7 +268,6 @@ def test_bad_arguments_are_usage_errors_and_nothing_runs(
         (["a.png", "latin.txt"], "'latin.txt' is not UTF-8 text (line 2)"),
         (["texts.txt", "a.png"], "not UTF-8"),
         (["a.png", "pointer.txt"], "'pointer.txt': it is a Git LFS pointer"),
-        (["a.png", "shard.tar", "texts.txt"], "dsd-trt index shard.tar"),
         (["a.png", "-"], "standard input has no texts"),
         (["a.png", "texts.txt", "--pairs", "pairs.csv"], "--pairs"),
         (["--pairs", "missing.csv"], "missing.csv"),
@@ -595,16 +611,18 @@ def test_a_pipe_costs_its_own_pairs_alone(run: Callable[..., Run], tmp_path: Pat
     write_texts(tmp_path, ["dog"])
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "pairs.csv").write_text("image,text\na.png,dog\npipe.png,dog\n")
-    for arguments in (["a.png", "pipe.png", "texts.txt"], ["--pairs", "pairs.csv"]):
-        ended = run(*arguments, "-f", "jsonl")
-        assert (ended.code, len(ended.out.splitlines())) == (3, 1)
-        assert "  pipe.png: a pipe, not a regular file\n" in ended.err
-    (tmp_path / "pipe.png").unlink()
-    for folder in (False, True):
-        if folder:
-            (tmp_path / "pipe.png").mkdir()
-        ended = run("--pairs", "pairs.csv")
-        assert (ended.code, "line 3: no image file 'pipe.png'" in ended.err) == (2, True)
+    ended = run("a.png", "pipe.png", "texts.txt", "-f", "jsonl")
+    assert (ended.code, len(ended.out.splitlines())) == (3, 1)
+    assert "  pipe.png: a pipe, not a regular file\n" in ended.err
+    for kind in ("a pipe, not a regular file", "no image file 'pipe.png'", "Is a directory"):
+        ended = run("--pairs", "pairs.csv", "-f", "jsonl")
+        first, second = map(json.loads, ended.out.splitlines())
+        assert (ended.code, first["error"], second["score"]) == (3, None, None)
+        assert kind in second["error"]
+        if kind.startswith("a pipe"):
+            (tmp_path / "pipe.png").unlink()
+        else:
+            (tmp_path / "pipe.png").mkdir(exist_ok=True)
 
 
 @pytest.mark.parametrize("arguments", [("", "texts.txt"), ("a.png", "texts.txt", "--bundle=")])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsd_trt.commands.formats import FORMATS, AtEnd, Streamed, formats_help
+from dsd_trt.commands.layout import MATRIX
 from dsd_trt.commands.output import LineFile, Record
 
 PAGE = Path(__file__).parents[2] / "docs" / "score.md"
@@ -44,8 +45,8 @@ def test_the_help_names_those_that_grow_and_what_others_need() -> None:
 
 @pytest.mark.parametrize("name", STREAMED)
 def test_lines_do_not_depend_on_when_scores_arrive(name: str) -> None:
-    lines = list(STREAMED[name].lines(RECORDS))
-    assert lines == list(chain.from_iterable(STREAMED[name].lines([it]) for it in RECORDS))
+    lines = list(STREAMED[name].lines(RECORDS, MATRIX))
+    assert lines == list(chain.from_iterable(STREAMED[name].lines([it], MATRIX) for it in RECORDS))
     assert len(lines) == len(RECORDS)
     assert all(it.endswith("\n") for it in lines)
 
@@ -57,10 +58,10 @@ def test_a_pipe_gets_one_header(name: str, tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: got.append(pipe.read_bytes().decode()))
     reader.start()
     form = STREAMED[name]
-    file = LineFile(str(pipe), form.header, goes_on=False)
+    file = LineFile(str(pipe), form.header(MATRIX), goes_on=False)
     for record in RECORDS:
-        file.add(form.lines([record]))
+        file.add(form.lines([record], MATRIX))
     file.finish()
     file.close()
     reader.join()
-    assert got == [form.header + "".join(form.lines(RECORDS))]
+    assert got == [form.header(MATRIX) + "".join(form.lines(RECORDS, MATRIX))]

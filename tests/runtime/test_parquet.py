@@ -58,6 +58,7 @@ def test_it_holds_what_the_other_formats_hold(
             ("text", pyarrow.string()),
             ("score", pyarrow.float32()),
             ("probability", pyarrow.float32()),
+            *([("error", pyarrow.string())] if "--pairs" in what else []),
         ]
     )
     expected = [json.loads(line) for line in lines.out.splitlines()]

@@ -1,0 +1,96 @@
+"""Pairs named on the command line, and what commands say about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsd_trt.commands.output import refuse_input, refuse_unwritable
+from dsd_trt.errors import InputError
+from dsd_trt.index.webdataset import is_tar
+from dsd_trt.pairs.source import PairSource
+from dsd_trt.pairs.survey import PairSurvey
+from dsd_trt.pairs.table import TablePairs
+from dsd_trt.pairs.webdataset import WebDatasetPairs
+from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dsd_trt.commands.layout import Layout
+    from dsd_trt.commands.records import PairRecords
+
+
+def open_pairs(
+    path: Path, columns: ColumnNames, images: Path | None, text_field: str | None
+) -> PairSource:
+    """Open a table of pairs, or a WebDataset.
+
+    Args:
+        path: a table; a tar file; or a folder of tar files.
+        columns: names of the table's columns.
+        images: where the table's images are, as for `NamedImages`.
+        text_field: field of the samples' `.json` that has the text.
+
+    Raises:
+        InputError: there are no pairs, or an option does not fit.
+    """
+    if path.is_dir() or is_tar(path):
+        if columns.image or columns.text or images is not None:
+            raise InputError(
+                f"{path} is a WebDataset, whose samples have their own images: leave out "
+                "--image-column, --text-column and --images; --text-field names their text"
+            )
+        return WebDatasetPairs(path, text_field)
+    if text_field is not None:
+        raise InputError(
+            f"--text-field is for WebDatasets, and {path} is a table: --text-column names its texts"
+        )
+    return TablePairs(Table.open(path), columns, images)
+
+
+def refuse_output(output: str, source: PairSource) -> None:
+    """Check before the work that an output can be written and is not read.
+
+    Raises:
+        InputError: it cannot be written, or is one of the files that are read.
+    """
+    refuse_unwritable(output)
+    if output != "-" and Path(output).is_file():
+        refuse_input(output, source.files(Path(output).resolve().name))
+
+
+def surveyed(source: PairSource, console: Console) -> PairSurvey:
+    """Read all pairs once, and say what is not as it seems to be meant.
+
+    Raises:
+        InputError: the source cannot be read, or has no pairs.
+    """
+    survey = PairSurvey.of(source)
+    if survey.absent and survey.absent == survey.images:
+        console.print(
+            f"warning: none of the images of {source.name} is there, such as {survey.example!r}. "
+            "Their paths are relative to the table's folder; --images names another place"
+        )
+    return survey
+
+
+def report_renamed(console: Console, layout: Layout, source: PairSource) -> None:
+    """Say which columns of the input are passed on under another name."""
+    for name, to in layout.renamed.items():
+        console.print(f"the column {name!r} of {source.name} is passed on as {to!r}")
+
+
+def report_failed_rows(console: Console, records: PairRecords) -> bool:
+    """List rows and tar files that could not be read or scored; True if there are any."""
+    run, faults = records.run, records.run.survey.source.faults
+    if run.failed:
+        console.print(f"rows that could not be scored: {run.failed} of {run.survey.count}")
+        for failure in records.errors:
+            console.print(f"  {failure}")
+        if (more := run.failed - len(records.errors)) > 0:
+            console.print(f"  and {more} more: see the column error")
+    for failure in faults:
+        console.print(f"could not be read to its end: {failure}")
+    return bool(run.failed or faults)

@@ -1,0 +1,1 @@
+"""Pairs of an image and a text from a table or a WebDataset, scored row for row."""

@@ -1,0 +1,371 @@
+"""`dsd-trt score --pairs`: a row out for each row in, whatever the rows are like."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import random
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+from bundles import RESOLUTION, closed_form, probability
+from in_process import Run
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import parquet
+
+pytest_plugins = ("in_process",)
+
+Pixels = dict[str, NDArray[np.uint8]]
+TEXTS = ["a red circle", "dog", "a blue square, a green dog"]
+
+
+@pytest.fixture
+def pixels(tmp_path: Path) -> Pixels:
+    """Images `0.png` to `4.png`; beside them, one that is none."""
+    generator = np.random.default_rng(11)
+    found = {}
+    for name in (f"{place}.png" for place in range(5)):
+        noise = generator.integers(0, 256, (RESOLUTION, RESOLUTION, 3))
+        found[name] = (noise * generator.uniform(0, 1, 3)).astype(np.uint8)
+        Image.fromarray(found[name]).save(tmp_path / name)
+    (tmp_path / "broken.png").write_text("no image")
+    return found
+
+
+@pytest.fixture
+def run(dsd_trt: Callable[..., Run], pixels: Pixels) -> Callable[..., Run]:
+    return lambda *arguments: dsd_trt("score", *arguments)
+
+
+def rows_of(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Rows with duplicates, missing and broken images, and texts that are none."""
+    chance = random.Random(seed)
+    return [
+        {
+            "id": f"{number:03}",
+            "image": chance.choice([*(f"{it}.png" for it in range(5)), "broken.png", "gone.png"]),
+            "text": chance.choice([*TEXTS, *TEXTS, f"dog {number}", " "]),
+            "note": chance.choice(["", ' "x", y\n', "01", "é"]),
+        }
+        for number in range(count)
+    ]
+
+
+def as_csv(rows: list[dict[str, str]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def expected(row: dict[str, str], pixels: Pixels) -> tuple[float | None, str]:
+    """Score of a row, and a part of its error."""
+    if not row["text"].strip():
+        return None, "text is empty"
+    if row["image"] in pixels:
+        return closed_form(pixels[row["image"]], row["text"]), ""
+    return None, "known format" if row["image"] == "broken.png" else "no image file"
+
+
+def require_rows(given: list[dict[str, str]], got: list[dict[str, str]], pixels: Pixels) -> None:
+    assert len(got) == len(given)
+    for row, out in zip(given, got, strict=True):
+        assert {name: out[name] for name in row} == row
+        assert list(out) == [*row, "score", "probability", "error"]
+        score, error = expected(row, pixels)
+        assert error in (out["error"] or "")
+        assert bool(out["error"]) == (score is None)
+        if score is None:
+            assert out["score"] in (None, "")
+            assert out["probability"] in (None, "")
+        else:
+            assert float(out["score"]) == pytest.approx(score, abs=1e-6)
+            assert float(out["probability"]) == pytest.approx(probability(score), abs=1e-6)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    if path.suffix == ".json":
+        return list(json.loads(path.read_text("utf-8")))
+    return list(parquet.read_table(path).to_pylist())
+
+
+@pytest.mark.parametrize("there", ["csv", "jsonl", "parquet", "json"])
+@pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
+def test_a_row_out_for_each_row_in_from_every_form_to_every_form(
+    run: Callable[..., Run], tmp_path: Path, pixels: Pixels, given: str, there: str
+) -> None:
+    rows = rows_of(60)
+    path = tmp_path / f"in.{given}"
+    if given == "csv":
+        path.write_text(as_csv(rows), "utf-8")
+    elif given == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    ended = run("--pairs", path.name, "-o", f"out.{there}")
+    assert ended.code == 3, ended.err
+    require_rows(rows, read(tmp_path / f"out.{there}"), pixels)
+    failed = sum(expected(row, pixels)[0] is None for row in rows)
+    assert f"rows that could not be scored: {failed} of 60" in ended.err
+    assert not list(tmp_path.glob("*journal*"))
+
+
+def test_equal_rows_are_scored_once_and_stay(
+    run: Callable[..., Run], tmp_path: Path, pixels: Pixels
+) -> None:
+    rows = [{"image": f"{n % 2}.png", "text": TEXTS[n % 3]} for n in range(60)]
+    (tmp_path / "in.csv").write_text(as_csv(rows))
+    ended = run("--pairs", "in.csv", "-o", "out.csv")
+    assert ended.code == 0, ended.err
+    require_rows(rows, read(tmp_path / "out.csv"), pixels)
+    assert "scored 6 pairs" in ended.err
+
+
+def test_malformed_rows_keep_their_place(
+    run: Callable[..., Run], tmp_path: Path, pixels: Pixels
+) -> None:
+    (tmp_path / "in.csv").write_text(
+        'id,image,text\n1,0.png,dog\n2,0.png,red, dog\n3,0.png\n4,0.png,"a"b\n5,1.png,dog\n'
+    )
+    assert run("--pairs", "in.csv", "-o", "out.csv").code == 3
+    out = read(tmp_path / "out.csv")
+    assert [row["id"] for row in out] == ["1", "2", "3", "4", "5"]
+    assert [bool(row["score"]) for row in out] == [True, False, False, False, True]
+    assert "3 columns" in out[1]["error"]
+    assert "not valid CSV" in out[3]["error"]
+    (tmp_path / "in.jsonl").write_text(
+        '{"image": "0.png", "text": "dog", "id": 1}\n{"image"\n7\n{"image": 5, "text": "dog"}\n'
+        '{"text": "dog", "id": 5}\n{"image": "1.png", "text": "d\\u0000g"}\n'
+        '{"image": "1.png", "text": "dog", "odd": "\\ud800"}\n'
+    )
+    for form in ("jsonl", "csv", "parquet"):
+        assert run("--pairs", "in.jsonl", "-o", f"out.{form}").code == 3
+        errors = [row["error"] or "" for row in read(tmp_path / f"out.{form}")]
+        for error, part in zip(
+            errors,
+            [
+                *("", "not valid JSON", "not a JSON object", "image must be text, got int 5"),
+                *("image is empty", "text has a NUL", ""),
+            ],
+            strict=True,
+        ):
+            assert part in error
+            assert bool(part) == bool(error)
+
+
+def test_types_stay_in_jsonl_and_parquet(run: Callable[..., Run], tmp_path: Path) -> None:
+    objects = [
+        {"id": 2**60, "image": "0.png", "text": "dog", "tags": ["a", 1], "w": 1.5},
+        {"image": "gone.png", "text": "dog", "w": 2, "on": True, "nested": {"x": [None]}},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(it) + "\n" for it in objects))
+    run("--pairs", "in.jsonl", "-o", "out.jsonl")
+    for given, out in zip(objects, read(tmp_path / "out.jsonl"), strict=True):
+        assert list(out) == [*given, "score", "probability", "error"]
+        assert {name: out[name] for name in given} == given
+    run("--pairs", "in.jsonl", "-o", "out.parquet")
+    kinds = {it.name: it.type for it in parquet.read_schema(tmp_path / "out.parquet")}
+    assert (kinds["id"], kinds["w"], kinds["on"]) == (
+        pyarrow.int64(), pyarrow.float64(), pyarrow.bool_(),
+    )  # fmt: skip
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["tags"] for row in table] == ['["a", 1]', None]  # no type in common
+    columns = {
+        "image": pyarrow.array(["0.png", "gone.png"]).dictionary_encode(),
+        "text": ["dog", "dog"],
+        "at": pyarrow.array([1, 2], pyarrow.timestamp("ns")),
+        "n": pyarrow.array([1, None], pyarrow.int8()),
+        "deep": [{"x": [1.5]}, None],
+        "raw": [b"\xff", b""],
+        "day": [datetime.date(2026, 11, 29), None],
+    }
+    given = pyarrow.table(columns).replace_schema_metadata({"mine": "kept"})
+    parquet.write_table(given, tmp_path / "in.parquet")
+    run("--pairs", "in.parquet", "-o", "back.parquet")
+    back = parquet.read_table(tmp_path / "back.parquet")
+    assert back.select(given.column_names).equals(given)
+    assert back.schema.metadata[b"mine"] == b"kept"
+    run("--pairs", "in.parquet", "-o", "out.csv")
+    (first, _) = read(tmp_path / "out.csv")
+    assert (first["day"], first["raw"], first["deep"]) == ("2026-11-29", "/w==", '{"x": [1.5]}')
+
+
+def test_columns_of_the_same_name_are_passed_on_under_another(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "in.csv").write_text("image,text,score\n0.png,dog,mine\n")
+    for number in range(3):
+        given = f"out{number - 1}.csv" if number else "in.csv"
+        ended = run("--pairs", given, "-o", f"out{number}.csv")
+        assert ended.code == 0, ended.err
+        assert "the column 'score' of " in ended.err
+        assert "is passed on as 'input_score" in ended.err
+    (row,) = read(tmp_path / "out2.csv")
+    assert list(row) == [
+        "image", "text", "input_score",
+        *("input_score_2", "input_probability", "input_error"),
+        *("input_score_3", "input_probability_2", "input_error_2"),
+        *("score", "probability", "error"),
+    ]  # fmt: skip
+    assert row["input_score"] == "mine"
+    assert row["score"] == row["input_score_2"] == row["input_score_3"]
+
+
+def test_other_columns_and_other_places_of_images(
+    run: Callable[..., Run], tmp_path: Path, pixels: Pixels, dsd_trt: Callable[..., Run]
+) -> None:
+    (tmp_path / "sub").mkdir()
+    rows = [("2.png", "dog"), ("gone.png", "dog"), ("0.png", TEXTS[0])]
+    table = "file,caption\n" + "".join(f'{image},"{text}"\n' for image, text in rows)
+    (tmp_path / "sub/in.csv").write_text(table)
+    columns = ("--image-column", "file", "--text-column", "caption")
+    ended = run("--pairs", "sub/in.csv", *columns, "-o", "a.csv")
+    assert ended.code == 3
+    assert "none of the images of sub/in.csv is there, such as '2.png'" in ended.err
+    assert run("--pairs", "sub/in.csv", *columns, "--images", ".", "-o", "b.csv").code == 3
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in pixels:
+            tar.add(tmp_path / name, name)
+    (tmp_path / "t.csv").write_text(table.replace("2.png", "2").replace("0.png", "0"))
+    assert run("--pairs", "sub/in.csv", *columns, "--images", "x.tar", "-o", "c.csv").code == 3
+    assert run("--pairs", "t.csv", *columns, "--images", "x.tar", "-o", "d.csv").code == 3
+    header, *lines = table.splitlines(keepends=True)
+    (tmp_path / "u.csv").write_text(header + "".join(f"x.tar/{line}" for line in lines))
+    assert run("--pairs", "u.csv", *columns, "-o", "e.csv").code == 3
+    assert dsd_trt("index", *pixels, "ix").code == 0
+    ended = run("--pairs", "sub/in.csv", *columns, "--images", "ix", "-o", "f.csv")
+    assert ended.code == 3
+    wanted = [closed_form(pixels["2.png"], "dog"), None, closed_form(pixels["0.png"], TEXTS[0])]
+    for name in "bcdef":
+        scores = [row["score"] for row in read(tmp_path / f"{name}.csv")]
+        assert [float(it) if it else None for it in scores] == pytest.approx(wanted, abs=1e-5), name
+    errors = {name: read(tmp_path / f"{name}.csv")[1]["error"] for name in "bcf"}
+    assert "no image file 'gone.png'" in errors["b"]
+    assert "x.tar has no image 'gone.png'" in errors["c"]
+    assert "ix has no image 'gone.png'; its names are such as '0.png'" in errors["f"]
+
+
+def test_wrong_use_is_said_before_anything_runs(run: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("image,text\n0.png,dog\n")
+    (tmp_path / "empty.csv").write_text("image,text\n")
+    (tmp_path / "other.csv").write_text("url,caption\na,b\n")
+    (tmp_path / "texts.txt").write_text("dog\n")
+    (tmp_path / "nothing").mkdir()
+    for arguments, complaint in (
+        (["--pairs", "empty.csv"], "empty.csv has no rows"),
+        (["--pairs", "other.csv"], "no column 'image' among 'url', 'caption'"),
+        (["--pairs", "in.csv", "--images", "texts.txt"], "no folder, index or tar file"),
+        (["--pairs", "in.csv", "--text-field", "x"], "--text-column names its texts"),
+        (["0.png", "texts.txt", "--image-column", "x"], "for --pairs"),
+        (["--pairs", "nothing"], "no images in the directory 'nothing'"),
+        (["--pairs", "in.csv", "-o", "in.csv"], "is read as an input"),
+        (["--pairs", "in.csv", "-o", "0.png"], "is read as an input"),
+    ):
+        ended = run(*arguments)
+        assert (ended.code, ended.out) == (2, ""), (arguments, ended.err)
+        assert complaint in ended.err, arguments
+        assert "engine:" not in ended.err, arguments
+
+
+def test_windows_change_no_score(
+    run: Callable[..., Run], tmp_path: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an image's texts are in several windows, and rows are shuffled."""
+    monkeypatch.setattr("dsd_trt.pairs.run._PAIRS", 7)
+    rows = rows_of(120, seed=4)
+    (tmp_path / "in.csv").write_text(as_csv(rows))
+    assert run("--pairs", "in.csv", "-o", "out.csv").code == 3
+    require_rows(rows, read(tmp_path / "out.csv"), pixels)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_stopped_run_goes_on_in_any_window(
+    run: Callable[..., Run], tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dsd_trt.journal as journal
+
+    monkeypatch.setattr("dsd_trt.pairs.run._PAIRS", 5)
+    rows = rows_of(150, seed=5)
+    (tmp_path / "in.csv").write_text(as_csv(rows))
+    arguments = ("--pairs", "in.csv", "-f", form)
+    whole = run(*arguments, "-o", "whole")
+    assert whole.code == 3
+    write, left = journal.Journal._write, [0]
+
+    def stopping(self: journal.Journal, content: dict[str, object]) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write(self, content)
+
+    monkeypatch.setattr(journal.Journal, "_write", stopping)
+    stops = 0
+    while True:
+        left[0] = 2
+        ended = run(*arguments, "-o", "out", "--resume")
+        if ended.code == 3:
+            break
+        assert ended.code == 130, ended.err
+        stops += 1
+    assert stops > 3
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_the_output_is_joined_by_its_row(run: Callable[..., Run], tmp_path: Path) -> None:
+    """Row numbers are the same for a library that reads both files."""
+    rows = rows_of(80, seed=9)
+    (tmp_path / "in.csv").write_text(as_csv(rows))
+    run("--pairs", "in.csv", "-o", "out.csv")
+    from pyarrow import csv as arrow
+
+    options = arrow.ParseOptions(newlines_in_values=True)
+    strings = arrow.ConvertOptions(column_types=dict.fromkeys(rows[0], "string"))
+    given, out = (
+        arrow.read_csv(tmp_path / it, parse_options=options, convert_options=strings)
+        for it in ("in.csv", "out.csv")
+    )
+    assert out.select(given.column_names).equals(given)
+
+
+_MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from dsd_trt.pairs.survey import PairSurvey
+from dsd_trt.pairs.table import TablePairs
+from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.table import Table
+
+survey = PairSurvey.of(TablePairs(Table.open(sys.argv[1]), ColumnNames()))
+assert sum(1 for _ in survey.distinct()) == survey.count
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_texts(tmp_path: Path) -> None:
+    peaks = []
+    for rows in (100, 60_000):
+        with (tmp_path / "in.csv").open("w") as file:
+            file.write("image,text,note\n")
+            file.writelines(f"{n}.png,{n} {'dog ' * 40},{'x' * 200}\n" for n in range(rows))
+        ended = subprocess.run(
+            [sys.executable, "-c", _MEMORY, str(tmp_path / "in.csv")],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(int(ended.stdout))
+    assert peaks[1] - peaks[0] < 20_000, peaks  # kB, of a file of 24 MB
