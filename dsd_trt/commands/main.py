@@ -35,6 +35,9 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "score": Subcommand("dsd_trt.commands.score:score", "Score images against texts."),
+    "filter": Subcommand(
+        "dsd_trt.commands.filter:filter_pairs", "Keep the pairs whose text describes the image."
+    ),
     "index": Subcommand(
         "dsd_trt.commands.index:index", "Encode images once, to score texts later."
     ),

@@ -19,7 +19,9 @@ _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, *, beside: Path | None = None, wait: float = 0) -> Iterator[Path]:
+def whole_folder(
+    path: Path, *, beside: Path | None = None, wait: float = 0, locked: bool = False
+) -> Iterator[Path]:
     """A folder to fill, which replaces `path` when the block ends without an error.
 
     Until then, and after an error, a kill or a power cut, `path` is unchanged. Only one process at
@@ -30,6 +32,7 @@ def whole_folder(path: Path, *, beside: Path | None = None, wait: float = 0) -> 
         beside: folder for the work, on the same disk as `path`. None is the parent of `path`, which
             is created if missing.
         wait: seconds to wait for another process that writes `path`.
+        locked: whether the caller is the sole writer already.
 
     Yields:
         An empty folder to fill.
@@ -40,7 +43,8 @@ def whole_folder(path: Path, *, beside: Path | None = None, wait: float = 0) -> 
     """
     around = beside or path.parent
     around.mkdir(parents=True, exist_ok=True)
-    with sole_writer(around / path.name, wait=wait):
+    lock = contextlib.nullcontext() if locked else sole_writer(around / path.name, wait=wait)
+    with lock:
         _restore(path)
         remove_abandoned(around / path.name)
         unfinished = around / unfinished_name(path.name)

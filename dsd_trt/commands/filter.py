@@ -1,0 +1,272 @@
+"""`dsd-trt filter`: keep the pairs whose text describes the image."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from dsd_trt.commands.formats import FORMATS
+from dsd_trt.commands.options import (
+    bundle_option,
+    device_option,
+    engine_option,
+    pair_options,
+    parse_levels,
+    self_check_option,
+    signature_option,
+)
+from dsd_trt.errors import InputError
+
+# numpy, Pillow and rich are imported where they are used, so that help is fast.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dsd_trt.pairs.choice import Choice
+    from dsd_trt.pairs.run import PairRun
+    from dsd_trt.results import Failure
+    from dsd_trt.tables.columns import ColumnNames
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt filter pairs.csv --keep-best 30% -o kept.csv
+  dsd-trt filter pairs.parquet --min-probability 0.9 -o kept.parquet --dropped dropped.parquet
+  dsd-trt filter shards/ --target-precision 0.95 -o kept/
+  dsd-trt filter pairs.csv --target-precision 0.95 --labelled labels.csv -o kept-%06d.tar
+"""
+SHOWN = 20  # failures and reasons listed
+
+
+def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    from dsd_trt.pairs.choice import require_share
+
+    try:
+        return require_share(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command(name="filter", epilog=EXAMPLES)
+@click.argument("pairs", type=click.Path(exists=True, path_type=Path), metavar="PAIRS")
+@click.option(
+    "--min-probability",
+    type=click.FloatRange(0, 1),
+    metavar="P",
+    help="Keep pairs whose match probability is at least P.",
+)
+@click.option(
+    "--keep-best",
+    callback=_keep_best,
+    metavar="N|SHARE%",
+    help="Keep the N pairs with the best scores, or a share such as 30% of those that can be "
+    "scored.",
+)
+@click.option(
+    "--target-precision",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="P",
+    help="Keep as many pairs as possible with a share P of positive ones: measured on labels if "
+    "there are any, else expected from the calibrated probabilities.",
+)
+@click.option(
+    "--labelled",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="TABLE",
+    help="Table with columns image, text and label, 1 or 0, for --target-precision.  [default: "
+    "rows of PAIRS that have a label]",
+)
+@pair_options("label")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="KEPT",
+    help="Kept pairs: a table, by its suffix; a new folder for a WebDataset; numbered tar files, "
+    "such as kept-%06d.tar; or - for standard output.",
+)
+@click.option("--dropped", metavar="FILE", help="Table of the dropped pairs, with reasons.")
+@click.option(
+    "--copy-to",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="New folder for copies of the kept images.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    metavar="N",
+    help="Samples per tar file.",
+)
+@click.option("--force", is_flag=True, help="Replace folders and tar files that are there.")
+@click.option(
+    "-f",
+    "--format",
+    "form",
+    type=click.Choice([name for name in FORMATS if name != "table"]),
+    help="Format of tables.  [default: by their suffix, else that of PAIRS]",
+)
+@click.option(
+    "--resume", is_flag=True, help="Continue the scoring of a run that was stopped or refused."
+)
+@bundle_option("score with")
+@signature_option
+@self_check_option
+@engine_option
+@device_option
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "pair", "matrix"]),
+    default="auto",
+    show_default=True,
+    help="Mode to score in; see dsd-trt score.",
+)
+@click.option(
+    "--levels",
+    metavar="S,S...",
+    callback=parse_levels,
+    help="Noise levels to average over, such as 0.1,0.2.  [default: all]",
+)
+@click.pass_context
+def filter_pairs(
+    ctx: click.Context,
+    pairs: Path,
+    min_probability: float | None,
+    keep_best: str | None,
+    target_precision: float | None,
+    labelled: Path | None,
+    columns: ColumnNames,
+    images_at: Path | None,
+    text_field: str | None,
+    output: str,
+    dropped: str | None,
+    copy_to: Path | None,
+    shard_size: int,
+    force: bool,
+    form: str | None,
+    resume: bool,
+    bundle: str | None,
+    require_signature: Path | None,
+    self_check: bool,
+    engine: str,
+    device: int,
+    mode: Literal["auto", "pair", "matrix"],
+    levels: tuple[float, ...] | None,
+) -> None:
+    """Keep the pairs whose text describes the image, and drop the others.
+
+    PAIRS is a CSV, JSONL or Parquet table with columns image and text; a tar file in WebDataset's
+    format, whose samples have an image and a .txt; or a folder of such tar files.
+
+    Nothing is written before all pairs are scored. Until then, scores are saved in KEPT.journal.
+    """
+    from rich.console import Console
+
+    from dsd_trt.commands.console import warnings_on
+    from dsd_trt.commands.filter_labels import Labels
+    from dsd_trt.commands.kept import KeptOutputs
+    from dsd_trt.commands.pairs import open_pairs, surveyed
+    from dsd_trt.commands.scored_pairs import scored_pairs
+    from dsd_trt.scorer import Scorer
+
+    asked = [it for it in (min_probability, keep_best, target_precision) if it is not None]
+    if len(asked) != 1:
+        raise InputError(
+            "say which pairs to keep, in one way: --min-probability P, --keep-best N or SHARE%, or "
+            "--target-precision P"
+        )
+    if labelled and target_precision is None:
+        raise InputError("--labelled is for --target-precision: give both")
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    source = open_pairs(pairs, columns, images_at, text_field)
+    outputs = KeptOutputs(source, output, dropped, copy_to, form, shard_size, force=force)
+    survey = surveyed(source, console)
+    labels = None
+    if target_precision is not None:
+        labels = Labels.read(survey, labelled, columns, images_at, console)
+    with warnings_on(console):
+        scorer = Scorer.load(
+            bundle,
+            engine,
+            mode=mode,
+            require_signature=require_signature,
+            self_check=self_check,
+            device=device,
+        )
+        console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
+        if keep_best is None and labels is None and scorer.calibration(levels) is None:
+            raise InputError(
+                f"{scorer.why_no_probability(levels)}. Without it, choose by score: --keep-best"
+            )
+        with contextlib.ExitStack() as stack:
+            place = outputs.journal_place
+            run = stack.enter_context(
+                scored_pairs(scorer, survey, levels, place, console, resume=resume)
+            )
+            labelled_run = run
+            if labels is not None and labels.survey is not survey:
+                place = f"{place}.labelled"
+                labelled_run = stack.enter_context(
+                    scored_pairs(scorer, labels.survey, levels, place, console, resume=resume)
+                )
+            choice = _choose(run, min_probability, keep_best, target_precision)
+            if labels is not None and target_precision is not None:
+                choice = labels.choose(run, labelled_run, target_precision)
+            report_choice(console, run, choice)
+            failures = outputs.write(run, choice, console)
+    if report_failed(console, run, failures):
+        ctx.exit(3)
+
+
+def _choose(
+    run: PairRun, least: float | None, best_of: str | None, precision: float | None
+) -> Choice:
+    """The choice by scores or probabilities alone."""
+    from dsd_trt.pairs.choice import above, best, expected_precision
+
+    if best_of is not None:
+        return best(run.scores, best_of)
+    probabilities = run.probabilities(range(run.survey.count))
+    if least is not None:
+        return above(probabilities, least)
+    assert precision is not None
+    return expected_precision(probabilities, precision)
+
+
+def report_choice(console: Console, run: PairRun, choice: Choice) -> None:
+    """Print the rule, the counts and a histogram."""
+    from dsd_trt.pairs.choice import histogram
+
+    total, kept = run.survey.count, int(choice.kept.sum())
+    share = f" ({100 * kept / total:.1f}%)" if total else ""
+    console.print(choice.rule)
+    console.print(
+        f"rows: {total}, kept {kept}{share}, dropped {total - kept - run.failed}, "
+        f"could not be scored {run.failed}"
+    )
+    by_score = run.calibration is None
+    values = run.scores if by_score else run.probabilities(range(total))
+    lowest = float(values[choice.kept].min()) if kept else None
+    for line in histogram(values, "score" if by_score else "probability", lowest):
+        console.print(line)
+
+
+def report_failed(console: Console, run: PairRun, failures: list[Failure]) -> bool:
+    """List what could not be read, scored or written; True if there is anything."""
+    told = [*run.survey.source.faults, *failures]
+    for failure in told[:SHOWN]:
+        console.print(f"  {failure}")
+    if len(told) > SHOWN:
+        console.print(f"  and {len(told) - SHOWN} more")
+    if run.failed:
+        reasons = Counter(filter(None, map(run.error, range(run.survey.count))))
+        console.print(f"rows that could not be scored: {run.failed} of {run.survey.count}")
+        for reason, count in reasons.most_common(SHOWN):
+            console.print(f"  {count} x {reason}")
+    return bool(told or run.failed)

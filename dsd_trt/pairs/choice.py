@@ -1,0 +1,163 @@
+"""Which pairs a filter keeps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.errors import InputError
+from dsd_trt.metrics import CONFIDENCE, threshold_for_precision
+
+Numbers = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The pairs that a filter keeps, and why.
+
+    Attributes:
+        kept: whether each pair is kept, bool (pairs,); a pair without a score never is.
+        rule: what was asked for and how it was met, a sentence for people.
+        reason: why the other pairs are dropped.
+        threshold: lowest probability, or lowest score, of a kept pair; None if there is none.
+    """
+
+    kept: NDArray[np.bool_]
+    rule: str
+    reason: str
+    threshold: float | None = None
+
+
+def above(probabilities: Numbers, least: float) -> Choice:
+    """Pairs whose probability is at least a threshold."""
+    rule = f"kept: probability {least:g} or more"
+    return Choice(probabilities >= least, rule, f"probability below {least:g}", least)
+
+
+def best(scores: Numbers, asked: str) -> Choice:
+    """Pairs with the best scores; of equal scores, the first ones.
+
+    Args:
+        scores: score of each pair, NaN where there is none.
+        asked: a number of pairs, or a share of those that have a score, such as "30%".
+    """
+    there = int(np.count_nonzero(~np.isnan(scores)))
+    count = math.ceil(share * there - 1e-9) if (share := _share(asked)) else int(asked)
+    order = np.argsort(-scores, kind="stable")[: min(count, there)]  # NaN comes last
+    kept = np.zeros(len(scores), np.bool_)
+    kept[order] = True
+    lowest = float(scores[order[-1]]) if len(order) else None
+    rule = f"kept: the best {asked} by score"
+    if lowest is not None:
+        rule += f", {lowest:.4f} or more"
+    return Choice(kept, rule, f"not among the best {asked}", lowest)
+
+
+def require_share(asked: str) -> str:
+    """A number of pairs or a share, checked.
+
+    Raises:
+        ValueError: it is neither of them.
+    """
+    if _share(asked) is None and not (asked.isascii() and asked.isdigit() and int(asked)):
+        raise ValueError(f"{asked!r} is neither a number of rows nor a share such as 30%")
+    return asked
+
+
+def expected_precision(probabilities: Numbers, precision: float) -> Choice:
+    """As many pairs as possible, whose mean probability is at least a precision.
+
+    The mean probability of the kept pairs is their expected precision, as far as probabilities are
+    calibrated for these pairs.
+    """
+    there = np.flatnonzero(~np.isnan(probabilities))
+    order = there[np.argsort(-probabilities[there], kind="stable")]
+    ordered = probabilities[order].astype(np.float64)
+    mean = np.cumsum(ordered) / np.arange(1, len(ordered) + 1)
+    last = np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]  # of equal probabilities
+    enough = np.flatnonzero(last & (mean >= precision - 1e-9))
+    count = int(enough[-1]) + 1 if len(enough) else 0
+    kept = np.zeros(len(probabilities), np.bool_)
+    kept[order[:count]] = True
+    lowest = float(ordered[count - 1]) if count else None
+    rule = f"kept: expected precision {precision:g}, from the calibrated probabilities"
+    if lowest is None:
+        rule += "; no pair reaches it"
+        return Choice(kept, rule, f"expected precision below {precision:g}")
+    rule += f": {mean[count - 1]:.4f} with probability {lowest:.4f} or more"
+    return Choice(kept, rule, f"probability below {lowest:.4g}", lowest)
+
+
+def measured_precision(
+    scores: Numbers,
+    labelled_scores: Numbers,
+    labels: Sequence[bool],
+    images: Sequence[object],
+    precision: float,
+) -> Choice:
+    """Pairs above the threshold that reaches a precision on labelled pairs.
+
+    Args:
+        scores: score of each pair, NaN where there is none.
+        labelled_scores: scores of the labelled pairs, all finite.
+        labels: labels of these pairs.
+        images: their images: pairs of one image are not independent.
+        precision: precision to reach, in (0, 1).
+
+    Raises:
+        InputError: no threshold reaches it on these pairs.
+    """
+    if not len(labels):
+        raise InputError("no labelled pair has a score: --target-precision cannot be measured")
+    found = threshold_for_precision(labelled_scores, labels, precision, groups=images)
+    if not found.reached:
+        raise InputError(
+            f"no threshold is sure to reach the precision {precision:g}: {len(labels)} labelled "
+            f"pairs show at most {found.bound:.3f}, or are too few. Label more pairs, ask for "
+            "less, or choose with --keep-best; with --resume, nothing is scored again"
+        )
+    rule = (
+        f"kept: precision {precision:g}, measured on {len(labels)} labelled pairs: "
+        f"{found.precision:.4f} there, on others at least {found.bound:.4f} with {CONFIDENCE:.0%} "
+        f"confidence, with score {found.threshold:.4g} or more; recall {found.recall:.4f}"
+    )
+    reason = f"score below {found.threshold:.4g}"
+    return Choice(scores >= np.float32(found.threshold), rule, reason, found.threshold)
+
+
+def histogram(values: Numbers, name: str, threshold: float | None, width: int = 40) -> list[str]:
+    """Lines of a histogram: ten ranges with counts and bars, `*` where pairs are kept.
+
+    Args:
+        values: probabilities or scores; NaN is left out.
+        name: "probability" or "score", for the heading.
+        threshold: lowest kept value; None marks nothing.
+        width: length of the longest bar, in characters.
+    """
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return []
+    low, high = (0.0, 1.0) if name == "probability" else (float(values.min()), float(values.max()))
+    counts, edges = np.histogram(values.astype(np.float64), 10, (low, high))
+    most = max(int(counts.max()), 1)
+    lines = [f"{name:>15}  {'rows':>8}"]
+    for start, end, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
+        bar = ("*" if threshold is not None and end > threshold else "-") * math.ceil(
+            width * count / most
+        )
+        lines.append(f"{start:7.3f}-{end:7.3f}  {count:8}  {bar}".rstrip())
+    return lines
+
+
+def _share(asked: str) -> float | None:
+    if not asked.endswith("%"):
+        return None
+    try:
+        share = float(asked[:-1]) / 100
+    except ValueError:
+        return None
+    return share if 0 < share <= 1 else None
