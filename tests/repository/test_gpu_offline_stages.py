@@ -61,7 +61,12 @@ def test_a_prepared_run_takes_ten_minutes_at_most() -> None:
 
 
 def test_nothing_waits_for_a_stage_that_has_not_been_started() -> None:
-    for transfers in (([SITE, ORT, RTX],), ([RTX], [ORT], [SITE]), ([SITE], [ORT], [], [RTX])):
+    arrivals: tuple[list[list[str]], ...] = (
+        [[SITE, ORT, RTX]],
+        [[RTX], [ORT], [SITE]],
+        [[SITE], [ORT], [], [RTX]],
+    )
+    for transfers in arrivals:
         run: list[str] = []
         for _, ready, _ in pack.plan(made_up(*transfers)):
             for stage in ready:
