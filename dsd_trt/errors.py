@@ -77,6 +77,11 @@ def is_disk_full(error: BaseException) -> bool:
     return any(isinstance(it, OSError) and it.errno in DISK_FULL for it in with_causes(error))
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things for a message: "1 pair", "2 pairs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def one_line(error: object, longest: int = 300) -> str:
     """A library's error message on one line, as a part of one of ours."""
     return " ".join(str(error).split())[:longest].rstrip(". ")

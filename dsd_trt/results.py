@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.errors import MissingExtraError
+from dsd_trt.errors import MissingExtraError, counted
 from dsd_trt.failure import Failure as Failure
 from dsd_trt.ranking import RankedImage, RankedText, best_first, checked_count, checked_ids
 
@@ -41,7 +41,7 @@ class ScoreMatrix:
     passes: int
 
     def __repr__(self) -> str:
-        size = f"{_counted(len(self.images), 'image')} x {_counted(len(self.texts), 'text')}"
+        size = f"{counted(len(self.images), 'image')} x {counted(len(self.texts), 'text')}"
         return f"ScoreMatrix({size}, {_summary(self.scores, self.probabilities, self.errors)})"
 
     def _repr_html_(self) -> str:
@@ -132,7 +132,7 @@ class PairScores:
     errors: tuple[Failure, ...]
 
     def __repr__(self) -> str:
-        size = _counted(len(self.texts), "pair")
+        size = counted(len(self.texts), "pair")
         return f"PairScores({size}, {_summary(self.scores, self.probabilities, self.errors)})"
 
     def to_pandas(self) -> Any:
@@ -162,7 +162,7 @@ class ScoredImage:
     passes: int
 
     def __repr__(self) -> str:
-        size = _counted(len(self.scores), "text")
+        size = counted(len(self.scores), "text")
         return f"ScoredImage({self.image!r}, {size}, {_summary(self.scores, None, self.errors)})"
 
 
@@ -237,7 +237,7 @@ def _summary(
     if missing := int(np.isnan(scores).sum()):
         parts.append(f"{missing} without a score")
     if errors:
-        parts.append(_counted(len(errors), "error"))
+        parts.append(counted(len(errors), "error"))
     return ", ".join(parts)
 
 
@@ -246,7 +246,3 @@ def _range(values: NDArray[np.float32], digits: int) -> str:
     if not len(known):
         return "none"
     return f"{known.min():.{digits}f} to {known.max():.{digits}f}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

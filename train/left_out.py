@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.results import Failure
 from dsd_trt.train.question import Question
@@ -76,9 +76,11 @@ class LeftOut:
         """Summary in one sentence, for the last line of a table."""
         images = sum(failure.text is None for failure in self.failures)
         others = len(self.failures) - images
-        causes = [f"{images} images"] if images or not others else []
-        causes += [f"{others} texts or pairs"] if others else []
-        return f"{self.questions} questions left out, for {' and '.join(causes)} that failed"
+        causes = [counted(images, "image")] if images or not others else []
+        if others:
+            causes.append("1 text or pair" if others == 1 else f"{others} texts or pairs")
+        left_out = counted(self.questions, "question")
+        return f"{left_out} left out, for {' and '.join(causes)} that failed"
 
     def lines(self) -> list[str]:
         """Summary and one line per failure; no lines if nothing was left out."""

@@ -15,7 +15,7 @@ from dsd_trt.commands.options import (
     signature_option,
     threads_option,
 )
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 
 EXAMPLES = """\b
 Examples:
@@ -104,7 +104,7 @@ def index(
         console.print(f"engine: {done.engine}")
     readable = done.images - len(done.errors)
     console.print(
-        f"{paths[-1]} has {readable} images: {done.encoded} encoded in {seconds:.1f} s, "
+        f"{paths[-1]} has {counted(readable, 'image')}: {done.encoded} encoded in {seconds:.1f} s, "
         f"{done.dropped} dropped"
     )
     if done.kept and not found.hides:

@@ -21,6 +21,7 @@ from dsd_trt.commands.options import (
     threads_option,
 )
 from dsd_trt.errors import InputError
+from dsd_trt.errors import counted as counted_noun
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
 if TYPE_CHECKING:
@@ -239,10 +240,11 @@ def score(
         count = result.scored - before
         again = f"; {before} were scored before" if before else ""
         if prune:  # most pairs were scored at some levels only
-            console.print(f"scored in {seconds:.1f} s: the best {count} pairs{again}")
+            best = counted_noun(count, "pair")
+            console.print(f"scored in {seconds:.1f} s: the best {best}{again}")
         else:
             console.print(
-                f"scored {count} pair{'s' * (count != 1)} in {seconds:.1f} s "
+                f"scored {counted_noun(count, 'pair')} in {seconds:.1f} s "
                 f"({count / seconds:.1f} pairs/s){again}"
             )
         if isinstance(result, GridRecords) and prune and top_k:
@@ -281,7 +283,7 @@ def _report_pruning(
     if not unpruned or not pruned.passes:
         return  # no image could be scored
     console.print(
-        f"{pruned.passes} passes instead of {unpruned}: {unpruned / pruned.passes:.1f} x fewer"
+        f"passes: {pruned.passes} instead of {unpruned}, {unpruned / pruned.passes:.1f} x fewer"
     )
     if check:
         full = scorer.score(images[:check], pruned.texts, levels)

@@ -16,6 +16,7 @@ from typing import Any
 
 from dsd_trt.cache import cache_folder
 from dsd_trt.errors import DsdError, InputError
+from dsd_trt.errors import counted as counted_noun
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import parse_json
@@ -73,10 +74,10 @@ def describe_run(
 def counted(pairs: int, run: Mapping[str, Any]) -> str:
     """A number of pairs for messages, with the total if it is known."""
     if run.get("prune") == "yes":  # most pairs get no score
-        return f"{pairs} pairs"
+        return counted_noun(pairs, "pair")
     if "pairs" in run:
-        return f"{pairs} of {run['pairs']['count']} pairs"
-    return f"{pairs} of {run['images']['count'] * run['texts']['count']} pairs"
+        return f"{pairs} of {counted_noun(run['pairs']['count'], 'pair')}"
+    return f"{pairs} of {counted_noun(run['images']['count'] * run['texts']['count'], 'pair')}"
 
 
 def journal_path(output: str, run: dict[str, Any]) -> Path | None:
@@ -243,9 +244,9 @@ def _free(old: Path) -> Path:
 
 def _how_to_go_on_instead(path: Path, old: Path, pairs: int) -> str:
     return (
-        f"{pairs} pairs of a run that was stopped are set aside, and this one starts anew; to go "
-        f"on with them, stop it, mv {shlex.quote(str(old))} {shlex.quote(str(path))}, and give "
-        "--resume"
+        f"{counted_noun(pairs, 'pair')} of a run that was stopped {'is' if pairs == 1 else 'are'} "
+        "set aside, and this one starts anew; to go on with what was scored, stop it, "
+        f"mv {shlex.quote(str(old))} {shlex.quote(str(path))}, and give --resume"
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dsd_trt.commands.console import progress_bar
 from dsd_trt.commands.score_run import counted, describe_run, kept
 from dsd_trt.commands.stopping import saying_how_to_go_on
+from dsd_trt.errors import counted as counted_noun
 from dsd_trt.pairs.run import PairRun
 from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.scorer import Scorer
@@ -56,5 +57,6 @@ def scored_pairs(
                     pass
             seconds = time.perf_counter() - started
             again = f"; {before} were scored before" if before else ""
-            console.print(f"scored {run.computed - before} pairs in {seconds:.1f} s{again}")
+            scored = counted_noun(run.computed - before, "pair")
+            console.print(f"scored {scored} in {seconds:.1f} s{again}")
             yield run

@@ -130,7 +130,9 @@ def test_a_tar_that_is_not_whole_is_tried_again(run: Callable[..., Run], tmp_pat
     assert "out has 4 images: 2 encoded" in ended.err
 
 
-def test_tar_files_are_found_in_folders_and_by_globs(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_tar_files_are_found_in_folders_and_by_globs(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
     (tmp_path / "shards").mkdir()
     for name in ("0", "1"):
         image = np.full((RESOLUTION, RESOLUTION, 3), 50 * int(name), np.uint8)

@@ -300,3 +300,25 @@ def test_questions_with_one_candidate_can_be_asked_of_a_model(model: Path) -> No
     picture = np.zeros((32, 32, 3), np.uint8)
     (row,) = by_model(str(model), None)([Question("k", ((picture, "a dog"),), 0, "s")])
     assert np.isfinite(row).all()
+
+
+@pytest.mark.parametrize(
+    ("questions", "failures", "said"),
+    [
+        (1, [Failure("a.png", "broken")], "1 question left out, for 1 image that failed"),
+        (
+            2,
+            [Failure("a.png", "broken"), Failure(None, "NaN", "dog")],
+            "2 questions left out, for 1 image and 1 text or pair that failed",
+        ),
+        (
+            3,
+            [Failure(name, "NaN", "dog") for name in ("a.png", "b.png")],
+            "3 questions left out, for 2 texts or pairs that failed",
+        ),
+    ],
+)
+def test_numbers_agree_with_their_nouns(questions: int, failures: list[Failure], said: str) -> None:
+    left_out = LeftOut()
+    left_out.merge(questions, failures)
+    assert left_out.sentence() == said
