@@ -109,7 +109,8 @@ class KeptSamples:
             except ImageError as error:
                 self.failures.append(Failure(name, str(error)))
                 continue
-            columns = {to: to_json(value) for to, value in layout.values(record).items()}
+            values = layout.values(record)
+            columns = {to: to_json(values.get(to)) for to in layout.columns}
             fields = {
                 suffix: content,
                 "txt": text.encode(),

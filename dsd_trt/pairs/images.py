@@ -10,7 +10,7 @@ from dsd_trt.errors import ImageError, InputError
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index
 from dsd_trt.index.tar_image import TarFile, TarImage
-from dsd_trt.index.webdataset import is_tar
+from dsd_trt.index.webdataset import SUFFIXES, is_tar
 from dsd_trt.jobs import Scorable
 
 _LISTED = 32  # tar files whose images are listed at a time
@@ -54,7 +54,8 @@ class NamedImages:
         if self._in_tar:
             return self._of_tar(self.place, name)
         path = self.place / name
-        for around in path.parents:
+        in_tar = any(f"{suffix}/" in name.lower() for suffix in SUFFIXES)
+        for around in path.parents if in_tar else ():
             if is_tar(around) and around.is_file():
                 return self._of_tar(around, str(path.relative_to(around)))
             if around == self.place:

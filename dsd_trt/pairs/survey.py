@@ -68,9 +68,10 @@ class PairSurvey:
         images, texts = bytearray(), bytearray()
         for pair in source.pairs():
             valid.append(survey._add(pair))
-            images += _digest(pair.image)
-            texts += _digest(pair.text)
-            content.update(_digest(json.dumps([pair.image, pair.text, pair.error])))
+            image, text = _digest(pair.image), _digest(pair.text)
+            images += image
+            texts += text
+            content.update(image + text + _digest(pair.error or ""))
         survey._file.flush()
         good = np.flatnonzero(np.frombuffer(valid.tobytes(), np.int8))
         survey.image_of = np.full(survey.count, -1, np.int64)

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from dsd_trt.bundle.folder import write_bundle
+from dsd_trt.commands.filtered import Filtered
+from dsd_trt.commands.output import Record
+from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.pairs.choice import above, best, expected_precision, histogram, measured_precision
 
 pytest_plugins = ("in_process",)
@@ -417,3 +420,53 @@ def test_kept_samples_are_a_webdataset_that_readers_read_whole(
     assert (ended.code, "is there: give" in ended.err) == (2, True)
     assert run("pairs.csv", "--keep-best", "2", "-o", output, "--force").code == 3
     assert len(sorted(tmp_path.glob("kept/*" if output == "kept/" else "kept*.tar"))) == 1
+
+
+@pytest.mark.parametrize(
+    "output", ["kept/", "kept-%03d.tar", "kept.tar", "kept.csv", "kept.parquet"]
+)
+def test_stopped_while_it_writes_it_leaves_nothing_that_looks_whole(
+    run: Callable[..., Run], tmp_path: Path, rows: list[dict[str, str]], output: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    arguments = ("pairs.csv", "--keep-best", "9", "-o", output, "--shard-size", "2")
+    before = {it.name for it in tmp_path.iterdir()}
+    given = Filtered.records
+    left = [0]
+
+    def stopping(self: Filtered, *, kept: bool) -> Iterator[Record]:
+        for record in given(self, kept=kept):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            yield record
+
+    for records in (1, 5, 14):  # records are read twice for samples of a table
+        left[0] = records
+        with monkeypatch.context() as patch:
+            patch.setattr(Filtered, "records", stopping)
+            ended = run(*arguments, "--resume")
+        if ended.code == 3:
+            break
+        assert ended.code == 130, ended.err
+        journal = f"{Path(output)}.journal"
+        assert {it.name for it in tmp_path.iterdir()} - before == {journal}
+        assert f"are kept in {journal}: the same command with --resume" in ended.err
+    else:
+        ended = run(*arguments, "--resume")
+    assert ended.code == 3, ended.err
+    assert "scored 0 pairs" in ended.err
+    assert not list(tmp_path.glob("*.journal*"))
+
+
+def test_what_a_kill_left_is_removed_by_the_next_run(
+    run: Callable[..., Run], tmp_path: Path, rows: list[dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for output in ("kept/", "kept-%03d.tar"):
+        name = unfinished_name(Path(output).name)
+        gone = re.sub(r"\.\d+-\w+\.", ".999999999-0.", name)
+        (tmp_path / gone).mkdir()
+        (tmp_path / gone / "000000.tar").write_text("half")
+        assert run("pairs.csv", "--keep-best", "4", "-o", output).code == 3
+        assert not list(tmp_path.glob(".kept*"))
