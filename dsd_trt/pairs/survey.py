@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.errors import ImageError
+from dsd_trt.errors import DsdError, ImageError
 from dsd_trt.pairs.source import Pair, PairSource
 
 _LENGTHS = struct.Struct("<II")
@@ -53,7 +53,7 @@ class PairSurvey:
     example: str = ""
 
     def __post_init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the survey)
+        self._file: IO[bytes] = tempfile.TemporaryFile(buffering=1 << 20)  # noqa: SIM115 (closed with the survey)
         self._starts = array("q")
 
     @classmethod
@@ -62,6 +62,7 @@ class PairSurvey:
 
         Raises:
             InputError: the source cannot be read.
+            DsdError: the disk of temporary files is full.
         """
         survey = cls(source)
         content, valid = hashlib.sha256(), array("b")
@@ -111,7 +112,13 @@ class PairSurvey:
     def _add(self, pair: Pair) -> bool:
         self._starts.append(self._file.tell())
         name, text = pair.image.encode("utf-8", "surrogatepass"), pair.text.encode()
-        self._file.write(_LENGTHS.pack(len(name), len(text)) + name + text)
+        try:
+            self._file.write(_LENGTHS.pack(len(name), len(text)) + name + text)
+        except OSError as error:
+            raise DsdError(
+                f"no room for names and texts in {tempfile.gettempdir()} ({error.strerror}): name "
+                "another folder in TMPDIR"
+            ) from error
         if pair.error is not None:
             self.errors[self.count] = pair.error
         self.count += 1
