@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dsd_trt.journal import Journal
 
 _TEXT_BYTES = 2**28  # of encoded texts that are in memory at a time
-_PAIRS = 2**16  # of a window
+_PAIRS = 2**14  # of a window
 
 
 class PairRun:
@@ -138,20 +138,19 @@ class PairRun:
         yield from self._ready()
 
     def _ready(self) -> Iterator[range]:
-        """The next rows whose outcome is known, up to the first that is not."""
-        start = self.scored + self.failed
-        first = self.survey.first
-        known = self._known[first[start : start + _PAIRS]]
-        count = len(known) if known.all() else int(np.argmin(known))
-        if not count:
-            return
-        rows = range(start, start + count)
-        self.scores[start : rows.stop] = self.scores[first[start : rows.stop]]
-        failed = int(np.isnan(self.scores[start : rows.stop]).sum())
-        self.scored, self.failed = self.scored + count - failed, self.failed + failed
-        yield rows
-        if count == len(known) == _PAIRS:
-            yield from self._ready()
+        """The next rows whose outcome is known, up to the first whose outcome is not."""
+        first, ready = self.survey.first, True
+        while ready:
+            start = self.scored + self.failed
+            known = self._known[first[start : start + _PAIRS]]
+            ready = len(known) == _PAIRS and bool(known.all())
+            count = len(known) if known.all() else int(np.argmin(known))
+            if count:
+                rows = range(start, start + count)
+                self.scores[start : rows.stop] = self.scores[first[start : rows.stop]]
+                failed = int(np.isnan(self.scores[start : rows.stop]).sum())
+                self.scored, self.failed = self.scored + count - failed, self.failed + failed
+                yield rows
 
 
 def _reason(failures: Sequence[Failure], text: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, one_line
 from dsd_trt.jobs import Scorable
 from dsd_trt.pairs.images import NamedImages
 from dsd_trt.pairs.source import Pair
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.parquet import ParquetTable
 from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.table import Table
 from dsd_trt.tables.values import to_cell
@@ -41,6 +42,14 @@ class TablePairs:
         self.faults: tuple[Failure, ...] = ()
         self.image_column = columns.required(table, "image")
         self.text_column = columns.required(table, "text")
+        if isinstance(table.reader, ParquetTable):
+            for column in (self.image_column, self.text_column):
+                if kind := table.reader.kind(column):
+                    raise InputError(
+                        f"{table.path}: the column {column!r} has no texts but "
+                        f"{one_line(kind, 80)}. Images are named by their paths: those in the "
+                        "table itself are not read"
+                    )
         self.images = NamedImages(images or table.path.parent)
 
     @property

@@ -73,8 +73,7 @@ class WebDatasetPairs:
     def __init__(self, path: Path, text_field: str | None = None) -> None:
         self.name, self._field = str(path), text_field
         self.faults: Sequence[Failure] = ()
-        found = [path] if path.is_file() else find_images([str(path)], SUFFIXES).images
-        self.shards = tuple(it for it in found if is_tar(it))
+        self.shards = (path,) if path.is_file() else _tar_files(path)
         self._suffixes = image_suffixes()
         if not self.shards:
             raise InputError(
@@ -194,3 +193,12 @@ class WebDatasetPairs:
 
     def _first_fault(self) -> str:
         return f": {self.faults[0]}" if self.faults else ""
+
+
+def _tar_files(folder: Path) -> tuple[Path, ...]:
+    """Tar files in a folder and the folders in it, in order."""
+    try:
+        found = find_images([str(folder)], SUFFIXES).images
+    except InputError:
+        return ()
+    return tuple(it for it in found if is_tar(it))

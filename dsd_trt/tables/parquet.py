@@ -78,6 +78,17 @@ class ParquetTable:
         with self._opened() as file:
             return self._named(file.schema_arrow)
 
+    def kind(self, column: str) -> str:
+        """Name of a column's type if it cannot hold texts; "" if it can."""
+        from pyarrow import types
+
+        kind = self.schema.field(column).type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        names = ("is_string", "is_large_string", "is_string_view", "is_null")
+        tests = [test for name in names if (test := getattr(types, name, None))]
+        return "" if any(test(kind) for test in tests) else str(kind)
+
     def rows(self, only: Sequence[str] | None = None) -> Iterator[TableRow]:
         """Rows in order.
 

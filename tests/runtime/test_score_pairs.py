@@ -266,13 +266,16 @@ def test_wrong_use_is_said_before_anything_runs(run: Callable[..., Run], tmp_pat
     (tmp_path / "other.csv").write_text("url,caption\na,b\n")
     (tmp_path / "texts.txt").write_text("dog\n")
     (tmp_path / "nothing").mkdir()
+    held = [{"image": {"bytes": b"x", "path": "a"}, "text": "dog"}]
+    parquet.write_table(pyarrow.Table.from_pylist(held), tmp_path / "bytes.parquet")
     for arguments, complaint in (
         (["--pairs", "empty.csv"], "empty.csv has no rows"),
         (["--pairs", "other.csv"], "no column 'image' among 'url', 'caption'"),
         (["--pairs", "in.csv", "--images", "texts.txt"], "no folder, index or tar file"),
         (["--pairs", "in.csv", "--text-field", "x"], "--text-column names its texts"),
         (["0.png", "texts.txt", "--image-column", "x"], "for --pairs"),
-        (["--pairs", "nothing"], "no images in the directory 'nothing'"),
+        (["--pairs", "nothing"], "nothing has no tar files"),
+        (["--pairs", "bytes.parquet"], "the column 'image' has no texts but struct<bytes: binary"),
         (["--pairs", "in.csv", "-o", "in.csv"], "is read as an input"),
         (["--pairs", "in.csv", "-o", "0.png"], "is read as an input"),
     ):
