@@ -166,6 +166,15 @@ def filter_pairs(
 
     Nothing is written before all pairs are scored. Until then, scores are saved in KEPT.journal.
     """
+    asked = [it for it in (min_probability, keep_best, target_precision) if it is not None]
+    if len(asked) != 1:
+        raise InputError(
+            "say which pairs to keep, in one way: --min-probability P, --keep-best N or SHARE%, or "
+            "--target-precision P"
+        )
+    if labelled and target_precision is None:
+        raise InputError("--labelled is for --target-precision: give both")
+
     from rich.console import Console
 
     from dsd_trt.commands.console import warnings_on
@@ -175,14 +184,6 @@ def filter_pairs(
     from dsd_trt.commands.scored_pairs import scored_pairs
     from dsd_trt.scorer import Scorer
 
-    asked = [it for it in (min_probability, keep_best, target_precision) if it is not None]
-    if len(asked) != 1:
-        raise InputError(
-            "say which pairs to keep, in one way: --min-probability P, --keep-best N or SHARE%, or "
-            "--target-precision P"
-        )
-    if labelled and target_precision is None:
-        raise InputError("--labelled is for --target-precision: give both")
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     source = open_pairs(pairs, columns, images_at, text_field)
     outputs = KeptOutputs(source, output, dropped, copy_to, form, shard_size, force=force)
