@@ -35,7 +35,7 @@ from torture import Figures, scaled
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import read_bundle, write_bundle
-from dsd_trt.bundle.manifest import Calibration, ScoreKind, TokenMask, TrainedFor
+from dsd_trt.bundle.manifest import Calibration, FittedOn, ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
 
@@ -148,6 +148,19 @@ def test_a_bundle_for_matrix_mode_alone_is_refused(
     clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, matrix=True, trained_for="matrix")
     with pytest.raises(CppError, match="trained for matrix mode"):
         CppScorer(cpp_library, tmp_path)
+
+
+def test_a_fit_to_labelled_pairs_gives_the_same_probabilities(
+    cpp_library: ctypes.CDLL, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    record = FittedOn("pairs.csv", 200, 100, 50, 0.5, "pair", KNOWN, 0.03, "2026-11-29")
+    manifest = replace(read_bundle(folder).manifest, calibration=Calibration(90.0, -6.0, record))
+    write_bundle(folder, manifest)
+    agree(cpp_library, folder)
+    edit(folder / "bundle.json", lambda m: m["calibration"].update(fitted_on="pairs.csv"))
+    with pytest.raises(CppError, match=r"'calibration.fitted_on' must be an object"):
+        CppScorer(cpp_library, folder)
 
 
 def test_a_bundle_without_a_fit_has_scores_alone(cpp_library: ctypes.CDLL, tmp_path: Path) -> None:
