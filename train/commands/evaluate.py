@@ -17,16 +17,19 @@ from dsd_trt.commands.options import (
 from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
+from dsd_trt.files.whole import write_whole
 from dsd_trt.train.commands.adapters import OWN, adapter_option, chosen_adapter, sentence
 from dsd_trt.train.commands.data_options import data_options, fraction_option
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
+    from dsd_trt.tables.labelled import LabelledPair
 
 EXAMPLES = """\b
 Examples:
   dsd-trt eval my-scorer --data shapes-comvg --limit 500
   dsd-trt eval my-scorer --data comvg --root data/comvg --out results/
+  dsd-trt eval my-scorer --data labelled.csv --threshold 0.8 -o figures.json
   dsd-trt eval sd-2-1/ --adapter adapter/ --data refcocog --root data/coco -f json
 """
 
@@ -63,6 +66,24 @@ Examples:
     help="Output folder for table.md, figures.json and figures.png; an interrupted run resumes "
     "from the answers in it.",
 )
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    default=(0.5,),
+    metavar="P",
+    show_default=True,
+    help="Of a table: report precision and recall of the pairs whose probability is at least P; "
+    "may be repeated.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="JSON file for the figures.",
+)
 @table_format_option
 @seed_option("Random seed of the split and of the wrong candidates.")
 @click.pass_context
@@ -81,10 +102,16 @@ def evaluate(
     mode: Literal["auto", "pair", "matrix"],
     adapter: str,
     out: Path | None,
+    thresholds: tuple[float, ...],
+    output: Path | None,
     form: str,
     seed: int,
 ) -> None:
     """Measure the accuracy of a bundle, or of a model in PyTorch, on test questions.
+
+    Of a table's labelled pairs also ROC AUC, average precision, calibration error, and precision
+    and recall at thresholds are reported; calibration and thresholds need a BUNDLE with match
+    probabilities. A BUNDLE needs no PyTorch.
 
     A tie counts as a wrong answer. The right candidate is at a random position. Questions with an
     unreadable image are left out and counted, and the exit code is then 3. MODEL is a folder in
@@ -96,8 +123,10 @@ def evaluate(
 
     from dsd_trt import Scorer
     from dsd_trt.bundle.folder import bundle_folder, names_bundle
+    from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.data.labelled import labelled_pairs
     from dsd_trt.train.diffusion.place import find_place, require_model
     from dsd_trt.train.scoring.choices import require_matrix
 
@@ -105,6 +134,8 @@ def evaluate(
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if out:
         require_writable(out)
+    if output:
+        refuse_unwritable(str(output))
     is_bundle = names_bundle(scorer)
     file = None
     if is_bundle and adapter != OWN:
@@ -123,6 +154,11 @@ def evaluate(
             require_matrix(file.config.score, file.config.head_mode, "score with --mode pair")
         require_model(find_place(scorer))
     questions = open_dataset(data, root, "test", seed, limit, fraction, columns)
+    labelled: tuple[LabelledPair, ...] = ()
+    if questions.table:
+        labelled = labelled_pairs(root / data, columns, questions, seed, limit)
+    if output and questions.table:
+        refuse_input(str(output), [root / data])
 
     if not is_bundle:
         from dsd_trt.train.run.libraries import hush_libraries
@@ -131,6 +167,7 @@ def evaluate(
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
+    from dsd_trt.train.evaluation.pairs import PairScores
     from dsd_trt.train.question import Score
     from dsd_trt.train.run_key import bundle_identity, claim, model_key
 
@@ -164,8 +201,19 @@ def evaluate(
         ctx.with_resource(own_folder(out))
         # More questions of the same may be asked: the limit is no part of the key.
         key = {**of, "data": data, "fraction": questions.fraction, "seed": seed}
-        claim(out, key, ("answers.jsonl", "figures.json"))
+        claim(out, key, ("answers.jsonl", "scores.jsonl", "figures.json"))
     shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    pairs = None
+    if labelled:
+        with Progress(*shown, console=console, transient=True) as bar:
+            scoring = bar.add_task("", total=len(labelled))
+            pairs = PairScores(
+                score,
+                labelled,
+                out and out / "scores.jsonl",
+                lambda done: bar.update(scoring, completed=done),
+            )
+        score = pairs
     with Progress(*shown, console=console, transient=True) as bar:
         task = bar.add_task("", total=limit)
         answers = list(
@@ -191,10 +239,23 @@ def evaluate(
         "seed": seed,
         "engine": computed_by,
     }
+    summary = None
+    if pairs is not None and pairs.pairs:
+        calibration = opened.manifest.calibration_of(opened.mode) if is_bundle else None
+        summary = pairs.summary(calibration, thresholds, seed)
+        left_out.merge(0, pairs.failures)
+        if calibration is None:
+            console.print(
+                opened.why_no_probability()
+                if is_bundle
+                else "thresholds are for a bundle's "
+                "probabilities: export the model, then measure the bundle"
+            )
     if out:
-        write(out, rows, about, f"{Path(scorer).name} on {data}", left_out)
-    as_asked = (
-        to_json(rows, about, left_out) if form == "json" else as_text(rows, left_out, computed_by)
-    )
-    click.echo(as_asked, nl=False)
+        write(out, rows, about, f"{Path(scorer).name} on {data}", left_out, summary)
+    as_json = to_json(rows, about, left_out, summary)
+    if output:
+        write_whole(output, as_json)
+    as_table = as_text(rows, left_out, computed_by, summary)
+    click.echo(as_json if form == "json" else as_table, nl=False)
     report_left_out(ctx, left_out, questions.failures)

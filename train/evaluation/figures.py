@@ -6,13 +6,16 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dsd_trt.commands.figures import finite, summary_text
+from dsd_trt.files.schema import to_plain
 from dsd_trt.files.whole import whole, write_whole
-from dsd_trt.metrics import bootstrap
+from dsd_trt.metrics import Summary, bootstrap
 from dsd_trt.train.evaluation.answers import Answer
 from dsd_trt.train.left_out import LeftOut
 
@@ -137,8 +140,17 @@ def count_left_out(answers: Iterable[Answer]) -> LeftOut:
     return left_out
 
 
-def as_text(rows: Sequence[Figure], left_out: LeftOut, engine: str = "") -> str:
-    """The metrics as a Markdown table, with the number of questions left out and the engine."""
+def as_text(
+    rows: Sequence[Figure], left_out: LeftOut, engine: str = "", pairs: Summary | None = None
+) -> str:
+    """The metrics as Markdown tables, with the number of questions left out and the engine.
+
+    Args:
+        rows: metrics of questions, one row each.
+        left_out: questions left out, with their failures.
+        engine: engine that computed the scores; "" leaves it out.
+        pairs: figures of a table's labelled pairs, the second table; None leaves it out.
+    """
     five = any(row.top5 is not None for row in rows)
     head = ["asked", "questions", "chance", "top-1", "95 % interval", *(["top-5"] if five else [])]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)])]
@@ -155,19 +167,39 @@ def as_text(rows: Sequence[Figure], left_out: LeftOut, engine: str = "") -> str:
     table = "".join(f"| {line} |\n" for line in lines)
     notes = [left_out.sentence()] if left_out.questions else []
     notes += [f"Engine: {engine}."] if engine else []
-    return "\n".join([table, *(f"{note}\n" for note in notes)])
+    parts = [table] if pairs is None else [table, summary_text(pairs)]
+    return "\n".join([*parts, *(f"{note}\n" for note in notes)])
 
 
-def to_json(rows: Sequence[Figure], about: Mapping[str, Any], left_out: LeftOut) -> str:
-    """The metrics as JSON, with what was measured and which questions were left out."""
+def to_json(
+    rows: Sequence[Figure],
+    about: Mapping[str, Any],
+    left_out: LeftOut,
+    pairs: Summary | None = None,
+) -> str:
+    """The metrics as JSON, with what was measured and which questions were left out.
+
+    Args:
+        rows: metrics of questions, one row each.
+        about: description of what was measured, as JSON takes it.
+        left_out: questions left out, with their failures.
+        pairs: figures of a table's labelled pairs, the field `pairs`; None leaves it out.
+    """
     plain = {**about, "figures": [asdict(row) for row in rows], **left_out.to_plain()}
+    if pairs is not None:
+        plain["pairs"] = finite(to_plain(pairs))
     return json.dumps(plain, indent=2) + "\n"
 
 
 def write(
-    folder: Path, rows: Sequence[Figure], about: Mapping[str, Any], title: str, left_out: LeftOut
+    folder: Path,
+    rows: Sequence[Figure],
+    about: Mapping[str, Any],
+    title: str,
+    left_out: LeftOut,
+    pairs: Summary | None = None,
 ) -> None:
-    """Write `table.md`, `figures.json` and `figures.png`.
+    """Write `table.md`, `figures.json` and, where matplotlib is installed, `figures.png`.
 
     Args:
         folder: output folder; created if missing.
@@ -175,11 +207,13 @@ def write(
         about: description of what was measured, as JSON takes it.
         title: title of the plot.
         left_out: questions left out, with their failures.
+        pairs: figures of a table's labelled pairs; None for other data.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "table.md", as_text(rows, left_out, about.get("engine", "")))
-    write_whole(folder / "figures.json", to_json(rows, about, left_out))
-    plot(rows, folder / "figures.png", title)
+    write_whole(folder / "table.md", as_text(rows, left_out, about.get("engine", ""), pairs))
+    write_whole(folder / "figures.json", to_json(rows, about, left_out, pairs))
+    if find_spec("matplotlib"):
+        plot(rows, folder / "figures.png", title)
 
 
 def plot(rows: Sequence[Figure], path: Path, title: str) -> None:

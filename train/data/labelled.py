@@ -1,0 +1,48 @@
+"""The labelled pairs of a table, beside its questions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.labelled import LabelledPair, negative_columns, read_labelled
+from dsd_trt.tables.table import Table
+from dsd_trt.train.question import Question, split
+
+if TYPE_CHECKING:
+    from dsd_trt.train.data.catalogue import Part
+
+
+def labelled_pairs(
+    path: Path, columns: ColumnNames, part: Part, seed: int, limit: int | None
+) -> tuple[LabelledPair, ...]:
+    """The test pairs of a table whose labels are known; none if it has images and texts alone.
+
+    Args:
+        path: path of the table.
+        columns: names of the columns.
+        part: the table's part "test", from `open_dataset`.
+        seed: random seed of the few-shot sources, whose images are left out.
+        limit: maximum number of questions, whose images' pairs are kept; None keeps all pairs.
+
+    Raises:
+        InputError: the table cannot be read, as for `read_labelled`.
+    """
+    table = Table.open(path)
+    if columns.optional(table, "label") is None and not negative_columns(table):
+        return ()
+    assert part.table is not None
+    few, rest = split(part.table.questions, part.fraction, seed)
+    learned, asked = _images(few), _images(rest[:limit])
+    return tuple(
+        pair
+        for pair in read_labelled(table, columns).pairs
+        if (name := os.fspath(pair.image)) not in learned and (limit is None or name in asked)
+    )
+
+
+def _images(questions: Iterable[Question]) -> set[str]:
+    return {os.fspath(image) for it in questions for image, _ in it.candidates}  # type: ignore[arg-type]
