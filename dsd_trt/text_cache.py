@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +49,7 @@ class TextCache:
     def __init__(self, limit_mb: float) -> None:
         if (
             isinstance(limit_mb, bool)
-            or not isinstance(limit_mb, Real)
+            or not isinstance(limit_mb, int | float)
             or not 0 <= limit_mb < 2**40
         ):
             raise InputError(f"text_cache_mb must be a number of MiB, at least 0, got {limit_mb!r}")
@@ -74,7 +73,7 @@ class TextCache:
         """Encode texts, those it does not hold in one call.
 
         Args:
-            texts: texts, each once.
+            texts: distinct texts to encode.
             encode: function that encodes one or more texts.
         """
         if not self._limit:

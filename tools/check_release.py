@@ -24,7 +24,7 @@ def version() -> str:
     """The version of pyproject.toml, which the C++ library's has to be.
 
     Raises:
-        SystemExit: they differ.
+        SystemExit: the two versions differ.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     lists = (ROOT / "engines" / "cpp" / "CMakeLists.txt").read_text("utf-8")

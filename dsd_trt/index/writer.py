@@ -181,7 +181,7 @@ class IndexWriter:
         self._count = 0  # encoded
 
     def announce_dropped(self, files: Iterable[Path]) -> None:
-        """Log how many images would be removed if only these files were added."""
+        """Log the number of images that would be removed if only these files were added."""
         named = {printable(str(file)) for file in files}
         missing = sum(entry.file not in named for entry in self._entries.values())
         if missing:

@@ -147,7 +147,7 @@ def test_a_score_does_not_depend_on_its_company(bundle: Bundle, engine: str) -> 
 def test_pairs_keep_their_order_and_encode_each_image_and_text_once(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = Scorer.load(bundle.folder, "onnxruntime")
+    scorer = Scorer.load(bundle.folder, "onnxruntime", text_cache_mb=0)
     seen: dict[str, int] = {"images": 0, "texts": 0}
     pipeline = scorer._pipeline
     encode_images, encode_texts = pipeline.encode_images, pipeline.encode_texts

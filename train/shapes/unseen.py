@@ -57,8 +57,8 @@ class Figure:
     Attributes:
         shape: name of the shape, one of `SHAPES` or `NEW_SHAPES`.
         colour: RGB in [0, 1], FP32 (3,).
-        place: centre and radius.
-        filling: one of `FILLINGS`.
+        place: centre and radius of the figure.
+        filling: name of the filling, one of `FILLINGS`.
     """
 
     shape: str
@@ -125,7 +125,8 @@ def _counting(rng: np.random.Generator) -> _Item:
 def _fillings(rng: np.random.Generator) -> _Item:
     """A filling: "a striped red circle"."""
     filling, shape, colour = _pick(rng, FILLINGS), _pick(rng, SHAPES), _pick(rng, COLOURS)
-    place = Place(*rng.uniform(0.35, 0.65, 2), float(rng.uniform(0.25, 0.35)))
+    x, y = rng.uniform(0.35, 0.65, 2)
+    place = Place(float(x), float(y), float(rng.uniform(0.25, 0.35)))
     image = _draw([Figure(shape, _mix(rng, PALETTE[colour]), place, filling)], rng)
     text = f"a {filling} {colour} {shape}"
     return image, text, [f"a {other} {colour} {shape}" for other in FILLINGS if other != filling]
@@ -310,7 +311,8 @@ def _lone(rng: np.random.Generator) -> Place:
 def _scattered(rng: np.random.Generator, radii: Sequence[float]) -> list[Place]:
     """Places of things that lie inside the image and do not touch, by rejection."""
     while True:
-        places = [Place(*map(float, rng.uniform(r, 1 - r, 2)), r) for r in radii]
+        centres = [rng.uniform(r, 1 - r, 2) for r in radii]
+        places = [Place(float(x), float(y), r) for (x, y), r in zip(centres, radii, strict=True)]
         if all(
             math.hypot(a.x - b.x, a.y - b.y) > 1.1 * (a.radius + b.radius)
             for i, a in enumerate(places)
