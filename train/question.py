@@ -27,7 +27,7 @@ class Question:
         right: index of the right candidate, the positive pair.
         source: name of the item the question was made from, such as an image. Questions of one
             source stay on one side of a split, and item scores count a source as a whole.
-        drawn: whether its negatives are texts of other questions. They are then drawn anew when
+        drawn: whether its negatives are texts of other questions. They are then drawn again when
             questions are divided, so that the parts share none; see `draw_negatives`.
     """
 

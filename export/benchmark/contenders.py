@@ -1,4 +1,4 @@
-"""The contenders by name; imports nothing heavy, so that a wrong name is told at once."""
+"""The contenders by name; imports nothing heavy, so that a wrong name is refused at once."""
 
 from __future__ import annotations
 

@@ -35,6 +35,8 @@ FOREIGN = {
     *("--engines", "--json", "--starts"),  # benchmarks/against.py
     *("--transfer", "--alone", "--python", "--capability", "--cuda", "--only", "--also"),  # pack.py
     *("--within", "--dry-run"),  # tools/gpu_offline/run_stages.py
+    "--install",  # cmake
+    "--strict",  # twine check
 }
 
 document = pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)

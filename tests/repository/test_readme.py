@@ -100,7 +100,7 @@ def test_other_commands_are_understood(
 ) -> None:
     for folder in ("run/model/adapter", "adapter", "matrix-adapter", "my-scorer"):
         (tmp_path / folder).mkdir(parents=True)
-    for file in ("scorer.key", "scorer.pub"):
+    for file in ("scorer.key", "scorer.pub", "labelled.csv"):
         (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
     program, *arguments = shlex.split(line)
@@ -187,8 +187,8 @@ def test_extras_exist() -> None:
         for group in re.findall(r"pip install (?:-c \S+ )?'[^'\[]*\[(.*?)\]'", text)
         for extra in group.split(",")
     }
-    # Of those, "test" and "triton" are for the checks of a clone.
-    assert named == project["optional-dependencies"].keys() - {"test", "triton"}
+    # Of those, "test" is for the checks of a clone.
+    assert named == project["optional-dependencies"].keys() - {"test"}
 
 
 def test_links_to_code_name_what_is_there() -> None:

@@ -78,10 +78,11 @@ def scorer(bundle: Bundle) -> Scorer:
 
 @pytest.fixture
 def update(bundle: Bundle, tmp_path: Path) -> Callable[..., IndexUpdate]:
-    """Bring the index `out` up to date, in shards of three images."""
+    """Make the index `out` one of these images, in shards of three."""
+    fixed = {"bundle": bundle.folder, "engine": "onnxruntime", "shard_size": 3, "keep": False}
 
     def update(images: Sequence[Path], **options: Any) -> IndexUpdate:
-        options = {"bundle": bundle.folder, "engine": "onnxruntime", "shard_size": 3, **options}
+        options = fixed | options
         return update_index(tmp_path / "out", images, **options)
 
     return update

@@ -54,7 +54,7 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> HeldOut:
     Args:
         questions: questions to divide, in any order.
         share: share of the questions to hold out, in [0, 1).
-        seed: random seed of the choice, and of negatives that are drawn anew in each part.
+        seed: random seed of the choice, and of negatives that are drawn again in each part.
     """
     wanted = max(1, round(share * len(questions))) if share > 0 else 0
     keys = image_keys(image for question in questions for image, _ in question.candidates)

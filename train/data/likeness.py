@@ -35,7 +35,7 @@ def image_keys(images: Iterable[ImageSource]) -> dict[object, Hashable]:
     """A key for each image by its identity; files of the same content have the same one.
 
     Args:
-        images: files, or images in memory, which are told apart by their identity alone.
+        images: files, or images in memory, which differ by their identity alone.
     """
     keys: dict[object, Hashable] = {}
     by_size: dict[int, list[str]] = defaultdict(list)
