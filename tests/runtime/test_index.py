@@ -390,7 +390,7 @@ def test_what_is_not_named_again_is_kept_unless_it_is_to_go(
     paths, out = write_photos(tmp_path / "photos", range(7)), tmp_path / "out"
     update(paths)
     assert len(list(out.glob("latents-*"))) == 3
-    done = update(paths[6:])
+    done = update(paths[6:], keep=True)
     assert (done.images, done.dropped, done.kept) == (7, 0, 6)
     assert seeds_of(Index.open(out)) == [6, 0, 1, 2, 3, 4, 5]
     check(Index.open(out), scorer)
