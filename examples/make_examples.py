@@ -124,7 +124,7 @@ DISTRACTORS = ["a green star below a purple cross", "a large white triangle"]
 
 
 def write_examples(folder: Path) -> None:
-    """Write images/*.png, texts.txt and pairs.csv into a folder."""
+    """Write images/*.png, texts.txt, pairs.csv and labelled.csv into a folder."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for name, _, background, things in EXAMPLES:
@@ -135,6 +135,12 @@ def write_examples(folder: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("image", "text"))
         writer.writerows((f"images/{name}.png", text) for name, text, _, _ in EXAMPLES)
+    with (folder / "labelled.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image", "text", "label"))
+        for (name, right, _, _), wrong in zip(EXAMPLES, texts[1:], strict=False):
+            writer.writerow((f"images/{name}.png", right, 1))
+            writer.writerow((f"images/{name}.png", wrong, 0))
 
 
 if __name__ == "__main__":

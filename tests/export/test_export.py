@@ -726,7 +726,7 @@ def test_one_layer_of_convolutional_projections_without_an_adapter(tmp_path: Pat
         (["--levels", "0.2,0.2"], "distinct"),
         (["--levels", "low"], "not a list"),
         (["--score-layers", "last:99"], "no cross-attention layers"),
-        (["--adapter", "nowhere"], "does not exist"),
+        (["--adapter", "nowhere"], "no adapter folder 'nowhere'"),
         (["--precision", "int4"], "int4"),
     ],
 )

@@ -27,7 +27,12 @@ RELATIONS = ("left of", "right of", "above", "below", "inside", "in front of")
 
 def _files(folder: Path) -> list[Path]:
     """Everything the script writes, relative to its folder."""
-    written = [folder / "texts.txt", folder / "pairs.csv", *(folder / "images").iterdir()]
+    written = [
+        folder / "texts.txt",
+        folder / "pairs.csv",
+        folder / "labelled.csv",
+        *(folder / "images").iterdir(),
+    ]
     return sorted(path.relative_to(folder) for path in written)
 
 

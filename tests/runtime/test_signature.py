@@ -158,6 +158,6 @@ def test_without_the_package_the_extra_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "minisign", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'dsd-trt\[sign\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install .*\[sign\]"):
         open_bundle(folder, folder / "key.pub")
     open_bundle(folder, None)

@@ -35,6 +35,7 @@ pytest_plugins = ("cpp",)
 
 ROOT = Path(__file__).parents[2]
 STAR, TEXTS = ROOT / "examples" / "images" / "lone-star.png", ROOT / "examples" / "texts.txt"
+PAIRS, LABELLED = ROOT / "examples" / "pairs.csv", ROOT / "examples" / "labelled.csv"
 EMBEDDED = ROOT / "dsd_trt" / "data" / "shapes-bundle"
 ADAPTER = ROOT / "dsd_trt" / "data" / "shapes-model" / "adapter"
 # What is remembered for the next run, and by whom.
@@ -116,6 +117,10 @@ ROADS = {
         ],
     ],
     "index": [["index", str(STAR), "index"], ["score", "index", str(TEXTS)]],
+    "tables": [
+        ["filter", str(PAIRS), "--keep-best", "50%", "-o", "kept.csv"],
+        ["calibrate", "shapes", "--data", str(LABELLED), "-o", "calibrated"],
+    ],
     "openvino": [["score", str(STAR), str(TEXTS), "--engine", "openvino"]],
     "onnxruntime": [["score", str(STAR), str(TEXTS), "--engine", "onnxruntime"]],
 }

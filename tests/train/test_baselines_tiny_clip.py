@@ -218,5 +218,5 @@ def test_a_folder_of_other_settings_is_refused(run: Path) -> None:
 
 
 def test_twins_that_cannot_be_shared_out_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="4 twins per step cannot be divided evenly among 3"):
+    with pytest.raises(InputError, match="4 twins per step cannot be divided evenly among 3"):
         pretrain_tiny_clip(tmp_path, SMOKE, processes=3)
