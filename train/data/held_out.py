@@ -50,6 +50,8 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> HeldOut:
     """Divide questions so that the two parts share no image and, where it can be, no right text.
 
     Where texts are few, as class names are, both parts have them, and images alone are kept apart.
+    So they are where a text held out would be learned from as a negative alone, that is as wrong
+    for every image.
 
     Args:
         questions: questions to divide, in any order.
@@ -62,7 +64,7 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> HeldOut:
     apart = ""
     for apart, images, texts in _WAYS if wanted else ():  # noqa: B007 (the last way is kept)
         chosen = _choose(_groups(questions, keys if images else {}, texts=texts), wanted, seed)
-        if wanted <= 2 * len(chosen):
+        if wanted <= 2 * len(chosen) and not (texts and _become_wrong(questions, chosen)):
             break
     parts = [
         [question for i, question in enumerate(questions) if (i in chosen) == held]
@@ -70,6 +72,18 @@ def hold_out(questions: Sequence[Question], share: float, seed: int) -> HeldOut:
     ]
     learned, held = (_drawn_within(part, questions, seed) for part in parts)
     return HeldOut(learned, held, apart)
+
+
+def _become_wrong(questions: Sequence[Question], chosen: set[int]) -> bool:
+    """Whether a right text of the chosen questions is a given negative of the others."""
+    negatives = {
+        words_of(text)
+        for i, question in enumerate(questions)
+        if i not in chosen and not question.drawn
+        for _, text in question.candidates
+    }
+    rights = (questions[i].candidates[questions[i].right][1] for i in chosen)
+    return any(words_of(text) in negatives for text in rights)
 
 
 def _drawn_within(
