@@ -65,6 +65,7 @@ def sample_batch(
     """
     matches = examples.matches
     images, texts = [], []
+    count = examples.image_count
     for q in rng.integers(len(examples), size=settings.questions):
         first, last = examples.starts[q], examples.starts[q + 1]
         right = int(examples.right[q])
@@ -73,7 +74,9 @@ def sample_batch(
         x, y = int(examples.images[right]), int(examples.texts[right])
         chosen = [(x, y)]
         while len(chosen) < 1 + settings.negatives:
-            if len(examples) == 1 or rng.random() < settings.hard:
+            # Own negatives alone, but each once where there are fewer than asked for.
+            spent = settings.hard == 1 and len(chosen) > len(own)
+            if len(examples) == 1 or (rng.random() < settings.hard and not spent):
                 pair = own[len(chosen) % len(own)]
                 chosen.append((int(examples.images[pair]), int(examples.texts[pair])))
                 continue
@@ -88,7 +91,11 @@ def sample_batch(
                 chosen.append(stranger)
             else:
                 chosen.append((int(examples.images[own[0]]), int(examples.texts[own[0]])))
-        images.append([image for image, _ in chosen])
+        # A question's pairs with one image share its copy; other images have copies of their own.
+        copy = {image: 0 for image, _ in chosen}
+        if examples.copies:
+            copy = {image: int(rng.integers(1 + examples.copies)) for image in copy}
+        images.append([image + count * copy[image] for image, _ in chosen])
         texts.append([text for _, text in chosen])
     level = rng.integers(len(settings.levels), size=settings.questions)
     return PairBatch(torch.tensor(images), torch.tensor(texts), torch.from_numpy(level))

@@ -17,6 +17,7 @@ from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.results import Failure
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts
+from dsd_trt.train.fewshot.augment import augment
 from dsd_trt.train.left_out import name_image, refuse
 from dsd_trt.train.question import Question, Report
 
@@ -30,7 +31,8 @@ class Examples:
     """Encoded questions; candidate c of question q is pair `starts[q] + c`.
 
     Attributes:
-        latents: clean latent z of each image, (images, C, h, w).
+        latents: clean latent z of each image, then those of its augmented copies: copy c of image
+            i is at c * images + i, ((1 + copies) * images, C, h, w).
         text_states: r_y of each text, (texts, 77, D).
         token_masks: 1 where a token counts, else 0, (texts, 77).
         images: index of each pair's image, int64 (pairs,).
@@ -39,6 +41,7 @@ class Examples:
             (questions + 1,).
         right: index of each question's positive pair, int64 (questions,).
         unconditional: r_y of the unconditional text, (1, 77, D).
+        copies: number of augmented copies of each image, see `augment`.
     """
 
     latents: Tensor
@@ -49,9 +52,15 @@ class Examples:
     starts: Tensor
     right: Tensor
     unconditional: Tensor
+    copies: int = 0
 
     def __len__(self) -> int:
         return len(self.right)
+
+    @property
+    def image_count(self) -> int:
+        """Number of distinct images, augmented copies not counted."""
+        return len(self.latents) // (1 + self.copies)
 
     @property
     def labels(self) -> Tensor:
@@ -116,6 +125,7 @@ def encode_questions(
     *,
     resize: Resize = "bicubic-stretch",
     counted: TokenMask = "words_eos",
+    copies: int = 0,
     progress: Progress = lambda done, total: None,
     left_out: Report = refuse,
 ) -> Examples:
@@ -126,6 +136,7 @@ def encode_questions(
         questions: at least one question, each with two or more candidates.
         resize: method by which images are made square, see `Resize`.
         counted: text tokens that count in the score's mean, see `TokenMask`.
+        copies: number of augmented copies of each image, for training.
         progress: callback `(done, total)`, counting images and texts.
         left_out: callback for each question left out, with its failures; by default a failure
             raises InputError.
@@ -137,7 +148,7 @@ def encode_questions(
     require_choices(questions)
     encoders = encoders_of(checkpoint, resize, counted)
     unconditional = encode_texts(checkpoint, [""], counted)[0]
-    return encode(encoders, questions, unconditional, progress, left_out)
+    return encode(encoders, questions, unconditional, progress, left_out, copies)
 
 
 def require_choices(questions: Sequence[Question]) -> None:
@@ -185,6 +196,7 @@ def encode(
     unconditional: Tensor | None = None,
     progress: Progress = lambda done, total: None,
     left_out: Report = refuse,
+    copies: int = 0,
 ) -> Examples:
     """Encode the distinct images and texts of some questions.
 
@@ -195,6 +207,7 @@ def encode(
         progress: callback `(done, total)`, counting images and texts.
         left_out: callback for each question left out, with its failures: images that cannot be
             decoded, images or texts whose state is not finite.
+        copies: number of augmented copies of each image.
 
     Returns:
         Examples of the remaining questions, in their order; possibly none.
@@ -210,8 +223,10 @@ def encode(
     texts = list(dict.fromkeys(text for question in questions for _, text in question.candidates))
     total = len(images) + len(texts)
     latents, bad_images = [], dict[object, Failure]()
+    generator = torch.Generator().manual_seed(0)  # of the copies
     for batch in _batches(list(images), encoders.batch):
-        encoded = _encode_images(encoders, {identity: images[identity] for identity in batch})
+        part = {identity: images[identity] for identity in batch}
+        encoded = _encode_images(encoders, part, copies, generator)
         for identity, state in encoded.items():
             if isinstance(state, Failure):
                 bad_images[identity] = state
@@ -219,11 +234,11 @@ def encode(
                 latents.append(state)
         progress(len(latents) + len(bad_images), total)
     states, masks, bad_texts = [], [], dict[str, Failure]()
-    for part in _batches(texts, encoders.batch):
-        of_texts, mask = encoders.texts(part)
+    for some in _batches(texts, encoders.batch):
+        of_texts, mask = encoders.texts(some)
         states.append(of_texts)
         masks.append(mask)
-        for text, finite in zip(part, _finite(of_texts), strict=True):
+        for text, finite in zip(some, _finite(of_texts), strict=True):
             if not finite:
                 bad_texts[text] = Failure(None, "its text states have NaN or infinity", text)
         progress(len(images) + sum(map(len, states)), total)
@@ -247,7 +262,8 @@ def encode(
     starts = np.cumsum([0, *(len(question.candidates) for question in kept)])
     right = [start + question.right for start, question in zip(starts, kept, strict=False)]
     return Examples(
-        latents=torch.stack(latents) if latents else torch.empty(0),
+        # (1 + copies, images, ...) -> ((1 + copies) * images, ...)
+        latents=torch.stack(latents, dim=1).flatten(0, 1) if latents else torch.empty(0),
         text_states=torch.cat(states),
         token_masks=torch.cat(masks),
         images=_places([place_of_image[image_identity(image)] for image, _ in pairs]),
@@ -255,13 +271,17 @@ def encode(
         starts=torch.from_numpy(starts),
         right=_places(right),
         unconditional=(torch.zeros_like(states[0][:1]) if unconditional is None else unconditional),
+        copies=copies,
     )
 
 
 def _encode_images(
-    encoders: Encoders, images: Mapping[object, tuple[ImageSource, Question]]
+    encoders: Encoders,
+    images: Mapping[object, tuple[ImageSource, Question]],
+    copies: int,
+    generator: torch.Generator,
 ) -> dict[object, Tensor | Failure]:
-    """State of each image, or the failure that prevents one, by the image's identity."""
+    """States of each image and its copies, or the failure that prevents one, by its identity."""
     encoded, pixels = dict[object, Tensor | Failure](), dict[object, Tensor]()
     for identity, (image, question) in images.items():
         try:
@@ -269,7 +289,10 @@ def _encode_images(
         except ImageError as error:
             encoded[identity] = Failure(name_image(image, question), str(error))
     if pixels:
-        states = encoders.images(torch.stack(list(pixels.values())))
+        every = torch.stack(list(pixels.values()))
+        drawn = [augment(every, generator) for _ in range(copies)]
+        # (images, 1 + copies, ...)
+        states = torch.stack([encoders.images(part) for part in (every, *drawn)], dim=1)
         for identity, state, finite in zip(pixels, states, _finite(states), strict=True):
             name = name_image(*images[identity])
             encoded[identity] = state if finite else Failure(name, "its latent has NaN or infinity")
