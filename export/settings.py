@@ -124,7 +124,7 @@ def _require_input(file: AdapterFile | None) -> None:
     if file is not None and file.merged:
         raise InputError(
             "the adapter changes weights of the U-Net itself, which are no input of the graph: "
-            "leave out --adapter-input"
+            "leave out --adapter-input, or train one with --update-rank 0"
         )
     if file is None or file.config.prompts is None:
         raise InputError(

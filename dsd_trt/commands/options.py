@@ -187,23 +187,19 @@ def few_shot_options(command: Command) -> Command:
         click.option(
             "--loss",
             type=click.Choice(["bce", "softmax"]),
-            default="bce",
-            show_default=True,
-            help="Cross-entropy of each pair, or of the positive pair against its negatives.",
+            help="Cross-entropy of each pair, or of the positive pair against its negatives.  "
+            "[default: bce for reproduce and train --paper, else softmax]",
         ),
         click.option(
             "--negatives",
             type=click.IntRange(1),
-            default=3,
-            show_default=True,
-            help="Negatives per positive pair.",
+            help="Negatives per positive pair.  [default: 3]",
         ),
         click.option(
             "--learning-rate",
             type=click.FloatRange(0, min_open=True),
-            default=2e-3,
-            show_default=True,
-            help="Initial learning rate; decays linearly to zero.",
+            help="Initial learning rate; decays linearly to zero.  [default: 0.002 for reproduce "
+            "and train --paper, else 0.006]",
         ),
         click.option(
             "--levels",

@@ -103,18 +103,30 @@ def test_bundle_scores_as_the_pytorch_model_does(
 
 @pytest.mark.slow  # exports
 @pytest.mark.parametrize(
-    ("head_mode", "score"),
+    ("head_mode", "score", "update_rank"),
     [
-        ("uniform", "denoising"),
-        ("calibrated", "attention+denoising"),
-        ("dynamic", "attention"),
-        ("dynamic", "attention+denoising"),
+        ("uniform", "denoising", 0),
+        ("calibrated", "attention+denoising", 0),
+        ("dynamic", "attention", 0),
+        ("dynamic", "attention+denoising", 2),
+        ("learned", "attention", 2),
     ],
 )
 def test_every_kind_of_score_is_served_as_pytorch_computes_it(
-    tmp_path: Path, checkpoint_folder: Path, pictures: Any, head_mode: Any, score: Any
+    tmp_path: Path,
+    checkpoint_folder: Path,
+    pictures: Any,
+    head_mode: Any,
+    score: Any,
+    update_rank: int,
 ) -> None:
-    adapter = write_adapter(tmp_path / "a", checkpoint_folder, head_mode=head_mode, score=score)
+    adapter = write_adapter(
+        tmp_path / "a",
+        checkpoint_folder,
+        head_mode=head_mode,
+        score=score,
+        update_rank=update_rank,
+    )
     settings = ExportSettings(str(checkpoint_folder), adapter, levels=(0.2, 0.8), verify="quick")
     bundle, _ = exporter.export_bundle(settings, tmp_path / "bundle")
     method = bundle.manifest.method

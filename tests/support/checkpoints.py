@@ -21,6 +21,7 @@ from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.choices import PromptConfig
 from dsd_trt.train.scoring.prompts import AttentionPrompts
+from dsd_trt.train.scoring.updates import LowRankUpdates
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
 LAYERS = 6  # cross-attention layers: one in the down blocks, one in the middle, four up
@@ -97,14 +98,22 @@ def write_adapter(
     seed: int = 1,
     head_mode: HeadMode = "learned",
     score: ScoreKind = "attention",
+    update_rank: int = 0,
 ) -> Path:
-    """Write an adapter with random prompts, mapping network and head weights."""
+    """Write an adapter with random prompts, mapping network, head weights and updates."""
     torch.manual_seed(seed)
     config = PromptConfig(rank=2, hidden=8, latent_channels=4)
     prompts = AttentionPrompts([32] * LAYERS, TEXT_WIDTH, config)
     for parameter in prompts.parameters():
         parameter.data += 0.2 * torch.randn(parameter.shape)
     weights = torch.rand(LAYERS, HEADS) + 0.5
+    base = read_checkpoint(checkpoint)
+    merged = {}
+    if update_rank:
+        updates = LowRankUpdates(base.unet, update_rank)
+        for up in updates.up:
+            up.data += 0.2 * torch.randn(up.shape)
+        merged = updates.merged()
     Adapter(
         prompt_config=config,
         prompt_state=prompts.state_dict(),
@@ -115,7 +124,8 @@ def write_adapter(
         a=12.0,
         b=-3.0,
         levels=(0.2, 0.8),
-        base=read_checkpoint(checkpoint).weight_hashes,
+        base=base.weight_hashes,
+        merged=merged,
     ).save(folder)
     return folder
 

@@ -407,7 +407,10 @@ def test_killed_and_resumed_training_gives_the_same_adapter(
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
     checkpoint: Checkpoint, examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = [(0.5, 0.9), (0.5, 0.8), (0.75, 0.9), (0.75, 0.95), (0.5, 0.1), (0.25, 0.1)]
+    # Of four questions all right: 5 of 6 with one more of each, two standard errors are 0.37. So
+    # 0.75 replaces 1, and 0.5 does not.
+    accuracies = (0.5, 0.25, 1.0, 0.75, 0.5, 0.25, 0.5)
+    script = [(accuracy, 0.9 - 0.1 * step) for step, accuracy in enumerate(accuracies)]
     learned: list[dict[str, Tensor]] = []
 
     def scripted(model: FewShotModel, examples: Examples, step: int) -> Validation:
@@ -418,9 +421,10 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
     settings = replace(SETTINGS, validate_every=1, patience=3)
     fitted = fit_adapter(checkpoint, examples, settings, validation=examples)
     assert [(v.accuracy, v.loss) for v in fitted.validations] == script
-    assert len(fitted.losses) == 5 < settings.steps
+    assert len(fitted.losses) == 6 < settings.steps
+    assert fitted.best == fitted.validations[3]
     for name, value in fitted.adapter.prompt_state.items():
-        assert torch.equal(value, learned[2][f"scoring.prompts.{name}"]), name
+        assert torch.equal(value, learned[3][f"scoring.prompts.{name}"]), name
     assert any(
         not torch.equal(value, learned[5][f"scoring.prompts.{name}"])
         for name, value in fitted.adapter.prompt_state.items()

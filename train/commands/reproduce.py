@@ -87,9 +87,8 @@ def reproduce(
     from dsd_trt.train.run.progress import StageProgress
 
     hush_libraries()
-    settings = FewShotSettings(
-        steps=steps, resize=resize or "bicubic-stretch", seed=seed, **few_shot
-    )
+    given = {name: value for name, value in few_shot.items() if value is not None}
+    settings = FewShotSettings(steps=steps, resize=resize or "bicubic-stretch", seed=seed, **given)
     study = Study(model, clip, root, questions, examples, settings=settings, seed=seed)
     ctx.with_resource(own_folder(out))
     with StageProgress(Console(stderr=True)) as progress:

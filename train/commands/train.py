@@ -85,24 +85,44 @@ def parse_rank(
 @click.option(
     "--hard",
     type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Share of hard negatives, the question's own candidates; the others are random.",
+    help="Share of hard negatives, the question's own candidates; the others are random.  "
+    "[default: 1, with --paper 0.5]",
 )
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    default=600,
-    show_default=True,
-    help="Number of optimiser steps.",
+    help="Number of optimiser steps.  [default: 150 for up to 40 training questions, then growing "
+    "with their square root up to 750; with --paper 600]",
 )
 @click.option(
     "--batch",
     "questions",
     type=click.IntRange(1),
-    default=8,
-    show_default=True,
-    help="Questions per batch and GPU.",
+    help="Questions per batch and GPU.  [default: 8]",
+)
+@click.option(
+    "--paper",
+    is_flag=True,
+    help="Train in the paper's form: prompts and head weights alone, binary cross-entropy, images "
+    "as they are. It learns less from few examples.",
+)
+@click.option(
+    "--update-rank",
+    type=click.IntRange(0),
+    help="Rank of the updates of the U-Net's own matrices, which export merges; 0 trains none.  "
+    "[default: that of the adapter started from, else 8; with --paper 0]",
+)
+@click.option(
+    "--conditional/--static",
+    default=None,
+    help="Whether the image-conditional part of the prompts (Eq. 5) is trained.  [default: "
+    "--static, with --paper --conditional]",
+)
+@click.option(
+    "--copies",
+    type=click.IntRange(0),
+    help="Copies of each training image, moved, turned and scaled a little.  [default: 8, with "
+    "--paper 0]",
 )
 @click.option(
     "--rank",
@@ -163,6 +183,7 @@ def train(
     out: Path,
     adapter: str,
     allow_worse: bool,
+    paper: bool,
     validation: float,
     seed: int,
     **sizes: Any,
@@ -183,7 +204,7 @@ def train(
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.data.held_out import hold_out
     from dsd_trt.train.diffusion.place import find_place, require_model
-    from dsd_trt.train.fewshot.settings import continued
+    from dsd_trt.train.fewshot.settings import RECIPE, continued
     from dsd_trt.train.run.plan import require_plan
     from dsd_trt.train.run_key import adapter_identity
     from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, STATE_NAME
@@ -192,12 +213,13 @@ def train(
     given = {name: value for name, value in sizes.items() if value is not None} | {"seed": seed}
     if given.get("rank") == "full":
         given["rank"] = None
-    continued(None, given)  # contradictions among the options themselves
+    recipe = {} if paper else RECIPE
+    continued(None, given, recipe)  # contradictions among the options themselves
     require_writable(out)
     part = open_dataset(data, root, "train", seed, limit, fraction, columns)
     require_model(find_place(model))
     start = chosen_adapter(adapter, model)
-    settings = continued(start, given)
+    settings = continued(start, given, recipe)
     questions = list(part)
     source = {"data": data, "fraction": part.fraction, "limit": limit, "columns": asdict(columns)}
     plan = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,14 +34,16 @@ class Fitted:
     """The result of `fit_adapter`.
 
     Attributes:
-        adapter: adapter of the best validation, or of the last step without validation.
+        adapter: adapter of the chosen validation, or of the last step without validation.
         losses: training loss of each step.
         validations: validation results in order of their steps.
+        best: validation whose parameters the adapter has; None without validation.
     """
 
     adapter: Adapter
     losses: list[float]
     validations: list[Validation]
+    best: Validation | None
 
 
 Report = Callable[[int, float, Validation | None], None]
@@ -67,8 +70,9 @@ def fit_adapter(
         examples: encoded training questions, each with a negative pair.
         settings: hyperparameters of few-shot training.
         start: adapter that training starts from; None is the base model.
-        validation: validation examples for early stopping and the choice of the best step, step 0
-            included; None keeps the last step.
+        validation: validation examples for early stopping and the choice of the step that is kept,
+            step 0 included: the last one whose accuracy is within two standard errors of
+            the best. None keeps the last step.
         folder: folder of the training state, from which a later call resumes; None saves none.
         report: callback `(step, loss, validation)` after each step.
 
@@ -77,6 +81,23 @@ def fit_adapter(
     """
     accelerator = build_accelerator(settings)
     model = build_model(checkpoint, examples, settings, start).to(accelerator.device)
+    with model.updated():
+        run = _train(model, accelerator, examples, settings, validation, folder, report)
+        adapter = _adapter(model, checkpoint, examples, settings)
+    model.to(checkpoint.device)  # the model shares the checkpoint's U-Net
+    return Fitted(adapter, run.losses, run.validations, run.chosen)
+
+
+def _train(
+    model: FewShotModel,
+    accelerator: Accelerator,
+    examples: Examples,
+    settings: FewShotSettings,
+    validation: Examples | None,
+    folder: Path | None,
+    report: Report,
+) -> _Run:
+    """Train the model, and leave it with the parameters that are kept."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     wrapped, optimizer = accelerator.prepare(
         model, torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
@@ -89,7 +110,7 @@ def fit_adapter(
         score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
         model.match.start_from(*fit_match_probability(score, few.labels))
     if validation and not run.validations:
-        run.judge(validate(model, validation, 0))  # the adapter has to beat what it starts from
+        run.judge(validate(model, validation, 0), len(validation))
     while run.step < settings.steps and run.patience_spent() < settings.patience:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (1 - run.step / settings.steps)
@@ -110,15 +131,13 @@ def fit_adapter(
         at_end = run.step == settings.steps
         if validation and (run.step % settings.validate_every == 0 or at_end):
             outcome = validate(model, validation, run.step)
-            run.judge(outcome)
+            run.judge(outcome, len(validation))
         report(run.step, mean, outcome)
         if run.step % settings.validate_every == 0 or at_end:
             run.save()
     if run.best is not None:
         model.load_state_dict(run.best, strict=False)
-    adapter = _adapter(model, checkpoint, examples, settings)
-    model.to(checkpoint.device)  # the model shares the checkpoint's U-Net
-    return Fitted(adapter, run.losses, run.validations)
+    return run
 
 
 def build_accelerator(settings: FewShotSettings) -> Accelerator:
@@ -175,15 +194,30 @@ class _Run:
         """Number of completed steps."""
         return len(self.losses)
 
-    def judge(self, outcome: Validation) -> None:
-        """Add a validation, and keep the learned parameters if none before it was better."""
+    @property
+    def chosen(self) -> Validation | None:
+        """The validation whose parameters are kept; None before the first."""
+        return self.validations[self._best_at] if self.validations else None
+
+    def judge(self, outcome: Validation, questions: int) -> None:
+        """Add a validation, and keep the learned parameters unless one before it was better.
+
+        It was better if its accuracy is higher by more than two standard errors. Of a handful of
+        questions, one answer more tells nothing, and the choice among many steps would only find
+        the luckiest.
+
+        Args:
+            outcome: the validation.
+            questions: number of validation questions.
+        """
         self.validations.append(outcome)
-        ranks = [(v.accuracy, -v.loss) for v in self.validations]
-        if ranks[-1] == max(ranks):
-            self.best, self._best_at = self._model.learned(), len(ranks) - 1
+        best = max(v.accuracy for v in self.validations)
+        share = (best * questions + 1) / (questions + 2)  # inside (0, 1) even if all are right
+        if outcome.accuracy >= best - 2 * math.sqrt(share * (1 - share) / questions):
+            self.best, self._best_at = self._model.learned(), len(self.validations) - 1
 
     def patience_spent(self) -> int:
-        """Number of validations since the best one."""
+        """Number of validations since the chosen one."""
         return len(self.validations) - 1 - self._best_at
 
     def save(self) -> None:
@@ -229,4 +263,5 @@ def _adapter(
         levels=settings.levels,
         resize=settings.resize,
         base=checkpoint.weight_hashes,
+        merged={} if model.updates is None else model.updates.merged(),
     )

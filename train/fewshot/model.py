@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.prompts import AttentionPrompts
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_heads, average_tokens
+from dsd_trt.train.scoring.updates import LowRankUpdates
 
 _BATCH = 64  # pairs per forward pass without gradients
 
@@ -40,6 +42,8 @@ class FewShotModel(nn.Module):
         match: match probability sigmoid(a s + b) of the score.
         matrix: matrix scorer that shares the U-Net and the prompts; None for pair mode alone.
         modes: modes that are trained, "pair", "matrix" or both.
+        updates: updates of the U-Net's matrices, in effect inside their `applied_to` alone; None
+            trains prompts alone.
     """
 
     def __init__(
@@ -49,13 +53,21 @@ class FewShotModel(nn.Module):
         match: MatchProbability,
         matrix: MatrixScorer | None = None,
         modes: tuple[Mode, ...] = ("pair",),
+        updates: LowRankUpdates | None = None,
     ) -> None:
         super().__init__()
+        self.updates = updates
         self.matrix = matrix
         self.modes = modes
         self.scoring = scoring
         self.heads = heads
         self.match = match
+
+    def updated(self) -> AbstractContextManager[None]:
+        """Context in which the U-Net computes with its updates; training and scoring need it."""
+        if self.updates is None:
+            return nullcontext()
+        return self.updates.applied_to(self.scoring.unet)
 
     def learned(self) -> dict[str, Tensor]:
         """Copies of the adapter's parameters on the CPU, by their names in the state_dict."""
@@ -146,6 +158,8 @@ def build_model(
         start.require_base(checkpoint.weight_hashes)
         if start.prompt_config is not None:
             prompts = build_prompts(unet, start, start.prompt_config).requires_grad_(True)
+    if not settings.conditional:
+        prompts.freeze_condition()
     levels = noise_levels(
         checkpoint.alphas_cumprod, checkpoint.latent_shape, settings.levels, settings.noise_seed
     )
@@ -170,7 +184,10 @@ def build_model(
     match = MatchProbability(settings.score)
     if start is not None and start.score == settings.score:
         match.continue_from(start, "matrix" if settings.mode == "matrix" else "pair")
-    return FewShotModel(scoring, heads, match, matrix, settings.modes)
+    updates = None
+    if settings.update_rank:
+        updates = LowRankUpdates(unet, settings.update_rank, start.merged if start else {})
+    return FewShotModel(scoring, heads, match, matrix, settings.modes, updates)
 
 
 def _calibrate(scoring: ScoringUNet, examples: Examples) -> Tensor:
@@ -216,7 +233,7 @@ def score_all(
     )
     if error is None:
         return f, None
-    every = torch.arange(len(examples.latents))
+    every = torch.arange(examples.image_count)
     _, without = _mean_over_levels(
         model,
         mode,

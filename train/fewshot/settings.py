@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
@@ -13,13 +14,26 @@ from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, require_levels, requir
 
 Loss = Literal["bce", "softmax"]
 
+RECIPE: Mapping[str, Any] = {
+    "steps": 0,
+    "hard": 1.0,
+    "loss": "softmax",
+    "learning_rate": 6e-3,
+    "conditional": False,
+    "update_rank": 8,
+    "copies": 8,
+}
+"""What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
+
+_STEPS, _FEW = 150, 40  # steps for few questions, and how many those are
+
 
 @dataclass(frozen=True)
 class FewShotSettings:
-    """Hyperparameters of few-shot training; the defaults suit a few hundred questions.
+    """Hyperparameters of few-shot training; the defaults are the paper's form, see `RECIPE`.
 
     Attributes:
-        steps: number of optimiser steps.
+        steps: number of optimiser steps; 0 until `sized` chooses it.
         questions: questions per batch and process; each contributes its positive pair and
             `negatives` negative pairs, all at one random noise level.
         negatives: negative pairs per positive pair.
@@ -29,6 +43,13 @@ class FewShotSettings:
             cross-entropy of the positive pair against its negatives.
         learning_rate: initial learning rate, decayed linearly to zero.
         rank: rank of the static prompts; None trains full matrices.
+        conditional: whether the image-conditional part of the prompts, u pi(x)^T in Eq. 5, is
+            trained. It can tell every training image from the others, and so learns them by heart
+            if they are few.
+        update_rank: rank of the updates of the U-Net's own matrices, which export merges into
+            them; 0 trains the paper's prompts alone, see `LowRankUpdates`.
+        copies: augmented copies of each image that training draws from, see `augment`; 0 trains
+            on the images as they are.
         hidden: width of the mapping network's hidden layer.
         head_mode: source of the head weights, see `HeadWeights` of the bundle.
         mode: mode the adapter is trained for, see `dsd_trt.train.scoring.matrix`; "both" takes
@@ -58,6 +79,9 @@ class FewShotSettings:
     loss: Loss = "bce"
     learning_rate: float = 2e-3
     rank: int | None = 4
+    conditional: bool = True
+    update_rank: int = 0
+    copies: int = 0
     hidden: int = 32
     head_mode: HeadMode = "learned"
     mode: TrainedFor = "pair"
@@ -81,30 +105,44 @@ class FewShotSettings:
         except ValueError as error:
             raise InputError(str(error)) from None
 
+    def sized(self, questions: int) -> FewShotSettings:
+        """These settings for a number of training questions: its steps, unless they are given.
+
+        Steps grow with the square root of the questions, so that many questions are seen less
+        often each.
+        """
+        if self.steps:
+            return self
+        steps = round(_STEPS * math.sqrt(questions / _FEW))
+        return replace(self, steps=min(max(steps, _STEPS), 5 * _STEPS))
+
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The modes that are trained, "both" resolved into its two."""
         return ("pair", "matrix") if self.mode == "both" else (self.mode,)
 
 
-def continued(start: AdapterFile | None, given: Mapping[str, Any]) -> FewShotSettings:
-    """Settings as given, else as the adapter has them that training starts from, else the defaults.
+def continued(
+    start: AdapterFile | None, given: Mapping[str, Any], recipe: Mapping[str, Any] = RECIPE
+) -> FewShotSettings:
+    """Settings as given, else as the adapter has them that training starts from, else a recipe's.
 
     Args:
         start: adapter that training starts from; None for the base model.
         given: settings by their names, without those that the user left open.
+        recipe: settings that take the place of the defaults; none are the paper's form.
 
     Raises:
         InputError: the adapter cannot be continued with these settings; or as for
             `FewShotSettings`.
     """
     if start is None:
-        return FewShotSettings(**given)
+        return FewShotSettings(**dict(recipe) | dict(given))
     config = start.config
-    if start.merged:
+    if start.merged and config.prompts is None:
         raise InputError(
-            f"training cannot start from {start.folder}, which changes weights of the U-Net "
-            "itself: --from none"
+            f"training cannot start from {start.folder}, which was imported and has no prompts: "
+            "--from none"
         )
     own: dict[str, Any] = {
         "score": config.score,
@@ -114,6 +152,19 @@ def continued(start: AdapterFile | None, given: Mapping[str, Any]) -> FewShotSet
     }
     if config.levels:
         own["levels"] = config.levels
+    ranks = {
+        it.shape[0]
+        for name, it in start.headers.items()
+        if name.startswith("merged.") and name.endswith(".down")
+    }
+    if ranks:
+        own["update_rank"] = max(ranks)
+        if given.get("update_rank", max(ranks)) != max(ranks):
+            raise InputError(
+                f"--update-rank {given['update_rank']}: training starts from {start.folder}, whose "
+                f"updates have rank {max(ranks)}. Leave out --update-rank, or train from scratch: "
+                "--from none"
+            )
     if config.prompts is not None:
         own |= {"rank": config.prompts.rank, "hidden": config.prompts.hidden}
         for name in ("rank", "hidden"):
@@ -131,4 +182,4 @@ def continued(start: AdapterFile | None, given: Mapping[str, Any]) -> FewShotSet
         )
     if given.get("mode", own["mode"]) != "pair" and "score" not in given:
         require_matrix(config.score, heads, "train with --mode pair, or --from none")
-    return FewShotSettings(**own | dict(given))
+    return FewShotSettings(**dict(recipe) | own | dict(given))

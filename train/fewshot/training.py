@@ -23,6 +23,7 @@ from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.device import best_device, process_state
+from dsd_trt.train.run.memory import keep_freed_memory
 from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run_key import adapter_identity, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter
@@ -31,6 +32,7 @@ from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, REPORT_NA
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+_SMALL = 50_000_000  # parameters of a U-Net whose buffers are worth keeping, see its docstring
 _LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
@@ -123,7 +125,7 @@ def train_adapter(
 
     left_out = LeftOut()
     encode = partial(encode_questions, checkpoint, resize=settings.resize, left_out=left_out.add)
-    examples = encode(learned, progress=encoding)
+    examples = encode(learned, copies=settings.copies, progress=encoding)
     left_out.require_some(len(examples), "few-shot examples")
     of_examples = left_out.questions
     held = encode(kept) if kept else None
@@ -133,6 +135,9 @@ def train_adapter(
         out.mkdir(parents=True, exist_ok=True)
         _write(out / PLAN_NAME, plan)
     checkpoint.forget()  # frees the encoders' memory for the U-Net
+    if sum(parameter.numel() for parameter in checkpoint.unet.parameters()) < _SMALL:
+        keep_freed_memory()
+    settings = settings.sized(len(examples))
     fitted = fit_adapter(
         checkpoint,
         examples,
@@ -150,7 +155,6 @@ def train_adapter(
         settings.modes,
         held_out=held is not None,
     )
-    best = max(fitted.validations, key=lambda v: (v.accuracy, -v.loss), default=None)
     report = TrainingReport(
         plan=plan,
         versions={name: version(name) for name in _LIBRARIES},
@@ -158,13 +162,13 @@ def train_adapter(
         left_out=left_out,
         losses=fitted.losses,
         validations=fitted.validations,
-        best=best,
+        best=fitted.best,
         comparison=comparison,
     )
     summary = {
         **plan,
         "steps_done": len(fitted.losses),
-        "best": best and asdict(best),
+        "best": fitted.best and asdict(fitted.best),
         "before": sum(comparison.before),
         "after": sum(comparison.after),
         "compared": len(comparison.after),

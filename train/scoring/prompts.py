@@ -104,6 +104,13 @@ class AttentionPrompts(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
+    def freeze_condition(self) -> None:
+        """Train the static prompts P alone, and leave the image-conditional part as it is."""
+        self.mapping.requires_grad_(False)
+        for prompt in (*self.key, *self.value):
+            assert isinstance(prompt, MatrixPrompt)
+            prompt.u.requires_grad_(False)
+
     def pi(self, latent: Tensor) -> Tensor:
         """The mapping network's output m_theta(z) for all layers at once.
 

@@ -1,0 +1,196 @@
+"""Measure how many examples few-shot training needs, on tasks the demonstration has never seen.
+
+python benchmarks/fewshot.py --work DIR [--tasks T,T] [--examples N,N] [--seeds N]
+    [--methods M,M] [--set NAME=VALUE ...] [--clip FOLDER] [--table FILE]
+
+Every run is kept in DIR as one JSON file, and a repeated call makes those that are missing. The
+table has, for each task and number of examples, the mean accuracy over the seeds on the same 300
+test questions each. Methods: "adapter" (`dsd-trt train` from the adapter that ships), "paper" (the
+same with --paper), "zero-shot" and "shipped" (nothing learned), "fine-tuning" and
+"prompt-learning" (the baselines of `dsd-trt baseline`, which take the folder of a CLIP).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.files.whole import write_whole
+from dsd_trt.train.data.catalogue import UNSEEN_TASKS
+from dsd_trt.train.fewshot.settings import RECIPE, FewShotSettings, continued
+from dsd_trt.train.question import Question
+from dsd_trt.train.run.libraries import hush_libraries
+from dsd_trt.train.scoring.adapter_file import AdapterFile
+from dsd_trt.train.shapes.unseen import unseen_questions
+
+TESTED = 150  # questions per task and seed
+METHODS = ("zero-shot", "shipped", "adapter", "paper", "fine-tuning", "prompt-learning")
+CHOSEN_ON = ("colours", "shapes", "counting", "touching", "sentences")
+"""Tasks that the defaults of training were chosen on; the others were only measured."""
+
+Questions = list[Question]
+
+
+def main() -> None:
+    """Make the runs that are missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--tasks", type=_words, default=UNSEEN_TASKS)
+    parser.add_argument("--examples", type=_words, default=("20", "40", "100", "400"))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", type=_words, default=("shipped", "adapter"))
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--validation", type=float, default=0.15)
+    parser.add_argument("--clip", type=Path)
+    parser.add_argument("--table", type=Path)
+    options = parser.parse_args()
+    hush_libraries()
+    keep = options.validation
+    changes = {name: json.loads(value) for name, value in (it.split("=") for it in options.set)}
+    options.work.mkdir(parents=True, exist_ok=True)
+    runs: dict[tuple[str, str, int], list[float]] = {}
+    for seed in range(options.seeds):
+        for method in options.methods:
+            sizes = [0] if method in ("zero-shot", "shipped") else map(int, options.examples)
+            for size in sizes:
+                for task in options.tasks:
+                    path = options.work / f"{method}-{task}-{size}-{seed}.json"
+                    if not path.exists():
+                        began = time.monotonic()
+                        found = _run(method, task, size, seed, changes, keep, options.clip)
+                        found["seconds"] = round(time.monotonic() - began, 1)
+                        write_whole(path, json.dumps(found, indent=2) + "\n")
+                        print(path.stem, found, flush=True)
+                    accuracy = json.loads(path.read_text("utf-8"))["accuracy"]
+                    runs.setdefault((method, task, size), []).append(accuracy)
+    table = _table(runs, options.tasks)
+    print(table)
+    if options.table:
+        write_whole(options.table, table)
+
+
+def _run(
+    method: str,
+    task: str,
+    size: int,
+    seed: int,
+    changes: Mapping[str, Any],
+    validation: float,
+    clip: Path | None,
+) -> dict[str, Any]:
+    """Learn from `size` questions of a task, and answer its test questions."""
+    # Of 100 examples, 40 are those of the run with 40 examples.
+    learning = list(unseen_questions(size, task, 2 * seed))
+    testing = list(unseen_questions(TESTED, task, 2 * seed + 1))
+    if method in ("fine-tuning", "prompt-learning"):
+        if clip is None:
+            raise SystemExit(f"{method} takes the folder of a CLIP: --clip FOLDER")
+        return _baseline(method, learning, testing, seed, validation, clip)
+    return _adapter(method, learning, testing, seed, validation, changes)
+
+
+def _adapter(
+    method: str,
+    learning: Questions,
+    testing: Questions,
+    seed: int,
+    validation: float,
+    changes: Mapping[str, Any],
+) -> dict[str, Any]:
+    from dsd_trt.train.diffusion.place import find_place
+    from dsd_trt.train.evaluation.by_model import by_model
+    from dsd_trt.train.fewshot.comparison import WorseError
+    from dsd_trt.train.fewshot.training import train_adapter
+
+    shipped = find_place("shapes").path / "adapter"
+    found: dict[str, Any] = {"changes": dict(changes)}
+    with tempfile.TemporaryDirectory() as scratch:
+        adapter: Path | None = None if method == "zero-shot" else shipped
+        if learning:
+            recipe = {} if method == "paper" else RECIPE
+            settings = continued(AdapterFile.read(shipped), {"seed": seed, **changes}, recipe)
+            began = time.monotonic()
+            try:
+                report = train_adapter(
+                    "shapes", learning, settings, Path(scratch), {}, validation, start=shipped
+                )
+                adapter = Path(scratch)
+                found["steps"] = len(report.losses)
+                found["loss"] = statistics.fmean(report.losses[-20:])
+                found["kept"] = report.best.step if report.best else len(report.losses)
+            except WorseError as error:
+                found["refused"] = str(error)
+            found["training seconds"] = round(time.monotonic() - began, 1)
+        score = by_model("shapes", adapter)
+        found["accuracy"] = _accuracy(score(testing), testing)
+    return found
+
+
+def _baseline(
+    method: str,
+    learning: Questions,
+    testing: Questions,
+    seed: int,
+    validation: float,
+    clip: Path,
+) -> dict[str, Any]:
+    from dsd_trt.train.baselines.clip import load_clip
+    from dsd_trt.train.baselines.fit import LEARNING_RATES, train_baseline
+    from dsd_trt.train.baselines.matcher import by_matcher
+
+    settings = FewShotSettings(steps=600, learning_rate=LEARNING_RATES[method], seed=seed)
+    matcher, history = train_baseline(load_clip(clip), method, learning, settings, validation)
+    return {
+        "steps": len(history.losses),
+        "accuracy": _accuracy(by_matcher(matcher)(testing), testing),
+    }
+
+
+def _accuracy(scores: Iterable[list[float]], questions: Questions) -> float:
+    """Share of questions whose right candidate alone has the highest score."""
+    right = [
+        all(row[question.right] > other for i, other in enumerate(row) if i != question.right)
+        for row, question in zip(scores, questions, strict=True)
+    ]
+    return statistics.fmean(right)
+
+
+def _table(runs: Mapping[tuple[str, str, int], list[float]], tasks: Iterable[str]) -> str:
+    """Mean accuracy in percent: a row per task, a column per method and number of examples."""
+    columns = sorted(
+        {(method, size) for method, _, size in runs},
+        key=lambda column: (METHODS.index(column[0]), column[1]),
+    )
+    heads = [method if size == 0 else f"{method}, {size}" for method, size in columns]
+    lines = [f"| task | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    means: dict[str, dict[tuple[str, int], float]] = {}
+    for task in tasks:
+        means[task] = {
+            (method, size): 100 * statistics.fmean(runs[method, task, size])
+            for method, size in columns
+        }
+        lines.append(_row(task, means[task].values()))
+    for name, chosen in (("chosen on", True), ("measured only", False)):
+        of_half = [means[task] for task in means if (task in CHOSEN_ON) == chosen]
+        if of_half:
+            each = [statistics.fmean(row[column] for row in of_half) for column in columns]
+            lines.append(_row(f"**mean, {name}**", each))
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, values: Iterable[float]) -> str:
+    return f"| {name} | {' | '.join(f'{value:.0f}' for value in values)} |"
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+if __name__ == "__main__":
+    main()
