@@ -1,4 +1,4 @@
-"""Measure how many examples few-shot training needs, on tasks the demonstration has never seen.
+"""Measure few-shot training by number of examples, on tasks the demonstration has never seen.
 
 python benchmarks/fewshot.py --work DIR [--tasks T,T] [--examples N,N] [--seeds N]
     [--methods M,M] [--set NAME=VALUE ...] [--clip FOLDER] [--table FILE]

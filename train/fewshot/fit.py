@@ -207,7 +207,7 @@ class _Run:
         the luckiest.
 
         Args:
-            outcome: the validation.
+            outcome: validation at the current step.
             questions: number of validation questions.
         """
         self.validations.append(outcome)

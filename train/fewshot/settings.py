@@ -25,7 +25,7 @@ RECIPE: Mapping[str, Any] = {
 }
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
 
-_STEPS, _FEW = 150, 40  # steps for few questions, and how many those are
+_STEPS, _FEW = 150, 40  # steps for at most _FEW questions
 
 
 @dataclass(frozen=True)
