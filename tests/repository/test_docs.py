@@ -32,6 +32,7 @@ FOREIGN = {
     *("--cpus", "--cpuset-cpus", "--shm-size"),  # docker run
     "--local-dir",  # hf download
     "--bits",  # benchmarks/measure_matching.py
+    *("--methods", "--tasks"),  # benchmarks/fewshot.py
     *("--engines", "--json", "--starts"),  # benchmarks/against.py
     *("--transfer", "--alone", "--python", "--capability", "--cuda", "--only", "--also"),  # pack.py
     *("--within", "--dry-run"),  # tools/gpu_offline/run_stages.py
