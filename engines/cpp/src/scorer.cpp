@@ -91,7 +91,8 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
         if (found.second) {
             tokens.push_back(parts.tokenize(texts[column]));
             if (tokens.back().words == 0) {
-                throw Error(ErrorCode::input, "a text has no words to score: '" + texts[column] + "'");
+                throw Error(ErrorCode::input,
+                            "a text has no words to score: '" + texts[column] + "'");
             }
             firsts.push_back(column);
         }

@@ -86,11 +86,11 @@ DSD_API int dsd_has_probability(const dsd_scorer *scorer, const double *levels, 
    `levels` are the noise levels to average over, among the bundle's; NULL and 0 is all of them.
    `scores` and `probabilities`, which may be NULL, have room for image_count * text_count floats,
    an image's after the other. `probabilities` are NaN where there is no score, and all of them
-   where dsd_has_probability is 0. `image_errors`, which may be NULL, has room for image_count: DSD_OK
-   where the image's row has no NaN; DSD_IMAGE where it cannot be decoded, so all of its row is NaN;
-   DSD_ENGINE where the engine computed no finite number of the image, of a text or of both. Then
-   the scores that are NaN say which, and the message is that of the first. None of this makes the
-   call fail. */
+   where dsd_has_probability is 0. `image_errors`, which may be NULL, has room for image_count:
+   DSD_OK where the image's row has no NaN; DSD_IMAGE where it cannot be decoded, so all of its row
+   is NaN; DSD_ENGINE where the engine computed no finite number of the image, of a text or of both.
+   Then the scores that are NaN say which, and the message is that of the first. None of this makes
+   the call fail. */
 DSD_API dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, size_t image_count,
                              const char *const *texts, size_t text_count, const double *levels,
                              size_t level_count, float *scores, float *probabilities,

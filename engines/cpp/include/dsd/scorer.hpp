@@ -83,8 +83,8 @@ class Scorer {
     Scorer(Scorer &&) noexcept;
     Scorer &operator=(Scorer &&) noexcept;
 
-    // Scores every image against every text, UTF-8 with a word each. `levels` are noise levels to average
-    // over, among the bundle's; none is all of them.
+    // Scores every image against every text, UTF-8 with a word each. `levels` are noise levels to
+    // average over, among the bundle's; none is all of them.
     Matrix score(const std::vector<Image> &images, const std::vector<std::string> &texts,
                  const std::vector<double> &levels = {}) const;
 
