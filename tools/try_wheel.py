@@ -30,7 +30,7 @@ def main(examples: Path, kernel: bool) -> None:
     scored = dsd_trt.Scorer.load().score([image], [text, "a text of something else"])
     if not scored.scores[0, 0] > scored.scores[0, 1]:
         sys.exit(f"{image} does not match {text!r} best: {scored.scores}")
-    command = [Path(sysconfig.get_path("scripts")) / "dsd-trt", "score", image, "-"]
+    command = [f"{sysconfig.get_path('scripts')}/dsd-trt", "score", str(image), "-"]
     run = subprocess.run(command, input=text, text=True, check=True, stdout=subprocess.PIPE)
     print(run.stdout.strip())
 

@@ -168,6 +168,7 @@ def test_a_bundle_without_a_fit_has_scores_alone(cpp_library: ctypes.CDLL, tmp_p
     folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
     manifest = read_bundle(folder).manifest
     fitted = manifest.calibration
+    assert fitted is not None
     for calibration in (None, Calibration(1.0, 0.0), replace(fitted, b=0.0), replace(fitted, a=1)):
         write_bundle(folder, replace(manifest, calibration=calibration))
         has = calibration in (replace(fitted, b=0.0), replace(fitted, a=1))

@@ -108,7 +108,8 @@ def test_a_bundle_is_adapted_in_its_own_place(fed: Bundle, other: Path, tmp_path
     changed.save(tmp_path / "changed")
     replace_adapter(read_bundle(once), tmp_path / "changed", once, force=True)
 
-    assert read_bundle(once).manifest.calibration.a == 3.0
+    kept = read_bundle(once).manifest.calibration
+    assert kept is not None and kept.a == 3.0
     assert np.array_equal(scores(read_bundle(once)), first)
     assert read_bundle(fed.folder).manifest == fed.manifest  # shares files, and is left alone
 

@@ -44,13 +44,13 @@ def environment(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index"]
     pip += ["--no-deps", "--no-build-isolation"]
     (site,) = folder.glob("lib/python*/site-packages")
     shared = [it for it in sys.path if it.endswith("site-packages")]
     (site / "shared.pth").write_text("\n".join(shared) + "\n")
     fast = {**os.environ, "CC": "false", "CXX": "false"}  # without the kernel
-    done = subprocess.run([*pip, clone], env=fast, capture_output=True, text=True)
+    done = subprocess.run([*pip, str(clone)], env=fast, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -79,7 +79,12 @@ def scorer(bundle: Bundle) -> Scorer:
 @pytest.fixture
 def update(bundle: Bundle, tmp_path: Path) -> Callable[..., IndexUpdate]:
     """Make the index `out` one of these images, in shards of three."""
-    fixed = {"bundle": bundle.folder, "engine": "onnxruntime", "shard_size": 3, "keep": False}
+    fixed: dict[str, Any] = {
+        "bundle": bundle.folder,
+        "engine": "onnxruntime",
+        "shard_size": 3,
+        "keep": False,
+    }
 
     def update(images: Sequence[Path], **options: Any) -> IndexUpdate:
         options = fixed | options

@@ -84,7 +84,7 @@ def test_from_a_clone(editable: bool, name: str, site: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("named", ["clone", "wheel"])
 def test_from_what_is_gone_since(named: str, site: Path, tmp_path: Path) -> None:
     """Such as a clone below /tmp: what the extra requires is still to be had."""
-    origin = {"dir_info": {}} if named == "clone" else {"archive_info": {}}
+    origin: dict[str, object] = {"dir_info": {}} if named == "clone" else {"archive_info": {}}
     record(site, {"url": (tmp_path / "gone").as_uri(), **origin})
     assert arguments(install_command("cpu")) == ["onnxruntime>=1.20"]
     everything = ["onnxruntime>=1.20", "torch>=2.9", "tritonclient[grpc]>=2.50", "onnx>=1.18"]

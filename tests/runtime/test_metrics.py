@@ -153,7 +153,7 @@ def test_weights_of_calibration_count_repeated_pairs(seed: int) -> None:
     for metric in (brier, log_loss):
         assert metric(p, labels, weights) == pytest.approx(metric(*repeated))
     assert calibration_error(p, labels, 5, weights) == pytest.approx(
-        calibration_error(*repeated, 5)
+        calibration_error(repeated[0], repeated[1], 5)
     )
 
 
@@ -443,13 +443,13 @@ def test_a_fit_to_two_scores_has_a_closed_form() -> None:
     labels = np.array([1] * 8 + [0] * 52 + [1] * 32 + [0] * 8)
     a, b = fit_logistic(scores, labels)
     yes, no = 41 / 42, 1 / 62
-    assert _sigmoid(a * 0.25 + b) == pytest.approx((8 * yes + 52 * no) / 60)
-    assert _sigmoid(a * 0.75 + b) == pytest.approx((32 * yes + 8 * no) / 40)
+    assert _sigmoid(np.array(a * 0.25 + b)) == pytest.approx((8 * yes + 52 * no) / 60)
+    assert _sigmoid(np.array(a * 0.75 + b)) == pytest.approx((32 * yes + 8 * no) / 40)
     # With a prior, positives and negatives weigh as much as their share asks for.
     a, b = fit_logistic(scores, labels, prior=0.1)
     up, down = 0.1 / 0.4, 0.9 / 0.6
     low = (8 * up * yes + 52 * down * no) / (8 * up + 52 * down)
-    assert _sigmoid(a * 0.25 + b) == pytest.approx(low)
+    assert _sigmoid(np.array(a * 0.25 + b)) == pytest.approx(low)
 
 
 def test_a_fit_finds_the_probabilities_that_labels_were_drawn_from() -> None:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -89,11 +90,15 @@ def test_fewer_levels_have_none(
     bundle: Bundle, images: list[Pixels], levels: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = Scorer(bundle, "onnxruntime")
+
     # An iterator can be read once: the levels and the warning are of the same reading.
-    assert np.isnan(scorer.score(images, TEXTS, iter(levels)).probabilities).all()
-    assert np.isnan(scorer.score_pairs([(images[0], "dog")], iter(levels)).probabilities).all()
-    assert np.isnan(scorer.rank("dog", images, levels=iter(levels))[0].probability)
-    assert np.isnan(scorer.rank("dog", images, 1, iter(levels), prune=True)[0].probability)
+    def once() -> Any:
+        return iter(levels)
+
+    assert np.isnan(scorer.score(images, TEXTS, once()).probabilities).all()
+    assert np.isnan(scorer.score_pairs([(images[0], "dog")], once()).probabilities).all()
+    assert np.isnan(scorer.rank("dog", images, levels=once())[0].probability)
+    assert np.isnan(scorer.rank("dog", images, 1, once(), prune=True)[0].probability)
     (warning,) = warnings_of(caplog)
     assert "0.2, 0.4, 0.8" in warning
     caplog.clear()
@@ -133,9 +138,10 @@ def test_scores_that_are_fitted_stay_without_a_warning(
     np.testing.assert_array_equal(scorer.probability(matrix.scores), matrix.probabilities)
     assert np.isnan(scorer.probability(matrix.scores, [0.2])).all()
     assert len(warnings_of(caplog)) == 1
-    for wrong in ("x", {}, [["a"]]):
+    wrongs: list[Any] = ["x", {}, [["a"]]]
+    for wrong in wrongs:
         with pytest.raises(InputError, match="scores must be numbers"):
-            scorer.probability(wrong)  # type: ignore[arg-type]
+            scorer.probability(wrong)
     with pytest.raises(InputError, match="no noise level"):
         scorer.probability(matrix.scores, [0.3])
 
@@ -214,8 +220,8 @@ def test_rankings_of_batches_have_nan(
     unfitted: Bundle, images: list[Pixels], caplog: pytest.LogCaptureFixture
 ) -> None:
     scorer = Scorer(unfitted, "onnxruntime")
-    of_texts = scorer.rank(TEXTS, images)
-    of_images = scorer.rank_texts(images, TEXTS, 2, prune=True)
+    of_texts: Any = scorer.rank(TEXTS, images)
+    of_images: Any = scorer.rank_texts(images, TEXTS, 2, prune=True)
     every = [it for found in (*of_texts, *of_images) for it in found]
     assert every
     assert all(np.isnan(it.probability) and it.score > 0 for it in every)

@@ -95,7 +95,7 @@ def test_ids_name_images_of_any_iterable(scorer: Scorer, pictures: list[Any], pr
 def test_texts_of_images_are_ranked(
     scorer: Scorer, pictures: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    ids = np.array([7, 8, 9])
+    ids: Any = np.array([7, 8, 9])
     with caplog.at_level(logging.WARNING, "dsd_trt"):
         first, broken, second = scorer.rank_texts(
             [pictures[0], b"no image", pictures[1]], TEXTS, ids=ids

@@ -96,7 +96,8 @@ def test_a_table_has_a_row_per_pair() -> None:
     ]
     wide = table.pivot(index="image", columns="text", values="score")
     assert wide.loc["a.png", "a dog"] == 0.25
-    pairs = PairScores(("a.png", "b.png"), ("x", "y"), *PAIRED.scores.T[:, :2], PAIRED.errors)
+    scores, probabilities = PAIRED.scores.T[:, :2]
+    pairs = PairScores(("a.png", "b.png"), ("x", "y"), scores, probabilities, PAIRED.errors)
     assert list(pairs.to_pandas().error.isna()) == [True, False]
     assert len(matrix([], ["a dog"], [], []).to_pandas()) == 0
 

@@ -378,9 +378,10 @@ def test_an_argument_of_loading_that_cannot_be_used_is_refused(
     bundle: Bundle, name: str, value: Any
 ) -> None:
     given = {"engine": "onnxruntime", name: value}
-    for open_it, opened in ((Scorer.load, bundle.folder), (Scorer, bundle)):
+    ways: list[tuple[Any, Any]] = [(Scorer.load, bundle.folder), (Scorer, bundle)]
+    for open_it, opened in ways:
         with pytest.raises(InputError) as refused:
-            open_it(opened, **given)  # type: ignore[operator]
+            open_it(opened, **given)
         assert repr(value)[:3] in str(refused.value) or "array" in str(refused.value)
 
 

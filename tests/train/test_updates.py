@@ -11,6 +11,7 @@ import torch
 from checkpoints import picture_questions, write_checkpoint
 from torch import Tensor
 
+from dsd_trt.bundle.manifest import Mode
 from dsd_trt.errors import InputError
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.fewshot.examples import Examples, encode_questions
@@ -77,7 +78,7 @@ def test_every_update_is_learned_and_leaves_the_unet_as_it_was(
 
 @pytest.mark.parametrize("mode", ["pair", "matrix"])
 def test_merged_weights_score_as_the_trained_model_does(
-    checkpoint: Checkpoint, examples: Examples, trained: Fitted, mode: str, tmp_path: Path
+    checkpoint: Checkpoint, examples: Examples, trained: Fitted, mode: Mode, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, mode=mode)
     adapter = replace(trained.adapter, mode=mode)
