@@ -109,7 +109,8 @@ def test_a_bundle_is_adapted_in_its_own_place(fed: Bundle, other: Path, tmp_path
     replace_adapter(read_bundle(once), tmp_path / "changed", once, force=True)
 
     kept = read_bundle(once).manifest.calibration
-    assert kept is not None and kept.a == 3.0
+    assert kept is not None
+    assert kept.a == 3.0
     assert np.array_equal(scores(read_bundle(once)), first)
     assert read_bundle(fed.folder).manifest == fed.manifest  # shares files, and is left alone
 
