@@ -465,7 +465,7 @@ def test_a_run_can_be_exported_and_scored_with(run: Path, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_folder_of_another_plan_is_refused(run: Path) -> None:
-    with pytest.raises(InputError, match=r"a run with other settings .*choose another folder"):
+    with pytest.raises(InputError, match=r"a run with other settings: .*choose another folder"):
         pretrain_shapes(run, replace(SMOKE, diffusion_steps=9))
     with pytest.raises(InputError, match="a run with other settings"):
         pretrain_shapes(run, SMOKE, seed=1)
