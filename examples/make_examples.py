@@ -1,10 +1,13 @@
-"""Draw the example images and write their texts: python examples/make_examples.py."""
+"""Draw the example images and write their tables: python examples/make_examples.py."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from drawing import Thing, draw, gradient, noisy, plain
@@ -123,24 +126,66 @@ EXAMPLES: list[tuple[str, str, Image.Image, list[Thing]]] = [
 DISTRACTORS = ["a green star below a purple cross", "a large white triangle"]
 
 
+NEGATIVES = 3  # per image, the texts of the examples after it
+
+
 def write_examples(folder: Path) -> None:
-    """Write images/*.png, texts.txt, pairs.csv and labelled.csv into a folder."""
+    """Write images/*.png, texts.txt and a table of every form into a folder."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for name, _, background, things in EXAMPLES:
         draw(things, background).save(images / f"{name}.png", optimize=True)
     texts = [text for _, text, _, _ in EXAMPLES] + DISTRACTORS
     (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    with (folder / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image", "text"))
-        writer.writerows((f"images/{name}.png", text) for name, text, _, _ in EXAMPLES)
-    with (folder / "labelled.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("image", "text", "label"))
-        for (name, right, _, _), wrong in zip(EXAMPLES, texts[1:], strict=False):
-            writer.writerow((f"images/{name}.png", right, 1))
-            writer.writerow((f"images/{name}.png", wrong, 0))
+    write_tables(folder, [f"images/{name}.png" for name, *_ in EXAMPLES], texts)
+
+
+def write_tables(folder: Path, images: Sequence[str], texts: Sequence[str]) -> None:
+    """Write the images and their texts as a table of every form that training takes.
+
+    Args:
+        folder: folder of the tables.
+        images: paths of the images, relative to the folder.
+        texts: text of each image, then texts that describe none.
+    """
+    pairs: list[dict[str, Any]] = []
+    labelled: list[dict[str, Any]] = []
+    wrong: list[list[str]] = []  # negatives of each pair
+    for at, image in enumerate(images):
+        pairs.append({"image": image, "text": texts[at]})
+        wrong.append([texts[(at + step) % len(texts)] for step in range(1, NEGATIVES + 1)])
+        labelled.append({"image": image, "text": texts[at], "label": 1})
+        labelled.append({"image": image, "text": wrong[at][0], "label": 0})
+
+    def with_negatives(columns: Callable[[list[str]], dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**pair, **columns(of_pair)} for pair, of_pair in zip(pairs, wrong, strict=True)]
+
+    _write_csv(folder / "pairs.csv", pairs)
+    _write_csv(folder / "labelled.csv", labelled)
+    _write_jsonl(folder / "labelled.jsonl", labelled)
+    _write_jsonl(folder / "negatives.jsonl", with_negatives(lambda it: {"negatives": it}))
+    _write_csv(folder / "negatives.csv", with_negatives(lambda it: {"negatives": "|".join(it)}))
+    lists = with_negatives(lambda it: {"negatives": json.dumps(it)})
+    _write_csv(folder / "negative-lists.csv", lists)
+    numbered = with_negatives(lambda it: {f"negative_{n}": text for n, text in enumerate(it, 1)})
+    _write_csv(folder / "negative-columns.csv", numbered)
+    names = ("photo", "caption", "match")
+    own = [
+        {"key": f"drawing {at // 2 + 1}", **dict(zip(names, row.values(), strict=True))}
+        for at, row in enumerate(labelled)
+    ]
+    _write_csv(folder / "own-columns.csv", own)
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

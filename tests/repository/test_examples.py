@@ -27,13 +27,8 @@ RELATIONS = ("left of", "right of", "above", "below", "inside", "in front of")
 
 def _files(folder: Path) -> list[Path]:
     """Everything the script writes, relative to its folder."""
-    written = [
-        folder / "texts.txt",
-        folder / "pairs.csv",
-        folder / "labelled.csv",
-        *(folder / "images").iterdir(),
-    ]
-    return sorted(path.relative_to(folder) for path in written)
+    written = [it for kind in ("txt", "csv", "jsonl") for it in folder.glob(f"*.{kind}")]
+    return sorted(path.relative_to(folder) for path in (*written, *(folder / "images").iterdir()))
 
 
 def test_script_reproduces_the_committed_files(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ SHELL = list(
         line.partition(" #")[0].strip()
         for name, text in MANUAL.items()
         for block in ([] if name in GUIDES else _blocks("sh", text))
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
     )
 )
 # A signature needs a key: tests/runtime/test_signature.py scores with one.
