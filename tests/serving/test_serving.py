@@ -28,6 +28,13 @@ def test_the_server_runs_on_the_numpy_it_needs(server: Server) -> None:
     assert "onnxruntime" in server.log.read_text()
 
 
+def test_the_log_names_the_engine_and_why_others_were_passed_over(server: Server) -> None:
+    log = server.log.read_text()
+    for graph in ("image_encoder", "text_encoder", "pair_scorer"):
+        assert re.search(rf"{graph}: (onnxruntime|openvino) \S+ on CPU", log)
+        assert re.search(rf"{graph}: passed over: .*onnxruntime-cuda.*: ", log)
+
+
 def test_scores_are_those_of_the_runtime(client: Client, bundle: Bundle) -> None:
     images = [encode(photo, kind) for photo, kind in zip(PHOTOS, ["PNG", "JPEG"] * 3, strict=False)]
     expected = Scorer.load(bundle.folder, engine="onnxruntime").score(images, TEXTS)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
-from dsd_trt.engine.choice import open_first
+from dsd_trt.engine import Engine
+from dsd_trt.engine.choice import Choice, open_first
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.pipeline import finite_rows
 
@@ -37,10 +38,14 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._graph = bundle.manifest.graphs[name]
         check = SelfCheck.read(bundle) if int(parameters["self_check"]["string_value"]) else None
-        self._engine = open_first(
-            engine, 0, bundle, (name,), lambda choice: choice.backend.open(bundle, name)
-        )
+
+        def attempt(choice: Choice) -> tuple[Engine, str]:
+            return choice.backend.open(bundle, name), choice.reason
+
+        self._engine, reason = open_first(engine, 0, bundle, (name,), attempt)
         pb_utils.Logger.log_info(f"{name}: {self._engine.description}")
+        if reason:
+            pb_utils.Logger.log_info(f"{name}: passed over: {reason}")
         takes_adapter = any(not spec.batched for spec in self._graph.inputs)
         self._adapter = adapter_feed(bundle) if takes_adapter else {}
         if check is not None:
