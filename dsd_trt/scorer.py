@@ -16,7 +16,7 @@ from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
 from dsd_trt.bundle.probability import calibration_at, why_no_probability
 from dsd_trt.engine import Backend, EngineDescription
-from dsd_trt.engine.choice import Choice, open_first, require_named
+from dsd_trt.engine.choice import Choice, open_first, require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -238,7 +238,7 @@ class Scorer:
                 used, as for `Scorer`.
             EngineError: the engine cannot be used, as for `Scorer`.
         """
-        require_named(engine, device, threads)
+        require_possible(engine, device, threads)
         require_mode(mode)
         tune, self_check = checked_flag(tune, "tune"), checked_flag(self_check, "self_check")
         opened = open_bundle(bundle_folder(bundle), require_signature)

@@ -130,6 +130,7 @@ def calibrate(
     from dsd_trt.commands.calibration_report import Targets, as_text, measure, to_json
     from dsd_trt.commands.console import progress_bar, warnings_on
     from dsd_trt.commands.output import refuse_input, refuse_unwritable, write_standard_output
+    from dsd_trt.engine.choice import require_possible
     from dsd_trt.tables.labelled import read_labelled
     from dsd_trt.tables.table import Table
 
@@ -141,6 +142,7 @@ def calibrate(
             raise InputError(f"the diagram is an SVG file: give --plot {plot.with_suffix('.svg')}")
         refuse_input(str(plot), [data])
         refuse_unwritable(str(plot))
+    require_possible(engine, device)  # before pairs are read
     table = read_labelled(Table.open(data), columns, by)
     if (labels := {pair.label for pair in table.pairs}) != {True, False}:
         raise InputError(

@@ -182,8 +182,10 @@ def filter_pairs(
     from dsd_trt.commands.kept import KeptOutputs
     from dsd_trt.commands.pairs import open_pairs, surveyed
     from dsd_trt.commands.scored_pairs import scored_pairs
+    from dsd_trt.engine.choice import require_possible
     from dsd_trt.scorer import Scorer
 
+    require_possible(engine, device)  # before pairs are read
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     source = open_pairs(pairs, columns, images_at, text_field)
     outputs = KeptOutputs(source, output, dropped, copy_to, form, shard_size, force=force)
@@ -201,6 +203,8 @@ def filter_pairs(
             device=device,
         )
         console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
+        if scorer.why_engine:
+            console.print(f"passed over: {scorer.why_engine}")
         if keep_best is None and labels is None and scorer.calibration(levels) is None:
             raise InputError(
                 f"{scorer.why_no_probability(levels)}. Without it, choose by score: --keep-best"

@@ -72,6 +72,7 @@ def index(
     from rich.console import Console
 
     from dsd_trt.commands.console import progress_bar, warnings_on
+    from dsd_trt.engine.choice import require_possible
     from dsd_trt.image.files import find_images
     from dsd_trt.index.webdataset import SUFFIXES
     from dsd_trt.index.writer import update_index
@@ -80,6 +81,7 @@ def index(
         raise InputError("give IMAGES and, last, the folder OUT; see: dsd-trt index --help")
     if keep and prune_missing:
         raise InputError("--keep and --prune-missing contradict each other: leave one out")
+    require_possible(engine, device, threads)  # before a folder is searched
     found = find_images(paths[:-1], others=SUFFIXES)
 
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -102,6 +104,8 @@ def index(
     seconds = time.perf_counter() - started
     if done.engine:
         console.print(f"engine: {done.engine}")
+        if done.why_engine:
+            console.print(f"passed over: {done.why_engine}")
     readable = done.images - len(done.errors)
     console.print(
         f"{paths[-1]} has {counted(readable, 'image')}: {done.encoded} encoded in {seconds:.1f} s, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -70,12 +71,22 @@ def engine_option(command: Command) -> Command:
     )(command)
 
 
+def _gpu_number(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Parse the number of a GPU; whether there is such a GPU is asked later."""
+    if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        raise click.BadParameter(
+            f"{value!r} is no number of a GPU. The first one is 0, the second 1: nvidia-smi lists "
+            "them"
+        )
+    return int(value)
+
+
 def device_option(command: Command) -> Command:
     """--device, number of the GPU; 0 is the first one."""
     return click.option(
         "--device",
-        type=click.IntRange(0),
-        default=0,
+        callback=_gpu_number,
+        default="0",
         show_default=True,
         metavar="N",
         help="Number of the GPU, for engines that compute on one.",

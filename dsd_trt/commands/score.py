@@ -159,6 +159,7 @@ def score(
     from dsd_trt.commands.records import GridRecords, PairRecords, write_records
     from dsd_trt.commands.score_run import counted, describe_run, kept
     from dsd_trt.commands.stopping import saying_how_to_go_on
+    from dsd_trt.engine.choice import require_possible
     from dsd_trt.pairs.run import PairRun
     from dsd_trt.scorer import Scorer
     from dsd_trt.tables.columns import ColumnNames
@@ -171,6 +172,7 @@ def score(
         raise InputError("--check-prune is for --prune: give both")
     if isinstance(written := FORMATS[form], AtEnd):
         written.check(output)
+    require_possible(engine, device, threads)  # before images, texts or pairs are read
     console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if pairs:
         if paths:

@@ -92,8 +92,8 @@ def compute_capability(device: int = 0) -> str:
     if code != cudart.cudaError_t.cudaSuccess or not count:
         why = cudart.cudaError_t(code).name if count is None else "none is visible to this process"
         raise EngineError(
-            f"no CUDA device: {why}. Install NVIDIA's driver, or use an engine of the CPU: "
-            "--engine onnxruntime, --engine openvino"
+            f"no CUDA device: {why}. Install NVIDIA's driver, and look at nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES"
         )
     if device >= count:
         raise EngineError(

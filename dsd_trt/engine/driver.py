@@ -11,8 +11,6 @@ from pathlib import Path
 
 from dsd_trt.errors import EngineError
 
-ON_CPU = "or score on the processor: --engine openvino, --engine onnxruntime"
-
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 _RELEASE = Path("/proc/driver/nvidia/version")
@@ -46,7 +44,7 @@ def find_driver() -> Driver:
     """
     found = _asked()
     if isinstance(found, str):
-        raise EngineError(f"{found}, {ON_CPU}")
+        raise EngineError(found)
     return found
 
 

@@ -17,7 +17,7 @@ from dsd_trt.arguments import checked_flag, checked_path, checked_progress, desc
 from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine import EngineDescription
-from dsd_trt.engine.choice import open_first, require_named
+from dsd_trt.engine.choice import Choice, open_first, require_possible
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.image.files import printable
@@ -45,6 +45,7 @@ class IndexUpdate:
         engine: description of the engine that encoded them; None if nothing was encoded.
         errors: images that cannot be read, with reasons.
         kept: number of images that stay in the index though they were not given again.
+        why_engine: with engine "auto": why faster engines were passed over; empty if it was named.
     """
 
     images: int
@@ -53,6 +54,7 @@ class IndexUpdate:
     engine: EngineDescription | None
     errors: tuple[Failure, ...]
     kept: int = 0
+    why_engine: str = ""
 
 
 def update_index(
@@ -107,16 +109,15 @@ def update_index(
         raise InputError(f"shard_size must be a whole number above 0, got {described(shard_size)}")
     keep, progress = checked_flag(keep, "keep"), checked_progress(progress)
     self_check = checked_flag(self_check, "self_check")
-    require_named(engine, device, threads)
+    require_possible(engine, device, threads)
     opened = open_bundle(bundle_folder(bundle), require_signature)
-    pipeline = open_first(
-        engine,
-        device,
-        opened,
-        ("image_encoder",),
-        lambda choice: Pipeline(opened, choice.backend, None, self_check=self_check),
-        threads,
-    )
+
+    def attempt(choice: Choice) -> tuple[Pipeline, str]:
+        pipeline = Pipeline(opened, choice.backend, None, self_check=self_check)
+        _ = pipeline.image_encoder  # compiles it, so that another engine is tried if this one fails
+        return pipeline, choice.reason
+
+    pipeline, reason = open_first(engine, device, opened, ("image_encoder",), attempt, threads)
     backend = pipeline.backend
     if backend.keeps_order_of:
         from dsd_trt.bfloat16 import require_agreement  # imports a renderer, needed by BF16 alone
@@ -139,7 +140,7 @@ def update_index(
             writer.announce_dropped(files)
         for file in files:
             writer.add(file)
-        return writer.finish(keep)
+        return replace(writer.finish(keep), why_engine=reason)
 
 
 class IndexWriter:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
 from dsd_trt.bundle.manifest import Mode
-from dsd_trt.engine.choice import choose_backend
+from dsd_trt.engine.choice import named_backend
 from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.mode import choose_mode
@@ -27,7 +27,7 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
         engine: name of the engine, such as "openvino-bf16".
         mode: mode to score in, "pair" or "matrix".
     """
-    backend = choose_backend(engine).backend
+    backend = named_backend(engine)
     pipeline = Pipeline(work.bundle, backend, MEMORY_MB)
     mode = choose_mode(work.bundle.manifest, mode, backend)
     refused = ""

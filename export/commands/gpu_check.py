@@ -88,14 +88,14 @@ def gpu_check(
 
     from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
     from dsd_trt.commands.console import stage_lines
-    from dsd_trt.engine.choice import choose_backend
+    from dsd_trt.engine.choice import named_backend
     from dsd_trt.signature import open_bundle
     from dsd_trt.train.diffusion.place import find_place, require_model
 
     profile = parse_profile(batch)
     if adapter != OWN and model is None:
         raise click.UsageError("--adapter needs --model")
-    backend = choose_backend(engine, device).backend
+    backend = named_backend(engine, device)
     chosen: Path | None = None
     if model is not None:  # before gigabytes are hashed
         require_model(find_place(model))

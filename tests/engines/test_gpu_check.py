@@ -558,6 +558,8 @@ def test_without_a_gpu_nothing_is_built_or_written(
     result = ask(matrix.folder, "--engine", engine, "--out", tmp_path / "gpu", "--model", "shapes")
     assert result.exit_code == 4
     assert re.search("no CUDA device|driver|pip install", result.output)
+    others = [it for it in engine_names() if it not in ON_GPU]
+    assert not [it for it in others if f"--engine {it}" in result.output]  # it takes none of them
     assert not list(tmp_path.iterdir())
     assert sorted(matrix.folder.rglob("*")) == before
 

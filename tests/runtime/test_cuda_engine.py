@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pytest
 from bundles import RESOLUTION, closed_form, make_bundle
+from click.testing import CliRunner
 from fake_gpu import FakeCuda
 from fake_ort import FakeOrt
 from numpy.typing import NDArray
@@ -29,7 +30,8 @@ import dsd_trt.engine.onnxruntime.cuda_engine as engine_module
 import dsd_trt.engine.onnxruntime.libraries as libraries
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import file_entry, write_manifest
-from dsd_trt.engine.choice import choose_backend
+from dsd_trt.commands.main import cli
+from dsd_trt.engine.choice import named_backend
 from dsd_trt.engine.onnxruntime.cuda import CUDA
 from dsd_trt.engine.onnxruntime.cuda_engine import CudaEngine
 from dsd_trt.engine.onnxruntime.cuda_session import SHAPE_OPERATORS
@@ -464,13 +466,21 @@ def test_auto_passes_a_gpu_over_that_cannot_open_the_bundle(
 @pytest.mark.parametrize("device", [-1, True, "0", 1.0, None])
 def test_no_number_of_a_device(device: Any) -> None:
     with pytest.raises(InputError, match="devices are numbered"):
-        choose_backend("onnxruntime-cuda", device)
+        named_backend("onnxruntime-cuda", device)
+
+
+@pytest.mark.parametrize("device", ["x", "-1", "1.5", "cuda:0", "\u0663", "9" * 30])
+def test_no_number_of_a_device_on_the_command_line(device: str) -> None:
+    done = CliRunner().invoke(cli, ["score", "images", "texts", "--device", device])
+    assert done.exit_code == 2
+    said = " ".join(done.output.split())
+    assert f"'--device': '{device}' is no number of a GPU. The first one is 0" in said
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_a_processor_has_no_devices(engine: str) -> None:
     with pytest.raises(InputError, match="computes on the processor: leave the device out"):
-        choose_backend(engine, 1)
+        named_backend(engine, 1)
 
 
 def test_runs_are_few_copies() -> None:

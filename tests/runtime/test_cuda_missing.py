@@ -252,6 +252,33 @@ def test_a_gpu_that_does_not_exist(site: Path, tmp_path: Path, gpus: int, known:
 
 
 @needs_compiler
+@pytest.mark.parametrize("engine", [(), ("--engine", "onnxruntime-cuda")])
+def test_the_command_says_what_to_do_without_that_gpu(
+    tmp_path: Path, engine: tuple[str, ...]
+) -> None:
+    compile_driver(tmp_path / "driver", gpus=2)
+    done = subprocess.run(
+        [sys.executable, "-m", "dsd_trt", "score", *FILES, "--device", "7", *engine],
+        cwd=ROOT,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path / "driver")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert (
+        "there is no GPU 7: this process sees GPUs 0 to 1. Choose another --device" in done.stderr
+    )
+    if engine:
+        assert done.stderr.endswith(
+            "To score on the processor: --engine openvino or --engine onnxruntime\n"
+        )
+    else:
+        assert done.stderr.startswith("Error: no engine works on GPU 7: onnxruntime-cuda: there is")
+        assert done.stderr.endswith("or the processor, leave --device out\n")
+
+
+@needs_compiler
 def test_both_packages(site: Path, drivers: Path) -> None:
     write_package(site, ("onnxruntime", "onnxruntime-gpu"))
     install_cuda(site)

@@ -14,7 +14,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow
@@ -26,7 +26,17 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 from torture import Figures, scaled
 
-from dsd_trt import Bundle, DsdError, Index, IndexUpdate, InputError, Scorer, update_index
+from dsd_trt import (
+    Bundle,
+    DsdError,
+    EngineError,
+    Index,
+    IndexUpdate,
+    InputError,
+    Scorer,
+    update_index,
+)
+from dsd_trt.engine import find_backend
 from dsd_trt.files.whole import write_whole
 from dsd_trt.index.files import (
     INDEX_NAME,
@@ -245,6 +255,26 @@ def test_an_index_that_was_changed_and_changed_back_is_read_again(
     monkeypatch.setattr(Index, "_verified", changed_back)
     assert len(Index.open(tmp_path / "out")) == 3
     assert len(asked) == 2
+
+
+def test_an_engine_that_cannot_open_the_encoder_is_passed_over(
+    tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before an image is read, as for scores: an engine may fail when it opens a graph."""
+
+    def fail(*_: object) -> NoReturn:
+        raise EngineError("no memory is left")
+
+    paths = write_photos(tmp_path / "photos", range(3))
+    monkeypatch.setattr("dsd_trt.engine.choice.AUTOMATIC", ("openvino", "onnxruntime"))
+    monkeypatch.setattr(type(find_backend("openvino")), "open", fail)
+    done = update_index(tmp_path / "out", paths, bundle.folder)
+    assert (done.encoded, done.why_engine) == (3, "openvino: no memory is left")
+    assert done.engine is not None
+    assert done.engine.engine.startswith("onnxruntime")
+    with pytest.raises(EngineError, match="no memory is left"):
+        update_index(tmp_path / "other", paths, bundle.folder, "openvino")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dsd_trt import Bundle, Scorer, update_index
 from dsd_trt.engine import thread_limit
-from dsd_trt.engine.choice import choose_backend
+from dsd_trt.engine.choice import named_backend
 from dsd_trt.errors import InputError
 
 PICTURE = np.full((8, 8, 3), 90, np.uint8)
@@ -58,8 +58,8 @@ def test_what_is_no_number_of_threads_is_refused(wrong: Any, bundle: Bundle, eng
 
 def test_threads_are_of_the_processor() -> None:
     with pytest.raises(InputError, match="onnxruntime-cuda computes on a GPU: leave threads out"):
-        choose_backend("onnxruntime-cuda", threads=2)
-    assert choose_backend("onnxruntime", threads=np.int64(2)).backend.threads == 2  # type: ignore[arg-type]
+        named_backend("onnxruntime-cuda", threads=2)
+    assert named_backend("onnxruntime", threads=np.int64(2)).threads == 2  # type: ignore[arg-type]
 
 
 def test_the_commands_take_them(dsd_trt: Any, bundle: Bundle, tmp_path: Path) -> None:

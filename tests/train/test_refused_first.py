@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 from checkpoints import picture_questions, write_adapter, write_checkpoint
 from click.testing import CliRunner
 
-from dsd_trt.commands.main import cli
+from dsd_trt.bundle.folder import EMBEDDED
+from dsd_trt.commands.main import SUBCOMMANDS, cli
+from dsd_trt.engine import engine_names
+from dsd_trt.engine.onnxruntime import libraries
 from dsd_trt.errors import InputError, ModelError
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
@@ -82,6 +86,55 @@ def test_contradicting_options_are_refused_before_a_model_is_looked_for(
         "adapter.json",
         "adapter.safetensors",
     }
+
+
+ENGINE = {
+    "score": ("nowhere.png", "nowhere.txt"),
+    "filter": ("damaged.csv", "--keep-best", "1", "-o", "out.csv"),
+    "index": ("nowhere.png", "out"),
+    "calibrate": ("shapes", "--data", "damaged.csv", "--dry-run"),
+    "eval": (str(EMBEDDED), "--data", "nothing"),
+}
+"""Commands with the engines that score, each with data that it would complain of."""
+
+
+@pytest.mark.parametrize(
+    ("engine", "complaint"),
+    [
+        (("--engine", "onnxruntime-cuda"), "To score on the processor: --engine openvino or"),
+        (("--device", "7"), "no engine works on GPU 7: "),
+    ],
+)
+@pytest.mark.parametrize("name", ENGINE)
+def test_an_engine_that_is_impossible_here_is_refused_before_data_is_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    engine: tuple[str, str],
+    complaint: str,
+) -> None:
+    monkeypatch.setattr("dsd_trt.engine.driver._asked", lambda: "NVIDIA's driver is on strike")
+    monkeypatch.setattr(libraries, "load_cuda", libraries.load_cuda.__wrapped__)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged.csv").write_bytes(b"\xff\xfe\x00")
+    data = CliRunner().invoke(cli, [name, *ENGINE[name]])
+    assert data.exit_code == 2, data.output
+    done = CliRunner().invoke(cli, [name, *ENGINE[name], *engine])
+    assert done.exit_code == 4, done.output
+    assert complaint in done.output
+    assert "NVIDIA's driver is on strike" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged.csv"]
+
+
+def test_these_are_all_commands_with_such_an_engine() -> None:
+    names = {
+        name
+        for name in SUBCOMMANDS
+        if (command := cli.get_command(click.Context(cli), name)) is not None
+        for option in command.params
+        if isinstance(option.type, click.Choice) and {*option.type.choices} == {*engine_names()}
+    }
+    assert names == ENGINE.keys()
 
 
 def test_a_layer_the_model_lacks_is_refused_before_weights_are_hashed(

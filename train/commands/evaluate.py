@@ -124,6 +124,7 @@ def evaluate(
     from dsd_trt import Scorer
     from dsd_trt.bundle.folder import bundle_folder, names_bundle
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
+    from dsd_trt.engine.choice import require_possible
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.data.labelled import labelled_pairs
@@ -140,6 +141,8 @@ def evaluate(
     file = None
     if is_bundle and adapter != OWN:
         raise InputError(f"{scorer} is a bundle, which contains its adapter: omit --adapter")
+    if is_bundle:
+        require_possible(engine, device)
     if not is_bundle:
         if require_signature:
             raise InputError(

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dsd_trt.engine.driver import ON_CPU, Driver, find_driver, require_device
+from dsd_trt.engine.driver import Driver, find_driver, require_device
 from dsd_trt.errors import EngineError
 from dsd_trt.installation import install_command, uninstall_command
 
@@ -48,7 +48,7 @@ def load_cuda(device: int) -> ModuleType:
             message names all that is missing, and the command that installs it.
     """
     if not sys.platform.startswith("linux"):
-        raise EngineError(f"onnxruntime-cuda is for Linux, and this is {sys.platform}. {ON_CPU}")
+        raise EngineError(f"onnxruntime-cuda is for Linux, and this is {sys.platform}")
     missing: list[str] = []
     driver = None
     try:
@@ -84,7 +84,7 @@ def _require_fit(module: Any, cuda: tuple[int, int], driver: Driver, device: int
     if capability is not None and cuda[0] >= 13 and capability < _LEAST_OF_CUDA_13:
         raise EngineError(
             f"GPU {device} has compute capability {capability[0]}.{capability[1]}, and CUDA 13 "
-            f"begins at 7.5. Use another GPU, {ON_CPU}"
+            "begins at 7.5. Use another GPU: --device N"
         )
 
 

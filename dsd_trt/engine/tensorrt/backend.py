@@ -42,9 +42,10 @@ class TensorRT(Backend):
         """See `Backend.why_not`."""
         if why := why_no_driver():
             return why
+        if bundle is None:  # it may have plans
+            return super().why_not(bundle, graphs)
         try:
-            held = () if bundle is None else plans(bundle.folder)
-            if bundle is None or not any(it.sidecar.library == self.name for it in held):
+            if not any(it.sidecar.library == self.name for it in plans(bundle.folder)):
                 return "the bundle has no plans for it"
             from dsd_trt.engine.tensorrt.runner import require
 
