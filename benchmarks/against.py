@@ -29,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 WORKLOAD = Path(__file__).with_name("workload.py")
 ENVIRONMENTS = ROOT / ".venv-against"
+WORKS = ("import", "start", "pairs", "files", "index")
 ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
 
 
@@ -170,16 +171,18 @@ def measurements(engines: Sequence[str]) -> Iterator[Measurement]:
         for work, named in (
             ("pairs", "4 images x 16 texts"),
             ("files", "16 photographs x 4 texts"),
+            ("index", "index of 40 photographs of 12 megapixels"),
         ):
+            unit = "images" if work == "index" else "pairs"
             yield Measurement(
                 work,
                 engine,
                 (
-                    ("rate", f"{named}, {engine}", "pairs/s", "higher"),
+                    ("rate", f"{named}, {engine}", f"{unit}/s", "higher"),
                     (
                         "processor_rate",
                         f"{named}, {engine}, per second of processor time",
-                        "pairs",
+                        unit,
                         "higher",
                     ),
                     ("peak_mib", f"{named}, {engine}, peak memory", "MiB", "lower"),
@@ -188,7 +191,13 @@ def measurements(engines: Sequence[str]) -> Iterator[Measurement]:
 
 
 def compare(
-    before: Build, after: Build, folder: Path, engines: Sequence[str], rounds: int, starts: int
+    before: Build,
+    after: Build,
+    folder: Path,
+    engines: Sequence[str],
+    rounds: int,
+    starts: int,
+    works: Sequence[str] = WORKS,
 ) -> Iterator[Row]:
     """Measure both builds in alternation.
 
@@ -199,8 +208,11 @@ def compare(
         engines: names of the engines to measure.
         rounds: number of rounds of throughput.
         starts: number of rounds for quantities that take about a second.
+        works: names of the measurements, of `WORKS`.
     """
     for measurement in measurements(engines):
+        if measurement.work not in works:
+            continue
         builds = [before, after]
         try:
             for build in builds:  # one uncounted round: fills caches, loads files into memory
@@ -242,7 +254,7 @@ def environment(tree: str, name: str) -> Build:
             subprocess.run(
                 [
                     *(folder / "bin" / "python", "-m", "pip", "install", "--quiet"),
-                    *("--constraint", source / "constraints.txt", f"{source}[cpu,openvino]"),
+                    *("--constraint", source / "constraints.txt", f"{source}[cpu,openvino,index]"),
                 ],
                 check=True,
             )
@@ -300,6 +312,7 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("ref", metavar="REF", help="commit, branch or tag to compare with")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="ENGINE")
+    parser.add_argument("--works", nargs="+", default=WORKS, choices=WORKS, metavar="WORK")
     parser.add_argument(
         "--rounds", type=int, default=7, help="rounds of throughput (default: %(default)s)"
     )
@@ -337,7 +350,15 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         before.workload("draw", temporary)
         rows = list(
-            compare(before, after, Path(temporary), asked.engines, asked.rounds, asked.starts)
+            compare(
+                before,
+                after,
+                Path(temporary),
+                asked.engines,
+                asked.rounds,
+                asked.starts,
+                asked.works,
+            )
         )
     header["load"].append(load())
     print(

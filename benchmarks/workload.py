@@ -2,7 +2,7 @@
 
     python workload.py import|versions
     python workload.py draw FOLDER
-    python workload.py start|pairs|files ENGINE FOLDER
+    python workload.py start|pairs|files|index ENGINE FOLDER
 
 Writes one line of JSON. Uses only names that every build since the first one has.
 """
@@ -23,7 +23,8 @@ TEXTS = [
     for shape in ("circle", "square")
 ]
 # Number of arguments of each measurement.
-WORKS = {"versions": 0, "import": 0, "draw": 1, "start": 2, "pairs": 2, "files": 2}
+WORKS = {"versions": 0, "import": 0, "draw": 1, "start": 2, "pairs": 2, "files": 2, "index": 2}
+LARGE = 40  # photographs of twelve megapixels
 BURSTS = 3  # timed calls per process; the median is reported
 
 
@@ -64,7 +65,22 @@ def throughput(engine: str, images: list[Any], texts: list[str]) -> None:
     say(rate=pairs / seconds, processor_rate=pairs / processor, peak_mib=peak_mib())
 
 
-def _timed(work: Callable[[], None]) -> tuple[float, float]:
+def index(engine: str, photographs: list[Path]) -> None:
+    """Photographs indexed per second, from files to an index on disk, by a process that is warm."""
+    import tempfile
+
+    from dsd_trt import update_index
+
+    with tempfile.TemporaryDirectory() as folder:
+        update_index(Path(folder) / "warm", photographs[:1], engine=engine)
+        seconds, processor = _timed(
+            lambda: update_index(Path(folder) / "index", photographs, engine=engine)
+        )
+    count = len(photographs)
+    say(rate=count / seconds, processor_rate=count / processor, peak_mib=peak_mib())
+
+
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
     before = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - before[0], time.process_time() - before[1]
@@ -81,14 +97,18 @@ def peak_mib() -> float | None:
 
 
 def draw(folder: Path) -> None:
-    """Write the images to score: small ones, and the same at photograph size."""
+    """Write the images to score: small ones, the same at photograph size, and large photographs."""
     import random
 
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageChops, ImageDraw
 
     chance = random.Random(0)
-    for kind in ("pictures", "photographs"):
+    for kind in ("pictures", "photographs", "large"):
         (folder / kind).mkdir()
+    for number in range(LARGE):  # a gradient with noise, in twelve megapixels
+        noise = Image.effect_noise((4000, 3000), 30 + number)
+        parts = Image.linear_gradient("L").resize((4000, 3000)), noise, ImageChops.invert(noise)
+        Image.merge("RGB", parts).save(folder / "large" / f"{number:02}.jpg", quality=90)
     for number in range(16):
         picture = Image.new("RGB", (128, 128), tuple(chance.randrange(256) for _ in range(3)))
         pen = ImageDraw.Draw(picture)
@@ -99,7 +119,7 @@ def draw(folder: Path) -> None:
         picture.save(folder / "pictures" / f"{number:02}.png")
         large = picture.resize((1600, 1200), Image.Resampling.BICUBIC)
         large.save(folder / "photographs" / f"{number:02}.jpg", quality=90)
-    say(images=32)
+    say(images=32 + LARGE)
 
 
 def versions() -> None:
@@ -131,6 +151,8 @@ def main(work: str, *arguments: str) -> None:
         )
         if work == "start":
             score_one(engine, folder)
+        elif work == "index":
+            index(engine, sorted((folder / "large").iterdir()))
         elif work == "pairs":
             throughput(engine, [picture.read_bytes() for picture in pictures[:4]], TEXTS)
         else:

@@ -6,7 +6,6 @@ import itertools
 import os
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,6 +17,7 @@ from dsd_trt.arguments import checked_progress, described, shown
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.rows import text_fault
+from dsd_trt.image.decoding import decoding_pool
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
@@ -87,7 +87,7 @@ class Scored:
 def decoded_ahead(
     jobs: Iterable[Job], manifest: Manifest, size: int
 ) -> Iterator[list[tuple[Job, Decoded]]]:
-    """Decode the images of jobs in the background, while earlier ones are scored.
+    """Decode the images of jobs in several threads, while earlier ones are scored.
 
     Args:
         jobs: images with their texts, consumed in the caller's thread, at most one chunk in
@@ -103,7 +103,7 @@ def decoded_ahead(
         return decode_image(job.image, manifest)
 
     jobs = iter(jobs)
-    pool = ThreadPoolExecutor(1, "decode")
+    pool = decoding_pool()
     try:
         chunk = list(itertools.islice(jobs, size))
         decoded = pool.map(decode, chunk)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from dsd_trt.errors import ImageError
+from dsd_trt.image.room import ROOM
 from dsd_trt.limits import IMAGE_PIXELS
 
 
@@ -23,11 +24,15 @@ class Picture:
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Refuse an image with no pixels or too many, before it is decompressed."""
+    """Refuse an image with no pixels or too many, before it is decompressed.
+
+    An image that is accepted waits here for room among those that other threads decode.
+    """
     if 0 in size:
         raise ImageError("it has no pixels")
     if size[0] * size[1] > max_pixels:
         raise too_large(max_pixels)
+    ROOM.take(size[0] * size[1])
 
 
 def too_large(max_pixels: int) -> ImageError:

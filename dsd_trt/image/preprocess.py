@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any, BinaryIO, TypeAlias
@@ -22,6 +23,7 @@ from dsd_trt.image import avif, bmp, gif, jpeg, png, tiff
 from dsd_trt.image.orientation import orientation, upright, without_prefix
 from dsd_trt.image.picture import Picture, check_size, open_as, too_large
 from dsd_trt.image.rgb import to_rgb
+from dsd_trt.image.room import ROOM
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
@@ -53,6 +55,9 @@ _READERS: dict[str, Callable[[BinaryIO, int], Picture]] = {
 
 _CLIP_RESOLUTION = 224
 
+# Pillow's images are not made for threads, and one may be given several times.
+_one_at_a_time = threading.RLock()  # a signal handler may interrupt
+
 
 def preprocess(
     source: ImageSource,
@@ -74,10 +79,11 @@ def preprocess(
     Raises:
         ImageError: the image cannot be decoded; the message is the reason.
     """
-    image = load_image(source, max_pixels)
-    if resize == "bicubic-stretch-through-224":
-        image = image.resize((_CLIP_RESOLUTION, _CLIP_RESOLUTION), Image.Resampling.BICUBIC)
-    return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
+    with ROOM.held():
+        image = load_image(source, max_pixels)
+        if resize == "bicubic-stretch-through-224":
+            image = image.resize((_CLIP_RESOLUTION, _CLIP_RESOLUTION), Image.Resampling.BICUBIC)
+        return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 
 def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:
@@ -97,8 +103,9 @@ def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Imag
     if max_pixels is None:
         max_pixels = IMAGE_PIXELS.value()
     try:
-        picture = _read(source, max_pixels)
-        return upright(to_rgb(picture.image), picture.orientation)
+        with ROOM.held():
+            picture = _read(source, max_pixels)
+            return upright(to_rgb(picture.image), picture.orientation)
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -138,7 +145,8 @@ def _read(source: ImageSource, max_pixels: int) -> Picture:
         check_size(image.size, max_pixels)
         return Picture(image, 1)
     if isinstance(source, Image.Image):
-        return _from_pil(source, max_pixels)
+        with _one_at_a_time:
+            return _from_pil(source, max_pixels)
     if isinstance(source, bytes):
         if fault := IMAGE_BYTES.fault(len(source)):
             raise ImageError(fault)

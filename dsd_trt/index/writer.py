@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,14 +17,13 @@ from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.choice import Choice, open_first, require_possible
-from dsd_trt.errors import ImageError, InputError
-from dsd_trt.files.regular import read_regular
+from dsd_trt.errors import InputError
+from dsd_trt.image.decoding import decoded_in_order, decoding_threads
 from dsd_trt.image.files import printable
-from dsd_trt.image.preprocess import preprocess
 from dsd_trt.index.files import Entry, LatentSource, require_extra
 from dsd_trt.index.folder import IndexFolder, one_writer
-from dsd_trt.index.webdataset import is_tar, tar_images
-from dsd_trt.limits import IMAGE_BYTES
+from dsd_trt.index.reading import Found, Read, members, read, status
+from dsd_trt.index.webdataset import is_tar
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure, Progress
@@ -138,8 +136,7 @@ def update_index(
         )
         if not keep:
             writer.announce_dropped(files)
-        for file in files:
-            writer.add(file)
+        writer.add(files)
         return replace(writer.finish(keep), why_engine=reason)
 
 
@@ -170,7 +167,7 @@ class IndexWriter:
         self._path, self._folder = folder, IndexFolder(folder, LatentSource.of(manifest))
         entries = self._folder.read()
         self._entries = {entry.name: entry for entry in entries}
-        self._latents = {it.sha256: it for it in entries if it.shard is not None}
+        self._latents = {it.sha256: it for it in entries if it.shard is not None and it.sha256}
         self._of_file: dict[str, list[Entry]] = {}
         for entry in entries:
             self._of_file.setdefault(entry.file, []).append(entry)
@@ -193,26 +190,45 @@ class IndexWriter:
                 self._path,
             )
 
-    def add(self, file: Path) -> None:
-        """Add an image file, or the images of a tar file."""
-        path = printable(str(file))
-        if path in self._files:
-            return
-        self._files.add(path)
-        size, mtime = _status(file)
-        known = self._of_file.get(path, [])
-        if known and all((it.size, it.mtime_ns, it.error) == (size, mtime, None) for it in known):
-            self._named.update((it.name, mtime) for it in known)
+    def add(self, files: Iterable[Path]) -> None:
+        """Add image files, and the images of tar files, decoded ahead by several threads."""
+        ahead = self._pipeline.batch.images + 2 * decoding_threads()
+        found = self._found(files)
+        for it, content in decoded_in_order(self._decoded, found, ahead, Found.held_bytes):
+            if it.known is not None:
+                self._named.update((name, it.mtime) for name in it.known)
+            else:
+                if it.unread:
+                    self._unread.add(it.path)
+                self._named[it.name] = it.mtime
+                # If stopped within a tar, the index must not treat it as read completely.
+                whole = None if is_tar(it.file) else it.mtime
+                self._add(Entry(it.name, it.path, it.size, whole), content)
             self._done(len(self._named))
-            return
-        # If stopped within a tar, the index must not treat it as read completely.
-        read_to_the_end = None if is_tar(file) else mtime
-        for name, content in _read(file):
-            if is_tar(file) and name == str(file):
-                self._unread.add(path)
-            self._named[name := printable(name)] = mtime
-            self._add(Entry(name, path, size, read_to_the_end), content)
-            self._done(len(self._named))
+
+    def _found(self, files: Iterable[Path]) -> Iterator[Found]:
+        """Images of the files, each file once; one that is unchanged is not read again."""
+        for file in files:
+            path = printable(str(file))
+            if path in self._files:
+                continue
+            self._files.add(path)
+            size, mtime = status(file)
+            known = self._of_file.get(path, [])
+            unchanged = all((it.size, it.mtime_ns, it.error) == (size, mtime, None) for it in known)
+            one = Found(file, path, path, size, mtime)
+            if known and unchanged:
+                yield replace(one, known=tuple(it.name for it in known))
+            elif is_tar(file):
+                for name, content in members(file):
+                    unread = name == str(file)
+                    yield replace(one, name=printable(name), content=content, unread=unread)
+            else:
+                yield one
+
+    def _decoded(self, found: Found) -> Read:
+        """Hash and pixels of an image; called in other threads."""
+        return read(found, self._preprocessing, self._latents)
 
     def finish(self, keep: bool) -> IndexUpdate:
         """Write the remaining latents, and remove images that were not added again unless kept."""
@@ -239,21 +255,15 @@ class IndexWriter:
             sum(it.file not in self._files for it in self._entries.values()),
         )
 
-    def _add(self, entry: Entry, content: bytes | ImageError) -> None:
-        if isinstance(content, bytes):
-            entry = replace(entry, sha256=hashlib.sha256(content).hexdigest())
-            if (twin := self._latents.get(entry.sha256)) is not None:
-                self._entries[entry.name] = replace(entry, shard=twin.shard, row=twin.row)
-                return
-        to = self._preprocessing
-        try:
-            if isinstance(content, ImageError):
-                raise content
-            pixels = preprocess(content, to.resolution, to.resize)
-        except ImageError as error:
-            self._entries[entry.name] = replace(entry, error=str(error))
+    def _add(self, entry: Entry, content: Read) -> None:
+        entry = replace(entry, sha256=content.sha256)
+        if content.sha256 is not None and (twin := self._latents.get(content.sha256)) is not None:
+            self._entries[entry.name] = replace(entry, shard=twin.shard, row=twin.row)
             return
-        self._batch.append((entry, pixels))
+        if content.pixels is None:
+            self._entries[entry.name] = replace(entry, error=content.error)
+            return
+        self._batch.append((entry, content.pixels))
         # A latent's last bits depend on the batch. Batches end with their shard, so they are the
         # same whether earlier images were encoded now or by a run that was stopped.
         room = self._shard_size - len(self._encoded)
@@ -283,26 +293,7 @@ class IndexWriter:
             shard = self._folder.add_shard(latents, str(self._pipeline.image_encoder))
             for row, (entry, _) in enumerate(chunk):
                 placed = replace(entry, shard=shard, row=row)
-                self._entries[entry.name] = self._latents[entry.sha256] = placed
+                self._entries[entry.name] = placed
+                if entry.sha256 is not None:
+                    self._latents[entry.sha256] = placed
             self._folder.commit(self._entries.values())
-
-
-def _read(file: Path) -> Iterator[tuple[str, bytes | ImageError]]:
-    """Names with contents of a file's images; an unreadable file is listed under its own name."""
-    try:
-        if not is_tar(file):
-            yield str(file), read_regular(file, IMAGE_BYTES)
-            return
-        for name, content in tar_images(file):
-            yield f"{file}/{name}" if name else str(file), content
-    except OSError as error:
-        yield str(file), ImageError(error.strerror or str(error))
-
-
-def _status(file: Path) -> tuple[int | None, int | None]:
-    """Size and modification time; empty values if unknown, as reading will report the error."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None, None
-    return status.st_size, status.st_mtime_ns
