@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,34 @@ def test_merged_weights_score_as_the_trained_model_does(
     merged = served(checkpoint, Adapter.load(tmp_path), examples)
     torch.testing.assert_close(merged, score, rtol=0, atol=2e-6)
     assert (with_prompts_alone - score).abs().max() > 1e-4
+
+
+def test_mixed_precision_computes_the_same_updates_but_for_rounding(
+    checkpoint: Checkpoint, examples: Examples, trained: Fitted
+) -> None:
+    model = build_model(checkpoint, examples, SETTINGS, trained.adapter)
+    rows = [part[examples.images[:2]] for part in (examples.latents,)]
+    texts = [part[examples.texts[:2]] for part in (examples.text_states, examples.token_masks)]
+    inputs = (*rows, torch.tensor([0, 1]), *texts, examples.unconditional)
+    names = {name.rpartition(".")[0] for name in trained.adapter.merged}
+
+    def run(*, updated: bool, autocast: bool) -> tuple[Tensor, set[torch.dtype]]:
+        """Logits, and the precisions of the updated layers' outputs."""
+        seen: list[Tensor] = []
+        layers = [checkpoint.unet.get_submodule(name) for name in names]
+        hooks = [it.register_forward_hook(lambda _, __, out: seen.append(out)) for it in layers]
+        context = model.updated() if updated else contextlib.nullcontext()
+        with context, torch.autocast("cpu", torch.bfloat16, enabled=autocast), torch.no_grad():
+            logits = model(*inputs)
+        for hook in hooks:
+            hook.remove()
+        return logits, {it.dtype for it in seen}
+
+    exact, single = run(updated=True, autocast=False)
+    rounded, half = run(updated=True, autocast=True)
+    without, _ = run(updated=False, autocast=False)
+    assert (single, half) == ({torch.float32}, {torch.bfloat16})
+    assert (rounded - exact).abs().max() < 0.5 * (without - exact).abs().max()
 
 
 def test_updates_of_another_rank_are_refused(checkpoint: Checkpoint, trained: Fitted) -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsd_trt.train.scoring.choices import PromptConfig
+from dsd_trt.train.scoring.low_rank import updated_linear
 
 _GRID = 4  # the mapping network's input is the latent, average-pooled to 4 x 4 cells
 
@@ -56,9 +57,12 @@ class MatrixPrompt(nn.Module):
         Returns:
             Keys or values, (batch, text_tokens, inner).
         """
-        if not self.folded:
-            weight = weight + self.static()
-        return self.condition(weight, text_states, pi)
+        if self.folded:
+            return self.condition(weight, text_states, pi)
+        if self.full or torch.is_autocast_enabled(text_states.device.type):
+            return self.condition(weight + self.static(), text_states, pi)
+        projected = updated_linear(text_states, weight, None, self.down, self.up)
+        return projected + self._tilt(text_states, pi)
 
     def condition(self, weight: Tensor, text_states: Tensor, pi: Tensor) -> Tensor:
         """Keys or values W' r_y, for a matrix that includes the static prompt.
@@ -72,8 +76,12 @@ class MatrixPrompt(nn.Module):
         Returns:
             Keys or values, (..., text_tokens, inner).
         """
+        return F.linear(text_states, weight) + self._tilt(text_states, pi)
+
+    def _tilt(self, text_states: Tensor, pi: Tensor) -> Tensor:
+        """The image-conditional part u (pi(x) . r_j), (..., text_tokens, inner)."""
         strength = text_states @ pi.unsqueeze(-1)  # pi(x) . r_j: (..., text_tokens, 1)
-        return F.linear(text_states, weight) + strength * self.u  # (..., text_tokens, inner)
+        return strength * self.u
 
 
 class AttentionPrompts(nn.Module):

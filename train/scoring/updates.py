@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dsd_trt.errors import InputError
+from dsd_trt.train.scoring.low_rank import updated_linear
 
 _CROSS = ("attn2.to_q", "attn2.to_out.0")  # keys and values have prompts
 _UPDATED = (
@@ -88,27 +89,26 @@ class LowRankUpdates(nn.Module):
     def applied_to(self, unet: UNet2DConditionModel) -> Iterator[None]:
         """Context in which the U-Net's layers compute W' x; gradients reach the updates.
 
-        The update is added to each layer's output. Its matrix W' is never formed, which would
-        cost the memory of a second U-Net.
+        In mixed precision the update is added to each layer's output, because autocast chooses the
+        precision of each product.
         """
-        handles = []
-        for name, down, up in zip(self.names, self.down, self.up, strict=True):
+        layers: list[Any] = [unet.get_submodule(name) for name in self.names]
+        for layer, down, up in zip(layers, self.down, self.up, strict=True):
 
-            def update(
-                layer: nn.Module,
-                inputs: tuple[Tensor, ...],
-                output: Tensor,
-                down: Tensor = down,
-                up: Tensor = up,
+            def forward(
+                states: Tensor, layer: Any = layer, down: Tensor = down, up: Tensor = up
             ) -> Tensor:
-                return output + F.linear(F.linear(inputs[0], down), up)
+                if torch.is_autocast_enabled(states.device.type):
+                    plain = F.linear(states, layer.weight, layer.bias)
+                    return plain + F.linear(F.linear(states, down), up)
+                return updated_linear(states, layer.weight, layer.bias, down, up)
 
-            handles.append(unet.get_submodule(name).register_forward_hook(update))
+            layer.forward = forward
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for layer in layers:
+                del layer.forward  # the class's own is in effect again
 
     def merged(self) -> dict[str, Tensor]:
         """Copies of the updates on the CPU, by "LAYER PATH.up" and "LAYER PATH.down"."""
