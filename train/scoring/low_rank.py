@@ -19,7 +19,7 @@ def updated_linear(
     """Output of a linear layer with the matrix W + up @ down, as export merges it.
 
     Args:
-        states: input, (..., in).
+        states: input of the layer, (..., in).
         weight: frozen matrix W, (out, in).
         bias: frozen bias, (out,), or None.
         down: second factor of the update, (rank, in).
