@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from time import perf_counter
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.cache import recall, remember
 from dsd_trt.errors import InputError
+from dsd_trt.log import get_logger
 
 _MOST_MB = 2**30  # a pebibyte
 DEFAULT_MB = 1024  # memory for activations where nothing else is asked for
@@ -23,7 +23,7 @@ MAX_BATCH = 32  # CPUs gain no speed beyond, only memory and coarse progress
 MASK_STEP = 16
 """Width to whose multiples token masks of the matrix scorer are padded: few shapes to compile."""
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -14,11 +12,12 @@ from dsd_trt.bundle.manifest import Mode
 from dsd_trt.cache import recall, remember
 from dsd_trt.engine import EngineDescription, find_backend
 from dsd_trt.errors import DisagreementError, EngineError
+from dsd_trt.log import get_logger
 from dsd_trt.pipeline import Pipeline
 
 MIN_SPEARMAN = 0.9999
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _LARGE_TEXT_WIDTH = 512  # Stable Diffusion has 768 and more, and its U-Net takes seconds per pass
 _COLOURS = ("red", "blue", "green", "yellow", "white", "orange", "purple", "black")

@@ -10,15 +10,15 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import os
 from pathlib import Path
 
 from dsd_trt.errors import DsdError
 from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import write_whole
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def cache_folder() -> Path | None:
@@ -65,9 +65,12 @@ def recall(kind: str, key: str) -> float | None:
         return None
     try:
         kept = read_json(path)
-        return float(kept["value"]) if kept["key"] == key else None
+        value = float(kept["value"]) if kept["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None  # missing or damaged: measure again
+    if value is not None:
+        logger.info("remembered on this machine: %s, %g (%s)", kind, value, path)
+    return value
 
 
 def remember(kind: str, key: str, value: float) -> None:
@@ -76,6 +79,7 @@ def remember(kind: str, key: str, value: float) -> None:
         return
     with contextlib.suppress(DsdError):
         write_whole(path, json.dumps({"key": key, "value": value}))
+        logger.info("to be remembered on this machine: %s, %g (%s)", kind, value, path)
 
 
 def _path(kind: str, key: str) -> Path | None:

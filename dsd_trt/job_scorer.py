@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
@@ -11,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Manifest, Mode
-from dsd_trt.errors import ImageError, InputError
+from dsd_trt.errors import ImageError, InputError, counted
 from dsd_trt.jobs import Decoded, Job, Scored, Tally, TextScores, decoded_ahead
+from dsd_trt.log import get_logger
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.ranking import checked_count
 from dsd_trt.results import Failure
@@ -21,6 +23,8 @@ from dsd_trt.text_cache import TextCache
 
 if TYPE_CHECKING:
     from dsd_trt.journal import Journal
+
+logger = get_logger(__name__)
 
 Latent: TypeAlias = NDArray[Any] | ImageError
 """Latent z of an image, or the reason why there is none."""
@@ -83,7 +87,7 @@ class JobScorer:
         Yields:
             Every job in order, with its scores or the reason why its image has no latent.
         """
-        jobs = iter(jobs)
+        jobs, images, began = iter(jobs), 0, time.perf_counter()
         while journal and (first := next(jobs, None)) is not None:
             if (known_chunk := journal.next_chunk()) is None:
                 jobs = itertools.chain([first], jobs)
@@ -114,9 +118,15 @@ class JobScorer:
                 else:
                     nothing = Scored(TextScores.of(np.empty(0, np.float32)), 0)
                     results.append(nothing.spread(known))
+                images += 1
                 yield job, results[-1]
             if journal:
                 journal.finish_chunk(results)
+        logger.info(
+            "scored %s with up to %s each, at %s, in %s mode in %.2f s",
+            *(counted(images, "image"), counted(len(texts.mask), "text")),
+            *(counted(len(level), "level"), self._mode, time.perf_counter() - began),
+        )
 
     def _score(
         self,

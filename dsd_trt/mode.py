@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Literal, get_args
 
 from dsd_trt.bundle.manifest import Manifest, Mode
 from dsd_trt.engine import Backend, usable_entries
 from dsd_trt.errors import InputError
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backend | None) -> Mode:

@@ -34,7 +34,10 @@ from dsd_trt.engine.rows import rows_for
 from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.engine.shared import CLOSED, require_process
 from dsd_trt.errors import EngineError
+from dsd_trt.log import get_logger, timed
 from dsd_trt.tokenizer import Tokenizer, Tokens
+
+logger = get_logger(__name__)
 
 Array = NDArray[Any]
 
@@ -90,6 +93,12 @@ class Pipeline:
         self._manifest = manifest = bundle.manifest
         self.backend = backend = backend.within(bundle, memory_budget_mb)
         self.batch = checked_batch_sizes(backend, bundle, memory_budget_mb)
+        logger.info(
+            "batches of up to %d images, %d texts, %d passes of the pair scorer; memory for "
+            "activations: %s",
+            *(self.batch.images, self.batch.texts, self.batch.passes),
+            "the engine's own choice" if memory_budget_mb is None else f"{memory_budget_mb:g} MiB",
+        )
         self._tune = tune and backend.tunes_batch
         self._process = os.getpid()
         self._opening = threading.RLock()
@@ -191,10 +200,12 @@ class Pipeline:
             self.require_usable()
             if name not in self._engines:
                 graph = self._manifest.graphs[name]
-                engine = open_engine(self.backend, self._files, name)
+                with timed(logger, f"opened the {name} on {self.backend.name}"):
+                    engine = open_engine(self.backend, self._files, name)
                 try:
                     if self.self_check:
-                        self.self_check.require(name, graph, engine, self._adapter)
+                        with timed(logger, f"checked the {name} with stored results"):
+                            self.self_check.require(name, graph, engine, self._adapter)
                 except BaseException:
                     engine.close()
                     raise

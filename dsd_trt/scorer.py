@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +34,7 @@ from dsd_trt.jobs import (
     open_images,
     unique_texts,
 )
+from dsd_trt.log import get_logger
 from dsd_trt.mode import choose_mode, graphs_of, require_mode, wanted_mode
 from dsd_trt.pipeline import Pipeline, match_probability
 from dsd_trt.ranking import (
@@ -60,7 +60,7 @@ from dsd_trt.text_cache import DEFAULT_MB, TextCache
 if TYPE_CHECKING:
     from dsd_trt.journal import Journal
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Scorer:

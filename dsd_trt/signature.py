@@ -19,6 +19,9 @@ from dsd_trt.errors import BundleError, InputError, MissingExtraError, one_line
 from dsd_trt.files.schema import read_text
 from dsd_trt.files.whole import write_whole
 from dsd_trt.installation import install_command
+from dsd_trt.log import get_logger
+
+logger = get_logger(__name__)
 
 _SUFFIX = ".minisig"
 SIGNATURE_NAME = MANIFEST_NAME + _SUFFIX
@@ -50,6 +53,7 @@ def open_bundle(folder: Path, key: str | os.PathLike[str] | None) -> Bundle:
         raise BundleError(f"{folder / MANIFEST_NAME} was changed while it was read")
     for plan in plans(folder):
         _verify(folder, plan.folder / SIDECAR_NAME, public, key)
+    logger.info("the bundle %s is signed with the key %s", folder, key)
     return bundle
 
 

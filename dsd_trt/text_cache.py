@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import InputError
+from dsd_trt.log import get_logger
 from dsd_trt.pipeline import EncodedTexts
+
+logger = get_logger(__name__)
 
 DEFAULT_MB = 128
 """Size of a scorer's cache in MiB: 560 texts of Stable Diffusion 1.x in FP32."""
@@ -86,6 +89,7 @@ class TextCache:
                     known[text] = row
             self.hits += len(known)
             self.misses += len(texts) - len(known)
+        logger.info("text cache: %d of %d texts are encoded already", len(known), len(texts))
         new = [text for text in texts if text not in known]
         if not new:
             return _joined([known[text] for text in texts])

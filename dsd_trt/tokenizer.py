@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.manifest import TokenizerSpec, TokenMask
 from dsd_trt.errors import BundleError, InputError, one_line
 from dsd_trt.files.schema import parse_json, read_text
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
+from dsd_trt.log import get_logger
 from dsd_trt.train.scoring.adapter import Adapter
 
 MOST_SHIFT = 0.05
@@ -15,7 +15,7 @@ MOST_SHIFT = 0.05
 
 _FITTED_MASK = "words_eos"  # training counts these tokens
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def fitted(adapter: Adapter | None, manifest: Manifest, mode: Mode) -> Calibration | None:

@@ -31,6 +31,9 @@ from dsd_trt.files.lfs import POINTER, is_pointer_file
 from dsd_trt.files.schema import read_text
 from dsd_trt.files.unfinished import is_unfinished
 from dsd_trt.files.whole import sha256_of, write_whole
+from dsd_trt.log import get_logger, timed
+
+logger = get_logger(__name__)
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "shapes-bundle"
 """Folder of the demonstration's bundle, part of the package."""
@@ -129,7 +132,9 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     try:
         manifest = Manifest.from_json(text)
         _check_named_files(manifest)
-        verify_files(folder, manifest)
+        size = sum(entry.size for entry in manifest.files.values())
+        with timed(logger, f"verified the {size / 1e6:,.0f} MB of the bundle {folder}"):
+            verify_files(folder, manifest)
         _check_weights(folder, manifest)
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None

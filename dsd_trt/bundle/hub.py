@@ -16,6 +16,9 @@ from dsd_trt.errors import BundleError, MissingExtraError
 from dsd_trt.files.disk import require_free
 from dsd_trt.files.schema import read_text
 from dsd_trt.installation import install_command
+from dsd_trt.log import get_logger, timed
+
+logger = get_logger(__name__)
 
 _NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 
@@ -76,13 +79,18 @@ def fetch_bundle(repository: Repository) -> Path:
         )
     missing = [name for name in manifest.files if not (folder / name).exists()]
     needed = sum(manifest.files[name].size for name in missing)
+    logger.info(
+        "%s is the snapshot %s of the Hugging Face cache; %d of its %d files are to be downloaded",
+        *(repository, folder, len(missing), len(manifest.files)),
+    )
     elsewhere = "Name a folder on another disk in HF_HOME"
     require_free(folder, needed, f"the bundle {repository}", elsewhere)
     # All files come from the commit found first: a branch may move meanwhile.
     commit = Repository(repository.name, folder.name)
     for name in missing:
         try:
-            _fetch(commit, name)
+            with timed(logger, f"downloaded {name}, {manifest.files[name].size / 1e6:,.0f} MB,"):
+                _fetch(commit, name)
         except BundleError as error:
             snapshot = Snapshot.around(folder) or Snapshot(folder.parent.parent, folder.name)
             lacking = [it for it in missing if not (folder / it).exists()]

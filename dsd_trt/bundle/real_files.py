@@ -11,7 +11,6 @@ the cache is disabled, a copy lies in the temporary folder until the process end
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import tempfile
@@ -28,8 +27,9 @@ from dsd_trt.errors import BundleError, InputError
 from dsd_trt.files.disk import clone_or_copy, in_gigabytes, require_room
 from dsd_trt.files.folders import sync_folder, sync_tree
 from dsd_trt.files.unfinished import is_unfinished, unfinished_name
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _FOLDER, _TEMPORARY, _LOCK = "bundles", "dsd-trt-bundle-", ".lock"
 _KEPT = 2  # copies
@@ -94,6 +94,7 @@ def _kept_copy(bundle: Bundle, store: Path, key: str) -> tuple[Path, list[object
                 finally:
                     shutil.rmtree(unfinished, ignore_errors=True)
             else:
+                logger.info("the copy of the bundle's files in the cache is used, %s", folder)
                 os.utime(folder)  # marks it as the last one used
                 _remove_copies(store, _KEPT)
             held = (folder / MANIFEST_NAME).open(encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     column_options,
     device_option,
@@ -124,11 +125,9 @@ def calibrate(
     A threshold for a precision or recall is chosen so that other pairs of the same kind reach it
     with 90 % confidence.
     """
-    from rich.console import Console
-
     from dsd_trt.calibration import require_writable, sign_again, write_calibrated
     from dsd_trt.commands.calibration_report import Targets, as_text, measure, to_json
-    from dsd_trt.commands.console import progress_bar, warnings_on
+    from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.output import refuse_input, refuse_unwritable, write_standard_output
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.tables.labelled import read_labelled
@@ -154,36 +153,32 @@ def calibrate(
     from dsd_trt.commands.reliability import diagram
     from dsd_trt.scorer import Scorer
 
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    with warnings_on(console):
-        scorer = Scorer.load(
-            folder,
-            engine,
-            mode=mode,
-            require_signature=require_signature,
-            self_check=self_check,
-            device=device,
-        )
-        console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
-        if scorer.why_engine:
-            console.print(f"passed over: {scorer.why_engine}")
-        with progress_bar(console, "pairs") as progress:
-            scored = score_labelled(scorer, table, progress)
-        targets = Targets(target_precision, target_recall)
-        report = measure(scorer, scored, table, data.name, prior, targets, seed)
-        if not dry_run:
-            written, signed = write_calibrated(scorer.bundle, scorer.mode, report.calibration, out)
-            console.print(f"wrote the calibration of {scorer.mode} mode into {written.folder}")
-            if signed:
-                console.print(f"warning: {sign_again(written.folder)}")
-        if plot:
-            diagram(plot, report)
-            console.print(f"wrote {plot}")
+    scorer = Scorer.load(
+        folder,
+        engine,
+        mode=mode,
+        require_signature=require_signature,
+        self_check=self_check,
+        device=device,
+    )
+    note_engine(scorer)
+    with progress_bar("pairs") as progress:
+        scored = score_labelled(scorer, table, progress)
+    targets = Targets(target_precision, target_recall)
+    report = measure(scorer, scored, table, data.name, prior, targets, seed)
+    if not dry_run:
+        written, signed = write_calibrated(scorer.bundle, scorer.mode, report.calibration, out)
+        note(f"wrote the calibration of {scorer.mode} mode into {written.folder}")
+        if signed:
+            say(f"warning: {sign_again(written.folder)}")
+    if plot:
+        diagram(plot, report)
+        note(f"wrote {plot}")
     write_standard_output(to_json(report) if form == "json" else as_text(report))
     if scored.failures:
-        console.print(f"rows, images and texts left out: {len(scored.failures)}")
+        say(f"rows, images and texts left out: {len(scored.failures)}")
         for failure in scored.failures:
-            console.print(f"  {failure}")
+            say(f"  {failure}")
         click.get_current_context().exit(3)
 
 

@@ -1,9 +1,8 @@
-"""Progress and warnings of commands, on stderr."""
+"""Progress of commands, on stderr; `-q` shows none."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,34 +10,50 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsd_trt.commands.log import is_quiet, note
+
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn
+
     from dsd_trt.results import Progress
-
-
-@contextlib.contextmanager
-def warnings_on(console: Console) -> Iterator[None]:
-    """Print the package's log on stderr, above the progress bar if there is one."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            console.print(f"{record.levelname.lower()}: {record.getMessage()}")
-
-    handler, logger = Handler(), logging.getLogger("dsd_trt")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
 
 _LINE_EVERY = 60.0  # seconds
 
 
+def stderr_console() -> Console:
+    """Console for what rich draws on stderr; lines go through `note` and `say`."""
+    return Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bars(*columns: str | ProgressColumn, transient: bool = False) -> Bars:
+    """Bars of rich for use in `with`, which `-q` leaves out.
+
+    Args:
+        columns: columns of a bar, as rich takes them.
+        transient: whether the bars disappear at the end.
+    """
+    from rich.progress import Progress
+
+    return Progress(
+        *columns,
+        console=stderr_console(),
+        transient=transient,
+        # Else results of a redirected stdout would be shown above the bar, and nowhere else.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
+        disable=is_quiet(),
+    )
+
+
 @contextlib.contextmanager
-def progress_bar(console: Console, unit: str) -> Iterator[Progress]:
-    """A bar with throughput and remaining time; if stderr is no terminal, one line per minute."""
+def progress_bar(unit: str) -> Iterator[Progress]:
+    """A bar with throughput and remaining time; if stderr is no terminal, one line per minute.
+
+    Args:
+        unit: what is counted, such as "pairs".
+    """
     if not sys.stderr.isatty():
-        yield _progress_lines(console, unit)
+        yield _progress_lines(unit)
         return
     from rich import progress
 
@@ -49,7 +64,7 @@ def progress_bar(console: Console, unit: str) -> Iterator[Progress]:
         progress.TimeRemainingColumn(),
         progress.TextColumn("left"),
     )
-    with progress.Progress(*columns, console=console, transient=True) as bar:
+    with progress_bars(*columns, transient=True) as bar:
         task = bar.add_task("", total=None, rate=0.0)
 
         def show(done: int, total: int | None) -> None:
@@ -59,29 +74,42 @@ def progress_bar(console: Console, unit: str) -> Iterator[Progress]:
         yield show
 
 
-def _progress_lines(console: Console, unit: str) -> Progress:
+def _progress_lines(unit: str) -> Progress:
     said = time.monotonic()
 
     def show(done: int, total: int | None) -> None:
         nonlocal said
         if (now := time.monotonic()) - said >= _LINE_EVERY:
             said = now
-            console.print(f"{done} {unit}" if total is None else f"{done} of {total} {unit}")
+            note(f"{done} {unit}" if total is None else f"{done} of {total} {unit}")
 
     return show
 
 
-def stage_lines(console: Console) -> Callable[[str], None] | None:
+def stage_lines() -> Callable[[str], None] | None:
     """Callback `(name)` that prints a line with the time as a stage begins; None on a terminal.
 
     A log then shows how far a command came that was stopped, and where its time went.
     """
-    if console.is_terminal:
+    if sys.stderr.isatty() and not is_quiet():
         return None
     began = time.monotonic()
 
     def begin(name: str) -> None:
-        elapsed = time.monotonic() - began
-        console.print(f"[{elapsed:.0f} s] {name}", markup=False, highlight=False, soft_wrap=True)
+        note(f"[{time.monotonic() - began:.0f} s] {name}")
 
     return begin
+
+
+@contextlib.contextmanager
+def stages(first: str = "") -> Iterator[Callable[[str], None]]:
+    """Callback `(name)` that shows the stage that begins: beside a spinner, or as `stage_lines`.
+
+    Args:
+        first: name beside the spinner until the first stage begins.
+    """
+    if (begin := stage_lines()) is not None:
+        yield begin
+        return
+    with stderr_console().status(first) as status:
+        yield status.update

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from dsd_trt.commands.formats import FORMATS
+from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     bundle_option,
     device_option,
@@ -23,8 +24,6 @@ from dsd_trt.errors import InputError
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dsd_trt.pairs.choice import Choice
     from dsd_trt.pairs.run import PairRun
     from dsd_trt.results import Failure
@@ -175,9 +174,6 @@ def filter_pairs(
     if labelled and target_precision is None:
         raise InputError("--labelled is for --target-precision: give both")
 
-    from rich.console import Console
-
-    from dsd_trt.commands.console import warnings_on
     from dsd_trt.commands.filter_labels import Labels
     from dsd_trt.commands.kept import KeptOutputs
     from dsd_trt.commands.pairs import open_pairs, surveyed
@@ -186,46 +182,40 @@ def filter_pairs(
     from dsd_trt.scorer import Scorer
 
     require_possible(engine, device)  # before pairs are read
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     source = open_pairs(pairs, columns, images_at, text_field)
     outputs = KeptOutputs(source, output, dropped, copy_to, form, shard_size, force=force)
-    survey = surveyed(source, console)
+    survey = surveyed(source)
     labels = None
     if target_precision is not None:
-        labels = Labels.read(survey, labelled, columns, images_at, console)
-    with warnings_on(console):
-        scorer = Scorer.load(
-            bundle,
-            engine,
-            mode=mode,
-            require_signature=require_signature,
-            self_check=self_check,
-            device=device,
+        labels = Labels.read(survey, labelled, columns, images_at)
+    scorer = Scorer.load(
+        bundle,
+        engine,
+        mode=mode,
+        require_signature=require_signature,
+        self_check=self_check,
+        device=device,
+    )
+    note_engine(scorer)
+    if keep_best is None and labels is None and scorer.calibration(levels) is None:
+        raise InputError(
+            f"{scorer.why_no_probability(levels)}. Without it, choose by score: --keep-best"
         )
-        console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
-        if scorer.why_engine:
-            console.print(f"passed over: {scorer.why_engine}")
-        if keep_best is None and labels is None and scorer.calibration(levels) is None:
-            raise InputError(
-                f"{scorer.why_no_probability(levels)}. Without it, choose by score: --keep-best"
+    with contextlib.ExitStack() as stack:
+        place = outputs.journal_place
+        run = stack.enter_context(scored_pairs(scorer, survey, levels, place, resume=resume))
+        labelled_run = run
+        if labels is not None and labels.survey is not survey:
+            place = f"{place}.labelled"
+            labelled_run = stack.enter_context(
+                scored_pairs(scorer, labels.survey, levels, place, resume=resume)
             )
-        with contextlib.ExitStack() as stack:
-            place = outputs.journal_place
-            run = stack.enter_context(
-                scored_pairs(scorer, survey, levels, place, console, resume=resume)
-            )
-            labelled_run = run
-            if labels is not None and labels.survey is not survey:
-                place = f"{place}.labelled"
-                labelled_run = stack.enter_context(
-                    scored_pairs(scorer, labels.survey, levels, place, console, resume=resume)
-                )
-            choice = _choose(run, min_probability, keep_best, target_precision)
-            if labels is not None and target_precision is not None:
-                choice = labels.choose(run, labelled_run, target_precision)
-            report_choice(console, run, choice)
-            failures = outputs.write(run, choice, console)
-    if report_failed(console, run, failures):
+        choice = _choose(run, min_probability, keep_best, target_precision)
+        if labels is not None and target_precision is not None:
+            choice = labels.choose(run, labelled_run, target_precision)
+        report_choice(run, choice)
+        failures = outputs.write(run, choice)
+    if report_failed(run, failures):
         ctx.exit(3)
 
 
@@ -244,14 +234,14 @@ def _choose(
     return expected_precision(probabilities, precision)
 
 
-def report_choice(console: Console, run: PairRun, choice: Choice) -> None:
+def report_choice(run: PairRun, choice: Choice) -> None:
     """Print the rule, the counts and a histogram."""
     from dsd_trt.pairs.choice import histogram
 
     total, kept = run.survey.count, int(choice.kept.sum())
     share = f" ({100 * kept / total:.1f}%)" if total else ""
-    console.print(choice.rule)
-    console.print(
+    note(choice.rule)
+    note(
         f"rows: {total}, kept {kept}{share}, dropped {total - kept - run.failed}, "
         f"could not be scored {run.failed}"
     )
@@ -259,19 +249,19 @@ def report_choice(console: Console, run: PairRun, choice: Choice) -> None:
     values = run.scores if by_score else run.probabilities(range(total))
     lowest = float(values[choice.kept].min()) if kept else None
     for line in histogram(values, "score" if by_score else "probability", lowest):
-        console.print(line)
+        note(line)
 
 
-def report_failed(console: Console, run: PairRun, failures: list[Failure]) -> bool:
+def report_failed(run: PairRun, failures: list[Failure]) -> bool:
     """List what could not be read, scored or written; True if there is anything."""
     told = [*run.survey.source.faults, *failures]
     for failure in told[:SHOWN]:
-        console.print(f"  {failure}")
+        say(f"  {failure}")
     if len(told) > SHOWN:
-        console.print(f"  and {len(told) - SHOWN} more")
+        say(f"  and {len(told) - SHOWN} more")
     if run.failed:
         reasons = Counter(filter(None, map(run.error, range(run.survey.count))))
-        console.print(f"rows that could not be scored: {run.failed} of {run.survey.count}")
+        say(f"rows that could not be scored: {run.failed} of {run.survey.count}")
         for reason, count in reasons.most_common(SHOWN):
-            console.print(f"  {count} x {reason}")
+            say(f"  {count} x {reason}")
     return bool(told or run.failed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,6 @@ from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.pairs.table import TablePairs
 from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.table import Table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,6 @@ class Labels:
         labelled: Path | None,
         columns: ColumnNames,
         images: Path | None,
-        console: Console,
     ) -> Labels | None:
         """Labels of another table, else of the pairs themselves; None if these have none.
 
@@ -52,7 +47,6 @@ class Labels:
             labelled: another table; None takes the labels of the pairs' own table.
             columns: names of the columns, of both tables.
             images: where the images are, of both tables, as for `NamedImages`.
-            console: console for warnings, on stderr.
 
         Raises:
             InputError: a table has no labels where it must, or a value that is no label.
@@ -60,7 +54,7 @@ class Labels:
         if labelled is not None:
             table = Table.open(labelled)
             column = columns.required(table, "label")
-            survey = surveyed(TablePairs(table, columns, images), console)
+            survey = surveyed(TablePairs(table, columns, images))
         elif survey.source.table is None:
             return None
         else:

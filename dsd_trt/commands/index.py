@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.log import note, say
 from dsd_trt.commands.options import (
     bundle_option,
     device_option,
@@ -69,9 +70,7 @@ def index(
     are encoded. Images you no longer list are kept, unless you pass --prune-missing. After an
     interruption, run the same command again to continue.
     """
-    from rich.console import Console
-
-    from dsd_trt.commands.console import progress_bar, warnings_on
+    from dsd_trt.commands.console import progress_bar
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.image.files import find_images
     from dsd_trt.index.webdataset import SUFFIXES
@@ -84,9 +83,8 @@ def index(
     require_possible(engine, device, threads)  # before a folder is searched
     found = find_images(paths[:-1], others=SUFFIXES)
 
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    with warnings_on(console), progress_bar(console, "images") as progress:
+    with progress_bar("images") as progress:
         done = update_index(
             paths[-1],
             found.images,
@@ -103,21 +101,21 @@ def index(
         )
     seconds = time.perf_counter() - started
     if done.engine:
-        console.print(f"engine: {done.engine}")
+        note(f"engine: {done.engine}")
         if done.why_engine:
-            console.print(f"passed over: {done.why_engine}")
+            note(f"passed over: {done.why_engine}")
     readable = done.images - len(done.errors)
-    console.print(
+    note(
         f"{paths[-1]} has {counted(readable, 'image')}: {done.encoded} encoded in {seconds:.1f} s, "
         f"{done.dropped} dropped"
     )
     if done.kept and not found.hides:
-        console.print(f"kept though not named again: {done.kept} (--prune-missing drops them)")
+        note(f"kept though not named again: {done.kept} (--prune-missing drops them)")
     failures = found.unreadable + done.errors
     if failures:
-        console.print(f"images that could not be read: {len(failures)}")
+        say(f"images that could not be read: {len(failures)}")
         for failure in failures:
-            console.print(f"  {failure.image}: {failure.reason}")
+            say(f"  {failure.image}: {failure.reason}")
         if found.hides and prune_missing:
-            console.print("nothing was dropped: images may lie where it could not be searched")
+            say("nothing was dropped: images may lie where it could not be searched")
         ctx.exit(3)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dsd_trt.commands.filtered import DROPPED, KEPT, Filtered
 from dsd_trt.commands.formats import FORMATS, AtEnd, format_of
 from dsd_trt.commands.kept_samples import KeptSamples, copy_images
 from dsd_trt.commands.layout import Layout
+from dsd_trt.commands.log import note, say
 from dsd_trt.commands.pairs import refuse_output, report_renamed
 from dsd_trt.errors import InputError
 from dsd_trt.pairs.choice import Choice
@@ -17,9 +17,6 @@ from dsd_trt.pairs.run import PairRun
 from dsd_trt.pairs.shards import NewWebDataset
 from dsd_trt.pairs.source import PairSource
 from dsd_trt.results import Failure
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class KeptOutputs:
@@ -77,7 +74,7 @@ class KeptOutputs:
         if isinstance(images, NamedImages) and not images.are_files and (self._samples or copy_to):
             raise InputError("an index has no images to copy: name their folder with --images")
 
-    def write(self, run: PairRun, choice: Choice, console: Console) -> list[Failure]:
+    def write(self, run: PairRun, choice: Choice) -> list[Failure]:
         """Write all outputs, the kept pairs last, and report what was written.
 
         Returns:
@@ -88,26 +85,26 @@ class KeptOutputs:
         """
         filtered, failures = Filtered(run, choice), list[Failure]()
         layout = Layout.passing(run.survey.source, DROPPED if self._dropped else KEPT)
-        report_renamed(console, layout, run.survey.source)
+        report_renamed(layout, run.survey.source)
         if self._dropped is not None:
             filtered.write_table(self._dropped, self._form_of(self._dropped), kept=False)
-            console.print(f"dropped rows: {self._dropped}")
+            note(f"dropped rows: {self._dropped}")
         if self._copy_to is not None:
             count, failures = copy_images(filtered, self._copy_to)
-            console.print(f"images copied to {self._copy_to}: {count}")
+            note(f"images copied to {self._copy_to}: {count}")
         if self._samples is None:
             filtered.write_table(self._output, self._form_of(self._output), kept=True)
             if self._output != "-":
-                console.print(f"kept rows: {self._output}")
+                note(f"kept rows: {self._output}")
             return failures
         samples = KeptSamples(filtered)
         written = samples.write(self._samples)
         for field, count in samples.left_out.items():
-            console.print(
+            say(
                 f"field {field!r} is left out: only {count} of the kept samples have it, and "
                 "readers need the same fields in all"
             )
-        console.print(f"kept samples: {len(written)} tar files, {self._output}")
+        note(f"kept samples: {len(written)} tar files, {self._output}")
         return failures + samples.failures
 
     def _form_of(self, table: str) -> str:

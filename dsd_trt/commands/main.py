@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from dsd_trt.commands.log import verbosity_options, with_log
 from dsd_trt.commands.signals import INTERRUPTED, interrupting
 from dsd_trt.errors import DISK_FULL, DsdError, MissingExtraError, with_causes
 from dsd_trt.installation import install_command
@@ -132,9 +133,7 @@ class LazyGroup(click.Group):
         module, attribute = subcommand.home.split(":")
         with _naming_the_extra(lambda: cmd_name):
             command: click.Command = getattr(importlib.import_module(module), attribute)
-        for parameter in command.params:
-            if isinstance(parameter.type, click.types.FloatParamType):
-                parameter.callback = _finite
+        _prepare(command)
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -169,6 +168,22 @@ class LazyGroup(click.Group):
             where = "a file" if unnamed else repr(os.fsdecode(error.filename))
             exit_code = 1 if unnamed or error.errno in DISK_FULL else 2
             raise _shown(f"cannot use {where}: {error.strerror}", exit_code) from error
+
+
+def _prepare(command: click.Command) -> None:
+    """Give a command what all have: -q and -v, and number options that are finite."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _prepare(inner)
+        return
+    if any(parameter.name == "quiet" for parameter in command.params):
+        return  # the commands of a process are asked for several times
+    assert command.callback is not None
+    command.callback = with_log(command.callback)
+    command.params += verbosity_options()
+    for parameter in command.params:
+        if isinstance(parameter.type, click.types.FloatParamType):
+            parameter.callback = _finite
 
 
 def _shown(message: str, exit_code: int) -> click.ClickException:
@@ -213,6 +228,9 @@ def cli() -> None:
     Exit codes: 0 fine, 1 unexpected failure, 2 wrong usage, 3 finished but some inputs could not be
     scored, 4 the environment cannot do it, 130 interrupted.
     """
+
+
+cli.params += verbosity_options()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

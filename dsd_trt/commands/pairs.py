@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsd_trt.commands.log import note, say
 from dsd_trt.commands.output import refuse_input, refuse_unwritable
 from dsd_trt.errors import InputError
 from dsd_trt.index.webdataset import is_tar
@@ -16,8 +17,6 @@ from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.table import Table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dsd_trt.commands.layout import Layout
     from dsd_trt.commands.records import PairRecords
 
@@ -61,7 +60,7 @@ def refuse_output(output: str, source: PairSource) -> None:
         refuse_input(output, source.files(Path(output).resolve().name))
 
 
-def surveyed(source: PairSource, console: Console) -> PairSurvey:
+def surveyed(source: PairSource) -> PairSurvey:
     """Read all pairs once, and say what is not as it seems to be meant.
 
     Raises:
@@ -69,28 +68,28 @@ def surveyed(source: PairSource, console: Console) -> PairSurvey:
     """
     survey = PairSurvey.of(source)
     if survey.absent and survey.absent == survey.images:
-        console.print(
+        say(
             f"warning: none of the images of {source.name} is there, such as {survey.example!r}. "
             "Their paths are relative to the table's folder; --images names another place"
         )
     return survey
 
 
-def report_renamed(console: Console, layout: Layout, source: PairSource) -> None:
+def report_renamed(layout: Layout, source: PairSource) -> None:
     """Say which columns of the input are passed on under another name."""
     for name, to in layout.renamed.items():
-        console.print(f"the column {name!r} of {source.name} is passed on as {to!r}")
+        note(f"the column {name!r} of {source.name} is passed on as {to!r}")
 
 
-def report_failed_rows(console: Console, records: PairRecords) -> bool:
+def report_failed_rows(records: PairRecords) -> bool:
     """List rows and tar files that could not be read or scored; True if there are any."""
     run, faults = records.run, records.run.survey.source.faults
     if run.failed:
-        console.print(f"rows that could not be scored: {run.failed} of {run.survey.count}")
+        say(f"rows that could not be scored: {run.failed} of {run.survey.count}")
         for failure in records.errors:
-            console.print(f"  {failure}")
+            say(f"  {failure}")
         if (more := run.failed - len(records.errors)) > 0:
-            console.print(f"  and {more} more: see the column error")
+            say(f"  and {more} more: see the column error")
     for failure in faults:
-        console.print(f"could not be read to its end: {failure}")
+        say(f"could not be read to its end: {failure}")
     return bool(run.failed or faults)

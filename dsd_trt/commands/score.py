@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from dsd_trt.commands.formats import FORMATS, AtEnd, format_of, formats_help
+from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     bundle_option,
     device_option,
@@ -25,8 +26,6 @@ from dsd_trt.errors import counted as counted_noun
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dsd_trt.commands.records import GridRecords
     from dsd_trt.jobs import Scorable
     from dsd_trt.results import Failure
@@ -144,9 +143,7 @@ def score(
 
     Scores are saved in a journal until the command ends: FILE.journal, or the cache without -o.
     """
-    from rich.console import Console
-
-    from dsd_trt.commands.console import progress_bar, warnings_on
+    from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.inputs import images_named, read_texts
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.commands.pairs import (
@@ -173,13 +170,12 @@ def score(
     if isinstance(written := FORMATS[form], AtEnd):
         written.check(output)
     require_possible(engine, device, threads)  # before images, texts or pairs are read
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if pairs:
         if paths:
             raise InputError("with --pairs, images and texts come from its file: leave out others")
         source = open_pairs(pairs, columns, images_at, text_field)
         refuse_output(output, source)
-        survey = surveyed(source, console)
+        survey = surveyed(source)
     else:
         if columns != ColumnNames() or images_at is not None or text_field is not None:
             raise InputError(
@@ -191,81 +187,75 @@ def score(
         refuse_input(output, (paths[-1], *(it for it in images if isinstance(it, Path))))
         refuse_unwritable(output)
 
-    with warnings_on(console):
-        scorer = Scorer.load(
-            bundle,
-            engine,
-            mode=mode,
-            tune=tune,
-            require_signature=require_signature,
-            self_check=self_check,
-            device=device,
-            threads=threads,
-            text_cache_mb=0,  # every text is scored in one call
+    scorer = Scorer.load(
+        bundle,
+        engine,
+        mode=mode,
+        tune=tune,
+        require_signature=require_signature,
+        self_check=self_check,
+        device=device,
+        threads=threads,
+        text_cache_mb=0,  # every text is scored in one call
+    )
+    note_engine(scorer)
+    settings = {
+        "levels": levels or "all",
+        "top-k": top_k or "all",
+        "prune": "yes" if prune else "no",
+        "format": form,
+    }
+    if pairs:
+        run = describe_run(scorer, survey, [], settings)
+    else:
+        run = describe_run(scorer, images, texts, settings)
+    with kept(output, run, resume=resume) as (journal, notes):
+        for it in notes:
+            say(it)
+        before = journal.pairs if journal else 0
+        if before:
+            note(f"going on after {counted(before, run)}")
+        result: GridRecords | PairRecords
+        started = time.perf_counter()
+        with (
+            progress_bar("pairs") as progress,
+            saying_how_to_go_on(journal, output, run),
+        ):
+            if pairs:
+                pair_run = PairRun(scorer, survey, levels, progress, journal)
+                result = PairRecords(pair_run, top_k)
+                report_renamed(result.layout, source)
+            else:
+                result = GridRecords(scorer, images, texts, levels, progress, journal, top_k, prune)
+            grid = pairs is None and top_k is None
+            write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
+    seconds = time.perf_counter() - started
+    count = result.scored - before
+    again = f"; {before} were scored before" if before else ""
+    if prune:  # most pairs were scored at some levels only
+        best = counted_noun(count, "pair")
+        note(f"scored in {seconds:.1f} s: the best {best}{again}")
+    else:
+        note(
+            f"scored {counted_noun(count, 'pair')} in {seconds:.1f} s "
+            f"({count / seconds:.1f} pairs/s){again}"
         )
-        console.print(f"engine: {scorer.engine}; {scorer.mode} mode")
-        if scorer.why_engine:
-            console.print(f"passed over: {scorer.why_engine}")
-        settings = {
-            "levels": levels or "all",
-            "top-k": top_k or "all",
-            "prune": "yes" if prune else "no",
-            "format": form,
-        }
-        if pairs:
-            run = describe_run(scorer, survey, [], settings)
-        else:
-            run = describe_run(scorer, images, texts, settings)
-        with kept(output, run, resume=resume) as (journal, notes):
-            for it in notes:
-                console.print(it)
-            before = journal.pairs if journal else 0
-            if before:
-                console.print(f"going on after {counted(before, run)}")
-            result: GridRecords | PairRecords
-            started = time.perf_counter()
-            with (
-                progress_bar(console, "pairs") as progress,
-                saying_how_to_go_on(console, journal, output, run),
-            ):
-                if pairs:
-                    pair_run = PairRun(scorer, survey, levels, progress, journal)
-                    result = PairRecords(pair_run, top_k)
-                    report_renamed(console, result.layout, source)
-                else:
-                    result = GridRecords(
-                        scorer, images, texts, levels, progress, journal, top_k, prune
-                    )
-                grid = pairs is None and top_k is None
-                write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
-        seconds = time.perf_counter() - started
-        count = result.scored - before
-        again = f"; {before} were scored before" if before else ""
-        if prune:  # most pairs were scored at some levels only
-            best = counted_noun(count, "pair")
-            console.print(f"scored in {seconds:.1f} s: the best {best}{again}")
-        else:
-            console.print(
-                f"scored {counted_noun(count, 'pair')} in {seconds:.1f} s "
-                f"({count / seconds:.1f} pairs/s){again}"
-            )
-        if isinstance(result, GridRecords) and prune and top_k:
-            _report_pruning(console, scorer, result, levels, top_k, images, check_prune)
+    if isinstance(result, GridRecords) and prune and top_k:
+        _report_pruning(scorer, result, levels, top_k, images, check_prune)
     if isinstance(result, PairRecords):
-        if report_failed_rows(console, result):
+        if report_failed_rows(result):
             ctx.exit(3)
         return
     if failures := unreadable + tuple(result.errors):
         images_alone = all(failure.text is None for failure in failures)
         what = "images" if images_alone else "images, texts and pairs"
-        console.print(f"{what} that could not be scored: {len(failures)}")
+        say(f"{what} that could not be scored: {len(failures)}")
         for failure in failures:
-            console.print(f"  {failure}")
+            say(f"  {failure}")
         ctx.exit(3)
 
 
 def _report_pruning(
-    console: Console,
     scorer: Scorer,
     pruned: GridRecords,
     levels: tuple[float, ...] | None,
@@ -284,15 +274,13 @@ def _report_pruning(
     unpruned = images_left * texts_left * count
     if not unpruned or not pruned.passes:
         return  # no image could be scored
-    console.print(
-        f"passes: {pruned.passes} instead of {unpruned}, {unpruned / pruned.passes:.1f} x fewer"
-    )
+    note(f"passes: {pruned.passes} instead of {unpruned}, {unpruned / pruned.passes:.1f} x fewer")
     if check:
         full = scorer.score(images[:check], pruned.texts, levels)
         readable = np.isfinite(full.scores).any(axis=1)
         first = np.stack(pruned.first[:check])
         same = same_best(first[readable], full.scores[readable], top_k)
-        console.print(
+        say(
             f"the {top_k} best are those of the full computation for {same.sum()} of the first "
             f"{len(same)} images that could be read"
         )

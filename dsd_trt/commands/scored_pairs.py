@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from dsd_trt.commands.console import progress_bar
+from dsd_trt.commands.log import note, say
 from dsd_trt.commands.score_run import counted, describe_run, kept
 from dsd_trt.commands.stopping import saying_how_to_go_on
 from dsd_trt.errors import counted as counted_noun
 from dsd_trt.pairs.run import PairRun
 from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.scorer import Scorer
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @contextlib.contextmanager
@@ -25,7 +22,6 @@ def scored_pairs(
     survey: PairSurvey,
     levels: Sequence[float] | None,
     output: str,
-    console: Console,
     *,
     resume: bool,
 ) -> Iterator[PairRun]:
@@ -36,7 +32,6 @@ def scored_pairs(
         survey: pairs to score, with equal ones found.
         levels: noise levels to average over; None is all of the bundle's.
         output: path of what is made of the scores, or "-": the journal is `OUTPUT.journal`.
-        console: console for progress, on stderr.
         resume: whether to continue a stopped run.
 
     Raises:
@@ -44,19 +39,19 @@ def scored_pairs(
     """
     described = describe_run(scorer, survey, [], {"levels": levels or "all", "format": "filter"})
     with kept(output, described, resume=resume) as (journal, notes):
-        for note in notes:
-            console.print(note)
+        for warning in notes:
+            say(warning)
         before = journal.pairs if journal else 0
         if before:
-            console.print(f"going on after {counted(before, described)}")
+            note(f"going on after {counted(before, described)}")
         started = time.perf_counter()
-        with saying_how_to_go_on(console, journal, output, described):
-            with progress_bar(console, "pairs") as progress:
+        with saying_how_to_go_on(journal, output, described):
+            with progress_bar("pairs") as progress:
                 run = PairRun(scorer, survey, levels, progress, journal)
                 for _ in run:
                     pass
             seconds = time.perf_counter() - started
             again = f"; {before} were scored before" if before else ""
             scored = counted_noun(run.computed - before, "pair")
-            console.print(f"scored {scored} in {seconds:.1f} s{again}")
+            note(f"scored {scored} in {seconds:.1f} s{again}")
             yield run

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.log import note
+
 EXAMPLES = """\b
 Examples:
   minisign -G -p scorer.pub -s scorer.key
@@ -35,4 +37,4 @@ def sign(bundle: Path, key: Path) -> None:
     if is_encrypted(key):
         password = click.prompt("Password", hide_input=True, err=True)
     for path in sign_bundle(bundle, key, password):
-        click.echo(f"wrote {path}", err=True)
+        note(f"wrote {path}")

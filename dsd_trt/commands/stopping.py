@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsd_trt.commands.formats import FORMATS, Streamed
+from dsd_trt.commands.log import say
 from dsd_trt.commands.score_run import counted
 from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dsd_trt.journal import Journal
 
 
 @contextlib.contextmanager
 def saying_how_to_go_on(
-    console: Console, journal: Journal | None, output: str, run: dict[str, Any]
+    journal: Journal | None, output: str, run: dict[str, Any]
 ) -> Iterator[None]:
     """When scoring is stopped or fails, report the saved scores and how to resume.
 
@@ -51,7 +50,7 @@ def saying_how_to_go_on(
                         )
                 error.args = (f"{error}\n{advice}",)
             else:
-                console.print(advice)
+                say(advice)
         raise
 
 

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from dsd_trt.engine import AUTO, AUTOMATIC, ON_GPU, Backend, find_backend
 from dsd_trt.errors import DsdError, EngineError, one_line
 from dsd_trt.installation import install_command
+from dsd_trt.log import get_logger
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.folder import Bundle
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -64,14 +67,18 @@ def open_first(
             every one does.
     """
     if not _is_auto(name):
+        logger.info("engine %s, which was asked for", name)
         return attempt(Choice(_named(name, device, threads)))
     passed: dict[str, list[str]] = {}  # names of backends by the reason
     works = False
     for backend in _candidates(device, threads):
         if (why := _why_not(backend, bundle, graphs)) is None:
             works = True
+            choice = Choice(backend, _reasons(passed))
+            over = f"; passed over: {choice.reason}" if choice.reason else ""
+            logger.info("engine %s, the fastest that works here%s", backend.name, over)
             try:
-                return attempt(Choice(backend, _reasons(passed)))
+                return attempt(choice)
             except EngineError as error:
                 why = str(error)
         passed.setdefault(why, []).append(backend.name)

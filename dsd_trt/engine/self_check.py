@@ -6,7 +6,6 @@ driver and processor compute the results that the PyTorch model gave at export.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,6 +20,7 @@ from dsd_trt.errors import BundleError, EngineError
 from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import SchemaError
 from dsd_trt.files.tensor_file import read_tensors
+from dsd_trt.log import get_logger
 
 Array = NDArray[Any]
 
@@ -37,7 +37,7 @@ ADVICE = (
     "all the same"
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

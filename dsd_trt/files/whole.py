@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import BinaryIO, TypeVar
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.unfinished import remove_abandoned, unfinished_name
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 

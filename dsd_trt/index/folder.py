@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +36,9 @@ from dsd_trt.index.files import (
     table_content,
     to_entries,
 )
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _GOES_ON = (
     "What was finished is kept: make room, or move the index to another disk, and the same command "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from dsd_trt.errors import ImageError
 from dsd_trt.image.files import printable
 from dsd_trt.image.preprocess import image_suffixes
 from dsd_trt.index.tar import CutOffError, Tar, open_tar
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 """Suffixes of tar files, including unsupported ones, which are reported instead of ignored."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,12 +23,13 @@ from dsd_trt.index.files import Entry, LatentSource, require_extra
 from dsd_trt.index.folder import IndexFolder, one_writer
 from dsd_trt.index.reading import Found, Read, members, read, status
 from dsd_trt.index.webdataset import is_tar
+from dsd_trt.log import get_logger
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure, Progress
 from dsd_trt.signature import open_bundle
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,7 @@ class IndexWriter:
             del self._encoded[: self._shard_size]
             latents = [latent for _, latent in chunk]
             shard = self._folder.add_shard(latents, str(self._pipeline.image_encoder))
+            logger.info("wrote %d latents to %s", len(chunk), self._path)
             for row, (entry, _) in enumerate(chunk):
                 placed = replace(entry, shard=shard, row=row)
                 self._entries[entry.name] = placed

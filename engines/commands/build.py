@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import signature_option
 from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, Profile, parse_profile
 
@@ -121,36 +122,31 @@ def build(
     # Before gigabytes are hashed: TensorRT needs a GPU, TensorRT-RTX the library alone.
     (require if engine == "tensorrt" else load_library)(cast("PlanLibrary", engine))
     opened = open_bundle(folder, require_signature)
-    console, out = Console(stderr=True), Console()
+    out = Console()
     began = time.monotonic()
-    with _bars(console) as (stage, step):
+    with _bars() as (stage, step):
         for plan, table in build_plans(
             opened, cast("PlanLibrary", engine), settings, graphs, stage=stage, step=step
         ):
             _print_layers(out, plan.sidecar.graph, table)
             if report:
                 _print_attentions(out, plan.sidecar.graph, table)
-            click.echo(f"wrote {plan.path}, {plan.sidecar.size / 1e6:,.0f} MB", err=True)
-    click.echo(
+            note(f"wrote {plan.path}, {plan.sidecar.size / 1e6:,.0f} MB")
+    note(
         f"built in {time.monotonic() - began:.0f} s; on a GPU it serves: "
-        f"dsd-trt score IMAGES TEXTS --bundle {bundle} --engine {engine}",
-        err=True,
+        f"dsd-trt score IMAGES TEXTS --bundle {bundle} --engine {engine}"
     )
 
 
 @contextmanager
-def _bars(console: Console) -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
+def _bars() -> Iterator[tuple[Callable[[str], None], Callable[[float], None]]]:
     """One progress bar per graph, with elapsed and remaining time."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from dsd_trt.commands.console import progress_bars
 
     columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
+    with progress_bars(*columns, TimeRemainingColumn()) as bars:
 
         def stage(name: str) -> None:
             bars.add_task(f"Building {name}", total=1.0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import signature_option
 
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ def triton(
         mode=cast("Mode", mode),
         self_check=not no_self_check,
     )
-    click.echo(
+    note(
         f"wrote {', '.join(written.models)}; {written.mode} mode, "
         f"batches of {written.max_batch_size} at most; "
         f"{in_gigabytes(written.bytes_taken)} of disk. "
-        f"Serve them: tritonserver --model-repository {out.resolve()}",
-        err=True,
+        f"Serve them: tritonserver --model-repository {out.resolve()}"
     )

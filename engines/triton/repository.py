@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from dsd_trt.engines.triton.runtime import write_code
 from dsd_trt.errors import BundleError, EngineError, InputError
 from dsd_trt.files.disk import clone_or_copy, require_room
 from dsd_trt.files.folders import whole_folder
+from dsd_trt.log import get_logger
 from dsd_trt.mode import choose_mode
 
 ServedBy = Literal["onnxruntime", "tensorrt", "python"]
 
 VERSION = "1"
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _MATRIX_MEMORY_MB = 1024  # for the matrix scorer's activations, the default of `Scorer`
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import signature_option
 
 EXAMPLES = """\b
@@ -40,11 +41,8 @@ def adapt(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers", "onnx")
-    from rich.console import Console
-
     from dsd_trt.bundle.adapter_input import require_fed
     from dsd_trt.bundle.folder import bundle_folder
-    from dsd_trt.commands.console import warnings_on
     from dsd_trt.export.folder import check_replaceable
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle
@@ -60,10 +58,8 @@ def adapt(
     from dsd_trt.export.adapt import replace_adapter
 
     taken: list[int] = []
-    with warnings_on(Console(stderr=True, markup=False, highlight=False, soft_wrap=True)):
-        replace_adapter(opened, adapter, out, force=force, copied=taken.append)
-    click.echo(
+    replace_adapter(opened, adapter, out, force=force, copied=taken.append)
+    note(
         f"wrote {out}, which takes {in_gigabytes(sum(taken))} of disk; try it: "
-        f"dsd-trt score IMAGES TEXTS --bundle {out}",
-        err=True,
+        f"dsd-trt score IMAGES TEXTS --bundle {out}"
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import bundle_option, model_option, signature_option
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.files.whole import write_whole
@@ -128,7 +129,7 @@ def bench(
     if contenders is None and opened.manifest.matrix is None:
         names = [name for name in names if not is_matrix(name)]
     if any(name not in RUNTIME for name in names):
-        click.echo(f"PyTorch's {sentence(file, adapter)}", err=True)
+        note(f"PyTorch's {sentence(file, adapter)}")
     _run(work, names, output)
 
 
@@ -144,7 +145,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
         opened = subprocess.run([*command, _MODEL, "--model", work.model], check=False)
         if opened.returncode:
             sys.exit(opened.returncode)  # the child has printed the reason
-    click.echo("measuring the machine", err=True)
+    note("measuring the machine")
     machine = subprocess.run([*command, _MACHINE], stdout=subprocess.PIPE, check=False)
     if machine.returncode:
         sys.exit(machine.returncode)
@@ -153,7 +154,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
     failures: dict[str, str] = {}
     cold_start = _cold_start(work)
     for name in names:
-        click.echo(f"measuring {CONTENDERS[name]}", err=True)
+        note(f"measuring {CONTENDERS[name]}")
         result = _measure(work, name)
         if isinstance(result, str):
             failures[name] = result

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from dsd_trt.bundle.manifest import ScoreKind
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
 from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
 
 # torch and other heavy libraries are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from dsd_trt.bundle.contract import Precision
     from dsd_trt.bundle.manifest import Resize, TokenMask
     from dsd_trt.export.parity import ParityReport
@@ -153,40 +152,34 @@ def export(
     require_model(find_place(model))
     settings = replace(settings, adapter=None if file is None else file.folder)
 
-    from rich.console import Console
-
-    from dsd_trt.commands.console import warnings_on
     from dsd_trt.export.exporter import export_bundle
     from dsd_trt.train.run.libraries import hush_libraries
     from dsd_trt.train.run.memory import return_freed_memory
 
     hush_libraries()
     return_freed_memory()
-    click.echo(sentence(file, adapter), err=True)
-    console = Console(stderr=True)
-    with warnings_on(console), _stages(console) as (stage, progress):
+    note(sentence(file, adapter))
+    with _stages() as (stage, progress):
         _, parity = export_bundle(settings, out, force=force, stage=stage, progress=progress)
     _print_parity(parity)
-    click.echo(f"wrote {out}; try it: dsd-trt score IMAGES TEXTS --bundle {out}", err=True)
+    note(f"wrote {out}; try it: dsd-trt score IMAGES TEXTS --bundle {out}")
 
 
 @contextmanager
-def _stages(
-    console: Console,
-) -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+def _stages() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
     """One line per stage, with a progress bar and times for the current one on a terminal."""
-    from dsd_trt.commands.console import stage_lines
+    from dsd_trt.commands.console import progress_bars, stage_lines
 
-    if (begin := stage_lines(console)) is not None:
+    if (begin := stage_lines()) is not None:
         yield begin, lambda done, total: None
         return
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
     from rich.progress import TimeElapsedColumn as Elapsed
     from rich.progress import TimeRemainingColumn as Remaining
 
     description = TextColumn("{task.description}")
     columns = (SpinnerColumn(finished_text=" "), description, BarColumn(20), Elapsed(), Remaining())
-    with Progress(*columns, console=console) as bars:
+    with progress_bars(*columns) as bars:
 
         def finish() -> None:
             for task in bars.tasks:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import device_option, signature_option
 from dsd_trt.engine import ON_GPU
 from dsd_trt.engine.tensorrt.plan import parse_profile
@@ -84,10 +85,8 @@ def gpu_check(
 
     No plan of TensorRT has run on a GPU yet, so please send us your report.
     """
-    from rich.console import Console
-
     from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
-    from dsd_trt.commands.console import stage_lines
+    from dsd_trt.commands.console import stages
     from dsd_trt.engine.choice import named_backend
     from dsd_trt.signature import open_bundle
     from dsd_trt.train.diffusion.place import find_place, require_model
@@ -119,9 +118,7 @@ def gpu_check(
     }
     command = ["dsd-trt", "gpu-check", bundle]
     command += [it for name, value in options.items() if value is not None for it in (name, value)]
-    console = Console(stderr=True)
-    with console.status("") as status:
-        stage = stage_lines(console) or status.update
+    with stages() as stage:
         stage("Verifying the bundle")
         opened = open_bundle(folder, require_signature)
         recipe = None if model is None else _read_recipe(opened, model, chosen)
@@ -147,7 +144,7 @@ def gpu_check(
             measure_peers(steps, opened, recipe, torch.device("cuda", device), batches, macs=macs)
         steps.note(complete=True)
     click.echo(to_markdown(steps.report))
-    click.echo(f"wrote {out}.json and {out}.md", err=True)
+    note(f"wrote {out}.json and {out}.md")
     if wrong := steps.report.complaints:
         raise EngineError(f"{engine} on GPU {device}: {'; '.join(wrong)}")
 

@@ -49,7 +49,7 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     from rich.console import Console
     from rich.table import Table
 
-    from dsd_trt.commands.console import stage_lines
+    from dsd_trt.commands.console import stages
     from dsd_trt.export.probe import draw_probe
     from dsd_trt.export.ranges import FP16_MAX, first_not_finite, measure_ranges, worst
 
@@ -57,9 +57,7 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     probe = draw_probe(
         manifest.preprocessing.resolution, len(manifest.method.noise_levels.fractions), count=scenes
     )
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as scratch, console.status("Running") as status:
-        stage = stage_lines(console) or status.update
+    with tempfile.TemporaryDirectory() as scratch, stages("Running") as stage:
         found = measure_ranges(
             opened, probe, Path(scratch), lambda graph: stage(f"Running {graph}")
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dsd_trt.bundle.manifest import ScoreKind
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
@@ -66,8 +67,6 @@ def ablate(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from rich.console import Console
-
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.diffusion.place import find_place, require_model
@@ -78,13 +77,12 @@ def ablate(
     file = chosen_adapter(adapter, model)
     require_model(find_place(model))
     questions = list(part)
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     for line in part.lines():
-        console.print(line)
+        note(line)
     if not questions:
         raise InputError(f"the data set {data} has no test questions")
-    console.print(f"measuring on {counted(len(questions), 'question')}")
-    console.print(sentence(file, adapter))
+    note(f"measuring on {counted(len(questions), 'question')}")
+    note(sentence(file, adapter))
 
     from dsd_trt.train.run.libraries import hush_libraries
 
@@ -107,7 +105,7 @@ def ablate(
     scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS, score=kind)
     ctx.with_resource(own_folder(out))
     left_out = LeftOut()
-    with StageProgress(console) as progress:
+    with StageProgress() as progress:
         examples = encode_questions(
             checkpoint,
             questions,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
     seed_option,
     table_format_option,
@@ -102,9 +103,9 @@ def baseline(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
+    from dsd_trt.commands.console import progress_bars
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.baselines.folder import require_clip
     from dsd_trt.train.data.catalogue import NAMES, open_dataset
@@ -123,14 +124,13 @@ def baseline(
     learning = [] if few is None else list(few)
     testing = open_dataset(data, root, "test", seed, limit, fraction, columns)
     require_clip(folder)
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     for line in (few or testing).lines():
-        console.print(line)
+        note(line)
     if trained:
         if not learning:
             raise InputError(f"{data} has nothing to learn from: a greater --fraction takes more")
         for line in hold_out(learning, validation, seed).lines():
-            console.print(line)
+            note(line)
 
     from dsd_trt.train.run.libraries import hush_libraries
 
@@ -151,7 +151,7 @@ def baseline(
     shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     training: dict[str, Any] = {}
     unlearned = LeftOut()
-    with Progress(*shown, console=console, transient=True) as bar:
+    with progress_bars(*shown, transient=True) as bar:
         if method == "zero-shot":
             matcher = build_matcher(clip, method)
         else:
@@ -189,7 +189,7 @@ def baseline(
         )
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
-    console.print(f"tested on {counted(len(answers), 'question')}")
+    note(f"tested on {counted(len(answers), 'question')}")
     rows, left_out = figures(answers, seed), count_left_out(answers)
     left_out.require_some(len(rows), f"test questions of {data}")
     about = {
@@ -256,18 +256,15 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     from dsd_trt.train.run.libraries import hush_libraries
 
     hush_libraries()
-    from rich.console import Console
-
     from dsd_trt.train.baselines.tiny_clip import pretrain_tiny_clip
     from dsd_trt.train.run.memory import keep_freed_memory
     from dsd_trt.train.run.progress import StageProgress
 
     keep_freed_memory()
     click.get_current_context().with_resource(own_folder(out))
-    console = Console(stderr=True)
-    with StageProgress(console) as progress:
+    with StageProgress() as progress:
         try:
             model = pretrain_tiny_clip(out, settings, processes=processes, progress=progress.step)
         except ValueError as error:
             raise InputError(str(error)) from error
-    console.print(f"CLIP: {model}")
+    note(f"CLIP: {model}")

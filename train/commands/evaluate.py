@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     device_option,
     seed_option,
@@ -118,11 +119,11 @@ def evaluate(
     diffusers' format, FILE.safetensors[@FAMILY], ORG/NAME[@REVISION] on the Hugging Face Hub, or
     "shapes". ORG/NAME is a BUNDLE if it has a bundle.json.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
     from dsd_trt import Scorer
     from dsd_trt.bundle.folder import bundle_folder, names_bundle
+    from dsd_trt.commands.console import progress_bars
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.files.folders import require_writable
@@ -132,7 +133,6 @@ def evaluate(
     from dsd_trt.train.scoring.choices import require_matrix
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     if out:
         require_writable(out)
     if output:
@@ -184,21 +184,19 @@ def evaluate(
             self_check=self_check,
             device=device,
         )
-        console.print(f"engine: {opened.engine}; {opened.mode} mode")
-        if opened.why_engine:
-            console.print(f"passed over: {opened.why_engine}")
+        note_engine(opened)
         score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"
         of = bundle_identity(opened) if out else {}
     else:
         from dsd_trt.train.evaluation.by_model import by_model
 
         folder = None if file is None else file.folder
-        console.print(sentence(file, adapter))
+        note(sentence(file, adapter))
         if file is not None and file.config.training.get("data") == data:
-            console.print(f"the adapter learned from {data}: measure on what it has not seen")
+            say(f"the adapter learned from {data}: measure on what it has not seen")
         score = by_model(scorer, folder, mode=None if mode == "auto" else mode)
         computed_by = "PyTorch FP32"
-        console.print(f"engine: {computed_by}")
+        note(f"engine: {computed_by}")
         of = model_key(scorer, folder, mode) if out else {}
     if out:
         ctx.with_resource(own_folder(out))
@@ -208,7 +206,7 @@ def evaluate(
     shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pairs = None
     if labelled:
-        with Progress(*shown, console=console, transient=True) as bar:
+        with progress_bars(*shown, transient=True) as bar:
             scoring = bar.add_task("", total=len(labelled))
             pairs = PairScores(
                 score,
@@ -217,7 +215,7 @@ def evaluate(
                 lambda done: bar.update(scoring, completed=done),
             )
         score = pairs
-    with Progress(*shown, console=console, transient=True) as bar:
+    with progress_bars(*shown, transient=True) as bar:
         task = bar.add_task("", total=limit)
         answers = list(
             ask(
@@ -228,7 +226,7 @@ def evaluate(
             )
         )
     for line in questions.lines():
-        console.print(line)
+        note(line)
     if not answers:
         raise InputError(f"the data set {data} has no test questions")
     rows, left_out = figures(answers, seed), count_left_out(answers)
@@ -248,7 +246,7 @@ def evaluate(
         summary = pairs.summary(calibration, thresholds, seed)
         left_out.merge(0, pairs.failures)
         if calibration is None:
-            console.print(
+            say(
                 opened.why_no_probability()
                 if is_bundle
                 else "thresholds are for a bundle's "

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.log import note
+
 
 @click.command("import-released")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
@@ -36,8 +38,7 @@ def import_released(file: Path, out: Path) -> None:
 
     adapter = read_released(file)
     adapter.save(out)
-    click.echo(
+    note(
         f"wrote {out}: {len(adapter.merged)} tensors. To use it: "
-        f"dsd-trt export --model DIR --adapter {out} --out BUNDLE",
-        err=True,
+        f"dsd-trt export --model DIR --adapter {out} --out BUNDLE"
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from dsd_trt.commands.log import say
 from dsd_trt.results import Failure
 from dsd_trt.train.counted import counted
 from dsd_trt.train.left_out import LeftOut
@@ -23,12 +24,12 @@ def report_left_out(ctx: click.Context, left_out: LeftOut, rows: Sequence[Failur
         rows: rows of a table that could not be used.
     """
     if rows:
-        click.echo(f"{counted(len(rows), 'row')} left out:", err=True)
+        say(f"{counted(len(rows), 'row')} left out:")
         for row in rows[:_SHOWN]:
-            click.echo(f"  {row}", err=True)
+            say(f"  {row}")
         if len(rows) > _SHOWN:
-            click.echo(f"  and {len(rows) - _SHOWN} more", err=True)
+            say(f"  and {len(rows) - _SHOWN} more")
     for line in left_out.lines():
-        click.echo(line, err=True)
+        say(line)
     if left_out.questions or rows:
         ctx.exit(3)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import seed_option
 from dsd_trt.train.diffusion.families import FAMILIES
 
@@ -55,4 +56,4 @@ def make_random(family: str, out: Path, tiny: bool, seed: int) -> None:
     hush_libraries()
     chosen = FAMILIES[family]
     write_random_model(out, families.tiny(chosen) if tiny else chosen, seed)
-    click.echo(f"wrote {out}: {chosen.about}, random weights", err=True)
+    note(f"wrote {out}: {chosen.about}, random weights")

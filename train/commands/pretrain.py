@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
@@ -52,7 +53,6 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     require_plan(out / "plan.json", curriculum.plan(seed), STATES)
 
     import torch
-    from rich.console import Console
 
     from dsd_trt.train.run.memory import keep_freed_memory
     from dsd_trt.train.run.progress import StageProgress
@@ -61,20 +61,19 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    console = Console(stderr=True)
     click.get_current_context().with_resource(own_folder(out))
-    with StageProgress(console) as progress:
+    with StageProgress() as progress:
         try:
             model = pretrain_shapes(
                 out,
                 curriculum,
                 seed=seed,
                 progress=progress.step,
-                say=console.print,
+                say=note,
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-    console.print(f"model: {model}")
+    note(f"model: {model}")
 
 
 pretrain.add_command(tiny_clip)

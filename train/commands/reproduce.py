@@ -77,8 +77,6 @@ def reproduce(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from rich.console import Console
-
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.evaluation.reproduction import Study
     from dsd_trt.train.evaluation.reproduction import reproduce as run
@@ -91,7 +89,7 @@ def reproduce(
     settings = FewShotSettings(steps=steps, resize=resize or "bicubic-stretch", seed=seed, **given)
     study = Study(model, clip, root, questions, examples, settings=settings, seed=seed)
     ctx.with_resource(own_folder(out))
-    with StageProgress(Console(stderr=True)) as progress:
+    with StageProgress() as progress:
         try:
             done = run(study, out, progress.step)
         except ValueError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import click
 
 from dsd_trt.bundle.manifest import HeadMode, TrainedFor
+from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
     few_shot_options,
     model_option,
@@ -198,8 +199,6 @@ def train(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from rich.console import Console
-
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.data.held_out import hold_out
@@ -230,14 +229,13 @@ def train(
     }
     require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME), partial=True)
 
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     for line in part.lines():
-        console.print(line)
+        note(line)
     if not questions:
         raise InputError(f"{data} has nothing to learn from: a greater --fraction takes more")
     for line in hold_out(questions, validation, seed).lines():
-        console.print(line)
-    console.print(sentence(start, adapter, "--from"))
+        note(line)
+    note(sentence(start, adapter, "--from"))
 
     from dsd_trt.train.run.libraries import hush_libraries
 
@@ -249,7 +247,7 @@ def train(
 
     if process_state().is_main_process:
         ctx.with_resource(own_folder(out))
-    with StageProgress(console) as progress:
+    with StageProgress() as progress:
         try:
             report = train_adapter(
                 model,
@@ -264,13 +262,13 @@ def train(
             )
         except ValueError as error:
             raise InputError(str(error)) from error
-    console.print(report.comparison.line())
+    note(report.comparison.line())
     if report.best is not None and report.best.step == 0:
-        console.print(
+        note(
             "no step was better than what training started from: the adapter is that, with its "
             "calibration fitted to these questions"
         )
-    console.print(f"adapter: {out}")
-    console.print(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")
+    note(f"adapter: {out}")
+    note(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")
     if process_state().is_main_process:
         report_left_out(ctx, report.left_out, part.failures)

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.bundle.manifest import TokenMask
 from dsd_trt.errors import ModelError
 from dsd_trt.files.whole import sha256_of
+from dsd_trt.log import get_logger
 from dsd_trt.train.diffusion.clip_tokenizer import require_embedding
 from dsd_trt.train.diffusion.declared import require_tokenizer, text_fields, unet_fields, vae_fields
 from dsd_trt.train.diffusion.encoders import DualTextEncoder, ImageEncoder, TextEncoder
@@ -25,6 +26,8 @@ from dsd_trt.train.diffusion.place import EMBEDDED, PARTS, require_parts
 from dsd_trt.train.diffusion.single_file import SingleFile
 from dsd_trt.train.diffusion.source import ModelSource, find_model
 from dsd_trt.train.run.memory import release_freed_memory
+
+logger = get_logger(__name__)
 
 _SECOND = ("text_encoder_2", "tokenizer_2")
 _CPU = torch.device("cpu")
@@ -202,6 +205,7 @@ def read_checkpoint(model: str | Path = EMBEDDED, device: torch.device = _CPU) -
     _require_tokens(checkpoint)
     for part in checkpoint.weight_parts:
         parts.check(part)
+    logger.info("the model %s is read onto %s, in PyTorch", parts, device)
     return checkpoint
 
 

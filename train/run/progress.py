@@ -6,24 +6,20 @@ import time
 from collections.abc import Mapping
 
 from rich import progress as rich_progress
-from rich.console import Console
+
+from dsd_trt.commands.console import progress_bars
 
 
 class StageProgress:
-    """One progress bar per stage, with its latest metrics and the remaining time.
+    """One progress bar per stage, with its latest metrics and the remaining time."""
 
-    Args:
-        console: rich console to draw on.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._bar = rich_progress.Progress(
+    def __init__(self) -> None:
+        self._bar = progress_bars(
             rich_progress.TextColumn("{task.description}"),
             rich_progress.BarColumn(),
             rich_progress.MofNCompleteColumn(),
             rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
             rich_progress.TextColumn("{task.fields[figures]}"),
-            console=console,
         )
         self._tasks: dict[str, rich_progress.TaskID] = {}
         self._shown = 0.0

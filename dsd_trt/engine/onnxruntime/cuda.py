@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import Backend
 from dsd_trt.engine.driver import why_no_driver
 from dsd_trt.errors import EngineError
+from dsd_trt.log import get_logger
 
 if TYPE_CHECKING:
     from dsd_trt.engine.onnxruntime.cuda_engine import CudaEngine
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SHARE = 0.8  # of the memory that is free; other programs draw on the GPU as well
 _MIB = 2**20
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class OnnxRuntimeCuda(Backend):
                 why = str(error)
             else:
                 if not (why := _why_wrong(bundle, graph, engine)):
+                    logger.info("the form for CUDA of %s is used", file)
                     return engine
                 engine.close()
             logger.warning("the form for CUDA of %s is not used: %s", file, why)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from dsd_trt.engine.onnxruntime.libraries import load_cuda
 from dsd_trt.engine.rows import Rows
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
+from dsd_trt.log import get_logger
 
 _SLOTS = 8  # batch sizes with buffers of their own; the one used longest ago makes room
 _SOURCES = 4  # arrays kept on the device: latents, text states and masks of one call
@@ -36,7 +36,7 @@ _REPLAYED = 1e-2  # difference of a recorded pass, relative to an output's large
 
 Array = NDArray[Any]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def open_engine(

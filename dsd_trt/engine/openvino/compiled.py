@@ -25,6 +25,9 @@ from typing import Any
 from dsd_trt.errors import DsdError
 from dsd_trt.files.unfinished import is_abandoned, is_unfinished, remove, unfinished_name
 from dsd_trt.files.whole import write_whole
+from dsd_trt.log import get_logger
+
+logger = get_logger(__name__)
 
 STORE = "compiled"
 """Folder in the cache that holds one folder per compiled model."""
@@ -74,6 +77,7 @@ def kept_compiled(store: Path, key: Any, limit: int) -> Iterator[Path | None]:
                     write_whole(_sum_path(blob), found)
         with contextlib.suppress(OSError):
             os.utime(folder)  # marks it as the last one used
+        logger.info("compiled model %s the cache, %s", "put into" if fresh else "from", folder)
         if fresh:
             _forget_weights(folder)
             _shrink(store, limit)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
 from dsd_trt.errors import EngineError
+from dsd_trt.log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,13 @@ from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.engine.driver import why_no_driver
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plan, plans, read_plan
 from dsd_trt.errors import EngineError
+from dsd_trt.log import get_logger
 
 if TYPE_CHECKING:
     from dsd_trt.engine.tensorrt.runner import TensorRTEngine
+
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class TensorRT(Backend):
             f"{self.name} {version}", f"GPU of compute capability {capability}", manifest.precision
         )
         signature, profiles = manifest.graphs[graph], plan.sidecar.profiles
+        logger.info("plan %s, batches %s", plan.path, "; ".join(map(str, profiles)))
         content = read_plan(plan)
         return TensorRTEngine(trt, content, signature, profiles, description, self.device)
 
