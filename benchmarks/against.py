@@ -1,6 +1,7 @@
-"""Compare the working tree with another commit: cold start, throughput and peak memory.
+"""Compare the working tree with another commit: cold start, throughput, peak memory, export.
 
     python benchmarks/against.py REF
+    python benchmarks/against.py REF --works export
 
 Each build is installed into a separate environment, with the versions of its own constraints.txt.
 Uncommitted changes of the working tree are included. The builds alternate, and every measurement
@@ -31,6 +32,7 @@ WORKLOAD = Path(__file__).with_name("workload.py")
 ENVIRONMENTS = ROOT / ".venv-against"
 WORKS = ("import", "start", "pairs", "files", "index")
 ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
+MODELS = {"shapes": "the demonstration", "tiny": "a tiny Stable Diffusion 1.5"}
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,21 @@ def table(rows: Iterable[Row], before: str, after: str) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run of `workload.py` with its quantities: key, name, unit, direction of improvement."""
+    """One run of `workload.py` with its quantities: key, name, unit, direction of improvement.
+
+    Attributes:
+        work: first argument of `workload.py`.
+        subject: engine or model it is done with; None if it needs neither.
+        quantities: keys of what it prints, with a row's name, unit and direction.
+    """
 
     work: str
-    engine: str | None
+    subject: str | None
     quantities: tuple[tuple[str, str, str, str], ...]
 
     def of(self, build: Build, folder: Path) -> dict[str, float]:
         """Measure a build once, in a new process."""
-        arguments = [self.work] if self.engine is None else [self.work, self.engine, folder]
+        arguments = [self.work] if self.subject is None else [self.work, self.subject, folder]
         found, seconds = build.workload(*arguments)
         return {"seconds": seconds, **found}
 
@@ -188,6 +196,16 @@ def measurements(engines: Sequence[str]) -> Iterator[Measurement]:
                     ("peak_mib", f"{named}, {engine}, peak memory", "MiB", "lower"),
                 ),
             )
+    for model, named in MODELS.items():
+        yield Measurement(
+            "export",
+            model,
+            (
+                ("seconds", f"export of {named}", "s", "lower"),
+                ("processor", f"export of {named}, processor time", "s", "lower"),
+                ("peak_mib", f"export of {named}, peak memory", "MiB", "lower"),
+            ),
+        )
 
 
 def compare(
@@ -195,8 +213,10 @@ def compare(
     after: Build,
     folder: Path,
     engines: Sequence[str],
+    *,
     rounds: int,
     starts: int,
+    exports: int = 0,
     works: Sequence[str] = WORKS,
 ) -> Iterator[Row]:
     """Measure both builds in alternation.
@@ -204,12 +224,14 @@ def compare(
     Args:
         before: installed build of REF.
         after: installed build of the working tree.
-        folder: folder of images drawn by `workload.py`.
+        folder: folder of images and models written by `workload.py`.
         engines: names of the engines to measure.
         rounds: number of rounds of throughput.
         starts: number of rounds for quantities that take about a second.
-        works: names of the measurements, of `WORKS`.
+        exports: number of rounds of exports.
+        works: names of the measurements, of `WORKS` and "export".
     """
+    counts = {"import": starts, "start": starts, "export": exports}
     for measurement in measurements(engines):
         if measurement.work not in works:
             continue
@@ -219,29 +241,29 @@ def compare(
                 measurement.of(build, folder)
         except MeasurementError as error:
             # For example BF16 on a CPU without it, or an engine that a build lacks.
-            progress(f"{measurement.work} on {measurement.engine} is left out: {error}")
+            progress(f"{measurement.work} of {measurement.subject} is left out: {error}")
             continue
         rows = [Row(what, unit, better) for _, what, unit, better in measurement.quantities]
-        quick = measurement.work in ("import", "start")
-        for number in range(starts if quick else rounds):
+        for number in range(counts.get(measurement.work, rounds)):
             for build in builds:
                 found = measurement.of(build, folder)
                 for (key, *_), row in zip(measurement.quantities, rows, strict=True):
                     if found.get(key) is not None:
                         (row.before if build is before else row.after).append(found[key])
             builds.reverse()  # ABBA order: no build always runs second
-            progress(f"{measurement.work} {measurement.engine or ''}: round {number + 1}")
+            progress(f"{measurement.work} {measurement.subject or ''}: round {number + 1}")
         yield from (row for row in rows if row.before)
 
 
-def environment(tree: str, name: str) -> Build:
+def environment(tree: str, name: str, extras: str) -> Build:
     """Install a tree of the repository with its pinned versions; an existing one is reused.
 
     Args:
         tree: hash of a Git tree.
         name: name of the build in tables.
+        extras: extras to install, separated by commas.
     """
-    folder = ENVIRONMENTS / tree[:16]
+    folder = ENVIRONMENTS / "-".join([tree[:16], *extras.split(",")])
     if not (folder / "installed").exists():
         progress(f"installing {name}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -254,7 +276,7 @@ def environment(tree: str, name: str) -> Build:
             subprocess.run(
                 [
                     *(folder / "bin" / "python", "-m", "pip", "install", "--quiet"),
-                    *("--constraint", source / "constraints.txt", f"{source}[cpu,openvino,index]"),
+                    *("--constraint", source / "constraints.txt", f"{source}[{extras}]"),
                 ],
                 check=True,
             )
@@ -312,12 +334,25 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("ref", metavar="REF", help="commit, branch or tag to compare with")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="ENGINE")
-    parser.add_argument("--works", nargs="+", default=WORKS, choices=WORKS, metavar="WORK")
+    parser.add_argument(
+        "--works",
+        nargs="+",
+        default=WORKS,
+        choices=(*WORKS, "export"),
+        metavar="WORK",
+        help="what is measured: %(choices)s; export installs PyTorch (default: all others)",
+    )
     parser.add_argument(
         "--rounds", type=int, default=7, help="rounds of throughput (default: %(default)s)"
     )
     parser.add_argument(
         "--starts", type=int, default=21, help="rounds of starts and imports (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--exports",
+        type=int,
+        default=3,
+        help="rounds of exports (default: %(default)s)",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write all figures to this file"
@@ -335,9 +370,10 @@ def main(words: Sequence[str] | None = None) -> None:
     before_tree, after_tree = git("rev-parse", f"{commit}^{{tree}}"), working_tree()
     if before_tree == after_tree:
         progress("both are the same: ratios show the machine's noise alone")
-    before = environment(before_tree, commit[:7])
-    after = environment(after_tree, "working tree")
-    for old in ENVIRONMENTS.iterdir():  # each environment takes half a gigabyte
+    extras = "cpu,openvino,index" + (",export" if "export" in asked.works else "")
+    before = environment(before_tree, commit[:7], extras)
+    after = environment(after_tree, "working tree", extras)
+    for old in ENVIRONMENTS.iterdir():  # each environment takes half a gigabyte, or two
         if old not in (before.folder, after.folder):
             shutil.rmtree(old)
     header = {
@@ -349,15 +385,18 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     with tempfile.TemporaryDirectory() as temporary:
         before.workload("draw", temporary)
+        if "export" in asked.works:
+            before.workload("random", temporary)
         rows = list(
             compare(
                 before,
                 after,
                 Path(temporary),
                 asked.engines,
-                asked.rounds,
-                asked.starts,
-                asked.works,
+                rounds=asked.rounds,
+                starts=asked.starts,
+                exports=asked.exports,
+                works=asked.works,
             )
         )
     header["load"].append(load())
@@ -366,7 +405,8 @@ def main(words: Sequence[str] | None = None) -> None:
         f"{before.name}: {_listed(header['before'])}\n"
         f"{after.name}: {_listed(header['after'])}\n"
         f"load before and after: {header['load'][0]:.2f}, {header['load'][1]:.2f}; medians of "
-        f"{asked.rounds} rounds, of starts and imports {asked.starts}; a ratio is the "
+        f"{asked.rounds} rounds, of starts and imports {asked.starts}, of exports "
+        f"{asked.exports}; a ratio is the "
         f"{after.name}'s over {before.name}'s, median of the rounds' own\n"
     )
     print(table(rows, before.name, after.name))

@@ -3,12 +3,15 @@
     python workload.py import|versions
     python workload.py draw FOLDER
     python workload.py start|pairs|files|index ENGINE FOLDER
+    python workload.py random FOLDER
+    python workload.py export MODEL FOLDER
 
 Writes one line of JSON. Uses only names that every build since the first one has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -24,6 +27,7 @@ TEXTS = [
 ]
 # Number of arguments of each measurement.
 WORKS = {"versions": 0, "import": 0, "draw": 1, "start": 2, "pairs": 2, "files": 2, "index": 2}
+WORKS |= {"random": 1, "export": 2}
 LARGE = 40  # photographs of twelve megapixels
 BURSTS = 3  # timed calls per process; the median is reported
 
@@ -122,17 +126,38 @@ def draw(folder: Path) -> None:
     say(images=32 + LARGE)
 
 
+def command(*words: str) -> None:
+    """Run a command of dsd-trt in this process; what it prints goes to stderr."""
+    from dsd_trt.__main__ import run
+
+    sys.argv = ["dsd-trt", *words]
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            run()
+        except SystemExit as ended:
+            if ended.code:
+                raise
+
+
+def export(model: str, folder: Path) -> None:
+    """Export "shapes", or the model that `random` wrote."""
+    model = model if model == "shapes" else str(folder / model)
+    command("export", "--model", model, "--out", str(folder / "exported"), "--force")
+    say(processor=time.process_time(), peak_mib=peak_mib())
+
+
 def versions() -> None:
     """Versions of the libraries the build uses."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for name in ("onnxruntime", "openvino", "numpy", "pillow", "tokenizers"):
+    for name in ("onnxruntime", "openvino", "numpy", "pillow", "tokenizers", "torch"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "-"
+            if name != "torch":  # which is there for exports only
+                found[name] = "-"
     say(versions=found)
 
 
@@ -144,6 +169,11 @@ def main(work: str, *arguments: str) -> None:
         draw(Path(arguments[0]))
     elif work == "import":
         start_up()
+    elif work == "random":
+        command("make-random", "--family", "sd15", "--tiny", "--out", f"{arguments[0]}/tiny")
+        say(models=1)
+    elif work == "export":
+        export(arguments[0], Path(arguments[1]))
     else:
         engine, folder = arguments[0], Path(arguments[1])
         pictures, photographs = (

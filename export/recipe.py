@@ -109,6 +109,11 @@ class Recipe:
         """Whether to verify on few pairs; by default if a pass of the U-Net takes seconds."""
         if self.settings.verify is not None:
             return self.settings.verify == "quick"
+        return self.large
+
+    @cached_property
+    def large(self) -> bool:
+        """Whether a pass of the U-Net takes seconds on a CPU."""
         return sum(weight.numel() for weight in self.outline.unet.parameters()) > _LARGE
 
     def module(self, name: str, precision: Precision | None = None) -> nn.Module:

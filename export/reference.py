@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +18,7 @@ from dsd_trt.export.probe import Probe
 from dsd_trt.export.recipe import Recipe
 from dsd_trt.train.diffusion.checkpoint import token_mask
 from dsd_trt.train.diffusion.families import TOKENS
+from dsd_trt.train.run.threads import one_thread
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 
@@ -85,6 +88,10 @@ class Reference:
         self._recipe = recipe
         self._checkpoint = recipe.checkpoint
         self._method, self._matrix = recipe.manifest.method, recipe.manifest.matrix
+
+    def threads(self) -> AbstractContextManager[None]:
+        """Block in which the reference computes on one thread if its U-Net is small."""
+        return nullcontext() if self._recipe.large else one_thread()
 
     @cached_property
     def scoring(self) -> ScoringUNet:
@@ -181,6 +188,8 @@ class Reference:
     ) -> NDArray[np.float32]:
         """Matrix mode's score of every image and text, one pair at a time.
 
+        An image is walked once per level, because the walk does not depend on the text.
+
         Args:
             latent: latents z of the images, (images, C, h, w).
             states: text states r_y, (texts, 77, D).
@@ -192,10 +201,11 @@ class Reference:
         """
         scorer = self.matrix_scorer
         scores = np.zeros((len(latent), len(states)))
-        for i, j in np.ndindex(scores.shape):
-            for level in levels:
-                at = torch.tensor([level])
-                pair = scorer(latent[i : i + 1], at, states[j : j + 1], mask[j : j + 1])
+        for i, level in itertools.product(range(len(latent)), levels):
+            image = latent[i : i + 1]
+            queries = scorer.queries(image, torch.tensor([level]))
+            for j in range(len(states)):
+                pair = scorer.match_texts(queries, image, states[j : j + 1], mask[j : j + 1])
                 scores[i, j] += pair.item() / len(levels)
         return scores.astype(np.float32)
 
@@ -206,18 +216,21 @@ class Reference:
             probe: images, texts and levels to score.
             step: callback `(done, total)` in passes.
         """
-        latent = self.encode_images(probe.pixels)
-        ids, mask = self.tokenize(probe.texts)
-        states = self.encode_texts(ids)
-        self._checkpoint.forget()  # the encoders are done: one part in memory at a time
+        with self.threads():
+            latent = self.encode_images(probe.pixels)
+            ids, mask = self.tokenize(probe.texts)
+            states = self.encode_texts(ids)
+            self._checkpoint.forget()  # the encoders are done: one part in memory at a time
+            scores = self.score(latent, states, mask, step, probe.levels)
+            matrix = None
+            if self._matrix is not None:
+                matrix = self.score_matrix(latent, states, mask, probe.levels)
         return Expected(
             probe=probe,
             input_ids=ids.int().numpy(),
             latent=latent.numpy(),
             text_states=states.numpy(),
             token_mask=mask.numpy(),
-            scores=self.score(latent, states, mask, step, probe.levels),
-            matrix=(
-                self.score_matrix(latent, states, mask, probe.levels) if self._matrix else None
-            ),
+            scores=scores,
+            matrix=matrix,
         )

@@ -67,7 +67,7 @@ def write_self_check(
     level = torch.arange(max(texts, levels)) % levels  # (passes,)
     text = torch.arange(len(level)) % texts  # (passes,)
     pairs = (latent.expand(len(level), -1, -1, -1), level, states[text], mask[text])
-    with torch.no_grad():
+    with torch.no_grad(), reference.threads():
         scored = reference.scoring(*pairs)
     known: dict[str, Sequence[Any]] = {
         "image_encoder": (expected.probe.pixels[:1], latent),

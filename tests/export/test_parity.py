@@ -10,7 +10,9 @@ import onnx
 import onnxruntime as ort
 import openvino as ov
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from dsd_trt.agreement import compare, spearman, top1_agreement
 from dsd_trt.bundle.contract import Graph, TensorSpec
@@ -23,6 +25,7 @@ from dsd_trt.export.probe import draw_probe
 from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Expected, Reference
 from dsd_trt.export.trace import module_of
+from dsd_trt.train.scoring.matrix import MatrixScorer
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -158,6 +161,53 @@ def test_reference_does_not_depend_on_the_batch(recipe: Recipe, expected: Expect
     assert np.abs(z.numpy() - expected.latent[:2]).max() < 1e-5
     scores = alone.score(z, alone.encode_texts(ids), mask)
     assert np.abs(scores - expected.scores[:2, :2]).max() < 1e-6
+
+
+def test_reference_walks_an_image_once_per_level(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = Reference(recipe)
+    probe = draw_probe(32, 2, count=3)
+    z = reference.encode_images(probe.pixels[:2])
+    ids, mask = reference.tokenize(probe.texts)
+    states, levels = reference.encode_texts(ids), torch.tensor([0, 1])
+    with torch.no_grad():
+        each = [
+            [
+                reference.matrix_scorer(
+                    z[i : i + 1].expand(2, -1, -1, -1), levels, states[j : j + 1], mask[j : j + 1]
+                ).mean()
+                for j in range(3)
+            ]
+            for i in range(2)
+        ]
+    walks = 0
+    whole = MatrixScorer.queries
+
+    def counted(scorer: MatrixScorer, latent: Tensor, level: Tensor) -> list[Tensor]:
+        nonlocal walks
+        walks += 1
+        return whole(scorer, latent, level)
+
+    monkeypatch.setattr(MatrixScorer, "queries", counted)
+
+    scores = reference.score_matrix(z, states, mask, [0, 1])
+
+    assert walks == 2 * 2
+    assert scores.std() > 1e-5
+    assert np.abs(scores - np.array(each)).max() < 1e-6
+
+
+def test_reference_of_a_small_model_computes_on_one_thread(recipe: Recipe) -> None:
+    seen: set[int] = set()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        probe = draw_probe(32, 2, quick=True)
+        Reference(recipe).expect(probe, lambda done, total: seen.add(torch.get_num_threads()))
+        assert (seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_report_is_what_the_bundle_does(exported_fp32: Exported, expected: Expected) -> None:

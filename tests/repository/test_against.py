@@ -52,7 +52,7 @@ def test_builds_take_turns_and_warm_up_uncounted(
 
     monkeypatch.setattr(against.Measurement, "of", of)
 
-    rows = list(against.compare(before, after, tmp_path, ["onnxruntime"], 2, 1))
+    rows = list(against.compare(before, after, tmp_path, ["onnxruntime"], rounds=2, starts=1))
 
     assert measured == ["before", "after", "before", "after", "after", "before"]
     assert [row.unit for row in rows] == ["pairs/s", "pairs"]  # memory was not told

@@ -33,7 +33,7 @@ FOREIGN = {
     "--local-dir",  # hf download
     "--bits",  # benchmarks/measure_matching.py
     *("--methods", "--tasks"),  # benchmarks/fewshot.py
-    *("--engines", "--json", "--starts"),  # benchmarks/against.py
+    *("--engines", "--json", "--starts", "--works"),  # benchmarks/against.py
     *("--transfer", "--alone", "--python", "--capability", "--cuda", "--only", "--also"),  # pack.py
     *("--within", "--dry-run"),  # tools/gpu_offline/run_stages.py
     "--install",  # cmake

@@ -9,6 +9,7 @@ adapter is therefore trained for the mode it serves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,10 +63,26 @@ class MatrixScorer(nn.Module):
         Returns:
             Score f(y, x) of every combination, FP32 (images, texts).
         """
+        return self.match_texts(self.queries(latent, level), latent, text_states, token_mask)
+
+    def match_texts(
+        self, queries: Sequence[Tensor], latent: Tensor, text_states: Tensor, token_mask: Tensor
+    ) -> Tensor:
+        """The part of `forward` after the walk, which may be shared by many texts.
+
+        Args:
+            queries: queries of each scored layer, as `queries` returns them.
+            latent: clean latent z that the walk began with, (images, C, h, w).
+            text_states: r_y, (texts, rows, D).
+            token_mask: 1 where a token counts, else 0, (texts, tokens).
+
+        Returns:
+            Score f(y, x) of every combination, FP32 (images, texts).
+        """
         scoring, words = self.scoring, self._words(text_states)
         pi = None if scoring.prompts is None else scoring.prompts.pi(latent)
         pooled = []
-        for place, query in enumerate(self.queries(latent, level)):
+        for place, query in enumerate(queries):
             prompt, weight = self._prompt(place)
             tilt = None
             if prompt is not None and pi is not None:
