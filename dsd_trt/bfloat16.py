@@ -1,6 +1,11 @@
-"""The BF16 guard: BF16 is faster than FP32, and used only if the rank correlation is high."""
+"""The BF16 guard: BF16 is faster than FP32, and used only if the rank correlation is high.
+
+It also measures the largest difference of a score, by which match probabilities are kept or not.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +14,7 @@ from PIL import Image, ImageDraw
 from dsd_trt.agreement import spearman
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.probability import Rounding
 from dsd_trt.cache import recall, remember
 from dsd_trt.engine import EngineDescription, find_backend
 from dsd_trt.errors import DisagreementError, EngineError
@@ -25,9 +31,22 @@ _SHAPES = ("circle", "square", "triangle")
 _GROUNDS = ("grey", "beige", "navy", "pink")
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Agreement of BF16's scores with FP32's.
+
+    Attributes:
+        spearman: rank correlation of both, in [-1, 1].
+        difference: largest absolute difference of two scores.
+    """
+
+    spearman: float
+    difference: float
+
+
 def guarded(
     bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
-) -> EngineDescription:
+) -> tuple[EngineDescription, Rounding]:
     """Compile for BF16, if its scores have a high rank correlation with FP32's.
 
     Args:
@@ -37,23 +56,26 @@ def guarded(
         memory_budget_mb: memory for activations, in MiB, as for `Pipeline`.
 
     Returns:
-        Engine description, with the rank correlation (Spearman) to FP32.
+        Engine description, with the rank correlation (Spearman) to FP32, and what rounding does to
+        scores.
 
     Raises:
         DisagreementError: the rank correlation is too low, as for `require_agreement`.
     """
     agreement = require_agreement(bundle, mode, bf16, memory_budget_mb)
     description = bf16.compile(mode)
-    return EngineDescription(
+    assert bf16.backend.keeps_order_of is not None
+    told = EngineDescription(
         description.engine,
         description.device,
-        f"{description.precision} (Spearman against fp32: {agreement:.6f})",
+        f"{description.precision} (Spearman against fp32: {agreement.spearman:.6f})",
     )
+    return told, Rounding("BF16", agreement.difference, bf16.backend.keeps_order_of)
 
 
 def require_agreement(
     bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
-) -> float:
+) -> Agreement:
     """Compare BF16 with FP32 once per machine, and refuse BF16 if they disagree.
 
     Args:
@@ -64,7 +86,7 @@ def require_agreement(
         memory_budget_mb: memory for activations, in MiB, as for `Pipeline`.
 
     Returns:
-        Rank correlation (Spearman) with FP32's scores.
+        Agreement with FP32's scores.
 
     Raises:
         DisagreementError: the rank correlation is below `MIN_SPEARMAN`.
@@ -74,22 +96,28 @@ def require_agreement(
     backend = bf16.backend
     key = f"{bundle_hash} {mode} {backend.name} against {backend.keeps_order_of}: "
     key += str(bf16.image_encoder)
-    if (agreement := recall("bf16", key)) is None:
+    spearman, difference = recall("bf16", key), recall("bf16-difference", key)
+    if spearman is None or difference is None:
         logger.warning(
             "comparing BF16 with FP32, once on this machine: minutes for Stable Diffusion"
         )
         agreement = _compare(bundle, mode, bf16, memory_budget_mb)
-        remember("bf16", key, agreement)
-    if not agreement >= MIN_SPEARMAN:
+        remember("bf16", key, agreement.spearman)
+        remember("bf16-difference", key, agreement.difference)
+    else:
+        agreement = Agreement(spearman, difference)
+    if not agreement.spearman >= MIN_SPEARMAN:
         raise DisagreementError(
-            f"in BF16 this bundle's scores keep their order to {agreement:.5f} only (Spearman "
-            f"against FP32, needed is {MIN_SPEARMAN}). Score in FP32: "
+            f"in BF16 this bundle's scores keep their order to {agreement.spearman:.5f} only "
+            f"(Spearman against FP32, needed is {MIN_SPEARMAN}). Score in FP32: "
             f"--engine {bf16.backend.keeps_order_of}"
         )
     return agreement
 
 
-def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None) -> float:
+def _compare(
+    bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
+) -> Agreement:
     large = bundle.manifest.text_width > _LARGE_TEXT_WIDTH
     side = 8 if large else 16
     rng = np.random.default_rng(0)
@@ -112,10 +140,11 @@ def _compare(bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float
             f"{bf16.backend.name} keeps the order of {reference.name}, whose own order has to be "
             f"checked: name the reference, {reference.keeps_order_of}"
         )
-    # FP32 is released before the rest of BF16 is compiled: 10 GB each for Stable
-    # Diffusion.
     fp32 = Pipeline(bundle, reference, memory_budget_mb, self_check=bf16.self_check or False)
-    return spearman(scores(fp32), scores(bf16))
+    expected = scores(fp32)
+    fp32.close()  # before the rest of BF16 is compiled: 10 GB each for Stable Diffusion
+    found = scores(bf16)
+    return Agreement(spearman(expected, found), float(np.abs(found - expected).max()))
 
 
 def _scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dsd_trt.arguments import checked_flag, described
 from dsd_trt.bundle.folder import Bundle, bundle_folder
 from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
-from dsd_trt.bundle.probability import calibration_at, why_no_probability
+from dsd_trt.bundle.probability import Rounding, calibration_at, why_no_probability
 from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.engine.choice import Choice, open_first, require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
@@ -121,6 +121,7 @@ class Scorer:
         bundle: the bundle it scores with.
         mode: the mode it scores in, "pair" or "matrix".
         text_cache: texts of earlier calls, with its hits and misses.
+        rounding: what the rounding of "openvino-bf16" does to scores; None for other engines.
     """
 
     def __init__(
@@ -142,6 +143,7 @@ class Scorer:
         tune, self_check = checked_flag(tune, "tune"), checked_flag(self_check, "self_check")
         self.bundle = bundle
         self.text_cache = TextCache(text_cache_mb)
+        self.rounding: Rounding | None = None
         self._told_no_probability = False
         graphs = graphs_of(wanted_mode(bundle.manifest, mode))
 
@@ -172,7 +174,10 @@ class Scorer:
         if self._pipeline.backend.keeps_order_of:
             from dsd_trt.bfloat16 import guarded  # imports a renderer, needed by BF16 alone
 
-            return guarded(self.bundle, self.mode, self._pipeline, memory_budget_mb)
+            described, self.rounding = guarded(
+                self.bundle, self.mode, self._pipeline, memory_budget_mb
+            )
+            return described
         return self._pipeline.compile(self.mode)
 
     def close(self) -> None:
@@ -722,9 +727,10 @@ class Scorer:
     def calibration(self, levels: Sequence[float] | None = None) -> Calibration | None:
         """The (a, b) of the match probability of this scorer's scores; None if none were fitted.
 
-        (a, b) hold for one mode, and for the mean over all of the bundle's noise levels. A bundle
-        without a few-shot adapter has none until `dsd-trt calibrate` fits them. The first call of
-        a scorer that finds none logs a warning with the remedy.
+        (a, b) hold for one mode, and for the mean over all of the bundle's noise levels; in BF16,
+        if rounding moves no probability by more than 0.05. A bundle without a few-shot adapter has
+        none until `dsd-trt calibrate` fits them. The first call of a scorer that finds none logs a
+        warning with the remedy.
 
         Args:
             levels: noise levels that scores are averaged over, as for `score`; None is all.
@@ -732,7 +738,7 @@ class Scorer:
         Raises:
             InputError: the bundle lacks a level.
         """
-        found = calibration_at(self.manifest, self.mode, self._levels(levels))
+        found = calibration_at(self.manifest, self.mode, self._levels(levels), self.rounding)
         if found is None and not self._told_no_probability:
             self._told_no_probability = True
             logger.warning("%s", self.why_no_probability(levels))
@@ -748,7 +754,7 @@ class Scorer:
             InputError: the bundle lacks a level.
         """
         used, folder = self._levels(levels), str(self.bundle.folder)
-        return why_no_probability(self.manifest, self.mode, used, folder)
+        return why_no_probability(self.manifest, self.mode, used, folder, self.rounding)
 
 
 def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:

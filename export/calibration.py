@@ -7,11 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
+from dsd_trt.bundle.probability import MOST_SHIFT, largest_shift
 from dsd_trt.log import get_logger
 from dsd_trt.train.scoring.adapter import Adapter
-
-MOST_SHIFT = 0.05
-"""Largest shift of a probability that rounding may cause; above it, a fit in FP32 is another's."""
 
 _FITTED_MASK = "words_eos"  # training counts these tokens
 
@@ -58,8 +56,7 @@ def why_unfitted(adapter: Adapter | None, manifest: Manifest, mode: Mode) -> str
 def without_shifted(manifest: Manifest) -> Manifest:
     """The manifest without calibrations whose probabilities rounding would move too far.
 
-    The slope of sigmoid(a f + b) is at most |a| / 4. A score that the graphs round to another one
-    moves its probability by at most |a| / 4 times the difference, which the export measured.
+    The export measured the largest difference of a score; see `largest_shift`.
 
     Args:
         manifest: manifest with calibrations fitted in FP32, and with the export's parity figures.
@@ -68,13 +65,13 @@ def without_shifted(manifest: Manifest) -> Manifest:
         if (calibration := manifest.calibration_of(mode)) is None:
             continue
         difference = _largest_difference(manifest.parity, mode)
-        if (shift := abs(calibration.a) / 4 * difference) <= MOST_SHIFT:
+        if (shift := largest_shift(calibration, difference)) <= MOST_SHIFT:
             continue
         _warn(
             manifest,
             mode,
             f"{manifest.precision} moves scores by up to {difference:.2g}, and so the adapter's "
-            f"probabilities, fitted in fp32, by up to {min(shift, 1):.2f}",
+            f"probabilities, fitted in fp32, by up to {shift:.2f}",
         )
         if mode == "pair":
             manifest = replace(manifest, calibration=None)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Calibration, FittedOn
+from dsd_trt.bundle.probability import largest_shift
 from dsd_trt.commands.figures import finite, interval, markdown
 from dsd_trt.commands.labelled import ScoredPairs
 from dsd_trt.errors import InputError
@@ -140,12 +141,13 @@ def measure(
         seed: random seed of the cross-validation and of the intervals.
 
     Raises:
-        InputError: the pairs have one label or one score, or positives do not score higher.
+        InputError: the pairs have one label or one score, positives do not score higher, or the
+            engine's rounding moves the probabilities too far.
     """
     labels, images, scores = scored.labels, scored.images, scored.scores
     a, b = fit_logistic(scores, labels, prior)
     weights = None if prior is None else class_weights(labels, prior)
-    had = scorer.manifest.calibration_of(scorer.mode)
+    had = None if scorer.why_no_probability() else scorer.manifest.calibration_of(scorer.mode)
     own = None if had is None else match_probability(scores, had).astype(np.float64)
     held_out = cross_fitted(scores, labels, images, prior, seed)
     fitted = match_probability(scores, Calibration(a, b))
@@ -156,6 +158,12 @@ def measure(
             f"positives do not score higher than negatives (ROC AUC {interval(after.roc_auc)}): no "
             "probability can be made of these scores. Look at the labels: 1 is for texts that "
             "describe their image"
+        )
+    if (rounding := scorer.rounding) is not None and rounding.moves(Calibration(a, b)):
+        raise InputError(
+            f"{rounding.precision} moves scores by up to {rounding.difference:.2g}, and so these "
+            f"probabilities by up to {largest_shift(Calibration(a, b), rounding.difference):.2f}: "
+            f"fit them in FP32, --engine {rounding.reference}"
         )
     before = None if own is None else summarize(scores, labels, images, own, (), prior, seed)
     assert after.calibration is not None

@@ -15,8 +15,9 @@ from exported import Exported
 
 from dsd_trt import Manifest
 from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.bundle.probability import MOST_SHIFT
 from dsd_trt.export.adapt import replace_adapter
-from dsd_trt.export.calibration import MOST_SHIFT, without_shifted
+from dsd_trt.export.calibration import without_shifted
 from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.scoring.adapter import Adapter

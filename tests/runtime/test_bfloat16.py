@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,12 @@ from PIL import Image
 from self_checked import add_self_check, known_tensors
 
 import dsd_trt.bfloat16 as bfloat16
+import dsd_trt.engine
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import bundle_folder, read_bundle, write_bundle
+from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.bundle.probability import MOST_SHIFT, Rounding
+from dsd_trt.commands.main import main
 from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError
 from dsd_trt.index.writer import update_index
@@ -67,7 +72,8 @@ def backend(function: Any) -> OpenedBy:
 
 
 def test_fine_rounding_passes_and_is_told(shapes: Bundle, fresh: Path) -> None:
-    described = bfloat16.guarded(shapes, "pair", rounded(shapes, 20), 1024)
+    described, rounding = bfloat16.guarded(shapes, "pair", rounded(shapes, 20), 1024)
+    assert 2**-22 < rounding.difference < 2**-20
     assert described.precision.startswith("20 places (Spearman against fp32: ")
     told = float(described.precision.rpartition(" ")[2].removesuffix(")"))
     assert bfloat16.MIN_SPEARMAN <= told <= 1
@@ -81,16 +87,18 @@ def test_coarse_rounding_is_refused_with_what_to_do(shapes: Bundle, fresh: Path)
 def test_it_is_compared_once_on_a_machine(
     shapes: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[float] = []
+    counted: list[bfloat16.Agreement] = []
 
-    def compare(*_: Any) -> float:
-        counted.append(0.99995)
+    def compare(*_: Any) -> bfloat16.Agreement:
+        counted.append(bfloat16.Agreement(0.99995, 0.25))
         return counted[-1]
 
     monkeypatch.setattr(bfloat16, "_compare", compare)
     pipeline = rounded(shapes, 20)
     for _ in range(2):
-        assert "0.999950" in bfloat16.guarded(shapes, "pair", pipeline, 1024).precision
+        described, rounding = bfloat16.guarded(shapes, "pair", pipeline, 1024)
+        assert "0.999950" in described.precision
+        assert rounding == Rounding("BF16", 0.25, "openvino")
     assert len(counted) == 1
     bfloat16.guarded(shapes, "pair", rounded(shapes, 19), 1024)  # another engine
     assert len(counted) == 2
@@ -137,7 +145,7 @@ def test_without_a_self_check_what_it_is_compared_with_has_none_either(
 def test_what_is_no_number_is_refused(
     shapes: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bfloat16, "_compare", lambda *_: float("nan"))
+    monkeypatch.setattr(bfloat16, "_compare", lambda *_: bfloat16.Agreement(np.nan, np.nan))
     with pytest.raises(EngineError, match="keep their order"):
         bfloat16.guarded(shapes, "pair", rounded(shapes, 20), 1024)
 
@@ -156,6 +164,74 @@ def test_on_this_processor_it_is_guarded_or_refused(
     texts = ["a red circle", "dog"]
     full = Scorer(bundle, "openvino").score([picture], texts).scores
     assert scorer.score([picture], texts).scores == pytest.approx(full, abs=2e-2)
+
+
+PLACES = 8
+HALF = 2.0 ** -(PLACES + 1)  # the largest error of rounding to so many binary places
+
+
+@pytest.fixture
+def by_hand(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An engine to name, which rounds scores to few places."""
+    monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
+    coarse = replace(backend(partial(Rounded, places=PLACES)), name="openvino-bf16")
+    monkeypatch.setitem(dsd_trt.engine.BACKENDS, "openvino-bf16", "test_bfloat16:COARSE")
+    monkeypatch.setattr(sys.modules[__name__], "COARSE", coarse, raising=False)
+    return "openvino-bf16"
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.99, True), (1.3, False)])
+def test_a_probability_that_rounding_moves_far_is_none(
+    share: float, kept: bool, by_hand: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The slope of sigmoid(a f + b) is at most a / 4."""
+    bundle = make_bundle(tmp_path / "bundle")
+    a = share * 4 * MOST_SHIFT / HALF
+    bundle = write_bundle(
+        bundle.folder, replace(bundle.manifest, calibration=Calibration(a, -a / 2))
+    )
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    texts = ["a red circle", "dog", "green"]
+    full = Scorer(bundle, "openvino").score([picture], texts)
+    scorer = Scorer(bundle, by_hand)
+    found = scorer.score([picture], texts)
+    assert np.abs(found.scores - full.scores).max() <= HALF
+    assert np.isfinite(full.probabilities).all()
+    if kept:
+        assert np.abs(found.probabilities - full.probabilities).max() <= MOST_SHIFT
+        assert scorer.why_no_probability() == ""
+        return
+    assert np.isnan(found.probabilities).all()
+    (warning,) = (it.message for it in caplog.records if "no match prob" in it.message)
+    assert "no match probabilities in BF16" in warning
+    assert "--engine openvino" in warning
+    assert warning == scorer.why_no_probability()
+
+
+def test_what_is_fitted_in_bf16_holds_in_fp32(
+    by_hand: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels that scores separate within a narrow range need a steep fit, which is refused."""
+    bundle = make_bundle(tmp_path / "bundle")
+    lines = ["image,text,label"]
+    for number, grey in enumerate(range(100, 140)):
+        Image.new("RGB", (8, 8), (grey, grey, grey)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,a red circle,{int(number >= 20)}")
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(lines))
+    before = (bundle.folder / "bundle.json").read_text()
+    command = ["calibrate", str(bundle.folder), "--data", str(table), "--engine"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, by_hand])
+    assert ended.value.code == 2
+    assert "fit them in FP32, --engine openvino" in capsys.readouterr().err
+    assert (bundle.folder / "bundle.json").read_text() == before
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "openvino"])
+    assert not ended.value.code
+    fitted = read_bundle(bundle.folder).manifest.calibration
+    assert fitted is not None
+    assert abs(fitted.a) > 4 * MOST_SHIFT / HALF
 
 
 def test_an_index_is_guarded_as_scoring_is(

@@ -242,7 +242,9 @@ def evaluate(
     }
     summary = None
     if pairs is not None and pairs.pairs:
-        calibration = opened.manifest.calibration_of(opened.mode) if is_bundle else None
+        calibration = None
+        if is_bundle and not opened.why_no_probability():
+            calibration = opened.manifest.calibration_of(opened.mode)
         summary = pairs.summary(calibration, thresholds, seed)
         left_out.merge(0, pairs.failures)
         if calibration is None:
