@@ -35,7 +35,7 @@ from torture import Figures, scaled
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import read_bundle, write_bundle
-from dsd_trt.bundle.manifest import Calibration, FittedOn, ScoreKind, TokenMask, TrainedFor
+from dsd_trt.bundle.manifest import Calibration, ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
 
@@ -153,11 +153,23 @@ def test_a_bundle_for_matrix_mode_alone_is_refused(
 def test_a_fit_to_labelled_pairs_gives_the_same_probabilities(
     cpp_library: ctypes.CDLL, tmp_path: Path
 ) -> None:
-    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
-    record = FittedOn("pairs.csv", 200, 100, 50, 0.5, "pair", KNOWN, 0.03, "2026-11-29")
-    manifest = replace(read_bundle(folder).manifest, calibration=Calibration(90.0, -6.0, record))
-    write_bundle(folder, manifest)
+    """Of the command itself, whose fit is another than the demonstration's."""
+    folder = tmp_path / "bundle"
+    command = ["calibrate", "shapes", "--data", "examples/labelled.csv", "-o", str(folder)]
+    program = Path(sys.executable).parent / "dsd-trt"
+    subprocess.run([program, *command], cwd=ROOT, capture_output=True, check=True)
+    fitted, own = (read_bundle(it).manifest.calibration for it in (folder, EMBEDDED))
+    assert fitted is not None
+    assert own is not None
+    assert fitted.fitted_on is not None
+    assert abs(fitted.a - own.a) > 1
     agree(cpp_library, folder)
+    scorer = CppScorer(cpp_library, folder)
+    scores, probabilities, _ = scorer.score(IMAGES, TEXTS)
+    assert scorer.has_probability()
+    scorer.close()
+    by_hand = 1 / (1 + np.exp(-(fitted.a * scores.astype(np.float64) + fitted.b)))
+    np.testing.assert_allclose(probabilities, by_hand, atol=1e-6)
     edit(folder / "bundle.json", lambda m: m["calibration"].update(fitted_on="pairs.csv"))
     with pytest.raises(CppError, match=r"'calibration.fitted_on' must be an object"):
         CppScorer(cpp_library, folder)

@@ -14,15 +14,24 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters import feed_adapter
-from bundles import MATRIX_CALIBRATION, RESOLUTION, closed_form, make_bundle, probability
+from bundles import (
+    CALIBRATION,
+    MATRIX_CALIBRATION,
+    RESOLUTION,
+    closed_form,
+    make_bundle,
+    probability,
+)
 from client import PROTOCOLS, Client, ask_json
 from fragile_bundles import BLACK, WHITE, make_fragile_bundle
 from inputs import UNSCORED, encode
+from PIL import Image
 from server import Server
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.batching import batch_sizes
-from dsd_trt.bundle.folder import write_bundle
+from dsd_trt.bundle.folder import read_bundle, write_bundle
+from dsd_trt.commands.main import main
 from dsd_trt.engines.triton import repository as repository_module
 from dsd_trt.engines.triton.repository import write_repository
 
@@ -153,6 +162,30 @@ def test_a_bundle_without_a_fit_has_no_probability(
     assert outputs["text_errors"] == ["", f"{no_words}''", "", f"{no_words}'  '"]
     assert "dsd_score: no match probabilities" in said
     assert "dsd-trt calibrate" in said
+
+
+def test_a_fit_to_labelled_pairs_is_served(tmp_path: Path) -> None:
+    """With `dsd-trt calibrate`, on labels that scores follow: the probabilities are the fit's."""
+    bundle = make_bundle(tmp_path / "bundle")
+    rows = ["image,text,label"]
+    for number, grey in enumerate(range(0, 240, 6)):
+        Image.new("RGB", (RESOLUTION, RESOLUTION), (grey, 40, 90)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,a red circle,{int((number + number % 3) >= 20)}")
+    (tmp_path / "labelled.csv").write_text("\n".join(rows))
+    command = ["calibrate", str(bundle.folder), "--data", str(tmp_path / "labelled.csv")]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--engine", "onnxruntime"])
+    assert not ended.value.code
+    bundle = read_bundle(bundle.folder)
+    fitted = bundle.manifest.calibration
+    assert fitted is not None
+    assert fitted.a != pytest.approx(CALIBRATION.a)
+    expected = Scorer.load(bundle.folder, engine="onnxruntime").score(IMAGES, TEXTS)
+    by_hand = [[probability(closed_form(it, text), fitted) for text in TEXTS] for it in PIXELS]
+    np.testing.assert_allclose(expected.probabilities, by_hand, atol=1e-4)
+    for answer in answers(bundle, tmp_path, "python"):
+        for name in ("scores", "probabilities"):
+            np.testing.assert_allclose(answer[name][:3], getattr(expected, name), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["pair", "matrix"])
