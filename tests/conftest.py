@@ -24,9 +24,11 @@ pytest_plugins = ("torture",)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What tests have remembered, subprocesses included, is not the user's."""
+    """What tests have remembered, subprocesses included, is not the user's; nor are settings."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
+        for name in [it for it in os.environ if it.startswith("DSD_TRT_")]:
+            patch.delenv(name)
         patch.setenv("DSD_TRT_CACHE", str(folder))
         yield folder
 

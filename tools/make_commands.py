@@ -1,4 +1,4 @@
-"""Write commands.md: the help text of every command.
+"""Write commands.md, the help text of every command, and the table of variables in settings.md.
 
 python tools/make_commands.py
 """
@@ -6,12 +6,15 @@ python tools/make_commands.py
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
+from dsd_trt.commands.environment import PREFIX, SETTINGS, Setting, other_variables
 from dsd_trt.commands.main import cli
+from dsd_trt.limits import COMPILED_BYTES, described
 
 ROOT = Path(__file__).parents[1]
 WIDTH = 96
@@ -49,6 +52,44 @@ def render() -> str:
     return "\n".join(parts)
 
 
+def variables() -> str:
+    """Table of every environment variable of the package, as lines of Markdown."""
+    options: dict[str, list[str]] = {}  # by variable
+    users: dict[str, list[str]] = {}
+    for path, command in commands(cli, "dsd-trt"):
+        for it in command.params:
+            if isinstance(it, Setting):
+                option = max(it.opts, key=len)
+                if option not in options.setdefault(str(it.envvar), []):
+                    options[str(it.envvar)].append(option)
+                users.setdefault(str(it.envvar), []).append(path.removeprefix("dsd-trt "))
+    everybody = users[f"{PREFIX}QUIET"]
+    rows = ["| variable | sets | read by |", "|---|---|---|"]
+    for name, meaning in SETTINGS.items():
+        variable = PREFIX + name
+        flags = ", ".join(f"`{it}`" for it in options[variable])
+        readers = "every command" if users[variable] == everybody else ", ".join(users[variable])
+        rows.append(f"| `{variable}` | {flags}: {meaning} | {readers} |")
+    for variable, limit in other_variables().items():
+        if limit is None:
+            sets, readers = "folder of the [cache](speed.md#cache); empty: none", "Python"
+        else:
+            amount = described(limit.default, limit.unit)
+            sets = f"a [limit](limits.md#limits-of-a-call), else {amount}"
+            readers = "Python" if limit is COMPILED_BYTES else "Python, C++"
+        rows.append(f"| `{variable}` | {sets} | every command, {readers} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_variables(page: str) -> str:
+    """The content of settings.md with the table as it is now."""
+    found = re.search(r"^\| variable .*\n(?:\|.*\n)+", page, re.MULTILINE)
+    assert found
+    return page[: found.start()] + variables() + page[found.end() :]
+
+
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__).parse_args()
     (ROOT / "docs" / "commands.md").write_text(render(), encoding="utf-8")
+    settings = ROOT / "docs" / "settings.md"
+    settings.write_text(with_variables(settings.read_text("utf-8")), encoding="utf-8")

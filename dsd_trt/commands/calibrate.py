@@ -10,8 +10,7 @@ import click
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     column_options,
-    device_option,
-    engine_option,
+    compute_options,
     seed_option,
     self_check_option,
     signature_option,
@@ -85,8 +84,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 )
 @signature_option
 @self_check_option
-@engine_option
-@device_option
+@compute_options
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -111,6 +109,8 @@ def calibrate(
     self_check: bool,
     engine: str,
     device: int,
+    threads: int | None,
+    memory_budget: float | None,
     mode: Literal["auto", "pair", "matrix"],
     form: str,
     seed: int,
@@ -141,7 +141,7 @@ def calibrate(
             raise InputError(f"the diagram is an SVG file: give --plot {plot.with_suffix('.svg')}")
         refuse_input(str(plot), [data])
         refuse_unwritable(str(plot))
-    require_possible(engine, device)  # before pairs are read
+    require_possible(engine, device, threads)  # before pairs are read
     table = read_labelled(Table.open(data), columns, by)
     if (labels := {pair.label for pair in table.pairs}) != {True, False}:
         raise InputError(
@@ -156,10 +156,12 @@ def calibrate(
     scorer = Scorer.load(
         folder,
         engine,
-        mode=mode,
+        memory_budget,
+        mode,
         require_signature=require_signature,
         self_check=self_check,
         device=device,
+        threads=threads,
     )
     note_engine(scorer)
     with progress_bar("pairs") as progress:

@@ -13,8 +13,7 @@ from dsd_trt.commands.formats import FORMATS
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     bundle_option,
-    device_option,
-    engine_option,
+    compute_options,
     pair_options,
     parse_levels,
     self_check_option,
@@ -117,8 +116,7 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @bundle_option("score with")
 @signature_option
 @self_check_option
-@engine_option
-@device_option
+@compute_options
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -155,6 +153,8 @@ def filter_pairs(
     self_check: bool,
     engine: str,
     device: int,
+    threads: int | None,
+    memory_budget: float | None,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
 ) -> None:
@@ -181,7 +181,7 @@ def filter_pairs(
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.scorer import Scorer
 
-    require_possible(engine, device)  # before pairs are read
+    require_possible(engine, device, threads)  # before pairs are read
     source = open_pairs(pairs, columns, images_at, text_field)
     outputs = KeptOutputs(source, output, dropped, copy_to, form, shard_size, force=force)
     survey = surveyed(source)
@@ -191,10 +191,12 @@ def filter_pairs(
     scorer = Scorer.load(
         bundle,
         engine,
-        mode=mode,
+        memory_budget,
+        mode,
         require_signature=require_signature,
         self_check=self_check,
         device=device,
+        threads=threads,
     )
     note_engine(scorer)
     if keep_best is None and labels is None and scorer.calibration(levels) is None:

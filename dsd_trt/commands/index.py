@@ -10,11 +10,9 @@ import click
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.options import (
     bundle_option,
-    device_option,
-    engine_option,
+    compute_options,
     self_check_option,
     signature_option,
-    threads_option,
 )
 from dsd_trt.errors import InputError, counted
 
@@ -32,9 +30,7 @@ Examples:
 @bundle_option("encode with")
 @signature_option
 @self_check_option
-@engine_option
-@device_option
-@threads_option
+@compute_options
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -59,6 +55,7 @@ def index(
     engine: str,
     device: int,
     threads: int | None,
+    memory_budget: float | None,
     shard_size: int,
     prune_missing: bool,
     keep: bool,
@@ -98,6 +95,7 @@ def index(
             self_check,
             device,
             threads,
+            memory_budget,
         )
     seconds = time.perf_counter() - started
     if done.engine:

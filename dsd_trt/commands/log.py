@@ -1,4 +1,4 @@
-"""What goes to stderr, and the options -q and -v that every command has.
+"""What goes to stderr, as -q and -v say, which every command has.
 
 Results go to stdout. On stderr there are notes and progress, which -q leaves out; warnings and
 failures, which are always there; and with -v the library's log. Imports nothing heavy, so that help
@@ -48,26 +48,6 @@ def is_quiet() -> bool:
     return context is not None and bool(context.meta.get(_QUIET))
 
 
-def verbosity_options() -> list[click.Option]:
-    """-q and -v, which are recorded in the context; the command does not get them."""
-    return [
-        click.Option(
-            ["-q", "--quiet"],
-            is_flag=True,
-            expose_value=False,
-            callback=_record,
-            help="Print no progress and no notes on stderr; warnings and errors stay.",
-        ),
-        click.Option(
-            ["-v", "--verbose"],
-            is_flag=True,
-            expose_value=False,
-            callback=_record,
-            help="Print on stderr what is done: choice of the engine, caches, batch sizes, times.",
-        ),
-    ]
-
-
 def with_log(run: Callable[..., Any]) -> Callable[..., Any]:
     """A command's function that shows the library's log on stderr while it runs."""
 
@@ -82,8 +62,8 @@ def with_log(run: Callable[..., Any]) -> Callable[..., Any]:
     return logged
 
 
-def _record(context: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """Record a flag that is set; it may be given before and after the command's name."""
+def record(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Callback of -q and -v, which may be given before and after the command's name."""
     name = str(parameter.name)
     if value:
         given = context.meta.setdefault(_GIVEN, {})
@@ -99,7 +79,9 @@ def _wanted(context: click.Context) -> str | None:
     """
     given: dict[str, bool] = context.meta.get(_GIVEN, {})
     if len(given) == 2 and len(set(given.values())) == 1:
-        raise click.UsageError("-q and -v contradict each other: leave one out")
+        if given["quiet"]:
+            raise click.UsageError("-q and -v contradict each other: leave one out")
+        raise click.UsageError("DSD_TRT_QUIET and DSD_TRT_VERBOSE are both set: unset one")
     return max(given, key=given.__getitem__, default=None)
 
 

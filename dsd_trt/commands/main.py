@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from dsd_trt.commands.log import verbosity_options, with_log
+from dsd_trt.commands.environment import Setting, variable, with_settings
+from dsd_trt.commands.log import record, with_log
 from dsd_trt.commands.signals import INTERRUPTED, interrupting
 from dsd_trt.errors import DISK_FULL, DsdError, MissingExtraError, with_causes
 from dsd_trt.installation import install_command
@@ -179,11 +180,30 @@ def _prepare(command: click.Command) -> None:
     if any(parameter.name == "quiet" for parameter in command.params):
         return  # the commands of a process are asked for several times
     assert command.callback is not None
-    command.callback = with_log(command.callback)
-    command.params += verbosity_options()
+    command.callback = with_log(with_settings(command.callback))
+    command.params += _verbosity()
     for parameter in command.params:
         if isinstance(parameter.type, click.types.FloatParamType):
             parameter.callback = _finite
+
+
+def _verbosity() -> list[click.Parameter]:
+    """-q and -v, which are recorded in the context; no command gets them as arguments."""
+    said: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": record}
+    return [
+        Setting(
+            ["-q", "--quiet"],
+            **variable("QUIET"),
+            **said,
+            help="Print no progress and no notes on stderr; warnings and errors stay.",
+        ),
+        Setting(
+            ["-v", "--verbose"],
+            **variable("VERBOSE"),
+            **said,
+            help="Print on stderr what is done: choice of the engine, caches, batch sizes, times.",
+        ),
+    ]
 
 
 def _shown(message: str, exit_code: int) -> click.ClickException:
@@ -230,7 +250,7 @@ def cli() -> None:
     """
 
 
-cli.params += verbosity_options()
+cli.params += _verbosity()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

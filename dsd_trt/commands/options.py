@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from dsd_trt.commands.environment import setting
 from dsd_trt.engine import engine_names
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def bundle_option(purpose: str) -> Callable[[Command], Command]:
     """--bundle, a folder or a repository on the hub; None is the demonstration's."""
     return click.option(
         "--bundle",
+        **setting("BUNDLE"),
         metavar="FOLDER|HUB_ID",
         help=f"Bundle to {purpose}: a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub.  "
         "[default: the demonstration's]",
@@ -54,6 +56,7 @@ def signature_option(command: Command) -> Command:
     """--require-signature, path of a public key; None requires no signature."""
     return click.option(
         "--require-signature",
+        **setting("REQUIRE_SIGNATURE"),
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         metavar="KEY",
         help="Public key (minisign.pub) that must have signed the bundle; see dsd-trt sign.",
@@ -64,6 +67,7 @@ def engine_option(command: Command) -> Command:
     """--engine, name of the backend that computes."""
     return click.option(
         "--engine",
+        **setting("ENGINE"),
         type=click.Choice(engine_names()),
         default="auto",
         show_default=True,
@@ -85,6 +89,7 @@ def device_option(command: Command) -> Command:
     """--device, number of the GPU; 0 is the first one."""
     return click.option(
         "--device",
+        **setting("DEVICE"),
         callback=_gpu_number,
         default="0",
         show_default=True,
@@ -97,11 +102,31 @@ def threads_option(command: Command) -> Command:
     """--threads, number of threads of an engine of the processor; None is one per core."""
     return click.option(
         "--threads",
+        **setting("THREADS"),
         type=click.IntRange(1, 2**15 - 1),
         metavar="N",
         help="Number of threads, for engines that compute on the processor.  "
         "[default: every core this process may use]",
     )(command)
+
+
+def memory_option(command: Command) -> Command:
+    """--memory-budget, MiB for activations; None is the engine's own choice."""
+    return click.option(
+        "--memory-budget",
+        **setting("MEMORY_BUDGET"),
+        type=click.FloatRange(0, 2**30, max_open=True),
+        metavar="MIB",
+        help="Memory for activations, in MiB, which bounds the batch sizes; weights and texts come "
+        "on top.  [default: 1024 on a processor, two fifths of the free memory on a GPU]",
+    )(command)
+
+
+def compute_options(command: Command) -> Command:
+    """--engine, --device, --threads, --memory-budget: what computes, and with how much."""
+    for option in (memory_option, threads_option, device_option, engine_option):
+        command = option(command)
+    return command
 
 
 def self_check_option(command: Command) -> Command:
@@ -233,6 +258,7 @@ def table_format_option(command: Command) -> Command:
         "-f",
         "--format",
         "form",
+        **setting("REPORT_FORMAT"),
         type=click.Choice(["table", "json"]),
         default="table",
         show_default=True,

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from dsd_trt.commands.environment import from_environment, setting
 from dsd_trt.commands.formats import FORMATS, AtEnd, format_of, formats_help
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     bundle_option,
-    device_option,
-    engine_option,
+    compute_options,
     pair_options,
     parse_levels,
     self_check_option,
     signature_option,
-    threads_option,
 )
 from dsd_trt.errors import InputError
 from dsd_trt.errors import counted as counted_noun
@@ -55,9 +54,7 @@ Examples:
 @bundle_option("score with")
 @signature_option
 @self_check_option
-@engine_option
-@device_option
-@threads_option
+@compute_options
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -87,6 +84,7 @@ Examples:
 )
 @click.option(
     "--tune",
+    **setting("TUNE"),
     is_flag=True,
     help="Find the fastest batch size while scoring, and remember it on this machine. Scores of "
     "the first run then differ from later ones in their last digits.",
@@ -95,6 +93,7 @@ Examples:
     "-f",
     "--format",
     "form",
+    **setting("FORMAT"),
     type=click.Choice(list(FORMATS)),
     help=formats_help(),
 )
@@ -122,6 +121,7 @@ def score(
     engine: str,
     device: int,
     threads: int | None,
+    memory_budget: float | None,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
     top_k: int | None,
@@ -162,7 +162,8 @@ def score(
     from dsd_trt.tables.columns import ColumnNames
 
     unreadable: tuple[Failure, ...] = ()
-    form = form or format_of(output, "table")
+    if form is None or from_environment(ctx, "form"):  # the suffix is of the command line
+        form = format_of(output, form or "table")
     if prune and (pairs or not top_k):
         raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
     if check_prune and not prune:
@@ -190,7 +191,8 @@ def score(
     scorer = Scorer.load(
         bundle,
         engine,
-        mode=mode,
+        memory_budget,
+        mode,
         tune=tune,
         require_signature=require_signature,
         self_check=self_check,

@@ -67,6 +67,7 @@ def update_index(
     self_check: bool = True,
     device: int = 0,
     threads: int | None = None,
+    memory_budget_mb: float | None = None,
 ) -> IndexUpdate:
     """Add images to an index, encoding those it does not have yet.
 
@@ -87,6 +88,7 @@ def update_index(
         self_check: whether graphs must reproduce stored reference outputs, as for `Scorer`.
         device: number of the GPU to compute on, as for `Scorer`.
         threads: number of threads to compute with, as for `Scorer`.
+        memory_budget_mb: memory for activations, in MiB, as for `Scorer`.
 
     Raises:
         InputError: the folder is something else or an index of another image encoder, another
@@ -111,7 +113,7 @@ def update_index(
     opened = open_bundle(bundle_folder(bundle), require_signature)
 
     def attempt(choice: Choice) -> tuple[Pipeline, str]:
-        pipeline = Pipeline(opened, choice.backend, None, self_check=self_check)
+        pipeline = Pipeline(opened, choice.backend, memory_budget_mb, self_check=self_check)
         _ = pipeline.image_encoder  # compiles it, so that another engine is tried if this one fails
         return pipeline, choice.reason
 
@@ -122,8 +124,8 @@ def update_index(
 
         mode = choose_mode(opened.manifest, "auto", backend)
         # In a separate pipeline: the U-Net compiled for comparison is not kept while indexing.
-        compared = Pipeline(opened, backend, None, self_check=self_check)
-        require_agreement(opened, mode, compared, None)
+        compared = Pipeline(opened, backend, memory_budget_mb, self_check=self_check)
+        require_agreement(opened, mode, compared, memory_budget_mb)
         del compared
     total = None if any(map(is_tar, files)) else len(files)
     with one_writer(folder):

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from dsd_trt.commands.environment import setting
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import signature_option
 from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, Profile, parse_profile
+from dsd_trt.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 def _parse_profiles(
     ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[Profile, ...]:
-    return tuple(parse_profile(value) for value in values)
+    try:
+        return tuple(parse_profile(value) for value in values)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _split(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -60,6 +65,7 @@ def _parse_capabilities(
 @click.option(
     "--batch",
     "profiles",
+    **setting("BATCH"),
     metavar="MIN,OPT,MAX",
     multiple=True,
     default=("1,8,32",),
@@ -77,12 +83,14 @@ def _parse_capabilities(
 )
 @click.option(
     "--workspace",
+    **setting("WORKSPACE"),
     type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
     help="Limit of GPU memory for a layer's intermediate results.  [default: no limit]",
 )
 @click.option(
     "--timing-cache",
+    **setting("TIMING_CACHE"),
     type=click.Path(dir_okay=False, path_type=Path),
     help="File that keeps measured kernel times for the next build; with tensorrt only.",
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dsd_trt.commands.environment import without_settings
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import bundle_option, model_option, signature_option
 from dsd_trt.errors import EngineError, InputError
@@ -140,13 +141,14 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
 
     # In separate processes: a child's peak memory includes what its parent held when it started.
     command = [*own_command(), "bench", "--measure"]
+    alone = without_settings(os.environ)
     if any(name not in RUNTIME for name in names):
         # A checkpoint that cannot be read ends the run here, not each contender after minutes.
-        opened = subprocess.run([*command, _MODEL, "--model", work.model], check=False)
+        opened = subprocess.run([*command, _MODEL, "--model", work.model], env=alone, check=False)
         if opened.returncode:
             sys.exit(opened.returncode)  # the child has printed the reason
     note("measuring the machine")
-    machine = subprocess.run([*command, _MACHINE], stdout=subprocess.PIPE, check=False)
+    machine = subprocess.run([*command, _MACHINE], env=alone, stdout=subprocess.PIPE, check=False)
     if machine.returncode:
         sys.exit(machine.returncode)
     peaks = json.loads(machine.stdout)
@@ -186,7 +188,8 @@ def _measure(work: Work, name: str) -> Measured | str:
     command += ["--adapter", str(work.adapter or NONE)]
     command += ["--images", str(work.pictures), "--texts", str(work.texts)]
     command += ["--rounds", str(work.rounds)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = without_settings(os.environ)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:
         return _reason(run)
     return from_plain(Measured, json.loads(run.stdout))
@@ -213,7 +216,8 @@ def _cold_start(work: Work) -> tuple[float, float]:
         first: list[float] = []
         later: list[float] = []
         for repeat in range(_STARTS):
-            environment = {**os.environ, "DSD_TRT_CACHE": str(Path(folder) / f"cache-{repeat}")}
+            cache = str(Path(folder) / f"cache-{repeat}")
+            environment = {**without_settings(os.environ), "DSD_TRT_CACHE": cache}
             for seconds in (first, later):
                 start = time.perf_counter()
                 run = subprocess.run(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dsd_trt.commands.environment import setting
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import device_option, signature_option
 from dsd_trt.engine import ON_GPU
@@ -48,6 +49,7 @@ Examples:
 @device_option
 @click.option(
     "--batch",
+    **setting("BATCH"),
     default="1,8,32",
     show_default=True,
     metavar="MIN,OPT,MAX",

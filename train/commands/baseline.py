@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from dsd_trt.commands.environment import setting
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
     seed_option,
@@ -224,6 +225,7 @@ def baseline(
 @click.option(
     "--workers",
     "processes",
+    **setting("WORKERS"),
     type=click.IntRange(1),
     default=2,
     show_default=True,

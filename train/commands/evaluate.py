@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from dsd_trt.commands.environment import on_command_line, setting
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
-    device_option,
+    compute_options,
     seed_option,
     self_check_option,
     signature_option,
     table_format_option,
 )
-from dsd_trt.engine import engine_names
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -44,14 +44,15 @@ Examples:
     "Share of the data set reserved for few-shot training, and excluded from the test.", "0"
 )
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
+@compute_options
 @click.option(
-    "--engine",
-    type=click.Choice(engine_names()),
-    default="auto",
-    show_default=True,
-    help="Engine that runs a BUNDLE; a MODEL always runs in PyTorch.",
+    "--text-cache",
+    **setting("TEXT_CACHE"),
+    type=click.FloatRange(0, 2**30, max_open=True),
+    metavar="MIB",
+    help="Memory for texts of earlier questions, in MiB, which are not encoded again; 0 keeps "
+    "none.  [default: 128]",
 )
-@device_option
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -100,6 +101,9 @@ def evaluate(
     limit: int | None,
     engine: str,
     device: int,
+    threads: int | None,
+    memory_budget: float | None,
+    text_cache: float | None,
     mode: Literal["auto", "pair", "matrix"],
     adapter: str,
     out: Path | None,
@@ -127,6 +131,7 @@ def evaluate(
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.files.folders import require_writable
+    from dsd_trt.text_cache import DEFAULT_MB
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.data.labelled import labelled_pairs
     from dsd_trt.train.diffusion.place import find_place, require_model
@@ -142,15 +147,16 @@ def evaluate(
     if is_bundle and adapter != OWN:
         raise InputError(f"{scorer} is a bundle, which contains its adapter: omit --adapter")
     if is_bundle:
-        require_possible(engine, device)
+        require_possible(engine, device, threads)
     if not is_bundle:
-        if require_signature:
+        if on_command_line(ctx, "require_signature"):
             raise InputError(
                 f"{scorer} is a model, and only bundles are signed: omit --require-signature"
             )
-        if engine != "auto" or device:
+        if on_command_line(ctx, "engine", "device", "threads", "memory_budget", "text_cache"):
             raise InputError(
-                f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine and --device"
+                f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine, --device, "
+                "--threads, --memory-budget and --text-cache"
             )
         file = chosen_adapter(adapter, scorer)
         if file is not None and mode == "matrix":
@@ -179,10 +185,13 @@ def evaluate(
         opened = Scorer.load(
             bundle_folder(scorer),
             engine,
-            mode=mode,
+            memory_budget,
+            mode,
             require_signature=require_signature,
             self_check=self_check,
             device=device,
+            threads=threads,
+            text_cache_mb=DEFAULT_MB if text_cache is None else text_cache,
         )
         note_engine(opened)
         score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"

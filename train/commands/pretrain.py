@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dsd_trt.commands.environment import setting
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import seed_option
 from dsd_trt.errors import InputError
@@ -27,7 +28,10 @@ def pretrain() -> None:
 )
 @seed_option("Random seed of weights, batches and noise.")
 @click.option(
-    "--threads", type=click.IntRange(1), help="Number of CPU threads.  [default: all of them]"
+    "--threads",
+    **setting("THREADS"),
+    type=click.IntRange(1),
+    help="Number of CPU threads.  [default: all of them]",
 )
 @click.option(
     "--smoke",
