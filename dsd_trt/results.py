@@ -135,6 +135,68 @@ class PairScores:
         size = counted(len(self.texts), "pair")
         return f"PairScores({size}, {_summary(self.scores, self.probabilities, self.errors)})"
 
+    def top_images(
+        self, top_k: int | None = None, ids: Sequence[Any] | None = None
+    ) -> dict[str, list[RankedImage]]:
+        """The best images of each text, best first; what has no score is left out.
+
+        Args:
+            top_k: number of images per text; None is all.
+            ids: names of your own for the pairs, one each.
+
+        Returns:
+            The images by text, texts in order of their first pair. The `index` of an image is the
+            position of its pair.
+
+        Raises:
+            InputError: `top_k` is not a positive count, or `ids` are no list of this length.
+        """
+        ids = checked_ids(ids, len(self.texts), "pairs")
+        return {
+            text: [
+                RankedImage(
+                    i,
+                    self.images[i],
+                    float(self.scores[i]),
+                    float(self.probabilities[i]),
+                    None if ids is None else ids[i],
+                )
+                for i in best
+            ]
+            for text, best in _best_of_each(self.texts, self.scores, top_k)
+        }
+
+    def top_texts(
+        self, top_k: int | None = None, ids: Sequence[Any] | None = None
+    ) -> dict[str, list[RankedText]]:
+        """The best texts of each image, best first; what has no score is left out.
+
+        Args:
+            top_k: number of texts per image; None is all.
+            ids: names of your own for the pairs, one each.
+
+        Returns:
+            The texts by image, images in order of their first pair. The `index` of a text is the
+            position of its pair.
+
+        Raises:
+            InputError: `top_k` is not a positive count, or `ids` are no list of this length.
+        """
+        ids = checked_ids(ids, len(self.texts), "pairs")
+        return {
+            image: [
+                RankedText(
+                    i,
+                    self.texts[i],
+                    float(self.scores[i]),
+                    float(self.probabilities[i]),
+                    None if ids is None else ids[i],
+                )
+                for i in best
+            ]
+            for image, best in _best_of_each(self.images, self.scores, top_k)
+        }
+
     def to_pandas(self) -> Any:
         """A pandas table with a row per pair, as `ScoreMatrix.to_pandas`.
 
@@ -190,6 +252,18 @@ class PairStream:
 
     errors: tuple[Failure, ...]
     images: Iterator[tuple[ScoredImage, list[int]]]
+
+
+def _best_of_each(
+    keys: Sequence[str], scores: NDArray[np.float32], top_k: int | None
+) -> Iterator[tuple[str, list[int]]]:
+    """Keys by first appearance, each with the positions of its best scores."""
+    top_k = None if top_k is None else checked_count(top_k, "top_k")
+    places: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        places.setdefault(key, []).append(place)
+    for key, own in places.items():
+        yield key, [own[i] for i in best_first(scores[own], top_k)]
 
 
 def _table(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawing import Thing, draw, gradient, noisy, plain
-from PIL import Image
+from drawing import COLOURS, Thing, draw, gradient, noisy, plain
+from PIL import Image, ImageColor
 
 # Name, text, background, and things from back to front.
 EXAMPLES: list[tuple[str, str, Image.Image, list[Thing]]] = [
@@ -126,6 +127,7 @@ EXAMPLES: list[tuple[str, str, Image.Image, list[Thing]]] = [
 DISTRACTORS = ["a green star below a purple cross", "a large white triangle"]
 
 
+CANDIDATES = 8  # per query
 NEGATIVES = 3  # per image, the texts of the examples after it
 
 
@@ -138,6 +140,36 @@ def write_examples(folder: Path) -> None:
     texts = [text for _, text, _, _ in EXAMPLES] + DISTRACTORS
     (folder / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     write_tables(folder, [f"images/{name}.png" for name, *_ in EXAMPLES], texts)
+    _write_csv(folder / "candidates.csv", retrieved())
+
+
+def retrieved() -> list[dict[str, Any]]:
+    """What a first stage that sees nothing but colours retrieves for each image's text.
+
+    Its score is the share of pixels that are nearest to a colour of the text.
+    """
+    palette = np.array([ImageColor.getrgb(colour) for colour in COLOURS])
+    shares = {}
+    for name, _, background, things in EXAMPLES:
+        pixels = np.asarray(draw(things, background), np.int64).reshape(-1, 1, 3)
+        nearest = ((pixels - palette) ** 2).sum(axis=2).argmin(axis=1)  # (pixels,)
+        shares[name] = np.bincount(nearest, minlength=len(COLOURS)) / len(nearest)
+    rows = []
+    for number, (own, text, *_) in enumerate(EXAMPLES, 1):
+        wanted = [COLOURS.index(word) for word in re.findall(r"\w+", text) if word in COLOURS]
+        score = {name: round(float(share[wanted].sum()), 3) for name, share in shares.items()}
+        best = sorted(score, key=lambda name: -score[name])[:CANDIDATES]
+        rows += [
+            {
+                "query_id": f"q{number}",
+                "query": text,
+                "image": f"images/{name}.png",
+                "score": score[name],
+                "relevant": int(name == own),
+            }
+            for name in best
+        ]
+    return rows
 
 
 def write_tables(folder: Path, images: Sequence[str], texts: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,12 @@ from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
 from dsd_trt.pairs.run import PairRun
 from dsd_trt.pipeline import match_probability
-from dsd_trt.results import Failure, Progress
+from dsd_trt.ranking import BestImages
+from dsd_trt.results import Failure, Progress, ScoredImage
 from dsd_trt.scorer import Scorer
 from dsd_trt.tables.row import TableRow
+
+By = Literal["image", "text"]
 
 SHOWN_ERRORS = 20
 """Rows that could not be scored which a command lists; all of them are in the output."""
@@ -64,6 +68,7 @@ class GridRecords:
         journal: record of the scores so far, as for `Scorer.stream`.
         top_k: number of best texts to yield per image; None is all.
         prune: whether to stop scoring a text once it can no longer reach the top K.
+        by: "image", or "text" for the `top_k` best images of each text, all at the end.
 
     Attributes:
         layout: columns of the output.
@@ -85,8 +90,9 @@ class GridRecords:
         journal: Journal | None,
         top_k: int | None,
         prune: bool,
+        by: By = "image",
     ) -> None:
-        self._top_k, self._prune, self.texts = top_k, prune, texts
+        self._top_k, self._prune, self._by, self.texts = top_k, prune, by, texts
         searched = top_k if prune else None
         self.layout = MATRIX
         self._stream = scorer.stream(images, texts, levels, progress, searched, journal)
@@ -96,11 +102,11 @@ class GridRecords:
         self.first: list[NDArray[np.float32]] = []
 
     def __iter__(self) -> Iterator[list[Record]]:
-        """Yield the records of each image."""
-        for image in self._stream.images:
-            self.errors += image.errors
-            self.images += 1
-            self.passes += image.passes
+        """Yield the records of each image, or of each text."""
+        if self._by == "text":
+            yield from self._of_texts()
+            return
+        for image in self._scored():
             if self._prune:
                 self.first.append(image.scores)
             probabilities = match_probability(image.scores, self._calibration)
@@ -109,6 +115,24 @@ class GridRecords:
             self.scored += len(records)
             yield top_texts(records, self._top_k) if self._top_k else records
 
+    def _scored(self) -> Iterator[ScoredImage]:
+        for image in self._stream.images:
+            self.errors += image.errors
+            self.images += 1
+            self.passes += image.passes
+            yield image
+
+    def _of_texts(self) -> Iterator[list[Record]]:
+        """The best images of each text, in memory that does not grow with the images."""
+        best = BestImages(len(self.texts), self._top_k)
+        for image in self._scored():
+            self.scored += int(np.count_nonzero(~np.isnan(image.scores)))
+            best.add(image.image, image.scores)
+        for text, found in zip(self.texts, best.rankings(), strict=True):
+            scores = np.array([score for *_, score in found], np.float32)
+            pairs = [(name, text) for _, name, _ in found]
+            yield to_records(pairs, scores, match_probability(scores, self._calibration))
+
 
 class PairRecords:
     """Records of the pairs of a source, one per row, in their order.
@@ -116,6 +140,7 @@ class PairRecords:
     Args:
         run: the run that scores the pairs.
         top_k: number of best texts to yield per image; None is every row.
+        by: "image", or "text" for the `top_k` best images of each text.
 
     Attributes:
         layout: columns of the output.
@@ -123,8 +148,8 @@ class PairRecords:
         errors: the first rows that could not be scored.
     """
 
-    def __init__(self, run: PairRun, top_k: int | None = None) -> None:
-        self.run, self._top_k = run, top_k
+    def __init__(self, run: PairRun, top_k: int | None = None, by: By = "image") -> None:
+        self.run, self._top_k, self._by = run, top_k, by
         self.layout = Layout.passing(run.survey.source)
         self.errors: list[Failure] = []
 
@@ -167,14 +192,15 @@ class PairRecords:
         return Record(image, text, score, likely, error, row=row)
 
     def _best(self, top_k: int) -> list[Record]:
-        """The best texts of each image, best first; images in order of their first row."""
+        """The best rows of each image or text, best first, in order of their first row."""
         for _ in self.run:
             pass
-        scores, images = self.run.scores, self.run.survey.image_of
-        order = np.lexsort((-scores, images))
+        scores, survey = self.run.scores, self.run.survey
+        group = survey.text_of if self._by == "text" else survey.image_of
+        order = np.lexsort((-scores, group))
         order = order[~np.isnan(scores[order])]
-        of = images[order]
-        first = np.searchsorted(of, of)  # place of the best text of the same image
+        of = group[order]
+        first = np.searchsorted(of, of)  # place of the best row of the same group
         chosen = order[np.arange(len(of)) - first < top_k].tolist()
         wanted, found = set(chosen), dict[int, Record]()
         failed = np.isnan(scores)

@@ -38,6 +38,7 @@ Examples:
   dsd-trt score 'photos/*.jpg' texts.txt --top-k 3 -f csv -o scores.csv
   echo 'a red circle' | dsd-trt score photos/ -
   dsd-trt score --pairs pairs.csv -f jsonl
+  dsd-trt score --pairs found.csv --top-k 5 --by text -o reranked.csv
 """
 
 
@@ -69,7 +70,17 @@ Examples:
     callback=parse_levels,
     help="Noise levels to average over, such as 0.1,0.2.  [default: all]",
 )
-@click.option("--top-k", type=click.IntRange(min=1), help="Only the K best texts of each image.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    help="Only the K best texts of each image, best first; with --by text, the K best images of "
+    "each text.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["image", "text"]),
+    help="With --top-k: what the best are taken of.  [default: image]",
+)
 @click.option(
     "--prune",
     is_flag=True,
@@ -125,6 +136,7 @@ def score(
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
     top_k: int | None,
+    by: Literal["image", "text"] | None,
     prune: bool,
     check_prune: int | None,
     tune: bool,
@@ -166,6 +178,13 @@ def score(
         form = format_of(output, form or "table")
     if prune and (pairs or not top_k):
         raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
+    if by and not top_k:
+        raise InputError(f"--by says what the best are taken of: give --top-k K with --by {by}")
+    if prune and by == "text":
+        raise InputError(
+            "--prune drops texts of an image: leave out --by text. In Python, Scorer.rank with "
+            "prune=True drops images of a text"
+        )
     if check_prune and not prune:
         raise InputError("--check-prune is for --prune: give both")
     if isinstance(written := FORMATS[form], AtEnd):
@@ -225,10 +244,12 @@ def score(
         ):
             if pairs:
                 pair_run = PairRun(scorer, survey, levels, progress, journal)
-                result = PairRecords(pair_run, top_k)
+                result = PairRecords(pair_run, top_k, by or "image")
                 report_renamed(result.layout, source)
             else:
-                result = GridRecords(scorer, images, texts, levels, progress, journal, top_k, prune)
+                result = GridRecords(
+                    scorer, images, texts, levels, progress, journal, top_k, prune, by or "image"
+                )
             grid = pairs is None and top_k is None
             write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
     seconds = time.perf_counter() - started

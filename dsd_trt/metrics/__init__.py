@@ -1,6 +1,6 @@
-"""Quality of scores and probabilities on labelled pairs, with confidence intervals; numpy alone.
+"""Quality of scores and probabilities on labelled pairs, and of rankings; numpy alone.
 
-Everywhere, `labels` are 1 for positive and 0 for negative pairs, and a pair is kept if its score is
+`labels` are 1 for positive and 0 for negative pairs, and a pair is kept if its score is
 at least the threshold. `weights` say how often a pair counts; None is once.
 """
 
@@ -17,6 +17,7 @@ from dsd_trt.metrics.calibration import (
 from dsd_trt.metrics.curve import OperatingPoint, at_threshold, average_precision, roc_auc
 from dsd_trt.metrics.logistic import cross_fitted, fit_logistic
 from dsd_trt.metrics.pairs import class_weights
+from dsd_trt.metrics.retrieval import mean_reciprocal_rank, recall_at
 from dsd_trt.metrics.summary import AtThreshold, Calibrations, Estimate, Summary, summarize
 from dsd_trt.metrics.threshold import (
     CONFIDENCE,
@@ -46,6 +47,8 @@ __all__ = [
     "cross_fitted",
     "fit_logistic",
     "log_loss",
+    "mean_reciprocal_rank",
+    "recall_at",
     "reliability",
     "roc_auc",
     "summarize",

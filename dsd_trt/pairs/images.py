@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path
 
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.index.files import is_index
-from dsd_trt.index.index import Index
+from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.index.tar_image import TarFile, TarImage
 from dsd_trt.index.webdataset import SUFFIXES, is_tar
 from dsd_trt.jobs import Scorable
@@ -22,14 +23,15 @@ class NamedImages:
     Args:
         place: folder that names are relative to, a tar file, or the folder of an index. In a
             folder, `x.tar/KEY` names an image of a tar file.
+        beside: folder of the table. An index made from its folder has this path before each name.
 
     Raises:
         InputError: there is no such place, or the index is damaged.
         MissingExtraError: the packages that read an index are not installed.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, place: Path, beside: Path | None = None) -> None:
+        self.place, self._beside = place, beside
         self._index = Index.open(place) if is_index(place) else None
         self._in_tar = self._index is None and is_tar(place) and place.is_file()
         if self._index is None and not self._in_tar and not place.is_dir():
@@ -80,14 +82,17 @@ class NamedImages:
         if isinstance(image, TarImage):
             return [image.name, *image.tar.identity[2:]]
         if self._index is not None:
-            entry = self._index.find(name).entry
+            entry = self._of_index(self._index, name).entry
             return [name, entry.sha256, self._index.manifest.table.sha256]
         return None
 
-    def _of_index(self, index: Index, name: str) -> Scorable:
+    def _of_index(self, index: Index, name: str) -> IndexedImage:
         try:
             return index.find(name)
         except InputError as error:
+            if self._beside is not None:
+                with contextlib.suppress(InputError):
+                    return index.find(str(self._beside / name))
             example = f"; its names are such as {index[0].name!r}" if index else ""
             raise ImageError(f"{error}{example}") from None
 

@@ -50,7 +50,7 @@ class TablePairs:
                         f"{one_line(kind, 80)}. Images are named by their paths: those in the "
                         "table itself are not read"
                     )
-        self.images = NamedImages(images or table.path.parent)
+        self.images = NamedImages(images or table.path.parent, table.path.parent)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = {path.name: path.read_text("utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
 MANUAL = {"README.md": README} | {f"docs/{name}": text for name, text in PAGES.items()}
 # Their own tests run their blocks from the first line to the last.
-GUIDES = {"docs/cpp.md", "docs/filter.md", "docs/triton.md"}
+GUIDES = {"docs/cpp.md", "docs/filter.md", "docs/rerank.md", "docs/triton.md"}
 
 
 def _blocks(language: str, text: str = README) -> list[str]:

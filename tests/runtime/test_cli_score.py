@@ -371,6 +371,44 @@ def test_top_k_keeps_each_images_best_texts_best_first(
     assert [(row["image"], row["text"]) for row in rows] == expected
 
 
+def test_top_k_by_text_keeps_each_texts_best_images_best_first(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    pixels = write_images(tmp_path, "a.png", "b.png", "c.png")
+    write_texts(tmp_path)
+    (tmp_path / "broken.png").write_text("no image")
+    options = ("--top-k", "2", "--by", "text", "-f", "json")
+    ended = run("a.png", "broken.png", "b.png", "c.png", "texts.txt", *options)
+    assert (ended.code, "broken.png" in ended.err) == (3, True)
+    rows = json.loads(ended.out)
+    assert [(row["text"], row["image"]) for row in rows] == [
+        (text, name)
+        for text in TEXTS
+        for name in sorted(pixels, key=lambda name: -closed_form(pixels[name], text))[:2]
+    ]
+    for row in rows:
+        f = closed_form(pixels[row["image"]], row["text"])
+        assert row["score"] == pytest.approx(f, abs=1e-6)
+        assert row["probability"] == pytest.approx(probability(f), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--by", "text"), "give --top-k K with --by text"),
+        (("--by", "text", "--top-k", "1", "--prune"), "leave out --by text"),
+    ],
+)
+def test_by_goes_with_top_k_and_without_pruning(
+    options: tuple[str, ...], message: str, run: Callable[..., Run], tmp_path: Path
+) -> None:
+    write_images(tmp_path, "a.png")
+    write_texts(tmp_path)
+    ended = run("a.png", "texts.txt", *options)
+    assert ended.code == 2
+    assert message in ended.err
+
+
 def starred(table: str) -> dict[str, str]:
     """Which score is marked in each row of a table."""
     return {

@@ -139,6 +139,37 @@ def test_a_matrix_has_the_rankings_of_its_scores(scorer: Scorer, pictures: list[
         matrix.top_texts(ids=["a", "b"])
 
 
+def test_pairs_have_the_rankings_of_their_scores(scorer: Scorer, pictures: list[Any]) -> None:
+    """Texts have candidates of their own; one cannot be read, and one is there twice."""
+    candidates = {"blue": [3, 0, 8, 5], "a dog": [1, 3, 1, 6, 2]}
+    pairs: list[tuple[Any, str]] = [(pictures[3], "a red circle")]
+    pairs += [(pictures[i], text) for text, own in candidates.items() for i in own]
+    pairs.append((b"no image", "blue"))
+    ids = [f"row {place}" for place in range(len(pairs))]
+
+    found = scorer.score_pairs(pairs)
+    best = found.top_images(3, ids=ids)
+
+    assert list(best) == ["a red circle", "blue", "a dog"]
+    for text in candidates:
+        places = [i for i, (_, other) in enumerate(pairs[:-1]) if other == text]
+        order = sorted(places, key=lambda i: -closed_form(pairs[i][0], text))[:3]
+        assert [it.index for it in best[text]] == order
+        assert [it.id for it in best[text]] == [ids[i] for i in order]
+        assert [it.image for it in best[text]] == [found.images[i] for i in order]
+        assert [it.score for it in best[text]] == [float(found.scores[i]) for i in order]
+    assert len(found.top_images()["blue"]) == 4
+    of_image = found.top_texts(ids=ids)
+    third = found.images[0]  # in three pairs
+    texts = sorted(["a red circle", "blue", "a dog"], key=lambda t: -closed_form(pictures[3], t))
+    assert [it.text for it in of_image[third]] == texts
+    assert [it.id for it in of_image[third]] == [ids[it.index] for it in of_image[third]]
+    with pytest.raises(InputError, match="2 ids for 11 pairs"):
+        found.top_images(ids=["a", "b"])
+    with pytest.raises(InputError, match="top_k must be a whole number above 0"):
+        found.top_texts(0)
+
+
 def test_wrong_arguments_are_refused_before_anything_is_read(scorer: Scorer) -> None:
     for call, message in (
         (lambda: scorer.rank([], []), "texts is empty"),

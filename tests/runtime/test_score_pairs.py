@@ -372,3 +372,44 @@ def test_memory_does_not_grow_with_texts(tmp_path: Path) -> None:
         )  # fmt: skip
         peaks.append(int(ended.stdout))
     assert peaks[1] - peaks[0] < 20_000, peaks  # kB, of a file of 24 MB
+
+
+def test_the_best_rows_of_each_text_are_kept_with_all_their_columns(
+    run: Callable[..., Run], pixels: Pixels, tmp_path: Path
+) -> None:
+    given = rows_of(60, seed=3)
+    (tmp_path / "found.csv").write_text(as_csv(given), encoding="utf-8")
+    ended = run("--pairs", "found.csv", "--top-k", "2", "--by", "text", "-f", "csv")
+    assert ended.code == 3
+    got = list(csv.DictReader(io.StringIO(ended.out)))
+    by_text: dict[str, list[tuple[float, dict[str, str]]]] = {}
+    for row in given:
+        score, _ = expected(row, pixels)
+        if score is not None:
+            by_text.setdefault(row["text"].strip(), []).append((score, row))
+    best = [
+        row for scored in by_text.values() for _, row in sorted(scored, key=lambda it: -it[0])[:2]
+    ]
+    assert [row["id"] for row in got] == [row["id"] for row in best]
+    assert [{name: row[name] for name in given[0]} for row in got] == best
+
+
+def test_images_of_an_index_are_found_by_the_tables_folder_too(
+    run: Callable[..., Run], dsd_trt: Callable[..., Run], pixels: Pixels, tmp_path: Path
+) -> None:
+    """An index of `data/0.png` and a table in `data` with `0.png`."""
+    (tmp_path / "data").mkdir()
+    for name in pixels:
+        (tmp_path / name).rename(tmp_path / "data" / name)
+    rows = [{"image": name, "text": "dog"} for name in (*pixels, "gone.png", "data/1.png")]
+    (tmp_path / "data/found.csv").write_text(as_csv(rows), encoding="utf-8")
+    assert dsd_trt("index", *(f"data/{name}" for name in pixels), "own.index").code == 0
+
+    ended = run("--pairs", "data/found.csv", "--images", "own.index", "-f", "csv")
+
+    assert ended.code == 3
+    *scored, gone, named = csv.DictReader(io.StringIO(ended.out))
+    for row, image in zip(scored, pixels.values(), strict=True):
+        assert float(row["score"]) == pytest.approx(closed_form(image, "dog"), abs=1e-6)
+    assert named["score"] == scored[1]["score"]
+    assert "own.index has no image 'gone.png'; its names are such as 'data/0.png'" in gone["error"]
