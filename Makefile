@@ -67,11 +67,11 @@ GPU_PYTHON ?= python3
 test-gpu:
 	$(GPU_PYTHON) -m pytest -m gpu -s $(PYTEST_ARGS)
 
-# tests/serving has files named like those of other folders, so it is a run of its own.
 # For a GPU machine without a network: wheels in pieces that fit its transfers (docs/gpu.md).
 gpu-offline:
 	$(PYTHON) tools/gpu_offline/pack.py $(GPU_OFFLINE_ARGS)
 
+# tests/serving has files named like those of other folders, so its types are a run of their own.
 lint: $(DEV)/installed
 	$(DEV)/bin/ruff check .
 	$(DEV)/bin/ruff format --check .

@@ -55,6 +55,10 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
         f"| counted tokens | {method.token_mask} |",
         card_rows(manifest).rstrip(),
         "",
+    ]
+    if not parity.runs:
+        return "\n".join([*lines, "Its export was not compared with PyTorch.", ""])
+    lines += [
         f"Parity over {parity.pairs} pairs, against {parity.reference}:",
         "",
         "| graphs on | max score difference | Spearman | top-1 agreement |",

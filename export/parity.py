@@ -76,7 +76,7 @@ class ParityReport:
     """Parity figures of one export.
 
     Attributes:
-        reference: name of the reference, such as "PyTorch FP32, batch 1".
+        reference: name of the reference, such as "PyTorch FP32, batch 1", or "none".
         pairs: number of scored (image, text) pairs.
         levels: number of noise levels per pair.
         runs: figures on ONNX Runtime; for FP16 another entry with emulated FP16 rounding, and
@@ -92,6 +92,10 @@ class ParityReport:
         """The figures as `bundle.json` holds them."""
         plain: dict[str, Any] = to_plain(self)
         return plain
+
+
+NOT_COMPARED = ParityReport("none", pairs=0, levels=0, runs=())
+"""Report of an export that left the comparison out."""
 
 
 def check_parity(

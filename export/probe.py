@@ -39,11 +39,11 @@ def draw_probe(
         resolution: height and width of the images, in pixels.
         levels: number of noise levels of the bundle.
         count: number of images and of texts.
-        quick: whether to use 2 images and 2 texts at the first level: 4 passes instead of a
-            thousand, for checkpoints whose passes take seconds.
+        quick: whether to use at most 2 images and 2 texts, at the first level: 4 passes instead of
+            a thousand, for checkpoints whose passes take seconds.
         seed: seed of the random scenes.
     """
-    count = 2 if quick else count
+    count = min(count, 2) if quick else count
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     pixels = np.stack([draw(scene, rng, resolution).pixels for scene in scenes])

@@ -106,9 +106,9 @@ class Recipe:
 
     @property
     def quick(self) -> bool:
-        """Whether to verify on few pairs; by default if a pass of the U-Net takes seconds."""
+        """Whether to verify on few pairs or none; by default if a U-Net pass takes seconds."""
         if self.settings.verify is not None:
-            return self.settings.verify == "quick"
+            return self.settings.verify != "full"
         return self.large
 
     @cached_property

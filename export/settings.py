@@ -19,7 +19,7 @@ from dsd_trt.train.scoring.choices import (
     require_selection,
 )
 
-Verify = Literal["quick", "full"]
+Verify = Literal["quick", "full", "none"]
 CudaForm = Literal["attention", "attention+group-norm"]
 
 
@@ -41,7 +41,8 @@ class ExportSettings:
         score: attention score, denoising term, or both; None is the adapter's, or the paper's
             "attention" without an adapter.
         verify: size of the probe that graphs and PyTorch are compared on, see `draw_probe`; None
-            is "full" for small U-Nets and "quick" for those where full takes hours.
+            is "full" for small U-Nets and "quick" for those where full takes hours. "none" leaves
+            the comparison to `dsd-trt gpu-check`, which makes it anyway.
         adapter_input: whether the pair scorer takes the adapter as an input instead of having it
             folded in.
         matrix: whether to export the matrix scorer too; None follows the adapter's training.

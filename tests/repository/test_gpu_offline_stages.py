@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import numpy as np
 import pytest
+from checkpoints import write_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools" / "gpu_offline"))
 
@@ -26,6 +28,7 @@ from pieces import Kit, Piece
 from run_stages import Result, Runner, resolve, verdict
 from stages import BY_NAME, ORT, ROOT, RTX, SITE, STAGES, TOOLS, Stage
 
+from dsd_trt import Scorer, read_bundle
 from dsd_trt.commands.main import cli
 from dsd_trt.engine.tensorrt import runner as runner_module
 from dsd_trt.engines import compile as compiling
@@ -300,6 +303,33 @@ def test_tensorrt_rtx_is_asked_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPat
     assert runner_module.require("tensorrt-rtx") == (library, "9.0")
     compiling._set_capabilities(library, config, ("9.0",))
     assert asked == [("this one", 0)]
+
+
+@pytest.mark.slow  # exports
+def test_a_bundle_without_the_comparison_has_all_that_gpu_check_asks_for(tmp_path: Path) -> None:
+    """Its self-check holds PyTorch's results, so the graphs are still held against something."""
+    bundle, command = tmp_path / "bundle", (sys.executable, TOOLS / "export_uncompared.py")
+    model = write_checkpoint(tmp_path / "model")
+    done = subprocess.run(
+        [*command, model, bundle], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Comparing" not in done.stderr
+    assert "Tracing matrix_scorer" in done.stderr
+    manifest = read_bundle(bundle).manifest
+    assert manifest.precision == "fp16"
+    assert manifest.cuda_form is not None
+    assert manifest.cuda_form.keys() >= {"pair_scorer", "matrix_scorer"}
+    assert manifest.parity["runs"] == []
+    assert "not compared with PyTorch" in (bundle / "MODEL_CARD.md").read_text("utf-8")
+    for mode in ("pair", "matrix"):
+        with Scorer.load(bundle, "onnxruntime", mode=mode) as scorer:  # checks itself
+            assert np.isfinite(scorer.score([np.zeros((32, 32, 3), np.uint8)], ["a star"]).scores)
+    failed = subprocess.run(
+        [*command, tmp_path / "no", bundle], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert str(tmp_path / "no") in failed.stderr
 
 
 def test_facts_name_what_packages_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

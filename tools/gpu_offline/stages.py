@@ -77,7 +77,7 @@ STAGES = (
         (
             _REMOVE,
             _RANDOM,
-            (*_EXPORT, "--model", "{kit}/models/sd21", "--out", "{kit}/bundles/sd21"),
+            ("{tools}/export_uncompared.py", "{kit}/models/sd21", "{kit}/bundles/sd21"),
         ),
         needs=(SITE,),
         background=True,
