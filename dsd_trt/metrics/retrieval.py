@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from dsd_trt.errors import InputError
 
-Rankings = Mapping[Hashable, Sequence[Hashable]]
-Relevant = Mapping[Hashable, Collection[Hashable]]
+Rankings = Mapping[Any, Sequence[Any]]
+Relevant = Mapping[Any, Collection[Any]]
 
 
 def recall_at(rankings: Rankings, relevant: Relevant, k: int) -> float:
@@ -50,7 +51,7 @@ def mean_reciprocal_rank(rankings: Rankings, relevant: Relevant) -> float:
     return total / len(wanted)
 
 
-def _checked(relevant: Relevant) -> dict[Hashable, set[Hashable]]:
+def _checked(relevant: Relevant) -> dict[Any, set[Any]]:
     """Relevant items of each query.
 
     Raises:

@@ -73,5 +73,5 @@ def test_the_commands_write_the_best_of_each_query(folder: Path) -> None:
             ).items()
     best_of_all = _read(folder / "best.csv")
     assert len(best_of_all) == 3 * (QUERIES + 2)  # of 16 texts
-    own = [row["query"] for row in kept if row["relevant"] == "1"]
-    assert len(own) == len(set(own)) >= 10
+    found = [row["query"] for row in kept if row["relevant"] == "1"]
+    assert len(found) == len(set(found)) >= 10
