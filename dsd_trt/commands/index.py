@@ -70,6 +70,7 @@ def index(
     from dsd_trt.commands.console import progress_bar
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.image.files import find_images
+    from dsd_trt.index.files import require_extra
     from dsd_trt.index.webdataset import SUFFIXES
     from dsd_trt.index.writer import update_index
 
@@ -77,6 +78,7 @@ def index(
         raise InputError("give IMAGES and, last, the folder OUT; see: dsd-trt index --help")
     if keep and prune_missing:
         raise InputError("--keep and --prune-missing contradict each other: leave one out")
+    require_extra()  # before a library is loaded
     require_possible(engine, device, threads)  # before a folder is searched
     found = find_images(paths[:-1], others=SUFFIXES)
 
