@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dsd_trt.image.preprocess import ImageSource
-from dsd_trt.results import Failure
+if TYPE_CHECKING:
+    from dsd_trt.image.preprocess import ImageSource
+    from dsd_trt.results import Failure
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def split(
     )
 
 
-Report = Callable[[Question, Sequence[Failure]], None]
+Report = Callable[[Question, Sequence["Failure"]], None]
 """Callback `(question, failures)` for each question that is left out."""
 
 

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsd_trt import Scorer
 from dsd_trt.errors import InputError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import write_whole
-from dsd_trt.image.preprocess import ImageSource
 from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.plan import difference
 from dsd_trt.train.scoring.adapter_file import adapter_hash
 
 if TYPE_CHECKING:
+    from dsd_trt import Scorer
+    from dsd_trt.image.preprocess import ImageSource
     from dsd_trt.train.diffusion.checkpoint import Checkpoint
 
 RUN_NAME = "run.json"
@@ -41,12 +41,31 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
     Raises:
         InputError: the folder holds results of another run; the message says what differs.
     """
+    kept = tuple(kept)
+    refuse_another(folder, key, kept)
     folder.mkdir(parents=True, exist_ok=True)
+    if not any(_holds_something(folder / name) for name in kept):
+        write_whole(folder / RUN_NAME, json.dumps(key, indent=2) + "\n")
+
+
+def refuse_another(
+    folder: Path, key: Mapping[str, Any], kept: Iterable[str], *, partial: bool = False
+) -> None:
+    """Refuse a folder that holds results of another run; nothing is written.
+
+    Args:
+        folder: folder of the run, which need not exist.
+        key: everything that the run's results depend on, as JSON takes it.
+        kept: names of the files and folders that the run would resume from.
+        partial: whether `key` is a part alone, which is known before a model is read.
+
+    Raises:
+        InputError: the folder holds results of another run; the message says what differs.
+    """
     path, wanted = folder / RUN_NAME, json.loads(json.dumps(key))
     advice = "Name another folder with --out, or remove that one first"
     found = [name for name in kept if _holds_something(folder / name)]
     if not found:
-        write_whole(path, json.dumps(wanted, indent=2) + "\n")
         return
     if not path.exists():
         raise InputError(
@@ -57,6 +76,8 @@ def claim(folder: Path, key: Mapping[str, Any], kept: Iterable[str]) -> None:
         before = read_json(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}. {advice}") from None
+    if partial and isinstance(before, dict):
+        before = {name: value for name, value in before.items() if name in wanted}
     if before != wanted:
         raise InputError(f"{folder} holds another run{difference(before, wanted)}. {advice}")
 

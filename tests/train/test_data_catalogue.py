@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
-from dsd_trt.train.data.catalogue import NAMES, SCENES, open_dataset
+from dsd_trt.train.data.catalogue import NAMES, SCENES, open_dataset, require_files
 from dsd_trt.train.question import Question
 
 IMAGES = 40
@@ -214,3 +214,54 @@ def test_the_guide_names_every_data_set() -> None:
     page = (Path(__file__).parents[2] / "docs" / "train.md").read_text("utf-8")
     rows = re.findall(r"^\| (`.+?`) \| (?:read|drawn) ", page, re.MULTILINE)
     assert [name for row in rows for name in re.findall(r"`([\w-]+)`", row)] == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "file"),
+    [
+        ("comvg", "test", "compositional_visual_genome.csv"),
+        ("refcocog", "train", "refs(google).p"),
+        ("refcocog", "test", "instances.json"),
+        ("vqav2", "train", "v2_mscoco_train2014_annotations.json"),
+        ("vqav2", "train", "v2_OpenEnded_mscoco_train2014_questions.json"),
+        ("vqav2", "test", "v2_mscoco_train2014_annotations.json"),
+        ("vqav2", "test", "v2_mscoco_val2014_annotations.json"),
+        ("vqav2", "test", "v2_OpenEnded_mscoco_val2014_questions.json"),
+        ("vqav2-released", "test", "vqa_text_test.csv"),
+        ("winoground", "test", "examples.jsonl"),
+    ],
+)
+def test_a_missing_file_is_named_before_the_others_are_read(
+    name: str, part: str, file: str, root: Path, tmp_path: Path
+) -> None:
+    for path in root.iterdir():
+        if path.is_file() and path.name != file:
+            (tmp_path / path.name).write_text("this cannot be read")
+    for complain in (
+        lambda: require_files(name, tmp_path),
+        lambda: open_dataset(name, tmp_path, part, 0),
+    ):
+        with pytest.raises(InputError, match=rf"no file {re.escape(repr(file))} in"):
+            complain()
+
+
+def test_files_that_are_there_are_not_read(root: Path, tmp_path: Path) -> None:
+    for path in root.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_text("this cannot be read")
+    for name in NAMES:
+        require_files(name, tmp_path)
+
+
+def test_a_part_without_questions_is_refused_and_another_keeps_its_first(root: Path) -> None:
+    every = list(open_dataset("mine.jsonl", root, "test", 0))
+    part = open_dataset("mine.jsonl", root, "test", 0)
+    part.require_some("test questions")
+    assert list(part) == every
+    for name in ("mine.jsonl", "comvg"):
+        part = open_dataset(name, root, "test", 0, fraction=1.0)
+        with pytest.raises(InputError, match=f"{name} has no test questions: 40 are in the other"):
+            part.require_some("test questions")
+    drawn = open_dataset("shapes-vqa", root, "test", 0, limit=3)
+    drawn.require_some("test questions")
+    assert len(list(drawn)) == 3

@@ -34,7 +34,8 @@ from dsd_trt.train.evaluation.figures import (
     plot,
     to_json,
 )
-from dsd_trt.train.evaluation.reproduction import Study, reproduce
+from dsd_trt.train.evaluation.reproduction import reproduce
+from dsd_trt.train.evaluation.study import Study
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut, ignore
 from dsd_trt.train.question import Question, Report

@@ -28,7 +28,8 @@ from dsd_trt.train.data.table import read_table
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.evaluation.answers import by_scorer
 from dsd_trt.train.evaluation.by_model import by_model
-from dsd_trt.train.evaluation.reproduction import Study, reproduce
+from dsd_trt.train.evaluation.reproduction import reproduce
+from dsd_trt.train.evaluation.study import Study
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from checkpoints import write_checkpoint
+from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 
 from dsd_trt.commands.main import cli
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.slow
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("reproduce")
     model = write_checkpoint(folder / "model")
+    write_adapter(model / "adapter", model)
     clip = folder / "clip"
     done = CliRunner().invoke(cli, ["pretrain", "tiny-clip", "--out", str(clip), "--smoke"])
     assert done.exit_code == 0, done.output
@@ -46,6 +48,7 @@ def test_every_method_answers_every_data_set(report: str) -> None:
         "CLIP fine-tuning",
         "CLIP prompt-learning",
         "DSD zero-shot",
+        "DSD as shipped",
         "DSD few-shot",
         "DSD few-shot with denoising term",
         "chance",
@@ -63,6 +66,17 @@ def test_every_method_answers_every_data_set(report: str) -> None:
     assert chance["shapes-refcocog: text of ten (top-5)"] == "50.0"
 
 
+def test_as_shipped_is_the_model_s_own_adapter(report: str, arguments: list[str]) -> None:
+    assert "DSD as shipped has the model's own adapter" in report
+    model, out = (arguments[arguments.index(option) + 1] for option in ("--model", "--out"))
+    command = ["eval", model, "--data", "shapes-comvg", "--limit", "6", "-f", "json"]
+    for name, adapter in (("DSD-as-shipped", "own"), ("DSD-zero-shot", "none")):
+        done = CliRunner().invoke(cli, [*command, "--adapter", adapter])
+        assert done.exit_code == 0, done.output
+        saved = json.loads((Path(out) / "shapes-comvg" / name / "figures.json").read_text("utf-8"))
+        assert saved["figures"] == json.loads(done.stdout)["figures"]
+
+
 def test_it_has_the_ablations_and_its_terms(report: str) -> None:
     for figure in range(3, 7):
         assert f"Figure {figure}" in report
@@ -74,11 +88,11 @@ def test_it_has_the_ablations_and_its_terms(report: str) -> None:
 def test_a_finished_run_is_not_done_again(report: str, arguments: list[str]) -> None:
     out = Path(arguments[-1])
     before = {path: path.stat().st_mtime_ns for path in out.rglob("figures.json")}
-    assert len(before) == 18
+    assert len(before) == 21
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("figures.json")} == before
     assert (out / "reproduction.md").read_text("utf-8") == again.stdout
-    assert "18 parts having been done by earlier ones" in again.stdout
+    assert "21 parts having been done by earlier ones" in again.stdout
     minutes = r"took \d+ minutes(, \d+ parts having been done by earlier ones)?"
     assert re.sub(minutes, "", again.stdout) == re.sub(minutes, "", report)

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 from dsd_trt.errors import InputError
 
+PLAN_NAME, STATE_NAME = "plan.json", "tiny-clip.ckpt"
+"""Files of a run's folder: its settings, and the state of its training."""
+
+STATES = (STATE_NAME, "model")
+"""The state of a run, and its result: without either of them a folder holds no run."""
+
 
 @dataclass(frozen=True)
 class ClipSettings:

@@ -30,8 +30,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 from dsd_trt.errors import InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.baselines.clip import Clip
-from dsd_trt.train.baselines.clip_settings import ClipSettings
+from dsd_trt.train.baselines.clip_settings import PLAN_NAME, STATE_NAME, STATES, ClipSettings
 from dsd_trt.train.run.loss_log import LossLog
+from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run.saved_model import saved_model
 from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.shapes.diffusion import build_text_encoder
@@ -247,12 +248,14 @@ def pretrain_tiny_clip(
         Folder of the written model.
 
     Raises:
-        ValueError: `out` holds a run with other settings.
-        InputError: `settings.twins` is not divisible by `processes`.
+        InputError: `out` holds a run with other settings, or `settings.twins` is not divisible by
+            `processes`.
     """
     settings.require_even(processes)
+    require_plan(out / PLAN_NAME, asdict(settings), STATES)
     clip = build_clip(build_tokenizer(out / "tokenizer"), settings)
-    path, losses = out / "tiny-clip.ckpt", out / "losses.jsonl"
+    path, losses = out / STATE_NAME, out / "losses.jsonl"
+    write_whole(out / PLAN_NAME, json.dumps(asdict(settings), indent=2) + "\n")
     if not path.exists():
         losses.unlink(missing_ok=True)  # of a run that ended before its first state
     log = LossLog(losses)
@@ -294,4 +297,4 @@ def parameter_counts(model: CLIPModel) -> dict[str, int]:
 def _train_beside(worker: Worker, out: Path, settings: ClipSettings) -> None:
     """Training loop of all workers but worker 0."""
     clip = build_clip(CLIPTokenizer.from_pretrained(out / "tokenizer"), settings)
-    train_clip(clip, out / "tiny-clip.ckpt", settings, worker=worker)
+    train_clip(clip, out / STATE_NAME, settings, worker=worker)

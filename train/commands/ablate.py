@@ -12,7 +12,6 @@ import click
 from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, seed_option
-from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
@@ -76,11 +75,10 @@ def ablate(
     part = open_dataset(data, root, "test", seed, limit, columns=columns)
     file = chosen_adapter(adapter, model)
     require_model(find_place(model))
+    part.require_some("test questions")
     questions = list(part)
     for line in part.lines():
         note(line)
-    if not questions:
-        raise InputError(f"the data set {data} has no test questions")
     note(f"measuring on {counted(len(questions), 'question')}")
     note(sentence(file, adapter))
 

@@ -104,13 +104,9 @@ def baseline(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-
-    from dsd_trt.commands.console import progress_bars
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.baselines.folder import require_clip
     from dsd_trt.train.data.catalogue import NAMES, open_dataset
-    from dsd_trt.train.data.held_out import hold_out
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     trained = method != "zero-shot"
@@ -124,7 +120,14 @@ def baseline(
     few = open_dataset(data, root, "train", seed, examples, fraction, columns) if trained else None
     learning = [] if few is None else list(few)
     testing = open_dataset(data, root, "test", seed, limit, fraction, columns)
+    testing.require_some("test questions")
     require_clip(folder)
+
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+    from dsd_trt.commands.console import progress_bars
+    from dsd_trt.train.data.held_out import hold_out
+
     for line in (few or testing).lines():
         note(line)
     if trained:
@@ -188,8 +191,6 @@ def baseline(
                 progress=lambda answered: bar.update(asking, completed=answered),
             )
         )
-    if not answers:
-        raise InputError(f"the data set {data} has no test questions")
     note(f"tested on {counted(len(answers), 'question')}")
     rows, left_out = figures(answers, seed), count_left_out(answers)
     left_out.require_some(len(rows), f"test questions of {data}")
@@ -247,13 +248,15 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
 
     require_libraries("torch", "diffusers", "transformers")
     from dsd_trt.files.folders import require_writable
-    from dsd_trt.train.baselines.clip_settings import SMOKE, ClipSettings
+    from dsd_trt.train.baselines.clip_settings import PLAN_NAME, SMOKE, STATES, ClipSettings
+    from dsd_trt.train.run.plan import require_plan
 
     # What the arguments tell comes first: the libraries take seconds to import.
     sizes = SMOKE if smoke else ClipSettings()
     settings = replace(sizes, seed=seed, steps=steps or sizes.steps)
     settings.require_even(processes)
     require_writable(out)
+    require_plan(out / PLAN_NAME, asdict(settings), STATES)
 
     from dsd_trt.train.run.libraries import hush_libraries
 

@@ -123,18 +123,13 @@ def evaluate(
     diffusers' format, FILE.safetensors[@FAMILY], ORG/NAME[@REVISION] on the Hugging Face Hub, or
     "shapes". ORG/NAME is a BUNDLE if it has a bundle.json.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-
-    from dsd_trt import Scorer
     from dsd_trt.bundle.folder import bundle_folder, names_bundle
-    from dsd_trt.commands.console import progress_bars
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
-    from dsd_trt.engine.choice import require_possible
     from dsd_trt.files.folders import require_writable
     from dsd_trt.text_cache import DEFAULT_MB
     from dsd_trt.train.data.catalogue import open_dataset
-    from dsd_trt.train.data.labelled import labelled_pairs
     from dsd_trt.train.diffusion.place import find_place, require_model
+    from dsd_trt.train.run_key import refuse_another
     from dsd_trt.train.scoring.choices import require_matrix
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
@@ -146,7 +141,9 @@ def evaluate(
     file = None
     if is_bundle and adapter != OWN:
         raise InputError(f"{scorer} is a bundle, which contains its adapter: omit --adapter")
-    if is_bundle:
+    if is_bundle and (engine, device, threads) != ("auto", 0, None):  # auto imports an engine
+        from dsd_trt.engine.choice import require_possible
+
         require_possible(engine, device, threads)
     if not is_bundle:
         if on_command_line(ctx, "require_signature"):
@@ -163,8 +160,16 @@ def evaluate(
             require_matrix(file.config.score, file.config.head_mode, "score with --mode pair")
         require_model(find_place(scorer))
     questions = open_dataset(data, root, "test", seed, limit, fraction, columns)
+    questions.require_some("test questions")
+    # More questions of the same may be asked: the limit is no part of the key.
+    asked = {"data": data, "fraction": questions.fraction, "seed": seed}
+    kept = ("answers.jsonl", "scores.jsonl", "figures.json")
+    if out:
+        refuse_another(out, asked, kept, partial=True)
     labelled: tuple[LabelledPair, ...] = ()
     if questions.table:
+        from dsd_trt.train.data.labelled import labelled_pairs
+
         labelled = labelled_pairs(root / data, columns, questions, seed, limit)
     if output and questions.table:
         refuse_input(str(output), [root / data])
@@ -173,6 +178,10 @@ def evaluate(
         from dsd_trt.train.run.libraries import hush_libraries
 
         hush_libraries()
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+
+    from dsd_trt import Scorer
+    from dsd_trt.commands.console import progress_bars
     from dsd_trt.train.commands.left_out import report_left_out
     from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
@@ -209,9 +218,7 @@ def evaluate(
         of = model_key(scorer, folder, mode) if out else {}
     if out:
         ctx.with_resource(own_folder(out))
-        # More questions of the same may be asked: the limit is no part of the key.
-        key = {**of, "data": data, "fraction": questions.fraction, "seed": seed}
-        claim(out, key, ("answers.jsonl", "scores.jsonl", "figures.json"))
+        claim(out, {**of, **asked}, kept)
     shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pairs = None
     if labelled:
@@ -236,8 +243,6 @@ def evaluate(
         )
     for line in questions.lines():
         note(line)
-    if not answers:
-        raise InputError(f"the data set {data} has no test questions")
     rows, left_out = figures(answers, seed), count_left_out(answers)
     left_out.require_some(len(rows), f"test questions of {data}")
     about = {

@@ -201,7 +201,6 @@ def train(
     require_libraries("torch", "diffusers", "transformers")
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
-    from dsd_trt.train.data.held_out import hold_out
     from dsd_trt.train.diffusion.place import find_place, require_model
     from dsd_trt.train.fewshot.settings import RECIPE, continued
     from dsd_trt.train.run.plan import require_plan
@@ -219,7 +218,6 @@ def train(
     require_model(find_place(model))
     start = chosen_adapter(adapter, model)
     settings = continued(start, given, recipe)
-    questions = list(part)
     source = {"data": data, "fraction": part.fraction, "limit": limit, "columns": asdict(columns)}
     plan = {
         **source,
@@ -228,6 +226,9 @@ def train(
         **asdict(settings),
     }
     require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME), partial=True)
+    questions = list(part)
+
+    from dsd_trt.train.data.held_out import hold_out
 
     for line in part.lines():
         note(line)

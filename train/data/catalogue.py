@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ UNSEEN_TASKS = (
 )
 """Tasks the demonstration has never seen, data sets "unseen-TASK"; see `shapes.unseen`."""
 
-_Read = Callable[[Path, int], "Iterator[Question]"]  # from a folder and a random seed
+# From a folder and a random seed; a file that is missing is named when it is called, not when the
+# questions are read.
+_Read = Callable[[Path, int], "Iterator[Question]"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,21 @@ class Part(Iterator["Question"]):
     def __next__(self) -> Question:
         return next(self._questions)
 
+    def require_some(self, what: str) -> None:
+        """Refuse a part without questions; the first one is read.
+
+        Args:
+            what: name of the part in the message, such as "test questions".
+
+        Raises:
+            InputError: the part has no question.
+        """
+        first = next(self._questions, None)
+        if first is None:
+            rest = f": {self.others} are in the other part, see --fraction" if self.others else ""
+            raise InputError(f"{self.name} has no {what}{rest}")
+        self._questions = chain([first], self._questions)
+
     @property
     def failures(self) -> tuple[Failure, ...]:
         """Rows of a table that cannot be used."""
@@ -173,25 +190,26 @@ def open_dataset(
     """
     if part not in ("train", "test"):
         raise InputError(f"no part {part!r} of a data set; it is train or test")
+    if name in NAMES and columns is not None and columns != ColumnNames():
+        raise InputError(f"{name} is no table: omit --image-column and the others")
     if name in _GENERATORS:
         count = SCENES if limit is None else limit
         drawn = _GENERATORS[name](count, 2 * seed + (part == "test"))
         return Part(name, drawn, FEW_SHOT if fraction is None else fraction)
     if name not in _READERS:
         return _open_table(name, root, part, seed, limit, fraction, columns)
-    if columns is not None and columns != ColumnNames():
-        raise InputError(f"{name} is no table: omit --image-column and the others")
     fraction = FEW_SHOT if fraction is None else fraction
     parts = _READERS[name]
     test = parts.test or parts.train
     if part == "test" and parts.apart:
         return Part(name, islice(test(root, seed), limit), fraction)
+    every = (parts.train if part == "train" else test)(root, seed)
     # Read twice instead of kept in memory: a question of VQAv2 has thousands of candidates.
     chosen = _few_shot_sources(parts.train(root, seed), fraction, seed)
     found = Part(name, (), fraction)
 
     def mine() -> Iterator[Question]:
-        for question in (parts.train if part == "train" else test)(root, seed):
+        for question in every:
             if (question.source in chosen) == (part == "train"):
                 yield question
             else:
@@ -199,6 +217,22 @@ def open_dataset(
 
     found._questions = islice(mine(), limit)
     return found
+
+
+def require_files(name: str, root: Path) -> None:
+    """Refuse a named data set without one of the files that either part is read from.
+
+    Args:
+        name: name of the data set, one of `NAMES`.
+        root: folder of the data set's files; unused for shapes.
+
+    Raises:
+        InputError: a file is missing; images are not looked for.
+    """
+    if name in _READERS:
+        parts = _READERS[name]
+        for read in (parts.train, parts.test or parts.train):
+            read(root, 0)
 
 
 def _open_table(
@@ -211,15 +245,15 @@ def _open_table(
     columns: ColumnNames | None,
 ) -> Part:
     """Questions of a table; negatives are drawn from the same part alone."""
-    from dsd_trt.train.data.negatives import draw_negatives
-    from dsd_trt.train.data.table import read_table
-    from dsd_trt.train.question import split
-
     if not (root / name).exists() and not Path(name).suffix:
         known = ", ".join(NAMES)
         raise InputError(
             f"no data set {name!r}; there are {known}, or a table: a CSV, JSONL or Parquet file"
         )
+    from dsd_trt.train.data.negatives import draw_negatives
+    from dsd_trt.train.data.table import read_table
+    from dsd_trt.train.question import split
+
     table = read_table(root / name, seed, columns)
     if fraction is None:
         fraction = 1.0 if part == "train" else 0.0

@@ -68,10 +68,14 @@ def read_comvg(root: Path, seed: int) -> Iterator[Question]:
         seed: random seed of the right image's position.
 
     Raises:
-        InputError: a file is missing or malformed.
+        InputError: a file is missing or malformed; without the CSV file already when called.
     """
+    return _questions(find_file(_FILE, [root], DSD), root, seed)
+
+
+def _questions(path: Path, root: Path, seed: int) -> Iterator[Question]:
     folders = [root / folder for folder in _FOLDERS]
-    for number, row in enumerate(read_rows(find_file(_FILE, [root], DSD))):
+    for number, row in enumerate(read_rows(path)):
         right, wrong = (
             find_file(f"{image}.jpg", folders, "the Visual Genome site, images part 1 and part 2")
             for image in (row.right, row.wrong)

@@ -70,9 +70,18 @@ def read_refcocog(root: Path, split: str, seed: int, texts: int = 10) -> Iterato
         texts: number of candidates per question.
 
     Raises:
-        InputError: a file is missing or malformed, or the split does not exist or is too small.
+        InputError: a file is missing or malformed, or the split does not exist or is too small;
+            without one of the two files already when called.
     """
-    path = find_file("refs(google).p", [root], _ORIGIN)
+    path, instances = (
+        find_file(name, [root], _ORIGIN) for name in ("refs(google).p", "instances.json")
+    )
+    return _questions(path, instances, root, split, seed, texts)
+
+
+def _questions(
+    path: Path, instances: Path, root: Path, split: str, seed: int, texts: int
+) -> Iterator[Question]:
     everything = read_refs(path)
     refs = [ref for ref in everything if ref.split == split]
     if not refs:
@@ -82,7 +91,7 @@ def read_refcocog(root: Path, split: str, seed: int, texts: int = 10) -> Iterato
     for ref in refs:
         said[ref.image].update(ref.sentences)
     pool = sorted(set().union(*said.values()))
-    names = _file_names(find_file("instances.json", [root], _ORIGIN), said)
+    names = _file_names(instances, said)
     kind = f"text of {'ten' if texts == 10 else texts}"
     spoken = ((ref.image, sentence) for ref in refs for sentence in ref.sentences)
     for number, (image, sentence) in enumerate(spoken):

@@ -58,20 +58,51 @@ def read_vqav2(root: Path, split: str, seed: int, answers: int = 3129) -> Iterat
         answers: number of candidates per question.
 
     Raises:
-        InputError: the split does not exist, or a file is missing or malformed.
+        InputError: the split does not exist, or a file is missing or malformed; without one of
+            the published files already when called.
     """
     if split not in ("train", "val"):
         raise InputError(f"VQAv2 has no split {split!r} with public answers; it has train, val")
-    counts = Counter(answer for _, answer, _ in _annotations(root, "train"))
+    learned, annotations, questions = (
+        find_file(name, [root], _ORIGIN)
+        for name in (
+            "v2_mscoco_train2014_annotations.json",
+            f"v2_mscoco_{split}2014_annotations.json",
+            f"v2_OpenEnded_mscoco_{split}2014_questions.json",
+        )
+    )
+    return _vqav2_questions(learned, annotations, questions, root, split, seed, answers)
+
+
+def _vqav2_questions(
+    learned: Path,
+    annotations: Path,
+    asked: Path,
+    root: Path,
+    split: str,
+    seed: int,
+    answers: int,
+) -> Iterator[Question]:
+    """The questions of `read_vqav2`.
+
+    Args:
+        learned: annotations of the training split, whose answers are the candidates.
+        annotations: annotations of the split.
+        asked: questions of the split.
+        root: folder of the images.
+        split: split of the data set.
+        seed: random seed of the right answer's position.
+        answers: number of candidates per question.
+    """
+    counts = Counter(answer for _, answer, _ in _annotations(learned))
     candidates = sorted(counts, key=lambda answer: (-counts[answer], answer))[:answers]
     known = set(candidates)
     right = {
         question: (answer, _kind(about == "yes/no"))
-        for question, answer, about in _annotations(root, split)
+        for question, answer, about in _annotations(annotations)
         if answer in known
     }
-    path = find_file(f"v2_OpenEnded_mscoco_{split}2014_questions.json", [root], _ORIGIN)
-    questions = stream_json(path, "questions", ("question_id", "image_id", "question"))
+    questions = stream_json(asked, "questions", ("question_id", "image_id", "question"))
     for number, (question, image_id, text) in enumerate(questions):
         if question not in right:
             continue
@@ -92,9 +123,12 @@ def read_released_vqa(root: Path, seed: int) -> Iterator[Question]:
         seed: random seed of the right text's position.
 
     Raises:
-        InputError: a file is missing or malformed.
+        InputError: a file is missing or malformed; without the CSV file already when called.
     """
-    path = find_file("vqa_text_test.csv", [root], DSD)
+    return _released_questions(find_file("vqa_text_test.csv", [root], DSD), root, seed)
+
+
+def _released_questions(path: Path, root: Path, seed: int) -> Iterator[Question]:
     for number, row in enumerate(read_rows(path)):
         image = find_coco_image(_image_name("val", row.image), root, "val")
         wrong = [(image, text) for text in row.wrong]
@@ -117,9 +151,8 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield Row(int(image), right, tuple(text for text in wrong if text != right))
 
 
-def _annotations(root: Path, split: str) -> Iterator[tuple[Any, ...]]:
+def _annotations(path: Path) -> Iterator[tuple[Any, ...]]:
     """Question number, most frequent answer and answer type of each annotation."""
-    path = find_file(f"v2_mscoco_{split}2014_annotations.json", [root], _ORIGIN)
     fields = ("question_id", "multiple_choice_answer", "answer_type")
     return stream_json(path, "annotations", fields)
 

@@ -28,9 +28,13 @@ def read_winoground(root: Path, seed: int) -> Iterator[Question]:
         seed: random seed of the right candidates' positions.
 
     Raises:
-        InputError: a file is missing or malformed; the message names the line.
+        InputError: a file is missing or malformed; the message names the line. Without
+            `examples.jsonl` it is raised already when called.
     """
-    path = find_file("examples.jsonl", [root], _ORIGIN)
+    return _questions(find_file("examples.jsonl", [root], _ORIGIN), root, seed)
+
+
+def _questions(path: Path, root: Path, seed: int) -> Iterator[Question]:
     try:
         for number, (line, row) in enumerate(jsonl_rows(read_text(path))):
             fields = [row.get(field) for field in _FIELDS]

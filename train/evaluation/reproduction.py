@@ -20,7 +20,6 @@ from dsd_trt.train.baselines.clip import load_clip
 from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
 from dsd_trt.train.baselines.matcher import by_matcher
 from dsd_trt.train.build import build_scoring_unet
-from dsd_trt.train.data.catalogue import FEW_SHOT, open_dataset
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.evaluation.ablation import LEVELS, ablate, collect
 from dsd_trt.train.evaluation.ablation import as_text as ablation_text
@@ -28,6 +27,7 @@ from dsd_trt.train.evaluation.ablation import plot as plot_ablations
 from dsd_trt.train.evaluation.answers import ask
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.figures import Figure, count_left_out, figures, write
+from dsd_trt.train.evaluation.study import ABLATION, LIBRARIES, Study
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
@@ -38,9 +38,6 @@ from dsd_trt.train.run_key import claim, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 
-REAL = ("comvg", "refcocog", "vqav2")
-SHAPES = ("shapes-comvg", "shapes-refcocog", "shapes-vqa")
-_LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers")
 _ABLATED = 300  # most questions of the first data set that ablations are measured on
 
 
@@ -61,47 +58,6 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Progress callback `(stage, done, total, figures)`; `figures` are metrics by name."""
 
 
-@dataclass(frozen=True)
-class Study:
-    """The methods, data sets and sizes of a reproduction.
-
-    Attributes:
-        model: base model: "shapes", a folder, a file or a repository, see `find_model`.
-        clip: folder of a CLIP for the baselines; None leaves the baselines out.
-        root: folder with one subfolder per data set; None measures on drawn shapes instead.
-        questions: test questions per data set; None means no limit.
-        examples: few-shot questions per data set; None means no limit beside `fraction`.
-        settings: hyperparameters of few-shot training.
-        fraction: share of the training set used for few-shot training, in [0, 1].
-        seed: random seed of splits, training, bootstrap and ablations.
-    """
-
-    model: str
-    clip: Path | None
-    root: Path | None
-    questions: int | None
-    examples: int | None
-    settings: FewShotSettings
-    fraction: float = FEW_SHOT
-    seed: int = 0
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """Names of the data sets: the paper's, or those of shapes without `root`."""
-        return SHAPES if self.root is None else REAL
-
-    def open(self, data: str, part: str) -> Any:
-        """Questions of a data set, see `open_dataset`.
-
-        Args:
-            data: name of the data set.
-            part: part of the data set, "train" or "test".
-        """
-        limit = self.questions if part == "test" else self.examples
-        root = Path() if self.root is None else self.root / data
-        return open_dataset(data, root, part, self.seed, limit, self.fraction)
-
-
 def reproduce(study: Study, out: Path, progress: Progress) -> Reproduction:
     """Train and measure every method, or resume an interrupted call.
 
@@ -114,7 +70,7 @@ def reproduce(study: Study, out: Path, progress: Progress) -> Reproduction:
         InputError: no question of a data set can be used, or `out` holds another reproduction.
     """
     began = time.monotonic()
-    claim(out, _key(study, progress), (*study.data, "ablation"))
+    claim(out, _key(study, progress), study.kept)
     tables: dict[str, dict[str, list[Figure]]] = {}
     kept, left_out = 0, LeftOut()
     for data in study.data:
@@ -131,7 +87,7 @@ def reproduce(study: Study, out: Path, progress: Progress) -> Reproduction:
             left_out.merge(0, done.left_out.failures)
         left_out.merge(most, ())
     adapter = out / study.data[0] / "DSD-few-shot" / "adapter"
-    ablations = _ablate(study, adapter, out / "ablation", progress)
+    ablations = _ablate(study, adapter, out / ABLATION, progress)
     minutes = (time.monotonic() - began) / 60
     return Reproduction(_report(study, tables, ablations, minutes, kept, left_out), left_out)
 
@@ -147,14 +103,8 @@ def _key(study: Study, progress: Progress) -> dict[str, Any]:
             for path in sorted(study.clip.rglob("*"))
             if path.is_file()
         },
-        "data": list(study.data),
         **_contents(study, progress),
-        "settings": asdict(study.settings),
-        "questions": study.questions,
-        "examples": study.examples,
-        "fraction": study.fraction,
-        "seed": study.seed,
-        "versions": {name: version(name) for name in _LIBRARIES},
+        **study.key(),
     }
 
 
@@ -236,6 +186,10 @@ def _methods(study: Study, data: str, out: Path, progress: Progress) -> dict[str
     methods["DSD zero-shot"] = zero_shot(DEFAULT_LEVELS)
     if study.settings.levels != DEFAULT_LEVELS:  # separates the gain of levels from training's
         methods["DSD zero-shot at the few-shot levels"] = zero_shot(study.settings.levels)
+    if (own := study.own_adapter) is not None:
+        methods["DSD as shipped"] = lambda folder, left_out: by_model(
+            study.model, own, resize=study.settings.resize
+        )
     methods["DSD few-shot"] = few_shot(study.settings)
     both = replace(study.settings, score="attention+denoising")
     methods["DSD few-shot with denoising term"] = few_shot(both)
@@ -342,6 +296,12 @@ def _report(
         + "Accuracy in percent; a tie counts as a wrong answer.\n\n"
         + "".join(f"- {line.strip()}\n" for line in left_out.lines())
         + ("\n" if left_out.questions else "")
+        + (
+            "DSD as shipped has the model's own adapter, which may have learned from other "
+            "examples than these; DSD few-shot starts from the model without it.\n\n"
+            if study.own_adapter
+            else ""
+        )
         + "## Tables 1 and 2\n\n"
         + "\n".join(lines)
         + "\n\n"
@@ -353,5 +313,5 @@ def _report(
 
 def _machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = ", ".join(f"{name} {version(name)}" for name in _LIBRARIES)
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return f"{platform.machine()}, {cores} cores, {platform.system()}, {versions}"
