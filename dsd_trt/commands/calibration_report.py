@@ -30,7 +30,7 @@ from dsd_trt.metrics import (
     threshold_for_precision,
     threshold_for_recall,
 )
-from dsd_trt.metrics.threshold import CONFIDENCE
+from dsd_trt.metrics.threshold import CONFIDENCE, LEAST_KEPT
 from dsd_trt.pipeline import match_probability
 from dsd_trt.scorer import Scorer
 from dsd_trt.tables.labelled import LabelledTable
@@ -318,8 +318,9 @@ def _threshold(reached: Reached, pairs: int) -> str:
             f"{reached.of} {reached.asked:g}: keep p >= {found.threshold!r}; {kept}. Other pairs "
             f"have a {reached.of} of at least {found.bound:.3f} with {sure}"
         )
+    few = f"; fewer than {LEAST_KEPT} may be luck" if found.bound >= reached.asked else ""
     return (
         f"{reached.of} {reached.asked:g}: no threshold is sure to reach it. Closest is p >= "
         f"{found.threshold!r}: {kept}, which shows a {reached.of} of at least {found.bound:.3f} "
-        f"with {sure}. Label more pairs"
+        f"with {sure}{few}. Label more pairs"
     )

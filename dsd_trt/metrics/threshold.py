@@ -16,8 +16,9 @@ from dsd_trt.metrics.pairs import Floats, checked, class_weights, numbered
 
 CONFIDENCE = 0.9
 """Chance with which a chosen threshold reaches what was asked of it."""
+LEAST_KEPT = 20
+"""Pairs that a threshold chosen for a precision must keep, where there are as many."""
 _ROUNDING = 1e-12
-_LEAST_KEPT = 20  # by the largest threshold that is tried
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class ChosenThreshold(OperatingPoint):
 
     Attributes:
         bound: lower confidence bound of the precision or recall the threshold was chosen for.
-        reached: whether `bound` is at least what was asked. If not, no threshold reaches it on
-            these pairs, and this one comes closest.
+        reached: whether `bound` is at least what was asked. If not, no threshold is sure to reach
+            it, and this one comes closest: its bound is lower, or it keeps fewer than `LEAST_KEPT`
+            pairs.
     """
 
     bound: float
@@ -135,7 +137,7 @@ def _choose(
     enough = last & (bound >= asked - _ROUNDING)
     if of_kept and confidence is not None:
         could = bounded(np.ones(len(values)), trials.astype(np.float64)) >= asked - _ROUNDING
-        could &= trials >= min(_LEAST_KEPT, len(values))
+        could &= trials >= min(LEAST_KEPT, len(values))
         enough &= _tried(enough, np.flatnonzero(last & could))
     passed = np.flatnonzero(enough)
     if len(passed):

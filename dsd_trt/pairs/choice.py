@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import InputError
 from dsd_trt.metrics import CONFIDENCE, threshold_for_precision
+from dsd_trt.metrics.threshold import LEAST_KEPT
 
 Numbers = NDArray[np.float32]
 
@@ -115,10 +116,16 @@ def measured_precision(
         raise InputError("no labelled pair has a score: --target-precision cannot be measured")
     found = threshold_for_precision(labelled_scores, labels, precision, groups=images)
     if not found.reached:
+        shown = f"{len(labels)} labelled pairs show at most {found.bound:.3f}"
+        if found.bound >= precision:
+            shown = (
+                f"only the best {found.kept} of {len(labels)} labelled pairs show it, which may be "
+                f"luck: at least {LEAST_KEPT} must"
+            )
         raise InputError(
-            f"no threshold is sure to reach the precision {precision:g}: {len(labels)} labelled "
-            f"pairs show at most {found.bound:.3f}, or are too few. Label more pairs, ask for "
-            "less, or choose with --keep-best; with --resume, nothing is scored again"
+            f"no threshold is sure to reach the precision {precision:g}: {shown}. Label more "
+            "pairs, ask for less, or choose with --keep-best; with --resume, nothing is scored "
+            "again"
         )
     rule = (
         f"kept: precision {precision:g}, measured on {len(labels)} labelled pairs: "

@@ -22,6 +22,7 @@ from pyarrow import parquet
 from dsd_trt.bundle.folder import write_bundle
 from dsd_trt.commands.filtered import Filtered
 from dsd_trt.commands.output import Record
+from dsd_trt.errors import InputError
 from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.pairs.choice import above, best, expected_precision, histogram, measured_precision
 
@@ -167,6 +168,18 @@ def test_precision_is_expected_from_probabilities_or_measured_on_labels(
     ended = run("labelled.csv", "--keep-best", "3", "-o", "kept.csv", "--resume")
     assert "scored 0 pairs" in ended.err  # nothing was scored again
     assert len(ids(tmp_path / "kept.csv")) == 3
+
+
+def test_a_precision_that_few_pairs_alone_show_is_no_evidence() -> None:
+    """Of 14 positives above 14 negatives, 14 kept pairs show 0.895, and 20 kept pairs 0.55."""
+    scores = np.linspace(1, 0, 28, dtype=np.float32)
+    labels = [place < 14 for place in range(28)]
+    with pytest.raises(InputError) as raised:
+        measured_precision(scores, scores, labels, range(28), 0.8)
+    assert "only the best 14 of 28 labelled pairs show it" in str(raised.value)
+    assert "at least 20 must" in str(raised.value)
+    with pytest.raises(InputError, match=r"28 labelled pairs show at most 0\.89"):
+        measured_precision(scores, scores, labels, range(28), 0.95)
 
 
 def test_choices_against_slow_ones() -> None:
