@@ -4,20 +4,22 @@ python benchmarks/fewshot.py --work DIR [--tasks T,T] [--examples N,N] [--seeds 
     [--methods M,M] [--set NAME=VALUE ...] [--clip FOLDER] [--table FILE]
 
 Every run is kept in DIR as one JSON file, and a repeated call makes those that are missing. The
-table has, for each task and number of examples, the mean accuracy over the seeds on the same 300
-test questions each. Methods: "adapter" (`dsd-trt train` from the adapter that ships), "paper" (the
-same with --paper), "zero-shot" and "shipped" (nothing learned), "fine-tuning" and
-"prompt-learning" (the baselines of `dsd-trt baseline`, which take the folder of a CLIP).
+table has, for each task and number of examples, the mean accuracy over the seeds with its standard
+error. Each seed has examples and 150 test questions of its own, the same for all methods. Methods:
+"adapter" (`dsd-trt train` from the adapter that ships), "paper" (the same with --paper),
+"zero-shot" and "shipped" (nothing learned), "fine-tuning" and "prompt-learning" (the baselines of
+`dsd-trt baseline`, which take the folder of a CLIP).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,31 +163,40 @@ def _accuracy(scores: Iterable[list[float]], questions: Questions) -> float:
     return statistics.fmean(right)
 
 
-def _table(runs: Mapping[tuple[str, str, int], list[float]], tasks: Iterable[str]) -> str:
-    """Mean accuracy in percent: a row per task, a column per method and number of examples."""
+def _table(runs: Mapping[tuple[str, str, int], list[float]], tasks: Sequence[str]) -> str:
+    """Accuracy and standard error in percent: a row per task, a column per method and size."""
     columns = sorted(
         {(method, size) for method, _, size in runs},
         key=lambda column: (METHODS.index(column[0]), column[1]),
     )
     heads = [method if size == 0 else f"{method}, {size}" for method, size in columns]
     lines = [f"| task | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    means: dict[str, dict[tuple[str, int], float]] = {}
-    for task in tasks:
-        means[task] = {
-            (method, size): 100 * statistics.fmean(runs[method, task, size])
-            for method, size in columns
-        }
-        lines.append(_row(task, means[task].values()))
-    for name, chosen in (("chosen on", True), ("measured only", False)):
-        of_half = [means[task] for task in means if (task in CHOSEN_ON) == chosen]
-        if of_half:
-            each = [statistics.fmean(row[column] for row in of_half) for column in columns]
-            lines.append(_row(f"**mean, {name}**", each))
+    parts = {task: (task,) for task in tasks}
+    parts["**mean, chosen on**"] = tuple(task for task in tasks if task in CHOSEN_ON)
+    parts["**mean, measured only**"] = tuple(task for task in tasks if task not in CHOSEN_ON)
+    for name, of_row in parts.items():
+        if of_row:
+            cells = (
+                _cell([runs[method, task, size] for task in of_row]) for method, size in columns
+            )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _row(name: str, values: Iterable[float]) -> str:
-    return f"| {name} | {' | '.join(f'{value:.0f}' for value in values)} |"
+def _cell(of_tasks: Sequence[Sequence[float]]) -> str:
+    """Mean accuracy over tasks and seeds, and its standard error, in percent.
+
+    The error is that of a finite number of test questions or, if larger, that of the differences
+    between seeds, whose examples differ as well.
+    """
+    mean = statistics.fmean(statistics.fmean(seeds) for seeds in of_tasks)
+    variance = 0.0
+    for seeds in of_tasks:
+        share = statistics.fmean(seeds)
+        of_questions = share * (1 - share) / (TESTED * len(seeds))
+        of_seeds = statistics.variance(seeds) / len(seeds) if len(seeds) > 1 else 0.0
+        variance += max(of_questions, of_seeds) / len(of_tasks) ** 2
+    return f"{100 * mean:.0f} ± {100 * math.sqrt(variance):.0f}"
 
 
 def _words(text: str) -> tuple[str, ...]:
