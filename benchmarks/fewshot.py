@@ -171,7 +171,7 @@ def _table(runs: Mapping[tuple[str, str, int], list[float]], tasks: Sequence[str
     )
     heads = [method if size == 0 else f"{method}, {size}" for method, size in columns]
     lines = [f"| task | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    parts = {task: (task,) for task in tasks}
+    parts: dict[str, tuple[str, ...]] = {task: (task,) for task in tasks}
     parts["**mean, chosen on**"] = tuple(task for task in tasks if task in CHOSEN_ON)
     parts["**mean, measured only**"] = tuple(task for task in tasks if task not in CHOSEN_ON)
     for name, of_row in parts.items():
