@@ -13,6 +13,7 @@ import io
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_each_graph_is_asked_of_the_device(
     assert len(sessions) == 3
     for line in (tried, *sessions):
         assert line.startswith(asked)
-        assert line.endswith(" use_tf32=0")
+        assert line.endswith(" prefer_nhwc=0 use_tf32=0")
     for entry in ("use_device_allocator_for_initializers", "record_ep_graph_assignment_info"):
         assert lines.count(f"config session.{entry}=1") == 3
 
@@ -180,10 +181,17 @@ def test_a_session_wholly_on_the_cpu_is_refused(run: Run, bundle: Bundle) -> Non
 
 
 def sessions(log: Path) -> list[str]:
-    """Files that were opened, in order; forgets them."""
+    """Files that were opened, in order; forgets them. Of CUDA's, forms have channels last."""
     lines = log.read_text().splitlines()
     log.unlink()
-    return [line.split()[1] for line in lines if line.startswith("session")]
+    opened, channels_last = list[str](), ""
+    for line in lines:
+        if line.startswith("provider"):
+            channels_last = line.split("prefer_nhwc=")[1].split()[0]
+        elif line.startswith("session"):
+            opened.append(line.split()[1])
+            assert channels_last in ("", "1" if opened[-1].endswith(".cuda.onnx") else "0")
+    return opened
 
 
 def test_a_form_for_cuda_is_used_if_it_passes_the_self_check(
@@ -215,6 +223,17 @@ def test_a_form_for_cuda_is_used_if_it_passes_the_self_check(
             assert sessions(log) == [*usual, *opened]
     assert run(bundle.folder, LOG=str(log)).returncode == 0
     assert sessions(log) == [*usual, "pair_scorer.onnx"]
+
+
+def test_a_form_for_cuda_that_nothing_can_be_held_against_is_not_used(
+    run: Run, bundle: Bundle, files: list[str], tmp_path: Path
+) -> None:
+    """As in Python: a form is a graph that no other engine runs."""
+    formed, log = give_form(bundle.folder), tmp_path / "log"
+    write_bundle(bundle.folder, replace(formed.manifest, self_check=None))
+    done = run("--device", "cuda", bundle.folder, LOG=str(log))
+    assert_scores_are_pythons(done, bundle.folder, files)
+    assert sessions(log) == ["image_encoder.onnx", "text_encoder.onnx", "pair_scorer.onnx"]
 
 
 SOURCE = (

@@ -90,8 +90,12 @@ Ort::Session open_session(Ort::Env &env, const Graph &graph, int threads, const 
     // Waiting threads sleep: faster at small batches, and it leaves cores to others.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     try {
-        // ONNX Runtime's arena counts weights, wherever they lie.
-        if (cuda) use_cuda(options, device.number, activation_bytes + bytes_of_weights(graph));
+        if (cuda) {
+            // ONNX Runtime's arena counts weights, wherever they lie.
+            const std::size_t bytes = activation_bytes + bytes_of_weights(graph);
+            const bool form = graph.path == graph.cuda_form;
+            use_cuda(options, device.number, bytes, /*channels_last=*/form);
+        }
         const LinkedWeights weights(options, graph);  // read while the session is made
         Ort::Session session(env, path.c_str(), options);
         if (cuda) require_on_cuda(session, path);

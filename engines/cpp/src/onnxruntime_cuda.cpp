@@ -79,7 +79,8 @@ std::string remedy(const std::string &words) {
     return "nvidia-smi says whether the driver works, and which version of CUDA it is for";
 }
 
-Ort::CUDAProviderOptions provider_options(int device, std::size_t arena_bytes) {
+Ort::CUDAProviderOptions provider_options(int device, std::size_t arena_bytes,
+                                          bool channels_last = false) {
     Ort::CUDAProviderOptions options;
     options.Update({
         {"device_id", std::to_string(device)},
@@ -89,6 +90,7 @@ Ort::CUDAProviderOptions provider_options(int device, std::size_t arena_bytes) {
         // The default doubles what it asks for.
         {"arena_extend_strategy", "kSameAsRequested"},
         {"gpu_mem_limit", std::to_string(arena_bytes)},
+        {"prefer_nhwc", channels_last ? "1" : "0"},
     });
     return options;
 }
@@ -117,8 +119,9 @@ void require_cuda(int device) {
     }
 }
 
-void use_cuda(Ort::SessionOptions &options, int device, std::size_t bytes) {
-    options.AppendExecutionProvider_CUDA_V2(*provider_options(device, bytes + kWorkspace));
+void use_cuda(Ort::SessionOptions &options, int device, std::size_t bytes, bool channels_last) {
+    options.AppendExecutionProvider_CUDA_V2(
+        *provider_options(device, bytes + kWorkspace, channels_last));
     options.SetDeterministicCompute(true);
     options.AddConfigEntry("session.use_device_allocator_for_initializers", "1");
     // session.disable_cpu_ep_fallback would refuse shape arithmetic too; what each node got is read

@@ -14,8 +14,9 @@ namespace dsd {
 // load, and the driver has the device.
 void require_cuda(int device);
 
-// Puts a session on a CUDA device. `bytes` of weights and activations bound its arena.
-void use_cuda(Ort::SessionOptions &options, int device, std::size_t bytes);
+// Puts a session on a CUDA device. `bytes` of weights and activations bound its arena. With
+// `channels_last`, convolutions take the pixels of all channels together.
+void use_cuda(Ort::SessionOptions &options, int device, std::size_t bytes, bool channels_last);
 
 // Throws dsd::Error, code engine, where any node but shape arithmetic was left to the CPU.
 void require_on_cuda(const Ort::Session &session, const std::string &path);

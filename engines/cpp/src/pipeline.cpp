@@ -26,15 +26,15 @@ Bundle open_bundle(const std::filesystem::path &folder, const Options &options) 
 }
 
 // Opens a graph's form for CUDA where the backend takes one, and it opens and passes the
-// self-check. Otherwise the graph itself serves as well.
+// self-check. Otherwise, and where the bundle has no self-check, the graph itself serves as well.
 Engine open_engine(const Backend &backend, const Bundle &bundle, const Graph &graph,
                    std::size_t activation_bytes) {
-    if (backend.takes_cuda_forms() && !graph.cuda_form.empty()) {
+    if (backend.takes_cuda_forms() && !graph.cuda_form.empty() && bundle.self_check) {
         Graph form = graph;
         form.path = graph.cuda_form;
         try {
             Engine engine(backend, form, activation_bytes);
-            if (bundle.self_check) SelfCheck(bundle, backend).require(form, engine);
+            SelfCheck(bundle, backend).require(form, engine);
             return engine;
         } catch (const Error &) {
         }

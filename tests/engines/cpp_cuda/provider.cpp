@@ -3,9 +3,10 @@
 //
 //     STAND_IN_REAL     path of the real library
 //     STAND_IN_LOG      a file that gets a line for each use of the provider, and each session
-//     option STAND_IN_DEVICES  how many GPUs there are; 2 where it is not set STAND_IN_REFUSES what
-//     the provider says instead of being used STAND_IN_LEFT     operators left to the CPU, with
-//     commas around each, or "all" STAND_IN_FAILS    what running a graph says instead of doing it
+//     STAND_IN_DEVICES  how many GPUs there are; 2 where it is not set
+//     STAND_IN_REFUSES  what the provider says instead of being used
+//     STAND_IN_LEFT     operators left to the CPU, with commas around each, or "all"
+//     STAND_IN_FAILS    what running a graph says instead of doing it
 
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
