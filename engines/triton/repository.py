@@ -96,9 +96,10 @@ def write_repository(
     # Triton uses the first profile of a plan.
     takes = [it.sidecar.profiles[0].max for found in fitting.values() for it in found]
     size = min([max_batch_size, *takes])
+    copies = [_copies(bundle, name, fitting.get(name, []), engine) for name in graphs]
     require_room(
         out,
-        [it for name in graphs for it in _copies(bundle, name, fitting.get(name, [])).values()],
+        [it for found in copies for it in found.values()],
         "the repository",
         "Give a folder on another disk",
     )
@@ -191,7 +192,7 @@ class _Writer:
         else:
             text = config.matrix_config(name, graph, runs, self._block)
         folder = self._model(config.model_of(name), text)
-        for file, source in _copies(self._bundle, name, fitting).items():
+        for file, source in _copies(self._bundle, name, fitting, self._engine).items():
             self._copy(source, folder / file)
         if self._engine == "python":
             self._code(folder, "graph")
@@ -249,13 +250,19 @@ class _Writer:
         self._copy(self._bundle.path(MANIFEST_NAME), folder / MANIFEST_NAME)
 
 
-def _copies(bundle: Bundle, name: str, fitting: Sequence[Plan]) -> dict[str, Path]:
-    """Sources of a graph's files by their name in the model: plans, or graph, form and weights."""
+def _copies(
+    bundle: Bundle, name: str, fitting: Sequence[Plan], engine: ServedBy
+) -> dict[str, Path]:
+    """Sources of a graph's files by their name in the model: plans, or graph, form and weights.
+
+    Only the lean runtime takes a form for CUDA, because it checks it first.
+    """
     if fitting:
         return {_plan_name(gpu): plan.path for gpu, plan in _by_gpu(fitting)}
     manifest = bundle.manifest
-    form = [file for graph, file in (manifest.cuda_form or {}).items() if graph == name]
-    wanted = (manifest.graphs[name].file, *form, *manifest.weight_files)
+    wanted = [manifest.graphs[name].file, *manifest.weight_files]
+    if engine == "python" and (form := (manifest.cuda_form or {}).get(name)) is not None:
+        wanted.append(form)
     return {file: bundle.path(file) for file in wanted}
 
 

@@ -23,7 +23,7 @@ from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
 from dsd_trt.bundle.folder import bundle_folder, read_bundle
 from dsd_trt.engine.tensorrt.plan import Plan, Profile, Sidecar, write_plan
 from dsd_trt.engines.triton.config import check_config
-from dsd_trt.engines.triton.repository import write_repository
+from dsd_trt.engines.triton.repository import ServedBy, write_repository
 from dsd_trt.errors import DsdError
 from dsd_trt.files import disk
 
@@ -77,12 +77,18 @@ def test_no_file_is_shared_with_the_bundle(engine: Any, tmp_path: Path) -> None:
         onnx.checker.check_model(path)
 
 
-def test_a_form_for_cuda_lies_beside_its_graph(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("engine", "forms"),
+    [("python", ["dsd_pair_scorer/1/pair_scorer.cuda.onnx"]), ("onnxruntime", [])],
+)
+def test_a_form_for_cuda_lies_beside_its_graph_where_it_is_checked(
+    tmp_path: Path, engine: ServedBy, forms: list[str]
+) -> None:
     make_bundle(tmp_path / "bundle")
     bundle = give_form(tmp_path / "bundle")
-    written = write_repository(bundle, tmp_path / "models", "python")
-    forms = [path.relative_to(written.folder) for path in written.folder.rglob("*.cuda.onnx")]
-    assert forms == [Path("dsd_pair_scorer/1/pair_scorer.cuda.onnx")]
+    written = write_repository(bundle, tmp_path / "models", engine)
+    found = [str(it.relative_to(written.folder)) for it in written.folder.rglob("*.cuda.onnx")]
+    assert found == forms
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(
