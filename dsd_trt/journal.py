@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, ImageError, InputError
 from dsd_trt.files.folders import sync_folder
+from dsd_trt.files.position import BINARY, write_at
 from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import parse_json
 from dsd_trt.jobs import Scored, TextScores
@@ -52,7 +53,7 @@ class Journal:
     def __init__(self, path: Path, size: int, parts: Mapping[str, Scored], pairs: int) -> None:
         self.path, self.pairs = path, pairs
         self._size, self._kept, self._parts = size, size, dict(parts)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | BINARY, 0o666)
         os.ftruncate(self._file, size)
         self._synced = time.monotonic()
         self._chunks = self._read_chunks()
@@ -121,9 +122,9 @@ class Journal:
         text = json.dumps(content, separators=(",", ":"))
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         try:
-            written = os.pwrite(self._file, line, self._size)
+            written = write_at(self._file, line, self._size)
             while written < len(line):
-                written += os.pwrite(self._file, line[written:], self._size + written)
+                written += write_at(self._file, line[written:], self._size + written)
             if time.monotonic() - self._synced > _SYNC_EVERY:
                 os.fsync(self._file)
                 sync_folder(self.path.parent)  # a power cut could otherwise lose the file's name

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.folders import sync_folder
+from dsd_trt.files.position import BINARY, read_at, write_at
 from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.files.whole import followed, is_device, whole
 from dsd_trt.tables.row import TableRow
@@ -125,7 +126,7 @@ class LineFile:
     def _opened(self) -> int:
         if self._file is None:
             path = Path(self._output)
-            flags = os.O_WRONLY if self._device else os.O_RDWR | os.O_CREAT
+            flags = BINARY | (os.O_WRONLY if self._device else os.O_RDWR | os.O_CREAT)
             self._file = os.open(path if self._device else followed(path), flags, 0o666)
             if not self._device and not self._same:
                 os.ftruncate(self._file, 0)
@@ -139,13 +140,13 @@ class LineFile:
                 line = line[os.write(file, line) :]
             return
         if self._same:
-            self._same = os.pread(file, len(line), self._end) == line
+            self._same = read_at(file, len(line), self._end) == line
             if not self._same:
                 os.ftruncate(file, self._end)
         written = len(line) if self._same else 0
         try:
             while written < len(line):
-                written += os.pwrite(file, line[written:], self._end + written)
+                written += write_at(file, line[written:], self._end + written)
         except BaseException:
             os.ftruncate(file, self._end)  # only whole lines
             raise

@@ -45,7 +45,8 @@ def interrupting() -> Iterator[None]:
     suppressed, and the process still ends.
     """
     receiving, sending = os.pipe()
-    os.set_blocking(sending, False)
+    if hasattr(os, "set_blocking"):  # not on Windows before Python 3.12, which needs none
+        os.set_blocking(sending, False)
     before = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     shown = sys.unraisablehook
     sys.unraisablehook = lambda it: None if it.exc_type is KeyboardInterrupt else shown(it)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError
+from dsd_trt.files.position import write_at
 from dsd_trt.files.unfinished import hidden_prefix
 
 LOCK_NAME = ".lock"
@@ -75,7 +76,7 @@ def _acquire(path: Path) -> int | None:
                 return None
             if _is_still(path, lock):
                 os.ftruncate(lock, 0)
-                os.pwrite(lock, _ourselves().encode(), 0)
+                write_at(lock, _ourselves().encode(), 0)
                 return lock
         except OSError:  # full disk, or a share without locks: only the holder's name is lost
             return lock

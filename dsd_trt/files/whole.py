@@ -12,6 +12,7 @@ from typing import BinaryIO, TypeVar
 
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.folders import sync_folder
+from dsd_trt.files.position import BINARY
 from dsd_trt.files.unfinished import remove_abandoned, unfinished_name
 from dsd_trt.log import get_logger
 
@@ -85,7 +86,7 @@ def append(path: Path, lines: str, *, durable: bool = True) -> None:
     """
     content, written = lines.encode(), 0
     try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY, 0o666)
         try:
             end = os.fstat(file).st_size
             try:
