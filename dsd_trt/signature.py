@@ -7,6 +7,7 @@ its `engine.json`. All signatures are verified offline, with a public key that t
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ logger = get_logger(__name__)
 
 _SUFFIX = ".minisig"
 SIGNATURE_NAME = MANIFEST_NAME + _SUFFIX
+_SIGNATURE_BYTES = 2 + 8 + 64  # algorithm, identifier of the key, Ed25519
 _LONGEST = 20_000  # longest signature or key in bytes; comments may have 8 KiB
 
 
@@ -43,18 +45,64 @@ def open_bundle(folder: Path, key: str | os.PathLike[str] | None) -> Bundle:
     """
     if key is None:
         return read_bundle(folder)
+    text = verify_signatures(folder, key)
+    bundle = read_bundle(folder)
+    if Manifest.from_json(text) != bundle.manifest:
+        raise BundleError(f"{folder / MANIFEST_NAME} was changed while it was read")
+    return bundle
+
+
+def verify_signatures(folder: Path, key: str | os.PathLike[str]) -> str:
+    """Verify the signatures of `bundle.json` and of every plan's description.
+
+    Whether the files are those that these describe is verified by `read_bundle` and `read_plan`.
+
+    Args:
+        folder: folder of the bundle.
+        key: path of the public key, minisign.pub.
+
+    Returns:
+        The signed text of `bundle.json`.
+
+    Raises:
+        BundleError: a signature is missing or not valid, as for `open_bundle`.
+        InputError: the key file cannot be read.
+        MissingExtraError: the package that verifies is not installed.
+    """
     if not isinstance(key, (str, os.PathLike)):
         raise InputError(f"a key is named by a path or a string, got {key!r}")
     key = Path(key)
     public = _read_key(key, _library().PublicKey)
     text = _verify(folder, folder / MANIFEST_NAME, public, key)
-    bundle = read_bundle(folder)
-    if Manifest.from_json(text) != bundle.manifest:
-        raise BundleError(f"{folder / MANIFEST_NAME} was changed while it was read")
     for plan in plans(folder):
         _verify(folder, plan.folder / SIDECAR_NAME, public, key)
     logger.info("the bundle %s is signed with the key %s", folder, key)
-    return bundle
+    return text
+
+
+def signature_of(folder: Path) -> tuple[str, str] | None:
+    """The key and the comment that a bundle's signature names, not verified; None if unsigned.
+
+    Returns:
+        The key's identifier as minisign shows it, and the comment that is signed along.
+
+    Raises:
+        BundleError: the file is no signature in minisign's format.
+    """
+    path = folder / SIGNATURE_NAME
+    try:
+        lines = read_text(path).splitlines()
+        content = base64.b64decode(lines[1], validate=True)
+        if len(lines) < 4 or len(content) != _SIGNATURE_BYTES:
+            raise ValueError("it has other lines")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, IndexError) as error:
+        raise BundleError(
+            f"{path} is no signature in minisign's format: {one_line(error)}. Sign again: "
+            f"dsd-trt sign {folder} --key KEY"
+        ) from None
+    return content[2:10][::-1].hex().upper(), lines[2].removeprefix("trusted comment: ")
 
 
 def sign_bundle(folder: Path, key: Path, password: str | None = None) -> list[Path]:

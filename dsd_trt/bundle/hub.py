@@ -63,13 +63,9 @@ def fetch_bundle(repository: Repository) -> Path:
         InputError: the cache's disk has too little free space.
         MissingExtraError: huggingface_hub is not installed.
     """
+    folder = fetch_manifest(repository)
     try:
-        described = _fetch(repository, MANIFEST_NAME)
-    except BundleError as error:
-        raise BundleError(f"no folder {str(repository)!r}, and no such bundle: {error}") from None
-    folder = described.parent
-    try:
-        manifest = Manifest.from_json(read_text(described))
+        manifest = Manifest.from_json(read_text(folder / MANIFEST_NAME))
     except (OSError, ValueError, BundleError) as error:
         raise BundleError(f"bundle {repository} on the Hugging Face Hub: {error}") from None
     if outside := [name for name in manifest.files if not stays_inside(name)]:
@@ -99,6 +95,22 @@ def fetch_bundle(repository: Repository) -> Path:
                 f"in {folder}. {error}. Download it: {snapshot.download(lacking)}"
             ) from error
     return folder
+
+
+def fetch_manifest(repository: Repository) -> Path:
+    """Download `bundle.json` alone, unless it is in the hub's cache.
+
+    Returns:
+        Folder of the snapshot, which may lack the bundle's other files.
+
+    Raises:
+        BundleError: there is no such bundle, as for `fetch_bundle`.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    try:
+        return _fetch(repository, MANIFEST_NAME).parent
+    except BundleError as error:
+        raise BundleError(f"no folder {str(repository)!r}, and no such bundle: {error}") from None
 
 
 def holds_bundle(repository: Repository) -> bool:

@@ -46,6 +46,9 @@ SUBCOMMANDS = {
     "calibrate": Subcommand(
         "dsd_trt.commands.calibrate:calibrate", "Fit match probabilities to labelled pairs."
     ),
+    "inspect": Subcommand(
+        "dsd_trt.commands.inspect:inspect", "Say what a bundle is, from its files."
+    ),
     "export": Subcommand(
         "dsd_trt.export.commands.export:export",
         "Export a checkpoint as a bundle of ONNX graphs.",

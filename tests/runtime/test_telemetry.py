@@ -120,6 +120,7 @@ ROADS = {
     "tables": [
         ["filter", str(PAIRS), "--keep-best", "50%", "-o", "kept.csv"],
         ["calibrate", "shapes", "--data", str(LABELLED), "-o", "calibrated"],
+        ["inspect", "calibrated", "--verify"],
     ],
     "openvino": [["score", str(STAR), str(TEXTS), "--engine", "openvino"]],
     "onnxruntime": [["score", str(STAR), str(TEXTS), "--engine", "onnxruntime"]],

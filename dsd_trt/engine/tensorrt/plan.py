@@ -145,18 +145,32 @@ def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
 
 def plans(bundle: Path) -> Iterator[Plan]:
     """Every plan of a bundle with a readable sidecar, by key."""
-    for path in sorted((bundle / FOLDER).glob(f"*/{SIDECAR_NAME}")):
-        if path.parent.name.startswith("."):
-            continue  # unfinished plan
-        try:
-            sidecar = from_plain(Sidecar, read_json(path))
-            _check(sidecar)
-        except (OSError, ValueError) as error:  # includes SchemaError
-            raise EngineError(
-                f"{path} cannot be read: {error}. Remove its folder and build again: "
-                f"dsd-trt build {bundle}"
-            ) from None
-        yield Plan(path.parent, sidecar)
+    for folder in plan_folders(bundle):
+        yield open_plan(folder)
+
+
+def plan_folders(bundle: Path) -> list[Path]:
+    """Folders of all plans of a bundle, by key."""
+    found = sorted((bundle / FOLDER).glob(f"*/{SIDECAR_NAME}"))
+    return [it.parent for it in found if not it.parent.name.startswith(".")]  # unfinished plans
+
+
+def open_plan(folder: Path) -> Plan:
+    """A plan with its sidecar; the plan itself is not read.
+
+    Raises:
+        EngineError: the sidecar cannot be read.
+    """
+    path = folder / SIDECAR_NAME
+    try:
+        sidecar = from_plain(Sidecar, read_json(path))
+        _check(sidecar)
+    except (OSError, ValueError) as error:  # includes SchemaError
+        raise EngineError(
+            f"{path} cannot be read: {error}. Remove its folder and build again: "
+            f"dsd-trt build {folder.parent.parent}"
+        ) from None
+    return Plan(folder, sidecar)
 
 
 def _check(sidecar: Sidecar) -> None:
@@ -194,32 +208,56 @@ def find_plan(
     ]
     if not found:
         raise EngineError(f"{bundle} has no {library} plan of its {graph}. Build one: {build}")
-    wanted = manifest.graph_hash(graph)
-    complaints: tuple[tuple[Callable[[Sidecar], bool], Callable[[Sidecar], str]], ...] = (
-        (
-            lambda it: it.version == version,
-            lambda it: f"was built with {library} {it.version}, here is {version}",
-        ),
-        (
-            lambda it: compute_capability in it.compute_capabilities,
-            lambda it: (
-                f"was built for GPUs of compute capability {', '.join(it.compute_capabilities)}, "
-                f"this one has {compute_capability}"
-            ),
-        ),
-        (
-            lambda it: it.graph_hash == wanted,
-            lambda _: "was built from another export: the bundle has changed since",
-        ),
-    )
-    for fits, complaint in complaints:
-        fitting = [plan for plan in found if fits(plan.sidecar)]
+    for complaint in _complaints(version, compute_capability, manifest.graph_hash(graph)):
+        fitting = [plan for plan in found if not complaint(plan.sidecar)]
         if not fitting:
             raise EngineError(
                 f"the plan {found[-1].folder} {complaint(found[-1].sidecar)}. Build again: {build}"
             )
         found = fitting
     return max(found, key=lambda plan: plan.sidecar.profiles[-1].max)
+
+
+def why_not_fitting(
+    sidecar: Sidecar, manifest: Manifest, version: str, compute_capability: str
+) -> str:
+    """Why a plan does not fit a bundle, a library or a GPU; "" if it does.
+
+    Args:
+        sidecar: description of the plan.
+        manifest: manifest of the bundle the plan lies in.
+        version: version of the library.
+        compute_capability: compute capability of the GPU, such as "8.6".
+    """
+    if sidecar.graph not in manifest.graphs:
+        return f"was built from a graph {sidecar.graph!r}, which the bundle does not have"
+    wanted = manifest.graph_hash(sidecar.graph)
+    complaints = _complaints(version, compute_capability, wanted)
+    return next(filter(None, (complaint(sidecar) for complaint in complaints)), "")
+
+
+def _complaints(
+    version: str, compute_capability: str, graph_hash: str
+) -> tuple[Callable[[Sidecar], str], ...]:
+    """What may be wrong with a plan, the first reason first; each is "" for one that fits."""
+    return (
+        lambda it: (
+            f"was built with {it.library} {it.version}, here is {version}"
+            if it.version != version
+            else ""
+        ),
+        lambda it: (
+            f"was built for GPUs of compute capability {', '.join(it.compute_capabilities)}, "
+            f"this one has {compute_capability}"
+            if compute_capability not in it.compute_capabilities
+            else ""
+        ),
+        lambda it: (
+            "was built from another export: the bundle has changed since"
+            if it.graph_hash != graph_hash
+            else ""
+        ),
+    )
 
 
 def read_plan(plan: Plan) -> bytes:
