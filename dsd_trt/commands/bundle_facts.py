@@ -83,7 +83,7 @@ class BundleFacts:
 
     Attributes:
         folder: folder of the bundle.
-        manifest: content of `bundle.json`.
+        manifest: parsed content of `bundle.json`.
         sizes: sizes of the bundle's files and plans.
         plans: TensorRT plans in the bundle.
         signature: signature of `bundle.json`; None for an unsigned bundle.
@@ -111,7 +111,8 @@ class BundleFacts:
         Raises:
             BundleError: there is no bundle, its `bundle.json` cannot be read, or it lacks the
                 required signature.
-            InputError, MissingExtraError: the key cannot be used, as for `open_bundle`.
+            InputError: the key file cannot be read.
+            MissingExtraError: the package that verifies is not installed.
         """
         faults = list[str]()
         manifest = read_manifest(folder)
@@ -240,7 +241,7 @@ def _version(library: PlanLibrary) -> str:
     """Version of a library that is installed here.
 
     Raises:
-        EngineError: it is not.
+        EngineError: the library is missing, or cannot be imported.
     """
     from dsd_trt.engine.tensorrt.runner import load_library  # imports numpy
 
