@@ -45,6 +45,11 @@ def install_command(extra: str, *options: str) -> str:
     return " ".join([_pip("install"), *options, *_origin(extra)])
 
 
+def reinstall_command(*requirements: str) -> str:
+    """Shell command that writes the files of installed packages again, and of no others."""
+    return " ".join([_pip("install"), "--force-reinstall", "--no-deps", *requirements])
+
+
 def uninstall_command(*packages: str) -> str:
     """Shell command that removes packages from the running environment without asking."""
     return " ".join([_pip("uninstall"), *packages])

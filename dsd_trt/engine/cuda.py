@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dsd_trt.engine.driver import has_context
+from dsd_trt.engine.driver import has_context, where_to_look
 from dsd_trt.errors import EngineError
 
 try:
@@ -91,14 +91,11 @@ def compute_capability(device: int = 0) -> str:
     code, count = cudart.cudaGetDeviceCount()
     if code != cudart.cudaError_t.cudaSuccess or not count:
         why = cudart.cudaError_t(code).name if count is None else "none is visible to this process"
-        raise EngineError(
-            f"no CUDA device: {why}. Install NVIDIA's driver, and look at nvidia-smi and "
-            "CUDA_VISIBLE_DEVICES"
-        )
+        raise EngineError(f"no CUDA device: {why}. Install NVIDIA's driver. {where_to_look()}")
     if device >= count:
         raise EngineError(
             f"there is no GPU {device}: this process sees {count}, numbered from 0. Choose another "
-            "--device, or look at CUDA_VISIBLE_DEVICES"
+            f"--device. {where_to_look()}"
         )
     attribute = cudart.cudaDeviceAttr
     major = call("cudaDeviceGetAttribute", attribute.cudaDevAttrComputeCapabilityMajor, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -73,10 +74,7 @@ def _asked() -> Driver | str:
                     "install the driver again; a forked process has to be spawned instead"
                 )
             if code or (what == "cuDeviceGetCount" and count.value < 1):
-                return (
-                    "NVIDIA's driver shows no GPU to this process. Look at nvidia-smi and at "
-                    "CUDA_VISIBLE_DEVICES"
-                )
+                return f"NVIDIA's driver shows no GPU to this process. {where_to_look()}"
     except AttributeError as error:
         return f"NVIDIA's driver lacks a function ({error}). Install it again"
     major, rest = divmod(version.value, 1000)
@@ -145,6 +143,14 @@ def require_device(driver: Driver, device: int) -> None:
     if device >= driver.gpus:
         known = "GPU 0" if driver.gpus == 1 else f"GPUs 0 to {driver.gpus - 1}"
         raise EngineError(
-            f"there is no GPU {device}: this process sees {known}. Choose another --device, or "
-            "look at CUDA_VISIBLE_DEVICES"
+            f"there is no GPU {device}: this process sees {known}. Choose another --device. "
+            f"{where_to_look()}"
         )
+
+
+def where_to_look() -> str:
+    """What may hide a GPU of the machine from this process."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return "Look at nvidia-smi; a container gets GPUs with docker run --gpus all"
+    return f"CUDA_VISIBLE_DEVICES is {value!r} here; nvidia-smi lists all GPUs"

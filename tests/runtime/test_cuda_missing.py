@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cuda_package import PROVIDER, write_package
 from stub_libraries import compile_driver, compile_library, needs_compiler
@@ -36,14 +37,32 @@ except EngineError as error:
 """
 
 
-def ask(site: Path, drivers: Path | None = None, device: int = 0) -> str:
-    """What the engine says where packages are those of a folder, and the driver another's."""
+def ask(
+    site: Path,
+    drivers: Path | None = None,
+    device: int = 0,
+    *,
+    code: str = ASK,
+    visible: str | None = None,
+) -> str:
+    """What the engine says where packages are those of a folder, and the driver another's.
+
+    Args:
+        site: folder of packages.
+        drivers: folder of the driver's library; None is no driver.
+        device: number of the GPU.
+        code: program that asks.
+        visible: value of CUDA_VISIBLE_DEVICES; None is not set.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
-    environment.pop("LD_LIBRARY_PATH", None)
+    for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"):
+        environment.pop(name, None)
+    if visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible
     if drivers is not None:
         environment["LD_LIBRARY_PATH"] = str(drivers)
     done = subprocess.run(
-        [sys.executable, "-S", "-c", ASK, str(device)],
+        [sys.executable, "-S", "-c", code, str(device)],
         env=environment,
         capture_output=True,
         text=True,
@@ -156,6 +175,19 @@ def test_a_provider_that_asks_too_much_of_the_driver(site: Path, drivers: Path) 
 
 
 @needs_compiler
+def test_a_library_of_cuda_that_is_another_one(site: Path, drivers: Path) -> None:
+    """As one of the same name that LD_LIBRARY_PATH leads to: the driver is not to blame."""
+    write_package(site)
+    install_cuda(site)
+    source = "extern int cublasLtNewest(void); int (*needed)(void) = cublasLtNewest;"
+    compile_library(site / "onnxruntime" / "capi", PROVIDER[1], source)
+    said = ask(site, drivers)
+    assert "cublasLtNewest). A library of CUDA that was found is another one than" in said
+    assert "driver" not in said
+    assert re.search(r"pip install --force-reinstall .*\[cuda\]'$", said)
+
+
+@needs_compiler
 def test_another_cuda_is_named(site: Path, drivers: Path) -> None:
     write_package(site)
     install_cuda(site, 12)
@@ -201,6 +233,46 @@ def test_what_uninstalling_the_other_package_leaves(site: Path, drivers: Path) -
     assert f"is incomplete ({site / 'onnxruntime'} has no code)" in ask(site, drivers)
 
 
+ASK_CPU = """
+from dsd_trt.engine.onnxruntime.cpu import load_library
+from dsd_trt.errors import EngineError
+try:
+    print("loaded", load_library().__version__)
+except EngineError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def numpy_there(site: Path) -> None:
+    """NumPy alone of this environment's packages."""
+    package = Path(np.__file__).parent
+    site.mkdir()
+    for it in (package, package.with_name("numpy.libs")):
+        (site / it.name).symlink_to(it)
+
+
+@pytest.mark.usefixtures("numpy_there")
+def test_the_processor_names_the_edition_that_lacks_files(site: Path) -> None:
+    """Not an extra that would install another edition over it."""
+    write_package(site, providers=("CPUExecutionProvider",))
+    assert ask(site, code=ASK_CPU) == "loaded 1.31.1"
+    (site / "onnxruntime" / "__init__.py").unlink()
+    said = ask(site, code=ASK_CPU)
+    assert f"({site / 'onnxruntime'} has no code). onnxruntime-gpu 1.31.1 lacks files" in said
+    assert said.endswith(" install --force-reinstall --no-deps onnxruntime-gpu==1.31.1")
+
+
+@pytest.mark.usefixtures("numpy_there")
+def test_the_processor_names_editions_that_have_overwritten_each_other(site: Path) -> None:
+    write_package(site, ("onnxruntime", "onnxruntime-gpu"), ("CPUExecutionProvider",))
+    (site / "onnxruntime" / "__init__.py").write_text("import onnxruntime.of_the_other_edition")
+    said = ask(site, code=ASK_CPU)
+    assert "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.1 have overwritten each other's" in said
+    assert "pip uninstall --yes onnxruntime onnxruntime-gpu && " in said
+    assert re.search(r"pip install .*\[cpu\]'$", said)
+
+
 @needs_compiler
 def test_a_package_that_raises_on_import(site: Path, drivers: Path) -> None:
     write_package(site)
@@ -209,10 +281,19 @@ def test_a_package_that_raises_on_import(site: Path, drivers: Path) -> None:
 
 
 @needs_compiler
-def test_no_gpus(site: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("visible", "look"),
+    [
+        (None, "Look at nvidia-smi; a container gets GPUs with docker run --gpus all"),
+        ("", "CUDA_VISIBLE_DEVICES is '' here; nvidia-smi lists all GPUs"),
+        ("GPU-xyz", "CUDA_VISIBLE_DEVICES is 'GPU-xyz' here; nvidia-smi lists all GPUs"),
+    ],
+)
+def test_no_gpus(site: Path, tmp_path: Path, visible: str | None, look: str) -> None:
     write_package(site)
     compile_driver(tmp_path / "driver", gpus=0)
-    assert "shows no GPU to this process" in ask(site, tmp_path / "driver")
+    said = ask(site, tmp_path / "driver", visible=visible)
+    assert f"NVIDIA's driver shows no GPU to this process. {look}" in said
 
 
 @needs_compiler

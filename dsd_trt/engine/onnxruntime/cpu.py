@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import Backend, EngineDescription, check_signature, thread_limit
+from dsd_trt.engine.onnxruntime.editions import installed_editions, package_folder
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
-from dsd_trt.installation import install_command
+from dsd_trt.installation import install_command, reinstall_command, uninstall_command
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -50,19 +51,32 @@ def load_library() -> Any:
     """Import ONNX Runtime.
 
     Raises:
-        EngineError: ONNX Runtime is not installed.
+        EngineError: ONNX Runtime is not installed, or lacks files.
     """
     try:
         import onnxruntime
 
-        if onnxruntime.__file__ is None:  # a folder without code
-            raise ImportError("it is incomplete: install it with --force-reinstall")
+        if onnxruntime.__file__ is None:  # what uninstalling another edition leaves
+            raise ImportError(f"{package_folder()} has no code")
     except ImportError as error:
-        raise EngineError(
-            f"{CPU.name} cannot be used here ({error}). Install it with: "
-            f"{install_command(CPU.extra)}; beside {CPU.name}-gpu, install that again instead"
-        ) from error
+        raise EngineError(f"{CPU.name} cannot be used here ({error}). {_remedy()}") from error
     return onnxruntime
+
+
+def _remedy() -> str:
+    """Command that installs the library, or the edition of it whose files are not all there."""
+    package = package_folder()
+    editions = [] if package is None else installed_editions(package)
+    if not editions:
+        return f"Install it with: {install_command(CPU.extra)}"
+    if len(editions) == 1:
+        pinned = f"{editions[0].name}=={editions[0].version}"
+        return f"{editions[0]} lacks files. Install it again: {reinstall_command(pinned)}"
+    return (
+        f"{' and '.join(map(str, editions))} have overwritten each other's files. Remove both and "
+        f"install one: {uninstall_command(*(it.name for it in editions))} && "
+        f"{install_command(CPU.extra)}"
+    )
 
 
 class OnnxRuntimeEngine(SharedEngine):

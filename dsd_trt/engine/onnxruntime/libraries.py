@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
-import importlib.util
 import os
 import re
 import sys
@@ -20,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from dsd_trt.engine.driver import Driver, find_driver, require_device
+from dsd_trt.engine.onnxruntime.editions import installed_editions, package_folder
 from dsd_trt.errors import EngineError
 from dsd_trt.installation import install_command, uninstall_command
 
@@ -89,41 +88,20 @@ def _require_fit(module: Any, cuda: tuple[int, int], driver: Driver, device: int
 
 
 def require_package() -> None:
-    """Refuse an `onnxruntime-gpu` that is missing, shares its folder, or is too old.
-
-    Editions of ONNX Runtime install the same files: the later one overwrites the earlier one, and
-    neither pip nor the library says so.
+    """Refuse an `onnxruntime-gpu` that is missing or shares its folder with another edition.
 
     Raises:
-        EngineError: it is not installed, another edition shares its folder, or its CUDA graphs may
-            compute with other inputs than theirs.
+        EngineError: it is not installed, or another edition has overwritten or removed its files.
     """
-    found = importlib.util.find_spec("onnxruntime")
-    if found is None or not found.submodule_search_locations:
+    if (package := package_folder()) is None:
         raise EngineError(f"{PACKAGE} is not installed. Install it with: {install_command('cuda')}")
-    if found.origin is None:  # a folder without code, which uninstalling another edition leaves
-        place = next(iter(found.submodule_search_locations))
-        raise EngineError(f"{PACKAGE} is incomplete ({place} has no code). Again: {_again()}")
-    editions = _named_editions(Path(found.submodule_search_locations[0]).parent)
-    if len(editions) > 1:
+    if not (package / "__init__.py").is_file():  # which uninstalling another edition leaves
+        raise EngineError(f"{PACKAGE} is incomplete ({package} has no code). Again: {_again()}")
+    if len(editions := installed_editions(package)) > 1:
         raise EngineError(
-            f"{' and '.join(editions)} are both installed, and have overwritten each other's "
-            f"files. Remove both and install one: {_again()}"
+            f"{' and '.join(map(str, editions))} are both installed, and have overwritten each "
+            f"other's files. Remove both and install one: {_again()}"
         )
-
-
-def _named_editions(site: Path) -> list[str]:
-    return [f"{name} {version}" for name, version in sorted(_editions(site))]
-
-
-def _editions(site: Path) -> Iterator[tuple[str, str]]:
-    """Name and version of every installed edition of ONNX Runtime in a folder of packages."""
-    for folder in site.glob("*.dist-info"):
-        if not folder.name.startswith(("onnxruntime", "ort_")):
-            continue
-        edition = importlib.metadata.PathDistribution(folder)
-        if "onnxruntime/__init__.py" in (edition.read_text("RECORD") or ""):
-            yield edition.metadata["Name"], edition.version
 
 
 def _imported() -> ModuleType:
@@ -228,8 +206,14 @@ def require_provider(module: Any, provider: tuple[Path, Path]) -> None:
             ctypes.CDLL(str(path), mode=mode)
         except OSError as error:
             advice = f"Again: {_again()}"
-            if "undefined symbol" in str(error):
+            if re.search(r"undefined symbol: cu[A-Z]", str(error)):  # a function of the driver
                 advice = "Install a newer driver, or an older package"
+            elif "undefined symbol" in str(error):
+                advice = (
+                    "A library of CUDA that was found is another one than the provider was built "
+                    f"with: look at LD_LIBRARY_PATH, or install them again: "
+                    f"{install_command('cuda', '--force-reinstall')}"
+                )
             raise EngineError(
                 f"the CUDA provider of {PACKAGE} {module.__version__} does not load ({error}). "
                 f"{advice}"
