@@ -299,6 +299,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             faults.append(f"{name}: {result.status}")
     for fault in faults:
         print(fault, file=sys.stderr)
+    if given.dry_run and not faults:
+        print("every stage got as far as it can without a GPU")
     return 1 if faults else 0
 
 

@@ -13,7 +13,7 @@ ABSENT = r"no CUDA device|NVIDIA's driver|these tests need a GPU"
 
 LACKING = (
     r"has no CUDA|not found, which|is not installed\. Install it with|does not load|overwritten"
-    r"|is incomplete"
+    r"|is incomplete|lacks files"
 )
 """Messages of the engine where something else is missing, beside the driver or not."""
 
@@ -58,7 +58,7 @@ def _check(
 
 _EXPORT = (
     *("-m", "dsd_trt", "export", "--precision", "fp16", "--matrix", "--cuda-form"),
-    *("--verify", "quick", "--force"),
+    *("--verify", "quick", "--force", "--out", "{kit}/bundles/demonstration"),
 )
 _TESTS = ("-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider")
 _REMOVE = ("-c", "import shutil, sys; shutil.rmtree(sys.argv[1], True)", "{kit}/models/sd21")
@@ -87,7 +87,7 @@ STAGES = (
         "export",
         "the same of the demonstration",
         _EXPORTING,
-        ((*_EXPORT, "--out", "{kit}/bundles/demonstration"),),
+        (_EXPORT,),
         needs=(SITE,),
         background=True,
         gpu=False,
