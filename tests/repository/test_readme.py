@@ -98,6 +98,7 @@ def test_score_commands_run(line: str, both_modes: Bundle, tmp_path: Path) -> No
 def test_other_commands_are_understood(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     for folder in ("run/model/adapter", "adapter", "matrix-adapter", "my-scorer"):
         (tmp_path / folder).mkdir(parents=True)
     for file in ("scorer.key", "scorer.pub", "labelled.csv"):
