@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 import time
@@ -11,7 +12,7 @@ from functools import partial
 
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.export.benchmark.contenders import MATRIX, RUNTIME, is_matrix
-from dsd_trt.export.benchmark.work import Contender, Floats, Work
+from dsd_trt.export.benchmark.work import Contender, Floats, Work, encoded_requests
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Measured:
         peak_mib: peak memory of the process, in MiB.
         scores: scores of the pairs, (images, texts).
         refused: reason why `score` would refuse this contender; empty if it would not.
+        request_seconds: seconds of each request, of one image and one text, one after another.
     """
 
     encode_seconds: tuple[float, ...]
@@ -37,6 +39,7 @@ class Measured:
     peak_mib: float
     scores: tuple[tuple[float, ...], ...]
     refused: str = ""
+    request_seconds: tuple[float, ...] = ()
 
 
 def build(name: str, work: Work) -> Contender:
@@ -58,7 +61,10 @@ def build(name: str, work: Work) -> Contender:
 
 
 def measure(name: str, work: Work) -> Measured:
-    """Time a contender for `work.rounds` rounds, after a warm-up round that does not count."""
+    """Time a contender for `work.rounds` rounds and `work.requests` requests.
+
+    A round and a request of each kind before that do not count.
+    """
     contender = build(name, work)
     scores = _round(contender)[2]
     rounds = [_round(contender) for _ in range(work.rounds)]
@@ -72,7 +78,20 @@ def measure(name: str, work: Work) -> Measured:
         peak / (2**20 if sys.platform == "darwin" else 2**10),  # bytes on macOS, KiB elsewhere
         tuple(tuple(float(value) for value in row) for row in scores),
         contender.refused,
+        _requests(contender, work),  # after the peak memory, which is that of the rounds
     )
+
+
+def _requests(contender: Contender, work: Work) -> tuple[float, ...]:
+    """Seconds of each request, after one that does not count."""
+    requests = encoded_requests(work)
+    contender.request(*requests[0])
+    seconds = []
+    for image, text in itertools.islice(itertools.cycle(requests), work.requests):
+        start = time.perf_counter()
+        contender.request(image, text)
+        seconds.append(time.perf_counter() - start)
+    return tuple(seconds)
 
 
 def _round(contender: Contender) -> tuple[float, float, Floats]:

@@ -8,12 +8,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt.batching import batch_sizes
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
+from dsd_trt.image.preprocess import preprocess
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.run.libraries import hush_libraries
@@ -60,7 +62,8 @@ class PyTorch:
         """Our runtime's work in PyTorch: encoders run once, the U-Net stops at the last layer."""
         passes = self.work.pictures * self.work.texts * len(self.work.levels)
         macs = float(passes * self.work.macs("pair_scorer"))
-        return Contender(self.encode, self.score, passes, macs, self._precision)
+        request = partial(self._request, self._scores_of)
+        return Contender(self.encode, self.score, passes, macs, self._precision, request)
 
     def naive(self) -> Contender:
         """The research loop, which shares nothing between pairs.
@@ -72,19 +75,27 @@ class PyTorch:
         whole.denoising = True  # runs the U-Net to its end
         probe = self.work.probe
 
-        def pair(i: int, j: int) -> float:
-            z = self.checkpoint.image_encoder(torch.from_numpy(probe.pixels[i : i + 1]))
-            states, mask = encode_texts(self.checkpoint, ["", probe.texts[j]])
+        def one(pixels: NDArray[np.uint8], text: str) -> float:
+            z = self.checkpoint.image_encoder(torch.from_numpy(pixels[None]))
+            states, mask = encode_texts(self.checkpoint, ["", text])
             total = 0.0
             for level in self.work.levels.tolist():
                 at = torch.tensor([level, level])
                 total += float(whole(z.expand(2, -1, -1, -1), at, states, mask)[0][1])
             return total / len(self.work.levels)
 
+        def pair(i: int, j: int) -> float:
+            return one(probe.pixels[i], probe.texts[j])
+
+        @torch.no_grad()
+        def request(image: bytes, text: str) -> float:
+            return one(self._decoded(image), text)
+
         pairs = self.work.pictures * self.work.texts
         macs = self._macs(lambda: pair(0, 0)) * pairs
         passes = 2 * pairs * len(self.work.levels)
-        return Contender(None, partial(self._all, pair), passes, macs, self._precision)
+        whole_pair = partial(self._all, pair)
+        return Contender(None, whole_pair, passes, macs, self._precision, request)
 
     def diffusion_classifier(self) -> Contender:
         """Score by the denoising error, as diffusion classifiers do: the whole U-Net per pass."""
@@ -98,7 +109,9 @@ class PyTorch:
         self.encode()
         passes = self.work.pictures * self.work.texts * len(self.work.levels)
         macs = self._macs(lambda: errors(*next(self._pairs(1)))) * passes
-        return Contender(self.encode, partial(self._score, errors), passes, macs, self._precision)
+        request = partial(self._request, errors)
+        score = partial(self._score, errors)
+        return Contender(self.encode, score, passes, macs, self._precision, request)
 
     def encode(self) -> None:
         """Encode every image and every text once."""
@@ -110,10 +123,29 @@ class PyTorch:
 
     def score(self) -> Floats:
         """The bundle's score of all pairs, (images, texts)."""
+        return self._score(self._scores_of)
+
+    def _scores_of(self, *pairs: Tensor) -> Tensor:
+        """Scores of some passes, by the model as it is or compiled."""
         if self._compile and self._compiled is None:
             self._compiled = self._export()
         run = self.scoring if self._compiled is None else self._compiled
-        return self._score(lambda *pairs: run(*pairs)[0])
+        return run(*pairs)[0]
+
+    def _request(self, score: Callable[..., Tensor], image: bytes, text: str) -> float:
+        """Decode an image, encode it and a text, and score them: the mean over all levels."""
+        with torch.no_grad(), self._autocast():
+            latent = self.checkpoint.image_encoder(torch.from_numpy(self._decoded(image)[None]))
+            states, mask = encode_texts(self.checkpoint, [text])
+            scores = []
+            for level in torch.from_numpy(self.work.levels).split(self.batch):
+                one = torch.zeros(len(level), dtype=torch.long)
+                scores.append(score(latent[one], level, states[one], mask[one]).float())
+            return float(torch.cat(scores).mean())
+
+    def _decoded(self, image: bytes) -> NDArray[np.uint8]:
+        spec = self.work.bundle.manifest.preprocessing
+        return preprocess(image, spec.resolution, spec.resize)
 
     def _export(self) -> Callable[..., tuple[Tensor, ...]]:
         """Compile the exported program, because `torch.compile` cannot trace the generator."""

@@ -14,6 +14,8 @@ from dsd_trt.export.benchmark.contenders import CONTENDERS, REFERENCE, RUNTIME, 
 from dsd_trt.export.benchmark.measure import Measured
 from dsd_trt.files.schema import to_plain
 
+PERCENTILES = (50, 90, 99)
+
 
 @dataclass(frozen=True)
 class BenchReport:
@@ -52,17 +54,36 @@ class BenchReport:
         rounds = zip(it.encode_seconds, it.score_seconds, strict=True)
         return [(encode + score) / self.pairs for encode, score in rounds]
 
+    def latency(self, name: str) -> dict[str, float | int | None]:
+        """Percentiles of a contender's requests in milliseconds, and the number of requests.
+
+        Each is the latency of a request: the smallest one that this share of requests does not
+        exceed. None where there are too few requests for one beyond it.
+        """
+        seconds = sorted(self.contenders[name].request_seconds)
+        found: dict[str, float | int | None] = {"requests": len(seconds)}
+        for percent in PERCENTILES:
+            at = -(-percent * len(seconds) // 100) - 1  # nearest rank
+            enough = len(seconds) * (100 - percent) >= 100
+            found[f"p{percent}_ms"] = 1000 * seconds[at] if enough else None
+        return found
+
     def to_json(self) -> str:
-        """The whole report as indented JSON."""
-        return json.dumps(to_plain(self), indent=2) + "\n"
+        """The whole report as indented JSON, with every contender's latency."""
+        plain = to_plain(self)
+        for name, it in plain["contenders"].items():
+            it["latency"] = self.latency(name)
+        return json.dumps(plain, indent=2) + "\n"
 
     def to_markdown(self) -> str:
-        """Tables of speed and of factors, then cold start, failures and the machine."""
+        """Tables of speed, latency and factors, then cold start, failures and the machine."""
         lines = [
             f"| {self.pictures} images x {self.texts} texts, {self.levels} levels | pairs/s "
             "(median) | min to max | ms per pass | % of matmul peak | peak memory | Spearman |",
             "|---|---:|---:|---:|---:|---:|---:|",
             *(self._speed(name) for name in CONTENDERS if name in self.contenders),
+            "",
+            *self._latencies(),
             "",
             self._factors(),
             "",
@@ -93,6 +114,21 @@ class BenchReport:
             f"| {min(rates):.3g} to {max(rates):.3g} | {1000 * pass_seconds:.3g} | {share} "
             f"| {it.peak_mib:.0f} MiB | {self._agreement(name)} |"
         )
+
+    def _latencies(self) -> list[str]:
+        """Table of latencies as a client sees them who sends one pair after another."""
+        heads = "".join(f" p{percent} |" for percent in PERCENTILES)
+        lines = [
+            f"| ms per request: one image, one text, {self.levels} levels |{heads} requests |",
+            "|---|" + "---:|" * (len(PERCENTILES) + 1),
+        ]
+        for name in CONTENDERS:
+            if name in self.contenders:
+                it = self.latency(name)
+                times = (it[f"p{percent}_ms"] for percent in PERCENTILES)
+                cells = " | ".join("-" if ms is None else f"{ms:.3g}" for ms in times)
+                lines.append(f"| {CONTENDERS[name]} | {cells} | {it['requests']} |")
+        return lines
 
     def _agreement(self, name: str) -> str:
         """Rank correlation (Spearman) with PyTorch FP32, for contenders of the same score."""

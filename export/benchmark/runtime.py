@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from dsd_trt.bfloat16 import guarded
 from dsd_trt.bundle.manifest import Mode
 from dsd_trt.engine.choice import named_backend
-from dsd_trt.errors import DisagreementError
+from dsd_trt.errors import DisagreementError, ImageError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
+from dsd_trt.job_scorer import JobScorer
+from dsd_trt.jobs import Job, Tally
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
+from dsd_trt.text_cache import TextCache
 
 
 def runtime(work: Work, engine: str, mode: Mode) -> Contender:
@@ -37,7 +40,9 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
         except DisagreementError as error:
             refused = str(error)
     description = pipeline.compile(mode)
-    runs = _Runs(pipeline, work, mode)
+    # Without texts of earlier calls: those of a service may be new each time.
+    jobs = JobScorer(pipeline, work.bundle.manifest, mode, TextCache(0))
+    runs = _Runs(pipeline, work, mode, jobs)
     walks = work.pictures * len(work.levels)
     if mode == "pair":
         passes = walks * work.texts
@@ -51,7 +56,7 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
             for (rows, columns), times in blocks.items()
         )
     precision = "bf16" if "bf16" in description.precision else "fp32"
-    return Contender(runs.encode, runs.score, passes, macs, precision, refused)
+    return Contender(runs.encode, runs.score, passes, macs, precision, runs.request, refused)
 
 
 def _sizes(count: int, most: int) -> list[int]:
@@ -66,12 +71,23 @@ class _Runs:
     pipeline: Pipeline
     work: Work
     mode: Mode
+    jobs: JobScorer
     latent: NDArray[Any] | None = None
     texts: EncodedTexts | None = None
 
     def encode(self) -> None:
         self.latent = self.pipeline.encode_images(list(self.work.probe.pixels))
         self.texts = self.pipeline.encode_texts(self.work.probe.texts)
+
+    def request(self, image: bytes, text: str) -> float:
+        """Score one image and one text as `Scorer.score` does."""
+        texts, _ = self.jobs.encode_texts([text])
+        levels = self.work.levels
+        job = Job(image, np.zeros(1, np.intp))
+        ((_, scored),) = self.jobs.run([job], texts, levels, Tally(None, 1, len(levels)))
+        if isinstance(scored.result, ImageError):
+            raise scored.result
+        return float(scored.result.scores[0])
 
     def score(self) -> Floats:
         assert self.latent is not None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.export.benchmark.macs import count_macs
@@ -31,6 +34,7 @@ class Work:
         pictures: number of images to score.
         texts: number of texts per image.
         rounds: number of measured rounds.
+        requests: number of timed requests, of one image and one text each.
     """
 
     bundle: Bundle
@@ -39,6 +43,7 @@ class Work:
     pictures: int
     texts: int
     rounds: int
+    requests: int
 
     @property
     def probe(self) -> Probe:
@@ -67,11 +72,22 @@ class Work:
         return count_macs(self.bundle.path(graph.file), graph, **sizes)
 
 
-def default_size(bundle: Bundle) -> tuple[int, int, int]:
-    """Default numbers of images, texts and rounds, which take minutes rather than hours."""
+def encoded_requests(work: Work) -> list[tuple[bytes, str]]:
+    """Images as PNG files, each with its text: what a service is sent, to be taken in turn."""
+    probe = work.probe
+    found = []
+    for pixels, text in zip(probe.pixels, itertools.cycle(probe.texts), strict=False):
+        content = BytesIO()
+        Image.fromarray(pixels).save(content, "PNG")
+        found.append((content.getvalue(), text))
+    return found
+
+
+def default_size(bundle: Bundle) -> tuple[int, int, int, int]:
+    """Default numbers of images, texts, rounds and requests: minutes rather than hours."""
     graph = bundle.manifest.graphs["pair_scorer"]
     large = count_macs(bundle.path(graph.file), graph) > _LARGE
-    return (1, 2, 3) if large else (16, 16, 5)
+    return (1, 2, 3, 5) if large else (16, 16, 5, 200)
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,8 @@ class Contender:
             mode.
         macs: number of multiply-accumulates (MACs) of those passes per round.
         precision: precision of matrix products, "fp32" or "bf16".
+        request: function `(image, text)` that decodes an encoded image, encodes both and returns
+            their score.
         refused: reason why `score` would refuse this contender; empty if it would not.
     """
 
@@ -94,4 +112,5 @@ class Contender:
     passes: int
     macs: float
     precision: str
+    request: Callable[[bytes, str], float]
     refused: str = ""

@@ -57,6 +57,12 @@ Examples:
     help="Measured rounds per contender, after a warm-up.  [default: 5; 3 if a pass takes seconds]",
 )
 @click.option(
+    "--requests",
+    type=click.IntRange(1),
+    help="Number of timed requests per contender, of one image and one text each.  [default: 200; "
+    "5 if a pass takes seconds]",
+)
+@click.option(
     "--contenders",
     metavar="NAME,NAME...",
     help="Engines and loops to measure, such as openvino,torch-bf16.  [default: all]",
@@ -76,6 +82,7 @@ def bench(
     images: int | None,
     texts: int | None,
     rounds: int | None,
+    requests: int | None,
     contenders: str | None,
     output: Path | None,
     measured: str | None,
@@ -83,7 +90,9 @@ def bench(
     """Measure a bundle against PyTorch, the research loop and a diffusion classifier.
 
     All contenders score the same pairs at the same noise levels. The result is a Markdown table
-    of throughput, latency per pass, peak memory, rank correlation (Spearman) and cold start.
+    of throughput, latency per pass, peak memory, rank correlation (Spearman) and cold start. The
+    latency of single requests is in a table of its own, by percentiles: an encoded image and a new
+    text, sent one after another, as a service without a queue sees them.
     """
     from dsd_trt.bundle.folder import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
@@ -114,7 +123,10 @@ def bench(
         opened,
         model,
         None if file is None else file.folder,
-        *(given or default for given, default in zip((images, texts, rounds), size, strict=True)),
+        *(
+            given or default
+            for given, default in zip((images, texts, rounds, requests), size, strict=True)
+        ),
     )
     if measured == _MACHINE:
         click.echo(json.dumps(matmul_peaks()))
@@ -187,7 +199,7 @@ def _measure(work: Work, name: str) -> Measured | str:
     command += ["--bundle", str(work.bundle.folder), "--model", work.model]
     command += ["--adapter", str(work.adapter or NONE)]
     command += ["--images", str(work.pictures), "--texts", str(work.texts)]
-    command += ["--rounds", str(work.rounds)]
+    command += ["--rounds", str(work.rounds), "--requests", str(work.requests)]
     environment = without_settings(os.environ)
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if run.returncode:

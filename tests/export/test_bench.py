@@ -29,9 +29,9 @@ from dsd_trt.engines.network import parse
 from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark import runtime
 from dsd_trt.export.benchmark.macs import count_macs
-from dsd_trt.export.benchmark.measure import Measured, measure
-from dsd_trt.export.benchmark.report import BenchReport
-from dsd_trt.export.benchmark.work import Work
+from dsd_trt.export.benchmark.measure import Measured, build, measure
+from dsd_trt.export.benchmark.report import PERCENTILES, BenchReport
+from dsd_trt.export.benchmark.work import Work, encoded_requests
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.diffusion.checkpoint import encode_texts
 
@@ -111,8 +111,11 @@ def report() -> BenchReport:
     """2 images x 4 texts at 2 levels; all figures can be told in one's head."""
     scores = tuple(map(tuple, np.arange(8.0).reshape(2, 4).tolist()))
     turned = (scores[0][::-1], scores[1])
-    ours = Measured((0.5,) * 3, (1.0, 1.5, 3.5), 16, 16e9, "bf16", 100.0, scores)
-    reference = Measured((1.0,), (7.0,), 16, 16e9, "fp32", 900.0, scores)
+    requests = tuple((np.random.default_rng(1).permutation(200) + 1) / 1000)  # 1 to 200 ms
+    ours = Measured(
+        *((0.5,) * 3, (1.0, 1.5, 3.5), 16, 16e9, "bf16", 100.0, scores), request_seconds=requests
+    )
+    reference = Measured((1.0,), (7.0,), 16, 16e9, "fp32", 900.0, scores, "", (0.5,) * 10)
     other = Measured((0.5,), (3.5,), 16, 16e9, "fp32", 200.0, turned, refused="too coarse")
     # Does everything anew: twice the passes, four times the arithmetic, encoders among it.
     naive = Measured((0.0,), (32.0,), 32, 64e9, "fp32", 950.0, scores)
@@ -155,12 +158,46 @@ def test_a_row_is_what_was_measured(report: BenchReport) -> None:
 
 
 def test_factors_multiply_to_the_whole(report: BenchReport) -> None:
-    found = rows(report.to_markdown().split("\n\n")[1])
+    found = rows(report.to_markdown().split("\n\n")[2])
     assert found["research loop, PyTorch FP32"] == ["16.00 x", "4.00 x", "4.00 x"]
     assert found["PyTorch FP32"] == ["4.00 x", "1.00 x", "4.00 x"]
     for cells in list(found.values())[2:]:
         whole, less, faster = (float(cell.removesuffix(" x")) for cell in cells)
         assert whole == pytest.approx(less * faster, rel=0.01)
+
+
+def test_latencies_are_percentiles_with_enough_requests(report: BenchReport) -> None:
+    table = report.to_markdown().split("\n\n")[1]
+    assert table.startswith(
+        "| ms per request: one image, one text, 2 levels | p50 | p90 | p99 | requests |\n"
+    )
+    found = rows(table)
+    assert found["dsd-trt on OpenVINO, BF16"] == ["100", "180", "198", "200"]
+    assert found["PyTorch FP32"] == ["500", "500", "-", "10"]  # p99 of ten is their largest
+    assert found["research loop, PyTorch FP32"] == ["-", "-", "-", "0"]
+    plain = json.loads(report.to_json())["contenders"]
+    assert plain["openvino-bf16"]["latency"] == {
+        "requests": 200,
+        "p50_ms": 100.0,
+        "p90_ms": 180.0,
+        "p99_ms": 198.0,
+    }
+    assert len(plain["openvino-bf16"]["request_seconds"]) == 200
+    assert plain["torch-batched"]["latency"]["p99_ms"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 99, 100, 101, 1000])
+def test_percentiles_are_those_of_numpy(report: BenchReport, count: int) -> None:
+    seconds = np.random.default_rng(count).exponential(size=count)
+    measured = replace(report.contenders["naive"], request_seconds=tuple(seconds))
+    latency = replace(report, contenders={"naive": measured}).latency("naive")
+    for percent in PERCENTILES:
+        got = latency[f"p{percent}_ms"]
+        beyond = count * (1 - percent / 100)
+        assert (got is None) == (beyond < 1 - 1e-9)
+        if got is not None:
+            expected = 1000 * np.quantile(seconds, percent / 100, method="inverted_cdf")
+            assert got == pytest.approx(expected)
 
 
 def test_what_it_was_measured_on_and_what_failed_is_said(report: BenchReport) -> None:
@@ -187,11 +224,31 @@ def test_what_is_too_coarse_to_be_served_is_measured_all_the_same(
     checked = replace(FP32, keeps_order_of="onnxruntime")
     monkeypatch.setattr("dsd_trt.engine.openvino.backend.FP32", checked)
     settings = exported_fp32.settings
-    work = Work(exported_fp32.bundle, settings.model, settings.adapter, 2, 2, 1)
+    work = Work(exported_fp32.bundle, settings.model, settings.adapter, 2, 2, 1, 3)
     measured = measure("openvino", work)
     assert measured.refused == "too coarse"
     assert np.ptp(measured.scores) > 1e-3
     assert measure("onnxruntime", work).refused == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["onnxruntime", "openvino-matrix", "torch", "torch-batched", "diffusion-classifier", "naive"],
+)
+def test_a_request_computes_what_a_round_does(exported_fp32: Exported, name: str) -> None:
+    """From an encoded image and a text, at all levels: nothing is left out of the latency."""
+    settings = exported_fp32.settings
+    work = Work(exported_fp32.bundle, settings.model, settings.adapter, 2, 2, 1, 3)
+    contender = build(name, work)
+    requests = encoded_requests(work)
+    assert len(requests) == 2
+    scores = [contender.request(*it) for it in requests]
+    if contender.encode is not None:
+        contender.encode()
+    np.testing.assert_allclose(scores, np.diag(contender.score()), atol=1e-5)
+    measured = measure(name, work)
+    assert len(measured.request_seconds) == 3
+    assert min(measured.request_seconds) > 0
 
 
 # The command
@@ -203,7 +260,8 @@ def test_a_run(exported_fp32: Exported, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dsd_trt", "bench", "--bundle", str(folder)]
     command += ["--model", settings.model, "--adapter", str(settings.adapter)]
     command += ["--contenders", "openvino-matrix,openvino,torch-batched"]
-    command += ["--images", "2", "--texts", "3", "--rounds", "1", "-o", str(tmp_path / "b.json")]
+    command += ["--images", "2", "--texts", "3", "--rounds", "1", "--requests", "10"]
+    command += ["-o", str(tmp_path / "b.json")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert re.search(r"PyTorch FP32 \| \S+ x \| 1\.00 x \|", run.stdout)
@@ -221,6 +279,9 @@ def test_a_run(exported_fp32: Exported, tmp_path: Path) -> None:
         assert it["macs"] == 12 * counted
         assert len(it["encode_seconds"]) == len(it["score_seconds"]) == 1
         assert 0 < it["score_seconds"][0] < 60
+        assert it["latency"]["requests"] == len(it["request_seconds"]) == 10
+        assert 0 < it["latency"]["p50_ms"] <= it["latency"]["p90_ms"] < 60_000
+        assert it["latency"]["p99_ms"] is None
         assert 30 < it["peak_mib"] < 8000
     assert theirs["peak_mib"] > ours["peak_mib"]
     assert found["peaks"]["fp32"] > 1e9

@@ -39,7 +39,7 @@ DECIDING = {
     "keep prune_missing",
     "the question": "levels mode top_k prune check_prune min_probability keep_best "
     "target_precision target_recall thresholds prior limit examples questions fraction seed "
-    "contenders rounds measured smoke method",
+    "contenders rounds requests measured smoke method",
     "the model": "model adapter family tiny precision score_layers token_mask resize score matrix "
     "query_pool adapter_input cuda_form verify graphs capabilities max_batch_size",
     "training": "loss negatives learning_rate steps validation allow_worse head_mode hard paper "
