@@ -15,12 +15,13 @@ from dsd_trt.export.adapter_input import write_adapter_input
 from dsd_trt.export.calibration import without_shifted
 from dsd_trt.export.cuda_form import cuda_form, form_name
 from dsd_trt.export.describe import TOKENIZER_NAME
+from dsd_trt.export.estimate import Estimate, estimate
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
 from dsd_trt.export.modules import drop_weights
 from dsd_trt.export.onnx_file import save_graph, stamp
 from dsd_trt.export.parity import NOT_COMPARED, ParityReport, check_parity, measured_tolerance
-from dsd_trt.export.probe import draw_probe
+from dsd_trt.export.probe import IMAGES, draw_probe
 from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Reference
 from dsd_trt.export.self_check import write_self_check
@@ -37,6 +38,7 @@ def export_bundle(
     force: bool = False,
     stage: Callable[[str], None] = lambda name: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    expect: Callable[[Estimate], None] = lambda estimate: None,
 ) -> tuple[Bundle, ParityReport]:
     """Export a bundle and compare it with the reference; `out` is written only if they agree.
 
@@ -46,6 +48,7 @@ def export_bundle(
         force: whether a folder that is not empty is replaced once the export has succeeded.
         stage: callback `(name)`, called when a stage of the export begins.
         progress: callback `(done, total)` in passes, called while the reference scores.
+        expect: callback `(estimate)`, called before the work begins.
 
     Returns:
         The bundle in `out`, and its parity figures; without any with `verify` "none".
@@ -63,6 +66,7 @@ def export_bundle(
     check_manifest(manifest)  # here, because tracing takes minutes
     model_folder = checkpoint.source.parts.path  # kept, because the checkpoint is forgotten
     check_room(out, sum(path.stat().st_size for path in checkpoint.weight_files.values()))
+    expect(estimate(recipe))
     forms: dict[str, str] = {}
     with staged(out, force=force) as (folder, scratch):
         with WeightFile(folder) as weights:
@@ -88,7 +92,7 @@ def export_bundle(
         levels = len(manifest.method.noise_levels.fractions)
         compared = settings.verify != "none"
         # The self-check is of one image, and one text where the comparison is quick.
-        count = 16 if compared else 1
+        count = IMAGES if compared else 1
         probe = draw_probe(checkpoint.resolution, levels, count=count, quick=recipe.quick)
         reference = Reference(recipe)
         expected = reference.expect(probe, progress)

@@ -14,6 +14,9 @@ from dsd_trt.train.shapes.caption import caption
 from dsd_trt.train.shapes.render import draw
 from dsd_trt.train.shapes.scene import sample_scene
 
+IMAGES, QUICK_IMAGES = 16, 2
+"""Numbers of images, and of texts, of a whole probe and of a quick one."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -31,7 +34,7 @@ class Probe:
 
 
 def draw_probe(
-    resolution: int, levels: int, *, count: int = 16, quick: bool = False, seed: int = 20
+    resolution: int, levels: int, *, count: int = IMAGES, quick: bool = False, seed: int = 20
 ) -> Probe:
     """Draw scenes with captions; the same for every checkpoint of a resolution.
 
@@ -43,7 +46,7 @@ def draw_probe(
             a thousand, for checkpoints whose passes take seconds.
         seed: seed of the random scenes.
     """
-    count = min(count, 2) if quick else count
+    count = min(count, QUICK_IMAGES) if quick else count
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     pixels = np.stack([draw(scene, rng, resolution).pixels for scene in scenes])

@@ -160,7 +160,14 @@ def export(
     return_freed_memory()
     note(sentence(file, adapter))
     with _stages() as (stage, progress):
-        _, parity = export_bundle(settings, out, force=force, stage=stage, progress=progress)
+        _, parity = export_bundle(
+            settings,
+            out,
+            force=force,
+            stage=stage,
+            progress=progress,
+            expect=lambda estimate: note(f"this takes {estimate}"),
+        )
     _print_parity(parity)
     note(f"wrote {out}; try it: dsd-trt score IMAGES TEXTS --bundle {out}")
 
