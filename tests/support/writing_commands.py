@@ -136,7 +136,10 @@ def adapt(request: pytest.FixtureRequest) -> Command:
 def export(request: pytest.FixtureRequest) -> Command:
     model: Path = request.getfixturevalue("tiny_model")
     return Command(
-        ["export", "--model", model, "--out", "out", "--verify", "quick", "--levels", "0.4"],
+        [
+            *("export", "--model", model, "--out", "out", "--verify", "quick", "--levels", "0.4"),
+            "--cuda-form",
+        ],
         kills=6,
         modules=f"dsd_trt.export.exporter, {TRAINED}, onnxscript",
         replaces=True,
