@@ -19,13 +19,13 @@ from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.rows import text_fault
 from dsd_trt.image.decoding import decoding_pool
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
+from dsd_trt.image.stored import StoredImage
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
-from dsd_trt.index.tar_image import TarImage
 from dsd_trt.limits import IMAGES, PAIRS, TEXTS, Limit
 from dsd_trt.results import Progress
 
-Scorable: TypeAlias = ImageSource | IndexedImage | TarImage
+Scorable: TypeAlias = ImageSource | IndexedImage
 Decoded: TypeAlias = NDArray[Any] | ImageError
 """Pixels of an image, its latent if it comes from an index, or the decoding error."""
 
@@ -127,8 +127,7 @@ def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
         if isinstance(image, IndexedImage):
             image.index.require(manifest)
             return image.latent()
-        source = image.content() if isinstance(image, TarImage) else image
-        return preprocess(source, to.resolution, to.resize)
+        return preprocess(image, to.resolution, to.resize)
     except ImageError as error:
         return error
 
@@ -325,6 +324,6 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
 
 def name_of(image: Scorable, position: int) -> str:
     """Name of an image in results."""
-    if isinstance(image, (IndexedImage, TarImage)):
+    if isinstance(image, (IndexedImage, StoredImage)):
         return image.name
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from dsd_trt.errors import InputError, counted
 from dsd_trt.image.preprocess import ImageSource
+from dsd_trt.image.stored import StoredImage
 from dsd_trt.results import Failure
 from dsd_trt.train.question import Question
 
@@ -30,6 +31,8 @@ def name_image(image: ImageSource, question: Question) -> str:
     """Name of a question's image in reports: its path, or the question's source."""
     if isinstance(image, (str, os.PathLike)):
         return os.fspath(image)
+    if isinstance(image, StoredImage):
+        return image.name
     return f"an image of {question.source}"
 
 

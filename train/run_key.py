@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import ImageError, InputError
 from dsd_trt.files.regular import read_regular
 from dsd_trt.files.schema import read_json
 from dsd_trt.files.whole import write_whole
+from dsd_trt.image.stored import StoredImage
 from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.plan import difference
@@ -169,6 +170,11 @@ def _content_hash(image: ImageSource) -> bytes:
         try:
             content = read_regular(image, IMAGE_BYTES)
         except (OSError, ValueError):
+            content = b""
+    elif isinstance(image, StoredImage):
+        try:
+            content = image.content()
+        except ImageError:
             content = b""
     elif isinstance(image, bytes):
         content = image

@@ -125,13 +125,17 @@ def calibrate(
     A threshold for a precision or recall is chosen so that other pairs of the same kind reach it
     with 90 % confidence.
     """
+    from dsd_trt.tables.labelled import labelled_columns, read_labelled
+    from dsd_trt.tables.table import Table
+
+    opened = Table.open(data)
+    labelled_columns(opened, columns, by)  # a wrong name ends the command before slow imports
+
     from dsd_trt.calibration import require_writable, sign_again, write_calibrated
     from dsd_trt.commands.calibration_report import Targets, as_text, measure, to_json
     from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.output import refuse_input, refuse_unwritable, write_standard_output
     from dsd_trt.engine.choice import require_possible
-    from dsd_trt.tables.labelled import read_labelled
-    from dsd_trt.tables.table import Table
 
     folder = _folder(bundle, in_place=out is None and not dry_run)
     if not dry_run:
@@ -142,7 +146,7 @@ def calibrate(
         refuse_input(str(plot), [data])
         refuse_unwritable(str(plot))
     require_possible(engine, device, threads)  # before pairs are read
-    table = read_labelled(Table.open(data), columns, by)
+    table = read_labelled(opened, columns, by)
     if (labels := {pair.label for pair in table.pairs}) != {True, False}:
         raise InputError(
             f"all {len(table.pairs)} pairs of {data} have the label {int(labels.pop())}: a fit "

@@ -19,6 +19,7 @@ from dsd_trt.commands.options import (
     self_check_option,
     signature_option,
 )
+from dsd_trt.commands.pair_table import open_labels, open_table
 from dsd_trt.errors import InputError
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
@@ -41,7 +42,7 @@ SHOWN = 20  # failures and reasons listed
 def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is None:
         return None
-    from dsd_trt.pairs.choice import require_share
+    from dsd_trt.pairs.share import require_share
 
     try:
         return require_share(value)
@@ -50,7 +51,9 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 @click.command(name="filter", epilog=EXAMPLES)
-@click.argument("pairs", type=click.Path(exists=True, path_type=Path), metavar="PAIRS")
+@click.argument(
+    "pairs", type=click.Path(exists=True, allow_dash=True, path_type=Path), metavar="PAIRS"
+)
 @click.option(
     "--min-probability",
     type=click.FloatRange(0, 1),
@@ -160,7 +163,8 @@ def filter_pairs(
 ) -> None:
     """Keep the pairs whose text describes the image, and drop the others.
 
-    PAIRS is a CSV, JSONL or Parquet table with columns image and text; a tar file in WebDataset's
+    PAIRS is a CSV, JSONL or Parquet table with columns image and text, or - for one on standard
+    input; a tar file in WebDataset's
     format, whose samples have an image and a .txt; or a folder of such tar files.
 
     Nothing is written before all pairs are scored. Until then, scores are saved in KEPT.journal.
@@ -173,6 +177,9 @@ def filter_pairs(
         )
     if labelled and target_precision is None:
         raise InputError("--labelled is for --target-precision: give both")
+    table = open_table(pairs, columns, images_at, text_field)
+    if labelled:
+        open_labels(labelled, columns)
 
     from dsd_trt.commands.filter_labels import Labels
     from dsd_trt.commands.kept import KeptOutputs
@@ -182,7 +189,7 @@ def filter_pairs(
     from dsd_trt.scorer import Scorer
 
     require_possible(engine, device, threads)  # before pairs are read
-    source = open_pairs(pairs, columns, images_at, text_field)
+    source = open_pairs(pairs, table, columns, images_at, text_field)
     outputs = KeptOutputs(source, output, dropped, copy_to, form, shard_size, force=force)
     survey = surveyed(source)
     labels = None

@@ -71,7 +71,7 @@ def index(
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.image.files import find_images
     from dsd_trt.index.files import require_extra
-    from dsd_trt.index.webdataset import SUFFIXES
+    from dsd_trt.index.tar_names import SUFFIXES
     from dsd_trt.index.writer import update_index
 
     if len(paths) < 2:

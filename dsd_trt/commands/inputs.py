@@ -17,7 +17,7 @@ from dsd_trt.image.files import find_images
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.index.tar_image import TarFile, TarImage
-from dsd_trt.index.webdataset import SUFFIXES, is_tar
+from dsd_trt.index.tar_names import SUFFIXES, is_tar
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames, Role
 from dsd_trt.tables.table import Table

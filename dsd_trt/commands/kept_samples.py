@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ from dsd_trt.commands.output import Record, shortest
 from dsd_trt.errors import DsdError, ImageError
 from dsd_trt.files.folders import whole_folder
 from dsd_trt.files.regular import read_regular
-from dsd_trt.index.tar_image import TarImage
+from dsd_trt.image.stored import StoredImage
 from dsd_trt.jobs import Scorable
 from dsd_trt.limits import IMAGE_BYTES
 from dsd_trt.pairs.shards import NewSample, NewWebDataset, common_fields, score_field
@@ -101,7 +102,7 @@ class KeptSamples:
         """Rows of a table as samples: image, text, and all columns."""
         survey, layout = self._filtered.run.survey, Layout.passing(self._source, ())
         numbers = np.flatnonzero(self._filtered.choice.kept).tolist()
-        suffix = _most_common(_suffix(survey.pair(number)[0]) for number in numbers)
+        suffix = _most_common(_suffix(self._file_name(number)) for number in numbers)
         for number, record in zip(numbers, self._filtered.records(kept=True), strict=True):
             name, text = survey.pair(number)
             try:
@@ -118,6 +119,13 @@ class KeptSamples:
                 "score.json": score_field(record.score, record.probability),
             }
             yield NewSample(f"{number:09d}", fields)
+
+    def _file_name(self, number: int) -> str:
+        """File name of a kept row's image."""
+        name, _ = self._filtered.run.survey.pair(number)
+        with contextlib.suppress(ImageError):  # reported when it is read
+            return file_name(self._source.image(name), name)
+        return name
 
 
 def copy_images(filtered: Filtered, folder: Path) -> tuple[int, list[Failure]]:
@@ -143,7 +151,7 @@ def copy_images(filtered: Filtered, folder: Path) -> tuple[int, list[Failure]]:
             except ImageError as error:
                 failures.append(Failure(name, str(error)))
                 continue
-            relative = _free(image.entry.member if isinstance(image, TarImage) else name, taken)
+            relative = _free(file_name(image, name), taken)
             (new / relative).parent.mkdir(parents=True, exist_ok=True)
             (new / relative).write_bytes(content)
     return len(taken), failures
@@ -171,13 +179,18 @@ def _most_common(names: Iterable[str]) -> str:
     return min(counts, key=lambda name: (-counts[name], name), default="")
 
 
+def file_name(image: Scorable, name: str) -> str:
+    """File name for a copy of an image that a source knows by a name."""
+    return image.file_name if isinstance(image, StoredImage) else name
+
+
 def image_content(image: Scorable) -> bytes:
     """Encoded image, as it is in its file or tar file.
 
     Raises:
         ImageError: it cannot be read.
     """
-    if isinstance(image, TarImage):
+    if isinstance(image, StoredImage):
         return image.content()
     if isinstance(image, Path):
         try:

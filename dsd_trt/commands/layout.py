@@ -26,11 +26,13 @@ class Layout:
         added: columns that are added, attributes of a `Record`.
         table: table whose columns are passed on; None if they come from no table.
         names: names of the passed columns in the output, by their names in the rows.
+        embedded: column of the rows that has the images themselves; texts have their names.
     """
 
     added: tuple[str, ...]
     table: Table | None = None
     names: dict[str, str] = field(default_factory=dict)
+    embedded: str | None = None
 
     @classmethod
     def passing(cls, source: PairSource, added: tuple[str, ...] = PAIRS) -> Layout:
@@ -38,7 +40,8 @@ class Layout:
 
         A column that has the name of an added one is passed on as `input_NAME`.
         """
-        return cls(added, source.table, _distinct_from(added, source.columns))
+        names = _distinct_from(added, source.columns)
+        return cls(added, source.table, names, source.embedded)
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -51,12 +54,14 @@ class Layout:
         return (*self.names.values(), *self.added)
 
     def values(self, record: Record) -> dict[str, object]:
-        """Values of a record by column, None where there is none.
+        """Values of a record by column, None where there is none, for formats of text.
 
         A key that a row of JSONL does not have is not there.
         """
         passed = record.row.values if record.row is not None else {}
         values = {to: passed[name] for name, to in self.names.items() if name in passed}
+        if self.embedded is not None and record.row is not None:
+            values[self.names[self.embedded]] = record.image or None
         for name in self.added:
             value = getattr(record, name)
             missing = isinstance(value, float) and math.isnan(value)

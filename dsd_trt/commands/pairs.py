@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.output import refuse_input, refuse_unwritable
-from dsd_trt.errors import InputError
-from dsd_trt.index.webdataset import is_tar
 from dsd_trt.pairs.source import PairSource
 from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.pairs.table import TablePairs
@@ -22,31 +20,27 @@ if TYPE_CHECKING:
 
 
 def open_pairs(
-    path: Path, columns: ColumnNames, images: Path | None, text_field: str | None
+    path: Path,
+    table: Table | None,
+    columns: ColumnNames,
+    images: Path | None,
+    text_field: str | None,
 ) -> PairSource:
-    """Open a table of pairs, or a WebDataset.
+    """Pairs of a table that `open_table` opened, or of a WebDataset.
 
     Args:
-        path: a table; a tar file; or a folder of tar files.
+        path: path of the WebDataset, a tar file or a folder of tar files.
+        table: the table; None for a WebDataset.
         columns: names of the table's columns.
         images: where the table's images are, as for `NamedImages`.
         text_field: field of the samples' `.json` that has the text.
 
     Raises:
-        InputError: there are no pairs, or an option does not fit.
+        InputError: there are no pairs, or no such place of images.
     """
-    if path.is_dir() or is_tar(path):
-        if columns.image or columns.text or images is not None:
-            raise InputError(
-                f"{path} is a WebDataset, whose samples have their own images: leave out "
-                "--image-column, --text-column and --images; --text-field names their text"
-            )
+    if table is None:
         return WebDatasetPairs(path, text_field)
-    if text_field is not None:
-        raise InputError(
-            f"--text-field is for WebDatasets, and {path} is a table: --text-column names its texts"
-        )
-    return TablePairs(Table.open(path), columns, images)
+    return TablePairs(table, columns, images)
 
 
 def refuse_output(output: str, source: PairSource) -> None:

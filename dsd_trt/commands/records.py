@@ -20,6 +20,7 @@ from dsd_trt.pipeline import match_probability
 from dsd_trt.ranking import BestImages
 from dsd_trt.results import Failure, Progress, ScoredImage
 from dsd_trt.scorer import Scorer
+from dsd_trt.tables.parquet import ArrowValues
 from dsd_trt.tables.row import TableRow
 
 By = Literal["image", "text"]
@@ -169,14 +170,16 @@ class PairRecords:
         source = self.run.survey.source
         given = source.rows()
         for rows in self.run:
-            for start in range(rows.start, rows.stop, _ROWS):
-                part = range(start, min(start + _ROWS, rows.stop))
-                probabilities = self.run.probabilities(part)
-                records = [
-                    self._record(number, next(given, None), probability)
-                    for number, probability in zip(part, probabilities, strict=True)
-                ]
-                yield records
+            records = list[Record]()
+            batch: object = None
+            for number, probability in zip(rows, self.run.probabilities(rows), strict=True):
+                row = next(given, None)
+                before, batch = batch, _batch(row)
+                if records and (len(records) == _ROWS or batch is not before):
+                    yield records
+                    records = []
+                records.append(self._record(number, row, probability))
+            yield records
         if next(given, None) is not None:
             raise _changed(source.name)
 
@@ -210,6 +213,11 @@ class PairRecords:
                 record = self._record(number, row, probabilities[number])
                 found |= {number: record} if number in wanted else {}
         return [found[number] for number in chosen]
+
+
+def _batch(row: TableRow | None) -> object:
+    """What a row of Parquet holds in memory, which may be large; None for others."""
+    return row.values.batch if row is not None and isinstance(row.values, ArrowValues) else None
 
 
 def _changed(name: str) -> InputError:

@@ -20,6 +20,7 @@ from dsd_trt.commands.options import (
     self_check_option,
     signature_option,
 )
+from dsd_trt.commands.pair_table import open_table
 from dsd_trt.errors import InputError
 from dsd_trt.errors import counted as counted_noun
 
@@ -39,6 +40,7 @@ Examples:
   echo 'a red circle' | dsd-trt score photos/ -
   dsd-trt score --pairs pairs.csv -f jsonl
   dsd-trt score --pairs found.csv --top-k 5 --by text -o reranked.csv
+  head -100 pairs.csv | dsd-trt score --pairs - -o scored.csv
 """
 
 
@@ -46,10 +48,11 @@ Examples:
 @click.argument("paths", nargs=-1, metavar="IMAGES... TEXTS")
 @click.option(
     "--pairs",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(exists=True, allow_dash=True, path_type=Path),
     metavar="TABLE|WEBDATASET",
     help="Pairs to score instead, row for row: a CSV, JSONL or Parquet table with columns image "
-    "and text, a tar file in WebDataset's format, or a folder of those.",
+    "and text, or - for one on standard input; a tar file in WebDataset's format, or a folder of "
+    "those.",
 )
 @pair_options()
 @bundle_option("score with")
@@ -155,6 +158,32 @@ def score(
 
     Scores are saved in a journal until the command ends: FILE.journal, or the cache without -o.
     """
+    if form is None or from_environment(ctx, "form"):  # the suffix is of the command line
+        form = format_of(output, form or "table")
+    if prune and (pairs or not top_k):
+        raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
+    if by and not top_k:
+        raise InputError(f"--by says what the best are taken of: give --top-k K with --by {by}")
+    if prune and by == "text":
+        raise InputError(
+            "--prune drops texts of an image: leave out --by text. In Python, Scorer.rank with "
+            "prune=True drops images of a text"
+        )
+    if check_prune and not prune:
+        raise InputError("--check-prune is for --prune: give both")
+    if isinstance(written := FORMATS[form], AtEnd):
+        written.check(output)
+    if pairs and paths:
+        raise InputError("with --pairs, images and texts come from its file: leave out others")
+    if not pairs:
+        if any((columns.image, columns.text, images_at is not None, text_field is not None)):
+            raise InputError(
+                "--image-column, --text-column, --images and --text-field: for --pairs"
+            )
+        if len(paths) < 2:
+            raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
+    table = open_table(pairs, columns, images_at, text_field) if pairs else None
+
     from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.inputs import images_named, read_texts
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
@@ -171,38 +200,14 @@ def score(
     from dsd_trt.engine.choice import require_possible
     from dsd_trt.pairs.run import PairRun
     from dsd_trt.scorer import Scorer
-    from dsd_trt.tables.columns import ColumnNames
 
     unreadable: tuple[Failure, ...] = ()
-    if form is None or from_environment(ctx, "form"):  # the suffix is of the command line
-        form = format_of(output, form or "table")
-    if prune and (pairs or not top_k):
-        raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
-    if by and not top_k:
-        raise InputError(f"--by says what the best are taken of: give --top-k K with --by {by}")
-    if prune and by == "text":
-        raise InputError(
-            "--prune drops texts of an image: leave out --by text. In Python, Scorer.rank with "
-            "prune=True drops images of a text"
-        )
-    if check_prune and not prune:
-        raise InputError("--check-prune is for --prune: give both")
-    if isinstance(written := FORMATS[form], AtEnd):
-        written.check(output)
     require_possible(engine, device, threads)  # before images, texts or pairs are read
     if pairs:
-        if paths:
-            raise InputError("with --pairs, images and texts come from its file: leave out others")
-        source = open_pairs(pairs, columns, images_at, text_field)
+        source = open_pairs(pairs, table, columns, images_at, text_field)
         refuse_output(output, source)
         survey = surveyed(source)
     else:
-        if columns != ColumnNames() or images_at is not None or text_field is not None:
-            raise InputError(
-                "--image-column, --text-column, --images and --text-field: for --pairs"
-            )
-        if len(paths) < 2:
-            raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
         (images, unreadable), texts = images_named(paths[:-1]), read_texts(paths[-1])
         refuse_input(output, (paths[-1], *(it for it in images if isinstance(it, Path))))
         refuse_unwritable(output)

@@ -24,9 +24,12 @@ from dsd_trt.image.orientation import orientation, upright, without_prefix
 from dsd_trt.image.picture import Picture, check_size, open_as, too_large
 from dsd_trt.image.rgb import to_rgb
 from dsd_trt.image.room import ROOM
+from dsd_trt.image.stored import StoredImage
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 
-ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | StoredImage
+)
 
 _CHANNELS = ((), (3,), (4,))  # grey, RGB, RGBA
 
@@ -68,7 +71,8 @@ def preprocess(
     """Decode an image and stretch it to the model's square.
 
     Args:
-        source: path, encoded bytes, PIL image, or uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        source: path, encoded bytes, PIL image, uint8 array (H, W), (H, W, 3) or (H, W, 4), or an
+            image stored in a tar file or a table.
         resolution: side of the square in pixels.
         resize: name of the resizing method, see `Resize`.
         max_pixels: largest accepted width times height. None is the limit DSD_TRT_MAX_IMAGE_PIXELS.
@@ -121,7 +125,9 @@ def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Imag
 
 
 def image_identity(image: object) -> object:
-    """Identity of an image: its path, or the object itself; equal for the same image."""
+    """Identity of an image: its path, its place, or the object itself; equal for the same image."""
+    if isinstance(image, StoredImage):
+        return image
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 
 
@@ -147,6 +153,8 @@ def _read(source: ImageSource, max_pixels: int) -> Picture:
     if isinstance(source, Image.Image):
         with _one_at_a_time:
             return _from_pil(source, max_pixels)
+    if isinstance(source, StoredImage):
+        source = source.content()
     if isinstance(source, bytes):
         if fault := IMAGE_BYTES.fault(len(source)):
             raise ImageError(fault)

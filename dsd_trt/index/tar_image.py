@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dsd_trt.errors import ImageError
 from dsd_trt.image.files import printable
+from dsd_trt.image.stored import StoredImage
 from dsd_trt.index.tar import Tar, open_tar
 from dsd_trt.index.webdataset import TarEntry, list_tar
 
@@ -19,7 +20,7 @@ Identity = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class TarImage:
+class TarImage(StoredImage):
     """One image of a tar file; `Scorer` accepts it wherever it accepts an image."""
 
     tar: TarFile
@@ -29,6 +30,11 @@ class TarImage:
     def name(self) -> str:
         """Name of the image in results: the tar's path and the image's name in it."""
         return f"{printable(str(self.tar.path))}/{self.entry.name}"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the image's member."""
+        return self.entry.member
 
     def content(self) -> bytes:
         """Encoded image.

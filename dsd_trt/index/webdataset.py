@@ -15,16 +15,8 @@ from dsd_trt.log import get_logger
 
 logger = get_logger(__name__)
 
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-"""Suffixes of tar files, including unsupported ones, which are reported instead of ignored."""
-
 _MOST_HOPS = 40  # longest chain of links, the same as on Linux
 _MOST_TOLD = 3  # damaged places listed in a message
-
-
-def is_tar(path: Path) -> bool:
-    """Whether a file is a tar file, by its name."""
-    return path.name.lower().endswith(SUFFIXES)
 
 
 def tar_images(path: Path) -> Iterator[tuple[str, bytes | ImageError]]:

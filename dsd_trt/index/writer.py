@@ -22,7 +22,7 @@ from dsd_trt.image.files import printable
 from dsd_trt.index.files import Entry, LatentSource, require_extra
 from dsd_trt.index.folder import IndexFolder, one_writer
 from dsd_trt.index.reading import Found, Read, members, read, status
-from dsd_trt.index.webdataset import is_tar
+from dsd_trt.index.tar_names import is_tar
 from dsd_trt.log import get_logger
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline

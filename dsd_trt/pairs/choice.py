@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dsd_trt.errors import InputError
 from dsd_trt.metrics import CONFIDENCE, threshold_for_precision
 from dsd_trt.metrics.threshold import LEAST_KEPT
+from dsd_trt.pairs.share import share_of
 
 Numbers = NDArray[np.float32]
 
@@ -47,7 +48,7 @@ def best(scores: Numbers, asked: str) -> Choice:
         asked: a number of pairs, or a share of those that have a score, such as "30%".
     """
     there = int(np.count_nonzero(~np.isnan(scores)))
-    count = math.ceil(share * there - 1e-9) if (share := _share(asked)) else int(asked)
+    count = math.ceil(share * there - 1e-9) if (share := share_of(asked)) else int(asked)
     order = np.argsort(-scores, kind="stable")[: min(count, there)]  # NaN comes last
     kept = np.zeros(len(scores), np.bool_)
     kept[order] = True
@@ -56,17 +57,6 @@ def best(scores: Numbers, asked: str) -> Choice:
     if lowest is not None:
         rule += f", {lowest:.4f} or more"
     return Choice(kept, rule, f"not among the best {asked}", lowest)
-
-
-def require_share(asked: str) -> str:
-    """A number of pairs or a share, checked.
-
-    Raises:
-        ValueError: it is neither of them.
-    """
-    if _share(asked) is None and not (asked.isascii() and asked.isdigit() and int(asked)):
-        raise ValueError(f"{asked!r} is neither a number of rows nor a share such as 30%")
-    return asked
 
 
 def expected_precision(probabilities: Numbers, precision: float) -> Choice:
@@ -158,13 +148,3 @@ def histogram(values: Numbers, name: str, threshold: float | None, width: int = 
         )
         lines.append(f"{start:7.3f}-{end:7.3f}  {count:8}  {bar}".rstrip())
     return lines
-
-
-def _share(asked: str) -> float | None:
-    if not asked.endswith("%"):
-        return None
-    try:
-        share = float(asked[:-1]) / 100
-    except ValueError:
-        return None
-    return share if 0 < share <= 1 else None

@@ -11,7 +11,7 @@ from dsd_trt.errors import ImageError, InputError
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.index.tar_image import TarFile, TarImage
-from dsd_trt.index.webdataset import SUFFIXES, is_tar
+from dsd_trt.index.tar_names import SUFFIXES, is_tar
 from dsd_trt.jobs import Scorable
 
 _LISTED = 32  # tar files whose images are listed at a time

@@ -32,9 +32,11 @@ class PairSource(Protocol):
 
     Attributes:
         name: name of the source, for messages.
+        embedded: column whose values are the images themselves; None if images are named.
     """
 
     name: str
+    embedded: str | None
 
     @property
     def table(self) -> Table | None:

@@ -11,6 +11,7 @@ from dsd_trt.pairs.images import NamedImages
 from dsd_trt.pairs.source import Pair
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
 from dsd_trt.tables.parquet import ParquetTable
 from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.table import Table
@@ -26,9 +27,10 @@ class TablePairs:
         images: where the images are, as for `NamedImages`; None is the table's folder.
 
     Attributes:
-        name: path of the table.
+        name: name of the table.
         table: table with a pair per row.
-        image_column: column of the images' names.
+        embedded: column whose values are the images themselves; None if images are named.
+        image_column: column with an image per row, named or embedded.
         text_column: column with what is scored with each image.
         images: where images are found by name.
         faults: always empty for a table.
@@ -38,19 +40,20 @@ class TablePairs:
     """
 
     def __init__(self, table: Table, columns: ColumnNames, images: Path | None = None) -> None:
-        self.name, self.table = str(table.path), table
+        self.name, self.table = table.name, table
         self.faults: tuple[Failure, ...] = ()
         self.image_column = columns.required(table, "image")
         self.text_column = columns.required(table, "text")
-        if isinstance(table.reader, ParquetTable):
-            for column in (self.image_column, self.text_column):
-                if kind := table.reader.kind(column):
-                    raise InputError(
-                        f"{table.path}: the column {column!r} has no texts but "
-                        f"{one_line(kind, 80)}. Images are named by their paths: those in the "
-                        "table itself are not read"
-                    )
-        self.images = NamedImages(images or table.path.parent, table.path.parent)
+        column = self.text_column
+        if isinstance(table.reader, ParquetTable) and (kind := table.reader.kind(column)):
+            raise InputError(
+                f"{table.name}: the column {column!r} has no texts but {one_line(kind, 80)}. Name "
+                "the texts' column: --text-column NAME"
+            )
+        self._image = ImageColumn(table, self.image_column)
+        self._stored: dict[str, EmbeddedImage] = {}  # first image of each content, by its name
+        self.embedded = self.image_column if self._image.embedded else None
+        self.images = NamedImages(images or table.folder, table.folder)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -60,9 +63,11 @@ class TablePairs:
     def files(self, name: str) -> Iterator[str]:
         """Paths that are read and have a file name: the table's, and those of images."""
         yield self.name
-        for pair in self.pairs():
-            if pair.image.endswith(name) and self.images.are_files:
-                yield str(self.images.place / pair.image)
+        if not self.images.are_files:
+            return
+        for row in self.table.rows([self.image_column]):
+            if (path := self._image.path(row)).endswith(name) and path:
+                yield str(self.images.place / path)
 
     def rows(self) -> Iterator[TableRow]:
         """All rows in order, with all columns."""
@@ -70,8 +75,7 @@ class TablePairs:
 
     def shown(self, row: TableRow) -> tuple[str, str]:
         """The image's name and the text of a row, for people."""
-        image, text = (row.values.get(it) for it in (self.image_column, self.text_column))
-        return to_cell(image), to_cell(text)
+        return to_cell(self._image.shown(row)), to_cell(row.values.get(self.text_column))
 
     def pairs(self) -> Iterator[Pair]:
         """All rows in order.
@@ -83,18 +87,27 @@ class TablePairs:
         for row in self.table.rows([self.image_column, self.text_column]):
             yield self._pair(row)
         if row is None:
-            raise InputError(f"{self.table.path} has no rows")
+            raise InputError(f"{self.name} has no rows")
 
     def image(self, name: str) -> Scorable:
-        """The image of a name, as for `NamedImages.find`."""
+        """The image of a name, as for `NamedImages.find`, or the one that is stored."""
+        if (stored := self._stored.get(name)) is not None:
+            return stored
         return self.images.find(name)
 
     def state(self, name: str) -> object:
-        """State of an image, as for `NamedImages.state`."""
+        """State of an image, as for `NamedImages.state`; a stored one has its content's name."""
+        if name in self._stored:
+            return None
         return self.images.state(name)
 
     def _pair(self, row: TableRow) -> Pair:
         try:
-            return Pair(row.text(self.image_column, strip=False), row.text(self.text_column))
+            image, text = self._image.of(row), row.text(self.text_column)
+            if isinstance(image, EmbeddedImage):
+                name = f"\0{image.digest.hex()}"  # no path has NUL
+                self._stored.setdefault(name, image)
+                image = name
+            return Pair(image, text)
         except ValueError as error:
             return Pair("", "", str(error))

@@ -13,7 +13,8 @@ from dsd_trt.image.files import find_images, printable
 from dsd_trt.image.preprocess import image_suffixes
 from dsd_trt.index.samples import Sample, tar_samples
 from dsd_trt.index.tar_image import TarFile, TarImage
-from dsd_trt.index.webdataset import SUFFIXES, TarEntry, is_tar
+from dsd_trt.index.tar_names import SUFFIXES, is_tar
+from dsd_trt.index.webdataset import TarEntry
 from dsd_trt.pairs.source import Pair
 from dsd_trt.results import Failure
 from dsd_trt.tables.row import TableRow
@@ -59,6 +60,7 @@ class WebDatasetPairs:
     Attributes:
         name: path of the WebDataset.
         table: always None for a WebDataset.
+        embedded: always None for a WebDataset.
         columns: columns of the rows.
         faults: tar files that cannot be read to their end, known once all were read.
         shards: tar files in their order.
@@ -68,6 +70,7 @@ class WebDatasetPairs:
     """
 
     table = None
+    embedded: str | None = None
     columns = ("image", "text")
 
     def __init__(self, path: Path, text_field: str | None = None) -> None:

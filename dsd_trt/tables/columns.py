@@ -37,14 +37,14 @@ class ColumnNames:
         given: str | None = getattr(self, role)
         name = given or role
         if not table.has(name):
-            others = ", ".join(map(repr, table.columns)) or "none"
+            others = ", ".join(map(repr, table.first_columns)) or "none"
             raise InputError(
-                f"{table.path}, {table.start}: no column {name!r} among {others}. Name the column "
+                f"{table.name}, {table.start}: no column {name!r} among {others}. Name the column "
                 f"of the {_MEANING[role]}: --{role}-column NAME"
             )
         if name in table.doubled:
             raise InputError(
-                f"{table.path}, {table.start}: the column {name!r} is there twice; rename one"
+                f"{table.name}, {table.start}: the column {name!r} is there twice; rename one"
             )
         return name
 

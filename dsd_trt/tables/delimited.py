@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from collections import deque
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from dsd_trt.errors import InputError
 from dsd_trt.files.rows import next_csv_row
+from dsd_trt.tables.content import TableContent
 from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.text_file import text_lines
 
@@ -23,7 +23,7 @@ class DelimitedTable:
     Blank lines are no rows.
 
     Args:
-        path: path of the CSV file.
+        content: content of the CSV file.
 
     Attributes:
         columns: names of the columns, distinct: a second `x` is `x_2`.
@@ -34,24 +34,24 @@ class DelimitedTable:
         OSError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, content: TableContent) -> None:
+        self._content = content
         line, header, error, self._delimiter = min(
-            (_header(path, delimiter) for delimiter in _DELIMITERS),
+            (_header(content, delimiter) for delimiter in _DELIMITERS),
             key=lambda it: -len(it[1]),
         )
         if error is not None:
-            raise InputError(f"{path}, line {line}: {error}")
+            raise InputError(f"{content.name}, line {line}: {error}")
         if not header:
             raise InputError(
-                f"{path} is empty; write a header, such as image,text, and a row per line"
+                f"{content.name} is empty; write a header, such as image,text, and a row per line"
             )
         self.columns = distinct(header)
         self.doubled = frozenset(name for name in header if header.count(name) > 1)
 
     def rows(self, only: object = None) -> Iterator[TableRow]:
         """Rows in order; `only` has no use, as a line is always read whole."""
-        records = _records(self._path, self._delimiter)
+        records = _records(self._content, self._delimiter)
         next(records)  # the header
         width = len(self.columns)
         for line, cells, error in records:
@@ -74,9 +74,9 @@ def distinct(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _header(path: Path, delimiter: str) -> tuple[int, list[str], str | None, str]:
+def _header(content: TableContent, delimiter: str) -> tuple[int, list[str], str | None, str]:
     """Line number, cells and fault of the header, if the cells are separated by a delimiter."""
-    line, cells, error = next(_records(path, delimiter), (1, [], None))
+    line, cells, error = next(_records(content, delimiter), (1, [], None))
     return line, [cell.strip() for cell in cells], error, delimiter
 
 
@@ -109,12 +109,12 @@ class _Lines:
         del self.taken[kept:]
 
 
-def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
+def _records(content: TableContent, delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
     """Line number, cells and fault of each row, the header included.
 
     A line with a faulty quote is a row of its own: the lines after it are read again.
     """
-    lines = _Lines(text_lines(path, ""))
+    lines = _Lines(text_lines(content, ""))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 1
     while True:

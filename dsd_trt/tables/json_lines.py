@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from json import JSONDecodeError
-from pathlib import Path
 
 from dsd_trt.files.schema import parse_json
+from dsd_trt.tables.content import TableContent
 from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.text_file import text_lines
+
+_FIRST = 1000  # rows whose keys a message lists
+_CHUNK = 1 << 20
+_ESCAPED = re.compile(rb"\\u00[0-7]|\\/")  # another way to write a character of ASCII
 
 
 class JsonLinesTable:
     """A file with a JSON object per line. Blank lines are no rows.
 
     Args:
-        path: path of the JSONL file.
+        content: content of the JSONL file.
 
     Attributes:
         doubled: always empty: an object that has a key twice is malformed.
@@ -23,8 +29,8 @@ class JsonLinesTable:
 
     doubled: frozenset[str] = frozenset()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, content: TableContent) -> None:
+        self._content = content
         self._columns: tuple[str, ...] | None = None  # known once all rows were read
 
     @property
@@ -35,10 +41,35 @@ class JsonLinesTable:
                 pass
         return self._columns or ()
 
+    @property
+    def first_columns(self) -> tuple[str, ...]:
+        """Keys of the first rows, in order of first appearance."""
+        if self._columns is not None:
+            return self._columns
+        first = itertools.islice(self.rows(), _FIRST)
+        return tuple(dict.fromkeys(key for row in first for key in row.values))
+
+    def may_have(self, start: str) -> bool:
+        """Whether a row may have a key that begins so; reads bytes, which is far quicker than rows.
+
+        Args:
+            start: begin of the key, as JSON writes it.
+        """
+        if not start.isascii():
+            return True  # there are several ways to write it
+        quoted, before = f'"{start}'.encode(), b""
+        with self._content.open() as file:
+            while chunk := file.read(_CHUNK):
+                both = before + chunk
+                if quoted in both or _ESCAPED.search(both):
+                    return True
+                before = both[-len(quoted) - 6 :]
+        return False
+
     def rows(self, only: object = None) -> Iterator[TableRow]:
         """Rows in order; `only` has no use, as a line is always read whole."""
         keys = dict[str, None]()
-        for line, content in enumerate(text_lines(self._path, None), start=1):
+        for line, content in enumerate(text_lines(self._content, None), start=1):
             if not content.strip():
                 continue
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsd_trt.errors import InputError
+from dsd_trt.failure import Failure
 from dsd_trt.files.rows import text_fault
 from dsd_trt.files.schema import parse_json
-from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
 from dsd_trt.tables.row import TableRow, is_missing
 from dsd_trt.tables.table import Table
 
@@ -20,23 +22,33 @@ NEGATIVES = "negatives"
 _NUMBERED = re.compile(r"negative_?\d+")
 
 
+def image_key(image: Path | EmbeddedImage) -> str:
+    """Path of an image file, or hash of a stored image: equal for the same image."""
+    return image.digest.hex() if isinstance(image, EmbeddedImage) else os.fspath(image)
+
+
 @dataclass(frozen=True)
 class LabelledPair:
     """An image and a text that are said to belong together, or not to.
 
     Attributes:
-        name: image path as written in the table.
-        image: path of the image file.
+        name: image path as written in the table, or hash of an image that is stored there.
+        image: path of the image file, or the stored image.
         text: text of the pair.
         label: whether the pair is positive.
         subset: value of the column that divides the table; "" without one.
     """
 
     name: str
-    image: Path
+    image: Path | EmbeddedImage
     text: str
     label: bool
     subset: str = ""
+
+    @property
+    def key(self) -> str:
+        """Key of the image, as for `image_key`."""
+        return image_key(self.image)
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,67 @@ def read_labelled(
     CSV a JSON list, or texts separated by `|`), or columns `negative_1`, `negative_2` and so on.
 
     Args:
-        table: table whose image paths are relative to its folder.
+        table: table whose image paths are relative to its folder; Parquet may have the images.
         columns: names of the columns of images, texts and labels.
         subset: column that divides the table; None for none.
 
     Raises:
         InputError: a column is missing, no row can be used, or the file cannot be read.
+    """
+    image, text, label, negatives = labelled_columns(table, columns, subset)
+    images = ImageColumn(table, image)
+    pairs: list[LabelledPair] = []
+    failures: list[Failure] = []
+    rows = unlabelled = 0
+    present: dict[str, str | None] = {}  # fault of each image file
+    stored: dict[EmbeddedImage, EmbeddedImage] = {}
+    for row in table.rows(_needed(image, text, label, subset, negatives)):
+        rows += 1
+        file: Path | EmbeddedImage
+        try:
+            value = row.label(label) if label else True
+            if value is None:
+                unlabelled += 1
+                continue
+            described, found = row.text(text), images.of(row, strip=True)
+            if isinstance(found, EmbeddedImage):
+                name, file = found.digest.hex(), stored.setdefault(found, found)
+            else:
+                name, file = found, table.folder / found
+                if name not in present:
+                    present[name] = _image_fault(table.folder / found)
+                if fault := present[name]:
+                    raise ValueError(fault)
+            others = negatives_of(row, negatives)
+            if described in others:
+                raise ValueError(f"{described!r} is among its own negatives")
+            of_subset = _subset(row, subset)
+            pairs.append(LabelledPair(name, file, described, value, of_subset))
+            pairs += (LabelledPair(name, file, it, False, of_subset) for it in others)
+        except ValueError as error:
+            failures.append(Failure(f"{Path(table.name).name}, {row.place}", str(error)))
+    if not pairs:
+        first = f": {failures[0]}" if failures else ""
+        raise InputError(
+            f"none of the {rows} rows of {table.name} can be used{first}"
+            if rows
+            else f"{table.name} has no rows"
+        )
+    return LabelledTable(tuple(pairs), rows, unlabelled, tuple(failures))
+
+
+def labelled_columns(
+    table: Table, columns: ColumnNames | None = None, subset: str | None = None
+) -> tuple[str, str, str | None, list[str]]:
+    """Columns of images, texts, labels and negatives; of the last two, one is missing.
+
+    Args:
+        table: table of labelled pairs.
+        columns: names of the columns of images, texts and labels.
+        subset: column that divides the table; None for none.
+
+    Raises:
+        InputError: a column is missing.
     """
     columns = columns or ColumnNames()
     image, text = columns.required(table, "image"), columns.required(table, "text")
@@ -78,52 +145,22 @@ def read_labelled(
     negatives = [] if label else negative_columns(table)
     if not label and not negatives:
         raise InputError(
-            f"{table.path}, {table.start}: no labels. Add a column label, 1 where the text "
+            f"{table.name}, {table.start}: no labels. Add a column label, 1 where the text "
             f"describes the image and 0 where not, or name it: --label-column NAME; or a column "
             f"{NEGATIVES} of texts that do not describe it"
         )
     if subset is not None and not table.has(subset):
         raise InputError(
-            f"{table.path}, {table.start}: no column {subset!r} among "
-            f"{', '.join(map(repr, table.columns))}"
+            f"{table.name}, {table.start}: no column {subset!r} among "
+            f"{', '.join(map(repr, table.first_columns))}"
         )
-    pairs: list[LabelledPair] = []
-    failures: list[Failure] = []
-    rows = unlabelled = 0
-    present: dict[str, str | None] = {}  # fault of each image file
-    for row in table.rows(_needed(image, text, label, subset, negatives)):
-        rows += 1
-        try:
-            value = row.label(label) if label else True
-            if value is None:
-                unlabelled += 1
-                continue
-            name, described = row.text(image), row.text(text)
-            path = table.path.parent / name
-            if name not in present:
-                present[name] = _image_fault(path)
-            if fault := present[name]:
-                raise ValueError(fault)
-            others = negatives_of(row, negatives)
-            if described in others:
-                raise ValueError(f"{described!r} is among its own negatives")
-            of_subset = _subset(row, subset)
-            pairs.append(LabelledPair(name, path, described, value, of_subset))
-            pairs += (LabelledPair(name, path, it, False, of_subset) for it in others)
-        except ValueError as error:
-            failures.append(Failure(f"{table.path.name}, {row.place}", str(error)))
-    if not pairs:
-        first = f": {failures[0]}" if failures else ""
-        raise InputError(
-            f"none of the {rows} rows of {table.path} can be used{first}"
-            if rows
-            else f"{table.path} has no rows"
-        )
-    return LabelledTable(tuple(pairs), rows, unlabelled, tuple(failures))
+    return image, text, label, negatives
 
 
 def negative_columns(table: Table) -> list[str]:
     """Columns of negatives that a table has: `negatives`, or `negative_1` and so on."""
+    if not table.may_have("negative"):
+        return []
     if table.has(NEGATIVES):
         return [NEGATIVES]
     return [name for name in table.columns if _NUMBERED.fullmatch(name)]

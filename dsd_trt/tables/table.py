@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from dsd_trt.errors import InputError
 from dsd_trt.files.lfs import POINTER, is_pointer
-from dsd_trt.files.regular import open_regular
+from dsd_trt.tables.content import STANDARD_INPUT, TableContent
 from dsd_trt.tables.delimited import DelimitedTable
 from dsd_trt.tables.json_lines import JsonLinesTable
 from dsd_trt.tables.parquet import ParquetTable
@@ -47,7 +47,8 @@ class Table:
     """A CSV, JSONL or Parquet file, read row by row however long it is; open one with `open`.
 
     Attributes:
-        path: path of the file. Image paths in it are relative to its folder.
+        name: name of the table for messages: the file's path, or "standard input".
+        folder: folder that image paths in it are relative to: the file's, or the current one.
         form: format of the file: "csv", "jsonl" or "parquet".
         reader: the reader of that format.
         columns: names of the columns in order, distinct. JSONL has the keys of all its rows.
@@ -55,9 +56,9 @@ class Table:
         start: place of the names of the columns, for messages.
     """
 
-    def __init__(self, path: Path, form: Form) -> None:
-        self.path, self.form = path, form
-        self.reader: Reader = _READERS[form](path)
+    def __init__(self, content: TableContent, form: Form) -> None:
+        self.name, self.folder, self.form = content.name, content.folder, form
+        self.reader: Reader = _READERS[form](content)
         self.doubled = self.reader.doubled
         self.start = "line 1" if form == "csv" else "its rows" if form == "jsonl" else "its schema"
 
@@ -65,15 +66,19 @@ class Table:
     def open(cls, path: str | os.PathLike[str]) -> Table:
         """Open a table; the format is recognised by the content, then by the suffix.
 
+        Args:
+            path: path of a file; "-" is standard input, see `TableContent.of`.
+
         Raises:
             InputError: there is no such file, it is no table, or its header is malformed.
             MissingExtraError: it is Parquet, and the package that reads it is not installed.
+            DsdError: standard input does not fit the disk of temporary files.
         """
-        path = Path(path)
         try:
-            with open_regular(path) as file:
+            content = TableContent.of(Path(path))
+            with content.open() as file:
                 head = file.read(1024)
-            return cls(path, _form(path, head))
+            return cls(content, _form(content.name, head))
         except OSError as error:
             raise InputError(f"cannot read the table {str(path)!r}: {error.strerror}") from None
 
@@ -82,10 +87,24 @@ class Table:
         """Names of the columns; for JSONL, the first use reads the whole file."""
         return self.reader.columns
 
+    @property
+    def first_columns(self) -> tuple[str, ...]:
+        """Names of the columns, for messages; for JSONL, those of the first rows."""
+        reader = self.reader
+        return reader.first_columns if isinstance(reader, JsonLinesTable) else reader.columns
+
+    def may_have(self, start: str) -> bool:
+        """Whether a column's name may begin so; quick, and never wrong if it says no."""
+        if isinstance(self.reader, JsonLinesTable):
+            return self.reader.may_have(start)
+        return any(it.startswith(start) for it in self.columns)
+
     def has(self, column: str) -> bool:
         """Whether the table has a column; in JSONL, whether a row has the key."""
         if self.form != "jsonl":
             return column in self.columns
+        if not self.may_have(f'{column}"'):
+            return False
         return any(column in row.values for row in self.rows())
 
     def rows(self, only: Sequence[str] | None = None) -> Iterator[TableRow]:
@@ -100,9 +119,7 @@ class Table:
         try:
             yield from self.reader.rows(only)
         except OSError as error:
-            raise InputError(
-                f"cannot read the table {str(self.path)!r}: {error.strerror}"
-            ) from None
+            raise InputError(f"cannot read the table {self.name!r}: {error.strerror}") from None
 
     def sound_rows(self, only: Sequence[str] | None = None) -> Iterator[TableRow]:
         """Rows in order, as for `rows`.
@@ -117,30 +134,32 @@ class Table:
 
     def fault(self, row: TableRow, reason: object) -> InputError:
         """An error about one row, with its place."""
-        return InputError(f"{self.path}, {row.place}: {reason}")
+        return InputError(f"{self.name}, {row.place}: {reason}")
 
 
-def _form(path: Path, head: bytes) -> Form:
-    """Format of a file, from its first bytes and its name.
+def _form(name: str, head: bytes) -> Form:
+    """Format of a table, from its first bytes and its name.
 
     Raises:
         InputError: it is no table.
     """
-    form = _SUFFIXES.get(path.suffix.lower())
+    suffix = Path(name).suffix
+    form = _SUFFIXES.get(suffix.lower())
     if head.startswith(_PARQUET):
         return "parquet"
     if form == "parquet":
-        raise InputError(f"{path} is no Parquet file, though its name ends in {path.suffix}")
+        raise InputError(f"{name} is no Parquet file, though its name ends in {suffix}")
     if is_pointer(head):
-        raise InputError(f"cannot read {str(path)!r}: {POINTER}")
+        raise InputError(f"cannot read {name!r}: {POINTER}")
     for magic, remedy in _OTHERS.items():
         if head.startswith(magic) and (b"\0" in head or not head.isascii()):
-            raise InputError(f"{path} is no CSV, JSONL or Parquet file: {remedy}")
+            raise InputError(f"{name} is no CSV, JSONL or Parquet file: {remedy}")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start == b"{" or form == "jsonl":
         return "jsonl"
     if start == b"[" and form is None:
         raise InputError(
-            f"{path} is a JSON list; write its objects on a line each: jq -c '.[]' {path}"
+            f"{name} is a JSON list; write its objects on a line each: jq -c '.[]'"
+            f"{'' if name == STANDARD_INPUT else f' {name}'}"
         )
     return "csv"

@@ -6,21 +6,20 @@ import codecs
 import io
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from dsd_trt.errors import InputError
-from dsd_trt.files.regular import open_regular
+from dsd_trt.tables.content import TableContent
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _CHUNK = 1 << 20
 
 
-def text_lines(path: Path, newline: Literal["", None]) -> Iterator[str]:
-    """Lines of a file with their line ends, without its byte order mark.
+def text_lines(content: TableContent, newline: Literal["", None]) -> Iterator[str]:
+    """Lines of a text with their line ends, without its byte order mark.
 
     Args:
-        path: path of a text file.
+        content: content of a text file.
         newline: "" keeps line ends as they are, None makes all of them a line feed.
 
     Raises:
@@ -28,28 +27,28 @@ def text_lines(path: Path, newline: Literal["", None]) -> Iterator[str]:
         OSError: the file cannot be read.
     """
     with (
-        open_regular(path) as file,
+        content.open() as file,
         io.TextIOWrapper(file, "utf-8-sig", newline=newline) as lines,
     ):
         try:
             for line in lines:
                 if "\0" in line:
-                    raise _not_utf8(path)
+                    raise _not_utf8(content)
                 yield line
         except UnicodeDecodeError:
-            raise _not_utf8(path) from None
+            raise _not_utf8(content) from None
 
 
-def _not_utf8(path: Path) -> InputError:
+def _not_utf8(content: TableContent) -> InputError:
     return InputError(
-        f"{str(path)!r} is not UTF-8 text (line {_line_of_fault(path)}); save it as UTF-8"
+        f"{content.name!r} is not UTF-8 text (line {_line_of_fault(content)}); save it as UTF-8"
     )
 
 
-def _line_of_fault(path: Path) -> int:
+def _line_of_fault(content: TableContent) -> int:
     """Line of the first byte that is no UTF-8, or NUL."""
     decoder, lines, before = codecs.getincrementaldecoder("utf-8")(), 1, b""
-    with open_regular(path) as file:
+    with content.open() as file:
         while chunk := file.read(_CHUNK):
             held = len(decoder.getstate()[0])  # bytes of a character that the last chunk began
             try:

@@ -181,6 +181,36 @@ def test_an_index_names_its_extra(
         assert not run.loaded & TRAINING
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("score", "--pairs", "TABLE"),
+        ("filter", "TABLE", "--keep-best", "30%", "-o", "kept"),
+        ("calibrate", "shapes", "--data", "TABLE", "-o", "calibrated"),
+        ("eval", "shapes", "--data", "TABLE"),
+        ("train", "--data", "TABLE", "--out", "adapter"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_wrong_column_is_told_before_anything_slow_is_imported(
+    command: tuple[str, ...], form: str, command_line: Path, tmp_path: Path
+) -> None:
+    """Of rows of JSON too, which have their columns one by one."""
+    table = tmp_path / f"t.{form}"
+    table.write_text(
+        "image,text,label\n1.png,a dog,1\n"
+        if form == "csv"
+        else '{"image": "1.png", "text": "a dog", "label": 1}\n'
+    )
+    named = [table.name if it == "TABLE" else it for it in command]
+    run = _run(tmp_path, command_line, *named, "--text-column", "caption")
+    assert run.exit_code == 2, run.stderr
+    assert "no column 'caption' among 'image', 'text', 'label'" in run.stderr
+    assert "--text-column NAME" in run.stderr
+    assert not run.loaded & (SLOW | {"rich"})
+
+
 HEAVY = {
     "export": ["--out", "scorer"],
     "adapt": [".", ".", "--out", "scorer"],

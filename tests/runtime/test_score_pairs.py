@@ -12,11 +12,14 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow
 import pytest
 from bundles import RESOLUTION, closed_form, probability
+from full_disk import files_of_at_most
 from in_process import Run
 from numpy.typing import NDArray
 from PIL import Image
@@ -266,8 +269,6 @@ def test_wrong_use_is_said_before_anything_runs(run: Callable[..., Run], tmp_pat
     (tmp_path / "other.csv").write_text("url,caption\na,b\n")
     (tmp_path / "texts.txt").write_text("dog\n")
     (tmp_path / "nothing").mkdir()
-    held = [{"image": {"bytes": b"x", "path": "a"}, "text": "dog"}]
-    parquet.write_table(pyarrow.Table.from_pylist(held), tmp_path / "bytes.parquet")
     for arguments, complaint in (
         (["--pairs", "empty.csv"], "empty.csv has no rows"),
         (["--pairs", "other.csv"], "no column 'image' among 'url', 'caption'"),
@@ -275,7 +276,6 @@ def test_wrong_use_is_said_before_anything_runs(run: Callable[..., Run], tmp_pat
         (["--pairs", "in.csv", "--text-field", "x"], "--text-column names its texts"),
         (["0.png", "texts.txt", "--image-column", "x"], "for --pairs"),
         (["--pairs", "nothing"], "nothing has no tar files"),
-        (["--pairs", "bytes.parquet"], "the column 'image' has no texts but struct<bytes: binary"),
         (["--pairs", "in.csv", "-o", "in.csv"], "is read as an input"),
         (["--pairs", "in.csv", "-o", "0.png"], "is read as an input"),
     ):
@@ -329,20 +329,53 @@ def test_a_stopped_run_goes_on_in_any_window(
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_the_output_is_joined_by_its_row(run: Callable[..., Run], tmp_path: Path) -> None:
-    """Row numbers are the same for a library that reads both files."""
-    rows = rows_of(80, seed=9)
-    (tmp_path / "in.csv").write_text(as_csv(rows))
-    run("--pairs", "in.csv", "-o", "out.csv")
-    from pyarrow import csv as arrow
+def by_pandas(path: Path) -> Any:
+    """A table as pandas reads it: what is empty in CSV is empty text."""
+    if path.suffix == ".csv":
+        return pandas.read_csv(path, dtype=str, keep_default_na=False)
+    if path.suffix == ".jsonl":
+        return pandas.read_json(path, lines=True, dtype=False)
+    return pandas.read_parquet(path)
 
-    options = arrow.ParseOptions(newlines_in_values=True)
-    strings = arrow.ConvertOptions(column_types=dict.fromkeys(rows[0], "string"))
-    given, out = (
-        arrow.read_csv(tmp_path / it, parse_options=options, convert_options=strings)
-        for it in ("in.csv", "out.csv")
-    )
-    assert out.select(given.column_names).equals(given)
+
+@pytest.mark.parametrize("there", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("given", ["csv", "jsonl", "parquet"])
+def test_the_output_is_joined_by_its_row(
+    run: Callable[..., Run], tmp_path: Path, pixels: Pixels, given: str, there: str
+) -> None:
+    """Row numbers are the same for pandas; failures are counted from the images and texts alone."""
+    rows = rows_of(300, seed=9)
+    path = tmp_path / f"in.{given}"
+    if given == "csv":
+        path.write_text(as_csv(rows), "utf-8")
+    elif given == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=37)
+    assert run("--pairs", path.name, "-o", f"out.{there}").code == 3
+    left, right = by_pandas(path), by_pandas(tmp_path / f"out.{there}")
+    assert left["id"].tolist() == [row["id"] for row in rows]
+    pandas.testing.assert_frame_equal(right[left.columns], left, check_dtype=False)
+    joined = pandas.concat([left, right[["score", "error"]]], axis=1)
+    assert len(joined) == len(rows)
+    scores = pandas.to_numeric(joined["score"])
+    no_text = joined["text"].str.strip() == ""
+    broken, gone = joined["image"] == "broken.png", joined["image"] == "gone.png"
+    assert joined.duplicated(["image", "text"]).any()
+    assert scores.isna().equals(no_text | broken | gone)
+    for reason, which in (
+        ("text is empty", no_text),
+        ("not an image of a known format", broken & ~no_text),
+        ("no image file 'gone.png'", gone & ~no_text),
+    ):
+        assert which.any()
+        said = joined["error"].fillna("").str.contains(reason, regex=False)
+        assert said.equals(which)
+    equal = joined[scores.notna()].groupby(["image", "text"])["score"].nunique()
+    assert (equal == 1).all()
+    for (image, text), group in joined[scores.notna()].groupby(["image", "text"]):
+        expected = closed_form(pixels[image], text)
+        assert scores[group.index].to_numpy() == pytest.approx(expected, abs=1e-6)
 
 
 _MEMORY = """
@@ -413,3 +446,105 @@ def test_images_of_an_index_are_found_by_the_tables_folder_too(
         assert float(row["score"]) == pytest.approx(closed_form(image, "dog"), abs=1e-6)
     assert named["score"] == scored[1]["score"]
     assert "own.index has no image 'gone.png'; its names are such as 'data/0.png'" in gone["error"]
+
+
+def piped(
+    monkeypatch: pytest.MonkeyPatch, dsd_trt: Callable[..., Run], content: bytes, *arguments: str
+) -> Run:
+    """A command with a table on its standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    return dsd_trt(*arguments)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_a_table_on_standard_input_is_read_as_its_file(
+    dsd_trt: Callable[..., Run],
+    tmp_path: Path,
+    pixels: Pixels,
+    form: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first bytes say which form it is; images are relative to the current folder."""
+    rows, path = rows_of(60, seed=2), tmp_path / f"in.{form}"
+    if form == "csv":
+        path.write_text(as_csv(rows), "utf-8")
+    elif form == "jsonl":
+        path.write_text("\n \n" + "".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=7)
+    ended = piped(
+        monkeypatch, dsd_trt, path.read_bytes(), "score", "--pairs", "-", "-o", f"out.{form}"
+    )
+    assert ended.code == 3, ended.err
+    require_rows(rows, read(tmp_path / f"out.{form}"), pixels)
+    assert dsd_trt("score", "--pairs", path.name, "-o", f"again.{form}").code == 3
+    outputs = [(tmp_path / f"{it}.{form}").read_bytes() for it in ("out", "again")]
+    assert outputs[0] == outputs[1]
+    for arguments in (("-",), (path.name,)):
+        ended = piped(
+            monkeypatch, dsd_trt, path.read_bytes(),
+            *("filter", *arguments, "--keep-best", "5", "-o", f"kept{len(arguments[0])}"),
+        )  # fmt: skip
+        assert ended.code == 3, ended.err
+    assert (tmp_path / "kept1").read_bytes() == (tmp_path / f"kept{len(path.name)}").read_bytes()
+    assert not list(tmp_path.glob("*journal*"))
+
+
+def test_a_stopped_run_of_standard_input_goes_on(
+    dsd_trt: Callable[..., Run], tmp_path: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dsd_trt.journal as journal
+
+    content = as_csv([{"image": f"{n % 5}.png", "text": f"dog {n}"} for n in range(40)]).encode()
+    arguments = ("score", "--pairs", "-", "-o", "out.csv")
+    write, left = journal.Journal._write, [2]
+
+    def stopping(self: journal.Journal, line: dict[str, object]) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write(self, line)
+
+    monkeypatch.setattr("dsd_trt.pairs.run._PAIRS", 5)
+    monkeypatch.setattr(journal.Journal, "_write", stopping)
+    assert piped(monkeypatch, dsd_trt, content, *arguments).code == 130
+    left[0] = 1000
+    other = piped(monkeypatch, dsd_trt, content + b"0.png,dog\n", *arguments, "--resume")
+    assert other.code == 2
+    assert "is of another run" in other.err
+    ended = piped(monkeypatch, dsd_trt, content, *arguments, "--resume")
+    assert ended.code == 0, ended.err
+    assert "were scored before" in ended.err
+    assert len(read(tmp_path / "out.csv")) == 40
+
+
+def test_what_is_wrong_with_standard_input_is_told(
+    dsd_trt: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content, complaint in (
+        (b"", "standard input is empty; write a header, such as image,text"),
+        (b"image,text\n", "standard input has no rows"),
+        (b"a,b\n1,2\n", "standard input, line 1: no column 'image' among 'a', 'b'"),
+        (b'[{"image": "a"}]', "standard input is a JSON list; write its objects on a line each: "),
+        ("image,text\n".encode("utf-16"), "'standard input' is not UTF-8 text (line 1)"),
+        (b"\x1f\x8b\x08\0\0", "it is compressed: gunzip unpacks it"),
+        (b"PAR1 and no more", "standard input is no whole Parquet file"),
+    ):
+        ended = piped(monkeypatch, dsd_trt, content, "score", "--pairs", "-")
+        assert (ended.code, ended.out) == (2, ""), content
+        assert complaint in ended.err
+    monkeypatch.setattr(sys, "stdin", None)
+    ended = dsd_trt("score", "--pairs", "-")
+    assert ended.code == 2
+    assert "there is no standard input" in ended.err
+
+
+def test_standard_input_that_fits_no_disk_is_told(
+    dsd_trt: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"image,text\n" + b"0.png,dog\n" * 20_000
+    with files_of_at_most(4096):
+        ended = piped(monkeypatch, dsd_trt, content, "score", "--pairs", "-")
+    assert ended.code == 1
+    assert "no room for standard input in" in ended.err
+    assert "TMPDIR" in ended.err

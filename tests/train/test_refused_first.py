@@ -106,7 +106,7 @@ ENGINE = {
     ],
 )
 @pytest.mark.parametrize("name", ENGINE)
-def test_an_engine_that_is_impossible_here_is_refused_before_data_is_read(
+def test_an_engine_that_is_impossible_here_is_refused_before_rows_are_read(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -116,7 +116,8 @@ def test_an_engine_that_is_impossible_here_is_refused_before_data_is_read(
     monkeypatch.setattr("dsd_trt.engine.driver._asked", lambda: "NVIDIA's driver is on strike")
     monkeypatch.setattr(libraries, "load_cuda", libraries.load_cuda.__wrapped__)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "damaged.csv").write_bytes(b"\xff\xfe\x00")
+    rows = b"image,text,label\n" + b"a.png,a dog,1\n" * 10_000  # the header is read first
+    (tmp_path / "damaged.csv").write_bytes(rows + b"\xff\xfe\x00")
     data = CliRunner().invoke(cli, [name, *ENGINE[name]])
     assert data.exit_code == 2, data.output
     done = CliRunner().invoke(cli, [name, *ENGINE[name], *engine])

@@ -123,6 +123,10 @@ def evaluate(
     diffusers' format, FILE.safetensors[@FAMILY], ORG/NAME[@REVISION] on the Hugging Face Hub, or
     "shapes". ORG/NAME is a BUNDLE if it has a bundle.json.
     """
+    from dsd_trt.train.data.catalogue import require_columns
+
+    require_columns(data, root, columns)  # before anything else is imported
+
     from dsd_trt.bundle.folder import bundle_folder, names_bundle
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.files.folders import require_writable

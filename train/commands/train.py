@@ -196,6 +196,10 @@ def train(
     validation. Rows and questions that cannot be used are left out and counted, and the exit code
     is then 3. On several GPUs: accelerate launch -m dsd_trt train ...
     """
+    from dsd_trt.train.data.catalogue import require_columns
+
+    require_columns(data, root, columns)  # before anything else is imported
+
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")

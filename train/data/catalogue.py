@@ -235,6 +235,28 @@ def require_files(name: str, root: Path) -> None:
             read(root, 0)
 
 
+def require_columns(name: str, root: Path, columns: ColumnNames) -> None:
+    """Refuse names of columns that a table lacks; other data sets and mistakes are left alone.
+
+    Args:
+        name: name of the data set, or path of a table, as for `open_dataset`.
+        root: folder that a table's path is relative to.
+        columns: names of the table's columns.
+
+    Raises:
+        InputError: a column is missing.
+    """
+    from dsd_trt.tables.table import Table
+
+    if name in NAMES or not (root / name).is_file():
+        return
+    table = Table.open(root / name)
+    columns.required(table, "image")
+    columns.required(table, "text")
+    for role in ("label", "id"):
+        columns.optional(table, role)
+
+
 def _open_table(
     name: str,
     root: Path,

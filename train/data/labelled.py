@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dsd_trt.image.preprocess import image_identity
 from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.labelled import LabelledPair, negative_columns, read_labelled
 from dsd_trt.tables.table import Table
@@ -40,9 +40,10 @@ def labelled_pairs(
     return tuple(
         pair
         for pair in read_labelled(table, columns).pairs
-        if (name := os.fspath(pair.image)) not in learned and (limit is None or name in asked)
+        if (image := image_identity(pair.image)) not in learned
+        and (limit is None or image in asked)
     )
 
 
-def _images(questions: Iterable[Question]) -> set[str]:
-    return {os.fspath(image) for it in questions for image, _ in it.candidates}  # type: ignore[arg-type]
+def _images(questions: Iterable[Question]) -> set[object]:
+    return {image_identity(image) for it in questions for image, _ in it.candidates}

@@ -10,6 +10,7 @@ from pathlib import Path
 from dsd_trt.errors import InputError
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
 from dsd_trt.tables.labelled import negative_columns, negatives_of
 from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.table import Table
@@ -40,7 +41,7 @@ class TableQuestions:
 class _Described:
     """A row with its values: an image and a text, and whether they belong together."""
 
-    image: Path
+    image: Path | EmbeddedImage
     text: str
     source: str
     label: bool
@@ -82,21 +83,27 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
             f"labels: --label-column {label}; to learn from the negatives, leave {label!r} out"
         )
     negatives = [] if label else negatives
+    images, stored = ImageColumn(table, image), dict[EmbeddedImage, EmbeddedImage]()
     rows: list[_Described] = []
     failures: list[Failure] = []
     count = unlabelled = 0
     needed = [it for it in (image, text, label, identifier, *negatives) if it]
     for row in table.rows(needed):
         count += 1
+        file: Path | EmbeddedImage
         try:
             value = row.label(label) if label else True
             if value is None:
                 unlabelled += 1
                 continue
-            name = row.text(image)
+            found = images.of(row, strip=True)
+            if isinstance(found, EmbeddedImage):
+                name, file = found.digest.hex(), stored.setdefault(found, found)
+            else:
+                name, file = found, _image(path.parent, found)
             rows.append(
                 _Described(
-                    _image(path.parent, name),
+                    file,
                     row.text(text),
                     _source(row, identifier) or name,
                     value,
@@ -124,7 +131,7 @@ def _with_labels(
     path: Path, rows: Iterable[_Described], failures: list[Failure]
 ) -> tuple[list[_Described], int]:
     """Rows of label 1 with their image's texts of label 0, and the number of those without one."""
-    by_image: dict[Path, tuple[list[_Described], list[_Described]]] = {}
+    by_image: dict[Path | EmbeddedImage, tuple[list[_Described], list[_Described]]] = {}
     for row in rows:
         by_image.setdefault(row.image, ([], []))[row.label].append(row)
     kept, unmatched = [], 0

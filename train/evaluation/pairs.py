@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from dsd_trt.files.whole import append, whole_lines
 from dsd_trt.metrics import Summary, summarize
 from dsd_trt.pipeline import match_probability
 from dsd_trt.results import Failure
-from dsd_trt.tables.labelled import LabelledPair
+from dsd_trt.tables.labelled import LabelledPair, image_key
 from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report, Score
 
 _CHUNK = 32  # images whose pairs are scored and saved at a time
 
-_Key = tuple[str, str]  # path of the image, and the text
+_Key = tuple[str, str]  # key of the image, and the text
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,12 @@ class PairScores:
         known = {it.key: it for it in (whole_lines(path, _parse) if path else ())}
         # Pairs that failed are scored again: the cause may be gone.
         self._scores = {key: it.score for key, it in known.items() if it.score is not None}
-        groups = itertools.groupby(sorted(pairs, key=_image), _image)
+        groups = dict[str, list[LabelledPair]]()  # in the table's order, in which it is read again
+        for pair in pairs:
+            groups.setdefault(pair.key, []).append(pair)
         asked = [
             (image, [pair for pair in group if _key(pair) not in self._scores])
-            for image, group in groups
+            for image, group in groups.items()
         ]
         waiting = iter([(image, group) for image, group in asked if group])
         progress(done := len(pairs) - sum(len(group) for _, group in asked))
@@ -98,7 +99,7 @@ class PairScores:
         if math.isfinite(score):
             self._scores[_key(pair)] = score
         plain = {
-            "image": _image(pair),
+            "image": pair.key,
             "text": pair.text,
             "label": int(pair.label),
             "score": score if math.isfinite(score) else None,
@@ -118,7 +119,7 @@ class PairScores:
         rows: list[list[float] | None] = []
         others = []
         for question in questions:
-            keys = [(os.fspath(image), text) for image, text in question.candidates]  # type: ignore[arg-type]
+            keys = [(image_key(image), text) for image, text in question.candidates]  # type: ignore[arg-type]
             failures = [it for key in keys for it in self._failures.get(key[0], ())]
             if failures and not all(key in self._scores for key in keys):
                 left_out(question, list(dict.fromkeys(failures)))
@@ -143,19 +144,15 @@ class PairScores:
         """
         scores = np.array([self._scores[_key(pair)] for pair in self.pairs], np.float32)
         labels = np.array([pair.label for pair in self.pairs], np.bool_)
-        images = [_image(pair) for pair in self.pairs]
+        images = [pair.key for pair in self.pairs]
         if calibration is None:
             return summarize(scores, labels, images, seed=seed)
         probabilities = match_probability(scores, calibration).astype(np.float64)
         return summarize(scores, labels, images, probabilities, thresholds, seed=seed)
 
 
-def _image(pair: LabelledPair) -> str:
-    return os.fspath(pair.image)
-
-
 def _key(pair: LabelledPair) -> _Key:
-    return _image(pair), pair.text
+    return pair.key, pair.text
 
 
 def _parse(line: str) -> _Scored:
