@@ -235,7 +235,7 @@ def few_shot_options(command: Command) -> Command:
             "--learning-rate",
             type=click.FloatRange(0, min_open=True),
             help="Initial learning rate; decays linearly to zero.  [default: 0.002 for reproduce "
-            "and train --paper, else 0.006]",
+            "and train --paper, else 0.008]",
         ),
         click.option(
             "--levels",

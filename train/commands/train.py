@@ -92,7 +92,7 @@ def parse_rank(
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Number of optimiser steps.  [default: 150 for up to 40 training questions, then growing "
+    help="Number of optimiser steps.  [default: 200 for up to 40 training questions, then growing "
     "with their square root up to 750; with --paper 600]",
 )
 @click.option(

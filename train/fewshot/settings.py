@@ -18,14 +18,15 @@ RECIPE: Mapping[str, Any] = {
     "steps": 0,
     "hard": 1.0,
     "loss": "softmax",
-    "learning_rate": 6e-3,
+    "learning_rate": 8e-3,
     "conditional": False,
     "update_rank": 8,
     "copies": 8,
 }
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
 
-_STEPS, _FEW = 150, 40  # steps for at most _FEW questions
+_STEPS, _FEW = 200, 40  # steps for at most _FEW questions
+_MOST = 750  # steps for any number of questions
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class FewShotSettings:
         if self.steps:
             return self
         steps = round(_STEPS * math.sqrt(questions / _FEW))
-        return replace(self, steps=min(max(steps, _STEPS), 5 * _STEPS))
+        return replace(self, steps=min(max(steps, _STEPS), _MOST))
 
     @property
     def modes(self) -> tuple[Mode, ...]:
