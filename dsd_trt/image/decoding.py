@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 _MOST_THREADS = 16
-_MOST_BYTES = 2**28  # of encoded images that wait for a thread
+_MOST_BYTES = 2**28  # of encoded images that are held
 
 
 def decoding_threads() -> int:
@@ -38,8 +38,8 @@ def decoded_in_order(
         decode: function of an item, called in any of the threads.
         items: what to decode, consumed in the caller's thread.
         ahead: number of items that are decoded, or wait for a thread, before they are asked for.
-        size: number of bytes an item holds until it is decoded. Fewer items wait if they are
-            large, but always one.
+        size: number of bytes an item holds until it is yielded. Fewer items are taken ahead if
+            they are large, but always one.
 
     Raises:
         Exception: what `decode` or `items` raised, in the item's turn.
@@ -49,7 +49,7 @@ def decoded_in_order(
     pool = decoding_pool()
     try:
         while True:
-            while not ended and _may_wait(waiting, ahead, size):
+            while not ended and _may_take(waiting, ahead, size):
                 try:
                     item = next(source)
                 except StopIteration:
@@ -64,8 +64,8 @@ def decoded_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _may_wait(
+def _may_take(
     waiting: deque[tuple[Item, Future[Outcome]]], ahead: int, size: Callable[[Item], int]
 ) -> bool:
-    held = sum(size(item) for item, outcome in waiting if not outcome.done())
+    held = sum(size(item) for item, _ in waiting)
     return not waiting or (len(waiting) <= ahead and held < _MOST_BYTES)

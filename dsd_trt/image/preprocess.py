@@ -62,6 +62,15 @@ _CLIP_RESOLUTION = 224
 _one_at_a_time = threading.RLock()  # a signal handler may interrupt
 
 
+def _renew_lock() -> None:
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of the threads that may hold it
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def preprocess(
     source: ImageSource,
     resolution: int,

@@ -13,9 +13,8 @@ from dsd_trt.limits import IMAGE_PIXELS
 class Room:
     """Bounds the pixels that all threads decode at once to those that one image may have.
 
-    One large image therefore takes as much memory as before there were threads, and several small
-    ones take no more. A thread that waits holds no pixels, so threads never wait for each other in
-    a circle.
+    Several threads therefore take no more memory than one that decodes the largest image. A thread
+    that waits holds no pixels, so threads never wait for each other in a circle.
     """
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dsd_trt import Bundle, ImageError, Index, update_index
 from dsd_trt.image import decoding
+from dsd_trt.image import preprocess as preprocessing
 from dsd_trt.image.decoding import decoded_in_order
 from dsd_trt.image.preprocess import load_image, preprocess
 from dsd_trt.image.room import ROOM, Room
@@ -48,28 +49,21 @@ def test_no_more_items_are_taken_than_may_wait() -> None:
         assert len(taken) <= place + 1 + 5
 
 
-def test_large_items_do_not_wait_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_items_are_not_taken_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded ones count as well: an item is held until it is yielded."""
     monkeypatch.setattr(decoding, "_MOST_BYTES", 10)
-    held, most, lock = 0, 0, threading.Lock()
+    taken: list[int] = []
 
     def items() -> Iterator[int]:
-        nonlocal held, most
         for _ in range(12):
-            with lock:
-                held += 6
-                most = max(most, held)
+            taken.append(6)
             yield 6
 
-    def decode(size: int) -> int:
-        nonlocal held
-        time.sleep(0.01)
-        with lock:
-            held -= size
-        return size
-
-    assert len(list(decoded_in_order(decode, items(), 8, int))) == 12
-    # One that is read while others are decoded comes on top of the bound.
-    assert most <= 10 + 6
+    for place, _ in enumerate(decoded_in_order(abs, items(), 8, int)):
+        time.sleep(0.01)  # what was taken is decoded
+        # One that is read while 6 bytes are held comes on top of the bound.
+        assert sum(taken[place:]) <= 12
+    assert len(taken) == 12
 
 
 def test_an_error_arrives_in_its_items_turn() -> None:
@@ -131,14 +125,15 @@ def test_room_is_given_back_by_images_that_cannot_be_decoded(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_process_has_room_that_its_parents_threads_took(
+def test_a_forked_process_does_not_wait_for_its_parents_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """They hold all room, and decode a PIL image."""
     monkeypatch.setenv("DSD_TRT_MAX_IMAGE_PIXELS", "5000")
     taken, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with ROOM.held():
+        with ROOM.held(), preprocessing._one_at_a_time:
             ROOM.take(5000)
             taken.set()
             done.wait(60)
@@ -148,7 +143,7 @@ def test_a_forked_process_has_room_that_its_parents_threads_took(
     taken.wait(60)
     child = os.fork()
     if not child:
-        os._exit(0 if preprocess(np.zeros((64, 64, 3), np.uint8), 8).shape == (8, 8, 3) else 1)
+        os._exit(0 if preprocess(Image.new("RGB", (64, 64)), 8).shape == (8, 8, 3) else 1)
     try:
         until = time.monotonic() + 20
         while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
