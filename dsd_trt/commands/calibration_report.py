@@ -15,7 +15,7 @@ from dsd_trt.bundle.manifest import Calibration, FittedOn
 from dsd_trt.bundle.probability import largest_shift
 from dsd_trt.commands.figures import finite, interval, markdown
 from dsd_trt.commands.labelled import ScoredPairs
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.schema import to_plain
 from dsd_trt.metrics import (
     Bin,
@@ -293,7 +293,7 @@ def _quality(report: Report) -> str:
     how = "cross-validated" if report.cross_validated else "on the pairs it was fitted to"
     rows = [
         [
-            f"calibration error, {after.bins} bins",
+            f"calibration error, {counted(after.bins, 'bin')}",
             interval(before.error) if before else "none fitted",
             interval(after.error),
         ],

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dsd_trt.errors import counted
 from dsd_trt.metrics import Estimate, Summary
 
 
@@ -14,7 +15,7 @@ def summary_text(summary: Summary) -> str:
     rows = [("ROC AUC", summary.roc_auc), ("average precision", summary.average_precision)]
     if (calibration := summary.calibration) is not None:
         error = (
-            f"calibration error, {calibration.bins} bins "
+            f"calibration error, {counted(calibration.bins, 'bin')} "
             f"(perfect probabilities: {calibration.chance:.3f})"
         )
         rows += [(error, calibration.error), ("Brier score", calibration.brier)]
@@ -22,7 +23,11 @@ def summary_text(summary: Summary) -> str:
         rows.append((f"precision at p >= {it.threshold:g}, which keeps {it.kept}", it.precision))
         rows.append((f"recall at p >= {it.threshold:g}", it.recall))
     table = markdown(
-        [f"{summary.pairs} pairs of {summary.groups} images", "", "95 % interval"],
+        [
+            f"{counted(summary.pairs, 'pair')} of {counted(summary.groups, 'image')}",
+            "",
+            "95 % interval",
+        ],
         [[name, *_cells(estimate)] for name, estimate in rows],
     )
     return f"{table}\n{summary.positives} pairs are positive.\n"

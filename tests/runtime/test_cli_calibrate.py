@@ -339,6 +339,8 @@ def test_few_pairs_are_judged_by_their_own_fit(
     report = _json(capsys, own, "--data", _write(few), "--dry-run")
     assert not report["cross_validated"]
     assert report["after"]["pairs"] == 2
+    _, shown, _ = _calibrate(capsys, own, "--data", _write(few), "--dry-run")
+    assert "calibration error, 1 bin |" in shown
 
 
 def test_a_stopped_write_leaves_a_bundle(
