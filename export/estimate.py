@@ -26,7 +26,7 @@ class Estimate:
     """What an export takes on two cores that nothing else uses; good to a factor of two.
 
     Attributes:
-        seconds: wall time.
+        seconds: wall time of the whole command.
         memory: peak memory in bytes.
     """
 

@@ -87,7 +87,8 @@ class BundleFacts:
         sizes: sizes of the bundle's files and plans.
         plans: TensorRT plans in the bundle.
         signature: signature of `bundle.json`; None for an unsigned bundle.
-        verified: whether the hashes of all files were compared.
+        verified: whether all files are those that `bundle.json` describes; None if their hashes
+            were not compared.
         faults: messages about damaged parts, each with a remedy.
     """
 
@@ -96,7 +97,7 @@ class BundleFacts:
     sizes: Sizes
     plans: tuple[PlanFacts, ...]
     signature: SignatureFacts | None
-    verified: bool
+    verified: bool | None
     faults: tuple[str, ...]
 
     @classmethod
@@ -122,6 +123,7 @@ class BundleFacts:
             except EngineError as error:  # a plan's description cannot be read
                 raise BundleError(str(error)) from error
         there = _downloaded(folder, manifest)
+        verified = True if verify else None
         try:
             if verify:
                 read_bundle(folder)
@@ -129,6 +131,7 @@ class BundleFacts:
                 verify_files(folder, dataclasses.replace(manifest, files=there), hashes=False)
         except BundleError as error:
             faults.append(str(error))
+            verified = False if verify else None
         found, plan_bytes = list[PlanFacts](), 0
         for path in plan_folders(folder):
             try:
@@ -165,7 +168,7 @@ class BundleFacts:
             ),
             tuple(found),
             signature,
-            verify,
+            verified,
             tuple(faults),
         )
 

@@ -195,7 +195,8 @@ def _parity(parity: Any) -> _Rows:
 
 
 def _parity_runs(parity: Any) -> _Rows:
-    runs = parity["runs"]
+    if not (runs := parity["runs"]):
+        return [("none", "the export was not compared with PyTorch")]
     rows = [("compared with", f"{parity['reference']}, {parity['pairs']} pairs")]
     for run in runs:
         for name, figures in (("score", "pair mode"), ("matrix", "matrix mode")):
@@ -215,10 +216,9 @@ def _files(facts: BundleFacts) -> _Rows:
     check = "none, export again for one"
     if it.self_check is not None:
         check = f"tolerance {it.self_check.tolerance:g}"
-    if facts.verified:
-        hashes = "differ, see the error" if facts.faults else "those of bundle.json"
-    else:
-        hashes = "not compared: --verify"
+    hashes = "not compared: --verify"
+    if facts.verified is not None:
+        hashes = "those of bundle.json" if facts.verified else "differ, see the error"
     rows = [
         *((name, _size(entry.size)) for name, entry in it.files.items()),
         ("together", f"{_size(sizes.bytes)}, of them weights {_size(sizes.weight_bytes)}"),
@@ -226,7 +226,7 @@ def _files(facts: BundleFacts) -> _Rows:
         ("self-check", check),
     ]
     if sizes.missing_bytes:
-        rows.append(("not downloaded", f"{_size(sizes.missing_bytes)}"))
+        rows.append(("not downloaded", _size(sizes.missing_bytes)))
     return rows
 
 

@@ -228,6 +228,7 @@ def score(
     settings = {
         "levels": levels or "all",
         "top-k": top_k or "all",
+        "by": by or "image",
         "prune": "yes" if prune else "no",
         "format": form,
     }

@@ -18,7 +18,7 @@ pytest_plugins = ("exported",)
 
 @pytest.mark.parametrize(
     ("family", "small", "passes", "runs", "seconds", "gigabytes"),
-    [  # measured: docs/status.md and docs/install.md
+    [  # measured; docs/status.md has the first one
         ("sd21-base", False, 4, 2, 168, 5.9),
         ("sd15", True, 1024, 1, 45, 0.65),
     ],

@@ -19,6 +19,7 @@ from in_process import Run
 from PIL import Image
 
 from dsd_trt import Bundle, InputError, Scorer
+from dsd_trt.bundle.folder import EMBEDDED
 from dsd_trt.commands.environment import (
     PREFIX,
     SETTINGS,
@@ -257,9 +258,10 @@ def test_the_environment_sets_defaults(run: Callable[..., Run], loaded: dict[str
     assert loaded["memory_budget_mb"] == 77.5
     assert loaded["tune"] is True
     assert loaded["require_signature"] == Path("key.pub")
-    run(*ARGUMENTS["eval"], TEXT_CACHE="5", THREADS="2")
-    run(*ARGUMENTS["calibrate"], THREADS="2", MEMORY_BUDGET="9")
-    assert (loaded["threads"], loaded["memory_budget_mb"]) == (2, 9)
+    run("eval", str(EMBEDDED), "--data", "labelled.csv", TEXT_CACHE="5", THREADS="2")
+    assert (loaded["text_cache_mb"], loaded["threads"]) == (5, 2)
+    run(*ARGUMENTS["calibrate"], THREADS="4", MEMORY_BUDGET="9")
+    assert (loaded["threads"], loaded["memory_budget_mb"]) == (4, 9)
 
 
 def test_the_command_line_wins_and_empty_is_unset(

@@ -66,7 +66,7 @@ def test_the_facts_are_those_of_the_files(folder: Path, run: Callable[..., Run])
     found, text = facts(ended), (folder / MANIFEST_NAME).read_text("utf-8")
     assert found["bundle"] == json.loads(text)
     assert found["digest"] == hashlib.sha256(text.encode()).hexdigest()
-    assert (found["modes"], found["verified"], found["faults"]) == (["pair"], False, [])
+    assert (found["modes"], found["verified"], found["faults"]) == (["pair"], None, [])
     sizes = {it.name: it.stat().st_size for it in folder.iterdir() if it.name != MANIFEST_NAME}
     assert found["sizes"]["files"] == len(sizes)
     assert found["sizes"]["bytes"] == sum(sizes.values())
@@ -150,6 +150,13 @@ def test_what_a_stranger_wrote_does_not_reach_the_terminal(
         assert "in another form: -f json shows it" in ended.out
 
 
+def test_a_bundle_that_was_not_compared_says_so(folder: Path, run: Callable[..., Run]) -> None:
+    plain = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
+    plain["parity"] = {"reference": "none", "pairs": 0, "levels": 0, "runs": []}
+    (folder / MANIFEST_NAME).write_text(json.dumps(plain))
+    assert "the export was not compared with PyTorch" in run(folder).out
+
+
 def test_neither_an_engine_nor_numpy_is_loaded_nor_weights_read(folder: Path) -> None:
     weights = take_weights_from(folder, "weights.data")
     plain = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
@@ -184,7 +191,7 @@ def test_an_altered_file_is_found_by_verify_alone(folder: Path, run: Callable[..
     ended = run(folder, "--verify", "--json")
     assert ended.code == 2
     assert "'pair_scorer.onnx' was altered (sha256 differs); copy the bundle again" in ended.err
-    assert facts(ended)["verified"] is True
+    assert facts(ended)["verified"] is False
     assert "was altered" in facts(ended)["faults"][0]
     assert "differ, see the error" in run(folder, "--verify").out
 
@@ -351,7 +358,9 @@ def test_damaged_plans_are_told_beside_the_others(
     assert "has 7 bytes instead of 19. Build again" in run(folder).err
     (good / "engine.plan").write_bytes(b"plan of pair_scores")
     assert run(folder).code == 0
-    assert "engine.plan was altered" in run(folder, "--verify").err
+    ended = run(folder, "--verify")
+    assert "engine.plan was altered" in ended.err
+    assert "those of bundle.json" in ended.out  # the bundle's own files are intact
 
 
 # Signatures and the hub

@@ -216,6 +216,10 @@ def test_other_limits_are_another_run(
             lambda folder: ["--top-k", "3", "--prune"],
             "top-k (then all, now 3), prune (then no, now yes)",
         ),
+        (
+            lambda folder: ["--top-k", "3", "--by", "text"],
+            "top-k (then all, now 3), by (then image, now text)",
+        ),
         (lambda folder: ["-f", "json"], "format (then csv, now json)"),
     ],
 )
