@@ -6,6 +6,7 @@ error that no command knows. The outcome of each command is a line of JSON.
 
 from __future__ import annotations
 
+import argparse
 import importlib.machinery
 import json
 import os
@@ -47,12 +48,15 @@ def _files() -> list[str]:
 
 def main() -> None:
     """Run the commands of a file, each from the same folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("commands", type=Path, help="JSON list of lists of arguments")
+    commands = json.loads(parser.parse_args().commands.read_text("utf-8"))
     sys.meta_path.insert(0, _Finder())
     from click.testing import CliRunner
 
     from dsd_trt.commands.main import cli
 
-    for arguments in json.loads(Path(sys.argv[1]).read_text("utf-8")):
+    for arguments in commands:
         before = _files()
         done = CliRunner().invoke(cli, arguments)
         error = done.exception
