@@ -143,7 +143,8 @@ def read_manifest(folder: Path) -> Manifest:
             "Make one with: dsd-trt export --out BUNDLE"
         ) from None
     except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from None
+        again = _again(Snapshot.around(folder), [MANIFEST_NAME], force=True)
+        raise BundleError(f"{path} cannot be read: {error}; {again}") from None
     except BundleError as error:
         raise BundleError(f"bundle {folder}: {error}") from None
     try:

@@ -385,7 +385,9 @@ class Manifest:
         try:
             plain = parse_json(text)
         except ValueError as error:
-            raise BundleError(f"{MANIFEST_NAME} is not valid JSON: {error}") from None
+            raise BundleError(
+                f"{MANIFEST_NAME} is not valid JSON: {error}; copy the bundle again"
+            ) from None
         version = plain.get("schema_version") if isinstance(plain, dict) else None
         if version != SCHEMA_VERSION:
             raise BundleError(

@@ -41,7 +41,8 @@ def progress_bars(*columns: str | ProgressColumn, transient: bool = False) -> Ba
         transient=transient,
         # Else results of a redirected stdout would be shown above the bar, and nowhere else.
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
-        disable=is_quiet(),
+        # What disappears at the end would leave an empty line in a log.
+        disable=is_quiet() or (transient and not sys.stderr.isatty()),
     )
 
 

@@ -154,5 +154,5 @@ def _warn_of_unknown() -> None:
             from difflib import get_close_matches
 
             close = get_close_matches(name, known, 1)
-            meant = f"; {close[0]} is meant?" if close else ""
+            meant = f"; is {close[0]} meant?" if close else ""
             say(f"warning: no variable {name} is known, so it has no effect{meant}")

@@ -232,7 +232,7 @@ def test_a_variable_that_nobody_reads_is_warned_of(run: Callable[..., Run], bund
     assert ended.code == 0
     first, second = ended.err.splitlines()
     assert first.startswith("warning: no variable DSD_TRT_ENGIN is known")
-    assert "DSD_TRT_ENGINE is meant?" in first
+    assert "is DSD_TRT_ENGINE meant?" in first
     assert "DSD_TRT_NONSENSE" in second
     quiet = run(*arguments, MAX_IMAGES="100", MAX_COMPILED_BYTES="1000000")
     assert quiet.err == ""

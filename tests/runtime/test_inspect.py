@@ -216,7 +216,8 @@ def test_missing_files_and_wrong_sizes_are_told_with_what_is_known(
     ("content", "said"),
     [
         ("", "not valid JSON"),
-        ("{", "not valid JSON"),
+        ("{", "; copy the bundle again"),
+        ("\0", "not valid JSON"),
         ("[]", "schema_version None"),
         ('{"schema_version": 9}', "schema_version 9; this dsd-trt reads 1"),
         ('{"schema_version": 1}', "bundle.json"),
@@ -230,6 +231,15 @@ def test_a_broken_description_is_an_error(
     assert ended.code == 2
     assert said in ended.err
     assert ended.out == ""
+
+
+def test_a_description_that_is_no_file_is_an_error(folder: Path, run: Callable[..., Run]) -> None:
+    (folder / MANIFEST_NAME).unlink()
+    (folder / MANIFEST_NAME).mkdir()
+    ended = run(folder)
+    assert ended.code == 2
+    assert "bundle.json cannot be read" in ended.err
+    assert "copy the bundle again" in ended.err
 
 
 def test_what_is_no_bundle_is_named(

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 
 from dsd_trt.files.whole import whole, write_whole
+from dsd_trt.log import get_logger
 from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError, compare
@@ -31,6 +32,8 @@ from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, REPORT_NA
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+
+logger = get_logger(__name__)
 
 _SMALL = 50_000_000  # parameters of a U-Net whose buffers are worth keeping, see its docstring
 _LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers", "accelerate", "numpy")
@@ -138,6 +141,10 @@ def train_adapter(
     if sum(parameter.numel() for parameter in checkpoint.unet.parameters()) < _SMALL:
         keep_freed_memory()
     settings = settings.sized(len(examples))
+    logger.info(
+        "training on %s: %d questions, %d steps of %d",
+        *(checkpoint.device, len(examples), settings.steps, settings.questions),
+    )
     fitted = fit_adapter(
         checkpoint,
         examples,
