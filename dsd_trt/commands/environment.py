@@ -33,7 +33,7 @@ SETTINGS = {
     "TUNE": "1 finds the fastest batch size",
     "FORMAT": "format of scores, where the suffix of `-o` tells none",
     "REPORT_FORMAT": "format of figures",
-    "BATCH": "batch sizes of plans; several profiles are separated by spaces",
+    "BATCH": "batch sizes of plans; for build, several profiles are separated by spaces",
     "WORKSPACE": "GPU memory for building plans, in GiB",
     "TIMING_CACHE": "file of kernel times for building plans",
     "WORKERS": "number of training processes",

@@ -164,8 +164,8 @@ def filter_pairs(
     """Keep the pairs whose text describes the image, and drop the others.
 
     PAIRS is a CSV, JSONL or Parquet table with columns image and text, or - for one on standard
-    input; a tar file in WebDataset's
-    format, whose samples have an image and a .txt; or a folder of such tar files.
+    input; a tar file in WebDataset's format, whose samples have an image and a .txt; or a folder of
+    such tar files.
 
     Nothing is written before all pairs are scored. Until then, scores are saved in KEPT.journal.
     """

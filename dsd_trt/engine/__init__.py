@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.cores import usable_cores
 from dsd_trt.errors import EngineError, InputError
 
 if TYPE_CHECKING:  # commands list the engines in their help, which must not import numpy
@@ -287,7 +288,7 @@ def thread_limit() -> int | None:
 
     The libraries count all cores of the machine, even if `taskset` or a container grants fewer.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    allowed = usable_cores()
     return None if allowed == os.cpu_count() else allowed
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from dsd_trt.cores import usable_cores
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -17,8 +18,7 @@ _MOST_BYTES = 2**28  # of encoded images that are held
 
 def decoding_threads() -> int:
     """Number of threads that decode: one for each core that the process may use, at most 16."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(allowed or 1, _MOST_THREADS)
+    return min(usable_cores(), _MOST_THREADS)
 
 
 def decoding_pool() -> ThreadPoolExecutor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from datetime import date
@@ -10,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
+from dsd_trt.cores import usable_cores
 
 _SIDE = 2048
 _ROUNDS = 7
@@ -19,7 +20,7 @@ def describe_machine() -> str:
     """One line with processor, cores this process may use, library versions and date."""
     names = ("dsd-trt", "torch", "onnxruntime", "openvino")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     return (
         f"{_processor()}, {cores} cores, {platform.system()}, Python "
         f"{platform.python_version()}, {versions}; {date.today().isoformat()}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +81,19 @@ def test_the_commands_take_them(dsd_trt: Any, bundle: Bundle, tmp_path: Path) ->
         tmp_path / "again", [tmp_path / "a.png"], bundle.folder, "onnxruntime", threads=1
     )
     assert done.encoded == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
+def test_cores_are_those_that_the_process_may_use() -> None:
+    program = "from dsd_trt.cores import usable_cores; print(usable_cores())"
+    one = min(os.sched_getaffinity(0))
+    counted = [
+        subprocess.run(
+            [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {cores}); {program}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for cores in ({one}, os.sched_getaffinity(0))
+    ]
+    assert counted == ["1", str(len(os.sched_getaffinity(0)))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.bundle.folder import file_entry
+from dsd_trt.cores import usable_cores
 from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain, read_json
 from dsd_trt.files.whole import write_whole
@@ -312,6 +312,6 @@ def _report(
 
 
 def _machine() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return f"{platform.machine()}, {cores} cores, {platform.system()}, {versions}"
