@@ -80,12 +80,12 @@ def best_first(scores: NDArray[np.floating[Any]], top_k: int | None) -> list[int
 
 
 def checked_ids(ids: Sequence[Any] | None, count: int | None, what: str) -> Sequence[Any] | None:
-    """The caller's names, one for each image or text.
+    """The caller's names, one for each image, text or pair.
 
     Args:
         ids: names of any type; None for none.
-        count: number of images or texts; None if it is not known.
-        what: "images" or "texts", for the message.
+        count: number of what is named; None if it is not known.
+        what: "images", "texts" or "pairs", for the message.
 
     Raises:
         InputError: they are no list, or of another length.
