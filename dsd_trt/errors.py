@@ -77,9 +77,15 @@ def is_disk_full(error: BaseException) -> bool:
     return any(isinstance(it, OSError) and it.errno in DISK_FULL for it in with_causes(error))
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things for a message: "1 pair", "2 pairs"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number of things for a message: "1 pair", "2 pairs".
+
+    Args:
+        count: number of the things.
+        noun: the thing, in the singular.
+        plural: its plural, where that is not the singular with an s.
+    """
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
 def one_line(error: object, longest: int = 300) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.errors import DsdError
+from dsd_trt.errors import DsdError, counted
 
 _ROWS, _COLUMNS = 20, 12
 _LONGEST = 60  # characters of a name or a text
@@ -54,8 +54,8 @@ def matrix_html(
         cells = _cells(f, p, len(columns))
         body.append(f'<tr><th style="text-align: left">{picture}{_short(image)}</th>{cells}</tr>')
     left = [
-        f"{len(every) - len(shown)} more {what}"
-        for every, shown, what in ((images, rows, "images"), (texts, columns, "texts"))
+        counted(len(every) - len(shown), f"more {what}")
+        for every, shown, what in ((images, rows, "image"), (texts, columns, "text"))
         if len(every) > len(shown)
     ]
     note = f"<p>{' and '.join(left)}: see scores, or to_pandas()</p>" if left else ""

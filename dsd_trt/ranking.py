@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 
 _CHUNK = 4096  # images between two reductions
 
@@ -96,7 +96,8 @@ def checked_ids(ids: Sequence[Any] | None, count: int | None, what: str) -> Sequ
         raise InputError(f"ids must be a list with one for each of the {what}, got {ids!r:.80}")
     ids = list(ids)  # a table's column would be looked up by its own index
     if count is not None and len(ids) != count:
-        raise InputError(f"{len(ids)} ids for {count} {what}: give one for each")
+        wanted = counted(count, what.removesuffix("s"))
+        raise InputError(f"{counted(len(ids), 'id')} for {wanted}: give one for each")
     return ids
 
 

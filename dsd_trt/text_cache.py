@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.log import get_logger
 from dsd_trt.pipeline import EncodedTexts
 
@@ -68,7 +68,8 @@ class TextCache:
 
     def __repr__(self) -> str:
         size = f"{self._bytes / 2**20:.1f} of {self._limit / 2**20:.1f} MiB"
-        return f"TextCache({len(self)} texts, {size}, {self.hits} hits, {self.misses} misses)"
+        hits, misses = counted(self.hits, "hit"), counted(self.misses, "miss", "misses")
+        return f"TextCache({counted(len(self), 'text')}, {size}, {hits}, {misses})"
 
     def encode(
         self, texts: Sequence[str], encode: Callable[[Sequence[str]], EncodedTexts]

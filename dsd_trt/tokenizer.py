@@ -12,7 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import TokenizerSpec, TokenMask
-from dsd_trt.errors import BundleError, InputError, one_line
+from dsd_trt.errors import BundleError, InputError, counted, one_line
 from dsd_trt.files.schema import parse_json, read_text
 from dsd_trt.log import get_logger
 
@@ -60,8 +60,8 @@ class Tokenizer:
         size = self._tokenizer.get_vocab_size()
         if spec.vocabulary is not None and size > spec.vocabulary:
             raise BundleError(
-                f"{path} has {size} tokens, and the text encoder's embedding has "
-                f"{spec.vocabulary} rows: export the bundle again"
+                f"{path} has {counted(size, 'token')}, and the text encoder's embedding has "
+                f"{counted(spec.vocabulary, 'row')}: export the bundle again"
             )
         self._path, self._spec = path, spec
         self._token_mask = token_mask
@@ -108,8 +108,8 @@ class Tokenizer:
         if input_ids.size and (highest := int(input_ids.max())) >= rows:
             raise BundleError(
                 f"{self._path}: the token {self._tokenizer.id_to_token(highest)!r} has the id "
-                f"{highest}, and the text encoder's embedding has {rows} rows: export the bundle "
-                "again"
+                f"{highest}, and the text encoder's embedding has {counted(rows, 'row')}: export "
+                "the bundle again"
             )
 
     def empty(self) -> Tokens:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.engines.network import Network
-from dsd_trt.errors import LayerPrecisionError
+from dsd_trt.errors import LayerPrecisionError, counted
 
 MIN_HALF = 0.95
 """Least share of FP16 among an FP16 graph's matrix products and convolutions.
@@ -205,8 +205,8 @@ def _check_scores(table: LayerTable, manifest: Manifest) -> None:
     wanted = len(manifest.method.score_layers)
     if len(logits) < wanted:
         raise LayerPrecisionError(
-            f"scores are made of {wanted} layers' attention logits, but only {len(logits)} are "
-            "found in the network. Export the bundle again"
+            f"scores need the attention logits of {counted(wanted, 'layer')}, and the network has "
+            f"those of {len(logits)}. Export the bundle again"
         )
 
 

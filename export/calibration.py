@@ -8,6 +8,7 @@ from typing import Any
 
 from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
 from dsd_trt.bundle.probability import MOST_SHIFT, largest_shift
+from dsd_trt.errors import counted
 from dsd_trt.log import get_logger
 from dsd_trt.train.scoring.adapter import Adapter
 
@@ -95,7 +96,7 @@ def _differences(adapter: Adapter, manifest: Manifest, mode: Mode) -> Iterator[s
     if levels.seed != (seed := adapter.training.get("noise_seed", 0)):
         yield f"the noise of seed {seed}, not {levels.seed}"
     if len(method.score_layers) != adapter.layers:
-        yield f"all {adapter.layers} layers, not {len(method.score_layers)}"
+        yield f"all {counted(adapter.layers, 'layer')}, not {len(method.score_layers)}"
     if method.score != adapter.score:
         yield f'the score "{adapter.score}", not "{method.score}"'
     if method.token_mask != _FITTED_MASK:

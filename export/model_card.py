@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.probability import card_rows
+from dsd_trt.errors import counted
 from dsd_trt.export.parity import ParityReport
 
 CARD_NAME = "MODEL_CARD.md"
@@ -59,7 +60,7 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
     if not parity.runs:
         return "\n".join([*lines, "Its export was not compared with PyTorch.", ""])
     lines += [
-        f"Parity over {parity.pairs} pairs, against {parity.reference}:",
+        f"Parity over {counted(parity.pairs, 'pair')}, against {parity.reference}:",
         "",
         "| graphs on | max score difference | Spearman | top-1 agreement |",
         "|---|---|---|---|",

@@ -81,7 +81,7 @@ class LeftOut:
         others = len(self.failures) - images
         causes = [counted(images, "image")] if images or not others else []
         if others:
-            causes.append("1 text or pair" if others == 1 else f"{others} texts or pairs")
+            causes.append(counted(others, "text or pair", "texts or pairs"))
         left_out = counted(self.questions, "question")
         return f"{left_out} left out, for {' and '.join(causes)} that failed"
 
@@ -108,6 +108,6 @@ class LeftOut:
         rest = len(self.failures) - 3
         more = f"; and {rest} more" if rest > 0 else ""
         raise InputError(
-            f"none of the {self.questions - others} {what} can be used: {shown}{more}. "
+            f"{what}: none of {self.questions - others} can be used: {shown}{more}. "
             "Check the data set's images, and --root"
         )

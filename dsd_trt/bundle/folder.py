@@ -26,7 +26,7 @@ from dsd_trt.bundle.manifest import (
     stays_inside,
 )
 from dsd_trt.bundle.snapshot import Snapshot
-from dsd_trt.errors import BundleError, InputError
+from dsd_trt.errors import BundleError, InputError, counted
 from dsd_trt.files.lfs import POINTER, is_pointer_file
 from dsd_trt.files.schema import read_text
 from dsd_trt.files.unfinished import is_unfinished
@@ -281,7 +281,8 @@ def _check_named_files(manifest: Manifest) -> None:
         require(file in manifest.files, where, f"names {file!r}, which is not among the files")
     if (adapter := manifest.adapter) is not None:
         size, needed = manifest.files[adapter.file].size, 4 * adapter.numbers
-        require(size == needed, "adapter.tensors", f"are {needed} bytes, the file has {size}")
+        has = f"are {counted(needed, 'byte')}, the file has {size}"
+        require(size == needed, "adapter.tensors", has)
 
 
 def _graph_files(manifest: Manifest) -> list[tuple[str, str]]:
@@ -343,7 +344,9 @@ def _verify_file(
     if (size := path.stat().st_size) != entry.size:
         if is_pointer_file(path):
             raise BundleError(f"file {name!r}: {POINTER}")
-        raise BundleError(f"file {name!r} has {size} bytes instead of {entry.size}; {again}")
+        raise BundleError(
+            f"file {name!r} has {counted(size, 'byte')} instead of {entry.size}; {again}"
+        )
     if hashes and sha256_of(path) != entry.sha256:
         raise BundleError(f"file {name!r} was altered (sha256 differs); {again}")
 

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dsd_trt.bundle.contract import Graph, Precision, TensorSpec, graph_contract
-from dsd_trt.errors import BundleError
+from dsd_trt.errors import BundleError, counted
 from dsd_trt.files.schema import SchemaError, from_plain, parse_json, to_plain
 
 SCHEMA_VERSION = 1
@@ -476,7 +476,8 @@ def _check_ids(spec: TokenizerSpec) -> None:
             require(
                 value < spec.vocabulary,
                 f"tokenizer.{name}",
-                f"is {value}, and the text encoder's embedding has {spec.vocabulary} rows",
+                f"is {value}, and the text encoder's embedding has "
+                + counted(spec.vocabulary, "row"),
             )
 
 

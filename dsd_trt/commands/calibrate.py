@@ -16,7 +16,7 @@ from dsd_trt.commands.options import (
     signature_option,
     table_format_option,
 )
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
@@ -149,8 +149,8 @@ def calibrate(
     table = read_labelled(opened, columns, by)
     if (labels := {pair.label for pair in table.pairs}) != {True, False}:
         raise InputError(
-            f"all {len(table.pairs)} pairs of {data} have the label {int(labels.pop())}: a fit "
-            "needs positives and negatives"
+            f"{data} has {counted(len(table.pairs), 'pair')} without a "
+            f"{'negative' if True in labels else 'positive'} one: a fit needs both"
         )
 
     from dsd_trt.commands.labelled import score_labelled

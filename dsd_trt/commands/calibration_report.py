@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Calibration, FittedOn
 from dsd_trt.bundle.probability import largest_shift
-from dsd_trt.commands.figures import finite, interval, markdown
+from dsd_trt.commands.figures import finite, interval, markdown, pairs_of_images
 from dsd_trt.commands.labelled import ScoredPairs
 from dsd_trt.errors import InputError, counted
 from dsd_trt.files.schema import to_plain
@@ -93,6 +93,7 @@ class Report:
         calibration: the fitted a and b.
         rows: number of rows in the table.
         unlabelled: number of rows without a label.
+        unusable: number of other rows that make no pair, such as those without an image file.
         left_out: number of labelled pairs without a score.
         before: figures with the probabilities the bundle had; None if it had none.
         after: figures with the fitted ones, cross-validated.
@@ -110,6 +111,7 @@ class Report:
     calibration: Calibration
     rows: int
     unlabelled: int
+    unusable: int
     left_out: int
     before: Summary | None
     after: Summary
@@ -185,6 +187,7 @@ def measure(
         calibration=Calibration(a, b, record),
         rows=table.rows,
         unlabelled=table.unlabelled,
+        unusable=len(table.failures),
         left_out=scored.left_out,
         before=before,
         after=after,
@@ -272,11 +275,12 @@ def as_text(report: Report) -> str:
 
 
 def _about(report: Report) -> str:
-    after, rows = report.after, f"{report.rows} rows"
-    left = [f"{report.unlabelled} without a label"] * (report.unlabelled > 0)
-    left += [f"{report.left_out} pairs without a score"] * (report.left_out > 0)
+    after = report.after
+    left = [f"{counted(report.unlabelled, 'row')} without a label"] * (report.unlabelled > 0)
+    left += [f"{counted(report.unusable, 'row')} that cannot be used"] * (report.unusable > 0)
+    left += [f"{counted(report.left_out, 'pair')} without a score"] * (report.left_out > 0)
     lines = [
-        f"{after.pairs} pairs of {after.groups} images, {after.positives} positive, from {rows}"
+        f"{pairs_of_images(after)}, {after.positives} positive, from {counted(report.rows, 'row')}"
         + (f"; left out: {', '.join(left)}" if left else ""),
         f"probability = sigmoid(a f + b), a = {report.calibration.a:.6g}, "
         f"b = {report.calibration.b:.6g}, for {100 * after.prior:.1f} % positives, "
@@ -310,8 +314,8 @@ def _quality(report: Report) -> str:
 def _threshold(reached: Reached, pairs: int) -> str:
     found, sure = reached.found, f"{100 * CONFIDENCE:.0f} % confidence"
     kept = (
-        f"it keeps {found.kept} of {pairs} pairs, precision {found.precision:.3f}, recall "
-        f"{found.recall:.3f}"
+        f"it keeps {found.kept} of {counted(pairs, 'pair')}, precision {found.precision:.3f}, "
+        f"recall {found.recall:.3f}"
     )
     if found.reached:
         return (

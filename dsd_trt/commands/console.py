@@ -82,7 +82,7 @@ def _progress_lines(unit: str) -> Progress:
         nonlocal said
         if (now := time.monotonic()) - said >= _LINE_EVERY:
             said = now
-            note(f"{done} {unit}" if total is None else f"{done} of {total} {unit}")
+            note(f"{unit}: {done}" if total is None else f"{done} of {total} {unit}")
 
     return show
 

@@ -23,14 +23,15 @@ def summary_text(summary: Summary) -> str:
         rows.append((f"precision at p >= {it.threshold:g}, which keeps {it.kept}", it.precision))
         rows.append((f"recall at p >= {it.threshold:g}", it.recall))
     table = markdown(
-        [
-            f"{counted(summary.pairs, 'pair')} of {counted(summary.groups, 'image')}",
-            "",
-            "95 % interval",
-        ],
+        [pairs_of_images(summary), "", "95 % interval"],
         [[name, *_cells(estimate)] for name, estimate in rows],
     )
-    return f"{table}\n{summary.positives} pairs are positive.\n"
+    return f"{table}\nPositive pairs: {summary.positives}.\n"
+
+
+def pairs_of_images(summary: Summary) -> str:
+    """Number of pairs, and of the images they are about."""
+    return f"{counted(summary.pairs, 'pair')} of {counted(summary.groups, 'image')}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsd_trt.commands.options import signature_option, table_format_option
-from dsd_trt.errors import BundleError
+from dsd_trt.errors import BundleError, counted
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.manifest import Manifest
@@ -177,8 +177,8 @@ def _probability(facts: BundleFacts) -> _Rows:
             where = "fitted when the adapter was trained"
         else:
             where = (
-                f"fitted to {on.pairs} pairs of {on.table} on {on.date}, calibration error "
-                f"{on.calibration_error:.3f}"
+                f"fitted to {counted(on.pairs, 'pair')} of {on.table} on {on.date}, calibration "
+                f"error {on.calibration_error:.3f}"
             )
         rows.append((f"{mode} mode", f"sigmoid({found.a:.6g} f {found.b:+.6g}), {where}"))
     return rows
@@ -197,7 +197,7 @@ def _parity(parity: Any) -> _Rows:
 def _parity_runs(parity: Any) -> _Rows:
     if not (runs := parity["runs"]):
         return [("none", "the export was not compared with PyTorch")]
-    rows = [("compared with", f"{parity['reference']}, {parity['pairs']} pairs")]
+    rows = [("compared with", f"{parity['reference']}, {counted(parity['pairs'], 'pair')}")]
     for run in runs:
         for name, figures in (("score", "pair mode"), ("matrix", "matrix mode")):
             if score := run.get(name):
@@ -273,4 +273,4 @@ def _size(count: int) -> str:
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
+    return counted(count, "byte")

@@ -10,7 +10,7 @@ from dsd_trt.commands.kept_samples import KeptSamples, copy_images
 from dsd_trt.commands.layout import Layout
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.pairs import refuse_output, report_renamed
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.pairs.choice import Choice
 from dsd_trt.pairs.images import NamedImages
 from dsd_trt.pairs.run import PairRun
@@ -101,10 +101,10 @@ class KeptOutputs:
         written = samples.write(self._samples)
         for field, count in samples.left_out.items():
             say(
-                f"field {field!r} is left out: only {count} of the kept samples have it, and "
-                "readers need the same fields in all"
+                f"field {field!r} is left out: only {counted(count, 'kept sample')} "
+                f"{'has' if count == 1 else 'have'} it, and readers need the same fields in all"
             )
-        note(f"kept samples: {len(written)} tar files, {self._output}")
+        note(f"kept samples: {counted(len(written), 'tar file')}, {self._output}")
         return failures + samples.failures
 
     def _form_of(self, table: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.results import Failure, Progress
 from dsd_trt.scorer import Scorer
 from dsd_trt.tables.labelled import LabelledPair, LabelledTable
@@ -69,7 +69,8 @@ def score_labelled(
         failures += image.errors
     finite = np.isfinite(scores)
     if not finite.any():
-        raise InputError(f"none of the {len(table.pairs)} pairs can be scored: {failures[0]}")
+        pairs_of = counted(len(table.pairs), "pair")
+        raise InputError(f"{pairs_of}, and none can be scored: {failures[0]}")
     kept = tuple(pair for pair, known in zip(table.pairs, finite, strict=True) if known)
     left_out = len(table.pairs) - len(kept)
     return ScoredPairs(kept, scores[finite], left_out, tuple(failures))

@@ -8,6 +8,8 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from dsd_trt.commands.calibration_report import Report
+from dsd_trt.commands.figures import pairs_of_images
+from dsd_trt.errors import counted
 from dsd_trt.files.whole import write_whole
 from dsd_trt.metrics import Bin
 
@@ -33,7 +35,7 @@ def _svg(report: Report) -> str:
         f'width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
         _text(_LEFT, 24, f"Reliability of {Path(report.bundle).name}, {report.mode} mode", 15),
-        _text(_LEFT, 42, f"{report.after.pairs} pairs of {report.after.groups} images"),
+        _text(_LEFT, 42, pairs_of_images(report.after)),
         *_axes(),
     ]
     for place, (name, bins) in enumerate(shown):
@@ -66,7 +68,7 @@ def _series(bins: Sequence[Bin], colour: str) -> list[str]:
         *(
             f'<circle cx="{_x(it.probability)}" cy="{_y(it.positives)}" '
             f'r="{2.5 + 3.5 * math.sqrt(it.pairs / most):.1f}" fill="{colour}" fill-opacity="0.8">'
-            f"<title>{it.pairs} pairs: mean probability {it.probability:.3f}, "
+            f"<title>{counted(it.pairs, 'pair')}: mean probability {it.probability:.3f}, "
             f"{it.positives:.3f} positive</title></circle>"
             for it in bins
         ),

@@ -310,6 +310,6 @@ def _report_pruning(
         first = np.stack(pruned.first[:check])
         same = same_best(first[readable], full.scores[readable], top_k)
         say(
-            f"the {top_k} best are those of the full computation for {same.sum()} of the first "
-            f"{len(same)} images that could be read"
+            f"images whose best {top_k} are those of the full computation: {same.sum()} of the "
+            f"first {len(same)} that could be read"
         )

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.lfs import POINTER, is_pointer
 from dsd_trt.files.schema import parse_json
 from dsd_trt.limits import TEXT_CHARACTERS
@@ -83,7 +83,7 @@ def csv_rows(text: str, columns: Sequence[str], optional: Sequence[str] = ()) ->
         if header and len(cells) != len(header):
             raise LineError(
                 reader.line_num,
-                f"{len(cells)} cells under {len(header)} columns; "
+                f"{counted(len(cells), 'cell')} under {counted(len(header), 'column')}; "
                 'put a text that has commas in "quotes"',
             )
         if header:

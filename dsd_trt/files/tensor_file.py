@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.errors import counted
 from dsd_trt.files.schema import SchemaError, from_plain, parse_json
 
 MAX_HEADER = 100_000_000  # bytes, set by the format
@@ -76,7 +77,7 @@ def read_tensor_headers(file: BinaryIO) -> dict[str, TensorHeader]:
             raise SchemaError(f"field '{name}.data_offsets' must be {list(wanted)}")
         end = wanted[1]
     if begin + end != size:
-        raise ValueError(f"its tensors end at {begin + end} of {size} bytes")
+        raise ValueError(f"its tensors end at {begin + end} of {counted(size, 'byte')}")
     return found
 
 
@@ -116,7 +117,9 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int, int]:
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, MAX_HEADER):
-        raise ValueError(f"its header of {length} bytes is longer than the file's {size}")
+        raise ValueError(
+            f"its header of {counted(length, 'byte')} is longer than the file's {size}"
+        )
     plain = parse_json(file.read(length).decode())  # includes UnicodeDecodeError
     if not isinstance(plain, dict):
         raise ValueError("its header is no JSON object")

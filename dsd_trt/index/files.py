@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Dtype, TensorSpec
 from dsd_trt.bundle.folder import file_entry
 from dsd_trt.bundle.manifest import FileEntry, Manifest, Preprocessing
-from dsd_trt.errors import InputError, MissingExtraError, one_line
+from dsd_trt.errors import InputError, MissingExtraError, counted, one_line
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 from dsd_trt.files.tensor_file import read_tensor_headers
 from dsd_trt.installation import install_command
@@ -245,7 +245,8 @@ def _parse_table(folder: Path, path: Path, content: bytes) -> Any:
             raise _unreadable(folder, f"{path} has other columns than an index's")
         # Distinct names take a byte per row at least; a forged count would only cost memory.
         if (rows := file.metadata.num_rows) > len(content):
-            raise _unreadable(folder, f"{path} claims {rows} images in {len(content)} bytes")
+            claimed = f"{counted(rows, 'image')} in {counted(len(content), 'byte')}"
+            raise _unreadable(folder, f"{path} claims {claimed}")
         table = file.read()
         table.validate(full=True)  # else text that is not UTF-8 fails on access
     except InputError:

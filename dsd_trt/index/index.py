@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.arguments import checked_path
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.errors import ImageError, InputError
+from dsd_trt.errors import ImageError, InputError, counted
 from dsd_trt.index.files import (
     INDEX_NAME,
     LATENT,
@@ -114,7 +114,7 @@ class Index(Sequence[IndexedImage]):
         return index
 
     def __repr__(self) -> str:
-        size = f"{len(self)} image{'s' * (len(self) != 1)}"
+        size = counted(len(self), "image")
         latent = self.manifest.image_encoder.latent
         shape = " x ".join(map(str, latent.shape[1:]))
         return f"Index({str(self.folder)!r}: {size}, latents {latent.dtype} {shape})"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.metrics.pairs import Floats, checked, class_weights, numbered
 
 FOLDS = 10
@@ -39,14 +39,15 @@ def fit_logistic(
     values, positive, _ = checked(scores, labels, None)
     if positive.all() or not positive.any():
         raise InputError(
-            f"all {len(values)} pairs have the label {int(positive[0])}: positives and negatives "
-            "are needed"
+            f"{counted(len(values), 'pair')} without a {'negative' if positive[0] else 'positive'} "
+            "one: positives and negatives are needed"
         )
     weight = np.ones(len(values)) if prior is None else class_weights(positive, prior)
     center, spread = values.mean(), values.std()
     if not spread:
         raise InputError(
-            f"all {len(values)} pairs have the same score, {center:g}: no probability can be fitted"
+            f"every score is {center:g}, of {counted(len(values), 'pair')}: no probability can be "
+            "fitted"
         )
     n, m = positive.sum(), (~positive).sum()
     target = np.where(positive, (n + 1) / (n + 2), 1 / (m + 2))

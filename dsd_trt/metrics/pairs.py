@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 
 Floats = NDArray[np.float64]
 
@@ -32,8 +32,8 @@ def checked(
         raise InputError("there are no pairs to measure")
     if not np.isfinite(values).all():
         raise InputError(
-            f"{int((~np.isfinite(values)).sum())} of {len(values)} scores are not finite: leave "
-            "those pairs out"
+            f"scores that are not finite: {int((~np.isfinite(values)).sum())} of {len(values)}. "
+            "Leave those pairs out"
         )
     if not np.isin(given, (0, 1)).all():
         raise InputError("labels must be 0 or 1")
@@ -52,8 +52,8 @@ def class_weights(labels: ArrayLike, prior: float) -> Floats:
     share = positive.mean()
     if not 0 < share < 1:
         raise InputError(
-            f"all {positive.size} pairs have the label {int(share)}: positives and negatives are "
-            "needed"
+            f"{counted(positive.size, 'pair')} without a {'negative' if share else 'positive'} "
+            "one: positives and negatives are needed"
         )
     weights: Floats = np.where(positive, prior / share, (1 - prior) / (1 - share))
     return weights

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.metrics import CONFIDENCE, threshold_for_precision
 from dsd_trt.metrics.threshold import LEAST_KEPT
 from dsd_trt.pairs.share import share_of
@@ -106,11 +106,11 @@ def measured_precision(
         raise InputError("no labelled pair has a score: --target-precision cannot be measured")
     found = threshold_for_precision(labelled_scores, labels, precision, groups=images)
     if not found.reached:
-        shown = f"{len(labels)} labelled pairs show at most {found.bound:.3f}"
+        shown = f"with {counted(len(labels), 'labelled pair')}, at most {found.bound:.3f} is"
         if found.bound >= precision:
             shown = (
-                f"only the best {found.kept} of {len(labels)} labelled pairs show it, which may be "
-                f"luck: at least {LEAST_KEPT} must"
+                f"only the best {found.kept} of {counted(len(labels), 'labelled pair')} show it, "
+                f"which may be luck: at least {LEAST_KEPT} must"
             )
         raise InputError(
             f"no threshold is sure to reach the precision {precision:g}: {shown}. Label more "
@@ -118,7 +118,7 @@ def measured_precision(
             "again"
         )
     rule = (
-        f"kept: precision {precision:g}, measured on {len(labels)} labelled pairs: "
+        f"kept: precision {precision:g}, measured on {counted(len(labels), 'labelled pair')}: "
         f"{found.precision:.4f} there, on others at least {found.bound:.4f} with {CONFIDENCE:.0%} "
         f"confidence, with score {found.threshold:.4g} or more; recall {found.recall:.4f}"
     )

@@ -6,7 +6,7 @@ import csv
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.rows import next_csv_row
 from dsd_trt.tables.content import TableContent
 from dsd_trt.tables.row import TableRow
@@ -56,7 +56,7 @@ class DelimitedTable:
         width = len(self.columns)
         for line, cells, error in records:
             if error is None and len(cells) != width:
-                error = f"{len(cells)} cells under {width} columns"
+                error = f"{counted(len(cells), 'cell')} under {counted(width, 'column')}"
                 if len(cells) > width:
                     error += '; put a text that has commas in "quotes"'
             padded = cells + [""] * (width - len(cells))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.failure import Failure
 from dsd_trt.files.rows import text_fault
 from dsd_trt.files.schema import parse_json
@@ -119,7 +119,7 @@ def read_labelled(
     if not pairs:
         first = f": {failures[0]}" if failures else ""
         raise InputError(
-            f"none of the {rows} rows of {table.name} can be used{first}"
+            f"{table.name} has {counted(rows, 'row')}, and none can be used{first}"
             if rows
             else f"{table.name} has no rows"
         )

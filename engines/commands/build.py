@@ -14,7 +14,7 @@ from dsd_trt.commands.environment import setting
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import signature_option
 from dsd_trt.engine.tensorrt.plan import PLAN_LIBRARIES, Profile, parse_profile
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,15 +169,15 @@ def _print_layers(console: Console, graph: str, table: LayerTable) -> None:
     from rich.table import Table
 
     share = f"{table.half_share():.1%} of products in FP16, scored logits aside"
-    shown = Table(title=f"{graph}: {len(table.layers)} layers, {share}")
+    shown = Table(title=f"{graph}: {counted(len(table.layers), 'layer')}, {share}")
     for column in ("type", "precision", "layers"):
         shown.add_column(column, justify="right" if column == "layers" else "left")
-    counted = {
+    numbers = {
         key: number
         for key, number in table.count().items()
         if key[1] in ("FLOAT", "HALF", "BF16") and key[0] not in ("CONSTANT", "SHUFFLE")
     }
-    for (kind, dtype), number in sorted(counted.items()):
+    for (kind, dtype), number in sorted(numbers.items()):
         shown.add_row(kind, dtype, str(number))
     console.print(shown)
 

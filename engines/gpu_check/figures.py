@@ -164,7 +164,7 @@ class Run:
                 yield f"self-check of the {graph}: difference {found}, allowed {it.allowed:g}"
         for mode, scored in self.scored.items():
             if scored.not_finite:
-                yield f"{scored.not_finite} scores of {mode} mode are NaN or infinite"
+                yield f"{mode} mode has NaN or infinity instead of scores: {scored.not_finite}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsd_trt.engines.gpu_check.figures import MATRIX, PAIR, Checked, Scored, Timing
 from dsd_trt.engines.gpu_check.report import FORM, GpuReport
-from dsd_trt.errors import DsdError, InputError
+from dsd_trt.errors import DsdError, InputError, counted
 from dsd_trt.files.whole import write_whole
 
 ALLOWED = 2e-3
@@ -80,7 +80,8 @@ def _agreement(report: GpuReport) -> Iterator[str]:
     scored = next((it for run in columns.values() for it in run.scored.values()), None)
     if scored is not None:
         yield ""
-        yield f"{scored.images} images of noise x {scored.texts} texts, {scored.levels} levels."
+        images, texts = counted(scored.images, "image"), counted(scored.texts, "text")
+        yield f"{images} of noise x {texts}, {counted(scored.levels, 'level')}."
 
 
 def _speed(report: GpuReport) -> Iterator[str]:
@@ -143,7 +144,7 @@ def _row(what: str, it: Timing) -> str:
 
 
 def _pass(it: Timing) -> str:
-    texts = "" if it.texts is None else f" x {it.texts} texts"
+    texts = "" if it.texts is None else f" x {counted(it.texts, 'text')}"
     return f"{it.graph}, {it.rows} {_ROWS[it.graph]}{texts}"
 
 

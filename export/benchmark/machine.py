@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dsd_trt.cores import usable_cores
+from dsd_trt.errors import counted
 
 _SIDE = 2048
 _ROUNDS = 7
@@ -20,9 +21,8 @@ def describe_machine() -> str:
     """One line with processor, cores this process may use, library versions and date."""
     names = ("dsd-trt", "torch", "onnxruntime", "openvino")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
-    cores = usable_cores()
     return (
-        f"{_processor()}, {cores} cores, {platform.system()}, Python "
+        f"{_processor()}, {counted(usable_cores(), 'core')}, {platform.system()}, Python "
         f"{platform.python_version()}, {versions}; {date.today().isoformat()}"
     )
 

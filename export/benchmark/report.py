@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dsd_trt.agreement import spearman
+from dsd_trt.errors import counted
 from dsd_trt.export.benchmark.contenders import CONTENDERS, REFERENCE, RUNTIME, is_matrix
 from dsd_trt.export.benchmark.measure import Measured
 from dsd_trt.files.schema import to_plain
@@ -78,7 +79,8 @@ class BenchReport:
     def to_markdown(self) -> str:
         """Tables of speed, latency and factors, then cold start, failures and the machine."""
         lines = [
-            f"| {self.pictures} images x {self.texts} texts, {self.levels} levels | pairs/s "
+            f"| {counted(self.pictures, 'image')} x {counted(self.texts, 'text')}, "
+            f"{counted(self.levels, 'level')} | pairs/s "
             "(median) | min to max | ms per pass | % of matmul peak | peak memory | Spearman |",
             "|---|---:|---:|---:|---:|---:|---:|",
             *(self._speed(name) for name in CONTENDERS if name in self.contenders),
@@ -118,8 +120,9 @@ class BenchReport:
     def _latencies(self) -> list[str]:
         """Table of latencies as a client sees them who sends one pair after another."""
         heads = "".join(f" p{percent} |" for percent in PERCENTILES)
+        levels = counted(self.levels, "level")
         lines = [
-            f"| ms per request: one image, one text, {self.levels} levels |{heads} requests |",
+            f"| ms per request: one image, one text, {levels} |{heads} requests |",
             "|---|" + "---:|" * (len(PERCENTILES) + 1),
         ]
         for name in CONTENDERS:

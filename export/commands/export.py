@@ -13,6 +13,7 @@ import click
 from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
+from dsd_trt.errors import counted
 from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
 
 # torch and other heavy libraries are imported where they are used, so that --help is fast.
@@ -208,7 +209,7 @@ def _print_parity(parity: ParityReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Parity with {parity.reference}, over {parity.pairs} pairs")
+    table = Table(title=f"Parity with {parity.reference}, over {counted(parity.pairs, 'pair')}")
     table.add_column("graphs on")
     for name in ("max score difference", "Spearman", "top-1 agreement"):
         table.add_column(name, justify="right")

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from dsd_trt.commands.options import signature_option, table_format_option
+from dsd_trt.errors import counted
 
 EXAMPLES = """\b
 Examples:
@@ -65,7 +66,8 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
         rows = [{**dataclasses.asdict(row), "fits": row.fits} for row in found]
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table(title=f"Largest absolute values, {scenes} scenes; FP16 ends at {FP16_MAX:,.0f}")
+    title = f"Largest absolute values, {counted(scenes, 'scene')}; FP16 ends at {FP16_MAX:,.0f}"
+    table = Table(title=title)
     for column in ("graph", "kind", "precision", "largest", "node"):
         table.add_column(column, justify="right" if column == "largest" else "left")
     for graph in manifest.graphs:

@@ -330,5 +330,5 @@ def test_a_graph_without_attention_logits_is_refused(tmp_path: Path) -> None:
     stand_in = make_bundle(tmp_path / "stand-in")
     table = LayerTable.of(parse(tensorrt_rtx, stand_in.path("pair_scorer.onnx")))
     method = replace(stand_in.manifest.method, score_layers=tuple(range(99)))
-    with pytest.raises(LayerPrecisionError, match="99 layers' attention logits"):
+    with pytest.raises(LayerPrecisionError, match="the attention logits of 99 layers"):
         check_precision(table, replace(stand_in.manifest, method=method), "pair_scorer")

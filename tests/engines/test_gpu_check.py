@@ -302,7 +302,7 @@ def test_scores_that_differ_are_told(clocked: ClockedOrt, tmp_path: Path) -> Non
     assert scored["pair"].same_order == 1
     assert (scored["matrix"].max_difference, scored["matrix"].not_finite) == (None, 12)
     assert scored["matrix"].same_order == 0
-    assert report.complaints == ["12 scores of matrix mode are NaN or infinite"]
+    assert report.complaints == ["matrix mode has NaN or infinity instead of scores: 12"]
     json.loads(report.to_json(), parse_constant=pytest.fail)  # without NaN
 
 
@@ -612,7 +612,7 @@ def test_wrong_scores_end_in_an_error_after_the_report(clocked: ClockedOrt, tmp_
     clocked.wrong = {"pair_scorer.onnx": float("nan")}
     result = ask(bundle.folder, "--out", tmp_path / "gpu")
     assert result.exit_code == 4
-    assert "12 scores of pair mode are NaN or infinite" in str(result.output)
+    assert "pair mode has NaN or infinity instead of scores: 12" in str(result.output)
     plain = json.loads((tmp_path / "gpu.json").read_text())
     assert plain["complete"]
     assert plain["runs"]["plain"]["scored"]["pair"]["not_finite"] == 12

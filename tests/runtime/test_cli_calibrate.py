@@ -198,9 +198,9 @@ def test_what_cannot_be_used_is_left_out_and_counted(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda label: 1, "all 120 pairs of pairs.csv have the label 1"),
+        (lambda label: 1, "pairs.csv has 120 pairs without a negative one"),
         (lambda label: 1 - label, "positives do not score higher than negatives"),
-        (lambda label: "", "none of the 120 rows"),
+        (lambda label: "", "120 rows, and none can be used"),
     ],
 )
 def test_labels_that_give_no_fit_are_refused(

@@ -633,7 +633,7 @@ def test_pruning_says_what_it_saved_and_whether_it_cost_anything(
     full = run(*images, "texts.txt", "--top-k", "1", "-f", "csv")
     assert (pruned.code, pruned.out) == (3, full.out)
     assert re.search(r"passes: \d+ instead of 27, ", pruned.err)
-    assert "the full computation for 2 of the first 2 images that could be read" in pruned.err
+    assert "the full computation: 2 of the first 2 that could be read" in pruned.err
 
 
 def test_pruning_of_nothing_saves_nothing(run: Callable[..., Run], tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_class_weights_make_a_prior() -> None:
     weights = class_weights(labels, 0.2)
     assert weights @ labels / weights.sum() == pytest.approx(0.2)
     assert weights.sum() == pytest.approx(4)
-    with pytest.raises(InputError, match="all 2 pairs have the label 1"):
+    with pytest.raises(InputError, match="2 pairs without a negative one"):
         class_weights([1, 1], 0.2)
 
 
@@ -416,7 +416,7 @@ def test_thresholds_are_short_and_hold_in_single_precision() -> None:
     ("scores", "labels", "message"),
     [
         ([], [], "no pairs"),
-        ([0.1, float("nan")], [0, 1], "1 of 2 scores are not finite"),
+        ([0.1, float("nan")], [0, 1], "scores that are not finite: 1 of 2"),
         ([0.1, 0.2], [0, 2], "0 or 1"),
         ([0.1, 0.2], [1], "one length"),
         ([0.1, 0.2], [0, 0], "positives"),
@@ -497,9 +497,9 @@ def test_scikit_learn_fits_the_same() -> None:
 
 
 def test_nothing_can_be_fitted_to_one_label_or_one_score() -> None:
-    with pytest.raises(InputError, match="all 3 pairs have the label 0"):
+    with pytest.raises(InputError, match="3 pairs without a positive one"):
         fit_logistic([0.1, 0.2, 0.3], [0, 0, 0])
-    with pytest.raises(InputError, match=r"all 3 pairs have the same score, 0\.5"):
+    with pytest.raises(InputError, match=r"every score is 0\.5, of 3 pairs"):
         fit_logistic([0.5, 0.5, 0.5], [0, 1, 0])
     with pytest.raises(InputError, match="not finite"):
         fit_logistic([0.5, float("nan")], [0, 1])

@@ -167,7 +167,7 @@ def test_the_command_names_each_and_exits_3(fragile: Bundle, tmp_path: Path) -> 
         [*arguments, "--bundle", str(fragile.folder), "--top-k", "1", "--prune", *check],
     )
     assert pruned.exit_code == 3
-    assert "4 of the first 4 images that could be read" in pruned.stderr
+    assert "4 of the first 4 that could be read" in pruned.stderr
 
 
 # Indexes

@@ -104,7 +104,7 @@ def test_a_malformed_row_keeps_its_place_and_costs_no_other(tmp_path: Path) -> N
     assert rows == [
         ("a.png", None),
         ("b.png", '3 cells under 2 columns; put a text that has commas in "quotes"'),
-        ("c.png", "1 cells under 2 columns"),
+        ("c.png", "1 cell under 2 columns"),
         ("d.png", quote),
         ("e.png", quote),
         ("f.png", None),

@@ -144,7 +144,7 @@ def test_every_figure_has_its_settings(
         "Figure 4: heads used": ["1 averaged", "1 dynamic", "2 averaged", "2 dynamic"],
         "Figure 5: pooling": ["lse 1", "lse 5", "lse 20", "lse 100", "max", "cosine"],
         "Figure 6: noise levels": [
-            "0.2", "0.4", "0.6", "0.8", "1 levels", "2 levels", "4 levels", "8 levels",
+            "0.2", "0.4", "0.6", "0.8", "1 level", "2 levels", "4 levels", "8 levels",
         ],
     }  # fmt: skip
     whole = examples.right_answers(

@@ -193,7 +193,7 @@ def _change(folder: Path, what: str) -> None:
     [
         ("config.json", "is no CLIP in transformers' format: it has no config.json"),
         ("type", "is no CLIP: its config.json says model_type 'bert'"),
-        ("NaN", "logit_scale of CLIP holds 1 of 1 numbers that are NaN"),
+        ("NaN", "logit_scale of CLIP has NaN or infinity in 1 of 1 places"),
         ("token", "the token '<cat>' has the id "),
         ("lost weight", "CLIP lacks visual_projection.weight"),
         ("torn weights", "model.safetensors: "),

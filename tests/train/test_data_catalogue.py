@@ -176,7 +176,8 @@ def test_a_table_is_used_whole_unless_told(root: Path) -> None:
     part_of_it = open_dataset("mine.jsonl", root, "train", 0, fraction=0.05)
     assert len(list(part_of_it)) == 2
     assert part_of_it.lines() == [
-        "mine.jsonl: 40 rows, 40 questions, 38 questions in the other part (--fraction)"
+        "mine.jsonl: 40 rows, 40 questions about 40 images",
+        "mine.jsonl: left out: 38 questions in the other part (--fraction)",
     ]
 
 
@@ -260,7 +261,7 @@ def test_a_part_without_questions_is_refused_and_another_keeps_its_first(root: P
     assert list(part) == every
     for name in ("mine.jsonl", "comvg"):
         part = open_dataset(name, root, "test", 0, fraction=1.0)
-        with pytest.raises(InputError, match=f"{name} has no test questions: 40 are in the other"):
+        with pytest.raises(InputError, match=f"{name} has no test questions: 40 questions, all in"):
             part.require_some("test questions")
     drawn = open_dataset("shapes-vqa", root, "test", 0, limit=3)
     drawn.require_some("test questions")

@@ -59,7 +59,7 @@ def test_csv_rows_come_with_their_line(tmp_path: Path) -> None:
     [
         ("", "rows.csv is empty; the columns are a,b"),
         ("a,c\n1,2\n", "rows.csv, line 1: no column 'b' among 'a', 'c'; needed are a,b"),
-        ("a,b\n1,2\n3\n", "rows.csv, line 3: 1 cells under 2 columns"),
+        ("a,b\n1,2\n3\n", "rows.csv, line 3: 1 cell under 2 columns"),
         ("a,b\n\n1,2,3\n", "rows.csv, line 3: 3 cells under 2 columns"),
         ('a,b\n1,"2" x\n', "rows.csv, line 2: not valid CSV: "),
         ('a,b\n1,"2\n', "rows.csv, line 2: not valid CSV: "),

@@ -176,9 +176,15 @@ def test_an_image_without_negatives_takes_texts_of_others(root: Path) -> None:
     [
         ("image,text,label\n", "table.csv has no rows"),
         ("image,label\na.png,1\n", "no column 'text' among 'image', 'label'. .*--text-column"),
-        ("image,text,label\na.png,a dog,2\n", "none of the 1 rows of .*line 2: label must be 0"),
-        ("image,text,label\na.png,a dog,\n", "none of the 1 rows of .* none has a label"),
-        ("image,text,label\na.png,a dog,0\n", "no row of .* none has the label 1"),
+        (
+            "image,text,label\na.png,a dog,2\n",
+            "1 row, and none .*line 2: label must be 0",
+        ),
+        (
+            "image,text,label\na.png,a dog,\n",
+            "1 row, and none .* because none has a label",
+        ),
+        ("image,text,label\na.png,a dog,0\n", "no row of .* that can be used has the label 1"),
         ("image,text,label\na.png,a dog,0\na.png,a dog,1\n", "has the labels 0 and 1"),
         ("image,text,label,label\na.png,a dog,1,0\n", "the column 'label' is there twice"),
         ("image,text,label,negatives\na.png,a dog,1,a cat\n", "has both 'label' and 'negatives'"),

@@ -157,7 +157,7 @@ def test_a_data_set_that_cannot_be_read_at_all_is_refused(
         arguments += ["--out", tmp_path]
     done = _run(*arguments, "--data", "bad.jsonl", "--root", root)
     assert done.exit_code == 2, done.output
-    assert "none of the " in done.stderr
+    assert "none of 4 can be used" in done.stderr
     assert str(root) in done.stderr
     assert "Traceback" not in done.output
 

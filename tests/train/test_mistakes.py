@@ -45,7 +45,7 @@ DATA_MISTAKES = [
     ("--data header.csv", "header.csv has no rows"),
     ("--data empty.csv", "empty.csv is empty"),
     ("--data no-text.csv", "no column 'text' among 'image', 'label'"),
-    ("--data zeros.csv", "none has the label 1"),
+    ("--data zeros.csv", "no row of zeros.csv that can be used has the label 1"),
     ("--data yes.csv", "label must be 0 or 1, got 'yes'"),
     ("--data gone.csv", "no image file 'none.png'"),
     ("--data one-text.csv", "no text that could be a negative"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 
 PLAN_NAME, STATE_NAME = "plan.json", "tiny-clip.ckpt"
 """Files of a run's folder: its settings, and the state of its training."""
@@ -47,8 +47,8 @@ class ClipSettings:
         """
         if self.twins % processes:
             raise InputError(
-                f"{self.twins} twins per step cannot be divided evenly among {processes} workers: "
-                "choose another --workers"
+                f"{counted(self.twins, 'twin')} per step cannot be divided evenly among "
+                f"{counted(processes, 'worker')}: choose another --workers"
             )
 
 

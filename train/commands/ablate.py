@@ -12,11 +12,11 @@ import click
 from dsd_trt.bundle.manifest import ScoreKind
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, seed_option
+from dsd_trt.errors import counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
 from dsd_trt.train.commands.data_options import data_options
-from dsd_trt.train.counted import counted
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
@@ -130,6 +130,7 @@ def ablate(
         "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
     }
     write_whole(out / "ablation.json", json.dumps(plain, indent=2) + "\n")
-    plot(ablations, out / "ablation.png", f"{model} on {data}, {len(examples)} questions")
+    title = f"{model} on {data}, {counted(len(examples), 'question')}"
+    plot(ablations, out / "ablation.png", title)
     click.echo(table, nl=False)
     report_left_out(ctx, left_out, part.failures)

@@ -18,7 +18,6 @@ from dsd_trt.commands.options import (
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.data_options import data_options, fraction_option
-from dsd_trt.train.counted import counted
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
@@ -142,7 +141,7 @@ def baseline(
     from dsd_trt.train.baselines.clip import load_clip
     from dsd_trt.train.baselines.fit import LEARNING_RATES, build_matcher, train_baseline
     from dsd_trt.train.baselines.matcher import by_matcher
-    from dsd_trt.train.commands.left_out import report_left_out
+    from dsd_trt.train.commands.left_out import asked, report_left_out
     from dsd_trt.train.evaluation.answers import ask
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.fewshot.model import Validation
@@ -183,7 +182,7 @@ def baseline(
                 "steps_done": len(history.losses),
                 "best": history.best and asdict(history.best),
             }
-        asking = bar.add_task("asking", total=limit)
+        asking = bar.add_task("asking", total=testing.total)
         answers = list(
             ask(
                 testing,
@@ -191,8 +190,8 @@ def baseline(
                 progress=lambda answered: bar.update(asking, completed=answered),
             )
         )
-    note(f"tested on {counted(len(answers), 'question')}")
     rows, left_out = figures(answers, seed), count_left_out(answers)
+    note(asked(len(answers), testing.images, left_out))
     left_out.require_some(len(rows), f"test questions of {data}")
     about = {
         "scorer": folder,

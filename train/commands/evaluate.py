@@ -166,10 +166,10 @@ def evaluate(
     questions = open_dataset(data, root, "test", seed, limit, fraction, columns)
     questions.require_some("test questions")
     # More questions of the same may be asked: the limit is no part of the key.
-    asked = {"data": data, "fraction": questions.fraction, "seed": seed}
+    about_data = {"data": data, "fraction": questions.fraction, "seed": seed}
     kept = ("answers.jsonl", "scores.jsonl", "figures.json")
     if out:
-        refuse_another(out, asked, kept, partial=True)
+        refuse_another(out, about_data, kept, partial=True)
     labelled: tuple[LabelledPair, ...] = ()
     if questions.table:
         from dsd_trt.train.data.labelled import labelled_pairs
@@ -186,7 +186,7 @@ def evaluate(
 
     from dsd_trt import Scorer
     from dsd_trt.commands.console import progress_bars
-    from dsd_trt.train.commands.left_out import report_left_out
+    from dsd_trt.train.commands.left_out import asked, report_left_out
     from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.evaluation.pairs import PairScores
@@ -222,7 +222,9 @@ def evaluate(
         of = model_key(scorer, folder, mode) if out else {}
     if out:
         ctx.with_resource(own_folder(out))
-        claim(out, {**of, **asked}, kept)
+        claim(out, {**of, **about_data}, kept)
+    for line in questions.lines() if questions.table else ():  # of others known at the end
+        note(line)
     shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pairs = None
     if labelled:
@@ -236,7 +238,7 @@ def evaluate(
             )
         score = pairs
     with progress_bars(*shown, transient=True) as bar:
-        task = bar.add_task("", total=limit)
+        task = bar.add_task("", total=questions.total)
         answers = list(
             ask(
                 questions,
@@ -245,9 +247,10 @@ def evaluate(
                 lambda answered: bar.update(task, completed=answered),
             )
         )
-    for line in questions.lines():
+    for line in () if questions.table else questions.lines():
         note(line)
     rows, left_out = figures(answers, seed), count_left_out(answers)
+    note(asked(len(answers), questions.images, left_out))
     left_out.require_some(len(rows), f"test questions of {data}")
     about = {
         "scorer": scorer,

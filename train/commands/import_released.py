@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dsd_trt.commands.log import note
+from dsd_trt.errors import counted
 
 
 @click.command("import-released")
@@ -39,6 +40,6 @@ def import_released(file: Path, out: Path) -> None:
     adapter = read_released(file)
     adapter.save(out)
     note(
-        f"wrote {out}: {len(adapter.merged)} tensors. To use it: "
+        f"wrote {out}: {counted(len(adapter.merged), 'tensor')}. To use it: "
         f"dsd-trt export --model DIR --adapter {out} --out BUNDLE"
     )

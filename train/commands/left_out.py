@@ -7,11 +7,19 @@ from collections.abc import Sequence
 import click
 
 from dsd_trt.commands.log import say
+from dsd_trt.errors import counted
 from dsd_trt.results import Failure
-from dsd_trt.train.counted import counted
 from dsd_trt.train.left_out import LeftOut
 
 _SHOWN = 20  # rows that are named
+
+
+def asked(questions: int, images: int, left_out: LeftOut) -> str:
+    """Numbers of questions asked, of images they are about, and of questions left out."""
+    line = f"asked {counted(questions, 'question')} about {counted(images, 'image')}"
+    if not left_out.questions:
+        return line
+    return f"{line}: {questions - left_out.questions} answered, {left_out.questions} left out"
 
 
 def report_left_out(ctx: click.Context, left_out: LeftOut, rows: Sequence[Failure] = ()) -> None:

@@ -16,7 +16,7 @@ from dsd_trt.commands.options import (
     seed_option,
     validation_option,
 )
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
 from dsd_trt.train.commands.data_options import data_options, fraction_option
@@ -267,6 +267,10 @@ def train(
             )
         except ValueError as error:
             raise InputError(str(error)) from error
+    if report.left_out.questions:
+        learned, held = (counted(number, "question") for number in report.questions)
+        validated = f", validated on {held}" if report.comparison.held_out else ""
+        note(f"learned from {learned}{validated}: the images of others cannot be read")
     note(report.comparison.line())
     if report.best is not None and report.best.step == 0:
         note(

@@ -9,9 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.tables.columns import ColumnNames
-from dsd_trt.train.counted import counted
 
 if TYPE_CHECKING:
     from dsd_trt.results import Failure
@@ -107,6 +106,9 @@ class Part(Iterator["Question"]):
         table: what a table had besides questions; None for a named data set.
         others: questions of the other part that were read so far.
         alone: questions left out because every other text may describe their image.
+        total: number of questions; the limit, or None, if it is known only when all are read.
+        beyond: questions of a table that are left out because of a limit.
+        images: number of images in the questions that were read so far.
     """
 
     def __init__(
@@ -114,11 +116,20 @@ class Part(Iterator["Question"]):
     ) -> None:
         self.name, self.fraction = name, fraction
         self.table: TableQuestions | None = None
-        self.others = self.alone = 0
+        self.total: int | None = None
+        self.others = self.alone = self.beyond = self.images = 0
+        self._seen: set[object] = set()
         self._questions = iter(questions)
 
     def __next__(self) -> Question:
-        return next(self._questions)
+        from dsd_trt.image.preprocess import image_identity  # imports Pillow
+
+        question = next(self._questions)
+        images = {image_identity(image) for image, _ in question.candidates}
+        stored = {it for it in images if not isinstance(it, int)}  # files, or in a table
+        self.images += len(stored - self._seen) + len(images - stored)
+        self._seen |= stored
+        return question
 
     def require_some(self, what: str) -> None:
         """Refuse a part without questions; the first one is read.
@@ -131,8 +142,8 @@ class Part(Iterator["Question"]):
         """
         first = next(self._questions, None)
         if first is None:
-            rest = f": {self.others} are in the other part, see --fraction" if self.others else ""
-            raise InputError(f"{self.name} has no {what}{rest}")
+            rest = f": {counted(self.others, 'question')}, all in the other part (--fraction)"
+            raise InputError(f"{self.name} has no {what}{rest if self.others else ''}")
         self._questions = chain([first], self._questions)
 
     @property
@@ -142,20 +153,34 @@ class Part(Iterator["Question"]):
 
     def lines(self) -> list[str]:
         """What was read, and what was left out and why, for the user."""
-        found = []
+        lines, left_out = [], []
         if self.table is not None:
-            found.append(f"{counted(self.table.rows, 'row')}")
-            found.append(counted(len(self.table.questions), "question"))
-            found += [f"{counted(n, 'row')} unused: {why}" for why, n in self.table.unused.items()]
-            if self.failures:
-                found.append(f"{counted(len(self.failures), 'row')} cannot be used")
-        if self.others:
-            found.append(f"{counted(self.others, 'question')} in the other part (--fraction)")
-        if self.alone:
-            found.append(
-                f"{counted(self.alone, 'row')} left out, with no text of another to reject"
+            images = {image for it in self.table.questions for image, _ in it.candidates}
+            lines.append(
+                f"{counted(self.table.rows, 'row')}, "
+                f"{counted(len(self.table.questions), 'question')} about "
+                f"{counted(len(images), 'image')}"
             )
-        return [f"{self.name}: {', '.join(found)}"] if found else []
+            if drawn := sum(it.drawn for it in self.table.questions):
+                lines[0] += f"; {counted(drawn, 'question')} with other rows' texts as negatives"
+            if self.table.repeated:
+                lines[0] += f"; {_that_repeat(self.table.repeated)}"
+            left_out += [f"{counted(n, 'row')} {why}" for why, n in self.table.unused.items()]
+        if self.failures:
+            left_out.append(f"{counted(len(self.failures), 'row')} that cannot be used")
+        if self.alone:
+            left_out.append(f"{counted(self.alone, 'row')} with no other row's text to reject")
+        if self.others:
+            left_out.append(f"{counted(self.others, 'question')} in the other part (--fraction)")
+        if self.beyond:
+            left_out.append(f"{counted(self.beyond, 'question')} beyond --limit")
+        if left_out:
+            lines.append(f"left out: {', '.join(left_out)}")
+        return [f"{self.name}: {line}" for line in lines]
+
+
+def _that_repeat(rows: int) -> str:
+    return f"{counted(rows, 'row')} {'repeats' if rows == 1 else 'repeat'} another"
 
 
 def open_dataset(
@@ -195,18 +220,23 @@ def open_dataset(
     if name in _GENERATORS:
         count = SCENES if limit is None else limit
         drawn = _GENERATORS[name](count, 2 * seed + (part == "test"))
-        return Part(name, drawn, FEW_SHOT if fraction is None else fraction)
+        found = Part(name, drawn, FEW_SHOT if fraction is None else fraction)
+        found.total = count
+        return found
     if name not in _READERS:
         return _open_table(name, root, part, seed, limit, fraction, columns)
     fraction = FEW_SHOT if fraction is None else fraction
     parts = _READERS[name]
     test = parts.test or parts.train
     if part == "test" and parts.apart:
-        return Part(name, islice(test(root, seed), limit), fraction)
+        found = Part(name, islice(test(root, seed), limit), fraction)
+        found.total = limit
+        return found
     every = (parts.train if part == "train" else test)(root, seed)
     # Read twice instead of kept in memory: a question of VQAv2 has thousands of candidates.
     chosen = _few_shot_sources(parts.train(root, seed), fraction, seed)
     found = Part(name, (), fraction)
+    found.total = limit
 
     def mine() -> Iterator[Question]:
         for question in every:
@@ -284,6 +314,8 @@ def _open_table(
     drawn = draw_negatives(mine, seed)
     found = Part(name, islice(drawn, limit), fraction)
     found.table, found.others, found.alone = table, len(others), len(mine) - len(drawn)
+    found.total = len(drawn) if limit is None else min(limit, len(drawn))
+    found.beyond = len(drawn) - found.total
     return found
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.image.preprocess import image_identity
-from dsd_trt.train.counted import counted
 from dsd_trt.train.data.likeness import image_keys, words_of
 from dsd_trt.train.data.negatives import draw_negatives
 from dsd_trt.train.question import Question
@@ -31,7 +30,8 @@ class HeldOut:
     Attributes:
         learned: questions to learn from.
         held: questions to validate on; possibly none.
-        apart: what the two parts do not share, as a part of a sentence.
+        apart: what the two parts do not share, as a part of a sentence; "" if none were to be held
+            out.
     """
 
     learned: list[Question]
@@ -42,7 +42,8 @@ class HeldOut:
         """What was done with the questions, for the user."""
         learned, held = (_about(part) for part in (self.learned, self.held))
         if not self.held:
-            return [f"learning from {learned}; none held out for validation"]
+            why = ": they cannot be divided without an image in both" if self.apart else ""
+            return [f"learning from {learned}; none held out for validation{why}"]
         return [f"learning from {learned}; validating on {held}, {self.apart}"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.train.data.likeness import image_keys, may_describe_the_same, words_of
 from dsd_trt.train.question import Question, shuffled
@@ -66,8 +66,8 @@ def draw_negatives(questions: Sequence[Question], seed: int) -> list[Question]:
             )
     if not found:
         raise InputError(
-            f"the {len(questions)} rows have no text that could be a negative of another: all "
-            "texts may describe the same. Add rows with other texts, or a column of negatives"
+            f"{counted(len(questions), 'row')}, and no text that could be a negative of another: "
+            "all texts may describe the same. Add rows with other texts, or a column of negatives"
         )
     return found
 

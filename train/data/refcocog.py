@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.regular import open_regular
 from dsd_trt.train.data.files import find_coco_image, find_file, stream_json
 from dsd_trt.train.pickles import pickle_fault
@@ -97,7 +97,8 @@ def _questions(
     for number, (image, sentence) in enumerate(spoken):
         if len(pool) - len(said[image]) < texts - 1:
             raise InputError(
-                f"{path}: split {split!r} has fewer than {texts - 1} sentences of other images"
+                f"{path}: split {split!r} has fewer than {counted(texts - 1, 'sentence')} of other "
+                "images"
             )
         path_of_image = find_coco_image(names[image], root, "train")
         rng = np.random.default_rng([seed, number, 1])

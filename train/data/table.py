@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
@@ -16,8 +16,8 @@ from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.table import Table
 from dsd_trt.train.question import Question, shuffled
 
-_UNMATCHED = "label 0, but no row has their image with label 1"
-_UNLABELLED = "no label"
+_UNMATCHED = "with label 0 whose image has no row with label 1"
+_UNLABELLED = "without a label"
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class TableQuestions:
     Attributes:
         questions: questions of kind "text", given an image the right text.
         rows: number of rows in the table.
-        unused: number of rows that make no question, by the reason.
+        repeated: number of rows with image, text and label of another; they count as any other.
+        unused: number of rows that make no question and are no negative, by the reason.
         failures: rows that cannot be used, by their place in the file, and why.
     """
 
     questions: tuple[Question, ...]
     rows: int
+    repeated: int
     unused: Mapping[str, int]
     failures: tuple[Failure, ...]
 
@@ -119,24 +121,26 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
         if not count:
             raise InputError(f"{path} has no rows")
         first = f": {failures[0]}" if failures else ", because none has a label"
-        raise InputError(f"none of the {count} rows of {path} can be used{first}")
+        raise InputError(f"{path} has {counted(count, 'row')}, and none can be used{first}")
     unused = {_UNLABELLED: unlabelled} if unlabelled else {}
+    repeated = len(rows) - len({(row.image, row.text, row.label) for row in rows})
     if label:
         rows, unmatched = _with_labels(path, rows, failures)
         unused |= {_UNMATCHED: unmatched} if unmatched else {}
-    return TableQuestions(tuple(_questions(rows, seed)), count, unused, tuple(failures))
+    return TableQuestions(tuple(_questions(rows, seed)), count, repeated, unused, tuple(failures))
 
 
 def _with_labels(
     path: Path, rows: Iterable[_Described], failures: list[Failure]
 ) -> tuple[list[_Described], int]:
-    """Rows of label 1 with their image's texts of label 0, and the number of those without one."""
+    """Rows of label 1 with their image's texts of label 0, and the number of those left over."""
     by_image: dict[Path | EmbeddedImage, tuple[list[_Described], list[_Described]]] = {}
     for row in rows:
         by_image.setdefault(row.image, ([], []))[row.label].append(row)
-    kept, unmatched = [], 0
+    kept: list[_Described] = []
+    unmatched = 0
     for wrong, right in by_image.values():
-        unmatched += 0 if right else len(wrong)
+        before = len(kept)
         texts = tuple(dict.fromkeys(row.text for row in wrong))
         for row in right:
             if row.text in texts:
@@ -144,9 +148,11 @@ def _with_labels(
                 failures.append(Failure(f"{path.name}, {row.place}", reason))
             else:
                 kept.append(_Described(row.image, row.text, row.source, True, texts, row.place))
+        unmatched += len(wrong) if len(kept) == before else 0
     if not kept:
-        first = f": {failures[0]}" if failures else ", because none has the label 1"
-        raise InputError(f"no row of {path} can be learned from{first}")
+        if not any(right for _, right in by_image.values()):
+            raise InputError(f"no row of {path} that can be used has the label 1")
+        raise InputError(f"no row of {path} makes a question: {failures[-1]}")
     return kept, unmatched
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
-from dsd_trt.errors import ModelError
+from dsd_trt.errors import ModelError, counted
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.diffusion.weight_files import read_json, require_class
@@ -139,8 +139,8 @@ def _require_all_merges(folder: Path, tokenizer: CLIPTokenizer) -> None:
     if lost:
         first = min(lost, key=tokenizer.get_vocab().__getitem__)
         raise ModelError(
-            f"{folder}: no merge makes {first!r} ({len(lost)} tokens in all), which the vocabulary "
-            "lists: merges.txt or tokenizer.json is cut, download or save it again"
+            f"{folder}: no merge makes {first!r} ({counted(len(lost), 'token')} in all), which the "
+            "vocabulary lists: merges.txt or tokenizer.json is cut, download or save it again"
         )
 
 
@@ -161,8 +161,9 @@ def require_embedding(tokenizer: CLIPTokenizer, rows: int, where: str) -> None:
         first = min(without)
         raise ModelError(
             f"{where}: the token {without[first]!r} has the id {first}, and the text encoder's "
-            f"embedding has {rows} rows for the tokenizer's {len(vocabulary)} tokens: save the "
-            "text encoder with its enlarged embedding, or the tokenizer without the token"
+            f"embedding has {counted(rows, 'row')}, the tokenizer "
+            f"{counted(len(vocabulary), 'token')}: save the text encoder with its enlarged "
+            "embedding, or the tokenizer without the token"
         )
     ids = set(vocabulary.values())
     if len(ids) < len(vocabulary):
@@ -176,6 +177,7 @@ def require_embedding(tokenizer: CLIPTokenizer, rows: int, where: str) -> None:
         )
     if len(vocabulary) < rows:
         raise ModelError(
-            f"{where} knows {len(vocabulary)} tokens, and the text encoder's embedding has {rows} "
-            "rows: the tokenizer's files are incomplete or those of another model"
+            f"{where} knows {counted(len(vocabulary), 'token')}, and the text encoder's embedding "
+            f"has {counted(rows, 'row')}: the tokenizer's files are incomplete or those of another "
+            "model"
         )

@@ -186,7 +186,7 @@ def _check_latent_statistics(fields: Mapping[str, Any], with_pooled_text: bool) 
         fits = isinstance(value, (list, tuple)) and len(value) == channels
         if not fits or not all(is_number(number) for number in value):
             raise ValueError(
-                f"{field} is {value!r}, expected a number for each of {channels} channels"
+                f"{field} is {value!r}, expected a number per channel, {channels} in all"
             )
     if with_pooled_text and min(values["latents_std"]) <= 0:
         raise ValueError(f"latents_std is {values['latents_std']}, expected are numbers above 0")

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dsd_trt.errors import ModelError, one_line
+from dsd_trt.errors import ModelError, counted, one_line
 from dsd_trt.files.lfs import POINTER, is_pointer_file
 from dsd_trt.files.tensor_file import require_unique
 
@@ -220,8 +220,8 @@ def _refuse_infinite(name: str, stored: Tensor, dtype: torch.dtype, where: str, 
         )
     count = int((~torch.isfinite(stored.float())).sum())
     raise ModelError(
-        f"{where}: {name} of {what} holds {count} of {stored.numel()} numbers that are NaN or "
-        "infinite: the model is damaged, get it again or use another"
+        f"{where}: {name} of {what} has NaN or infinity in {count} of {stored.numel()} places: the "
+        "model is damaged, get it again or use another"
     )
 
 
@@ -231,7 +231,7 @@ def _kind(module: nn.Module) -> str:
 
 def _some(names: Sequence[str]) -> str:
     more = len(names) - 1
-    return names[0] + (f" and {more} more weight{'s' * (more > 1)}" if more else "")
+    return names[0] + (f" and {counted(more, 'more weight')}" if more else "")
 
 
 def _reason(missing: Sequence[str], unexpected: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dsd_trt.errors import counted
 from dsd_trt.files.whole import whole
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
@@ -160,7 +161,7 @@ def ablate(
         Point(f"{s:g}", accuracy(score(maps, base, weights, levels=(s,)))) for s in DEFAULT_LEVELS
     ]
     levels += [
-        Point(f"{n} levels", accuracy(score(maps, base, weights, levels=chosen)))
+        Point(counted(n, "level"), accuracy(score(maps, base, weights, levels=chosen)))
         for n, chosen in LEVEL_SETS.items()
     ]
     return {

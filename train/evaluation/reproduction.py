@@ -12,7 +12,7 @@ from typing import Any
 
 from dsd_trt.bundle.folder import file_entry
 from dsd_trt.cores import usable_cores
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.schema import from_plain, read_json
 from dsd_trt.files.whole import write_whole
 from dsd_trt.results import Failure
@@ -248,7 +248,8 @@ def _ablate(study: Study, adapter: Path, folder: Path, progress: Progress) -> st
     maps = collect(scoring, examples, lambda done, total: progress("ablations", done, total, {}))
     ablations = ablate(maps, scoring.head_weights.cpu().double().numpy(), examples, study.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    plot_ablations(ablations, folder / "ablation.png", f"{len(examples)} questions of {data}")
+    title = f"{counted(len(examples), 'question')} of {data}"
+    plot_ablations(ablations, folder / "ablation.png", title)
     write_whole(path, ablation_text(ablations))
     return path.read_text(encoding="utf-8")
 
@@ -289,10 +290,11 @@ def _report(
     settings = "\n".join(f"- {name}: {value}" for name, value in about["settings"].items())
     return (
         "# Reproduction\n\n"
-        f"Model {Path(study.model).name}, seed {study.seed}, "
-        f"{study.questions or 'all'} test questions and {study.examples or 'all'} few-shot "
-        f"examples per data set. {_machine()}; this run took {minutes:.0f} minutes"
-        + (f", {kept} parts having been done by earlier ones.\n\n" if kept else ".\n\n")
+        f"Model {Path(study.model).name}, seed {study.seed}, per data set "
+        f"{_at_most(study.questions, 'test question')} and "
+        f"{_at_most(study.examples, 'few-shot example')}. {_machine()}; this run took "
+        + counted(round(minutes), "minute")
+        + (f", {counted(kept, 'part')} having been done by earlier ones.\n\n" if kept else ".\n\n")
         + "Accuracy in percent; a tie counts as a wrong answer.\n\n"
         + "".join(f"- {line.strip()}\n" for line in left_out.lines())
         + ("\n" if left_out.questions else "")
@@ -311,7 +313,12 @@ def _report(
     )
 
 
+def _at_most(limit: int | None, what: str) -> str:
+    return f"all {what}s" if limit is None else counted(limit, what)
+
+
 def _machine() -> str:
-    cores = usable_cores()
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return f"{platform.machine()}, {cores} cores, {platform.system()}, {versions}"
+    return (
+        f"{platform.machine()}, {counted(usable_cores(), 'core')}, {platform.system()}, {versions}"
+    )

@@ -23,7 +23,7 @@ from dsd_trt.bundle.manifest import (
     ScoreKind,
     TrainedFor,
 )
-from dsd_trt.errors import ModelError
+from dsd_trt.errors import ModelError, counted
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.schema import to_plain
@@ -249,8 +249,8 @@ class Adapter:
             return uniform_head_weights(heads)
         if max(layers) >= len(self.head_weights):
             raise ModelError(
-                f"the adapter weights {len(self.head_weights)} layers; layer {max(layers)} is not "
-                "among them"
+                f"the adapter weights {counted(len(self.head_weights), 'layer')}; layer "
+                f"{max(layers)} is not among them"
             )
         chosen = [self.head_weights[layer] for layer in layers]
         if [len(weights) for weights in chosen] != list(heads):

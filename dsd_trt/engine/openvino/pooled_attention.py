@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import EngineError, counted
 from dsd_trt.log import get_logger
 
 logger = get_logger(__name__)
@@ -100,7 +100,9 @@ def pool_attention(
     passed = (_Layer * len(layers))(*(_checked(layer) for layer in layers))
     numbers = (ctypes.c_int64(it) for it in (len(layers), threads, width))
     if kernel.dsd_pool_attention(passed, *numbers):
-        raise EngineError(f"no memory, or no {threads} threads, to match texts with images")
+        raise EngineError(
+            f"no memory to match texts with images, or fewer than {counted(threads, 'thread')}"
+        )
 
 
 def _checked(layer: PooledAttention) -> _Layer:

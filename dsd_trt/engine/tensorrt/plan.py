@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.manifest import Manifest
-from dsd_trt.errors import EngineError, InputError
+from dsd_trt.errors import EngineError, InputError, counted
 from dsd_trt.files.folders import whole_folder
 from dsd_trt.files.schema import SchemaError, from_plain, read_json, to_plain
 
@@ -275,7 +275,9 @@ def read_plan(plan: Plan) -> bytes:
     except OSError as error:
         raise EngineError(f"cannot read {plan.path}: {error.strerror}. {again}") from None
     if found != plan.sidecar.size:
-        raise EngineError(f"{plan.path} has {found} bytes instead of {plan.sidecar.size}. {again}")
+        raise EngineError(
+            f"{plan.path} has {counted(found, 'byte')} instead of {plan.sidecar.size}. {again}"
+        )
     if hashlib.sha256(content).hexdigest() != plan.sidecar.sha256:
         raise EngineError(f"{plan.path} was altered (sha256 differs). {again}")
     return content
