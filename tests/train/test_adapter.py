@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,3 +194,17 @@ def test_head_weights_that_sum_to_nothing_are_refused(folder: Path) -> None:
     replace(Adapter.load(folder), head_weights=zeros).save(folder)
     with pytest.raises(ModelError, match="the head weights sum to 0"):
         Adapter.load(folder)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_its_files_have_the_mode_that_the_user_s_umask_leaves(
+    folder: Path, tmp_path: Path, umask: int
+) -> None:
+    adapter, before = Adapter.load(folder), os.umask(umask)
+    try:
+        adapter.save(tmp_path / "saved")
+        adapter.save(tmp_path / "saved")  # also where files are replaced
+    finally:
+        os.umask(before)
+    modes = {it.name: it.stat().st_mode & 0o777 for it in (tmp_path / "saved").iterdir()}
+    assert modes == dict.fromkeys(("adapter.json", "adapter.safetensors"), 0o666 & ~umask)

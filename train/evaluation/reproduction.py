@@ -319,6 +319,5 @@ def _at_most(limit: int | None, what: str) -> str:
 
 def _machine() -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return (
-        f"{platform.machine()}, {counted(usable_cores(), 'core')}, {platform.system()}, {versions}"
-    )
+    cores = counted(usable_cores(), "core")
+    return f"{platform.machine()}, {cores}, {platform.system()}, {versions}"
