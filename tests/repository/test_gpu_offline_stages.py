@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import click
 import numpy as np
@@ -29,6 +30,7 @@ from run_stages import Result, Runner, resolve, verdict
 from stages import BY_NAME, ORT, ROOT, RTX, SITE, STAGES, TOOLS, Stage
 
 from dsd_trt import Scorer, read_bundle
+from dsd_trt.bundle.folder import EMBEDDED
 from dsd_trt.commands.main import cli
 from dsd_trt.engine.tensorrt import runner as runner_module
 from dsd_trt.engines import compile as compiling
@@ -418,16 +420,35 @@ def test_the_report_states_machine_stages_and_checks(results: dict[str, object])
     assert not any(line.startswith("# ") for line in lines)
 
 
+ASKED = {"compute_capability": "9.0", "listed": False}
+
+
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ({"build": "1", "opened": False, "messages": ["E"]}, "could not be opened: E"),
-        ({"build": "1", "opened": True, "error": "E"}, "its check failed: E"),
-        ({"build": "1", "opened": True, "checked": True}, "built, opened and checked"),
+        ({**ASKED, "build": "1", "opened": False, "messages": ["E"]}, "could not be opened: E"),
+        ({**ASKED, "build": "1", "opened": True, "error": "E"}, "its check failed: E"),
+        ({**ASKED, "build": "1", "opened": True, "checked": True}, "built, opened and checked"),
+        ({**ASKED, "error": "E"}, "which it does not list: no plan was built: E"),
+        ({"version": "1", "error": "no CUDA device"}, "Version 1 was not asked: no CUDA device"),
     ],
 )
 def test_the_report_states_how_far_tensorrt_rtx_got(found: dict[str, object], said: str) -> None:
     assert said in report.rtx(found)
+
+
+def test_an_attempt_that_ends_early_says_why_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its last line is what the report of a run shows."""
+
+    def missing(name: str) -> NoReturn:
+        raise EngineError("no such library")
+
+    monkeypatch.setattr(runner_module, "load_library", missing)
+    assert try_rtx.main([str(EMBEDDED), "--out", str(tmp_path / "rtx")]) == 4
+    assert capsys.readouterr().err == "no such library\n"
+    assert json.loads((tmp_path / "rtx.json").read_text()) == {"error": "no such library"}
 
 
 def test_a_run_that_reached_nothing_has_a_report() -> None:

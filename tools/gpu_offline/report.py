@@ -83,7 +83,9 @@ def cell(text: str, longest: int = 120) -> str:
 
 def rtx(found: Mapping[str, Any]) -> str:
     """What became of the attempt with TensorRT-RTX, in a sentence or two."""
-    version, gpu = found.get("version", "?"), found.get("compute_capability", "?")
+    version, gpu = found.get("version", "?"), found.get("compute_capability")
+    if gpu is None:  # library, driver or GPU is missing
+        return f"Version {version} was not asked: {found.get('error', '?')}"
     asked = f"Version {version} on compute capability {gpu}"
     asked += ", which it lists:" if found.get("listed") else ", which it does not list:"
     if found.get("checked"):

@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         given.out.with_name(f"{given.out.name}.json").write_text(json.dumps(found, indent=1))
     print(json.dumps(found, indent=1))
+    if "error" in found:  # the last line is what reports show of a stage
+        print(found["error"], file=sys.stderr)
     return code
 
 
