@@ -252,7 +252,10 @@ def compare(
                         (row.before if build is before else row.after).append(found[key])
             builds.reverse()  # ABBA order: no build always runs second
             progress(f"{measurement.work} {measurement.subject or ''}: round {number + 1}")
-        yield from (row for row in rows if row.before)
+        known = [row for row in rows if row.before]
+        # At once: the figures of hours would otherwise be lost with the last measurement.
+        progress("\n".join(table(known, before.name, after.name).splitlines()[2:]))
+        yield from known
 
 
 def environment(tree: str, name: str, extras: str) -> Build:
