@@ -259,6 +259,28 @@ def checked_text(text: object, place: str) -> str:
     return str.__str__(text)  # numpy strings and enumerations become plain strings
 
 
+def level_indices(manifest: Manifest, levels: object) -> NDArray[np.int32]:
+    """Indices of noise levels among a bundle's, in the bundle's order, each once, int32 (levels,).
+
+    Args:
+        manifest: manifest of the bundle.
+        levels: noise levels, numbers; None is all of the bundle's.
+
+    Raises:
+        InputError: the bundle lacks a level, there is none, or they are no numbers.
+    """
+    known = manifest.method.noise_levels.fractions
+    wanted = known if levels is None else checked_levels(levels)
+    for s in wanted:
+        if s not in known:
+            raise InputError(
+                f"the bundle has no noise level {s}; it has {', '.join(map(str, known))}"
+            )
+    if len(wanted) == 0:
+        raise InputError("no noise level to score at")
+    return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
+
+
 def checked_levels(levels: object) -> tuple[float, ...]:
     """Noise levels as numbers; whether the bundle has them is checked later.
 

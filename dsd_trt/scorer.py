@@ -30,6 +30,7 @@ from dsd_trt.jobs import (
     checked_text,
     checked_texts,
     former_top_k,
+    level_indices,
     name_of,
     open_images,
     unique_texts,
@@ -686,17 +687,8 @@ class Scorer:
         )
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
-        """Indices of the given levels among the bundle's, in the bundle's order, each once."""
-        known = self.manifest.method.noise_levels.fractions
-        wanted = known if levels is None else checked_levels(levels)
-        for s in wanted:
-            if s not in known:
-                raise InputError(
-                    f"the bundle has no noise level {s}; it has {', '.join(map(str, known))}"
-                )
-        if len(wanted) == 0:
-            raise InputError("no noise level to score at")
-        return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
+        """Indices of the given levels, as for `level_indices`."""
+        return level_indices(self.manifest, levels)
 
     def _levels(self, levels: Sequence[float] | None) -> list[float]:
         """The given levels in the bundle's order, each once."""

@@ -203,6 +203,8 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
     if os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises on odd names)
         return folder
     what = "no folder {!r}"
+    if os.fspath(bundle) == "shapes":
+        what += " (the demonstration is the default, without a name)"
     if os.path.exists(folder):  # noqa: PTH110 (Path.exists raises on odd names)
         what = "{!r} is a file, not a folder"
     elif isinstance(bundle, str) and (named := Repository.named(bundle)):

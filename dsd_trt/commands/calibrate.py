@@ -9,6 +9,8 @@ import click
 
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
+    Share,
+    TablePath,
     column_options,
     compute_options,
     seed_option,
@@ -27,7 +29,7 @@ Examples:
   dsd-trt calibrate my-scorer --data labelled.csv --target-precision 0.95
   dsd-trt calibrate shapes --data labelled.csv -o my-scorer --plot reliability.svg
 """
-_SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
+_SHARE = Share(0, 1, min_open=True, max_open=True)
 
 
 @click.command(epilog=EXAMPLES)
@@ -35,7 +37,7 @@ _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 @click.option(
     "--data",
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=TablePath(exists=True, dir_okay=False, path_type=Path),
     metavar="TABLE",
     help="CSV, JSONL or Parquet file with columns image,text,label (1 or 0), or image,text and "
     "negatives. Image paths are relative to the file.",

@@ -12,6 +12,8 @@ import click
 from dsd_trt.commands.formats import FORMATS
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
+    Share,
+    TablePath,
     bundle_option,
     compute_options,
     pair_options,
@@ -37,6 +39,7 @@ Examples:
   dsd-trt filter pairs.csv --target-precision 0.95 --labelled labels.csv -o kept-%06d.tar
 """
 SHOWN = 20  # failures and reasons listed
+BY_SCORE = "Without it, choose by score: --keep-best"
 
 
 def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -52,11 +55,11 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 @click.command(name="filter", epilog=EXAMPLES)
 @click.argument(
-    "pairs", type=click.Path(exists=True, allow_dash=True, path_type=Path), metavar="PAIRS"
+    "pairs", type=TablePath(exists=True, allow_dash=True, path_type=Path), metavar="PAIRS"
 )
 @click.option(
     "--min-probability",
-    type=click.FloatRange(0, 1),
+    type=Share(0, 1),
     metavar="P",
     help="Keep pairs whose match probability is at least P.",
 )
@@ -69,14 +72,14 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--target-precision",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Share(0, 1, min_open=True, max_open=True),
     metavar="P",
     help="Keep as many pairs as possible with a share P of positive ones: measured on labels if "
     "there are any, else expected from the calibrated probabilities.",
 )
 @click.option(
     "--labelled",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=TablePath(exists=True, dir_okay=False, path_type=Path),
     metavar="TABLE",
     help="Table with columns image, text and label, 1 or 0, for --target-precision.  [default: "
     "rows of PAIRS that have a label]",
@@ -181,6 +184,8 @@ def filter_pairs(
     if labelled:
         open_labels(labelled, columns)
 
+    from dsd_trt.bundle.probability import why_no_probability
+    from dsd_trt.commands.bundle_checks import require_bundle
     from dsd_trt.commands.filter_labels import Labels
     from dsd_trt.commands.kept import KeptOutputs
     from dsd_trt.commands.pairs import open_pairs, surveyed
@@ -189,6 +194,11 @@ def filter_pairs(
     from dsd_trt.scorer import Scorer
 
     require_possible(engine, device, threads)  # before pairs are read
+    manifest, wanted = require_bundle(bundle, mode, levels)
+    if min_probability is not None and (
+        why := why_no_probability(manifest, wanted, levels, bundle or "BUNDLE")
+    ):
+        raise InputError(f"{why}. {BY_SCORE}")
     source = open_pairs(pairs, table, columns, images_at, text_field)
     outputs = KeptOutputs(source, output, dropped, copy_to, form, shard_size, force=force)
     survey = surveyed(source)
@@ -207,9 +217,7 @@ def filter_pairs(
     )
     note_engine(scorer)
     if keep_best is None and labels is None and scorer.calibration(levels) is None:
-        raise InputError(
-            f"{scorer.why_no_probability(levels)}. Without it, choose by score: --keep-best"
-        )
+        raise InputError(f"{scorer.why_no_probability(levels)}. {BY_SCORE}")
     with contextlib.ExitStack() as stack:
         place = outputs.journal_place
         run = stack.enter_context(scored_pairs(scorer, survey, levels, place, resume=resume))

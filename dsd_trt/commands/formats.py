@@ -13,6 +13,7 @@ from pathlib import PurePath
 
 from dsd_trt.commands.layout import Layout
 from dsd_trt.commands.output import Record, write_output
+from dsd_trt.errors import InputError
 from dsd_trt.tables.values import to_cell, to_json
 
 
@@ -120,9 +121,27 @@ _SUFFIXES = {
 }
 
 
+_UNWRITTEN = frozenset(
+    {
+        *(".tsv", ".xlsx", ".xls", ".ods", ".feather", ".arrow", ".avro", ".orc", ".pkl", ".h5"),
+        *(".gz", ".zst", ".bz2", ".xz", ".zip", ".npy", ".npz", ".xml", ".html", ".yaml", ".db"),
+    }
+)
+
+
 def format_of(output: str, default: str) -> str:
-    """Name of the format that the suffix of an output says, else the default."""
-    return _SUFFIXES.get(PurePath(output).suffix.lower(), default)
+    """Name of the format that the suffix of an output says, else the default.
+
+    Raises:
+        InputError: it is the suffix of a format that is not written.
+    """
+    suffix = PurePath(output).suffix.lower()
+    if suffix in _UNWRITTEN:
+        raise InputError(
+            f"{output}: {suffix} is not written; name a file FILE.csv, .jsonl, .json or .parquet, "
+            "or the format with -f"
+        )
+    return _SUFFIXES.get(suffix, default)
 
 
 def formats_help() -> str:

@@ -103,7 +103,8 @@ def read_texts(source: str) -> list[str]:
                 content = read_bounded(stream, source)
     except OSError as error:
         raise InputError(
-            f"cannot read texts from {name}: {error.strerror}; the last argument is their file"
+            f"cannot read texts from {name}: {error.strerror}; the last argument is their file, or "
+            "- for standard input, as in: echo 'a red circle' | dsd-trt score IMAGES -"
         ) from None
     try:
         text = decode(content, name)

@@ -26,6 +26,35 @@ _COLUMNS = {
 }
 
 
+class Share(click.FloatRange):
+    """A number between 0 and 1; a percentage is refused with the number that it means."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number, checked."""
+        text = str(value).strip()
+        try:
+            number = float(text.removesuffix("%"))
+        except ValueError:
+            number = -1.0
+        if 0 <= number <= 100 and (text.endswith("%") or number >= 5):
+            self.fail(
+                f"{text!r} is a percentage; write it as a share: {number / 100:g}", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
+class TablePath(click.Path):
+    """Path of a table; a URL is refused by name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, checked."""
+        if "://" in str(value) and not Path(str(value)).exists():
+            self.fail(f"{str(value)!r} is a URL: download it first, and give the file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def parse_levels(
     ctx: click.Context, param: click.Parameter, value: str | None
 ) -> tuple[float, ...] | None:
@@ -270,7 +299,7 @@ def validation_option(command: Command) -> Command:
     """--validation, the share of the examples held out for early stopping."""
     return click.option(
         "--validation",
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Share(0, 1, max_open=True),
         default=0.15,
         show_default=True,
         help="Share of the examples held out for early stopping; 0 trains to the last step.",

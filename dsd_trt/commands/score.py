@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from dsd_trt.commands.environment import from_environment, setting
 from dsd_trt.commands.formats import FORMATS, AtEnd, format_of, formats_help
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
+    TablePath,
     bundle_option,
     compute_options,
     pair_options,
@@ -48,7 +50,7 @@ Examples:
 @click.argument("paths", nargs=-1, metavar="IMAGES... TEXTS")
 @click.option(
     "--pairs",
-    type=click.Path(exists=True, allow_dash=True, path_type=Path),
+    type=TablePath(exists=True, allow_dash=True, path_type=Path),
     metavar="TABLE|WEBDATASET",
     help="Pairs to score instead, row for row: a CSV, JSONL or Parquet table with columns image "
     "and text, or - for one on standard input; a tar file in WebDataset's format, or a folder of "
@@ -181,9 +183,14 @@ def score(
                 "--image-column, --text-column, --images and --text-field: for --pairs"
             )
         if len(paths) < 2:
-            raise InputError("give IMAGES and, last, the file of TEXTS; see: dsd-trt score --help")
+            table_alone = paths and format_of(paths[0], "") in ("csv", "jsonl", "parquet")
+            hint = f"; for a table of pairs: --pairs {shlex.quote(paths[0])}" if table_alone else ""
+            raise InputError(
+                f"give IMAGES and, last, the file of TEXTS{hint}; see: dsd-trt score --help"
+            )
     table = open_table(pairs, columns, images_at, text_field) if pairs else None
 
+    from dsd_trt.commands.bundle_checks import require_bundle
     from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.inputs import images_named, read_texts
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
@@ -203,6 +210,7 @@ def score(
 
     unreadable: tuple[Failure, ...] = ()
     require_possible(engine, device, threads)  # before images, texts or pairs are read
+    require_bundle(bundle, mode, levels)
     if pairs:
         source = open_pairs(pairs, table, columns, images_at, text_field)
         refuse_output(output, source)

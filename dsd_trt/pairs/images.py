@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from dsd_trt.errors import ImageError, InputError
+from dsd_trt.image.missing import no_image
 from dsd_trt.index.files import is_index
 from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.index.tar_image import TarFile, TarImage
@@ -37,6 +38,7 @@ class NamedImages:
         if self._index is None and not self._in_tar and not place.is_dir():
             raise InputError(
                 f"no folder, index or tar file {str(place)!r}; --images names where the images are"
+                f"{'. Unpack it, and name the folder' if place.suffix.lower() == '.zip' else ''}"
             )
         self._listed = functools.lru_cache(_LISTED)(_list)
 
@@ -63,7 +65,7 @@ class NamedImages:
             if around == self.place:
                 break
         if not os.path.lexists(path):
-            raise ImageError(f"no image file {str(path)[:600]!r}")
+            raise ImageError(no_image(self.place, name))
         return path
 
     def state(self, name: str) -> object:

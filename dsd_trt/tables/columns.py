@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -9,6 +11,9 @@ from dsd_trt.errors import InputError
 from dsd_trt.tables.table import Table
 
 Role: TypeAlias = Literal["image", "text", "label", "id"]
+
+
+_FILE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,7 @@ class ColumnNames:
         given: str | None = getattr(self, role)
         name = given or role
         if not table.has(name):
-            others = ", ".join(map(repr, table.first_columns)) or "none"
-            raise InputError(
-                f"{table.name}, {table.start}: no column {name!r} among {others}. Name the column "
-                f"of the {_MEANING[role]}: --{role}-column NAME"
-            )
+            raise InputError(f"{table.name}, {table.start}: {_missing(table, role, name)}")
         if name in table.doubled:
             raise InputError(
                 f"{table.name}, {table.start}: the column {name!r} is there twice; rename one"
@@ -65,3 +66,21 @@ _MEANING = {
     "label": "labels",
     "id": "identifiers",
 }
+
+
+def _missing(table: Table, role: Role, name: str) -> str:
+    """Message that a table lacks a column, with the remedy for the likeliest cause."""
+    columns = table.first_columns
+    if not columns and (first := next(iter(table.rows()), None)) is not None and first.error:
+        return f"{first.error} in {first.place}. Write one JSON object per line"
+    others = ", ".join(map(repr, columns)) or "none"
+    message = f"no column {name!r} among {others}. "
+    if alike := [it for it in columns if it.strip().lower() == name.lower()]:
+        return message + f"Name it as it is written: --{role}-column {shlex.quote(alike[0])}"
+    if table.form == "csv" and len(columns) == 1:
+        return message + (
+            "Cells are separated by commas, tabs or semicolons, under a header such as image,text"
+        )
+    if table.form == "csv" and any(_FILE.search(it) for it in columns):
+        return message + "Line 1 is no header: write one above it, such as image,text"
+    return message + f"Name the column of the {_MEANING[role]}: --{role}-column NAME"

@@ -13,6 +13,7 @@ from dsd_trt.errors import InputError, counted
 from dsd_trt.failure import Failure
 from dsd_trt.files.rows import text_fault
 from dsd_trt.files.schema import parse_json
+from dsd_trt.image.missing import no_image
 from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
 from dsd_trt.tables.row import TableRow, is_missing
@@ -105,7 +106,7 @@ def read_labelled(
             else:
                 name, file = found, table.folder / found
                 if name not in present:
-                    present[name] = _image_fault(table.folder / found)
+                    present[name] = image_fault(table.folder, found)
                 if fault := present[name]:
                     raise ValueError(fault)
             others = negatives_of(row, negatives)
@@ -152,7 +153,7 @@ def labelled_columns(
     if subset is not None and not table.has(subset):
         raise InputError(
             f"{table.name}, {table.start}: no column {subset!r} among "
-            f"{', '.join(map(repr, table.first_columns))}"
+            f"{', '.join(map(repr, table.first_columns))}. Name one of them: --by COLUMN"
         )
     return image, text, label, negatives
 
@@ -216,9 +217,15 @@ def _subset(row: TableRow, column: str | None) -> str:
     return "" if is_missing(value) else str(value).strip()
 
 
-def _image_fault(path: Path) -> str | None:
+def image_fault(folder: Path, name: str) -> str | None:
+    """Why an image that a table names is no file, with the remedy; None if it is one.
+
+    Args:
+        folder: folder that the name is relative to.
+        name: path as it is written in the table.
+    """
     try:
-        mode = path.stat().st_mode
+        mode = (folder / name).stat().st_mode
     except (OSError, ValueError):  # missing, or not a valid name
-        return f"no image file {str(path)[:300]!r}"
-    return None if stat.S_ISREG(mode) else f"{str(path)[:300]!r} is no file"
+        return no_image(folder, name)
+    return None if stat.S_ISREG(mode) else f"{str(folder / name)[:300]!r} is no file"

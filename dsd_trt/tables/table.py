@@ -33,7 +33,25 @@ _SUFFIXES: dict[str, Form] = {
     ".pq": "parquet",
 }
 _PARQUET = b"PAR1"
+_PICKLE = "it is a pickle: write a table as CSV or Parquet"
+_IMAGE = "it is an image, and a table names images by their paths, one in each row"
 _OTHERS = {
+    b"\x89PNG": _IMAGE,
+    b"\xff\xd8\xff": _IMAGE,
+    b"GIF8": _IMAGE,
+    b"RIFF": _IMAGE,
+    b"\xff\xfe": "it is UTF-16: save it as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "it is UTF-16: save it as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xd0\xcf\x11\xe0": "it is a spreadsheet: save it as CSV",
+    b"SQLite format 3": "it is a database: export one of its tables as CSV",
+    b"\x80\x02": _PICKLE,
+    b"\x80\x03": _PICKLE,
+    b"\x80\x04": _PICKLE,
+    b"\x80\x05": _PICKLE,
+    b"\x93NUMPY": "it is an array of numpy: write a table as CSV",
+    b"\x89HDF": "it is an HDF5 file: write a table as CSV or Parquet",
+    b"ORC": "it is an ORC file: save it as Parquet",
+    b"Obj\x01": "it is an Avro file: save it as Parquet",
     b"\x1f\x8b": "it is compressed: gunzip unpacks it",
     b"BZh": "it is compressed: bunzip2 unpacks it",
     b"\xfd7zXZ": "it is compressed: unxz unpacks it",
@@ -154,7 +172,10 @@ def _form(name: str, head: bytes) -> Form:
     for magic, remedy in _OTHERS.items():
         if head.startswith(magic) and (b"\0" in head or not head.isascii()):
             raise InputError(f"{name} is no CSV, JSONL or Parquet file: {remedy}")
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:9].lower() == b"<!doctype" or text[:5].lower() in (b"<html", b"<?xml"):
+        raise InputError(f"{name} is a web page or XML, no table: download the file itself")
+    start = text[:1]
     if start == b"{" or form == "jsonl":
         return "jsonl"
     if start == b"[" and form is None:

@@ -41,7 +41,8 @@ def text_lines(content: TableContent, newline: Literal["", None]) -> Iterator[st
 
 def _not_utf8(content: TableContent) -> InputError:
     return InputError(
-        f"{content.name!r} is not UTF-8 text (line {_line_of_fault(content)}); save it as UTF-8"
+        f"{content.name!r} is not UTF-8 text (line {_line_of_fault(content)}); save it as UTF-8, "
+        "or convert it, such as with: iconv -f WINDOWS-1252 -t UTF-8"
     )
 
 

@@ -371,7 +371,7 @@ def test_a_stopped_write_leaves_a_bundle(
         (("own", "-o", "pairs.csv"), "pairs.csv is a file"),
         (("own", "--plot", "p.png"), "give --plot p.svg"),
         (("nothing",), "no folder 'nothing'"),
-        (("own", "--target-precision", "95"), "95.0 is not in the range 0<x<1"),
+        (("own", "--target-precision", "95"), "write it as a share: 0.95"),
         (("own", "--target-recall", "nan"), "nan"),
         (("own", "--prior", "0"), "0.0 is not in the range 0<x<1"),
         (("own", "--mode", "matrix"), "matrix"),

@@ -526,7 +526,7 @@ def test_what_is_wrong_with_standard_input_is_told(
         (b"image,text\n", "standard input has no rows"),
         (b"a,b\n1,2\n", "standard input, line 1: no column 'image' among 'a', 'b'"),
         (b'[{"image": "a"}]', "standard input is a JSON list; write its objects on a line each: "),
-        ("image,text\n".encode("utf-16"), "'standard input' is not UTF-8 text (line 1)"),
+        ("image,text\n".encode("utf-16"), "it is UTF-16: save it as UTF-8"),
         (b"\x1f\x8b\x08\0\0", "it is compressed: gunzip unpacks it"),
         (b"PAR1 and no more", "standard input is no whole Parquet file"),
     ):

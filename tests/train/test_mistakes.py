@@ -52,7 +52,7 @@ DATA_MISTAKES = [
     ("--data both.csv", "has both 'label' and 'negatives'"),
     ("--data twice.csv", "the column 'text' is there twice"),
     ("--data list.json", "is a JSON list"),
-    ("--data a.png", "is not UTF-8 text"),
+    ("--data a.png", "it is an image"),
     ("--data good.csv --text-column caption", "no column 'caption'"),
     ("--data good.csv --label-column ok", "no column 'ok'"),
     ("--data good.csv --id-column key", "no column 'key'"),

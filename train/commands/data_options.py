@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import Command, column_options
+from dsd_trt.commands.options import Command, Share, column_options
 from dsd_trt.train.data.catalogue import FEW_SHOT, NAMES
 
 
@@ -39,6 +39,6 @@ def fraction_option(of: str, table: str, *, least: bool = False) -> Callable[[Co
     """
     return click.option(
         "--fraction",
-        type=click.FloatRange(0, 1, min_open=least),
+        type=Share(0, 1, min_open=least),
         help=f"{of}  [default: {table} of a table, {FEW_SHOT} of a named data set]",
     )

@@ -10,6 +10,7 @@ import click
 from dsd_trt.commands.environment import on_command_line, setting
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
+    Share,
     compute_options,
     seed_option,
     self_check_option,
@@ -71,7 +72,7 @@ Examples:
 @click.option(
     "--threshold",
     "thresholds",
-    type=click.FloatRange(0, 1),
+    type=Share(0, 1),
     multiple=True,
     default=(0.5,),
     metavar="P",

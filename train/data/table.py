@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from dsd_trt.errors import InputError, counted
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
-from dsd_trt.tables.labelled import negative_columns, negatives_of
+from dsd_trt.tables.labelled import image_fault, negative_columns, negatives_of
 from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.table import Table
 from dsd_trt.train.question import Question, shuffled
@@ -102,7 +101,9 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
             if isinstance(found, EmbeddedImage):
                 name, file = found.digest.hex(), stored.setdefault(found, found)
             else:
-                name, file = found, _image(path.parent, found)
+                name, file = found, path.parent / found
+                if fault := image_fault(path.parent, found):
+                    raise ValueError(fault)
             rows.append(
                 _Described(
                     file,
@@ -173,14 +174,3 @@ def _source(row: TableRow, column: str | None) -> str | None:
     if value is None or not str(value).strip():
         raise ValueError(f"{column} is empty")
     return str(value).strip()
-
-
-def _image(folder: Path, name: str) -> Path:
-    path = folder / name
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # missing, or not a valid name
-        raise ValueError(f"no image file {str(path)[:300]!r}") from None
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"no image file {str(path)[:300]!r}")
-    return path

@@ -1,0 +1,185 @@
+"""Mistakes with tables and their options: each message has the cause and the remedy, at once."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import shlex
+import sqlite3
+import zipfile
+from pathlib import Path
+
+import pyarrow
+import pytest
+from bundles import make_bundle
+from PIL import Image
+from pyarrow import parquet
+
+from dsd_trt.bundle.folder import write_bundle
+from dsd_trt.commands.main import main
+from dsd_trt.tables.labelled import read_labelled
+from dsd_trt.tables.table import Table
+from dsd_trt.train.data.table import read_table
+
+TABLE = "image,text,label\n" + "".join(
+    f"photos/{n % 4}.png,a red circle {n},{n % 2}\n" for n in range(12)
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what users have: photos, tables of every kind, and files that are none."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "empty", "full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "full/file").touch()
+    for number, colour in enumerate(("red", "blue", "green", "yellow")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"photos/{number}.png")
+    texts = {
+        "t.csv": TABLE,
+        "pairs.csv": "image,text\nphotos/0.png,a dog\n",
+        "capital.csv": TABLE.replace("image,text", "Image,My Text"),
+        "headless.csv": "photos/0.png,a dog\nphotos/1.png,a cat\n",
+        "texts.txt": "a red circle\na dog\n",
+        "bars.csv": "image|text\nphotos/0.png|a dog\n",
+        "page.csv": "<!DOCTYPE html><html><body>Not found</body></html>\n",
+        "one.csv": "image,text,label\nphotos/0.png,a dog,1\n",
+        "percent.csv": "image,text,label\nphotos/0.png,a dog,90%\n",
+        "pretty.json": json.dumps({"rows": [{"image": "a"}]}, indent=1),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "latin.csv").write_bytes("image,text\n0.png,café\n".encode("latin-1"))
+    (tmp_path / "utf16.csv").write_bytes(TABLE.encode("utf-16"))
+    (tmp_path / "old.xls").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600))
+    (tmp_path / "t.pkl").write_bytes(pickle.dumps({"image": ["photos/0.png"] * 3}))
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
+    for name in ("book.xlsx", "photos.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("a", "é" * 9)
+    with sqlite3.connect(tmp_path / "t.db") as database:
+        database.execute("create table pairs (image, text)")
+    lists = pyarrow.table({"image": ["photos/0.png"], "text": pyarrow.array([["a", "b"]])})
+    parquet.write_table(lists, tmp_path / "lists.parquet")
+    bundle = make_bundle(tmp_path / "bundle")
+    write_bundle(bundle.folder, bundle.manifest)
+    return tmp_path
+
+
+COMMANDS = {
+    "pairs": "score --bundle bundle --pairs",
+    "filter": "filter --bundle bundle",
+    "fit": "calibrate bundle --data",
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "cause", "remedy"),
+    [
+        # what is no table
+        ("pairs book.xlsx", "a zip archive or a spreadsheet", "save it as CSV"),
+        ("pairs old.xls", "it is a spreadsheet", "save it as CSV"),
+        ("pairs t.csv.gz", "it is compressed", "gunzip unpacks it"),
+        ("pairs t.pkl", "it is a pickle", "write a table as CSV or Parquet"),
+        ("pairs t.db", "it is a database", "export one of its tables as CSV"),
+        ("pairs photos/0.png", "it is an image", "a table names images by their paths"),
+        ("pairs page.csv", "is a web page", "download the file itself"),
+        ("pairs https://example.com/t.csv", "is a URL", "download it first"),
+        ("filter s3://shop/t.parquet --keep-best 3 -o k", "is a URL", "download it first"),
+        ("fit https://example.com/t.csv -o new", "is a URL", "download it first"),
+        ("pairs photos", "photos has no tar files", "give a table, a tar file, or a folder"),
+        # encodings, separators, headers
+        ("pairs latin.csv", "is not UTF-8 text (line 2)", "iconv -f WINDOWS-1252 -t UTF-8"),
+        ("pairs utf16.csv", "it is UTF-16", "iconv -f UTF-16 -t UTF-8"),
+        ("pairs bars.csv", "among 'image|text'", "separated by commas, tabs or semicolons"),
+        ("pairs texts.txt", "among 'a red circle'", "under a header such as image,text"),
+        ("pairs headless.csv", "Line 1 is no header", "write one above it, such as image,text"),
+        ("pairs capital.csv", "no column 'image' among 'Image'", "--image-column Image"),
+        (
+            "pairs capital.csv --image-column Image --text-column 'my text'",
+            "no column 'my text'",
+            "--text-column 'My Text'",
+        ),
+        ("pairs pretty.json", "not valid JSON", "Write one JSON object per line"),
+        ("pairs lists.parquet", "has no texts but list<", "--text-column NAME"),
+        # places of images, outputs
+        ("pairs t.csv --images photos.zip", "no folder, index or tar file", "Unpack it"),
+        ("pairs t.csv -o scores.xlsx", ".xlsx is not written", ".csv, .jsonl, .json or .parquet"),
+        ("filter t.csv --keep-best 3 -o kept.tsv", ".tsv is not written", "the format with -f"),
+        ("filter t.csv --keep-best 3 -o k.csv --dropped d.gz", ".gz is not written", "with -f"),
+        ("filter t.csv --keep-best 3 -o k.csv --copy-to full", "full is there", "--force"),
+        ("filter t.csv --keep-best 3 -o k.csv --dropped k.csv", "-o, --dropped", "three different"),
+        ("score t.csv", "give IMAGES and, last, the file of TEXTS", "--pairs t.csv"),
+        ("score photos 'a dog'", "cannot read texts from 'a dog'", "echo 'a red circle' | dsd-trt"),
+        # numbers
+        ("filter t.csv --min-probability 90 -o k", "'90' is a percentage", "as a share: 0.9"),
+        ("filter t.csv --target-precision 95% -o k", "'95%' is a percentage", "a share: 0.95"),
+        ("filter t.csv --min-probability 1.5 -o k", "1.5 is not in the range", "0<=x<=1"),
+        ("filter t.csv --keep-best 0.3 -o k", "'0.3' is neither", "such as 30%"),
+        ("fit t.csv --prior 20 -o new", "'20' is a percentage", "write it as a share: 0.2"),
+        ("pairs t.csv --levels 0.5", "no noise level 0.5", "it has 0.2, 0.4, 0.8"),
+        ("filter t.csv --keep-best 2 --levels 0.5 -o k", "no noise level 0.5", "it has 0.2"),
+        ("pairs t.csv --mode matrix", "no matrix scorer", "dsd-trt export --matrix"),
+        (
+            "filter t.csv --min-probability 0.5 --levels 0.2 -o k",
+            "no match probabilities at the noise levels 0.2",
+            "choose by score: --keep-best",
+        ),
+        # bundles and labels
+        ("score --bundle shapes --pairs t.csv", "no folder 'shapes'", "is the default, without"),
+        ("score --bundle gone --pairs t.csv", "no folder 'gone'", "dsd-trt export --out BUNDLE"),
+        ("fit t.csv --by nope -o new", "no column 'nope' among 'image'", "--by COLUMN"),
+        ("fit pairs.csv -o new", "no labels", "Add a column label"),
+        (
+            "fit one.csv -o new",
+            "1 pair of one.csv, all with the label 1",
+            "a fit needs positives and negatives",
+        ),
+        ("fit percent.csv -o new", "got '90%'", "must be 0 or 1"),
+        ("fit t.csv -o full", "full is not empty", "give a new folder"),
+        ("fit t.csv --plot r.png -o new", "an SVG file", "--plot r.svg"),
+        (
+            "filter t.csv --target-precision 0.9 --labelled pairs.csv -o k",
+            "no column 'label' among 'image', 'text'",
+            "--label-column NAME",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, cause: str, remedy: str
+) -> None:
+    first, _, rest = command.partition(" ")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(f"{COMMANDS.get(first, first)} {rest}"))
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, ""), printed.err
+    said = " ".join(printed.err.split())
+    assert cause in said
+    assert remedy in said
+    assert "engine:" not in said  # nothing was compiled
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_images_that_are_no_files_have_their_remedy(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each costs its row; the message is the same where labels are read."""
+    rows = {
+        "https://example.com/a.jpg": "is a URL, and images are files: download it first",
+        "photos\\0.png": "write its path with /, not with \\",
+        "photos\\9.png": "no image file 'photos\\\\9.png'",
+    }
+    lines = ["image,text,label", *(f"{name},a dog,1" for name in rows), "photos/1.png,a dog,1"]
+    (folder / "odd.csv").write_text("\n".join(lines))
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split("score --bundle bundle --pairs odd.csv -f csv --engine onnxruntime"))
+    assert ended.value.code == 3
+    scored = capsys.readouterr()
+    labelled = map(str, read_labelled(Table.open("odd.csv")).failures)
+    learned = map(str, read_table(Path("odd.csv"), 0).failures)
+    every = [scored.err, "\n".join(labelled), "\n".join(learned)]
+    for remedy in rows.values():
+        assert all(remedy in said for said in every)
+    assert all(said.count("write its path") == 1 for said in every)
