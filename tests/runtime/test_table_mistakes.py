@@ -131,11 +131,7 @@ COMMANDS = {
         ("score --bundle gone --pairs t.csv", "no folder 'gone'", "dsd-trt export --out BUNDLE"),
         ("fit t.csv --by nope -o new", "no column 'nope' among 'image'", "--by COLUMN"),
         ("fit pairs.csv -o new", "no labels", "Add a column label"),
-        (
-            "fit one.csv -o new",
-            "1 pair of one.csv, all with the label 1",
-            "a fit needs positives and negatives",
-        ),
+        ("fit one.csv -o new", "1 pair without a negative one", "a fit needs both"),
         ("fit percent.csv -o new", "got '90%'", "must be 0 or 1"),
         ("fit t.csv -o full", "full is not empty", "give a new folder"),
         ("fit t.csv --plot r.png -o new", "an SVG file", "--plot r.svg"),
