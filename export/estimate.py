@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from diffusers import UNet2DConditionModel
 
+from dsd_trt.commands.remaining import duration
 from dsd_trt.export.probe import IMAGES, QUICK_IMAGES
 from dsd_trt.export.recipe import Recipe
 
@@ -34,7 +35,7 @@ class Estimate:
     memory: float
 
     def __str__(self) -> str:
-        return f"{_duration(self.seconds)} on two idle cores, {self.memory / 1e9:.2g} GB of memory"
+        return f"{duration(self.seconds)} on two idle cores, {self.memory / 1e9:.2g} GB of memory"
 
 
 def estimate(recipe: Recipe) -> Estimate:
@@ -78,12 +79,3 @@ def estimate_of(
         + _PER_WEIGHT * weights * (graphs + runs)
     )
     return Estimate(seconds, _MEMORY + _MEMORY_PER_WEIGHT * weights)
-
-
-def _duration(seconds: float) -> str:
-    """Words such as "about 40 seconds", with one or two digits."""
-    if seconds < 90:
-        return f"about {10 * max(1, round(seconds / 10))} seconds"
-    if seconds < 5400:
-        return f"about {round(seconds / 60)} minutes"
-    return f"about {round(seconds / 3600)} hours"

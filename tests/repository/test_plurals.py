@@ -34,8 +34,8 @@ ALLOWED = {
     ("dsd_trt/commands/table.py", " texts"),  # more than fit into a table
     ("dsd_trt/engine/openvino/pooled_attention.py", " bits"),
     ("export/benchmark/gpu_peers.py", " records"),  # a verb
-    ("export/estimate.py", " seconds"),  # ten or more
-    ("export/estimate.py", " minutes"),  # two or more
+    ("dsd_trt/commands/remaining.py", " seconds"),  # ten or more
+    ("dsd_trt/commands/remaining.py", " minutes"),  # two or more
     ("export/parity.py", " graphs"),  # after a precision
     ("train/data/files.py", " images"),  # after the name of a split
     ("dsd_trt/engine/tensorrt/runner.py", " runs"),  # a verb

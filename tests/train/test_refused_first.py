@@ -188,7 +188,7 @@ def test_the_folder_of_an_unfinished_training_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "out"
 
-    def die(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    def die(stage: str, done: int, total: int | None, figures: Mapping[str, float]) -> None:
         if stage == "training" and done == 2:
             raise KillError
 

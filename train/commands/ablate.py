@@ -97,24 +97,23 @@ def ablate(
     from dsd_trt.train.scoring.adapter import Adapter, resize_of
 
     learned = None if file is None else Adapter.load(file.folder)
-    checkpoint = read_checkpoint(model, best_device())
     # The figures are of attention, which an imported adapter serves beside its own score.
     kind: ScoreKind | None = "attention" if learned and learned.score == "released" else None
-    scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS, score=kind)
-    ctx.with_resource(own_folder(out))
     left_out = LeftOut()
     with StageProgress() as progress:
+        progress.begin("reading the model")
+        checkpoint = read_checkpoint(model, best_device())
+        scoring = build_scoring_unet(checkpoint, learned, levels=LEVELS, score=kind)
+        ctx.with_resource(own_folder(out))
         examples = encode_questions(
             checkpoint,
             questions,
             resize=resize_of(learned),
-            progress=lambda done, total: progress.step("encoding", done, total, {}),
+            progress=lambda done, total: progress.step("encoding", done, total),
             left_out=left_out.add,
         )
         left_out.require_some(len(examples), f"test questions of {data}")
-        maps = collect(
-            scoring, examples, lambda done, total: progress.step("scoring", done, total, {})
-        )
+        maps = collect(scoring, examples, lambda done, total: progress.step("scoring", done, total))
     ablations = measure(maps, scoring.head_weights.cpu().double().numpy(), examples, seed)
     table = as_text(ablations)
     if left_out.questions:

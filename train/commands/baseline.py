@@ -122,9 +122,6 @@ def baseline(
     testing.require_some("test questions")
     require_clip(folder)
 
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-
-    from dsd_trt.commands.console import progress_bars
     from dsd_trt.train.data.held_out import hold_out
 
     for line in (few or testing).lines():
@@ -147,21 +144,20 @@ def baseline(
     from dsd_trt.train.fewshot.model import Validation
     from dsd_trt.train.fewshot.settings import FewShotSettings
     from dsd_trt.train.left_out import LeftOut
+    from dsd_trt.train.run.progress import StageProgress
 
     clip = load_clip(folder)
     if out:
         ctx.with_resource(own_folder(out))
-    shown = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     training: dict[str, Any] = {}
     unlearned = LeftOut()
-    with progress_bars(*shown, transient=True) as bar:
+    with StageProgress() as progress:
         if method == "zero-shot":
             matcher = build_matcher(clip, method)
         else:
-            task = bar.add_task("training", total=steps)
 
             def step(done: int, loss: float, outcome: Validation | None) -> None:
-                bar.update(task, completed=done)
+                progress.step("training", done, steps, {"loss": loss})
 
             settings = FewShotSettings(
                 steps=steps,
@@ -169,6 +165,7 @@ def baseline(
                 learning_rate=LEARNING_RATES[method] if learning_rate is None else learning_rate,
                 seed=seed,
             )
+            progress.begin("encoding")
             matcher, history = train_baseline(
                 clip, method, learning, settings, validation, step, unlearned
             )
@@ -182,12 +179,12 @@ def baseline(
                 "steps_done": len(history.losses),
                 "best": history.best and asdict(history.best),
             }
-        asking = bar.add_task("asking", total=testing.total)
+        progress.step("asking questions", 0, testing.total)
         answers = list(
             ask(
                 testing,
                 by_matcher(matcher),
-                progress=lambda answered: bar.update(asking, completed=answered),
+                progress=lambda done: progress.step("asking questions", done, testing.total),
             )
         )
     rows, left_out = figures(answers, seed), count_left_out(answers)

@@ -183,69 +183,66 @@ def evaluate(
         from dsd_trt.train.run.libraries import hush_libraries
 
         hush_libraries()
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-
     from dsd_trt import Scorer
-    from dsd_trt.commands.console import progress_bars
     from dsd_trt.train.commands.left_out import asked, report_left_out
     from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.evaluation.pairs import PairScores
     from dsd_trt.train.question import Score
+    from dsd_trt.train.run.progress import StageProgress
     from dsd_trt.train.run_key import bundle_identity, claim, model_key
 
-    score: Score
-    if is_bundle:
-        opened = Scorer.load(
-            bundle_folder(scorer),
-            engine,
-            memory_budget,
-            mode,
-            require_signature=require_signature,
-            self_check=self_check,
-            device=device,
-            threads=threads,
-            text_cache_mb=DEFAULT_MB if text_cache is None else text_cache,
-        )
-        note_engine(opened)
-        score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"
-        of = bundle_identity(opened) if out else {}
-    else:
-        from dsd_trt.train.evaluation.by_model import by_model
-
-        folder = None if file is None else file.folder
-        note(sentence(file, adapter))
-        if file is not None and file.config.training.get("data") == data:
-            say(f"the adapter learned from {data}: measure on what it has not seen")
-        score = by_model(scorer, folder, mode=None if mode == "auto" else mode)
-        computed_by = "PyTorch FP32"
-        note(f"engine: {computed_by}")
-        of = model_key(scorer, folder, mode) if out else {}
-    if out:
-        ctx.with_resource(own_folder(out))
-        claim(out, {**of, **about_data}, kept)
     for line in questions.lines() if questions.table else ():  # of others known at the end
         note(line)
-    shown = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    pairs = None
-    if labelled:
-        with progress_bars(*shown, transient=True) as bar:
-            scoring = bar.add_task("", total=len(labelled))
+    with StageProgress() as progress:
+        score: Score
+        if is_bundle:
+            progress.begin("opening the bundle")
+            opened = Scorer.load(
+                bundle_folder(scorer),
+                engine,
+                memory_budget,
+                mode,
+                require_signature=require_signature,
+                self_check=self_check,
+                device=device,
+                threads=threads,
+                text_cache_mb=DEFAULT_MB if text_cache is None else text_cache,
+            )
+            note_engine(opened)
+            score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"
+            of = bundle_identity(opened) if out else {}
+        else:
+            from dsd_trt.train.evaluation.by_model import by_model
+
+            folder = None if file is None else file.folder
+            note(sentence(file, adapter))
+            if file is not None and file.config.training.get("data") == data:
+                say(f"the adapter learned from {data}: measure on what it has not seen")
+            progress.begin("reading the model")
+            score = by_model(scorer, folder, mode=None if mode == "auto" else mode)
+            computed_by = "PyTorch FP32"
+            note(f"engine: {computed_by}")
+            of = model_key(scorer, folder, mode) if out else {}
+        if out:
+            ctx.with_resource(own_folder(out))
+            claim(out, {**of, **about_data}, kept)
+        pairs = None
+        if labelled:
             pairs = PairScores(
                 score,
                 labelled,
                 out and out / "scores.jsonl",
-                lambda done: bar.update(scoring, completed=done),
+                lambda done: progress.step("scoring pairs", done, len(labelled)),
             )
-        score = pairs
-    with progress_bars(*shown, transient=True) as bar:
-        task = bar.add_task("", total=questions.total)
+            score = pairs
+        progress.step("asking questions", 0, questions.total)
         answers = list(
             ask(
                 questions,
                 score,
                 out and out / "answers.jsonl",
-                lambda answered: bar.update(task, completed=answered),
+                lambda answered: progress.step("asking questions", answered, questions.total),
             )
         )
     for line in () if questions.table else questions.lines():

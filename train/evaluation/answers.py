@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,7 +20,9 @@ from dsd_trt.train.left_out import ignore, name_image
 from dsd_trt.train.question import Question, Report, Score
 from dsd_trt.train.run_key import question_hash
 
-_CHUNK = 32  # questions scored and saved at a time
+_CHUNK = 32  # most questions that are scored and saved at a time
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def ask(
     path: Path | None = None,
     progress: Callable[[int], None] = lambda answered: None,
 ) -> Iterator[Answer]:
-    """Answer questions in chunks, lazily.
+    """Answer questions in chunks of growing length, lazily.
 
     Args:
         questions: questions to answer; a resumed run needs the same ones in the same order.
@@ -78,8 +81,7 @@ def ask(
     """
     kept = _read(path) if path else []
     count, mended = 0, dict[int, tuple[Answer, str]]()
-    questions = iter(questions)
-    while chunk := list(itertools.islice(questions, _CHUNK)):
+    for chunk in growing(questions, _CHUNK):
         hashes = [question_hash(question) for question in chunk] if path else []
         answers = [answer for answer, _ in kept[count : count + len(chunk)]]
         known_hashes = [known for _, known in kept[count : count + len(chunk)]]
@@ -106,6 +108,19 @@ def ask(
     if path and mended:
         everything = [mended.get(place, kept) for place, kept in enumerate(_read(path))]
         write_whole(path, "".join(_line(*it) for it in everything))
+
+
+def growing(items: Iterable[T], most: int) -> Iterator[list[T]]:
+    """Lists of 1, 2, 4 items and so on: the first shows early how long all will take.
+
+    Args:
+        items: items to divide, read lazily.
+        most: number of items of the longest lists.
+    """
+    items, size = iter(items), 1
+    while part := list(itertools.islice(items, size)):
+        yield part
+        size = min(2 * size, most)
 
 
 def by_scorer(scorer: Scorer) -> Score:

@@ -18,10 +18,11 @@ from dsd_trt.metrics import Summary, summarize
 from dsd_trt.pipeline import match_probability
 from dsd_trt.results import Failure
 from dsd_trt.tables.labelled import LabelledPair, image_key
+from dsd_trt.train.evaluation.answers import growing
 from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report, Score
 
-_CHUNK = 32  # images whose pairs are scored and saved at a time
+_CHUNK = 32  # most images whose pairs are scored and saved at a time
 
 _Key = tuple[str, str]  # key of the image, and the text
 
@@ -69,9 +70,9 @@ class PairScores:
             (image, [pair for pair in group if _key(pair) not in self._scores])
             for image, group in groups.items()
         ]
-        waiting = iter([(image, group) for image, group in asked if group])
+        waiting = [(image, group) for image, group in asked if group]
         progress(done := len(pairs) - sum(len(group) for _, group in asked))
-        while chunk := list(itertools.islice(waiting, _CHUNK)):
+        for chunk in growing(waiting, _CHUNK):
             lines = [self._line(pair, score) for pair, score in self._scored(chunk)]
             if path:
                 append(path, "".join(lines))

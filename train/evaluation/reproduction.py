@@ -54,8 +54,9 @@ class Reproduction:
     left_out: LeftOut
 
 
-Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Progress callback `(stage, done, total, figures)`; `figures` are metrics by name."""
+Progress = Callable[[str, int, int | None, Mapping[str, float]], None]
+"""Progress callback `(stage, done, total, figures)`; `total` is None if it is not known, and
+`figures` are metrics by name."""
 
 
 def reproduce(study: Study, out: Path, progress: Progress) -> Reproduction:
@@ -94,6 +95,7 @@ def reproduce(study: Study, out: Path, progress: Progress) -> Reproduction:
 
 def _key(study: Study, progress: Progress) -> dict[str, Any]:
     """Everything the results depend on: results of an earlier call are reused unchecked."""
+    progress("reading the model", 0, None, {})
     checkpoint = read_checkpoint(study.model)
     return {
         "model": model_identity(checkpoint),
@@ -116,7 +118,7 @@ def _contents(study: Study, progress: Progress) -> dict[str, str]:
     def read(data: str, part: str) -> Iterator[Question]:
         for number, question in enumerate(study.open(data, part), 1):
             yield question
-            progress(f"reading {data}", number, number, {})
+            progress(f"reading {data}", number, None, {})
 
     return {
         f"questions of {data} to {part} on": questions_hash(read(data, part))
@@ -203,7 +205,7 @@ def _measure(
     score = make(folder, learning)
 
     def told(answered: int) -> None:
-        progress(f"{name} on {data}", answered, study.questions or answered, {})
+        progress(f"{name} on {data}", answered, study.questions, {})
 
     answers = list(ask(study.open(data, "test"), score, folder / "answers.jsonl", told))
     rows, left_out = figures(answers, study.seed), count_left_out(answers)

@@ -38,8 +38,9 @@ logger = get_logger(__name__)
 _SMALL = 50_000_000  # parameters of a U-Net whose buffers are worth keeping, see its docstring
 _LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
-Progress = Callable[[str, int, int, Mapping[str, float]], None]
-"""Progress callback `(stage, done, total, figures)`; `figures` are metrics by name."""
+Progress = Callable[[str, int, int | None, Mapping[str, float]], None]
+"""Progress callback `(stage, done, total, figures)`; `total` is None if it is not known, and
+`figures` are metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def train_adapter(
     kept, learned = parts.held, parts.learned
     require_choices(learned)
     began = None if start is None else Adapter.load(start)
+    progress("reading the model", 0, None, {})
     checkpoint = read_checkpoint(model, best_device())
     identity = model_identity(checkpoint)
     plan = {
@@ -125,6 +127,8 @@ def train_adapter(
     def step(done: int, loss: float, outcome: Validation | None) -> None:
         figures = {"loss": loss} | ({"right": outcome.accuracy} if outcome else {})
         progress("training", done, settings.steps, figures)
+        if done == settings.steps:
+            progress("fitting probabilities", 0, None, {})
 
     left_out = LeftOut()
     encode = partial(encode_questions, checkpoint, resize=settings.resize, left_out=left_out.add)
@@ -154,6 +158,7 @@ def train_adapter(
         folder=out,
         report=step,
     )
+    progress("comparing with before", 0, None, {})
     comparison = compare(
         checkpoint,
         began,

@@ -1,17 +1,26 @@
-"""Progress bars for work in stages, on a terminal."""
+"""Progress of work in stages: bars on a terminal, else lines."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 
 from rich import progress as rich_progress
 
 from dsd_trt.commands.console import progress_bars
+from dsd_trt.commands.log import note
+from dsd_trt.commands.remaining import Remaining
+
+_LINE_EVERY = 60.0  # seconds
 
 
 class StageProgress:
-    """One progress bar per stage, with its latest metrics and the remaining time."""
+    """One progress bar per stage, with its latest metrics and the remaining time.
+
+    If stderr is no terminal, a line when a stage begins, one per minute, and one at its end. On
+    both, a line says once how long a stage still takes, if that is long.
+    """
 
     def __init__(self) -> None:
         self._bar = progress_bars(
@@ -21,26 +30,49 @@ class StageProgress:
             rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
             rich_progress.TextColumn("{task.fields[figures]}"),
         )
+        self._lines = not sys.stderr.isatty()
         self._tasks: dict[str, rich_progress.TaskID] = {}
-        self._shown = 0.0
+        self._left: dict[str, Remaining] = {}
+        self._began = self._shown = time.monotonic()
 
     def __enter__(self) -> StageProgress:
-        self._bar.start()
+        if not self._lines:
+            self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        if not self._lines:
+            self._bar.stop()
 
-    def step(self, stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+    def begin(self, stage: str) -> None:
+        """Show a stage that tells nothing until the next one begins, such as reading a model."""
+        self.step(stage, 0, None)
+
+    def step(
+        self, stage: str, done: int, total: int | None, figures: Mapping[str, float] | None = None
+    ) -> None:
         """Show the progress of a stage.
 
         Args:
-            stage: name of the stage, whose bar is added at the first call.
+            stage: name of the stage, which begins with the first call.
             done: number of completed steps.
-            total: number of all steps.
-            figures: latest metrics by name, such as the loss.
+            total: number of all steps; None if it is not known.
+            figures: latest metrics by name, such as the loss; None for none.
         """
+        if begins := stage not in self._left:
+            self._left[stage] = Remaining(stage)
+        text = "  ".join(f"{name} {value:.3f}" for name, value in (figures or {}).items())
+        if self._lines:
+            self._line(stage, done, total, text, begins=begins)
+        else:
+            self._draw(stage, done, total, text)
+        self._left[stage].step(done, total)
+
+    def _draw(self, stage: str, done: int, total: int | None, figures: str) -> None:
         if stage not in self._tasks:
+            for task in self._bar.tasks:
+                if task.total is None:  # it has ended, as another begins
+                    self._bar.remove_task(task.id)
             # Steps done before a restart must not count in the estimate of the remaining time.
             self._tasks[stage] = self._bar.add_task(
                 stage, total=total, completed=max(0, done - 1), figures=""
@@ -48,5 +80,15 @@ class StageProgress:
         now = time.monotonic()
         if done == total or now - self._shown > 0.2:
             self._shown = now
-            text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            self._bar.update(self._tasks[stage], completed=done, figures=text)
+            self._bar.update(self._tasks[stage], completed=done, figures=figures)
+
+    def _line(
+        self, stage: str, done: int, total: int | None, figures: str, *, begins: bool
+    ) -> None:
+        now = time.monotonic()
+        if not begins and done != total and now - self._shown < _LINE_EVERY:
+            return
+        self._shown = now
+        at = f"{done}" if total is None else f"{done} of {total}"
+        told = stage if begins and done != total else f"{stage}: {at}  {figures}"
+        note(f"[{now - self._began:.0f} s] {told.rstrip()}")
