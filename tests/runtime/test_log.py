@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -111,12 +112,15 @@ def test_verbose_says_what_is_done_on_stderr_alone(
 
 def test_verbose_tells_why_engines_are_passed_over(inputs: tuple[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dsd_trt", "score", *inputs, "-v", "-f", "csv"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    # A cache of its own: in the session's, other tests may have left the compiled model.
+    variables = os.environ | {"DSD_TRT_CACHE": str(tmp_path / "cache")}
+    settings: dict[str, Any] = {"capture_output": True, "text": True, "cwd": tmp_path}
+    run = subprocess.run(command, env=variables, check=True, **settings)
     (line,) = (it for it in run.stderr.splitlines() if "the fastest that works here" in it)
     assert "engine openvino" in line
     assert "passed over: tensorrt" in line
     assert "compiled model put into the cache" in run.stderr
-    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    again = subprocess.run(command, env=variables, check=True, **settings)
     assert "compiled model from the cache" in again.stderr
     assert "put into the cache" not in again.stderr
     assert again.stdout == run.stdout
