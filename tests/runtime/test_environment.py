@@ -87,6 +87,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         raise InputError("asked")
 
     monkeypatch.setattr("dsd_trt.scorer.Scorer.load", load)
+    # Nor is a bundle looked for.
+    monkeypatch.setattr("dsd_trt.commands.bundle_checks.require_bundle", lambda *_, **__: None)
     return asked
 
 
