@@ -237,7 +237,9 @@ def compare(
             continue
         builds = [before, after]
         try:
-            for build in builds:  # one uncounted round: fills caches, loads files into memory
+            # One uncounted round fills caches and loads files into memory; exports take minutes,
+            # beside which that does not count.
+            for build in () if measurement.work == "export" else builds:
                 measurement.of(build, folder)
         except MeasurementError as error:
             # For example BF16 on a CPU without it, or an engine that a build lacks.
