@@ -478,20 +478,24 @@ def test_the_logistic_is_that_of_the_sum() -> None:
 
 
 def test_logistic_fit_finds_the_closed_form_of_two_scores() -> None:
-    # Two distinct scores: with classes of equal weight, each predicts its own share of matches.
-    s = torch.tensor([0.25] * 6000 + [0.75] * 4000)
-    labels = torch.tensor([1.0] * 800 + [0.0] * 5200 + [1.0] * 3200 + [0.0] * 800)
+    # Two distinct scores: with classes of equal weight, each predicts its own share of matches, of
+    # which Platt counts (n + 1) / (n + 2) as one, and 1 / (m + 2) of a mismatch.
+    s = torch.tensor([0.25] * 60 + [0.75] * 40)
+    labels = torch.tensor([1.0] * 8 + [0.0] * 52 + [1.0] * 32 + [0.0] * 8)
     a, b = fit_match_probability(s, labels)
-    # Of 4,000 matches a fifth scores low; of 6,000 mismatches 5,200 do.
-    low, high = math.log((800 / 4000) / (5200 / 6000)), math.log((3200 / 4000) / (800 / 6000))
-    assert a * 0.25 + b == pytest.approx(low, abs=1e-4)
-    assert a * 0.75 + b == pytest.approx(high, abs=1e-4)
+    yes, no = 41 / 42, 1 / 62
+    # Of 40 matches a fifth scores low; of 60 mismatches 52 do.
+    for value, matches, mismatches in ((0.25, 8 / 40, 52 / 60), (0.75, 32 / 40, 8 / 60)):
+        share = (yes * matches + no * mismatches) / (matches + mismatches)
+        assert a * value + b == pytest.approx(math.log(share / (1 - share)), abs=1e-5)
 
 
-def test_logistic_fit_stays_finite_where_scores_separate_the_labels() -> None:
+def test_logistic_fit_of_few_pairs_gives_no_probability_near_0_or_1() -> None:
     s = torch.tensor([0.1, 0.11, 0.4, 0.41])
     a, b = fit_match_probability(s, torch.tensor([0.0, 0.0, 1.0, 1.0]))
-    p = torch.sigmoid(a * s + b)
-    assert math.isfinite(a)
-    assert bool((p[:2] < 0.05).all())
-    assert bool((p[2:] > 0.95).all())
+    p = torch.sigmoid(a * s + b)  # of two each, Platt's targets are a quarter and three
+    assert torch.allclose(p, torch.tensor([0.25, 0.25, 0.75, 0.75]), atol=0.02)
+
+
+def test_logistic_fit_tells_nothing_where_all_scores_are_the_same() -> None:
+    assert fit_match_probability(torch.full((4,), 0.3), torch.tensor([0.0, 1, 0, 0])) == (0, 0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dsd_trt.bundle.manifest import Mode, ScoreKind
+from dsd_trt.metrics import fit_logistic
 from dsd_trt.train.scoring.adapter import Adapter
 
 
@@ -84,7 +86,7 @@ class MatchProbability(nn.Module):
 
 
 def fit_match_probability(score: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Maximum-likelihood a and b for given scores: logistic regression by Newton's method.
+    """Maximum-likelihood a and b for given scores, as `fit_logistic` fits them.
 
     Positives and negatives have the same total weight, however many there are of each. A
     probability of 1/2 thus assumes that a text matches an image as often as not.
@@ -94,18 +96,10 @@ def fit_match_probability(score: Tensor, labels: Tensor) -> tuple[float, float]:
         labels: 1 for a positive pair, 0 for a negative one, (pairs,).
 
     Returns:
-        Scale a and offset b of the match probability sigmoid(a s + b).
+        Scale a and offset b of the match probability sigmoid(a s + b). Where all scores are the
+        same, every probability is 1/2.
     """
-    center, spread = score.double().mean(), score.double().std().clamp(min=1e-12)
-    x = torch.stack([(score.double() - center) / spread, torch.ones(len(score)).double()])
-    y = labels.double()
-    weight = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y).mean())
-    theta = torch.zeros(2, dtype=torch.float64)
-    ridge = 1e-3 * torch.eye(2, dtype=torch.float64)  # keeps a finite where data are separable
-    for _ in range(50):
-        p = torch.sigmoid(theta @ x)
-        gradient = x @ (weight * (y - p)) - ridge @ theta
-        hessian = (x * (weight * p * (1 - p))) @ x.T + ridge
-        theta = theta + torch.linalg.solve(hessian, gradient)
-    a = theta[0] / spread
-    return float(a), float(theta[1] - a * center)
+    values = score.double().cpu().numpy()
+    if not np.ptp(values):
+        return 0.0, 0.0
+    return fit_logistic(values, labels.cpu().numpy(), prior=0.5)
