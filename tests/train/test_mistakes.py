@@ -154,6 +154,7 @@ OTHERS = [
     ("eval bundle --data good.csv --fraction 1", "no test questions"),
     ("baseline nowhere --method zero-shot --data good.csv", "no CLIP folder 'nowhere'"),
     ("baseline nothing --method zero-shot --data good.csv", "it has no config.json"),
+    ("baseline nowhere --method fine-tuning --data shapes-vqa", "no CLIP folder 'nowhere'"),
     ("baseline model/unet --method zero-shot --data good.csv", "is no CLIP"),
     ("baseline clip --data good.csv", "Missing option '--method'"),
     ("baseline clip --method fine-tuning --data good.csv", "give --fraction"),

@@ -116,11 +116,11 @@ def baseline(
         )
     if out:
         require_writable(out)
+    require_clip(folder)  # before shapes are drawn
     few = open_dataset(data, root, "train", seed, examples, fraction, columns) if trained else None
     learning = [] if few is None else list(few)
     testing = open_dataset(data, root, "test", seed, limit, fraction, columns)
     testing.require_some("test questions")
-    require_clip(folder)
 
     from dsd_trt.train.data.held_out import hold_out
 
