@@ -67,6 +67,54 @@ def score(form: str) -> Make:
     )
 
 
+def write_tables(folder: Path) -> None:
+    """Photos, a table of pairs, and one of labelled pairs; a photo is missing, one is broken."""
+    write_photos(folder, 40)
+    (folder / "photos/007.png").write_bytes(b"broken")
+    (folder / "photos/013.png").unlink()
+    words = ("red", "green", "blue")
+    rows = [f"photos/{n % 40:03}.png,{words[n % 3]} dog {n % 7},{n % 2}" for n in range(400)]
+    (folder / "pairs.csv").write_text("image,text,source\n" + "\n".join(rows))
+    (folder / "labelled.csv").write_text("image,text,label\n" + "\n".join(rows))
+
+
+def score_pairs(form: str) -> Make:
+    return lambda request: Command(
+        ["score", "--pairs", "pairs.csv", "-o", f"out.{form}", *stand_in(request)],
+        kills=12,
+        code=3,
+        prepare=write_tables,
+    )
+
+
+def filter_pairs(output: str) -> Make:
+    """With copies of images and the dropped rows, each whole or not there."""
+    options = ("--dropped", "dropped.parquet", "--copy-to", "copies", "--force")
+    return lambda request: Command(
+        ["filter", "pairs.csv", "--keep-best", "40%", "-o", output, *options, *stand_in(request)],
+        kills=16,
+        code=3,
+        prepare=write_tables,
+    )
+
+
+def calibrate(request: pytest.FixtureRequest) -> Command:
+    """In place: at any moment the old or the new bundle is there."""
+    bundle: Bundle = request.getfixturevalue("bundle")
+
+    def prepare(folder: Path) -> None:
+        write_tables(folder)
+        shutil.copytree(bundle.folder, folder / "out")
+
+    return Command(
+        ["calibrate", "out", "--data", "labelled.csv"],
+        kills=12,
+        modules="dsd_trt.commands.calibration_report, dsd_trt.scorer, onnxruntime",
+        code=3,
+        prepare=prepare,
+    )
+
+
 def index(request: pytest.FixtureRequest) -> Command:
     return Command(
         ["index", "photos", "out", "--shard-size", "8", *stand_in(request)],
@@ -205,6 +253,11 @@ def reproduce(request: pytest.FixtureRequest) -> Command:
 COMMANDS: dict[str, Make] = {
     "score -f json": score("json"),
     "score -f csv": score("csv"),
+    "score --pairs -o out.csv": score_pairs("csv"),
+    "score --pairs -o out.parquet": score_pairs("parquet"),
+    "filter -o kept.csv": filter_pairs("kept.csv"),
+    "filter -o kept/": filter_pairs("kept/"),
+    "calibrate": calibrate,
     "index": index,
     "eval": evaluate,
     "sign": sign,
