@@ -24,6 +24,7 @@ from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, SIDECAR_NAME, plans
 from dsd_trt.errors import BundleError, InputError
 from dsd_trt.files.disk import clone_or_copy, require_room
+from dsd_trt.files.folders import require_writable as require_writable_folder
 from dsd_trt.files.folders import whole_folder
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.whole import write_whole
@@ -41,7 +42,7 @@ def require_writable(folder: Path, out: Path | None) -> None:
 
     Raises:
         InputError: the bundle is the package's or the Hugging Face cache's and no copy is asked
-            for, or the copy's folder is not empty.
+            for, or the copy's folder is not empty or cannot be written.
     """
     if out is None:
         if folder.resolve() == EMBEDDED.resolve():
@@ -55,6 +56,8 @@ def require_writable(folder: Path, out: Path | None) -> None:
         raise InputError(f"{out} is a file: give a new folder, -o NEW_BUNDLE")
     elif Snapshot.around(out):
         raise InputError(f"{out} lies in the Hugging Face cache: give a folder of yours")
+    else:
+        require_writable_folder(out.parent, "-o")
 
 
 def with_calibration(manifest: Manifest, mode: Mode, calibration: Calibration) -> Manifest:

@@ -11,6 +11,7 @@ from dsd_trt.commands.layout import Layout
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.pairs import refuse_output, report_renamed
 from dsd_trt.errors import InputError, counted
+from dsd_trt.files.folders import require_writable
 from dsd_trt.pairs.choice import Choice
 from dsd_trt.pairs.images import NamedImages
 from dsd_trt.pairs.run import PairRun
@@ -61,6 +62,8 @@ class KeptOutputs:
             _require_new(folder, source, force=force)
         if as_samples:
             self._samples = NewWebDataset(output, shard_size, force=force)
+        if copy_to is not None:
+            require_writable(copy_to.parent, "--copy-to")
         tables = [it for it in (None if self._samples else output, dropped) if it is not None]
         if len({str(Path(it)) for it in (output, dropped, copy_to) if it is not None}) < sum(
             it is not None for it in (output, dropped, copy_to)

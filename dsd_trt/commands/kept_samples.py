@@ -135,8 +135,18 @@ def copy_images(filtered: Filtered, folder: Path) -> tuple[int, list[Failure]]:
         The number of copies, and images that could not be copied.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full.
+        DsdError: the folder cannot be written, or the disk is full; nothing is left of it.
     """
+    try:
+        return _copy_images(filtered, folder)
+    except OSError as error:
+        raise DsdError(
+            f"cannot write the copies of images: {error.strerror or error}. Nothing is left of "
+            "them; --copy-to names another folder"
+        ) from error
+
+
+def _copy_images(filtered: Filtered, folder: Path) -> tuple[int, list[Failure]]:
     survey = filtered.run.survey
     failures, copied, taken = list[Failure](), set[int](), set[PurePath]()
     with whole_folder(folder) as new:

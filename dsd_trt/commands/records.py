@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -210,6 +211,8 @@ class PairRecords:
         probabilities = self.run.probabilities(range(len(scores)))
         for number, row in enumerate(self.run.survey.source.rows()):
             if number in wanted or failed[number]:
+                if survey.source.embedded and isinstance(row.values, ArrowValues):
+                    row = replace(row, values=row.values.alone())  # it waits for all others
                 record = self._record(number, row, probabilities[number])
                 found |= {number: record} if number in wanted else {}
         return [found[number] for number in chosen]

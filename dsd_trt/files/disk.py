@@ -65,6 +65,11 @@ def require_room(folder: Path, files: Iterable[Path], what: str, advice: str) ->
         require_free(nearest, needed, what, advice)
 
 
+def _size(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 def require_free(folder: Path, needed: int, what: str, advice: str) -> None:
     """Refuse, before any work, a disk with too little free space.
 
@@ -80,8 +85,7 @@ def require_free(folder: Path, needed: int, what: str, advice: str) -> None:
     nearest = nearest_folder(folder)
     if (free := shutil.disk_usage(nearest).free) < needed:
         raise InputError(
-            f"{nearest} has room for {free / 1e9:.1f} GB, and {what} needs {needed / 1e9:.1f} GB. "
-            f"{advice}"
+            f"{nearest} has room for {_size(free)}, and {what} needs {_size(needed)}. {advice}"
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dsd_trt.errors import InputError
-from dsd_trt.files.folders import sync_folder, sync_tree, whole_folder
+from dsd_trt.files.folders import require_writable, sync_folder, sync_tree, whole_folder
 from dsd_trt.files.unfinished import remove, remove_abandoned, unfinished_name
 
 _NUMBER = re.compile(r"%0?\d*d")
@@ -47,7 +47,7 @@ class NewWebDataset:
         force: whether what is there may be replaced.
 
     Raises:
-        InputError: something is there, and `force` is not given.
+        InputError: something is there, and `force` is not given; or it cannot be written.
     """
 
     def __init__(self, output: str, samples: int, *, force: bool = False) -> None:
@@ -66,6 +66,7 @@ class NewWebDataset:
             )
         if not self._folder and not self._around.is_dir():
             raise InputError(f"no folder {str(self._around)!r} for {path.name}")
+        require_writable(self._around.parent if self._folder else self._around, "-o")
 
     def write(self, samples: Iterable[NewSample]) -> list[Path]:
         """Write samples; nothing is there under its name before all of them are written.

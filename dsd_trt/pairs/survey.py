@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -73,7 +74,8 @@ class PairSurvey:
             images += image
             texts += text
             content.update(image + text + _digest(pair.error or ""))
-        survey._file.flush()
+        with _named_when_full():
+            survey._file.flush()
         good = np.flatnonzero(np.frombuffer(valid.tobytes(), np.int8))
         survey.image_of = np.full(survey.count, -1, np.int64)
         survey.text_of = np.full(survey.count, -1, np.int64)
@@ -110,15 +112,10 @@ class PairSurvey:
             )
 
     def _add(self, pair: Pair) -> bool:
-        self._starts.append(self._file.tell())
         name, text = pair.image.encode("utf-8", "surrogatepass"), pair.text.encode()
-        try:
+        with _named_when_full():
+            self._starts.append(self._file.tell())
             self._file.write(_LENGTHS.pack(len(name), len(text)) + name + text)
-        except OSError as error:
-            raise DsdError(
-                f"no room for names and texts in {tempfile.gettempdir()} ({error.strerror}): name "
-                "another folder in TMPDIR"
-            ) from error
         if pair.error is not None:
             self.errors[self.count] = pair.error
         self.count += 1
@@ -132,6 +129,18 @@ class PairSurvey:
             self.absent += 1
             self.example = self.example or name
         return json.dumps(state).encode()
+
+
+@contextlib.contextmanager
+def _named_when_full() -> Iterator[None]:
+    """Raise an error that names the folder of temporary files where it is full."""
+    try:
+        yield
+    except OSError as error:
+        raise DsdError(
+            f"no room for names and texts in {tempfile.gettempdir()} ({error.strerror}): name "
+            "another folder in TMPDIR"
+        ) from error
 
 
 def _digest(text: str) -> bytes:

@@ -164,7 +164,9 @@ class WebDatasetPairs:
             text: object = placed.content(field).decode("utf-8-sig")
             if self._field is not None:
                 text = self._of_json(str(text), self._field)
-        except ValueError as error:  # includes UnicodeDecodeError
+        except UnicodeDecodeError:
+            raise ImageError(f"its {field} is not UTF-8 text") from None
+        except ValueError as error:
             raise ImageError(f"its {field} cannot be read: {error}") from None
         if not isinstance(text, str) or not text.strip():
             raise ImageError(f"its {self._field or field} is empty")

@@ -42,6 +42,12 @@ class ArrowValues(Mapping[str, object]):
         except ValueError:  # nanoseconds, or years, that Python's dates do not have
             return scalar.cast("string").as_py()
 
+    def alone(self) -> ArrowValues:
+        """The same values, without the batch's other rows in memory."""
+        import pyarrow
+
+        return ArrowValues(self.batch.take(pyarrow.array([self.at])), 0, self.number)
+
     def __contains__(self, column: object) -> bool:
         return column in self.batch.schema.names
 

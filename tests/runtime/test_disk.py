@@ -75,7 +75,7 @@ def test_a_disk_without_room_is_refused_by_size_and_folder(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
     require_room(tmp_path / "a" / "b", [source] * 2, "the copy", "Elsewhere")
-    with pytest.raises(InputError, match=rf"{tmp_path} has room for 0\.0 GB, and the copy needs"):
+    with pytest.raises(InputError, match=rf"{tmp_path} has room for 6\.0 MB, and the copy needs"):
         require_room(tmp_path / "a" / "b", [source] * 3, "the copy", "Elsewhere")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.data"]
 

@@ -157,6 +157,28 @@ def test_equal_images_are_scored_once(
     require_scores(rows, [n % 2 for n in range(24)], pixels)
 
 
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_the_best_texts_of_each_stored_image(
+    run: Callable[..., Run], tmp_path: Path, pixels: list[Pixels], form: str
+) -> None:
+    images = [{"bytes": encoded(pixels[n % 5]), "path": "same.png"} for n in range(30)]
+    texts = [f"{'blue ' * (n // 5)}{TEXTS[n % 3]}" for n in range(30)]
+    given = write(tmp_path / "in.parquet", pyarrow.array(images, STRUCT), texts, row_group_size=9)
+    ended = run("--pairs", "in.parquet", "--top-k", "2", "-o", f"out.{form}")
+    assert ended.code == 0, ended.err
+    scores = [closed_form(pixels[n % 5], texts[n]) for n in range(30)]
+    best = [
+        n for image in range(5) for n in sorted(range(image, 30, 5), key=lambda n: -scores[n])[:2]
+    ]
+    if form == "jsonl":
+        rows = [json.loads(it) for it in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["id"] for row in rows] == best
+        assert {row["image"] for row in rows} == {"same.png"}
+    else:
+        out = parquet.read_table(tmp_path / "out.parquet")
+        assert out.select(given.column_names).equals(given.take(pyarrow.array(best)))
+
+
 @pytest.mark.parametrize(
     "kind", ["binary", "large_binary", "binary_view", "dictionary", "struct of large_binary"]
 )

@@ -548,3 +548,56 @@ def test_standard_input_that_fits_no_disk_is_told(
     assert ended.code == 1
     assert "no room for standard input in" in ended.err
     assert "TMPDIR" in ended.err
+
+
+def test_each_sample_has_its_row_whatever_it_lacks(
+    run: Callable[..., Run], tmp_path: Path, pixels: Pixels
+) -> None:
+    """Links are followed within the tar; keys may come again; odd names are escaped."""
+    good, other = ((tmp_path / name).read_bytes() for name in ("0.png", "1.png"))
+    link, hard = tarfile.SYMTYPE, tarfile.LNKTYPE
+    members: list[tuple[bytes, bytes | tuple[str, bytes]]] = [
+        (b"a.png", good), (b"a.txt", b"a red circle"),
+        (b"b.png", ("a.png", link)), (b"b.txt", b"dog"),
+        (b"c.png", ("a.png", hard)), (b"c.txt", b"dog"),
+        (b"d.png", ("../../etc/passwd", link)), (b"d.txt", b"dog"),
+        (b"e.png", good),
+        (b"f.txt", b"dog"),
+        (b"g.png", b"broken"), (b"g.txt", b"dog"),
+        (b"h.png", good), (b"h.txt", "\xe9".encode("latin-1")),
+        (b"i.png", good), (b"i.txt", b" \n"),
+        (b"._j.png", b"of macOS"),
+        (b"x/a.png", other), (b"x/a.txt", b"dog"),
+        (b"a.png", other), (b"a.txt", b"a red circle"),
+        (b"\xff.png", good), (b"\xff.txt", b"dog"),
+    ]  # fmt: skip
+    with tarfile.open(tmp_path / "w.tar", "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+            if isinstance(content, bytes):
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+            else:
+                member.linkname, member.type = content
+                tar.addfile(member)
+    ended = run("--pairs", "w.tar", "-f", "jsonl")
+    assert ended.code == 3, ended.err
+    rows = [json.loads(line) for line in ended.out.splitlines()]
+    expected: list[tuple[str, str, str]] = [  # name, image, and a part of the error
+        ("w.tar/a", "0.png", ""), ("w.tar/b", "0.png", ""), ("w.tar/c", "0.png", ""),
+        ("w.tar/d", "", "a link that leads to no file of the tar"),
+        ("w.tar/e", "", "has no txt: it has png"),
+        ("w.tar/f", "", "has no image: it has txt"),
+        ("w.tar/g", "", "not an image of a known format"),
+        ("w.tar/h", "", "its txt is not UTF-8 text"),
+        ("w.tar/i", "", "its txt is empty"),
+        ("w.tar/x/a", "1.png", ""), ("w.tar/a", "1.png", ""), ("w.tar/\\udcff", "0.png", ""),
+    ]  # fmt: skip
+    assert [row["image"] for row in rows] == [name for name, _, _ in expected]
+    for row, (_, image, error) in zip(rows, expected, strict=True):
+        if image:
+            score = closed_form(pixels[image], row["text"])
+            assert row["score"] == pytest.approx(score, abs=1e-6)
+        else:
+            assert error in row["error"]
+            assert row["score"] is None

@@ -10,9 +10,11 @@ import sqlite3
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pytest
 from bundles import make_bundle
+from full_disk import files_of_at_most
 from PIL import Image
 from pyarrow import parquet
 
@@ -110,6 +112,9 @@ COMMANDS = {
         ("filter t.csv --keep-best 3 -o k.csv --dropped d.gz", ".gz is not written", "with -f"),
         ("filter t.csv --keep-best 3 -o k.csv --copy-to full", "full is there", "--force"),
         ("filter t.csv --keep-best 3 -o k.csv --dropped k.csv", "-o, --dropped", "three different"),
+        ("filter t.csv --keep-best 3 -o t.csv/k/", "t.csv is a file", "another one with -o"),
+        ("filter t.csv --keep-best 3 -o k.csv --copy-to t.csv/c", "t.csv is a file", "--copy-to"),
+        ("fit t.csv -o t.csv/new", "t.csv is a file", "another one with -o"),
         ("score t.csv", "give IMAGES and, last, the file of TEXTS", "--pairs t.csv"),
         ("score photos 'a dog'", "cannot read texts from 'a dog'", "echo 'a red circle' | dsd-trt"),
         # numbers
@@ -179,3 +184,30 @@ def test_images_that_are_no_files_have_their_remedy(
     for remedy in rows.values():
         assert all(remedy in said for said in every)
     assert all(said.count("write its path") == 1 for said in every)
+
+
+@pytest.mark.parametrize(
+    ("command", "cause", "remedy"),
+    [
+        ("score --pairs long.csv -f csv", "no room for names and texts in", "in TMPDIR"),
+        ("filter few.csv --keep-best 2 -o k --copy-to copies", "the copies of images", "--copy-to"),
+        ("filter few.csv --keep-best 2 -o k/", "cannot write the WebDataset", "Nothing is left"),
+    ],
+)
+def test_a_full_disk_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, cause: str, remedy: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"large{number}.png")
+    long = "".join(f"photos/0.png,{'dog ' * 40}{n}\n" for n in range(200))
+    (folder / "long.csv").write_text(f"image,text\n{long}")
+    (folder / "few.csv").write_text("image,text\nlarge0.png,a dog\nlarge1.png,a dog\n")
+    with files_of_at_most(8192), pytest.raises(SystemExit) as ended:
+        main(shlex.split(f"{command} --bundle bundle --engine onnxruntime"))
+    said = capsys.readouterr().err
+    assert ended.value.code == 1, said
+    assert cause in said
+    assert remedy in said
+    assert not (folder / "copies").exists()
+    assert not list(folder.glob("k*.tar"))
