@@ -264,8 +264,7 @@ def report_choice(run: PairRun, choice: Choice) -> None:
     )
     by_score = run.calibration is None
     values = run.scores if by_score else run.probabilities(range(total))
-    lowest = float(values[choice.kept].min()) if kept else None
-    for line in histogram(values, "score" if by_score else "probability", lowest):
+    for line in histogram(values, choice.kept, "score" if by_score else "probability"):
         note(line)
 
 

@@ -96,7 +96,8 @@ def preprocess(
         image = load_image(source, max_pixels)
         if resize == "bicubic-stretch-through-224":
             image = image.resize((_CLIP_RESOLUTION, _CLIP_RESOLUTION), Image.Resampling.BICUBIC)
-        return np.asarray(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
+        # A copy, since PyTorch warns of arrays that cannot be written.
+        return np.array(image.resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 
 def load_image(source: ImageSource, max_pixels: int | None = None) -> Image.Image:

@@ -25,19 +25,17 @@ class Choice:
         kept: whether each pair is kept, bool (pairs,); a pair without a score never is.
         rule: what was asked for and how it was met, a sentence for people.
         reason: why the other pairs are dropped.
-        threshold: lowest probability, or lowest score, of a kept pair; None if there is none.
     """
 
     kept: NDArray[np.bool_]
     rule: str
     reason: str
-    threshold: float | None = None
 
 
 def above(probabilities: Numbers, least: float) -> Choice:
     """Pairs whose probability is at least a threshold."""
     rule = f"kept: probability {least:g} or more"
-    return Choice(probabilities >= least, rule, f"probability below {least:g}", least)
+    return Choice(probabilities >= least, rule, f"probability below {least:g}")
 
 
 def best(scores: Numbers, asked: str) -> Choice:
@@ -52,11 +50,10 @@ def best(scores: Numbers, asked: str) -> Choice:
     order = np.argsort(-scores, kind="stable")[: min(count, there)]  # NaN comes last
     kept = np.zeros(len(scores), np.bool_)
     kept[order] = True
-    lowest = float(scores[order[-1]]) if len(order) else None
     rule = f"kept: the best {asked} by score"
-    if lowest is not None:
-        rule += f", {lowest:.4f} or more"
-    return Choice(kept, rule, f"not among the best {asked}", lowest)
+    if len(order):
+        rule += f", {scores[order[-1]]:.4f} or more"
+    return Choice(kept, rule, f"not among the best {asked}")
 
 
 def expected_precision(probabilities: Numbers, precision: float) -> Choice:
@@ -80,7 +77,7 @@ def expected_precision(probabilities: Numbers, precision: float) -> Choice:
         rule += "; no pair reaches it"
         return Choice(kept, rule, f"expected precision below {precision:g}")
     rule += f": {mean[count - 1]:.4f} with probability {lowest:.4f} or more"
-    return Choice(kept, rule, f"probability below {lowest:.4g}", lowest)
+    return Choice(kept, rule, f"probability below {lowest:.4g}")
 
 
 def measured_precision(
@@ -123,28 +120,28 @@ def measured_precision(
         f"confidence, with score {found.threshold:.4g} or more; recall {found.recall:.4f}"
     )
     reason = f"score below {found.threshold:.4g}"
-    return Choice(scores >= np.float32(found.threshold), rule, reason, found.threshold)
+    return Choice(scores >= np.float32(found.threshold), rule, reason)
 
 
-def histogram(values: Numbers, name: str, threshold: float | None, width: int = 40) -> list[str]:
-    """Lines of a histogram: ten ranges with counts and bars, `*` where pairs are kept.
+def histogram(values: Numbers, kept: NDArray[np.bool_], name: str, width: int = 40) -> list[str]:
+    """Lines of a histogram: ten ranges with counts and bars, `*` for kept pairs, `-` for others.
 
     Args:
-        values: probabilities or scores; NaN is left out.
+        values: probability or score of each pair; pairs with NaN are left out.
+        kept: whether each pair is kept, bool (pairs,).
         name: "probability" or "score", for the heading.
-        threshold: lowest kept value; None marks nothing.
         width: length of the longest bar, in characters.
     """
-    values = values[~np.isnan(values)]
+    known = ~np.isnan(values)
+    values, kept = values[known].astype(np.float64), kept[known]
     if not len(values):
         return []
-    low, high = (0.0, 1.0) if name == "probability" else (float(values.min()), float(values.max()))
-    counts, edges = np.histogram(values.astype(np.float64), 10, (low, high))
-    most = max(int(counts.max()), 1)
-    lines = [f"{name:>15}  {'rows':>8}"]
-    for start, end, count in zip(edges[:-1], edges[1:], counts.tolist(), strict=True):
-        bar = ("*" if threshold is not None and end > threshold else "-") * math.ceil(
-            width * count / most
-        )
-        lines.append(f"{start:7.3f}-{end:7.3f}  {count:8}  {bar}".rstrip())
+    ends = (0.0, 1.0) if name == "probability" else (float(values.min()), float(values.max()))
+    counts, edges = np.histogram(values, 10, ends)
+    of_kept, _ = np.histogram(values[kept], 10, ends)
+    most = int(counts.max())
+    lines = [f"{name:>15}  {'rows':>8}  {'kept':>8}"]
+    for i, (count, good) in enumerate(zip(counts.tolist(), of_kept.tolist(), strict=True)):
+        bar = "*" * math.ceil(width * good / most) + "-" * math.ceil(width * (count - good) / most)
+        lines.append(f"{edges[i]:7.3f}-{edges[i + 1]:7.3f}  {count:8}  {good:8}  {bar}".rstrip())
     return lines

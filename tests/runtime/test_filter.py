@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -210,29 +211,41 @@ def test_choices_against_slow_ones() -> None:
     found = measured_precision(given, given, labels, range(100), 0.9)
     assert found.kept.sum() >= 50 - 5
     assert np.mean(np.array(labels)[found.kept]) >= 0.9
-    assert histogram(np.full(3, np.nan, np.float32), "score", None) == []
+
+
+def test_the_histogram_shows_how_many_pairs_of_each_range_are_kept() -> None:
+    """Kept by score, shown by probability: one range can have kept and dropped pairs."""
+    values = np.array([0.05, 0.91, 0.92, 0.93, 0.94, np.nan, 0.95], np.float32)
+    kept = np.array([False, True, False, True, False, True, False])
+    head, *lines = histogram(values, kept, "probability", width=5)
+    assert head.split() == ["probability", "rows", "kept"]
+    assert [line.split() for line in lines] == [
+        ["0.000-", "0.100", "1", "0", "-"],
+        *([f"0.{n}00-", f"0.{n + 1}00", "0", "0"] for n in range(1, 9)),
+        ["0.900-", "1.000", "5", "2", "**---"],
+    ]
+    assert histogram(np.full(3, np.nan, np.float32), np.ones(3, np.bool_), "score") == []
 
 
 def test_a_bundle_without_a_fitted_probability_chooses_by_score_alone(
-    dsd_trt: Callable[..., Run], tmp_path: Path, rows: list[dict[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    dsd_trt: Callable[..., Run], tmp_path: Path, rows: list[dict[str, str]]
+) -> None:
     made = make_bundle(tmp_path / "plain")
     plain = write_bundle(made.folder, replace(made.manifest, calibration=None))
-    monkeypatch.setattr("dsd_trt.scorer.bundle_folder", lambda _: plain.folder)
+    dsd_trt = partial(dsd_trt, "filter", "--bundle", str(plain.folder))
     for option in ("--min-probability", "--target-precision"):
-        ended = dsd_trt("filter", "pairs.csv", option, "0.9", "-o", "kept.csv")
+        ended = dsd_trt("pairs.csv", option, "0.9", "-o", "kept.csv")
         assert ended.code == 2, ended.err
         assert "dsd-trt calibrate" in ended.err
         assert "choose by score: --keep-best" in ended.err
         assert not (tmp_path / "kept.csv").exists()
-    ended = dsd_trt("filter", "pairs.csv", "--keep-best", "3", "-o", "kept.csv")
+    ended = dsd_trt("pairs.csv", "--keep-best", "3", "-o", "kept.csv")
     assert ended.code == 3, ended.err
     kept = read_csv(tmp_path / "kept.csv")
     assert [row["probability"] for row in kept] == [""] * 3
     labelled = [{**row, "label": str(n % 2)} for n, row in enumerate(rows * 4)]
     write_csv(tmp_path / "labelled.csv", labelled)
-    ended = dsd_trt("filter", "labelled.csv", "--target-precision", "0.2", "-o", "kept.csv")
+    ended = dsd_trt("labelled.csv", "--target-precision", "0.2", "-o", "kept.csv")
     assert (ended.code, "measured on" in ended.err) == (3, True), ended.err
 
 

@@ -47,6 +47,7 @@ def test_resizing_is_antialiased_bicubic_stretching(height: int, width: int) -> 
     across = np.clip(np.einsum("xw,hwc->hxc", columns, pixels), 0, 255).round()
     expected = np.clip(np.einsum("yh,hxc->yxc", rows, across), 0, 255).round()
     got = preprocess(pixels, 16)
+    assert got.flags.writeable  # torch.from_numpy warns otherwise
     assert got.shape == (16, 16, 3)
     assert got.dtype == np.uint8
     assert np.abs(got.astype(int) - expected).max() <= 1

@@ -142,9 +142,8 @@ def test_matrix_mode_goes_on_too(
 ) -> None:
     write_inputs(tmp_path)
     bundle = make_bundle(tmp_path / "matrix", matrix=True)
-    arguments = ("score", "in", "texts.txt", "--mode", "matrix", "-f", "csv")
-    # `dsd_trt` names its own bundle last; the scorer's is what counts.
-    monkeypatch.setattr("dsd_trt.scorer.bundle_folder", lambda _: bundle.folder)
+    own = ("--bundle", str(bundle.folder))
+    arguments = ("score", "in", "texts.txt", "--mode", "matrix", "-f", "csv", *own)
     assert dsd_trt(*arguments, "-o", "whole").code == 3
     Stops(monkeypatch).left = 700
     ended = dsd_trt(*arguments, "-o", "out")
@@ -247,8 +246,8 @@ def test_another_bundle_is_refused(
     Stops(monkeypatch).left = 500
     assert run("in", "texts.txt", "-f", "csv", "-o", "out").code == 130
     other = make_bundle(tmp_path / "other", token_mask="all")
-    monkeypatch.setattr("dsd_trt.scorer.bundle_folder", lambda _: other.folder)
-    ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume")
+    again = ("in", "texts.txt", "-f", "csv", "-o", "out", "--resume")
+    ended = run(*again, "--bundle", str(other.folder))
     assert ended.code == 2
     assert re.search(r"differs in: bundle \(then [0-9a-f]{12}, now [0-9a-f]{12}\)", ended.err)
 

@@ -28,11 +28,15 @@ def dsd_trt(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., Run]:
-    """A function that runs a command with ONNX Runtime, in an empty folder of the test."""
+    """A function that runs a command with ONNX Runtime, in an empty folder of the test.
+
+    A test can name another bundle or engine.
+    """
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments: str) -> Run:
-        options = ["--bundle", str(bundle.folder), "--engine", "onnxruntime"]
+        own = {"--bundle": str(bundle.folder), "--engine": "onnxruntime"}
+        options = [it for name in own.keys() - {*arguments} for it in (name, own[name])]
         with pytest.raises(SystemExit) as ended:
             main([*arguments, *options])
         captured = capsys.readouterr()

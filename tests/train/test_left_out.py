@@ -166,11 +166,15 @@ def test_a_missing_image_and_a_folder_in_its_place_are_wrong_usage(
     root: Path, bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "folder.png").mkdir()
-    for name in ("missing.png", "folder.png"):
+    missing, folder = (str(tmp_path / name) for name in ("missing.png", "folder.png"))
+    for name, complaint in (
+        ("missing.png", f"no image file {missing!r}"),
+        ("folder.png", f"{folder!r} is no file"),
+    ):
         _write_table(tmp_path / "t.jsonl", [name])
         done = _run("eval", bundle, "--data", "t.jsonl", "--root", tmp_path, "--fraction", "0")
         assert done.exit_code == 2
-        assert f"line 1: no image file '{tmp_path / name}'" in done.stderr
+        assert f"line 1: {complaint}" in done.stderr
 
 
 def test_train_learns_from_the_rest_and_goes_on(root: Path, model: Path, tmp_path: Path) -> None:

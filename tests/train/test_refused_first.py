@@ -61,7 +61,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("eval nowhere --adapter ADAPTER --mode matrix", "score with --mode pair"),
         ("ablate --adapter EMPTY", "no adapter in"),
         ("ablate --data nothing", "no data set 'nothing'"),
-        ("baseline nowhere --method zero-shot --data nothing", "no data set 'nothing'"),
     ],
 )
 def test_contradicting_options_are_refused_before_a_model_is_looked_for(
