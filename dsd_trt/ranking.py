@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,9 @@ class RankedText:
     id: Any = None
 
 
+Ranked = TypeVar("Ranked", RankedImage, RankedText)
+
+
 def checked_count(count: int, name: str) -> int:
     """A requested number of results, validated.
 
@@ -77,6 +80,36 @@ def best_first(scores: NDArray[np.floating[Any]], top_k: int | None) -> list[int
         scored = scored[scores[scored] >= limit]
     order = scored[np.argsort(-scores[scored], kind="stable")][:top_k]
     return [int(place) for place in order]
+
+
+def ranked(
+    of: type[Ranked],
+    places: Iterable[int],
+    names: Sequence[str],
+    scores: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+    ids: Sequence[Any] | None,
+) -> list[Ranked]:
+    """The images or texts at some positions, in the order of these.
+
+    Args:
+        of: class of the entries, `RankedImage` or `RankedText`.
+        places: positions among the names, as from `best_first`.
+        names: names of the images, or the texts.
+        scores: score f of each name, (names,).
+        probabilities: match probability of each name, (names,).
+        ids: names of the caller's own, (names,); None if none were given.
+    """
+    return [
+        of(
+            at,
+            names[at],
+            float(scores[at]),
+            float(probabilities[at]),
+            None if ids is None else ids[at],
+        )
+        for at in places
+    ]
 
 
 def checked_ids(ids: Sequence[Any] | None, count: int | None, what: str) -> Sequence[Any] | None:

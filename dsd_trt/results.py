@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import MissingExtraError, counted
 from dsd_trt.failure import Failure as Failure
-from dsd_trt.ranking import RankedImage, RankedText, best_first, checked_count, checked_ids
+from dsd_trt.ranking import (
+    Ranked,
+    RankedImage,
+    RankedText,
+    best_first,
+    checked_count,
+    checked_ids,
+    ranked,
+)
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Progress callback `(done, total)`; `total` is None when unknown."""
@@ -62,17 +70,9 @@ class ScoreMatrix:
         Raises:
             InputError: `top_k` is not a positive count, or `ids` are no list of this length.
         """
-        top_k = None if top_k is None else checked_count(top_k, "top_k")
         ids = checked_ids(ids, len(self.images), "images")
-        return [
-            [
-                RankedImage(
-                    i, self.images[i], float(f[i]), float(p[i]), None if ids is None else ids[i]
-                )
-                for i in best_first(f, top_k)
-            ]
-            for f, p in zip(self.scores.T, self.probabilities.T, strict=True)
-        ]
+        scores, probabilities = self.scores.T, self.probabilities.T
+        return _best_of_rows(RankedImage, self.images, scores, probabilities, top_k, ids)
 
     def top_texts(
         self, top_k: int | None = None, ids: Sequence[Any] | None = None
@@ -86,17 +86,8 @@ class ScoreMatrix:
         Raises:
             InputError: `top_k` is not a positive count, or `ids` are no list of this length.
         """
-        top_k = None if top_k is None else checked_count(top_k, "top_k")
         ids = checked_ids(ids, len(self.texts), "texts")
-        return [
-            [
-                RankedText(
-                    i, self.texts[i], float(f[i]), float(p[i]), None if ids is None else ids[i]
-                )
-                for i in best_first(f, top_k)
-            ]
-            for f, p in zip(self.scores, self.probabilities, strict=True)
-        ]
+        return _best_of_rows(RankedText, self.texts, self.scores, self.probabilities, top_k, ids)
 
     def to_pandas(self) -> Any:
         """A pandas table with a row per pair: image, text, score, probability, error.
@@ -151,20 +142,7 @@ class PairScores:
         Raises:
             InputError: `top_k` is not a positive count, or `ids` are no list of this length.
         """
-        ids = checked_ids(ids, len(self.texts), "pairs")
-        return {
-            text: [
-                RankedImage(
-                    i,
-                    self.images[i],
-                    float(self.scores[i]),
-                    float(self.probabilities[i]),
-                    None if ids is None else ids[i],
-                )
-                for i in best
-            ]
-            for text, best in _best_of_each(self.texts, self.scores, top_k)
-        }
+        return self._best_of_each(self.texts, RankedImage, self.images, top_k, ids)
 
     def top_texts(
         self, top_k: int | None = None, ids: Sequence[Any] | None = None
@@ -182,20 +160,27 @@ class PairScores:
         Raises:
             InputError: `top_k` is not a positive count, or `ids` are no list of this length.
         """
+        return self._best_of_each(self.images, RankedText, self.texts, top_k, ids)
+
+    def _best_of_each(
+        self,
+        keys: Sequence[str],
+        of: type[Ranked],
+        names: Sequence[str],
+        top_k: int | None,
+        ids: Sequence[Any] | None,
+    ) -> dict[str, list[Ranked]]:
+        """The best pairs of each key, best first; keys in order of their first pair."""
         ids = checked_ids(ids, len(self.texts), "pairs")
-        return {
-            image: [
-                RankedText(
-                    i,
-                    self.texts[i],
-                    float(self.scores[i]),
-                    float(self.probabilities[i]),
-                    None if ids is None else ids[i],
-                )
-                for i in best
-            ]
-            for image, best in _best_of_each(self.images, self.scores, top_k)
+        top_k = _checked_top_k(top_k)
+        pairs: dict[str, list[int]] = {}  # positions by key
+        for place, key in enumerate(keys):
+            pairs.setdefault(key, []).append(place)
+        places = {
+            key: [own[i] for i in best_first(self.scores[own], top_k)] for key, own in pairs.items()
         }
+        f, p = self.scores, self.probabilities
+        return {key: ranked(of, best, names, f, p, ids) for key, best in places.items()}
 
     def to_pandas(self) -> Any:
         """A pandas table with a row per pair, as `ScoreMatrix.to_pandas`.
@@ -254,16 +239,24 @@ class PairStream:
     images: Iterator[tuple[ScoredImage, list[int]]]
 
 
-def _best_of_each(
-    keys: Sequence[str], scores: NDArray[np.float32], top_k: int | None
-) -> Iterator[tuple[str, list[int]]]:
-    """Keys by first appearance, each with the positions of its best scores."""
-    top_k = None if top_k is None else checked_count(top_k, "top_k")
-    places: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, []).append(place)
-    for key, own in places.items():
-        yield key, [own[i] for i in best_first(scores[own], top_k)]
+def _best_of_rows(
+    of: type[Ranked],
+    names: Sequence[str],
+    scores: NDArray[np.float32],
+    probabilities: NDArray[np.float32],
+    top_k: int | None,
+    ids: Sequence[Any] | None,
+) -> list[list[Ranked]]:
+    """The best columns of each row of a matrix, best first."""
+    top_k = _checked_top_k(top_k)
+    return [
+        ranked(of, best_first(f, top_k), names, f, p, ids)
+        for f, p in zip(scores, probabilities, strict=True)
+    ]
+
+
+def _checked_top_k(top_k: int | None) -> int | None:
+    return None if top_k is None else checked_count(top_k, "top_k")
 
 
 def _table(

@@ -45,6 +45,7 @@ from dsd_trt.ranking import (
     best_first,
     checked_count,
     checked_ids,
+    ranked,
 )
 from dsd_trt.results import (
     Failure,
@@ -592,12 +593,7 @@ class Scorer:
         for image in stream.images:
             _log_left_out(image.errors)
             f, p = image.scores, match_probability(image.scores, calibration)
-            rankings.append(
-                [
-                    RankedText(i, texts[i], float(f[i]), float(p[i]), ids[i] if ids else None)
-                    for i in best_first(f, top_k)
-                ]
-            )
+            rankings.append(ranked(RankedText, best_first(f, top_k), texts, f, p, ids))
         return rankings
 
     @staticmethod
