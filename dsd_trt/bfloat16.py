@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from dsd_trt.agreement import spearman
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import Rounding
 from dsd_trt.cache import recall, remember
 from dsd_trt.engine import EngineDescription, find_backend

@@ -18,7 +18,8 @@ from dsd_trt.bundle.folder import (
     require_own,
     write_manifest,
 )
-from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
+from dsd_trt.bundle.manifest import Calibration, Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import with_card_rows
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, SIDECAR_NAME, plans

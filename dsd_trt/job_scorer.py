@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle.manifest import Manifest, Mode
+from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import ImageError, InputError, counted
 from dsd_trt.jobs import Decoded, Job, Scored, Tally, TextScores, decoded_ahead
 from dsd_trt.log import get_logger

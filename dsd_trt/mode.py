@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from dsd_trt.bundle.manifest import Manifest, Mode
+from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import Backend, usable_entries
 from dsd_trt.errors import InputError
 from dsd_trt.log import get_logger

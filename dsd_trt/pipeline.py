@@ -21,7 +21,8 @@ from dsd_trt.batching import (
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.bundle.manifest import Calibration, Mode
+from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
     Backend,

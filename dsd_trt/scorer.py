@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from dsd_trt.arguments import checked_flag, described
 from dsd_trt.bundle.folder import Bundle, bundle_folder
-from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
+from dsd_trt.bundle.manifest import Calibration, Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import Rounding, calibration_at, why_no_probability
 from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.engine.choice import Choice, open_first, require_possible

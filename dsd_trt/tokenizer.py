@@ -11,7 +11,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from dsd_trt.bundle.manifest import TokenizerSpec, TokenMask
+from dsd_trt.bundle.manifest import TokenizerSpec
+from dsd_trt.bundle.method import TokenMask
 from dsd_trt.errors import BundleError, InputError, counted, one_line
 from dsd_trt.files.schema import parse_json, read_text
 from dsd_trt.log import get_logger

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dsd_trt.bundle.adapter_input import read_adapter_input, require_fed
 from dsd_trt.bundle.folder import Bundle, file_entry, require_inside, write_manifest
-from dsd_trt.bundle.manifest import HeadWeights, Manifest
+from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.method import HeadWeights
 from dsd_trt.bundle.probability import with_card_rows
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, SIDECAR_NAME, plans

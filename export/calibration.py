@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
+from dsd_trt.bundle.manifest import Calibration, Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import MOST_SHIFT, largest_shift
 from dsd_trt.errors import counted
 from dsd_trt.log import get_logger

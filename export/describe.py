@@ -5,16 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from dsd_trt.bundle.contract import graph_contract
-from dsd_trt.bundle.manifest import (
-    HeadWeights,
-    Manifest,
-    MatrixMode,
-    Method,
-    NoiseLevels,
-    Preprocessing,
-    Provenance,
-    TokenizerSpec,
-)
+from dsd_trt.bundle.manifest import Manifest, MatrixMode, Preprocessing, Provenance, TokenizerSpec
+from dsd_trt.bundle.method import HeadWeights, Method, NoiseLevels
 from dsd_trt.export.adapter_input import adapter_input
 from dsd_trt.export.calibration import calibrated
 from dsd_trt.export.settings import ExportSettings, wants_matrix

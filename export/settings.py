@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from dsd_trt.bundle.contract import Precision
-from dsd_trt.bundle.manifest import Resize, ScoreKind, TokenMask, TrainedFor
+from dsd_trt.bundle.manifest import Resize
+from dsd_trt.bundle.method import ScoreKind, TokenMask, TrainedFor
 from dsd_trt.errors import InputError
 from dsd_trt.train.diffusion.place import EMBEDDED
 from dsd_trt.train.scoring.adapter_file import AdapterFile

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from diffusers import UNet2DConditionModel
 
-from dsd_trt.bundle.manifest import ScoreKind
+from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.weights import check_names
 from dsd_trt.train.scoring.adapter import Adapter

@@ -1,10 +1,13 @@
-"""The graphs of every bundle: names, inputs and outputs."""
+"""The graphs of every bundle: names, inputs and outputs, and whether given graphs have them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from dsd_trt.bundle.fields import check_size, require
 
 Precision = Literal["fp32", "fp16"]
 LARGEST_LAMBDA = 64.0
@@ -128,3 +131,65 @@ def graph_contract(
             (TensorSpec("score", "float32", ("I", "T")),),
         )
     return graphs
+
+
+def check_sizes(graphs: Mapping[str, Graph]) -> None:
+    """Check that sizes are in range, and those that the contract leaves open can be read.
+
+    Args:
+        graphs: graphs of a bundle by name.
+
+    Raises:
+        BundleError: a graph is missing or has another rank; the message names the field.
+    """
+    for name in ("image_encoder", "text_encoder", "pair_scorer"):
+        require(name in graphs, f"graphs.{name}", "is missing")
+    for name, graph in graphs.items():
+        for side in ("inputs", "outputs"):
+            for spec in getattr(graph, side):
+                for size in spec.shape:
+                    if isinstance(size, int):
+                        check_size(size, f"graphs.{name}.{side}")
+    # A size the contract leaves open is read at its first use, then required everywhere.
+    for name, rank in (("image_encoder", 4), ("text_encoder", 3)):
+        outputs = graphs[name].outputs
+        require(
+            len(outputs) == 1
+            and len(outputs[0].shape) == rank
+            and all(isinstance(size, int) for size in outputs[0].shape[1:]),
+            f"graphs.{name}.outputs",
+            f"must be one tensor of rank {rank}, dynamic in its first dimension only",
+        )
+
+
+def check_contract(graphs: Mapping[str, Graph], contract: Mapping[str, Graph]) -> None:
+    """Check that graphs have the inputs and outputs of the contract.
+
+    Args:
+        graphs: graphs of a bundle by name.
+        contract: graphs that it must have, from `graph_contract`.
+
+    Raises:
+        BundleError: a tensor or a graph is another; the message names the field.
+    """
+    require(graphs.keys() == contract.keys(), "graphs", f"must be {', '.join(contract)}")
+    for name, wanted in contract.items():
+        graph = graphs[name]
+        for side, got, want in (
+            ("inputs", graph.inputs, wanted.inputs),
+            ("outputs", graph.outputs, wanted.outputs),
+        ):
+            require(
+                [_signature(spec) for spec in got] == [_signature(spec) for spec in want],
+                f"graphs.{name}.{side}",
+                f"must be {_render(want)}, got {_render(got)}",
+            )
+
+
+def _signature(spec: TensorSpec) -> tuple[object, ...]:
+    """Properties that two tensors must share: all but the names of dynamic dimensions."""
+    return spec.name, spec.dtype, tuple(d if isinstance(d, int) else None for d in spec.shape)
+
+
+def _render(specs: tuple[TensorSpec, ...]) -> str:
+    return "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)

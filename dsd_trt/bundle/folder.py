@@ -16,18 +16,13 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 from dsd_trt.bundle.external_data import external_files
+from dsd_trt.bundle.fields import require
 from dsd_trt.bundle.hub import Repository, fetch_bundle, holds_bundle
-from dsd_trt.bundle.manifest import (
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    check_manifest,
-    require,
-    stays_inside,
-)
+from dsd_trt.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import BundleError, InputError, counted
 from dsd_trt.files.lfs import POINTER, is_pointer_file
+from dsd_trt.files.names import stays_inside
 from dsd_trt.files.schema import read_text
 from dsd_trt.files.unfinished import is_unfinished
 from dsd_trt.files.whole import sha256_of, write_whole

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest, stays_inside
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import BundleError, MissingExtraError
 from dsd_trt.files.disk import require_free
+from dsd_trt.files.names import stays_inside
 from dsd_trt.files.schema import read_text
 from dsd_trt.installation import install_command
 from dsd_trt.log import get_logger, timed

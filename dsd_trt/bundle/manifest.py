@@ -7,98 +7,30 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dsd_trt.bundle.contract import Graph, Precision, TensorSpec, graph_contract
+from dsd_trt.bundle.contract import (
+    Graph,
+    Precision,
+    check_contract,
+    check_sizes,
+    graph_contract,
+)
+from dsd_trt.bundle.fields import check_size, require
+from dsd_trt.bundle.method import Method, Mode, check_method
 from dsd_trt.errors import BundleError, counted
+from dsd_trt.files.names import is_file_name
 from dsd_trt.files.schema import SchemaError, from_plain, parse_json, to_plain
 
 SCHEMA_VERSION = 1
-_LARGEST = 2**30  # bound of sizes, such that products of a few cannot overflow
 MANIFEST_NAME = "bundle.json"
 
-TokenMask = Literal["words_eos", "words", "all"]
-ScoreKind = Literal["attention", "attention+denoising", "denoising", "released"]
 Resize = Literal["bicubic-stretch", "bicubic-stretch-through-224"]
 """Resizing of images to squares: antialiased bicubic, without a crop that could lose content.
 
 The variant through 224 pixels is the paper's fair protocol (section 5.1), limited to the detail
 CLIP sees.
 """
-Mode = Literal["pair", "matrix"]
-"""Pair: one U-Net pass per pair and noise level, as in the paper. Matrix: one walk per image and
-level (late interaction)."""
-TrainedFor = Literal["pair", "matrix", "both"]
-HeadMode = Literal["uniform", "calibrated", "learned", "dynamic"]
-
-
-@dataclass(frozen=True)
-class HeadWeights:
-    """Weights w_{l,h} of the scored layers' heads, constants of the graph (Eq. 4 and 7).
-
-    Attributes:
-        mode: origin of the weights. "uniform"; "calibrated", by attribution on a few-shot set;
-            "learned" there by gradient descent; or "dynamic": additionally weighted by attribution
-            to the given pair.
-        values: one tuple of weights per scored layer.
-    """
-
-    mode: HeadMode
-    values: tuple[tuple[float, ...], ...]
-
-
-@dataclass(frozen=True)
-class NoiseLevels:
-    """Noise levels whose constants are folded into the pair scorer.
-
-    Attributes:
-        fractions: s of each level, in (0, 1); the graph's `level` input is an index into these.
-        timesteps: timestep t = round(s T) of each level.
-        seed: seed of the fixed noise tensors.
-    """
-
-    fractions: tuple[float, ...]
-    timesteps: tuple[int, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Method:
-    """Definition of a score.
-
-    Let f be the pair scorer's `score`, and d the unconditional denoising error minus the
-    conditional one, each averaged over the noise levels. The score is f ("attention", as in the
-    paper), d ("denoising"), or f + w d ("attention+denoising").
-
-    "released" is also f + w d, with f computed from raw logits, as in the released research code.
-
-    Attributes:
-        score: "attention", "denoising", "attention+denoising" or "released", see above.
-        denoising_weight: w, the weight of the denoising term d.
-        score_layers: indices of the scored cross-attention layers, in order of execution.
-        layer_names: module names of these layers in the U-Net.
-        pooling: pooling over image tokens. "lse" is Eq. 3; "logits" pools a whole text instead of
-            its tokens.
-        lam: lambda of LogSumExp pooling, "lambda" in the file.
-        head_weights: weights of the average over layers and heads (Eq. 4 and 7).
-        noise_levels: noise levels the score is averaged over.
-        token_mask: text tokens that count in the average (Eq. 4).
-        has_prompts: whether attention prompts (Eq. 5) are folded in.
-        trained_for: mode the adapter was trained for; null without an adapter.
-    """
-
-    score: ScoreKind
-    denoising_weight: float
-    score_layers: tuple[int, ...]
-    layer_names: tuple[str, ...]
-    pooling: Literal["lse", "max", "cosine", "logits"]
-    lam: float = field(metadata={"json": "lambda"})
-    head_weights: HeadWeights
-    noise_levels: NoiseLevels
-    token_mask: TokenMask
-    has_prompts: bool
-    trained_for: TrainedFor | None
 
 
 @dataclass(frozen=True)
@@ -409,64 +341,28 @@ def check_manifest(manifest: Manifest) -> None:
     Raises:
         BundleError: a constraint is violated; the message names the field.
     """
-    method, levels = manifest.method, manifest.method.noise_levels
     for name, entry in manifest.files.items():
         require(is_file_name(name), "files", f"names {name[:60]!r}, which is no file's name")
         require(entry.size >= 0, f"files.{name}.size", "is negative")
-    per_layer = len(method.score_layers)
-    require(per_layer > 0, "method.score_layers", "is empty")
-    require(
-        len(method.layer_names) == per_layer, "method.layer_names", "needs one name a scored layer"
-    )
-    require(
-        len(method.head_weights.values) == per_layer,
-        "method.head_weights.values",
-        "needs one list a scored layer",
-    )
-    require(
-        all(layer >= 0 for layer in method.score_layers)
-        and len(set(method.score_layers)) == per_layer,
-        "method.score_layers",
-        "must be distinct and at least 0",
-    )
-    require(
-        all(method.head_weights.values),
-        "method.head_weights.values",
-        "has a layer without heads",
-    )
-    require(len(levels.fractions) > 0, "method.noise_levels.fractions", "is empty")
-    require(
-        all(0 < s < 1 for s in levels.fractions)
-        and len(set(levels.fractions)) == len(levels.fractions),
-        "method.noise_levels.fractions",
-        "must be distinct and lie between 0 and 1",
-    )
-    require(
-        len(levels.timesteps) == len(levels.fractions),
-        "method.noise_levels.timesteps",
-        "needs one timestep a level",
-    )
-    _check_size(manifest.preprocessing.resolution, "preprocessing.resolution")
+    check_method(manifest.method)
+    check_size(manifest.preprocessing.resolution, "preprocessing.resolution")
     if manifest.matrix is not None:
-        _check_size(manifest.matrix.query_pool, "matrix.query_pool")
+        check_size(manifest.matrix.query_pool, "matrix.query_pool")
     if manifest.adapter is not None:
         for name, shape in manifest.adapter.tensors.items():
             for size in shape:
-                _check_size(size, f"adapter.tensors.{name}")
+                check_size(size, f"adapter.tensors.{name}")
     if (check := manifest.self_check) is not None:
         require(0 < check.tolerance < 1, "self_check.tolerance", "must lie between 0 and 1")
     for name in manifest.cuda_form or {}:
         require(name in manifest.graphs, f"cuda_form.{name}", "is no graph of the bundle")
     _check_ids(manifest.tokenizer)
-    _check_graphs(manifest)
-
-
-def _check_size(size: int, where: str, least: int = 1) -> None:
-    require(least <= size < _LARGEST, where, f"is {size}, not from {least} to {_LARGEST - 1}")
+    check_sizes(manifest.graphs)
+    check_contract(manifest.graphs, manifest.contract(manifest.precision))
 
 
 def _check_ids(spec: TokenizerSpec) -> None:
-    _check_size(spec.max_length, "tokenizer.max_length", 2)  # BOS and EOS
+    check_size(spec.max_length, "tokenizer.max_length", 2)  # BOS and EOS
     if spec.vocabulary is not None:
         require(spec.vocabulary > 0, "tokenizer.vocabulary", "must be at least 1")
     for name in ("bos_id", "eos_id", "pad_id"):
@@ -479,74 +375,3 @@ def _check_ids(spec: TokenizerSpec) -> None:
                 f"is {value}, and the text encoder's embedding has "
                 + counted(spec.vocabulary, "row"),
             )
-
-
-def _check_graphs(manifest: Manifest) -> None:
-    for name in ("image_encoder", "text_encoder", "pair_scorer"):
-        require(name in manifest.graphs, f"graphs.{name}", "is missing")
-    for name, graph in manifest.graphs.items():
-        for side in ("inputs", "outputs"):
-            for spec in getattr(graph, side):
-                for size in spec.shape:
-                    if isinstance(size, int):
-                        _check_size(size, f"graphs.{name}.{side}")
-    # A size the contract leaves open is read at its first use, then required everywhere.
-    for name, rank in (("image_encoder", 4), ("text_encoder", 3)):
-        outputs = manifest.graphs[name].outputs
-        require(
-            len(outputs) == 1
-            and len(outputs[0].shape) == rank
-            and all(isinstance(size, int) for size in outputs[0].shape[1:]),
-            f"graphs.{name}.outputs",
-            f"must be one tensor of rank {rank}, dynamic in its first dimension only",
-        )
-    contract = manifest.contract(manifest.precision)
-    require(manifest.graphs.keys() == contract.keys(), "graphs", f"must be {', '.join(contract)}")
-    for name, wanted in contract.items():
-        graph = manifest.graphs[name]
-        for side, got, want in (
-            ("inputs", graph.inputs, wanted.inputs),
-            ("outputs", graph.outputs, wanted.outputs),
-        ):
-            require(
-                [_signature(spec) for spec in got] == [_signature(spec) for spec in want],
-                f"graphs.{name}.{side}",
-                f"must be {_render(want)}, got {_render(got)}",
-            )
-
-
-def _signature(spec: TensorSpec) -> tuple[object, ...]:
-    """Properties that two tensors must share: all but the names of dynamic dimensions."""
-    return spec.name, spec.dtype, tuple(d if isinstance(d, int) else None for d in spec.shape)
-
-
-def _render(specs: tuple[TensorSpec, ...]) -> str:
-    return "; ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
-
-
-def is_file_name(name: str) -> bool:
-    """Whether file systems accept a name, or a path of names."""
-    try:
-        encoded = name.encode()
-    except UnicodeEncodeError:  # a lone surrogate, from a JSON escape
-        return False
-    longest = max(map(len, encoded.split(b"/")))
-    return bool(encoded) and b"\0" not in encoded and longest <= 255 and len(encoded) < 4096
-
-
-def stays_inside(name: str) -> bool:
-    """Whether a file's relative path stays inside the bundle, links aside."""
-    pure = PurePosixPath(name)
-    absolute = not pure.parts or pure.is_absolute()
-    return not (absolute or ".." in pure.parts or "\\" in name or "\0" in name)
-
-
-def require(holds: bool, where: str, complaint: str) -> None:
-    """Refuse a manifest with an invalid field `where`.
-
-    Raises:
-        BundleError: the field is invalid; the message says why.
-    """
-    if not holds:
-        # Names from untrusted bundles may have any length.
-        raise BundleError(f"field {where[:160]!r} {complaint[:600]}")

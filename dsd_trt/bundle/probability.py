@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dsd_trt.bundle.manifest import Calibration, Manifest, Mode
+from dsd_trt.bundle.manifest import Calibration, Manifest
+from dsd_trt.bundle.method import Mode
 
 MOST_SHIFT = 0.05
 """Largest shift of a probability that rounding may cause; above it, a fit in FP32 is another's."""

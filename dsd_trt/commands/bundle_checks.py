@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dsd_trt.bundle.folder import bundle_folder, read_manifest
-from dsd_trt.bundle.manifest import Manifest, Mode
+from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.jobs import level_indices
 from dsd_trt.mode import wanted_mode
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.bundle.folder import read_bundle, read_manifest, verify_files
-from dsd_trt.bundle.manifest import Manifest, Mode
+from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import why_no_probability
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.driver import find_driver

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # commands list the engines in their help, which must not imp
 
     from dsd_trt.batching import BatchSizes
     from dsd_trt.bundle.folder import Bundle
-    from dsd_trt.bundle.manifest import Mode
+    from dsd_trt.bundle.method import Mode
 
 BACKENDS: dict[str, str] = {  # imported on use
     "onnxruntime": "dsd_trt.engine.onnxruntime.cpu:CPU",

@@ -11,7 +11,7 @@ from dsd_trt.commands.log import note
 from dsd_trt.commands.options import signature_option
 
 if TYPE_CHECKING:
-    from dsd_trt.bundle.manifest import Mode
+    from dsd_trt.bundle.method import Mode
     from dsd_trt.engines.triton.repository import ServedBy
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.folder import Bundle, is_large
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import Backend, TimedEngine
 from dsd_trt.engine.cuda import memory_in_use

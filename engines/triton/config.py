@@ -13,7 +13,8 @@ from typing import Any
 
 from dsd_trt.batching import MASK_STEP
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.bundle.manifest import Manifest, Mode
+from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import DsdError
 
 TOKENIZER, SCORE, MATCH = "dsd_tokenizer", "dsd_score", "dsd_match"

@@ -9,7 +9,8 @@ from typing import Literal
 
 from dsd_trt.batching import batch_sizes
 from dsd_trt.bundle.folder import Bundle, file_entry
-from dsd_trt.bundle.manifest import MANIFEST_NAME, Mode
+from dsd_trt.bundle.manifest import MANIFEST_NAME
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import why_no_probability
 from dsd_trt.engine.tensorrt.plan import Plan, plans
 from dsd_trt.engines.triton import config

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.export.benchmark.contenders import MATRIX, RUNTIME, is_matrix
 from dsd_trt.export.benchmark.work import Contender, Floats, Work, encoded_requests
 

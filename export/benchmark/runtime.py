@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bfloat16 import guarded
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine.choice import named_backend
 from dsd_trt.errors import DisagreementError, ImageError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work

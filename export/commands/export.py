@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from dsd_trt.bundle.manifest import ScoreKind
+from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
 from dsd_trt.errors import counted
@@ -19,7 +19,8 @@ from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sent
 # torch and other heavy libraries are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
     from dsd_trt.bundle.contract import Precision
-    from dsd_trt.bundle.manifest import Resize, TokenMask
+    from dsd_trt.bundle.manifest import Resize
+    from dsd_trt.bundle.method import TokenMask
     from dsd_trt.export.parity import ParityReport
     from dsd_trt.export.settings import CudaForm, Verify
 

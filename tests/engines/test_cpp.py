@@ -35,7 +35,8 @@ from torture import Figures, scaled
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import read_bundle, write_bundle
-from dsd_trt.bundle.manifest import Calibration, ScoreKind, TokenMask, TrainedFor
+from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.bundle.method import ScoreKind, TokenMask, TrainedFor
 
 pytest_plugins = ("cpp", "exported")
 

@@ -19,7 +19,7 @@ from self_checked import add_self_check
 
 import dsd_trt
 from dsd_trt import Bundle
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import BACKENDS
 from dsd_trt.engine.onnxruntime.cpu import CPU
 from dsd_trt.engine.openvino import pooled_attention

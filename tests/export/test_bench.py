@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.engines.macs import count_macs as count_by_tensorrt
 from dsd_trt.engines.network import parse

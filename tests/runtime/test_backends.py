@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt import Bundle, InputError
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import BACKENDS, ON_GPU, engine_names, find_backend
 
 ROOT = Path(__file__).parents[2]

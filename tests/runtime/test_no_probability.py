@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dsd_trt import Bundle, InputError, Scorer, write_bundle
-from dsd_trt.bundle.manifest import MANIFEST_NAME, Calibration, Manifest, Mode
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Calibration, Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import card_rows, why_no_probability, with_card_rows
 
 pytest_plugins = ("in_process",)

@@ -41,7 +41,7 @@ from dsd_trt import (
     write_bundle,
 )
 from dsd_trt.batching import MAX_BATCH, batch_sizes
-from dsd_trt.bundle.manifest import TokenMask
+from dsd_trt.bundle.method import TokenMask
 from dsd_trt.installation import install_command
 from dsd_trt.jobs import Scorable
 

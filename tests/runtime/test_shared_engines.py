@@ -25,7 +25,7 @@ from torture import Figures, not_in_a_slice, scaled
 
 from dsd_trt import Bundle, DsdError, EngineError, Scorer
 from dsd_trt.bundle.contract import Graph
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import Engine
 
 ENGINES: list[tuple[str, Mode]] = [

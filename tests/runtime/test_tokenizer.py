@@ -13,7 +13,8 @@ from bundles import BOS, EOS, LENGTH, PAD, make_bundle, token_ids
 from transformers import CLIPTokenizer
 
 from dsd_trt import BundleError, InputError
-from dsd_trt.bundle.manifest import Manifest, TokenizerSpec, TokenMask
+from dsd_trt.bundle.manifest import Manifest, TokenizerSpec
+from dsd_trt.bundle.method import TokenMask
 from dsd_trt.tokenizer import Tokenizer
 
 SPEC = TokenizerSpec("tokenizer.json", LENGTH, BOS, EOS, PAD)

@@ -30,16 +30,18 @@ from dsd_trt.bundle.folder import Bundle, file_entry, write_bundle
 from dsd_trt.bundle.manifest import (
     MANIFEST_NAME,
     Calibration,
-    HeadWeights,
     Manifest,
     MatrixMode,
+    Preprocessing,
+    Provenance,
+    TokenizerSpec,
+)
+from dsd_trt.bundle.method import (
+    HeadWeights,
     Method,
     Mode,
     NoiseLevels,
-    Preprocessing,
-    Provenance,
     ScoreKind,
-    TokenizerSpec,
     TokenMask,
     TrainedFor,
 )

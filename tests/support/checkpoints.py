@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dsd_trt.bundle.manifest import HeadMode, ScoreKind
+from dsd_trt.bundle.method import HeadMode, ScoreKind
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter

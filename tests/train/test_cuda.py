@@ -13,7 +13,7 @@ import torch
 from checkpoints import picture_questions, write_adapter, write_checkpoint
 from numpy.typing import NDArray
 
-from dsd_trt.bundle.manifest import HeadMode, Mode, ScoreKind, TrainedFor
+from dsd_trt.bundle.method import HeadMode, Mode, ScoreKind, TrainedFor
 from dsd_trt.engine.cuda import (
     Buffer,
     DeviceMemory,

@@ -15,7 +15,7 @@ from checkpoints import picture_questions, write_checkpoint
 from gradients import require_gradient_is_slope
 from torch import Tensor, nn
 
-from dsd_trt.bundle.manifest import HeadMode, ScoreKind
+from dsd_trt.bundle.method import HeadMode, ScoreKind
 from dsd_trt.errors import InputError
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint

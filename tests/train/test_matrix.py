@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engine.openvino.cut import largest, lift_attention, split
 from dsd_trt.engine.openvino.pooled_attention import pool_attention, tile_width

@@ -12,7 +12,7 @@ import torch
 from checkpoints import picture_questions, write_checkpoint
 from torch import Tensor
 
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import InputError
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.fewshot.examples import Examples, encode_questions

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dsd_trt.bundle.manifest import ScoreKind
+from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, seed_option
 from dsd_trt.errors import counted

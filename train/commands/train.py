@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
 
-from dsd_trt.bundle.manifest import HeadMode, TrainedFor
+from dsd_trt.bundle.method import HeadMode, TrainedFor
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
     few_shot_options,

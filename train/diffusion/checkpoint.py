@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from dsd_trt.bundle.manifest import TokenMask
+from dsd_trt.bundle.method import TokenMask
 from dsd_trt.errors import ModelError
 from dsd_trt.files.whole import sha256_of
 from dsd_trt.log import get_logger

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.bundle.manifest import is_file_name
 from dsd_trt.errors import ModelError, one_line
+from dsd_trt.files.names import is_file_name
 from dsd_trt.files.schema import read_json as load_json
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"

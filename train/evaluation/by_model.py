@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dsd_trt.bundle.manifest import Mode, Resize, ScoreKind
+from dsd_trt.bundle.manifest import Resize
+from dsd_trt.bundle.method import Mode, ScoreKind
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.fewshot.encoded import score_encoded
 from dsd_trt.train.fewshot.examples import encoders_of

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dsd_trt.bundle.manifest import Resize, TokenMask
+from dsd_trt.bundle.manifest import Resize
+from dsd_trt.bundle.method import TokenMask
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.results import Failure

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.bundle.manifest import Mode, ScoreKind
+from dsd_trt.bundle.method import Mode, ScoreKind
 from dsd_trt.metrics import fit_logistic
 from dsd_trt.train.scoring.adapter import Adapter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dsd_trt.bundle.manifest import Mode, ScoreKind
+from dsd_trt.bundle.method import Mode, ScoreKind
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dsd_trt.bundle.manifest import HeadMode, Mode, Resize, ScoreKind, TrainedFor
+from dsd_trt.bundle.manifest import Resize
+from dsd_trt.bundle.method import HeadMode, Mode, ScoreKind, TrainedFor
 from dsd_trt.errors import InputError
 from dsd_trt.train.scoring.adapter_file import AdapterFile
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, require_levels, require_matrix

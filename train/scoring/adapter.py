@@ -14,15 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from dsd_trt.bundle.manifest import (
-    NOT_FITTED,
-    Calibration,
-    HeadMode,
-    Mode,
-    Resize,
-    ScoreKind,
-    TrainedFor,
-)
+from dsd_trt.bundle.manifest import NOT_FITTED, Calibration, Resize
+from dsd_trt.bundle.method import HeadMode, Mode, ScoreKind, TrainedFor
 from dsd_trt.errors import ModelError, counted
 from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.lock import sole_writer

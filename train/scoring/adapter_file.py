@@ -9,7 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.bundle.manifest import HeadMode, Resize, ScoreKind, TrainedFor
+from dsd_trt.bundle.manifest import Resize
+from dsd_trt.bundle.method import HeadMode, ScoreKind, TrainedFor
 from dsd_trt.errors import ModelError
 from dsd_trt.files.schema import SchemaError, from_plain, read_json
 from dsd_trt.files.tensor_file import TensorHeader, read_tensor_headers

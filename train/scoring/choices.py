@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dsd_trt.bundle.manifest import HeadMode, ScoreKind
+from dsd_trt.bundle.method import HeadMode, ScoreKind
 from dsd_trt.errors import InputError, ModelError
 
 DEFAULT_LEVELS = (0.2, 0.4, 0.6, 0.8)

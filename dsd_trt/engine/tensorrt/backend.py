@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dsd_trt.batching import ON_DEVICE, BatchSizes
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.bundle.manifest import Mode
+from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.engine.driver import why_no_driver
 from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plan, plans, read_plan

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from dsd_trt.batching import BatchSizes
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest, Mode
+from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
+from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import why_no_probability
 from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
