@@ -41,6 +41,7 @@ COMMANDS = [
     "tools/try_wheel.py nowhere",
     "benchmarks/against.py no-such-commit",
     "benchmarks/against.py --no-such-commit",
+    "benchmarks/measure_commands.py --only nothing",
     "benchmarks/measure_matching.py nowhere",
     "benchmarks/measure_openvino.py --bundle nowhere",
     "benchmarks/workload.py",
