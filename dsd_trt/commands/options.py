@@ -139,6 +139,18 @@ def threads_option(command: Command) -> Command:
     )(command)
 
 
+def pytorch_threads_option(command: Command) -> Command:
+    """--threads, number of threads of PyTorch on the processor; None is its own choice."""
+    return click.option(
+        "--threads",
+        **setting("THREADS"),
+        type=click.IntRange(1, 2**15 - 1),
+        metavar="N",
+        help="Number of CPU threads that PyTorch computes with; 1 is best for a small model while "
+        "other programs use the cores.  [default: PyTorch's, one per core]",
+    )(command)
+
+
 def memory_option(command: Command) -> Command:
     """--memory-budget, MiB for activations; None is the engine's own choice."""
     return click.option(

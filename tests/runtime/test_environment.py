@@ -337,7 +337,7 @@ def test_eval_of_a_model_looks_at_none(run: Callable[..., Run]) -> None:
     plain, ended = run(*arguments), run(*arguments, **variables)
     assert "empty.csv" in plain.err
     assert ended.err.startswith(plain.err.rstrip("\n"))
-    refused = run(*arguments, "--threads", "2")
+    refused = run(*arguments, "--memory-budget", "2")
     assert refused.code == 2
     assert "runs in PyTorch: omit --engine" in refused.err
 

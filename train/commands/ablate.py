@@ -11,7 +11,7 @@ import click
 
 from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.commands.log import note
-from dsd_trt.commands.options import model_option, seed_option
+from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_option
 from dsd_trt.errors import counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -45,6 +45,7 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="Output folder for ablation.md, ablation.json and ablation.png.",
 )
+@pytorch_threads_option
 @seed_option("Random seed of the split and of the heads that are left out.")
 @click.pass_context
 def ablate(
@@ -56,6 +57,7 @@ def ablate(
     columns: ColumnNames,
     limit: int,
     out: Path,
+    threads: int | None,
     seed: int,
 ) -> None:
     """Measure accuracy with fewer layers, heads and noise levels, and with other poolings.
@@ -94,8 +96,10 @@ def ablate(
     from dsd_trt.train.left_out import LeftOut
     from dsd_trt.train.run.device import best_device
     from dsd_trt.train.run.progress import StageProgress
+    from dsd_trt.train.run.threads import computing_with
     from dsd_trt.train.scoring.adapter import Adapter, resize_of
 
+    ctx.with_resource(computing_with(threads))
     learned = None if file is None else Adapter.load(file.folder)
     # The figures are of attention, which an imported adapter serves beside its own score.
     kind: ScoreKind | None = "attention" if learned and learned.score == "released" else None

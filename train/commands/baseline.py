@@ -11,6 +11,7 @@ import click
 from dsd_trt.commands.environment import setting
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
+    pytorch_threads_option,
     seed_option,
     table_format_option,
     validation_option,
@@ -74,6 +75,7 @@ Examples:
     help="Output folder for table.md, figures.json and figures.png.",
 )
 @table_format_option
+@pytorch_threads_option
 @seed_option("Random seed of the split, the batches and the initial weights.")
 @click.pass_context
 def baseline(
@@ -92,6 +94,7 @@ def baseline(
     validation: float,
     out: Path | None,
     form: str,
+    threads: int | None,
     seed: int,
 ) -> None:
     """Train a CLIP baseline on few-shot examples and measure it on the test questions.
@@ -145,7 +148,9 @@ def baseline(
     from dsd_trt.train.fewshot.settings import FewShotSettings
     from dsd_trt.train.left_out import LeftOut
     from dsd_trt.train.run.progress import StageProgress
+    from dsd_trt.train.run.threads import computing_with
 
+    ctx.with_resource(computing_with(threads))
     clip = load_clip(folder)
     if out:
         ctx.with_resource(own_folder(out))

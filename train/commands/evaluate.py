@@ -155,10 +155,10 @@ def evaluate(
             raise InputError(
                 f"{scorer} is a model, and only bundles are signed: omit --require-signature"
             )
-        if on_command_line(ctx, "engine", "device", "threads", "memory_budget", "text_cache"):
+        if on_command_line(ctx, "engine", "device", "memory_budget", "text_cache"):
             raise InputError(
                 f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine, --device, "
-                "--threads, --memory-budget and --text-cache"
+                "--memory-budget and --text-cache"
             )
         file = chosen_adapter(adapter, scorer)
         if file is not None and mode == "matrix":
@@ -214,7 +214,9 @@ def evaluate(
             of = bundle_identity(opened) if out else {}
         else:
             from dsd_trt.train.evaluation.by_model import by_model
+            from dsd_trt.train.run.threads import computing_with
 
+            ctx.with_resource(computing_with(threads))
             folder = None if file is None else file.folder
             note(sentence(file, adapter))
             if file is not None and file.config.training.get("data") == data:

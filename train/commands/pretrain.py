@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.environment import setting
 from dsd_trt.commands.log import note
-from dsd_trt.commands.options import seed_option
+from dsd_trt.commands.options import pytorch_threads_option, seed_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.baseline import tiny_clip
@@ -27,12 +26,7 @@ def pretrain() -> None:
     help="Run folder for checkpoints, losses, sample images, and the model in model/.",
 )
 @seed_option("Random seed of weights, batches and noise.")
-@click.option(
-    "--threads",
-    **setting("THREADS"),
-    type=click.IntRange(1),
-    help="Number of CPU threads.  [default: all of them]",
-)
+@pytorch_threads_option
 @click.option(
     "--smoke",
     is_flag=True,
@@ -56,16 +50,15 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     require_writable(out)
     require_plan(out / "plan.json", curriculum.plan(seed), STATES)
 
-    import torch
-
     from dsd_trt.train.run.memory import keep_freed_memory
     from dsd_trt.train.run.progress import StageProgress
+    from dsd_trt.train.run.threads import computing_with
     from dsd_trt.train.shapes.pretrain import pretrain_shapes
 
     keep_freed_memory()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    click.get_current_context().with_resource(own_folder(out))
+    context = click.get_current_context()
+    context.with_resource(computing_with(threads))
+    context.with_resource(own_folder(out))
     with StageProgress() as progress:
         try:
             model = pretrain_shapes(

@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from dsd_trt.bundle.manifest import Resize
-from dsd_trt.commands.options import few_shot_options, model_option, seed_option
+from dsd_trt.commands.options import (
+    few_shot_options,
+    model_option,
+    pytorch_threads_option,
+    seed_option,
+)
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -53,6 +58,7 @@ Examples:
     help="Output folder; an interrupted run resumes from it.",
 )
 @few_shot_options
+@pytorch_threads_option
 @seed_option("Random seed of splits, training, bootstrap and ablations.")
 @click.pass_context
 def reproduce(
@@ -66,6 +72,7 @@ def reproduce(
     steps: int,
     out: Path,
     resize: Resize | None,
+    threads: int | None,
     seed: int,
     **few_shot: Any,
 ) -> None:
@@ -91,8 +98,10 @@ def reproduce(
     from dsd_trt.train.evaluation.reproduction import reproduce as run
     from dsd_trt.train.run.libraries import hush_libraries
     from dsd_trt.train.run.progress import StageProgress
+    from dsd_trt.train.run.threads import computing_with
 
     hush_libraries()
+    ctx.with_resource(computing_with(threads))
     ctx.with_resource(own_folder(out))
     with StageProgress() as progress:
         try:

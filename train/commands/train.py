@@ -13,6 +13,7 @@ from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
     few_shot_options,
     model_option,
+    pytorch_threads_option,
     seed_option,
     validation_option,
 )
@@ -170,6 +171,7 @@ def parse_rank(
     "--recompute", is_flag=True, help="Gradient checkpointing: less memory, more time per step."
 )
 @few_shot_options
+@pytorch_threads_option
 @seed_option("Random seed of the split, the initial weights and the batches.")
 @click.pass_context
 def train(
@@ -186,6 +188,7 @@ def train(
     allow_worse: bool,
     paper: bool,
     validation: float,
+    threads: int | None,
     seed: int,
     **sizes: Any,
 ) -> None:
@@ -249,7 +252,9 @@ def train(
     from dsd_trt.train.fewshot.training import train_adapter
     from dsd_trt.train.run.device import process_state
     from dsd_trt.train.run.progress import StageProgress
+    from dsd_trt.train.run.threads import computing_with
 
+    ctx.with_resource(computing_with(threads))
     if process_state().is_main_process:
         ctx.with_resource(own_folder(out))
     with StageProgress() as progress:
