@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,6 +54,14 @@ class Setting(click.Option):
         if ctx is not None and self.name is not None and from_environment(ctx, self.name):
             return f"the environment variable {self.envvar}"
         return click.Parameter.get_error_hint(self, ctx)
+
+
+class SettingsCommand(click.Command):
+    """A command that reads some settings for some of its arguments alone."""
+
+    def unread(self, given: Mapping[str, Any]) -> Collection[str]:
+        """Parameters that the command does not read, given these values of all of them."""
+        raise NotImplementedError
 
 
 def setting(name: str) -> dict[str, Any]:
@@ -111,6 +119,9 @@ def with_settings(run: Callable[..., Any]) -> Callable[..., Any]:
         for name in used.keys() & _not_fitting(str(kwargs.get("engine", "auto"))):
             kwargs[name] = _NOT_FITTING[name]
             del used[name]
+        if used and isinstance(context.command, SettingsCommand):
+            for name in used.keys() & set(context.command.unread(kwargs)):
+                del used[name]
         told = f"From the environment: {', '.join(used.values())}"
         if used:
             get_logger(__name__).info("%s", told)

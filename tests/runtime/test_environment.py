@@ -330,13 +330,20 @@ def test_a_device_of_the_command_line_is_refused_on_a_processor(run: Callable[..
     assert "computes on the processor" in refused.err
 
 
-def test_eval_of_a_model_looks_at_none(run: Callable[..., Run]) -> None:
+def test_eval_of_a_model_looks_at_threads_alone(run: Callable[..., Run]) -> None:
     Path("empty.csv").write_text("image,text,label\n")
     arguments = ("eval", "shapes", "--data", "empty.csv")
     variables = {"ENGINE": "openvino", "DEVICE": "1", "THREADS": "2", "MEMORY_BUDGET": "9"}
-    plain, ended = run(*arguments), run(*arguments, **variables)
+    plain, ended = run(*arguments), run(*arguments, "-v", **variables)
     assert "empty.csv" in plain.err
-    assert ended.err.startswith(plain.err.rstrip("\n"))
+    told = "From the environment: DSD_TRT_THREADS=2\n"
+    assert ended.err.endswith(f"{plain.err}{told}")  # as the error's end
+    assert told in ended.err.removesuffix(told)  # as -v says at once
+    assert "DSD_TRT_ENGINE" not in ended.err
+    del variables["THREADS"]
+    assert run(*arguments, **variables).err == plain.err
+    of_bundle = run("eval", str(EMBEDDED), *arguments[2:], **variables | {"DEVICE": ""})
+    assert "DSD_TRT_ENGINE=openvino" in of_bundle.err
     refused = run(*arguments, "--memory-budget", "2")
     assert refused.code == 2
     assert "runs in PyTorch: omit --engine" in refused.err

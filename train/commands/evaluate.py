@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from dsd_trt.commands.environment import on_command_line, setting
+from dsd_trt.commands.environment import SettingsCommand, on_command_line, setting
 from dsd_trt.commands.log import note, note_engine, say
 from dsd_trt.commands.options import (
     Share,
@@ -36,7 +37,21 @@ Examples:
 """
 
 
-@click.command(epilog=EXAMPLES)
+_OF_BUNDLES = ("engine", "device", "memory_budget", "text_cache", "require_signature")
+"""Parameters that a model does not have."""
+
+
+class _Evaluate(SettingsCommand):
+    """The command, which reads settings about bundles and engines for a bundle alone."""
+
+    def unread(self, given: Mapping[str, Any]) -> Collection[str]:
+        """Parameters of bundles, if a model is named."""
+        from dsd_trt.bundle.folder import names_bundle
+
+        return () if names_bundle(given["scorer"]) else _OF_BUNDLES
+
+
+@click.command(cls=_Evaluate, epilog=EXAMPLES)
 @click.argument("scorer", metavar="BUNDLE|MODEL")
 @data_options
 @signature_option
