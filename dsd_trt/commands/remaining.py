@@ -32,7 +32,7 @@ class Remaining:
             done: number of steps that are done.
             total: number of all steps; None if it is not known, which tells nothing.
         """
-        if self._said or total is None:
+        if total is None:
             return
         now = time.monotonic()
         if self._before is not None:
@@ -40,11 +40,22 @@ class Remaining:
             if steps > 0 and seconds >= steps * _COMPUTED:
                 self._seconds, self._steps = self._seconds + seconds, self._steps + steps
         self._before = now, done
-        if self._steps and self._seconds >= _MEASURED:
+        if not self._said and self._steps and self._seconds >= _MEASURED:
             self._said = True
             left = self._seconds / self._steps * (total - done)
             if left >= _WORTH_SAYING:
                 note(f"{self._stage}: {duration(left)} to go")
+
+    def left(self, done: int, total: int | None) -> float | None:
+        """Seconds that the rest takes; None as long as too little was measured to tell.
+
+        Args:
+            done: number of steps that are done.
+            total: number of all steps; None if it is not known.
+        """
+        if total is None or not self._said:
+            return None
+        return self._seconds / self._steps * (total - done)
 
 
 def duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from dsd_trt.train.fewshot.model import (
 )
 from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
 from dsd_trt.train.question import Question
+from dsd_trt.train.run.state import save_state
 from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]
@@ -402,6 +404,69 @@ def test_killed_and_resumed_training_gives_the_same_adapter(
     for name, value in whole.adapter.prompt_state.items():
         assert torch.equal(resumed.adapter.prompt_state[name], value), name
     assert (resumed.adapter.a, resumed.adapter.b) == (whole.adapter.a, whole.adapter.b)
+
+
+def test_a_state_is_saved_every_twenty_seconds_and_resumed_from_to_the_bit(
+    checkpoint: Checkpoint, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far from any validation; steps of nine seconds, killed in the fifth."""
+    settings = replace(SETTINGS, steps=8, validate_every=100)
+    now = [1000.0]
+    saved: list[int] = []
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    def save(path: Path, state: dict[str, Any]) -> None:
+        saved.append(len(state["losses"]))
+        save_state(path, state)
+
+    def die(step: int, loss: float, validation: Validation | None) -> None:
+        now[0] += 9.0
+        if step == 5:
+            raise KillError
+
+    whole = fit_adapter(checkpoint, examples, settings, validation=examples)
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", Clock)
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.save_state", save)
+    for report in (die, lambda *_: None):
+        with suppress(KillError):
+            resumed = fit_adapter(
+                checkpoint, examples, settings, validation=examples, folder=tmp_path, report=report
+            )
+    assert saved == [3, 8]
+    assert resumed.losses == whole.losses
+    assert resumed.validations == whole.validations
+    for name, value in whole.adapter.prompt_state.items():
+        assert torch.equal(resumed.adapter.prompt_state[name], value), name
+
+
+def test_saving_takes_a_twentieth_of_the_time_at_most(
+    checkpoint: Checkpoint, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saving takes 5 seconds, a step 9: after the first save, 100 seconds pass."""
+    settings = replace(SETTINGS, steps=20, validate_every=100)
+    now = [1000.0]
+    saved: list[int] = []
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now[0]
+
+    def save(path: Path, state: dict[str, Any]) -> None:
+        saved.append(len(state["losses"]))
+        now[0] += 5.0
+
+    def pass_time(step: int, loss: float, validation: Validation | None) -> None:
+        now[0] += 9.0
+
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", Clock)
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.save_state", save)
+    fit_adapter(checkpoint, examples, settings, folder=tmp_path, report=pass_time)
+    assert saved == [3, 3 + math.ceil(100 / 9), 20]
 
 
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, sa
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.adapter_file import STATE_NAME
 
+_SAVE_EVERY = 20.0  # seconds between saved states, besides those at validations
+_SAVING = 0.05  # most of the time that saving may take
 _FITTED = 64  # questions that the initial a and b of matrix mode are fitted to
 
 
@@ -133,7 +136,7 @@ def _train(
             outcome = validate(model, validation, run.step)
             run.judge(outcome, len(validation))
         report(run.step, mean, outcome)
-        if run.step % settings.validate_every == 0 or at_end:
+        if run.step % settings.validate_every == 0 or at_end or run.due():
             run.save()
     if run.best is not None:
         model.load_state_dict(run.best, strict=False)
@@ -170,6 +173,7 @@ class _Run:
         self.validations: list[Validation] = []
         self.best: dict[str, Tensor] | None = None
         self._best_at = -1
+        self._save_at = time.monotonic() + _SAVE_EVERY
         if self._path is None:
             return
         with resumed(self._path) as state:
@@ -220,11 +224,15 @@ class _Run:
         """Number of validations since the chosen one."""
         return len(self.validations) - 1 - self._best_at
 
+    def due(self) -> bool:
+        """Whether so much would be lost by a kill that the state is saved between validations."""
+        return time.monotonic() >= self._save_at
+
     def save(self) -> None:
         """Write the state to disk, on the main process alone."""
         if self._path is None or not self._accelerator.is_main_process:
             return
-        scaler = self._accelerator.scaler
+        began, scaler = time.monotonic(), self._accelerator.scaler
         state = {
             "learned": self._model.learned(),
             "optimizer": self._optimizer.state_dict(),
@@ -235,6 +243,8 @@ class _Run:
             "best_at": self._best_at,
         }
         save_state(self._path, state)
+        ended = time.monotonic()
+        self._save_at = ended + max(_SAVE_EVERY, (ended - began) / _SAVING)
 
 
 def _adapter(

@@ -10,16 +10,17 @@ from rich import progress as rich_progress
 
 from dsd_trt.commands.console import progress_bars
 from dsd_trt.commands.log import note
-from dsd_trt.commands.remaining import Remaining
+from dsd_trt.commands.remaining import Remaining, duration
 
-_LINE_EVERY = 60.0  # seconds
+_SHORTEST, _LONGEST = 10.0, 60.0  # seconds between lines: a tenth of what the stage has taken
 
 
 class StageProgress:
     """One progress bar per stage, with its latest metrics and the remaining time.
 
-    If stderr is no terminal, a line when a stage begins, one per minute, and one at its end. On
-    both, a line says once how long a stage still takes, if that is long.
+    If stderr is no terminal, a line when a stage begins, one every 10 seconds and later every
+    minute, and one at its end. On both, a line says once how long a stage still takes, if that is
+    long.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class StageProgress:
         self._lines = not sys.stderr.isatty()
         self._tasks: dict[str, rich_progress.TaskID] = {}
         self._left: dict[str, Remaining] = {}
+        self._stage_began: dict[str, float] = {}
         self._began = self._shown = time.monotonic()
 
     def __enter__(self) -> StageProgress:
@@ -61,6 +63,7 @@ class StageProgress:
         """
         if begins := stage not in self._left:
             self._left[stage] = Remaining(stage)
+            self._stage_began[stage] = time.monotonic()
         text = "  ".join(f"{name} {value:.3f}" for name, value in (figures or {}).items())
         if self._lines:
             self._line(stage, done, total, text, begins=begins)
@@ -86,9 +89,13 @@ class StageProgress:
         self, stage: str, done: int, total: int | None, figures: str, *, begins: bool
     ) -> None:
         now = time.monotonic()
-        if not begins and done != total and now - self._shown < _LINE_EVERY:
+        every = min(max((now - self._stage_began[stage]) / 10, _SHORTEST), _LONGEST)
+        if not begins and done != total and now - self._shown < every:
             return
         self._shown = now
+        left = self._left[stage].left(done, total)
+        if left is not None and done != total:
+            figures += f"  {duration(left)} to go"
         at = f"{done}" if total is None else f"{done} of {total}"
         told = stage if begins and done != total else f"{stage}: {at}  {figures}"
         note(f"[{now - self._began:.0f} s] {told.rstrip()}")
