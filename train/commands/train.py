@@ -277,6 +277,11 @@ def train(
         validated = f", validated on {held}" if report.comparison.held_out else ""
         note(f"learned from {learned}{validated}: the images of others cannot be read")
     note(report.comparison.line())
+    if report.comparison.held_out and not report.comparison.decided:
+        note(
+            "to know, ask both more questions that neither learned from: dsd-trt eval "
+            f"{model} --data TABLE --adapter {out}, and --adapter {adapter}"
+        )
     if report.best is not None and report.best.step == 0:
         note(
             "no step was better than what training started from: the adapter is that, with its "

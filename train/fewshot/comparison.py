@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import DsdError, InputError
@@ -44,13 +46,32 @@ class Comparison:
         return sum(b > a for b, a in zip(self.before, self.after, strict=True))
 
     @property
-    def worse(self) -> bool:
-        """Whether the adapter is worse by more than a standard error of the paired difference.
+    def standard_error(self) -> float:
+        """Standard error of the paired difference, in answers.
 
         Only the questions whose answers differ tell anything: if training made no difference,
-        losses minus gains would have mean 0 and variance losses plus gains (McNemar's test).
+        losses minus gains would have mean 0 and variance losses plus gains (McNemar's test). If
+        none differ, the next one still could: it counts as one.
         """
-        return (self.lost - self.gained) > (self.lost + self.gained) ** 0.5
+        return math.sqrt(max(self.lost + self.gained, 1))
+
+    @property
+    def worse(self) -> bool:
+        """Whether the adapter is worse by more than a standard error."""
+        return self.lost - self.gained > self.standard_error
+
+    @property
+    def telling(self) -> int:
+        """Smallest difference beyond two standard errors, in answers; a smaller one may be chance.
+
+        If training made no difference, chance alone reaches it in one of twenty trainings or so.
+        """
+        return math.floor(2 * self.standard_error) + 1
+
+    @property
+    def decided(self) -> bool:
+        """Whether the difference is beyond two standard errors."""
+        return abs(self.gained - self.lost) >= self.telling
 
     @property
     def same(self) -> bool:
@@ -58,15 +79,31 @@ class Comparison:
         return self.before == self.after
 
     def line(self) -> str:
-        """The comparison in one line, for the user."""
+        """The comparison in one line, for the user, and what it tells."""
         what = "validation questions" if self.held_out else "questions it learned from"
         count = len(self.after)
         changes = f"{self.gained} gained, {self.lost} lost" if not self.same else "none changed"
+        if self.held_out:
+            this = "and this one is larger" if self.decided else "this one included"
+            told = f"Of {count} answers, a difference below {self.telling} may be chance, {this}"
+        else:
+            told = "How it answers other questions, these do not tell"
         return (
             f"{what} answered right: {sum(self.before)} of {count} before "
             f"({sum(self.before) / count:.1%}), {sum(self.after)} after "
-            f"({sum(self.after) / count:.1%}); {changes}"
+            f"({sum(self.after) / count:.1%}); {changes}. {told}"
         )
+
+    def to_plain(self) -> dict[str, Any]:
+        """The answers and what they tell, as JSON takes them."""
+        return {
+            **asdict(self),
+            "gained": self.gained,
+            "lost": self.lost,
+            "standard_error": self.standard_error,
+            "telling": self.telling,
+            "decided": self.decided,
+        }
 
 
 def compare(

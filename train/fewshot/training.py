@@ -55,7 +55,7 @@ class TrainingReport:
         losses: training loss of each step.
         validations: validation results in order of their steps.
         best: validation whose adapter was kept; None without validation.
-        comparison: answers before and after training; `before` and `after` in `report.json`.
+        comparison: answers before and after training, in `report.json` with their standard error.
     """
 
     plan: Mapping[str, Any]
@@ -185,18 +185,21 @@ def train_adapter(
         "after": sum(comparison.after),
         "compared": len(comparison.after),
         "held_out": comparison.held_out,
+        "standard_error": comparison.standard_error,
     }
     refused = comparison.worse and not allow_worse
     if first:
         if not refused:
             replace(fitted.adapter, training=summary).save(out)
-        _write(out / REPORT_NAME, {**asdict(report), **left_out.to_plain()})
+        plain = asdict(report) | {"comparison": comparison.to_plain()}
+        _write(out / REPORT_NAME, {**plain, **left_out.to_plain()})
         plot_curves(fitted, out / "curves.png")
     if refused:
         raise WorseError(
-            f"training made the answers worse. {comparison.line()}. No adapter was written to "
-            f"{out}. Train with a lower --learning-rate, fewer --steps or more examples; or repeat "
-            "the command with --allow-worse, which writes this one"
+            f"training made the answers worse by more than a standard error, which is "
+            f"{comparison.standard_error:.1f} answers. {comparison.line()}. No adapter was written "
+            f"to {out}. Train with a lower --learning-rate, fewer --steps or more examples; or "
+            "repeat the command with --allow-worse, which writes this one"
         )
     return report
 
