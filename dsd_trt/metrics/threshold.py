@@ -96,6 +96,19 @@ def threshold_for_recall(
     return _choose(scores, labels, recall, groups, prior, confidence, of_kept=False)
 
 
+def least_kept(precision: float, confidence: float = CONFIDENCE) -> int:
+    """Fewest labelled pairs that a threshold must keep to reach a precision, all being positive.
+
+    Wilson's bound of n positives among n is n / (n + z^2).
+
+    Args:
+        precision: precision to reach, in (0, 1).
+        confidence: chance with which it is reached, see `threshold_for_precision`.
+    """
+    z = NormalDist().inv_cdf(confidence)
+    return max(math.ceil(z * z * precision / (1 - precision) - _ROUNDING), LEAST_KEPT)
+
+
 def _choose(
     scores: ArrayLike,
     labels: ArrayLike,

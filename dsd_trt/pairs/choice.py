@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import InputError, counted
 from dsd_trt.metrics import CONFIDENCE, threshold_for_precision
-from dsd_trt.metrics.threshold import LEAST_KEPT
+from dsd_trt.metrics.threshold import LEAST_KEPT, least_kept
 from dsd_trt.pairs.share import share_of
 
 Numbers = NDArray[np.float32]
@@ -110,9 +110,10 @@ def measured_precision(
                 f"which may be luck: at least {LEAST_KEPT} must"
             )
         raise InputError(
-            f"no threshold is sure to reach the precision {precision:g}: {shown}. Label more "
-            "pairs, ask for less, or choose with --keep-best; with --resume, nothing is scored "
-            "again"
+            f"no threshold is sure to reach the precision {precision:g}: {shown}. "
+            f"{_needed(labels, precision)}. Ask for less, choose with --keep-best, or leave the "
+            "labels out for the precision that is expected of calibrated probabilities: dsd-trt "
+            "calibrate BUNDLE --data TABLE. With --resume, nothing is scored again"
         )
     rule = (
         f"kept: precision {precision:g}, measured on {counted(len(labels), 'labelled pair')}: "
@@ -121,6 +122,16 @@ def measured_precision(
     )
     reason = f"score below {found.threshold:.4g}"
     return Choice(scores >= np.float32(found.threshold), rule, reason)
+
+
+def _needed(labels: Sequence[bool], precision: float) -> str:
+    """How many labelled pairs a precision takes at least."""
+    kept, share = least_kept(precision), sum(labels) / len(labels)
+    least = math.ceil(kept / share - 1e-9)
+    need = f"Even if all are positive, {kept} kept pairs must have a label"
+    if least > len(labels):
+        return f"{need}: at {share:.0%} positives, label at least {least} pairs"
+    return f"{need}. So many are there, but too many negatives score as high as positives"
 
 
 def histogram(values: Numbers, kept: NDArray[np.bool_], name: str, width: int = 40) -> list[str]:

@@ -179,8 +179,18 @@ def test_a_precision_that_few_pairs_alone_show_is_no_evidence() -> None:
         measured_precision(scores, scores, labels, range(28), 0.8)
     assert "only the best 14 of 28 labelled pairs show it" in str(raised.value)
     assert "at least 20 must" in str(raised.value)
-    with pytest.raises(InputError, match=r"with 28 labelled pairs, at most 0\.89"):
+    assert "20 kept pairs must have a label: at 50% positives, label at least 40 pairs" in str(
+        raised.value
+    )
+    with pytest.raises(InputError, match=r"with 28 labelled pairs, at most 0\.89") as raised:
         measured_precision(scores, scores, labels, range(28), 0.95)
+    assert "32 kept pairs must have a label: at 50% positives, label at least 64" in str(
+        raised.value
+    )
+    assert "dsd-trt calibrate BUNDLE --data TABLE" in str(raised.value)
+    mixed = np.linspace(1, 0, 200, dtype=np.float32)
+    with pytest.raises(InputError, match="So many are there, but too many negatives score as high"):
+        measured_precision(mixed, mixed, [True, False] * 100, range(200), 0.95)
 
 
 def test_choices_against_slow_ones() -> None:

@@ -31,6 +31,7 @@ from dsd_trt.metrics import (
     threshold_for_recall,
     wilson_lower,
 )
+from dsd_trt.metrics.threshold import least_kept
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -526,3 +527,15 @@ def test_cross_validation_needs_both_labels_beside_each_part() -> None:
     assert cross_fitted([0.1, 0.2, 0.3], [1, 0, 0], ["a", "b", "c"]) is None
     assert cross_fitted([0.1, 0.2], [1, 0], ["a", "a"]) is None
     assert cross_fitted([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], ["a", "b", "c", "d"]) is not None
+
+
+@pytest.mark.parametrize("precision", [0.9, 0.95, 0.975, 0.99])
+def test_the_fewest_kept_pairs_reach_the_precision_and_one_less_does_not(precision: float) -> None:
+    """Positives on top, as many negatives below: the only errors are those of too few pairs."""
+    fewest = least_kept(precision)
+    for positives, reached in ((fewest, True), (fewest - 1, False)):
+        scores = np.linspace(1, 0, 2 * positives)
+        labels = [True] * positives + [False] * positives
+        found = threshold_for_precision(scores, labels, precision)
+        assert found.reached is reached
+    assert least_kept(0.5) == least_kept(0.85) == 20
