@@ -125,7 +125,7 @@ def measured_precision(
 
 
 def _needed(labels: Sequence[bool], precision: float) -> str:
-    """How many labelled pairs a precision takes at least."""
+    """Fewest labelled pairs that a precision takes, as a sentence."""
     kept, share = least_kept(precision), sum(labels) / len(labels)
     least = math.ceil(kept / share - 1e-9)
     need = f"Even if all are positive, {kept} kept pairs must have a label"
