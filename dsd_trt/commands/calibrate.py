@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from dsd_trt.commands.log import note, note_engine, say
+from dsd_trt.commands.log import note, say
+from dsd_trt.commands.opening import Opening, opening_options
 from dsd_trt.commands.options import (
     Share,
     TablePath,
     column_options,
-    compute_options,
     seed_option,
-    self_check_option,
-    signature_option,
     table_format_option,
 )
 from dsd_trt.errors import InputError, counted
@@ -84,9 +82,7 @@ _SHARE = Share(0, 1, min_open=True, max_open=True)
     metavar="FILE.svg",
     help="Write a reliability diagram, before and after.",
 )
-@signature_option
-@self_check_option
-@compute_options
+@opening_options
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -107,12 +103,7 @@ def calibrate(
     out: Path | None,
     dry_run: bool,
     plot: Path | None,
-    require_signature: Path | None,
-    self_check: bool,
-    engine: str,
-    device: int,
-    threads: int | None,
-    memory_budget: float | None,
+    opening: Opening,
     mode: Literal["auto", "pair", "matrix"],
     form: str,
     seed: int,
@@ -137,7 +128,6 @@ def calibrate(
     from dsd_trt.commands.calibration_report import Targets, as_text, measure, to_json
     from dsd_trt.commands.console import progress_bar
     from dsd_trt.commands.output import refuse_input, refuse_unwritable, write_standard_output
-    from dsd_trt.engine.choice import require_possible
 
     folder = _folder(bundle, in_place=out is None and not dry_run)
     if not dry_run:
@@ -147,7 +137,7 @@ def calibrate(
             raise InputError(f"the diagram is an SVG file: give --plot {plot.with_suffix('.svg')}")
         refuse_input(str(plot), [data])
         refuse_unwritable(str(plot))
-    require_possible(engine, device, threads)  # before pairs are read
+    opening.require_possible()  # before pairs are read
     table = read_labelled(opened, columns, by)
     if (labels := {pair.label for pair in table.pairs}) != {True, False}:
         raise InputError(
@@ -157,19 +147,8 @@ def calibrate(
 
     from dsd_trt.commands.labelled import score_labelled
     from dsd_trt.commands.reliability import diagram
-    from dsd_trt.scorer import Scorer
 
-    scorer = Scorer.load(
-        folder,
-        engine,
-        memory_budget,
-        mode,
-        require_signature=require_signature,
-        self_check=self_check,
-        device=device,
-        threads=threads,
-    )
-    note_engine(scorer)
+    scorer = opening.scorer(folder, mode)
     with progress_bar("pairs") as progress:
         scored = score_labelled(scorer, table, progress)
     targets = Targets(target_precision, target_recall)

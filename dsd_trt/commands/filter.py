@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from dsd_trt.commands.formats import FORMATS
-from dsd_trt.commands.log import note, note_engine, say
+from dsd_trt.commands.log import note, say
+from dsd_trt.commands.opening import Opening, opening_options
 from dsd_trt.commands.options import (
     Share,
     TablePath,
     bundle_option,
-    compute_options,
     pair_options,
     parse_levels,
-    self_check_option,
-    signature_option,
 )
 from dsd_trt.commands.pair_table import open_labels, open_table
 from dsd_trt.errors import InputError
@@ -120,9 +118,7 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
     "--resume", is_flag=True, help="Continue the scoring of a run that was stopped or refused."
 )
 @bundle_option("score with")
-@signature_option
-@self_check_option
-@compute_options
+@opening_options
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -155,12 +151,7 @@ def filter_pairs(
     form: str | None,
     resume: bool,
     bundle: str | None,
-    require_signature: Path | None,
-    self_check: bool,
-    engine: str,
-    device: int,
-    threads: int | None,
-    memory_budget: float | None,
+    opening: Opening,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
 ) -> None:
@@ -190,10 +181,8 @@ def filter_pairs(
     from dsd_trt.commands.kept import KeptOutputs
     from dsd_trt.commands.pairs import open_pairs, surveyed
     from dsd_trt.commands.scored_pairs import scored_pairs
-    from dsd_trt.engine.choice import require_possible
-    from dsd_trt.scorer import Scorer
 
-    require_possible(engine, device, threads)  # before pairs are read
+    opening.require_possible()  # before pairs are read
     manifest, wanted = require_bundle(bundle, mode, levels)
     if min_probability is not None and (
         why := why_no_probability(manifest, wanted, levels, bundle or "BUNDLE")
@@ -205,17 +194,7 @@ def filter_pairs(
     labels = None
     if target_precision is not None:
         labels = Labels.read(survey, labelled, columns, images_at)
-    scorer = Scorer.load(
-        bundle,
-        engine,
-        memory_budget,
-        mode,
-        require_signature=require_signature,
-        self_check=self_check,
-        device=device,
-        threads=threads,
-    )
-    note_engine(scorer)
+    scorer = opening.scorer(bundle, mode)
     if keep_best is None and labels is None and scorer.calibration(levels) is None:
         raise InputError(f"{scorer.why_no_probability(levels)}. {BY_SCORE}")
     with contextlib.ExitStack() as stack:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
 from dsd_trt.commands.log import note, say
-from dsd_trt.commands.options import (
-    bundle_option,
-    compute_options,
-    self_check_option,
-    signature_option,
-)
+from dsd_trt.commands.opening import Opening, opening_options
+from dsd_trt.commands.options import bundle_option
 from dsd_trt.errors import InputError, counted
 
 EXAMPLES = """\b
@@ -28,9 +23,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @click.argument("paths", nargs=-1, metavar="IMAGES... OUT")
 @bundle_option("encode with")
-@signature_option
-@self_check_option
-@compute_options
+@opening_options
 @click.option(
     "--shard-size",
     type=click.IntRange(min=1),
@@ -50,12 +43,7 @@ def index(
     ctx: click.Context,
     paths: tuple[str, ...],
     bundle: str | None,
-    require_signature: Path | None,
-    self_check: bool,
-    engine: str,
-    device: int,
-    threads: int | None,
-    memory_budget: float | None,
+    opening: Opening,
     shard_size: int,
     prune_missing: bool,
     keep: bool,
@@ -68,7 +56,6 @@ def index(
     interruption, run the same command again to continue.
     """
     from dsd_trt.commands.console import progress_bar
-    from dsd_trt.engine.choice import require_possible
     from dsd_trt.image.files import find_images
     from dsd_trt.index.files import require_extra
     from dsd_trt.index.tar_names import SUFFIXES
@@ -79,7 +66,7 @@ def index(
     if keep and prune_missing:
         raise InputError("--keep and --prune-missing contradict each other: leave one out")
     require_extra()  # before a library is loaded
-    require_possible(engine, device, threads)  # before a folder is searched
+    opening.require_possible()  # before a folder is searched
     found = find_images(paths[:-1], others=SUFFIXES)
 
     started = time.perf_counter()
@@ -88,16 +75,16 @@ def index(
             paths[-1],
             found.images,
             bundle,
-            engine,
+            opening.engine,
             shard_size,
             not prune_missing
             or found.hides,  # an unreadable folder may still hold images of the index
             progress,
-            require_signature,
-            self_check,
-            device,
-            threads,
-            memory_budget,
+            opening.require_signature,
+            opening.self_check,
+            opening.device,
+            opening.threads,
+            opening.memory_budget,
         )
     seconds = time.perf_counter() - started
     if done.engine:

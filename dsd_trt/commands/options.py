@@ -163,13 +163,6 @@ def memory_option(command: Command) -> Command:
     )(command)
 
 
-def compute_options(command: Command) -> Command:
-    """--engine, --device, --threads, --memory-budget: what computes, and with how much."""
-    for option in (memory_option, threads_option, device_option, engine_option):
-        command = option(command)
-    return command
-
-
 def self_check_option(command: Command) -> Command:
     """--no-self-check; the self-check is on by default."""
     return click.option(

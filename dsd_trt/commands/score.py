@@ -12,15 +12,13 @@ import click
 
 from dsd_trt.commands.environment import from_environment, setting
 from dsd_trt.commands.formats import FORMATS, AtEnd, format_of, formats_help
-from dsd_trt.commands.log import note, note_engine, say
+from dsd_trt.commands.log import note, say
+from dsd_trt.commands.opening import Opening, opening_options
 from dsd_trt.commands.options import (
     TablePath,
     bundle_option,
-    compute_options,
     pair_options,
     parse_levels,
-    self_check_option,
-    signature_option,
 )
 from dsd_trt.commands.pair_table import open_table
 from dsd_trt.errors import InputError
@@ -58,9 +56,7 @@ Examples:
 )
 @pair_options()
 @bundle_option("score with")
-@signature_option
-@self_check_option
-@compute_options
+@opening_options
 @click.option(
     "--mode",
     type=click.Choice(["auto", "pair", "matrix"]),
@@ -132,12 +128,7 @@ def score(
     paths: tuple[str, ...],
     pairs: Path | None,
     bundle: str | None,
-    require_signature: Path | None,
-    self_check: bool,
-    engine: str,
-    device: int,
-    threads: int | None,
-    memory_budget: float | None,
+    opening: Opening,
     mode: Literal["auto", "pair", "matrix"],
     levels: tuple[float, ...] | None,
     top_k: int | None,
@@ -204,12 +195,10 @@ def score(
     from dsd_trt.commands.records import GridRecords, PairRecords, write_records
     from dsd_trt.commands.score_run import counted, describe_run, kept
     from dsd_trt.commands.stopping import saying_how_to_go_on
-    from dsd_trt.engine.choice import require_possible
     from dsd_trt.pairs.run import PairRun
-    from dsd_trt.scorer import Scorer
 
     unreadable: tuple[Failure, ...] = ()
-    require_possible(engine, device, threads)  # before images, texts or pairs are read
+    opening.require_possible()  # before images, texts or pairs are read
     require_bundle(bundle, mode, levels)
     if pairs:
         source = open_pairs(pairs, table, columns, images_at, text_field)
@@ -220,19 +209,8 @@ def score(
         refuse_input(output, (paths[-1], *(it for it in images if isinstance(it, Path))))
         refuse_unwritable(output)
 
-    scorer = Scorer.load(
-        bundle,
-        engine,
-        memory_budget,
-        mode,
-        tune=tune,
-        require_signature=require_signature,
-        self_check=self_check,
-        device=device,
-        threads=threads,
-        text_cache_mb=0,  # every text is scored in one call
-    )
-    note_engine(scorer)
+    # Every text is scored in one call, so none comes again.
+    scorer = opening.scorer(bundle, mode, tune=tune, text_cache_mb=0)
     settings = {
         "levels": levels or "all",
         "top-k": top_k or "all",

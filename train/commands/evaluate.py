@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from dsd_trt.commands.environment import SettingsCommand, on_command_line, setting
-from dsd_trt.commands.log import note, note_engine, say
-from dsd_trt.commands.options import (
-    Share,
-    compute_options,
-    seed_option,
-    self_check_option,
-    signature_option,
-    table_format_option,
-)
+from dsd_trt.commands.log import note, say
+from dsd_trt.commands.opening import Opening, opening_options
+from dsd_trt.commands.options import Share, seed_option, table_format_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -54,13 +48,11 @@ class _Evaluate(SettingsCommand):
 @click.command(cls=_Evaluate, epilog=EXAMPLES)
 @click.argument("scorer", metavar="BUNDLE|MODEL")
 @data_options
-@signature_option
-@self_check_option
 @fraction_option(
     "Share of the data set reserved for few-shot training, and excluded from the test.", "0"
 )
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
-@compute_options
+@opening_options
 @click.option(
     "--text-cache",
     **setting("TEXT_CACHE"),
@@ -110,15 +102,10 @@ def evaluate(
     scorer: str,
     data: str,
     root: Path,
-    require_signature: Path | None,
-    self_check: bool,
+    opening: Opening,
     columns: ColumnNames,
     fraction: float | None,
     limit: int | None,
-    engine: str,
-    device: int,
-    threads: int | None,
-    memory_budget: float | None,
     text_cache: float | None,
     mode: Literal["auto", "pair", "matrix"],
     adapter: str,
@@ -146,7 +133,6 @@ def evaluate(
     from dsd_trt.bundle.folder import bundle_folder, names_bundle
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.files.folders import require_writable
-    from dsd_trt.text_cache import DEFAULT_MB
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.diffusion.place import find_place, require_model
     from dsd_trt.train.run_key import refuse_another
@@ -161,10 +147,8 @@ def evaluate(
     file = None
     if is_bundle and adapter != OWN:
         raise InputError(f"{scorer} is a bundle, which contains its adapter: omit --adapter")
-    if is_bundle and (engine, device, threads) != ("auto", 0, None):  # auto imports an engine
-        from dsd_trt.engine.choice import require_possible
-
-        require_possible(engine, device, threads)
+    if is_bundle and opening.names_engine:  # auto would import an engine
+        opening.require_possible()
     if not is_bundle:
         if on_command_line(ctx, "require_signature"):
             raise InputError(
@@ -198,7 +182,6 @@ def evaluate(
         from dsd_trt.train.run.libraries import hush_libraries
 
         hush_libraries()
-    from dsd_trt import Scorer
     from dsd_trt.train.commands.left_out import asked, report_left_out
     from dsd_trt.train.evaluation.answers import ask, by_scorer
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
@@ -213,25 +196,14 @@ def evaluate(
         score: Score
         if is_bundle:
             progress.begin("opening the bundle")
-            opened = Scorer.load(
-                bundle_folder(scorer),
-                engine,
-                memory_budget,
-                mode,
-                require_signature=require_signature,
-                self_check=self_check,
-                device=device,
-                threads=threads,
-                text_cache_mb=DEFAULT_MB if text_cache is None else text_cache,
-            )
-            note_engine(opened)
+            opened = opening.scorer(bundle_folder(scorer), mode, text_cache_mb=text_cache)
             score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"
             of = bundle_identity(opened) if out else {}
         else:
             from dsd_trt.train.evaluation.by_model import by_model
             from dsd_trt.train.run.threads import computing_with
 
-            ctx.with_resource(computing_with(threads))
+            ctx.with_resource(computing_with(opening.threads))
             folder = None if file is None else file.folder
             note(sentence(file, adapter))
             if file is not None and file.config.training.get("data") == data:
