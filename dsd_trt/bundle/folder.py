@@ -19,6 +19,7 @@ from dsd_trt.bundle.external_data import external_files
 from dsd_trt.bundle.fields import require
 from dsd_trt.bundle.hub import Repository, fetch_bundle, holds_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, check_manifest
+from dsd_trt.bundle.others import other_folder
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import BundleError, InputError, counted
 from dsd_trt.files.lfs import POINTER, is_pointer_file
@@ -133,6 +134,8 @@ def read_manifest(folder: Path) -> Manifest:
             require_inside(folder, MANIFEST_NAME, Snapshot.around(folder))
         text = read_text(path)
     except (FileNotFoundError, NotADirectoryError):
+        if (other := other_folder(folder)) is not None:
+            raise BundleError(f"{folder} is no bundle but {other}") from None
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST_NAME}. "
             "Make one with: dsd-trt export --out BUNDLE"

@@ -26,18 +26,6 @@ Examples:
 
 _DIGITS = 12  # of a hash, enough to tell files apart
 
-# Other folders, by a file in them: what they are, and what takes them.
-_OTHERS = {
-    "index.json": "an index of images: dsd-trt score {0} TEXTS",
-    "adapter.json": "an adapter, a part of a bundle: dsd-trt export --adapter {0} --out BUNDLE",
-    "model_index.json": "a checkpoint, which bundles are made from: dsd-trt export --model {0} "
-    "--out BUNDLE",
-    "training.ckpt": "an unfinished training of an adapter: repeat its command to continue",
-    "dsd_score": "a model repository for Triton, which has its bundle's files in "
-    "{0}/dsd_score/1: tritonserver --model-repository {0}",
-    "engine.json": "a plan, a part of a bundle: inspect the bundle two folders above",
-}
-
 
 @click.command(epilog=EXAMPLES)
 @click.argument("bundle", metavar="BUNDLE")
@@ -80,19 +68,13 @@ def _folder(bundle: str, *, verify: bool) -> Path:
     """
     from dsd_trt.bundle.folder import EMBEDDED, bundle_folder
     from dsd_trt.bundle.hub import Repository, fetch_manifest
-    from dsd_trt.bundle.manifest import MANIFEST_NAME
 
     there = os.path.exists(bundle)  # noqa: PTH110 (Path.exists raises on odd names)
     if bundle == "shapes" and not there:
         return EMBEDDED
     if not there and not verify and (named := Repository.named(bundle)):
         return fetch_manifest(named)
-    folder = bundle_folder(bundle)
-    if not (folder / MANIFEST_NAME).exists():
-        for name, what in _OTHERS.items():
-            if (folder / name).exists():
-                raise BundleError(f"{folder} is no bundle but {what.format(_quoted(folder))}")
-    return folder
+    return bundle_folder(bundle)
 
 
 def as_text(facts: BundleFacts) -> str:

@@ -60,11 +60,14 @@ class TableRow:
             return None
         known = _LABELS.get(value.strip().lower() if isinstance(value, str) else str(value).lower())
         if known is None or isinstance(value, (list, dict)):
-            raise ValueError(f"{column} must be 0 or 1, got {str(value)[:60]!r}")
+            raise ValueError(
+                f"{column} must be 0 or 1, no or yes, false or true, got {str(value)[:60]!r}"
+            )
         return known
 
 
-_LABELS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_NEGATIVE, _POSITIVE = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
+_LABELS = dict.fromkeys(_NEGATIVE, False) | dict.fromkeys(_POSITIVE, True)
 
 
 def is_missing(value: object) -> bool:

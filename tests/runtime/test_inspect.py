@@ -19,14 +19,15 @@ from bundles import give_form, make_bundle, take_weights_from
 from fake_hub import FakeHub, files_of, serve
 from in_process import Run
 
-from dsd_trt import Bundle
+from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import EMBEDDED, write_manifest
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Calibration, FittedOn
-from dsd_trt.commands import bundle_facts, inspect
+from dsd_trt.bundle.others import OTHERS
+from dsd_trt.commands import bundle_facts
 from dsd_trt.commands.main import main
 from dsd_trt.engine.driver import Driver
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Profile, Sidecar, write_plan
-from dsd_trt.errors import EngineError
+from dsd_trt.errors import BundleError, EngineError
 from dsd_trt.files.lfs import POINTER
 from dsd_trt.index.files import INDEX_NAME
 from dsd_trt.signature import SIGNATURE_NAME, sign_bundle
@@ -247,7 +248,7 @@ def test_what_is_no_bundle_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     others = {INDEX_NAME, CONFIG_NAME, "model_index.json", STATE_NAME, "dsd_score", SIDECAR_NAME}
-    assert set(inspect._OTHERS) == others
+    assert set(OTHERS) == others
     for name in others:
         made = tmp_path / f"a folder of {name}"
         made.mkdir()
@@ -255,6 +256,8 @@ def test_what_is_no_bundle_is_named(
         ended = run(made)
         assert ended.code == 2
         assert ended.err.startswith(f"Error: {made} is no bundle but a")
+        with pytest.raises(BundleError, match=" is no bundle but a"):  # as --bundle has it
+            Scorer.load(made)
     for place, said in (("nowhere", "no folder"), ("file.txt", "is a file, not a folder")):
         (tmp_path / "file.txt").touch()
         ended = run(place)

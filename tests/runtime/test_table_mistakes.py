@@ -171,6 +171,9 @@ def test_images_that_are_no_files_have_their_remedy(
         "https://example.com/a.jpg": "is a URL, and images are files: download it first",
         "photos\\0.png": "write its path with /, not with \\",
         "photos\\9.png": "no image file 'photos\\\\9.png'",
+        "photos/1.jpg": "is 'photos/1.png' meant?",
+        "Photos/2.PNG": "is 'photos/2.png' meant?",
+        "photos/3.txt": "is 'photos/3.png' meant?",
     }
     lines = ["image,text,label", *(f"{name},a dog,1" for name in rows), "photos/1.png,a dog,1"]
     (folder / "odd.csv").write_text("\n".join(lines))

@@ -200,8 +200,18 @@ def test_what_is_no_text_is_told(tmp_path: Path, value: object, complaint: str) 
     with pytest.raises(ValueError, match=complaint):
         row.text("t")
     if value == 5:
-        with pytest.raises(ValueError, match="t must be 0 or 1, got '5'"):
+        with pytest.raises(ValueError, match="t must be 0 or 1, no or yes, false or true, got '5'"):
             row.label("t")
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [("Yes", True), ("no ", False), (True, True), ("1.0", True), (0, False), ("FALSE", False)],
+)
+def test_what_a_label_may_be(tmp_path: Path, value: object, label: bool) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"t": value}))
+    (row,) = Table.open(tmp_path / "t.jsonl").rows()
+    assert row.label("t") is label
 
 
 def test_the_options_name_columns() -> None:

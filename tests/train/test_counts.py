@@ -36,7 +36,7 @@ def _rows() -> list[Row]:
     rows += [("gone.png", "a dog", 1), ("gone.png", "a cat", 0)]
     rows += [("broken.png", "a dog", 1), ("broken.png", "a cat", 0), ("empty.png", "a cow", 1)]
     rows += [("zero.png", "a dog", 0), ("zero.png", "a cat", 0)]
-    rows += [("0.png", "a star", "yes"), ("0.png", "a ring", "no"), ("1.png", "", 1)]
+    rows += [("0.png", "a star", "maybe"), ("0.png", "a ring", "never"), ("1.png", "", 1)]
     rows += [("2.png", "A green circle.", 1), ("3.png", "the green square", 0)]
     rows += [("4.png", "a cross", ""), ("5.png", "a blue square", 0), ("9.png", "a star", 0)]
     rows += [("6.png", "a dog", 1), ("7.png", "a dog", 1)]
@@ -85,7 +85,7 @@ LABELLED = (
 )
 ROWS = (
     "  forty.csv, line 25: no image file 'gone.png'",
-    "  forty.csv, line 32: label must be 0 or 1, got 'yes'",
+    "  forty.csv, line 32: label must be 0 or 1, no or yes, false or true, got 'maybe'",
     "  forty.csv, line 34: text is empty",
 )
 CONTRADICTION = "  forty.csv, line 12: 'a blue square' has the labels 0 and 1 with '5.png'"

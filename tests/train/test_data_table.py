@@ -160,7 +160,7 @@ def test_rows_that_make_no_question_are_counted_with_the_reason(root: Path) -> N
     assert [str(failure) for failure in found.failures] == [
         f"table.csv, line 6: no image file '{root / 'gone.png'}'",
         "table.csv, line 7: text is empty",
-        "table.csv, line 8: label must be 0 or 1, got '2'",
+        "table.csv, line 8: label must be 0 or 1, no or yes, false or true, got '2'",
     ]
 
 

@@ -12,7 +12,9 @@ from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 from PIL import Image
 
+from dsd_trt.bundle.folder import EMBEDDED
 from dsd_trt.commands.main import cli
+from dsd_trt.errors import InputError
 from dsd_trt.train.diffusion.place import embedded_model_folder, find_place
 
 
@@ -52,6 +54,20 @@ def test_eval_of_a_model_uses_its_own_adapter(place: Path, tmp_path: Path) -> No
     assert without["adapter"] is None
     assert "adapter: none" in said
     assert all(abs(others[text] - score) > 1e-6 for text, score in scores.items())
+
+
+def test_eval_of_the_demonstrations_model_names_its_bundle(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise InputError("that is enough")
+
+    monkeypatch.setattr("dsd_trt.train.evaluation.by_model.by_model", stop)
+    for model, named in (("shapes", True), (str(place / "model"), False)):
+        arguments = ["eval", model, "--data", "table.csv", "--root", str(place)]
+        done = CliRunner().invoke(cli, arguments)
+        assert "that is enough" in done.output
+        assert (f"its bundle: dsd-trt eval {EMBEDDED}" in done.output) is named
 
 
 class TakenError(Exception):

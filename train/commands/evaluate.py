@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -124,16 +125,18 @@ def evaluate(
     A tie counts as a wrong answer. The right candidate is at a random position. Questions with an
     unreadable image are left out and counted, and the exit code is then 3. MODEL is a folder in
     diffusers' format, FILE.safetensors[@FAMILY], ORG/NAME[@REVISION] on the Hugging Face Hub, or
-    "shapes". ORG/NAME is a BUNDLE if it has a bundle.json.
+    "shapes", the demonstration's model. Its bundle is the folder that `dsd-trt inspect shapes`
+    names. ORG/NAME is a BUNDLE if it has a bundle.json.
     """
     from dsd_trt.train.data.catalogue import require_columns
 
     require_columns(data, root, columns)  # before anything else is imported
 
-    from dsd_trt.bundle.folder import bundle_folder, names_bundle
+    from dsd_trt.bundle.folder import EMBEDDED, bundle_folder, names_bundle
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.diffusion.place import EMBEDDED as SHAPES
     from dsd_trt.train.diffusion.place import find_place, require_model
     from dsd_trt.train.run_key import refuse_another
     from dsd_trt.train.scoring.choices import require_matrix
@@ -205,6 +208,9 @@ def evaluate(
 
             ctx.with_resource(computing_with(opening.threads))
             folder = None if file is None else file.folder
+            if scorer == SHAPES:
+                bundle = quote(str(EMBEDDED))
+                note(f"shapes is the model, in PyTorch; its bundle: dsd-trt eval {bundle}")
             note(sentence(file, adapter))
             if file is not None and file.config.training.get("data") == data:
                 say(f"the adapter learned from {data}: measure on what it has not seen")

@@ -138,7 +138,7 @@ def _require_folder(folder: Path) -> None:
     if (folder / _ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"{folder} is an adapter: name the checkpoint that it was trained for, and the adapter "
-            "with an option of its own"
+            f"with an option of its own, such as: dsd-trt eval MODEL --adapter {folder}"
         )
     require_parts(folder, {part: (folder / part).is_dir() for part in PARTS})
     read_json(folder / "scheduler" / "scheduler_config.json")

@@ -84,8 +84,9 @@ class Comparison:
         count = len(self.after)
         changes = f"{self.gained} gained, {self.lost} lost" if not self.same else "none changed"
         if self.held_out:
-            this = "and this one is larger" if self.decided else "this one included"
-            told = f"Of {count} answers, a difference below {self.telling} may be chance, {this}"
+            told = f"Of {count} answers, a difference below {self.telling} may be chance"
+            if not self.same:
+                told += ", and this one is larger" if self.decided else ", this one included"
         else:
             told = "How it answers other questions, these do not tell"
         return (
