@@ -1,7 +1,7 @@
 """Measure few-shot training by number of examples, on tasks the demonstration has never seen.
 
 python benchmarks/fewshot.py --work DIR [--tasks T,T] [--examples N,N] [--seeds N]
-    [--methods M,M] [--set NAME=VALUE ...] [--clip FOLDER] [--table FILE]
+    [--methods M,M] [--set NAME=VALUE ...] [--clip FOLDER] [--known N] [--table FILE]
 
 Every run is kept in DIR as one JSON file, and a repeated call makes those that are missing. The
 table has, for each task and number of examples, the mean accuracy over the seeds with its standard
@@ -9,6 +9,9 @@ error. Each seed has examples and 150 test questions of its own, the same for al
 "adapter" (`dsd-trt train` from the adapter that ships), "paper" (the same with --paper),
 "zero-shot" and "shipped" (nothing learned), "fine-tuning" and "prompt-learning" (the baselines of
 `dsd-trt baseline`, which take the folder of a CLIP).
+
+--known N adds N questions of shapes-comvg, which the demonstration can answer, to the examples, and
+a second table has the accuracy on 150 others of them: what training costs old skill.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.files.whole import write_whole
-from dsd_trt.train.data.catalogue import UNSEEN_TASKS
+from dsd_trt.train.data.catalogue import UNSEEN_TASKS, open_dataset
 from dsd_trt.train.fewshot.settings import RECIPE, FewShotSettings, continued
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.libraries import hush_libraries
@@ -36,7 +39,11 @@ METHODS = ("zero-shot", "shipped", "adapter", "paper", "fine-tuning", "prompt-le
 CHOSEN_ON = ("colours", "shapes", "counting", "touching", "sentences")
 """Tasks that the defaults of training were chosen on; the others were only measured."""
 
+KNOWN = "shapes-comvg"  # questions of the kind that the demonstration was trained on
+
 Questions = list[Question]
+Runs = dict[tuple[str, str, int], list[float]]
+"""Accuracy of each seed, by method, task and number of examples."""
 
 
 def main() -> None:
@@ -50,28 +57,37 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--validation", type=float, default=0.15)
     parser.add_argument("--clip", type=Path)
+    parser.add_argument("--known", type=int, metavar="N")
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
     hush_libraries()
     keep = options.validation
     changes = {name: json.loads(value) for name, value in (it.split("=") for it in options.set)}
     options.work.mkdir(parents=True, exist_ok=True)
-    runs: dict[tuple[str, str, int], list[float]] = {}
+    runs: Runs = {}
+    known: Runs = {}
     for seed in range(options.seeds):
         for method in options.methods:
             sizes = [0] if method in ("zero-shot", "shipped") else map(int, options.examples)
             for size in sizes:
                 for task in options.tasks:
-                    path = options.work / f"{method}-{task}-{size}-{seed}.json"
+                    added = "" if options.known is None else f"-known{options.known}"
+                    path = options.work / f"{method}-{task}-{size}-{seed}{added}.json"
                     if not path.exists():
                         began = time.monotonic()
-                        found = _run(method, task, size, seed, changes, keep, options.clip)
+                        found = _run(
+                            method, task, size, seed, changes, keep, options.clip, options.known
+                        )
                         found["seconds"] = round(time.monotonic() - began, 1)
                         write_whole(path, json.dumps(found, indent=2) + "\n")
                         print(path.stem, found, flush=True)
-                    accuracy = json.loads(path.read_text("utf-8"))["accuracy"]
-                    runs.setdefault((method, task, size), []).append(accuracy)
+                    found = json.loads(path.read_text("utf-8"))
+                    runs.setdefault((method, task, size), []).append(found["accuracy"])
+                    if "known" in found:
+                        known.setdefault((method, task, size), []).append(found["known"])
     table = _table(runs, options.tasks)
+    if known:
+        table += f"\nQuestions of {KNOWN}:\n\n{_table(known, options.tasks)}"
     print(table)
     if options.table:
         write_whole(options.table, table)
@@ -85,6 +101,7 @@ def _run(
     changes: Mapping[str, Any],
     validation: float,
     clip: Path | None,
+    known: int | None,
 ) -> dict[str, Any]:
     """Learn from `size` questions of a task, and answer its test questions."""
     # Of 100 examples, 40 are those of the run with 40 examples.
@@ -94,13 +111,19 @@ def _run(
         if clip is None:
             raise SystemExit(f"{method} takes the folder of a CLIP: --clip FOLDER")
         return _baseline(method, learning, testing, seed, validation, clip)
-    return _adapter(method, learning, testing, seed, validation, changes)
+    others: Questions = []
+    if known is not None:
+        if learning:
+            learning += open_dataset(KNOWN, Path(), "train", seed, known)
+        others = list(open_dataset(KNOWN, Path(), "test", seed, TESTED))
+    return _adapter(method, learning, testing, others, seed, validation, changes)
 
 
 def _adapter(
     method: str,
     learning: Questions,
     testing: Questions,
+    others: Questions,
     seed: int,
     validation: float,
     changes: Mapping[str, Any],
@@ -131,6 +154,8 @@ def _adapter(
             found["training seconds"] = round(time.monotonic() - began, 1)
         score = by_model("shapes", adapter)
         found["accuracy"] = _accuracy(score(testing), testing)
+        if others:
+            found["known"] = _accuracy(score(others), others)
     return found
 
 
@@ -163,7 +188,7 @@ def _accuracy(scores: Iterable[list[float]], questions: Questions) -> float:
     return statistics.fmean(right)
 
 
-def _table(runs: Mapping[tuple[str, str, int], list[float]], tasks: Sequence[str]) -> str:
+def _table(runs: Runs, tasks: Sequence[str]) -> str:
     """Accuracy and standard error in percent: a row per task, a column per method and size."""
     columns = sorted(
         {(method, size) for method, _, size in runs},
