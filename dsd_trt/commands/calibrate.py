@@ -35,10 +35,10 @@ _SHARE = Share(0, 1, min_open=True, max_open=True)
 @click.option(
     "--data",
     required=True,
-    type=TablePath(exists=True, dir_okay=False, path_type=Path),
+    type=TablePath(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     metavar="TABLE",
     help="CSV, JSONL or Parquet file with columns image,text,label (1 or 0), or image,text and "
-    "negatives. Image paths are relative to the file.",
+    "negatives; - for one on standard input. Image paths are relative to the file.",
 )
 @column_options("image", "text", "label")
 @click.option(
@@ -141,7 +141,7 @@ def calibrate(
     table = read_labelled(opened, columns, by)
     if (labels := {pair.label for pair in table.pairs}) != {True, False}:
         raise InputError(
-            f"{data} has {counted(len(table.pairs), 'pair')} without a "
+            f"{opened.name} has {counted(len(table.pairs), 'pair')} without a "
             f"{'negative' if True in labels else 'positive'} one: a fit needs both"
         )
 
@@ -152,7 +152,7 @@ def calibrate(
     with progress_bar("pairs") as progress:
         scored = score_labelled(scorer, table, progress)
     targets = Targets(target_precision, target_recall)
-    report = measure(scorer, scored, table, data.name, prior, targets, seed)
+    report = measure(scorer, scored, table, Path(opened.name).name, prior, targets, seed)
     if not dry_run:
         written, signed = write_calibrated(scorer.bundle, scorer.mode, report.calibration, out)
         note(f"wrote the calibration of {scorer.mode} mode into {written.folder}")

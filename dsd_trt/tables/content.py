@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 import tempfile
@@ -38,8 +39,8 @@ class TableContent:
     def of(cls, path: Path) -> TableContent:
         """The content of a file, or of standard input for "-".
 
-        Standard input is copied to a temporary file, as tables are read more than once. Paths in it
-        are relative to the current folder.
+        Standard input is copied to a temporary file, as tables are opened and read more than once.
+        Paths in it are relative to the current folder.
 
         Raises:
             InputError: there is no standard input, or it cannot be read.
@@ -87,8 +88,9 @@ class _Reading(io.RawIOBase):
         return len(content)
 
 
+@functools.lru_cache(1)
 def _copied(stream: BinaryIO) -> IO[bytes]:
-    """A temporary file, which has no name, with the rest of a stream."""
+    """A temporary file, which has no name, with the rest of a stream; the same if asked again."""
 
     def read(size: int) -> bytes:
         try:
@@ -96,7 +98,7 @@ def _copied(stream: BinaryIO) -> IO[bytes]:
         except OSError as error:
             raise InputError(f"cannot read standard input: {error.strerror}") from None
 
-    kept = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the table)
+    kept = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
     try:
         for chunk in iter(lambda: read(_CHUNK), b""):
             kept.write(chunk)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,26 @@ def test_a_bundle_gets_probabilities(
     target = np.where(labels == 1, (n + 1) / (n + 2), 1 / (m + 2))
     assert found.probabilities.mean() == pytest.approx(target.mean(), abs=1e-5)
     assert (found.probabilities * exact).mean() == pytest.approx((target * exact).mean(), abs=1e-5)
+
+
+def test_a_table_on_standard_input_is_fitted_as_a_file(
+    own: Path,
+    rows: list[Row],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = Path(_write(rows)).read_bytes()
+    of_file = _json(capsys, own, "--data", "pairs.csv", "--dry-run")
+    Path("pairs.csv").unlink()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    piped = _json(capsys, own, "--data", "-")
+    for report, table in ((of_file, "pairs.csv"), (piped, "standard input")):
+        assert report["calibration"]["fitted_on"].pop("table") == table
+        report["calibration"]["fitted_on"].pop("date")
+    assert piped == of_file
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"image,text\na.png,dog\n")))
+    code, _, err = _calibrate(capsys, own, "--data", "-")
+    assert (code, "standard input, line 1: no labels" in err) == (2, True)
 
 
 def test_what_a_calibration_was_fitted_on_is_recorded(

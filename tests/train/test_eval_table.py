@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -65,6 +66,25 @@ def _eval(bundle: Bundle, *arguments: str) -> int:
 def _figures(path: str = "figures.json") -> dict[str, Any]:
     figures: dict[str, Any] = json.loads(Path(path).read_text())
     return figures
+
+
+def test_a_table_on_standard_input_is_measured_as_a_file(
+    bundle: Bundle,
+    labelled: Labelled,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = Path(labelled.write(("gone.png", "a dog", 1))).read_bytes()
+    assert _eval(bundle, "--data", "pairs.csv", "-o", "file.json", "--root", ".") == 3
+    of_file = capsys.readouterr()
+    Path("pairs.csv").unlink()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert _eval(bundle, "--data", "-", "-o", "piped.json") == 3
+    piped = capsys.readouterr()
+    assert _figures("piped.json") == _figures("file.json") | {"data": "-"}
+    assert piped.out == of_file.out
+    assert "standard input, line 2: no image file 'gone.png'" in piped.err
+    assert "standard input: " in piped.err
 
 
 def test_pairs_are_measured_beside_questions(bundle: Bundle, labelled: Labelled) -> None:

@@ -112,7 +112,8 @@ def baseline(
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     trained = method != "zero-shot"
-    if trained and fraction is None and data not in NAMES and (root / data).exists():
+    is_table = data not in NAMES and (data == "-" or (root / data).exists())
+    if trained and fraction is None and is_table:
         raise InputError(
             f"--method {method} learns from a share of {data} and is tested on the rest: give "
             "--fraction, such as 0.5"

@@ -18,7 +18,8 @@ def data_options(command: Command) -> Command:
         required=True,
         metavar="DATASET",
         help=f"Data set: {', '.join(NAMES)}; or a CSV, JSONL or Parquet file with columns "
-        "image,text and, where there are any, label, negatives or negative_1, negative_2...",
+        "image,text and, where there are any, label, negatives or negative_1, negative_2...; - for "
+        "one on standard input.",
     )
     root = click.option(
         "--root",

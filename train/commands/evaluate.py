@@ -135,7 +135,7 @@ def evaluate(
     from dsd_trt.bundle.folder import EMBEDDED, bundle_folder, names_bundle
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.files.folders import require_writable
-    from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.data.catalogue import open_dataset, table_path
     from dsd_trt.train.diffusion.place import EMBEDDED as SHAPES
     from dsd_trt.train.diffusion.place import find_place, require_model
     from dsd_trt.train.run_key import refuse_another
@@ -177,9 +177,9 @@ def evaluate(
     if questions.table:
         from dsd_trt.train.data.labelled import labelled_pairs
 
-        labelled = labelled_pairs(root / data, columns, questions, seed, limit)
+        labelled = labelled_pairs(table_path(data, root), columns, questions, seed, limit)
     if output and questions.table:
-        refuse_input(str(output), [root / data])
+        refuse_input(str(output), [table_path(data, root)])
 
     if not is_bundle:
         from dsd_trt.train.run.libraries import hush_libraries

@@ -183,6 +183,16 @@ def _that_repeat(rows: int) -> str:
     return f"{counted(rows, 'row')} {'repeats' if rows == 1 else 'repeat'} another"
 
 
+def table_path(name: str, root: Path) -> Path:
+    """Path of a table; "-" is standard input, whose images are relative to the current folder.
+
+    Args:
+        name: path of a table as the user gave it.
+        root: folder that the path is relative to.
+    """
+    return Path(name) if name == "-" else root / name
+
+
 def open_dataset(
     name: str,
     root: Path,
@@ -197,7 +207,8 @@ def open_dataset(
     The parts "train" and "test" share no source, for the same fraction.
 
     Args:
-        name: name of the data set, one of `NAMES`, or the path of a CSV, JSONL or Parquet table.
+        name: name of the data set, one of `NAMES`; the path of a CSV, JSONL or Parquet table; or
+            "-" for one on standard input.
         root: folder of the data set's files, to which a table's path is relative; unused for
             shapes.
         part: part of the data set: "train" for few-shot examples, "test" for test questions. In
@@ -278,9 +289,10 @@ def require_columns(name: str, root: Path, columns: ColumnNames) -> None:
     """
     from dsd_trt.tables.table import Table
 
-    if name in NAMES or not (root / name).is_file():
+    path = table_path(name, root)
+    if name in NAMES or (name != "-" and not path.is_file()):
         return
-    table = Table.open(root / name)
+    table = Table.open(path)
     columns.required(table, "image")
     columns.required(table, "text")
     for role in ("label", "id"):
@@ -297,22 +309,24 @@ def _open_table(
     columns: ColumnNames | None,
 ) -> Part:
     """Questions of a table; negatives are drawn from the same part alone."""
-    if not (root / name).exists() and not Path(name).suffix:
+    path = table_path(name, root)
+    if name != "-" and not path.exists() and not path.suffix:
         known = ", ".join(NAMES)
         raise InputError(
             f"no data set {name!r}; there are {known}, or a table: a CSV, JSONL or Parquet file"
         )
+    from dsd_trt.tables.content import STANDARD_INPUT
     from dsd_trt.train.data.negatives import draw_negatives
     from dsd_trt.train.data.table import read_table
     from dsd_trt.train.question import split
 
-    table = read_table(root / name, seed, columns)
+    table = read_table(path, seed, columns)
     if fraction is None:
         fraction = 1.0 if part == "train" else 0.0
     few, rest = split(table.questions, fraction, seed)
     mine, others = (few, rest) if part == "train" else (rest, few)
     drawn = draw_negatives(mine, seed)
-    found = Part(name, islice(drawn, limit), fraction)
+    found = Part(STANDARD_INPUT if name == "-" else name, islice(drawn, limit), fraction)
     found.table, found.others, found.alone = table, len(others), len(mine) - len(drawn)
     found.total = len(drawn) if limit is None else min(limit, len(drawn))
     found.beyond = len(drawn) - found.total

@@ -61,7 +61,8 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
       other rows' texts, see `draw_negatives`.
 
     Args:
-        path: path of a CSV, JSONL or Parquet table; image paths in it are relative to its folder.
+        path: path of a CSV, JSONL or Parquet table, or "-" for standard input; image paths in it
+            are relative to its folder.
         seed: random seed of the right text's position.
         columns: names of the columns; None is the roles' own names.
 
@@ -71,6 +72,7 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
     """
     columns = columns or ColumnNames()
     table = Table.open(path)
+    file_name = Path(table.name).name  # for failures
     image, text = columns.required(table, "image"), columns.required(table, "text")
     label, identifier = columns.optional(table, "label"), columns.optional(table, "id")
     if columns.id is None:
@@ -80,8 +82,9 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
     negatives = negative_columns(table)
     if label and negatives and columns.label is None:
         raise InputError(
-            f"{path}, {table.start}: it has both {label!r} and {negatives[0]!r}. To learn from the "
-            f"labels: --label-column {label}; to learn from the negatives, leave {label!r} out"
+            f"{table.name}, {table.start}: it has both {label!r} and {negatives[0]!r}. To learn "
+            f"from the labels: --label-column {label}; to learn from the negatives, leave "
+            f"{label!r} out"
         )
     negatives = [] if label else negatives
     images, stored = ImageColumn(table, image), dict[EmbeddedImage, EmbeddedImage]()
@@ -101,8 +104,8 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
             if isinstance(found, EmbeddedImage):
                 name, file = found.digest.hex(), stored.setdefault(found, found)
             else:
-                name, file = found, path.parent / found
-                if fault := image_fault(path.parent, found):
+                name, file = found, table.folder / found
+                if fault := image_fault(table.folder, found):
                     raise ValueError(fault)
             rows.append(
                 _Described(
@@ -117,22 +120,22 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
             if rows[-1].text in rows[-1].negatives:
                 raise ValueError(f"{rows.pop().text!r} is among its own negatives")
         except ValueError as error:
-            failures.append(Failure(f"{path.name}, {row.place}", str(error)))
+            failures.append(Failure(f"{file_name}, {row.place}", str(error)))
     if not rows:
         if not count:
-            raise InputError(f"{path} has no rows")
+            raise InputError(f"{table.name} has no rows")
         first = f": {failures[0]}" if failures else ", because none has a label"
-        raise InputError(f"{path} has {counted(count, 'row')}, and none can be used{first}")
+        raise InputError(f"{table.name} has {counted(count, 'row')}, and none can be used{first}")
     unused = {_UNLABELLED: unlabelled} if unlabelled else {}
     repeated = len(rows) - len({(row.image, row.text, row.label) for row in rows})
     if label:
-        rows, unmatched = _with_labels(path, rows, failures)
+        rows, unmatched = _with_labels(table.name, rows, failures)
         unused |= {_UNMATCHED: unmatched} if unmatched else {}
     return TableQuestions(tuple(_questions(rows, seed)), count, repeated, unused, tuple(failures))
 
 
 def _with_labels(
-    path: Path, rows: Iterable[_Described], failures: list[Failure]
+    table: str, rows: Iterable[_Described], failures: list[Failure]
 ) -> tuple[list[_Described], int]:
     """Rows of label 1 with their image's texts of label 0, and the number of those left over."""
     by_image: dict[Path | EmbeddedImage, tuple[list[_Described], list[_Described]]] = {}
@@ -146,14 +149,14 @@ def _with_labels(
         for row in right:
             if row.text in texts:
                 reason = f"{row.text!r} has the labels 0 and 1 with {row.image.name!r}"
-                failures.append(Failure(f"{path.name}, {row.place}", reason))
+                failures.append(Failure(f"{Path(table).name}, {row.place}", reason))
             else:
                 kept.append(_Described(row.image, row.text, row.source, True, texts, row.place))
         unmatched += len(wrong) if len(kept) == before else 0
     if not kept:
         if not any(right for _, right in by_image.values()):
-            raise InputError(f"no row of {path} that can be used has the label 1")
-        raise InputError(f"no row of {path} makes a question: {failures[-1]}")
+            raise InputError(f"no row of {table} that can be used has the label 1")
+        raise InputError(f"no row of {table} makes a question: {failures[-1]}")
     return kept, unmatched
 
 
