@@ -22,7 +22,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from dsd_trt.agreement import spearman
-from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import read_bundle
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.shapes.twins import draw_twins, sample_twins

@@ -25,7 +25,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import Graph
-from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import read_bundle
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.errors import DsdError
 
 

@@ -10,16 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from dsd_trt.bundle.folder import (
-    EMBEDDED,
-    Bundle,
-    file_entry,
-    require_inside,
-    require_own,
-    write_manifest,
-)
+from dsd_trt.bundle.folder import Bundle, file_entry, require_inside, write_manifest
 from dsd_trt.bundle.manifest import Calibration, Manifest
 from dsd_trt.bundle.method import Mode
+from dsd_trt.bundle.place import EMBEDDED, require_own
 from dsd_trt.bundle.probability import with_card_rows
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.tensorrt.plan import PLAN_NAME, SIDECAR_NAME, plans

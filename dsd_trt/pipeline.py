@@ -21,7 +21,6 @@ from dsd_trt.batching import (
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
@@ -424,23 +423,6 @@ def _finite_or_nan(scores: NDArray[np.float64]) -> NDArray[np.float32]:
         narrow = scores.astype(np.float32)
     narrow[~np.isfinite(narrow)] = np.nan
     return narrow
-
-
-def match_probability(
-    scores: NDArray[np.float32], calibration: Calibration | None
-) -> NDArray[np.float32]:
-    """Match probability sigmoid(a s + b), computed with tanh, which cannot overflow.
-
-    NaN where there is no score, and everywhere without a calibration.
-    """
-    probability = np.full(scores.shape, np.nan, np.float32)
-    if calibration is None:
-        return probability
-    flat, out = scores.reshape(-1), probability.reshape(-1)
-    for part in _batches(len(flat), 2**16):  # in float64, one batch at a time to save memory
-        logit = calibration.a * flat[part].astype(np.float64) + calibration.b
-        out[part] = 0.5 + 0.5 * np.tanh(logit / 2)
-    return probability
 
 
 def _batches(count: int, size: int) -> Iterator[slice]:

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.arguments import checked_flag, described
-from dsd_trt.bundle.folder import Bundle, bundle_folder
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Calibration, Manifest
 from dsd_trt.bundle.method import Mode
-from dsd_trt.bundle.probability import Rounding, calibration_at, why_no_probability
-from dsd_trt.engine import Backend, EngineDescription
-from dsd_trt.engine.choice import Choice, open_first, require_possible
+from dsd_trt.bundle.place import bundle_folder
+from dsd_trt.bundle.probability import calibration_at, why_no_probability
+from dsd_trt.engine import EngineDescription
+from dsd_trt.engine.choice import require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
@@ -25,7 +26,6 @@ from dsd_trt.jobs import (
     Scorable,
     Scored,
     Tally,
-    TextScores,
     checked_levels,
     checked_pairs,
     checked_text,
@@ -37,19 +37,15 @@ from dsd_trt.jobs import (
     unique_texts,
 )
 from dsd_trt.log import get_logger
-from dsd_trt.mode import choose_mode, graphs_of, require_mode, wanted_mode
-from dsd_trt.pipeline import Pipeline, match_probability
+from dsd_trt.match_probability import match_probability
+from dsd_trt.mode import require_mode
 from dsd_trt.ranking import (
-    BestImages,
     RankedImage,
     RankedText,
-    best_first,
     checked_count,
     checked_ids,
-    ranked,
 )
 from dsd_trt.results import (
-    Failure,
     PairScores,
     PairStream,
     Progress,
@@ -57,8 +53,10 @@ from dsd_trt.results import (
     ScoreMatrix,
     ScoreStream,
 )
+from dsd_trt.session import open_session
 from dsd_trt.signature import open_bundle
 from dsd_trt.text_cache import DEFAULT_MB, TextCache
+from dsd_trt.top_k import best_images, best_texts, search_images
 
 if TYPE_CHECKING:
     from dsd_trt.journal import Journal
@@ -146,42 +144,13 @@ class Scorer:
         tune, self_check = checked_flag(tune, "tune"), checked_flag(self_check, "self_check")
         self.bundle = bundle
         self.text_cache = TextCache(text_cache_mb)
-        self.rounding: Rounding | None = None
         self._told_no_probability = False
-        graphs = graphs_of(wanted_mode(bundle.manifest, mode))
-
-        def attempt(choice: Choice) -> Choice:
-            self._open(choice.backend, memory_budget_mb, mode, tune, self_check)
-            return choice
-
-        self._choice = open_first(engine, device, bundle, graphs, attempt, threads)
-
-    def _open(
-        self,
-        backend: Backend,
-        memory_budget_mb: float | None,
-        mode: Mode | Literal["auto"],
-        tune: bool,
-        self_check: bool,
-    ) -> None:
-        self.mode = choose_mode(self.bundle.manifest, mode, backend)
-        self._pipeline = Pipeline(self.bundle, backend, memory_budget_mb, tune, self_check)
-        self._jobs = JobScorer(self._pipeline, self.bundle.manifest, self.mode, self.text_cache)
-        try:
-            self._engine = self._compiled(memory_budget_mb)
-        except BaseException:
-            self._pipeline.close()
-            raise
-
-    def _compiled(self, memory_budget_mb: float | None) -> EngineDescription:
-        if self._pipeline.backend.keeps_order_of:
-            from dsd_trt.bfloat16 import guarded  # imports a renderer, needed by BF16 alone
-
-            described, self.rounding = guarded(
-                self.bundle, self.mode, self._pipeline, memory_budget_mb
-            )
-            return described
-        return self._pipeline.compile(self.mode)
+        self._session = session = open_session(
+            bundle, engine, memory_budget_mb, mode, tune, self_check, device, threads
+        )
+        self.mode, self.rounding = session.mode, session.rounding
+        self._pipeline = session.pipeline
+        self._jobs = JobScorer(session.pipeline, bundle.manifest, self.mode, self.text_cache)
 
     def close(self) -> None:
         """Release memory and threads, after the runs in progress.
@@ -198,7 +167,7 @@ class Scorer:
         )
 
     def __repr__(self) -> str:
-        return f"Scorer({str(self.bundle.folder)!r}: {self._engine}, {self.mode} mode)"
+        return f"Scorer({str(self.bundle.folder)!r}: {self.engine}, {self.mode} mode)"
 
     def __enter__(self) -> Scorer:
         return self
@@ -270,7 +239,7 @@ class Scorer:
     @property
     def engine(self) -> EngineDescription:
         """Library, device and precision, as reported by the engine after compiling."""
-        return self._engine
+        return self._session.engine
 
     @property
     def backend(self) -> str:
@@ -280,17 +249,12 @@ class Scorer:
     @property
     def why_engine(self) -> str:
         """With engine "auto": why faster engines were passed over; empty if it was named."""
-        return self._choice.reason
+        return self._session.why_engine
 
     @property
     def fingerprint(self) -> str:
         """All that scores depend on besides bundle, mode and inputs, to the last bit."""
-        from importlib.metadata import version  # takes 0.03 s: imports the email parser
-
-        used = f"{self.backend}: {self._engine}"
-        if (threads := self._pipeline.backend.threads) is not None:
-            used += f", {threads} threads"
-        return f"dsd-trt {version('dsd-trt')}, {used}, {self._pipeline.batch}"
+        return self._session.fingerprint
 
     def score(
         self,
@@ -544,11 +508,14 @@ class Scorer:
         ids = checked_ids(ids, len(images) if isinstance(images, Sequence) else None, "images")
         levels = None if levels is None else checked_levels(levels)
         if prune and top_k:
-            matrix = self._search_images(texts, images, top_k, levels, progress)
-            _log_left_out(matrix.errors)
-            found = matrix.top_images(top_k, ids)
+            self._jobs.require_search(top_k)
+            level, calibration = self._level_indices(levels), self.calibration(levels)
+            found = search_images(
+                self._jobs, texts, images, top_k, level, progress, calibration, ids
+            )
         else:
-            found = self._best_images(texts, images, top_k, levels, progress, ids)
+            stream = self.stream(images, texts, levels, progress)
+            found = best_images(stream, len(texts), top_k, self.calibration(levels), ids)
         return found[0] if one else found
 
     def rank_texts(
@@ -588,14 +555,7 @@ class Scorer:
         ids = checked_ids(ids, len(texts), "texts")
         levels = None if levels is None else checked_levels(levels)
         stream = self.stream(images, texts, levels, progress, top_k if prune else None)
-        calibration = self.calibration(levels)
-        _log_left_out(stream.errors)
-        rankings = []
-        for image in stream.images:
-            _log_left_out(image.errors)
-            f, p = image.scores, match_probability(image.scores, calibration)
-            rankings.append(ranked(RankedText, best_first(f, top_k), texts, f, p, ids))
-        return rankings
+        return best_texts(stream, texts, top_k, self.calibration(levels), ids)
 
     @staticmethod
     def _checked_top_k(top_k: int | None, prune: bool) -> int | None:
@@ -605,83 +565,6 @@ class Scorer:
         if prune:
             raise InputError("pruning looks for the best: say how many with top_k")
         return None
-
-    def _best_images(
-        self,
-        texts: list[str],
-        images: Iterable[Scorable],
-        top_k: int | None,
-        levels: Sequence[float] | None,
-        progress: Progress | None,
-        ids: Sequence[Any] | None,
-    ) -> list[list[RankedImage]]:
-        """The best images of each text, of all of their scores."""
-        stream = self.stream(images, texts, levels, progress)
-        calibration = self.calibration(levels)
-        _log_left_out(stream.errors)
-        best = BestImages(len(texts), top_k)
-        for image in stream.images:
-            _log_left_out(image.errors)
-            best.add(image.image, image.scores)
-        ids = checked_ids(ids, len(best), "images")
-        return [
-            [
-                RankedImage(at, name, float(f), float(p), ids[at] if ids else None)
-                for (at, name, f), p in zip(
-                    found,
-                    match_probability(np.array([f for *_, f in found], np.float32), calibration),
-                    strict=True,
-                )
-            ]
-            for found in best.rankings()
-        ]
-
-    def _search_images(
-        self,
-        texts: list[str],
-        images: Iterable[Scorable],
-        top_k: int,
-        levels: Sequence[float] | None,
-        progress: Progress | None,
-    ) -> ScoreMatrix:
-        """Scores of each text's best images and close candidates; NaN for the others."""
-        self._jobs.require_search(top_k)
-        level = self._level_indices(levels)
-        names: list[str] = []
-        places: list[int] = []
-        latents: list[NDArray[Any]] = []
-        encoded, errors = self._jobs.encode_texts(texts)
-        calibration = self.calibration(levels)
-        jobs = (Job(image, np.zeros(1, np.intp)) for image in images)
-        for chunk in self._jobs.encoded(jobs):
-            for job, latent in chunk:
-                names.append(name_of(job.image, len(names)))
-                if isinstance(latent, ImageError):
-                    errors.append(Failure(names[-1], str(latent)))
-                else:
-                    latents.append(latent)
-                    places.append(len(names) - 1)
-        scores = np.full((len(names), len(texts)), np.nan, np.float32)
-        tally = Tally(progress, scores.size, len(level))
-        tally.skip((len(names) - len(places)) * len(texts) * len(level))
-        for column, text in enumerate(texts):
-            if not latents or not encoded.finite[column]:
-                tally.skip(len(places) * len(level))
-                continue
-            one = encoded[np.array([column])]
-            found = self._jobs.search(np.stack(latents), one, level, tally, top_k)
-            scores[places, column] = found.scores
-            for place in np.array(places)[found.lost].tolist():
-                lost = TextScores.of(scores[place : place + 1, column])
-                errors += self._jobs.failures(names[place], [text], lost)
-        return ScoreMatrix(
-            tuple(names),
-            tuple(texts),
-            scores,
-            match_probability(scores, calibration),
-            tuple(errors),
-            tally.passes,
-        )
 
     def _level_indices(self, levels: Sequence[float] | None) -> NDArray[np.int32]:
         """Indices of the given levels, as for `level_indices`."""
@@ -751,8 +634,3 @@ def _scores(scored: Scored, texts: int) -> NDArray[np.float32]:
     if isinstance(scored.result, ImageError):
         return np.full(texts, np.nan, np.float32)
     return scored.result.scores
-
-
-def _log_left_out(failures: Iterable[Failure]) -> None:
-    for failure in failures:
-        logger.warning("left out of the ranking: %s", failure)

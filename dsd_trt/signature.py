@@ -12,8 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.bundle.folder import EMBEDDED, Bundle, read_bundle
+from dsd_trt.bundle.folder import Bundle, read_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Manifest
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, plans
 from dsd_trt.errors import BundleError, InputError, MissingExtraError, one_line

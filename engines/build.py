@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from dsd_trt.bundle.folder import Bundle, require_own
+from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.place import require_own
 from dsd_trt.engine.tensorrt.plan import Plan, PlanLibrary, Sidecar, write_plan
 from dsd_trt.engine.tensorrt.runner import load_library
 from dsd_trt.engines.compile import RTX_CAPABILITIES, CompileSettings, compile_plan

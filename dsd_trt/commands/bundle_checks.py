@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from dsd_trt.bundle.folder import bundle_folder, read_manifest
+from dsd_trt.bundle.folder import read_manifest
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.method import Mode
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.jobs import level_indices
 from dsd_trt.mode import wanted_mode
 

@@ -171,7 +171,7 @@ def calibrate(
 
 def _folder(bundle: str, *, in_place: bool) -> Path:
     """Folder of the bundle; "shapes" is the demonstration's, unless there is such a folder."""
-    from dsd_trt.bundle.folder import EMBEDDED, bundle_folder, own_bundle_folder
+    from dsd_trt.bundle.place import EMBEDDED, bundle_folder, own_bundle_folder
 
     if bundle == "shapes" and not Path(bundle).exists():
         return EMBEDDED

@@ -17,6 +17,7 @@ from dsd_trt.commands.figures import finite, interval, markdown, pairs_of_images
 from dsd_trt.commands.labelled import ScoredPairs
 from dsd_trt.errors import InputError, counted
 from dsd_trt.files.schema import to_plain
+from dsd_trt.match_probability import match_probability
 from dsd_trt.metrics import (
     Bin,
     ChosenThreshold,
@@ -31,7 +32,6 @@ from dsd_trt.metrics import (
     threshold_for_recall,
 )
 from dsd_trt.metrics.threshold import CONFIDENCE, LEAST_KEPT
-from dsd_trt.pipeline import match_probability
 from dsd_trt.scorer import Scorer
 from dsd_trt.tables.labelled import LabelledTable
 

@@ -66,8 +66,8 @@ def _folder(bundle: str, *, verify: bool) -> Path:
     Raises:
         BundleError: there is no such bundle; the message says what is there instead.
     """
-    from dsd_trt.bundle.folder import EMBEDDED, bundle_folder
     from dsd_trt.bundle.hub import Repository, fetch_manifest
+    from dsd_trt.bundle.place import EMBEDDED, bundle_folder
 
     there = os.path.exists(bundle)  # noqa: PTH110 (Path.exists raises on odd names)
     if bundle == "shapes" and not there:

@@ -16,8 +16,8 @@ from dsd_trt.errors import InputError
 from dsd_trt.image.files import printable
 from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
+from dsd_trt.match_probability import match_probability
 from dsd_trt.pairs.run import PairRun
-from dsd_trt.pipeline import match_probability
 from dsd_trt.ranking import BestImages
 from dsd_trt.results import Failure, Progress, ScoredImage
 from dsd_trt.scorer import Scorer

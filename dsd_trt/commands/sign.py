@@ -29,7 +29,7 @@ def sign(bundle: Path, key: Path) -> None:
 
     Compiled plans in the bundle are signed as well. Sign again after every export, adapt and build.
     """
-    from dsd_trt.bundle.folder import require_own
+    from dsd_trt.bundle.place import require_own
     from dsd_trt.signature import is_encrypted, sign_bundle
 
     require_own(bundle, "signatures")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.arguments import checked_flag, checked_path, checked_progress, described
-from dsd_trt.bundle.folder import bundle_folder
 from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.choice import Choice, open_first, require_possible
 from dsd_trt.errors import InputError

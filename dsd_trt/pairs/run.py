@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dsd_trt.errors import ImageError
 from dsd_trt.jobs import Scorable
+from dsd_trt.match_probability import match_probability
 from dsd_trt.pairs.survey import PairSurvey
-from dsd_trt.pipeline import match_probability
 from dsd_trt.results import Failure, Progress
 from dsd_trt.scorer import Scorer
 

@@ -116,7 +116,7 @@ def build(
     """
     from rich.console import Console
 
-    from dsd_trt.bundle.folder import own_bundle_folder
+    from dsd_trt.bundle.place import own_bundle_folder
     from dsd_trt.engine.tensorrt.runner import load_library, require
     from dsd_trt.engines.build import build_plans, require_settings
     from dsd_trt.engines.compile import CompileSettings

@@ -65,7 +65,7 @@ def triton(
     """
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 
-    from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.engines.triton.repository import require_empty, require_served, write_repository
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle

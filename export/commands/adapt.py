@@ -42,7 +42,7 @@ def adapt(
 
     require_libraries("torch", "diffusers", "transformers", "onnx")
     from dsd_trt.bundle.adapter_input import require_fed
-    from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.export.folder import check_replaceable
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle

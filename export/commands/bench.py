@@ -94,7 +94,7 @@ def bench(
     latency of single requests is in a table of its own, by percentiles: an encoded image and a new
     text, sent one after another, as a service without a queue sees them.
     """
-    from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
     from dsd_trt.commands.output import refuse_unwritable
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME, is_matrix

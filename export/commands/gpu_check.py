@@ -87,7 +87,7 @@ def gpu_check(
 
     No plan of TensorRT has run on a GPU yet, so please send us your report.
     """
-    from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
+    from dsd_trt.bundle.place import bundle_folder, own_bundle_folder
     from dsd_trt.commands.console import stages
     from dsd_trt.engine.choice import named_backend
     from dsd_trt.signature import open_bundle

@@ -41,7 +41,7 @@ def ranges(bundle: str, require_signature: Path | None, scenes: int, form: str) 
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "onnx")
-    from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.signature import open_bundle
 
     # The bundle comes first: the libraries take seconds to import.

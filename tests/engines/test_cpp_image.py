@@ -141,7 +141,7 @@ def open_scorer(
 def clip_tokenizer() -> Any:
     from tokenizers import Tokenizer
 
-    from dsd_trt.bundle.folder import bundle_folder
+    from dsd_trt.bundle.place import bundle_folder
 
     return Tokenizer.from_file(str(bundle_folder(None) / "tokenizer.json"))
 

@@ -23,8 +23,9 @@ from unets import SIDE, TEXT_WIDTH, TOKENS, random_levels, random_unet
 
 from dsd_trt import Scorer, read_bundle, write_bundle
 from dsd_trt.bundle.contract import Graph, Precision, TensorSpec, graph_contract
-from dsd_trt.bundle.folder import EMBEDDED, Bundle
+from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.method import Mode
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.commands.main import main
 from dsd_trt.errors import ModelError
 from dsd_trt.export.adapt import replace_adapter

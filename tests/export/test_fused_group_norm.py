@@ -19,7 +19,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 from torch import Tensor, nn
 
 from dsd_trt.bundle.contract import Graph, Precision, TensorSpec
-from dsd_trt.bundle.folder import EMBEDDED
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.export.cuda_form import cuda_form
 from dsd_trt.export.emulation import emulate_half
 from dsd_trt.export.fused_group_norm import write_out_group_norms

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pyarrow import parquet
 
-from dsd_trt.bundle.folder import bundle_folder
+from dsd_trt.bundle.place import bundle_folder
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/filter.md").read_text("utf-8")

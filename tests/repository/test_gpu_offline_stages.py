@@ -30,7 +30,7 @@ from run_stages import Result, Runner, resolve, verdict
 from stages import BY_NAME, ORT, ROOT, RTX, SITE, STAGES, TOOLS, Stage
 
 from dsd_trt import Scorer, read_bundle
-from dsd_trt.bundle.folder import EMBEDDED
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.commands.main import cli
 from dsd_trt.engine.tensorrt import runner as runner_module
 from dsd_trt.engines import compile as compiling

@@ -24,7 +24,7 @@ BETWEEN = "attention|best|few-shot|labelled|more|noise|other|scored|tar|test|tra
 COUNTED = re.compile(rf" (?:(?:{BETWEEN}) )?(?:(?:{NOUNS})s|passes|entries|misses)\b(?!/)")
 # Where a number is never 1, or is part of what must not change, by the file and the words after it.
 ALLOWED = {
-    ("dsd_trt/scorer.py", " threads"),  # a part of the key of cached scores
+    ("dsd_trt/session.py", " threads"),  # a part of the key of cached scores
     ("dsd_trt/pipeline.py", " threads"),  # a part of the key of remembered batch sizes
     ("dsd_trt/image/tiff.py", " samples"),  # more than four
     ("dsd_trt/files/schema.py", " levels"),  # limits of the package

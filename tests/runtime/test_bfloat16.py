@@ -20,8 +20,9 @@ from self_checked import add_self_check, known_tensors
 import dsd_trt.bfloat16 as bfloat16
 import dsd_trt.engine
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle.folder import bundle_folder, read_bundle, write_bundle
+from dsd_trt.bundle.folder import read_bundle, write_bundle
 from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.bundle.probability import MOST_SHIFT, Rounding
 from dsd_trt.commands.main import main
 from dsd_trt.engine import EngineDescription

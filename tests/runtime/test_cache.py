@@ -19,7 +19,8 @@ from onnx import helper, numpy_helper
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import read_bundle
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.cache import cache_folder, recall, remember
 from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.engine.openvino.compiled import kept_compiled

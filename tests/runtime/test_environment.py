@@ -19,7 +19,7 @@ from in_process import Run
 from PIL import Image
 
 from dsd_trt import Bundle, InputError, Scorer
-from dsd_trt.bundle.folder import EMBEDDED
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.commands.environment import (
     PREFIX,
     SETTINGS,

@@ -19,7 +19,7 @@ from protobuf_fields import wire_field
 from dsd_trt import Bundle, BundleError, Scorer, read_bundle, write_bundle
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.external_data import external_files
-from dsd_trt.bundle.folder import bundle_folder
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.errors import EngineError
 
 

@@ -24,7 +24,7 @@ REST = {"README.md": b"about", "model.bin": b"a pickle", "engines/x/engine.plan"
 OPEN = """
 import json, sys
 from dsd_trt import DsdError, read_bundle
-from dsd_trt.bundle.folder import bundle_folder, names_bundle
+from dsd_trt.bundle.place import bundle_folder, names_bundle
 def opened(name):
     try:
         return str(read_bundle(bundle_folder(name)).folder)

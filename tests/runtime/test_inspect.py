@@ -20,9 +20,10 @@ from fake_hub import FakeHub, files_of, serve
 from in_process import Run
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle.folder import EMBEDDED, write_manifest
+from dsd_trt.bundle.folder import write_manifest
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Calibration, FittedOn
 from dsd_trt.bundle.others import OTHERS
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.commands import bundle_facts
 from dsd_trt.commands.main import main
 from dsd_trt.engine.driver import Driver

@@ -22,8 +22,9 @@ from torture import Figures, scaled
 
 from dsd_trt import Bundle, BundleError, Scorer
 from dsd_trt.bundle.contract import Graph
-from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import read_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.commands.main import main
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.onnxruntime.cpu import CPU

@@ -18,7 +18,7 @@ from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 
 from dsd_trt import BundleError, InputError, Scorer, read_bundle
 from dsd_trt.bundle import real_files
-from dsd_trt.bundle.folder import bundle_folder, own_bundle_folder
+from dsd_trt.bundle.place import bundle_folder, own_bundle_folder
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.commands.main import cli
 from dsd_trt.export.folder import check_replaceable

@@ -20,7 +20,8 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
-from dsd_trt.bundle.folder import bundle_folder, read_bundle
+from dsd_trt.bundle.folder import read_bundle
+from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.engine.tensorrt.plan import Plan, Profile, Sidecar, write_plan
 from dsd_trt.engines.triton.config import check_config
 from dsd_trt.engines.triton.repository import ServedBy, write_repository

@@ -12,7 +12,7 @@ from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 from PIL import Image
 
-from dsd_trt.bundle.folder import EMBEDDED
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.train.diffusion.place import embedded_model_folder, find_place

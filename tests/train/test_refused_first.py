@@ -12,7 +12,7 @@ import pytest
 from checkpoints import picture_questions, write_adapter, write_checkpoint
 from click.testing import CliRunner
 
-from dsd_trt.bundle.folder import EMBEDDED
+from dsd_trt.bundle.place import EMBEDDED
 from dsd_trt.commands.main import SUBCOMMANDS, cli
 from dsd_trt.engine import engine_names
 from dsd_trt.engine.onnxruntime import libraries

@@ -41,7 +41,7 @@ class _Evaluate(SettingsCommand):
 
     def unread(self, given: Mapping[str, Any]) -> Collection[str]:
         """Parameters of bundles, if a model is named."""
-        from dsd_trt.bundle.folder import names_bundle
+        from dsd_trt.bundle.place import names_bundle
 
         return () if names_bundle(given["scorer"]) else _OF_BUNDLES
 
@@ -132,7 +132,7 @@ def evaluate(
 
     require_columns(data, root, columns)  # before anything else is imported
 
-    from dsd_trt.bundle.folder import EMBEDDED, bundle_folder, names_bundle
+    from dsd_trt.bundle.place import EMBEDDED, bundle_folder, names_bundle
     from dsd_trt.commands.output import refuse_input, refuse_unwritable
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset, table_path

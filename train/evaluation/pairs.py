@@ -14,8 +14,8 @@ import numpy as np
 from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.files.schema import parse_json
 from dsd_trt.files.whole import append, whole_lines
+from dsd_trt.match_probability import match_probability
 from dsd_trt.metrics import Summary, summarize
-from dsd_trt.pipeline import match_probability
 from dsd_trt.results import Failure
 from dsd_trt.tables.labelled import LabelledPair, image_key
 from dsd_trt.train.evaluation.answers import growing

@@ -33,7 +33,8 @@ from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.limits import described
-from dsd_trt.pipeline import EncodedTexts, Pipeline, match_probability
+from dsd_trt.match_probability import match_probability
+from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 HERE = Path(__file__).parent

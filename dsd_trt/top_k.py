@@ -1,0 +1,138 @@
+"""The best images of each text, and the best texts of each image, while scores are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.errors import ImageError
+from dsd_trt.job_scorer import JobScorer
+from dsd_trt.jobs import Job, Scorable, Tally, TextScores, name_of
+from dsd_trt.log import get_logger
+from dsd_trt.match_probability import match_probability
+from dsd_trt.ranking import BestImages, RankedImage, RankedText, best_first, checked_ids, ranked
+from dsd_trt.results import Failure, Progress, ScoreMatrix, ScoreStream
+
+logger = get_logger(__name__)
+
+
+def best_images(
+    stream: ScoreStream,
+    texts: int,
+    top_k: int | None,
+    calibration: Calibration | None,
+    ids: Sequence[Any] | None,
+) -> list[list[RankedImage]]:
+    """The best images of each text, of all of their scores.
+
+    Args:
+        stream: images with their scores; those that have none are logged.
+        texts: number of texts of each image.
+        top_k: number of images to keep per text; None is all.
+        calibration: (a, b) of the match probabilities; None if there are none.
+        ids: names of the caller's own for the images; None if none were given.
+
+    Raises:
+        InputError: `ids` are not one for each image.
+    """
+    _log_left_out(stream.errors)
+    best = BestImages(texts, top_k)
+    for image in stream.images:
+        _log_left_out(image.errors)
+        best.add(image.image, image.scores)
+    ids = checked_ids(ids, len(best), "images")
+    return [
+        [
+            RankedImage(at, name, float(f), float(p), ids[at] if ids else None)
+            for (at, name, f), p in zip(
+                found,
+                match_probability(np.array([f for *_, f in found], np.float32), calibration),
+                strict=True,
+            )
+        ]
+        for found in best.rankings()
+    ]
+
+
+def best_texts(
+    stream: ScoreStream,
+    texts: Sequence[str],
+    top_k: int | None,
+    calibration: Calibration | None,
+    ids: Sequence[Any] | None,
+) -> list[list[RankedText]]:
+    """The best texts of each image; arguments as for `best_images`, `ids` for the texts."""
+    _log_left_out(stream.errors)
+    rankings = []
+    for image in stream.images:
+        _log_left_out(image.errors)
+        f, p = image.scores, match_probability(image.scores, calibration)
+        rankings.append(ranked(RankedText, best_first(f, top_k), texts, f, p, ids))
+    return rankings
+
+
+def search_images(
+    jobs: JobScorer,
+    texts: Sequence[str],
+    images: Iterable[Scorable],
+    top_k: int,
+    level: NDArray[np.int32],
+    progress: Progress | None,
+    calibration: Calibration | None,
+    ids: Sequence[Any] | None,
+) -> list[list[RankedImage]]:
+    """The best images of each text; those that can no longer be among them are not scored on.
+
+    Args:
+        jobs: scorer of images and texts.
+        texts: texts to rank images for.
+        images: images to rank; their latents are held in memory.
+        top_k: number of images to find per text.
+        level: indices of the noise levels to average over.
+        progress: callback `(done, total)`, in pairs.
+        calibration: (a, b) of the match probabilities; None if there are none.
+        ids: names of the caller's own for the images; None if none were given.
+
+    Raises:
+        InputError: `ids` are not one for each image.
+        EngineError: the engine failed to compute.
+    """
+    names: list[str] = []
+    places: list[int] = []  # of images with a latent
+    latents: list[NDArray[Any]] = []
+    encoded, errors = jobs.encode_texts(texts)
+    for chunk in jobs.encoded(Job(image, np.zeros(1, np.intp)) for image in images):
+        for job, latent in chunk:
+            names.append(name_of(job.image, len(names)))
+            if isinstance(latent, ImageError):
+                errors.append(Failure(names[-1], str(latent)))
+            else:
+                latents.append(latent)
+                places.append(len(names) - 1)
+    scores = np.full((len(names), len(texts)), np.nan, np.float32)
+    tally = Tally(progress, scores.size, len(level))
+    tally.skip((len(names) - len(places)) * len(texts) * len(level))
+    for column, text in enumerate(texts):
+        if not latents or not encoded.finite[column]:
+            tally.skip(len(places) * len(level))
+            continue
+        one = encoded[np.array([column])]
+        found = jobs.search(np.stack(latents), one, level, tally, top_k)
+        scores[places, column] = found.scores
+        for place in np.array(places)[found.lost].tolist():
+            lost = TextScores.of(scores[place : place + 1, column])
+            errors += jobs.failures(names[place], [text], lost)
+    _log_left_out(errors)
+    probabilities = match_probability(scores, calibration)
+    failures, passes = tuple(errors), tally.passes
+    matrix = ScoreMatrix(tuple(names), tuple(texts), scores, probabilities, failures, passes)
+    return matrix.top_images(top_k, ids)
+
+
+def _log_left_out(failures: Iterable[Failure]) -> None:
+    for failure in failures:
+        logger.warning("left out of the ranking: %s", failure)
