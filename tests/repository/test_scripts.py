@@ -44,6 +44,7 @@ COMMANDS = [
     "benchmarks/measure_commands.py --only nothing",
     "benchmarks/measure_matching.py nowhere",
     "benchmarks/measure_openvino.py --bundle nowhere",
+    "benchmarks/measure_pruning.py nowhere",
     "benchmarks/workload.py",
     "benchmarks/workload.py start",
     "benchmarks/workload.py race openvino folder",
