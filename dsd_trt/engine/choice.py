@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -164,7 +165,10 @@ def _why_not(backend: Backend, bundle: Bundle | None, graphs: Sequence[str]) -> 
         why = backend.why_not(bundle, graphs)
     except (Exception, SystemExit) as error:  # a broken library may raise anything on import
         return f"{type(error).__name__}: {one_line(error, 200)}"
-    return None if why is None else why.removeprefix(f"{backend.name} cannot be used here: ")
+    if why is None:
+        return None
+    said = f"{re.escape(backend.name)} cannot be used here"
+    return re.sub(rf"^{said}: |^{said} \((.*?)\)(?=\. )", r"\1", why)
 
 
 def _refuse(device: int, passed: Mapping[str, Sequence[str]], *, works: bool) -> NoReturn:

@@ -203,10 +203,56 @@ def test_a_library_that_does_not_load(site: Path, drivers: Path) -> None:
     (site / "nvidia" / "cudnn" / "lib").mkdir(parents=True, exist_ok=True)
     (site / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9").write_bytes(b"cut short")
     said = ask(site, drivers)
-    assert "libcudnn.so.9 of CUDA 99 and cuDNN 9 is not found" in said
+    assert "libcudnn.so.9 of CUDA 99 and cuDNN 9 is broken" in said
     assert "libcudnn.so.9 does not load (" in said
     assert "Found instead" not in said
     assert re.search(r"pip install --force-reinstall .*\[cuda\]'$", said)
+
+
+def cut_short(library: Path) -> None:
+    """Leave what a copy that broke off leaves: every header, and not all that they announce.
+
+    Loading it ends a process with a bus error.
+    """
+    compile_library(library.parent, library.name, "char data[1 << 20] = {1};")
+    os.truncate(library, 2**17)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["libcudnn.so.9", "libcudnn_ops.so.9", f"libcublas.so.{CUDA}"])
+@pytest.mark.parametrize("with_driver", [True, False])
+def test_a_library_that_is_cut_short(
+    site: Path, drivers: Path, name: str, with_driver: bool
+) -> None:
+    """A part of cuDNN, too, which the first convolution would load."""
+    write_package(site)
+    install_cuda(site)
+    library = site / "nvidia" / ("cudnn" if "cudnn" in name else f"cu{CUDA}") / "lib" / name
+    cut_short(library)
+    said = ask(site, drivers if with_driver else None)
+    assert f"({library} is cut short: it has 131072 bytes, and " in said
+    assert re.search(r"pip install --force-reinstall .*\[cuda\]'$", said)
+
+
+@needs_compiler
+def test_a_whole_library_behind_one_that_is_cut_short(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site)
+    cut_short(site / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9")
+    compile_library(site / "torch" / "lib", "libcudnn.so.9")
+    assert ask(site, drivers) == "loaded 1.31.1"
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [PROVIDER[1], "onnxruntime_pybind11_state.cpython-311.so"])
+def test_a_package_that_is_cut_short(site: Path, drivers: Path, name: str) -> None:
+    write_package(site)
+    install_cuda(site)
+    library = site / "onnxruntime" / "capi" / name
+    cut_short(library)
+    said = ask(site, drivers)
+    assert f"onnxruntime-gpu is incomplete ({library} is cut short: it has 131072 bytes" in said
+    assert re.search(r"Again: .*pip uninstall --yes onnxruntime onnxruntime-gpu && ", said)
 
 
 @needs_compiler
@@ -260,6 +306,19 @@ def test_the_processor_names_the_edition_that_lacks_files(site: Path) -> None:
     (site / "onnxruntime" / "__init__.py").unlink()
     said = ask(site, code=ASK_CPU)
     assert f"({site / 'onnxruntime'} has no code). onnxruntime-gpu 1.31.1 lacks files" in said
+    assert said.endswith(" install --force-reinstall --no-deps onnxruntime-gpu==1.31.1")
+
+
+@needs_compiler
+@pytest.mark.usefixtures("numpy_there")
+def test_the_processor_names_a_package_that_is_cut_short(site: Path) -> None:
+    write_package(site, providers=("CPUExecutionProvider",))
+    library = site / "onnxruntime" / "capi" / "onnxruntime_pybind11_state.cpython-311.so"
+    cut_short(library)
+    source = f"import ctypes\nctypes.CDLL({str(library)!r})"
+    (site / "onnxruntime" / "__init__.py").write_text(source)
+    said = ask(site, code=ASK_CPU)
+    assert f"({library} is cut short: it has 131072 bytes, and " in said
     assert said.endswith(" install --force-reinstall --no-deps onnxruntime-gpu==1.31.1")
 
 

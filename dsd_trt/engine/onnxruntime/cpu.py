@@ -13,6 +13,7 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import Backend, EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.onnxruntime.editions import installed_editions, package_folder
+from dsd_trt.engine.onnxruntime.elf import why_cut
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
 from dsd_trt.installation import install_command, reinstall_command, uninstall_command
@@ -54,10 +55,13 @@ def load_library() -> Any:
         EngineError: ONNX Runtime is not installed, or lacks files.
     """
     try:
+        package = package_folder()
+        if package is not None and (why := why_cut(package / "capi", "*pybind*.so")) is not None:
+            raise ImportError(why)
         import onnxruntime
 
         if onnxruntime.__file__ is None:  # what uninstalling another edition leaves
-            raise ImportError(f"{package_folder()} has no code")
+            raise ImportError(f"{package} has no code")
     except ImportError as error:
         raise EngineError(f"{CPU.name} cannot be used here ({error}). {_remedy()}") from error
     return onnxruntime

@@ -19,6 +19,7 @@ from typing import Any
 
 from dsd_trt.engine.driver import Driver, find_driver, require_device
 from dsd_trt.engine.onnxruntime.editions import installed_editions, package_folder
+from dsd_trt.engine.onnxruntime.elf import why_cut
 from dsd_trt.errors import EngineError
 from dsd_trt.installation import install_command, uninstall_command
 
@@ -91,7 +92,8 @@ def require_package() -> None:
     """Refuse an `onnxruntime-gpu` that is missing or shares its folder with another edition.
 
     Raises:
-        EngineError: it is not installed, or another edition has overwritten or removed its files.
+        EngineError: it is not installed, a file of it is cut short, or another edition has
+            overwritten or removed its files.
     """
     if (package := package_folder()) is None:
         raise EngineError(f"{PACKAGE} is not installed. Install it with: {install_command('cuda')}")
@@ -102,6 +104,8 @@ def require_package() -> None:
             f"{' and '.join(map(str, editions))} are both installed, and have overwritten each "
             f"other's files. Remove both and install one: {_again()}"
         )
+    if (why := why_cut(package / "capi", "*.so*")) is not None:
+        raise EngineError(f"{PACKAGE} is incomplete ({why}). Again: {_again()}")
 
 
 def _imported() -> ModuleType:
@@ -142,7 +146,8 @@ def require_libraries(module: Any, cuda: int) -> None:
         cuda: CUDA's major version, such as 13.
 
     Raises:
-        EngineError: a library is not found; the message names it, and other versions that are.
+        EngineError: a library is not found or broken; the message names it, and other versions
+            that are there.
     """
     wrong = {name: why for name in libraries(cuda) if (why := _load(name)) is not None}
     _load(f"libnvrtc.so.{cuda}")  # which cuDNN may use
@@ -159,9 +164,10 @@ def require_libraries(module: Any, cuda: int) -> None:
     )
     found = f"Found instead: {', '.join(others)}. " if others else ""
     broken = "".join(f"{name} does not load ({why}). " for name, why in wrong.items() if why)
+    state = "broken" if all(wrong.values()) else "not found"
     raise EngineError(
-        f"{', '.join(wrong)} of CUDA {cuda} and cuDNN 9 {'is' if len(wrong) == 1 else 'are'} not "
-        f"found, which {PACKAGE} {module.__version__} needs. {found}{broken}Install them with: "
+        f"{', '.join(wrong)} of CUDA {cuda} and cuDNN 9 {'is' if len(wrong) == 1 else 'are'} "
+        f"{state}, which {PACKAGE} {module.__version__} needs. {found}{broken}Install them with: "
         f"{install_command('cuda', *(['--force-reinstall'] if broken else []))}"
     )
 
@@ -249,8 +255,13 @@ def _load(name: str) -> str | None:
         return None
     why = ""
     for place in (*(folder / name for folder in _folders()), name):
-        if isinstance(place, Path) and not place.is_file():
-            continue
+        if isinstance(place, Path):
+            if not place.is_file():
+                continue
+            # The parts of cuDNN, which it loads itself, lie beside it: libcudnn_ops.so.9
+            if (cut := why_cut(place.parent, name.replace(".so", "*.so"))) is not None:
+                why = why or cut
+                continue
         try:
             ctypes.CDLL(str(place))
         except OSError as error:
