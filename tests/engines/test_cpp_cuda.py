@@ -259,6 +259,14 @@ MISSING = {
         f"/lib/libonnxruntime_providers_shared.so{ABSENT}\n",
         ("libonnxruntime_providers_cuda.so of ONNX Runtime 9.9.9 have to lie beside",),
     ),
+    "function of the driver": (
+        f"{LOADING}/lib/libonnxruntime_providers_cuda.so: undefined symbol: cuTensorMapEncodeTiled",
+        ("undefined symbol: cuTensorMapEncodeTiled. Install a newer NVIDIA driver, or an older",),
+    ),
+    "function of cuda": (
+        f"{LOADING}/lib/libonnxruntime_providers_cuda.so: undefined symbol: cublasLtNewest",
+        ("undefined symbol: cublasLtNewest. A library of CUDA that was found is another one",),
+    ),
     "newer driver": (
         f"{COUNTING}35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1 ; x",
         ("insufficient for CUDA runtime version. Install a newer NVIDIA driver",),

@@ -1,6 +1,7 @@
 #include "onnxruntime_cuda.hpp"
 
 #include <algorithm>
+#include <cctype>
 #include <map>
 #include <set>
 #include <unordered_map>
@@ -48,6 +49,14 @@ std::string remedy(const std::string &words) {
     if (says("libcuda.so")) {
         return "NVIDIA's driver is not installed here. Install it; a container gets it with docker "
                "run --gpus all";
+    }
+    if (says("undefined symbol: ")) {  // a function of the driver has a capital after its "cu"
+        const std::size_t name = words.find("undefined symbol: ") + 18;
+        if (words.compare(name, 2, "cu") == 0 && std::isupper(words[name + 2])) {
+            return "Install a newer NVIDIA driver, or an older ONNX Runtime than " + version;
+        }
+        return "A library of CUDA that was found is another one than ONNX Runtime " + version +
+               " was built with: look at LD_LIBRARY_PATH";
     }
     if (says("libonnxruntime_providers_")) {
         return "The files libonnxruntime_providers_shared.so and libonnxruntime_providers_cuda.so "
