@@ -47,7 +47,7 @@ class Took:
     """What a command took.
 
     Attributes:
-        seconds: duration, in seconds.
+        seconds: time from start to exit, in seconds.
         peak_mib: peak memory of its largest process, in MiB.
         written_mib: growth of the folder it ran in, in MiB.
     """
@@ -89,7 +89,7 @@ def measure(command: str, folder: Path, rounds: int) -> Took:
     before, there = _size(folder), set(folder.iterdir())
     runs = [_run(command, folder)]
     while runs[0][0] < SHORT and len(runs) < rounds:
-        for path in set(folder.iterdir()) - there:  # so that the next run begins anew
+        for path in set(folder.iterdir()) - there:  # so that the next run starts from the beginning
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         runs.append(_run(command, folder))
     seconds, peaks = zip(*runs, strict=True)
