@@ -128,9 +128,9 @@ def _needed(labels: Sequence[bool], precision: float) -> str:
     """Fewest labelled pairs that a precision takes, as a sentence."""
     kept, share = least_kept(precision), sum(labels) / len(labels)
     least = math.ceil(kept / share - 1e-9)
-    need = f"Even if all are positive, {kept} kept pairs must have a label"
+    need = f"Even if all are positive, {counted(kept, 'kept pair')} must have a label"
     if least > len(labels):
-        return f"{need}: at {share:.0%} positives, label at least {least} pairs"
+        return f"{need}: if {share:.0%} are positive, label at least {counted(least, 'pair')}"
     return f"{need}. So many are there, but too many negatives score as high as positives"
 
 

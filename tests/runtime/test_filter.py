@@ -179,12 +179,12 @@ def test_a_precision_that_few_pairs_alone_show_is_no_evidence() -> None:
         measured_precision(scores, scores, labels, range(28), 0.8)
     assert "only the best 14 of 28 labelled pairs show it" in str(raised.value)
     assert "at least 20 must" in str(raised.value)
-    assert "20 kept pairs must have a label: at 50% positives, label at least 40 pairs" in str(
+    assert "20 kept pairs must have a label: if 50% are positive, label at least 40 pairs" in str(
         raised.value
     )
     with pytest.raises(InputError, match=r"with 28 labelled pairs, at most 0\.89") as raised:
         measured_precision(scores, scores, labels, range(28), 0.95)
-    assert "32 kept pairs must have a label: at 50% positives, label at least 64" in str(
+    assert "32 kept pairs must have a label: if 50% are positive, label at least 64" in str(
         raised.value
     )
     assert "dsd-trt calibrate BUNDLE --data TABLE" in str(raised.value)

@@ -65,7 +65,7 @@ def test_the_report_has_the_standard_error_also_of_a_refused_adapter(
     settings = FewShotSettings(steps=1, questions=2, negatives=1, rank=1, hidden=2)
     questions = picture_questions(["a red circle", "a blue square", "a green star", "a ring"])
     monkeypatch.setattr(training, "compare", lambda *_, **__: changed(0, 2, 1))
-    with pytest.raises(WorseError, match=r"which is 1\.4 answers.*below 3 may be chance"):
+    with pytest.raises(WorseError, match=r"standard error, 1\.4\. .*below 3 may be chance"):
         training.train_adapter(str(model), questions, settings, tmp_path / "out", {}, 0.25)
     found = json.loads((tmp_path / "out" / "report.json").read_text())["comparison"]
     assert found["standard_error"] == pytest.approx(2**0.5)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dsd_trt.bundle.method import Mode
-from dsd_trt.errors import DsdError, InputError
+from dsd_trt.errors import DsdError, InputError, counted
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.served import Served
@@ -84,7 +84,7 @@ class Comparison:
         count = len(self.after)
         changes = f"{self.gained} gained, {self.lost} lost" if not self.same else "none changed"
         if self.held_out:
-            told = f"Of {count} answers, a difference below {self.telling} may be chance"
+            told = f"Of {counted(count, 'answer')}, a difference below {self.telling} may be chance"
             if not self.same:
                 told += ", and this one is larger" if self.decided else ", this one included"
         else:

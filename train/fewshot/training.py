@@ -196,8 +196,8 @@ def train_adapter(
         plot_curves(fitted, out / "curves.png")
     if refused:
         raise WorseError(
-            f"training made the answers worse by more than a standard error, which is "
-            f"{comparison.standard_error:.1f} answers. {comparison.line()}. No adapter was written "
+            "training made the answers worse by more than their standard error, "
+            f"{comparison.standard_error:.1f}. {comparison.line()}. No adapter was written "
             f"to {out}. Train with a lower --learning-rate, fewer --steps or more examples; or "
             "repeat the command with --allow-worse, which writes this one"
         )
