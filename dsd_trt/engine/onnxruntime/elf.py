@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from dsd_trt.errors import counted
+
 _MAGIC = b"\x7fELF\x02\x01"  # 64 bits, little-endian: Linux on x86-64 and aarch64
 _LOADED = 1  # PT_LOAD: a segment that is mapped into memory
 
@@ -28,7 +30,8 @@ def why_cut(folder: Path, pattern: str) -> str | None:
         except OSError:  # loading it gives the reason
             continue
         if size < needed:
-            return f"{path} is cut short: it has {size} bytes, and {needed} or more are loaded"
+            has = counted(size, "byte")
+            return f"{path} is cut short: it has {has}, and {needed} or more are loaded"
     return None
 
 
