@@ -21,8 +21,7 @@ from dsd_trt.commands.options import (
     parse_levels,
 )
 from dsd_trt.commands.pair_table import open_table
-from dsd_trt.errors import InputError
-from dsd_trt.errors import counted as counted_noun
+from dsd_trt.errors import InputError, counted
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
 if TYPE_CHECKING:
@@ -153,17 +152,7 @@ def score(
     """
     if form is None or from_environment(ctx, "form"):  # the suffix is of the command line
         form = format_of(output, form or "table")
-    if prune and (pairs or not top_k):
-        raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
-    if by and not top_k:
-        raise InputError(f"--by says what the best are taken of: give --top-k K with --by {by}")
-    if prune and by == "text":
-        raise InputError(
-            "--prune drops texts of an image: leave out --by text. In Python, Scorer.rank with "
-            "prune=True drops images of a text"
-        )
-    if check_prune and not prune:
-        raise InputError("--check-prune is for --prune: give both")
+    _require_consistent(pairs, top_k, by, prune, check_prune)
     if isinstance(written := FORMATS[form], AtEnd):
         written.check(output)
     if pairs and paths:
@@ -173,12 +162,7 @@ def score(
             raise InputError(
                 "--image-column, --text-column, --images and --text-field: for --pairs"
             )
-        if len(paths) < 2:
-            table_alone = paths and format_of(paths[0], "") in ("csv", "jsonl", "parquet")
-            hint = f"; for a table of pairs: --pairs {shlex.quote(paths[0])}" if table_alone else ""
-            raise InputError(
-                f"give IMAGES and, last, the file of TEXTS{hint}; see: dsd-trt score --help"
-            )
+        _require_images_and_texts(paths)
     table = open_table(pairs, columns, images_at, text_field) if pairs else None
 
     from dsd_trt.commands.bundle_checks import require_bundle
@@ -193,7 +177,7 @@ def score(
         surveyed,
     )
     from dsd_trt.commands.records import GridRecords, PairRecords, write_records
-    from dsd_trt.commands.score_run import counted, describe_run, kept
+    from dsd_trt.commands.score_run import counted_of, describe_run, kept
     from dsd_trt.commands.stopping import saying_how_to_go_on
     from dsd_trt.pairs.run import PairRun
 
@@ -227,7 +211,7 @@ def score(
             say(it)
         before = journal.pairs if journal else 0
         if before:
-            note(f"going on after {counted(before, run)}")
+            note(f"going on after {counted_of(before, run)}")
         result: GridRecords | PairRecords
         started = time.perf_counter()
         with (
@@ -245,16 +229,7 @@ def score(
             grid = pairs is None and top_k is None
             write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
     seconds = time.perf_counter() - started
-    count = result.scored - before
-    again = f"; {before} were scored before" if before else ""
-    if prune:  # most pairs were scored at some levels only
-        best = counted_noun(count, "pair")
-        note(f"scored in {seconds:.1f} s: the best {best}{again}")
-    else:
-        note(
-            f"scored {counted_noun(count, 'pair')} in {seconds:.1f} s "
-            f"({count / seconds:.1f} pairs/s){again}"
-        )
+    _report_time(seconds, result.scored - before, before, prune)
     if isinstance(result, GridRecords) and prune and top_k:
         _report_pruning(scorer, result, levels, top_k, images, check_prune)
     if isinstance(result, PairRecords):
@@ -262,12 +237,64 @@ def score(
             ctx.exit(3)
         return
     if failures := unreadable + tuple(result.errors):
-        images_alone = all(failure.text is None for failure in failures)
-        what = "images" if images_alone else "images, texts and pairs"
-        say(f"{what} that could not be scored: {len(failures)}")
-        for failure in failures:
-            say(f"  {failure}")
+        _report_failures(failures)
         ctx.exit(3)
+
+
+def _require_consistent(
+    pairs: Path | None,
+    top_k: int | None,
+    by: Literal["image", "text"] | None,
+    prune: bool,
+    check_prune: int | None,
+) -> None:
+    """Refuse options about the best that do not fit each other."""
+    if prune and (pairs or not top_k):
+        raise InputError("--prune looks for the best texts of images: give --top-k, and no --pairs")
+    if by and not top_k:
+        raise InputError(f"--by says what the best are taken of: give --top-k K with --by {by}")
+    if prune and by == "text":
+        raise InputError(
+            "--prune drops texts of an image: leave out --by text. In Python, Scorer.rank with "
+            "prune=True drops images of a text"
+        )
+    if check_prune and not prune:
+        raise InputError("--check-prune is for --prune: give both")
+
+
+def _require_images_and_texts(paths: tuple[str, ...]) -> None:
+    """Refuse arguments that cannot be images and, last, a file of texts."""
+    if len(paths) < 2:
+        table_alone = paths and format_of(paths[0], "") in ("csv", "jsonl", "parquet")
+        hint = f"; for a table of pairs: --pairs {shlex.quote(paths[0])}" if table_alone else ""
+        raise InputError(
+            f"give IMAGES and, last, the file of TEXTS{hint}; see: dsd-trt score --help"
+        )
+
+
+def _report_time(seconds: float, count: int, before: int, prune: bool) -> None:
+    """Note how long scoring took.
+
+    Args:
+        seconds: time that the scores took.
+        count: number of pairs that were scored now.
+        before: number of pairs that were scored before, and read from the journal.
+        prune: whether most pairs were scored at some levels only.
+    """
+    pairs, again = counted(count, "pair"), f"; {before} were scored before" if before else ""
+    if prune:
+        note(f"scored in {seconds:.1f} s: the best {pairs}{again}")
+    else:
+        note(f"scored {pairs} in {seconds:.1f} s ({count / seconds:.1f} pairs/s){again}")
+
+
+def _report_failures(failures: Sequence[Failure]) -> None:
+    """Say which images, texts and pairs could not be scored."""
+    images_alone = all(failure.text is None for failure in failures)
+    what = "images" if images_alone else "images, texts and pairs"
+    say(f"{what} that could not be scored: {len(failures)}")
+    for failure in failures:
+        say(f"  {failure}")
 
 
 def _report_pruning(

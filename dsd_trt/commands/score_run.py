@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.cache import cache_folder
-from dsd_trt.errors import DsdError, InputError
-from dsd_trt.errors import counted as counted_noun
+from dsd_trt.errors import DsdError, InputError, counted
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import parse_json
@@ -71,13 +70,13 @@ def describe_run(
     }
 
 
-def counted(pairs: int, run: Mapping[str, Any]) -> str:
+def counted_of(pairs: int, run: Mapping[str, Any]) -> str:
     """A number of pairs for messages, with the total if it is known."""
     if run.get("prune") == "yes":  # most pairs get no score
-        return counted_noun(pairs, "pair")
+        return counted(pairs, "pair")
     if "pairs" in run:
-        return f"{pairs} of {counted_noun(run['pairs']['count'], 'pair')}"
-    return f"{pairs} of {counted_noun(run['images']['count'] * run['texts']['count'], 'pair')}"
+        return f"{pairs} of {counted(run['pairs']['count'], 'pair')}"
+    return f"{pairs} of {counted(run['images']['count'] * run['texts']['count'], 'pair')}"
 
 
 def journal_path(output: str, run: dict[str, Any]) -> Path | None:
@@ -221,7 +220,7 @@ def _set_damaged_aside(
         path.replace(aside)
     again = "what follows is scored again" if resume else "this run starts anew"
     return (
-        f"{path} is damaged after {counted(found.pairs, run)}: {again}. The damaged file is set "
+        f"{path} is damaged after {counted_of(found.pairs, run)}: {again}. The damaged file is set "
         f"aside as {aside}"
     )
 
@@ -244,7 +243,7 @@ def _free(old: Path) -> Path:
 
 def _how_to_go_on_instead(path: Path, old: Path, pairs: int) -> str:
     return (
-        f"{counted_noun(pairs, 'pair')} of a run that was stopped {'is' if pairs == 1 else 'are'} "
+        f"{counted(pairs, 'pair')} of a run that was stopped {'is' if pairs == 1 else 'are'} "
         "set aside, and this one starts anew; to go on with what was scored, stop it, "
         f"mv {shlex.quote(str(old))} {shlex.quote(str(path))}, and give --resume"
     )

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 from dsd_trt.commands.console import progress_bar
 from dsd_trt.commands.log import note, say
-from dsd_trt.commands.score_run import counted, describe_run, kept
+from dsd_trt.commands.score_run import counted_of, describe_run, kept
 from dsd_trt.commands.stopping import saying_how_to_go_on
-from dsd_trt.errors import counted as counted_noun
+from dsd_trt.errors import counted
 from dsd_trt.pairs.run import PairRun
 from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.scorer import Scorer
@@ -43,7 +43,7 @@ def scored_pairs(
             say(warning)
         before = journal.pairs if journal else 0
         if before:
-            note(f"going on after {counted(before, described)}")
+            note(f"going on after {counted_of(before, described)}")
         started = time.perf_counter()
         with saying_how_to_go_on(journal, output, described):
             with progress_bar("pairs") as progress:
@@ -52,6 +52,6 @@ def scored_pairs(
                     pass
             seconds = time.perf_counter() - started
             again = f"; {before} were scored before" if before else ""
-            scored = counted_noun(run.computed - before, "pair")
+            scored = counted(run.computed - before, "pair")
             note(f"scored {scored} in {seconds:.1f} s{again}")
             yield run

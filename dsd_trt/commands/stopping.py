@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsd_trt.commands.formats import FORMATS, Streamed
 from dsd_trt.commands.log import say
-from dsd_trt.commands.score_run import counted
+from dsd_trt.commands.score_run import counted_of
 from dsd_trt.errors import DsdError, InputError, is_disk_full, with_causes
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _state(output: str) -> tuple[int, int, int] | None:
 
 
 def _how_to_go_on(journal: Journal, run: dict[str, Any], error: BaseException) -> str:
-    kept = f"{counted(journal.pairs, run)} are kept in {journal.path}: "
+    kept = f"{counted_of(journal.pairs, run)} are kept in {journal.path}: "
     if is_disk_full(error):
         return f"{kept}free space, and the same command with --resume goes on from there"
     return f"{kept}the same command with --resume goes on from there"
