@@ -14,6 +14,7 @@ from typing import IO
 
 from dsd_trt.errors import ImageError
 from dsd_trt.files.regular import open_regular
+from dsd_trt.files.temporary import no_room
 
 BLOCK = tarfile.BLOCKSIZE
 _MAGIC, _MAGIC_AT = b"ustar", 257  # magic of every header since POSIX.1-1988, and its offset
@@ -181,7 +182,4 @@ def _unpack(compressed: IO[bytes], unpacked: IO[bytes]) -> list[str]:
                 unpacked.write(content)
                 unpacked.flush()
             except OSError as error:
-                raise ImageError(
-                    f"no room to unpack it in {tempfile.gettempdir()} ({error.strerror}): name "
-                    "another folder in TMPDIR"
-                ) from None
+                raise ImageError(no_room("to unpack it", error)) from None

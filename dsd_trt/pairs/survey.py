@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import DsdError, ImageError
+from dsd_trt.files.temporary import no_room
 from dsd_trt.pairs.source import Pair, PairSource
 
 _LENGTHS = struct.Struct("<II")
@@ -137,10 +138,7 @@ def _named_when_full() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DsdError(
-            f"no room for names and texts in {tempfile.gettempdir()} ({error.strerror}): name "
-            "another folder in TMPDIR"
-        ) from error
+        raise DsdError(no_room("for names and texts", error)) from error
 
 
 def _digest(text: str) -> bytes:

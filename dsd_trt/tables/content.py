@@ -14,6 +14,7 @@ from typing import IO, BinaryIO, cast
 
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.regular import open_regular
+from dsd_trt.files.temporary import no_room
 
 STANDARD_INPUT = "standard input"
 """Name of a table that is read from standard input."""
@@ -104,8 +105,5 @@ def _copied(stream: BinaryIO) -> IO[bytes]:
             kept.write(chunk)
         kept.flush()
     except OSError as error:
-        raise DsdError(
-            f"no room for standard input in {tempfile.gettempdir()} ({error.strerror}): name "
-            "another folder in TMPDIR"
-        ) from error
+        raise DsdError(no_room("for standard input", error)) from error
     return kept
