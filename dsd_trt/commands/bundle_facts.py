@@ -133,23 +133,7 @@ class BundleFacts:
         except BundleError as error:
             faults.append(str(error))
             verified = False if verify else None
-        found, plan_bytes = list[PlanFacts](), 0
-        for path in plan_folders(folder):
-            try:
-                plan = open_plan(path)
-                found.append(
-                    PlanFacts(
-                        f"{FOLDER}/{path.name}", plan.sidecar, _why_not_here(plan.sidecar, manifest)
-                    )
-                )
-                size = plan.path.stat().st_size
-                plan_bytes += size
-                if verify or size != plan.sidecar.size:
-                    read_plan(plan)  # its bytes are dropped; a wrong size is refused unread
-            except EngineError as error:
-                faults.append(str(error))
-            except OSError as error:
-                faults.append(f"{path} has no plan ({error.strerror}): dsd-trt build {folder}")
+        plans, plan_bytes = _plans(folder, manifest, verify=verify, faults=faults)
         signature = None
         try:
             if named := signature_of(folder):
@@ -167,7 +151,7 @@ class BundleFacts:
                 sum(size for name, size in sizes.items() if name not in there),
                 plan_bytes,
             ),
-            tuple(found),
+            plans,
             signature,
             verified,
             tuple(faults),
@@ -205,6 +189,27 @@ class BundleFacts:
             "signature": to_plain(self.signature),
             "bundle": to_plain(self.manifest),
         }
+
+
+def _plans(
+    folder: Path, manifest: Manifest, *, verify: bool, faults: list[str]
+) -> tuple[tuple[PlanFacts, ...], int]:
+    """Plans of a bundle, and their size in bytes; damaged ones are added to `faults`."""
+    found, size = list[PlanFacts](), 0
+    for path in plan_folders(folder):
+        try:
+            plan = open_plan(path)
+            why_not = _why_not_here(plan.sidecar, manifest)
+            found.append(PlanFacts(f"{FOLDER}/{path.name}", plan.sidecar, why_not))
+            own = plan.path.stat().st_size
+            size += own
+            if verify or own != plan.sidecar.size:
+                read_plan(plan)  # its bytes are dropped; a wrong size is refused unread
+        except EngineError as error:
+            faults.append(str(error))
+        except OSError as error:
+            faults.append(f"{path} has no plan ({error.strerror}): dsd-trt build {folder}")
+    return tuple(found), size
 
 
 def _downloaded(folder: Path, manifest: Manifest) -> Mapping[str, Any]:

@@ -65,9 +65,8 @@ class KeptOutputs:
         if copy_to is not None:
             require_writable(copy_to.parent, "--copy-to")
         tables = [it for it in (None if self._samples else output, dropped) if it is not None]
-        if len({str(Path(it)) for it in (output, dropped, copy_to) if it is not None}) < sum(
-            it is not None for it in (output, dropped, copy_to)
-        ):
+        places = [Path(it) for it in (output, dropped, copy_to) if it is not None]
+        if len(set(places)) < len(places):
             raise InputError("-o, --dropped and --copy-to must be three different places")
         for table in tables:
             refuse_output(table, source)

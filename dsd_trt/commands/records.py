@@ -209,12 +209,13 @@ class PairRecords:
         wanted, found = set(chosen), dict[int, Record]()
         failed = np.isnan(scores)
         probabilities = self.run.probabilities(range(len(scores)))
-        for number, row in enumerate(self.run.survey.source.rows()):
+        for number, row in enumerate(survey.source.rows()):
             if number in wanted or failed[number]:
                 if survey.source.embedded and isinstance(row.values, ArrowValues):
                     row = replace(row, values=row.values.alone())  # it waits for all others
-                record = self._record(number, row, probabilities[number])
-                found |= {number: record} if number in wanted else {}
+                record = self._record(number, row, probabilities[number])  # notes its error
+                if number in wanted:
+                    found[number] = record
         return [found[number] for number in chosen]
 
 
