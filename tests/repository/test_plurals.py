@@ -37,6 +37,9 @@ ALLOWED = {
     ("dsd_trt/commands/remaining.py", " seconds"),  # ten or more
     ("dsd_trt/commands/remaining.py", " minutes"),  # two or more
     ("export/parity.py", " graphs"),  # after a precision
+    ("dsd_trt/pairs/choice.py", " positives"),  # a percentage of them
+    ("dsd_trt/pairs/choice.py", " pairs"),  # more than there are labels
+    ("train/fewshot/training.py", " answers"),  # a standard error, with its digit
     ("train/data/files.py", " images"),  # after the name of a split
     ("dsd_trt/engine/tensorrt/runner.py", " runs"),  # a verb
     ("engines/triton/models/score.py", " characters"),
