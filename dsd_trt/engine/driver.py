@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsd_trt.engine.elf import folder_of, why_cut
 from dsd_trt.errors import EngineError
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
@@ -53,7 +54,7 @@ def find_driver() -> Driver:
 def _asked() -> Driver | str:
     """The driver, or what is wrong with it and what to do."""
     try:
-        library = ctypes.CDLL(_LIBRARY)
+        library = _load()
     except OSError as error:
         if "No such file" in str(error) or sys.platform == "win32":
             return (
@@ -82,6 +83,18 @@ def _asked() -> Driver | str:
     return Driver((major, rest // 10), capabilities)
 
 
+def _load() -> ctypes.CDLL:
+    """The driver's library.
+
+    Raises:
+        OSError: it is not found, is cut short or does not load.
+    """
+    folder = folder_of(_LIBRARY)
+    if folder is not None and (why := why_cut(folder, _LIBRARY)) is not None:
+        raise OSError(why)
+    return ctypes.CDLL(_LIBRARY)
+
+
 def _capability(library: ctypes.CDLL, device: int) -> tuple[int, int] | None:
     values = []
     for attribute in (_MAJOR, _MINOR):
@@ -99,7 +112,7 @@ def _capability(library: ctypes.CDLL, device: int) -> tuple[int, int] | None:
 def has_context(device: int) -> bool:
     """Whether this process uses a GPU already; choosing one that is not used would take memory."""
     try:
-        library = ctypes.CDLL(_LIBRARY)
+        library = _load()
         flags, active = ctypes.c_uint(), ctypes.c_int()
         if library.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active)):
             return False

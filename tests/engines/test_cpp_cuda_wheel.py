@@ -77,6 +77,24 @@ def test_without_cuda_or_a_driver_it_is_refused(
     )
 
 
+@pytest.mark.parametrize("part", ["shared", "cuda"])
+def test_a_provider_that_is_cut_short_is_told(
+    part: str, libraries: Path, cpp_build: Path, tmp_path: Path
+) -> None:
+    """Half of the real one, which to load ends the process with a bus error."""
+    library = libraries / f"libonnxruntime_providers_{part}.so"
+    whole = library.resolve()
+    library.unlink()
+    with whole.open("rb") as file:
+        library.write_bytes(file.read(min(2**20, whole.stat().st_size // 2)))
+    arguments = ("--device", "cuda", tmp_path / "no bundle", "image", "texts")
+    assert_refused(
+        score(cpp_build, [libraries], *arguments),
+        f"device cuda:0 cannot be used: {library} is cut short: it has ",
+        "or more are loaded. Copy the libraries of ONNX Runtime 1.",
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_scores_on_a_gpu_are_those_of_the_cpu(

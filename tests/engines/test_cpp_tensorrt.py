@@ -34,6 +34,7 @@ from cpp import FETCHED, ROOT, build, clip_bundle
 from cuda_runtime import compute_capability, find_cuda_runtime
 from PIL import Image
 from self_checked import add_self_check, known_tensors
+from stub_libraries import cut_short
 from test_cpp_image import clip_tokenizer, picture
 
 from dsd_trt import Bundle, Scorer, read_bundle, write_bundle
@@ -434,6 +435,20 @@ def test_nvidias_runtime_without_a_driver_is_told(tmp_path: Path) -> None:
 def test_without_a_gpu_nothing_else_is_looked_at(run: Run, tmp_path: Path) -> None:
     done = run(tmp_path / "no bundle", DEVICES="0")
     assert "no CUDA device: no device. Install NVIDIA's driver" in done.stderr
+    assert done.returncode == 4
+
+
+@on_the_stand_in
+def test_a_driver_that_is_cut_short_is_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading it, as the CUDA runtime does, ends the process with a bus error."""
+    library = tmp_path / "driver" / "libcuda.so.1"
+    cut_short(library)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(library.parent))
+    done = run(tmp_path / "no bundle", DRIVER="loaded")
+    start = f"error: no CUDA device: {library} is cut short: it has 131072 bytes, and "
+    assert done.stderr.startswith(start)
     assert done.returncode == 4
 
 

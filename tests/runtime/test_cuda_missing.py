@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cuda_package import PROVIDER, write_package
-from stub_libraries import compile_driver, compile_library, needs_compiler
+from stub_libraries import compile_driver, compile_library, cut_short, needs_compiler
 
 from dsd_trt.engine.onnxruntime.libraries import libraries
 from dsd_trt.installation import install_command
@@ -209,15 +209,6 @@ def test_a_library_that_does_not_load(site: Path, drivers: Path) -> None:
     assert re.search(r"pip install --force-reinstall .*\[cuda\]'$", said)
 
 
-def cut_short(library: Path) -> None:
-    """Leave what a copy that broke off leaves: every header, and not all that they announce.
-
-    Loading it ends a process with a bus error.
-    """
-    compile_library(library.parent, library.name, "char data[1 << 20] = {1};")
-    os.truncate(library, 2**17)
-
-
 @needs_compiler
 @pytest.mark.parametrize("name", ["libcudnn.so.9", "libcudnn_ops.so.9", f"libcublas.so.{CUDA}"])
 @pytest.mark.parametrize("with_driver", [True, False])
@@ -253,6 +244,41 @@ def test_a_package_that_is_cut_short(site: Path, drivers: Path, name: str) -> No
     said = ask(site, drivers)
     assert f"onnxruntime-gpu is incomplete ({library} is cut short: it has 131072 bytes" in said
     assert re.search(r"Again: .*pip uninstall --yes onnxruntime onnxruntime-gpu && ", said)
+
+
+@needs_compiler
+def test_a_library_of_the_system_that_is_cut_short(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site, leave_out=f"libcublas.so.{CUDA}")
+    library = drivers / f"libcublas.so.{CUDA}"
+    cut_short(library)
+    said = ask(site, drivers)
+    assert f"({library} is cut short: it has 131072 bytes, and " in said
+    assert re.search(r"pip install --force-reinstall .*\[cuda\]'$", said)
+
+
+@needs_compiler
+def test_a_driver_that_is_cut_short(site: Path, drivers: Path) -> None:
+    write_package(site)
+    install_cuda(site)
+    library = drivers / "libcuda.so.1"
+    cut_short(library)
+    said = ask(site, drivers)
+    assert f"NVIDIA's driver does not load ({library} is cut short: it has 131072 bytes" in said
+    assert said.endswith("or more are loaded). Install it again")
+    context = "from dsd_trt.engine.driver import has_context; print(has_context(0))"
+    assert ask(site, drivers, code=context) == "True"
+
+
+@needs_compiler
+def test_a_whole_driver_before_one_that_is_cut_short(
+    site: Path, drivers: Path, tmp_path: Path
+) -> None:
+    """Only the one that the loader takes counts."""
+    write_package(site)
+    install_cuda(site)
+    cut_short(tmp_path / "later" / "libcuda.so.1")
+    assert ask(site, Path(f"{drivers}:{tmp_path / 'later'}")) == "loaded 1.31.1"
 
 
 @needs_compiler

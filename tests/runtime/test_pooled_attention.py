@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from stub_libraries import cut_short, needs_compiler
 
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engine.openvino.pooled_attention import (
@@ -288,3 +289,26 @@ def test_what_cannot_be_loaded_is_said_and_done_without(
     afresh.setattr(pooled_attention, "__file__", str(tmp_path / "pooled_attention.py"))
     assert not available()
     assert "slower than it could be" in caplog.text
+
+
+CUT_SHORT = """
+import sys
+from dsd_trt.engine.openvino import pooled_attention
+pooled_attention.__file__ = sys.argv[1]
+print(pooled_attention.available())
+"""
+
+
+@needs_compiler
+def test_what_is_cut_short_is_said_and_done_without(tmp_path: Path) -> None:
+    """Loading it ends a process with a bus error."""
+    kernel = tmp_path / f"_pooled_attention{EXTENSION_SUFFIXES[0]}"
+    cut_short(kernel)
+    done = subprocess.run(
+        [sys.executable, "-c", CUT_SHORT, tmp_path / "pooled_attention.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+    assert f"slower than it could be: {kernel} is cut short: it has 131072 bytes" in done.stderr

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import Backend, EngineDescription, check_signature, thread_limit
+from dsd_trt.engine.elf import why_cut
 from dsd_trt.engine.onnxruntime.editions import installed_editions, package_folder
-from dsd_trt.engine.onnxruntime.elf import why_cut
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
 from dsd_trt.installation import install_command, reinstall_command, uninstall_command

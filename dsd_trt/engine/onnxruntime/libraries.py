@@ -18,8 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from dsd_trt.engine.driver import Driver, find_driver, require_device
+from dsd_trt.engine.elf import folder_of, why_cut
 from dsd_trt.engine.onnxruntime.editions import installed_editions, package_folder
-from dsd_trt.engine.onnxruntime.elf import why_cut
 from dsd_trt.errors import EngineError
 from dsd_trt.installation import install_command, uninstall_command
 
@@ -255,13 +255,14 @@ def _load(name: str) -> str | None:
         return None
     why = ""
     for place in (*(folder / name for folder in _folders()), name):
-        if isinstance(place, Path):
-            if not place.is_file():
-                continue
-            # The parts of cuDNN, which it loads itself, lie beside it: libcudnn_ops.so.9
-            if (cut := why_cut(place.parent, name.replace(".so", "*.so"))) is not None:
-                why = why or cut
-                continue
+        if isinstance(place, Path) and not place.is_file():
+            continue
+        folder = place.parent if isinstance(place, Path) else folder_of(name)
+        # The parts of cuDNN, which it loads itself, lie beside it: libcudnn_ops.so.9
+        cut = None if folder is None else why_cut(folder, name.replace(".so", "*.so"))
+        if cut is not None:
+            why = why or cut
+            continue
         try:
             ctypes.CDLL(str(place))
         except OSError as error:

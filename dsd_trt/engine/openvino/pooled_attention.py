@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
+from dsd_trt.engine.elf import why_cut
 from dsd_trt.errors import EngineError, counted
 from dsd_trt.log import get_logger
 
@@ -131,6 +132,8 @@ def _kernel() -> ctypes.CDLL | None:
     if (path := kernel_file()) is None:
         return None
     try:
+        if (why := why_cut(path.parent, path.name)) is not None:
+            raise OSError(why)
         return ctypes.CDLL(str(path))
     except OSError as error:  # for example, if the C++ runtime library is missing
         logger.warning("matching texts with images is slower than it could be: %s", error)

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dsd/error.hpp"
+#include "elf.hpp"
 #include "engine.hpp"
 #include "plan.hpp"
 
@@ -115,6 +116,9 @@ int find_device(const Device &device) {
         throw Error(ErrorCode::engine,
                     "this library was built for TensorRT, which needs a GPU. For the device cpu, "
                     "build with -DDSD_ENGINE=onnxruntime");
+    }
+    if (const std::string why = why_cuda_cut(); !why.empty()) {  // loading it ends the process
+        throw Error(ErrorCode::engine, "no CUDA device: " + why + ". Install it again");
     }
     int count = 0, current = 0;
     const cudaError_t code = cudaGetDeviceCount(&count);

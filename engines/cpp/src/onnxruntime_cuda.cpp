@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "elf.hpp"
 #include "onnxruntime_library.hpp"
 
 namespace dsd {
@@ -104,6 +105,22 @@ Ort::CUDAProviderOptions provider_options(int device, std::size_t arena_bytes,
     return options;
 }
 
+// Loading a library that is cut short ends the process, so all that the provider loads is looked at
+// before: its own libraries, CUDA's and cuDNN's, and the driver's.
+void require_whole(const std::string &device) {
+    const std::string start = "device " + device + " cannot be used: ";
+    for (const char *part : {"shared", "cuda"}) {
+        const std::string name = std::string("libonnxruntime_providers_") + part + ".so";
+        if (const std::string why = why_cut(onnxruntime_folder() / name); !why.empty()) {
+            throw Error(ErrorCode::engine, start + why + ". Copy the libraries of ONNX Runtime " +
+                                               onnxruntime_version() + " there again");
+        }
+    }
+    if (const std::string why = why_cuda_cut(); !why.empty()) {
+        throw Error(ErrorCode::engine, start + why + ". Install it again");
+    }
+}
+
 }  // namespace
 
 Error cuda_error(const std::string &tried, const Ort::Exception &error) {
@@ -120,6 +137,7 @@ void require_cuda(int device) {
                         ", was built without CUDA. Put the library of its GPU release, or of the "
                         "Python package onnxruntime-gpu, in its place, or use the device cpu");
     }
+    require_whole(name);
     try {
         Ort::SessionOptions options;
         options.AppendExecutionProvider_CUDA_V2(*provider_options(device, 1 << 20));

@@ -24,16 +24,25 @@ namespace {
 
 // Every release gives the symbol a version of its own, such as VERS_1.32.0: linked as usual, a
 // program does not even start with 1.32.1, or with the GPU package's 1.31.1.
+void *find_api_base() {
+    static void *const found = dlsym(RTLD_DEFAULT, "OrtGetApiBase");
+    if (!found) throw Error(ErrorCode::engine, "ONNX Runtime's library has no OrtGetApiBase");
+    return found;
+}
+
 const OrtApiBase &api_base() {
-    using Get = const OrtApiBase *(*)();
-    static const auto get = reinterpret_cast<Get>(dlsym(RTLD_DEFAULT, "OrtGetApiBase"));
-    if (!get) throw Error(ErrorCode::engine, "ONNX Runtime's library has no OrtGetApiBase");
-    return *get();
+    return *reinterpret_cast<const OrtApiBase *(*)()>(find_api_base())();
 }
 
 }  // namespace
 
 std::string onnxruntime_version() { return api_base().GetVersionString(); }
+
+std::filesystem::path onnxruntime_folder() {
+    Dl_info info{};
+    if (!dladdr(find_api_base(), &info) || !info.dli_fname) return {};
+    return std::filesystem::path(info.dli_fname).parent_path();
+}
 
 Ort::Env open_onnxruntime() {
     const OrtApi *api = api_base().GetApi(ORT_API_VERSION);

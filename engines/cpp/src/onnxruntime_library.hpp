@@ -4,6 +4,7 @@
 
 #include <onnxruntime_cxx_api.h>
 
+#include <filesystem>
 #include <string>
 
 namespace dsd {
@@ -16,5 +17,8 @@ Ort::Env open_onnxruntime();
 
 // Such as "1.32.0".
 std::string onnxruntime_version();
+
+// Where its library lies; empty if the loader does not say.
+std::filesystem::path onnxruntime_folder();
 
 }  // namespace dsd

@@ -7,11 +7,14 @@
 //     STAND_IN_REFUSES  what the provider says instead of being used
 //     STAND_IN_LEFT     operators left to the CPU, with commas around each, or "all"
 //     STAND_IN_FAILS    what running a graph says instead of doing it
+//
+// The provider's own libraries are loaded as by the real one, if they lie beside this one.
 
 #include <dlfcn.h>
 #include <onnxruntime_c_api.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <string>
@@ -70,8 +73,22 @@ OrtStatus *update_options(OrtCUDAProviderOptionsV2 *options, const char *const *
 
 void release_options(OrtCUDAProviderOptionsV2 *options) noexcept { delete options; }
 
+// What the loader says of the provider's libraries, or nothing.
+std::string load_provider() {
+    Dl_info info{};
+    dladdr(names, &info);
+    for (const char *part : {"shared", "cuda"}) {
+        const auto path = std::filesystem::path(info.dli_fname)
+                              .replace_filename("libonnxruntime_providers_" + std::string(part))
+                              .concat(".so");
+        if (std::filesystem::exists(path) && !dlopen(path.c_str(), RTLD_NOW)) return dlerror();
+    }
+    return "";
+}
+
 OrtStatus *append(OrtSessionOptions *, const OrtCUDAProviderOptionsV2 *options) noexcept {
     if (const std::string words = setting("STAND_IN_REFUSES"); !words.empty()) return fail(words);
+    if (const std::string words = load_provider(); !words.empty()) return fail(words);
     const std::string devices = setting("STAND_IN_DEVICES", "2"),
                       id = options->values.at("device_id");
     if (std::stoi(id) >= std::stoi(devices)) {
