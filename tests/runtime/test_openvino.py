@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import locale
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +181,50 @@ def test_other_attention_than_the_kernel_computes_is_left_in(other: dict[str, An
     assert len(lift_attention(attention()).parts) == 2
     assert lift_attention(attention(), lift=False).layers == []
     assert lift_attention(attention(**other)).layers == []
+
+
+SCORE_WITH = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from dsd_trt import EngineError, Scorer
+try:
+    Scorer.load(sys.argv[2], "openvino").close()
+except EngineError as error:
+    print(error)
+else:
+    import openvino
+    print("opened with", openvino.__file__)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's libraries")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_pyopenvino*.so",
+        "libs/libopenvino.so.*",
+        "libs/libopenvino_intel_cpu_plugin.so",
+        "libs/libopenvino_onnx_frontend.so.*",
+        "libs/libopenvino_tensorflow_frontend.so.*",
+        "libs/libtbb.so.*",
+        "libs/libopenvino_auto_plugin.so",  # which is not loaded
+    ],
+)
+def test_a_package_that_is_cut_short(name: str, bundle: Bundle, tmp_path: Path) -> None:
+    """Loading half a library ends a process with a bus error."""
+    package, copy = Path(ov.__file__).parent, tmp_path / "openvino"
+    shutil.copytree(package, copy, copy_function=os.symlink)
+    (library,) = copy.glob(name)
+    content = library.read_bytes()
+    library.unlink()
+    library.write_bytes(content[: len(content) // 2])
+    done = subprocess.run(
+        [sys.executable, "-c", SCORE_WITH, tmp_path, bundle.folder], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    if "auto" in name:
+        assert done.stdout == f"opened with {copy / '__init__.py'}\n"
+        return
+    start = f"openvino is incomplete ({library} is cut short: it has {len(content) // 2} bytes, "
+    assert done.stdout.startswith(start)
+    assert re.search(r"Again: .*pip install --force-reinstall .*\[openvino\]'$", done.stdout)

@@ -24,12 +24,14 @@ from dsd_trt.cache import cache_folder
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.openvino.backend import FP32
 from dsd_trt.engine.openvino.compiled import STORE, kept_compiled
+from dsd_trt.engine.openvino.libraries import require_whole
 from dsd_trt.engine.shared import SharedEngine, require_process
 from dsd_trt.errors import EngineError, one_line
 from dsd_trt.files.whole import sha256_of
 from dsd_trt.installation import install_command
 from dsd_trt.limits import COMPILED_BYTES
 
+require_whole()
 try:
     import openvino as ov
     from openvino.frontend import FrontEndManager
