@@ -238,11 +238,13 @@ def test_the_adapter_serves_what_was_trained(
     assert torch.allclose(served, torch.sigmoid(a * alone.double() + b), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("warmup", [0.0, 2.0])  # with 2, one step is half of the warm-up
 def test_the_first_step_is_adams_against_the_gradient(
-    checkpoint: Checkpoint, examples: Examples
+    checkpoint: Checkpoint, examples: Examples, warmup: float
 ) -> None:
     """AdamW's first step is the learning rate against each gradient's sign, after weight decay."""
-    settings = replace(SETTINGS, steps=1)
+    settings = replace(SETTINGS, steps=1, warmup=warmup)
+    rate = settings.learning_rate / (2 if warmup else 1)
     model = build_model(checkpoint, examples, settings)
     prompts = model.scoring.prompts
     assert prompts is not None
@@ -256,8 +258,8 @@ def test_the_first_step_is_adams_against_the_gradient(
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         clear = gradient.abs() > 1e-5  # Adam adds 1e-8 to what it divides by
         compared += int(clear.sum())
-        expected = before[name] * (1 - 0.01 * settings.learning_rate)
-        expected = expected - settings.learning_rate * gradient.sign()
+        expected = before[name] * (1 - 0.01 * rate)
+        expected = expected - rate * gradient.sign()
         assert torch.allclose(after[name][clear], expected[clear], rtol=0, atol=1e-4), name
     assert compared > 100
 

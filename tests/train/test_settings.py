@@ -15,12 +15,31 @@ TABLE = Path(__file__).parents[2] / "docs" / "train.md"
 
 
 @pytest.mark.parametrize(
-    ("questions", "steps"), [(2, 200), (34, 200), (40, 200), (90, 300), (160, 400), (10_000, 750)]
+    ("questions", "steps", "rate"),
+    [
+        (2, 200, 8e-3),
+        (40, 200, 8e-3),
+        (90, 450, 8e-3 / 1.5),
+        (150, 750, 4.13e-3),
+        (4000, 750, 4.13e-3),
+    ],
 )
-def test_steps_grow_with_the_square_root_of_the_questions(questions: int, steps: int) -> None:
-    assert continued(None, {}).sized(questions).steps == steps
-    assert continued(None, {"steps": 7}).sized(questions).steps == 7
+def test_many_questions_take_more_steps_at_a_lower_rate(
+    questions: int, steps: int, rate: float
+) -> None:
+    sized = continued(None, {}).sized(questions)
+    assert (sized.steps, sized.learning_rate) == (steps, pytest.approx(rate, rel=1e-3))
+    given = continued(None, {"steps": 7, "learning_rate": 0.1}).sized(questions)
+    assert (given.steps, given.learning_rate) == (7, 0.1)
     assert continued(None, {}, {}).sized(questions) == FewShotSettings()  # the paper's form
+
+
+def test_the_learning_rate_rises_in_a_tenth_of_the_steps_and_falls_to_nothing() -> None:
+    rates = [FewShotSettings(steps=40, learning_rate=2.0, warmup=0.1).rate_at(n) for n in range(40)]
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2 * (1 - 3 / 40)])
+    assert rates[4:] == pytest.approx([2 * (1 - n / 40) for n in range(4, 40)])
+    paper = [FewShotSettings(steps=40, learning_rate=2.0).rate_at(n) for n in range(40)]
+    assert paper == pytest.approx([2 * (1 - n / 40) for n in range(40)])
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "update_rank", "copies"])
@@ -28,9 +47,10 @@ def test_help_and_table_have_the_defaults(name: str) -> None:
     (option,) = (it for it in train.params if it.name == name)
     assert isinstance(option, click.Option)
     texts = re.findall(r"(?:else|default:) ([\d.]+\d|\d)\b", option.help or "")
-    assert float(RECIPE[name]) in map(float, texts)
+    least = {**RECIPE, "learning_rate": continued(None, {}).sized(1).learning_rate}[name]
+    assert float(least) in map(float, texts)
     (row,) = re.findall(rf"^\| `{option.opts[0]}` \| (\S+) \| (\S+) \|", TABLE.read_text(), re.M)
-    assert tuple(map(float, row)) == (RECIPE[name], getattr(FewShotSettings(), name))
+    assert tuple(map(float, row)) == (least, getattr(FewShotSettings(), name))
 
 
 def test_the_table_has_the_range_of_steps() -> None:

@@ -93,8 +93,8 @@ def parse_rank(
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Number of optimiser steps.  [default: 200 for up to 40 training questions, then growing "
-    "with their square root up to 750; with --paper 600]",
+    help="Number of optimiser steps.  [default: 200 for up to 40 training questions, growing up "
+    "to 750 for 150 and more; with --paper 600]",
 )
 @click.option(
     "--batch",

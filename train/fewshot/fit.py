@@ -102,8 +102,9 @@ def _train(
 ) -> _Run:
     """Train the model, and leave it with the parameters that are kept."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    betas = (0.9, settings.beta2)
     wrapped, optimizer = accelerator.prepare(
-        model, torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.01)
+        model, torch.optim.AdamW(learned, settings.learning_rate, betas, weight_decay=0.01)
     )
     run = _Run(model, optimizer, accelerator, folder)
     if settings.mode == "matrix" and not run.step:
@@ -116,7 +117,7 @@ def _train(
         run.judge(validate(model, validation, 0), len(validation))
     while run.step < settings.steps and run.patience_spent() < settings.patience:
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1 - run.step / settings.steps)
+            group["lr"] = settings.rate_at(run.step)
         mean = 0.0
         for part in range(settings.accumulate):
             seed = [settings.seed, run.step, part, accelerator.process_index]

@@ -19,14 +19,16 @@ RECIPE: Mapping[str, Any] = {
     "steps": 0,
     "hard": 1.0,
     "loss": "softmax",
-    "learning_rate": 8e-3,
+    "learning_rate": 0.0,
+    "warmup": 0.1,
+    "beta2": 0.95,
     "conditional": False,
     "update_rank": 8,
     "copies": 8,
 }
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
 
-_STEPS, _FEW = 200, 40  # steps for at most _FEW questions
+_FEW, _STEPS, _RATE = 40, 200, 8e-3  # questions, with steps and learning rate for at most as many
 _MOST = 750  # steps for any number of questions
 
 
@@ -43,7 +45,11 @@ class FewShotSettings:
             take a random image or text of another question.
         loss: training loss: "bce", binary cross-entropy over all pairs (Eq. 6), or "softmax",
             cross-entropy of the positive pair against its negatives.
-        learning_rate: initial learning rate, decayed linearly to zero.
+        learning_rate: learning rate of the first step, from which it falls linearly to zero; 0
+            until `sized` chooses it.
+        warmup: share of the steps, in [0, 1), in which the learning rate rises to that line.
+        beta2: decay rate of AdamW's mean squared gradients. 0.999 remembers all of a short run: in
+            some, the loss then stays high.
         rank: rank of the static prompts; None trains full matrices.
         conditional: whether the image-conditional part of the prompts, u pi(x)^T in Eq. 5, is
             trained. It can tell every training image from the others, and so learns them by heart
@@ -80,6 +86,8 @@ class FewShotSettings:
     hard: float = 0.5
     loss: Loss = "bce"
     learning_rate: float = 2e-3
+    warmup: float = 0.0
+    beta2: float = 0.999
     rank: int | None = 4
     conditional: bool = True
     update_rank: int = 0
@@ -108,15 +116,20 @@ class FewShotSettings:
             raise InputError(str(error)) from None
 
     def sized(self, questions: int) -> FewShotSettings:
-        """These settings for a number of training questions: its steps, unless they are given.
+        """These settings for a number of training questions: steps and learning rate if not given.
 
-        Steps grow with the square root of the questions, so that many questions are seen less
-        often each.
+        Beyond 40 questions, steps grow in proportion up to 750, and the learning rate falls with
+        their square root: at that of 40 questions, 100 are learned worse, however many the steps.
         """
-        if self.steps:
-            return self
-        steps = round(_STEPS * math.sqrt(questions / _FEW))
-        return replace(self, steps=min(max(steps, _STEPS), _MOST))
+        steps = min(round(_STEPS * max(questions / _FEW, 1)), _MOST)
+        rate = _RATE * math.sqrt(_STEPS / steps)
+        return replace(self, steps=self.steps or steps, learning_rate=self.learning_rate or rate)
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        falling = 1 - step / self.steps
+        rising = (step + 1) / (self.warmup * self.steps) if self.warmup else 1.0
+        return self.learning_rate * min(falling, rising)
 
     @property
     def modes(self) -> tuple[Mode, ...]:

@@ -179,6 +179,8 @@ def train_adapter(
     )
     summary = {
         **plan,
+        "steps": settings.steps,
+        "learning_rate": settings.learning_rate,
         "steps_done": len(fitted.losses),
         "best": fitted.best and asdict(fitted.best),
         "before": sum(comparison.before),
