@@ -251,6 +251,7 @@ def test_it_stays_within_its_arrays(tmp_path: Path) -> None:
             "LD_PRELOAD": " ".join(libraries),
             "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
             "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),  # of this file's own imports
         },
         capture_output=True,
         text=True,
