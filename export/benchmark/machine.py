@@ -43,9 +43,9 @@ def matmul_peaks() -> dict[str, float]:
     against the same peak.
     """
     peaks = {"fp32": max(_openvino("f32"), _torch("float32"))}
-    import openvino as ov
+    from dsd_trt.engine.openvino.runner import computes_bf16  # imports openvino
 
-    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if computes_bf16():
         peaks["bf16"] = max(_openvino("bf16"), _torch("bfloat16"))
     return peaks
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 from backends import OpenedBy, open_engine, opened_by
 from bundles import make_bundle
 from numpy.typing import NDArray
 from PIL import Image
+from processor import BF16
 from self_checked import add_self_check, known_tensors
 
 import dsd_trt.bfloat16 as bfloat16
@@ -29,8 +29,6 @@ from dsd_trt.engine import EngineDescription
 from dsd_trt.errors import EngineError
 from dsd_trt.index.writer import update_index
 from dsd_trt.pipeline import Pipeline
-
-HERE = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class Rounded:
@@ -155,7 +153,7 @@ def test_on_this_processor_it_is_guarded_or_refused(
     bundle: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
-    if not HERE:
+    if not BF16:
         with pytest.raises(EngineError, match="does not compute in BF16"):
             Scorer(bundle, "openvino-bf16")
         return
@@ -165,6 +163,15 @@ def test_on_this_processor_it_is_guarded_or_refused(
     texts = ["a red circle", "dog"]
     full = Scorer(bundle, "openvino").score([picture], texts).scores
     assert scorer.score([picture], texts).scores == pytest.approx(full, abs=2e-2)
+
+
+def test_bf16_that_onednn_must_not_use_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO would report BF16, and refuse each graph with a message about primitives."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "avx2")
+    with pytest.raises(EngineError, match="does not compute in BF16 with ONEDNN_MAX_CPU_ISA=avx2"):
+        Scorer(bundle, "openvino-bf16")
 
 
 PLACES = 8
@@ -240,12 +247,12 @@ def test_an_index_is_guarded_as_scoring_is(
 ) -> None:
     path = fresh / "picture.png"
     Image.new("RGB", (64, 64), "red").save(path)
-    refused = "keep their order" if HERE else "does not compute in BF16"
+    refused = "keep their order" if BF16 else "does not compute in BF16"
     monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", 1.1)
     with pytest.raises(EngineError, match=refused):
         update_index(fresh / "index", [path], engine="openvino-bf16")
     assert not (fresh / "index").exists()
-    if HERE:
+    if BF16:
         monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
         done = update_index(fresh / "index", [path], engine="openvino-bf16")
         assert done.engine is not None

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 import tensorrt_rtx
 import torch
@@ -19,6 +18,7 @@ from exported import Exported
 from gradients import require_gradient_is_slope
 from matrix_graphs import of_fixed_sizes
 from numpy.typing import NDArray
+from processor import BF16
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -210,10 +210,7 @@ def test_no_map_of_attention_is_left(bundle: Bundle) -> None:
     assert {layer.lam for layer in lifted.layers} == {20.0}
 
 
-@pytest.mark.skipif(
-    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
-    reason="this processor does not compute in BF16",
-)
+@pytest.mark.skipif(not BF16, reason="this processor does not compute in BF16")
 def test_tiles_are_for_bf16_alone(bundle: Bundle, calls: list[int | None]) -> None:
     graph = bundle.manifest.graphs["matrix_scorer"]
     sizes = {"I": 1, "T": 1, "L": 16}

@@ -28,7 +28,8 @@ def test_many_questions_take_more_steps_at_a_lower_rate(
     questions: int, steps: int, rate: float
 ) -> None:
     sized = continued(None, {}).sized(questions)
-    assert (sized.steps, sized.learning_rate) == (steps, pytest.approx(rate, rel=1e-3))
+    assert sized.steps == steps
+    assert sized.learning_rate == pytest.approx(rate, rel=1e-3)
     given = continued(None, {"steps": 7, "learning_rate": 0.1}).sized(questions)
     assert (given.steps, given.learning_rate) == (7, 0.1)
     assert continued(None, {}, {}).sized(questions) == FewShotSettings()  # the paper's form

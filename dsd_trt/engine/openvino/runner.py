@@ -65,6 +65,18 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
+_LIMIT = "ONEDNN_MAX_CPU_ISA"
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI")
+"""Variable that limits oneDNN's instructions, and values with which OpenVINO still reports BF16 and
+then refuses to compile (2026.4.1)."""
+
+
+def computes_bf16() -> bool:
+    """Whether this processor computes in BF16, with the instructions that are allowed."""
+    allowed = os.environ.get(_LIMIT, "").upper() not in _WITHOUT_BF16
+    return allowed and "BF16" in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES")
+
+
 def require(*, bf16: bool) -> None:
     """Refuse BF16 on CPUs without support for it.
 
@@ -72,9 +84,11 @@ def require(*, bf16: bool) -> None:
         EngineError: the CPU does not compute in BF16.
     """
     require_process(_first_process())
-    if bf16 and "BF16" not in _core().get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
+    if bf16 and not computes_bf16():
+        limit = os.environ.get(_LIMIT)
+        why = f" with {_LIMIT}={limit}" if limit else ""
         raise EngineError(
-            f"this processor does not compute in BF16. Score in FP32: --engine {FP32.name}"
+            f"this processor does not compute in BF16{why}. Score in FP32: --engine {FP32.name}"
         )
 
 
