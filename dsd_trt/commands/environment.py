@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,12 @@ class Setting(click.Option):
         return click.Parameter.get_error_hint(self, ctx)
 
 
-class SettingsCommand(click.Command):
+class SettingsCommand(click.Command, ABC):
     """A command that reads some settings for some of its arguments alone."""
 
+    @abstractmethod
     def unread(self, given: Mapping[str, Any]) -> Collection[str]:
         """Parameters that the command does not read, given these values of all of them."""
-        raise NotImplementedError
 
 
 def setting(name: str) -> dict[str, Any]:

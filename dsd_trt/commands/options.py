@@ -129,25 +129,29 @@ def device_option(command: Command) -> Command:
 
 def threads_option(command: Command) -> Command:
     """--threads, number of threads of an engine of the processor; None is one per core."""
-    return click.option(
-        "--threads",
-        **setting("THREADS"),
-        type=click.IntRange(1, 2**15 - 1),
-        metavar="N",
-        help="Number of threads, for engines that compute on the processor.  "
+    return _threads(
+        command,
+        "Number of threads, for engines that compute on the processor.  "
         "[default: every core this process may use]",
-    )(command)
+    )
 
 
 def pytorch_threads_option(command: Command) -> Command:
     """--threads, number of threads of PyTorch on the processor; None is its own choice."""
+    return _threads(
+        command,
+        "Number of CPU threads that PyTorch computes with; 1 is best for a small model while "
+        "other programs use the cores.  [default: PyTorch's, one per core]",
+    )
+
+
+def _threads(command: Command, explanation: str) -> Command:
     return click.option(
         "--threads",
         **setting("THREADS"),
         type=click.IntRange(1, 2**15 - 1),
         metavar="N",
-        help="Number of CPU threads that PyTorch computes with; 1 is best for a small model while "
-        "other programs use the cores.  [default: PyTorch's, one per core]",
+        help=explanation,
     )(command)
 
 

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from clock import Clock
 
 from dsd_trt.commands import remaining
 from dsd_trt.commands.remaining import Remaining, duration
-
-
-class Clock:
-    """A clock that stands still unless it is turned."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        """Seconds since some moment."""
-        return self.now
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import picture_questions, write_checkpoint
+from clock import Clock
 from gradients import require_gradient_is_slope
 from torch import Tensor, nn
 
@@ -413,25 +414,20 @@ def test_a_state_is_saved_every_twenty_seconds_and_resumed_from_to_the_bit(
 ) -> None:
     """Far from any validation; steps of nine seconds, killed in the fifth."""
     settings = replace(SETTINGS, steps=8, validate_every=100)
-    now = [1000.0]
+    clock = Clock()
     saved: list[int] = []
-
-    class Clock:
-        @staticmethod
-        def monotonic() -> float:
-            return now[0]
 
     def save(path: Path, state: dict[str, Any]) -> None:
         saved.append(len(state["losses"]))
         save_state(path, state)
 
     def die(step: int, loss: float, validation: Validation | None) -> None:
-        now[0] += 9.0
+        clock.now += 9.0
         if step == 5:
             raise KillError
 
     whole = fit_adapter(checkpoint, examples, settings, validation=examples)
-    monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", Clock)
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", clock)
     monkeypatch.setattr("dsd_trt.train.fewshot.fit.save_state", save)
     for report in (die, lambda *_: None):
         with suppress(KillError):
@@ -450,22 +446,17 @@ def test_saving_takes_a_twentieth_of_the_time_at_most(
 ) -> None:
     """Saving takes 5 seconds, a step 9: after the first save, 100 seconds pass."""
     settings = replace(SETTINGS, steps=20, validate_every=100)
-    now = [1000.0]
+    clock = Clock()
     saved: list[int] = []
-
-    class Clock:
-        @staticmethod
-        def monotonic() -> float:
-            return now[0]
 
     def save(path: Path, state: dict[str, Any]) -> None:
         saved.append(len(state["losses"]))
-        now[0] += 5.0
+        clock.now += 5.0
 
     def pass_time(step: int, loss: float, validation: Validation | None) -> None:
-        now[0] += 9.0
+        clock.now += 9.0
 
-    monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", Clock)
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", clock)
     monkeypatch.setattr("dsd_trt.train.fewshot.fit.save_state", save)
     fit_adapter(checkpoint, examples, settings, folder=tmp_path, report=pass_time)
     assert saved == [3, 3 + math.ceil(100 / 9), 20]

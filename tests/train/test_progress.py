@@ -10,21 +10,11 @@ from itertools import pairwise
 import click
 import pytest
 from click.testing import CliRunner
+from clock import Clock
 
 from dsd_trt.commands import log, remaining
 from dsd_trt.train.run import progress as module
 from dsd_trt.train.run.progress import StageProgress
-
-
-class Clock:
-    """A clock that stands still unless it is turned."""
-
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def monotonic(self) -> float:
-        """Seconds since some moment."""
-        return self.now
 
 
 @pytest.fixture
