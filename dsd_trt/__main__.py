@@ -44,7 +44,7 @@ def _leave(ended: SystemExit) -> NoReturn:
     """
     copies = sys.modules.get("dsd_trt.bundle.real_files")
     if (
-        "dsd_trt.engine.openvino.runner" not in sys.modules
+        "dsd_trt.engine.openvino.graph" not in sys.modules
         or "torch" in sys.modules
         or (copies is not None and copies.any_temporary())
     ):

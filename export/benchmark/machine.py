@@ -43,7 +43,7 @@ def matmul_peaks() -> dict[str, float]:
     against the same peak.
     """
     peaks = {"fp32": max(_openvino("f32"), _torch("float32"))}
-    from dsd_trt.engine.openvino.runner import computes_bf16  # imports openvino
+    from dsd_trt.engine.openvino.graph import computes_bf16  # imports openvino
 
     if computes_bf16():
         peaks["bf16"] = max(_openvino("bf16"), _torch("bfloat16"))

@@ -156,7 +156,7 @@ def test_other_numbers_of_threads_differ_in_the_last_bits_alone(
     texts = ["a red circle", "a dog", "two blue squares", "a large green star in a blue ring"]
     scores = []
     for threads in (1, 2):
-        for module in ("onnxruntime.cpu", "openvino.runner"):
+        for module in ("onnxruntime.cpu", "openvino.graph"):
             monkeypatch.setattr(f"dsd_trt.engine.{module}.thread_limit", lambda n=threads: n)
         scores.append(Scorer.load(None, engine).score(images, texts).scores)
     assert np.ptp(scores[0]) > 1e-3

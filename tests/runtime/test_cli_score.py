@@ -518,7 +518,8 @@ def test_a_damaged_bundle_and_an_engine_that_is_absent(
     assert ended.value.code == 2
     assert "'texts.txt' is a file, not a folder. A bundle is a folder" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "dsd_trt.engine.openvino.runner", raising=False)
+    for module in ("graph", "runner"):
+        monkeypatch.delitem(sys.modules, f"dsd_trt.engine.openvino.{module}", raising=False)
     with pytest.raises(SystemExit) as ended:
         main(
             ["score", "a.png", "texts.txt", "--bundle", str(bundle.folder), "--engine", "openvino"]

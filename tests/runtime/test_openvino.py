@@ -48,7 +48,7 @@ def feeds_of(graph: Any, count: int) -> dict[str, NDArray[Any]]:
 def test_every_item_gets_its_own_result(
     bundle: Bundle, threads: int, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsd_trt.engine.openvino.runner.thread_limit", lambda: threads)
+    monkeypatch.setattr("dsd_trt.engine.openvino.graph.thread_limit", lambda: threads)
     graph = bundle.manifest.graphs["pair_scorer"]
     path = Path(bundle.path(graph.file))
     ours, other = OpenVinoEngine(path, graph, large=large), OnnxRuntimeEngine(path, graph)

@@ -21,7 +21,7 @@ class OpenVino(Backend):
 
     def require(self) -> None:
         """See `Backend.require`."""
-        from dsd_trt.engine.openvino.runner import require
+        from dsd_trt.engine.openvino.graph import require
 
         require(bf16=self.bf16)
 

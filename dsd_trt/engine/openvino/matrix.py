@@ -16,8 +16,8 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engine.openvino.backend import walks_at_once
 from dsd_trt.engine.openvino.cut import Lifted, largest, lift_attention, split
+from dsd_trt.engine.openvino.graph import OpenVinoGraph
 from dsd_trt.engine.openvino.pooled_attention import PooledAttention, pool_attention, tile_width
-from dsd_trt.engine.openvino.runner import OpenVinoGraph
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
 
