@@ -480,7 +480,8 @@ def test_a_seed_fixes_what_is_learned(clip: Clip, questions: list[Question], met
 def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
     clip: Clip, questions: list[Question], method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = [(0.5, 0.9), (0.5, 0.8), (0.75, 0.9), (0.75, 0.95), (0.5, 0.1), (0.25, 0.1)]
+    right = [(2, 0.9), (2, 0.8), (3, 0.9), (3, 0.95), (2, 0.1), (1, 0.1)]
+    script = [((True,) * count + (False,) * (4 - count), loss) for count, loss in right]
     learned: list[dict[str, Tensor]] = []
 
     def scripted(matcher: Matcher, examples: Examples, step: int) -> Validation:
@@ -492,7 +493,7 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best(
     examples = encode_with_clip(matcher, questions)
     settings = replace(SETTINGS, validate_every=1, patience=3)
     history = fit(matcher, examples, settings, validation=examples)
-    assert [(v.accuracy, v.loss) for v in history.validations] == script
+    assert [(v.answers, v.loss) for v in history.validations] == script
     assert len(history.losses) == 5 < settings.steps
     assert history.best == history.validations[2]
     for name, value in matcher.learned().items():

@@ -10,7 +10,7 @@ import pytest
 from checkpoints import picture_questions, write_checkpoint
 
 from dsd_trt.train.fewshot import training
-from dsd_trt.train.fewshot.comparison import Comparison, WorseError
+from dsd_trt.train.fewshot.comparison import Comparison, WorseError, clearly_worse
 from dsd_trt.train.fewshot.settings import FewShotSettings
 
 
@@ -52,10 +52,37 @@ def test_the_line_says_what_it_tells() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gained", "lost", "worse"), [(0, 1, False), (0, 2, True), (2, 4, False), (1, 5, True)]
+    ("gained", "lost", "worse"),
+    [
+        (0, 1, False),
+        (0, 2, False),  # 1 of 4 by chance
+        (0, 3, True),
+        (2, 4, False),
+        (1, 5, True),
+        (440, 460, False),  # 20 of 30
+        (440, 475, True),  # 35 of 30.2
+    ],
 )
 def test_worse_is_beyond_one_standard_error(gained: int, lost: int, worse: bool) -> None:
     assert changed(gained, lost).worse is worse
+
+
+def test_chance_alone_is_seldom_called_worse() -> None:
+    """Of equally good adapters, at most 16 % are refused, and of many answers not far fewer."""
+    for changes in range(1, 400):
+        worse = (n for n in range(changes + 1) if changed(changes - n, n).worse)
+        refused = sum(comb(changes, lost) for lost in worse) / 2**changes
+        assert refused < 0.16
+        assert refused > 0.1 or changes < 40
+
+
+@pytest.mark.parametrize(("lost", "gained", "worse"), [(5, 0, False), (6, 0, True), (8, 1, True)])
+def test_clearly_worse_is_beyond_two_standard_errors(lost: int, gained: int, worse: bool) -> None:
+    before, after = (True,) * lost + (False,) * gained, (False,) * lost + (True,) * gained
+    chance = sum(comb(lost + gained, k) for k in range(lost, lost + gained + 1))
+    assert (chance / 2 ** (lost + gained) < 0.0228) is worse
+    assert clearly_worse(after, before) is worse
+    assert not clearly_worse(before, after)
 
 
 def test_the_report_has_the_standard_error_also_of_a_refused_adapter(
@@ -64,13 +91,13 @@ def test_the_report_has_the_standard_error_also_of_a_refused_adapter(
     model = write_checkpoint(tmp_path / "model")
     settings = FewShotSettings(steps=1, questions=2, negatives=1, rank=1, hidden=2)
     questions = picture_questions(["a red circle", "a blue square", "a green star", "a ring"])
-    monkeypatch.setattr(training, "compare", lambda *_, **__: changed(0, 2, 1))
-    with pytest.raises(WorseError, match=r"standard error, 1\.4\. .*below 3 may be chance"):
+    monkeypatch.setattr(training, "compare", lambda *_, **__: changed(0, 3, 1))
+    with pytest.raises(WorseError, match=r"standard error, 1\.7\. .*below 4 may be chance"):
         training.train_adapter(str(model), questions, settings, tmp_path / "out", {}, 0.25)
     found = json.loads((tmp_path / "out" / "report.json").read_text())["comparison"]
-    assert found["standard_error"] == pytest.approx(2**0.5)
-    assert (found["lost"], found["telling"], found["decided"]) == (2, 3, False)
-    assert found["after"] == [False, False, True]
+    assert found["standard_error"] == pytest.approx(3**0.5)
+    assert (found["lost"], found["telling"], found["decided"]) == (3, 4, False)
+    assert found["after"] == [False, False, False, True]
     training.train_adapter(
         str(model), questions, settings, tmp_path / "out", {}, 0.25, allow_worse=True
     )

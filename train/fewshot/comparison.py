@@ -14,6 +14,8 @@ from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.served import Served
 from dsd_trt.train.scoring.adapter import Adapter
 
+_ONE_ERROR, _TWO_ERRORS = 0.159, 0.023  # of a normal distribution lies beyond one side
+
 
 class WorseError(DsdError):
     """Training ended, but its adapter answers fewer questions right than what it began with."""
@@ -57,8 +59,13 @@ class Comparison:
 
     @property
     def worse(self) -> bool:
-        """Whether the adapter is worse by more than a standard error."""
-        return self.lost - self.gained > self.standard_error
+        """Whether the adapter is worse by more than a standard error, counted exactly.
+
+        Of a handful of answers, two lost are more than their standard error, and yet as frequent
+        by chance as two heads in two throws. So chance alone must lose as many in less than 16 %,
+        as much as lies beyond one standard error if the answers are many.
+        """
+        return by_chance(self.lost, self.gained) < _ONE_ERROR
 
     @property
     def telling(self) -> int:
@@ -105,6 +112,22 @@ class Comparison:
             "telling": self.telling,
             "decided": self.decided,
         }
+
+
+def by_chance(lost: int, gained: int) -> float:
+    """Probability that chance alone loses as many of the changed answers or more (sign test).
+
+    If training made no difference, each changed answer is a loss or a gain with probability 1/2.
+    """
+    changed = lost + gained
+    return sum(math.comb(changed, k) for k in range(lost, changed + 1)) / 2**changed
+
+
+def clearly_worse(after: Sequence[bool], before: Sequence[bool]) -> bool:
+    """Whether some answers are worse than others to the same questions by two standard errors."""
+    lost = sum(b > a for b, a in zip(before, after, strict=True))
+    gained = sum(b < a for b, a in zip(before, after, strict=True))
+    return by_chance(lost, gained) < _TWO_ERRORS
 
 
 def compare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.batch import sample_batch
+from dsd_trt.train.fewshot.comparison import clearly_worse
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import combine, fit_match_probability
 from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, score_all, validate
@@ -74,8 +74,8 @@ def fit_adapter(
         settings: hyperparameters of few-shot training.
         start: adapter that training starts from; None is the base model.
         validation: validation examples for early stopping and the choice of the step that is kept,
-            step 0 included: the last one whose accuracy is within two standard errors of
-            the best. None keeps the last step.
+            step 0 included: the last one that is not worse than the best by more than two standard
+            errors. None keeps the last step.
         folder: folder of the training state, from which a later call resumes; None saves none.
         report: callback `(step, loss, validation)` after each step.
 
@@ -114,7 +114,7 @@ def _train(
         score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
         model.match.start_from(*fit_match_probability(score, few.labels))
     if validation and not run.validations:
-        run.judge(validate(model, validation, 0), len(validation))
+        run.judge(validate(model, validation, 0))
     while run.step < settings.steps and run.patience_spent() < settings.patience:
         for group in optimizer.param_groups:
             group["lr"] = settings.rate_at(run.step)
@@ -135,7 +135,7 @@ def _train(
         at_end = run.step == settings.steps
         if validation and (run.step % settings.validate_every == 0 or at_end):
             outcome = validate(model, validation, run.step)
-            run.judge(outcome, len(validation))
+            run.judge(outcome)
         report(run.step, mean, outcome)
         if run.step % settings.validate_every == 0 or at_end or run.due():
             run.save()
@@ -204,21 +204,16 @@ class _Run:
         """The validation whose parameters are kept; None before the first."""
         return self.validations[self._best_at] if self.validations else None
 
-    def judge(self, outcome: Validation, questions: int) -> None:
+    def judge(self, outcome: Validation) -> None:
         """Add a validation, and keep the learned parameters unless one before it was better.
 
-        It was better if its accuracy is higher by more than two standard errors. Of a handful of
-        questions, one answer more tells nothing, and the choice among many steps would only find
-        the luckiest.
-
-        Args:
-            outcome: validation at the current step.
-            questions: number of validation questions.
+        It was better if this one is worse than it by more than two standard errors. Of a handful
+        of questions, some answers more tell nothing, and the choice among many steps would only
+        find the luckiest.
         """
         self.validations.append(outcome)
-        best = max(v.accuracy for v in self.validations)
-        share = (best * questions + 1) / (questions + 2)  # inside (0, 1) even if all are right
-        if outcome.accuracy >= best - 2 * math.sqrt(share * (1 - share) / questions):
+        best = max(self.validations, key=lambda validation: validation.accuracy)
+        if not clearly_worse(outcome.answers, best.answers):
             self.best, self._best_at = self._model.learned(), len(self.validations) - 1
 
     def patience_spent(self) -> int:
@@ -239,7 +234,7 @@ class _Run:
             "optimizer": self._optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "losses": self.losses,
-            "validations": [asdict(row) for row in self.validations],
+            "validations": [asdict(it) | {"answers": [*it.answers]} for it in self.validations],
             "best": self.best,
             "best_at": self._best_at,
         }

@@ -280,7 +280,8 @@ def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
         examples: the validation questions, encoded.
         step: number of completed steps.
     """
-    answers, losses = [], []
+    answers: list[bool] = []
+    losses = []
     for mode in model.modes:
         f, d = score_all(model, examples, mode)
         answers += examples.right_answers(combine(model.match.score, model.match.w, f, d))
@@ -288,7 +289,7 @@ def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
         with torch.no_grad():
             logits = model.match(f.to(device), d if d is None else d.to(device)).cpu()
         losses.append(float(F.binary_cross_entropy_with_logits(logits, examples.labels)))
-    return Validation(step, float(np.mean(answers)), float(np.mean(losses)))
+    return Validation(step, tuple(answers), float(np.mean(losses)))
 
 
 @dataclass(frozen=True)
@@ -297,10 +298,19 @@ class Validation:
 
     Attributes:
         step: number of completed steps.
-        accuracy: share of questions answered right, in [0, 1].
+        answers: whether each question was answered right, once per trained mode.
         loss: binary cross-entropy over all pairs (Eq. 6).
     """
 
     step: int
-    accuracy: float
+    answers: tuple[bool, ...]
     loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of questions answered right, in [0, 1]."""
+        return float(np.mean(self.answers))
+
+    def to_plain(self) -> dict[str, float]:
+        """Step, accuracy and loss, as JSON takes them."""
+        return {"step": self.step, "accuracy": self.accuracy, "loss": self.loss}

@@ -182,7 +182,7 @@ def train_adapter(
         "steps": settings.steps,
         "learning_rate": settings.learning_rate,
         "steps_done": len(fitted.losses),
-        "best": fitted.best and asdict(fitted.best),
+        "best": fitted.best and fitted.best.to_plain(),
         "before": sum(comparison.before),
         "after": sum(comparison.after),
         "compared": len(comparison.after),
@@ -193,7 +193,11 @@ def train_adapter(
     if first:
         if not refused:
             replace(fitted.adapter, training=summary).save(out)
-        plain = asdict(report) | {"comparison": comparison.to_plain()}
+        plain = asdict(report) | {
+            "validations": [validation.to_plain() for validation in report.validations],
+            "best": summary["best"],
+            "comparison": comparison.to_plain(),
+        }
         _write(out / REPORT_NAME, {**plain, **left_out.to_plain()})
         plot_curves(fitted, out / "curves.png")
     if refused:
