@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -26,14 +27,11 @@ class _Row(NamedTuple):
     states: NDArray[Any]
     mask: NDArray[np.float32]
 
-    @property
-    def size(self) -> int:
-        """Bytes of both arrays."""
-        return self.states.nbytes + self.mask.nbytes
-
 
 class TextCache:
-    """The states of the texts used last, up to a number of bytes. Threads may share it.
+    """The states of the texts used last, up to a number of bytes, texts included.
+
+    Threads may share it.
 
     It belongs to one scorer, and with it to one verified bundle on one engine. A row keeps the bits
     of the batch it was encoded in.
@@ -65,6 +63,10 @@ class TextCache:
     def __len__(self) -> int:
         """Number of texts it holds."""
         return len(self._rows)
+
+    def __contains__(self, text: str) -> bool:
+        """Whether it holds a text."""
+        return text in self._rows
 
     def __repr__(self) -> str:
         size = f"{self._bytes / 2**20:.1f} of {self._limit / 2**20:.1f} MiB"
@@ -111,22 +113,29 @@ class TextCache:
 
     def _add(self, texts: Sequence[str], encoded: EncodedTexts) -> None:
         """Keep rows, unless they would fill more than the whole cache: none would be found."""
-        if encoded.states.nbytes + encoded.mask.nbytes > self._limit:
+        made = {
+            text: _Row(states, mask)
+            for text, states, mask, finite in zip(
+                texts, encoded.states, encoded.mask, encoded.finite, strict=True
+            )
+            if finite  # a faulty run may do better next time
+        }
+        if sum(_size(text, row) for text, row in made.items()) > self._limit:
             return
-        for text, states, mask, finite in zip(
-            texts, encoded.states, encoded.mask, encoded.finite, strict=True
-        ):
-            if not finite:
-                continue  # a faulty run may do better next time
-            row = _Row(states.copy(), mask.copy())  # a view would hold the whole batch
+        for text, view in made.items():
+            row = _Row(view.states.copy(), view.mask.copy())  # a view would hold the whole batch
             with self._lock:
                 if text in self._rows:  # by another thread
                     continue
                 self._rows[text] = row
-                self._bytes += row.size
+                self._bytes += _size(text, row)
                 while self._bytes > self._limit:
-                    _, oldest = self._rows.popitem(last=False)
-                    self._bytes -= oldest.size
+                    self._bytes -= _size(*self._rows.popitem(last=False))
+
+
+def _size(text: str, row: _Row) -> int:
+    """Bytes of a text and its row: a long text may have more than its states."""
+    return sys.getsizeof(text) + row.states.nbytes + row.mask.nbytes
 
 
 def _joined(rows: Sequence[_Row]) -> EncodedTexts:

@@ -42,7 +42,7 @@ ALLOWED = {
     ("train/fewshot/training.py", " answers"),  # a standard error, with its digit
     ("train/data/files.py", " images"),  # after the name of a split
     ("dsd_trt/engine/tensorrt/runner.py", " runs"),  # a verb
-    ("engines/triton/models/score.py", " characters"),
+    ("engines/triton/scoring/texts.py", " characters"),
 }
 
 

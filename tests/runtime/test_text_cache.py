@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,7 +113,7 @@ def test_a_text_that_cannot_be_scored_is_refused_every_time(
         assert scorer.score(PICTURES, ["dog"]).errors == ()
 
 
-# The cache alone, of rows of 1 KiB
+# The cache alone, of rows of 1 KiB and their texts
 
 
 def row(text: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -135,7 +136,7 @@ def values(encoded: EncodedTexts) -> list[float]:
 
 
 def test_it_holds_the_texts_used_last() -> None:
-    cache, encoder = TextCache(4 / 1024), Encoder()
+    cache, encoder = TextCache(4.5 / 1024), Encoder()
     for text in "0123":
         cache.encode([text], encoder)
     assert len(cache) == 4
@@ -149,13 +150,23 @@ def test_it_holds_the_texts_used_last() -> None:
 
 
 def test_a_call_of_more_texts_than_fit_drops_none_of_those_it_holds() -> None:
-    cache, encoder = TextCache(4 / 1024), Encoder()
+    cache, encoder = TextCache(4.5 / 1024), Encoder()
     cache.encode(["0", "1"], encoder)
     many = [str(i) for i in range(50)]
     assert values(cache.encode(many, encoder)) == list(range(50))
     assert encoder.calls[-1] == many[2:]
     cache.encode(["0", "1"], encoder)
     assert len(encoder.calls) == 2
+
+
+def test_long_texts_count_beside_their_states() -> None:
+    cache, encoder = TextCache(4.5 / 1024), Encoder()
+    for digit in "123456":
+        cache.encode([digit.zfill(1000)], encoder)
+    assert len(cache) == 2
+    assert [digit for digit in "123456" if digit.zfill(1000) in cache] == ["5", "6"]
+    cache.encode(["x" * 5000], encoder)  # larger than all of it
+    assert len(cache) == 2
 
 
 def test_states_that_are_not_finite_are_computed_again() -> None:
@@ -172,7 +183,7 @@ def test_a_size_that_is_none_is_refused(wrong: Any, bundle: Bundle) -> None:
 
 
 def test_threads_share_it() -> None:
-    cache, encoder = TextCache(16 / 1024), Encoder()
+    cache, encoder = TextCache(17 / 1024), Encoder()
     barrier = threading.Barrier(4)
 
     def work(seed: int) -> None:
@@ -185,5 +196,5 @@ def test_threads_share_it() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert len(cache) == 16
-    assert cache._bytes == 16 * 1024
+    assert cache._bytes == 16 * 1024 + sum(map(sys.getsizeof, cache._rows))
     assert cache.misses == sum(map(len, encoder.calls))

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -336,27 +335,6 @@ def test_a_mode_that_cannot_be_served_is_refused(bundle: Bundle, tmp_path: Path)
         ):
             write_repository(made, tmp_path / "models", "tensorrt", mode=asked)
     assert not (tmp_path / "models").exists()
-
-
-def test_encoded_texts_are_kept_within_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend = "triton_python_backend_utils"
-    monkeypatch.setitem(sys.modules, backend, types.ModuleType(backend))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    from dsd_trt.engines.triton.models.score import EncodedText, TextCache
-
-    def encoded() -> EncodedText:  # 40 bytes, and 1 of text
-        return EncodedText(np.zeros((2, 4), np.float32), np.zeros(2, np.float32))
-
-    cache = TextCache(4 * 41)
-    kept = {text: encoded() for text in (b"a", b"b", b"c", b"d")}
-    for text, it in kept.items():
-        cache.put(text, it)
-    assert all(cache.get(text) is it for text, it in kept.items())
-    cache.get(b"a")  # used again, so "b" is the oldest
-    cache.put(b"e", encoded())
-    cache.put(b"f", encoded())
-    assert [text for text in b"abcdef" if cache.get(bytes([text]))] == list(b"adef")
-    TextCache(0).put(b"a", encoded())  # larger than all of it: not kept, and no error
 
 
 def test_a_folder_that_holds_something_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:

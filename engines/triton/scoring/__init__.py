@@ -1,0 +1,1 @@
+"""Parts of `dsd_score`: copied into its model, and run by the server."""
