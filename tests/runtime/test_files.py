@@ -201,7 +201,7 @@ def test_training_state_survives_a_full_disk_which_is_named(tmp_path: Path) -> N
     save_state(path, {"step": 1})
     with files_of_at_most(50_000), pytest.raises(DsdError, match=r"run\.ckpt': File too large"):
         save_state(path, {"step": 2, "weights": torch.zeros(100_000)})
-    assert load_state(path) == {"step": 1}
+    assert (load_state(path) or {})["step"] == 1
     assert list(tmp_path.iterdir()) == [path]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+
+from dsd_trt.errors import counted
 
 
 def process_state() -> PartialState:
@@ -21,3 +24,21 @@ def best_device() -> torch.device:
     """
     device: torch.device = process_state().device
     return device
+
+
+def arithmetic() -> str:
+    """What the last digits of results depend on, such as "PyTorch 2.11.0, 2 threads of AVX512".
+
+    The order in which a sum is formed differs between versions, devices, and numbers of threads and
+    processes.
+    """
+    if (device := best_device()).type == "cuda":
+        on = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        threads = counted(torch.get_num_threads(), "thread")
+        on = f"{threads} of {torch.backends.cpu.get_cpu_capability()}"
+    else:
+        on = device.type
+    together = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    processes = f", {dist.get_world_size()} processes" if together else ""
+    return f"PyTorch {torch.__version__}, {on}{processes}"

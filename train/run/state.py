@@ -8,17 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dsd_trt.errors import ModelError
 from dsd_trt.files.whole import whole
+from dsd_trt.log import get_logger
 from dsd_trt.train.pickles import pickle_fault
+from dsd_trt.train.run.device import arithmetic
+
+logger = get_logger(__name__)
 
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}  # Adam's state of each parameter
+_COMPUTED_WITH = "computed with"  # key of `arithmetic`, in every state
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write training state atomically: an interruption leaves the previous file.
+
+    It gets a record of the `arithmetic` that it was computed with.
 
     Args:
         path: path of the file; its folder is created if missing.
@@ -31,7 +39,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         try:
-            torch.save(state, file)
+            torch.save({**state, _COMPUTED_WITH: arithmetic()}, file)
         except RuntimeError as error:  # PyTorch hides a full disk's OSError behind its own error
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
@@ -60,7 +68,8 @@ def resumed(path: Path) -> Iterator[dict[str, Any] | None]:
     """Training state of a file, for a block that restores it; None if there is no file.
 
     Errors in the block are reported like those of reading, since a damaged or foreign state may
-    show only when it is restored.
+    show only when it is restored. A warning tells if the state was computed with another
+    `arithmetic`: the run is not refused, for the machine may have changed for good.
 
     Raises:
         ModelError: the file cannot be read, or the state is another model's or optimiser's.
@@ -70,6 +79,17 @@ def resumed(path: Path) -> Iterator[dict[str, Any] | None]:
         yield state
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise _unusable(path, f"{type(error).__name__}: {error}") from None
+    several = dist.is_available() and dist.is_initialized()
+    if state is None or (several and dist.get_rank()):  # one process tells it
+        return
+    before, now = state.get(_COMPUTED_WITH), arithmetic()
+    if isinstance(before, str) and before != now:  # states of earlier versions lack it
+        logger.warning(
+            "the run in %s was computed with %s, and is continued with %s: the last digits of its "
+            "result may not be those of an uninterrupted run. For these, stop, and continue as it "
+            "was begun",
+            *(path.parent, before, now),
+        )
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
