@@ -168,7 +168,7 @@ def _verify(folder: Path, path: Path, public: Any, key: Path) -> str:
         if folder == EMBEDDED:
             raise BundleError(
                 "the bundle that comes with dsd-trt is not signed, and a signature is required: "
-                "name one of your own, --bundle BUNDLE"
+                "name one of your own in its place"
             ) from None
         snapshot = Snapshot.around(folder)
         again = (

@@ -104,7 +104,7 @@ def require_consistent(settings: ExportSettings, file: AdapterFile | None) -> No
     adapter = None if file is None else file.config
     score = settings.score or (adapter.score if adapter else "attention")
     if adapter is not None:
-        require_score(adapter.score, score)
+        require_score(adapter.score, score, "leave out --score, or train an adapter for it")
     if score == "released" and settings.score_layers != "all":
         raise InputError('the score "released" has layers of its own: omit --score-layers')
     if settings.adapter_input:

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from advice import watch_errors
 from bundles import make_bundle
 
 from dsd_trt import Bundle
@@ -31,6 +32,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             patch.delenv(name)
         patch.setenv("DSD_TRT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def advice() -> Iterator[None]:
+    """No error of a command names an option that the command lacks."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch_errors(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def build_scoring_unet(
         select_layers(score_layers, len(cross_attention_names(unet)))
     if adapter is not None:
         adapter.require_base(checkpoint.weight_hashes)
-        require_score(adapter.score, score)
+        require_score(adapter.score, score, "name an adapter that was trained for it")
         if adapter.merged:
             unet = unet or checkpoint.read_unet()
             adapter.merge_into(unet)

@@ -28,8 +28,8 @@ def require_fed(bundle: Bundle) -> AdapterInput:
     """
     if (adapter := bundle.manifest.adapter) is None:
         raise InputError(
-            f"the adapter of {bundle.folder} is folded into its graphs. Export again, with the new "
-            "one or, if it changes often, with --adapter-input"
+            f"the adapter of {bundle.folder} is folded into its graphs. Export again: dsd-trt "
+            "export --adapter ADAPTER, and --adapter-input if it changes often"
         )
     return adapter
 

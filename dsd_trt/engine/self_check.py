@@ -33,8 +33,8 @@ _CPU = "CPU"
 _LEAST = 1e-2  # relative to an output's largest number; FP32 keeps fewer digits of smaller ones
 ADVICE = (
     "The bundle's weights, a plan, a driver or the processor is not what it was. Copy the bundle "
-    "again, build its plans again (dsd-trt build), or try another engine; --no-self-check scores "
-    "all the same"
+    "again, build its plans again (dsd-trt build), or try another engine. To score all the same: "
+    "dsd-trt score --no-self-check, and to serve it: dsd-trt triton --no-self-check"
 )
 
 logger = get_logger(__name__)

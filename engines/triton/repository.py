@@ -85,7 +85,7 @@ def write_repository(
     if bundle.manifest.adapter is not None and engine != "python":
         raise InputError(
             "the bundle's adapter is an input that is the same for a whole batch, which Triton's "
-            "batcher cannot feed. Export again without --adapter-input, or: --engine python"
+            "batcher cannot feed. Run dsd-trt export without --adapter-input. Or: --engine python"
         )
     chosen = choose_mode(bundle.manifest, mode, None)
     require_served(chosen, engine)

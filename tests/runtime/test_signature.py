@@ -148,7 +148,7 @@ def test_the_commands_sign_and_require(
 def test_the_embedded_bundle_is_not_to_be_signed(keys: Callable[..., tuple[Path, Path]]) -> None:
     _, public = keys("one")
     with pytest.raises(
-        BundleError, match=r"not signed, .* name one of your own, --bundle"
+        BundleError, match=r"not signed, .* name one of your own in its place"
     ) as error:
         Scorer.load(None, "onnxruntime", require_signature=public)
     assert "dsd-trt sign" not in str(error.value)

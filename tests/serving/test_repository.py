@@ -262,7 +262,7 @@ def test_python_models_import_nothing_of_ours_but_what_lies_beside_them(
 
 def test_an_adapter_that_is_fed_needs_the_lean_runtime(tmp_path: Path) -> None:
     fed = feed_adapter(make_bundle(tmp_path / "bundle"), np.ones(3, np.float32))
-    with pytest.raises(InputError, match=r"without --adapter-input, or: --engine python"):
+    with pytest.raises(InputError, match=r"without --adapter-input\. Or: --engine python"):
         write_repository(fed, tmp_path / "models")
     config = read(write_repository(fed, tmp_path / "models", "python").folder, "dsd_pair_scorer")
     assert "adapter" not in {it.name for it in config.input}

@@ -213,7 +213,7 @@ def test_a_share_and_a_limit_say_what_they_leave_out(
     assert parts[0] == "3 rows that cannot be used"
     other, beyond = (int(it.split()[0]) for it in parts[1:])
     assert parts[1:] == [
-        f"{other} questions in the other part (--fraction)",
+        f"{other} questions in the other part (fraction 0.5)",
         f"{beyond} questions beyond --limit",
     ]
     assert other + beyond + 7 == 37

@@ -177,7 +177,7 @@ def test_a_table_is_used_whole_unless_told(root: Path) -> None:
     assert len(list(part_of_it)) == 2
     assert part_of_it.lines() == [
         "mine.jsonl: 40 rows, 40 questions about 40 images",
-        "mine.jsonl: left out: 38 questions in the other part (--fraction)",
+        "mine.jsonl: left out: 38 questions in the other part (fraction 0.05)",
     ]
 
 

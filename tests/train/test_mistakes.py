@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import without_training
+from advice import foreign_options
 from bundles import make_bundle
 from checkpoints import write_adapter, write_checkpoint
 from PIL import Image
@@ -301,6 +302,8 @@ def test_a_mistake_is_refused_before_pytorch_is_imported(
     assert done.code in (2, 4)
     assert MISTAKES[line] in done.output
     assert done.left == []
+    error = done.output.rpartition("Error: ")[2]
+    assert foreign_options(error, line.split()[0]) == []
 
 
 def test_every_command_of_training_and_export_is_looked_at() -> None:

@@ -11,6 +11,8 @@ from checkpoints import write_adapter, write_checkpoint
 from click.testing import CliRunner
 
 from dsd_trt.commands.main import cli
+from dsd_trt.train.fewshot import training
+from dsd_trt.train.fewshot.comparison import Comparison
 
 pytestmark = pytest.mark.slow
 
@@ -96,3 +98,17 @@ def test_a_finished_run_is_not_done_again(report: str, arguments: list[str]) -> 
     assert "21 parts having been done by earlier ones" in again.stdout
     minutes = r"took \d+ minutes?(, \d+ parts having been done by earlier ones)?"
     assert re.sub(minutes, "", again.stdout) == re.sub(minutes, "", report)
+
+
+def test_an_adapter_that_is_worse_is_a_result_too(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train` refuses to write one unless it is told to, with an option that this has not."""
+    worse = Comparison(held_out=True, before=(True,) * 9, after=(False,) * 9)
+    assert worse.worse
+    monkeypatch.setattr(training, "compare", lambda *_, **__: worse)
+    model = arguments[arguments.index("--model") + 1]
+    command = ["reproduce", "--model", model, "--questions", "2", "--examples", "8"]
+    done = CliRunner().invoke(cli, [*command, "--steps", "1", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "| DSD few-shot |" in done.stdout

@@ -142,7 +142,10 @@ class Part(Iterator["Question"]):
         """
         first = next(self._questions, None)
         if first is None:
-            rest = f": {counted(self.others, 'question')}, all in the other part (--fraction)"
+            rest = (
+                f": {counted(self.others, 'question')}, all in the other part "
+                f"(fraction {self.fraction:g})"
+            )
             raise InputError(f"{self.name} has no {what}{rest if self.others else ''}")
         self._questions = chain([first], self._questions)
 
@@ -171,7 +174,9 @@ class Part(Iterator["Question"]):
         if self.alone:
             left_out.append(f"{counted(self.alone, 'row')} with no other row's text to reject")
         if self.others:
-            left_out.append(f"{counted(self.others, 'question')} in the other part (--fraction)")
+            left_out.append(
+                f"{counted(self.others, 'question')} in the other part (fraction {self.fraction:g})"
+            )
         if self.beyond:
             left_out.append(f"{counted(self.beyond, 'question')} beyond --limit")
         if left_out:

@@ -216,7 +216,7 @@ def _refuse_infinite(name: str, stored: Tensor, dtype: torch.dtype, where: str, 
         largest = stored.double().abs().max().item()
         raise ModelError(
             f"{where}: {name} of {what} reaches {largest:.3g}, too large for "
-            f"{str(dtype).removeprefix('torch.')}: use FP32 (--precision fp32)"
+            f"{str(dtype).removeprefix('torch.')}: use FP32: dsd-trt export --precision fp32"
         )
     count = int((~torch.isfinite(stored.float())).sum())
     raise ModelError(

@@ -141,8 +141,8 @@ def _why_none(folder: Path) -> str:
     if (folder / REPORT_NAME).exists() and (folder / STATE_NAME).exists():
         return (
             f"training in {folder} made the answers worse, so that no adapter was written (see "
-            f"{REPORT_NAME}): train again with other settings, or repeat its command with "
-            "--allow-worse"
+            f"{REPORT_NAME}): train again with other settings, or repeat its command with one "
+            f"option more, dsd-trt train ... --out {folder} --allow-worse"
         )
     if (folder / STATE_NAME).exists() or (folder / PLAN_NAME).exists():
         return (

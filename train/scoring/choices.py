@@ -58,12 +58,13 @@ def require_matrix(score: ScoreKind, head_mode: HeadMode, advice: str) -> None:
         )
 
 
-def require_score(trained: ScoreKind, score: ScoreKind) -> None:
+def require_score(trained: ScoreKind, score: ScoreKind, advice: str) -> None:
     """Refuse a score other than the one an adapter was trained for.
 
     Args:
         trained: score of the adapter.
         score: score that is asked for.
+        advice: what to do instead, the end of the message.
 
     Raises:
         ModelError: the scores differ; the message names both.
@@ -71,8 +72,7 @@ def require_score(trained: ScoreKind, score: ScoreKind) -> None:
     # An imported adapter changes weights alone, so that it serves any score.
     if trained not in (score, "released"):
         raise ModelError(
-            f'the adapter was trained for the score "{trained}", not "{score}": leave out '
-            "--score, or train an adapter for it"
+            f'the adapter was trained for the score "{trained}", not "{score}": {advice}'
         )
 
 
