@@ -13,6 +13,7 @@ from dsd_trt.commands.options import (
     Share,
     TablePath,
     column_options,
+    mode_option,
     seed_option,
     table_format_option,
 )
@@ -83,13 +84,7 @@ _SHARE = Share(0, 1, min_open=True, max_open=True)
     help="Write a reliability diagram, before and after.",
 )
 @opening_options
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "pair", "matrix"]),
-    default="auto",
-    show_default=True,
-    help="Mode whose scores get probabilities; each mode has its own.",
-)
+@mode_option("Mode whose scores get probabilities; each mode has its own.")
 @table_format_option
 @seed_option("Random seed of the cross-validation and of the intervals.")
 def calibrate(

@@ -16,8 +16,9 @@ from dsd_trt.commands.options import (
     Share,
     TablePath,
     bundle_option,
+    levels_option,
+    mode_option,
     pair_options,
-    parse_levels,
 )
 from dsd_trt.commands.pair_table import open_labels, open_table
 from dsd_trt.errors import InputError
@@ -119,19 +120,8 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
 )
 @bundle_option("score with")
 @opening_options
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "pair", "matrix"]),
-    default="auto",
-    show_default=True,
-    help="Mode to score in; see dsd-trt score.",
-)
-@click.option(
-    "--levels",
-    metavar="S,S...",
-    callback=parse_levels,
-    help="Noise levels to average over, such as 0.1,0.2.  [default: all]",
-)
+@mode_option("Mode to score in; see dsd-trt score.")
+@levels_option
 @click.pass_context
 def filter_pairs(
     ctx: click.Context,

@@ -70,6 +70,31 @@ def parse_levels(
     return levels
 
 
+def mode_option(explanation: str) -> Callable[[Command], Command]:
+    """--mode, the mode to score in: "auto", "pair" or "matrix".
+
+    Args:
+        explanation: help text of the option.
+    """
+    return click.option(
+        "--mode",
+        type=click.Choice(["auto", "pair", "matrix"]),
+        default="auto",
+        show_default=True,
+        help=explanation,
+    )
+
+
+def levels_option(command: Command) -> Command:
+    """--levels, the noise levels to average over; None is all of the bundle's."""
+    return click.option(
+        "--levels",
+        metavar="S,S...",
+        callback=parse_levels,
+        help="Noise levels to average over, such as 0.1,0.2.  [default: all]",
+    )(command)
+
+
 def bundle_option(purpose: str) -> Callable[[Command], Command]:
     """--bundle, a folder or a repository on the hub; None is the demonstration's."""
     return click.option(

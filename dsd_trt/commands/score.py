@@ -17,8 +17,9 @@ from dsd_trt.commands.opening import Opening, opening_options
 from dsd_trt.commands.options import (
     TablePath,
     bundle_option,
+    levels_option,
+    mode_option,
     pair_options,
-    parse_levels,
 )
 from dsd_trt.commands.pair_table import open_table
 from dsd_trt.errors import InputError, counted
@@ -56,20 +57,11 @@ Examples:
 @pair_options()
 @bundle_option("score with")
 @opening_options
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "pair", "matrix"]),
-    default="auto",
-    show_default=True,
-    help="pair: one U-Net pass per pair and level. matrix: one walk per image and level, which is "
-    "faster; its scores are not comparable with pair mode's.",
+@mode_option(
+    "pair: one U-Net pass per pair and level. matrix: one walk per image and level, which is "
+    "faster; its scores are not comparable with pair mode's."
 )
-@click.option(
-    "--levels",
-    metavar="S,S...",
-    callback=parse_levels,
-    help="Noise levels to average over, such as 0.1,0.2.  [default: all]",
-)
+@levels_option
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
@@ -177,7 +169,7 @@ def score(
         surveyed,
     )
     from dsd_trt.commands.records import GridRecords, PairRecords, write_records
-    from dsd_trt.commands.score_run import counted_of, describe_run, kept
+    from dsd_trt.commands.score_run import describe_run, kept
     from dsd_trt.commands.stopping import saying_how_to_go_on
     from dsd_trt.pairs.run import PairRun
 
@@ -206,12 +198,8 @@ def score(
         run = describe_run(scorer, survey, [], settings)
     else:
         run = describe_run(scorer, images, texts, settings)
-    with kept(output, run, resume=resume) as (journal, notes):
-        for it in notes:
-            say(it)
+    with kept(output, run, resume=resume) as journal:
         before = journal.pairs if journal else 0
-        if before:
-            note(f"going on after {counted_of(before, run)}")
         result: GridRecords | PairRecords
         started = time.perf_counter()
         with (

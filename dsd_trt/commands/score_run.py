@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.cache import cache_folder
+from dsd_trt.commands.log import note, say
 from dsd_trt.errors import DsdError, InputError, counted
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.regular import open_regular
@@ -101,13 +102,11 @@ def journal_path(output: str, run: dict[str, Any]) -> Path | None:
 
 
 @contextlib.contextmanager
-def kept(
-    output: str, run: dict[str, Any], *, resume: bool
-) -> Iterator[tuple[Journal | None, list[str]]]:
+def kept(output: str, run: dict[str, Any], *, resume: bool) -> Iterator[Journal | None]:
     """The journal of a run, removed when the block ends without an error.
 
     A journal that is not resumed is kept under another name until then. A damaged one is kept
-    permanently.
+    permanently. What becomes of an earlier journal is said before the block begins.
 
     Args:
         output: path of the results, or "-"; one run at a time writes there.
@@ -115,7 +114,7 @@ def kept(
         resume: whether to continue a stopped run.
 
     Yields:
-        The journal, None if there is none; and messages to print before the run.
+        The journal; None if there is none.
 
     Raises:
         InputError: the stopped run was a different one, another process writes to `output`, or it
@@ -127,7 +126,8 @@ def kept(
                 "--resume needs a place for what was scored: name a file, -o FILE, or a folder in "
                 "DSD_TRT_CACHE"
             )
-        yield None, [_NO_JOURNAL]
+        say(_NO_JOURNAL)
+        yield None
         return
     in_cache = output == "-" or is_device(Path(output))
     target = path if in_cache else followed(Path(output))
@@ -136,13 +136,13 @@ def kept(
         for there in (path, old):
             require_ours(there)
         with sole_writer(target):
-            notes, found = [], survey(path)
+            found = survey(path)
             if resume:
                 _require_same(path, found, run)
             if found.damaged:
-                notes.append(_set_damaged_aside(path, old, found, run, resume=resume))
+                say(_set_damaged_aside(path, old, found, run, resume=resume))
             if not (resume and path.exists()) and (aside := _set_aside(path, old)):
-                notes.append(_how_to_go_on_instead(path, old, aside))
+                say(_how_to_go_on_instead(path, old, aside))
             try:
                 journal = open_journal(path, run, resume=resume)
             except DsdError as error:  # a full disk
@@ -153,7 +153,9 @@ def kept(
                     "file, -o FILE, or another folder in DSD_TRT_CACHE"
                 ) from error
             try:
-                yield journal, notes
+                if journal.pairs:
+                    note(f"going on after {counted_of(journal.pairs, run)}")
+                yield journal
             except BaseException:
                 journal.close()
                 if not journal.pairs:

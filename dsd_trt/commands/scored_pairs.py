@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 from dsd_trt.commands.console import progress_bar
-from dsd_trt.commands.log import note, say
-from dsd_trt.commands.score_run import counted_of, describe_run, kept
+from dsd_trt.commands.log import note
+from dsd_trt.commands.score_run import describe_run, kept
 from dsd_trt.commands.stopping import saying_how_to_go_on
 from dsd_trt.errors import counted
 from dsd_trt.pairs.run import PairRun
@@ -38,12 +38,8 @@ def scored_pairs(
         InputError: the stopped run was a different one, or another process writes there.
     """
     described = describe_run(scorer, survey, [], {"levels": levels or "all", "format": "filter"})
-    with kept(output, described, resume=resume) as (journal, notes):
-        for warning in notes:
-            say(warning)
+    with kept(output, described, resume=resume) as journal:
         before = journal.pairs if journal else 0
-        if before:
-            note(f"going on after {counted_of(before, described)}")
         started = time.perf_counter()
         with saying_how_to_go_on(journal, output, described):
             with progress_bar("pairs") as progress:

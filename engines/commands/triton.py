@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from dsd_trt.commands.log import note
-from dsd_trt.commands.options import signature_option
+from dsd_trt.commands.options import mode_option, signature_option
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.method import Mode
@@ -34,13 +34,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Greatest number of items in a batch that Triton forms.",
 )
-@click.option(
-    "--mode",
-    type=click.Choice(("auto", "pair", "matrix")),
-    default="auto",
-    show_default=True,
-    help="pair: one pass per pair and level. matrix: one walk per image and level, faster, with a "
-    "different score. auto: the mode the adapter was trained for.",
+@mode_option(
+    "pair: one pass per pair and level. matrix: one walk per image and level, faster, with a "
+    "different score. auto: the mode the adapter was trained for."
 )
 @click.option(
     "--no-self-check",

@@ -12,7 +12,7 @@ import click
 from dsd_trt.commands.environment import SettingsCommand, on_command_line, setting
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.opening import Opening, opening_options
-from dsd_trt.commands.options import Share, seed_option, table_format_option
+from dsd_trt.commands.options import Share, mode_option, seed_option, table_format_option
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
@@ -62,13 +62,8 @@ class _Evaluate(SettingsCommand):
     help="Memory for texts of earlier questions, in MiB, which are not encoded again; 0 keeps "
     "none.  [default: 128]",
 )
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "pair", "matrix"]),
-    default="auto",
-    show_default=True,
-    help="Mode of scoring, as for `score`: one pass per pair and level, or one walk per image "
-    "and level.",
+@mode_option(
+    "Mode of scoring, as for `score`: one pass per pair and level, or one walk per image and level."
 )
 @adapter_option("Few-shot adapter of a MODEL; a BUNDLE contains its own")
 @click.option(
