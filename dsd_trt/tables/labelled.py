@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from dsd_trt.errors import InputError, counted
 from dsd_trt.failure import Failure
 from dsd_trt.files.rows import text_fault
 from dsd_trt.files.schema import parse_json
-from dsd_trt.image.missing import no_image
 from dsd_trt.tables.columns import ColumnNames
-from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
+from dsd_trt.tables.embedded import EmbeddedImage
 from dsd_trt.tables.row import TableRow, is_missing
+from dsd_trt.tables.row_images import RowImages
 from dsd_trt.tables.table import Table
 
 NEGATIVES = "negatives"
@@ -86,29 +85,18 @@ def read_labelled(
         InputError: a column is missing, no row can be used, or the file cannot be read.
     """
     image, text, label, negatives = labelled_columns(table, columns, subset)
-    images = ImageColumn(table, image)
+    images = RowImages(table, image)
     pairs: list[LabelledPair] = []
     failures: list[Failure] = []
     rows = unlabelled = 0
-    present: dict[str, str | None] = {}  # fault of each image file
-    stored: dict[EmbeddedImage, EmbeddedImage] = {}
     for row in table.rows(_needed(image, text, label, subset, negatives)):
         rows += 1
-        file: Path | EmbeddedImage
         try:
             value = row.label(label) if label else True
             if value is None:
                 unlabelled += 1
                 continue
-            described, found = row.text(text), images.of(row, strip=True)
-            if isinstance(found, EmbeddedImage):
-                name, file = found.digest.hex(), stored.setdefault(found, found)
-            else:
-                name, file = found, table.folder / found
-                if name not in present:
-                    present[name] = image_fault(table.folder, found)
-                if fault := present[name]:
-                    raise ValueError(fault)
+            described, (name, file) = row.text(text), images.of(row)
             others = negatives_of(row, negatives)
             if described in others:
                 raise ValueError(f"{described!r} is among its own negatives")
@@ -215,17 +203,3 @@ def _needed(
 def _subset(row: TableRow, column: str | None) -> str:
     value = None if column is None else row.values.get(column)
     return "" if is_missing(value) else str(value).strip()
-
-
-def image_fault(folder: Path, name: str) -> str | None:
-    """Why an image that a table names is no file, with the remedy; None if it is one.
-
-    Args:
-        folder: folder that the name is relative to.
-        name: path as it is written in the table.
-    """
-    try:
-        mode = (folder / name).stat().st_mode
-    except (OSError, ValueError):  # missing, or not a valid name
-        return no_image(folder, name)
-    return None if stat.S_ISREG(mode) else f"{str(folder / name)[:300]!r} is no file"

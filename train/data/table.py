@@ -9,9 +9,10 @@ from pathlib import Path
 from dsd_trt.errors import InputError, counted
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
-from dsd_trt.tables.embedded import EmbeddedImage, ImageColumn
-from dsd_trt.tables.labelled import image_fault, negative_columns, negatives_of
+from dsd_trt.tables.embedded import EmbeddedImage
+from dsd_trt.tables.labelled import negative_columns, negatives_of
 from dsd_trt.tables.row import TableRow
+from dsd_trt.tables.row_images import RowImages
 from dsd_trt.tables.table import Table
 from dsd_trt.train.question import Question, shuffled
 
@@ -87,26 +88,19 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
             f"{label!r} out"
         )
     negatives = [] if label else negatives
-    images, stored = ImageColumn(table, image), dict[EmbeddedImage, EmbeddedImage]()
+    images = RowImages(table, image)
     rows: list[_Described] = []
     failures: list[Failure] = []
     count = unlabelled = 0
     needed = [it for it in (image, text, label, identifier, *negatives) if it]
     for row in table.rows(needed):
         count += 1
-        file: Path | EmbeddedImage
         try:
             value = row.label(label) if label else True
             if value is None:
                 unlabelled += 1
                 continue
-            found = images.of(row, strip=True)
-            if isinstance(found, EmbeddedImage):
-                name, file = found.digest.hex(), stored.setdefault(found, found)
-            else:
-                name, file = found, table.folder / found
-                if fault := image_fault(table.folder, found):
-                    raise ValueError(fault)
+            name, file = images.of(row)
             rows.append(
                 _Described(
                     file,
