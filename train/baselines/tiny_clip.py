@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,19 +26,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
-from dsd_trt.errors import InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.baselines.clip_settings import PLAN_NAME, STATE_NAME, STATES, ClipSettings
 from dsd_trt.train.run.loss_log import LossLog
 from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run.saved_model import saved_model
-from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
+from dsd_trt.train.shapes.averaged_training import AveragedTraining
 from dsd_trt.train.shapes.diffusion import build_text_encoder
 from dsd_trt.train.shapes.pretrain import TRAIN_SEED
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 from dsd_trt.train.shapes.twins import draw_twins, sample_twins
-from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import Worker, workers
 
 _ALONE = Worker()
@@ -175,57 +172,18 @@ def train_clip(
     Raises:
         InputError: the training state is of a run with other settings.
     """
-    model = clip.model
-    parameters = dict(model.named_parameters())
-    average = {name: value.detach().clone() for name, value in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
-    )
-    start, before = 0, 0.0
-    with resumed(path) as state:
-        if state is not None:
-            if state["settings"] != asdict(settings):
-                raise InputError(
-                    f"{path} is of a run with other settings: choose another folder, or delete it"
-                )
-            model.load_state_dict(state["model"])
-            restore_optimizer(optimizer, state["optimizer"])
-            require_like(state["average"], parameters)
-            average, start, before = state["average"], int(state["step"]), float(state["seconds"])
-    begun = time.monotonic()
-    model.train()
-    for step in range(start, settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
+    training = AveragedTraining(clip.model, settings, path, worker)
+    for step in range(training.start, settings.steps):
         loss = contrastive_loss(clip, sample_batch(settings, step, worker), worker)
-        optimizer.zero_grad()
-        loss.backward()
-        worker.average_gradients(parameters.values())
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        decay = min(settings.ema, (1 + step) / (10 + step))
+        training.descend(step, loss)
         with torch.no_grad():
-            model.logit_scale.clamp_(max=_LARGEST_SCALE)
-            for name, value in parameters.items():
-                average[name].lerp_(value, 1 - decay)
-        if worker.rank > 0:
-            continue
-        report(step + 1, loss.item())
-        if (step + 1) % save_every == 0 or step + 1 == settings.steps:
-            save_state(
-                path,
-                {
-                    "settings": asdict(settings),
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": average,
-                    "step": step + 1,
-                    "seconds": before + time.monotonic() - begun,
-                },
-            )
-    model.load_state_dict(average, strict=False)
-    model.eval()
-    return before + time.monotonic() - begun
+            clip.model.logit_scale.clamp_(max=_LARGEST_SCALE)
+        training.average(step)
+        if worker.rank == 0:
+            report(step + 1, loss.item())
+        training.save(step + 1, save_every)
+    training.finish()
+    return training.seconds
 
 
 def pretrain_tiny_clip(

@@ -25,17 +25,16 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dsd_trt.train.diffusion.checkpoint import token_mask, tokenize
-from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.scoring.layers import inner_widths
 from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.pooling import logsumexp_pool
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens
+from dsd_trt.train.shapes.averaged_training import AveragedTraining
 from dsd_trt.train.shapes.batch import TELLING
 from dsd_trt.train.shapes.encoded_batch import EncodedBatch, encoded_batches
 from dsd_trt.train.shapes.naming import Naming
 from dsd_trt.train.shapes.settings import DiffusionSettings
 from dsd_trt.train.shapes.twins import TwinLatents
-from dsd_trt.train.shapes.vae import cosine
 from dsd_trt.train.shapes.workers import ALONE, Worker
 
 _TEXT_WIDTH = 128
@@ -186,26 +185,13 @@ def train_diffusion(
         save_every: number of steps between saves of the training state.
 
     Raises:
+        InputError: the training state is of a run with other settings.
         ModelError: the training state is damaged, or is another model's.
     """
-    parameters = dict(model.named_parameters())
-    average = {name: value.detach().clone() for name, value in parameters.items()}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, weight_decay=0.01, betas=(0.9, 0.99)
-    )
-    start, device = 0, model.log_scale.device
-    with resumed(path) as state:
-        if state is not None:
-            model.load_state_dict(state["model"])
-            restore_optimizer(optimizer, state["optimizer"])
-            require_like(state["average"], parameters)
-            average = {name: value.to(device) for name, value in state["average"].items()}
-            start = int(state["step"])
-    model.train()
-    ahead = encoded_batches(data, settings, start, model.tokenizer, worker, device)
-    for step, batch in enumerate(ahead, start):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * cosine(step, settings.steps, warm_up=200)
+    training = AveragedTraining(model, settings, path, worker)
+    device = model.log_scale.device
+    ahead = encoded_batches(data, settings, training.start, model.tokenizer, worker, device)
+    for step, batch in enumerate(ahead, training.start):
         losses = model.losses(batch)
         total = (
             losses["denoising"]
@@ -214,31 +200,13 @@ def train_diffusion(
             + settings.telling * losses["telling"]
             + settings.naming * losses["naming"]
         )
-        optimizer.zero_grad()
-        total.backward()
-        worker.average_gradients(parameters.values())
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        decay = min(settings.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, value in parameters.items():
-                average[name].lerp_(value, 1 - decay)
-        if worker.rank > 0:
-            continue
-        figures = torch.stack(list(losses.values())).tolist()  # one synchronisation, not five
-        report(step + 1, dict(zip(losses, figures, strict=True)))
-        if (step + 1) % save_every == 0 or step + 1 == settings.steps:
-            save_state(
-                path,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": average,
-                    "step": step + 1,
-                },
-            )
-    model.load_state_dict(average, strict=False)
-    model.eval()
+        training.descend(step, total)
+        training.average(step)
+        if worker.rank == 0:
+            figures = torch.stack(list(losses.values())).tolist()  # one synchronisation, not five
+            report(step + 1, dict(zip(losses, figures, strict=True)))
+        training.save(step + 1, save_every)
+    training.finish()
 
 
 def _ranking(scores: Tensor, scale: Tensor | float, weight: Tensor) -> Tensor:
