@@ -181,6 +181,11 @@ def open_images(
         images = Index.open(images)
     if not _is_iterable(images):
         raise InputError(f"images must be a list, got {type(images).__name__}")
+    if isinstance(images, Mapping) or hasattr(images, "iterrows"):  # would yield its keys
+        raise InputError(
+            f"images must be a list, got {type(images).__name__}: give one of its columns, such as "
+            "table['image']"
+        )
     if isinstance(images, Sequence):
         require_within_limits(len(images), texts)
         return images

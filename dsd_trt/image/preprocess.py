@@ -25,6 +25,7 @@ from dsd_trt.image.picture import Picture, check_size, open_as, too_large
 from dsd_trt.image.rgb import to_rgb
 from dsd_trt.image.room import ROOM
 from dsd_trt.image.stored import StoredImage
+from dsd_trt.image.unknown import as_array, unknown_array, unknown_format, unreadable
 from dsd_trt.limits import IMAGE_BYTES, IMAGE_PIXELS
 
 ImageSource: TypeAlias = (
@@ -172,9 +173,13 @@ def _read(source: ImageSource, max_pixels: int) -> Picture:
     if not isinstance(source, (str, os.PathLike)):
         raise ImageError(
             f"{type(source).__name__} is no image: give a path, the bytes of a file, a PIL "
-            "image or a uint8 array"
+            f"image or a uint8 array{as_array(source)}"
         )
-    return _decode(BytesIO(read_regular(source, IMAGE_BYTES)), max_pixels)
+    try:
+        content = read_regular(source, IMAGE_BYTES)
+    except OSError as error:
+        raise ImageError(unreadable(source, error)) from None
+    return _decode(BytesIO(content), max_pixels)
 
 
 def _decode(stream: BinaryIO, max_pixels: int) -> Picture:
@@ -191,7 +196,7 @@ def _decode(stream: BinaryIO, max_pixels: int) -> Picture:
             return _READERS.get(form, functools.partial(_read_plain, form))(stream, max_pixels)
     if is_pointer(start):
         raise ImageError(POINTER)
-    raise ImageError("not an image of a known format")
+    raise ImageError(unknown_format(start))
 
 
 def _read_plain(form: str, stream: BinaryIO, max_pixels: int) -> Picture:
@@ -236,10 +241,7 @@ def _from_pil(image: Image.Image, max_pixels: int) -> Picture:
 
 def _from_array(pixels: NDArray[Any]) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or pixels.shape[2:] not in _CHANNELS:
-        raise ImageError(
-            "an array must be uint8 (H, W), (H, W, 3) or (H, W, 4), "
-            f"got {pixels.dtype} {pixels.shape}"
-        )
+        raise ImageError(unknown_array(pixels))
     if 0 in pixels.shape:
         raise ImageError("it has no pixels")
     return Image.fromarray(pixels)

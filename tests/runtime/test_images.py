@@ -220,3 +220,43 @@ def test_formats_that_run_other_programs_are_not_opened() -> None:
         load_image(postscript)
     assert ".eps" not in image_suffixes()
     assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif"} <= image_suffixes()
+
+
+@pytest.mark.parametrize(
+    ("start", "remedy"),
+    [
+        (b"<!DOCTYPE html><html>Not found", "a web page: download the image itself"),
+        (b"\xef\xbb\xbf\n<HTML>", "a web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing: save it as PNG or JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIF, which is not read: save it as PNG or JPEG"),
+        (b"PK\x03\x04\x14\0", "a zip archive: unpack it"),
+        (b"PAR1\x15\x04", "a Parquet file: dsd-trt score --pairs takes its images"),
+        (b'{"error": "rate limit"}', "JSON, perhaps the error of a download"),
+    ],
+)
+def test_what_is_no_image_is_named_with_a_remedy(start: bytes, remedy: str) -> None:
+    with pytest.raises(ImageError, match=f"not an image of a known format; it is {remedy}"):
+        load_image(start)
+
+
+def test_a_path_that_is_no_file_has_its_remedy(tmp_path: Path) -> None:
+    for path, remedy in (
+        ("https://example.com/a.jpg", "it is a URL, and images are files: download it first"),
+        (str(tmp_path), "Is a directory: give its images as a list"),
+        ("", "the path is empty"),
+    ):
+        with pytest.raises(ImageError, match=remedy):
+            load_image(path)
+
+
+def test_steps_that_make_an_image_of_an_array_make_one(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    floats = (pixels / np.float32(255)).transpose(2, 0, 1)
+    with pytest.raises(ImageError) as told:
+        load_image(floats)
+    assert str(told.value).endswith(
+        "got float32 (3, 6, 8). Convert it: transpose(1, 2, 0), then its values from 0 to 1: "
+        "(255 * x).round().astype(numpy.uint8)"
+    )
+    x = floats.transpose(1, 2, 0)
+    assert np.array_equal(load_image((255 * x).round().astype(np.uint8)), pixels)

@@ -699,6 +699,20 @@ def test_what_is_no_image_says_what_would_be(scorer: Scorer) -> None:
         "NoneType is no image",
         "BytesIO is no image",
     ]
+    torch = pytest.importorskip("torch")
+    tensor: Any = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    (failure,) = scorer.score([tensor], ["dog"]).errors
+    assert failure.reason.endswith("such as x.permute(1, 2, 0).cpu().numpy()")
+    assert not scorer.score([tensor.permute(1, 2, 0).cpu().numpy()], ["dog"]).errors
+
+
+def test_tables_are_no_lists_of_images(scorer: Scorer) -> None:
+    """Their elements would be names of columns."""
+    pandas = pytest.importorskip("pandas")
+    for table in ({"image": ["a.png"]}, pandas.DataFrame({"image": ["a.png"]})):
+        unchecked: Any = table
+        with pytest.raises(InputError, match=r"give one of its columns, such as table\['image'\]"):
+            scorer.score(unchecked, ["dog"])
 
 
 @pytest.mark.parametrize(
