@@ -19,6 +19,8 @@ from dsd_trt.log import get_logger
 
 logger = get_logger(__name__)
 
+_NAMED = 3  # texts of a call that a warning names
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -68,7 +70,9 @@ class Tokenizer:
         self._token_mask = token_mask
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """Tokenise texts; a text that is too long is cut before EOS, with a logged warning.
+        """Tokenise texts; a text that is too long is cut before EOS.
+
+        A logged warning names each of the first ones that are cut, and the number of others.
 
         Raises:
             InputError: the token mask leaves no token of a text.
@@ -82,9 +86,11 @@ class Tokenizer:
                 encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except ValueError as error:
             raise BundleError(f"{self._path} cannot read a text: {one_line(error)}") from None
+        cut = 0
         for row, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
             words = encoding.ids[: length - 2]  # room for BOS and EOS
-            if len(encoding.ids) > len(words):
+            cut += len(encoding.ids) > len(words)
+            if len(encoding.ids) > len(words) and cut <= _NAMED:
                 logger.warning(
                     "text is too long, only its first %d of %d tokens count: %r",
                     len(words),
@@ -100,6 +106,9 @@ class Tokenizer:
             mask[row, self._counted(first_eos)] = 1
             if not mask[row].any():
                 raise InputError(f"a text has no words to score: {text!r}")
+        if cut > _NAMED:
+            others = counted(cut - _NAMED, "other text is", "other texts are")
+            logger.warning("%s too long as well: their first tokens alone count", others)
         self._require_rows(input_ids)
         return Tokens(input_ids.astype(np.int32), mask)
 

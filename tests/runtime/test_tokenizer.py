@@ -89,6 +89,16 @@ def test_a_text_too_long_keeps_eos_and_is_named(
     assert "75 of 76" in caplog.text
 
 
+def test_many_long_texts_are_named_once_in_all(
+    tokenizer_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"{'blue ' * 80}{number}" for number in range(50)]
+    with caplog.at_level(logging.WARNING, "dsd_trt"):
+        Tokenizer(tokenizer_file, SPEC, "words_eos")([*texts, "a dog"])
+    assert len(caplog.records) == 4
+    assert "47 other texts are too long as well" in caplog.text
+
+
 def test_the_files_own_padding_and_truncation_do_not_interfere(
     tokenizer_file: Path, tmp_path: Path
 ) -> None:
