@@ -20,7 +20,11 @@ from dsd_trt.commands.options import (
 from dsd_trt.errors import InputError, counted
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dsd_trt.failure import Failure
     from dsd_trt.tables.columns import ColumnNames
+    from dsd_trt.tables.labelled import LabelledPair
 
 EXAMPLES = """\b
 Examples:
@@ -113,7 +117,7 @@ def calibrate(
     A threshold for a precision or recall is chosen so that other pairs of the same kind reach it
     with 90 % confidence.
     """
-    from dsd_trt.tables.labelled import labelled_columns, read_labelled
+    from dsd_trt.tables.labelled import doubts, labelled_columns, read_labelled
     from dsd_trt.tables.table import Table
 
     opened = Table.open(data)
@@ -134,11 +138,9 @@ def calibrate(
         refuse_unwritable(str(plot))
     opening.require_possible()  # before pairs are read
     table = read_labelled(opened, columns, by)
-    if (labels := {pair.label for pair in table.pairs}) != {True, False}:
-        raise InputError(
-            f"{opened.name} has {counted(len(table.pairs), 'pair')} without a "
-            f"{'negative' if True in labels else 'positive'} one: a fit needs both"
-        )
+    _require_both(opened.name, table.pairs, table.failures)
+    for doubt in doubts(table.pairs):
+        say(f"warning: {doubt}")
 
     from dsd_trt.commands.labelled import score_labelled
     from dsd_trt.commands.reliability import diagram
@@ -146,6 +148,7 @@ def calibrate(
     scorer = opening.scorer(folder, mode)
     with progress_bar("pairs") as progress:
         scored = score_labelled(scorer, table, progress)
+    _require_both(opened.name, scored.pairs, scored.failures)
     targets = Targets(target_precision, target_recall)
     report = measure(scorer, scored, table, Path(opened.name).name, prior, targets, seed)
     if not dry_run:
@@ -162,6 +165,21 @@ def calibrate(
         for failure in scored.failures:
             say(f"  {failure}")
         click.get_current_context().exit(3)
+
+
+def _require_both(name: str, pairs: Sequence[LabelledPair], failures: Sequence[Failure]) -> None:
+    """Refuse pairs of one label, and say what became of others.
+
+    Raises:
+        InputError: all pairs have the same label.
+    """
+    if (labels := {pair.label for pair in pairs}) == {True, False}:
+        return
+    others = f". {len(failures)} left out, such as {failures[0]}" if failures else ""
+    raise InputError(
+        f"{name} has {counted(len(pairs), 'pair')} without a "
+        f"{'negative' if True in labels else 'positive'} one: a fit needs both{others}"
+    )
 
 
 def _folder(bundle: str, *, in_place: bool) -> Path:

@@ -35,6 +35,7 @@ from dsd_trt.metrics.threshold import CONFIDENCE, LEAST_KEPT
 from dsd_trt.scorer import Scorer
 from dsd_trt.tables.labelled import LabelledTable
 
+_FLAT = 1e-6  # a difference of logits that is rounding
 Floats = NDArray[np.float64]
 
 
@@ -155,7 +156,7 @@ def measure(
     fitted = match_probability(scores, Calibration(a, b))
     judged = fitted.astype(np.float64) if held_out is None else held_out
     after = summarize(scores, labels, images, judged, (0.5,), prior, seed)
-    if a <= 0:
+    if a * float(np.ptp(scores)) < _FLAT:
         raise InputError(
             f"positives do not score higher than negatives (ROC AUC {interval(after.roc_auc)}): no "
             "probability can be made of these scores. Look at the labels: 1 is for texts that "

@@ -11,7 +11,7 @@ from dsd_trt.pairs.source import PairSource
 from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.pairs.table import TablePairs
 from dsd_trt.pairs.webdataset import WebDatasetPairs
-from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.columns import ColumnNames, swapped, swapping
 from dsd_trt.tables.table import Table
 
 if TYPE_CHECKING:
@@ -64,9 +64,17 @@ def surveyed(source: PairSource) -> PairSurvey:
     if survey.absent and survey.absent == survey.images:
         say(
             f"warning: none of the images of {source.name} is there, such as {survey.example!r}. "
-            "Their paths are relative to the table's folder; --images names another place"
+            f"{_remedy(survey)}"
         )
     return survey
+
+
+def _remedy(survey: PairSurvey) -> str:
+    """What may be done about a table none of whose images is there."""
+    source, first = survey.source, int((survey.image_of >= 0).argmax())
+    if isinstance(source, TablePairs) and swapped(*survey.pair(first)):
+        return f"Are the columns swapped? {swapping(source.image_column, source.text_column)}"
+    return "Their paths are relative to the table's folder; --images names another place"
 
 
 def report_renamed(layout: Layout, source: PairSource) -> None:

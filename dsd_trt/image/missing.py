@@ -8,7 +8,12 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from dsd_trt.errors import counted
+
+NO_IMAGE = "no image file"
 _LONGEST = 300  # characters of a path in a message
+_SHORTEST = 60  # of one that is none
+_LONGEST_PATH = 4096  # characters that systems allow
 _MOST = 100_000  # files of a folder that are compared with a name
 
 
@@ -19,9 +24,23 @@ def no_image(folder: Path, name: str) -> str:
         folder: folder that the name is relative to.
         name: path as it is written in the table.
     """
+    if name[:5].lower() == "data:":
+        return (
+            f"{name[:_SHORTEST]!r}... is a data URI, and images are files: write each into a file, "
+            "or into a binary column of Parquet"
+        )
+    if name[:7].lower() == "file://":
+        return f"{name[:_LONGEST]!r} is a URL: write its path alone, without file://"
     if "://" in name:
         return f"{name[:_LONGEST]!r} is a URL, and images are files: download it first"
-    message = f"no image file {str(folder / name)[:_LONGEST]!r}"
+    message = f"{NO_IMAGE} {str(folder / name)[:_LONGEST]!r}"
+    if len(name) > _LONGEST_PATH:
+        return (
+            f"{message[:_SHORTEST]}...', and a name of {counted(len(name), 'character')} is none: "
+            "an encoded image belongs into a file, or into a binary column of Parquet"
+        )
+    if name.startswith("~"):
+        return f"{message}: write out the home folder, ~ stands for it in shells alone"
     if "\\" in name and os.path.lexists(folder / name.replace("\\", "/")):
         return f"{message}: write its path with /, not with \\"
     if (near := _near(folder, name)) is not None:

@@ -18,6 +18,7 @@ from dsd_trt.index.webdataset import TarEntry
 from dsd_trt.pairs.source import Pair
 from dsd_trt.results import Failure
 from dsd_trt.tables.row import TableRow
+from dsd_trt.tables.table import tables_in
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class WebDatasetPairs:
         if not self.shards:
             raise InputError(
                 f"{path} has no tar files; give a table, a tar file, or a folder of tar files"
+                f"{tables_in(path)}"
             )
 
     def files(self, name: str) -> Iterator[str]:

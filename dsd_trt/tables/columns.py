@@ -60,6 +60,29 @@ class ColumnNames:
         return self.required(table, role)
 
 
+def is_header(line: str) -> bool:
+    """Whether a line is the first of a table of pairs: a header of CSV, or an object of JSONL."""
+    if line.startswith("{") and line.endswith("}"):
+        return '"image"' in line or '"text"' in line
+    names = [it.strip("\"' ").lower() for it in re.split("[,;\t]", line)]
+    return len(names) > 1 and "text" in names and "" not in names and max(map(len, names)) < 30
+
+
+def swapped(image: object, text: object) -> bool:
+    """Whether the values of a row look as if its image and its text were in each other's column."""
+    return (
+        isinstance(image, str)
+        and isinstance(text, str)
+        and _FILE.search(text.strip()) is not None
+        and _FILE.search(image.strip()) is None
+    )
+
+
+def swapping(image: str, text: str) -> str:
+    """Options that take the images from the texts' column, and the texts from the images'."""
+    return f"--image-column {shlex.quote(text)} --text-column {shlex.quote(image)}"
+
+
 _MEANING = {
     "image": "images' paths",
     "text": "texts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,8 @@ from dsd_trt.tables.text_file import text_lines
 
 _DELIMITERS = ",\t;"
 _COMPLAINTS = {"unexpected end of data": "a quote is not closed"}
+_AFTER_SPACE = 'a quote counts at the start of its cell alone: write ,"a, b" and not , "a, b"'
+_QUOTE_AFTER_SPACE = re.compile(r'[ \t]+"')
 _LONGEST_ROW = 1 << 26  # characters: an open quote would otherwise take the rest of the file
 
 
@@ -129,6 +132,17 @@ def _records(content: TableContent, delimiter: str) -> Iterator[tuple[int, list[
             cells = next_csv_row(csv.reader([alone], delimiter=delimiter)) or []
         if cells is None:
             return
+        if error is None and _begins_after_space(cells, lines.taken, delimiter):
+            error = _AFTER_SPACE
         if len(cells) > 1 or "".join(cells).strip():
             yield line, cells, error
         line += len(lines.taken)
+
+
+def _begins_after_space(cells: Sequence[str], lines: Sequence[str], delimiter: str) -> bool:
+    """Whether a cell has spaces before its quote, which is then a part of it."""
+    for place, cell in enumerate(cells):
+        if _QUOTE_AFTER_SPACE.match(cell):  # the spaces may be quoted as well
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+            return (next_csv_row(reader) or [])[place : place + 1] != [cell]
+    return False

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from json import JSONDecodeError
 
+from dsd_trt.errors import InputError
 from dsd_trt.files.schema import parse_json
 from dsd_trt.tables.content import TableContent
 from dsd_trt.tables.row import TableRow
@@ -67,7 +68,11 @@ class JsonLinesTable:
         return False
 
     def rows(self, only: object = None) -> Iterator[TableRow]:
-        """Rows in order; `only` has no use, as a line is always read whole."""
+        """Rows in order; `only` has no use, as a line is always read whole.
+
+        Raises:
+            InputError: the file is one object of columns, or of rows by their number.
+        """
         keys = dict[str, None]()
         for line, content in enumerate(text_lines(self._content, None), start=1):
             if not content.strip():
@@ -81,8 +86,20 @@ class JsonLinesTable:
                 yield TableRow(f"line {line}", {}, f"not valid JSON: {reason}")
                 continue
             if isinstance(value, dict):
+                if not keys and _is_of_columns(value):
+                    raise InputError(
+                        f"{self._content.name} is one JSON object of objects, as pandas writes by "
+                        "default; write a row per line: "
+                        "to_json(PATH, orient='records', lines=True)"
+                    )
                 keys |= dict.fromkeys(value)
                 yield TableRow(f"line {line}", value)
             else:
                 yield TableRow(f"line {line}", {}, "not a JSON object")
         self._columns = tuple(keys)
+
+
+def _is_of_columns(value: Mapping[str, object]) -> bool:
+    """Whether an object has nothing but objects with the same keys: it is a table, not a row."""
+    inner = [it for it in value.values() if isinstance(it, dict)]
+    return len(inner) == len(value) > 1 and all(it and it.keys() == inner[0].keys() for it in inner)

@@ -12,13 +12,15 @@ from dsd_trt.errors import InputError, counted
 from dsd_trt.failure import Failure
 from dsd_trt.files.rows import text_fault
 from dsd_trt.files.schema import parse_json
-from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.image.missing import NO_IMAGE
+from dsd_trt.tables.columns import ColumnNames, swapped, swapping
 from dsd_trt.tables.embedded import EmbeddedImage
 from dsd_trt.tables.row import TableRow, is_missing
 from dsd_trt.tables.row_images import RowImages
 from dsd_trt.tables.table import Table
 
 NEGATIVES = "negatives"
+_FEW = 10  # pairs of a label, or images, below which intervals and thresholds tell nothing
 _NUMBERED = re.compile(r"negative_?\d+")
 
 
@@ -106,13 +108,52 @@ def read_labelled(
         except ValueError as error:
             failures.append(Failure(f"{Path(table.name).name}, {row.place}", str(error)))
     if not pairs:
-        first = f": {failures[0]}" if failures else ""
-        raise InputError(
-            f"{table.name} has {counted(rows, 'row')}, and none can be used{first}"
-            if rows
-            else f"{table.name} has no rows"
-        )
+        raise InputError(none_usable(table, rows, failures, image, text))
     return LabelledTable(tuple(pairs), rows, unlabelled, tuple(failures))
+
+
+def doubts(pairs: Sequence[LabelledPair]) -> Iterator[str]:
+    """Reasons to doubt what is fitted to labelled pairs, for the user."""
+    positives = sum(pair.label for pair in pairs)
+    images = len({pair.key for pair in pairs})
+    if min(positives, len(pairs) - positives, images) < _FEW:
+        yield (
+            f"{counted(positives, 'positive pair')} and {len(pairs) - positives} negative, of "
+            f"{counted(images, 'image')}, are too few to rely on any figure. Label at least {_FEW} "
+            "of each; 200 pairs are enough"
+        )
+    labels = dict[tuple[str, str], set[bool]]()
+    for pair in pairs:
+        labels.setdefault((pair.key, pair.text), set()).add(pair.label)
+    if both := [text for (_, text), of in labels.items() if len(of) == 2]:
+        yield (
+            f"{counted(len(both), 'pair')} with the labels 1 and 0, such as {both[0]!r}: they "
+            "count as both. Look at the labels"
+        )
+
+
+def none_usable(table: Table, rows: int, failures: Sequence[Failure], image: str, text: str) -> str:
+    """Message that no row of a table can be used: the first reason, and the likeliest remedy.
+
+    Args:
+        table: table that was read to its end.
+        rows: number of its rows.
+        failures: why rows cannot be used, in order; without any, none has a label.
+        image: column of the images.
+        text: column of the texts.
+    """
+    if not rows:
+        return f"{table.name} has no rows"
+    message = f"{table.name} has {counted(rows, 'row')}, and none can be used"
+    if not failures:
+        return f"{message}, because none has a label"
+    message += f": {failures[0]}"
+    values = next(table.rows([image, text])).values
+    if swapped(values.get(image), values.get(text)):
+        return f"{message}. Are the columns swapped? {swapping(image, text)}"
+    if failures[0].reason.startswith(NO_IMAGE):
+        return f"{message}. Paths are relative to the table's folder"
+    return message
 
 
 def labelled_columns(
@@ -137,6 +178,7 @@ def labelled_columns(
             f"{table.name}, {table.start}: no labels. Add a column label, 1 where the text "
             f"describes the image and 0 where not, or name it: --label-column NAME; or a column "
             f"{NEGATIVES} of texts that do not describe it"
+            f"{renaming(unread_negatives(table, (image, text)))}"
         )
     if subset is not None and not table.has(subset):
         raise InputError(
@@ -153,6 +195,22 @@ def negative_columns(table: Table) -> list[str]:
     if table.has(NEGATIVES):
         return [NEGATIVES]
     return [name for name in table.columns if _NUMBERED.fullmatch(name)]
+
+
+def unread_negatives(table: Table, used: Sequence[str | None]) -> str:
+    """A column that seems to have negatives and is not read as such; "" without one.
+
+    Args:
+        table: table that has no columns of negatives.
+        used: columns that are read.
+    """
+    found = (it for it in table.first_columns if "negative" in it.lower() and it not in used)
+    return next(found, "")
+
+
+def renaming(column: str) -> str:
+    """End of a message: how a column that seems to have negatives is read; "" for ""."""
+    return f"; the column {column!r} is read as such if it is called negative_1" if column else ""
 
 
 def negatives_of(row: TableRow, columns: Sequence[str]) -> tuple[str, ...]:
@@ -186,7 +244,10 @@ def _listed(value: object, column: str) -> Iterator[object]:
             try:
                 value = parse_json(value)
             except ValueError as error:
-                raise ValueError(f"{column} is not a valid JSON list: {error}") from None
+                raise ValueError(
+                    f"{column} is not a valid JSON list: {error}. Python writes one with "
+                    'json.dumps(texts); texts separated by "|" do as well'
+                ) from None
         else:
             value = [text for text in value.split("|") if text.strip()]
     if not isinstance(value, list):

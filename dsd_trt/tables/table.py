@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.lfs import POINTER, is_pointer
 from dsd_trt.tables.content import STANDARD_INPUT, TableContent
 from dsd_trt.tables.delimited import DelimitedTable
@@ -33,6 +35,8 @@ _SUFFIXES: dict[str, Form] = {
     ".pq": "parquet",
 }
 _PARQUET = b"PAR1"
+_TAR, _TAR_AT = b"ustar", 257  # place of the name in a tar file's first header
+_UTF16 = "it is UTF-16: save it as UTF-8, or convert it: iconv -f {} -t UTF-8"
 _PICKLE = "it is a pickle: write a table as CSV or Parquet"
 _IMAGE = "it is an image, and a table names images by their paths, one in each row"
 _OTHERS = {
@@ -40,8 +44,8 @@ _OTHERS = {
     b"\xff\xd8\xff": _IMAGE,
     b"GIF8": _IMAGE,
     b"RIFF": _IMAGE,
-    b"\xff\xfe": "it is UTF-16: save it as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8",
-    b"\xfe\xff": "it is UTF-16: save it as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8",
+    b"\xff\xfe": _UTF16.format("UTF-16"),
+    b"\xfe\xff": _UTF16.format("UTF-16"),
     b"\xd0\xcf\x11\xe0": "it is a spreadsheet: save it as CSV",
     b"SQLite format 3": "it is a database: export one of its tables as CSV",
     b"\x80\x02": _PICKLE,
@@ -56,7 +60,7 @@ _OTHERS = {
     b"BZh": "it is compressed: bunzip2 unpacks it",
     b"\xfd7zXZ": "it is compressed: unxz unpacks it",
     b"\x28\xb5\x2f\xfd": "it is compressed: unzstd unpacks it",
-    b"PK": "it is a zip archive or a spreadsheet: save it as CSV",
+    b"PK": "it is a zip archive or a spreadsheet: save it as CSV, or unpack it",
     b"ARROW1": "it is an Arrow file: save it as Parquet",
 }
 
@@ -98,7 +102,10 @@ class Table:
                 head = file.read(1024)
             return cls(content, _form(content.name, head))
         except OSError as error:
-            raise InputError(f"cannot read the table {str(path)!r}: {error.strerror}") from None
+            remedy = tables_in(Path(path)) if isinstance(error, IsADirectoryError) else ""
+            raise InputError(
+                f"cannot read the table {str(path)!r}: {error.strerror}{remedy}"
+            ) from None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -163,6 +170,12 @@ def _form(name: str, head: bytes) -> Form:
     """
     suffix = Path(name).suffix
     form = _SUFFIXES.get(suffix.lower())
+    if not head:
+        raise InputError(
+            f"{name} is empty; write a header, such as image,text, and a row per line"
+            if form in ("csv", None)
+            else f"{name} is empty: it has 0 bytes. Write the table again"
+        )
     if head.startswith(_PARQUET):
         return "parquet"
     if form == "parquet":
@@ -172,6 +185,13 @@ def _form(name: str, head: bytes) -> Form:
     for magic, remedy in _OTHERS.items():
         if head.startswith(magic) and (b"\0" in head or not head.isascii()):
             raise InputError(f"{name} is no CSV, JSONL or Parquet file: {remedy}")
+    if head[_TAR_AT:].startswith(_TAR):
+        raise InputError(
+            f"{name} is a tar file, no table. If its images have texts: dsd-trt score --pairs, "
+            "or dsd-trt filter. Other commands take a table that names the unpacked images"
+        )
+    if encoding := _utf16(head):
+        raise InputError(f"{name} is no CSV, JSONL or Parquet file: {_UTF16.format(encoding)}")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:9].lower() == b"<!doctype" or text[:5].lower() in (b"<html", b"<?xml"):
         raise InputError(f"{name} is a web page or XML, no table: download the file itself")
@@ -184,3 +204,25 @@ def _form(name: str, head: bytes) -> Form:
             f"{'' if name == STANDARD_INPUT else f' {name}'}"
         )
     return "csv"
+
+
+def _utf16(head: bytes) -> str:
+    """Encoding of a text in UTF-16 without a byte order mark, by its ASCII; "" for others."""
+    pairs = len(head) // 2
+    for zeros, encoding in ((head[1::2], "UTF-16LE"), (head[::2], "UTF-16BE")):
+        if pairs and zeros.count(0) > pairs / 2 and head.count(0) <= pairs:
+            return encoding
+    return ""
+
+
+def tables_in(folder: Path) -> str:
+    """End of the message that a folder is no table: the tables in it; "" if there are none."""
+    with contextlib.suppress(OSError):
+        found = sorted(
+            it for it in (*folder.iterdir(), *folder.glob("data/*")) if it.suffix in _SUFFIXES
+        )
+        if found:
+            example = shlex.quote(str(found[0]))
+            of_all = f", one of its {counted(len(found), 'table')}" if len(found) > 1 else ""
+            return f"; is {example} meant{of_all}?"
+    return ""

@@ -240,6 +240,30 @@ def test_labels_that_give_no_fit_are_refused(
     assert (own / "bundle.json").read_bytes() == before
 
 
+def test_images_that_cost_all_pairs_of_a_label_are_named(
+    own: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("damaged.png").write_bytes(b"<html>")
+    data = _write([(it[0] if it[2] else "damaged.png", *it[1:]) for it in rows])
+    code, _, err = _calibrate(capsys, own, "--data", data)
+    assert code == 2
+    assert "without a negative one: a fit needs both" in err
+    assert "such as damaged.png" in err
+
+
+def test_equal_scores_of_both_labels_give_no_fit(
+    own: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rounding makes the slope 1e-15 where each pair has both labels."""
+    before = (own / "bundle.json").read_bytes()
+    data = _write([(image, text, label) for image, text, _ in rows for label in (0, 1)])
+    code, _, err = _calibrate(capsys, own, "--data", data)
+    assert code == 2
+    assert "positives do not score higher than negatives" in err
+    assert f"{len(rows)} pairs with the labels 1 and 0" in err
+    assert (own / "bundle.json").read_bytes() == before
+
+
 def test_negatives_take_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     described = [(f"{i}.png", f"a dog, {i}", ["a red, red circle", f"no {i}"]) for i in range(3)]

@@ -7,6 +7,7 @@ import json
 import pickle
 import shlex
 import sqlite3
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pyarrow import parquet
 
 from dsd_trt.bundle.folder import write_bundle
 from dsd_trt.commands.main import main
-from dsd_trt.tables.labelled import read_labelled
+from dsd_trt.tables.labelled import doubts, read_labelled
 from dsd_trt.tables.table import Table
 from dsd_trt.train.data.table import read_table
 
@@ -49,11 +50,34 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "one.csv": "image,text,label\nphotos/0.png,a dog,1\n",
         "percent.csv": "image,text,label\nphotos/0.png,a dog,90%\n",
         "pretty.json": json.dumps({"rows": [{"image": "a"}]}, indent=1),
+        "zero.jsonl": "",
+        "zero.parquet": "",
+        "frame.json": json.dumps({"image": {"0": "a", "1": "b"}, "text": {"0": "c", "1": "d"}}),
+        "by-row.json": json.dumps(
+            {"0": {"image": "a", "text": "c"}, "1": {"image": "b", "text": "d"}}
+        ),
+        "spaces.csv": 'image, "text"\nphotos/0.png, "a dog"\n',
+        "quotes.csv": 'image,text,label\nphotos/0.png, "a dog, brown",1\n',
+        "swapped.csv": TABLE.replace("image,text", "text,image"),
+        "elsewhere.csv": TABLE.replace("photos/", "pictures/"),
+        "plus-minus.csv": TABLE.replace(",0\n", ",-1\n"),
+        "python.csv": "image,text,negatives\nphotos/0.png,a dog,\"['a cat', 'a cow']\"\n",
+        "hard.csv": "image,text,hard_negative\nphotos/0.png,a dog,a cat\n",
+        "both.csv": "image,text,label\n"
+        + "".join(f"photos/{n % 4}.png,a dog,{n // 4}\n" for n in range(8)),
+        "set/README.md": "# A data set\n",
+        "set/data/train-0.parquet": "",
+        "set/data/train-1.parquet": "",
     }
+    (tmp_path / "set/data").mkdir(parents=True)
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "latin.csv").write_bytes("image,text\n0.png,café\n".encode("latin-1"))
     (tmp_path / "utf16.csv").write_bytes(TABLE.encode("utf-16"))
+    (tmp_path / "utf16le.csv").write_bytes(TABLE.encode("utf-16-le"))
+    (tmp_path / "utf16be.csv").write_bytes(TABLE.encode("utf-16-be"))
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.add(tmp_path / "photos", "photos")
     (tmp_path / "old.xls").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600))
     (tmp_path / "t.pkl").write_bytes(pickle.dumps({"image": ["photos/0.png"] * 3}))
     (tmp_path / "t.csv.gz").write_bytes(gzip.compress(TABLE.encode()))
@@ -90,10 +114,20 @@ COMMANDS = {
         ("pairs https://example.com/t.csv", "is a URL", "download it first"),
         ("filter s3://shop/t.parquet --keep-best 3 -o k", "is a URL", "download it first"),
         ("fit https://example.com/t.csv -o new", "is a URL", "download it first"),
+        ("fit photos.tar -o new", "is a tar file, no table", "that names the unpacked images"),
+        ("pairs zero.jsonl", "zero.jsonl is empty", "Write the table again"),
+        ("filter zero.parquet --keep-best 2 -o k", "is empty: it has 0 bytes", "again"),
+        ("pairs frame.json", "one JSON object of objects", "orient='records', lines=True"),
+        ("fit by-row.json -o new", "one JSON object of objects", "orient='records', lines=True"),
+        ("pairs set", "set has no tar files", "is set/data/train-0.parquet meant, one of its 2"),
         ("pairs photos", "photos has no tar files", "give a table, a tar file, or a folder"),
         # encodings, separators, headers
         ("pairs latin.csv", "is not UTF-8 text (line 2)", "iconv -f WINDOWS-1252 -t UTF-8"),
         ("pairs utf16.csv", "it is UTF-16", "iconv -f UTF-16 -t UTF-8"),
+        ("fit utf16le.csv -o new", "it is UTF-16", "iconv -f UTF-16LE -t UTF-8"),
+        ("fit utf16be.csv -o new", "it is UTF-16", "iconv -f UTF-16BE -t UTF-8"),
+        ("fit spaces.csv -o new", "line 1: a quote counts at the start", 'write ,"a, b" and not'),
+        ("fit quotes.csv -o new", "line 2: a quote counts at the start", 'write ,"a, b" and not'),
         ("pairs bars.csv", "among 'image|text'", "separated by commas, tabs or semicolons"),
         ("pairs texts.txt", "among 'a red circle'", "under a header such as image,text"),
         ("pairs headless.csv", "Line 1 is no header", "write one above it, such as image,text"),
@@ -106,6 +140,15 @@ COMMANDS = {
         ("pairs pretty.json", "not valid JSON", "Write one JSON object per line"),
         ("pairs lists.parquet", "has no texts but list<", "--text-column NAME"),
         # places of images, outputs
+        ("pairs t.csv -o gone/s.csv", "cannot write 'gone/s.csv'", "mkdir -p gone"),
+        ("filter t.csv --keep-best 2 -o 'a b/k.csv'", "cannot write 'a b/k.csv'", "-p 'a b'"),
+        ("score photos t.csv", "'t.csv' is a table", "dsd-trt score --pairs t.csv"),
+        ("fit elsewhere.csv -o new", "none can be used", "relative to the table's folder"),
+        (
+            "fit swapped.csv -o new",
+            "Are the columns swapped?",
+            "--image-column text --text-column image",
+        ),
         ("pairs t.csv --images photos.zip", "no folder, index or tar file", "Unpack it"),
         ("pairs t.csv -o scores.xlsx", ".xlsx is not written", ".csv, .jsonl, .json or .parquet"),
         ("filter t.csv --keep-best 3 -o kept.tsv", ".tsv is not written", "the format with -f"),
@@ -115,6 +158,7 @@ COMMANDS = {
         ("filter t.csv --keep-best 3 -o t.csv/k/", "t.csv is a file", "another one with -o"),
         ("filter t.csv --keep-best 3 -o k.csv --copy-to t.csv/c", "t.csv is a file", "--copy-to"),
         ("fit t.csv -o t.csv/new", "t.csv is a file", "another one with -o"),
+        ("index photos t.csv/index", "t.csv is a file", "another one as the last argument"),
         ("score t.csv", "give IMAGES and, last, the file of TEXTS", "--pairs t.csv"),
         ("score photos 'a dog'", "cannot read texts from 'a dog'", "echo 'a red circle' | dsd-trt"),
         # numbers
@@ -138,6 +182,14 @@ COMMANDS = {
         ("fit pairs.csv -o new", "no labels", "Add a column label"),
         ("fit one.csv -o new", "1 pair without a negative one", "a fit needs both"),
         ("fit percent.csv -o new", "got '90%'", "must be 0 or 1"),
+        (
+            "fit plus-minus.csv -o new",
+            "6 pairs without a negative one",
+            "6 left out, such as plus-minus.csv, line 2",
+        ),
+        ("fit plus-minus.csv -o new", "got '-1'", "must be 0 or 1"),
+        ("fit python.csv -o new", "not a valid JSON list", "json.dumps(texts)"),
+        ("fit hard.csv -o new", "no labels", "'hard_negative' is read as such if it is called"),
         ("fit t.csv -o full", "full is not empty", "give a new folder"),
         ("fit t.csv --plot r.png -o new", "an SVG file", "--plot r.svg"),
         (
@@ -169,6 +221,10 @@ def test_images_that_are_no_files_have_their_remedy(
     """Each costs its row; the message is the same where labels are read."""
     rows = {
         "https://example.com/a.jpg": "is a URL, and images are files: download it first",
+        "file:///photos/0.png": "is a URL: write its path alone, without file://",
+        "data:image/png;base64": "is a data URI, and images are files",
+        "~/photos/0.png": "write out the home folder",
+        "iVBORw0KGgo" * 400: "a name of 4400 characters is none: an encoded image belongs into",
         "photos\\0.png": "write its path with /, not with \\",
         "photos\\9.png": "no image file 'photos\\\\9.png'",
         "photos/1.jpg": "is 'photos/1.png' meant?",
@@ -186,7 +242,39 @@ def test_images_that_are_no_files_have_their_remedy(
     every = [scored.err, "\n".join(labelled), "\n".join(learned)]
     for remedy in rows.values():
         assert all(remedy in said for said in every)
-    assert all(said.count("write its path") == 1 for said in every)
+    assert all(said.count("write its path with") == 1 for said in every)
+
+
+def test_swapped_columns_are_told_where_rows_are_scored_all_the_same(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split("score --bundle bundle --pairs swapped.csv -f csv --engine onnxruntime"))
+    assert ended.value.code == 3
+    said = capsys.readouterr().err
+    assert "Are the columns swapped? --image-column text --text-column image" in said
+    assert "relative to" not in said
+
+
+def test_quotes_after_spaces_cost_their_row_and_quoted_spaces_none(folder: Path) -> None:
+    """As RFC 4180 has it, a quote after a space is no quote."""
+    (folder / "some.csv").write_text(
+        'image,text,label\nphotos/0.png,"a dog, brown",1\nphotos/1.png, "a cat",0\n'
+        'photos/2.png," ""a"" cow",0\nphotos/3.png, a hen,1\n'
+    )
+    found = read_labelled(Table.open("some.csv"))
+    assert [pair.text for pair in found.pairs] == ["a dog, brown", '"a" cow', "a hen"]
+    assert [failure.image for failure in found.failures] == ["some.csv, line 3"]
+
+
+def test_labels_that_contradict_each_other_and_few_pairs_are_doubted(folder: Path) -> None:
+    few, both = doubts(read_labelled(Table.open("both.csv")).pairs)
+    assert "4 positive pairs and 4 negative, of 4 images, are too few" in few
+    assert both.startswith("4 pairs with the labels 1 and 0, such as 'a dog'")
+    many = "".join(f"photos/{n % 4}.png,a dog {n},{n % 2}\n" for n in range(40))
+    (folder / "many.csv").write_text("image,text,label\n" + many)
+    (of_few_images,) = doubts(read_labelled(Table.open("many.csv")).pairs)
+    assert "20 positive pairs and 20 negative, of 4 images" in of_few_images
 
 
 @pytest.mark.parametrize(

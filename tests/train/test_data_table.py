@@ -11,6 +11,7 @@ import pytest
 from dsd_trt.commands.inputs import read_pairs
 from dsd_trt.errors import InputError
 from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.train.data.catalogue import open_dataset
 from dsd_trt.train.data.negatives import draw_negatives
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.question import Question
@@ -220,3 +221,17 @@ def test_columns_that_nobody_uses_may_hold_anything(root: Path) -> None:
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*none.csv': No such file or directory"):
         read_table(tmp_path / "none.csv", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [("hard_negative", True), ("negative", True), ("negative_1", False), ("note", False)],
+)
+def test_a_column_that_seems_to_have_negatives_is_told(root: Path, header: str, told: bool) -> None:
+    """Other rows' texts are drawn instead, which is another task."""
+    rows = "a.png,a dog,a cat\nb.png,a cow,an ox\n"
+    path = write_csv(root, f"image,text,{header}\n{rows}")
+    lines = "\n".join(open_dataset(path.name, path.parent, "train", 0).lines())
+    assert (f"the column {header!r} is read as such if it is called negative_1" in lines) == told
+    renamed = read_table(write_csv(root, f"image,text,negative_1\n{rows}"), 0).questions
+    assert {text for _, text in renamed[0].candidates} == {"a dog", "a cat"}

@@ -168,6 +168,10 @@ class Part(Iterator["Question"]):
                 lines[0] += f"; {counted(drawn, 'question')} with other rows' texts as negatives"
             if self.table.repeated:
                 lines[0] += f"; {_that_repeat(self.table.repeated)}"
+            if self.table.unread:
+                from dsd_trt.tables.labelled import renaming
+
+                lines.append(f"the negatives are drawn{renaming(self.table.unread)}")
             left_out += [f"{counted(n, 'row')} {why}" for why, n in self.table.unused.items()]
         if self.failures:
             left_out.append(f"{counted(len(self.failures), 'row')} that cannot be used")

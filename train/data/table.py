@@ -6,11 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.errors import InputError, counted
+from dsd_trt.errors import InputError
 from dsd_trt.results import Failure
 from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.embedded import EmbeddedImage
-from dsd_trt.tables.labelled import negative_columns, negatives_of
+from dsd_trt.tables.labelled import (
+    negative_columns,
+    negatives_of,
+    none_usable,
+    unread_negatives,
+)
 from dsd_trt.tables.row import TableRow
 from dsd_trt.tables.row_images import RowImages
 from dsd_trt.tables.table import Table
@@ -30,6 +35,7 @@ class TableQuestions:
         repeated: number of rows with image, text and label of another; they count as any other.
         unused: number of rows that make no question and are no negative, by the reason.
         failures: rows that cannot be used, by their place in the file, and why.
+        unread: column that seems to have negatives and is not called so; "" without one.
     """
 
     questions: tuple[Question, ...]
@@ -37,6 +43,7 @@ class TableQuestions:
     repeated: int
     unused: Mapping[str, int]
     failures: tuple[Failure, ...]
+    unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,16 +123,15 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
         except ValueError as error:
             failures.append(Failure(f"{file_name}, {row.place}", str(error)))
     if not rows:
-        if not count:
-            raise InputError(f"{table.name} has no rows")
-        first = f": {failures[0]}" if failures else ", because none has a label"
-        raise InputError(f"{table.name} has {counted(count, 'row')}, and none can be used{first}")
+        raise InputError(none_usable(table, count, failures, image, text))
     unused = {_UNLABELLED: unlabelled} if unlabelled else {}
     repeated = len(rows) - len({(row.image, row.text, row.label) for row in rows})
     if label:
         rows, unmatched = _with_labels(table.name, rows, failures)
         unused |= {_UNMATCHED: unmatched} if unmatched else {}
-    return TableQuestions(tuple(_questions(rows, seed)), count, repeated, unused, tuple(failures))
+    unread = "" if label or negatives else unread_negatives(table, (image, text, identifier))
+    asked = tuple(_questions(rows, seed))
+    return TableQuestions(asked, count, repeated, unused, tuple(failures), unread)
 
 
 def _with_labels(
