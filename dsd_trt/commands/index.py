@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 
@@ -56,6 +57,7 @@ def index(
     interruption, run the same command again to continue.
     """
     from dsd_trt.commands.console import progress_bar
+    from dsd_trt.files.folders import require_writable
     from dsd_trt.image.files import find_images
     from dsd_trt.index.files import require_extra
     from dsd_trt.index.tar_names import SUFFIXES
@@ -67,6 +69,8 @@ def index(
         raise InputError("--keep and --prune-missing contradict each other: leave one out")
     require_extra()  # before a library is loaded
     opening.require_possible()  # before a folder is searched
+    if not (out := Path(paths[-1])).is_file():  # which is refused by its name
+        require_writable(out, "as the last argument")
     found = find_images(paths[:-1], others=SUFFIXES)
 
     started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from dsd_trt.index.index import Index, IndexedImage
 from dsd_trt.index.tar_image import TarFile, TarImage
 from dsd_trt.index.tar_names import SUFFIXES, is_tar
 from dsd_trt.results import Failure
-from dsd_trt.tables.columns import ColumnNames, Role
+from dsd_trt.tables.columns import ColumnNames, Role, is_header
 from dsd_trt.tables.table import Table
 
 
@@ -113,6 +114,11 @@ def read_texts(source: str) -> list[str]:
     lines = (line.strip() for line in io.StringIO(text, newline=None))
     if not (texts := [line for line in lines if line]):
         raise InputError(f"{name} has no texts; write one per line")
+    if is_header(texts[0]):
+        raise InputError(
+            f"{name} is a table, and the file of texts has nothing but a text per line. To score "
+            f"the table's pairs: dsd-trt score --pairs {shlex.quote(source)}"
+        )
     return texts
 
 

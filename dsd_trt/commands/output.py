@@ -6,6 +6,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -173,7 +174,27 @@ def refuse_unwritable(path: str) -> None:
         unfinished.open("w").close()
         unfinished.unlink()
     except OSError as error:
-        raise InputError(f"cannot write {path!r}: {error.strerror}") from None
+        raise InputError(f"cannot write {path!r}: {error.strerror}{_remedy(path)}") from None
+
+
+def _remedy(path: str) -> str:
+    """What makes a file's folder, for the message that the file cannot be written."""
+    folder = Path(path).parent
+    if os.path.lexists(folder):
+        return ""
+    return f"; make its folder first: mkdir -p {shlex.quote(str(folder))}"
+
+
+def require_json(path: Path) -> None:
+    """Refuse a file for figures whose name is that of another format than JSON.
+
+    Raises:
+        InputError: its suffix is neither .json nor empty.
+    """
+    if path.suffix.lower() not in ("", ".json"):
+        raise InputError(
+            f"the figures are JSON: give -o {shlex.quote(str(path.with_suffix('.json')))}"
+        )
 
 
 def refuse_input(path: str, inputs: Iterable[str | os.PathLike[str]]) -> None:

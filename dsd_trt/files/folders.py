@@ -64,7 +64,7 @@ def require_writable(folder: Path, option: str = "--out") -> None:
 
     Args:
         folder: output folder, which need not exist.
-        option: option that names it, for the message.
+        option: option that names it, for the message, or "as the last argument".
 
     Raises:
         InputError: a part of the path is a file, or the system does not allow writing there.
@@ -81,7 +81,8 @@ def require_writable(folder: Path, option: str = "--out") -> None:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot write to the folder {str(folder)!r}: {reason}. Name another one with {option}"
+            f"cannot write to the folder {str(folder)!r}: {reason}. Name another one "
+            f"{f'with {option}' if option.startswith('-') else option}"
         ) from None
 
 

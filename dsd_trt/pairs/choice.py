@@ -53,6 +53,9 @@ def best(scores: Numbers, asked: str) -> Choice:
     rule = f"kept: the best {asked} by score"
     if len(order):
         rule += f", {scores[order[-1]]:.4f} or more"
+    if share is None and count >= there:
+        rule += f"; that is all, as {counted(there, 'pair')} {'has' if there == 1 else 'have'} one"
+        rule += f". A share has a %: {asked}%" if count <= 100 else ""
     return Choice(kept, rule, f"not among the best {asked}")
 
 

@@ -96,7 +96,7 @@ def bench(
     """
     from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
-    from dsd_trt.commands.output import refuse_unwritable
+    from dsd_trt.commands.output import refuse_unwritable, require_json
     from dsd_trt.export.benchmark.contenders import CONTENDERS, RUNTIME, is_matrix
     from dsd_trt.files.schema import to_plain
     from dsd_trt.signature import open_bundle
@@ -106,6 +106,7 @@ def bench(
     if unknown := set(names) - CONTENDERS.keys():
         raise InputError(f"no contender {min(unknown)!r}; choose from {', '.join(CONTENDERS)}")
     if output:
+        require_json(output)
         refuse_unwritable(str(output))
     # Here, so that no contender's figures include making a copy.
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))

@@ -126,7 +126,9 @@ def test_the_best_are_kept_in_the_order_of_the_table(
     f = np.array(scores(rows, pixels))
     there = np.flatnonzero(~np.isnan(f))
     count = -(-len(there) * int(asked[:-1]) // 100) if asked.endswith("%") else int(asked)
-    assert run("pairs.csv", "--keep-best", asked, "-o", "kept.jsonl").code == 3
+    ended = run("pairs.csv", "--keep-best", asked, "-o", "kept.jsonl")
+    assert ended.code == 3
+    assert ("that is all, as" in ended.err) == (asked == "1000")
     kept = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert len(kept) == min(count, len(there))
     assert [int(row["id"]) for row in kept] == sorted(int(row["id"]) for row in kept)

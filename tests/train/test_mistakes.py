@@ -38,6 +38,7 @@ DATA = {
     "both.csv": "image,text,label,negatives\na.png,a dog,1,a cat\n",
     "twice.csv": "image,text,text,label\na.png,a dog,a cat,1\n",
     "list.json": "[]",
+    "swapped.csv": "text,image,label\na.png,a dog,1\na.png,a cat,0\n",
 }
 # (option and value, what the message says), of every command that takes a data set.
 DATA_MISTAKES = [
@@ -195,7 +196,11 @@ OTHERS = [
     ("bench --bundle bundle --model nowhere", "no model 'nowhere'"),
     ("bench --bundle bundle --model model --adapter nothing", "no adapter in nothing"),
     ("bench --bundle bundle --contenders nobody", "no contender 'nobody'"),
-    ("bench --bundle bundle -o nowhere/figures.json", "cannot write"),
+    ("bench --bundle bundle -o nowhere/figures.json", "mkdir -p nowhere"),
+    ("bench --bundle bundle -o figures.csv", "the figures are JSON: give -o figures.json"),
+    ("eval bundle --data good.csv -o figures.csv", "the figures are JSON: give -o figures.json"),
+    ("train --data set --model model --out new", "is set/good.csv meant?"),
+    ("train --data swapped.csv --model model --out new", "Are the columns swapped?"),
 ]
 
 
@@ -235,6 +240,8 @@ def _prepare(place: Path) -> None:
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(place / name)
     (place / "file.txt").write_text("a file\n")
     (place / "nothing").mkdir()
+    (place / "set").mkdir()
+    (place / "set/good.csv").write_text(DATA["good.csv"])
     (place / "weights.ckpt").write_bytes(b"\x80")
     write_checkpoint(place / "model")
     write_adapter(place / "adapter", place / "model")

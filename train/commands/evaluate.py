@@ -128,7 +128,7 @@ def evaluate(
     require_columns(data, root, columns)  # before anything else is imported
 
     from dsd_trt.bundle.place import EMBEDDED, bundle_folder, names_bundle
-    from dsd_trt.commands.output import refuse_input, refuse_unwritable
+    from dsd_trt.commands.output import refuse_input, refuse_unwritable, require_json
     from dsd_trt.files.folders import require_writable
     from dsd_trt.train.data.catalogue import open_dataset, table_path
     from dsd_trt.train.diffusion.place import EMBEDDED as SHAPES
@@ -175,6 +175,8 @@ def evaluate(
         labelled = labelled_pairs(table_path(data, root), columns, questions, seed, limit)
     if output and questions.table:
         refuse_input(str(output), [table_path(data, root)])
+    if output:
+        require_json(output)
 
     if not is_bundle:
         from dsd_trt.train.run.libraries import hush_libraries
