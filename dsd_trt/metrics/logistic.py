@@ -43,12 +43,12 @@ def fit_logistic(
             "one: positives and negatives are needed"
         )
     weight = np.ones(len(values)) if prior is None else class_weights(positive, prior)
-    center, spread = values.mean(), values.std()
-    if not spread:
+    if not np.ptp(values):  # a deviation of equal scores may be a rounding error above 0
         raise InputError(
-            f"every score is {center:g}, of {counted(len(values), 'pair')}: no probability can be "
-            "fitted"
+            f"every score is {values[0]:g}, of {counted(len(values), 'pair')}: no probability can "
+            "be fitted"
         )
+    center, spread = values.mean(), values.std()
     n, m = positive.sum(), (~positive).sum()
     target = np.where(positive, (n + 1) / (n + 2), 1 / (m + 2))
     x = np.stack([(values - center) / spread, np.ones(len(values))])  # (2, pairs)
