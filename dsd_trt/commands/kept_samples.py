@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +23,6 @@ from dsd_trt.pairs.shards import NewSample, NewWebDataset, common_fields, score_
 from dsd_trt.pairs.webdataset import PlacedSample, WebDatasetPairs
 from dsd_trt.results import Failure
 from dsd_trt.tables.values import to_json
-
-if TYPE_CHECKING:
-    pass
 
 
 class KeptSamples:
