@@ -21,6 +21,7 @@ from dsd_trt import Bundle, Scorer
 from dsd_trt.commands.main import cli
 from dsd_trt.engine import ON_GPU
 from dsd_trt.engine.driver import why_no_driver
+from dsd_trt.train.shapes import scene
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -126,6 +127,18 @@ def test_commands_md_is_what_the_commands_say() -> None:
     for command in _commands():
         for option in _options(command):
             assert option in written
+
+
+def test_the_words_of_the_demonstration_are_those_of_its_generator() -> None:
+    lists = (scene.SHAPES, scene.SIZES, scene.COLOURS, scene.RELATIONS, scene.SIDES)
+    shapes, sizes, colours, relations, sides = (
+        f"{', '.join(words[:-1])} and {words[-1]}" for words in lists
+    )
+    told = (
+        f"The demonstration knows {shapes}, {sizes}, in {colours}. It knows {relations}, and the "
+        f"{sides} of the image."
+    )
+    assert told in " ".join(README.split())
 
 
 def test_exit_codes_are_those_the_command_line_gives() -> None:
