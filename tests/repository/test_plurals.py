@@ -39,7 +39,6 @@ ALLOWED = {
     ("export/parity.py", " graphs"),  # after a precision
     ("dsd_trt/pairs/choice.py", " positives"),  # a percentage of them
     ("dsd_trt/pairs/choice.py", " pairs"),  # more than there are labels
-    ("train/fewshot/training.py", " answers"),  # a standard error, with its digit
     ("train/data/files.py", " images"),  # after the name of a split
     ("dsd_trt/engine/tensorrt/runner.py", " runs"),  # a verb
     ("engines/triton/scoring/texts.py", " characters"),

@@ -88,7 +88,20 @@ def test_images_and_texts_are_encoded_once(
 
 def test_a_tie_is_a_wrong_answer(examples: Examples) -> None:
     scores = torch.tensor([0.1, 0.2, 0.2, 0.1, 0.3, 0.3, 0.0, 0.5])
-    assert examples.right_answers(scores) == [True, False, False, True]
+    assert examples.right_answers(scores) == (True, False, False, True)
+
+
+def test_an_answer_is_right_if_every_score_gives_it_and_none_is_nan(examples: Examples) -> None:
+    right = torch.zeros(8)
+    right[examples.right] = 1
+    assert examples.right_answers(right, right) == (True,) * 4
+    for pair, question in ((int(examples.right[1]), 1), (int(examples.starts[2]), 2)):
+        for wrong in (1 - right, torch.full((8,), torch.nan)):
+            other = right.clone()
+            other[pair] = wrong[pair]
+            expected = tuple(q != question for q in range(4))
+            assert examples.right_answers(right, other) == expected
+            assert examples.right_answers(other, right) == expected
 
 
 def test_what_cannot_be_learned_from_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:

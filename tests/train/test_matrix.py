@@ -37,12 +37,14 @@ from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.fewshot.batch import sample_batch
+from dsd_trt.train.fewshot.comparison import compare
 from dsd_trt.train.fewshot.examples import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
-from dsd_trt.train.fewshot.model import build_model
+from dsd_trt.train.fewshot.model import build_model, validate
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.prompts import MatrixPrompt
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
@@ -380,6 +382,31 @@ def trained(
     assert (fitted.adapter.a != 1.0) == (request.param == "both")
     fitted.adapter.save(tmp_path / "adapter")
     return tmp_path / "adapter"
+
+
+def test_a_question_has_one_answer_right_in_every_trained_mode(
+    checkpoint: Checkpoint, questions: list[Question], trained: Path
+) -> None:
+    """Questions with each of their candidates as the right one, before and after training."""
+    adapter = Adapter.load(trained)
+    every = [replace(it, right=right) for it in questions for right in range(3)]
+    examples = encode_questions(checkpoint, every)
+    settings = replace(LEARNING, mode=adapter.mode, levels=DEFAULT_LEVELS)
+
+    def answers(adapter: Path | None) -> tuple[bool, ...]:
+        of_modes = [
+            by_model(str(checkpoint.source.parts.path), adapter, mode=mode)(every)
+            for mode in settings.modes
+        ]
+        return tuple(
+            all(np.argmax(scores[i]) == it.right for scores in of_modes)
+            for i, it in enumerate(every)
+        )
+
+    found = compare(checkpoint, None, adapter, examples, settings.modes, held_out=True)
+    assert (found.before, found.after) == (answers(None), answers(trained))
+    untrained = validate(build_model(checkpoint, examples, settings), examples, 0)
+    assert untrained.answers == found.before
 
 
 def test_an_adapter_learns_for_it(

@@ -172,7 +172,7 @@ def validate(matcher: Matcher, examples: Examples, step: int) -> Validation:
     with torch.no_grad():
         logits = matcher.match(f.to(matcher.device), None).cpu()
     loss = F.binary_cross_entropy_with_logits(logits, examples.labels)
-    return Validation(step, tuple(examples.right_answers(f)), float(loss))
+    return Validation(step, examples.right_answers(f), float(loss))
 
 
 @torch.no_grad()

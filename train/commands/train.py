@@ -284,8 +284,8 @@ def train(
         )
     if report.best is not None and report.best.step == 0:
         note(
-            "no step was better than what training started from: the adapter is that, with its "
-            "calibration fitted to these questions"
+            "every validated step was clearly worse than what training started from: the adapter "
+            "is that, with its calibration fitted to these questions"
         )
     note(f"adapter: {out}")
     note(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")

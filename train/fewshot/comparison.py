@@ -1,4 +1,4 @@
-"""The same questions before and after training, and whether training made the answers worse."""
+"""The same questions before and after training, and what their answers tell (a sign test)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.served import Served
 from dsd_trt.train.scoring.adapter import Adapter
 
-_ONE_ERROR, _TWO_ERRORS = 0.159, 0.023  # of a normal distribution lies beyond one side
+_ONE_ERROR, _TWO_ERRORS = 0.159, 0.023  # of a normal law lies so far beyond one of its sides
+_FEWEST = 6  # changed answers that can be beyond two errors: 1 of 64 is, 1 of 32 is not
 
 
 class WorseError(DsdError):
@@ -25,7 +26,7 @@ class WorseError(DsdError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Answers to the same questions before and after training, once per trained mode.
+    """Answers to the same questions before and after training.
 
     Attributes:
         held_out: whether nothing was learned from the questions.
@@ -48,37 +49,42 @@ class Comparison:
         return sum(b > a for b, a in zip(self.before, self.after, strict=True))
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of the paired difference, in answers.
-
-        Only the questions whose answers differ tell anything: if training made no difference,
-        losses minus gains would have mean 0 and variance losses plus gains (McNemar's test). If
-        none differ, the next one still could: it counts as one.
-        """
-        return math.sqrt(max(self.lost + self.gained, 1))
-
-    @property
     def worse(self) -> bool:
-        """Whether the adapter is worse by more than a standard error, counted exactly.
+        """Whether the adapter is worse by more than a standard error.
 
-        Of a handful of answers, two lost are more than their standard error, and yet as frequent
-        by chance as two heads in two throws. So chance alone must lose as many in less than 16 %,
-        as much as lies beyond one standard error if the answers are many.
+        Two lost of two are not: chance alone loses both in one of four trainings.
         """
         return by_chance(self.lost, self.gained) < _ONE_ERROR
 
     @property
-    def telling(self) -> int:
-        """Smallest difference beyond two standard errors, in answers; a smaller one may be chance.
+    def clearly_worse(self) -> bool:
+        """Whether the adapter is worse by more than two standard errors."""
+        return by_chance(self.lost, self.gained) < _TWO_ERRORS
 
-        If training made no difference, chance alone reaches it in one of twenty trainings or so.
+    @property
+    def chance(self) -> float:
+        """Probability that chance alone changes as many answers to the better side, or the worse.
+
+        That of the side with more changes: 1 of 64 for six lost of six, and 1 if none changed.
         """
-        return math.floor(2 * self.standard_error) + 1
+        return by_chance(max(self.lost, self.gained), min(self.lost, self.gained))
 
     @property
     def decided(self) -> bool:
-        """Whether the difference is beyond two standard errors."""
-        return abs(self.gained - self.lost) >= self.telling
+        """Whether the adapter is better or worse by more than two standard errors."""
+        return self.chance < _TWO_ERRORS
+
+    @property
+    def telling(self) -> int:
+        """Smallest difference in answers that decides; a smaller one may be chance.
+
+        It is that of as many changed answers, or of the fewest that can decide anything.
+        """
+        changed = max(self.lost + self.gained, _FEWEST)
+        more = (changed + 1) // 2
+        while by_chance(more, changed - more) >= _TWO_ERRORS:
+            more += 1
+        return 2 * more - changed
 
     @property
     def same(self) -> bool:
@@ -92,7 +98,9 @@ class Comparison:
         changes = f"{self.gained} gained, {self.lost} lost" if not self.same else "none changed"
         if self.held_out:
             told = f"Of {counted(count, 'answer')}, a difference below {self.telling} may be chance"
-            if not self.same:
+            if self.telling > count:
+                told = f"Of {counted(count, 'answer')}, any difference may be chance"
+            elif not self.same:
                 told += ", and this one is larger" if self.decided else ", this one included"
         else:
             told = "How it answers other questions, these do not tell"
@@ -108,26 +116,28 @@ class Comparison:
             **asdict(self),
             "gained": self.gained,
             "lost": self.lost,
-            "standard_error": self.standard_error,
+            "by_chance": self.chance,
             "telling": self.telling,
             "decided": self.decided,
         }
 
 
-def by_chance(lost: int, gained: int) -> float:
-    """Probability that chance alone loses as many of the changed answers or more (sign test).
+def by_chance(most: int, others: int) -> float:
+    """Probability that chance alone puts as many of the changed answers on one side, or more.
 
-    If training made no difference, each changed answer is a loss or a gain with probability 1/2.
+    If training made no difference, each changed answer is a loss or a gain with probability 1/2
+    (sign test, exact). Equal answers tell nothing.
+
+    Args:
+        most: changed answers on that side, such as those lost.
+        others: changed answers on the other side.
     """
-    changed = lost + gained
-    return sum(math.comb(changed, k) for k in range(lost, changed + 1)) / 2**changed
-
-
-def clearly_worse(after: Sequence[bool], before: Sequence[bool]) -> bool:
-    """Whether some answers are worse than others to the same questions by two standard errors."""
-    lost = sum(b > a for b, a in zip(before, after, strict=True))
-    gained = sum(b < a for b, a in zip(before, after, strict=True))
-    return by_chance(lost, gained) < _TWO_ERRORS
+    changed = most + others
+    ways, total = math.comb(changed, most), 0
+    for count in range(most, changed + 1):
+        total += ways
+        ways = ways * (changed - count) // (count + 1)  # of count + 1 answers
+    return total / 2**changed
 
 
 def compare(
@@ -146,15 +156,17 @@ def compare(
         before: adapter that training began with; None for the zero-shot score.
         after: adapter that training ended with.
         examples: encoded questions to answer.
-        modes: modes the adapter was trained for.
+        modes: modes the adapter was trained for; a right answer is right in each of them.
         held_out: whether nothing was learned from the questions.
     """
-    answers: list[list[bool]] = [[], []]
-    for mode in modes:
-        for found, adapter in zip(answers, (before, after), strict=True):
+    answers = []
+    for adapter in (before, after):
+        scores = []
+        for mode in modes:
             try:
                 served = Served(checkpoint, adapter, examples.unconditional, mode=mode)
             except InputError:  # what training began with does not have this mode
                 served = Served(checkpoint, None, examples.unconditional, mode=mode)
-            found += examples.right_answers(served.score(examples))
-    return Comparison(held_out, *map(tuple, answers))
+            scores.append(served.score(examples))
+        answers.append(examples.right_answers(*scores))
+    return Comparison(held_out, *answers)

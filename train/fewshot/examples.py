@@ -88,18 +88,24 @@ class Examples:
             right=self.right[:questions],
         )
 
-    def right_answers(self, scores: Tensor) -> list[bool]:
-        """Whether each question is answered right; a tie counts as a wrong answer.
+    def right_answers(self, *scores: Tensor) -> tuple[bool, ...]:
+        """Whether each question is answered right; a tie and NaN count as a wrong answer.
 
         Args:
-            scores: score of each pair, (pairs,).
+            scores: score of each pair, (pairs,). With several, such as those of two modes, an
+                answer is right if each of them gives it: a question has one answer, as two modes
+                often err together.
         """
         answers = []
         for q, right in enumerate(self.right.tolist()):
-            of_question = scores[self.starts[q] : self.starts[q + 1]].tolist()
-            best = of_question.pop(right - int(self.starts[q]))
-            answers.append(best > max(of_question, default=-float("inf")))
-        return answers
+            first, last = int(self.starts[q]), int(self.starts[q + 1])
+            found = []
+            for of_pairs in scores:
+                others = of_pairs[first:last].tolist()
+                best = others.pop(right - first)
+                found.append(all(best > other for other in others))
+            answers.append(all(found))
+        return tuple(answers)
 
 
 @dataclass(frozen=True)

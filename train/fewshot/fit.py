@@ -18,7 +18,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.batch import sample_batch
-from dsd_trt.train.fewshot.comparison import clearly_worse
+from dsd_trt.train.fewshot.comparison import Comparison
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import combine, fit_match_probability
 from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, score_all, validate
@@ -213,7 +213,7 @@ class _Run:
         """
         self.validations.append(outcome)
         best = max(self.validations, key=lambda validation: validation.accuracy)
-        if not clearly_worse(outcome.answers, best.answers):
+        if not Comparison(True, best.answers, outcome.answers).clearly_worse:
             self.best, self._best_at = self._model.learned(), len(self.validations) - 1
 
     def patience_spent(self) -> int:

@@ -273,23 +273,22 @@ def _mean_over_levels(
 
 
 def validate(model: FewShotModel, examples: Examples, step: int) -> Validation:
-    """Accuracy and cross-entropy (Eq. 6) on validation questions, averaged over trained modes.
+    """Answers to validation questions, and cross-entropy (Eq. 6) averaged over trained modes.
 
     Args:
         model: model with its present parameters.
         examples: the validation questions, encoded.
         step: number of completed steps.
     """
-    answers: list[bool] = []
-    losses = []
+    scores, losses = [], []
     for mode in model.modes:
         f, d = score_all(model, examples, mode)
-        answers += examples.right_answers(combine(model.match.score, model.match.w, f, d))
+        scores.append(combine(model.match.score, model.match.w, f, d))
         device = model.match.b.device
         with torch.no_grad():
             logits = model.match(f.to(device), d if d is None else d.to(device)).cpu()
         losses.append(float(F.binary_cross_entropy_with_logits(logits, examples.labels)))
-    return Validation(step, tuple(answers), float(np.mean(losses)))
+    return Validation(step, examples.right_answers(*scores), float(np.mean(losses)))
 
 
 @dataclass(frozen=True)
@@ -298,7 +297,7 @@ class Validation:
 
     Attributes:
         step: number of completed steps.
-        answers: whether each question was answered right, once per trained mode.
+        answers: whether each question was answered right, by every trained mode.
         loss: binary cross-entropy over all pairs (Eq. 6).
     """
 

@@ -55,7 +55,7 @@ class TrainingReport:
         losses: training loss of each step.
         validations: validation results in order of their steps.
         best: validation whose adapter was kept; None without validation.
-        comparison: answers before and after training, in `report.json` with their standard error.
+        comparison: answers before and after training, in `report.json` with what they tell.
     """
 
     plan: Mapping[str, Any]
@@ -187,7 +187,7 @@ def train_adapter(
         "after": sum(comparison.after),
         "compared": len(comparison.after),
         "held_out": comparison.held_out,
-        "standard_error": comparison.standard_error,
+        "by_chance": comparison.chance,
     }
     refused = comparison.worse and not allow_worse
     if first:
@@ -202,8 +202,8 @@ def train_adapter(
         plot_curves(fitted, out / "curves.png")
     if refused:
         raise WorseError(
-            "training made the answers worse by more than their standard error, "
-            f"{comparison.standard_error:.1f}. {comparison.line()}. No adapter was written "
+            "training made the answers worse: chance alone loses so many in "
+            f"{comparison.chance:.1%} of trainings. {comparison.line()}. No adapter was written "
             f"to {out}. Train with a lower --learning-rate, fewer --steps or more examples; or "
             "repeat the command with --allow-worse, which writes this one"
         )
