@@ -18,7 +18,7 @@ from gradients import require_gradient_is_slope
 from torch import Tensor, nn
 
 from dsd_trt.bundle.method import HeadMode, ScoreKind
-from dsd_trt.errors import InputError
+from dsd_trt.errors import DsdError, InputError
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.diffusion.encoders import TextEncoder
@@ -452,6 +452,13 @@ def test_a_state_is_saved_every_twenty_seconds_and_resumed_from_to_the_bit(
     assert resumed.validations == whole.validations
     for name, value in whole.adapter.prompt_state.items():
         assert torch.equal(resumed.adapter.prompt_state[name], value), name
+
+
+def test_a_training_that_diverges_says_so(checkpoint: Checkpoint, examples: Examples) -> None:
+    settings = replace(SETTINGS, learning_rate=1e30)
+    advice = r"diverged: the loss of step \d+ of \d+ is (nan|inf)\. .* --learning-rate than 1e\+30$"
+    with pytest.raises(DsdError, match=advice):
+        fit_adapter(checkpoint, examples, settings)
 
 
 def test_saving_takes_a_twentieth_of_the_time_at_most(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from dsd_trt.errors import InputError
+from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.schema import from_plain
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.batch import sample_batch
@@ -81,6 +82,7 @@ def fit_adapter(
 
     Raises:
         ModelError: the training state in `folder` is damaged, or is another model's.
+        DsdError: training diverged: its loss is NaN or infinite.
     """
     accelerator = build_accelerator(settings)
     model = build_model(checkpoint, examples, settings, start).to(accelerator.device)
@@ -131,6 +133,12 @@ def _train(
                 optimizer.zero_grad()
             mean += loss.item() / settings.accumulate
         run.losses.append(mean)
+        # A scaler of FP16 leaves out such a step, and lowers its scale.
+        if not math.isfinite(mean) and accelerator.scaler is None:
+            raise DsdError(
+                f"training diverged: the loss of step {run.step} of {settings.steps} is {mean}. "
+                f"Train with a lower --learning-rate than {settings.learning_rate:g}"
+            )
         outcome = None
         at_end = run.step == settings.steps
         if validation and (run.step % settings.validate_every == 0 or at_end):
