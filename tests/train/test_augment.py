@@ -78,7 +78,9 @@ def test_batches_draw_every_copy_with_its_texts() -> None:
     batch = sample_batch(examples, settings, np.random.default_rng(0))
     assert set(batch.images.flatten().tolist()) == set(range(12))
     right = batch.images[:, 0] % 4, batch.texts[:, 0]
-    assert {*zip(*(it.tolist() for it in right), strict=True)} <= examples.matches
+    of_right = examples.images[examples.right], examples.texts[examples.right]
+    pairs, matches = ({*zip(*(it.tolist() for it in of), strict=True)} for of in (right, of_right))
+    assert pairs <= matches
     same = batch.images[:, 0] % 4 == batch.images[:, 1] % 4
     assert torch.equal(batch.images[same, 0], batch.images[same, 1])
     plain = sample_batch(brightness(copies=0), settings, np.random.default_rng(0))

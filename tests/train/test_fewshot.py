@@ -124,15 +124,37 @@ def test_wrong_pairs_are_hard_ones_and_random_ones_and_never_right(examples: Exa
     batch = sample_batch(examples, settings, np.random.default_rng(1))
     pairs = torch.stack([batch.images, batch.texts], dim=2).tolist()
     own = {(int(examples.images[q * 2]), int(examples.texts[q * 2])) for q in range(len(examples))}
+    of_right = (examples.images[examples.right], examples.texts[examples.right])
+    matches = {*zip(*(it.tolist() for it in of_right), strict=True)}
     hard = 0
     for right, *wrong in pairs:
-        assert tuple(right) in examples.matches
-        assert not {tuple(pair) for pair in wrong} & examples.matches
+        assert tuple(right) in matches
+        assert not {tuple(pair) for pair in wrong} & matches
         assert all(pair[0] == right[0] or pair[1] == right[1] for pair in wrong)
         hard += sum(tuple(pair) in own for pair in wrong)
     # Half by intention; some random ones happen to be hard as well, or replace a right one.
     assert 0.45 < hard / 600 < 0.85
     assert Counter(batch.level.tolist()).keys() == {0, 1, 2, 3}
+
+
+def test_a_text_that_may_describe_an_image_as_well_is_no_random_negative(
+    checkpoint: Checkpoint,
+) -> None:
+    texts = ["a dog", "a cat", "A dog on grass.", "the cat sleeps", "the dog"]
+    examples = encode_questions(checkpoint, picture_questions(texts))
+    names = list(dict.fromkeys([texts[-1], *texts]))  # in order of the questions' candidates
+    settings = FewShotSettings(questions=200, negatives=3, hard=0)
+    batch = sample_batch(examples, settings, np.random.default_rng(1))
+    drawn = {
+        (image, names[text])
+        for pairs in torch.stack([batch.images, batch.texts], dim=2).tolist()
+        for image, text in pairs[1:]
+    }
+    drawn -= {(i, texts[i - 1]) for i in range(5)}  # the questions' own take their place
+    assert drawn == {
+        (i, it) for i, own in enumerate(texts) for it in texts
+        if ("dog" in own) != ("dog" in it) and it != texts[i - 1]
+    }  # fmt: skip
 
 
 def test_a_batch_follows_from_its_generator(examples: Examples) -> None:

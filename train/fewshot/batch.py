@@ -63,7 +63,6 @@ def sample_batch(
         settings: number of questions and negatives per step, and the share of hard negatives.
         rng: random generator, whose state alone determines the batch.
     """
-    matches = examples.matches
     images, texts = [], []
     count = examples.image_count
     for q in rng.integers(len(examples), size=settings.questions):
@@ -87,7 +86,7 @@ def sample_batch(
                 stranger = (int(examples.images[other]), y)
             # A question may be drawn against itself, and a text may match several images: such a
             # pair is no negative.
-            if stranger not in matches:
+            if not examples.may_match(*stranger):
                 chosen.append(stranger)
             else:
                 chosen.append((int(examples.images[own[0]]), int(examples.texts[own[0]])))

@@ -17,6 +17,7 @@ from dsd_trt.bundle.method import TokenMask
 from dsd_trt.errors import ImageError, InputError
 from dsd_trt.image.preprocess import ImageSource, image_identity, preprocess
 from dsd_trt.results import Failure
+from dsd_trt.train.data.likeness import may_describe_the_same, words_of
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts
 from dsd_trt.train.fewshot.augment import augment
 from dsd_trt.train.left_out import name_image, refuse
@@ -42,6 +43,7 @@ class Examples:
             (questions + 1,).
         right: index of each question's positive pair, int64 (questions,).
         unconditional: r_y of the unconditional text, (1, 77, D).
+        words: words of each text, by `words_of`, (texts,).
         copies: number of augmented copies of each image, see `augment`.
     """
 
@@ -53,6 +55,7 @@ class Examples:
     starts: Tensor
     right: Tensor
     unconditional: Tensor
+    words: tuple[frozenset[str], ...]
     copies: int = 0
 
     def __len__(self) -> int:
@@ -70,11 +73,24 @@ class Examples:
         labels[self.right] = 1
         return labels
 
+    def may_match(self, image: int, text: int) -> bool:
+        """Whether a text may describe an image: it is alike a right text of that image.
+
+        Args:
+            image: index of the image, augmented copies not counted.
+            text: index of the text.
+        """
+        own = self._described.get(image, ())
+        return any(may_describe_the_same(self.words[text], self.words[it]) for it in own)
+
     @functools.cached_property
-    def matches(self) -> frozenset[tuple[int, int]]:
-        """Image and text indices of every positive pair."""
-        of_right = (self.images[self.right].tolist(), self.texts[self.right].tolist())
-        return frozenset(zip(*of_right, strict=True))
+    def _described(self) -> dict[int, list[int]]:
+        """Right texts of each image that has some."""
+        found = dict[int, list[int]]()
+        pairs = zip(self.images[self.right].tolist(), self.texts[self.right].tolist(), strict=True)
+        for image, text in pairs:
+            found.setdefault(image, []).append(text)
+        return found
 
     def first(self, questions: int) -> Examples:
         """Examples with the first `questions` questions alone; images and texts are shared."""
@@ -278,6 +294,7 @@ def encode(
         starts=torch.from_numpy(starts),
         right=_places(right),
         unconditional=(torch.zeros_like(states[0][:1]) if unconditional is None else unconditional),
+        words=tuple(map(words_of, texts)),
         copies=copies,
     )
 

@@ -42,7 +42,7 @@ class FewShotSettings:
             `negatives` negative pairs, all at one random noise level.
         negatives: negative pairs per positive pair.
         hard: share of negatives that are the question's own candidates, in [0, 1]; the others
-            take a random image or text of another question.
+            take a random image or text of another question, unless they may match.
         loss: training loss: "bce", binary cross-entropy over all pairs (Eq. 6), or "softmax",
             cross-entropy of the positive pair against its negatives.
         learning_rate: learning rate of the first step, from which it falls linearly to zero; 0
