@@ -37,8 +37,8 @@ class ScoredPairs:
 
     @property
     def images(self) -> list[str]:
-        """Name of each pair's image: pairs of one image are not independent."""
-        return [pair.name for pair in self.pairs]
+        """Key of each pair's image: pairs of one image are not independent."""
+        return [pair.key for pair in self.pairs]
 
     @property
     def subsets(self) -> NDArray[Any]:

@@ -34,14 +34,12 @@ class LabelledPair:
     """An image and a text that are said to belong together, or not to.
 
     Attributes:
-        name: image path as written in the table, or hash of an image that is stored there.
         image: path of the image file, or the stored image.
         text: text of the pair.
         label: whether the pair is positive.
         subset: value of the column that divides the table; "" without one.
     """
 
-    name: str
     image: Path | EmbeddedImage
     text: str
     label: bool
@@ -98,13 +96,13 @@ def read_labelled(
             if value is None:
                 unlabelled += 1
                 continue
-            described, (name, file) = row.text(text), images.of(row)
+            described, (_, file) = row.text(text), images.of(row)
             others = negatives_of(row, negatives)
             if described in others:
                 raise ValueError(f"{described!r} is among its own negatives")
             of_subset = _subset(row, subset)
-            pairs.append(LabelledPair(name, file, described, value, of_subset))
-            pairs += (LabelledPair(name, file, it, False, of_subset) for it in others)
+            pairs.append(LabelledPair(file, described, value, of_subset))
+            pairs += (LabelledPair(file, it, False, of_subset) for it in others)
         except ValueError as error:
             failures.append(Failure(f"{Path(table.name).name}, {row.place}", str(error)))
     if not pairs:

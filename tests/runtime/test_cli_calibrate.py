@@ -118,6 +118,15 @@ def test_a_bundle_gets_probabilities(
     assert (found.probabilities * exact).mean() == pytest.approx((target * exact).mean(), abs=1e-5)
 
 
+def test_an_image_is_one_however_its_path_is_written(
+    own: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = _json(capsys, own, "--data", _write(rows), "--dry-run")
+    dotted = [(f"./{rows[i][0]}" if i % 2 else rows[i][0], *rows[i][1:]) for i in range(len(rows))]
+    assert _json(capsys, own, "--data", _write(dotted), "--dry-run") == plain
+    assert plain["after"]["groups"] == 40
+
+
 def test_a_table_on_standard_input_is_fitted_as_a_file(
     own: Path,
     rows: list[Row],
@@ -287,7 +296,7 @@ def test_negatives_take_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     for table in tables:
         found = read_labelled(Table.open(table))
-        assert [(it.name, it.text, it.label) for it in found.pairs] == labelled
+        assert [(it.key, it.text, it.label) for it in found.pairs] == labelled
         assert not found.failures
 
 

@@ -367,7 +367,7 @@ def test_labelled_pairs_and_questions_have_stored_images(
     groups: dict[str, set[bytes]] = {}
     for pair in found.pairs:
         if isinstance(pair.image, EmbeddedImage):
-            groups.setdefault(pair.name, set()).add(pair.image.content())
+            groups.setdefault(pair.key, set()).add(pair.image.content())
     assert all(len(it) == 1 for it in groups.values())
     assert len(groups) == len({cell["bytes"] for cell in images if cell and cell["bytes"]}) + 1
     questions = read_table(tmp_path / "in.parquet", 0).questions
