@@ -61,7 +61,7 @@ class KeptOutputs:
         for folder in [*folders, *([copy_to] if copy_to else [])]:
             _require_new(folder, source, force=force)
         if as_samples:
-            self._samples = NewWebDataset(output, shard_size, force=force)
+            self._samples = NewWebDataset(output, shard_size, force=force, inputs=source.files)
         if copy_to is not None:
             require_writable(copy_to.parent, "--copy-to")
         tables = [it for it in (None if self._samples else output, dropped) if it is not None]

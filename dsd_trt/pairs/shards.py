@@ -8,9 +8,10 @@ files, every sample has the same fields, and a score has a decimal point.
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,21 @@ class NewWebDataset:
             or of one tar file.
         samples: number of samples per tar file; one tar file alone has them all.
         force: whether what is there may be replaced.
+        inputs: paths that are read and have a file name, which are never replaced.
 
     Raises:
-        InputError: something is there, and `force` is not given; or it cannot be written.
+        InputError: something is there, and is an input or `force` is not given; or it cannot be
+            written.
     """
 
-    def __init__(self, output: str, samples: int, *, force: bool = False) -> None:
+    def __init__(
+        self,
+        output: str,
+        samples: int,
+        *,
+        force: bool = False,
+        inputs: Callable[[str], Iterable[str]] = lambda name: (),
+    ) -> None:
         path = Path(output)
         self._folder = not path.name.endswith(".tar")
         self._around = path if self._folder else path.parent
@@ -60,6 +70,9 @@ class NewWebDataset:
             raise InputError(f"{output!r} must have one number, such as kept-%06d.tar")
         self._samples = samples if numbers else None
         there = self._there()
+        for path in () if self._folder else there:
+            if os.path.realpath(path) in map(os.path.realpath, inputs(path.name)):
+                raise InputError(f"{str(path)!r} is read as an input: give another -o")
         if there and not force:
             raise InputError(
                 f"{there[0]} is there: give another -o, or --force to replace what is there"

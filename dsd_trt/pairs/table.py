@@ -61,13 +61,17 @@ class TablePairs:
         return self.table.columns
 
     def files(self, name: str) -> Iterator[str]:
-        """Paths that are read and have a file name: the table's, and those of images."""
+        """Paths that are read and have a file name: the table's, and those of images and tars."""
         yield self.name
         if not self.images.are_files:
             return
+        yield str(self.images.place)
         for row in self.table.rows([self.image_column]):
-            if (path := self._image.path(row)).endswith(name) and path:
+            path = self._image.path(row)
+            if path and path.endswith(name):
                 yield str(self.images.place / path)
+            elif path and f"{name}/" in path:  # within a tar file
+                yield str(self.images.place / path[: path.index(f"{name}/") + len(name)])
 
     def rows(self) -> Iterator[TableRow]:
         """All rows in order, with all columns."""

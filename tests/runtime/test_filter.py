@@ -460,6 +460,30 @@ def test_kept_samples_are_a_webdataset_that_readers_read_whole(
     assert len(sorted(tmp_path.glob("kept/*" if output == "kept/" else "kept*.tar"))) == 1
 
 
+def test_inputs_are_never_replaced(
+    dsd_trt: Callable[..., Run], tmp_path: Path, pixels: Pixels
+) -> None:
+    """Neither with --force nor by advice to give it: what is dropped would be lost."""
+    make_shards(tmp_path / "wds", pixels)
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        tar.add(tmp_path / "in", "in")
+    (tmp_path / "of-tar.csv").write_text("image,text\nin.tar/in/0,dog\nin.tar/in/1,dog\n")
+    (tmp_path / "names.csv").write_text("image,text\nin/0,dog\nin/1,dog\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.tar")}
+    for source, output in (
+        (["wds"], "wds/s%03d.tar"),
+        (["wds/s000.tar"], "wds/s000.tar"),
+        (["of-tar.csv"], "in.tar"),
+        (["names.csv", "--images", "in.tar"], "./in.tar"),
+    ):
+        for force in ([], ["--force"]):
+            ended = dsd_trt("filter", *source, "--keep-best", "1", "-o", output, *force)
+            assert ended.code == 2, (source, ended.err)
+            assert "is read as an input: give another -o" in ended.err
+            assert "--force" not in ended.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.tar")} == before
+
+
 @pytest.mark.parametrize(
     "output", ["kept/", "kept-%03d.tar", "kept.tar", "kept.csv", "kept.parquet"]
 )
