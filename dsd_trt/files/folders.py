@@ -86,6 +86,26 @@ def require_writable(folder: Path, option: str = "--out") -> None:
         ) from None
 
 
+def require_run(folder: Path, plan: str) -> None:
+    """Refuse an output folder with files that are not of a run, which could be replaced.
+
+    Args:
+        folder: output folder, which need not exist.
+        plan: name of the file that a run writes first.
+
+    Raises:
+        InputError: the folder has something in it, hidden files apart, and no such file.
+    """
+    if not folder.is_dir() or (folder / plan).exists():
+        return
+    with contextlib.suppress(OSError):  # named once it is written to
+        if found := sorted(it.name for it in folder.iterdir() if not it.name.startswith(".")):
+            raise InputError(
+                f"{folder} has other files, such as {found[0]!r}, and no {plan} of a run that "
+                "could go on: give a new folder, --out"
+            )
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut, if the system supports that."""
     with contextlib.suppress(OSError):  # Windows cannot open folders

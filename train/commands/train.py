@@ -206,7 +206,7 @@ def train(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from dsd_trt.files.folders import require_writable
+    from dsd_trt.files.folders import require_run, require_writable
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.diffusion.place import find_place, require_model
     from dsd_trt.train.fewshot.settings import RECIPE, continued
@@ -221,6 +221,7 @@ def train(
     recipe = {} if paper else RECIPE
     continued(None, given, recipe)  # contradictions among the options themselves
     require_writable(out)
+    require_run(out, PLAN_NAME)
     part = open_dataset(data, root, "train", seed, limit, fraction, columns)
     require_model(find_place(model))
     start = chosen_adapter(adapter, model)
