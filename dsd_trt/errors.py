@@ -88,6 +88,11 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count} {noun if count == 1 else plural or noun + 's'}"
 
 
+def cut(text: str, longest: int = 300) -> str:
+    """The start of a text for a message; dots stand for the rest."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def one_line(error: object, longest: int = 300) -> str:
     """A library's error message on one line, as a part of one of ours."""
     return " ".join(str(error).split())[:longest].rstrip(". ")

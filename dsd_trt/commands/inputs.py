@@ -114,6 +114,10 @@ def read_texts(source: str) -> list[str]:
     lines = (line.strip() for line in io.StringIO(text, newline=None))
     if not (texts := [line for line in lines if line]):
         raise InputError(f"{name} has no texts; write one per line")
+    if texts[0].startswith(("['", '["')) or texts[0] == "[":
+        raise InputError(
+            f"{name} is a list of JSON; write its texts on a line each, without quotes"
+        )
     if is_header(texts[0]):
         raise InputError(
             f"{name} is a table, and the file of texts has nothing but a text per line. To score "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.output import refuse_input, refuse_unwritable
+from dsd_trt.errors import cut
 from dsd_trt.pairs.source import PairSource
 from dsd_trt.pairs.survey import PairSurvey
 from dsd_trt.pairs.table import TablePairs
@@ -63,7 +64,8 @@ def surveyed(source: PairSource) -> PairSurvey:
     survey = PairSurvey.of(source)
     if survey.absent and survey.absent == survey.images:
         say(
-            f"warning: none of the images of {source.name} is there, such as {survey.example!r}. "
+            f"warning: none of the images of {source.name} is there, such as "
+            f"{cut(survey.example)!r}. "
             f"{_remedy(survey)}"
         )
     return survey
@@ -74,6 +76,8 @@ def _remedy(survey: PairSurvey) -> str:
     source, first = survey.source, int((survey.image_of >= 0).argmax())
     if isinstance(source, TablePairs) and swapped(*survey.pair(first)):
         return f"Are the columns swapped? {swapping(source.image_column, source.text_column)}"
+    if isinstance(source, TablePairs) and source.images.place != source.table.folder:
+        return "Their paths are relative to --images, without it to the table's folder"
     return "Their paths are relative to the table's folder; --images names another place"
 
 

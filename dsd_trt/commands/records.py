@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dsd_trt.commands.formats import FORMATS, Streamed
 from dsd_trt.commands.layout import MATRIX, Layout
 from dsd_trt.commands.output import LineFile, Record, shortest, top_texts
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, cut
 from dsd_trt.image.files import printable
 from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
@@ -190,7 +190,8 @@ class PairRecords:
         image, text = self.run.survey.source.shown(row)
         error = self.run.error(number)
         if error is not None and len(self.errors) < SHOWN_ERRORS:
-            self.errors.append(Failure(f"{row.place}: {image or 'no image'}", error, text or None))
+            name = f"{row.place}: {cut(image) or 'no image'}"
+            self.errors.append(Failure(name, error, cut(text) or None))
         score = shortest(self.run.scores[number])
         likely = None if np.isnan(probability) else shortest(probability)
         return Record(image, text, score, likely, error, row=row)

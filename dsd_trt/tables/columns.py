@@ -100,6 +100,8 @@ def _missing(table: Table, role: Role, name: str) -> str:
     message = f"no column {name!r} among {others}. "
     if alike := [it for it in columns if it.strip().lower() == name.lower()]:
         return message + f"Name it as it is written: --{role}-column {shlex.quote(alike[0])}"
+    if table.form == "csv" and columns[:1] and columns[0].lower().startswith("sep="):
+        return f"{message[:-2]}: line 1 is for Excel alone, delete it"
     if table.form == "csv" and len(columns) == 1:
         return message + (
             "Cells are separated by commas, tabs or semicolons, under a header such as image,text"

@@ -65,6 +65,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "hard.csv": "image,text,hard_negative\nphotos/0.png,a dog,a cat\n",
         "both.csv": "image,text,label\n"
         + "".join(f"photos/{n % 4}.png,a dog,{n // 4}\n" for n in range(8)),
+        "sep.csv": "sep=;\n" + TABLE.replace(",", ";"),
+        "list.txt": '["a dog", "a cat"]\n',
+        "lines.txt": '[\n "a dog",\n "a cat"\n]\n',
+        "inlined.csv": f'image,text\n"data:image/png;base64,{"iVBORw0KGgo" * 400}",a dog\n',
         "set/README.md": "# A data set\n",
         "set/data/train-0.parquet": "",
         "set/data/train-1.parquet": "",
@@ -142,6 +146,9 @@ COMMANDS = {
         # places of images, outputs
         ("pairs t.csv -o gone/s.csv", "cannot write 'gone/s.csv'", "mkdir -p gone"),
         ("filter t.csv --keep-best 2 -o 'a b/k.csv'", "cannot write 'a b/k.csv'", "-p 'a b'"),
+        ("score photos list.txt", "is a list of JSON", "on a line each, without quotes"),
+        ("score photos lines.txt", "is a list of JSON", "on a line each, without quotes"),
+        ("fit sep.csv -o new", "line 1 is for Excel alone", "delete it"),
         ("score photos t.csv", "'t.csv' is a table", "dsd-trt score --pairs t.csv"),
         ("fit elsewhere.csv -o new", "none can be used", "relative to the table's folder"),
         (
@@ -254,6 +261,16 @@ def test_swapped_columns_are_told_where_rows_are_scored_all_the_same(
     said = capsys.readouterr().err
     assert "Are the columns swapped? --image-column text --text-column image" in said
     assert "relative to" not in said
+
+
+def test_long_names_of_images_are_cut_in_messages(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(shlex.split("score --bundle bundle --pairs inlined.csv -f csv --engine onnxruntime"))
+    said = capsys.readouterr().err
+    assert "is a data URI" in said
+    assert len(said) < 2000
 
 
 def test_quotes_after_spaces_cost_their_row_and_quoted_spaces_none(folder: Path) -> None:
