@@ -3,12 +3,12 @@
 python benchmarks/fewshot.py --work DIR [--tasks T,T] [--examples N,N] [--seeds N]
     [--methods M,M] [--set NAME=VALUE ...] [--clip FOLDER] [--known N] [--table FILE]
 
-Every run is kept in DIR as one JSON file, and a repeated call makes those that are missing. The
-table has, for each task and number of examples, the mean accuracy over the seeds with its standard
-error. Each seed has examples and 150 test questions of its own, the same for all methods. Methods:
-"adapter" (`dsd-trt train` from the adapter that ships), "paper" (the same with --paper),
-"zero-shot" and "shipped" (nothing learned), "fine-tuning" and "prompt-learning" (the baselines of
-`dsd-trt baseline`, which take the folder of a CLIP).
+Every run is kept in DIR as one JSON file, and a repeated call makes those that are missing; other
+settings need another DIR. The table has, for each task and number of examples, the mean accuracy
+over the seeds with its standard error. Each seed has examples and 150 test questions of its own,
+the same for all methods. Methods: "adapter" (`dsd-trt train` from the adapter that ships), "paper"
+(the same with --paper), "zero-shot" and "shipped" (nothing learned), "fine-tuning" and
+"prompt-learning" (the baselines of `dsd-trt baseline`, which take the folder of a CLIP).
 
 --known N adds N questions of shapes-comvg, which the demonstration can answer, to the examples, and
 a second table has the accuracy on 150 others of them: what training costs old skill.
@@ -22,7 +22,8 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def main() -> None:
     hush_libraries()
     keep = options.validation
     changes = {name: json.loads(value) for name, value in (it.split("=") for it in options.set)}
+    asked = {"set": changes, "validation": keep}
     options.work.mkdir(parents=True, exist_ok=True)
     runs: Runs = {}
     known: Runs = {}
@@ -73,15 +75,10 @@ def main() -> None:
                 for task in options.tasks:
                     added = "" if options.known is None else f"-known{options.known}"
                     path = options.work / f"{method}-{task}-{size}-{seed}{added}.json"
-                    if not path.exists():
-                        began = time.monotonic()
-                        found = _run(
-                            method, task, size, seed, changes, keep, options.clip, options.known
-                        )
-                        found["seconds"] = round(time.monotonic() - began, 1)
-                        write_whole(path, json.dumps(found, indent=2) + "\n")
-                        print(path.stem, found, flush=True)
-                    found = json.loads(path.read_text("utf-8"))
+                    run = partial(
+                        _run, method, task, size, seed, changes, keep, options.clip, options.known
+                    )
+                    found = _kept(path, asked, run)
                     runs.setdefault((method, task, size), []).append(found["accuracy"])
                     if "known" in found:
                         known.setdefault((method, task, size), []).append(found["known"])
@@ -91,6 +88,21 @@ def main() -> None:
     print(table)
     if options.table:
         write_whole(options.table, table)
+
+
+def _kept(
+    path: Path, asked: Mapping[str, Any], run: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What a run found: read from its file, or made and written there."""
+    if not path.exists():
+        began = time.monotonic()
+        made = {"asked": asked, **run(), "seconds": round(time.monotonic() - began, 1)}
+        write_whole(path, json.dumps(made, indent=2) + "\n")
+        print(path.stem, made, flush=True)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if found.get("asked") != asked:
+        raise SystemExit(f"{path} was not made with {asked}: give another --work")
+    return found
 
 
 def _run(
@@ -134,7 +146,7 @@ def _adapter(
     from dsd_trt.train.fewshot.training import train_adapter
 
     shipped = find_place("shapes").path / "adapter"
-    found: dict[str, Any] = {"changes": dict(changes)}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         adapter: Path | None = None if method == "zero-shot" else shipped
         if learning:
