@@ -24,6 +24,7 @@ from dsd_trt.train.commands.data_options import data_options, fraction_option
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
+    from dsd_trt.train.fewshot.training import TrainingReport
 
 EXAMPLES = """\b
 Examples:
@@ -273,6 +274,13 @@ def train(
             )
         except ValueError as error:
             raise InputError(str(error)) from error
+    _report(report, model, out, adapter)
+    if process_state().is_main_process:
+        report_left_out(ctx, report.left_out, part.failures)
+
+
+def _report(report: TrainingReport, model: str, out: Path, adapter: str) -> None:
+    """Note what training came to, and what can be done with it."""
     if report.left_out.questions:
         learned, held = (counted(number, "question") for number in report.questions)
         validated = f", validated on {held}" if report.comparison.held_out else ""
@@ -290,5 +298,3 @@ def train(
         )
     note(f"adapter: {out}")
     note(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")
-    if process_state().is_main_process:
-        report_left_out(ctx, report.left_out, part.failures)

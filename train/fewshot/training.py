@@ -14,10 +14,10 @@ import matplotlib as mpl
 
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.log import get_logger
-from dsd_trt.train.data.held_out import hold_out
-from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.data.held_out import HeldOut, hold_out
+from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError, compare
-from dsd_trt.train.fewshot.examples import encode_questions, require_choices
+from dsd_trt.train.fewshot.examples import Examples, encode_questions, require_choices
 from dsd_trt.train.fewshot.fit import Fitted, build_accelerator, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
@@ -67,6 +67,31 @@ class TrainingReport:
     best: Validation | None
     comparison: Comparison
 
+    def to_plain(self) -> dict[str, Any]:
+        """The record as JSON takes it."""
+        return {
+            **asdict(self),
+            "validations": [validation.to_plain() for validation in self.validations],
+            "best": self.best and self.best.to_plain(),
+            "comparison": self.comparison.to_plain(),
+            **self.left_out.to_plain(),
+        }
+
+    def summary(self, settings: FewShotSettings) -> dict[str, Any]:
+        """What an adapter records of its training, with settings as they were chosen."""
+        return {
+            **self.plan,
+            "steps": settings.steps,
+            "learning_rate": settings.learning_rate,
+            "steps_done": len(self.losses),
+            "best": self.best and self.best.to_plain(),
+            "before": sum(self.comparison.before),
+            "after": sum(self.comparison.after),
+            "compared": len(self.comparison.after),
+            "held_out": self.comparison.held_out,
+            "by_chance": self.comparison.chance,
+        }
+
 
 def train_adapter(
     model: str,
@@ -100,12 +125,12 @@ def train_adapter(
         WorseError: the adapter is worse, and was not written; the report was.
         ModelError: the model cannot be read, or the training state is damaged.
         InputError: the questions cannot be learned from, or `out` holds a run of another plan.
+        DsdError: training diverged, as for `fit_adapter`.
     """
     first = process_state().is_main_process  # the only process that writes
     build_accelerator(settings)  # refuses a precision that the device lacks
     parts = hold_out(questions, validation, settings.seed)
-    kept, learned = parts.held, parts.learned
-    require_choices(learned)
+    require_choices(parts.learned)
     began = None if start is None else Adapter.load(start)
     progress("reading the model", 0, None, {})
     checkpoint = read_checkpoint(model, best_device())
@@ -121,9 +146,6 @@ def train_adapter(
     }
     require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME))
 
-    def encoding(done: int, total: int) -> None:
-        progress("encoding", done, total, {})
-
     def step(done: int, loss: float, outcome: Validation | None) -> None:
         figures = {"loss": loss} | ({"right": outcome.accuracy} if outcome else {})
         progress("training", done, settings.steps, figures)
@@ -131,13 +153,7 @@ def train_adapter(
             progress("fitting probabilities", 0, None, {})
 
     left_out = LeftOut()
-    encode = partial(encode_questions, checkpoint, resize=settings.resize, left_out=left_out.add)
-    examples = encode(learned, copies=settings.copies, progress=encoding)
-    left_out.require_some(len(examples), "few-shot examples")
-    of_examples = left_out.questions
-    held = encode(kept) if kept else None
-    if held is not None:
-        left_out.require_some(len(held), "validation questions", of_examples)
+    examples, held = _encode(checkpoint, parts, settings, left_out, progress)
     if first:  # here, so that nothing is left by a run that could not begin
         out.mkdir(parents=True, exist_ok=True)
         _write(out / PLAN_NAME, plan)
@@ -150,22 +166,12 @@ def train_adapter(
         *(checkpoint.device, len(examples), settings.steps, settings.questions),
     )
     fitted = fit_adapter(
-        checkpoint,
-        examples,
-        settings,
-        start=began,
-        validation=held,
-        folder=out,
-        report=step,
+        checkpoint, examples, settings, start=began, validation=held, folder=out, report=step
     )
     progress("comparing with before", 0, None, {})
+    asked = examples if held is None else held
     comparison = compare(
-        checkpoint,
-        began,
-        fitted.adapter,
-        examples if held is None else held,
-        settings.modes,
-        held_out=held is not None,
+        checkpoint, began, fitted.adapter, asked, settings.modes, held_out=held is not None
     )
     report = TrainingReport(
         plan=plan,
@@ -177,28 +183,11 @@ def train_adapter(
         best=fitted.best,
         comparison=comparison,
     )
-    summary = {
-        **plan,
-        "steps": settings.steps,
-        "learning_rate": settings.learning_rate,
-        "steps_done": len(fitted.losses),
-        "best": fitted.best and fitted.best.to_plain(),
-        "before": sum(comparison.before),
-        "after": sum(comparison.after),
-        "compared": len(comparison.after),
-        "held_out": comparison.held_out,
-        "by_chance": comparison.chance,
-    }
     refused = comparison.worse and not allow_worse
     if first:
         if not refused:
-            replace(fitted.adapter, training=summary).save(out)
-        plain = asdict(report) | {
-            "validations": [validation.to_plain() for validation in report.validations],
-            "best": summary["best"],
-            "comparison": comparison.to_plain(),
-        }
-        _write(out / REPORT_NAME, {**plain, **left_out.to_plain()})
+            replace(fitted.adapter, training=report.summary(settings)).save(out)
+        _write(out / REPORT_NAME, report.to_plain())
         plot_curves(fitted, out / "curves.png")
     if refused:
         raise WorseError(
@@ -208,6 +197,32 @@ def train_adapter(
             "repeat the command with --allow-worse, which writes this one"
         )
     return report
+
+
+def _encode(
+    checkpoint: Checkpoint,
+    parts: HeldOut,
+    settings: FewShotSettings,
+    left_out: LeftOut,
+    progress: Progress,
+) -> tuple[Examples, Examples | None]:
+    """Examples to learn from, and those to validate on; the latter are None if there are none.
+
+    Raises:
+        InputError: none of the questions of a part can be used.
+    """
+    encode = partial(encode_questions, checkpoint, resize=settings.resize, left_out=left_out.add)
+    examples = encode(
+        parts.learned,
+        copies=settings.copies,
+        progress=lambda done, total: progress("encoding", done, total, {}),
+    )
+    left_out.require_some(len(examples), "few-shot examples")
+    of_examples = left_out.questions
+    held = encode(parts.held) if parts.held else None
+    if held is not None:
+        left_out.require_some(len(held), "validation questions", of_examples)
+    return examples, held
 
 
 def plot_curves(fitted: Fitted, path: Path) -> None:
