@@ -65,8 +65,14 @@ def unknown_array(pixels: NDArray[Any]) -> str:
         f"an array must be uint8 (H, W), (H, W, 3) or (H, W, 4), got {pixels.dtype} {pixels.shape}"
     )
     steps = []
-    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (3, 4):
-        steps.append("transpose(1, 2, 0)" if pixels.shape[0] > 1 else "squeeze(0)")
+    if pixels.ndim == 4:
+        steps.append("x[0]" if len(pixels) == 1 else "list(x), a list of images")
+    elif pixels.ndim == 3 and pixels.shape[2] == 1:
+        steps.append("x[:, :, 0]")
+    elif pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (3, 4):
+        steps.append("x.transpose(1, 2, 0)" if pixels.shape[0] > 1 else "x[0]")
     if np.issubdtype(pixels.dtype, np.floating):
-        steps.append("its values from 0 to 1: (255 * x).round().astype(numpy.uint8)")
+        steps.append("(255 * x).round().astype(numpy.uint8), if its values are from 0 to 1")
+    elif pixels.dtype != np.uint8 and np.issubdtype(pixels.dtype, np.integer):
+        steps.append("x.astype(numpy.uint8), if its values are from 0 to 255")
     return f"{message}. Convert it: {', then '.join(steps)}" if steps else message

@@ -4,7 +4,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -249,14 +249,32 @@ def test_a_path_that_is_no_file_has_its_remedy(tmp_path: Path) -> None:
             load_image(path)
 
 
-def test_steps_that_make_an_image_of_an_array_make_one(tmp_path: Path) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
-    floats = (pixels / np.float32(255)).transpose(2, 0, 1)
+@pytest.mark.parametrize(
+    ("shape", "dtype", "steps"),
+    [
+        ((3, 6, 8), np.float32, ("x.transpose(1, 2, 0)", "(255 * x).round().astype(numpy.uint8)")),
+        ((1, 6, 8), np.float64, ("x[0]", "(255 * x).round().astype(numpy.uint8)")),
+        ((6, 8, 1), np.uint8, ("x[:, :, 0]",)),
+        ((1, 6, 8, 3), np.uint8, ("x[0]",)),
+        ((4, 6, 8), np.int64, ("x.transpose(1, 2, 0)", "x.astype(numpy.uint8)")),
+        ((6, 8), np.uint16, ("x.astype(numpy.uint8)",)),
+    ],
+)
+def test_steps_that_make_an_image_of_an_array_make_one(
+    shape: tuple[int, ...], dtype: Any, steps: tuple[str, ...]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    x: Any = pixels / 255 if np.issubdtype(dtype, np.floating) else pixels
+    x = x.astype(dtype)
     with pytest.raises(ImageError) as told:
-        load_image(cast(Any, floats))
-    assert str(told.value).endswith(
-        "got float32 (3, 6, 8). Convert it: transpose(1, 2, 0), then its values from 0 to 1: "
-        "(255 * x).round().astype(numpy.uint8)"
-    )
-    x = floats.transpose(1, 2, 0)
-    assert np.array_equal(np.asarray(load_image((255 * x).round().astype(np.uint8))), pixels)
+        load_image(x)
+    for step in steps:
+        assert step in str(told.value)
+        x = eval(step, {"x": x, "numpy": np})
+    assert load_image(x).size == (8, 6)
+    assert sorted(x.reshape(-1)) == sorted(pixels.reshape(-1))
+
+
+def test_a_batch_of_images_is_a_list_of_them() -> None:
+    with pytest.raises(ImageError, match=r"Convert it: list\(x\), a list of images"):
+        load_image(np.zeros((2, 6, 8, 3), np.uint8))
