@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.commands.log import say
 from dsd_trt.commands.pairs import surveyed
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.pairs.choice import Choice, measured_precision
 from dsd_trt.pairs.run import PairRun
 from dsd_trt.pairs.survey import PairSurvey
@@ -77,6 +78,11 @@ class Labels:
             raise InputError(f"{labelled} has no row with a label, 1 or 0")
         if not rows:
             return None
+        if all(positive):
+            say(
+                f"warning: all {counted(len(rows), 'label')} are positive: they show a precision "
+                "only if the pairs that have them were taken at random, negatives included"
+            )
         return cls(survey, np.array(rows, np.int64), np.array(positive, np.bool_))
 
     def choose(self, run: PairRun, labelled: PairRun, precision: float) -> Choice:

@@ -165,6 +165,10 @@ def test_precision_is_expected_from_probabilities_or_measured_on_labels(
         assert ended.code == 3, ended.err
         assert re.search(r"precision 0\.6, measured on \d+ labelled pairs", ended.err)
         assert ids(tmp_path / "kept.csv")
+        assert "labels are positive" not in ended.err
+    write_csv(tmp_path / "positives.csv", [it for it in labelled if it["label"] == "1"])
+    ended = run("positives.csv", "--target-precision", "0.6", "-o", "kept.csv")
+    assert re.search(r"warning: all \d+ labels are positive", ended.err)
     ended = run("labelled.csv", "--target-precision", "0.999", "-o", "kept.csv")
     assert ended.code == 2
     assert "no threshold is sure to reach the precision 0.999" in ended.err
