@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 from dsd_trt.errors import InputError
+from dsd_trt.ranking import checked_count
 
 Rankings = Mapping[Any, Sequence[Any]]
 Relevant = Mapping[Any, Collection[Any]]
@@ -23,8 +24,7 @@ def recall_at(rankings: Rankings, relevant: Relevant, k: int) -> float:
     Raises:
         InputError: there is no query, a query has no relevant item, or `k` is no positive count.
     """
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise InputError(f"k must be a whole number above 0, got {k!r}")
+    k = checked_count(k, "k")
     found = [
         len(wanted & set(islice(rankings.get(query, ()), k))) / len(wanted)
         for query, wanted in _checked(relevant).items()

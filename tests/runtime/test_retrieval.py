@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dsd_trt.errors import InputError
@@ -42,6 +43,11 @@ def test_figures_are_their_definitions() -> None:
 def test_k_is_a_count(k: Any) -> None:
     with pytest.raises(InputError, match="k must be a whole number above 0"):
         recall_at(FOUND, RELEVANT, k)
+
+
+def test_k_may_be_a_number_of_numpy() -> None:
+    count: Any = np.int64(2)
+    assert recall_at(FOUND, RELEVANT, count) == recall_at(FOUND, RELEVANT, 2)
 
 
 def test_what_has_no_answer_is_refused() -> None:
