@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -81,9 +82,11 @@ class Comparison:
         It is that of as many changed answers, or of the fewest that can decide anything.
         """
         changed = max(self.lost + self.gained, _FEWEST)
-        more = (changed + 1) // 2
-        while by_chance(more, changed - more) >= _TWO_ERRORS:
-            more += 1
+        more = bisect_left(
+            range(changed + 1),
+            True,
+            key=lambda count: by_chance(count, changed - count) < _TWO_ERRORS,
+        )
         return 2 * more - changed
 
     @property
