@@ -15,7 +15,7 @@ from dsd_trt.files.schema import parse_json
 from dsd_trt.image.missing import NO_IMAGE
 from dsd_trt.tables.columns import ColumnNames, swapped, swapping
 from dsd_trt.tables.embedded import EmbeddedImage
-from dsd_trt.tables.row import TableRow, is_missing
+from dsd_trt.tables.row import TableRow, is_missing, same_words
 from dsd_trt.tables.row_images import RowImages
 from dsd_trt.tables.table import Table
 
@@ -98,8 +98,7 @@ def read_labelled(
                 continue
             described, (_, file) = row.text(text), images.of(row)
             others = negatives_of(row, negatives)
-            if described in others:
-                raise ValueError(f"{described!r} is among its own negatives")
+            require_other(described, others)
             of_subset = _subset(row, subset)
             pairs.append(LabelledPair(file, described, value, of_subset))
             pairs += (LabelledPair(file, it, False, of_subset) for it in others)
@@ -122,7 +121,7 @@ def doubts(pairs: Sequence[LabelledPair]) -> Iterator[str]:
         )
     labels = dict[tuple[str, str], set[bool]]()
     for pair in pairs:
-        labels.setdefault((pair.key, pair.text), set()).add(pair.label)
+        labels.setdefault((pair.key, same_words(pair.text)), set()).add(pair.label)
     if both := [text for (_, text), of in labels.items() if len(of) == 2]:
         yield (
             f"{counted(len(both), 'pair')} with the labels 1 and 0, such as {both[0]!r}: they "
@@ -233,12 +232,22 @@ def negatives_of(row: TableRow, columns: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def require_other(text: str, negatives: Sequence[str]) -> None:
+    """Refuse negatives that are the text itself, whatever their capitals and spaces.
+
+    Raises:
+        ValueError: one of them is; the message has the text.
+    """
+    if same_words(text) in map(same_words, negatives):
+        raise ValueError(f"{text!r} is among its own negatives")
+
+
 def _listed(value: object, column: str) -> Iterator[object]:
     """Items of a list, of a JSON list in a string, or of a string separated by `|`."""
     if isinstance(value, str):
         if column != NEGATIVES:
             value = [value]
-        elif value.lstrip().startswith("["):
+        elif value.lstrip().startswith(("[", "{")):
             try:
                 value = parse_json(value)
             except ValueError as error:

@@ -11,6 +11,8 @@ import pytest
 from dsd_trt.commands.inputs import read_pairs
 from dsd_trt.errors import InputError
 from dsd_trt.tables.columns import ColumnNames
+from dsd_trt.tables.labelled import read_labelled
+from dsd_trt.tables.table import Table
 from dsd_trt.train.data.catalogue import open_dataset
 from dsd_trt.train.data.negatives import draw_negatives
 from dsd_trt.train.data.table import read_table
@@ -163,6 +165,21 @@ def test_rows_that_make_no_question_are_counted_with_the_reason(root: Path) -> N
         "table.csv, line 7: text is empty",
         "table.csv, line 8: label must be 0 or 1, no or yes, false or true, got '2'",
     ]
+
+
+def test_a_text_is_no_negative_of_itself_in_capitals(root: Path) -> None:
+    """Tokenizers see none, so that both have the same score."""
+    path = write_csv(root, "image,text,negatives\na.png,a dog,A  Dog\nb.png,a cow,an ox\n")
+    found = read_table(path, 0)
+    assert [str(failure) for failure in found.failures] == [
+        "table.csv, line 2: 'a dog' is among its own negatives"
+    ]
+    assert [str(it) for it in read_labelled(Table.open(path)).failures] == [
+        "table.csv, line 2: 'a dog' is among its own negatives"
+    ]
+    path = write_csv(root, "image,text,label\na.png,a dog,1\na.png,A DOG,0\nb.png,a cow,1\n")
+    (failure,) = read_table(path, 0).failures
+    assert "'a dog' has the labels 0 and 1" in str(failure)
 
 
 def test_an_image_without_negatives_takes_texts_of_others(root: Path) -> None:

@@ -14,9 +14,10 @@ from dsd_trt.tables.labelled import (
     negative_columns,
     negatives_of,
     none_usable,
+    require_other,
     unread_negatives,
 )
-from dsd_trt.tables.row import TableRow
+from dsd_trt.tables.row import TableRow, same_words
 from dsd_trt.tables.row_images import RowImages
 from dsd_trt.tables.table import Table
 from dsd_trt.train.question import Question, shuffled
@@ -108,18 +109,10 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
                 unlabelled += 1
                 continue
             name, file = images.of(row)
-            rows.append(
-                _Described(
-                    file,
-                    row.text(text),
-                    _source(row, identifier) or name,
-                    value,
-                    negatives_of(row, negatives),
-                    row.place,
-                )
-            )
-            if rows[-1].text in rows[-1].negatives:
-                raise ValueError(f"{rows.pop().text!r} is among its own negatives")
+            described, source = row.text(text), _source(row, identifier) or name
+            others = negatives_of(row, negatives)
+            require_other(described, others)
+            rows.append(_Described(file, described, source, value, others, row.place))
         except ValueError as error:
             failures.append(Failure(f"{file_name}, {row.place}", str(error)))
     if not rows:
@@ -146,8 +139,9 @@ def _with_labels(
     for wrong, right in by_image.values():
         before = len(kept)
         texts = tuple(dict.fromkeys(row.text for row in wrong))
+        same = set(map(same_words, texts))
         for row in right:
-            if row.text in texts:
+            if same_words(row.text) in same:
                 reason = f"{row.text!r} has the labels 0 and 1 with {row.image.name!r}"
                 failures.append(Failure(f"{Path(table).name}, {row.place}", reason))
             else:
