@@ -91,6 +91,21 @@ _MEANING = {
 }
 
 
+_USUAL: dict[str, tuple[str, ...]] = {
+    "image": (
+        "filename",
+        "file_name",
+        "filepath",
+        "file_path",
+        "file",
+        "path",
+        "image_path",
+        "img",
+    ),
+    "text": ("caption", "sentence", "prompt", "description", "title"),
+}
+
+
 def _missing(table: Table, role: Role, name: str) -> str:
     """Message that a table lacks a column, with the remedy for the likeliest cause."""
     columns = table.first_columns
@@ -108,4 +123,6 @@ def _missing(table: Table, role: Role, name: str) -> str:
         )
     if table.form == "csv" and any(_FILE.search(it) for it in columns):
         return message + "Line 1 is no header: write one above it, such as image,text"
-    return message + f"Name the column of the {_MEANING[role]}: --{role}-column NAME"
+    usual = [it for it in columns if it.strip().lower() in _USUAL.get(role, ())]
+    example = shlex.quote(usual[0]) if len(usual) == 1 else "NAME"
+    return message + f"Name the column of the {_MEANING[role]}: --{role}-column {example}"

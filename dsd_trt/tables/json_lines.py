@@ -92,6 +92,11 @@ class JsonLinesTable:
                         "default; write a row per line: "
                         "to_json(PATH, orient='records', lines=True)"
                     )
+                if not keys and (name := _list_of_rows(value)):
+                    raise InputError(
+                        f"{self._content.name} is one JSON object with lists, and a table has an "
+                        f"object per row; write those of a list on a line each: jq -c '.{name}[]'"
+                    )
                 keys |= dict.fromkeys(value)
                 yield TableRow(f"line {line}", value)
             else:
@@ -103,3 +108,15 @@ def _is_of_columns(value: Mapping[str, object]) -> bool:
     """Whether an object has nothing but objects with the same keys: it is a table, not a row."""
     inner = [it for it in value.values() if isinstance(it, dict)]
     return len(inner) == len(value) > 1 and all(it and it.keys() == inner[0].keys() for it in inner)
+
+
+def _list_of_rows(value: Mapping[str, object]) -> str:
+    """Name of the first list of objects, in an object that has neither texts nor paths."""
+    if any(isinstance(it, str) for it in value.values()):
+        return ""
+    lists = (name for name, it in value.items() if isinstance(it, list) and it)
+    return next((name for name in lists if _are_objects(value[name])), "")
+
+
+def _are_objects(items: object) -> bool:
+    return isinstance(items, list) and all(isinstance(it, dict) for it in items)

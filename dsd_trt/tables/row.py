@@ -41,7 +41,12 @@ class TableRow:
         if is_missing(value):
             raise ValueError(f"{column} is empty")
         if not isinstance(value, str):
-            raise ValueError(f"{column} must be text, got {_kind(value)}")
+            several = "; write a row for each of its texts" if isinstance(value, list) else ""
+            raise ValueError(f"{column} must be text, got {_kind(value)}{several}")
+        if _is_list(value):
+            raise ValueError(
+                f"{column} must be text, got a list; write a row for each of its texts"
+            )
         if fault := text_fault(value):
             raise ValueError(f"{column} has {fault}")
         return value.strip() if strip else value
@@ -68,6 +73,19 @@ class TableRow:
 
 _NEGATIVE, _POSITIVE = ("0", "0.0", "false", "no"), ("1", "1.0", "true", "yes")
 _LABELS = dict.fromkeys(_NEGATIVE, False) | dict.fromkeys(_POSITIVE, True)
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text is a list of strings as JSON, Python or numpy write it."""
+    stripped = text.strip()
+    inner = stripped[1:-1].strip()
+    ends = (stripped[:1], stripped[-1:], inner[:1], inner[-1:])
+    return ends in (("[", "]", '"', '"'), ("[", "]", "'", "'")) and len(inner) > 1
+
+
+def same_words(text: str) -> str:
+    """A text without what no tokenizer sees: capitals, and the width of spaces."""
+    return " ".join(text.casefold().split())
 
 
 def is_missing(value: object) -> bool:

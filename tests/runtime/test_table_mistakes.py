@@ -69,6 +69,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "list.txt": '["a dog", "a cat"]\n',
         "lines.txt": '[\n "a dog",\n "a cat"\n]\n',
         "inlined.csv": f'image,text\n"data:image/png;base64,{"iVBORw0KGgo" * 400}",a dog\n',
+        "coco.json": json.dumps({"images": [{"id": 1}], "annotations": [{"caption": "a dog"}]}),
+        "usual.csv": "file_name,caption\nphotos/0.png,a dog\n",
         "set/README.md": "# A data set\n",
         "set/data/train-0.parquet": "",
         "set/data/train-1.parquet": "",
@@ -123,6 +125,13 @@ COMMANDS = {
         ("filter zero.parquet --keep-best 2 -o k", "is empty: it has 0 bytes", "again"),
         ("pairs frame.json", "one JSON object of objects", "orient='records', lines=True"),
         ("fit by-row.json -o new", "one JSON object of objects", "orient='records', lines=True"),
+        ("pairs coco.json", "one JSON object with lists", "jq -c '.images[]'"),
+        ("pairs usual.csv", "no column 'image'", "--image-column file_name"),
+        (
+            "fit usual.csv --image-column file_name -o new",
+            "no column 'text'",
+            "--text-column caption",
+        ),
         ("pairs set", "set has no tar files", "is set/data/train-0.parquet meant, one of its 2"),
         ("pairs photos", "photos has no tar files", "give a table, a tar file, or a folder"),
         # encodings, separators, headers

@@ -188,7 +188,9 @@ def test_labels(tmp_path: Path, value: object, label: bool | None) -> None:
     ("value", "complaint"),
     [
         (5, "t must be text, got int 5"),
-        (["a"], "t must be text, got a list"),
+        (["a"], "t must be text, got a list; write a row for each of its texts"),
+        ('["a dog", "a cat"]', "t must be text, got a list; write a row for each of its texts"),
+        ("['a dog' 'a cat']", "t must be text, got a list; write a row for each of its texts"),
         (" \n", "t is empty"),
         (None, "t is empty"),
         ("a\0", "t has a NUL character"),
