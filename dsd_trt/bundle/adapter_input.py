@@ -29,7 +29,8 @@ def require_fed(bundle: Bundle) -> AdapterInput:
     if (adapter := bundle.manifest.adapter) is None:
         raise InputError(
             f"the adapter of {bundle.folder} is folded into its graphs. Export again: dsd-trt "
-            "export --adapter ADAPTER, and --adapter-input if it changes often"
+            "export --adapter ADAPTER. With --adapter-input it stays outside, if it comes from "
+            "dsd-trt train --update-rank 0"
         )
     return adapter
 

@@ -159,6 +159,8 @@ def calibrate(
     if plot:
         diagram(plot, report)
         note(f"wrote {plot}")
+    if worse := report.worse():
+        say(f"warning: {worse}")
     write_standard_output(to_json(report) if form == "json" else as_text(report))
     if scored.failures:
         say(f"rows, images and texts left out: {len(scored.failures)}")

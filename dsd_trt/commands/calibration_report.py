@@ -122,6 +122,18 @@ class Report:
     thresholds: tuple[Reached, ...]
     subsets: tuple[Subset, ...]
 
+    def worse(self) -> str | None:
+        """That the new probabilities fit no better than those before; None if they do."""
+        before = None if self.before is None else self.before.calibration
+        after = self.after.calibration
+        if before is None or after is None or after.error.value <= before.error.value:
+            return None
+        return (
+            f"the calibration error is {after.error.value:.3f}, with the probabilities before it "
+            f"is {before.error.value:.3f}: so few pairs do not improve them. Label more, or keep "
+            "the bundle as it was"
+        )
+
 
 def measure(
     scorer: Scorer,

@@ -200,6 +200,8 @@ def filter_pairs(
         if labels is not None and target_precision is not None:
             choice = labels.choose(run, labelled_run, target_precision)
         report_choice(run, choice)
+        if target_precision is not None and labels is None:
+            warn_of_training(run, bundle or "BUNDLE")
         failures = outputs.write(run, choice)
     if report_failed(run, failures):
         ctx.exit(3)
@@ -235,6 +237,16 @@ def report_choice(run: PairRun, choice: Choice) -> None:
     values = run.scores if by_score else run.probabilities(range(total))
     for line in histogram(values, choice.kept, "score" if by_score else "probability"):
         note(line)
+
+
+def warn_of_training(run: PairRun, bundle: str) -> None:
+    """Say that probabilities fitted in training may not hold for these pairs."""
+    if run.calibration is not None and run.calibration.fitted_on is None:
+        say(
+            "warning: the probabilities were fitted in training, not to pairs like these, so the "
+            "precision may be far lower. Measure it on some with labels, --labelled TABLE, or fit "
+            f"them anew: dsd-trt calibrate {bundle} --data TABLE"
+        )
 
 
 def report_failed(run: PairRun, failures: list[Failure]) -> bool:

@@ -139,6 +139,8 @@ def kept(output: str, run: dict[str, Any], *, resume: bool) -> Iterator[Journal 
             found = survey(path)
             if resume:
                 _require_same(path, found, run)
+                if not path.exists():
+                    note(f"there is no {path} to resume: scoring from the beginning")
             if found.damaged:
                 say(_set_damaged_aside(path, old, found, run, resume=resume))
             if not (resume and path.exists()) and (aside := _set_aside(path, old)):

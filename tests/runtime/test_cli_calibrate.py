@@ -147,6 +147,21 @@ def test_a_table_on_standard_input_is_fitted_as_a_file(
     assert (code, "standard input, line 1: no labels" in err) == (2, True)
 
 
+def test_probabilities_that_fit_no_better_than_before_are_told(
+    own: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = set()
+    for count in (120, 24, 16, 12, 120):
+        code, out, err = _calibrate(capsys, own, "--data", _write(rows[:count]), "-f", "json")
+        assert code == 0, err
+        before, after = (json.loads(out)[when] for when in ("before", "after"))
+        errors = [it and it["calibration"]["error"]["value"] for it in (before, after)]
+        worse = before is not None and errors[1] > errors[0]
+        assert (f"error is {errors[1]:.3f}, with the probabilities before" in err) is worse
+        told.add(worse)
+    assert told == {True, False}
+
+
 def test_what_a_calibration_was_fitted_on_is_recorded(
     own: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:

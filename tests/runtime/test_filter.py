@@ -21,6 +21,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from dsd_trt.bundle.folder import write_bundle
+from dsd_trt.bundle.manifest import FittedOn
 from dsd_trt.commands.filtered import Filtered
 from dsd_trt.commands.output import Record
 from dsd_trt.errors import InputError
@@ -145,6 +146,7 @@ def test_precision_is_expected_from_probabilities_or_measured_on_labels(
     ended = run("pairs.csv", "--target-precision", str(precision), "-o", "kept.csv")
     assert ended.code == 3
     assert "from the calibrated probabilities" in ended.err
+    assert "warning: the probabilities were fitted in training" in ended.err
     kept = [float(row["probability"]) for row in read_csv(tmp_path / "kept.csv")]
     assert np.mean(kept) >= precision - 1e-6
     assert len(kept) >= 7
@@ -263,6 +265,22 @@ def test_a_bundle_without_a_fitted_probability_chooses_by_score_alone(
     write_csv(tmp_path / "labelled.csv", labelled)
     ended = dsd_trt("labelled.csv", "--target-precision", "0.2", "-o", "kept.csv")
     assert (ended.code, "measured on" in ended.err) == (3, True), ended.err
+
+
+def test_probabilities_fitted_to_labelled_pairs_are_believed(
+    dsd_trt: Callable[..., Run], tmp_path: Path, rows: list[dict[str, str]]
+) -> None:
+    made = make_bundle(tmp_path / "own")
+    calibration = made.manifest.calibration
+    assert calibration is not None
+    on = FittedOn("some.csv", 200, 90, 80, 0.45, "pair", (0.2,), 0.02, "2026-11-29")
+    for fitted_on in (None, on):
+        fitted = replace(calibration, fitted_on=fitted_on)
+        own = write_bundle(made.folder, replace(made.manifest, calibration=fitted)).folder
+        command = ("pairs.csv", "--bundle", str(own), "--target-precision", "0.5", "-o", "kept.csv")
+        ended = dsd_trt("filter", *command)
+        assert ended.code == 3, ended.err
+        assert (f"dsd-trt calibrate {own} --data TABLE" in ended.err) is (fitted_on is None)
 
 
 def test_images_of_kept_rows_are_copied_under_their_names(

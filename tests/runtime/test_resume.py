@@ -122,7 +122,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(
     assert stopped >= 3, stopped
     assert (tmp_path / "out").read_bytes() == expected
     assert pairs_told(ended.err) == pairs_told(whole.err)
-    again = re.sub(r".*(engine|scored|going on).*\n", "", ended.err)
+    again = re.sub(r".*(engine|scored|going on|to resume).*\n", "", ended.err)
     assert again == re.sub(r".*(engine|scored).*\n", "", whole.err)  # failures and all
     assert {it.name for it in tmp_path.iterdir()} - {"cache"} == {
         "in", "texts.txt", "few.txt", "pairs.csv", "warm.csv", "whole", "out",
@@ -261,6 +261,12 @@ def test_pairs_and_images_are_other_inputs(
     assert ended.code == 2
     told = "images (then 40, now none), texts (then 50, now none), pairs (then none, now 54)"
     assert f"differs in: {told}. Give" in ended.err
+
+
+def test_a_run_with_nothing_to_resume_says_so(run: Callable[..., Run], tmp_path: Path) -> None:
+    ended = run("in", "texts.txt", "-f", "csv", "-o", "out", "--resume")
+    assert "there is no out.journal to resume: scoring from the beginning" in ended.err
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "warm.csv").read_bytes()
 
 
 def test_without_resume_it_starts_anew_and_sets_aside_what_was_there(

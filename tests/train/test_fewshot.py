@@ -274,6 +274,25 @@ def test_the_adapter_serves_what_was_trained(
     assert torch.allclose(served, torch.sigmoid(a * alone.double() + b), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("count", [4, 5])
+def test_probabilities_are_fitted_to_five_questions_that_were_held_out(
+    checkpoint: Checkpoint, examples: Examples, count: int
+) -> None:
+    texts = ["a red cat", "a green dog", "two dogs", "a cat", "a tree"]
+    held = encode_questions(checkpoint, picture_questions(texts[:count]))
+    settings = replace(SETTINGS, steps=3)
+    adapter = fit_adapter(checkpoint, examples, settings, validation=held).adapter
+    trained = build_scoring_unet(checkpoint, adapter)
+    fits = []
+    for asked in (examples, held):
+        of = [_score_alone(trained, asked, i, "attention", 1.0) for i in range(len(asked.images))]
+        fits.append(fit_match_probability(torch.tensor(of), asked.labels))
+    of_learned, of_held = (
+        (adapter.a, adapter.b) == pytest.approx(fit, rel=0.02, abs=0.02) for fit in fits
+    )
+    assert (of_learned, of_held) == (count < 5, count == 5)
+
+
 @pytest.mark.parametrize("warmup", [0.0, 2.0])  # with 2, one step is half of the warm-up
 def test_the_first_step_is_adams_against_the_gradient(
     checkpoint: Checkpoint, examples: Examples, warmup: float

@@ -30,6 +30,7 @@ from dsd_trt.train.scoring.adapter_file import STATE_NAME
 
 _SAVE_EVERY = 20.0  # seconds between saved states, besides those at validations
 _SAVING = 0.05  # most of the time that saving may take
+_HELD_OUT = 5  # validation questions that a and b are fitted to rather than to training questions
 _FITTED = 64  # questions that the initial a and b of matrix mode are fitted to
 
 
@@ -67,7 +68,8 @@ def fit_adapter(
     """Learn prompts (Eq. 5), head weights (Eq. 7) and a, b, by cross-entropy (Eq. 6).
 
     Each training step samples one noise level per question. At the end a and b are fitted again, to
-    the score averaged over all levels, as a bundle computes it.
+    the score averaged over all levels, as a bundle computes it. They are fitted to the validation
+    questions if there are five: training questions are answered better than others are.
 
     Args:
         checkpoint: base model; its weights stay unchanged.
@@ -88,7 +90,10 @@ def fit_adapter(
     model = build_model(checkpoint, examples, settings, start).to(accelerator.device)
     with model.updated():
         run = _train(model, accelerator, examples, settings, validation, folder, report)
-        adapter = _adapter(model, checkpoint, examples, settings)
+        held_out = validation is not None and len(validation) >= _HELD_OUT
+        pairs = validation if held_out else examples
+        assert pairs is not None
+        adapter = _adapter(model, checkpoint, pairs, settings)
     model.to(checkpoint.device)  # the model shares the checkpoint's U-Net
     return Fitted(adapter, run.losses, run.validations, run.chosen)
 
