@@ -285,9 +285,10 @@ def few_shot_options(command: Command) -> Command:
     options = (
         click.option(
             "--loss",
-            type=click.Choice(["bce", "softmax"]),
-            help="Cross-entropy of each pair, or of the positive pair against its negatives.  "
-            "[default: bce for reproduce and train --paper, else softmax]",
+            type=click.Choice(["bce", "softmax", "softmax+bce"]),
+            help="Cross-entropy of each pair, of the positive pair against its negatives, or the "
+            "latter with 0.3 of the former.  [default: bce for reproduce and train --paper, else "
+            "softmax+bce]",
         ),
         click.option(
             "--negatives",

@@ -49,11 +49,11 @@ Examples:
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
 @click.option(
     "--loss",
-    type=click.Choice(["bce", "softmax"]),
+    type=click.Choice(["bce", "softmax", "softmax+bce"]),
     default="bce",
     show_default=True,
-    help="Binary cross-entropy over all pairs, or softmax cross-entropy of the positive pair "
-    "among its negatives.",
+    help="Binary cross-entropy over all pairs, softmax cross-entropy of the positive pair among "
+    "its negatives, or the latter with 0.3 of the former.",
 )
 @click.option(
     "--steps",
@@ -88,7 +88,7 @@ def baseline(
     fraction: float | None,
     examples: int | None,
     limit: int | None,
-    loss: Literal["bce", "softmax"],
+    loss: Literal["bce", "softmax", "softmax+bce"],
     steps: int,
     learning_rate: float | None,
     validation: float,

@@ -12,6 +12,8 @@ from torch import Tensor
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
 
+_BCE = 0.3  # weight of Eq. 6 beside softmax cross-entropy
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -39,18 +41,21 @@ class PairBatch:
         )
 
     def loss(self, logits: Tensor, kind: Loss) -> Tensor:
-        """Training loss: Eq. 6, or softmax cross-entropy of the positive among its negatives.
+        """Training loss: Eq. 6, softmax cross-entropy of the positive, or a sum of the two.
 
         Args:
             logits: logit of each pair's match, (questions * (1 + negatives),).
-            kind: "bce" for binary cross-entropy (Eq. 6), "softmax" for softmax cross-entropy.
+            kind: "bce" for binary cross-entropy (Eq. 6), "softmax" for softmax cross-entropy of
+                the positive among its negatives, "softmax+bce" for this and 0.3 of Eq. 6.
         """
         by_question = logits.float().view(self.images.shape)  # (questions, 1 + negatives)
+        softmax = -by_question.log_softmax(dim=1)[:, 0].mean()
         if kind == "softmax":
-            return -by_question.log_softmax(dim=1)[:, 0].mean()
+            return softmax
         labels = torch.zeros_like(by_question)
         labels[:, 0] = 1
-        return F.binary_cross_entropy_with_logits(by_question, labels)
+        bce = F.binary_cross_entropy_with_logits(by_question, labels)
+        return bce if kind == "bce" else softmax + _BCE * bce
 
 
 def sample_batch(

@@ -13,12 +13,12 @@ from dsd_trt.errors import InputError
 from dsd_trt.train.scoring.adapter_file import AdapterFile
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, require_levels, require_matrix
 
-Loss = Literal["bce", "softmax"]
+Loss = Literal["bce", "softmax", "softmax+bce"]
 
 RECIPE: Mapping[str, Any] = {
     "steps": 0,
     "hard": 1.0,
-    "loss": "softmax",
+    "loss": "softmax+bce",
     "learning_rate": 0.0,
     "warmup": 0.1,
     "beta2": 0.95,
@@ -43,8 +43,10 @@ class FewShotSettings:
         negatives: negative pairs per positive pair.
         hard: share of negatives that are the question's own candidates, in [0, 1]; the others
             take a random image or text of another question, unless they may match.
-        loss: training loss: "bce", binary cross-entropy over all pairs (Eq. 6), or "softmax",
-            cross-entropy of the positive pair against its negatives.
+        loss: training loss: "bce", binary cross-entropy over all pairs (Eq. 6), "softmax",
+            cross-entropy of the positive pair against its negatives, or "softmax+bce", the latter
+            with 0.3 of the former. Softmax alone orders the texts of one image: nothing makes its
+            scores comparable between images, which a filter needs.
         learning_rate: learning rate of the first step, from which it falls linearly to zero; 0
             until `sized` chooses it.
         warmup: share of the steps, in [0, 1), in which the learning rate rises to that line.
