@@ -4,14 +4,14 @@ python benchmarks/fewshot.py --work DIR [--tasks T,T] [--examples N,N] [--seeds 
     [--methods M,M] [--set NAME=VALUE ...] [--clip FOLDER] [--known N] [--table FILE]
 
 Every run is kept in DIR as one JSON file, and a repeated call makes those that are missing; other
-settings need another DIR. The table has, for each task and number of examples, the mean accuracy
-over the seeds with its standard error. Each seed has examples and 150 test questions of its own,
-the same for all methods. Methods: "adapter" (`dsd-trt train` from the adapter that ships), "paper"
+settings need another DIR. Two tables have, for each task and number of examples, the mean over the
+seeds with its standard error: of the accuracy, and of the ROC AUC of all pairs. Each seed has
+examples and 150 test questions of its own, the same for all methods. Methods: "adapter" (`dsd-trt train` from the adapter that ships), "paper"
 (the same with --paper), "zero-shot" and "shipped" (nothing learned), "fine-tuning" and
 "prompt-learning" (the baselines of `dsd-trt baseline`, which take the folder of a CLIP).
 
 --known N adds N questions of shapes-comvg, which the demonstration can answer, to the examples, and
-a second table has the accuracy on 150 others of them: what training costs old skill.
+a third table has the accuracy on 150 others of them: what training costs old skill.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.files.whole import write_whole
+from dsd_trt.metrics import roc_auc
 from dsd_trt.train.data.catalogue import UNSEEN_TASKS, open_dataset
 from dsd_trt.train.fewshot.settings import RECIPE, FewShotSettings, continued
 from dsd_trt.train.question import Question
@@ -66,8 +67,7 @@ def main() -> None:
     changes = {name: json.loads(value) for name, value in (it.split("=") for it in options.set)}
     asked = {"set": changes, "validation": keep}
     options.work.mkdir(parents=True, exist_ok=True)
-    runs: Runs = {}
-    known: Runs = {}
+    runs: dict[str, Runs] = {"accuracy": {}, "auc": {}, "known": {}}
     for seed in range(options.seeds):
         for method in options.methods:
             sizes = [0] if method in ("zero-shot", "shipped") else map(int, options.examples)
@@ -79,11 +79,11 @@ def main() -> None:
                         _run, method, task, size, seed, changes, keep, options.clip, options.known
                     )
                     found = _kept(path, asked, run)
-                    runs.setdefault((method, task, size), []).append(found["accuracy"])
-                    if "known" in found:
-                        known.setdefault((method, task, size), []).append(found["known"])
-    table = _table(runs, options.tasks)
-    if known:
+                    for figure in runs.keys() & found.keys():
+                        runs[figure].setdefault((method, task, size), []).append(found[figure])
+    table = _table(runs["accuracy"], options.tasks)
+    table += f"\nROC AUC of all pairs:\n\n{_table(runs['auc'], options.tasks)}"
+    if known := runs["known"]:
         table += f"\nQuestions of {KNOWN}:\n\n{_table(known, options.tasks)}"
     print(table)
     if options.table:
@@ -165,9 +165,9 @@ def _adapter(
                 found["refused"] = str(error)
             found["training seconds"] = round(time.monotonic() - began, 1)
         score = by_model("shapes", adapter)
-        found["accuracy"] = _accuracy(score(testing), testing)
+        found |= _figures(score(testing), testing)
         if others:
-            found["known"] = _accuracy(score(others), others)
+            found["known"] = _figures(score(others), others)["accuracy"]
     return found
 
 
@@ -185,23 +185,29 @@ def _baseline(
 
     settings = FewShotSettings(steps=600, learning_rate=LEARNING_RATES[method], seed=seed)
     matcher, history = train_baseline(load_clip(clip), method, learning, settings, validation)
-    return {
-        "steps": len(history.losses),
-        "accuracy": _accuracy(by_matcher(matcher)(testing), testing),
-    }
+    return {"steps": len(history.losses), **_figures(by_matcher(matcher)(testing), testing)}
 
 
-def _accuracy(scores: Iterable[list[float]], questions: Questions) -> float:
-    """Share of questions whose right candidate alone has the highest score."""
+def _figures(scores: Iterable[list[float]], questions: Questions) -> dict[str, float]:
+    """Share of questions whose right candidate alone has the highest score, and AUC of all pairs.
+
+    The former compares texts of one image, the latter pairs of different images as well.
+    """
+    rows = list(scores)
     right = [
         all(row[question.right] > other for i, other in enumerate(row) if i != question.right)
-        for row, question in zip(scores, questions, strict=True)
+        for row, question in zip(rows, questions, strict=True)
     ]
-    return statistics.fmean(right)
+    labels = [
+        i == question.right
+        for row, question in zip(rows, questions, strict=True)
+        for i in range(len(row))
+    ]
+    return {"accuracy": statistics.fmean(right), "auc": roc_auc(sum(rows, []), labels)}
 
 
 def _table(runs: Runs, tasks: Sequence[str]) -> str:
-    """Accuracy and standard error in percent: a row per task, a column per method and size."""
+    """A figure and its standard error in percent: a row per task, a column per method and size."""
     columns = sorted(
         {(method, size) for method, _, size in runs},
         key=lambda column: (METHODS.index(column[0]), column[1]),
@@ -221,9 +227,9 @@ def _table(runs: Runs, tasks: Sequence[str]) -> str:
 
 
 def _cell(of_tasks: Sequence[Sequence[float]]) -> str:
-    """Mean accuracy over tasks and seeds, and its standard error, in percent.
+    """Mean of a figure over tasks and seeds, and its standard error, in percent.
 
-    The error is that of a finite number of test questions or, if larger, that of the differences
+    The error is that of a share of the test questions or, if larger, that of the differences
     between seeds, whose examples differ as well.
     """
     mean = statistics.fmean(statistics.fmean(seeds) for seeds in of_tasks)
