@@ -6,9 +6,10 @@ python benchmarks/fewshot.py --work DIR [--tasks T,T] [--examples N,N] [--seeds 
 Every run is kept in DIR as one JSON file, and a repeated call makes those that are missing; other
 settings need another DIR. Two tables have, for each task and number of examples, the mean over the
 seeds with its standard error: of the accuracy, and of the ROC AUC of all pairs. Each seed has
-examples and 150 test questions of its own, the same for all methods. Methods: "adapter" (`dsd-trt train` from the adapter that ships), "paper"
-(the same with --paper), "zero-shot" and "shipped" (nothing learned), "fine-tuning" and
-"prompt-learning" (the baselines of `dsd-trt baseline`, which take the folder of a CLIP).
+examples and 150 test questions of its own, the same for all methods. Methods: "adapter"
+(`dsd-trt train` from the adapter that ships), "paper" (the same with --paper), "zero-shot" and
+"shipped" (nothing learned), "fine-tuning" and "prompt-learning" (the baselines of
+`dsd-trt baseline`, which take the folder of a CLIP).
 
 --known N adds N questions of shapes-comvg, which the demonstration can answer, to the examples, and
 a third table has the accuracy on 150 others of them: what training costs old skill.
@@ -203,7 +204,10 @@ def _figures(scores: Iterable[list[float]], questions: Questions) -> dict[str, f
         for row, question in zip(rows, questions, strict=True)
         for i in range(len(row))
     ]
-    return {"accuracy": statistics.fmean(right), "auc": roc_auc(sum(rows, []), labels)}
+    return {
+        "accuracy": statistics.fmean(right),
+        "auc": roc_auc([score for row in rows for score in row], labels),
+    }
 
 
 def _table(runs: Runs, tasks: Sequence[str]) -> str:
