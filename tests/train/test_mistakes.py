@@ -200,6 +200,8 @@ OTHERS = [
     ("bench --bundle bundle -o figures.csv", "the figures are JSON: give -o figures.json"),
     ("eval bundle --data good.csv -o figures.csv", "the figures are JSON: give -o figures.json"),
     ("train --data good.csv --model model --out set", "set has other files, such as 'good.csv'"),
+    ("pretrain shapes --out set --smoke", "set has other files, such as 'good.csv'"),
+    ("pretrain tiny-clip --out set --smoke", "set has other files, such as 'good.csv'"),
     ("train --data set --model model --out new", "is set/good.csv meant?"),
     ("train --data swapped.csv --model model --out new", "Are the columns swapped?"),
 ]

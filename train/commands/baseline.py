@@ -249,7 +249,7 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from dsd_trt.files.folders import require_writable
+    from dsd_trt.files.folders import require_run, require_writable
     from dsd_trt.train.baselines.clip_settings import PLAN_NAME, SMOKE, STATES, ClipSettings
     from dsd_trt.train.run.plan import require_plan
 
@@ -258,6 +258,7 @@ def tiny_clip(out: Path, steps: int | None, processes: int, seed: int, smoke: bo
     settings = replace(sizes, seed=seed, steps=steps or sizes.steps)
     settings.require_even(processes)
     require_writable(out)
+    require_run(out, PLAN_NAME)
     require_plan(out / PLAN_NAME, asdict(settings), STATES)
 
     from dsd_trt.train.run.libraries import hush_libraries

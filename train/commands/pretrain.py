@@ -41,13 +41,14 @@ def shapes(out: Path, seed: int, threads: int | None, smoke: bool) -> None:
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from dsd_trt.files.folders import require_writable
+    from dsd_trt.files.folders import require_run, require_writable
     from dsd_trt.train.run.plan import require_plan
     from dsd_trt.train.shapes.curriculum import SMOKE, STATES, Curriculum
 
     # What the arguments tell comes first: the libraries take seconds to import.
     curriculum = SMOKE if smoke else Curriculum()
     require_writable(out)
+    require_run(out, "plan.json")
     require_plan(out / "plan.json", curriculum.plan(seed), STATES)
 
     from dsd_trt.train.run.memory import keep_freed_memory
