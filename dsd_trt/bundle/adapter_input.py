@@ -29,8 +29,8 @@ def require_fed(bundle: Bundle) -> AdapterInput:
     if (adapter := bundle.manifest.adapter) is None:
         raise InputError(
             f"the adapter of {bundle.folder} is folded into its graphs. Export again: dsd-trt "
-            "export --adapter ADAPTER. With --adapter-input it stays outside, if it comes from "
-            "dsd-trt train --update-rank 0"
+            "export --adapter ADAPTER, and --adapter-input if it changes often. The latter takes "
+            "an adapter from dsd-trt train --update-rank 0"
         )
     return adapter
 

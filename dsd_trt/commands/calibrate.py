@@ -13,6 +13,7 @@ from dsd_trt.commands.options import (
     Share,
     TablePath,
     column_options,
+    images_folder_option,
     mode_option,
     seed_option,
     table_format_option,
@@ -46,6 +47,7 @@ _SHARE = Share(0, 1, min_open=True, max_open=True)
     "negatives; - for one on standard input. Image paths are relative to the file.",
 )
 @column_options("image", "text", "label")
+@images_folder_option
 @click.option(
     "--by",
     metavar="COLUMN",
@@ -95,6 +97,7 @@ def calibrate(
     bundle: str,
     data: Path,
     columns: ColumnNames,
+    images_at: Path | None,
     by: str | None,
     prior: float | None,
     target_precision: tuple[float, ...],
@@ -120,7 +123,7 @@ def calibrate(
     from dsd_trt.tables.labelled import doubts, labelled_columns, read_labelled
     from dsd_trt.tables.table import Table
 
-    opened = Table.open(data)
+    opened = Table.open(data, images_at)
     labelled_columns(opened, columns, by)  # a wrong name ends the command before slow imports
 
     from dsd_trt.calibration import require_writable, sign_again, write_calibrated

@@ -257,6 +257,17 @@ def pair_options(*more: Role) -> Callable[[Command], Command]:
     return add
 
 
+def images_folder_option(command: Command) -> Command:
+    """--images, the folder of the images of a labelled table: `images_at`."""
+    return click.option(
+        "--images",
+        "images_at",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        metavar="FOLDER",
+        help="Folder that the paths of a table's images are relative to.  [default: the table's]",
+    )(command)
+
+
 def model_option(command: Command) -> Command:
     """--model, the checkpoint of a diffusion model."""
     return click.option(

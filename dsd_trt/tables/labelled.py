@@ -149,7 +149,7 @@ def none_usable(table: Table, rows: int, failures: Sequence[Failure], image: str
     if swapped(values.get(image), values.get(text)):
         return f"{message}. Are the columns swapped? {swapping(image, text)}"
     if failures[0].reason.startswith(NO_IMAGE):
-        return f"{message}. Paths are relative to the table's folder"
+        return f"{message}. Paths are relative to the table's folder, or to that of --images"
     return message
 
 

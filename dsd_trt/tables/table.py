@@ -70,7 +70,8 @@ class Table:
 
     Attributes:
         name: name of the table for messages: the file's path, or "standard input".
-        folder: folder that image paths in it are relative to: the file's, or the current one.
+        folder: folder that image paths in it are relative to: the file's, or the current one of
+            standard input, unless another is given.
         form: format of the file: "csv", "jsonl" or "parquet".
         reader: the reader of that format.
         columns: names of the columns in order, distinct. JSONL has the keys of all its rows.
@@ -78,18 +79,21 @@ class Table:
         start: place of the names of the columns, for messages.
     """
 
-    def __init__(self, content: TableContent, form: Form) -> None:
-        self.name, self.folder, self.form = content.name, content.folder, form
+    def __init__(self, content: TableContent, form: Form, images: Path | None = None) -> None:
+        self.name, self.form = content.name, form
+        self.folder = content.folder if images is None else images
         self.reader: Reader = _READERS[form](content)
         self.doubled = self.reader.doubled
         self.start = "line 1" if form == "csv" else "its rows" if form == "jsonl" else "its schema"
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Table:
+    def open(cls, path: str | os.PathLike[str], images: Path | None = None) -> Table:
         """Open a table; the format is recognised by the content, then by the suffix.
 
         Args:
             path: path of a file; "-" is standard input, see `TableContent.of`.
+            images: folder that image paths in it are relative to; None is the file's, or the
+                current one of standard input.
 
         Raises:
             InputError: there is no such file, it is no table, or its header is malformed.
@@ -100,7 +104,7 @@ class Table:
             content = TableContent.of(Path(path))
             with content.open() as file:
                 head = file.read(1024)
-            return cls(content, _form(content.name, head))
+            return cls(content, _form(content.name, head), images)
         except OSError as error:
             remedy = tables_in(Path(path)) if isinstance(error, IsADirectoryError) else ""
             raise InputError(

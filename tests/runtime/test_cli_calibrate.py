@@ -127,6 +127,18 @@ def test_an_image_is_one_however_its_path_is_written(
     assert plain["after"]["groups"] == 40
 
 
+def test_images_may_lie_in_another_folder_than_the_table(
+    own: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside = _json(capsys, own, "--data", _write(rows), "--dry-run")
+    Path("tables").mkdir()
+    Path("pairs.csv").replace("tables/pairs.csv")
+    code, _, err = _calibrate(capsys, own, "--data", "tables/pairs.csv", "--dry-run")
+    assert (code, "--images" in err) == (2, True), err
+    elsewhere = ("--data", "tables/pairs.csv", "--images", ".")
+    assert _json(capsys, own, *elsewhere, "--dry-run") == beside
+
+
 def test_a_table_on_standard_input_is_fitted_as_a_file(
     own: Path,
     rows: list[Row],

@@ -14,6 +14,7 @@ from dsd_trt.tables.columns import ColumnNames
 from dsd_trt.tables.labelled import read_labelled
 from dsd_trt.tables.table import Table
 from dsd_trt.train.data.catalogue import open_dataset
+from dsd_trt.train.data.labelled import labelled_pairs
 from dsd_trt.train.data.negatives import draw_negatives
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.question import Question
@@ -238,6 +239,20 @@ def test_columns_that_nobody_uses_may_hold_anything(root: Path) -> None:
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*none.csv': No such file or directory"):
         read_table(tmp_path / "none.csv", seed=0)
+
+
+def test_images_may_lie_in_another_folder_than_the_table(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    table = labels_csv(root).replace(tmp_path / "tables" / "table.csv")
+    with pytest.raises(InputError, match="--images"):
+        open_dataset(str(table), Path(), "train", 0)
+    there = open_dataset(str(table), Path(), "train", 0, images=root)
+    assert [*there] == [*open_dataset(str(labels_csv(root)), Path(), "train", 0)]
+    part = open_dataset(str(table), Path(), "test", 0, images=root)
+    found = labelled_pairs(table, ColumnNames(), part, 0, None, images=root)
+    assert {pair.image for pair in found} == {root / "a.png", root / "b.png"}
+    with pytest.raises(InputError, match="comvg is no table: omit --images"):
+        open_dataset("comvg", Path(), "train", 0, images=root)
 
 
 @pytest.mark.parametrize(

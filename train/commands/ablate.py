@@ -55,6 +55,7 @@ def ablate(
     data: str,
     root: Path,
     columns: ColumnNames,
+    images_at: Path | None,
     limit: int,
     out: Path,
     threads: int | None,
@@ -74,7 +75,7 @@ def ablate(
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     require_writable(out)
-    part = open_dataset(data, root, "test", seed, limit, columns=columns)
+    part = open_dataset(data, root, "test", seed, limit, columns=columns, images=images_at)
     file = chosen_adapter(adapter, model)
     require_model(find_place(model))
     part.require_some("test questions")

@@ -85,6 +85,7 @@ def baseline(
     data: str,
     root: Path,
     columns: ColumnNames,
+    images_at: Path | None,
     fraction: float | None,
     examples: int | None,
     limit: int | None,
@@ -121,9 +122,10 @@ def baseline(
     if out:
         require_writable(out)
     require_clip(folder)  # before shapes are drawn
-    few = open_dataset(data, root, "train", seed, examples, fraction, columns) if trained else None
+    of_table = (fraction, columns, images_at)
+    few = open_dataset(data, root, "train", seed, examples, *of_table) if trained else None
     learning = [] if few is None else list(few)
-    testing = open_dataset(data, root, "test", seed, limit, fraction, columns)
+    testing = open_dataset(data, root, "test", seed, limit, *of_table)
     testing.require_some("test questions")
 
     from dsd_trt.train.data.held_out import hold_out

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from dsd_trt.commands.options import Command, Share, column_options
+from dsd_trt.commands.options import Command, Share, column_options, images_folder_option
 from dsd_trt.train.data.catalogue import FEW_SHOT, NAMES
 
 
 def data_options(command: Command) -> Command:
-    """--data, --root and the table's columns: a data set, and how its files are read."""
+    """--data, --root, the table's columns and --images: a data set, and how it is read."""
     data = click.option(
         "--data",
         required=True,
@@ -27,7 +27,8 @@ def data_options(command: Command) -> Command:
         default=".",
         help="Folder of the data set's files.  [default: current folder]",
     )
-    return data(root(column_options("image", "text", "label", "id")(command)))
+    columns = column_options("image", "text", "label", "id")
+    return data(root(columns(images_folder_option(command))))
 
 
 def fraction_option(of: str, table: str, *, least: bool = False) -> Callable[[Command], Command]:

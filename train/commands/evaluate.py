@@ -100,6 +100,7 @@ def evaluate(
     root: Path,
     opening: Opening,
     columns: ColumnNames,
+    images_at: Path | None,
     fraction: float | None,
     limit: int | None,
     text_cache: float | None,
@@ -161,7 +162,7 @@ def evaluate(
         if file is not None and mode == "matrix":
             require_matrix(file.config.score, file.config.head_mode, "score with --mode pair")
         require_model(find_place(scorer))
-    questions = open_dataset(data, root, "test", seed, limit, fraction, columns)
+    questions = open_dataset(data, root, "test", seed, limit, fraction, columns, images_at)
     questions.require_some("test questions")
     # More questions of the same may be asked: the limit is no part of the key.
     about_data = {"data": data, "fraction": questions.fraction, "seed": seed}
@@ -172,7 +173,9 @@ def evaluate(
     if questions.table:
         from dsd_trt.train.data.labelled import labelled_pairs
 
-        labelled = labelled_pairs(table_path(data, root), columns, questions, seed, limit)
+        labelled = labelled_pairs(
+            table_path(data, root), columns, questions, seed, limit, images_at
+        )
     if output and questions.table:
         refuse_input(str(output), [table_path(data, root)])
     if output:

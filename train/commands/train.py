@@ -182,6 +182,7 @@ def train(
     data: str,
     root: Path,
     columns: ColumnNames,
+    images_at: Path | None,
     fraction: float | None,
     limit: int | None,
     out: Path,
@@ -223,11 +224,13 @@ def train(
     continued(None, given, recipe)  # contradictions among the options themselves
     require_writable(out)
     require_run(out, PLAN_NAME)
-    part = open_dataset(data, root, "train", seed, limit, fraction, columns)
+    part = open_dataset(data, root, "train", seed, limit, fraction, columns, images_at)
     require_model(find_place(model))
     start = chosen_adapter(adapter, model)
     settings = continued(start, given, recipe)
     source = {"data": data, "fraction": part.fraction, "limit": limit, "columns": asdict(columns)}
+    if images_at is not None:
+        source["images"] = str(images_at)
     plan = {
         **source,
         "from": None if start is None else adapter_identity(start.folder),

@@ -210,6 +210,7 @@ def open_dataset(
     limit: int | None = None,
     fraction: float | None = None,
     columns: ColumnNames | None = None,
+    images: Path | None = None,
 ) -> Part:
     """The questions of one part of a data set.
 
@@ -228,6 +229,7 @@ def open_dataset(
         fraction: share of the sources used as few-shot examples, in [0, 1]; unused for shapes.
             None is `FEW_SHOT`; of a table it is all for "train", and nothing for "test".
         columns: names of a table's columns; None is the roles' own names.
+        images: folder that a table's image paths are relative to; None is the table's own.
 
     Raises:
         InputError: the data set or part does not exist, or a file is missing or malformed. Some
@@ -237,6 +239,8 @@ def open_dataset(
         raise InputError(f"no part {part!r} of a data set; it is train or test")
     if name in NAMES and columns is not None and columns != ColumnNames():
         raise InputError(f"{name} is no table: omit --image-column and the others")
+    if name in NAMES and images is not None:
+        raise InputError(f"{name} is no table: omit --images. --root says where its files are")
     if name in _GENERATORS:
         count = SCENES if limit is None else limit
         drawn = _GENERATORS[name](count, 2 * seed + (part == "test"))
@@ -244,7 +248,7 @@ def open_dataset(
         found.total = count
         return found
     if name not in _READERS:
-        return _open_table(name, root, part, seed, limit, fraction, columns)
+        return _open_table(name, root, part, seed, limit, fraction, columns, images)
     fraction = FEW_SHOT if fraction is None else fraction
     parts = _READERS[name]
     test = parts.test or parts.train
@@ -316,6 +320,7 @@ def _open_table(
     limit: int | None,
     fraction: float | None,
     columns: ColumnNames | None,
+    images: Path | None,
 ) -> Part:
     """Questions of a table; negatives are drawn from the same part alone."""
     path = table_path(name, root)
@@ -329,7 +334,7 @@ def _open_table(
     from dsd_trt.train.data.table import read_table
     from dsd_trt.train.question import split
 
-    table = read_table(path, seed, columns)
+    table = read_table(path, seed, columns, images)
     if fraction is None:
         fraction = 1.0 if part == "train" else 0.0
     few, rest = split(table.questions, fraction, seed)

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def labelled_pairs(
-    path: Path, columns: ColumnNames, part: Part, seed: int, limit: int | None
+    path: Path,
+    columns: ColumnNames,
+    part: Part,
+    seed: int,
+    limit: int | None,
+    images: Path | None = None,
 ) -> tuple[LabelledPair, ...]:
     """The test pairs of a table whose labels are known; none if it has images and texts alone.
 
@@ -27,11 +32,12 @@ def labelled_pairs(
         part: the table's part "test", from `open_dataset`.
         seed: random seed of the few-shot sources, whose images are left out.
         limit: maximum number of questions, whose images' pairs are kept; None keeps all pairs.
+        images: folder that image paths in it are relative to; None is its own.
 
     Raises:
         InputError: the table cannot be read, as for `read_labelled`.
     """
-    table = Table.open(path)
+    table = Table.open(path, images)
     if columns.optional(table, "label") is None and not negative_columns(table):
         return ()
     assert part.table is not None

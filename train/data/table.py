@@ -59,7 +59,9 @@ class _Described:
     place: str
 
 
-def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> TableQuestions:
+def read_table(
+    path: Path, seed: int, columns: ColumnNames | None = None, images: Path | None = None
+) -> TableQuestions:
     """Read a table as questions; their source is the row's identifier, or its image's name.
 
     - Columns `image,text,negatives`, or `negative_1` and so on: a question per row, against the
@@ -70,17 +72,17 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
       other rows' texts, see `draw_negatives`.
 
     Args:
-        path: path of a CSV, JSONL or Parquet table, or "-" for standard input; image paths in it
-            are relative to its folder.
+        path: path of a CSV, JSONL or Parquet table, or "-" for standard input.
         seed: random seed of the right text's position.
         columns: names of the columns; None is the roles' own names.
+        images: folder that image paths in it are relative to; None is its own.
 
     Raises:
         InputError: the file cannot be read, lacks a column, or has labels beside negatives; no row
             can be used; or no label is 1.
     """
     columns = columns or ColumnNames()
-    table = Table.open(path)
+    table = Table.open(path, images)
     file_name = Path(table.name).name  # for failures
     image, text = columns.required(table, "image"), columns.required(table, "text")
     label, identifier = columns.optional(table, "label"), columns.optional(table, "id")
@@ -96,7 +98,7 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
             f"{label!r} out"
         )
     negatives = [] if label else negatives
-    images = RowImages(table, image)
+    files = RowImages(table, image)
     rows: list[_Described] = []
     failures: list[Failure] = []
     count = unlabelled = 0
@@ -108,7 +110,7 @@ def read_table(path: Path, seed: int, columns: ColumnNames | None = None) -> Tab
             if value is None:
                 unlabelled += 1
                 continue
-            name, file = images.of(row)
+            name, file = files.of(row)
             described, source = row.text(text), _source(row, identifier) or name
             others = negatives_of(row, negatives)
             require_other(described, others)
