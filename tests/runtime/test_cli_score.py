@@ -226,7 +226,7 @@ def test_a_bad_row_is_listed_with_its_line_and_costs_no_other(
         ("\x89PNG\r\n", "no column"),
         ("image,text\na.png,d\0og\n", "'pairs.csv' is not UTF-8 text (line 2)"),
         ("image,text\ra.png,dog\ra.png,d\0og\r", "'pairs.csv' is not UTF-8 text (line 3)"),
-        ("i\0m\0a\0g\0e\0", "'pairs.csv' is not UTF-8 text (line 1); save it as UTF-8"),
+        ("i\0m\0a\0g\0e\0", "it is UTF-16: save it as UTF-8"),
         ("image,text, text\na.png,dog,cat\n", "line 1: the column 'text' is there twice"),
         ("a.png,dog\n", "line 1: no column 'image'"),
         ('{"image": "a.png"}\n', "no column 'text' among 'image'"),

@@ -72,7 +72,7 @@ def test_an_image_is_a_regular_file(bundle: Bundle, folder: Path) -> None:
     reasons = {Path(str(it.image)).name: it.reason for it in matrix.errors}
     assert reasons == {
         "endless.png": "a device, not a regular file",
-        "folder.png": os.strerror(21),
+        "folder.png": f"{os.strerror(21)}: give its images as a list",
         "pipe.png": "a pipe, not a regular file",
         "terminal.png": "a device, not a regular file",
     }
