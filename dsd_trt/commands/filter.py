@@ -201,7 +201,7 @@ def filter_pairs(
             choice = labels.choose(run, labelled_run, target_precision)
         report_choice(run, choice)
         if target_precision is not None and labels is None:
-            warn_of_training(run, bundle or "BUNDLE")
+            warn_of_training(run, bundle or "shapes")
         failures = outputs.write(run, choice)
     if report_failed(run, failures):
         ctx.exit(3)
@@ -245,7 +245,7 @@ def warn_of_training(run: PairRun, bundle: str) -> None:
         say(
             "warning: the probabilities were fitted in training, not to pairs like these, so the "
             "precision may be far lower. Measure it on some with labels, --labelled TABLE, or fit "
-            f"them anew: dsd-trt calibrate {bundle} --data TABLE"
+            f"them anew: dsd-trt calibrate {bundle} --data TABLE --out CALIBRATED"
         )
 
 
