@@ -298,7 +298,7 @@ def few_shot_options(command: Command) -> Command:
             "--loss",
             type=click.Choice(["bce", "softmax", "softmax+bce"]),
             help="Cross-entropy of each pair, of the positive pair against its negatives, or the "
-            "latter with 0.3 of the former.  [default: bce for reproduce and train --paper, else "
+            "latter with 0.1 of the former.  [default: bce for reproduce and train --paper, else "
             "softmax+bce]",
         ),
         click.option(

@@ -53,7 +53,7 @@ Examples:
     default="bce",
     show_default=True,
     help="Binary cross-entropy over all pairs, softmax cross-entropy of the positive pair among "
-    "its negatives, or the latter with 0.3 of the former.",
+    "its negatives, or the latter with 0.1 of the former.",
 )
 @click.option(
     "--steps",

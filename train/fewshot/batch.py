@@ -12,7 +12,7 @@ from torch import Tensor
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
 
-_BCE = 0.3  # weight of Eq. 6 beside softmax cross-entropy
+_BCE = 0.1  # weight of Eq. 6 beside softmax cross-entropy
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PairBatch:
         Args:
             logits: logit of each pair's match, (questions * (1 + negatives),).
             kind: "bce" for binary cross-entropy (Eq. 6), "softmax" for softmax cross-entropy of
-                the positive among its negatives, "softmax+bce" for this and 0.3 of Eq. 6.
+                the positive among its negatives, "softmax+bce" for this and 0.1 of Eq. 6.
         """
         by_question = logits.float().view(self.images.shape)  # (questions, 1 + negatives)
         softmax = -by_question.log_softmax(dim=1)[:, 0].mean()

@@ -45,7 +45,7 @@ class FewShotSettings:
             take a random image or text of another question, unless they may match.
         loss: training loss: "bce", binary cross-entropy over all pairs (Eq. 6), "softmax",
             cross-entropy of the positive pair against its negatives, or "softmax+bce", the latter
-            with 0.3 of the former. Softmax alone orders the texts of one image: nothing makes its
+            with 0.1 of the former. Softmax alone orders the texts of one image: nothing makes its
             scores comparable between images, which a filter needs.
         learning_rate: learning rate of the first step, from which it falls linearly to zero; 0
             until `sized` chooses it.
