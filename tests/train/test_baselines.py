@@ -42,9 +42,10 @@ from dsd_trt.train.evaluation.answers import grade
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.model import Validation
-from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
+from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question
+from dsd_trt.train.scoring.choices import Loss
 from dsd_trt.train.shapes.tokenizer import build_tokenizer
 
 SIDE = 32

@@ -37,9 +37,10 @@ from dsd_trt.train.fewshot.model import (
     score_all,
     validate,
 )
-from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
+from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.state import save_state
+from dsd_trt.train.scoring.choices import Loss
 from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
 
 TEXTS = ["a red circle", "a blue square", "a green star", "a white ring"]

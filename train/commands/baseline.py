@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,11 +14,12 @@ from dsd_trt.commands.options import (
     pytorch_threads_option,
     seed_option,
     table_format_option,
-    validation_option,
 )
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.data_options import data_options, fraction_option
+from dsd_trt.train.commands.training_options import validation_option
+from dsd_trt.train.scoring.choices import Loss
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
@@ -49,7 +50,7 @@ Examples:
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of test questions.")
 @click.option(
     "--loss",
-    type=click.Choice(["bce", "softmax", "softmax+bce"]),
+    type=click.Choice(get_args(Loss)),
     default="bce",
     show_default=True,
     help="Binary cross-entropy over all pairs, softmax cross-entropy of the positive pair among "
@@ -89,7 +90,7 @@ def baseline(
     fraction: float | None,
     examples: int | None,
     limit: int | None,
-    loss: Literal["bce", "softmax", "softmax+bce"],
+    loss: Loss,
     steps: int,
     learning_rate: float | None,
     validation: float,

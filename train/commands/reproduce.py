@@ -9,7 +9,6 @@ import click
 
 from dsd_trt.bundle.manifest import Resize
 from dsd_trt.commands.options import (
-    few_shot_options,
     model_option,
     pytorch_threads_option,
     seed_option,
@@ -17,6 +16,7 @@ from dsd_trt.commands.options import (
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
+from dsd_trt.train.commands.training_options import few_shot_options
 
 EXAMPLES = """\b
 Examples:

@@ -11,16 +11,15 @@ import click
 from dsd_trt.bundle.method import HeadMode, TrainedFor
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import (
-    few_shot_options,
     model_option,
     pytorch_threads_option,
     seed_option,
-    validation_option,
 )
 from dsd_trt.errors import InputError, counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
 from dsd_trt.train.commands.data_options import data_options, fraction_option
+from dsd_trt.train.commands.training_options import few_shot_options, validation_option
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames

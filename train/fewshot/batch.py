@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsd_trt.train.fewshot.examples import Examples
-from dsd_trt.train.fewshot.settings import FewShotSettings, Loss
+from dsd_trt.train.fewshot.settings import FewShotSettings
+from dsd_trt.train.scoring.choices import Loss
 
 _BCE = 0.1  # weight of Eq. 6 beside softmax cross-entropy
 

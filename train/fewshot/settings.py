@@ -11,9 +11,7 @@ from dsd_trt.bundle.manifest import Resize
 from dsd_trt.bundle.method import HeadMode, Mode, ScoreKind, TrainedFor
 from dsd_trt.errors import InputError
 from dsd_trt.train.scoring.adapter_file import AdapterFile
-from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, require_levels, require_matrix
-
-Loss = Literal["bce", "softmax", "softmax+bce"]
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, Loss, require_levels, require_matrix
 
 RECIPE: Mapping[str, Any] = {
     "steps": 0,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from dsd_trt.bundle.method import HeadMode, ScoreKind
 from dsd_trt.errors import InputError, ModelError
 
 DEFAULT_LEVELS = (0.2, 0.4, 0.6, 0.8)
+
+Loss = Literal["bce", "softmax", "softmax+bce"]
+"""Training loss, see `FewShotSettings`."""
 
 _SELECTION = re.compile(r"all|last:0*[1-9]\d*|\s*\d+\s*(,\s*\d+\s*)*", re.ASCII)
 
