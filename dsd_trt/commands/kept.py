@@ -130,7 +130,7 @@ def _require_new(folder: Path, source: PairSource, *, force: bool) -> None:
     if not folder.exists():
         return
     inside = folder.resolve()
-    if any(Path(it).resolve().is_relative_to(inside) for it in source.files("")):
+    if any(Path(it).resolve().is_relative_to(inside) for it in source.files()):
         raise InputError(f"{folder} has inputs: give another folder")
     if not folder.is_dir() or (any(folder.iterdir()) and not force):
         raise InputError(f"{folder} is there: give a new folder, or --force to replace it")

@@ -52,7 +52,7 @@ def refuse_output(output: str, source: PairSource) -> None:
     """
     refuse_unwritable(output)
     if output != "-" and Path(output).is_file():
-        refuse_input(output, source.files(Path(output).resolve().name))
+        refuse_input(output, source.files({Path(output).resolve().name}))
 
 
 def surveyed(source: PairSource) -> PairSurvey:

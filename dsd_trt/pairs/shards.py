@@ -11,7 +11,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,8 @@ class NewWebDataset:
             or of one tar file.
         samples: number of samples per tar file; one tar file alone has them all.
         force: whether what is there may be replaced.
-        inputs: paths that are read and have a file name, which are never replaced.
+        inputs: function from file names to the paths that are read and have one of them; these
+            are never replaced.
 
     Raises:
         InputError: something is there, and is an input or `force` is not given; or it cannot be
@@ -59,7 +60,7 @@ class NewWebDataset:
         samples: int,
         *,
         force: bool = False,
-        inputs: Callable[[str], Iterable[str]] = lambda name: (),
+        inputs: Callable[[Collection[str]], Iterable[str]] = lambda names: (),
     ) -> None:
         path = Path(output)
         self._folder = not path.name.endswith(".tar")
@@ -70,9 +71,10 @@ class NewWebDataset:
             raise InputError(f"{output!r} must have one number, such as kept-%06d.tar")
         self._samples = samples if numbers else None
         there = self._there()
-        for path in () if self._folder else there:
-            if os.path.realpath(path) in map(os.path.realpath, inputs(path.name)):
-                raise InputError(f"{str(path)!r} is read as an input: give another -o")
+        if there and not self._folder:
+            read = set(map(os.path.realpath, inputs({path.name for path in there})))
+            if taken := [path for path in there if os.path.realpath(path) in read]:
+                raise InputError(f"{str(taken[0])!r} is read as an input: give another -o")
         if there and not force:
             raise InputError(
                 f"{there[0]} is there: give another -o, or --force to replace what is there"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,8 +53,8 @@ class PairSource(Protocol):
         """Columns of the rows."""
         ...
 
-    def files(self, name: str) -> Iterator[str]:
-        """Paths that are read and have a file name."""
+    def files(self, names: Collection[str] | None = None) -> Iterator[str]:
+        """Paths that are read: those whose file name is one of some names; None is all."""
         ...
 
     def rows(self) -> Iterator[TableRow]:

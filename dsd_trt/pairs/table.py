@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dsd_trt.errors import InputError, one_line
@@ -60,18 +61,24 @@ class TablePairs:
         """Columns of the table."""
         return self.table.columns
 
-    def files(self, name: str) -> Iterator[str]:
-        """Paths that are read and have a file name: the table's, and those of images and tars."""
+    def files(self, names: Collection[str] | None = None) -> Iterator[str]:
+        """Paths that are read: the table's, and those of images and of tar files with some names.
+
+        Args:
+            names: file names of images and tar files; None is all, images in tar files included.
+        """
         yield self.name
         if not self.images.are_files:
             return
         yield str(self.images.place)
         for row in self.table.rows([self.image_column]):
-            path = self._image.path(row)
-            if path and path.endswith(name):
+            if not (path := self._image.path(row)):
+                continue
+            parts = path.replace(os.sep, "/").split("/")
+            if names is None or parts[-1] in names:
                 yield str(self.images.place / path)
-            elif path and f"{name}/" in path:  # within a tar file
-                yield str(self.images.place / path[: path.index(f"{name}/") + len(name)])
+            elif tars := [n for n, part in enumerate(parts) if part in names]:
+                yield str(self.images.place.joinpath(*parts[: tars[0] + 1]))
 
     def rows(self) -> Iterator[TableRow]:
         """All rows in order, with all columns."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +85,8 @@ class WebDatasetPairs:
                 f"{tables_in(path)}"
             )
 
-    def files(self, name: str) -> Iterator[str]:
-        """Paths that are read: those of the tar files."""
+    def files(self, names: Collection[str] | None = None) -> Iterator[str]:
+        """Paths that are read: those of the tar files, whatever their names."""
         yield from map(str, self.shards)
 
     def samples(self) -> Iterator[PlacedSample]:

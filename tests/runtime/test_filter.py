@@ -7,7 +7,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from dsd_trt.commands.output import Record
 from dsd_trt.errors import InputError
 from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.pairs.choice import above, best, expected_precision, histogram, measured_precision
+from dsd_trt.pairs.shards import NewWebDataset
 
 pytest_plugins = ("in_process",)
 
@@ -504,6 +505,22 @@ def test_inputs_are_never_replaced(
             assert "is read as an input: give another -o" in ended.err
             assert "--force" not in ended.err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.tar")} == before
+
+
+def test_inputs_are_looked_through_once_however_many_tar_files_are_there(tmp_path: Path) -> None:
+    names = {f"kept-{number:03d}.tar" for number in range(9)}
+    for name in names:
+        (tmp_path / name).touch()
+    asked: list[set[str]] = []
+
+    def inputs(wanted: Collection[str]) -> list[str]:
+        asked.append(set(wanted))
+        return [str(tmp_path / "other" / ".." / "kept-004.tar")]
+
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match=r"kept-004\.tar' is read as an input"):
+        NewWebDataset(str(tmp_path / "kept-%03d.tar"), 5, force=True, inputs=inputs)
+    assert asked == [names]
 
 
 @pytest.mark.parametrize(
