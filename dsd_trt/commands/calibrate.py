@@ -44,7 +44,7 @@ _SHARE = Share(0, 1, min_open=True, max_open=True)
     type=TablePath(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     metavar="TABLE",
     help="CSV, JSONL or Parquet file with columns image,text,label (1 or 0), or image,text and "
-    "negatives; - for one on standard input. Image paths are relative to the file.",
+    "negatives; - for one on standard input.",
 )
 @column_options("image", "text", "label")
 @images_folder_option

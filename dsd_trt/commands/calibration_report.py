@@ -130,8 +130,8 @@ class Report:
             return None
         return (
             f"the calibration error is {after.error.value:.3f}, with the probabilities before it "
-            f"is {before.error.value:.3f}: so few pairs do not improve them. Label more, or keep "
-            "the bundle as it was"
+            f"is {before.error.value:.3f}: these pairs do not improve them. Label more and "
+            "calibrate again; --dry-run reports and leaves the bundle as it is"
         )
 
 

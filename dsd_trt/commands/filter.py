@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -245,7 +246,7 @@ def warn_of_training(run: PairRun, bundle: str) -> None:
         say(
             "warning: the probabilities were fitted in training, not to pairs like these, so the "
             "precision may be far lower. Measure it on some with labels, --labelled TABLE, or fit "
-            f"them anew: dsd-trt calibrate {bundle} --data TABLE --out CALIBRATED"
+            f"them anew: dsd-trt calibrate {shlex.quote(bundle)} --data TABLE --out CALIBRATED"
         )
 
 
