@@ -28,6 +28,7 @@ from dsd_trt.train.baselines.tiny_clip import (
 )
 from dsd_trt.train.commands.baseline import tiny_clip
 from dsd_trt.train.run.state import load_state
+from dsd_trt.train.run.threads import one_thread
 from dsd_trt.train.shapes.datasets import shapes_comvg
 from dsd_trt.train.shapes.diffusion import build_text_encoder, build_unet
 from dsd_trt.train.shapes.pretrain import TRAIN_SEED
@@ -37,12 +38,10 @@ from dsd_trt.train.shapes.workers import Worker, workers
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def threads() -> Iterator[None]:
     """Threads cost such small models more than they give, and all the more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
