@@ -90,10 +90,10 @@ def fit_adapter(
     model = build_model(checkpoint, examples, settings, start).to(accelerator.device)
     with model.updated():
         run = _train(model, accelerator, examples, settings, validation, folder, report)
-        held_out = validation is not None and len(validation) >= _HELD_OUT
-        pairs = validation if held_out else examples
-        assert pairs is not None
-        adapter = _adapter(model, checkpoint, pairs, settings)
+        fitted_to = examples
+        if validation is not None and len(validation) >= _HELD_OUT:
+            fitted_to = validation
+        adapter = _adapter(model, checkpoint, fitted_to, settings)
     model.to(checkpoint.device)  # the model shares the checkpoint's U-Net
     return Fitted(adapter, run.losses, run.validations, run.chosen)
 
