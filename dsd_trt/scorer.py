@@ -21,21 +21,7 @@ from dsd_trt.engine.choice import require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
-from dsd_trt.jobs import (
-    Job,
-    Scorable,
-    Scored,
-    Tally,
-    checked_levels,
-    checked_pairs,
-    checked_text,
-    checked_texts,
-    former_top_k,
-    level_indices,
-    name_of,
-    open_images,
-    unique_texts,
-)
+from dsd_trt.jobs import Job, Scorable, Scored, Tally, name_of, unique_texts
 from dsd_trt.log import get_logger
 from dsd_trt.match_probability import match_probability
 from dsd_trt.mode import require_mode
@@ -52,6 +38,15 @@ from dsd_trt.results import (
     ScoredImage,
     ScoreMatrix,
     ScoreStream,
+)
+from dsd_trt.scoring_arguments import (
+    checked_levels,
+    checked_pairs,
+    checked_text,
+    checked_texts,
+    former_top_k,
+    level_indices,
+    open_images,
 )
 from dsd_trt.session import open_session
 from dsd_trt.signature import open_bundle

@@ -9,8 +9,8 @@ from dsd_trt.bundle.folder import read_manifest
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.place import bundle_folder
-from dsd_trt.jobs import level_indices
 from dsd_trt.mode import wanted_mode
+from dsd_trt.scoring_arguments import level_indices
 
 
 def require_bundle(
