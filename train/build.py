@@ -11,12 +11,16 @@ from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.weights import check_names
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.choices import DEFAULT_LEVELS, PromptConfig, require_score
+from dsd_trt.train.scoring.choices import (
+    DEFAULT_LEVELS,
+    PromptConfig,
+    require_score,
+    select_layers,
+)
 from dsd_trt.train.scoring.layers import (
     cross_attention_names,
     inner_widths,
     last_of_each_stage,
-    select_layers,
     text_width,
 )
 from dsd_trt.train.scoring.noise import noise_levels

@@ -46,14 +46,16 @@ def adapt(
     from dsd_trt.export.folder import check_replaceable
     from dsd_trt.files.disk import in_gigabytes
     from dsd_trt.signature import open_bundle
+    from dsd_trt.train.diffusion.place import require_weights
     from dsd_trt.train.scoring.adapter_file import AdapterFile
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     folder = bundle_folder(bundle)
-    AdapterFile.read(adapter)
+    file = AdapterFile.read(adapter)
     check_replaceable(out, force)
     opened = open_bundle(folder, require_signature)
     require_fed(opened)
+    require_weights(file.config.base, opened.manifest.provenance.weight_hashes)
 
     from dsd_trt.export.adapt import replace_adapter
 

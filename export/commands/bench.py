@@ -20,7 +20,13 @@ from dsd_trt.commands.options import bundle_option, model_option, signature_opti
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.installation import own_command
-from dsd_trt.train.commands.adapters import NONE, adapter_option, chosen_adapter, sentence
+from dsd_trt.train.commands.adapters import (
+    NONE,
+    adapter_option,
+    chosen_adapter,
+    require_base,
+    sentence,
+)
 
 if TYPE_CHECKING:
     from dsd_trt.export.benchmark.measure import Measured
@@ -112,8 +118,9 @@ def bench(
     opened = with_real_files(open_bundle(bundle_folder(bundle), require_signature))
     file = None
     if any(name not in RUNTIME for name in names):
-        require_model(find_place(model))
+        require_model(place := find_place(model))
         file = chosen_adapter(adapter, model)
+        require_base(file, place)
 
     from dsd_trt.export.benchmark.machine import matmul_peaks
     from dsd_trt.export.benchmark.measure import measure

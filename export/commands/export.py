@@ -14,7 +14,13 @@ from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import fair_resolution_option, model_option, parse_levels
 from dsd_trt.errors import counted
-from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
+from dsd_trt.train.commands.adapters import (
+    adapter_option,
+    chosen_adapter,
+    require_base,
+    require_layers,
+    sentence,
+)
 
 # torch and other heavy libraries are imported where they are used, so that --help is fast.
 if TYPE_CHECKING:
@@ -151,7 +157,9 @@ def export(
     check_replaceable(out, force)
     file = chosen_adapter(adapter, model)
     require_consistent(settings, file)
-    require_model(find_place(model))
+    require_model(place := find_place(model))
+    require_layers(score_layers, place)
+    require_base(file, place)
     settings = replace(settings, adapter=None if file is None else file.folder)
 
     from dsd_trt.export.exporter import export_bundle

@@ -20,7 +20,12 @@ from dsd_trt.commands.options import device_option, signature_option
 from dsd_trt.engine import ON_GPU
 from dsd_trt.engine.tensorrt.plan import parse_profile
 from dsd_trt.installation import install_command
-from dsd_trt.train.commands.adapters import OWN, adapter_option, chosen_adapter
+from dsd_trt.train.commands.adapters import (
+    OWN,
+    adapter_option,
+    chosen_adapter,
+    require_base,
+)
 
 if TYPE_CHECKING:
     from dsd_trt.bundle.folder import Bundle
@@ -99,9 +104,10 @@ def gpu_check(
     backend = named_backend(engine, device)
     chosen: Path | None = None
     if model is not None:  # before gigabytes are hashed
-        require_model(find_place(model))
-        if (file := chosen_adapter(adapter, model)) is not None:
-            chosen = file.folder
+        require_model(place := find_place(model))
+        file = chosen_adapter(adapter, model)
+        require_base(file, place)
+        chosen = None if file is None else file.folder
     folder = bundle_folder(bundle) if backend.reads_graphs else own_bundle_folder(bundle, "plans")
     from dsd_trt.engines.gpu_check.check import check_gpu
     from dsd_trt.engines.gpu_check.recorder import Recorder

@@ -6,11 +6,12 @@ It takes seconds to import, and what it would be used for cannot be done.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,13 @@ import torch
 import without_training
 from advice import foreign_options
 from bundles import make_bundle
-from checkpoints import write_adapter, write_checkpoint
+from checkpoints import LAYERS, write_adapter, write_checkpoint
 from PIL import Image
 from safetensors.torch import save_file
 from test_baselines import write_clip
 
 from dsd_trt.commands.main import SUBCOMMANDS
+from dsd_trt.train.scoring.adapter import Adapter
 
 DATA = {
     "good.csv": "image,text,label\na.png,a dog,1\na.png,a cat,0\nb.png,a cow,1\nb.png,a hen,0\n",
@@ -97,6 +99,8 @@ ADAPTER_MISTAKES = [
     ("finished", "training in finished has not finished"),
     ("around", "there is one in around/adapter"),
     ("torn", "is missing, or not the file"),
+    ("foreign", "trained on another model: text_encoder/model.safetensors differs"),
+    ("shallow", f"another model: it has {LAYERS - 1} layers, and model has {LAYERS}"),
 ]
 OF_ADAPTER = {
     "train": "train --data good.csv --model model --out new --from",
@@ -172,6 +176,7 @@ OTHERS = [
     ("reproduce --model model --examples 1 --out new", "not in the range"),
     ("export --model model --adapter adapter --levels 2 --out new", "between 0 and 1"),
     ("export --model model --adapter none --score-layers foo --out new", "'foo'"),
+    ("export --model model --adapter none --score-layers 6 --out new", "indices from 0 to 5"),
     ("export --model model --adapter none --adapter-input --out new", "name one with --adapter"),
     ("export --model model --adapter none --query-pool 2 --out new", "add --matrix"),
     ("export --model model --adapter dynamic --matrix --out new", "export with --no-matrix"),
@@ -199,6 +204,7 @@ OTHERS = [
     ("bench --bundle bundle -o nowhere/figures.json", "mkdir -p nowhere"),
     ("bench --bundle bundle -o figures.csv", "the figures are JSON: give -o figures.json"),
     ("eval bundle --data good.csv -o figures.csv", "the figures are JSON: give -o figures.json"),
+    ("ablate --model model --data good.csv --out set", "set has other files, such as 'good.csv'"),
     ("train --data good.csv --model model --out set", "set has other files, such as 'good.csv'"),
     ("pretrain shapes --out set --smoke", "set has other files, such as 'good.csv'"),
     ("pretrain tiny-clip --out set --smoke", "set has other files, such as 'good.csv'"),
@@ -248,6 +254,16 @@ def _prepare(place: Path) -> None:
     (place / "weights.ckpt").write_bytes(b"\x80")
     write_checkpoint(place / "model")
     write_adapter(place / "adapter", place / "model")
+    write_checkpoint(place / "elsewhere", seed=1)
+    write_adapter(place / "foreign", place / "elsewhere")
+    whole = Adapter.load(place / "adapter")
+    last = re.compile(rf"(key|query)\.{LAYERS - 1}\.")
+    replace(
+        whole,
+        base={},  # as if its weights were too large to be hashed
+        prompt_state={name: it for name, it in whole.prompt_state.items() if not last.match(name)},
+        head_weights=whole.head_weights[:-1],
+    ).save(place / "shallow")
     write_adapter(place / "dynamic", place / "model", head_mode="dynamic")
     write_clip(place / "clip")
     make_bundle(place / "bundle")

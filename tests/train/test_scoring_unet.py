@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 from unets import FAMILY, random_levels, random_pairs, random_unet
 
-from dsd_trt.train.scoring.layers import select_layers
+from dsd_trt.train.scoring.choices import select_layers
 from dsd_trt.train.scoring.pooling import CrossAttention
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 

@@ -19,9 +19,11 @@ from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.diffusion.families import FAMILIES, tiny, unet_config
 from dsd_trt.train.diffusion.folder import ModelFolder
+from dsd_trt.train.diffusion.place import count_cross_attention, find_place
 from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.diffusion.single_file import SingleFile
 from dsd_trt.train.diffusion.source import find_model
+from dsd_trt.train.scoring.layers import cross_attention_names
 
 FIRST = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -117,6 +119,15 @@ def test_a_family_is_told_by_the_width_of_its_texts(
     assert found.parts.family is FAMILIES[family]
     assert unet_config(found.parts.family)["cross_attention_dim"] == width
     assert (found.name, found.revision) == ("model", None)
+
+
+@every_family
+def test_cross_attention_is_counted_without_opening_a_model(root: Path, name: str) -> None:
+    """Against diffusers' modules, in the folder and in the single file."""
+    folder = read_checkpoint(root / name)
+    expected = len(cross_attention_names(folder.empty_unet()))
+    for place in (root / name, root / f"{name}.safetensors"):
+        assert count_cross_attention(find_place(place)) == expected
 
 
 def test_what_tensors_do_not_tell_has_to_be_said(tmp_path: Path) -> None:

@@ -15,7 +15,12 @@ from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_
 from dsd_trt.errors import counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
-from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
+from dsd_trt.train.commands.adapters import (
+    adapter_option,
+    chosen_adapter,
+    require_base,
+    sentence,
+)
 from dsd_trt.train.commands.data_options import data_options
 
 if TYPE_CHECKING:
@@ -26,6 +31,8 @@ Examples:
   dsd-trt ablate --data shapes-comvg --limit 300 --out ablation/
   dsd-trt ablate --model sd-2-1/ --data comvg --root data/comvg --limit 500 --out ablation/
 """
+
+_FIGURES = "ablation.json"
 
 
 @click.command(epilog=EXAMPLES)
@@ -69,15 +76,17 @@ def ablate(
     from dsd_trt.train.run.libraries import require_libraries
 
     require_libraries("torch", "diffusers", "transformers")
-    from dsd_trt.files.folders import require_writable
+    from dsd_trt.files.folders import require_run, require_writable
     from dsd_trt.train.data.catalogue import open_dataset
     from dsd_trt.train.diffusion.place import find_place, require_model
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     require_writable(out)
+    require_run(out, _FIGURES)
     part = open_dataset(data, root, "test", seed, limit, columns=columns, images=images_at)
     file = chosen_adapter(adapter, model)
-    require_model(find_place(model))
+    require_model(place := find_place(model))
+    require_base(file, place)
     part.require_some("test questions")
     questions = list(part)
     for line in part.lines():
@@ -123,7 +132,6 @@ def ablate(
     table = as_text(ablations)
     if left_out.questions:
         table += f"\n{left_out.sentence()}\n"
-    write_whole(out / "ablation.md", table)
     plain = {
         "model": model,
         "adapter": None if file is None else str(file.folder),
@@ -133,7 +141,8 @@ def ablate(
         "seed": seed,
         "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
     }
-    write_whole(out / "ablation.json", json.dumps(plain, indent=2) + "\n")
+    write_whole(out / _FIGURES, json.dumps(plain, indent=2) + "\n")  # first: names the folder
+    write_whole(out / "ablation.md", table)
     title = f"{model} on {data}, {counted(len(examples), 'question')}"
     plot(ablations, out / "ablation.png", title)
     click.echo(table, nl=False)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from dsd_trt.commands.options import Command
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, ModelError, counted
 
 if TYPE_CHECKING:
+    from dsd_trt.train.diffusion.place import ModelPlace
     from dsd_trt.train.scoring.adapter_file import AdapterFile
 
 OWN, NONE = "own", "none"
@@ -59,6 +60,43 @@ def chosen_adapter(adapter: str, model: str) -> AdapterFile | None:
             f"for the model's own, or {NONE}"
         )
     return AdapterFile.read(Path(adapter))
+
+
+def require_base(file: AdapterFile | None, place: ModelPlace) -> None:
+    """Refuse an adapter of another model, as far as names and small files of weights tell.
+
+    What is left is refused when the model is read, seconds later.
+
+    Raises:
+        ModelError: the model's weights differ, or it has another number of layers.
+    """
+    from dsd_trt.train.diffusion.place import count_cross_attention, require_small_weights
+
+    if file is None:
+        return
+    require_small_weights(place, file.config.base)
+    found = count_cross_attention(place)
+    if found and file.layers and file.layers != found:
+        raise ModelError(
+            f"the adapter was trained on another model: it has {counted(file.layers, 'layer')}, "
+            f"and {place.name} has {found}. Train one for this model: dsd-trt train"
+        )
+
+
+def require_layers(selection: str, place: ModelPlace) -> None:
+    """Refuse cross-attention layers that a model lacks, by the names of its weights.
+
+    Raises:
+        InputError: the selection names a layer that the model does not have.
+    """
+    from dsd_trt.train.diffusion.place import count_cross_attention
+    from dsd_trt.train.scoring.choices import select_layers
+
+    if found := count_cross_attention(place):
+        try:
+            select_layers(selection, found)
+        except ValueError as error:
+            raise InputError(f"{error} for {place.name}") from None
 
 
 def sentence(file: AdapterFile | None, adapter: str, flag: str = "--adapter") -> str:

@@ -16,7 +16,13 @@ from dsd_trt.commands.options import Share, mode_option, seed_option, table_form
 from dsd_trt.errors import InputError
 from dsd_trt.files.lock import own_folder
 from dsd_trt.files.whole import write_whole
-from dsd_trt.train.commands.adapters import OWN, adapter_option, chosen_adapter, sentence
+from dsd_trt.train.commands.adapters import (
+    OWN,
+    adapter_option,
+    chosen_adapter,
+    require_base,
+    sentence,
+)
 from dsd_trt.train.commands.data_options import data_options, fraction_option
 
 if TYPE_CHECKING:
@@ -161,7 +167,8 @@ def evaluate(
         file = chosen_adapter(adapter, scorer)
         if file is not None and mode == "matrix":
             require_matrix(file.config.score, file.config.head_mode, "score with --mode pair")
-        require_model(find_place(scorer))
+        require_model(place := find_place(scorer))
+        require_base(file, place)
     questions = open_dataset(data, root, "test", seed, limit, fraction, columns, images_at)
     questions.require_some("test questions")
     # More questions of the same may be asked: the limit is no part of the key.

@@ -17,7 +17,12 @@ from dsd_trt.commands.options import (
 )
 from dsd_trt.errors import InputError, counted
 from dsd_trt.files.lock import own_folder
-from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, sentence
+from dsd_trt.train.commands.adapters import (
+    adapter_option,
+    chosen_adapter,
+    require_base,
+    sentence,
+)
 from dsd_trt.train.commands.data_options import data_options, fraction_option
 from dsd_trt.train.commands.training_options import few_shot_options, validation_option
 
@@ -224,8 +229,9 @@ def train(
     require_writable(out)
     require_run(out, PLAN_NAME)
     part = open_dataset(data, root, "train", seed, limit, fraction, columns, images_at)
-    require_model(find_place(model))
+    require_model(place := find_place(model))
     start = chosen_adapter(adapter, model)
+    require_base(start, place)
     settings = continued(start, given, recipe)
     source = {"data": data, "fraction": part.fraction, "limit": limit, "columns": asdict(columns)}
     if images_at is not None:

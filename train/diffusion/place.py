@@ -15,6 +15,7 @@ from dsd_trt.bundle.hub import Repository
 from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.errors import ModelError
 from dsd_trt.files.schema import parse_json
+from dsd_trt.files.whole import sha256_of
 from dsd_trt.train.diffusion.families import FAMILIES
 from dsd_trt.train.diffusion.weight_files import (
     DIFFUSERS,
@@ -34,6 +35,7 @@ PARTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 
 _ADAPTER_CONFIG = "adapter.json"
 _FILE = re.compile(r"(?P<path>.+\.safetensors)(@(?P<family>[^@/]+))?")
+_SMALL_WEIGHTS = 2**26  # bytes, hashed in 0.05 s
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _LORA = re.compile(r"(^|[._])lora[._]|\.(hada|lokr)_")  # names of tensors
 # The files that are read; repositories hold every weight in several formats.
@@ -116,6 +118,58 @@ def require_model(place: ModelPlace) -> None:
         _require_file(place)
 
 
+def count_cross_attention(place: ModelPlace) -> int | None:
+    """Number of cross-attention layers of a U-Net, by the names of its weights.
+
+    Returns:
+        None if the names are of another layout, which is refused when the model is opened.
+    """
+    files = [place.path]
+    if place.path.is_dir():
+        files = find_weights(place.path / "unet", DIFFUSERS, index_first=True)
+    return sum(map(_has_keys, (name for file in files for name in _tensor_names(file)))) or None
+
+
+def require_small_weights(place: ModelPlace, hashes: Mapping[str, str]) -> None:
+    """Refuse a model whose small weight files are others; large ones are hashed when opened.
+
+    Args:
+        place: a model.
+        hashes: sha256 of each weight file of the model that is meant, by file name.
+
+    Raises:
+        ModelError: a file differs; the message names it.
+    """
+    parent = place.path if place.path.is_dir() else place.path.parent
+    paths = {name: parent / name for name in hashes}
+    small = [
+        name
+        for name, path in paths.items()
+        if path.is_file() and path.stat().st_size <= _SMALL_WEIGHTS
+    ]
+    require_weights(
+        {name: hashes[name] for name in small}, {name: sha256_of(paths[name]) for name in small}
+    )
+
+
+def require_weights(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Refuse weight files other than those that an adapter was trained on.
+
+    Args:
+        expected: sha256 of each weight file that the adapter was trained on, by file name.
+        found: sha256 of each weight file of the model.
+
+    Raises:
+        ModelError: a weight file differs or is missing; the message names the first.
+    """
+    for file in expected:
+        if found.get(file) != expected[file]:
+            raise ModelError(
+                f"the adapter was trained on another model: {file} differs. Train one for "
+                "this model: dsd-trt train"
+            )
+
+
 def require_parts(where: object, has: Mapping[str, bool]) -> None:
     """Refuse a model without one of its parts.
 
@@ -171,6 +225,11 @@ def _tensor_names(path: Path) -> list[str]:
             return list(parse_json(file.read(length).decode()))
         except (ValueError, TypeError):
             return []
+
+
+def _has_keys(name: str) -> bool:
+    """Whether a tensor is the key matrix of a cross-attention layer, in either layout."""
+    return name.endswith(".attn2.to_k.weight")
 
 
 def _from_hub(repository: str, revision: str | None) -> ModelPlace:

@@ -21,6 +21,7 @@ from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.lock import sole_writer
 from dsd_trt.files.schema import to_plain
 from dsd_trt.files.whole import write_whole
+from dsd_trt.train.diffusion.place import require_weights
 from dsd_trt.train.diffusion.weights import is_finite
 from dsd_trt.train.scoring.adapter_file import (
     CONFIG_NAME,
@@ -29,6 +30,7 @@ from dsd_trt.train.scoring.adapter_file import (
     WEIGHTS_NAME,
     AdapterConfig,
     AdapterFile,
+    count_prompted,
     read_config,
     unreadable,
 )
@@ -169,10 +171,7 @@ class Adapter:
     @property
     def layers(self) -> int:
         """Number of cross-attention layers of the base model; 0 if the adapter does not tell."""
-        prompted = [
-            name for name in self.prompt_state if name.startswith("key.") and name.endswith(".u")
-        ]
-        return len(prompted) or len(self.head_weights)
+        return count_prompted(self.prompt_state) or len(self.head_weights)
 
     def calibration_of(self, mode: Mode) -> Calibration | None:
         """(a, b) of a mode's match probability; None if training did not fit them."""
@@ -191,12 +190,7 @@ class Adapter:
         Raises:
             ModelError: a weight file differs; the message names the first.
         """
-        for file, expected in self.base.items():
-            if weight_hashes.get(file) != expected:
-                raise ModelError(
-                    f"the adapter was trained on another model: {file} differs. Train one for "
-                    "this model: dsd-trt train"
-                )
+        require_weights(self.base, weight_hashes)
 
     def merge_into(self, unet: nn.Module) -> None:
         """Add the low-rank updates up @ down to the weights of a U-Net, in place.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -93,9 +93,20 @@ class AdapterFile:
         return any(name.startswith("merged.") for name in self.headers)
 
     @property
+    def layers(self) -> int:
+        """Number of cross-attention layers of the base model; 0 if the adapter does not tell."""
+        prompts = (name.removeprefix("prompts.") for name in self.headers)
+        return count_prompted(prompts) or len(self.head_weights)
+
+    @property
     def head_weights(self) -> list[str]:
         """Names of the head weights' tensors, layer by layer."""
         return _head_weights(self.headers)
+
+
+def count_prompted(names: Iterable[str]) -> int:
+    """Number of layers whose keys have a prompt, by the names of the prompts' tensors."""
+    return sum(name.startswith("key.") and name.endswith(".u") for name in names)
 
 
 def unreadable(folder: Path, error: Exception) -> ModelError:

@@ -91,3 +91,31 @@ def require_selection(selection: str | Sequence[int]) -> None:
             f'no cross-attention layers {selection!r}: choose "all", "last:N" with N above 0, or '
             "indices such as 0,3,5"
         )
+
+
+def select_layers(selection: str | Sequence[int], count: int) -> tuple[int, ...]:
+    """Turn a selection of layers into ascending indices without duplicates.
+
+    Args:
+        selection: "all", "last:N", or indices in order of execution, as a sequence or "0,3,5".
+        count: number of cross-attention layers in the U-Net.
+
+    Raises:
+        ValueError: the selection is malformed, empty, or names a layer the U-Net does not have.
+    """
+    allowed = f'choose "all", "last:N" with N up to {count}, or indices from 0 to {count - 1}'
+    try:
+        if selection == "all":
+            layers = list(range(count))
+        elif isinstance(selection, str) and selection.startswith("last:"):
+            last = int(selection.removeprefix("last:"))
+            layers = list(range(count - last, count)) if last > 0 else []
+        elif isinstance(selection, str):
+            layers = [int(index) for index in selection.split(",")]
+        else:
+            layers = [int(index) for index in selection]
+    except ValueError:
+        layers = []
+    if not layers or min(layers) < 0 or max(layers) >= count:
+        raise ValueError(f"no cross-attention layers {selection!r}: {allowed}")
+    return tuple(sorted(set(layers)))

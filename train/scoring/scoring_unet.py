@@ -22,11 +22,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dsd_trt.train.diffusion.families import Prediction
-from dsd_trt.train.scoring.layers import (
-    cross_attention_names,
-    require_stable_diffusion,
-    select_layers,
-)
+from dsd_trt.train.scoring.choices import select_layers
+from dsd_trt.train.scoring.layers import cross_attention_names, require_stable_diffusion
 from dsd_trt.train.scoring.noise import FixedNoise
 from dsd_trt.train.scoring.pooling import CrossAttention, Pooling, attribution, pool
 from dsd_trt.train.scoring.prompts import AttentionPrompts, MatrixPrompt
