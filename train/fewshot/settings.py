@@ -21,7 +21,7 @@ RECIPE: Mapping[str, Any] = {
     "warmup": 0.1,
     "beta2": 0.95,
     "conditional": False,
-    "update_rank": 8,
+    "update_rank": 2,
     "copies": 8,
 }
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
