@@ -117,7 +117,7 @@ def parse_rank(
     "--update-rank",
     type=click.IntRange(0),
     help="Rank of the updates of the U-Net's own matrices, which export merges; 0 trains none.  "
-    "[default: that of the adapter started from, else 8; with --paper 0]",
+    "[default: that of the adapter started from, else 2; with --paper 0]",
 )
 @click.option(
     "--conditional/--static",

@@ -134,7 +134,7 @@ def require_small_weights(place: ModelPlace, hashes: Mapping[str, str]) -> None:
     """Refuse a model whose small weight files are others; large ones are hashed when opened.
 
     Args:
-        place: a model.
+        place: model whose weight files are read.
         hashes: sha256 of each weight file of the model that is meant, by file name.
 
     Raises:
