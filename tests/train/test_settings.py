@@ -19,9 +19,9 @@ TABLE = Path(__file__).parents[2] / "docs" / "train.md"
     [
         (2, 200, 8e-3),
         (40, 200, 8e-3),
-        (90, 450, 8e-3 / 1.5),
-        (150, 750, 4.13e-3),
-        (4000, 750, 4.13e-3),
+        (90, 800, 8e-3 / 2),
+        (148, 1496, 2.925e-3),
+        (4000, 1500, 2.921e-3),
     ],
 )
 def test_many_questions_take_more_steps_at_a_lower_rate(

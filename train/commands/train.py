@@ -99,7 +99,7 @@ def parse_rank(
     "--steps",
     type=click.IntRange(1),
     help="Number of optimiser steps.  [default: 200 for up to 40 training questions, growing up "
-    "to 750 for 150 and more; with --paper 600]",
+    "to 1500 for 150 and more; with --paper 600]",
 )
 @click.option(
     "--batch",

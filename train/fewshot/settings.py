@@ -27,7 +27,7 @@ RECIPE: Mapping[str, Any] = {
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
 
 _FEW, _STEPS, _RATE = 40, 200, 8e-3  # questions, with steps and learning rate for at most as many
-_MOST = 750  # steps for any number of questions
+_MORE, _MOST = 12, 1500  # steps for each further question, and for any number of them
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class FewShotSettings:
     def sized(self, questions: int) -> FewShotSettings:
         """These settings for a number of training questions: steps and learning rate if not given.
 
-        Beyond 40 questions, steps grow in proportion up to 750, and the learning rate falls with
+        Beyond 40 questions, steps grow by 12 for each up to 1,500, and the learning rate falls with
         their square root: at that of 40 questions, 100 are learned worse, however many the steps.
         """
-        steps = min(round(_STEPS * max(questions / _FEW, 1)), _MOST)
+        steps = min(_STEPS + _MORE * max(questions - _FEW, 0), _MOST)
         rate = _RATE * math.sqrt(_STEPS / steps)
         return replace(self, steps=self.steps or steps, learning_rate=self.learning_rate or rate)
 
