@@ -32,7 +32,7 @@ COMMANDS = (
     "dsd-trt calibrate shapes --data examples/labelled.csv --dry-run",
     "dsd-trt index examples/images index",
     "dsd-trt train --data examples/labelled.csv --out from-table",
-    "dsd-trt train --data shapes-comvg --limit 400 --out adapter",
+    "dsd-trt train --data shapes-comvg --limit 100 --out adapter",
     "dsd-trt export --adapter adapter --out my-scorer",
     "dsd-trt eval my-scorer --data shapes-comvg --limit 500",
     "dsd-trt score examples/images examples/texts.txt --bundle my-scorer",

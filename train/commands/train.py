@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  dsd-trt train --data shapes-comvg --limit 400 --out adapter
+  dsd-trt train --data shapes-comvg --limit 100 --out adapter
   dsd-trt train --model sd-2-1 --data comvg --root data/comvg --fraction 0.05 --out adapter
   dsd-trt train --data mine.csv --out adapter
   dsd-trt train --model sd-2-1 --data mine.parquet --text-column caption --out adapter
