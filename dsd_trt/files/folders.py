@@ -101,8 +101,8 @@ def require_run(folder: Path, plan: str) -> None:
     with contextlib.suppress(OSError):  # named once it is written to
         if found := sorted(it.name for it in folder.iterdir() if not it.name.startswith(".")):
             raise InputError(
-                f"{folder} has other files, such as {found[0]!r}, and no {plan} of a run that "
-                "could go on: give a new folder, --out"
+                f"{folder} has other files, such as {found[0]!r}, and no {plan} of an "
+                "earlier run: give a new folder, --out"
             )
 
 

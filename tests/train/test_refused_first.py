@@ -17,6 +17,8 @@ from dsd_trt.commands.main import SUBCOMMANDS, cli
 from dsd_trt.engine import engine_names
 from dsd_trt.engine.onnxruntime import libraries
 from dsd_trt.errors import InputError, ModelError
+from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+from dsd_trt.train.diffusion.place import find_place, require_small_weights, require_weights
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.question import Question
@@ -149,6 +151,23 @@ def test_a_layer_the_model_lacks_is_refused_before_weights_are_hashed(
         assert done.exit_code == 2
         assert "trained on another model" not in done.output
         assert option.partition("=")[2] in done.output
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../secret", "/etc/hostname", "a\0b", "\ud800", ""])
+def test_weights_of_odd_names_are_never_looked_for(model: Path, name: str) -> None:
+    """An adapter's file may name anything; whether it fits is then said once the model is open."""
+    (model.parent / "secret").write_text("of somebody else")
+    require_small_weights(find_place(model), {name: "0" * 64})
+    with pytest.raises(ModelError, match="trained on another model"):
+        require_weights({name: "0" * 64}, {})
+
+
+def test_small_weights_of_another_model_are_named(model: Path) -> None:
+    hashes = dict(read_checkpoint(model).weight_hashes)
+    require_small_weights(find_place(model), hashes)
+    name = "vae/diffusion_pytorch_model.safetensors"
+    with pytest.raises(ModelError, match=f"{name} differs"):
+        require_small_weights(find_place(model), {**hashes, name: "0" * 64})
 
 
 def test_a_run_that_failed_before_its_first_state_blocks_no_other(

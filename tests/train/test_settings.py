@@ -50,6 +50,10 @@ def test_help_and_table_have_the_defaults(name: str) -> None:
     texts = re.findall(r"(?:else|default:) ([\d.]+\d|\d)\b", option.help or "")
     least = {**RECIPE, "learning_rate": continued(None, {}).sized(1).learning_rate}[name]
     assert float(least) in map(float, texts)
+    if name == "learning_rate":
+        most = float(f"{continued(None, {}).sized(10**6).learning_rate:.1g}")
+        assert f"falling to {most:g} for 150 and more" in (option.help or "")
+        assert f"falls to {most:g} for 150 and more" in TABLE.read_text()
     (row,) = re.findall(rf"^\| `{option.opts[0]}` \| (\S+) \| (\S+) \|", TABLE.read_text(), re.M)
     assert tuple(map(float, row)) == (least, getattr(FewShotSettings(), name))
 

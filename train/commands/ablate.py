@@ -141,7 +141,7 @@ def ablate(
         "seed": seed,
         "figures": {name: [asdict(p) for p in points] for name, points in ablations.items()},
     }
-    write_whole(out / _FIGURES, json.dumps(plain, indent=2) + "\n")  # first: names the folder
+    write_whole(out / _FIGURES, json.dumps(plain, indent=2) + "\n")  # first: it marks the folder
     write_whole(out / "ablation.md", table)
     title = f"{model} on {data}, {counted(len(examples), 'question')}"
     plot(ablations, out / "ablation.png", title)

@@ -10,11 +10,7 @@ import click
 
 from dsd_trt.bundle.method import HeadMode, TrainedFor
 from dsd_trt.commands.log import note
-from dsd_trt.commands.options import (
-    model_option,
-    pytorch_threads_option,
-    seed_option,
-)
+from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_option
 from dsd_trt.errors import InputError, counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.adapters import (

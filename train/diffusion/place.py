@@ -14,6 +14,7 @@ from pathlib import Path
 from dsd_trt.bundle.hub import Repository
 from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.errors import ModelError
+from dsd_trt.files.names import is_file_name, stays_inside
 from dsd_trt.files.schema import parse_json
 from dsd_trt.files.whole import sha256_of
 from dsd_trt.train.diffusion.families import FAMILIES
@@ -141,15 +142,14 @@ def require_small_weights(place: ModelPlace, hashes: Mapping[str, str]) -> None:
         ModelError: a file differs; the message names it.
     """
     parent = place.path if place.path.is_dir() else place.path.parent
-    paths = {name: parent / name for name in hashes}
-    small = [
-        name
+    # Names of an adapter's file may be anything.
+    paths = {name: parent / name for name in hashes if is_file_name(name) and stays_inside(name)}
+    found = {
+        name: sha256_of(path)
         for name, path in paths.items()
         if path.is_file() and path.stat().st_size <= _SMALL_WEIGHTS
-    ]
-    require_weights(
-        {name: hashes[name] for name in small}, {name: sha256_of(paths[name]) for name in small}
-    )
+    }
+    require_weights({name: hashes[name] for name in found}, found)
 
 
 def require_weights(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
