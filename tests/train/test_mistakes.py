@@ -200,6 +200,7 @@ OTHERS = [
     ("bench --bundle nowhere", "no folder 'nowhere'"),
     ("bench --bundle bundle --model nowhere", "no model 'nowhere'"),
     ("bench --bundle bundle --model model --adapter nothing", "no adapter in nothing"),
+    ("bench --bundle bundle --model model --adapter foreign", "trained on another model"),
     ("bench --bundle bundle --contenders nobody", "no contender 'nobody'"),
     ("bench --bundle bundle -o nowhere/figures.json", "mkdir -p nowhere"),
     ("bench --bundle bundle -o figures.csv", "the figures are JSON: give -o figures.json"),
