@@ -26,6 +26,7 @@ import pytest
 
 UNSHARE = ["unshare", "--map-root-user", "--net", "--mount"]
 NAME_SERVER = "192.0.2.53"  # from the address block reserved for examples
+END = "192.0.2.254"  # where the packet goes that ends the recording
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,18 @@ class _Packets(threading.Thread):
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
 
     def run(self) -> None:
-        while True:
-            packet = self._socket.recv(65536)
-            if (asked := _asks(packet)) is not None:
+        while (asked := _asks(self._socket.recv(65536))) != END:
+            if asked is not None:
                 self.asked[asked] = None
+
+    def end(self) -> tuple[str, ...]:
+        """All that was asked so far, however late the thread is: packets come in order."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outward:
+            outward.sendto(b"the end", (END, 9))
+        self.join(60)
+        if self.is_alive():
+            raise RuntimeError("the packet that ends the recording was lost, and others may be")
+        return tuple(self.asked)
 
 
 def _asks(packet: bytes) -> str | None:
@@ -194,7 +203,7 @@ def _main(report: Path, command: Sequence[str]) -> int:
     packets = _Packets()
     packets.start()
     code = subprocess.call(command)
-    report.write_text(json.dumps(list(packets.asked)))
+    report.write_text(json.dumps(packets.end()))
     return code
 
 
