@@ -41,6 +41,7 @@ from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.device import best_device
 from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter_file import STATE_NAME
 from dsd_trt.train.shapes.datasets import shapes_refcocog
 
 pytestmark = pytest.mark.gpu
@@ -184,9 +185,16 @@ def test_mixed_precision_learns_and_goes_on_after_a_kill(
     whole = fit_adapter(checkpoint, examples, settings, validation=examples).losses
     with pytest.raises(KeyboardInterrupt):
         fit_adapter(
-            checkpoint, examples, settings, validation=examples, folder=tmp_path, report=die
+            checkpoint,
+            examples,
+            settings,
+            validation=examples,
+            state=tmp_path / STATE_NAME,
+            report=die,
         )
-    again = fit_adapter(checkpoint, examples, settings, validation=examples, folder=tmp_path)
+    again = fit_adapter(
+        checkpoint, examples, settings, validation=examples, state=tmp_path / STATE_NAME
+    )
     assert np.isfinite(whole).all()
     assert whole[-1] < whole[0]
     assert np.abs(np.array(again.losses) - whole).max() < 2e-2  # sums on a GPU have no fixed order

@@ -40,6 +40,7 @@ from dsd_trt.train.fewshot.model import (
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.question import Question
 from dsd_trt.train.run.state import save_state
+from dsd_trt.train.scoring.adapter_file import STATE_NAME
 from dsd_trt.train.scoring.choices import Loss
 from dsd_trt.train.scoring.head_weights import LearnedHeadWeights
 
@@ -431,12 +432,25 @@ def test_the_first_questions_are_those_of_a_shorter_list(
     checkpoint: Checkpoint, questions: list[Question], examples: Examples
 ) -> None:
     alone = encode_questions(checkpoint, questions[:2])
-    first = examples.first(2)
+    first = examples.part(slice(2))
     assert len(first) == 2
     assert torch.equal(first.starts, alone.starts)
     assert torch.equal(first.right, alone.right)
     assert torch.equal(first.labels, alone.labels)
     assert torch.allclose(first.latents[first.images], alone.latents[alone.images], atol=1e-6)
+
+
+def test_the_last_questions_are_those_of_a_shorter_list(
+    checkpoint: Checkpoint, questions: list[Question], examples: Examples
+) -> None:
+    alone = encode_questions(checkpoint, questions[1:3])
+    middle = examples.part(slice(1, 3))
+    assert torch.equal(middle.starts, alone.starts)
+    assert torch.equal(middle.right, alone.right)
+    assert torch.equal(middle.labels, alone.labels)
+    assert torch.allclose(middle.latents[middle.images], alone.latents[alone.images], atol=1e-6)
+    states = alone.text_states[alone.texts]
+    assert torch.allclose(middle.text_states[middle.texts], states, atol=1e-6)
 
 
 class KillError(Exception):
@@ -456,9 +470,16 @@ def test_killed_and_resumed_training_gives_the_same_adapter(
     whole = fit_adapter(checkpoint, examples, settings, validation=examples)
     with pytest.raises(KillError):
         fit_adapter(
-            checkpoint, examples, settings, validation=examples, folder=tmp_path, report=die
+            checkpoint,
+            examples,
+            settings,
+            validation=examples,
+            state=tmp_path / STATE_NAME,
+            report=die,
         )
-    resumed = fit_adapter(checkpoint, examples, settings, validation=examples, folder=tmp_path)
+    resumed = fit_adapter(
+        checkpoint, examples, settings, validation=examples, state=tmp_path / STATE_NAME
+    )
     assert resumed.losses == whole.losses
     assert resumed.validations == whole.validations
     for name, value in whole.adapter.prompt_state.items():
@@ -489,7 +510,12 @@ def test_a_state_is_saved_every_twenty_seconds_and_resumed_from_to_the_bit(
     for report in (die, lambda *_: None):
         with suppress(KillError):
             resumed = fit_adapter(
-                checkpoint, examples, settings, validation=examples, folder=tmp_path, report=report
+                checkpoint,
+                examples,
+                settings,
+                validation=examples,
+                state=tmp_path / STATE_NAME,
+                report=report,
             )
     assert saved == [3, 8]
     assert resumed.losses == whole.losses
@@ -522,7 +548,7 @@ def test_saving_takes_a_twentieth_of_the_time_at_most(
 
     monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", clock)
     monkeypatch.setattr("dsd_trt.train.fewshot.fit.save_state", save)
-    fit_adapter(checkpoint, examples, settings, folder=tmp_path, report=pass_time)
+    fit_adapter(checkpoint, examples, settings, state=tmp_path / STATE_NAME, report=pass_time)
     assert saved == [3, 3 + math.ceil(100 / 9), 20]
 
 

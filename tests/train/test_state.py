@@ -22,6 +22,7 @@ from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.state import resumed, save_state
 from dsd_trt.train.run.threads import one_thread
+from dsd_trt.train.scoring.adapter_file import STATE_NAME
 
 
 @pytest.fixture(autouse=True)
@@ -132,10 +133,10 @@ def test_a_run_killed_on_one_thread_is_finished_on_two(
             raise KillError
 
     with suppress(KillError):
-        fit_adapter(checkpoint, examples, settings, folder=tmp_path / "run", report=die)
+        fit_adapter(checkpoint, examples, settings, state=tmp_path / "run" / STATE_NAME, report=die)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     caplog.clear()
-    resumed = fit_adapter(checkpoint, examples, settings, folder=tmp_path / "run")
+    resumed = fit_adapter(checkpoint, examples, settings, state=tmp_path / "run" / STATE_NAME)
     assert "1 thread of" in caplog.text
     assert "2 threads of" in caplog.text
     assert resumed.losses == whole.losses

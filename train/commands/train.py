@@ -155,6 +155,12 @@ def parse_rank(
     help="Number of validations without improvement after which training stops.",
 )
 @click.option(
+    "--refit/--no-refit",
+    default=None,
+    help="Whether the adapter is trained again on all questions, those held out included, if the "
+    "validation found no step better than the last.  [default: --refit, with --paper --no-refit]",
+)
+@click.option(
     "--accumulate",
     type=click.IntRange(1),
     default=1,
@@ -290,6 +296,11 @@ def _report(report: TrainingReport, model: str, out: Path, adapter: str) -> None
         validated = f", validated on {held}" if report.comparison.held_out else ""
         note(f"learned from {learned}{validated}: the images of others cannot be read")
     note(report.comparison.line())
+    if report.refit:
+        note(
+            f"trained again on all {sum(report.questions)} questions, those held out included "
+            "(--no-refit keeps the adapter that was compared)"
+        )
     if report.comparison.held_out and not report.comparison.decided:
         note(
             "to know, ask both more questions that neither learned from: dsd-trt eval "

@@ -92,16 +92,17 @@ class Examples:
             found.setdefault(image, []).append(text)
         return found
 
-    def first(self, questions: int) -> Examples:
-        """Examples with the first `questions` questions alone; images and texts are shared."""
-        starts = self.starts[: questions + 1]
-        pairs = int(starts[-1])
+    def part(self, questions: slice) -> Examples:
+        """Examples with some consecutive questions alone; images and texts are shared."""
+        first, last, _ = questions.indices(len(self))
+        starts = self.starts[first : last + 1]
+        pairs = slice(int(starts[0]), int(starts[-1]))
         return replace(
             self,
-            images=self.images[:pairs],
-            texts=self.texts[:pairs],
-            starts=starts,
-            right=self.right[:questions],
+            images=self.images[pairs],
+            texts=self.texts[pairs],
+            starts=starts - pairs.start,
+            right=self.right[questions] - pairs.start,
         )
 
     def right_answers(self, *scores: Tensor) -> tuple[bool, ...]:

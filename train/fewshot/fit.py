@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import DsdError, InputError
 from dsd_trt.files.schema import from_plain
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
@@ -26,7 +27,6 @@ from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, s
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.adapter_file import STATE_NAME
 
 _SAVE_EVERY = 20.0  # seconds between saved states, besides those at validations
 _SAVING = 0.05  # most of the time that saving may take
@@ -50,6 +50,11 @@ class Fitted:
     validations: list[Validation]
     best: Validation | None
 
+    @property
+    def kept_last(self) -> bool:
+        """Whether the adapter has the parameters of the last step."""
+        return self.best is None or self.best.step == len(self.losses)
+
 
 Report = Callable[[int, float, Validation | None], None]
 """Callback `(step, loss, validation)` after each step; `validation` is None at most steps."""
@@ -62,7 +67,8 @@ def fit_adapter(
     *,
     start: Adapter | None = None,
     validation: Examples | None = None,
-    folder: Path | None = None,
+    calibrated: Adapter | None = None,
+    state: Path | None = None,
     report: Report = lambda step, loss, validation: None,
 ) -> Fitted:
     """Learn prompts (Eq. 5), head weights (Eq. 7) and a, b, by cross-entropy (Eq. 6).
@@ -79,21 +85,27 @@ def fit_adapter(
         validation: validation examples for early stopping and the choice of the step that is kept,
             step 0 included: the last one that is not worse than the best by more than two standard
             errors. None keeps the last step.
-        folder: folder of the training state, from which a later call resumes; None saves none.
+        calibrated: adapter whose a and b are taken over; None fits them.
+        state: file of the training state, from which a later call resumes; None saves none.
         report: callback `(step, loss, validation)` after each step.
 
     Raises:
-        ModelError: the training state in `folder` is damaged, or is another model's.
+        ModelError: the training state is damaged, or is another model's.
         DsdError: training diverged: its loss is NaN or infinite.
     """
     accelerator = build_accelerator(settings)
     model = build_model(checkpoint, examples, settings, start).to(accelerator.device)
     with model.updated():
-        run = _train(model, accelerator, examples, settings, validation, folder, report)
-        fitted_to = examples
-        if validation is not None and len(validation) >= _HELD_OUT:
-            fitted_to = validation
-        adapter = _adapter(model, checkpoint, fitted_to, settings)
+        run = _train(model, accelerator, examples, settings, validation, state, report)
+        if calibrated is None:
+            fitted_to = examples
+            if validation is not None and len(validation) >= _HELD_OUT:
+                fitted_to = validation
+            calibration = _calibrate(model, fitted_to, settings)
+        else:
+            own, matrix = (calibrated.a, calibrated.b), (calibrated.matrix_a, calibrated.matrix_b)
+            calibration = {"pair": own, "matrix": matrix}
+        adapter = _adapter(model, checkpoint, settings, calibration)
     model.to(checkpoint.device)  # the model shares the checkpoint's U-Net
     return Fitted(adapter, run.losses, run.validations, run.chosen)
 
@@ -104,7 +116,7 @@ def _train(
     examples: Examples,
     settings: FewShotSettings,
     validation: Examples | None,
-    folder: Path | None,
+    state: Path | None,
     report: Report,
 ) -> _Run:
     """Train the model, and leave it with the parameters that are kept."""
@@ -113,11 +125,11 @@ def _train(
     wrapped, optimizer = accelerator.prepare(
         model, torch.optim.AdamW(learned, settings.learning_rate, betas, weight_decay=0.01)
     )
-    run = _Run(model, optimizer, accelerator, folder)
+    run = _Run(model, optimizer, accelerator, state)
     if settings.mode == "matrix" and not run.step:
         # Matrix scores are close together: with the default a, prompts would first learn to
         # spread them.
-        few = examples.first(_FITTED)
+        few = examples.part(slice(_FITTED))
         score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
         model.match.start_from(*fit_match_probability(score, few.labels))
     if validation and not run.validations:
@@ -176,13 +188,13 @@ def build_accelerator(settings: FewShotSettings) -> Accelerator:
 
 
 class _Run:
-    """State of a training run, saved to `training.ckpt` if there is a folder."""
+    """State of a training run, saved to a file if there is one."""
 
     def __init__(
-        self, model: FewShotModel, optimizer: Any, accelerator: Accelerator, folder: Path | None
+        self, model: FewShotModel, optimizer: Any, accelerator: Accelerator, path: Path | None
     ) -> None:
         self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
-        self._path = folder and folder / STATE_NAME
+        self._path = path
         self.losses: list[float] = []
         self.validations: list[Validation] = []
         self.best: dict[str, Tensor] | None = None
@@ -256,17 +268,29 @@ class _Run:
         self._save_at = ended + max(_SAVE_EVERY, (ended - began) / _SAVING)
 
 
-def _adapter(
-    model: FewShotModel, checkpoint: Checkpoint, examples: Examples, settings: FewShotSettings
-) -> Adapter:
-    fitted = {"pair": (1.0, 0.0), "matrix": (1.0, 0.0)}  # a and b
+def _calibrate(
+    model: FewShotModel, examples: Examples, settings: FewShotSettings
+) -> dict[Mode, tuple[float, float]]:
+    """Fitted a and b of each trained mode, to the scores of some examples."""
+    fitted = {}
     for mode in settings.modes:
         score = combine(settings.score, model.match.w, *score_all(model, examples, mode))
         fitted[mode] = fit_match_probability(score, examples.labels)
+    return fitted
+
+
+def _adapter(
+    model: FewShotModel,
+    checkpoint: Checkpoint,
+    settings: FewShotSettings,
+    calibration: Mapping[Mode, tuple[float, float]],
+) -> Adapter:
     prompts = model.scoring.prompts
     assert prompts is not None
     with torch.no_grad():
         heads = model.heads().cpu().split(model.scoring.heads)
+    a, b = calibration.get("pair", (1.0, 0.0))
+    matrix_a, matrix_b = calibration.get("matrix", (1.0, 0.0))
     return Adapter(
         prompt_config=prompts.config,
         prompt_state={name: value.cpu() for name, value in prompts.state_dict().items()},
@@ -274,11 +298,11 @@ def _adapter(
         head_weights=heads,
         score=settings.score,
         denoising_weight=model.match.w,
-        a=fitted["pair"][0],
-        b=fitted["pair"][1],
+        a=a,
+        b=b,
         mode=settings.mode,
-        matrix_a=fitted["matrix"][0],
-        matrix_b=fitted["matrix"][1],
+        matrix_a=matrix_a,
+        matrix_b=matrix_b,
         levels=settings.levels,
         resize=settings.resize,
         base=checkpoint.weight_hashes,

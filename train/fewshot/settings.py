@@ -23,6 +23,7 @@ RECIPE: Mapping[str, Any] = {
     "conditional": False,
     "update_rank": 2,
     "copies": 8,
+    "refit": True,
 }
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
 
@@ -74,6 +75,8 @@ class FewShotSettings:
             checkpointing), which saves memory and costs time.
         validate_every: number of steps between validations.
         patience: validations without improvement after which training stops.
+        refit: whether, where no validation was better than the last step, the adapter is trained
+            again on all questions, those held out included.
 
     Raises:
         InputError: matrix mode is combined with a score or head weights it does not have, or a
@@ -105,6 +108,7 @@ class FewShotSettings:
     recompute: bool = False
     validate_every: int = 100
     patience: int = 5
+    refit: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other, before anything is read or encoded."""

@@ -14,6 +14,7 @@ import matplotlib as mpl
 
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.log import get_logger
+from dsd_trt.results import Failure
 from dsd_trt.train.data.held_out import HeldOut, hold_out
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError, compare
@@ -28,7 +29,13 @@ from dsd_trt.train.run.memory import keep_freed_memory
 from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run_key import adapter_identity, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter
-from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, REPORT_NAME, STATE_NAME
+from dsd_trt.train.scoring.adapter_file import (
+    CONFIG_NAME,
+    PLAN_NAME,
+    REFIT_NAME,
+    REPORT_NAME,
+    STATE_NAME,
+)
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -55,6 +62,7 @@ class TrainingReport:
         losses: training loss of each step.
         validations: validation results in order of their steps.
         best: validation whose adapter was kept; None without validation.
+        refit: training loss of each step of the second training, on all questions; empty without.
         comparison: answers before and after training, in `report.json` with what they tell.
     """
 
@@ -65,6 +73,7 @@ class TrainingReport:
     losses: Sequence[float]
     validations: Sequence[Validation]
     best: Validation | None
+    refit: Sequence[float]
     comparison: Comparison
 
     def to_plain(self) -> dict[str, Any]:
@@ -84,6 +93,7 @@ class TrainingReport:
             "steps": settings.steps,
             "learning_rate": settings.learning_rate,
             "steps_done": len(self.losses),
+            "refit_steps": len(self.refit),
             "best": self.best and self.best.to_plain(),
             "before": sum(self.comparison.before),
             "after": sum(self.comparison.after),
@@ -108,7 +118,9 @@ def train_adapter(
     """Train an adapter, or resume an interrupted call with the same arguments.
 
     The same questions are answered before and after training: those held out or, without any,
-    those learned from. An adapter that is worse by more than a standard error is not written.
+    those learned from. An adapter that is worse by more than a standard error is not written. With
+    `refit`, the adapter is then trained again on all questions, those held out included; its a and
+    b remain those fitted to questions that nothing was learned from.
 
     Args:
         model: base model: "shapes", a folder, a file or a repository, see `find_model`.
@@ -146,49 +158,44 @@ def train_adapter(
     }
     require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME))
 
-    def step(done: int, loss: float, outcome: Validation | None) -> None:
-        figures = {"loss": loss} | ({"right": outcome.accuracy} if outcome else {})
-        progress("training", done, settings.steps, figures)
-        if done == settings.steps:
-            progress("fitting probabilities", 0, None, {})
-
     left_out = LeftOut()
-    examples, held = _encode(checkpoint, parts, settings, left_out, progress)
+    examples, learned = _encode(checkpoint, parts, settings, left_out, progress)
     if first:  # here, so that nothing is left by a run that could not begin
         out.mkdir(parents=True, exist_ok=True)
         _write(out / PLAN_NAME, plan)
     checkpoint.forget()  # frees the encoders' memory for the U-Net
     if sum(parameter.numel() for parameter in checkpoint.unet.parameters()) < _SMALL:
         keep_freed_memory()
-    settings = settings.sized(len(examples))
-    logger.info(
-        "training on %s: %d questions, %d steps of %d",
-        *(checkpoint.device, len(examples), settings.steps, settings.questions),
-    )
-    fitted = fit_adapter(
-        checkpoint, examples, settings, start=began, validation=held, folder=out, report=step
-    )
+    held = examples.part(slice(learned, None)) if learned < len(examples) else None
+
+    fit = partial(_fit, checkpoint, settings=settings, start=began, progress=progress)
+    fitted = fit(examples.part(slice(learned)), held=held, state=out / STATE_NAME)
     progress("comparing with before", 0, None, {})
     asked = examples if held is None else held
     comparison = compare(
         checkpoint, began, fitted.adapter, asked, settings.modes, held_out=held is not None
     )
+    refused = comparison.worse and not allow_worse
+    adapter, refit = fitted.adapter, list[float]()
+    if settings.refit and held is not None and not comparison.worse and fitted.kept_last:
+        again = fit(examples, calibrated=fitted.adapter, state=out / REFIT_NAME)
+        adapter, refit = again.adapter, again.losses
     report = TrainingReport(
         plan=plan,
         versions={name: version(name) for name in _LIBRARIES},
-        questions=(len(examples), len(held or ())),
+        questions=(learned, len(examples) - learned),
         left_out=left_out,
         losses=fitted.losses,
         validations=fitted.validations,
         best=fitted.best,
+        refit=refit,
         comparison=comparison,
     )
-    refused = comparison.worse and not allow_worse
     if first:
         if not refused:
-            replace(fitted.adapter, training=report.summary(settings)).save(out)
+            replace(adapter, training=report.summary(settings.sized(learned))).save(out)
         _write(out / REPORT_NAME, report.to_plain())
-        plot_curves(fitted, out / "curves.png")
+        plot_curves(report, out / "curves.png")
     if refused:
         raise WorseError(
             "training made the answers worse: chance alone loses so many in "
@@ -199,41 +206,86 @@ def train_adapter(
     return report
 
 
+def _fit(
+    checkpoint: Checkpoint,
+    examples: Examples,
+    settings: FewShotSettings,
+    start: Adapter | None,
+    state: Path,
+    progress: Progress,
+    held: Examples | None = None,
+    calibrated: Adapter | None = None,
+) -> Fitted:
+    """Fit an adapter with steps for the number of questions, and tell how far it is."""
+    stage = "training" if calibrated is None else "training on all questions"
+    settings = settings.sized(len(examples))
+    logger.info(
+        "%s on %s: %d questions, %d steps of %d",
+        *(stage, checkpoint.device, len(examples), settings.steps, settings.questions),
+    )
+
+    def step(done: int, loss: float, outcome: Validation | None) -> None:
+        figures = {"loss": loss} | ({"right": outcome.accuracy} if outcome else {})
+        progress(stage, done, settings.steps, figures)
+        if done == settings.steps and calibrated is None:
+            progress("fitting probabilities", 0, None, {})
+
+    return fit_adapter(
+        checkpoint,
+        examples,
+        settings,
+        start=start,
+        validation=held,
+        calibrated=calibrated,
+        state=state,
+        report=step,
+    )
+
+
 def _encode(
     checkpoint: Checkpoint,
     parts: HeldOut,
     settings: FewShotSettings,
     left_out: LeftOut,
     progress: Progress,
-) -> tuple[Examples, Examples | None]:
-    """Examples to learn from, and those to validate on; the latter are None if there are none.
+) -> tuple[Examples, int]:
+    """Examples to learn from, then those to validate on, and the number of the former.
 
     Raises:
         InputError: none of the questions of a part can be used.
     """
-    encode = partial(encode_questions, checkpoint, resize=settings.resize, left_out=left_out.add)
-    examples = encode(
-        parts.learned,
+    held, lost = {id(question) for question in parts.held}, [0, 0]
+
+    def leave_out(question: Question, failures: Sequence[Failure]) -> None:
+        left_out.add(question, failures)
+        lost[id(question) in held] += 1
+
+    examples = encode_questions(
+        checkpoint,
+        [*parts.learned, *parts.held],
+        resize=settings.resize,
         copies=settings.copies,
         progress=lambda done, total: progress("encoding", done, total, {}),
+        left_out=leave_out,
     )
-    left_out.require_some(len(examples), "few-shot examples")
-    of_examples = left_out.questions
-    held = encode(parts.held) if parts.held else None
-    if held is not None:
-        left_out.require_some(len(held), "validation questions", of_examples)
-    return examples, held
+    learned = len(parts.learned) - lost[0]
+    left_out.require_some(learned, "few-shot examples", lost[1])
+    if parts.held:
+        left_out.require_some(len(examples) - learned, "validation questions", lost[0])
+    return examples, learned
 
 
-def plot_curves(fitted: Fitted, path: Path) -> None:
+def plot_curves(report: TrainingReport, path: Path) -> None:
     """Plot the loss of each step, and loss and accuracy of each validation."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    left.plot(range(1, len(fitted.losses) + 1), fitted.losses, alpha=0.5, label="training")
-    steps = [v.step for v in fitted.validations]
-    left.plot(steps, [v.loss for v in fitted.validations], "o-", label="validation")
+    for losses, label in ((report.losses, "training"), (report.refit, "on all questions")):
+        if losses:
+            left.plot(range(1, len(losses) + 1), losses, alpha=0.5, label=label)
+    steps = [v.step for v in report.validations]
+    left.plot(steps, [v.loss for v in report.validations], "o-", label="validation")
     left.set(xlabel="step", ylabel="loss")
     left.legend()
-    right.plot(steps, [100 * v.accuracy for v in fitted.validations], "o-")
+    right.plot(steps, [100 * v.accuracy for v in report.validations], "o-")
     right.set(xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
     for axis in (left, right):
         axis.grid(alpha=0.3)

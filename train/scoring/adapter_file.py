@@ -19,6 +19,9 @@ from dsd_trt.train.scoring.choices import PromptConfig
 CONFIG_NAME, PLAN_NAME, STATE_NAME = "adapter.json", "plan.json", "training.ckpt"
 """Files of an adapter's folder: its description, and the settings and state of its training."""
 
+REFIT_NAME = "refit.ckpt"
+"""The state of the second training, on all questions."""
+
 REPORT_NAME = "report.json"
 """The record of a finished training, also of one whose adapter was not written."""
 
