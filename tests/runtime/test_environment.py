@@ -45,7 +45,7 @@ DECIDING = {
     "query_pool adapter_input cuda_form verify graphs capabilities max_batch_size",
     "training": "loss negatives learning_rate steps validation allow_worse head_mode hard paper "
     "update_rank conditional copies rank hidden validate_every patience accumulate "
-    "mixed_precision recompute",
+    "mixed_precision recompute refit",
     "safety": "self_check no_self_check",
 }
 
