@@ -96,7 +96,7 @@ def test_commands_exist_and_take_their_options(path: Path) -> None:
             found = command.get_command(context, words[0])
             assert found, line
             command, words = found, words[1:]
-        known = {option for it in command.params for option in it.opts}
+        known = {option for it in command.params for option in (*it.opts, *it.secondary_opts)}
         given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert given <= known | {"--help"}, line
 
@@ -105,7 +105,7 @@ def test_commands_exist_and_take_their_options(path: Path) -> None:
 def test_options_are_of_some_command(path: Path) -> None:
     known = {"--help", *FOREIGN}
     for _, command in make_commands.commands(cli, "dsd-trt"):
-        known |= {option for it in command.params for option in it.opts}
+        known |= {option for it in command.params for option in (*it.opts, *it.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(path)))
     assert named <= known, named - known
 

@@ -298,8 +298,8 @@ def _report(report: TrainingReport, model: str, out: Path, adapter: str) -> None
     note(report.comparison.line())
     if report.refit:
         note(
-            f"trained again on all {sum(report.questions)} questions, those held out included "
-            "(--no-refit keeps the adapter that was compared)"
+            f"trained again on {counted(sum(report.questions), 'question')}, those held out "
+            "included (--no-refit keeps the adapter that was compared)"
         )
     if report.comparison.held_out and not report.comparison.decided:
         note(
