@@ -432,25 +432,12 @@ def test_the_first_questions_are_those_of_a_shorter_list(
     checkpoint: Checkpoint, questions: list[Question], examples: Examples
 ) -> None:
     alone = encode_questions(checkpoint, questions[:2])
-    first = examples.part(slice(2))
+    first = examples.first(2)
     assert len(first) == 2
     assert torch.equal(first.starts, alone.starts)
     assert torch.equal(first.right, alone.right)
     assert torch.equal(first.labels, alone.labels)
     assert torch.allclose(first.latents[first.images], alone.latents[alone.images], atol=1e-6)
-
-
-def test_the_last_questions_are_those_of_a_shorter_list(
-    checkpoint: Checkpoint, questions: list[Question], examples: Examples
-) -> None:
-    alone = encode_questions(checkpoint, questions[1:3])
-    middle = examples.part(slice(1, 3))
-    assert torch.equal(middle.starts, alone.starts)
-    assert torch.equal(middle.right, alone.right)
-    assert torch.equal(middle.labels, alone.labels)
-    assert torch.allclose(middle.latents[middle.images], alone.latents[alone.images], atol=1e-6)
-    states = alone.text_states[alone.texts]
-    assert torch.allclose(middle.text_states[middle.texts], states, atol=1e-6)
 
 
 class KillError(Exception):

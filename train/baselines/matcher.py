@@ -96,7 +96,7 @@ def encode_with_clip(
             also an image that cannot be decoded or a state that is not finite.
     """
     require_choices(questions)
-    return encode(encoders_of(matcher), questions, left_out=left_out)
+    return encode(encoders_of(matcher), questions).examples(questions, left_out)
 
 
 def encoders_of(matcher: Matcher) -> Encoders:

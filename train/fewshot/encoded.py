@@ -38,7 +38,7 @@ def score_encoded(
     def note(question: Question, failures: Sequence[Failure]) -> None:
         unread[id(question)] = failures
 
-    examples = encode(encoders, questions, unconditional, left_out=note)
+    examples = encode(encoders, questions, unconditional).examples(questions, note)
     scores = score_all(examples).tolist() if examples else []
     bounds = itertools.pairwise(examples.starts.tolist())
     rows = []

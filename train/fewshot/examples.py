@@ -92,17 +92,16 @@ class Examples:
             found.setdefault(image, []).append(text)
         return found
 
-    def part(self, questions: slice) -> Examples:
-        """Examples with some consecutive questions alone; images and texts are shared."""
-        first, last, _ = questions.indices(len(self))
-        starts = self.starts[first : last + 1]
-        pairs = slice(int(starts[0]), int(starts[-1]))
+    def first(self, questions: int) -> Examples:
+        """Examples with the first `questions` questions alone; images and texts are shared."""
+        starts = self.starts[: questions + 1]
+        pairs = int(starts[-1])
         return replace(
             self,
-            images=self.images[pairs],
-            texts=self.texts[pairs],
-            starts=starts - pairs.start,
-            right=self.right[questions] - pairs.start,
+            images=self.images[:pairs],
+            texts=self.texts[:pairs],
+            starts=starts,
+            right=self.right[:questions],
         )
 
     def right_answers(self, *scores: Tensor) -> tuple[bool, ...]:
@@ -143,6 +142,74 @@ class Encoders:
     batch: int = 16
 
 
+@dataclass(frozen=True)
+class Encodings:
+    """Encoded images and texts, of which questions are made into `Examples`.
+
+    Attributes:
+        latents: as in `Examples`, of the images that could be encoded.
+        text_states: as in `Examples`.
+        token_masks: as in `Examples`.
+        unconditional: as in `Examples`.
+        copies: as in `Examples`.
+        images: place of each image among the latents, or what prevents it, by its identity.
+        texts: place of each text among the states, or what prevents it.
+    """
+
+    latents: Tensor
+    text_states: Tensor
+    token_masks: Tensor
+    unconditional: Tensor
+    copies: int
+    images: Mapping[object, int | Failure]
+    texts: Mapping[str, int | Failure]
+
+    def examples(self, questions: Sequence[Question], left_out: Report = refuse) -> Examples:
+        """Examples of some questions whose images and texts are among those encoded.
+
+        Args:
+            questions: questions, in any order.
+            left_out: callback for each question left out, with its failures: images that cannot be
+                decoded, images or texts whose state is not finite.
+
+        Returns:
+            Examples of the remaining questions, in their order; possibly none.
+
+        Raises:
+            InputError: a question would be left out, and `left_out` is the default.
+        """
+        kept, images, texts = [], list[int](), list[int]()
+        for question in questions:
+            places = [
+                (self.images[image_identity(image)], self.texts[text])
+                for image, text in question.candidates
+            ]
+            failures = [it for pair in places for it in pair if isinstance(it, Failure)]
+            if failures:
+                left_out(question, list(dict.fromkeys(failures)))
+                continue
+            kept.append(question)
+            for image, text in places:
+                assert isinstance(image, int)
+                assert isinstance(text, int)
+                images.append(image)
+                texts.append(text)
+        starts = np.cumsum([0, *(len(question.candidates) for question in kept)])
+        right = [start + question.right for start, question in zip(starts, kept, strict=False)]
+        return Examples(
+            latents=self.latents,
+            text_states=self.text_states,
+            token_masks=self.token_masks,
+            images=_places(images),
+            texts=_places(texts),
+            starts=torch.from_numpy(starts),
+            right=_places(right),
+            unconditional=self.unconditional,
+            words=tuple(map(words_of, self.texts)),
+            copies=self.copies,
+        )
+
+
 def encode_questions(
     checkpoint: Checkpoint,
     questions: Sequence[Question],
@@ -170,9 +237,25 @@ def encode_questions(
             also an image that cannot be decoded or a state that is not finite.
     """
     require_choices(questions)
+    encodings = encode_with(
+        checkpoint, questions, resize=resize, counted=counted, copies=copies, progress=progress
+    )
+    return encodings.examples(questions, left_out)
+
+
+def encode_with(
+    checkpoint: Checkpoint,
+    questions: Sequence[Question],
+    *,
+    resize: Resize = "bicubic-stretch",
+    counted: TokenMask = "words_eos",
+    copies: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> Encodings:
+    """Encode the distinct images and texts of some questions; arguments as `encode_questions`."""
     encoders = encoders_of(checkpoint, resize, counted)
     unconditional = encode_texts(checkpoint, [""], counted)[0]
-    return encode(encoders, questions, unconditional, progress, left_out, copies)
+    return encode(encoders, questions, unconditional, progress, copies)
 
 
 def require_choices(questions: Sequence[Question]) -> None:
@@ -219,9 +302,8 @@ def encode(
     questions: Sequence[Question],
     unconditional: Tensor | None = None,
     progress: Progress = lambda done, total: None,
-    left_out: Report = refuse,
     copies: int = 0,
-) -> Examples:
+) -> Encodings:
     """Encode the distinct images and texts of some questions.
 
     Args:
@@ -229,15 +311,7 @@ def encode(
         questions: at least one question.
         unconditional: states of the unconditional text, (1, 77, D); None is zeros.
         progress: callback `(done, total)`, counting images and texts.
-        left_out: callback for each question left out, with its failures: images that cannot be
-            decoded, images or texts whose state is not finite.
         copies: number of augmented copies of each image.
-
-    Returns:
-        Examples of the remaining questions, in their order; possibly none.
-
-    Raises:
-        InputError: a question would be left out, and `left_out` is the default.
     """
     images = {
         image_identity(image): (image, question)
@@ -246,57 +320,37 @@ def encode(
     }
     texts = list(dict.fromkeys(text for question in questions for _, text in question.candidates))
     total = len(images) + len(texts)
-    latents, bad_images = [], dict[object, Failure]()
+    latents, places = list[Tensor](), dict[object, int | Failure]()
     generator = torch.Generator().manual_seed(0)  # of the copies
     for batch in _batches(list(images), encoders.batch):
         part = {identity: images[identity] for identity in batch}
         encoded = _encode_images(encoders, part, copies, generator)
-        for identity, state in encoded.items():
+        for identity in part:
+            state = encoded[identity]
             if isinstance(state, Failure):
-                bad_images[identity] = state
+                places[identity] = state
             else:
+                places[identity] = len(latents)
                 latents.append(state)
-        progress(len(latents) + len(bad_images), total)
-    states, masks, bad_texts = [], [], dict[str, Failure]()
+        progress(len(places), total)
+    states, masks, text_places = [], [], dict[str, int | Failure]()
     for some in _batches(texts, encoders.batch):
         of_texts, mask = encoders.texts(some)
         states.append(of_texts)
         masks.append(mask)
         for text, finite in zip(some, _finite(of_texts), strict=True):
-            if not finite:
-                bad_texts[text] = Failure(None, "its text states have NaN or infinity", text)
-        progress(len(images) + sum(map(len, states)), total)
-
-    kept = []
-    for question in questions:
-        failures = [
-            failure
-            for image, text in question.candidates
-            for failure in (bad_images.get(image_identity(image)), bad_texts.get(text))
-            if failure is not None
-        ]
-        if failures:
-            left_out(question, list(dict.fromkeys(failures)))
-        else:
-            kept.append(question)
-    readable = [identity for identity in images if identity not in bad_images]
-    place_of_image = {identity: i for i, identity in enumerate(readable)}
-    place_of_text = {text: i for i, text in enumerate(texts)}
-    pairs = [pair for question in kept for pair in question.candidates]
-    starts = np.cumsum([0, *(len(question.candidates) for question in kept)])
-    right = [start + question.right for start, question in zip(starts, kept, strict=False)]
-    return Examples(
+            lost = Failure(None, "its text states have NaN or infinity", text)
+            text_places[text] = len(text_places) if finite else lost
+        progress(len(places) + len(text_places), total)
+    return Encodings(
         # (1 + copies, images, ...) -> ((1 + copies) * images, ...)
         latents=torch.stack(latents, dim=1).flatten(0, 1) if latents else torch.empty(0),
         text_states=torch.cat(states),
         token_masks=torch.cat(masks),
-        images=_places([place_of_image[image_identity(image)] for image, _ in pairs]),
-        texts=_places([place_of_text[text] for _, text in pairs]),
-        starts=torch.from_numpy(starts),
-        right=_places(right),
         unconditional=(torch.zeros_like(states[0][:1]) if unconditional is None else unconditional),
-        words=tuple(map(words_of, texts)),
         copies=copies,
+        images=places,
+        texts=text_places,
     )
 
 

@@ -129,7 +129,7 @@ def _train(
     if settings.mode == "matrix" and not run.step:
         # Matrix scores are close together: with the default a, prompts would first learn to
         # spread them.
-        few = examples.part(slice(_FITTED))
+        few = examples.first(_FITTED)
         score = combine(settings.score, model.match.w, *score_all(model, few, "matrix"))
         model.match.start_from(*fit_match_probability(score, few.labels))
     if validation and not run.validations:

@@ -14,11 +14,10 @@ import matplotlib as mpl
 
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.log import get_logger
-from dsd_trt.results import Failure
-from dsd_trt.train.data.held_out import HeldOut, hold_out
+from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError, compare
-from dsd_trt.train.fewshot.examples import Examples, encode_questions, require_choices
+from dsd_trt.train.fewshot.examples import Encodings, Examples, encode_with, require_choices
 from dsd_trt.train.fewshot.fit import Fitted, build_accelerator, fit_adapter
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
@@ -158,32 +157,39 @@ def train_adapter(
     }
     require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME))
 
+    encodings = encode_with(
+        checkpoint,
+        [*questions, *parts.learned, *parts.held],
+        resize=settings.resize,
+        copies=settings.copies,
+        progress=lambda done, total: progress("encoding", done, total, {}),
+    )
     left_out = LeftOut()
-    examples, learned = _encode(checkpoint, parts, settings, left_out, progress)
+    every = encodings.examples(questions, left_out.add)
+    learned = _usable(encodings, parts.learned, "few-shot examples")
+    held = _usable(encodings, parts.held, "validation questions") if parts.held else None
     if first:  # here, so that nothing is left by a run that could not begin
         out.mkdir(parents=True, exist_ok=True)
         _write(out / PLAN_NAME, plan)
     checkpoint.forget()  # frees the encoders' memory for the U-Net
     if sum(parameter.numel() for parameter in checkpoint.unet.parameters()) < _SMALL:
         keep_freed_memory()
-    held = examples.part(slice(learned, None)) if learned < len(examples) else None
-
     fit = partial(_fit, checkpoint, settings=settings, start=began, progress=progress)
-    fitted = fit(examples.part(slice(learned)), held=held, state=out / STATE_NAME)
+    fitted = fit(learned, held=held, state=out / STATE_NAME)
     progress("comparing with before", 0, None, {})
-    asked = examples if held is None else held
+    asked = learned if held is None else held
     comparison = compare(
         checkpoint, began, fitted.adapter, asked, settings.modes, held_out=held is not None
     )
     refused = comparison.worse and not allow_worse
     adapter, refit = fitted.adapter, list[float]()
     if settings.refit and held is not None and not comparison.worse and fitted.kept_last:
-        again = fit(examples, calibrated=fitted.adapter, state=out / REFIT_NAME)
+        again = fit(every, calibrated=fitted.adapter, state=out / REFIT_NAME)
         adapter, refit = again.adapter, again.losses
     report = TrainingReport(
         plan=plan,
         versions={name: version(name) for name in _LIBRARIES},
-        questions=(learned, len(examples) - learned),
+        questions=(len(learned), len(held or ())),
         left_out=left_out,
         losses=fitted.losses,
         validations=fitted.validations,
@@ -193,7 +199,7 @@ def train_adapter(
     )
     if first:
         if not refused:
-            replace(adapter, training=report.summary(settings.sized(learned))).save(out)
+            replace(adapter, training=report.summary(settings.sized(len(learned)))).save(out)
         _write(out / REPORT_NAME, report.to_plain())
         plot_curves(report, out / "curves.png")
     if refused:
@@ -242,37 +248,16 @@ def _fit(
     )
 
 
-def _encode(
-    checkpoint: Checkpoint,
-    parts: HeldOut,
-    settings: FewShotSettings,
-    left_out: LeftOut,
-    progress: Progress,
-) -> tuple[Examples, int]:
-    """Examples to learn from, then those to validate on, and the number of the former.
+def _usable(encodings: Encodings, questions: Sequence[Question], what: str) -> Examples:
+    """Examples of the questions of a part that can be used.
 
     Raises:
-        InputError: none of the questions of a part can be used.
+        InputError: none of them can.
     """
-    held, lost = {id(question) for question in parts.held}, [0, 0]
-
-    def leave_out(question: Question, failures: Sequence[Failure]) -> None:
-        left_out.add(question, failures)
-        lost[id(question) in held] += 1
-
-    examples = encode_questions(
-        checkpoint,
-        [*parts.learned, *parts.held],
-        resize=settings.resize,
-        copies=settings.copies,
-        progress=lambda done, total: progress("encoding", done, total, {}),
-        left_out=leave_out,
-    )
-    learned = len(parts.learned) - lost[0]
-    left_out.require_some(learned, "few-shot examples", lost[1])
-    if parts.held:
-        left_out.require_some(len(examples) - learned, "validation questions", lost[0])
-    return examples, learned
+    left_out = LeftOut()
+    examples = encodings.examples(questions, left_out.add)
+    left_out.require_some(len(examples), what)
+    return examples
 
 
 def plot_curves(report: TrainingReport, path: Path) -> None:
