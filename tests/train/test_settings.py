@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -17,11 +18,11 @@ TABLE = Path(__file__).parents[2] / "docs" / "train.md"
 @pytest.mark.parametrize(
     ("questions", "steps", "rate"),
     [
-        (2, 200, 8e-3),
-        (40, 200, 8e-3),
-        (90, 800, 8e-3 / 2),
-        (148, 1496, 2.925e-3),
-        (4000, 1500, 2.921e-3),
+        (2, 160, 8e-3 * math.sqrt(200 / 160)),
+        (40, 160, 8e-3 * math.sqrt(200 / 160)),
+        (70, 540, 8e-3 * math.sqrt(200 / 540)),  # half way between the two
+        (100, 920, 8e-3 * math.sqrt(200 / 920)),
+        (4000, 1500, 8e-3 * math.sqrt(200 / 1500)),
     ],
 )
 def test_many_questions_take_more_steps_at_a_lower_rate(
@@ -29,7 +30,7 @@ def test_many_questions_take_more_steps_at_a_lower_rate(
 ) -> None:
     sized = continued(None, {}).sized(questions)
     assert sized.steps == steps
-    assert sized.learning_rate == pytest.approx(rate, rel=1e-3)
+    assert sized.learning_rate == pytest.approx(rate)
     given = continued(None, {"steps": 7, "learning_rate": 0.1}).sized(questions)
     assert (given.steps, given.learning_rate) == (7, 0.1)
     assert continued(None, {}, {}).sized(questions) == FewShotSettings()  # the paper's form
@@ -48,12 +49,12 @@ def test_help_and_table_have_the_defaults(name: str) -> None:
     (option,) = (it for it in train.params if it.name == name)
     assert isinstance(option, click.Option)
     texts = re.findall(r"(?:else|default:) ([\d.]+\d|\d)\b", option.help or "")
-    least = {**RECIPE, "learning_rate": continued(None, {}).sized(1).learning_rate}[name]
+    rate, most = (float(f"{continued(None, {}).sized(n).learning_rate:.1g}") for n in (1, 10**6))
+    least = {**RECIPE, "learning_rate": rate}[name]
     assert float(least) in map(float, texts)
     if name == "learning_rate":
-        most = float(f"{continued(None, {}).sized(10**6).learning_rate:.1g}")
-        assert f"falling to {most:g} for 150 and more" in (option.help or "")
-        assert f"falls to {most:g} for 150 and more" in TABLE.read_text()
+        assert f"falling to {most:g} for 146 and more" in (option.help or "")
+        assert f"falls to {most:g} for 146 and more" in TABLE.read_text()
     (row,) = re.findall(rf"^\| `{option.opts[0]}` \| (\S+) \| (\S+) \|", TABLE.read_text(), re.M)
     assert tuple(map(float, row)) == (least, getattr(FewShotSettings(), name))
 
