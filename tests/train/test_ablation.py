@@ -17,7 +17,8 @@ from dsd_trt.commands.main import cli
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.evaluation.ablation import LEVELS, Maps, ablate, as_text, collect, score
-from dsd_trt.train.fewshot.examples import Examples, encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
+from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 from dsd_trt.train.shapes.datasets import shapes_comvg

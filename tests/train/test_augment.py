@@ -7,7 +7,8 @@ import torch
 
 from dsd_trt.train.fewshot.augment import augment
 from dsd_trt.train.fewshot.batch import sample_batch
-from dsd_trt.train.fewshot.examples import Encoders, Examples, encode
+from dsd_trt.train.fewshot.encodings import Encoders, encode
+from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.question import Question
 

@@ -33,7 +33,7 @@ from dsd_trt.train.diffusion.random_model import write_random_model
 from dsd_trt.train.evaluation.ablation import LEVELS, collect
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.fewshot.batch import sample_batch
-from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.model import build_model
 from dsd_trt.train.fewshot.settings import FewShotSettings
@@ -189,11 +189,11 @@ def test_mixed_precision_learns_and_goes_on_after_a_kill(
             examples,
             settings,
             validation=examples,
-            state=tmp_path / STATE_NAME,
+            state_path=tmp_path / STATE_NAME,
             report=die,
         )
     again = fit_adapter(
-        checkpoint, examples, settings, validation=examples, state=tmp_path / STATE_NAME
+        checkpoint, examples, settings, validation=examples, state_path=tmp_path / STATE_NAME
     )
     assert np.isfinite(whole).all()
     assert whole[-1] < whole[0]

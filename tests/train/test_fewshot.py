@@ -23,7 +23,8 @@ from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.diffusion.encoders import TextEncoder
 from dsd_trt.train.fewshot.batch import PairBatch, sample_batch
-from dsd_trt.train.fewshot.examples import Examples, encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
+from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.match_probability import (
     MatchProbability,
@@ -461,11 +462,11 @@ def test_killed_and_resumed_training_gives_the_same_adapter(
             examples,
             settings,
             validation=examples,
-            state=tmp_path / STATE_NAME,
+            state_path=tmp_path / STATE_NAME,
             report=die,
         )
     resumed = fit_adapter(
-        checkpoint, examples, settings, validation=examples, state=tmp_path / STATE_NAME
+        checkpoint, examples, settings, validation=examples, state_path=tmp_path / STATE_NAME
     )
     assert resumed.losses == whole.losses
     assert resumed.validations == whole.validations
@@ -501,7 +502,7 @@ def test_a_state_is_saved_every_twenty_seconds_and_resumed_from_to_the_bit(
                 examples,
                 settings,
                 validation=examples,
-                state=tmp_path / STATE_NAME,
+                state_path=tmp_path / STATE_NAME,
                 report=report,
             )
     assert saved == [3, 8]
@@ -535,7 +536,7 @@ def test_saving_takes_a_twentieth_of_the_time_at_most(
 
     monkeypatch.setattr("dsd_trt.train.fewshot.fit.time", clock)
     monkeypatch.setattr("dsd_trt.train.fewshot.fit.save_state", save)
-    fit_adapter(checkpoint, examples, settings, state=tmp_path / STATE_NAME, report=pass_time)
+    fit_adapter(checkpoint, examples, settings, state_path=tmp_path / STATE_NAME, report=pass_time)
     assert saved == [3, 3 + math.ceil(100 / 9), 20]
 
 

@@ -30,7 +30,7 @@ from dsd_trt.train.evaluation.answers import by_scorer
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.reproduction import reproduce
 from dsd_trt.train.evaluation.study import Study
-from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question

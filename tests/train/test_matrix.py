@@ -38,7 +38,7 @@ from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_ch
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.comparison import compare
-from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.model import build_model, validate
 from dsd_trt.train.fewshot.settings import FewShotSettings

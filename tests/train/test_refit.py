@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import picture_questions, write_checkpoint
 
+from dsd_trt.bundle.method import TrainedFor
+from dsd_trt.errors import InputError
 from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.fewshot import training
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError
 from dsd_trt.train.fewshot.model import FewShotModel, Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
-from dsd_trt.train.fewshot.training import TrainingReport, train_adapter
+from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 
@@ -29,6 +33,7 @@ SETTINGS = FewShotSettings(
     hard=0.5,
     rank=1,
     hidden=2,
+    update_rank=1,
     copies=1,
     validate_every=2,
     refit=True,
@@ -54,8 +59,13 @@ def out(model: str, questions: list[Question], tmp_path_factory: pytest.TempPath
 
 
 def same(one: Adapter, other: Adapter) -> bool:
-    """Whether two adapters have the same prompts, to the bit."""
-    return all(torch.equal(it, other.prompt_state[name]) for name, it in one.prompt_state.items())
+    """Whether two adapters have the same prompts, updates and head weights, to the bit."""
+    assert one.prompt_state.keys() == other.prompt_state.keys()
+    assert one.merged.keys() == other.merged.keys() != set()
+    pairs = [(it, other.prompt_state[name]) for name, it in one.prompt_state.items()]
+    pairs += [(it, other.merged[name]) for name, it in one.merged.items()]
+    pairs += zip(one.head_weights, other.head_weights, strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def test_the_adapter_is_that_of_a_training_on_all_questions(
@@ -67,8 +77,38 @@ def test_the_adapter_is_that_of_a_training_on_all_questions(
     assert same(written, Adapter.load(tmp_path / "all"))
     report = json.loads((out / "report.json").read_text())
     assert report["questions"] == [len(parts.learned), len(parts.held)]
-    assert len(report["refit"]) == SETTINGS.steps
-    assert written.training["refit_steps"] == SETTINGS.steps
+    assert len(report["refit_losses"]) == SETTINGS.steps
+    assert (written.training["learned_from"], written.training["refit"]) == (len(questions), True)
+
+
+@pytest.mark.parametrize("mode", ["matrix", "both"])
+def test_both_modes_keep_their_probabilities(
+    model: str, questions: list[Question], tmp_path: Path, mode: TrainedFor
+) -> None:
+    settings = replace(SETTINGS, mode=mode)
+    for name, refit in (("once", False), ("again", True)):
+        out = tmp_path / name
+        train_adapter(model, questions, replace(settings, refit=refit), out, {}, SHARE)
+    first, second = (Adapter.load(tmp_path / name) for name in ("once", "again"))
+    assert not same(first, second)
+    assert (first.matrix_a, first.matrix_b) != (1.0, 0.0)
+    for field in ("a", "b", "matrix_a", "matrix_b"):
+        assert getattr(second, field) == getattr(first, field)
+
+
+def test_each_training_has_the_steps_of_its_questions(
+    model: str, questions: list[Question], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_step_each(settings: FewShotSettings, questions: int) -> FewShotSettings:
+        return replace(settings, steps=questions, learning_rate=1 / questions)
+
+    monkeypatch.setattr(FewShotSettings, "sized", one_step_each)
+    report = train_adapter(model, questions, SETTINGS, tmp_path / "out", {}, SHARE)
+    learned, held = report.questions
+    assert (len(report.losses), len(report.refit_losses)) == (learned, learned + held)
+    record = Adapter.load(tmp_path / "out").training
+    assert (record["steps"], record["steps_done"]) == (16, 16)
+    assert record["learning_rate"] == 1 / 16
 
 
 def test_its_probabilities_are_fitted_to_questions_that_were_held_out(
@@ -78,7 +118,7 @@ def test_its_probabilities_are_fitted_to_questions_that_were_held_out(
     report = train_adapter(model, questions, once, tmp_path / "once", {}, SHARE)
     first, written = Adapter.load(tmp_path / "once"), Adapter.load(out)
     assert report.questions[1] >= 5
-    assert not report.refit
+    assert not report.refit_losses
     assert not same(first, written)
     assert (written.a, written.b) == (first.a, first.b)
     # What was told of the answers is what the first training came to.
@@ -96,34 +136,84 @@ def test_there_is_none_if_an_earlier_step_was_better(
     report = train_adapter(model, questions, SETTINGS, tmp_path / "out", {}, SHARE)
     assert report.best is not None
     assert report.best.step == 2
-    assert not report.refit
+    assert not report.refit_losses
     assert not (tmp_path / "out" / "refit.ckpt").exists()
 
 
-@pytest.mark.parametrize("allow_worse", [False, True])
-def test_there_is_none_of_a_worse_adapter_or_without_validation(
+def test_there_is_none_without_validation(
+    model: str, questions: list[Question], tmp_path: Path
+) -> None:
+    assert not train_adapter(model, questions, SETTINGS, tmp_path / "out", {}, 0).refit_losses
+
+
+def test_there_is_none_of_a_worse_adapter(
+    model: str, questions: list[Question], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = Comparison(held_out=True, before=(True,) * 8, after=(False,) * 8)
+    monkeypatch.setattr(training, "compare", lambda *_, **__: worse)
+    out = tmp_path / "out"
+    train = partial(train_adapter, model, questions, SETTINGS, out, {}, SHARE)
+    with pytest.raises(WorseError):
+        train()
+    assert not (out / "adapter.json").exists()
+    assert json.loads((out / "report.json").read_text())["refit_losses"] == []
+    assert not train(allow_worse=True).refit_losses
+    assert (out / "adapter.json").exists()
+
+
+def test_it_is_not_kept_if_it_answers_worse_than_the_first(
     model: str,
     questions: list[Question],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    *,
-    allow_worse: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert not train_adapter(model, questions, SETTINGS, tmp_path / "all", {}, 0).refit
-    worse = Comparison(held_out=True, before=(True,) * 8, after=(False,) * 8)
-    monkeypatch.setattr(training, "compare", lambda *_, **__: worse)
-    out = tmp_path / "out"
+    once = train_adapter(
+        model, questions, replace(SETTINGS, refit=False), tmp_path / "once", {}, SHARE
+    )
+    found = iter([once.comparison, Comparison(False, (True,) * 6, (False,) * 6)])
+    monkeypatch.setattr(training, "compare", lambda *_, **__: next(found))
+    report = train_adapter(model, questions, SETTINGS, tmp_path / "out", {}, SHARE)
+    assert not report.refit_losses
+    assert report.learned_from == report.questions[0]
+    assert same(Adapter.load(tmp_path / "out"), Adapter.load(tmp_path / "once"))
+    assert "fewer of those held out: 0 instead of 6 of 6" in caplog.text
 
-    def train() -> TrainingReport:
-        return train_adapter(model, questions, SETTINGS, out, {}, SHARE, allow_worse=allow_worse)
 
-    if allow_worse:
-        assert not train().refit
-    else:
-        with pytest.raises(WorseError):
-            train()
-    assert (out / "adapter.json").exists() == allow_worse
-    assert json.loads((out / "report.json").read_text())["refit"] == []
+def test_if_it_diverges_the_adapter_is_the_first(
+    model: str,
+    questions: list[Question],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def sized(settings: FewShotSettings, count: int) -> FewShotSettings:
+        return replace(settings, learning_rate=1e30 if count == len(questions) else 1e-3)
+
+    monkeypatch.setattr(FewShotSettings, "sized", sized)
+    report = train_adapter(model, questions, SETTINGS, tmp_path / "out", {}, SHARE)
+    assert not report.refit_losses
+    Adapter.load(tmp_path / "out")
+    assert "on all questions, training diverged" in caplog.text
+
+
+def test_its_state_is_of_one_plan(
+    model: str, questions: list[Question], out: Path, tmp_path: Path
+) -> None:
+    """Also where the first training's state is gone, for it was damaged."""
+    again = tmp_path / "out"
+    again.mkdir()
+    for name in ("plan.json", "refit.ckpt"):
+        shutil.copy(out / name, again / name)
+    with pytest.raises(InputError, match="a run with other settings: seed was 0, and now is 1"):
+        train_adapter(model, questions, replace(SETTINGS, seed=1), again, {}, SHARE)
+
+
+def test_a_question_held_out_has_a_negative(model: str, tmp_path: Path) -> None:
+    questions = picture_questions(TEXTS)
+    one_candidate = replace(questions[0], candidates=questions[0].candidates[1:], right=0)
+    with pytest.raises(InputError, match="a question without a negative pair"):
+        train_adapter(model, [*questions[1:], one_candidate], SETTINGS, tmp_path, {}, SHARE)
 
 
 class KillError(Exception):
@@ -137,7 +227,7 @@ def test_a_kill_in_it_loses_neither_training(
 
     def die(stage: str, done: int, total: int | None, figures: Mapping[str, float]) -> None:
         told.append((stage, done))
-        if told.count(("training on all questions", 3)) == 1:
+        if (stage, done) == ("training on all questions", 3):
             raise KillError
 
     again = tmp_path / "out"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dsd_trt.commands.main import cli
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.state import resumed, save_state
@@ -133,10 +133,12 @@ def test_a_run_killed_on_one_thread_is_finished_on_two(
             raise KillError
 
     with suppress(KillError):
-        fit_adapter(checkpoint, examples, settings, state=tmp_path / "run" / STATE_NAME, report=die)
+        fit_adapter(
+            checkpoint, examples, settings, state_path=tmp_path / "run" / STATE_NAME, report=die
+        )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     caplog.clear()
-    resumed = fit_adapter(checkpoint, examples, settings, state=tmp_path / "run" / STATE_NAME)
+    resumed = fit_adapter(checkpoint, examples, settings, state_path=tmp_path / "run" / STATE_NAME)
     assert "1 thread of" in caplog.text
     assert "2 threads of" in caplog.text
     assert resumed.losses == whole.losses

@@ -15,7 +15,8 @@ from torch import Tensor
 from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import InputError
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
-from dsd_trt.train.fewshot.examples import Examples, encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
+from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.fit import Fitted, fit_adapter
 from dsd_trt.train.fewshot.model import build_model, score_all
 from dsd_trt.train.fewshot.served import Served

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.train.baselines.clip import Clip
 from dsd_trt.train.fewshot.encoded import score_encoded
-from dsd_trt.train.fewshot.examples import Encoders, Examples, encode, require_choices
+from dsd_trt.train.fewshot.encodings import Encoders, encode
+from dsd_trt.train.fewshot.examples import Examples, require_choices
 from dsd_trt.train.fewshot.match_probability import MatchProbability
 from dsd_trt.train.left_out import ignore, refuse
 from dsd_trt.train.question import Question, Report, Score

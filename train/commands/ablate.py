@@ -102,7 +102,7 @@ def ablate(
     from dsd_trt.train.diffusion.checkpoint import read_checkpoint
     from dsd_trt.train.evaluation.ablation import LEVELS, as_text, collect, plot
     from dsd_trt.train.evaluation.ablation import ablate as measure
-    from dsd_trt.train.fewshot.examples import encode_questions
+    from dsd_trt.train.fewshot.encodings import encode_questions
     from dsd_trt.train.left_out import LeftOut
     from dsd_trt.train.run.device import best_device
     from dsd_trt.train.run.progress import StageProgress

@@ -63,7 +63,7 @@ def parse_rank(
     "--allow-worse",
     is_flag=True,
     help="Write the adapter even if it answers fewer questions right than what training started "
-    "from, by more than a standard error.",
+    "from, by more than a standard error; it is not trained again.",
 )
 @click.option(
     "--mode",
@@ -157,8 +157,9 @@ def parse_rank(
 @click.option(
     "--refit/--no-refit",
     default=None,
-    help="Whether the adapter is trained again on all questions, those held out included, if the "
-    "validation found no step better than the last.  [default: --refit, with --paper --no-refit]",
+    help="Whether a second training, from the same start, learns from all questions, those held "
+    "out included. There is none if the first one was worse than its start, or clearly better at "
+    "an earlier step than at its end.  [default: --refit, with --paper --no-refit]",
 )
 @click.option(
     "--accumulate",
@@ -203,9 +204,9 @@ def train(
     """Train a few-shot adapter.
 
     Training starts from the model's own adapter if it has one, and the same validation questions
-    are answered before and after. Of a table all rows are learned from, but those held out for
-    validation. Rows and questions that cannot be used are left out and counted, and the exit code
-    is then 3. On several GPUs: accelerate launch -m dsd_trt train ...
+    are answered before and after. Then a second training learns from all rows, those held out for
+    validation included. Rows and questions that cannot be used are left out and counted, and the
+    exit code is then 3. On several GPUs: accelerate launch -m dsd_trt train ...
     """
     from dsd_trt.train.data.catalogue import require_columns
 
@@ -220,7 +221,7 @@ def train(
     from dsd_trt.train.fewshot.settings import RECIPE, continued
     from dsd_trt.train.run.plan import require_plan
     from dsd_trt.train.run_key import adapter_identity
-    from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, PLAN_NAME, STATE_NAME
+    from dsd_trt.train.scoring.adapter_file import PLAN_NAME, RESUMED
 
     # What the arguments and their files tell comes first: the libraries take seconds to import.
     given = {name: value for name, value in sizes.items() if value is not None} | {"seed": seed}
@@ -244,7 +245,7 @@ def train(
         "validation": validation,
         **asdict(settings),
     }
-    require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME), partial=True)
+    require_plan(out / PLAN_NAME, plan, RESUMED, partial=True)
     questions = list(part)
 
     from dsd_trt.train.data.held_out import hold_out
@@ -296,10 +297,11 @@ def _report(report: TrainingReport, model: str, out: Path, adapter: str) -> None
         validated = f", validated on {held}" if report.comparison.held_out else ""
         note(f"learned from {learned}{validated}: the images of others cannot be read")
     note(report.comparison.line())
-    if report.refit:
+    if report.refit_losses:
         note(
-            f"trained again on {counted(sum(report.questions), 'question')}, those held out "
-            "included (--no-refit keeps the adapter that was compared)"
+            f"then trained from the same start on {counted(report.learned_from, 'question')}, "
+            "those held out included; --no-refit, with another --out, keeps the adapter that was "
+            "compared"
         )
     if report.comparison.held_out and not report.comparison.decided:
         note(

@@ -9,7 +9,7 @@ from dsd_trt.bundle.manifest import Resize
 from dsd_trt.bundle.method import Mode, ScoreKind
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
 from dsd_trt.train.fewshot.encoded import score_encoded
-from dsd_trt.train.fewshot.examples import encoders_of
+from dsd_trt.train.fewshot.encodings import encoders_of
 from dsd_trt.train.fewshot.served import Served, served_mode, served_score
 from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report, Score

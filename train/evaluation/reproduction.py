@@ -28,7 +28,7 @@ from dsd_trt.train.evaluation.answers import ask
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.figures import Figure, count_left_out, figures, write
 from dsd_trt.train.evaluation.study import ABLATION, LIBRARIES, Study
-from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
 from dsd_trt.train.left_out import LeftOut

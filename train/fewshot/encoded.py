@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from dsd_trt.results import Failure
-from dsd_trt.train.fewshot.examples import Encoders, Examples, encode
+from dsd_trt.train.fewshot.encodings import Encoders, encode
+from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.left_out import name_image
 from dsd_trt.train.question import Question, Report
 

@@ -34,6 +34,14 @@ _HELD_OUT = 5  # validation questions that a and b are fitted to rather than to 
 _FITTED = 64  # questions that the initial a and b of matrix mode are fitted to
 
 
+Calibrations = Mapping[Mode, tuple[float, float]]
+"""a and b of modes."""
+
+
+class DivergedError(DsdError):
+    """The loss of a training step is NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class Fitted:
     """The result of `fit_adapter`.
@@ -67,15 +75,16 @@ def fit_adapter(
     *,
     start: Adapter | None = None,
     validation: Examples | None = None,
-    calibrated: Adapter | None = None,
-    state: Path | None = None,
+    calibration: Calibrations | None = None,
+    state_path: Path | None = None,
     report: Report = lambda step, loss, validation: None,
 ) -> Fitted:
     """Learn prompts (Eq. 5), head weights (Eq. 7) and a, b, by cross-entropy (Eq. 6).
 
-    Each training step samples one noise level per question. At the end a and b are fitted again, to
-    the score averaged over all levels, as a bundle computes it. They are fitted to the validation
-    questions if there are five: training questions are answered better than others are.
+    Each training step samples one noise level per question. At the end a and b are fitted, unless
+    they are given, to the score averaged over all levels, as a bundle computes it. They are fitted
+    to the validation questions if there are five: training questions are answered better than
+    others are.
 
     Args:
         checkpoint: base model; its weights stay unchanged.
@@ -85,26 +94,23 @@ def fit_adapter(
         validation: validation examples for early stopping and the choice of the step that is kept,
             step 0 included: the last one that is not worse than the best by more than two standard
             errors. None keeps the last step.
-        calibrated: adapter whose a and b are taken over; None fits them.
-        state: file of the training state, from which a later call resumes; None saves none.
+        calibration: a and b of each trained mode, to keep; None fits them.
+        state_path: file of the training state, from which a later call resumes; None saves none.
         report: callback `(step, loss, validation)` after each step.
 
     Raises:
         ModelError: the training state is damaged, or is another model's.
-        DsdError: training diverged: its loss is NaN or infinite.
+        DivergedError: the loss of a step is NaN or infinite.
     """
     accelerator = build_accelerator(settings)
     model = build_model(checkpoint, examples, settings, start).to(accelerator.device)
     with model.updated():
-        run = _train(model, accelerator, examples, settings, validation, state, report)
-        if calibrated is None:
+        run = _train(model, accelerator, examples, settings, validation, state_path, report)
+        if calibration is None:
             fitted_to = examples
             if validation is not None and len(validation) >= _HELD_OUT:
                 fitted_to = validation
             calibration = _calibrate(model, fitted_to, settings)
-        else:
-            own, matrix = (calibrated.a, calibrated.b), (calibrated.matrix_a, calibrated.matrix_b)
-            calibration = {"pair": own, "matrix": matrix}
         adapter = _adapter(model, checkpoint, settings, calibration)
     model.to(checkpoint.device)  # the model shares the checkpoint's U-Net
     return Fitted(adapter, run.losses, run.validations, run.chosen)
@@ -116,7 +122,7 @@ def _train(
     examples: Examples,
     settings: FewShotSettings,
     validation: Examples | None,
-    state: Path | None,
+    state_path: Path | None,
     report: Report,
 ) -> _Run:
     """Train the model, and leave it with the parameters that are kept."""
@@ -125,7 +131,7 @@ def _train(
     wrapped, optimizer = accelerator.prepare(
         model, torch.optim.AdamW(learned, settings.learning_rate, betas, weight_decay=0.01)
     )
-    run = _Run(model, optimizer, accelerator, state)
+    run = _Run(model, optimizer, accelerator, state_path)
     if settings.mode == "matrix" and not run.step:
         # Matrix scores are close together: with the default a, prompts would first learn to
         # spread them.
@@ -152,7 +158,7 @@ def _train(
         run.losses.append(mean)
         # A scaler of FP16 leaves out such a step, and lowers its scale.
         if not math.isfinite(mean) and accelerator.scaler is None:
-            raise DsdError(
+            raise DivergedError(
                 f"training diverged: the loss of step {run.step} of {settings.steps} is {mean}. "
                 f"Train with a lower --learning-rate than {settings.learning_rate:g}"
             )
@@ -268,11 +274,9 @@ class _Run:
         self._save_at = ended + max(_SAVE_EVERY, (ended - began) / _SAVING)
 
 
-def _calibrate(
-    model: FewShotModel, examples: Examples, settings: FewShotSettings
-) -> dict[Mode, tuple[float, float]]:
+def _calibrate(model: FewShotModel, examples: Examples, settings: FewShotSettings) -> Calibrations:
     """Fitted a and b of each trained mode, to the scores of some examples."""
-    fitted = {}
+    fitted = dict[Mode, tuple[float, float]]()
     for mode in settings.modes:
         score = combine(settings.score, model.match.w, *score_all(model, examples, mode))
         fitted[mode] = fit_match_probability(score, examples.labels)
@@ -283,7 +287,7 @@ def _adapter(
     model: FewShotModel,
     checkpoint: Checkpoint,
     settings: FewShotSettings,
-    calibration: Mapping[Mode, tuple[float, float]],
+    calibration: Calibrations,
 ) -> Adapter:
     prompts = model.scoring.prompts
     assert prompts is not None

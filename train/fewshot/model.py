@@ -233,18 +233,18 @@ def score_all(
     )
     if error is None:
         return f, None
-    every = torch.arange(examples.image_count)
+    images, place = examples.images.unique(return_inverse=True)
     _, without = _mean_over_levels(
         model,
         mode,
         examples.latents,
         examples.unconditional,
         examples.token_masks[:1],
-        every,
-        torch.zeros_like(every),
+        images,
+        torch.zeros_like(images),
     )
     assert without is not None
-    return f, without[examples.images] - error
+    return f, without[place] - error
 
 
 def _mean_over_levels(

@@ -27,9 +27,9 @@ RECIPE: Mapping[str, Any] = {
 }
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
 
-_FEW, _MANY = (40, 160), (100, 920)  # numbers of questions, with the steps that are best for them
+_FEW, _MANY = (40, 160), (100, 920)  # numbers of questions, and steps in which they are learned
 _MOST = 1500  # steps for any number of questions
-_RATE = 8e-3  # learning rate of 200 steps
+_RATE = 200, 8e-3  # a number of steps, and their learning rate
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,9 @@ class FewShotSettings:
             checkpointing), which saves memory and costs time.
         validate_every: number of steps between validations.
         patience: validations without improvement after which training stops.
-        refit: whether, where no validation was better than the last step, the adapter is trained
-            again on all questions, those held out included.
+        refit: whether a second training learns from all questions, those held out included, unless
+            the first was worse than its start, or an earlier step of it clearly better than the
+            last.
 
     Raises:
         InputError: matrix mode is combined with a score or head weights it does not have, or a
@@ -130,7 +131,8 @@ class FewShotSettings:
         (few, least), (many, more) = _FEW, _MANY
         share = max(questions - few, 0) / (many - few)
         steps = min(round(least + share * (more - least)), _MOST)
-        rate = _RATE * math.sqrt(200 / steps)
+        of_steps, rate = _RATE
+        rate *= math.sqrt(of_steps / steps)
         return replace(self, steps=self.steps or steps, learning_rate=self.learning_rate or rate)
 
     def rate_at(self, step: int) -> float:

@@ -17,22 +17,29 @@ from dsd_trt.log import get_logger
 from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError, compare
-from dsd_trt.train.fewshot.examples import Encodings, Examples, encode_with, require_choices
-from dsd_trt.train.fewshot.fit import Fitted, build_accelerator, fit_adapter
+from dsd_trt.train.fewshot.encodings import encode_candidates
+from dsd_trt.train.fewshot.examples import Examples, require_choices
+from dsd_trt.train.fewshot.fit import (
+    Calibrations,
+    DivergedError,
+    Fitted,
+    build_accelerator,
+    fit_adapter,
+)
 from dsd_trt.train.fewshot.model import Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question
-from dsd_trt.train.run.device import best_device, process_state
+from dsd_trt.train.run.device import agreed, best_device, process_state
 from dsd_trt.train.run.memory import keep_freed_memory
 from dsd_trt.train.run.plan import require_plan
 from dsd_trt.train.run_key import adapter_identity, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.adapter_file import (
-    CONFIG_NAME,
     PLAN_NAME,
     REFIT_NAME,
     REPORT_NAME,
+    RESUMED,
     STATE_NAME,
 )
 
@@ -56,12 +63,15 @@ class TrainingReport:
     Attributes:
         plan: everything that determines the outcome: model, data and settings.
         versions: version of each library, by its name.
-        questions: numbers of training and of validation questions.
+        questions: numbers of training and of validation questions of the first training, whose
+            are losses, validations, best and comparison too.
         left_out: questions that could not be used; `left_out` and `errors` in `report.json`.
         losses: training loss of each step.
         validations: validation results in order of their steps.
-        best: validation whose adapter was kept; None without validation.
-        refit: training loss of each step of the second training, on all questions; empty without.
+        best: validation whose parameters were kept; None without validation.
+        refit_losses: training loss of each step of the second training, on all questions; empty if
+            the adapter is that of the first.
+        learned_from: number of questions that the adapter was trained on.
         comparison: answers before and after training, in `report.json` with what they tell.
     """
 
@@ -72,7 +82,8 @@ class TrainingReport:
     losses: Sequence[float]
     validations: Sequence[Validation]
     best: Validation | None
-    refit: Sequence[float]
+    refit_losses: Sequence[float]
+    learned_from: int
     comparison: Comparison
 
     def to_plain(self) -> dict[str, Any]:
@@ -86,13 +97,21 @@ class TrainingReport:
         }
 
     def summary(self, settings: FewShotSettings) -> dict[str, Any]:
-        """What an adapter records of its training, with settings as they were chosen."""
+        """What an adapter records of its training: plan, size, and how answers changed.
+
+        Answers are those of the first training.
+
+        Args:
+            settings: settings of the plan, whose steps and learning rate may be open.
+        """
+        sized = settings.sized(self.learned_from)
         return {
             **self.plan,
-            "steps": settings.steps,
-            "learning_rate": settings.learning_rate,
-            "steps_done": len(self.losses),
-            "refit_steps": len(self.refit),
+            "steps": sized.steps,
+            "learning_rate": sized.learning_rate,
+            "steps_done": len(self.refit_losses or self.losses),
+            "learned_from": self.learned_from,
+            "refit": bool(self.refit_losses),
             "best": self.best and self.best.to_plain(),
             "before": sum(self.comparison.before),
             "after": sum(self.comparison.after),
@@ -118,8 +137,8 @@ def train_adapter(
 
     The same questions are answered before and after training: those held out or, without any,
     those learned from. An adapter that is worse by more than a standard error is not written. With
-    `refit`, the adapter is then trained again on all questions, those held out included; its a and
-    b remain those fitted to questions that nothing was learned from.
+    `refit`, a second training from the same start then learns from all questions, those held out
+    included. Its a and b are those of the first.
 
     Args:
         model: base model: "shapes", a folder, a file or a repository, see `find_model`.
@@ -138,10 +157,11 @@ def train_adapter(
         InputError: the questions cannot be learned from, or `out` holds a run of another plan.
         DsdError: training diverged, as for `fit_adapter`.
     """
-    first = process_state().is_main_process  # the only process that writes
+    main = process_state().is_main_process  # the only process that writes
     build_accelerator(settings)  # refuses a precision that the device lacks
     parts = hold_out(questions, validation, settings.seed)
     require_choices(parts.learned)
+    require_choices(questions)
     began = None if start is None else Adapter.load(start)
     progress("reading the model", 0, None, {})
     checkpoint = read_checkpoint(model, best_device())
@@ -155,51 +175,57 @@ def train_adapter(
         "content": questions_hash(questions),  # a data set of the same name may have changed
         **asdict(settings),
     }
-    require_plan(out / PLAN_NAME, plan, (STATE_NAME, CONFIG_NAME))
-
-    encodings = encode_with(
+    require_plan(out / PLAN_NAME, plan, RESUMED)
+    encodings = encode_candidates(
         checkpoint,
-        [*questions, *parts.learned, *parts.held],
+        questions,
         resize=settings.resize,
         copies=settings.copies,
         progress=lambda done, total: progress("encoding", done, total, {}),
     )
     left_out = LeftOut()
     every = encodings.examples(questions, left_out.add)
-    learned = _usable(encodings, parts.learned, "few-shot examples")
-    held = _usable(encodings, parts.held, "validation questions") if parts.held else None
-    if first:  # here, so that nothing is left by a run that could not begin
+    learned = encodings.usable(parts.learned, "few-shot examples")
+    held = encodings.usable(parts.held, "validation questions") if parts.held else None
+    if main:  # here, so that nothing is left by a run that could not begin
         out.mkdir(parents=True, exist_ok=True)
+        if not any((out / name).exists() for name in RESUMED):
+            (out / REPORT_NAME).unlink(missing_ok=True)  # of a run that was refused
         _write(out / PLAN_NAME, plan)
     checkpoint.forget()  # frees the encoders' memory for the U-Net
     if sum(parameter.numel() for parameter in checkpoint.unet.parameters()) < _SMALL:
         keep_freed_memory()
     fit = partial(_fit, checkpoint, settings=settings, start=began, progress=progress)
-    fitted = fit(learned, held=held, state=out / STATE_NAME)
+    first = fit("training", learned, held=held, state_path=out / STATE_NAME)
     progress("comparing with before", 0, None, {})
     asked = learned if held is None else held
     comparison = compare(
-        checkpoint, began, fitted.adapter, asked, settings.modes, held_out=held is not None
+        checkpoint, began, first.adapter, asked, settings.modes, held_out=held is not None
     )
-    refused = comparison.worse and not allow_worse
-    adapter, refit = fitted.adapter, list[float]()
-    if settings.refit and held is not None and not comparison.worse and fitted.kept_last:
-        again = fit(every, calibrated=fitted.adapter, state=out / REFIT_NAME)
-        adapter, refit = again.adapter, again.losses
+    adapter, refit_losses = first.adapter, list[float]()
+    worse = agreed(comparison.worse)
+    if settings.refit and held is not None and not worse and agreed(first.kept_last):
+        second = _second(fit, every, first.adapter, out / REFIT_NAME)
+        if second is not None and _as_good(
+            checkpoint, first.adapter, second.adapter, held, settings
+        ):
+            adapter, refit_losses = second.adapter, second.losses
+    refused = worse and not allow_worse
     report = TrainingReport(
         plan=plan,
         versions={name: version(name) for name in _LIBRARIES},
         questions=(len(learned), len(held or ())),
         left_out=left_out,
-        losses=fitted.losses,
-        validations=fitted.validations,
-        best=fitted.best,
-        refit=refit,
+        losses=first.losses,
+        validations=first.validations,
+        best=first.best,
+        refit_losses=refit_losses,
+        learned_from=len(every if refit_losses else learned),
         comparison=comparison,
     )
-    if first:
+    if main:
         if not refused:
-            replace(adapter, training=report.summary(settings.sized(len(learned)))).save(out)
+            replace(adapter, training=report.summary(settings)).save(out)
         _write(out / REPORT_NAME, report.to_plain())
         plot_curves(report, out / "curves.png")
     if refused:
@@ -212,58 +238,78 @@ def train_adapter(
     return report
 
 
+def _second(
+    fit: Callable[..., Fitted], every: Examples, first: Adapter, state_path: Path
+) -> Fitted | None:
+    """A training on all questions with the first one's a and b; None if it diverged."""
+    calibration = {"pair": (first.a, first.b), "matrix": (first.matrix_a, first.matrix_b)}
+    stage = "training on all questions"
+    try:
+        return fit(stage, every, calibration=calibration, state_path=state_path)
+    except DivergedError as error:
+        logger.warning("the adapter is that of the first training; on all questions, %s", error)
+        return None
+
+
+def _as_good(
+    checkpoint: Checkpoint,
+    first: Adapter,
+    second: Adapter,
+    held: Examples,
+    settings: FewShotSettings,
+) -> bool:
+    """Whether the second adapter answers questions it learned from as well as the first."""
+    found = compare(checkpoint, first, second, held, settings.modes, held_out=False)
+    if agreed(found.worse):
+        logger.warning(
+            "the adapter is that of the first training; the second, on all questions, answers "
+            "fewer of those held out: %d instead of %d of %d",
+            *(sum(found.after), sum(found.before), len(found.after)),
+        )
+        return False
+    return True
+
+
 def _fit(
     checkpoint: Checkpoint,
+    stage: str,
     examples: Examples,
     settings: FewShotSettings,
     start: Adapter | None,
-    state: Path,
+    state_path: Path,
     progress: Progress,
     held: Examples | None = None,
-    calibrated: Adapter | None = None,
+    calibration: Calibrations | None = None,
 ) -> Fitted:
-    """Fit an adapter with steps for the number of questions, and tell how far it is."""
-    stage = "training" if calibrated is None else "training on all questions"
-    settings = settings.sized(len(examples))
+    """Fit an adapter in steps for the number of questions, and tell how far it is."""
+    sized = settings.sized(len(examples))
     logger.info(
         "%s on %s: %d questions, %d steps of %d",
-        *(stage, checkpoint.device, len(examples), settings.steps, settings.questions),
+        *(stage, checkpoint.device, len(examples), sized.steps, sized.questions),
     )
 
     def step(done: int, loss: float, outcome: Validation | None) -> None:
         figures = {"loss": loss} | ({"right": outcome.accuracy} if outcome else {})
-        progress(stage, done, settings.steps, figures)
-        if done == settings.steps and calibrated is None:
+        progress(stage, done, sized.steps, figures)
+        if done == sized.steps and calibration is None:
             progress("fitting probabilities", 0, None, {})
 
     return fit_adapter(
         checkpoint,
         examples,
-        settings,
+        sized,
         start=start,
         validation=held,
-        calibrated=calibrated,
-        state=state,
+        calibration=calibration,
+        state_path=state_path,
         report=step,
     )
-
-
-def _usable(encodings: Encodings, questions: Sequence[Question], what: str) -> Examples:
-    """Examples of the questions of a part that can be used.
-
-    Raises:
-        InputError: none of them can.
-    """
-    left_out = LeftOut()
-    examples = encodings.examples(questions, left_out.add)
-    left_out.require_some(len(examples), what)
-    return examples
 
 
 def plot_curves(report: TrainingReport, path: Path) -> None:
     """Plot the loss of each step, and loss and accuracy of each validation."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for losses, label in ((report.losses, "training"), (report.refit, "on all questions")):
+    for losses, label in ((report.losses, "training"), (report.refit_losses, "on all questions")):
         if losses:
             left.plot(range(1, len(losses) + 1), losses, alpha=0.5, label=label)
     steps = [v.step for v in report.validations]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 from dsd_trt.errors import counted
 
@@ -24,6 +24,17 @@ def best_device() -> torch.device:
     """
     device: torch.device = process_state().device
     return device
+
+
+def agreed(decision: bool) -> bool:
+    """The main process's decision, for all processes.
+
+    Their own may differ in a tie's last digit, and one would then wait for the others for ever.
+    """
+    decisions = [decision]
+    if process_state().num_processes > 1:
+        broadcast_object_list(decisions)
+    return decisions[0]
 
 
 def arithmetic() -> str:

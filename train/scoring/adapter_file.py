@@ -22,6 +22,9 @@ CONFIG_NAME, PLAN_NAME, STATE_NAME = "adapter.json", "plan.json", "training.ckpt
 REFIT_NAME = "refit.ckpt"
 """The state of the second training, on all questions."""
 
+RESUMED = (STATE_NAME, REFIT_NAME, CONFIG_NAME)
+"""Files that a training goes on from; without any of them it begins anew."""
+
 REPORT_NAME = "report.json"
 """The record of a finished training, also of one whose adapter was not written."""
 

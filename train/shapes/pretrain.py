@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
-from dsd_trt.train.fewshot.examples import encode_questions
+from dsd_trt.train.fewshot.encodings import encode_questions
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.device import best_device
