@@ -66,7 +66,8 @@ def main() -> None:
     hush_libraries()
     keep = options.validation
     changes = {name: json.loads(value) for name, value in (it.split("=") for it in options.set)}
-    asked = {"set": changes, "validation": keep}
+    recipe = json.loads(json.dumps(RECIPE))
+    asked = {"recipe": recipe, "set": changes, "validation": keep}
     options.work.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Runs] = {"accuracy": {}, "auc": {}, "known": {}}
     for seed in range(options.seeds):
@@ -159,9 +160,9 @@ def _adapter(
                     "shapes", learning, settings, Path(scratch), {}, validation, start=shipped
                 )
                 adapter = Path(scratch)
-                found["steps"] = len(report.losses)
-                found["loss"] = statistics.fmean(report.losses[-20:])
-                found["kept"] = report.best.step if report.best else len(report.losses)
+                losses = report.refit_losses or report.losses
+                found["steps"], found["learned from"] = len(losses), report.learned_from
+                found["loss"] = statistics.fmean(losses[-20:])
             except WorseError as error:
                 found["refused"] = str(error)
             found["training seconds"] = round(time.monotonic() - began, 1)

@@ -484,7 +484,7 @@ def test_what_train_learned_can_be_exported(checkpoint_folder: Path, tmp_path: P
 def test_several_processes_learn_together(checkpoint_folder: Path, tmp_path: Path) -> None:
     """Two processes with a batch each step as one with the mean of their gradients."""
     arguments = ["train", "--model", str(checkpoint_folder), "--data", "shapes-comvg"]
-    arguments += ["--limit", "8", "--batch", "2", "--steps", "3", "--validation", "0"]
+    arguments += ["--limit", "8", "--batch", "2", "--steps", "3", "--validation", "0.25"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--master_addr", "127.0.0.1"]
     launch += ["--nproc_per_node", "2", "-m", "dsd_trt", *arguments, "--out", str(tmp_path / "two")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
@@ -493,12 +493,13 @@ def test_several_processes_learn_together(checkpoint_folder: Path, tmp_path: Pat
     alone = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "one")])
     assert alone.exit_code == 0, alone.output
 
-    def losses(name: str) -> list[float]:
-        report = json.loads((tmp_path / name / "report.json").read_text("utf-8"))
-        return [float(loss) for loss in report["losses"]]
-
-    assert losses("two")[0] == pytest.approx(losses("one")[0], rel=1e-6)  # the first one's batch
-    assert losses("two")[1:] != pytest.approx(losses("one")[1:], rel=1e-6)  # both moved it
+    reports = [
+        json.loads((tmp_path / name / "report.json").read_text("utf-8")) for name in ("one", "two")
+    ]
+    for training in ("losses", "refit_losses"):
+        one, two = ([float(loss) for loss in report[training]] for report in reports)
+        assert two[0] == pytest.approx(one[0], rel=1e-6)  # the first one's batch
+        assert two[1:] != pytest.approx(one[1:], rel=1e-6)  # both moved it
 
 
 @pytest.mark.parametrize(

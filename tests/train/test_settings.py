@@ -22,6 +22,8 @@ TABLE = Path(__file__).parents[2] / "docs" / "train.md"
         (40, 160, 8e-3 * math.sqrt(200 / 160)),
         (70, 540, 8e-3 * math.sqrt(200 / 540)),  # half way between the two
         (100, 920, 8e-3 * math.sqrt(200 / 920)),
+        (145, 1490, 8e-3 * math.sqrt(200 / 1490)),
+        (146, 1500, 8e-3 * math.sqrt(200 / 1500)),
         (4000, 1500, 8e-3 * math.sqrt(200 / 1500)),
     ],
 )
