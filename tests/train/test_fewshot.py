@@ -298,6 +298,21 @@ def test_probabilities_are_fitted_to_five_questions_that_were_held_out(
     assert (of_learned, of_held) == (count < 5, count == 5)
 
 
+def test_a_probability_that_would_fall_with_the_score_is_none(
+    checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The right texts held out are those that score lower."""
+    asked = encode_questions(checkpoint, picture_questions([*TEXTS, "a tree", "two dogs"]))
+    scoring = build_scoring_unet(checkpoint)
+    scores = [_score_alone(scoring, asked, i, "attention", 1.0) for i in range(len(asked.images))]
+    right = [first + int(np.argmin(scores[first : first + 2])) for first in asked.starts[:-1]]
+    held = replace(asked, right=torch.tensor(right))
+    settings = replace(SETTINGS, steps=1, learning_rate=1e-12)
+    adapter = fit_adapter(checkpoint, held, settings, validation=held).adapter
+    assert adapter.calibration_of("pair") is None
+    assert "of 6 questions, right texts do not score higher than wrong ones" in caplog.text
+
+
 @pytest.mark.parametrize("warmup", [0.0, 2.0])  # with 2, one step is half of the warm-up
 def test_the_first_step_is_adams_against_the_gradient(
     checkpoint: Checkpoint, examples: Examples, warmup: float

@@ -13,11 +13,14 @@ import pytest
 import torch
 from checkpoints import picture_questions, write_checkpoint
 
-from dsd_trt.bundle.method import TrainedFor
+from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.bundle.method import Mode, TrainedFor
 from dsd_trt.errors import InputError
 from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.fewshot import training
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError
+from dsd_trt.train.fewshot.examples import Examples
+from dsd_trt.train.fewshot.fit import Calibrations
 from dsd_trt.train.fewshot.model import FewShotModel, Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
@@ -81,19 +84,31 @@ def test_the_adapter_is_that_of_a_training_on_all_questions(
     assert (written.training["learned_from"], written.training["refit"]) == (len(questions), True)
 
 
-@pytest.mark.parametrize("mode", ["matrix", "both"])
-def test_both_modes_keep_their_probabilities(
-    model: str, questions: list[Question], tmp_path: Path, mode: TrainedFor
+@pytest.mark.parametrize(("mode", "modes"), [("matrix", ("matrix",)), ("both", ("pair", "matrix"))])
+def test_it_keeps_the_probabilities_of_every_mode(
+    model: str,
+    questions: list[Question],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: TrainedFor,
+    modes: tuple[Mode, ...],
 ) -> None:
-    settings = replace(SETTINGS, mode=mode)
-    for name, refit in (("once", False), ("again", True)):
-        out = tmp_path / name
-        train_adapter(model, questions, replace(settings, refit=refit), out, {}, SHARE)
-    first, second = (Adapter.load(tmp_path / name) for name in ("once", "again"))
-    assert not same(first, second)
-    assert (first.matrix_a, first.matrix_b) != (1.0, 0.0)
-    for field in ("a", "b", "matrix_a", "matrix_b"):
-        assert getattr(second, field) == getattr(first, field)
+    fits: dict[Mode, tuple[float, float]] = {"pair": (2.0, 0.5), "matrix": (3.0, -0.5)}
+    fitted: list[tuple[Mode, ...]] = []
+
+    def fit(model: FewShotModel, examples: Examples, settings: FewShotSettings) -> Calibrations:
+        fitted.append(settings.modes)
+        return {it: fits[it] for it in settings.modes}
+
+    monkeypatch.setattr("dsd_trt.train.fewshot.fit._calibrate", fit)
+    report = train_adapter(
+        model, questions, replace(SETTINGS, mode=mode), tmp_path / "out", {}, SHARE
+    )
+    written = Adapter.load(tmp_path / "out")
+    assert report.refit_losses
+    assert fitted == [modes]
+    for it in modes:
+        assert written.calibration_of(it) == Calibration(*fits[it])
 
 
 def test_each_training_has_the_steps_of_its_questions(

@@ -15,9 +15,11 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from dsd_trt.bundle.manifest import NOT_FITTED
 from dsd_trt.bundle.method import Mode
-from dsd_trt.errors import DsdError, InputError
+from dsd_trt.errors import DsdError, InputError, counted
 from dsd_trt.files.schema import from_plain
+from dsd_trt.log import get_logger
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.batch import sample_batch
 from dsd_trt.train.fewshot.comparison import Comparison
@@ -27,6 +29,8 @@ from dsd_trt.train.fewshot.model import FewShotModel, Validation, build_model, s
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.run.state import require_like, restore_optimizer, resumed, save_state
 from dsd_trt.train.scoring.adapter import Adapter
+
+logger = get_logger(__name__)
 
 _SAVE_EVERY = 20.0  # seconds between saved states, besides those at validations
 _SAVING = 0.05  # most of the time that saving may take
@@ -275,11 +279,24 @@ class _Run:
 
 
 def _calibrate(model: FewShotModel, examples: Examples, settings: FewShotSettings) -> Calibrations:
-    """Fitted a and b of each trained mode, to the scores of some examples."""
+    """Fitted a and b of each trained mode, to the scores of some examples.
+
+    A mode whose right pairs do not score higher than the wrong ones is left out: a falling
+    probability would order pairs against their scores.
+    """
     fitted = dict[Mode, tuple[float, float]]()
     for mode in settings.modes:
         score = combine(settings.score, model.match.w, *score_all(model, examples, mode))
-        fitted[mode] = fit_match_probability(score, examples.labels)
+        a, b = fit_match_probability(score, examples.labels)
+        if a > 0:
+            fitted[mode] = (a, b)
+        else:
+            logger.warning(
+                "the adapter has no match probability in %s mode: over all images of %s, right "
+                "texts do not score higher than wrong ones. Fit one to more pairs, dsd-trt "
+                "calibrate BUNDLE --data TABLE",
+                *(mode, counted(len(examples), "question")),
+            )
     return fitted
 
 
@@ -293,8 +310,9 @@ def _adapter(
     assert prompts is not None
     with torch.no_grad():
         heads = model.heads().cpu().split(model.scoring.heads)
-    a, b = calibration.get("pair", (1.0, 0.0))
-    matrix_a, matrix_b = calibration.get("matrix", (1.0, 0.0))
+    none = (NOT_FITTED.a, NOT_FITTED.b)
+    a, b = calibration.get("pair", none)
+    matrix_a, matrix_b = calibration.get("matrix", none)
     return Adapter(
         prompt_config=prompts.config,
         prompt_state={name: value.cpu() for name, value in prompts.state_dict().items()},
