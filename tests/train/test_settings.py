@@ -18,12 +18,11 @@ TABLE = Path(__file__).parents[2] / "docs" / "train.md"
 @pytest.mark.parametrize(
     ("questions", "steps", "rate"),
     [
-        (2, 160, 8e-3 * math.sqrt(200 / 160)),
-        (40, 160, 8e-3 * math.sqrt(200 / 160)),
-        (70, 540, 8e-3 * math.sqrt(200 / 540)),  # half way between the two
-        (100, 920, 8e-3 * math.sqrt(200 / 920)),
-        (145, 1490, 8e-3 * math.sqrt(200 / 1490)),
-        (146, 1500, 8e-3 * math.sqrt(200 / 1500)),
+        (2, 200, 8e-3),
+        (40, 200, 8e-3),
+        (90, 800, 8e-3 / 2),
+        (148, 1496, 8e-3 * math.sqrt(200 / 1496)),
+        (149, 1500, 8e-3 * math.sqrt(200 / 1500)),
         (4000, 1500, 8e-3 * math.sqrt(200 / 1500)),
     ],
 )
@@ -55,8 +54,8 @@ def test_help_and_table_have_the_defaults(name: str) -> None:
     least = {**RECIPE, "learning_rate": rate}[name]
     assert float(least) in map(float, texts)
     if name == "learning_rate":
-        assert f"falling to {most:g} for 146 and more" in (option.help or "")
-        assert f"falls to {most:g} for 146 and more" in TABLE.read_text()
+        assert f"falling to {most:g} for 149 and more" in (option.help or "")
+        assert f"falls to {most:g} for 149 and more" in TABLE.read_text()
     (row,) = re.findall(rf"^\| `{option.opts[0]}` \| (\S+) \| (\S+) \|", TABLE.read_text(), re.M)
     assert tuple(map(float, row)) == (least, getattr(FewShotSettings(), name))
 

@@ -94,8 +94,8 @@ def parse_rank(
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Number of optimiser steps.  [default: 160 for up to 40 training questions, growing up "
-    "to 1500 for 146 and more; with --paper 600]",
+    help="Number of optimiser steps.  [default: 200 for up to 40 training questions, growing up "
+    "to 1500 for 149 and more; with --paper 600]",
 )
 @click.option(
     "--batch",
@@ -282,6 +282,7 @@ def train(
                 progress=progress.step,
                 start=None if start is None else start.folder,
                 allow_worse=allow_worse,
+                side_by_side=True,
             )
         except ValueError as error:
             raise InputError(str(error)) from error

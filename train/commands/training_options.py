@@ -29,7 +29,7 @@ def few_shot_options(command: Command) -> Command:
             "--learning-rate",
             type=click.FloatRange(0, min_open=True),
             help="Learning rate that decays linearly to zero.  [default: 0.002 for reproduce and "
-            "train --paper, else 0.009 for up to 40 training questions, falling to 0.003 for 146 "
+            "train --paper, else 0.008 for up to 40 training questions, falling to 0.003 for 149 "
             "and more]",
         ),
         click.option(

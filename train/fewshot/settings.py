@@ -27,9 +27,8 @@ RECIPE: Mapping[str, Any] = {
 }
 """What `dsd-trt train` changes in the paper's form, to learn more from few examples."""
 
-_FEW, _MANY = (40, 160), (100, 920)  # numbers of questions, and steps in which they are learned
-_MOST = 1500  # steps for any number of questions
-_RATE = 200, 8e-3  # a number of steps, and their learning rate
+_FEW, _STEPS, _RATE = 40, 200, 8e-3  # questions, with steps and learning rate for at most as many
+_MORE, _MOST = 12, 1500  # steps for each further question, and for any number of them
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,11 @@ class FewShotSettings:
     def sized(self, questions: int) -> FewShotSettings:
         """These settings for a number of training questions: steps and learning rate if not given.
 
-        Up to 40 questions are learned in 160 steps, 100 in 920, those between and beyond in steps
-        on the line through both, up to 1,500. The learning rate falls with their square root: at
-        that of 40 questions, 100 are learned worse, however many the steps.
+        Beyond 40 questions, steps grow by 12 for each up to 1,500, and the learning rate falls with
+        their square root: at that of 40 questions, 100 are learned worse, however many the steps.
         """
-        (few, least), (many, more) = _FEW, _MANY
-        share = max(questions - few, 0) / (many - few)
-        steps = min(round(least + share * (more - least)), _MOST)
-        of_steps, rate = _RATE
-        rate *= math.sqrt(of_steps / steps)
+        steps = min(_STEPS + _MORE * max(questions - _FEW, 0), _MOST)
+        rate = _RATE * math.sqrt(_STEPS / steps)
         return replace(self, steps=self.steps or steps, learning_rate=self.learning_rate or rate)
 
     def rate_at(self, step: int) -> float:

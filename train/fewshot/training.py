@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import torch
 
 from dsd_trt.files.whole import whole, write_whole
 from dsd_trt.log import get_logger
 from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
+from dsd_trt.train.fewshot.alongside import alongside
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError, compare
 from dsd_trt.train.fewshot.encodings import encode_candidates
 from dsd_trt.train.fewshot.examples import Examples, require_choices
@@ -33,6 +36,7 @@ from dsd_trt.train.question import Question
 from dsd_trt.train.run.device import agreed, best_device, process_state
 from dsd_trt.train.run.memory import keep_freed_memory
 from dsd_trt.train.run.plan import require_plan
+from dsd_trt.train.run.threads import computing_with
 from dsd_trt.train.run_key import adapter_identity, model_identity, questions_hash
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.adapter_file import (
@@ -49,6 +53,8 @@ import matplotlib.pyplot as plt
 logger = get_logger(__name__)
 
 _SMALL = 50_000_000  # parameters of a U-Net whose buffers are worth keeping, see its docstring
+_LONG = 50  # steps that take longer than a process takes to start
+_SECOND = "training on all questions"  # the stage of the second training
 _LIBRARIES = ("dsd-trt", "torch", "diffusers", "transformers", "accelerate", "numpy")
 
 Progress = Callable[[str, int, int | None, Mapping[str, float]], None]
@@ -132,6 +138,7 @@ def train_adapter(
     *,
     start: Path | None = None,
     allow_worse: bool = False,
+    side_by_side: bool = False,
 ) -> TrainingReport:
     """Train an adapter, or resume an interrupted call with the same arguments.
 
@@ -150,6 +157,8 @@ def train_adapter(
         progress: callback `(stage, done, total, figures)`, called per batch and per step.
         start: folder of the adapter that training starts from; None is the base model.
         allow_worse: whether to write an adapter that is worse than what training started from.
+        side_by_side: whether the second training of a small model may run beside the first, in a
+            process of its own, where there are two threads. The main module is imported there.
 
     Raises:
         WorseError: the adapter is worse, and was not written; the report was.
@@ -176,40 +185,50 @@ def train_adapter(
         **asdict(settings),
     }
     require_plan(out / PLAN_NAME, plan, RESUMED)
-    encodings = encode_candidates(
-        checkpoint,
-        questions,
-        resize=settings.resize,
-        copies=settings.copies,
-        progress=lambda done, total: progress("encoding", done, total, {}),
-    )
-    left_out = LeftOut()
-    every = encodings.examples(questions, left_out.add)
-    learned = encodings.usable(parts.learned, "few-shot examples")
-    held = encodings.usable(parts.held, "validation questions") if parts.held else None
-    if main:  # here, so that nothing is left by a run that could not begin
-        out.mkdir(parents=True, exist_ok=True)
-        if not any((out / name).exists() for name in RESUMED):
-            (out / REPORT_NAME).unlink(missing_ok=True)  # of a run that was refused
-        _write(out / PLAN_NAME, plan)
-    checkpoint.forget()  # frees the encoders' memory for the U-Net
-    if sum(parameter.numel() for parameter in checkpoint.unet.parameters()) < _SMALL:
-        keep_freed_memory()
+    small = sum(parameter.numel() for parameter in checkpoint.unet.parameters()) < _SMALL
     fit = partial(_fit, checkpoint, settings=settings, start=began, progress=progress)
-    first = fit("training", learned, held=held, state_path=out / STATE_NAME)
-    progress("comparing with before", 0, None, {})
-    asked = learned if held is None else held
-    comparison = compare(
-        checkpoint, began, first.adapter, asked, settings.modes, held_out=held is not None
-    )
-    adapter, refit_losses = first.adapter, list[float]()
-    worse = agreed(comparison.worse)
-    if settings.refit and held is not None and not worse and agreed(first.kept_last):
-        second = _second(fit, every, first.adapter, out / REFIT_NAME)
-        if second is not None and _as_good(
-            checkpoint, first.adapter, second.adapter, held, settings
-        ):
-            adapter, refit_losses = second.adapter, second.losses
+    with ExitStack() as stack:
+        beside = None
+        if side_by_side and parts.held and small and _worth_a_process(settings, len(questions)):
+            threads = torch.get_num_threads() // 2
+            stack.enter_context(computing_with(threads))
+            beside = stack.enter_context(alongside(model, start, threads))
+        encodings = encode_candidates(
+            checkpoint,
+            questions,
+            resize=settings.resize,
+            copies=settings.copies,
+            progress=lambda done, total: progress("encoding", done, total, {}),
+        )
+        left_out = LeftOut()
+        every = encodings.examples(questions, left_out.add)
+        learned = encodings.usable(parts.learned, "few-shot examples")
+        held = encodings.usable(parts.held, "validation questions") if parts.held else None
+        if main:  # here, so that nothing is left by a run that could not begin
+            out.mkdir(parents=True, exist_ok=True)
+            if not any((out / name).exists() for name in RESUMED):
+                (out / REPORT_NAME).unlink(missing_ok=True)  # of a run that was refused
+            _write(out / PLAN_NAME, plan)
+        checkpoint.forget()  # frees the encoders' memory for the U-Net
+        if small:
+            keep_freed_memory()
+        if beside is not None:
+            beside.train(every, settings.sized(len(every)), out / REFIT_NAME)
+        first = fit("training", learned, held=held, state_path=out / STATE_NAME)
+        progress("comparing with before", 0, None, {})
+        asked = learned if held is None else held
+        comparison = compare(
+            checkpoint, began, first.adapter, asked, settings.modes, held_out=held is not None
+        )
+        adapter, refit_losses = first.adapter, list[float]()
+        worse = agreed(comparison.worse)
+        if settings.refit and held is not None and not worse and agreed(first.kept_last):
+            progress(_SECOND, 0, None, {})
+            if beside is not None:
+                beside.wait()
+            second = _second(fit, every, first.adapter, out / REFIT_NAME)
+            if second is not None and _as_good(checkpoint, first.adapter, second, held, settings):
+                adapter, refit_losses = second.adapter, second.losses
     refused = worse and not allow_worse
     report = TrainingReport(
         plan=plan,
@@ -238,14 +257,20 @@ def train_adapter(
     return report
 
 
+def _worth_a_process(settings: FewShotSettings, questions: int) -> bool:
+    """Whether the second training is long enough for a process of its own, and has a thread."""
+    alone = process_state().num_processes == 1 and process_state().device.type == "cpu"
+    long = settings.sized(questions).steps >= _LONG
+    return settings.refit and alone and long and torch.get_num_threads() > 1
+
+
 def _second(
     fit: Callable[..., Fitted], every: Examples, first: Adapter, state_path: Path
 ) -> Fitted | None:
     """A training on all questions with the first one's a and b; None if it diverged."""
     calibration = {"pair": (first.a, first.b), "matrix": (first.matrix_a, first.matrix_b)}
-    stage = "training on all questions"
     try:
-        return fit(stage, every, calibration=calibration, state_path=state_path)
+        return fit(_SECOND, every, calibration=calibration, state_path=state_path)
     except DivergedError as error:
         logger.warning("the adapter is that of the first training; on all questions, %s", error)
         return None
@@ -254,12 +279,12 @@ def _second(
 def _as_good(
     checkpoint: Checkpoint,
     first: Adapter,
-    second: Adapter,
+    second: Fitted,
     held: Examples,
     settings: FewShotSettings,
 ) -> bool:
     """Whether the second adapter answers questions it learned from as well as the first."""
-    found = compare(checkpoint, first, second, held, settings.modes, held_out=False)
+    found = compare(checkpoint, first, second.adapter, held, settings.modes, held_out=False)
     if agreed(found.worse):
         logger.warning(
             "the adapter is that of the first training; the second, on all questions, answers "
