@@ -110,11 +110,12 @@ def test_few_steps_and_one_thread_take_no_process(
 
     monkeypatch.setattr(training, "alongside", refuse)
     short = FewShotSettings(steps=2, questions=2, negatives=1, rank=1, hidden=2, refit=True)
-    run = (model, questions, short, tmp_path / "short", {}, 0.2)
-    assert train_adapter(*run, side_by_side=True).refit_losses
-    with computing_with(1):
-        run = (model, questions, SETTINGS, tmp_path / "one", {}, 0.2)
-        assert train_adapter(*run, side_by_side=True).refit_losses
+    for name, settings, threads in (("short", short, 2), ("one", SETTINGS, 1)):
+        with computing_with(threads):
+            report = train_adapter(
+                model, questions, settings, tmp_path / name, {}, 0.2, side_by_side=True
+            )
+        assert report.refit_losses
 
 
 KILLED = """

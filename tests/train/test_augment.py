@@ -34,7 +34,8 @@ def brightness(copies: int) -> Examples:
         texts=lambda texts: (torch.zeros(len(texts), 77, 2), torch.ones(len(texts), 77)),
         batch=3,
     )
-    return encode(encoders, questions(), copies=copies)
+    asked = questions()
+    return encode(encoders, asked, copies=copies).examples(asked)
 
 
 def test_a_disc_moves_a_little_and_keeps_size_and_colour() -> None:
