@@ -162,6 +162,30 @@ def test_the_process_ends_with_its_caller(
     assert train(model, questions, out) == one_by_one  # which goes on where it was
 
 
+@pytest.mark.parametrize("stage", ["encoding", "training"])
+def test_ctrl_c_ends_both_with_one_word(model: str, tmp_path: Path, stage: str) -> None:
+    """A terminal sends it to both processes, also while the second imports its libraries."""
+    command = [sys.executable, "-m", "dsd_trt", "train", "--model", model, "--threads", "2"]
+    command += ["--data", "shapes-comvg", "--limit", "12", "--steps", "2000", "--validation", "0.3"]
+    with subprocess.Popen(
+        [*command, "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        said = ""
+        for line in process.stderr:
+            said += line
+            if f"] {stage}" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        said += process.stderr.read()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in said
+
+
 def _runs(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for does not."""
     try:

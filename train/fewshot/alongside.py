@@ -41,7 +41,8 @@ class Alongside:
         self._own, other = context.Pipe()
         arguments = (other, model, start, threads)
         self._process = context.Process(target=_train, args=arguments, daemon=True)
-        self._process.start()
+        with _without_interrupts():
+            self._process.start()
         other.close()
 
     def train(self, examples: Examples, settings: FewShotSettings, state_path: Path) -> None:
@@ -78,8 +79,20 @@ def alongside(model: str, start: Path | None, threads: int) -> Iterator[Alongsid
         process.end()
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C: it is the caller's, who ends them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _train(connection: Any, model: str, start: Path | None, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, who ends this process
     hush_libraries()
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -97,7 +110,7 @@ def _train(connection: Any, model: str, start: Path | None, threads: int) -> Non
         if not caller.is_alive():
             raise SystemExit(1)
 
-    # The caller meets the same error as it goes on from here, and tells it.
+    # The caller meets the same error, because it goes on from here, and tells it.
     with suppress(Exception):
         fit_adapter(
             checkpoint,

@@ -51,11 +51,12 @@ class Encodings:
     """Encoded images and texts, of which questions are made into `Examples`.
 
     Attributes:
-        latents: as in `Examples`, of the images that could be encoded.
-        text_states: as in `Examples`.
-        token_masks: as in `Examples`.
-        unconditional: as in `Examples`.
-        copies: as in `Examples`.
+        latents: clean latents of the images that could be encoded, then those of their copies, in
+            the order of `Examples.latents`.
+        text_states: r_y of each text, (texts, 77, D).
+        token_masks: 1 where a token counts, else 0, (texts, 77).
+        unconditional: r_y of the unconditional text, (1, 77, D).
+        copies: number of augmented copies of each image, see `augment`.
         images: place of each image among the latents, or what prevents it, by its identity.
         texts: place of each text among the states, or what prevents it.
     """

@@ -281,7 +281,7 @@ class _Run:
 def _calibrate(model: FewShotModel, examples: Examples, settings: FewShotSettings) -> Calibrations:
     """Fitted a and b of each trained mode, to the scores of some examples.
 
-    A mode whose right pairs do not score higher than the wrong ones is left out: a falling
+    A mode whose positive pairs do not score higher than the negative ones is left out: a falling
     probability would order pairs against their scores.
     """
     fitted = dict[Mode, tuple[float, float]]()

@@ -23,7 +23,7 @@ REFIT_NAME = "refit.ckpt"
 """The state of the second training, on all questions."""
 
 RESUMED = (STATE_NAME, REFIT_NAME, CONFIG_NAME)
-"""Files that a training goes on from; without any of them it begins anew."""
+"""Files that a training goes on from; without any of them it starts from the beginning."""
 
 REPORT_NAME = "report.json"
 """The record of a finished training, also of one whose adapter was not written."""
