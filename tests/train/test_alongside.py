@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,7 +82,24 @@ def test_the_adapter_is_that_of_two_trainings_one_after_the_other(
             steps.append((stage, done))
 
     assert train(model, questions, tmp_path / "out", note) == one_by_one
-    assert steps == [("training", done) for done in range(1, 61)]  # none but the first here
+    first = [done for stage, done in steps if stage == "training"]
+    assert first == [*range(1, 61)]
+    assert [stage for stage, _ in steps[:60]] == ["training"] * 60  # the second is made beside it
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_the_process_takes_no_ctrl_c(model: str, questions: list[Question], tmp_path: Path) -> None:
+    """Not even while it imports its libraries: Python would print where it was."""
+    blocked: list[int] = []
+
+    def look(stage: str, done: int, total: int | None, figures: Mapping[str, float]) -> None:
+        for process in multiprocessing.active_children() if not blocked else ():
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            (mask,) = re.findall(r"^SigBlk:\s*(\w+)$", status, re.M)
+            blocked.append(int(mask, 16))
+
+    train(model, questions, tmp_path / "out", look)
+    assert blocked[0] & 1 << signal.SIGINT - 1
 
 
 @pytest.mark.usefixtures("two_threads")

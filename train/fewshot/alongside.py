@@ -8,9 +8,11 @@ own call of `fit_adapter` goes on: it finds all steps done, or makes those that 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +28,24 @@ from dsd_trt.train.run.libraries import hush_libraries
 from dsd_trt.train.run.memory import keep_freed_memory
 from dsd_trt.train.scoring.adapter import Adapter
 
+_WAIT = 0.2  # seconds between reports of how far it is
+
 
 class Alongside:
-    """A process that can make one training; it starts reading the model at once.
-
-    Args:
-        model: base model, as for `train_adapter`.
-        start: folder of the adapter that training starts from; None is the base model.
-        threads: number of threads that it computes with.
-    """
+    """A process that can make one training, see `alongside`."""
 
     def __init__(self, model: str, start: Path | None, threads: int) -> None:
         context = mp.get_context("spawn")
-        self._own, other = context.Pipe()
-        arguments = (other, model, start, threads)
+        self._own, self._other = context.Pipe()
+        self._done, self._loss = context.RawValue("l"), context.RawValue("d")
+        arguments = (self._other, self._done, self._loss, model, start, threads)
         self._process = context.Process(target=_train, args=arguments, daemon=True)
+
+    def begin(self) -> None:
+        """Start the process, which reads the model."""
         with _without_interrupts():
             self._process.start()
-        other.close()
+        self._other.close()
 
     def train(self, examples: Examples, settings: FewShotSettings, state_path: Path) -> None:
         """Begin the training, of which `wait` waits for the end.
@@ -53,27 +55,44 @@ class Alongside:
             settings: hyperparameters of few-shot training.
             state_path: file of the training state; what is there is gone on from.
         """
-        try:
-            self._own.send((_plain(examples), settings, state_path))
-        except OSError:  # it has ended; the caller makes its steps itself
-            return
+        what = (_plain(examples), settings, state_path)
+        # The process reads it when it has imported its libraries.
+        threading.Thread(target=self._send, args=(what,), daemon=True).start()
 
-    def wait(self) -> None:
-        """Wait until the training has ended, however it did."""
-        self._process.join()
+    def _send(self, what: object) -> None:
+        with suppress(OSError):  # it has ended; the caller makes its steps itself
+            self._own.send(what)
+
+    def wait(self, report: Callable[[int, float], None]) -> None:
+        """Wait until the training has ended, however it did.
+
+        Args:
+            report: callback `(step, loss)`, called now and then with the last completed step.
+        """
+        while self._process.is_alive():
+            report(self._done.value, self._loss.value)
+            self._process.join(_WAIT)
 
     def end(self) -> None:
         """End the process now, whatever it does."""
-        self._process.kill()
-        self._process.join()
+        if self._process.pid is not None:
+            self._process.kill()
+            self._process.join()
         self._own.close()
 
 
 @contextmanager
 def alongside(model: str, start: Path | None, threads: int) -> Iterator[Alongside]:
-    """A process for a training, which ends with the block; arguments as for `Alongside`."""
+    """A process for a training, which ends with the block.
+
+    Args:
+        model: base model, as for `train_adapter`.
+        start: folder of the adapter that training starts from; None is the base model.
+        threads: number of threads that it computes with.
+    """
     process = Alongside(model, start, threads)
     try:
+        process.begin()
         yield process
     finally:
         process.end()
@@ -85,6 +104,7 @@ def _without_interrupts() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # which unblocks signals as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -92,7 +112,10 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _train(connection: Any, model: str, start: Path | None, threads: int) -> None:
+def _train(
+    connection: Any, done: Any, loss_of: Any, model: str, start: Path | None, threads: int
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be blocked
     hush_libraries()
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -106,7 +129,8 @@ def _train(connection: Any, model: str, start: Path | None, threads: int) -> Non
     except EOFError:  # the caller has ended
         return
 
-    def report(*_: object) -> None:
+    def report(step: int, loss: float, _: object) -> None:
+        done.value, loss_of.value = step, loss
         if not caller.is_alive():
             raise SystemExit(1)
 

@@ -223,9 +223,9 @@ def train_adapter(
         adapter, refit_losses = first.adapter, list[float]()
         worse = agreed(comparison.worse)
         if settings.refit and held is not None and not worse and agreed(first.kept_last):
-            progress(_SECOND, 0, None, {})
             if beside is not None:
-                beside.wait()
+                steps = settings.sized(len(every)).steps
+                beside.wait(lambda done, loss: progress(_SECOND, done, steps, {"loss": loss}))
             second = _second(fit, every, first.adapter, out / REFIT_NAME)
             if second is not None and _as_good(checkpoint, first.adapter, second, held, settings):
                 adapter, refit_losses = second.adapter, second.losses
