@@ -112,7 +112,8 @@ def export_bundle(
             manifest, parity=parity.to_plain(), self_check=replace(self_check, tolerance=tolerance)
         )
         manifest = without_shifted(manifest)
-        write_card(folder / CARD_NAME, manifest, parity, model_folder)
+        trained = recipe.adapter.training if recipe.adapter else None
+        write_card(folder / CARD_NAME, manifest, parity, model_folder, trained)
         files[CARD_NAME] = file_entry(folder / CARD_NAME)
         bundle = write_manifest(folder, replace(manifest, files=dict(sorted(files.items()))))
     return replace(bundle, folder=out), parity

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.probability import card_rows
 from dsd_trt.errors import counted
 from dsd_trt.export.parity import ParityReport
+from dsd_trt.train.scoring.adapter_file import CONFIG_NAME, adapter_hash
 
 CARD_NAME = "MODEL_CARD.md"
 
 
-def write_card(path: Path, manifest: Manifest, parity: ParityReport, model: Path) -> None:
+def write_card(
+    path: Path,
+    manifest: Manifest,
+    parity: ParityReport,
+    model: Path,
+    training: Mapping[str, Any] | None = None,
+) -> None:
     """Write the bundle's model card.
 
     Args:
@@ -20,18 +29,34 @@ def write_card(path: Path, manifest: Manifest, parity: ParityReport, model: Path
         manifest: manifest of the bundle.
         parity: parity figures of the export.
         model: folder of the checkpoint; its MODEL_CARD.md or README.md follows the summary.
+        training: what the bundle's adapter records of its training; None without an adapter.
     """
     front, body = "", ""
     for name in (CARD_NAME, "README.md"):
         if (model / name).is_file():
             front, body = _split_front_matter((model / name).read_text(encoding="utf-8"))
             break
-    path.write_text(
-        f"{front}{_summary(manifest, parity)}\n{body}".rstrip() + "\n", encoding="utf-8"
+    if body and (difference := _difference(manifest, model / "adapter")):
+        body = f"> {difference}\n\n{body.lstrip()}"
+    summary = _summary(manifest, parity, training or {})
+    path.write_text(f"{front}{summary}\n{body}".rstrip() + "\n", encoding="utf-8")
+
+
+def _difference(manifest: Manifest, own: Path) -> str:
+    """How the bundle's adapter differs from the one that the model's card describes; "" if not."""
+    if not (own / CONFIG_NAME).is_file():
+        return ""
+    has = manifest.provenance.adapter_hash
+    if has == adapter_hash(own):
+        return ""
+    return (
+        "The base model's card follows. What it says of a few-shot adapter, its settings, its "
+        "figures and its match probability, holds for the adapter that comes with the model. This "
+        f"bundle has {'another one' if has else 'none'}."
     )
 
 
-def _summary(manifest: Manifest, parity: ParityReport) -> str:
+def _summary(manifest: Manifest, parity: ParityReport, training: Mapping[str, Any]) -> str:
     method, provenance = manifest.method, manifest.provenance
     layers = ", ".join(map(str, method.score_layers))
     levels = ", ".join(f"{s:g}" for s in method.noise_levels.fractions)
@@ -47,6 +72,7 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
         "| | |",
         "|---|---|",
         f"| base model | {provenance.base_model}{revision}, {adapter} |",
+        *_trained_on(training),
         f"| precision | {manifest.precision} |",
         f"| image resolution | {manifest.preprocessing.resolution} |",
         f"| scored layers | {len(method.score_layers)}: {layers} |",
@@ -72,6 +98,15 @@ def _summary(manifest: Manifest, parity: ParityReport) -> str:
             f"| {score.top1:.1%} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _trained_on(training: Mapping[str, Any]) -> list[str]:
+    """The row that says what the adapter learned from, if it is recorded."""
+    data, count = training.get("data"), training.get("learned_from")
+    if not isinstance(data, str) or not isinstance(count, int):
+        return []
+    name = data.replace("\\", "/").rpartition("/")[2]  # its folder is nobody's business
+    return [f"| adapter trained on | {counted(count, 'question')} of {name} |"]
 
 
 def _split_front_matter(card: str) -> tuple[str, str]:

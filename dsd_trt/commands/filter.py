@@ -201,8 +201,9 @@ def filter_pairs(
         if labels is not None and target_precision is not None:
             choice = labels.choose(run, labelled_run, target_precision)
         report_choice(run, choice)
-        if target_precision is not None and labels is None:
-            warn_of_training(run, bundle or "shapes")
+        if keep_best is None and labels is None:
+            asked_precision = target_precision is not None
+            warn_of_training(run, bundle or "shapes", of_precision=asked_precision)
         failures = outputs.write(run, choice)
     if report_failed(run, failures):
         ctx.exit(3)
@@ -240,13 +241,14 @@ def report_choice(run: PairRun, choice: Choice) -> None:
         note(line)
 
 
-def warn_of_training(run: PairRun, bundle: str) -> None:
+def warn_of_training(run: PairRun, bundle: str, *, of_precision: bool) -> None:
     """Say that probabilities fitted in training may not hold for these pairs."""
     if run.calibration is not None and run.calibration.fitted_on is None:
+        measure = "measure it on some with labels, --labelled TABLE, or " if of_precision else ""
         say(
             "warning: the probabilities were fitted in training, not to pairs like these, so the "
-            "precision may be far lower. Measure it on some with labels, --labelled TABLE, or fit "
-            f"them anew: dsd-trt calibrate {shlex.quote(bundle)} --data TABLE --out CALIBRATED"
+            f"precision may be far lower than they say: {measure}fit them anew, dsd-trt calibrate "
+            f"{shlex.quote(bundle)} --data TABLE --out CALIBRATED"
         )
 
 

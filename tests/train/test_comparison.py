@@ -126,4 +126,4 @@ def test_the_report_has_the_sign_test_also_of_a_refused_adapter(
         str(model), questions, settings, tmp_path / "out", {}, 0.25, allow_worse=True
     )
     record = json.loads((tmp_path / "out" / "adapter.json").read_text())["training"]
-    assert record["by_chance"] == found["by_chance"]
+    assert record["compared"]["by_chance"] == found["by_chance"]

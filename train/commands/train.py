@@ -299,14 +299,14 @@ def _report(report: TrainingReport, model: str, out: Path, adapter: str) -> None
         note(f"learned from {learned}{validated}: the images of others cannot be read")
     note(report.comparison.line())
     if report.refit_losses:
+        first = counted(report.questions[0], "question")
         note(
-            f"then trained from the same start on {counted(report.learned_from, 'question')}, "
-            "those held out included; --no-refit, with another --out, keeps the adapter that was "
-            "compared"
+            f"these answers are of the first training, on {first}. The adapter is that of a second "
+            f"one, on all {report.learned_from}; --no-refit, with another --out, keeps the first"
         )
     if report.comparison.held_out and not report.comparison.decided:
         note(
-            "to know, ask both more questions that neither learned from: dsd-trt eval "
+            "to know, ask new and old more questions that neither learned from: dsd-trt eval "
             f"{model} --data TABLE --adapter {out}, and --adapter {adapter}"
         )
     if report.best is not None and report.best.step == 0:
@@ -316,3 +316,7 @@ def _report(report: TrainingReport, model: str, out: Path, adapter: str) -> None
         )
     note(f"adapter: {out}")
     note(f"to use it: dsd-trt export --model {model} --adapter {out} --out BUNDLE")
+    note(
+        "its probabilities are rough: fit them to pairs that it has not learned from, dsd-trt "
+        "calibrate BUNDLE --data TABLE"
+    )

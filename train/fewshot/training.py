@@ -105,7 +105,7 @@ class TrainingReport:
     def summary(self, settings: FewShotSettings) -> dict[str, Any]:
         """What an adapter records of its training: plan, size, and how answers changed.
 
-        Answers are those of the first training.
+        What was "compared" is the adapter of the first training.
 
         Args:
             settings: settings of the plan, whose steps and learning rate may be open.
@@ -118,12 +118,15 @@ class TrainingReport:
             "steps_done": len(self.refit_losses or self.losses),
             "learned_from": self.learned_from,
             "refit": bool(self.refit_losses),
-            "best": self.best and self.best.to_plain(),
-            "before": sum(self.comparison.before),
-            "after": sum(self.comparison.after),
-            "compared": len(self.comparison.after),
-            "held_out": self.comparison.held_out,
-            "by_chance": self.comparison.chance,
+            "compared": {
+                "learned_from": self.questions[0],
+                "best": self.best and self.best.to_plain(),
+                "before": sum(self.comparison.before),
+                "after": sum(self.comparison.after),
+                "questions": len(self.comparison.after),
+                "held_out": self.comparison.held_out,
+                "by_chance": self.comparison.chance,
+            },
         }
 
 
@@ -342,7 +345,7 @@ def plot_curves(report: TrainingReport, path: Path) -> None:
     left.set(xlabel="step", ylabel="loss")
     left.legend()
     right.plot(steps, [100 * v.accuracy for v in report.validations], "o-")
-    right.set(xlabel="step", ylabel="accuracy, %", ylim=(0, 100))
+    right.set(xlabel="step", ylabel="accuracy, %", ylim=(0, 100), title="validation")
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.tight_layout()
