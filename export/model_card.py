@@ -105,7 +105,7 @@ def _trained_on(training: Mapping[str, Any]) -> list[str]:
     data, count = training.get("data"), training.get("learned_from")
     if not isinstance(data, str) or not isinstance(count, int):
         return []
-    name = data.replace("\\", "/").rpartition("/")[2]  # its folder is nobody's business
+    name = data.replace("\\", "/").rpartition("/")[2]  # without the folders of its owner
     return [f"| adapter trained on | {counted(count, 'question')} of {name} |"]
 
 
