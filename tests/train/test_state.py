@@ -142,6 +142,10 @@ def test_a_run_killed_on_one_thread_is_finished_on_two(
     assert "1 thread of" in caplog.text
     assert "2 threads of" in caplog.text
     assert resumed.losses == whole.losses
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    caplog.clear()
+    fit_adapter(checkpoint, examples, settings, state_path=tmp_path / "run" / STATE_NAME)
+    assert not caplog.text  # no step was left
 
 
 def test_the_command_warns_once_and_writes_the_adapter(
@@ -162,5 +166,8 @@ def test_the_command_warns_once_and_writes_the_adapter(
         done = CliRunner().invoke(cli, [*command.split(), "--copies", "0", "--threads", "1"])
         assert done.exit_code == 0, done.output
         said.append(done.stderr.count("warning: the run in out was computed with PyTorch"))
+        state = torch.load(tmp_path / "out" / STATE_NAME, weights_only=True)
+        state["losses"].pop()  # so that a step is left
+        torch.save(state, tmp_path / "out" / STATE_NAME)
     assert said == [0, 1]
     assert (tmp_path / "out" / "adapter.json").exists()

@@ -135,7 +135,7 @@ def _train(
     wrapped, optimizer = accelerator.prepare(
         model, torch.optim.AdamW(learned, settings.learning_rate, betas, weight_decay=0.01)
     )
-    run = _Run(model, optimizer, accelerator, state_path)
+    run = _Run(model, optimizer, accelerator, state_path, settings.steps)
     if settings.mode == "matrix" and not run.step:
         # Matrix scores are close together: with the default a, prompts would first learn to
         # spread them.
@@ -201,7 +201,12 @@ class _Run:
     """State of a training run, saved to a file if there is one."""
 
     def __init__(
-        self, model: FewShotModel, optimizer: Any, accelerator: Accelerator, path: Path | None
+        self,
+        model: FewShotModel,
+        optimizer: Any,
+        accelerator: Accelerator,
+        path: Path | None,
+        steps: int,
     ) -> None:
         self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
         self._path = path
@@ -212,7 +217,7 @@ class _Run:
         self._save_at = time.monotonic() + _SAVE_EVERY
         if self._path is None:
             return
-        with resumed(self._path) as state:
+        with resumed(self._path, steps) as state:
             if state is None:
                 return
             best: dict[str, Tensor] | None = state["best"]

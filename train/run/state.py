@@ -64,12 +64,17 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def resumed(path: Path) -> Iterator[dict[str, Any] | None]:
+def resumed(path: Path, steps: int | None = None) -> Iterator[dict[str, Any] | None]:
     """Training state of a file, for a block that restores it; None if there is no file.
 
     Errors in the block are reported like those of reading, since a damaged or foreign state may
     show only when it is restored. A warning tells if the state was computed with another
     `arithmetic`: the run is not refused, for the machine may have changed for good.
+
+    Args:
+        path: path of the file.
+        steps: number of steps of the run, one loss each in the state; none is left to be computed
+            otherwise if the state has them all. None is unknown.
 
     Raises:
         ModelError: the file cannot be read, or the state is another model's or optimiser's.
@@ -83,7 +88,10 @@ def resumed(path: Path) -> Iterator[dict[str, Any] | None]:
     if state is None or (several and dist.get_rank()):  # one process tells it
         return
     before, now = state.get(_COMPUTED_WITH), arithmetic()
-    if isinstance(before, str) and before != now:  # states of earlier versions lack it
+    ended = steps is not None and len(state["losses"]) >= steps
+    if (
+        isinstance(before, str) and before != now and not ended
+    ):  # states of earlier versions lack it
         logger.warning(
             "the run in %s was computed with %s, and is continued with %s: the last digits of its "
             "result may not be those of an uninterrupted run. For these, stop, and continue as it "
