@@ -72,9 +72,9 @@ def resumed(path: Path, steps: int | None = None) -> Iterator[dict[str, Any] | N
     `arithmetic`: the run is not refused, for the machine may have changed for good.
 
     Args:
-        path: path of the file.
-        steps: number of steps of the run, one loss each in the state; none is left to be computed
-            otherwise if the state has them all. None is unknown.
+        path: file that an earlier call may have written.
+        steps: number of steps of the run, with one loss each in the state: if none is left, no
+            warning is due. None is unknown.
 
     Raises:
         ModelError: the file cannot be read, or the state is another model's or optimiser's.
