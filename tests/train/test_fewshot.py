@@ -23,7 +23,7 @@ from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, read_checkpoint
 from dsd_trt.train.diffusion.encoders import TextEncoder
 from dsd_trt.train.fewshot.batch import PairBatch, sample_batch
-from dsd_trt.train.fewshot.encodings import encode_questions
+from dsd_trt.train.fewshot.encodings import encode_candidates, encode_questions
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.fit import fit_adapter
 from dsd_trt.train.fewshot.match_probability import (
@@ -311,6 +311,28 @@ def test_a_probability_that_would_fall_with_the_score_is_none(
     adapter = fit_adapter(checkpoint, held, settings, validation=held).adapter
     assert adapter.calibration_of("pair") is None
     assert "of 6 questions, right texts do not score higher than wrong ones" in caplog.text
+
+
+def test_a_part_is_scored_without_the_images_of_others(
+    checkpoint: Checkpoint, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = encode_candidates(checkpoint, questions).examples(questions[1:3])
+    settings = replace(SETTINGS, score="attention+denoising")
+    model = build_model(checkpoint, part, settings, None)
+    rows: list[int] = []
+    attend = model.attend
+
+    def count(latent: Tensor, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+        rows.append(len(latent))
+        return attend(latent, *arguments)
+
+    monkeypatch.setattr(model, "attend", count)
+    _, d = score_all(model, part)
+    assert rows == [4] * 4 + [2] * 4  # pairs at four levels, then their two images without a text
+    _, alone = score_all(model, encode_questions(checkpoint, questions[1:3]))
+    assert d is not None
+    assert alone is not None
+    assert torch.allclose(d, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("warmup", [0.0, 2.0])  # with 2, one step is half of the warm-up

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from dsd_trt.train.data.held_out import hold_out
 from dsd_trt.train.fewshot import training
 from dsd_trt.train.fewshot.comparison import Comparison, WorseError
 from dsd_trt.train.fewshot.examples import Examples
-from dsd_trt.train.fewshot.fit import Calibrations
+from dsd_trt.train.fewshot.fit import Calibrations, DivergedError
 from dsd_trt.train.fewshot.model import FewShotModel, Validation
 from dsd_trt.train.fewshot.settings import FewShotSettings
 from dsd_trt.train.fewshot.training import train_adapter
@@ -210,6 +211,18 @@ def test_if_it_diverges_the_adapter_is_the_first(
     assert not report.refit_losses
     Adapter.load(tmp_path / "out")
     assert "on all questions, training diverged" in caplog.text
+
+
+def test_of_several_processes_none_is_left_waiting_for_one_that_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: Path
+) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise DivergedError("training diverged")
+
+    several = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(training, "process_state", lambda: several)
+    with pytest.raises(DivergedError):
+        training._second(diverge, None, Adapter.load(out), tmp_path)  # type: ignore[arg-type]
 
 
 def test_its_state_is_of_one_plan(

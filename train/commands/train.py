@@ -24,7 +24,7 @@ from dsd_trt.train.commands.training_options import few_shot_options, validation
 
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
-    from dsd_trt.train.fewshot.training import TrainingReport
+    from dsd_trt.train.fewshot.report import TrainingReport
 
 EXAMPLES = """\b
 Examples:
