@@ -8,14 +8,18 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from arm_kernel import ArmKernel, compile_kernel, needs_emulator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -34,10 +38,33 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "dsd_trt/engine/openvino/pooled_attention.cpp"
 COMPILER = shutil.which("g++")
 WIDTHS = [*register_widths(), *filter(None, [tile_width()])]
+ARM = "arm"  # emulated
 pytestmark = pytest.mark.skipif(
-    COMPILER is None or platform.machine() != "x86_64",
+    COMPILER is None or platform.machine() not in ("x86_64", "aarch64"),
     reason="no C++ compiler to install with, or one for another processor",
 )
+
+
+@dataclass(frozen=True)
+class Form:
+    """The kernel for some registers.
+
+    Attributes:
+        width: bits of the registers, as for `pool_attention`.
+        pool: `pool_attention` of layers with a number of threads.
+    """
+
+    width: int
+    pool: Callable[[Sequence[PooledAttention], int], None]
+
+
+@pytest.fixture(scope="module", params=[*WIDTHS, pytest.param(ARM, marks=needs_emulator)])
+def form(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Form:
+    if request.param != ARM:
+        return Form(request.param, partial(pool_attention, width=request.param))
+    folder = tmp_path_factory.mktemp(ARM)
+    compile_kernel(folder / "kernel.so")
+    return Form(128, ArmKernel(folder / "kernel.so", folder).pool)
 
 
 def make(
@@ -79,7 +106,19 @@ def by_formula(layer: PooledAttention, width: int | None = None) -> NDArray[np.f
 
 def test_it_is_compiled_where_there_is_a_compiler() -> None:
     assert available()
-    assert register_widths()[0] == 256
+    assert register_widths()[0] == (256 if platform.machine() == "x86_64" else 128)
+
+
+@pytest.mark.parametrize(
+    ("widest", "all_of_them"), [(0, []), (128, [128]), (256, [256]), (512, [256, 512])]
+)
+def test_narrow_registers_are_for_processors_that_have_no_others(
+    widest: int, all_of_them: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = SimpleNamespace(dsd_registers=lambda: widest)
+    monkeypatch.setattr(pooled_attention, "_kernel", lambda: kernel)
+    assert register_widths() == all_of_them
+    assert available() == bool(widest)
 
 
 @settings(max_examples=60, deadline=None)
@@ -99,36 +138,33 @@ def test_it_is_compiled_where_there_is_a_compiler() -> None:
     threads=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-@pytest.mark.parametrize("width", WIDTHS)
 def test_it_is_the_formula(
-    width: int, sizes: dict[str, int], counted: int, lam: float, threads: int, seed: int
+    form: Form, sizes: dict[str, int], counted: int, lam: float, threads: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     layer = make(rng, **sizes, counted=min(counted, sizes["tokens"]), lam=lam)
-    pool_attention([layer], threads, width)
+    form.pool([layer], threads)
     # What is wrong with attention, 1e-6 or so, is lambda times as much once it is sharpened.
-    np.testing.assert_allclose(layer.pooled, by_formula(layer, width), rtol=4e-6 * (1 + lam))
+    np.testing.assert_allclose(layer.pooled, by_formula(layer, form.width), rtol=4e-6 * (1 + lam))
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_logits_beyond_half_precision(width: int) -> None:
+def test_logits_beyond_half_precision(form: Form) -> None:
     layer = make(np.random.default_rng(0), spread=3e4, depth=33)
     assert np.abs(layer.keys @ layer.queries).max() > 65504
-    pool_attention([layer], 2, width)
+    form.pool([layer], 2)
     # Numbers of 24 bits: those near 1e5 are off by 0.01, where attention is nearly always 0 or 1.
-    np.testing.assert_allclose(layer.pooled, by_formula(layer, width), rtol=0.02)
+    np.testing.assert_allclose(layer.pooled, by_formula(layer, form.width), rtol=0.02)
     assert np.isfinite(layer.pooled).all()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_what_only_one_image_has_is_left_out_of_the_others(width: int) -> None:
+def test_what_only_one_image_has_is_left_out_of_the_others(form: Form) -> None:
     """Rows that are zero for all but one image, as `match_all` makes them."""
     layer = make(np.random.default_rng(0), images=3, depth=40)
     queries = layer.queries.reshape(2, 40, 3, 64)
     for image in range(3):
         queries[:, 37 + image, np.arange(3) != image] = 0
-    pool_attention([layer], 2, width)
-    np.testing.assert_allclose(layer.pooled, by_formula(layer, width), rtol=1e-4)
+    form.pool([layer], 2)
+    np.testing.assert_allclose(layer.pooled, by_formula(layer, form.width), rtol=1e-4)
 
 
 CONFIGURE = """
@@ -158,29 +194,28 @@ def test_tiles_of_others_are_left_as_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
-def test_layers_of_all_sizes_at_once(threads: int) -> None:
+def test_layers_of_all_sizes_at_once(form: Form, threads: int) -> None:
     rng = np.random.default_rng(0)
     layers = [
         make(rng, image_tokens=16),
         make(rng, heads=1, image_tokens=1024, depth=64, tokens=30),
         make(rng, texts=1, image_tokens=5, counted=77),
     ]
-    pool_attention(layers, threads)
+    form.pool(layers, threads)
     for layer in layers:
-        np.testing.assert_allclose(layer.pooled, by_formula(layer), rtol=4e-5)
+        np.testing.assert_allclose(layer.pooled, by_formula(layer, form.width), rtol=4e-5)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_what_is_no_number_stays_so(width: int, wrong: float) -> None:
+def test_what_is_no_number_stays_so(form: Form, wrong: float) -> None:
     layer = make(np.random.default_rng(0), depth=36)
     layer.keys[1, 77 + 40, 3] = wrong  # of the second text, a token that does not count
-    pool_attention([layer], 2, width)
+    form.pool([layer], 2)
     assert np.isnan(layer.pooled[1, 1]).all()
     assert np.isfinite(layer.pooled[:, [0, 2]]).all()
     assert np.isfinite(layer.pooled[0]).all()
     layer.queries[0, 2, 64 + 5] = wrong  # of the second image, one image token
-    pool_attention([layer], 2, width)
+    form.pool([layer], 2)
     assert np.isnan(layer.pooled[0, :, :, 1]).all()
     assert np.isfinite(layer.pooled[0, :, :, 0]).all()
 
@@ -204,10 +239,15 @@ def test_arrays_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_registers_that_are_not_there_are_refused() -> None:
-    with pytest.raises(ValueError, match="no registers of 128 bits"):
-        pool_attention([make(np.random.default_rng(0))], 1, 128)
+    with pytest.raises(ValueError, match="no registers of 64 bits"):
+        pool_attention([make(np.random.default_rng(0))], 1, 64)
 
 
+SHAPES = [  # tokens, depth, image tokens: whole registers, and tails of all kinds
+    *((77, 17, 64), (1, 1, 1), (9, 3, 17)),
+    *((8, 40, 33), (77, 65, 17), (3, 34, 100)),
+]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
 MISUSED = """
 import ctypes, sys
 import numpy as np
@@ -215,13 +255,11 @@ from dsd_trt.engine.openvino import pooled_attention
 kernel = ctypes.CDLL(sys.argv[1])
 pooled_attention._kernel = lambda: kernel
 sys.path.insert(0, sys.argv[2])
-from test_pooled_attention import make
+from test_pooled_attention import SHAPES, make
 rng = np.random.default_rng(0)
 tiles = pooled_attention.tile_width()
 for width in pooled_attention.register_widths() + ([tiles] if tiles else []):
-    for tokens, depth, image_tokens in (
-        (77, 17, 64), (1, 1, 1), (9, 3, 17), (8, 40, 33), (77, 65, 17), (3, 34, 100)
-    ):
+    for tokens, depth, image_tokens in SHAPES:
         layer = make(rng, tokens=tokens, counted=min(tokens, 5), depth=depth,
                      image_tokens=image_tokens)
         pooled_attention.pool_attention([layer, make(rng)], 2, width)
@@ -235,9 +273,8 @@ def test_it_stays_within_its_arrays(tmp_path: Path) -> None:
     """Under the address and undefined behaviour sanitizers."""
     assert COMPILER is not None
     library = tmp_path / "kernel.so"
-    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
-    subprocess.run([COMPILER, *flags, *sanitize, SOURCE, "-o", library], check=True)
+    flags = ["-std=c++17", "-fPIC", "-shared", "-pthread", "-Wno-psabi", *SANITIZE]
+    subprocess.run([COMPILER, *flags, SOURCE, "-o", library], check=True)
     libraries = [
         subprocess.run(
             [COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -259,6 +296,23 @@ def test_it_stays_within_its_arrays(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done\n"
+
+
+@pytest.mark.slow
+@needs_emulator
+def test_the_form_for_arm_stays_within_its_arrays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same sanitizers, emulated."""
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")  # which looks at other processes
+    compile_kernel(tmp_path / "kernel.so", *SANITIZE)
+    rng = np.random.default_rng(0)
+    layers = [
+        make(rng, tokens=tokens, counted=min(tokens, 5), depth=depth, image_tokens=image_tokens)
+        for tokens, depth, image_tokens in SHAPES
+    ]
+    ArmKernel(tmp_path / "kernel.so", tmp_path, *SANITIZE).pool(layers, 2)
+    assert all(np.isfinite(layer.pooled).all() for layer in layers)
 
 
 def test_it_compiles_without_a_warning(tmp_path: Path) -> None:

@@ -22,11 +22,12 @@
 #include <utility>
 #include <vector>
 
-#if !defined(__x86_64__)
-#error "for registers of 256 bits and more: with narrower ones it is slower than to write maps"
+#if !defined(__x86_64__) && !defined(__aarch64__)
+#error "for x86-64 and Arm (AArch64): elsewhere OpenVINO writes the maps"
 #endif
 
-#if defined(__linux__) && (__has_include(<amxintrin.h>) || __has_include(<amxbf16intrin.h>))
+#if defined(__x86_64__) && defined(__linux__) && \
+    (__has_include(<amxintrin.h>) || __has_include(<amxbf16intrin.h>))
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -62,16 +63,17 @@ struct Layer {
     float lambda;  // at most 64: exp(lambda) summed over image tokens is a number
 };
 
-// Bits of the widest registers that this processor has: 512, 256, or 0 where it has narrower ones.
+// Bits of the widest registers that this processor has: 512 or 256 on x86-64, and 0 where it has
+// narrower ones, with which it is slower than to write maps; 128 on Arm.
 int64_t dsd_registers();
 
 // Bits of a register that holds a matrix, if this processor multiplies such in BF16 and Linux
 // grants their use to this process, or 0.
 int64_t dsd_tiles();
 
-// With registers of so many bits, which are 256, or what either of those above returned: products
-// are of BF16 numbers with tiles, of FP32 with others.
-// Returns 0, or 1 where memory or threads could not be had.
+// With registers of so many bits, which are 256 on x86-64, or what either of those above returned:
+// products are of BF16 numbers with tiles, of FP32 with others. Returns 0, or 1 where memory or
+// threads could not be had.
 int dsd_pool_attention(const Layer *layers, int64_t count, int64_t threads, int64_t registers);
 }
 
@@ -101,6 +103,13 @@ Part part(const Layer &layer, int64_t head, int64_t image) {
 
 // Registers of FP32 numbers. Compilers make slow code of wider ones than a target has, and GCC
 // takes no vector's size from a template.
+struct Bits128 {  // Arm's NEON, which every AArch64 processor has: 32 registers
+    static constexpr int64_t kLanes = 4;
+    typedef float Floats __attribute__((vector_size(16)));
+    typedef float Unaligned __attribute__((vector_size(16), aligned(sizeof(float)), may_alias));
+    typedef int32_t Ints __attribute__((vector_size(16)));
+};
+
 struct Bits256 {
     static constexpr int64_t kLanes = 8;
     typedef float Floats __attribute__((vector_size(32)));
@@ -257,6 +266,14 @@ struct Kernel {
 };
 
 // Sums fill most of the registers, and are enough to hide how long a multiplication takes.
+#if defined(__aarch64__)
+// With 6 rows GCC 12 keeps some of the sums in memory.
+void pool_head_128(const Layer &layer, int64_t head, int64_t image, Scratch &scratch) {
+    Kernel<Bits128>::pool_texts<5, 4>(layer, head, image, scratch);
+}
+
+auto pool_head(int64_t, int64_t) { return pool_head_128; }
+#else
 __attribute__((target("avx512f"))) void pool_head_512(const Layer &layer, int64_t head,
                                                       int64_t image, Scratch &scratch) {
     if (layer.image_tokens > kWidest)
@@ -396,6 +413,7 @@ auto pool_head(int64_t registers, [[maybe_unused]] int64_t depth) {
 #endif
     return registers == 256 ? pool_head_256 : pool_head_512;
 }
+#endif
 
 struct Work {
     const Layer *layer;
@@ -448,9 +466,13 @@ int64_t dsd_tiles() {
 }
 
 int64_t dsd_registers() {
+#if defined(__aarch64__)
+    return 128;
+#else
     __builtin_cpu_init();  // not all compilers' libraries do it on loading
     if (__builtin_cpu_supports("avx512f")) return 512;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 256 : 0;
+#endif
 }
 
 int dsd_pool_attention(const Layer *layers, int64_t count, int64_t threads, int64_t registers) try {

@@ -1,8 +1,9 @@
 """Attention pooled over image tokens without storing its maps, by a C++ kernel.
 
 `pooled_attention.cpp` has the arithmetic; it is compiled when the package is installed. It needs a
-C++ compiler with vector types (GCC, Clang) and an x86-64 CPU with AVX2. Otherwise `available` is
-False, and matrix mode works without the kernel, but slower.
+C++ compiler with vector types (GCC, Clang), and an x86-64 CPU with AVX2 or a 64-bit Arm CPU.
+Otherwise `available` is False, and matrix mode works without the kernel. On x86-64 it is then
+slower; on Arm no speed was measured.
 """
 
 from __future__ import annotations
@@ -67,9 +68,13 @@ def kernel_file() -> Path | None:
 
 
 def register_widths() -> list[int]:
-    """Register widths in bits that the kernel supports for FP32 on this CPU, the widest last."""
+    """Register widths in bits that the kernel supports for FP32 on this CPU, the widest last.
+
+    They are 256 and 512 on x86-64, and 128 on Arm (NEON), which has no wider ones.
+    """
     kernel = _kernel()
-    return [] if kernel is None else [n for n in (256, 512) if n <= kernel.dsd_registers()]
+    widest = 0 if kernel is None else kernel.dsd_registers()
+    return [n for n in (128, 256, 512) if min(widest, 256) <= n <= widest]
 
 
 def tile_width() -> int | None:
