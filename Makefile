@@ -17,7 +17,7 @@ SOURCES := $(shell find dsd_trt -type f -not -path '*/__pycache__/*')
 C_AND_CPP = $(shell find dsd_trt engines tests -name build -prune -o \
 	\( -name '*.[ch]' -o -name '*.[ch]pp' \) -print)
 
-.PHONY: demo test test-all torture torture-slice audit test-avx2 test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp cpp-archive release-check release clean
+.PHONY: demo test test-all torture torture-slice audit test-avx2 test-arm test-triton test-size test-cuda test-gpu gpu-offline lint bench bench-against cpp cpp-archive release-check release clean
 
 demo: $(DEMO)/installed
 	$(DEMO)/bin/dsd-trt score examples/images examples/texts.txt
@@ -44,6 +44,14 @@ torture-slice: $(DEV)/installed $(TRITON)/installed $(if $(shell command -v npm)
 test-avx2: $(DEV)/installed
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \
 		$(DEV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+# The kernel of matrix mode for Arm, cross-compiled and emulated: its results, not its speed.
+test-arm: $(DEV)/installed
+	@command -v aarch64-linux-gnu-g++ > /dev/null && \
+		{ command -v qemu-aarch64 || command -v qemu-aarch64-static; } > /dev/null || \
+		{ echo "test-arm needs: apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 1; }
+	$(DEV)/bin/python -m pytest -k arm -m 'slow or not slow' $(PYTEST_ARGS) \
+		tests/runtime/test_pooled_attention.py tests/repository/test_wheel.py
 
 # On a real server, in its own environment.
 test-triton: $(TRITON)/installed

@@ -1,11 +1,14 @@
 """Check what is about to be published: contents, versions, and that files install and score.
 
 Usage: check_release.py [--final] FOLDER, a folder with one sdist and its wheels. With --final, it
-also needs a wheel for every Python, and a heading and a tag for the version. Nothing is uploaded.
+also needs a wheel for every Python and processor, and a heading and a tag for the version. Nothing is
+uploaded.
 """
 
 from __future__ import annotations
 
+import itertools
+import platform
 import re
 import subprocess
 import sys
@@ -78,16 +81,22 @@ def check_installed(path: Path) -> None:
                 raise SystemExit(f"{path.name} does not install and score")
 
 
+def is_for(wheel: Path, python: str, arch: str) -> bool:
+    """Whether a wheel is for a Python, such as cp311, on a processor, such as aarch64."""
+    return f"-{python}-" in wheel.name and wheel.name.endswith(f"_{arch}.whl")
+
+
 def check_final(wheels: list[Path]) -> None:
     """Refuse what a release lacks beyond files that work.
 
     Raises:
         SystemExit: a wheel, the changelog's heading or the commit's tag is missing.
     """
-    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    for build in config["tool"]["cibuildwheel"]["build"]:
-        if not any(f"-{build.removesuffix('-*')}-" in it.name for it in wheels):
-            raise SystemExit(f"no wheel for {build}: make release")
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["cibuildwheel"]
+    for build, arch in itertools.product(config["build"], config["archs"]):
+        python = build.removesuffix("-*")
+        if not any(is_for(it, python, arch) for it in wheels):
+            raise SystemExit(f"no wheel for {python} on {arch}: make release")
     if f"\n## [{version()}]" not in (ROOT / "CHANGELOG.md").read_text("utf-8"):
         raise SystemExit(f"CHANGELOG.md has no heading '## [{version()}]'")
     command = ["git", "tag", "--points-at", "HEAD"]
@@ -97,12 +106,12 @@ def check_final(wheels: list[Path]) -> None:
 
 
 def main(folder: Path, final: bool) -> None:
-    """Check all files of a folder that this Python installs.
+    """Check all files of a folder that this Python installs on this processor.
 
     Raises:
         SystemExit: a file is missing, of another version, or fails its check.
     """
-    here = f"-cp{sys.version_info[0]}{sys.version_info[1]}-"
+    here = f"cp{sys.version_info[0]}{sys.version_info[1]}", platform.machine()
     sdists, wheels = list(folder.glob("*.tar.gz")), list(folder.glob("*.whl"))
     if len(sdists) != 1 or not wheels:
         raise SystemExit(
@@ -116,7 +125,7 @@ def main(folder: Path, final: bool) -> None:
     check_sdist(sdists[0])
     if final:
         check_final(wheels)
-    for path in (*sdists, *(it for it in wheels if here in it.name)):
+    for path in (*sdists, *(it for it in wheels if is_for(it, *here))):
         print(f"installing {path.name}", flush=True)
         check_installed(path)
 

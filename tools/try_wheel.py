@@ -1,6 +1,6 @@
 """Score the examples with the installed package, which must not be the clone's.
 
-Usage: try_wheel.py [--kernel] EXAMPLES. With --kernel, the compiled kernel has to be there, too.
+Usage: try_wheel.py [--kernel] EXAMPLES. With --kernel, the compiled kernel has to load, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import dsd_trt
-from dsd_trt.engine.openvino.pooled_attention import kernel_file
+from dsd_trt.engine.openvino.pooled_attention import available
 
 
 def main(examples: Path, kernel: bool) -> None:
@@ -24,8 +24,8 @@ def main(examples: Path, kernel: bool) -> None:
         dsd_trt.__file__
     ).is_relative_to(sysconfig.get_path("platlib")):
         sys.exit(f"{dsd_trt.__file__} is not of this environment")
-    if kernel and kernel_file() is None:
-        sys.exit("the kernel was not compiled")
+    if kernel and not available():
+        sys.exit("the kernel was not compiled, or not for this processor")
     image, text = examples / pairs[0]["image"], pairs[0]["text"]
     scored = dsd_trt.Scorer.load().score([image], [text, "a text of something else"])
     if not scored.scores[0, 0] > scored.scores[0, 1]:

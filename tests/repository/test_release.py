@@ -44,6 +44,10 @@ def sdist(folder: Path, *leave_out: str, **added: str) -> Path:
     return path
 
 
+def wheel(python: str, arch: str) -> Path:
+    return Path(f"{NAME}-{python}-{python}-manylinux_2_27_{arch}.manylinux_2_28_{arch}.whl")
+
+
 def test_a_whole_sdist_passes(tmp_path: Path) -> None:
     check_sdist(sdist(tmp_path))
 
@@ -88,17 +92,34 @@ def test_files_that_do_not_belong_are_refused(tmp_path: Path) -> None:
         main(tmp_path, final=False)
 
 
+def test_wheels_of_other_pythons_and_processors_are_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: list[str] = []
+    monkeypatch.setattr(check_release, "check_sdist", lambda _: None)
+    monkeypatch.setattr(check_release, "check_installed", lambda path: installed.append(path.name))
+    monkeypatch.setattr(check_release.platform, "machine", lambda: "aarch64")
+    here = wheel(f"cp3{sys.version_info[1]}", "aarch64").name
+    source = f"{NAME}.tar.gz"
+    for name in (source, here, wheel("cp399", "aarch64").name, here.replace("aarch64", "x86_64")):
+        (tmp_path / name).touch()
+    main(tmp_path, final=False)
+    assert installed == [source, here]
+
+
 def test_a_release_needs_every_wheel_a_heading_and_a_tag(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wheels = [Path(f"{NAME}-{it}-{it}-manylinux_2_28_x86_64.whl") for it in BUILDS]
+    wheels = [wheel(it, arch) for it in BUILDS for arch in ("x86_64", "aarch64")]
     monkeypatch.setattr(check_release, "ROOT", tmp_path)
     for file in ("pyproject.toml", "engines/cpp/CMakeLists.txt"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n")
-    with pytest.raises(SystemExit, match="no wheel for cp313"):
-        check_final(wheels[:2])
+    with pytest.raises(SystemExit, match="no wheel for cp313 on x86_64"):
+        check_final(wheels[:4])
+    with pytest.raises(SystemExit, match="no wheel for cp313 on aarch64"):
+        check_final(wheels[:5])
     with pytest.raises(SystemExit, match="has no heading"):
         check_final(wheels)
     (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [{version()}] - 2026-12-01\n")
@@ -138,5 +159,7 @@ def test_wheels_are_built_for_the_pythons_that_are_named() -> None:
     named = [it.rpartition(" ")[2] for it in CONFIG["project"]["classifiers"] if ":: 3." in it]
     wheels = CONFIG["tool"]["cibuildwheel"]["build"]
     assert wheels == [f"cp{it.replace('.', '')}-*" for it in named]
-    script = CONFIG["tool"]["cibuildwheel"]["test-command"].split()[2]
+    config = CONFIG["tool"]["cibuildwheel"]
+    assert all(config[f"manylinux-{arch}-image"] for arch in config["archs"])
+    script = config["test-command"].split()[2]
     assert (ROOT / script.replace("{project}/", "")).is_file()

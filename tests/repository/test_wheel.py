@@ -13,7 +13,11 @@ from email.message import Message
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
+from arm_kernel import COMPILER, ArmKernel, needs_emulator
+
+from dsd_trt.engine.openvino.pooled_attention import PooledAttention
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {
@@ -108,10 +112,34 @@ def test_what_is_compiled_is_the_kernel(wheel: zipfile.ZipFile) -> None:
     assert path.name == f"_pooled_attention{EXTENSION_SUFFIXES[0]}"
 
 
+def unbuilt(source: Path, folder: Path) -> Path:
+    """A copy of the source without what building left in it."""
+    ignore = shutil.ignore_patterns("build")
+    return shutil.copytree(source, folder / "source", ignore=ignore, symlinks=True)
+
+
+@pytest.mark.slow
+@needs_emulator
+def test_a_wheel_for_arm_has_a_kernel_that_computes(source: Path, tmp_path: Path) -> None:
+    variables = {
+        "_PYTHON_HOST_PLATFORM": "linux-aarch64",  # by which Python itself is cross-compiled
+        **dict.fromkeys(("CC", "CXX"), COMPILER),
+        **dict.fromkeys(("LDSHARED", "LDCXXSHARED"), f"{COMPILER} -shared"),
+    }
+    path = build(unbuilt(source, tmp_path), tmp_path / "wheel", **variables)
+    assert path.name.endswith("-linux_aarch64.whl")
+    with zipfile.ZipFile(path) as wheel:
+        (kernel,) = (it for it in wheel.namelist() if it.endswith(".so"))
+        extracted = Path(wheel.extract(kernel, tmp_path))
+    keys = np.zeros((1, 77, 8), np.float32)  # attention is the same everywhere
+    queries = np.ones((1, 8, 9), np.float32)
+    layer = PooledAttention(keys, queries, np.empty((1, 1, 3, 1), np.float32), 20.0)
+    ArmKernel(extracted, tmp_path).pool([layer], 2)
+    np.testing.assert_allclose(layer.pooled, np.exp(20 / 77), rtol=1e-5)
+
+
 def test_without_a_compiler_it_is_left_out(source: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(
-        source, tmp_path / "source", ignore=shutil.ignore_patterns("build"), symlinks=True
-    )
+    copy = unbuilt(source, tmp_path)
     wheel = zipfile.ZipFile(build(copy, tmp_path / "wheel", CC="false", CXX="false"))
     assert not [path for path in _installed(wheel) if path.suffix == ".so"]
     assert PurePosixPath("dsd_trt/engine/openvino/pooled_attention.py") in _installed(wheel)

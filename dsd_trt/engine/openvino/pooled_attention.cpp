@@ -103,13 +103,14 @@ Part part(const Layer &layer, int64_t head, int64_t image) {
 
 // Registers of FP32 numbers. Compilers make slow code of wider ones than a target has, and GCC
 // takes no vector's size from a template.
+#if defined(__aarch64__)
 struct Bits128 {  // Arm's NEON, which every AArch64 processor has: 32 registers
     static constexpr int64_t kLanes = 4;
     typedef float Floats __attribute__((vector_size(16)));
     typedef float Unaligned __attribute__((vector_size(16), aligned(sizeof(float)), may_alias));
     typedef int32_t Ints __attribute__((vector_size(16)));
 };
-
+#else
 struct Bits256 {
     static constexpr int64_t kLanes = 8;
     typedef float Floats __attribute__((vector_size(32)));
@@ -123,6 +124,7 @@ struct Bits512 {
     typedef float Unaligned __attribute__((vector_size(64), aligned(sizeof(float)), may_alias));
     typedef int32_t Ints __attribute__((vector_size(64)));
 };
+#endif
 
 template <class Registers>
 struct Kernel {
@@ -246,6 +248,7 @@ struct Kernel {
     template <int64_t rows, int width>
     static INLINE void pool_texts(const Layer &layer, int64_t head, int64_t image,
                                   Scratch &scratch) {
+        static_assert(2 * kWidest % (width * kLanes) == 0);  // for what scratch has room
         const Part at = part(layer, head, image);
         // What an image has of its own is a row that is zero for all others: those are left out.
         scratch.places.clear();
