@@ -1,8 +1,8 @@
 """Check what is about to be published: contents, versions, and that files install and score.
 
 Usage: check_release.py [--final] FOLDER, a folder with one sdist and its wheels. With --final, it
-also needs a wheel for every Python and processor, and a heading and a tag for the version. Nothing is
-uploaded.
+also needs a wheel for every Python and processor, and a heading and a tag for the version. Nothing
+is uploaded.
 """
 
 from __future__ import annotations

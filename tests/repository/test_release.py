@@ -98,7 +98,7 @@ def test_wheels_of_other_pythons_and_processors_are_not_installed(
     installed: list[str] = []
     monkeypatch.setattr(check_release, "check_sdist", lambda _: None)
     monkeypatch.setattr(check_release, "check_installed", lambda path: installed.append(path.name))
-    monkeypatch.setattr(check_release.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     here = wheel(f"cp3{sys.version_info[1]}", "aarch64").name
     source = f"{NAME}.tar.gz"
     for name in (source, here, wheel("cp399", "aarch64").name, here.replace("aarch64", "x86_64")):

@@ -47,9 +47,9 @@ class ArmKernel:
 
     def __init__(self, library: Path, folder: Path, *flags: str) -> None:
         program = folder / "pool_attention"
-        command = [COMPILER, "-std=c++17", "-O1", "-pthread", *flags, PROGRAM, "-o", program]
-        subprocess.run([*command, "-ldl"], check=True)
-        self._command = [str(EMULATOR), "-L", LIBRARIES, program, library]
+        command = [COMPILER, "-std=c++17", "-O1", "-pthread", *flags]
+        subprocess.run([*command, PROGRAM, "-o", program, "-ldl"], check=True)
+        self._command = [str(EMULATOR), "-L", *map(str, (LIBRARIES, program, library))]
 
     def pool(self, layers: Sequence[PooledAttention], threads: int) -> None:
         """As `pool_attention`, which has checked that sizes fit."""
