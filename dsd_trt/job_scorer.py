@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import ImageError, InputError, counted
-from dsd_trt.jobs import Decoded, Job, Scored, Tally, TextScores, decoded_ahead
+from dsd_trt.jobs import Decoded, Given, Job, Scored, Tally, TextScores, decoded_ahead
 from dsd_trt.log import get_logger
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.ranking import checked_count
@@ -74,37 +75,37 @@ class JobScorer:
 
     def run(
         self,
-        jobs: Iterable[Job],
+        given: Iterable[Given],
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
         top_k: int | None = None,
         journal: Journal | None = None,
     ) -> Iterator[tuple[Job, Scored]]:
-        """Score each job's image against its texts, one batch of images at a time.
+        """Score each image against its job's texts, one batch of images at a time.
 
         A journal's chunks are these batches, so a resumed run forms the same batches.
 
         Yields:
             Every job in order, with its scores or the reason why its image has no latent.
         """
-        jobs, images, began = iter(jobs), 0, time.perf_counter()
-        while journal and (first := next(jobs, None)) is not None:
+        given, images, began = iter(given), 0, time.perf_counter()
+        while journal and (first := next(given, None)) is not None:
             if (known_chunk := journal.next_chunk()) is None:
-                jobs = itertools.chain([first], jobs)
+                given = itertools.chain([first], given)
                 break
-            following = itertools.chain([first], itertools.islice(jobs, len(known_chunk) - 1))
+            following = itertools.chain([first], itertools.islice(given, len(known_chunk) - 1))
             for it in known_chunk:
-                job = next(following, None)
-                if job is None or not _fits(it, job):
+                known_image = next(following, None)
+                if known_image is None or not _fits(it, known_image.job):
                     raise journal.other_work()
-                tally.skip(len(job.texts) * len(level))
-                yield job, it
-        for chunk in self.encoded(jobs):
+                tally.skip(len(known_image.job.texts) * len(level))
+                yield known_image.job, it
+        for chunk in self.encoded(given):
             results: list[Scored] = []
             finite = [texts.finite[job.texts] for job, _ in chunk]  # (texts,) each
             scorable = [
-                (Job(job.image, job.texts[known]), latent)
+                (replace(job, texts=job.texts[known]), latent)
                 for (job, latent), known in zip(chunk, finite, strict=True)
                 if not isinstance(latent, ImageError) and known.any()
             ]
@@ -231,12 +232,12 @@ class JobScorer:
             for z, of_image in zip(latent, texts_of, strict=True)
         ]
 
-    def encoded(self, jobs: Iterable[Job]) -> Iterator[list[tuple[Job, Latent]]]:
-        """Decode and encode the images of jobs, one batch at a time.
+    def encoded(self, given: Iterable[Given]) -> Iterator[list[tuple[Job, Latent]]]:
+        """Decode and encode images, one batch at a time.
 
         Images of an index are encoded already.
         """
-        for chunk in decoded_ahead(jobs, self._manifest, self._pipeline.batch.images):
+        for chunk in decoded_ahead(given, self._manifest, self._pipeline.batch.images):
             pixels = [it for _, it in chunk if _is_pixels(it)]
             latents = iter(self._pipeline.encode_images(pixels) if pixels else ())
             yield [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from dsd_trt.arguments import checked_progress
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import ImageError
-from dsd_trt.image.decoding import decoding_pool
-from dsd_trt.image.preprocess import ImageSource, preprocess
+from dsd_trt.image.decoding import decoded_in_order, images_ahead
+from dsd_trt.image.preprocess import ImageSource, held_bytes, preprocess
 from dsd_trt.image.stored import StoredImage
 from dsd_trt.index.index import IndexedImage
 from dsd_trt.results import Progress
+from dsd_trt.spans import span
 
 Scorable: TypeAlias = ImageSource | IndexedImage
 Decoded: TypeAlias = NDArray[Any] | ImageError
@@ -27,10 +29,24 @@ Decoded: TypeAlias = NDArray[Any] | ImageError
 
 @dataclass(frozen=True)
 class Job:
-    """One image and the indices of its texts among the encoded texts."""
+    """The name of one image in results, and the indices of its texts among the encoded texts."""
+
+    name: str
+    texts: NDArray[np.intp]
+
+
+class Given(NamedTuple):
+    """An image as it was given, which nothing holds any more once it is decoded.
+
+    Attributes:
+        image: the image.
+        job: its name and its texts.
+        held: number of bytes of memory that are free once it is decoded; 0 if the caller keeps it.
+    """
 
     image: Scorable
-    texts: NDArray[np.intp]
+    job: Job
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,51 +96,51 @@ class Scored:
 
 
 def decoded_ahead(
-    jobs: Iterable[Job], manifest: Manifest, size: int
+    images: Iterable[Given], manifest: Manifest, size: int
 ) -> Iterator[list[tuple[Job, Decoded]]]:
-    """Decode the images of jobs in several threads, while earlier ones are scored.
+    """Decode images in several threads, while earlier ones are scored.
 
     Args:
-        jobs: images with their texts, consumed in the caller's thread, at most one chunk in
-            advance.
+        images: images with their jobs, consumed in the caller's thread, at most `images_ahead` and
+            256 MiB in advance.
         manifest: manifest of the bundle to decode for.
-        size: number of jobs per chunk.
+        size: number of images per chunk.
 
     Raises:
         InputError: an image comes from an index of another image encoder.
     """
+    pixels = 3 * manifest.preprocessing.resolution**2  # bytes of a decoded image
 
-    def decode(job: Job) -> Decoded:
-        return decode_image(job.image, manifest)
+    def decode(given: Given) -> Decoded:
+        return decode_image(given.image, given.job.name, manifest)
 
-    jobs = iter(jobs)
-    pool = decoding_pool()
-    try:
-        chunk = list(itertools.islice(jobs, size))
-        decoded = pool.map(decode, chunk)
-        while chunk:
-            following = list(itertools.islice(jobs, size))
-            waiting = pool.map(decode, following)
-            yield list(zip(chunk, decoded, strict=True))
-            chunk, decoded = following, waiting
-    finally:  # also if the caller stops early: no thread may keep decoding
-        pool.shutdown(cancel_futures=True)
+    decoded = decoded_in_order(decode, images, images_ahead(size), lambda it: it.held + pixels)
+    with contextlib.closing(decoded):
+        jobs = ((given.job, outcome) for given, outcome in decoded)
+        while chunk := list(itertools.islice(jobs, size)):
+            yield chunk
 
 
-def decode_image(image: Scorable, manifest: Manifest) -> Decoded:
+def decode_image(image: Scorable, name: str, manifest: Manifest) -> Decoded:
     """Decode an image for a bundle.
+
+    Args:
+        image: image as it was given.
+        name: its name, for a trace.
+        manifest: manifest of the bundle to decode for.
 
     Raises:
         InputError: the image comes from an index of another image encoder.
     """
     to = manifest.preprocessing
-    try:
-        if isinstance(image, IndexedImage):
-            image.index.require(manifest)
-            return image.latent()
-        return preprocess(image, to.resolution, to.resize)
-    except ImageError as error:
-        return error
+    with span("decode", image=name):
+        try:
+            if isinstance(image, IndexedImage):
+                image.index.require(manifest)
+                return image.latent()
+            return preprocess(image, to.resolution, to.resize)
+        except ImageError as error:
+            return error
 
 
 class Tally:
@@ -163,3 +179,15 @@ def name_of(image: Scorable, position: int) -> str:
     if isinstance(image, (IndexedImage, StoredImage)):
         return image.name
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"
+
+
+def given_alike(images: Iterable[Scorable], texts: NDArray[np.intp]) -> Iterator[Given]:
+    """Images that are scored against the same texts.
+
+    Args:
+        images: images in their order; a sequence stays the caller's, others are held by nobody.
+        texts: indices of the texts among the encoded texts.
+    """
+    kept = isinstance(images, Sequence)
+    for place, image in enumerate(images):
+        yield Given(image, Job(name_of(image, place), texts), 0 if kept else held_bytes(image))

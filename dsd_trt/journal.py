@@ -31,6 +31,7 @@ from dsd_trt.files.position import BINARY, write_at
 from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import parse_json
 from dsd_trt.jobs import Scored, TextScores
+from dsd_trt.spans import span
 
 _FORMAT = "dsd-trt scores 1"
 _SYNC_EVERY = 5.0  # seconds of work a power cut may lose; a kill loses none
@@ -122,13 +123,14 @@ class Journal:
         text = json.dumps(content, separators=(",", ":"))
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         try:
-            written = write_at(self._file, line, self._size)
-            while written < len(line):
-                written += write_at(self._file, line[written:], self._size + written)
-            if time.monotonic() - self._synced > _SYNC_EVERY:
-                os.fsync(self._file)
-                sync_folder(self.path.parent)  # a power cut could otherwise lose the file's name
-                self._synced = time.monotonic()
+            with span("write", file=self.path.name):
+                written = write_at(self._file, line, self._size)
+                while written < len(line):
+                    written += write_at(self._file, line[written:], self._size + written)
+                if time.monotonic() - self._synced > _SYNC_EVERY:
+                    os.fsync(self._file)
+                    sync_folder(self.path.parent)  # a power cut could otherwise lose the name
+                    self._synced = time.monotonic()
         except BaseException as error:
             os.ftruncate(self._file, self._size)  # only whole lines
             if not isinstance(error, OSError):

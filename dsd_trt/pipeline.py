@@ -35,6 +35,7 @@ from dsd_trt.engine.self_check import SelfCheck
 from dsd_trt.engine.shared import CLOSED, require_process
 from dsd_trt.errors import EngineError
 from dsd_trt.log import get_logger, timed
+from dsd_trt.spans import span
 from dsd_trt.tokenizer import Tokenizer, Tokens
 
 logger = get_logger(__name__)
@@ -200,11 +201,13 @@ class Pipeline:
             self.require_usable()
             if name not in self._engines:
                 graph = self._manifest.graphs[name]
-                with timed(logger, f"opened the {name} on {self.backend.name}"):
+                opened = f"opened the {name} on {self.backend.name}"
+                with timed(logger, opened), span("open", graph=name):
                     engine = open_engine(self.backend, self._files, name)
                 try:
                     if self.self_check:
-                        with timed(logger, f"checked the {name} with stored results"):
+                        checked = f"checked the {name} with stored results"
+                        with timed(logger, checked), span("open", "self-check", graph=name):
                             self.self_check.require(name, graph, engine, self._adapter)
                 except BaseException:
                     engine.close()
@@ -224,7 +227,9 @@ class Pipeline:
         """Encode one or more tokenised texts."""
         count, states = len(tokens.input_ids), np.empty(0)
         for rows in _batches(count, self.batch.texts):
-            part = self._text_encoder.run({"input_ids": tokens.input_ids[rows]})["text_states"]
+            engine, ids = self._text_encoder, tokens.input_ids[rows]
+            with span("text encoder", texts=len(ids)):
+                part = engine.run({"input_ids": ids})["text_states"]
             if rows.start == 0:
                 states = np.empty((count, *part.shape[1:]), part.dtype)
             states[rows] = part
@@ -232,10 +237,11 @@ class Pipeline:
 
     def encode_images(self, images: Sequence[NDArray[np.uint8]]) -> Array:
         """Encode one or more images, uint8 (R, R, 3) each, to latents z (images, C, h, w)."""
-        latents = [
-            self._image_encoder.run({"pixels": np.stack(images[rows])})["latent"]
-            for rows in _batches(len(images), self.batch.images)
-        ]
+        latents = []
+        for rows in _batches(len(images), self.batch.images):
+            engine, pixels = self._image_encoder, np.stack(images[rows])
+            with span("image encoder", images=len(pixels)):
+                latents.append(engine.run({"pixels": pixels})["latent"])
         return np.concatenate(latents)
 
     def score(
@@ -308,14 +314,14 @@ class Pipeline:
             places, mask = np.arange(len(texts.mask))[columns], _narrow(texts.mask[columns])
             for rows in _batches(len(level), walks):
                 engine = self._matrix_scorer
-                outputs = engine.run(
-                    {
-                        "latent": rows_for(engine, latent, image[rows]),
-                        "level": level[rows],
-                        "text_states": rows_for(engine, texts.states, places),
-                        "token_mask": mask,
-                    }
-                )
+                feeds = {
+                    "latent": rows_for(engine, latent, image[rows]),
+                    "level": level[rows],
+                    "text_states": rows_for(engine, texts.states, places),
+                    "token_mask": mask,
+                }
+                with span("U-Net pass", "matrix", walks=len(level[rows]), texts=len(mask)):
+                    outputs = engine.run(feeds)
                 scores[rows, columns] = outputs["score"]
                 done(outputs["score"].size)
         by_level = scores.reshape(len(latent), len(levels), -1)
@@ -372,15 +378,15 @@ class Pipeline:
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
         for rows in self._passes.cut(len(level)):
             engine = self._pair_scorer
-            outputs = engine.run(
-                {
-                    "latent": rows_for(engine, latent, image[rows]),
-                    "level": level[rows],
-                    "text_states": rows_for(engine, texts.states, text[rows]),
-                    "token_mask": rows_for(engine, texts.mask, text[rows]),
-                    **self._adapter,
-                }
-            )
+            feeds = {
+                "latent": rows_for(engine, latent, image[rows]),
+                "level": level[rows],
+                "text_states": rows_for(engine, texts.states, text[rows]),
+                "token_mask": rows_for(engine, texts.mask, text[rows]),
+                **self._adapter,
+            }
+            with span("U-Net pass", "pair", passes=len(level[rows])):
+                outputs = engine.run(feeds)
             finite = np.logical_and.reduce([finite_rows(values) for values in outputs.values()])
             for name in parts.keys() & outputs.keys():
                 parts[name].append(np.where(finite, outputs[name], np.nan))

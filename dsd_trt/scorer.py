@@ -21,7 +21,16 @@ from dsd_trt.engine.choice import require_possible
 from dsd_trt.errors import EngineError, ImageError, InputError
 from dsd_trt.image.preprocess import image_identity
 from dsd_trt.job_scorer import JobScorer
-from dsd_trt.jobs import Job, Scorable, Scored, Tally, name_of, unique_texts
+from dsd_trt.jobs import (
+    Given,
+    Job,
+    Scorable,
+    Scored,
+    Tally,
+    given_alike,
+    name_of,
+    unique_texts,
+)
 from dsd_trt.log import get_logger
 from dsd_trt.match_probability import match_probability
 from dsd_trt.mode import require_mode
@@ -265,8 +274,8 @@ class Scorer:
 
         Args:
             images: N paths, encoded bytes, PIL images, uint8 arrays or images of an index; or an
-                `Index`, or the folder of one. Consumed batch by batch, the next batch being decoded
-                in the background.
+                `Index`, or the folder of one. Later ones are consumed and decoded in the
+                background, a batch and two for each core ahead, and at most 256 MiB.
             texts: M descriptions, as a sequence or a 1-D array.
             levels: noise levels to average over, in (0, 1) and among the bundle's; None is all of
                 them.
@@ -344,13 +353,10 @@ class Scorer:
         encoded, errors = self._jobs.encode_texts(unique)
 
         def rows() -> Iterator[ScoredImage]:
-            jobs = (Job(image, columns) for image in images)
-            for place, (job, it) in enumerate(
-                self._jobs.run(jobs, encoded, level, tally, top_k, journal)
-            ):
-                name = name_of(job.image, place)
-                failures = tuple(self._jobs.failures(name, texts, it.result))
-                yield ScoredImage(name, _scores(it, len(texts)), failures, it.passes)
+            given = given_alike(images, columns)
+            for job, it in self._jobs.run(given, encoded, level, tally, top_k, journal):
+                failures = tuple(self._jobs.failures(job.name, texts, it.result))
+                yield ScoredImage(job.name, _scores(it, len(texts)), failures, it.passes)
             if journal:
                 journal.require_used()
 
@@ -425,14 +431,18 @@ class Scorer:
         tally = Tally(progress, len(pairs), len(level))
         encoded, errors = self._jobs.encode_texts(unique)
 
-        def rows() -> Iterator[tuple[ScoredImage, list[int]]]:
-            jobs = (Job(pairs[at[0]][0], text_of[at]) for at in places.values())
-            results = self._jobs.run(jobs, encoded, level, tally, journal=journal)
-            for at, (job, it) in zip(places.values(), results, strict=True):
+        def given() -> Iterator[Given]:
+            for at in places.values():
+                image = pairs[at[0]][0]
                 # Errors are found by the image's name, so it is the same in all of its pairs.
-                name = name_of(job.image, at[0])
-                failures = tuple(self._jobs.failures(name, [pairs[i][1] for i in at], it.result))
-                yield ScoredImage(name, _scores(it, len(at)), failures, it.passes), at
+                yield Given(image, Job(name_of(image, at[0]), text_of[at]))
+
+        def rows() -> Iterator[tuple[ScoredImage, list[int]]]:
+            results = self._jobs.run(given(), encoded, level, tally, journal=journal)
+            for at, (job, it) in zip(places.values(), results, strict=True):
+                of_image = [pairs[i][1] for i in at]
+                failures = tuple(self._jobs.failures(job.name, of_image, it.result))
+                yield ScoredImage(job.name, _scores(it, len(at)), failures, it.passes), at
 
         return PairStream(tuple(errors), rows())
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.errors import ImageError
 from dsd_trt.job_scorer import JobScorer
-from dsd_trt.jobs import Job, Scorable, Tally, TextScores, name_of
+from dsd_trt.jobs import Scorable, Tally, TextScores, given_alike
 from dsd_trt.log import get_logger
 from dsd_trt.match_probability import match_probability
 from dsd_trt.ranking import BestImages, RankedImage, RankedText, best_first, checked_ids, ranked
@@ -105,9 +105,9 @@ def search_images(
     places: list[int] = []  # of images with a latent
     latents: list[NDArray[Any]] = []
     encoded, errors = jobs.encode_texts(texts)
-    for chunk in jobs.encoded(Job(image, np.zeros(1, np.intp)) for image in images):
+    for chunk in jobs.encoded(given_alike(images, np.zeros(1, np.intp))):
         for job, latent in chunk:
-            names.append(name_of(job.image, len(names)))
+            names.append(job.name)
             if isinstance(latent, ImageError):
                 errors.append(Failure(names[-1], str(latent)))
             else:

@@ -22,6 +22,7 @@ from dsd_trt.commands.options import (
     pair_options,
 )
 from dsd_trt.commands.pair_table import open_labels, open_table
+from dsd_trt.commands.tracing import trace_option
 from dsd_trt.errors import InputError
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
@@ -123,6 +124,7 @@ def _keep_best(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @opening_options
 @mode_option("Mode to score in; see dsd-trt score.")
 @levels_option
+@trace_option
 @click.pass_context
 def filter_pairs(
     ctx: click.Context,
@@ -172,6 +174,7 @@ def filter_pairs(
     from dsd_trt.commands.kept import KeptOutputs
     from dsd_trt.commands.pairs import open_pairs, surveyed
     from dsd_trt.commands.scored_pairs import scored_pairs
+    from dsd_trt.spans import span
 
     opening.require_possible()  # before pairs are read
     manifest, wanted = require_bundle(bundle, mode, levels)
@@ -204,7 +207,8 @@ def filter_pairs(
         if keep_best is None and labels is None:
             asked_precision = target_precision is not None
             warn_of_training(run, bundle or "shapes", of_precision=asked_precision)
-        failures = outputs.write(run, choice)
+        with span("write", "filtered pairs"):
+            failures = outputs.write(run, choice)
     if report_failed(run, failures):
         ctx.exit(3)
 

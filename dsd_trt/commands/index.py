@@ -10,6 +10,7 @@ import click
 from dsd_trt.commands.log import note, say
 from dsd_trt.commands.opening import Opening, opening_options
 from dsd_trt.commands.options import bundle_option
+from dsd_trt.commands.tracing import trace_option
 from dsd_trt.errors import InputError, counted
 
 EXAMPLES = """\b
@@ -38,6 +39,7 @@ Examples:
     help="Remove images of OUT that are not among IMAGES; their number is printed first.  "
     "[default: keep them]",
 )
+@trace_option
 @click.option("--keep", is_flag=True, hidden=True)  # the default, which had to be asked for once
 @click.pass_context
 def index(

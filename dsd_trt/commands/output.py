@@ -18,6 +18,7 @@ from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.position import BINARY, read_at, write_at
 from dsd_trt.files.unfinished import unfinished_name
 from dsd_trt.files.whole import followed, is_device, whole
+from dsd_trt.spans import span
 from dsd_trt.tables.row import TableRow
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ class LineFile:
             self._end += len(content)
             return
         try:
-            for line in lines:
-                self._write(line.encode())
+            with span("write"):
+                for line in lines:
+                    self._write(line.encode())
         except BrokenPipeError:  # the reader closed the pipe: not an error
             raise
         except OSError as error:
@@ -231,8 +233,9 @@ def write_standard_output(content: str) -> None:
         DsdError: standard output cannot be written to, for example on a full disk.
     """
     try:
-        sys.stdout.write(content)
-        sys.stdout.flush()
+        with span("write"):
+            sys.stdout.write(content)
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader closed the pipe: not an error
         raise
     except OSError as error:

@@ -22,6 +22,7 @@ from dsd_trt.commands.options import (
     pair_options,
 )
 from dsd_trt.commands.pair_table import open_table
+from dsd_trt.commands.tracing import trace_option
 from dsd_trt.errors import InputError, counted
 
 # numpy, Pillow and rich are imported where they are used, so that help is fast.
@@ -113,6 +114,7 @@ Examples:
     is_flag=True,
     help="Continue the same command where it was stopped, or start from the beginning.",
 )
+@trace_option
 @click.pass_context
 def score(
     ctx: click.Context,

@@ -15,6 +15,7 @@ from dsd_trt.files.folders import sync_folder
 from dsd_trt.files.position import BINARY
 from dsd_trt.files.unfinished import remove_abandoned, unfinished_name
 from dsd_trt.log import get_logger
+from dsd_trt.spans import span
 
 logger = get_logger(__name__)
 
@@ -47,8 +48,9 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         try:
             with unfinished.open("wb") as file:
                 yield file
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut could leave the name without its content
+                with span("write", file=path.name):
+                    file.flush()
+                    os.fsync(file.fileno())  # else a power cut could leave the name alone
             unfinished.replace(target)
             sync_folder(target.parent)
         except BaseException:

@@ -142,6 +142,15 @@ def image_identity(image: object) -> object:
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 
 
+def held_bytes(image: object) -> int:
+    """Number of bytes that an image holds in memory: 0 for one that is in a file."""
+    if isinstance(image, bytes):
+        return len(image)
+    if isinstance(image, Image.Image):
+        return 4 * image.width * image.height  # at most: a grey pixel has one byte
+    return image.nbytes if isinstance(image, np.ndarray) else 0
+
+
 def image_suffixes() -> frozenset[str]:
     """File name suffixes that `load_image` can decode, lower case with their dot."""
     formats = _formats()

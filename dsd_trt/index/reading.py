@@ -16,6 +16,7 @@ from dsd_trt.files.regular import read_regular
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.index.webdataset import tar_images
 from dsd_trt.limits import IMAGE_BYTES
+from dsd_trt.spans import span
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ def read(found: Found, to: Preprocessing, known: Container[str]) -> Read:
     """
     if found.known is not None:
         return Read()
+    with span("decode", image=found.name):
+        return _read(found, to, known)
+
+
+def _read(found: Found, to: Preprocessing, known: Container[str]) -> Read:
     content = found.content
     try:
         if content is None:
@@ -93,8 +99,14 @@ def read(found: Found, to: Preprocessing, known: Container[str]) -> Read:
 
 def members(file: Path) -> Iterator[tuple[str, bytes | ImageError]]:
     """Names with contents of a tar's images; an unreadable tar is listed under its own name."""
+    found = tar_images(file)
     try:
-        for name, content in tar_images(file):
+        while True:
+            with span("waiting for a picture", "read a tar file"):
+                one = next(found, None)
+            if one is None:
+                return
+            name, content = one
             yield f"{file}/{name}" if name else str(file), content
     except OSError as error:
         yield str(file), ImageError(error.strerror or str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.choice import Choice, open_first, require_possible
 from dsd_trt.errors import InputError
-from dsd_trt.image.decoding import decoded_in_order, decoding_threads
+from dsd_trt.image.decoding import decoded_in_order, images_ahead
 from dsd_trt.image.files import printable
 from dsd_trt.index.files import Entry, LatentSource, require_extra
 from dsd_trt.index.folder import IndexFolder, one_writer
@@ -28,6 +28,7 @@ from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.results import Failure, Progress
 from dsd_trt.signature import open_bundle
+from dsd_trt.spans import span
 
 logger = get_logger(__name__)
 
@@ -194,9 +195,8 @@ class IndexWriter:
 
     def add(self, files: Iterable[Path]) -> None:
         """Add image files, and the images of tar files, decoded ahead by several threads."""
-        ahead = self._pipeline.batch.images + 2 * decoding_threads()
-        found = self._found(files)
-        for it, content in decoded_in_order(self._decoded, found, ahead, Found.held_bytes):
+        ahead = images_ahead(self._pipeline.batch.images)
+        for it, content in decoded_in_order(self._decoded, self._found(files), ahead, self._held):
             if it.known is not None:
                 self._named.update((name, it.mtime) for name in it.known)
             else:
@@ -232,6 +232,10 @@ class IndexWriter:
         """Hash and pixels of an image; called in other threads."""
         return read(found, self._preprocessing, self._latents)
 
+    def _held(self, found: Found) -> int:
+        """Number of bytes of an image that waits, with its pixels."""
+        return found.held_bytes() + 3 * self._preprocessing.resolution**2
+
     def finish(self, keep: bool) -> IndexUpdate:
         """Write the remaining latents, and remove images that were not added again unless kept."""
         self._encode()
@@ -247,7 +251,8 @@ class IndexWriter:
             if name not in self._named
             and (it.file in self._unread or (keep and it.file not in self._files))
         }
-        self._folder.commit_last(self._entries.values())
+        with span("write"):
+            self._folder.commit_last(self._entries.values())
         return IndexUpdate(
             len(self._entries),
             self._count,
@@ -291,12 +296,16 @@ class IndexWriter:
         while len(self._encoded) >= at_least:
             chunk = self._encoded[: self._shard_size]
             del self._encoded[: self._shard_size]
-            latents = [latent for _, latent in chunk]
-            shard = self._folder.add_shard(latents, str(self._pipeline.image_encoder))
-            logger.info("wrote %d latents to %s", len(chunk), self._path)
-            for row, (entry, _) in enumerate(chunk):
-                placed = replace(entry, shard=shard, row=row)
-                self._entries[entry.name] = placed
-                if entry.sha256 is not None:
-                    self._latents[entry.sha256] = placed
-            self._folder.commit(self._entries.values())
+            with span("write", latents=len(chunk)):
+                self._write_shard(chunk)
+
+    def _write_shard(self, chunk: Sequence[tuple[Entry, NDArray[Any]]]) -> None:
+        latents = [latent for _, latent in chunk]
+        shard = self._folder.add_shard(latents, str(self._pipeline.image_encoder))
+        logger.info("wrote %d latents to %s", len(chunk), self._path)
+        for row, (entry, _) in enumerate(chunk):
+            placed = replace(entry, shard=shard, row=row)
+            self._entries[entry.name] = placed
+            if entry.sha256 is not None:
+                self._latents[entry.sha256] = placed
+        self._folder.commit(self._entries.values())

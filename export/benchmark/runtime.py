@@ -16,7 +16,7 @@ from dsd_trt.engine.choice import named_backend
 from dsd_trt.errors import DisagreementError, ImageError
 from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
 from dsd_trt.job_scorer import JobScorer
-from dsd_trt.jobs import Job, Tally
+from dsd_trt.jobs import Given, Job, Tally
 from dsd_trt.mode import choose_mode
 from dsd_trt.pipeline import EncodedTexts, Pipeline
 from dsd_trt.text_cache import TextCache
@@ -83,8 +83,8 @@ class _Runs:
         """Score one image and one text as `Scorer.score` does."""
         texts, _ = self.jobs.encode_texts([text])
         levels = self.work.levels
-        job = Job(image, np.zeros(1, np.intp))
-        ((_, scored),) = self.jobs.run([job], texts, levels, Tally(None, 1, len(levels)))
+        given = Given(image, Job("request", np.zeros(1, np.intp)))
+        ((_, scored),) = self.jobs.run([given], texts, levels, Tally(None, 1, len(levels)))
         if isinstance(scored.result, ImageError):
             raise scored.result
         return float(scored.result.scores[0])

@@ -25,7 +25,6 @@ from dsd_trt.image.room import ROOM, Room
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four of them, whatever the machine has."""
     monkeypatch.setattr(decoding, "decoding_threads", lambda: 4)
-    monkeypatch.setattr("dsd_trt.index.writer.decoding_threads", lambda: 4)
 
 
 def test_outcomes_keep_the_order_of_items() -> None:

@@ -37,7 +37,7 @@ DECIDING = {
     "inputs": "pairs data root images images_at texts clip key image_column text_column "
     "label_column id_column text_field labelled by scenes",
     "outputs": "output out as_json dropped copy_to plot force resume dry_run shard_size report "
-    "keep prune_missing",
+    "keep prune_missing trace",
     "the question": "levels mode top_k prune check_prune min_probability keep_best "
     "target_precision target_recall thresholds prior limit examples questions fraction seed "
     "contenders rounds requests measured smoke method",

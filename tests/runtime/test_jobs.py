@@ -5,16 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bundles import FRACTIONS, RESOLUTION
+from bundles import FRACTIONS, RESOLUTION, make_bundle
+from PIL import Image
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.jobs import Job, decoded_ahead
+from dsd_trt.image import decoding
+from dsd_trt.image.decoding import images_ahead
+from dsd_trt.jobs import Given, Job, decoded_ahead
 
 ONE = np.zeros(1, np.intp)
 
@@ -22,11 +26,11 @@ ONE = np.zeros(1, np.intp)
 def pictures(count: int) -> Iterator[Any]:
     """Flat ones, each with its number for a colour."""
     for i in range(count):
-        yield np.full((RESOLUTION, RESOLUTION, 3), i, np.uint8)
+        yield np.full((RESOLUTION, RESOLUTION, 3), i % 256, np.uint8)
 
 
 @pytest.fixture
-def decoding(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, threading.Thread]]:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, threading.Thread]]:
     """Pictures that were decoded, and in which thread."""
     seen: list[tuple[int, threading.Thread]] = []
 
@@ -38,38 +42,124 @@ def decoding(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, threading.Threa
     return seen
 
 
-def test_a_chunk_is_decoded_while_the_one_before_is_worked_on(
-    bundle: Bundle, decoding: list[tuple[int, threading.Thread]]
+def given(images: Iterator[Any]) -> Iterator[Given]:
+    for number, image in enumerate(images):
+        yield Given(image, Job(str(number), ONE), image.nbytes)
+
+
+def test_later_images_are_decoded_while_a_chunk_is_worked_on(
+    bundle: Bundle, decoded: list[tuple[int, threading.Thread]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoding, "decoding_threads", lambda: 2)
     taken: list[threading.Thread] = []
 
-    def jobs() -> Iterator[Job]:
-        for picture in pictures(11):
+    def images() -> Iterator[Any]:
+        for picture in pictures(25):
             taken.append(threading.current_thread())
-            yield Job(picture, ONE)
+            yield picture
 
     found = []
-    for place, chunk in enumerate(decoded_ahead(jobs(), bundle.manifest, 4)):
-        ahead = min(4 * (place + 2), 11)
-        assert len(taken) == ahead  # one chunk more, and no further
+    for place, chunk in enumerate(decoded_ahead(given(images()), bundle.manifest, 4)):
+        ahead = min(4 * (place + 1) + images_ahead(4), 25)  # the next chunk, and 4 for 2 threads
+        assert len(taken) == ahead
         for _ in range(1000):  # nothing here asks for it, and yet it is done
-            if len(decoding) == ahead:
+            if len(decoded) == ahead:
                 break
             threading.Event().wait(0.01)
-        assert len(decoding) == ahead
+        assert len(decoded) == ahead
         found += [int(pixels[0, 0, 0]) for _, pixels in chunk]  # type: ignore[index]
-        assert all(pixels is job.image for job, pixels in chunk)
-    assert found == sorted(number for number, _ in decoding) == list(range(11))
+        assert [job.name for job, _ in chunk] == [str(it) for it in found[-len(chunk) :]]
+    assert found == sorted(number for number, _ in decoded) == list(range(25))
     assert set(taken) == {threading.current_thread()}
-    assert threading.current_thread() not in {thread for _, thread in decoding}
+    assert threading.current_thread() not in {thread for _, thread in decoded}
+
+
+def test_no_thread_idles_when_an_engine_takes_single_images(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "decoding_threads", lambda: 4)
+    together = threading.Barrier(4, timeout=60)
+
+    def decode(picture: Any, *_: object) -> Any:
+        together.wait()  # raises unless four threads decode at once
+        return picture
+
+    monkeypatch.setattr("dsd_trt.jobs.preprocess", decode)
+    chunks = list(decoded_ahead(given(pictures(8)), bundle.manifest, 1))
+    assert [[int(it[0, 0, 0]) for _, it in chunk] for chunk in chunks] == [[i] for i in range(8)]  # type: ignore[index]
+
+
+def test_images_in_memory_are_bounded_in_bytes(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a generator: nothing else keeps them, before they are decoded or after."""
+    size = 100_000
+    monkeypatch.setattr(decoding, "_MOST_BYTES", 5 * size)
+    monkeypatch.setattr("dsd_trt.jobs.preprocess", lambda *_: np.zeros((1, 1, 3), np.uint8))
+    alive, most = 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def images() -> Iterator[Any]:
+        nonlocal alive, most
+        for _ in range(60):
+            picture = np.zeros(size, np.uint8)
+            weakref.finalize(picture, gone)
+            alive += 1
+            most = max(most, alive)
+            yield picture
+            del picture
+
+    chunks = list(decoded_ahead(given(images()), bundle.manifest, 20))
+    assert [len(chunk) for chunk in chunks] == [20, 20, 20]
+    # 5 wait, and each of the generators in between may hold the one that it gave last.
+    assert 5 <= most <= 8
+
+
+def test_images_that_the_caller_holds_are_not_bounded(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "decoding_threads", lambda: 4)
+    monkeypatch.setattr(decoding, "_MOST_BYTES", 3 * RESOLUTION**2 * 5)
+    together = threading.Barrier(4, timeout=60)
+
+    def decode(picture: Any, *_: object) -> Any:
+        together.wait()
+        return picture
+
+    monkeypatch.setattr("dsd_trt.jobs.preprocess", decode)
+    scorer = Scorer.load(bundle.folder, "onnxruntime")
+    assert np.isfinite(scorer.score(list(pictures(8)), ["a dog"]).scores).all()
+
+
+@pytest.mark.parametrize("mode", ["pair", "matrix"])
+def test_scores_are_the_same_to_the_bit_however_many_threads_decode(
+    mode: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle", matrix=True)
+    files: list[Any] = []
+    for number in range(23):
+        files.append(tmp_path / f"{number}.{('png', 'jpg')[number % 2]}")
+        Image.effect_noise((9 + number, 20), 90).convert("RGB").save(files[-1])
+    files[7] = tmp_path / "gone.png"
+    files[11].write_bytes(b"no image")
+    files[13] = files[13].read_bytes()
+    found = []
+    for threads in (1, 4):
+        monkeypatch.setattr(decoding, "decoding_threads", lambda threads=threads: threads)
+        scorer = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.2, mode=mode)
+        matrix = scorer.score(iter(files), ["a dog", "a red circle"])
+        pairs = scorer.score_pairs([(it, f"a dog {i % 5}") for i, it in enumerate(files)])
+        found.append([(it.images, it.scores.tobytes(), it.errors) for it in (matrix, pairs)])
+    assert found[0] == found[1]
+    assert np.flatnonzero(np.isnan(matrix.scores[:, 0])).tolist() == [7, 11]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_nothing_goes_on_after_an_end_half_way(
-    bundle: Bundle,
-    decoding: list[tuple[int, threading.Thread]],
-    monkeypatch: pytest.MonkeyPatch,
-    error: type[BaseException],
+    bundle: Bundle, decoded: list[tuple[int, threading.Thread]], error: type[BaseException]
 ) -> None:
     scorer = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.2)
     size = scorer._pipeline.batch.images
@@ -78,9 +168,9 @@ def test_nothing_goes_on_after_an_end_half_way(
         raise error
 
     with pytest.raises(error):
-        scorer.score(pictures(20 * size), ["a dog"], progress=interrupted)
-    assert size <= len(decoding) <= 2 * size
-    assert not any(thread.is_alive() for _, thread in decoding)
+        scorer.score(pictures(200 + 20 * size), ["a dog"], progress=interrupted)
+    assert size <= len(decoded) <= size + images_ahead(size)
+    assert not any(thread.is_alive() for _, thread in decoded)
 
 
 def test_an_error_in_the_source_is_the_callers(bundle: Bundle) -> None:

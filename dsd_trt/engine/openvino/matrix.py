@@ -20,6 +20,7 @@ from dsd_trt.engine.openvino.graph import OpenVinoGraph
 from dsd_trt.engine.openvino.pooled_attention import PooledAttention, pool_attention, tile_width
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.errors import EngineError, one_line
+from dsd_trt.spans import span
 
 _TEXTS = 16  # per run; fewer if the attention maps would have more numbers than this:
 _NUMBERS = 2**25
@@ -86,11 +87,13 @@ class OpenVinoMatrixEngine(SharedEngine):
                 self._prepare(rows, width)
                 try:
                     if not walked:
-                        self._walks[rows].infer([feeds[it.name][part] for it in self._of_rows])
+                        with span("U-Net pass", "walk", walks=rows):
+                            self._walks[rows].infer([feeds[it.name][part] for it in self._of_rows])
                         walked = True
                     match = self._matches[rows, width]
                     texts = texts[: match.texts]
-                    scores[part, texts] = match.run(feeds, texts)
+                    with span("U-Net pass", "match", walks=rows, texts=len(texts)):
+                        scores[part, texts] = match.run(feeds, texts)
                 except EngineError:
                     raise
                 except Exception as error:  # its exceptions share no base class
