@@ -192,7 +192,8 @@ def test_an_unreadable_image_costs_nothing_but_itself(scorer: Scorer, tmp_path: 
     assert len(nothing.errors) == 2
 
 
-def test_images_are_taken_lazily(bundle: Bundle) -> None:
+def test_images_are_taken_lazily(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsd_trt.image.decoding.decoding_threads", lambda: 2)
     scorer = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.2)
     assert scorer._pipeline.batch.images < 5
     taken: list[int] = []
@@ -210,7 +211,8 @@ def test_images_are_taken_lazily(bundle: Bundle) -> None:
 
     matrix = scorer.score(camera(), ["dog"], progress=progress)
     assert matrix.scores.shape == (40, 1)
-    assert most <= 2 * scorer._pipeline.batch.images  # one batch is decoded ahead
+    # A batch is decoded ahead, and two images for each thread.
+    assert most <= 2 * scorer._pipeline.batch.images + 4
 
 
 def test_progress_counts_every_pair(bundle: Bundle) -> None:
