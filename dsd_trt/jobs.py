@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,9 +23,19 @@ from dsd_trt.index.index import IndexedImage
 from dsd_trt.results import Progress
 from dsd_trt.spans import span
 
-Scorable: TypeAlias = ImageSource | IndexedImage
 Decoded: TypeAlias = NDArray[Any] | ImageError
 """Pixels of an image, its latent if it comes from an index, or the decoding error."""
+
+
+@dataclass(frozen=True, eq=False)
+class BegunImage:
+    """An image whose decoding has begun in another thread; each object is an image of its own."""
+
+    image: ImageSource
+    decoded: Future[Decoded]
+
+
+Scorable: TypeAlias = ImageSource | IndexedImage | BegunImage
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,8 @@ def decode_image(image: Scorable, name: str, manifest: Manifest) -> Decoded:
     Raises:
         InputError: the image comes from an index of another image encoder.
     """
+    if isinstance(image, BegunImage):
+        return image.decoded.result()
     to = manifest.preprocessing
     with span("decode", image=name):
         try:
@@ -176,6 +189,8 @@ def unique_texts(texts: Sequence[str]) -> tuple[list[str], NDArray[np.intp]]:
 
 def name_of(image: Scorable, position: int) -> str:
     """Name of an image in results."""
+    if isinstance(image, BegunImage):
+        return name_of(image.image, position)
     if isinstance(image, (IndexedImage, StoredImage)):
         return image.name
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"image {position}"

@@ -15,12 +15,18 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 _MOST_THREADS = 16
-_MOST_BYTES = 2**28  # of items that are held
+MOST_BYTES = 2**28
+"""Bytes of images that are held because they are decoded ahead."""
 
 
 def decoding_threads() -> int:
     """Number of threads that decode: one for each core that the process may use, at most 16."""
     return min(usable_cores(), _MOST_THREADS)
+
+
+def decoding_pool() -> ThreadPoolExecutor:
+    """Threads that decode; `shutdown(cancel_futures=True)` ends them."""
+    return ThreadPoolExecutor(decoding_threads(), "decode")
 
 
 def images_ahead(batch: int) -> int:
@@ -51,7 +57,7 @@ def decoded_in_order(
     """
     waiting: deque[tuple[Item, Future[Outcome]]] = deque()
     source, ended = iter(items), False
-    pool = ThreadPoolExecutor(decoding_threads(), "decode")
+    pool = decoding_pool()
     try:
         while True:
             while not ended and _may_take(waiting, ahead, size):
@@ -81,4 +87,4 @@ def _may_take(
     waiting: deque[tuple[Item, Future[Outcome]]], ahead: int, size: Callable[[Item], int]
 ) -> bool:
     held = sum(size(item) for item, _ in waiting)
-    return not waiting or (len(waiting) <= ahead and held < _MOST_BYTES)
+    return not waiting or (len(waiting) <= ahead and held < MOST_BYTES)

@@ -50,7 +50,7 @@ def test_no_more_items_are_taken_than_may_wait() -> None:
 
 def test_large_items_are_not_taken_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded ones count as well: an item is held until it is yielded."""
-    monkeypatch.setattr(decoding, "_MOST_BYTES", 10)
+    monkeypatch.setattr(decoding, "MOST_BYTES", 10)
     taken: list[int] = []
 
     def items() -> Iterator[int]:

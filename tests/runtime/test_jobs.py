@@ -94,7 +94,7 @@ def test_images_in_memory_are_bounded_in_bytes(
 ) -> None:
     """Those of a generator: nothing else keeps them, before they are decoded or after."""
     size = 100_000
-    monkeypatch.setattr(decoding, "_MOST_BYTES", 5 * size)
+    monkeypatch.setattr(decoding, "MOST_BYTES", 5 * size)
     monkeypatch.setattr("dsd_trt.jobs.preprocess", lambda *_: np.zeros((1, 1, 3), np.uint8))
     alive, most = 0, 0
 
@@ -122,7 +122,7 @@ def test_images_that_the_caller_holds_are_not_bounded(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decoding, "decoding_threads", lambda: 4)
-    monkeypatch.setattr(decoding, "_MOST_BYTES", 3 * RESOLUTION**2 * 5)
+    monkeypatch.setattr(decoding, "MOST_BYTES", 3 * RESOLUTION**2 * 5)
     together = threading.Barrier(4, timeout=60)
 
     def decode(picture: Any, *_: object) -> Any:

@@ -8,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from bundles import make_bundle
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from dsd_trt import Scorer
+from dsd_trt import Bundle, Scorer
 from dsd_trt.commands.main import cli
 from dsd_trt.errors import InputError
 from dsd_trt.results import Failure
 from dsd_trt.train.data.table import read_table
-from dsd_trt.train.evaluation.answers import Answer, ask, by_scorer, grade
+from dsd_trt.train.evaluation.answers import Answer, ask, grade, growing
+from dsd_trt.train.evaluation.by_bundle import BundleScore
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.figures import (
     Figure,
@@ -293,13 +295,61 @@ def test_an_item_with_a_question_left_out_is_left_out_as_a_whole() -> None:
 
 def test_model_and_bundle_give_the_same_scores(exported_fp32: Exported) -> None:
     questions = [*shapes_comvg(3, 1), *shapes_refcocog(2, 1)]
-    bundle = by_scorer(Scorer(exported_fp32.bundle, "onnxruntime"))
+    bundle = BundleScore(Scorer(exported_fp32.bundle, "onnxruntime"))
     settings = exported_fp32.settings
     model = by_model(str(settings.model), settings.adapter, levels=settings.levels)
     for one, other, question in zip(bundle(questions), model(questions), questions, strict=True):
         assert len(one) == len(question.candidates)
         assert np.ptp(one) > 1e-5
         assert np.abs(np.subtract(one, other)).max() < 1e-5
+
+
+def test_a_bundle_decodes_the_next_questions_while_it_scores(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's runs for a chunk wait until an image of the next one is being decoded."""
+    pictures = [np.full((8, 8, 3), number, np.uint8) for number in range(40)]
+    texts = ("a dog", "a red circle")
+    questions = [
+        Question("kind", tuple((it, text) for text in texts), 0, f"source {number}")
+        for number, it in enumerate(pictures)
+    ]
+    alone = BundleScore(Scorer(bundle, "onnxruntime"))
+    expected = [row for chunk in growing(questions, 32) for row in alone(chunk)]
+    begun, decoding = list[int](), threading.Condition()
+
+    def decode(picture: Any, *_: object) -> Any:
+        with decoding:
+            begun.append(int(picture[0, 0, 0]))
+            decoding.notify_all()
+        return picture
+
+    monkeypatch.setattr("dsd_trt.jobs.preprocess", decode)
+    scorer = Scorer(bundle, "onnxruntime")
+    encoder: Any = scorer._pipeline.engine("image_encoder")
+    run = encoder._run
+    last = iter([2, 6, 14, 30, 39, 39])  # last images of the chunks from the second on
+
+    def encode(feeds: Any) -> Any:
+        of_next = next(last)
+        with decoding:
+            assert decoding.wait_for(lambda: of_next in begun, 60)
+        return run(feeds)
+
+    monkeypatch.setattr(encoder, "_run", encode)
+    with BundleScore(scorer) as score:
+        answers = list(ask(questions, score, expect=score.expect))
+        assert not score._begun
+    assert answers == [grade(*it) for it in zip(questions, expected, strict=True)]
+    assert not [it for it in threading.enumerate() if it.name.startswith("decode")]
+
+
+def test_answered_questions_are_not_expected(tmp_path: Path) -> None:
+    questions, path = [_question(number) for number in range(70)], tmp_path / "answers.jsonl"
+    list(ask(questions[:40], Judge(torn=(35,)), path))
+    expected: list[str] = []
+    list(ask(questions, Judge(), path, expect=lambda of: expected.extend(it.source for it in of)))
+    assert expected == [f"source {number}" for number in (35, *range(40, 70))]
 
 
 # Commands

@@ -26,7 +26,7 @@ from dsd_trt.limits import IMAGE_PIXELS
 from dsd_trt.results import Failure
 from dsd_trt.train.data.table import read_table
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
-from dsd_trt.train.evaluation.answers import by_scorer
+from dsd_trt.train.evaluation.by_bundle import BundleScore
 from dsd_trt.train.evaluation.by_model import by_model
 from dsd_trt.train.evaluation.reproduction import reproduce
 from dsd_trt.train.evaluation.study import Study
@@ -264,7 +264,7 @@ def test_a_bundle_without_a_score_costs_the_question(tmp_path: Path) -> None:
         Question("k", ((grey, "blue"), (grey, "red")), 0, "blue"),
     ]
     left_out = LeftOut()
-    scores = by_scorer(Scorer.load(tmp_path))(questions, left_out.add)
+    scores = BundleScore(Scorer.load(tmp_path))(questions, left_out.add)
     assert [bool(np.isfinite(row).all()) for row in scores] == [True, False, False, False]
     assert [(failure.image, failure.text) for failure in left_out.failures] == [
         ("an image of white", None),

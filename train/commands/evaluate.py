@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ from dsd_trt.train.commands.data_options import data_options, fraction_option
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
     from dsd_trt.tables.labelled import LabelledPair
+    from dsd_trt.train.question import Question
 
 EXAMPLES = """\b
 Examples:
@@ -193,7 +194,8 @@ def evaluate(
 
         hush_libraries()
     from dsd_trt.train.commands.left_out import asked, report_left_out
-    from dsd_trt.train.evaluation.answers import ask, by_scorer
+    from dsd_trt.train.evaluation.answers import Expect, ask
+    from dsd_trt.train.evaluation.by_bundle import BundleScore
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.evaluation.pairs import PairScores
     from dsd_trt.train.question import Score
@@ -204,10 +206,13 @@ def evaluate(
         note(line)
     with StageProgress() as progress:
         score: Score
+        expect: Expect = _expect_nothing
         if is_bundle:
             progress.begin("opening the bundle")
             opened = opening.scorer(bundle_folder(scorer), mode, text_cache_mb=text_cache)
-            score, computed_by = by_scorer(opened), f"{opened.engine}; {opened.mode} mode"
+            bundle_score = ctx.with_resource(BundleScore(opened))
+            score, expect = bundle_score, bundle_score.expect
+            computed_by = f"{opened.engine}; {opened.mode} mode"
             of = bundle_identity(opened) if out else {}
         else:
             from dsd_trt.train.evaluation.by_model import by_model
@@ -236,8 +241,9 @@ def evaluate(
                 labelled,
                 out and out / "scores.jsonl",
                 lambda done: progress.step("scoring pairs", done, len(labelled)),
+                expect,
             )
-            score = pairs
+            score, expect = pairs, _expect_nothing
         progress.step("asking questions", 0, questions.total)
         answers = list(
             ask(
@@ -245,6 +251,7 @@ def evaluate(
                 score,
                 out and out / "answers.jsonl",
                 lambda answered: progress.step("asking questions", answered, questions.total),
+                expect,
             )
         )
     for line in () if questions.table else questions.lines():
@@ -283,3 +290,7 @@ def evaluate(
     as_table = as_text(rows, left_out, computed_by, summary)
     click.echo(as_json if form == "json" else as_table, nl=False)
     report_left_out(ctx, left_out, questions.failures)
+
+
+def _expect_nothing(questions: Sequence[Question]) -> None:
+    """An `Expect` of a scorer that decodes nothing ahead."""

@@ -5,24 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from dsd_trt import Scorer
 from dsd_trt.errors import InputError
 from dsd_trt.files.schema import from_plain, parse_json
 from dsd_trt.files.whole import append, whole_lines, write_whole
 from dsd_trt.results import Failure
-from dsd_trt.train.left_out import ignore, name_image
-from dsd_trt.train.question import Question, Report, Score
+from dsd_trt.train.question import Question, Score
 from dsd_trt.train.run_key import question_hash
 
 _CHUNK = 32  # most questions that are scored and saved at a time
 
 T = TypeVar("T")
+
+Expect: TypeAlias = Callable[[Sequence[Question]], None]
+"""Callback `(questions)` with questions that are scored soon."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def ask(
     score: Score,
     path: Path | None = None,
     progress: Callable[[int], None] = lambda answered: None,
+    expect: Expect = lambda questions: None,
 ) -> Iterator[Answer]:
     """Answer questions in chunks of growing length, lazily.
 
@@ -75,13 +77,15 @@ def ask(
             with an answer in it are not scored again, unless they were left out, since the cause
             may be gone. `claim` ensures that the answers are those of the same scorer.
         progress: callback `(answered)` with the number of questions answered so far.
+        expect: callback `(questions)` with those of the chunk after the one that is scored next.
 
     Raises:
         InputError: the file holds answers to other questions.
     """
     kept = _read(path) if path else []
     count, mended = 0, dict[int, tuple[Answer, str]]()
-    for chunk in growing(questions, _CHUNK):
+    for chunk, coming in with_next(growing(questions, _CHUNK)):
+        expect([it for i, it in enumerate(coming, count + len(chunk)) if not _known(kept, i)])
         hashes = [question_hash(question) for question in chunk] if path else []
         answers = [answer for answer, _ in kept[count : count + len(chunk)]]
         known_hashes = [known for _, known in kept[count : count + len(chunk)]]
@@ -90,7 +94,7 @@ def ask(
             # The hash of a question left out may change, once its image can be read.
             if not same or (answer.rank is not None and known_hashes[i] != hashes[i]):
                 raise _of_others(path)
-        asked = [i for i in range(len(chunk)) if i >= len(answers) or answers[i].rank is None]
+        asked = [i for i in range(len(chunk)) if not _known(kept, count + i)]
         known = len(answers)
         for place, answer in zip(asked, _answers([chunk[i] for i in asked], score), strict=True):
             if place >= known:
@@ -123,36 +127,14 @@ def growing(items: Iterable[T], most: int) -> Iterator[list[T]]:
         size = min(2 * size, most)
 
 
-def by_scorer(scorer: Scorer) -> Score:
-    """A `Score` that scores candidates with a bundle."""
+def with_next(lists: Iterable[list[T]]) -> Iterator[tuple[list[T], list[T]]]:
+    """Each list with the one after it, which is empty for the last one."""
+    yield from itertools.pairwise(itertools.chain(lists, [[]]))
 
-    def score(questions: Sequence[Question], left_out: Report = ignore) -> list[list[float]]:
-        pairs = [pair for question in questions for pair in question.candidates]
-        # Accuracy needs no probabilities, which `score_pairs` adds, or warns that there are none.
-        stream = scorer.stream_pairs(pairs)
-        errors, found = list(stream.errors), [("", float("nan"))] * len(pairs)  # name and score
-        for image, places in stream.images:
-            errors += image.errors
-            for place, value in zip(places, image.scores.tolist(), strict=True):
-                found[place] = (image.image, value)
-        failed = {(failure.image, failure.text): failure for failure in errors}
-        scored = iter(found)
-        rows = []
-        for question in questions:
-            row, failures = [], dict[Failure, None]()
-            for picture, text in question.candidates:
-                name, value = next(scored)
-                row.append(value)
-                for key in ((name, None), (None, text), (name, text)):
-                    if failure := failed.get(key):
-                        called = None if key[0] is None else name_image(picture, question)
-                        failures[replace(failure, image=called)] = None
-            if failures:
-                left_out(question, list(failures))
-            rows.append(row)
-        return rows
 
-    return score
+def _known(kept: Sequence[tuple[Answer, str]], place: int) -> bool:
+    """Whether a question is answered, and was not left out."""
+    return place < len(kept) and kept[place][0].rank is not None
 
 
 def _answers(questions: Sequence[Question], score: Score) -> list[Answer]:

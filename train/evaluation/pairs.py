@@ -18,7 +18,7 @@ from dsd_trt.match_probability import match_probability
 from dsd_trt.metrics import Summary, summarize
 from dsd_trt.results import Failure
 from dsd_trt.tables.labelled import LabelledPair, image_key
-from dsd_trt.train.evaluation.answers import growing
+from dsd_trt.train.evaluation.answers import Expect, growing, with_next
 from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report, Score
 
@@ -45,6 +45,8 @@ class PairScores:
         path: JSONL file of the scores, from which an interrupted run resumes; None saves none.
             `claim` ensures that the scores are those of the same scorer.
         progress: callback `(done)` with the number of pairs scored so far.
+        expect: callback `(questions)` with the pairs of the chunk after the one that is scored
+            next.
 
     Attributes:
         pairs: pairs that have a score.
@@ -57,6 +59,7 @@ class PairScores:
         pairs: Sequence[LabelledPair],
         path: Path | None = None,
         progress: Callable[[int], None] = lambda done: None,
+        expect: Expect = lambda questions: None,
     ) -> None:
         self._score = score
         self._failures: dict[str, list[Failure]] = {}  # by the image's path
@@ -72,7 +75,8 @@ class PairScores:
         ]
         waiting = [(image, group) for image, group in asked if group]
         progress(done := len(pairs) - sum(len(group) for _, group in asked))
-        for chunk in growing(waiting, _CHUNK):
+        for chunk, coming in with_next(growing(waiting, _CHUNK)):
+            expect(_questions(coming))
             lines = [self._line(pair, score) for pair, score in self._scored(chunk)]
             if path:
                 append(path, "".join(lines))
@@ -84,15 +88,10 @@ class PairScores:
     def _scored(
         self, chunk: Sequence[tuple[str, Sequence[LabelledPair]]]
     ) -> Iterable[tuple[LabelledPair, float]]:
-        questions = [
-            Question("text", tuple((it.image, it.text) for it in group), 0, image)
-            for image, group in chunk
-        ]
-
         def failed(question: Question, failures: Sequence[Failure]) -> None:
             self._failures.setdefault(question.source, []).extend(failures)
 
-        scores = self._score(questions, failed)
+        scores = self._score(_questions(chunk), failed)
         for (_, group), row in zip(chunk, scores, strict=True):
             yield from zip(group, row, strict=True)
 
@@ -150,6 +149,14 @@ class PairScores:
             return summarize(scores, labels, images, seed=seed)
         probabilities = match_probability(scores, calibration).astype(np.float64)
         return summarize(scores, labels, images, probabilities, thresholds, seed=seed)
+
+
+def _questions(chunk: Sequence[tuple[str, Sequence[LabelledPair]]]) -> list[Question]:
+    """A question for each image with its pairs."""
+    return [
+        Question("text", tuple((it.image, it.text) for it in group), 0, image)
+        for image, group in chunk
+    ]
 
 
 def _key(pair: LabelledPair) -> _Key:
