@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +28,6 @@ from dsd_trt.train.commands.data_options import data_options, fraction_option
 if TYPE_CHECKING:
     from dsd_trt.tables.columns import ColumnNames
     from dsd_trt.tables.labelled import LabelledPair
-    from dsd_trt.train.question import Question
 
 EXAMPLES = """\b
 Examples:
@@ -194,7 +193,7 @@ def evaluate(
 
         hush_libraries()
     from dsd_trt.train.commands.left_out import asked, report_left_out
-    from dsd_trt.train.evaluation.answers import Expect, ask
+    from dsd_trt.train.evaluation.answers import Expect, ask, expect_nothing
     from dsd_trt.train.evaluation.by_bundle import BundleScore
     from dsd_trt.train.evaluation.figures import as_text, count_left_out, figures, to_json, write
     from dsd_trt.train.evaluation.pairs import PairScores
@@ -206,7 +205,7 @@ def evaluate(
         note(line)
     with StageProgress() as progress:
         score: Score
-        expect: Expect = _expect_nothing
+        expect: Expect = expect_nothing
         if is_bundle:
             progress.begin("opening the bundle")
             opened = opening.scorer(bundle_folder(scorer), mode, text_cache_mb=text_cache)
@@ -243,7 +242,7 @@ def evaluate(
                 lambda done: progress.step("scoring pairs", done, len(labelled)),
                 expect,
             )
-            score, expect = pairs, _expect_nothing
+            score, expect = pairs, expect_nothing
         progress.step("asking questions", 0, questions.total)
         answers = list(
             ask(
@@ -290,7 +289,3 @@ def evaluate(
     as_table = as_text(rows, left_out, computed_by, summary)
     click.echo(as_json if form == "json" else as_table, nl=False)
     report_left_out(ctx, left_out, questions.failures)
-
-
-def _expect_nothing(questions: Sequence[Question]) -> None:
-    """An `Expect` of a scorer that decodes nothing ahead."""

@@ -26,6 +26,10 @@ Expect: TypeAlias = Callable[[Sequence[Question]], None]
 """Callback `(questions)` with questions that are scored soon."""
 
 
+def expect_nothing(questions: Sequence[Question]) -> None:
+    """An `Expect` of scorers that decode nothing ahead."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """A scorer's answer to one question.
@@ -66,7 +70,7 @@ def ask(
     score: Score,
     path: Path | None = None,
     progress: Callable[[int], None] = lambda answered: None,
-    expect: Expect = lambda questions: None,
+    expect: Expect = expect_nothing,
 ) -> Iterator[Answer]:
     """Answer questions in chunks of growing length, lazily.
 

@@ -18,7 +18,7 @@ from dsd_trt.match_probability import match_probability
 from dsd_trt.metrics import Summary, summarize
 from dsd_trt.results import Failure
 from dsd_trt.tables.labelled import LabelledPair, image_key
-from dsd_trt.train.evaluation.answers import Expect, growing, with_next
+from dsd_trt.train.evaluation.answers import Expect, expect_nothing, growing, with_next
 from dsd_trt.train.left_out import ignore
 from dsd_trt.train.question import Question, Report, Score
 
@@ -59,7 +59,7 @@ class PairScores:
         pairs: Sequence[LabelledPair],
         path: Path | None = None,
         progress: Callable[[int], None] = lambda done: None,
-        expect: Expect = lambda questions: None,
+        expect: Expect = expect_nothing,
     ) -> None:
         self._score = score
         self._failures: dict[str, list[Failure]] = {}  # by the image's path
