@@ -32,7 +32,7 @@ def traced(path: str | os.PathLike[str]) -> Iterator[Recording]:
     """Trace the block, and write the trace when it ends, also by an error.
 
     Args:
-        path: JSON file to write, whole. It is at most some 25 MB: the first 100,000 spans.
+        path: JSON file to write, whole: the first 100,000 spans, some 20 MB.
 
     Raises:
         DsdError: the file cannot be written. After an error of the block that is a logged warning.
