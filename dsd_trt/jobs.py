@@ -50,7 +50,7 @@ class Given(NamedTuple):
     """An image as it was given, which nothing holds any more once it is decoded.
 
     Attributes:
-        image: the image.
+        image: image to decode, in any form that `Scorer` takes.
         job: its name and its texts.
         held: number of bytes of memory that are free once it is decoded; 0 if the caller keeps it.
     """
