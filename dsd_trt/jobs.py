@@ -50,7 +50,7 @@ class Given(NamedTuple):
     """An image as it was given, which nothing holds any more once it is decoded.
 
     Attributes:
-        image: image to decode, in any form that `Scorer` takes.
+        image: image in any form, or one whose decoding has begun.
         job: its name and its texts.
         held: number of bytes of memory that are free once it is decoded; 0 if the caller keeps it.
     """
@@ -200,7 +200,7 @@ def given_alike(images: Iterable[Scorable], texts: NDArray[np.intp]) -> Iterator
     """Images that are scored against the same texts.
 
     Args:
-        images: images in their order; a sequence stays the caller's, others are held by nobody.
+        images: images in their order; the caller keeps a sequence, and no other iterable.
         texts: indices of the texts among the encoded texts.
     """
     kept = isinstance(images, Sequence)

@@ -63,7 +63,7 @@ class Span(NamedTuple):
 
     Attributes:
         category: what the time is spent on.
-        name: what exactly.
+        name: name of the work within its category, such as "pair".
         details: further details by name.
         lane: number of the lane it is in.
         begin: nanoseconds from the recording's begin to its own.
