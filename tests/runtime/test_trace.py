@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from dsd_trt.trace import to_json, traced
 
 pytest_plugins = ("in_process",)
 
-WAITING = "waiting for a picture"
+WAITING: Final = "waiting for a picture"
 
 
 def events_of(content: str) -> list[dict[str, Any]]:
