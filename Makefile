@@ -163,7 +163,7 @@ $(DEMO)/installed: pyproject.toml constraints.txt $(SOURCES)
 # not installed, since only one of them could be.
 BINDINGS := 10.8.0.43 10.16.1.11 11.0.0.114 11.4.0.106
 
-$(DEV)/installed: pyproject.toml constraints.txt Makefile dsd_trt/engine/openvino/pooled_attention.cpp
+$(DEV)/installed: pyproject.toml constraints.txt Makefile dsd_trt/engine/pooled_attention.cpp
 	test -x $(DEV)/bin/python || $(PYTHON) -m venv $(DEV)
 	$(DEV)/$(INSTALL) --editable '.[test]'
 	for version in $(BINDINGS); do \

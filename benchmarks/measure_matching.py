@@ -25,10 +25,10 @@ from unittest.mock import patch
 
 import numpy as np
 
+from dsd_trt.batching import walks_at_once
 from dsd_trt.bundle.folder import is_large, read_bundle
 from dsd_trt.engine import find_backend
-from dsd_trt.engine.openvino.backend import walks_at_once
-from dsd_trt.engine.openvino.pooled_attention import (
+from dsd_trt.engine.pooled_attention import (
     PooledAttention,
     available,
     pool_attention,
@@ -100,9 +100,7 @@ def scorer(folder: Path, rounds: int, engines: Sequence[str]) -> None:
     for engine in engines:
         forms = {}
         for name in ("kernel", "maps") if available() else ("maps",):
-            with patch(
-                "dsd_trt.engine.openvino.pooled_attention.available", return_value=name == "kernel"
-            ):
+            with patch("dsd_trt.engine.pooled_attention.available", return_value=name == "kernel"):
                 opened = find_backend(engine).open(bundle, "matrix_scorer")
                 opened.run(feeds)  # compiles everything needed, with or without the kernel
             forms[name] = lambda it=opened: it.run(feeds)
@@ -124,9 +122,7 @@ def main() -> None:
     if options.bits is None:
         scorer(options.bundle, options.rounds, ["openvino", "openvino-bf16"])
         return
-    with patch(
-        "dsd_trt.engine.openvino.pooled_attention.register_widths", return_value=[options.bits]
-    ):
+    with patch("dsd_trt.engine.pooled_attention.register_widths", return_value=[options.bits]):
         scorer(options.bundle, options.rounds, ["openvino"])
 
 

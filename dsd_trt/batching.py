@@ -26,6 +26,15 @@ MASK_STEP = 16
 logger = get_logger(__name__)
 
 
+def walks_at_once(large: bool) -> tuple[int, ...]:
+    """Numbers of walks per run of the matrix scorer on the processor, the largest first.
+
+    Engines of the processor split texts by themselves, so `MAX_TEXTS` of them may be passed. A walk
+    through a large model takes gigabytes.
+    """
+    return (4, 1) if large else (16, 4, 1)
+
+
 @dataclass(frozen=True)
 class BatchSizes:
     """Largest batch of each graph.

@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 import dsd_trt
-from dsd_trt.engine.openvino.pooled_attention import available
+from dsd_trt.engine.pooled_attention import available
 
 
 def main(examples: Path, kernel: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from dsd_trt.files.protobuf import BYTES, read_tag, read_varint, skip
+
 _MODEL = "model"
 _CHILDREN: dict[str, dict[int, str]] = {  # message types by field number, from onnx.proto
     _MODEL: {7: "graph", 20: "training", 25: "function"},
@@ -17,7 +19,6 @@ _CHILDREN: dict[str, dict[int, str]] = {  # message types by field number, from 
 }
 _KEY, _VALUE = 1, 2  # fields of an `external_data` entry
 _LOCATION = b"location"  # key of the entry that names the file
-_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)  # wire types
 
 
 def external_files(model: bytes) -> set[str]:
@@ -47,10 +48,10 @@ def external_files(model: bytes) -> set[str]:
             tag = model[at]
             at += 1
             if tag & 0x80:
-                tag, at = _tag(model, at - 1, end)
+                tag, at = read_tag(model, at - 1, end)
             wire = tag & 7
-            if wire == _BYTES:
-                size, at = _varint(model, at, end)
+            if wire == BYTES:
+                size, at = read_varint(model, at, end)
                 if size > end - at:
                     raise ValueError("it is cut short")
                 if child := children.get(tag >> 3):
@@ -59,7 +60,7 @@ def external_files(model: bytes) -> set[str]:
                         waiting.append((child, at, at + size))
                 at += size
             else:
-                at = _skip(model, wire, at, end)
+                at = skip(model, wire, at, end)
     if not seen_graph:
         raise ValueError("it holds no graph")
     return found
@@ -78,53 +79,10 @@ def _location(model: bytes, at: int, end: int) -> set[str]:
     """Value of an `external_data` entry, if its key is "location"."""
     last = {_KEY: b"", _VALUE: b""}  # if a field occurs twice, the last one counts
     while at < end:
-        tag, start = _tag(model, at, end)
-        at = _skip(model, tag & 7, start, end)
-        if tag & 7 == _BYTES:
-            last[tag >> 3] = model[_varint(model, start, end)[1] : at]
+        tag, start = read_tag(model, at, end)
+        at = skip(model, tag & 7, start, end)
+        if tag & 7 == BYTES:
+            last[tag >> 3] = model[read_varint(model, start, end)[1] : at]
     if last[_KEY] != _LOCATION:
         return set()
     return {last[_VALUE].decode(errors="surrogateescape")}
-
-
-def _skip(model: bytes, wire: int, at: int, end: int) -> int:
-    """End of the field whose value begins at `at`."""
-    depth = 0  # groups, which ONNX does not use and protobuf's readers skip
-    while True:
-        if wire == _VARINT:
-            at = _varint(model, at, end)[1]
-        elif wire == _BYTES:
-            size, at = _varint(model, at, end)
-            at += size
-        elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
-        elif wire == _GROUP:
-            depth += 1
-        elif wire == _GROUP_END and depth:
-            depth -= 1
-        else:
-            raise ValueError(f"it has a field of wire type {wire}")
-        if at > end:
-            raise ValueError("it is cut short")
-        if not depth:
-            return at
-        tag, at = _tag(model, at, end)
-        wire = tag & 7
-
-
-def _tag(model: bytes, at: int, end: int) -> tuple[int, int]:
-    """Field number and wire type, cut to 32 bits as the engines' readers do."""
-    tag, at = _varint(model, at, end)
-    return tag & 0xFFFFFFFF, at
-
-
-def _varint(model: bytes, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = model[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("it is cut short")

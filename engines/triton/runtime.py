@@ -13,10 +13,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
 from dsd_trt.engine import BACKENDS
-from dsd_trt.engine.openvino.pooled_attention import kernel_file
+from dsd_trt.engine.pooled_attention import kernel_file
 
 _PACKAGE = "dsd_trt"
-_KERNEL_USER = "engine/openvino/pooled_attention.py"
+_KERNEL_USER = "engine/pooled_attention.py"
 
 
 def write_code(folder: Path, model: str) -> None:
@@ -32,7 +32,7 @@ def write_code(folder: Path, model: str) -> None:
     files = needed_files(source)
     if _KERNEL_USER in files and (kernel := kernel_file()) is not None:
         # A name without a Python version: the server's may differ, and the kernel does not use it.
-        files["engine/openvino/_pooled_attention.so"] = kernel.read_bytes()
+        files["engine/_pooled_attention.so"] = kernel.read_bytes()
     for name, content in files.items():
         target = folder / _PACKAGE / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,8 @@ from self_checked import add_self_check
 import dsd_trt
 from dsd_trt import Bundle
 from dsd_trt.bundle.method import Mode
-from dsd_trt.engine import BACKENDS
+from dsd_trt.engine import BACKENDS, pooled_attention
 from dsd_trt.engine.onnxruntime.cpu import CPU
-from dsd_trt.engine.openvino import pooled_attention
 from dsd_trt.engines.triton.runtime import needed_files, write_code
 from dsd_trt.pipeline import Pipeline
 
@@ -72,7 +71,7 @@ served = model.TritonPythonModel()
 config = json.dumps({"parameters": parameters})
 served.initialize({"model_name": graph, "model_config": config})
 ((scores,),) = served.execute([Request({name: Tensor(name, it) for name, it in feeds.items()})])
-kernel = sys.modules.get("dsd_trt.engine.openvino.pooled_attention")
+kernel = sys.modules.get("dsd_trt.engine.pooled_attention")
 print(json.dumps([scores.as_numpy().tolist(), kernel and kernel.register_widths()]))
 """
 
@@ -152,7 +151,7 @@ def test_graphs_run_on_the_copy_alone(
     passed_over = re.search(rf"{mode}_scorer: passed over: .*onnxruntime-cuda.*: ", log)
     assert bool(passed_over) == (engine == "auto")
     np.testing.assert_allclose(np.ravel(scores), expected, atol=1e-5)
-    if mode == "matrix" and engine != "onnxruntime":
+    if mode == "matrix":
         assert widths == pooled_attention.register_widths()  # the kernel came along
 
 

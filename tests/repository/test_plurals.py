@@ -32,7 +32,7 @@ ALLOWED = {
     ("dsd_trt/commands/inspect.py", " heads"),  # of each layer, in a list
     ("dsd_trt/commands/inspect.py", " pixels"),
     ("dsd_trt/commands/table.py", " texts"),  # more than fit into a table
-    ("dsd_trt/engine/openvino/pooled_attention.py", " bits"),
+    ("dsd_trt/engine/pooled_attention.py", " bits"),
     ("export/benchmark/gpu_peers.py", " records"),  # a verb
     ("dsd_trt/commands/remaining.py", " seconds"),  # ten or more
     ("dsd_trt/commands/remaining.py", " minutes"),  # two or more

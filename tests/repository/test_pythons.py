@@ -49,7 +49,7 @@ SCORE = """
 import importlib, json, pathlib, sys
 import dsd_trt
 from dsd_trt import Scorer
-from dsd_trt.engine.openvino.pooled_attention import kernel_file
+from dsd_trt.engine.pooled_attention import kernel_file
 folder = pathlib.Path(dsd_trt.__file__).parent
 for path in sorted([*folder.glob("*.py"), *(folder / "commands").glob("*.py")]):
     if path.stem != "__main__":

@@ -58,7 +58,7 @@ def test_a_whole_sdist_passes(tmp_path: Path) -> None:
         *("train/question.py", "engines/triton/models/score.py", "dsd_trt/py.typed", "LICENSE"),
         *(
             "dsd_trt/data/shapes-bundle/weights.data",
-            "dsd_trt/engine/openvino/pooled_attention.cpp",
+            "dsd_trt/engine/pooled_attention.cpp",
         ),
     ],
 )

@@ -142,7 +142,7 @@ def test_without_a_compiler_it_is_left_out(source: Path, tmp_path: Path) -> None
     copy = unbuilt(source, tmp_path)
     wheel = zipfile.ZipFile(build(copy, tmp_path / "wheel", CC="false", CXX="false"))
     assert not [path for path in _installed(wheel) if path.suffix == ".so"]
-    assert PurePosixPath("dsd_trt/engine/openvino/pooled_attention.py") in _installed(wheel)
+    assert PurePosixPath("dsd_trt/engine/pooled_attention.py") in _installed(wheel)
 
 
 @pytest.mark.parametrize("embedded", ["shapes-bundle", "shapes-model"])
@@ -202,7 +202,7 @@ def test_the_sdist_holds_what_building_needs(sdist: Path, source: Path) -> None:
     data = {path for path in (source / "dsd_trt" / "data").rglob("*") if path.is_file()}
     others = {source / it for it in ("LICENSE", "README.md", "pyproject.toml")}
     others |= {source / "dsd_trt" / "py.typed"}
-    others |= {source / "dsd_trt" / "engine" / "openvino" / "pooled_attention.cpp"}
+    others |= {source / "dsd_trt" / "engine" / "pooled_attention.cpp"}
     expected = modules | {path.relative_to(source) for path in data | others}
     assert packed - made == {PurePosixPath(it) for it in expected}
 

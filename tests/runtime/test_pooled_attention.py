@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from stub_libraries import cut_short, needs_compiler
 
-from dsd_trt.engine.openvino import pooled_attention
-from dsd_trt.engine.openvino.pooled_attention import (
+from dsd_trt.engine import pooled_attention
+from dsd_trt.engine.pooled_attention import (
     PooledAttention,
     available,
     pool_attention,
@@ -35,7 +35,7 @@ from dsd_trt.engine.openvino.pooled_attention import (
 )
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "dsd_trt/engine/openvino/pooled_attention.cpp"
+SOURCE = ROOT / "dsd_trt/engine/pooled_attention.cpp"
 COMPILER = shutil.which("g++")
 WIDTHS = [*register_widths(), *filter(None, [tile_width()])]
 ARM = "arm"  # emulated
@@ -251,7 +251,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "
 MISUSED = """
 import ctypes, sys
 import numpy as np
-from dsd_trt.engine.openvino import pooled_attention
+from dsd_trt.engine import pooled_attention
 kernel = ctypes.CDLL(sys.argv[1])
 pooled_attention._kernel = lambda: kernel
 sys.path.insert(0, sys.argv[2])
@@ -348,7 +348,7 @@ def test_what_cannot_be_loaded_is_said_and_done_without(
 
 CUT_SHORT = """
 import sys
-from dsd_trt.engine.openvino import pooled_attention
+from dsd_trt.engine import pooled_attention
 pooled_attention.__file__ = sys.argv[1]
 print(pooled_attention.available())
 """

@@ -270,7 +270,7 @@ def test_every_pass_and_encoding_is_in_the_trace(mode: Any, engine: str, tmp_pat
         assert done["pair"] == 7 * 5 * 3
     else:
         assert done["matrix"] > 0
-        assert ("walk" in done and "match" in done) == (engine == "openvino")
+        assert {"walk", "match"} <= done.keys()
     assert {it["args"]["graph"] for it in events if it["name"] == "open"} == {
         *("image_encoder", "text_encoder", f"{mode}_scorer")
     }

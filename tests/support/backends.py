@@ -10,6 +10,7 @@ from dsd_trt import Bundle, Engine
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine import Backend
 from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
+from dsd_trt.engine.onnxruntime.matrix import OnnxRuntimeMatrixEngine
 from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
@@ -23,7 +24,8 @@ def open_engine(path: Path, graph: Graph, engine: str) -> Engine:
         engine: name of the engine, "onnxruntime" or "openvino".
     """
     if engine == "onnxruntime":
-        return OnnxRuntimeEngine(path, graph)
+        opened = OnnxRuntimeEngine if graph.batched else OnnxRuntimeMatrixEngine
+        return opened(path, graph)
     return OpenVinoEngine(path, graph) if graph.batched else OpenVinoMatrixEngine(path, graph)
 
 

@@ -23,10 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
+from dsd_trt.batching import MAX_TEXTS
 from dsd_trt.bundle.method import Mode
-from dsd_trt.engine.openvino import pooled_attention
+from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.openvino.cut import largest, lift_attention, split
-from dsd_trt.engine.openvino.pooled_attention import pool_attention, tile_width
+from dsd_trt.engine.pooled_attention import pool_attention, tile_width
 from dsd_trt.engines.macs import count_macs as count_by_tensorrt
 from dsd_trt.engines.network import parse
 from dsd_trt.errors import InputError
@@ -167,18 +168,24 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """Registers that the kernel was called to use, each time it was."""
     widths: list[int | None] = []
 
-    def recorded(layers: Any, threads: int, width: int | None) -> None:
+    def recorded(layers: Any, threads: int, width: int | None = None) -> None:
         widths.append(width)
         pool_attention(layers, threads, width)
 
-    monkeypatch.setattr("dsd_trt.engine.openvino.matrix.pool_attention", recorded)
+    for engine in ("onnxruntime", "openvino"):
+        monkeypatch.setattr(f"dsd_trt.engine.{engine}.matrix.pool_attention", recorded)
     return widths
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("engine", "kernel", "tolerance"),
-    [("onnxruntime", False, 1e-5), ("openvino", True, 1e-4), ("openvino", False, 1e-4)],
+    [
+        ("onnxruntime", True, 1e-5),
+        ("onnxruntime", False, 1e-5),
+        ("openvino", True, 1e-4),
+        ("openvino", False, 1e-4),
+    ],
 )
 def test_a_bundle_serves_it(
     bundle: Bundle,
@@ -192,7 +199,7 @@ def test_a_bundle_serves_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not kernel:
-        monkeypatch.setattr("dsd_trt.engine.openvino.pooled_attention.available", lambda: False)
+        monkeypatch.setattr("dsd_trt.engine.pooled_attention.available", lambda: False)
     # Masks of several widths; the first is not the narrowest.
     texts = ["a red circle and " * 9 + "a star", *TEXTS, "a blue square, " * 5]
     expected = by_definition(checkpoint, Adapter.load(adapter_folder), pictures, texts=texts)
@@ -257,7 +264,7 @@ def test_macs_of_a_further_text_are_those_pytorch_counts(
 def test_blocks_and_company_change_nothing(bundle: Bundle, pictures: Any) -> None:
     at_once = Scorer.load(bundle.folder, "onnxruntime", mode="matrix")
     in_parts = Scorer.load(bundle.folder, "onnxruntime", memory_budget_mb=0.01, mode="matrix")
-    assert in_parts._pipeline.batch.matrix == (1, 1)
+    assert in_parts._pipeline.batch.matrix == (1, MAX_TEXTS)
     expected = at_once.score(list(pictures), TEXTS).scores
     assert np.abs(in_parts.score(list(pictures), TEXTS).scores - expected).max() < 1e-6
     pairs = [(pictures[i], TEXTS[j]) for i, j in [(0, 1), (2, 0), (0, 3)]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dsd_trt.batching import MAX_TEXTS, BatchSizes
+from dsd_trt.batching import MAX_TEXTS, BatchSizes, walks_at_once
 from dsd_trt.bundle.folder import Bundle, is_large
 from dsd_trt.engine import Backend, Engine
 
@@ -41,15 +41,6 @@ class OpenVino(Backend):
         from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 
         return OpenVinoMatrixEngine(path, signature, bf16=self.bf16, large=large, threads=threads)
-
-
-def walks_at_once(large: bool) -> tuple[int, ...]:
-    """Numbers of images at one noise level per run of the matrix scorer, the largest first.
-
-    The scorer splits texts by itself, so `MAX_TEXTS` of them may be passed. A walk through a large
-    model takes gigabytes.
-    """
-    return (4, 1) if large else (16, 4, 1)
 
 
 FP32 = OpenVino("openvino", "OpenVINO", extra="openvino")

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import openvino as ov
-from numpy.typing import NDArray
 
 from dsd_trt.batching import MASK_STEP
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.engine.openvino import pooled_attention
-from dsd_trt.engine.openvino.backend import walks_at_once
+from dsd_trt.engine import pooled_attention
+from dsd_trt.engine.matrix import NUMBERS, TEXTS, Array, MatrixEngine
 from dsd_trt.engine.openvino.cut import Lifted, largest, lift_attention, split
 from dsd_trt.engine.openvino.graph import OpenVinoGraph
-from dsd_trt.engine.openvino.pooled_attention import PooledAttention, pool_attention, tile_width
-from dsd_trt.engine.shared import SharedEngine
+from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention, tile_width
 from dsd_trt.errors import EngineError, one_line
-from dsd_trt.spans import span
-
-_TEXTS = 16  # per run; fewer if the attention maps would have more numbers than this:
-_NUMBERS = 2**25
-
-Array = NDArray[Any]
 
 
-class OpenVinoMatrixEngine(SharedEngine):
-    """A graph with two batches, rows and texts; see `Engine`.
-
-    The graph is cut in two where values that depend only on rows meet the texts. The first part,
-    the walk through the U-Net, runs once per row. The second part runs for a few texts at a time,
-    so that memory does not grow with their number.
+class OpenVinoMatrixEngine(MatrixEngine):
+    """The matrix scorer compiled by OpenVINO; see `MatrixEngine`.
 
     The second part has little arithmetic per text but large attention maps. They are left to
     `pool_attention` if it is available, which never stores them. All parts are compiled for fixed
@@ -41,8 +28,7 @@ class OpenVinoMatrixEngine(SharedEngine):
 
     Args:
         path: path of the ONNX file.
-        graph: declared inputs and outputs; the first input has a batch of rows, the last one of
-            texts.
+        graph: declared inputs and outputs, see `MatrixEngine`.
         bf16: whether to compute in BF16, see `OpenVinoGraph`.
         large: whether the bundle's weights are large, see `OpenVinoGraph`.
         threads: number of threads to compute with, see `OpenVinoGraph`.
@@ -60,71 +46,53 @@ class OpenVinoMatrixEngine(SharedEngine):
         large: bool = False,
         threads: int | None = None,
     ) -> None:
-        super().__init__(graph)
+        super().__init__(graph, large=large)
         self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large, threads=threads)
         row, (text, token) = graph.inputs[0].shape[0], graph.inputs[-1].shape
         self._names = (row, text, token)
-        self._of_rows = [spec for spec in self._source.inputs if spec.shape[0] == row]
-        self._of_texts = [spec for spec in self._source.inputs if spec.shape[0] != row]
-        self._sizes = walks_at_once(large)
+        self._row_specs = [spec for spec in self._source.inputs if spec.name in self._of_rows]
+        self._text_specs = [spec for spec in self._source.inputs if spec.name in self._of_texts]
         self._walks: dict[int, ov.InferRequest] = {}  # by number of rows
         self._matches: dict[tuple[int, int], _Match] = {}  # by number of rows and tokens
-        rows = self._sizes[-2]  # rows of one image, one per level
-        self._prepare(rows, MASK_STEP)
-        self.description = self._source.describe(self._walks[rows].get_compiled_model())
+        self._rows = self._sizes[-2]  # of the last walk; here of one image, one per level
+        self._prepare(self._rows, MASK_STEP)
+        self.description = self._source.describe(self._walks[self._rows].get_compiled_model())
 
-    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        (output,), mask = self._graph.outputs, feeds[self._graph.inputs[-1].name]
-        scores = np.empty((len(feeds[self._graph.inputs[0].name]), len(mask)), output.dtype)
-        # Short texts first: a batch pools as many tokens as its longest text has.
-        tokens = [int(np.flatnonzero(row).max(initial=0)) + 1 for row in mask]
-        order = np.argsort(tokens, kind="stable")
-        for part in self._cut(len(scores)):
-            rows, walked, start = part.stop - part.start, False, 0
-            while start < len(order):
-                texts = order[start : start + _TEXTS]
-                width = min(-(-tokens[texts[-1]] // MASK_STEP) * MASK_STEP, mask.shape[1])
-                self._prepare(rows, width)
-                try:
-                    if not walked:
-                        with span("U-Net pass", "walk", walks=rows):
-                            self._walks[rows].infer([feeds[it.name][part] for it in self._of_rows])
-                        walked = True
-                    match = self._matches[rows, width]
-                    texts = texts[: match.texts]
-                    with span("U-Net pass", "match", walks=rows, texts=len(texts)):
-                        scores[part, texts] = match.run(feeds, texts)
-                except EngineError:
-                    raise
-                except Exception as error:  # its exceptions share no base class
-                    raise EngineError(f"openvino failed: {one_line(error, 800)}") from error
-                start += len(texts)
-        return {output.name: scores}
+    def _walk(self, feeds: Mapping[str, Array], width: int) -> None:
+        self._rows = len(feeds[self._of_rows[0]])
+        self._prepare(self._rows, width)
+        try:
+            self._walks[self._rows].infer([feeds[spec.name] for spec in self._row_specs])
+        except Exception as error:  # its exceptions share no base class
+            raise EngineError(f"openvino failed: {one_line(error, 800)}") from error
+
+    def _match(self, feeds: Mapping[str, Array]) -> Array:
+        match = self._prepare(self._rows, feeds[self._of_texts[-1]].shape[1])
+        try:
+            return match.run(feeds)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"openvino failed: {one_line(error, 800)}") from error
 
     def _release(self) -> None:
         self._matches.clear()
         self._walks.clear()
         del self._source
 
-    def _cut(self, count: int) -> Iterator[slice]:
-        """Split a batch into parts, the largest first."""
-        start = 0
-        for size in self._sizes:
-            while count - start >= size:
-                yield slice(start, start + size)
-                start += size
-
-    def _prepare(self, rows: int, width: int) -> None:
+    def _prepare(self, rows: int, width: int) -> _Match:
         """Compile what is missing for a number of rows to walk and tokens to match."""
-        if (rows, width) in self._matches:
-            return
-        walk, match = self._split(rows, _TEXTS, width)
-        if (fit := _NUMBERS * _TEXTS // max(map(largest, match.parts))) < _TEXTS:
+        if (known := self._matches.get((rows, width))) is not None:
+            return known
+        walk, match = self._split(rows, TEXTS, width)
+        if (fit := NUMBERS * TEXTS // max(map(largest, match.parts))) < TEXTS:
             walk, match = self._split(rows, max(fit, 1), width)
         if rows not in self._walks:
             self._walks[rows] = self._source.compile(walk, NUM_STREAMS=1).create_infer_request()
         walked = self._walks[rows].output_tensors
-        self._matches[rows, width] = _Match(self._source, match, walked, self._of_texts)
+        made = _Match(self._source, match, walked, self._text_specs)
+        self._matches[rows, width] = made
+        return made
 
     def _split(self, rows: int, texts: int, width: int) -> tuple[ov.Model, Lifted]:
         model = self._source.model.clone()
@@ -135,7 +103,7 @@ class OpenVinoMatrixEngine(SharedEngine):
                 for place, spec in enumerate(self._source.inputs)
             }
         )
-        walk, match = split(model, len(self._of_rows))
+        walk, match = split(model, len(self._row_specs))
         return walk, lift_attention(match, lift=pooled_attention.available())
 
 
@@ -186,12 +154,15 @@ class _Match:
         self._scores = requests[-1].output_tensors[0]
         self.texts: int = self._scores.shape[1]
 
-    def run(self, feeds: Mapping[str, Array], texts: Array) -> Array:
-        """Scores of the latest walk's rows with some texts, given by index: (rows, texts)."""
+    def run(self, feeds: Mapping[str, Array]) -> Array:
+        """Scores of the latest walk's rows with at most `texts` of some texts: (rows, texts)."""
+        count = self.texts
         for name, tensor in self._inputs:
-            tensor.data[: len(texts)] = feeds[name][texts, : tensor.shape[1]]
-            tensor.data[len(texts) :] = 0
+            given = feeds[name][: self.texts]
+            count = len(given)
+            tensor.data[:count] = given
+            tensor.data[count:] = 0
         for step in self._steps:
             step()
-        scores: Array = self._scores.data[:, : len(texts)]
+        scores: Array = self._scores.data[:, :count]
         return scores

@@ -1,0 +1,227 @@
+"""Cutting a matrix scorer's ONNX file between images and texts, without `onnx`.
+
+A part of a graph has some of its nodes, unchanged, and the weights that these read. It is written
+as bytes: the weights stay in the bundle's files.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from dsd_trt.bundle.contract import LARGEST_LAMBDA
+from dsd_trt.files import protobuf
+
+# Fields of ONNX's messages, from onnx.proto.
+_GRAPH = 7  # of a model
+_NODE, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 1, 5, 11, 12, 13  # of a graph
+_READS, _GIVES, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5  # of a node
+_ATTRIBUTE_NAME, _INTEGER, _SUBGRAPH, _SUBGRAPHS = 1, 3, 6, 11  # of an attribute
+_NAME, _TYPE = 1, 2  # of a described value
+_TENSOR_TYPE, _ELEMENT_TYPE = 1, 1  # of a type, and of a tensor's
+_TENSOR_NAME, _RAW = 8, 9  # of a tensor
+_ELEMENTS = {  # ONNX Runtime's names of types, and ONNX's numbers
+    "tensor(float)": 1,
+    "tensor(uint8)": 2,
+    "tensor(int32)": 6,
+    "tensor(int64)": 7,
+    "tensor(bool)": 9,
+    "tensor(float16)": 10,
+    "tensor(double)": 11,
+}
+# What `pool_attention` computes, from the keys' and queries' product on.
+_CHAIN = ("ReduceMean", "Exp", "Mul", "Reshape", "Slice", "Softmax", "Reshape", "MatMul")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Names of the values of one layer's pooled attention; see `PooledAttention`.
+
+    Attributes:
+        keys: keys, (heads, texts * text_tokens, depth).
+        queries: queries, (heads, depth, images * image_tokens).
+        sizes: int64 (5,): heads, texts, counted, images, image_tokens.
+        pooled: the result, (heads, texts, counted, images).
+        lam: sharpness lambda of Eq. 3.
+    """
+
+    keys: str
+    queries: str
+    sizes: str
+    pooled: str
+    lam: float
+
+
+@dataclass
+class _Node:
+    content: bytes
+    operator: str = ""
+    reads: list[str] = field(default_factory=list)  # subgraphs included
+    gives: list[str] = field(default_factory=list)
+    integers: dict[str, int] = field(default_factory=dict)  # attributes
+
+
+class CutGraph:
+    """A graph, and where values that depend on rows alone meet those that depend on texts.
+
+    Args:
+        model: content of the ONNX file.
+        of_texts: names of the inputs that belong to texts.
+
+    Raises:
+        ValueError: the content is not an ONNX graph.
+
+    Attributes:
+        crossing: names of the values at the cut.
+        attention: layers whose attention `pool_attention` can compute.
+    """
+
+    def __init__(self, model: bytes, of_texts: Sequence[str]) -> None:
+        self._around: list[bytes] = []  # fields of the model besides the graph
+        self._rest: list[bytes] = []  # fields of the graph that every part has
+        self._nodes: list[_Node] = []
+        self._weights: dict[str, bytes] = {}
+        self._described: dict[str, bytes] = {}  # inputs and outputs
+        self._inputs: list[str] = []
+        for number, start, value, end in protobuf.fields(model, 0, len(model)):
+            if number == _GRAPH:
+                self._read(model, value, end)
+            else:
+                self._around.append(model[start:end])
+        self._makers = {name: node for node in self._nodes for name in node.gives}
+        texts = self._downstream(of_texts)
+        rows = self._downstream(set(self._inputs) - texts) - texts
+        met = (it for node in self._nodes if texts & set(node.gives) for it in node.reads)
+        self.crossing = [it for it in dict.fromkeys(met) if it in rows and it in self._makers]
+        self.attention = [
+            layer
+            for node in self._nodes
+            if texts & set(node.gives) and (layer := self._attention(node)) is not None
+            if layer.keys in texts and layer.queries in rows
+        ]
+
+    def part(self, inputs: Mapping[str, str | None], outputs: Sequence[str]) -> bytes:
+        """The part of the graph between some values, as an ONNX file.
+
+        Args:
+            inputs: names of the part's inputs, with ONNX Runtime's name of the type; None for an
+                input of the whole graph.
+            outputs: names of the part's outputs.
+        """
+        needed, nodes = set(outputs), []
+        for node in reversed(self._nodes):
+            if not needed.isdisjoint(node.gives) and inputs.keys().isdisjoint(node.gives):
+                nodes.append(node)
+                needed.update(node.reads)
+        parts = [(_NODE, node.content) for node in reversed(nodes)]
+        parts += [(_INITIALIZER, it) for name, it in self._weights.items() if name in needed]
+        for name, kind in inputs.items():
+            described = self._described[name] if kind is None else _described(name, kind)
+            parts.append((_INPUT, described))
+        for name in outputs:
+            described = self._described.get(name) or protobuf.field(_NAME, name.encode())
+            parts.append((_OUTPUT, described))
+        content = b"".join([*self._rest, *(protobuf.field(*it) for it in parts)])
+        return b"".join([*self._around, protobuf.field(_GRAPH, content)])
+
+    def _read(self, model: bytes, at: int, end: int) -> None:
+        for number, start, value, stop in protobuf.fields(model, at, end):
+            content = model[value:stop]
+            if number == _NODE:
+                self._nodes.append(_node(content))
+            elif number == _INITIALIZER:
+                self._weights[_text(content, _TENSOR_NAME)] = content
+            elif number in (_INPUT, _OUTPUT):
+                self._described[name := _text(content, _NAME)] = content
+                if number == _INPUT:
+                    self._inputs.append(name)
+            elif number != _VALUE_INFO:  # which engines work out again
+                self._rest.append(model[start:stop])
+
+    def _downstream(self, inputs: Iterable[str]) -> set[str]:
+        """Names of some inputs and of everything that depends on them."""
+        found = set(inputs)
+        for node in self._nodes:
+            if not found.isdisjoint(node.reads):
+                found.update(node.gives)
+        return found
+
+    def _attention(self, node: _Node) -> Attention | None:
+        """The layer whose pooled attention a node gives, if `pool_attention` can compute it."""
+        chain = [node]
+        for operator in _CHAIN:
+            if chain[-1].operator != operator or not chain[-1].reads:
+                return None
+            if (before := self._makers.get(chain[-1].reads[0])) is not None:
+                chain.append(before)
+        mean, _, times, apart, counted, softmax, _, product = chain[: len(_CHAIN)]
+        lam = self._constant(times.reads[-1], "<f")
+        places = (*counted.reads[1:2], *counted.reads[3:5])
+        starts, axes, steps = (self._constant(it, "<q") for it in places)
+        if (
+            (starts, axes, steps) != (0, 2, 1)
+            or self._constant(mean.reads[-1], "<q") != 4
+            or mean.integers.get("keepdims", 1)
+            or softmax.integers.get("axis", -1) != 2
+            or lam is None
+            or not 0 < lam <= LARGEST_LAMBDA
+        ):
+            return None
+        keys, queries = product.reads
+        return Attention(keys, queries, apart.reads[1], node.gives[0], lam)
+
+    def _constant(self, name: str, kind: str) -> float | None:
+        """The only number of a constant, if it is one and stored as it is; `kind` as in struct."""
+        raw = _bytes(self._weights.get(name, b""), _RAW)
+        return struct.unpack(kind, raw)[0] if len(raw) == struct.calcsize(kind) else None
+
+
+def _node(content: bytes) -> _Node:
+    node = _Node(content)
+    for number, _, value, end in protobuf.fields(content, 0, len(content)):
+        if number == _READS and end > value:  # an empty name is an input left out
+            node.reads.append(content[value:end].decode())
+        elif number == _GIVES:
+            node.gives.append(content[value:end].decode())
+        elif number == _OPERATOR:
+            node.operator = content[value:end].decode()
+        elif number == _ATTRIBUTE:
+            attribute = content[value:end]
+            node.reads += _captured(attribute)
+            for inner, _, at, stop in protobuf.fields(attribute, 0, len(attribute)):
+                if inner == _INTEGER:
+                    name = _text(attribute, _ATTRIBUTE_NAME)
+                    node.integers[name] = protobuf.read_varint(attribute, at, stop)[0]
+    return node
+
+
+def _captured(attribute: bytes) -> Iterator[str]:
+    """Names that subgraphs of an attribute read; in ONNX none is that of another value outside."""
+    for number, _, value, end in protobuf.fields(attribute, 0, len(attribute)):
+        if number in (_SUBGRAPH, _SUBGRAPHS):
+            for inner, _, at, stop in protobuf.fields(attribute, value, end):
+                if inner == _NODE:
+                    yield from _node(attribute[at:stop]).reads
+                elif inner == _OUTPUT:
+                    yield _text(attribute[at:stop], _NAME)
+
+
+def _bytes(message: bytes, wanted: int) -> bytes:
+    """A field of a message, the last one if there are several; empty if there is none."""
+    found = b""
+    for number, _, value, end in protobuf.fields(message, 0, len(message)):
+        if number == wanted:
+            found = message[value:end]
+    return found
+
+
+def _text(message: bytes, wanted: int) -> str:
+    return _bytes(message, wanted).decode()
+
+
+def _described(name: str, kind: str) -> bytes:
+    """A value of any shape, as a graph describes its inputs."""
+    element = protobuf.varint(_ELEMENT_TYPE << 3) + protobuf.varint(_ELEMENTS[kind])
+    tensor = protobuf.field(_TENSOR_TYPE, element)
+    return protobuf.field(_NAME, name.encode()) + protobuf.field(_TYPE, tensor)

@@ -1,0 +1,117 @@
+"""The matrix scorer on ONNX Runtime: one walk per row, matched with a few texts at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsd_trt.bundle.contract import Graph
+from dsd_trt.engine import check_signature, pooled_attention, thread_limit
+from dsd_trt.engine.matrix import NUMBERS, Array, MatrixEngine
+from dsd_trt.engine.onnxruntime.cpu import (
+    describe,
+    open_session,
+    run_session,
+    session_options,
+    tensor_spec,
+)
+from dsd_trt.engine.onnxruntime.cut import CutGraph
+from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention
+from dsd_trt.errors import EngineError, one_line
+
+
+class OnnxRuntimeMatrixEngine(MatrixEngine):
+    """The matrix scorer in ONNX Runtime's sessions; see `MatrixEngine`.
+
+    Where `pool_attention` is available, the second part is cut again: a session computes keys,
+    `pool_attention` the pooled attention without its maps, and another session the scores.
+
+    Args:
+        path: path of the ONNX file.
+        graph: declared inputs and outputs, see `MatrixEngine`.
+        large: whether the bundle's weights are large, see `MatrixEngine`.
+        frugal: whether FP16 weights are widened on use, as for `OnnxRuntimeEngine`.
+        threads: number of threads to compute with; None is one per core.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the graph.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        graph: Graph,
+        *,
+        large: bool = False,
+        frugal: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(graph, large=large)
+        self._threads = threads or thread_limit() or os.cpu_count() or 1
+
+        def session(inputs: Mapping[str, str | None], outputs: Sequence[str]) -> Any:
+            part = cut.part(inputs, outputs)
+            return open_session(path, session_options(threads), frugal=frugal, part=part)
+
+        rows: dict[str, str | None] = dict.fromkeys(self._of_rows)
+        texts: dict[str, str | None] = dict.fromkeys(self._of_texts)
+        self._outputs = [spec.name for spec in graph.outputs]
+        try:
+            cut = CutGraph(path.read_bytes(), self._of_texts)
+            self._session = session(rows, cut.crossing)
+            given = {**rows, **texts, **{it.name: it.type for it in self._session.get_outputs()}}
+            self._attention = cut.attention
+            self._keys = None
+            if self._attention and pooled_attention.available():
+                self._keys = session(given, self._names())
+                given |= {it.pooled: "tensor(float)" for it in self._attention}
+            self._scores = session(given, self._outputs)
+            inputs = [it for it in self._scores.get_inputs() if it.name in {**rows, **texts}]
+            outputs = self._scores.get_outputs()
+        except EngineError:
+            raise
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise EngineError(f"onnxruntime refuses {path}: {one_line(error, 800)}") from error
+        check_signature(
+            path, graph, list(map(tensor_spec, inputs)), list(map(tensor_spec, outputs))
+        )
+        self._crossing = cut.crossing
+        self._walked: dict[str, Array] = {}  # results of the last walk, and its inputs
+        self.description = describe(graph)
+
+    def _walk(self, feeds: Mapping[str, Array], width: int) -> None:
+        self._walked = {**feeds, **run_session(self._session, self._crossing, feeds)}
+
+    def _match(self, feeds: Mapping[str, Array]) -> Array:
+        if self._keys is None and self._attention:  # maps are made
+            queries = (self._walked[it.queries] for it in self._attention)
+            numbers = max(len(it) * it.shape[-1] for it in queries)  # of a text token
+            tokens = next(len(row) for row in feeds[self._of_texts[0]])
+            most = max(NUMBERS // (numbers * tokens), 1)
+            feeds = {name: values[:most] for name, values in feeds.items()}
+        given = {**self._walked, **feeds}
+        if self._keys is not None:
+            given |= self._pooled(given)
+        (scores,) = run_session(self._scores, self._outputs, given).values()
+        return scores
+
+    def _pooled(self, given: Mapping[str, Array]) -> dict[str, Array]:
+        """Pooled attention of every layer, by the names of its values."""
+        made, layers = run_session(self._keys, self._names(), given), []
+        for it in self._attention:
+            pooled = np.empty(made[it.sizes][:4], np.float32)
+            layers.append(PooledAttention(made[it.keys], given[it.queries], pooled, it.lam))
+        pool_attention(layers, self._threads)
+        return {it.pooled: layer.pooled for it, layer in zip(self._attention, layers, strict=True)}
+
+    def _names(self) -> list[str]:
+        """Names of what the session of keys computes, each once."""
+        return list(dict.fromkeys(n for it in self._attention for n in (it.keys, it.sizes)))
+
+    def _release(self) -> None:
+        self._walked = {}
+        del self._session, self._keys, self._scores
