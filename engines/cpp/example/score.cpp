@@ -1,17 +1,19 @@
 // Prints what `dsd-trt score --bundle BUNDLE --format csv IMAGES... TEXTS` prints.
 //
-//     dsd-score [--device DEVICE] [--memory-budget-mb MB] [--no-self-check] BUNDLE IMAGES... TEXTS
+//     dsd-score [--device DEVICE] [--memory-budget-mb MB] [--mode MODE] [--no-self-check]
+//         BUNDLE IMAGES... TEXTS
 //
-// DEVICE is cpu, cuda or cuda:N; MB bounds the memory of activations, 1024 by default.
-// IMAGES are JPEG and PNG files, and folders of them; TEXTS is a UTF-8 file with one text a line.
-// Exits with 3 where some images, texts or pairs could not be scored, else as the Python command
-// does.
+// DEVICE is cpu, cuda or cuda:N; MB bounds the memory of activations, 1024 by default; MODE is
+// auto, the default, pair or matrix. IMAGES are JPEG and PNG files, and folders of them; TEXTS is a
+// UTF-8 file with one text a line. Exits with 3 where some images, texts or pairs could not be
+// scored, else as the Python command does.
 
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <fstream>
 #include <iostream>
+#include <map>
 #include <set>
 
 #include "dsd/scorer.hpp"
@@ -110,6 +112,13 @@ bool read_options(std::vector<std::string> &arguments, dsd::Options &options) {
             options.self_check = false;
         } else if (name == "--device") {
             options.device = value;
+        } else if (name == "--mode") {
+            const std::map<std::string, dsd::Mode> modes{{"auto", dsd::Mode::automatic},
+                                                         {"pair", dsd::Mode::pair},
+                                                         {"matrix", dsd::Mode::matrix}};
+            const auto found = modes.find(value);
+            if (found == modes.end()) return false;
+            options.mode = found->second;
         } else if (name == "--memory-budget-mb") {
             const char *end = value.data() + value.size();
             const auto read = std::from_chars(value.data(), end, options.memory_budget_mb);
@@ -129,7 +138,7 @@ int main(int argc, char **argv) {
     dsd::Options options;
     if (!read_options(arguments, options)) {
         std::cerr << "usage: dsd-score [--device cpu|cuda|cuda:N] [--memory-budget-mb MB] "
-                     "[--no-self-check] BUNDLE IMAGES... TEXTS\n";
+                     "[--mode auto|pair|matrix] [--no-self-check] BUNDLE IMAGES... TEXTS\n";
         return 2;
     }
     try {

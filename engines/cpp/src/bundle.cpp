@@ -250,7 +250,7 @@ void demand(const std::vector<Tensor> &got, const std::vector<Tensor> &wanted,
 
 // The graphs every bundle holds. What the contract leaves open, the sizes of a latent and of text
 // states, is read where it first appears and then demanded everywhere.
-void check_contract(const Bundle &bundle, const std::optional<Graph> &matrix_scorer, bool half) {
+void check_contract(Bundle &bundle, bool half) {
     const auto &latents = bundle.image_encoder.outputs, &states = bundle.text_encoder.outputs;
     require(latents.size() == 1 && latents[0].shape.size() == 4, "graphs.image_encoder.outputs",
             "must be one tensor of rank 4");
@@ -280,12 +280,16 @@ void check_contract(const Bundle &bundle, const std::optional<Graph> &matrix_sco
                                {"level", ElementType::int32, {-1}},
                                text_states,
                                {"token_mask", number, {-1, length}}};
-    if (matrix_scorer) {
-        auto narrow = inputs;
-        narrow.back().shape[1] = -1;  // no wider than the longest text
-        demand(matrix_scorer->inputs, narrow, "graphs.matrix_scorer.inputs");
-        demand(matrix_scorer->outputs, {{"score", number, {-1, -1}}},
-               "graphs.matrix_scorer.outputs");
+    if (bundle.matrix_scorer) {
+        Graph &graph = *bundle.matrix_scorer;
+        auto apart = inputs;
+        apart[2].shape[0] = apart[3].shape[0] = kTextSize;
+        apart[3].shape[1] = kTokenSize;  // no wider than the longest text
+        demand(graph.inputs, apart, "graphs.matrix_scorer.inputs");
+        const std::vector<Tensor> scores{{"score", number, {kItemSize, kTextSize}}};
+        demand(graph.outputs, scores, "graphs.matrix_scorer.outputs");
+        graph.inputs = apart;  // which tell dynamic dimensions apart
+        graph.outputs = scores;
     }
     if (const auto count = static_cast<std::int64_t>(bundle.adapter.size())) {
         inputs.push_back({"adapter", number, {count}});
@@ -395,15 +399,14 @@ std::optional<Calibration> read_calibration(Fields &owner) {
     return calibration;
 }
 
-// What the Python runtime's matrix mode needs is verified as all else, and not used here.
-std::optional<Graph> read_matrix(const Json &matrix, Fields &graphs, const fs::path &folder,
-                                 const Hashes &files, const std::vector<std::string> &weights) {
-    if (matrix.is_null()) return std::nullopt;
+void read_matrix(Bundle &bundle, const Json &matrix, Fields &graphs, const fs::path &folder,
+                 const Hashes &files, const std::vector<std::string> &weights) {
+    if (matrix.is_null()) return;
     Fields fields(matrix, "matrix");
-    read_calibration(fields);
-    fields.integer("query_pool", 1);
+    bundle.matrix_calibration = read_calibration(fields);
+    bundle.query_pool = fields.integer("query_pool", 1);
     fields.nothing_else();
-    return read_graph(graphs, "matrix_scorer", folder, files, weights);
+    bundle.matrix_scorer = read_graph(graphs, "matrix_scorer", folder, files, weights);
 }
 
 // Forms for ONNX Runtime on CUDA, by the name of their graph.
@@ -476,16 +479,17 @@ Bundle read_manifest(const Json &json, const fs::path &folder) {
     bundle.image_encoder = read_graph(graphs, "image_encoder", folder, files, weights);
     bundle.text_encoder = read_graph(graphs, "text_encoder", folder, files, weights);
     bundle.pair_scorer = read_graph(graphs, "pair_scorer", folder, files, weights);
-    const auto matrix_scorer = read_matrix(manifest["matrix"], graphs, folder, files, weights);
+    read_matrix(bundle, manifest["matrix"], graphs, folder, files, weights);
     graphs.nothing_else();
     if (manifest.has("cuda_form")) {
         auto forms = read_cuda_form(manifest["cuda_form"], json["graphs"], folder, files, weights);
         for (Graph *graph : {&bundle.image_encoder, &bundle.text_encoder, &bundle.pair_scorer}) {
             graph->cuda_form = forms[graph->name];
         }
+        if (auto &graph = bundle.matrix_scorer) graph->cuda_form = forms[graph->name];
     }
     constexpr const char *kPrecisions[] = {"fp32", "fp16"};
-    check_contract(bundle, matrix_scorer, manifest.choice("precision", kPrecisions) == 1);
+    check_contract(bundle, manifest.choice("precision", kPrecisions) == 1);
 
     (void)manifest["provenance"];  // where it comes from is for people
     (void)manifest["parity"];

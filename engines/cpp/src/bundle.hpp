@@ -14,7 +14,10 @@ enum class ElementType { uint8, int32, float16, float32 };
 
 std::size_t size_of(ElementType type);
 
-// One input or output of a graph. A dimension of -1 is dynamic.
+constexpr std::int64_t kItemSize = -1, kTextSize = -2, kTokenSize = -3;
+
+// One input or output of a graph. A dimension below 0 is dynamic: kItemSize, or in the matrix
+// scorer also kTextSize or kTokenSize.
 struct Tensor {
     std::string name;
     ElementType type;
@@ -57,6 +60,8 @@ struct Bundle {
     bool through_224;  // every image is first stretched to 224 x 224, which is what CLIP sees
 
     Graph image_encoder, text_encoder, pair_scorer;
+    std::optional<Graph> matrix_scorer;
+    int query_pool;              // side of the squares over which its finest queries are averaged
     std::vector<float> adapter;  // an input of the pair scorer; empty where it has none
     std::size_t fewest_heads;    // of a scored layer
 
@@ -64,9 +69,10 @@ struct Bundle {
 
     ScoreKind score;
     double denoising_weight;
-    bool trained_for_matrix;     // the adapter, for that mode alone; there is no such mode here
+    bool trained_for_matrix;     // the adapter, for that mode alone
     std::vector<double> levels;  // fractions s; a level's place here is its number
-    std::optional<Calibration> calibration;  // of the mean over all levels; none: not fitted
+    // Of each mode's mean over all levels; none: not fitted.
+    std::optional<Calibration> calibration, matrix_calibration;
 };
 
 // Reads and verifies a bundle whole, every file's size and SHA-256 included.

@@ -32,13 +32,19 @@ std::size_t bytes_of_one(const Tensor &tensor) {
     return count;
 }
 
-std::size_t bytes_of(const Tensor &tensor, std::size_t batch) {
-    return bytes_of_one(tensor) * (batched(tensor) ? batch : 1);
+std::size_t bytes_of(const Tensor &tensor, const Sizes &sizes) {
+    std::size_t count = size_of(tensor.type);
+    for (std::int64_t size : shape_of(tensor, sizes)) count *= static_cast<std::size_t>(size);
+    return count;
 }
 
-std::vector<std::int64_t> shape_of(const Tensor &tensor, std::size_t batch) {
+std::vector<std::int64_t> shape_of(const Tensor &tensor, const Sizes &sizes) {
     std::vector<std::int64_t> shape = tensor.shape;
-    if (batched(tensor)) shape[0] = static_cast<std::int64_t>(batch);
+    for (std::int64_t &size : shape) {
+        if (size == kItemSize) size = static_cast<std::int64_t>(sizes.items);
+        if (size == kTextSize) size = static_cast<std::int64_t>(sizes.texts);
+        if (size == kTokenSize) size = static_cast<std::int64_t>(sizes.tokens);
+    }
     return shape;
 }
 

@@ -27,6 +27,14 @@ struct Device {
 // Throws dsd::Error, code input, unless it is empty, "cpu", "cuda" or "cuda:N".
 Device read_device(const std::string &text);
 
+// Sizes of a run's dynamic dimensions. A number of items is all but the matrix scorer's.
+struct Sizes {
+    Sizes(std::size_t of_items, std::size_t of_texts = 0, std::size_t of_tokens = 0)
+        : items(of_items), texts(of_texts), tokens(of_tokens) {}
+
+    std::size_t items, texts, tokens;
+};
+
 class Backend {
   public:
     // Throws dsd::Error, code engine, where the library, or the machine, cannot do it.
@@ -35,6 +43,8 @@ class Backend {
 
     std::string name() const;
     static BatchSizes batch_sizes(const Bundle &bundle, double memory_budget_mb);
+    // Whether the matrix scorer can be opened.
+    static bool has_matrix_mode() noexcept;
     // Whether graphs' forms for ONNX Runtime on CUDA are for this.
     bool takes_cuda_forms() const noexcept;
     // What results may differ by in a self-check, relative to an output's largest number, where a
@@ -58,7 +68,7 @@ class Engine {
 
     // Runs a batch. `feeds` are in the order of the declared inputs, and so are the outputs.
     // Several threads may do so at once.
-    std::vector<Bytes> run(std::size_t batch, const std::vector<const void *> &feeds) const;
+    std::vector<Bytes> run(const Sizes &sizes, const std::vector<const void *> &feeds) const;
 
   private:
     struct Parts;
@@ -70,8 +80,8 @@ class Engine {
 // Whether there is one for every item of a batch.
 bool batched(const Tensor &tensor);
 std::size_t bytes_of_one(const Tensor &tensor);
-std::size_t bytes_of(const Tensor &tensor, std::size_t batch);
-std::vector<std::int64_t> shape_of(const Tensor &tensor, std::size_t batch);
+std::size_t bytes_of(const Tensor &tensor, const Sizes &sizes);
+std::vector<std::int64_t> shape_of(const Tensor &tensor, const Sizes &sizes);
 
 // Whether a shape in a graph's file is what is declared; a dimension left open agrees with any.
 bool agree(const std::vector<std::int64_t> &found, const Tensor &declared);

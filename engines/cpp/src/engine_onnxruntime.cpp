@@ -139,6 +139,8 @@ BatchSizes Backend::batch_sizes(const Bundle &bundle, double memory_budget_mb) {
     return dsd::batch_sizes(bundle, memory_budget_mb);
 }
 
+bool Backend::has_matrix_mode() noexcept { return true; }
+
 bool Backend::takes_cuda_forms() const noexcept { return parts_->cuda(); }
 
 double Backend::tolerance(double tolerance) const noexcept {
@@ -170,18 +172,18 @@ Engine::Engine(const Backend &backend, const Graph &graph, std::size_t activatio
 Engine::~Engine() = default;
 Engine::Engine(Engine &&) noexcept = default;
 
-std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *> &feeds) const {
+std::vector<Bytes> Engine::run(const Sizes &sizes, const std::vector<const void *> &feeds) const {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     std::vector<const char *> input_names, output_names;
     std::vector<Ort::Value> values;
     try {
         for (std::size_t i = 0; i < feeds.size(); ++i) {
             const Tensor &tensor = parts_->inputs[i];
-            const auto shape = shape_of(tensor, batch);
+            const auto shape = shape_of(tensor, sizes);
             input_names.push_back(tensor.name.c_str());
             // The runtime reads inputs only.
             values.push_back(Ort::Value::CreateTensor(memory, const_cast<void *>(feeds[i]),
-                                                      bytes_of(tensor, batch), shape.data(),
+                                                      bytes_of(tensor, sizes), shape.data(),
                                                       shape.size(), onnx_type(tensor.type)));
         }
         for (const Tensor &tensor : parts_->outputs) output_names.push_back(tensor.name.c_str());
@@ -191,12 +193,12 @@ std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *
         std::vector<Bytes> outputs;
         for (std::size_t i = 0; i < results.size(); ++i) {
             const Tensor &tensor = parts_->outputs[i];
-            if (results[i].GetTensorTypeAndShapeInfo().GetShape() != shape_of(tensor, batch)) {
+            if (results[i].GetTensorTypeAndShapeInfo().GetShape() != shape_of(tensor, sizes)) {
                 throw Error(ErrorCode::engine, parts_->path + " computed " + tensor.name +
                                                    " of another shape than its bundle says");
             }
             const auto *data = static_cast<const std::byte *>(results[i].GetTensorRawData());
-            outputs.emplace_back(data, data + bytes_of(tensor, batch));
+            outputs.emplace_back(data, data + bytes_of(tensor, sizes));
         }
         return outputs;
     } catch (const Ort::Exception &error) {

@@ -202,7 +202,9 @@ std::string Backend::name() const {
 }
 
 // Activations are the plans' own affair, and so is which batches are run at once.
-BatchSizes Backend::batch_sizes(const Bundle &, double) { return {32, 256, 256, 0}; }
+BatchSizes Backend::batch_sizes(const Bundle &, double) { return {32, 256, 256, 1, 256, 0}; }
+
+bool Backend::has_matrix_mode() noexcept { return false; }
 
 bool Backend::takes_cuda_forms() const noexcept { return false; }
 
@@ -384,7 +386,8 @@ Engine::~Engine() {
 }
 
 // Batches may be of any size: what the plan does not take at a time is run in parts.
-std::vector<Bytes> Engine::run(std::size_t batch, const std::vector<const void *> &feeds) const {
+std::vector<Bytes> Engine::run(const Sizes &sizes, const std::vector<const void *> &feeds) const {
+    const std::size_t batch = sizes.items;
     std::vector<Bytes> outputs;
     for (const Tensor &tensor : parts_->outputs) outputs.emplace_back(bytes_of(tensor, batch));
     const Current current(parts_->device);

@@ -16,13 +16,21 @@ Bundle open_bundle(const std::filesystem::path &folder, const Options &options) 
     if (options.threads < 0 || !(options.memory_budget_mb > 0)) {
         throw Error(ErrorCode::input, "threads and the memory budget must not be negative");
     }
-    Bundle bundle = read_bundle(folder);
-    if (bundle.trained_for_matrix) {
-        throw Error(ErrorCode::bundle,
-                    "the bundle's adapter was trained for matrix mode, which this library does not "
-                    "have. Train one for both: dsd-trt train --mode both");
+    return read_bundle(folder);
+}
+
+Mode choose_mode(const Bundle &bundle, Mode mode, const Backend &backend) {
+    if (mode == Mode::automatic) mode = bundle.trained_for_matrix ? Mode::matrix : Mode::pair;
+    if (mode == Mode::pair) return mode;
+    if (!bundle.matrix_scorer) {
+        throw Error(ErrorCode::input,
+                    "the bundle has no matrix scorer. Export it with one: dsd-trt export --matrix");
     }
-    return bundle;
+    if (!Backend::has_matrix_mode()) {
+        throw Error(ErrorCode::input, "matrix mode does not run on " + backend.name() +
+                                          " yet: build with -DDSD_ENGINE=onnxruntime");
+    }
+    return mode;
 }
 
 // Opens a graph's form for CUDA where the backend takes one, and it opens and passes the
@@ -72,6 +80,12 @@ std::vector<bool> finite_rows(const Bytes &rows, const Tensor &output) {
     return found;
 }
 
+// NaN where it is no finite FP32 number.
+float finite_or_nan(double score) {
+    const bool finite = std::abs(score) <= std::numeric_limits<float>::max();
+    return finite ? static_cast<float>(score) : std::numeric_limits<float>::quiet_NaN();
+}
+
 }  // namespace
 
 void require_within(const Limit &limit, std::size_t count) {
@@ -82,16 +96,25 @@ void require_within(const Limit &limit, std::size_t count) {
 Pipeline::Pipeline(const std::filesystem::path &folder, const Options &options)
     : backend(options.threads, read_device(options.device)),
       bundle(open_bundle(folder, options)),
+      mode(choose_mode(bundle, options.mode, backend)),
       tokenizer(bundle.tokenizer),
       batch(Backend::batch_sizes(bundle, options.memory_budget_mb)),
       image_encoder(open_engine(backend, bundle, bundle.image_encoder, batch.activation_bytes)),
       text_encoder(open_engine(backend, bundle, bundle.text_encoder, batch.activation_bytes)),
-      pair_scorer(open_engine(backend, bundle, bundle.pair_scorer, batch.activation_bytes)) {
+      scorer(open_engine(backend, bundle, scorer_graph(), batch.activation_bytes)) {
     if (!options.self_check || !bundle.self_check) return;
     const SelfCheck check(bundle, backend);
     check.require(bundle.image_encoder, image_encoder);
     check.require(bundle.text_encoder, text_encoder);
-    check.require(bundle.pair_scorer, pair_scorer);
+    check.require(scorer_graph(), scorer);
+}
+
+const Graph &Pipeline::scorer_graph() const {
+    return mode == Mode::matrix ? *bundle.matrix_scorer : bundle.pair_scorer;
+}
+
+const std::optional<Calibration> &Pipeline::calibration() const {
+    return mode == Mode::matrix ? bundle.matrix_calibration : bundle.calibration;
 }
 
 Tokens Pipeline::lay_out(std::vector<std::int32_t> words) const {
@@ -161,7 +184,7 @@ Bytes Pipeline::encode(const std::vector<std::vector<std::uint8_t>> &images) con
 }
 
 Texts Pipeline::encode_unconditional() const {
-    if (bundle.score == ScoreKind::attention) return {};
+    if (bundle.score == ScoreKind::attention || mode == Mode::matrix) return {};
     Tokens empty = lay_out({});
     std::fill(empty.mask.begin(), empty.mask.end(), 0.0F);
     empty.mask[1] = 1;  // EOS alone counts
@@ -199,7 +222,7 @@ Means Pipeline::means(const Bytes &latents, const Texts &texts, const std::vecto
         }
         std::vector<const void *> feeds{latent.data(), level.data(), states.data(), mask.data()};
         if (!bundle.adapter.empty()) feeds.push_back(bundle.adapter.data());
-        const auto outputs = pair_scorer.run(count, feeds);
+        const auto outputs = scorer.run(count, feeds);
         std::vector<bool> finite(count, true);
         for (std::size_t output = 0; output < outputs.size(); ++output) {
             const auto rows = finite_rows(outputs[output], bundle.pair_scorer.outputs[output]);
@@ -243,11 +266,60 @@ std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts,
         }
     }
     std::vector<float> scores;
-    for (double score : with.score) {
-        const bool finite = std::abs(score) <= std::numeric_limits<float>::max();
-        scores.push_back(finite ? static_cast<float>(score)
-                                : std::numeric_limits<float>::quiet_NaN());
+    for (double score : with.score) scores.push_back(finite_or_nan(score));
+    return scores;
+}
+
+std::vector<float> Pipeline::score_matrix(const Bytes &latents, const Texts &texts,
+                                          const std::vector<Pair> &pairs,
+                                          const std::vector<std::int32_t> &levels) const {
+    std::vector<std::size_t> rows, columns;  // images and texts
+    for (const Pair &pair : pairs) {
+        if (rows.empty() || rows.back() != pair.image) rows.push_back(pair.image);
+        if (rows.size() == 1) columns.push_back(pair.text);
     }
+    const std::size_t latent_size = bytes_of_one(bundle.image_encoder.outputs[0]);
+    const std::size_t states_size = bytes_of_one(bundle.text_encoder.outputs[0]);
+    const auto length = static_cast<std::size_t>(bundle.max_length);
+    const std::size_t walks = rows.size() * levels.size();
+    std::vector<double> sums(pairs.size());
+    for (std::size_t first = 0; first < columns.size(); first += batch.matched) {
+        const std::size_t count = std::min(batch.matched, columns.size() - first);
+        Bytes states;
+        std::size_t width = 0;  // no token counts beyond it
+        for (std::size_t j = first; j < first + count; ++j) {
+            append_row(states, texts.states, columns[j], states_size);
+            const float *row = &texts.mask[columns[j] * length];
+            for (std::size_t k = width; k < length; ++k) {
+                if (row[k] != 0) width = k + 1;
+            }
+        }
+        std::vector<float> mask;
+        for (std::size_t j = first; j < first + count; ++j) {
+            const float *row = &texts.mask[columns[j] * length];
+            mask.insert(mask.end(), row, row + width);
+        }
+        for (std::size_t start = 0; start < walks; start += batch.walks) {
+            const std::size_t walked = std::min(batch.walks, walks - start);
+            Bytes latent;
+            std::vector<std::int32_t> level;
+            for (std::size_t i = start; i < start + walked; ++i) {
+                append_row(latent, latents, rows[i / levels.size()], latent_size);
+                level.push_back(levels[i % levels.size()]);
+            }
+            const auto outputs = scorer.run(
+                {walked, count, width}, {latent.data(), level.data(), states.data(), mask.data()});
+            for (std::size_t i = 0; i < walked; ++i) {
+                const std::size_t row = (start + i) / levels.size();
+                for (std::size_t j = 0; j < count; ++j) {
+                    sums[row * columns.size() + first + j] += floats(outputs[0])[i * count + j];
+                }
+            }
+        }
+    }
+    std::vector<float> scores;
+    for (double sum : sums)
+        scores.push_back(finite_or_nan(sum / static_cast<double>(levels.size())));
     return scores;
 }
 

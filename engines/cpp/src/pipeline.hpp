@@ -39,9 +39,10 @@ void require_within(const Limit &limit, std::size_t count);
 struct Pipeline {
     Backend backend;  // first: where it cannot work, gigabytes need not be verified to say so
     Bundle bundle;
+    Mode mode;  // pair or matrix
     Tokenizer tokenizer;
     BatchSizes batch;
-    Engine image_encoder, text_encoder, pair_scorer;
+    Engine image_encoder, text_encoder, scorer;
     pid_t process = ::getpid();
 
     Pipeline(const std::filesystem::path &folder, const Options &options);
@@ -63,6 +64,12 @@ struct Pipeline {
     std::vector<float> score(const Bytes &latents, const Texts &texts, const Texts &unconditional,
                              const std::vector<Pair> &pairs,
                              const std::vector<std::int32_t> &levels) const;
+    // The same in matrix mode, where the pairs are all of some images with all of some texts.
+    std::vector<float> score_matrix(const Bytes &latents, const Texts &texts,
+                                    const std::vector<Pair> &pairs,
+                                    const std::vector<std::int32_t> &levels) const;
+    const Graph &scorer_graph() const;
+    const std::optional<Calibration> &calibration() const;
     Means means(const Bytes &latents, const Texts &texts, const std::vector<Pair> &pairs,
                 const std::vector<std::int32_t> &levels) const;
     std::vector<std::int32_t> level_numbers(const std::vector<double> &levels) const;

@@ -133,7 +133,9 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
                 if (known[text]) pairs.push_back({row, text});
             }
         }
-        const auto scores = parts.score(latents, encoded, unconditional, pairs, numbers);
+        const auto scores = parts.mode == Mode::matrix
+                                ? parts.score_matrix(latents, encoded, pairs, numbers)
+                                : parts.score(latents, encoded, unconditional, pairs, numbers);
         std::vector<float> by_text(rows.size() * tokens.size(), kNone);
         std::vector<std::vector<std::size_t>> lost(rows.size());  // texts
         for (std::size_t i = 0; i < pairs.size(); ++i) {
@@ -146,7 +148,8 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
                     by_text[row * tokens.size() + of_column[column]];
             }
             if (lost[row].empty()) continue;
-            const std::string reason = parts.complaint("pair scorer", "a score");
+            const std::string reason = parts.complaint(
+                parts.mode == Mode::matrix ? "matrix scorer" : "pair scorer", "a score");
             if (lost[row].size() == tokens.size() && texts.size() > 1) {
                 failures.push_back({rows[row], std::nullopt, ErrorCode::engine, reason});
                 continue;
@@ -161,7 +164,7 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
     }
     tell_images(matrix, texts);
     matrix.probabilities.assign(matrix.scores.size(), kNone);
-    if (const auto &fitted = parts.bundle.calibration; has_probability(levels)) {
+    if (const auto &fitted = parts.calibration(); has_probability(levels)) {
         const auto probability = [&](float score) {  // sigmoid by tanh, which cannot overflow
             return static_cast<float>(0.5 + 0.5 * std::tanh((fitted->a * score + fitted->b) / 2));
         };
@@ -172,7 +175,7 @@ Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::st
 }
 
 bool Scorer::has_probability(const std::vector<double> &levels) const {
-    return parts_->bundle.calibration &&
+    return parts_->calibration() &&
            parts_->level_numbers(levels).size() == parts_->bundle.levels.size();
 }
 
@@ -181,6 +184,8 @@ Tokens Scorer::tokenize(const std::string &text) const { return parts_->tokenize
 std::vector<std::uint8_t> Scorer::preprocess(const Image &image) const {
     return parts_->preprocess(image);
 }
+
+Mode Scorer::mode() const noexcept { return parts_->mode; }
 
 std::size_t Scorer::max_length() const noexcept {
     return static_cast<std::size_t>(parts_->bundle.max_length);

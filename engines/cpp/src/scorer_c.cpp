@@ -82,6 +82,9 @@ dsd_status dsd_open(const char *bundle, const dsd_options *options, dsd_scorer *
         if (options) {
             wanted.threads = options->threads;
             wanted.self_check = !options->no_self_check;
+            require(options->mode >= DSD_AUTO && options->mode <= DSD_MATRIX,
+                    "mode must be DSD_AUTO, DSD_PAIR or DSD_MATRIX");
+            wanted.mode = static_cast<dsd::Mode>(options->mode);
             if (options->device) wanted.device = options->device;
             if (options->memory_budget_mb != 0) wanted.memory_budget_mb = options->memory_budget_mb;
         }
@@ -90,6 +93,10 @@ dsd_status dsd_open(const char *bundle, const dsd_options *options, dsd_scorer *
 }
 
 void dsd_close(dsd_scorer *scorer) { delete scorer; }
+
+dsd_mode dsd_mode_of(const dsd_scorer *scorer) {
+    return static_cast<dsd_mode>(scorer->scorer.mode());
+}
 
 size_t dsd_max_length(const dsd_scorer *scorer) { return scorer->scorer.max_length(); }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <locale>
+#include <map>
 #include <sstream>
 
 #include "dsd/error.hpp"
@@ -66,6 +67,7 @@ SelfCheck::SelfCheck(const Bundle &bundle, const Backend &backend)
              {&bundle.image_encoder, &bundle.text_encoder, &bundle.pair_scorer}) {
             check_fit(*graph);
         }
+        if (bundle.matrix_scorer) check_fit(*bundle.matrix_scorer);
     } catch (const Error &error) {
         throw Error(error.code(), "bundle " + bundle.folder.string() + ": file '" +
                                       path.filename().string() + "': " + error.what());
@@ -76,11 +78,11 @@ const StoredTensor &SelfCheck::stored(const Graph &graph, const Tensor &tensor) 
     return tensors_.at(graph.name + "." + tensor.name);
 }
 
-// Inputs and outputs of the same number of items, and of the types and sizes that the graph has.
+// Inputs and outputs that agree in their dynamic sizes, and of the types and sizes of the graph.
 void SelfCheck::check_fit(const Graph &graph) const {
     std::vector<Tensor> wanted = graph.outputs;
     std::copy_if(graph.inputs.begin(), graph.inputs.end(), std::back_inserter(wanted), batched);
-    std::uint64_t items = 0;
+    std::map<std::int64_t, std::uint64_t> sizes;  // of dynamic dimensions
     for (const Tensor &tensor : wanted) {
         const std::string name = graph.name + "." + tensor.name;
         const auto refuse = [&](const std::string &complaint) {
@@ -89,10 +91,12 @@ void SelfCheck::check_fit(const Graph &graph) const {
         const auto found = tensors_.find(name);
         if (found == tensors_.end()) refuse("is missing");
         const auto &[type, shape, content] = found->second;
-        if (!shape.empty() && items == 0) items = shape[0];
-        bool fits = type == tensor.type && shape.size() == tensor.shape.size() && items > 0;
+        bool fits = type == tensor.type && shape.size() == tensor.shape.size();
         for (std::size_t i = 0; fits && i < shape.size(); ++i) {
-            fits = shape[i] == (i ? static_cast<std::uint64_t>(tensor.shape[i]) : items);
+            const std::int64_t size = tensor.shape[i];
+            const auto known = size < 0 ? sizes.emplace(size, shape[i]).first->second
+                                        : static_cast<std::uint64_t>(size);
+            fits = shape[i] == known && known > 0;
         }
         if (!fits) refuse("is not " + describe(tensor));
         // What an engine reads for an index beyond a table is its own affair.
@@ -108,6 +112,9 @@ void SelfCheck::check_fit(const Graph &graph) const {
 }
 
 void SelfCheck::require(const Graph &graph, const Engine &engine) const {
+    if (bundle_.matrix_scorer && graph.name == bundle_.matrix_scorer->name) {
+        return require_matrix(graph, engine);
+    }
     const auto items = static_cast<std::size_t>(stored(graph, graph.outputs[0]).shape[0]);
     std::vector<Bytes> computed(graph.outputs.size());
     for (std::size_t item = 0; item < items; ++item) {
@@ -129,6 +136,16 @@ void SelfCheck::require(const Graph &graph, const Engine &engine) const {
     for (std::size_t i = 0; i < computed.size(); ++i) {
         compare(graph, graph.outputs[i], computed[i]);
     }
+}
+
+void SelfCheck::require_matrix(const Graph &graph, const Engine &engine) const {
+    const auto &rows = stored(graph, graph.inputs[0]).shape;
+    const auto &mask = stored(graph, graph.inputs[3]).shape;
+    std::vector<const void *> feeds;
+    for (const Tensor &input : graph.inputs) feeds.push_back(stored(graph, input).content.data());
+    const Sizes sizes(static_cast<std::size_t>(rows[0]), static_cast<std::size_t>(mask[0]),
+                      static_cast<std::size_t>(mask[1]));
+    compare(graph, graph.outputs[0], engine.run(sizes, feeds)[0]);
 }
 
 void SelfCheck::compare(const Graph &graph, const Tensor &output, const Bytes &computed) const {

@@ -41,6 +41,14 @@ typedef struct dsd_error {
     char message[512]; /* UTF-8, ends at 0, cut where it is longer */
 } dsd_error;
 
+/* Which of a bundle's scorers: one pass through the U-Net per pair and level, or one walk per image
+   and level that all texts are matched with. Their scores are not comparable. */
+typedef enum dsd_mode {
+    DSD_AUTO = 0, /* the one that the adapter was trained for; pair for both, and without one */
+    DSD_PAIR = 1,
+    DSD_MATRIX = 2
+} dsd_mode;
+
 typedef struct dsd_options {
     int threads;             /* of ONNX Runtime; 0 is one a physical core */
     double memory_budget_mb; /* for activations; 0 is 1024; TensorRT's plans have their own */
@@ -50,8 +58,10 @@ typedef struct dsd_options {
     const char *device;      /* "cpu", "cuda" (CUDA device 0) or "cuda:N"; NULL is the CPU with ONNX
                                 Runtime, and with TensorRT the CUDA device that is current in the
                                 thread. One that cannot be used is DSD_ENGINE, never replaced by
-                                another. Callers compiled before this field was there compile
-                                again. */
+                                another. */
+    dsd_mode mode;           /* DSD_INPUT where the bundle has no such scorer, or the library was
+                                built for TensorRT and this is matrix mode. Callers compiled before
+                                this field was there compile again. */
 } dsd_options;
 
 /* An image, in one of three forms. */
@@ -71,6 +81,9 @@ DSD_API dsd_status dsd_open(const char *bundle, const dsd_options *options, dsd_
 
 /* NULL is fine. */
 DSD_API void dsd_close(dsd_scorer *scorer);
+
+/* The mode of its scores, DSD_PAIR or DSD_MATRIX. */
+DSD_API dsd_mode dsd_mode_of(const dsd_scorer *scorer);
 
 /* Tokens in a padded text, and the side in pixels of the square that images are stretched to. */
 DSD_API size_t dsd_max_length(const dsd_scorer *scorer);

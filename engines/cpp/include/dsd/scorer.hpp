@@ -37,6 +37,14 @@ struct Image {
                         std::size_t channels);
 };
 
+// Which of a bundle's scorers: one pass through the U-Net per pair and level, or one walk per image
+// and level that all texts are matched with. Their scores are not comparable.
+enum class Mode {
+    automatic,  // the one that the adapter was trained for; pair for both, and without an adapter
+    pair,
+    matrix
+};
+
 struct Options {
     int threads = 0;                 // of ONNX Runtime; 0 is one a physical core
     double memory_budget_mb = 1024;  // for activations; weights come on top; TensorRT's plans have
@@ -48,6 +56,9 @@ struct Options {
     // Whether graphs compute the items that the bundle has results of, when they are opened.
     // Without it, damage that hashes do not show scores wrong numbers.
     bool self_check = true;
+    // An error, code input, where the bundle has no such scorer, or the library was built for
+    // TensorRT and this is matrix mode.
+    Mode mode = Mode::automatic;
 };
 
 // What could not be scored, and why.
@@ -97,6 +108,7 @@ class Scorer {
     Tokens tokenize(const std::string &text) const;
     std::vector<std::uint8_t> preprocess(const Image &image) const;  // (resolution, resolution, 3)
 
+    Mode mode() const noexcept;  // pair or matrix
     std::size_t max_length() const noexcept;
     std::size_t resolution() const noexcept;
 
