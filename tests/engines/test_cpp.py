@@ -18,13 +18,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 import pytest
 from bundles import FRACTIONS, give_form, take_weights_from
 from cpp import ROOT, CppError, CppScorer, build, clip_bundle
+from exported import Exported
 from hub_cache import COMMIT, LEADING_OUT, lay_out, relink, through_linked_blobs
 from mutations import mutate_json
 from protobuf_fields import wire_field
@@ -45,10 +46,12 @@ TEXTS = ["a red circle", "A blue square, right of a star", "a red circle", "æ±ä
 IMAGES = [picture(64, 64), picture(50, 90), picture(200, 31)]
 
 
-def agree(library: ctypes.CDLL, folder: Path, levels: tuple[float, ...] = ()) -> Any:
+def agree(
+    library: ctypes.CDLL, folder: Path, levels: tuple[float, ...] = (), mode: Any = "pair"
+) -> Any:
     """Scores of both runtimes, which have to be the same."""
-    expected = Scorer.load(folder, "onnxruntime", mode="pair").score(IMAGES, TEXTS, levels or None)
-    scorer = CppScorer(library, folder)
+    expected = Scorer.load(folder, "onnxruntime", mode=mode).score(IMAGES, TEXTS, levels or None)
+    scorer = CppScorer(library, folder, mode=mode)
     scores, probabilities, errors = scorer.score(IMAGES, TEXTS, levels)
     assert scorer.has_probability(levels) == np.isfinite(expected.probabilities).all()
     scorer.close()
@@ -132,23 +135,64 @@ def test_a_form_for_cuda_is_read_strictly(
     assert refused.value.status == 2
 
 
-@pytest.mark.parametrize("trained_for", [None, "pair", "both"])
-def test_a_bundle_for_matrix_mode_is_scored_in_pair_mode(
+@pytest.mark.parametrize("trained_for", [None, "pair", "both", "matrix"])
+@pytest.mark.parametrize("mode", ["auto", "pair", "matrix"])
+def test_the_mode_is_the_one_asked_for_or_the_adapters(
     trained_for: TrainedFor | None,
+    mode: Literal["auto", "pair", "matrix"],
     cpp_library: ctypes.CDLL,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, matrix=True, trained_for=trained_for)
-    agree(cpp_library, tmp_path)
+    expected = Scorer.load(tmp_path, "onnxruntime", mode=mode)
+    scorer = CppScorer(cpp_library, tmp_path, mode=mode)
+    assert scorer.mode == expected.mode
+    scorer.close()
+    agree(cpp_library, tmp_path, mode=mode)
+    agree(cpp_library, tmp_path, FRACTIONS[1:2], mode=mode)
 
 
-def test_a_bundle_for_matrix_mode_alone_is_refused(
+@pytest.mark.parametrize("budget", [1e-3, 0])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_matrix_mode_in_blocks_of_any_size(
+    precision: Precision,
+    budget: float,
+    cpp_library: ctypes.CDLL,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Long and short texts, more images than a batch, one of them damaged."""
+    made = {"matrix": True, "trained_for": "matrix", "precision": precision}
+    clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, **made)
+    images = [picture(40 + i, 60) for i in range(35)]
+    python = Scorer.load(tmp_path, "onnxruntime").score(images, TEXTS)
+    scorer = CppScorer(cpp_library, tmp_path, budget)
+    scores, probabilities, errors = scorer.score([*images[:3], b"none", *images[3:]], TEXTS)
+    scorer.close()
+    assert np.isnan(scores).any(axis=1).nonzero()[0].tolist() == [3]
+    assert [bool(it) for it in errors] == [i == 3 for i in range(36)]
+    assert python.scores.std() > 0
+    np.testing.assert_allclose(np.delete(scores, 3, axis=0), python.scores, atol=1e-5)
+    np.testing.assert_allclose(np.delete(probabilities, 3, axis=0), python.probabilities, atol=1e-5)
+
+
+def test_matrix_mode_of_an_exported_bundle(
+    exported_fp32: Exported, cpp_library: ctypes.CDLL
+) -> None:
+    folder = exported_fp32.bundle.folder
+    scores = {mode: agree(cpp_library, folder, mode=mode) for mode in ("pair", "matrix")}
+    assert np.abs(scores["pair"] - scores["matrix"]).max() > 1e-4
+
+
+def test_a_mode_that_a_bundle_lacks_is_refused(
     cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, matrix=True, trained_for="matrix")
-    with pytest.raises(CppError, match="trained for matrix mode"):
-        CppScorer(cpp_library, tmp_path)
+    for trained_for, mode in ((None, "matrix"), ("matrix", "auto")):
+        clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, trained_for=trained_for)
+        with pytest.raises(CppError, match=r"no matrix scorer.*dsd-trt export --matrix") as refused:
+            CppScorer(cpp_library, tmp_path, mode=mode)
+        assert refused.value.status == 1
 
 
 def test_a_fit_to_labelled_pairs_gives_the_same_probabilities(

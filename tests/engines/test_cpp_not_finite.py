@@ -41,19 +41,25 @@ def fragile(folder: Path, **kind: Any) -> Bundle:
 
 
 @pytest.mark.parametrize(
-    ("precision", "score"), [("fp32", "attention"), ("fp16", "attention+denoising")]
+    ("precision", "score", "mode"),
+    [
+        ("fp32", "attention", "pair"),
+        ("fp16", "attention+denoising", "pair"),
+        ("fp32", "attention", "matrix"),
+    ],
 )
 def test_an_image_a_text_and_a_pair_cost_no_more_than_themselves(
-    precision: str, score: str, cpp_build: Path, cpp_library: ctypes.CDLL, tmp_path: Path
+    precision: str, score: str, mode: Any, cpp_build: Path, cpp_library: ctypes.CDLL, tmp_path: Path
 ) -> None:
-    bundle = fragile(tmp_path / "bundle", precision=precision, score=score)
-    expected = Scorer.load(bundle.folder, "onnxruntime").score(IMAGES, TEXTS)
+    kind = {"precision": precision, "score": score, "matrix": mode == "matrix"}
+    bundle = fragile(tmp_path / "bundle", **kind)
+    expected = Scorer.load(bundle.folder, "onnxruntime", mode=mode).score(IMAGES, TEXTS)
     assert np.isnan(expected.scores).tolist() == np.array(LOST, bool).tolist()
     half = precision == "fp16"
     advice = "dsd-trt export --precision fp32" if half else f"dsd-trt ranges {bundle.folder}"
     # One image and one triple at a time, and all of them at once.
     for budget in (1e-3, 0):
-        scorer = CppScorer(cpp_library, bundle.folder, budget)
+        scorer = CppScorer(cpp_library, bundle.folder, budget, mode=mode)
         scores, probabilities, errors = scorer.score([*IMAGES, b"none"], TEXTS)
         statuses = scorer.statuses
         scorer.close()
@@ -62,7 +68,10 @@ def test_an_image_a_text_and_a_pair_cost_no_more_than_themselves(
         assert np.isnan(scores[-1]).all()
         assert statuses == [4, 4, 4, 4, 3]
         blue = "'a blue circle': the text encoder gave states with"
-        parts = ("the image encoder gave a latent with", "'a star': the pair scorer gave a score")
+        parts = (
+            "the image encoder gave a latent with",
+            f"'a star': the {mode} scorer gave a score",
+        )
         for error, part in zip(errors, (blue, *parts, blue), strict=False):
             assert error.startswith(part)
             assert error.endswith(advice)
@@ -72,7 +81,13 @@ def test_an_image_a_text_and_a_pair_cost_no_more_than_themselves(
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     (tmp_path / "c.jpg").write_bytes(b"none")
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS), "utf-8")
-    command = [cpp_build / "dsd-score", bundle.folder, *sorted(tmp_path.glob("[a-d].*g"))]
+    command = [
+        cpp_build / "dsd-score",
+        "--mode",
+        mode,
+        bundle.folder,
+        *sorted(tmp_path.glob("[a-d].*g")),
+    ]
     done = subprocess.run(
         [*command, tmp_path / "texts.txt"], cwd=ROOT, capture_output=True, text=True, check=False
     )

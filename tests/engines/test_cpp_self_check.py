@@ -32,10 +32,10 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return add_self_check(clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch))
 
 
-def refusal(library: ctypes.CDLL, bundle: Bundle) -> tuple[int, str]:
+def refusal(library: ctypes.CDLL, bundle: Bundle, mode: str = "auto") -> tuple[int, str]:
     """Status and message of opening it; 0 where it opens."""
     try:
-        CppScorer(library, bundle.folder).close()
+        CppScorer(library, bundle.folder, mode=mode).close()
     except CppError as error:
         return error.status, str(error)
     return 0, ""
@@ -52,7 +52,24 @@ def test_what_computes_the_closed_form_opens(
 ) -> None:
     kind = {"precision": precision, "score": score, "matrix": True}
     bundle = add_self_check(clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, **kind))
-    assert refusal(cpp_library, bundle) == (0, "")
+    for mode in ("pair", "matrix"):
+        assert refusal(cpp_library, bundle, mode) == (0, "")
+
+
+def test_another_matrix_scorer_is_refused_in_its_mode(
+    cpp_library: ctypes.CDLL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, matrix=True)
+    short = {"matrix_scorer.score": np.zeros((2, 1), np.float32)}
+    status, said = refusal(cpp_library, add_self_check(made, short))
+    assert status == 2
+    assert "'matrix_scorer.score' is not score float32 [?, ?]" in said
+    bundle = add_self_check(made)
+    change_weight(bundle.folder, "matrix_scorer", "projection")
+    assert refusal(cpp_library, bundle, "pair") == (0, "")
+    status, said = refusal(cpp_library, bundle, "matrix")
+    assert status == 4
+    assert re.search(r"self-check of the matrix scorer: score\[\d, \d\] is \S+ instead of", said)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,11 @@ class Options(ctypes.Structure):
         ("memory_budget_mb", ctypes.c_double),
         ("no_self_check", ctypes.c_int),
         ("device", ctypes.c_char_p),
+        ("mode", ctypes.c_int),
     ]
+
+
+MODES = ("auto", "pair", "matrix")
 
 
 class Image(ctypes.Structure):
@@ -58,18 +62,20 @@ class CppScorer:
         memory_budget_mb: float = 0,
         self_check: bool = True,
         device: str | None = None,
+        mode: str = "auto",
     ) -> None:
         self._library, self._handle = library, ctypes.c_void_p()
         encoded = None if device is None else device.encode()
         self._call(
             library.dsd_open,
             str(bundle).encode(),
-            ctypes.byref(Options(1, memory_budget_mb, not self_check, encoded)),
+            ctypes.byref(Options(1, memory_budget_mb, not self_check, encoded, MODES.index(mode))),
             ctypes.byref(self._handle),
         )
         library.dsd_max_length.restype = library.dsd_resolution.restype = ctypes.c_size_t
         self.max_length: int = library.dsd_max_length(self._handle)
         self.resolution: int = library.dsd_resolution(self._handle)
+        self.mode = MODES[library.dsd_mode_of(self._handle)]
         self.statuses: list[int] = []  # one per image of the last call of `score`
         self._ids = (ctypes.c_int32 * self.max_length)()
         self._mask = (ctypes.c_float * self.max_length)()
