@@ -63,7 +63,7 @@ def test_another_matrix_scorer_is_refused_in_its_mode(
     short = {"matrix_scorer.score": np.zeros((2, 1), np.float32)}
     status, said = refusal(cpp_library, add_self_check(made, short))
     assert status == 2
-    assert "'matrix_scorer.score' is not score float32 [?, ?]" in said
+    assert "tensor 'matrix_scorer.text_states' is not text_states float32 [?, 77, 4]" in said
     bundle = add_self_check(made)
     change_weight(bundle.folder, "matrix_scorer", "projection")
     assert refusal(cpp_library, bundle, "pair") == (0, "")
