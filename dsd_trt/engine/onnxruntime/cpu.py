@@ -150,7 +150,7 @@ def open_session(
 
     Args:
         path: path of the ONNX file.
-        options: options of the session; modified.
+        options: options of the session, which are modified.
         frugal: whether to widen FP16 weights on every use, as for `OnnxRuntimeEngine`.
         part: content of an ONNX file to open in its place, with weights in the same files.
     """
@@ -179,12 +179,12 @@ def run_session(
     """Run a session once.
 
     Args:
-        session: session to run.
+        session: session of a graph, or of a part of one.
         outputs: names of the outputs to compute.
-        feeds: inputs by name.
+        feeds: one array per input, by name.
 
     Raises:
-        EngineError: ONNX Runtime failed.
+        EngineError: ONNX Runtime failed to run it.
     """
     try:
         results = session.run(outputs, dict(feeds))
