@@ -163,14 +163,14 @@ def test_matrix_mode_in_blocks_of_any_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Long and short texts, more images than a batch, one of them damaged."""
-    made = {"matrix": True, "trained_for": "matrix", "precision": precision}
+    made: dict[str, Any] = {"matrix": True, "precision": precision, "trained_for": "matrix"}
     clip_bundle(tmp_path, clip_tokenizer(), monkeypatch, **made)
     images = [picture(40 + i, 60) for i in range(35)]
     python = Scorer.load(tmp_path, "onnxruntime").score(images, TEXTS)
     scorer = CppScorer(cpp_library, tmp_path, budget)
     scores, probabilities, errors = scorer.score([*images[:3], b"none", *images[3:]], TEXTS)
     scorer.close()
-    assert np.isnan(scores).any(axis=1).nonzero()[0].tolist() == [3]
+    assert np.flatnonzero(np.isnan(scores).any(axis=1)).tolist() == [3]
     assert [bool(it) for it in errors] == [i == 3 for i in range(36)]
     assert python.scores.std() > 0
     np.testing.assert_allclose(np.delete(scores, 3, axis=0), python.scores, atol=1e-5)

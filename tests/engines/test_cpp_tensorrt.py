@@ -395,6 +395,18 @@ DAMAGES: dict[str, tuple[Callable[[Bundle, Plan], Any], str]] = {
 }
 
 
+def test_matrix_mode_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By name or as the adapter's; pair mode of the same bundle needs its plans alone."""
+    made: dict[str, Any] = {"matrix": True, "trained_for": "matrix"}
+    bundle = clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch, **made)
+    add_plans(bundle)
+    for options in ((), ("--mode", "matrix")):
+        done = run(bundle.folder, *options)
+        assert done.returncode == 2
+        assert "matrix mode does not run on TensorRT yet" in done.stderr
+    assert run(bundle.folder, "--mode", "pair").returncode == 0
+
+
 @pytest.mark.parametrize(("off", "refused"), [(5e-3, False), (2e-2, True)])
 def test_a_plan_that_computes_something_else_is_refused_beyond_tf32s_digits(
     off: float, refused: bool, small: Bundle, run: Run

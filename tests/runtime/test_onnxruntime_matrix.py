@@ -12,6 +12,7 @@ import pytest
 from attention_graph import GRAPH, by_formula, feeds_of, write_attention
 
 from dsd_trt.engine import pooled_attention
+from dsd_trt.engine.onnxruntime.cpu import open_session
 from dsd_trt.engine.onnxruntime.matrix import OnnxRuntimeMatrixEngine
 from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.errors import EngineError
@@ -51,11 +52,9 @@ def test_it_is_the_formula(
 
 def test_both_engines_that_cut_agree(path: Path) -> None:
     feeds = feeds_of(7, 18, 40)
-    scores = [
-        it(path, GRAPH).run(feeds)["score"]
-        for it in (OnnxRuntimeMatrixEngine, OpenVinoMatrixEngine)
-    ]
-    np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-5)
+    found = OnnxRuntimeMatrixEngine(path, GRAPH).run(feeds)["score"]
+    expected = OpenVinoMatrixEngine(path, GRAPH).run(feeds)["score"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not pooled_attention.available(), reason="the kernel was not compiled")
@@ -87,15 +86,13 @@ def test_rows_are_walked_once_and_nothing_of_the_texts_is(
 
 def opened(monkeypatch: pytest.MonkeyPatch, path: Path) -> list[onnx.ModelProto]:
     """The parts of a graph as an engine opens them."""
-    import dsd_trt.engine.onnxruntime.matrix as module
-
-    parts, open_session = [], module.open_session
+    parts: list[onnx.ModelProto] = []
 
     def recorded(*arguments: Any, part: bytes, **options: Any) -> Any:
         parts.append(onnx.load_from_string(part))
         return open_session(*arguments, part=part, **options)
 
-    monkeypatch.setattr(module, "open_session", recorded)
+    monkeypatch.setattr("dsd_trt.engine.onnxruntime.matrix.open_session", recorded)
     OnnxRuntimeMatrixEngine(path, GRAPH)
     return parts
 

@@ -143,7 +143,7 @@ def feeds_of(rows: int, texts: int, width: int) -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(rows + 100 * texts)
     lengths = rng.integers(1, width + 1, texts)
     return {
-        "latent": rng.normal(size=(rows, *GRAPH.inputs[0].shape[1:])).astype(np.float32),
+        "latent": rng.normal(size=(rows, HEADS * DEPTH, 2, IMAGE_TOKENS // 2)).astype(np.float32),
         "level": rng.integers(0, len(LEVELS), rows).astype(np.int32),
         "text_states": rng.normal(size=(texts, TEXT_TOKENS, WIDTH)).astype(np.float32),
         "token_mask": (np.arange(width) < lengths[:, None]).astype(np.float32),
