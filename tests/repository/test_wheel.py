@@ -108,7 +108,7 @@ def test_other_files_are_the_marker_and_the_embedded_data(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_what_is_compiled_is_the_kernel(wheel: zipfile.ZipFile) -> None:
     (path,) = (path for path in _installed(wheel) if path.suffix == ".so")
-    assert path.parent == PurePosixPath("dsd_trt/engine/openvino")
+    assert path.parent == PurePosixPath("dsd_trt/engine")
     assert path.name == f"_pooled_attention{EXTENSION_SUFFIXES[0]}"
 
 
