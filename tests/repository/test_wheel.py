@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from arm_kernel import COMPILER, ArmKernel, needs_emulator
 
-from dsd_trt.engine.openvino.pooled_attention import PooledAttention
+from dsd_trt.engine.pooled_attention import PooledAttention
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = {

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsd_trt.engine.openvino.pooled_attention import PooledAttention
+from dsd_trt.engine.pooled_attention import PooledAttention
 
 ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "dsd_trt/engine/openvino/pooled_attention.cpp"
+SOURCE = ROOT / "dsd_trt/engine/pooled_attention.cpp"
 PROGRAM = Path(__file__).with_name("pool_attention.cpp")
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")

@@ -1,4 +1,4 @@
-// The kernel of dsd_trt/engine/openvino/pooled_attention.cpp as a program, for emulators.
+// The kernel of dsd_trt/engine/pooled_attention.cpp as a program, for emulators.
 //
 // pool_attention KERNEL < layers > pooled. Numbers are those of this processor, one after the
 // other:
