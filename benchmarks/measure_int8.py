@@ -90,7 +90,7 @@ def main() -> None:
         sys.exit(f"nncf cannot be used here ({error}). Install it with: pip install nncf")
     bundle = read_bundle(bundle_folder(None))
     levels = len(bundle.manifest.method.noise_levels.fractions)
-    pipeline = Pipeline(bundle, FP32, 1024)
+    pipeline = Pipeline(bundle, FP32, None)
     known, new = Pairs(pipeline, 77), Pairs(pipeline, 5)
     model = ov.Core().read_model(bundle.path(bundle.manifest.graphs["pair_scorer"].file))
     model.reshape({port.any_name: [1, *list(port.partial_shape)[1:]] for port in model.inputs})

@@ -73,7 +73,7 @@ TEXT_CHARACTERS = Limit("MAX_TEXT_CHARACTERS", 1_000_000, "characters")
 IMAGES = Limit("MAX_IMAGES", 10_000_000, "images")
 TEXTS = Limit("MAX_TEXTS", 1_000_000, "texts")
 PAIRS = Limit("MAX_PAIRS", 1_000_000_000, "pairs")
-COMPILED_BYTES = Limit("MAX_COMPILED_BYTES", 2**32, "bytes")
+COMPILED_BYTES = Limit("MAX_COMPILED_BYTES", 2**34, "bytes")
 """Size of the models that OpenVINO compiled and that are kept for the next start."""
 FILE_BYTES = Limit("MAX_FILE_BYTES", 2**29, "bytes")
 """Size of a file held in memory that is not an image: texts, pairs, a table, a manifest."""

@@ -99,7 +99,9 @@ class Scorer:
         memory_budget_mb: memory for activations, in MiB, see `batch_sizes`. None is 1024 on a
             processor, and two fifths of the free memory on a GPU. Weights come on top,
             and so do encoded texts of 77 D numbers each: 237 MB per 1,000 texts for Stable
-            Diffusion 1.x in FP32. Images only add their results.
+            Diffusion 1.x in FP32. Images only add their results. On a processor, a budget below
+            the size of a large bundle's weights also closes an encoder whenever another graph
+            runs, and opens it again when it is needed.
         mode: "pair" runs the U-Net once per pair and level, as in the paper. "matrix" runs it once
             per image and level and is faster; its scores are not comparable with pair mode's, and
             the bundle must have a matrix scorer. "auto" is the mode the adapter was trained for,
@@ -115,6 +117,10 @@ class Scorer:
         text_cache_mb: memory for the states of texts of earlier calls, in MiB: a text that comes
             again is not encoded again. The last bits of its scores are those of the batch it was
             encoded in. 0 keeps nothing.
+        cache_compiled: whether "openvino" and "openvino-bf16" keep the compiled models of a bundle
+            with at least 500 MB of weights in the cache of this machine, up to
+            `limits.COMPILED_BYTES`. They take gigabytes; later starts are faster, with half of the
+            memory in pages of these files. Those of smaller bundles are always kept.
 
     Raises:
         EngineError: the engine is not installed, refuses the bundle's graphs, or fails the bundle's
@@ -140,17 +146,27 @@ class Scorer:
         device: int = 0,
         threads: int | None = None,
         text_cache_mb: float = DEFAULT_MB,
+        cache_compiled: bool = False,
     ) -> None:
         if not isinstance(bundle, Bundle):
             raise InputError(
                 f"Scorer takes an open bundle, got {described(bundle)}: Scorer.load opens one"
             )
         tune, self_check = checked_flag(tune, "tune"), checked_flag(self_check, "self_check")
+        cache_compiled = checked_flag(cache_compiled, "cache_compiled")
         self.bundle = bundle
         self.text_cache = TextCache(text_cache_mb)
         self._told_no_probability = False
         self._session = session = open_session(
-            bundle, engine, memory_budget_mb, mode, tune, self_check, device, threads
+            bundle,
+            engine,
+            memory_budget_mb,
+            mode,
+            tune,
+            self_check,
+            device,
+            threads,
+            cache_compiled,
         )
         self.mode, self.rounding = session.mode, session.rounding
         self._pipeline = session.pipeline
@@ -192,6 +208,7 @@ class Scorer:
         device: int = 0,
         threads: int | None = None,
         text_cache_mb: float = DEFAULT_MB,
+        cache_compiled: bool = False,
     ) -> Scorer:
         """Open a bundle: a folder, a repository on the Hugging Face Hub, or the demonstration's.
 
@@ -209,6 +226,7 @@ class Scorer:
             device: number of the GPU to compute on, as for `Scorer`.
             threads: number of threads to compute with, as for `Scorer`.
             text_cache_mb: memory for texts of earlier calls, as for `Scorer`.
+            cache_compiled: whether compiled models of large bundles are kept, as for `Scorer`.
 
         Raises:
             BundleError: there is no such bundle, it is damaged, the hub refuses to serve it, or it
@@ -233,6 +251,7 @@ class Scorer:
             device,
             threads,
             text_cache_mb,
+            cache_compiled,
         )
 
     @property

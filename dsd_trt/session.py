@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsd_trt.bundle.folder import Bundle
@@ -53,6 +53,7 @@ def open_session(
     self_check: bool,
     device: int,
     threads: int | None,
+    cache_compiled: bool,
 ) -> Session:
     """Compile a bundle's graphs on the named engine, or on the fastest that opens them.
 
@@ -60,7 +61,7 @@ def open_session(
     """
 
     def attempt(choice: Choice) -> Session:
-        backend = choice.backend
+        backend = replace(choice.backend, cache_compiled=cache_compiled)
         chosen = choose_mode(bundle.manifest, mode, backend)
         pipeline = Pipeline(bundle, backend, memory_budget_mb, tune, self_check)
         try:

@@ -30,6 +30,7 @@ SETTINGS = {
     "DEVICE": "number of the GPU; engines of the processor do not look at it",
     "THREADS": "number of threads; engines of a GPU do not look at it",
     "MEMORY_BUDGET": "memory for activations, in MiB",
+    "CACHE_COMPILED": "1 keeps what OpenVINO compiles of a large bundle",
     "TEXT_CACHE": "memory for texts that come again, in MiB",
     "TUNE": "1 finds the fastest batch size",
     "FORMAT": "format of scores, where the suffix of `-o` tells none",

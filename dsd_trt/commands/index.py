@@ -91,6 +91,7 @@ def index(
             opening.device,
             opening.threads,
             opening.memory_budget,
+            opening.cache_compiled,
         )
     seconds = time.perf_counter() - started
     if done.engine:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from dsd_trt.commands.log import note_engine
 from dsd_trt.commands.options import (
+    cache_compiled_option,
     device_option,
     engine_option,
     memory_option,
@@ -37,6 +38,7 @@ class Opening:
         device: number of the GPU, from 0.
         threads: number of threads on the processor; None is one per core.
         memory_budget: memory for activations, in MiB; None is the engine's own choice.
+        cache_compiled: whether compiled models of large bundles are kept.
     """
 
     require_signature: Path | None
@@ -45,6 +47,7 @@ class Opening:
     device: int
     threads: int | None
     memory_budget: float | None
+    cache_compiled: bool
 
     @property
     def names_engine(self) -> bool:
@@ -94,6 +97,7 @@ class Opening:
             device=self.device,
             threads=self.threads,
             text_cache_mb=DEFAULT_MB if text_cache_mb is None else text_cache_mb,
+            cache_compiled=self.cache_compiled,
         )
         note_engine(opened)
         return opened
@@ -109,6 +113,7 @@ def opening_options(command: Command) -> Command:
 
     opened = cast(Command, with_opening)
     for option in (
+        cache_compiled_option,
         memory_option,
         threads_option,
         device_option,

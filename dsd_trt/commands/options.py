@@ -188,7 +188,21 @@ def memory_option(command: Command) -> Command:
         type=click.FloatRange(0, 2**30, max_open=True),
         metavar="MIB",
         help="Memory for activations, in MiB, which bounds the batch sizes; weights and texts come "
-        "on top.  [default: 1024 on a processor, two fifths of the free memory on a GPU]",
+        "on top. On a processor, a budget below the size of a large bundle's weights also closes "
+        "encoders while they are not in use.  [default: 1024 on a processor, two fifths of the "
+        "free memory on a GPU]",
+    )(command)
+
+
+def cache_compiled_option(command: Command) -> Command:
+    """--cache-compiled; only compiled models of small bundles are kept by default."""
+    return click.option(
+        "--cache-compiled",
+        **setting("CACHE_COMPILED"),
+        is_flag=True,
+        help="Keep what OpenVINO compiles of a bundle with at least 500 MB of weights, too: twice "
+        "the size of FP16 weights in the cache. Later starts are faster, and half of the memory is "
+        "pages of these files.",
     )(command)
 
 

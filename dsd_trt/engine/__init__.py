@@ -122,6 +122,9 @@ class Backend(ABC):
         device: number of the GPU that it computes on, see `on_device`.
         threads: number of threads that it computes with on the processor, see `with_threads`; None
             is one per core that the process may run on.
+        cache_compiled: whether compiled models of a large bundle are kept in the cache of this
+            machine. They take gigabytes there; later starts are faster, and half of the memory is
+            then pages of files. Backends without such a form ignore it.
         checks_itself: whether its engines, though not of `SharedEngine`, check what they are fed
             and what they give. A server's may take and give fewer tensors than a graph declares.
     """
@@ -137,6 +140,7 @@ class Backend(ABC):
     device: int = 0
     checks_itself: bool = False
     threads: int | None = None
+    cache_compiled: bool = False
 
     def require(self) -> None:  # noqa: B027 (most need nothing)
         """Fail now if the backend cannot work on this machine, before gigabytes are read.

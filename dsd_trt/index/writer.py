@@ -69,6 +69,7 @@ def update_index(
     device: int = 0,
     threads: int | None = None,
     memory_budget_mb: float | None = None,
+    cache_compiled: bool = False,
 ) -> IndexUpdate:
     """Add images to an index, encoding those it does not have yet.
 
@@ -90,6 +91,7 @@ def update_index(
         device: number of the GPU to compute on, as for `Scorer`.
         threads: number of threads to compute with, as for `Scorer`.
         memory_budget_mb: memory for activations, in MiB, as for `Scorer`.
+        cache_compiled: whether compiled models of large bundles are kept, as for `Scorer`.
 
     Raises:
         InputError: the folder is something else or an index of another image encoder, another
@@ -110,11 +112,13 @@ def update_index(
         raise InputError(f"shard_size must be a whole number above 0, got {described(shard_size)}")
     keep, progress = checked_flag(keep, "keep"), checked_progress(progress)
     self_check = checked_flag(self_check, "self_check")
+    cache_compiled = checked_flag(cache_compiled, "cache_compiled")
     require_possible(engine, device, threads)
     opened = open_bundle(bundle_folder(bundle), require_signature)
 
     def attempt(choice: Choice) -> tuple[Pipeline, str]:
-        pipeline = Pipeline(opened, choice.backend, memory_budget_mb, self_check=self_check)
+        backend = replace(choice.backend, cache_compiled=cache_compiled)
+        pipeline = Pipeline(opened, backend, memory_budget_mb, self_check=self_check)
         _ = pipeline.image_encoder  # compiles it, so that another engine is tried if this one fails
         return pipeline, choice.reason
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +230,95 @@ def test_gigabytes_are_not_kept(
         assert isinstance(engine, OpenVinoEngine)
         assert not engine.from_cache
     assert not cache.exists()
+
+
+def open_large(bundle: Bundle, graph: str = "pair_scorer") -> OpenVinoEngine:
+    """Open a bundle that counts as large, and keep what is compiled."""
+    engine = replace(FP32, cache_compiled=True).open(bundle, graph)
+    assert isinstance(engine, OpenVinoEngine)
+    return engine
+
+
+def _score(engine: OpenVinoEngine, bundle: Bundle) -> list[float]:
+    rng = np.random.default_rng(0)
+    graph = bundle.manifest.graphs["pair_scorer"]
+    feeds = {
+        "latent": rng.normal(size=graph.inputs[0].of_batch(3)).astype(np.float32),
+        "level": np.zeros(3, np.int32),
+        "text_states": rng.normal(size=graph.inputs[2].of_batch(3)).astype(np.float32),
+        "token_mask": np.ones(graph.inputs[3].of_batch(3), np.float32),
+    }
+    return engine.run(feeds)["score"].tolist()
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_gigabytes_are_kept_on_request(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """And the bits of a score are those of a model that was not kept."""
+    bundle = read_bundle(bundle_folder(None))
+    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    plain = FP32.open(bundle, "pair_scorer")
+    assert isinstance(plain, OpenVinoEngine)
+    wanted = _score(plain, bundle)
+    assert not cache.exists()
+    assert _score(open_large(bundle), bundle) == wanted  # compiled, then read back from the cache
+    (folder,) = _kept(cache)
+    (blob,) = folder.glob("*.blob")
+    before = blob.stat().st_mtime_ns
+    if damaged:
+        content = bytearray(blob.read_bytes())
+        content[len(content) // 2] ^= 0x40
+        blob.unlink()  # the plain write would change the pages that engines have mapped
+        blob.write_bytes(content)
+        before = 0
+    assert _score(open_large(bundle), bundle) == wanted
+    assert (next(folder.glob("*.blob")).stat().st_mtime_ns == before) == (not damaged)
+
+
+@pytest.mark.parametrize("short", ["limit", "disk", "write", "no cache"])
+def test_gigabytes_without_room_are_compiled_at_every_start(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, short: str
+) -> None:
+    bundle = read_bundle(bundle_folder(None))
+    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    size = 4 * 4.4e6  # FP32 numbers of the demonstration's U-Net, about
+    limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    why = ""
+    if short == "limit":
+        monkeypatch.setenv("DSD_TRT_MAX_COMPILED_BYTES", "1000000")
+        why = "because the limit DSD_TRT_MAX_COMPILED_BYTES is 1.0 MB"
+    elif short == "disk":
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(2**40, 0, 2**28 + 10**6))
+        why = "because the disk has 0.27 GB left"
+    elif short == "write":
+        limit = files_of_at_most(int(size) // 2)
+    else:
+        monkeypatch.setenv("DSD_TRT_CACHE", "")
+    with limit:
+        for _ in range(2):
+            engine = open_large(bundle)
+            assert not engine.from_cache
+            assert np.isfinite(_score(engine, bundle)).all()
+    assert not list(cache.rglob("*.blob"))
+    said = [it.message for it in caplog.records if it.levelname == "WARNING"]
+    assert len(said) == (2 if why else 0)
+    for message in said:
+        assert message.startswith("pair_scorer.onnx is compiled at every start and takes twice")
+        assert message.endswith(why)
+
+
+def test_a_cache_of_gigabytes_is_told_of(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("dsd_trt.bundle.folder._LARGE_BYTES", 0)
+    monkeypatch.setattr("dsd_trt.engine.openvino.compiled._LARGE", 10**6)
+    bundle = read_bundle(bundle_folder(None))
+    for _ in range(2):
+        open_large(bundle)
+    (said,) = (it.message for it in caplog.records if it.levelname == "WARNING")
+    assert re.fullmatch(rf"compiled model of [\d.]+ MB put into the cache, {cache}/.*", said)
 
 
 # What is kept of it

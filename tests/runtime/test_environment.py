@@ -168,6 +168,7 @@ WRONG = {
     "DEVICE": ("first", "score"),
     "THREADS": ("0", "score"),
     "MEMORY_BUDGET": ("nan", "score"),
+    "CACHE_COMPILED": ("maybe", "score"),
     "TUNE": ("maybe", "score"),
     "FORMAT": ("xml", "score"),
     "QUIET": ("loud", "score"),

@@ -22,6 +22,7 @@ from openvino import opset13 as ops
 from dsd_trt import Bundle, Scorer
 from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine
 from dsd_trt.engine.openvino.cut import lift_attention, split
+from dsd_trt.engine.openvino.graph import OpenVinoGraph
 from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
@@ -130,6 +131,38 @@ def test_every_row_meets_every_text(matrix: Bundle, large: bool) -> None:
         assert found.shape == wanted.shape == (rows, texts)
         assert wanted.std() > 0.01 or wanted.size == 1
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_walk_of_a_large_model_is_compiled_once(
+    matrix: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nearly all weights: whatever the numbers of rows and texts, they are held once."""
+    parts: list[object] = []
+    compile_before = OpenVinoGraph.compile
+
+    def compiling(self: OpenVinoGraph, model: Any, part: int | str, **settings: Any) -> Any:
+        parts.append(part)
+        return compile_before(self, model, part, **settings)
+
+    monkeypatch.setattr(OpenVinoGraph, "compile", compiling)
+    graph = matrix.manifest.graphs["matrix_scorer"]
+    engine = OpenVinoMatrixEngine(Path(matrix.path(graph.file)), graph, large=True)
+    assert parts.count("walk 1") == 1
+    rng = np.random.default_rng(0)
+    for rows, width in ((1, 16), (5, 32)):
+        shapes = {spec.name: spec.shape for spec in graph.inputs}
+        sizes = {"I": rows, "T": 2, "L": width}
+        feeds: dict[str, NDArray[Any]] = {
+            name: rng.normal(
+                size=[it if isinstance(it, int) else sizes[it] for it in shapes[name]]
+            ).astype(np.float32)
+            for name in ("latent", "text_states")
+        }
+        feeds["level"] = np.zeros(rows, np.int32)
+        feeds["token_mask"] = np.ones((2, width), np.float32)
+        assert np.isfinite(engine.run(feeds)["score"]).all()
+    assert [it for it in parts if "walk" in str(it)] == ["walk 1"]
+    assert len(parts) > 3  # and matches for each number of rows and tokens
 
 
 def test_rows_are_walked_once_and_nothing_of_the_texts_is(matrix: Bundle) -> None:

@@ -38,7 +38,10 @@ Examples:
 """
 
 
-_OF_BUNDLES = ("engine", "device", "memory_budget", "text_cache", "require_signature")
+_OF_BUNDLES = (
+    *("engine", "device", "memory_budget", "cache_compiled", "text_cache"),
+    "require_signature",
+)
 """Parameters that a model does not have."""
 
 
@@ -159,10 +162,10 @@ def evaluate(
             raise InputError(
                 f"{scorer} is a model, and only bundles are signed: omit --require-signature"
             )
-        if on_command_line(ctx, "engine", "device", "memory_budget", "text_cache"):
+        if on_command_line(ctx, *(it for it in _OF_BUNDLES if it != "require_signature")):
             raise InputError(
                 f"{scorer} is no bundle, and a model runs in PyTorch: omit --engine, --device, "
-                "--memory-budget and --text-cache"
+                "--memory-budget, --cache-compiled and --text-cache"
             )
         file = chosen_adapter(adapter, scorer)
         if file is not None and mode == "matrix":

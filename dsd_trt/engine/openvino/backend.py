@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dsd_trt.batching import MAX_TEXTS, BatchSizes, walks_at_once
 from dsd_trt.bundle.folder import Bundle, is_large
@@ -32,15 +33,21 @@ class OpenVino(Backend):
 
     def open(self, bundle: Bundle, graph: str) -> Engine:
         """See `Backend.open`."""
-        signature, large = bundle.manifest.graphs[graph], is_large(bundle.folder)
-        path, threads = bundle.path(signature.file), self.threads
+        signature = bundle.manifest.graphs[graph]
+        path = bundle.path(signature.file)
+        settings: dict[str, Any] = {
+            "bf16": self.bf16,
+            "large": is_large(bundle.folder),
+            "threads": self.threads,
+            "cache_compiled": self.cache_compiled,
+        }
         if signature.batched:
             from dsd_trt.engine.openvino.runner import OpenVinoEngine
 
-            return OpenVinoEngine(path, signature, bf16=self.bf16, large=large, threads=threads)
+            return OpenVinoEngine(path, signature, **settings)
         from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 
-        return OpenVinoMatrixEngine(path, signature, bf16=self.bf16, large=large, threads=threads)
+        return OpenVinoMatrixEngine(path, signature, **settings)
 
 
 FP32 = OpenVino("openvino", "OpenVINO", extra="openvino")

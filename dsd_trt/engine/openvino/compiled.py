@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 import zlib
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_trt.errors import DsdError
+from dsd_trt.files.disk import in_gigabytes
 from dsd_trt.files.unfinished import is_abandoned, is_unfinished, remove, unfinished_name
 from dsd_trt.files.whole import write_whole
 from dsd_trt.log import get_logger
@@ -37,6 +39,7 @@ _PART = 2**20  # bytes per read
 _WEIGHTS = 4  # models kept per graph: bundles that differ in their weights alone share a folder
 _OLDER = ("openvino", "openvino-f32", "openvino-bf16")  # stores of earlier versions
 _DAY = 24 * 3600
+_LARGE = 2**29  # bytes of a compiled model that warrant a warning
 _TRIALS = 10
 
 
@@ -68,19 +71,30 @@ def kept_compiled(store: Path, key: Any, limit: int) -> Iterator[Path | None]:
                     yield None
                     return
         yield folder
-        fresh = False
+        fresh = 0
         for blob in _blobs(folder):
             current = known.get(blob)
             if (current is None or current != _written(blob)) and (found := _sum(blob)):
-                fresh = True
+                fresh += _size(blob)
                 with contextlib.suppress(DsdError):
                     write_whole(_sum_path(blob), found)
         with contextlib.suppress(OSError):
             os.utime(folder)  # marks it as the last one used
-        logger.info("compiled model %s the cache, %s", "put into" if fresh else "from", folder)
+        # A warning: gigabytes of the disk should not go unnoticed.
+        logger.log(
+            logging.WARNING if fresh >= _LARGE else logging.INFO,
+            "compiled model of %s %s the cache, %s",
+            *(in_gigabytes(sum(map(_size, _blobs(folder)))), "put into" if fresh else "from"),
+            folder,
+        )
         if fresh:
             _forget_weights(folder)
             _shrink(store, limit)
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder that `kept_compiled` yields holds a compiled model."""
+    return any(it.is_file() for it in _blobs(folder))
 
 
 @contextlib.contextmanager
@@ -175,10 +189,10 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _size(folder: Path) -> int:
-    """Bytes of the files in a folder, as far as they can be seen."""
+def _size(place: Path) -> int:
+    """Bytes of a file, or of the files in a folder, as far as they can be seen."""
     total = 0
-    for path in _entries(folder):
+    for path in _entries(place) if place.is_dir() else [place]:
         with contextlib.suppress(OSError):
             total += path.stat().st_size
     return total

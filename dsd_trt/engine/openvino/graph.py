@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
+import shutil
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -19,13 +21,17 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.cache import cache_folder
 from dsd_trt.engine import EngineDescription, check_signature, thread_limit
 from dsd_trt.engine.openvino.backend import FP32
-from dsd_trt.engine.openvino.compiled import STORE, kept_compiled
+from dsd_trt.engine.openvino.compiled import STORE, is_kept, kept_compiled
 from dsd_trt.engine.openvino.libraries import require_whole
 from dsd_trt.engine.shared import require_process
 from dsd_trt.errors import EngineError, one_line
+from dsd_trt.files.disk import in_gigabytes, nearest_folder
 from dsd_trt.files.whole import sha256_of
 from dsd_trt.installation import install_command
 from dsd_trt.limits import COMPILED_BYTES
+from dsd_trt.log import get_logger
+
+logger = get_logger(__name__)
 
 require_whole()
 try:
@@ -37,6 +43,7 @@ except ImportError as error:
     ) from error
 
 DEVICE = "CPU"
+_SPARE = 2**28  # bytes of the disk that a large compiled model leaves to others
 _PRECISIONS = {"f32": "fp32", "f16": "fp16"}  # names used in the rest of the package
 
 # OpenVINO changes the process's locale while it reads and writes compiled models. Threads that
@@ -99,6 +106,8 @@ class OpenVinoGraph:
             start.
         batch: batch size to read the graph for; None leaves the size open.
         threads: number of threads to compute with; None is one per core.
+        cache_compiled: whether compiled models of a large bundle are kept for the next start, see
+            `Backend`; those of a small one always are.
 
     Raises:
         EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
@@ -121,6 +130,7 @@ class OpenVinoGraph:
         large: bool,
         batch: int | None = None,
         threads: int | None = None,
+        cache_compiled: bool = False,
     ) -> None:
         require(bf16=bf16)
         self._path, self._graph, self._core = path, graph, _core()
@@ -131,7 +141,7 @@ class OpenVinoGraph:
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "INFERENCE_NUM_THREADS": self.threads,
         }
-        cache = None if self.large else cache_folder()
+        cache = None if self.large and not cache_compiled else cache_folder()
         self._store = cache and cache / STORE
         self._kept_bytes = COMPILED_BYTES.value()
         self._declared = {spec.name: spec for spec in graph.inputs}
@@ -194,28 +204,59 @@ class OpenVinoGraph:
             graph = dataclasses.replace(graph, outputs=tuple(sized))
         check_signature(self._path, graph, inputs, outputs)
 
-    def compile(self, model: Any, batch: int | None = None, **settings: Any) -> Any:
+    def compile(self, model: Any, part: int | str, **settings: Any) -> Any:
         """Compile a model.
 
         Args:
             model: result of `sized`, or a part of the graph.
-            batch: batch size of the model, if it is the whole graph.
+            part: batch size of the whole graph, or name of a part, which the cache keeps apart.
             settings: OpenVINO settings in addition to the common ones.
         """
         try:
             settings = {**self._settings, **settings}
-            if self._store is None:
+            if self._store is None or (self.large and not self._has_room(model, self._store)):
                 with _compiling:
                     return self._core.compile_model(model, DEVICE, settings)
             # The precision is among the settings: OpenVINO 2026.4 also uses a model compiled for
             # FP32 for BF16, and computes NaN.
-            key = [ov.get_version(), self._digest, batch, settings]
+            key = [ov.get_version(), self._digest, part, settings]
             with _compiling, kept_compiled(self._store, key, self._kept_bytes) as folder:
                 if folder is not None:
                     settings["CACHE_DIR"] = str(folder)
-                return self._core.compile_model(model, DEVICE, settings)
+                compiled = self._core.compile_model(model, DEVICE, settings)
+                fresh = not compiled.get_property("LOADED_FROM_CACHE")
+                if self.large and fresh and folder is not None and is_kept(folder):
+                    # Constants of a model that was just compiled are private memory; of one that
+                    # is loaded, they are pages of its file.
+                    del compiled
+                    compiled = self._core.compile_model(model, DEVICE, settings)
+                return compiled
         except Exception as error:
             raise EngineError(f"openvino refuses {self._path}: {one_line(error, 800)}") from error
+
+    def _has_room(self, model: ov.Model, store: Path) -> bool:
+        """Whether a large compiled model fits the limit and the disk; if it does not, that is said.
+
+        Its file has every constant in FP32.
+        """
+        needed = sum(
+            4 * math.prod(node.get_output_shape(0))
+            for node in model.get_ordered_ops()
+            if node.get_type_name() == "Constant"
+        )
+        why = ""
+        if needed > self._kept_bytes:
+            why = f"the limit {COMPILED_BYTES.variable} is {in_gigabytes(self._kept_bytes)}"
+        elif (free := shutil.disk_usage(nearest_folder(store)).free) < needed + _SPARE:
+            why = f"the disk has {in_gigabytes(free)} left"
+        if why:
+            logger.warning(
+                "%s is compiled at every start and takes twice the memory: its compiled form of %s "
+                "is not kept in %s, because %s",
+                *(self._path.name, in_gigabytes(needed), store, why),
+            )
+            return False
+        return True
 
     def describe(self, compiled: Any) -> EngineDescription:
         """Description of a compiled model, with the precision it reports."""

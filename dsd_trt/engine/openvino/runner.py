@@ -43,6 +43,7 @@ class OpenVinoEngine(SharedEngine):
         bf16: whether to compute in BF16, see `OpenVinoGraph`.
         large: whether the bundle's weights are large, see `OpenVinoGraph`.
         threads: number of threads to compute with, see `OpenVinoGraph`.
+        cache_compiled: whether large compiled models are kept, see `OpenVinoGraph`.
 
     Raises:
         EngineError: OpenVINO refuses the graph, or the CPU does not support BF16.
@@ -59,9 +60,18 @@ class OpenVinoEngine(SharedEngine):
         bf16: bool = False,
         large: bool = False,
         threads: int | None = None,
+        cache_compiled: bool = False,
     ) -> None:
         super().__init__(graph)
-        self._source = OpenVinoGraph(path, graph, bf16=bf16, large=large, batch=1, threads=threads)
+        self._source = OpenVinoGraph(
+            path,
+            graph,
+            bf16=bf16,
+            large=large,
+            batch=1,
+            threads=threads,
+            cache_compiled=cache_compiled,
+        )
         parallel = self._source.threads
         self._streams = 1 if large else max(n for n in _STREAMS if n <= parallel)
         self._part = 1 if large else MAX_BATCH // self._streams
