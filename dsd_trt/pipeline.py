@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -20,7 +21,7 @@ from dsd_trt.batching import (
 )
 from dsd_trt.bundle.adapter_input import adapter_feed
 from dsd_trt.bundle.contract import Precision
-from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.folder import Bundle, is_large, weight_bytes
 from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.real_files import with_real_files
 from dsd_trt.engine import (
@@ -41,6 +42,8 @@ from dsd_trt.tokenizer import Tokenizer, Tokens
 logger = get_logger(__name__)
 
 Array = NDArray[Any]
+
+_ENCODERS = ("image_encoder", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class Pipeline:
         bundle: the verified bundle to run.
         backend: backend that compiles the graphs.
         memory_budget_mb: memory for activations, in MiB, see `batch_sizes`; None is the backend's
-            own choice.
+            own choice. On a processor, a budget below the weights of a large bundle also closes an
+            encoder when another graph is used; it is opened again when it is needed.
         tune: whether to find the fastest batch size of the pair scorer, see `FastestBatch`. The
             last bits of a score depend on the batch size, so they differ until it is found.
         self_check: the self-check of each compiled graph; True is the bundle's own, False is none.
@@ -104,6 +108,15 @@ class Pipeline:
         self._process = os.getpid()
         self._opening = threading.RLock()
         self._engines: dict[str, Engine] = {}  # by graph
+        self._checked: set[str] = set()  # graphs that passed the self-check
+        # Whether encoders are open only while they are in use.
+        self._frugal = (
+            memory_budget_mb is not None
+            and backend.reads_graphs  # not a server's, whose graphs are open elsewhere
+            and not backend.on_gpu
+            and is_large(bundle.folder)
+            and memory_budget_mb * 2**20 < weight_bytes(bundle.folder)
+        )
         self._closed = False
         self.self_check = SelfCheck.read(bundle) if self_check is True else self_check or None
         self._tokenize = Tokenizer(
@@ -119,9 +132,11 @@ class Pipeline:
         Raises:
             EngineError: the engine is not installed, or refuses the bundle's graphs.
         """
-        scorer = self._pair_scorer if mode == "pair" else self._matrix_scorer
-        engines = (self._image_encoder, self._text_encoder, scorer)
-        return engines[-1].description
+        scorer = f"{mode}_scorer"
+        # Encoders that are closed again go first: the scorer is not in memory beside them then.
+        names = (*_ENCODERS, scorer) if self._frugal else (scorer, *_ENCODERS)
+        opened = {name: self.engine(name).description for name in names}
+        return opened[scorer]
 
     def require_usable(self) -> None:
         """Raise the error that engines would raise, before any work.
@@ -195,17 +210,24 @@ class Pipeline:
         Raises:
             EngineError: under the conditions of `compile`, or the self-check fails.
         """
-        if (known := self._engines.get(name)) is not None:
+        if not self._frugal and (known := self._engines.get(name)) is not None:
             return known
         with self._opening:
             self.require_usable()
+            if self._frugal:
+                # A scorer is closed only for the larger encoder, and if it is soon open again.
+                alone = name == "text_encoder" and self.backend.cache_compiled
+                for other in self._engines.keys() - {name}:
+                    if other in _ENCODERS or alone:
+                        self._engines.pop(other).close()
+                        logger.info("closed the %s, which is not in use", other)
             if name not in self._engines:
                 graph = self._manifest.graphs[name]
                 opened = f"opened the {name} on {self.backend.name}"
                 with timed(logger, opened), span("open", graph=name):
                     engine = open_engine(self.backend, self._files, name)
                 try:
-                    if self.self_check:
+                    if self.self_check and name not in self._checked:
                         checked = f"checked the {name} with stored results"
                         with timed(logger, checked), span("open", "self-check", graph=name):
                             self.self_check.require(name, graph, engine, self._adapter)
@@ -213,6 +235,7 @@ class Pipeline:
                     engine.close()
                     raise
                 self._engines[name] = engine
+                self._checked.add(name)
             return self._engines[name]
 
     def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
@@ -227,8 +250,8 @@ class Pipeline:
         """Encode one or more tokenised texts."""
         count, states = len(tokens.input_ids), np.empty(0)
         for rows in _batches(count, self.batch.texts):
-            engine, ids = self._text_encoder, tokens.input_ids[rows]
-            with span("text encoder", texts=len(ids)):
+            ids = tokens.input_ids[rows]
+            with self._in_use("text_encoder") as engine, span("text encoder", texts=len(ids)):
                 part = engine.run({"input_ids": ids})["text_states"]
             if rows.start == 0:
                 states = np.empty((count, *part.shape[1:]), part.dtype)
@@ -239,10 +262,16 @@ class Pipeline:
         """Encode one or more images, uint8 (R, R, 3) each, to latents z (images, C, h, w)."""
         latents = []
         for rows in _batches(len(images), self.batch.images):
-            engine, pixels = self._image_encoder, np.stack(images[rows])
-            with span("image encoder", images=len(pixels)):
+            pixels = np.stack(images[rows])
+            with self._in_use("image_encoder") as engine, span("image encoder", images=len(pixels)):
                 latents.append(engine.run({"pixels": pixels})["latent"])
         return np.concatenate(latents)
+
+    @contextlib.contextmanager
+    def _in_use(self, name: str) -> Iterator[Engine]:
+        """The engine of a graph, which no other thread closes during the block."""
+        with self._opening if self._frugal else contextlib.nullcontext():
+            yield self.engine(name)
 
     def score(
         self,
@@ -313,15 +342,15 @@ class Pipeline:
         for columns in _batches(len(texts.mask), matches):
             places, mask = np.arange(len(texts.mask))[columns], _narrow(texts.mask[columns])
             for rows in _batches(len(level), walks):
-                engine = self._matrix_scorer
-                feeds = {
-                    "latent": rows_for(engine, latent, image[rows]),
-                    "level": level[rows],
-                    "text_states": rows_for(engine, texts.states, places),
-                    "token_mask": mask,
-                }
-                with span("U-Net pass", "matrix", walks=len(level[rows]), texts=len(mask)):
-                    outputs = engine.run(feeds)
+                with self._in_use("matrix_scorer") as engine:
+                    feeds = {
+                        "latent": rows_for(engine, latent, image[rows]),
+                        "level": level[rows],
+                        "text_states": rows_for(engine, texts.states, places),
+                        "token_mask": mask,
+                    }
+                    with span("U-Net pass", "matrix", walks=len(level[rows]), texts=len(mask)):
+                        outputs = engine.run(feeds)
                 scores[rows, columns] = outputs["score"]
                 done(outputs["score"].size)
         by_level = scores.reshape(len(latent), len(levels), -1)
@@ -377,16 +406,16 @@ class Pipeline:
         level = np.tile(levels, len(image_of))  # (pairs * levels,)
         parts: dict[str, list[Array]] = {"score": [], "denoising_error": []}
         for rows in self._passes.cut(len(level)):
-            engine = self._pair_scorer
-            feeds = {
-                "latent": rows_for(engine, latent, image[rows]),
-                "level": level[rows],
-                "text_states": rows_for(engine, texts.states, text[rows]),
-                "token_mask": rows_for(engine, texts.mask, text[rows]),
-                **self._adapter,
-            }
-            with span("U-Net pass", "pair", passes=len(level[rows])):
-                outputs = engine.run(feeds)
+            with self._in_use("pair_scorer") as engine:
+                feeds = {
+                    "latent": rows_for(engine, latent, image[rows]),
+                    "level": level[rows],
+                    "text_states": rows_for(engine, texts.states, text[rows]),
+                    "token_mask": rows_for(engine, texts.mask, text[rows]),
+                    **self._adapter,
+                }
+                with span("U-Net pass", "pair", passes=len(level[rows])):
+                    outputs = engine.run(feeds)
             finite = np.logical_and.reduce([finite_rows(values) for values in outputs.values()])
             for name in parts.keys() & outputs.keys():
                 parts[name].append(np.where(finite, outputs[name], np.nan))

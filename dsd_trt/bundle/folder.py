@@ -180,7 +180,12 @@ def verify_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> No
 
 def is_large(folder: Path) -> bool:
     """Whether a bundle's weights are so large that memory and disk outweigh a second of start."""
-    return sum(file.stat().st_size for file in folder.glob("*.data")) >= _LARGE_BYTES
+    return weight_bytes(folder) >= _LARGE_BYTES
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a bundle's weights on disk, in bytes."""
+    return sum(file.stat().st_size for file in folder.glob("*.data"))
 
 
 def _check_named_files(manifest: Manifest) -> None:
