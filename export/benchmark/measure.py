@@ -12,6 +12,7 @@ from functools import partial
 
 from dsd_trt.bundle.method import Mode
 from dsd_trt.export.benchmark.contenders import MATRIX, RUNTIME, is_matrix
+from dsd_trt.export.benchmark.memory import PeakMemory
 from dsd_trt.export.benchmark.work import Contender, Floats, Work, encoded_requests
 
 
@@ -29,6 +30,8 @@ class Measured:
         scores: scores of the pairs, (images, texts).
         refused: reason why `score` would refuse this contender; empty if it would not.
         request_seconds: seconds of each request, of one image and one text, one after another.
+        memory: peaks of private and mapped memory, requests included; None if they were not
+            watched, or the system does not report them.
     """
 
     encode_seconds: tuple[float, ...]
@@ -40,6 +43,7 @@ class Measured:
     scores: tuple[tuple[float, ...], ...]
     refused: str = ""
     request_seconds: tuple[float, ...] = ()
+    memory: PeakMemory | None = None
 
 
 def build(name: str, work: Work) -> Contender:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsd_trt.batching import batch_sizes
-from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
+from dsd_trt.batching import DEFAULT_MB, batch_sizes
+from dsd_trt.export.benchmark.work import Contender, Floats, Work
 from dsd_trt.image.preprocess import preprocess
 from dsd_trt.train.build import build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import encode_texts, read_checkpoint
@@ -41,7 +41,7 @@ class PyTorch:
         self.work, self._bf16 = work, bf16
         self.checkpoint = read_checkpoint(work.model)
         manifest = work.bundle.manifest
-        self.batch = batch_sizes(manifest, MEMORY_MB).passes if batched else 1
+        self.batch = batch_sizes(manifest, DEFAULT_MB).passes if batched else 1
         method, folder = manifest.method, work.adapter
         self._build = partial(
             build_scoring_unet,

@@ -81,8 +81,9 @@ class BenchReport:
         lines = [
             f"| {counted(self.pictures, 'image')} x {counted(self.texts, 'text')}, "
             f"{counted(self.levels, 'level')} | pairs/s "
-            "(median) | min to max | ms per pass | % of matmul peak | peak memory | Spearman |",
-            "|---|---:|---:|---:|---:|---:|---:|",
+            "(median) | min to max | ms per pass | % of matmul peak | peak memory | private "
+            "| mapped | Spearman |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
             *(self._speed(name) for name in CONTENDERS if name in self.contenders),
             "",
             *self._latencies(),
@@ -111,10 +112,15 @@ class BenchReport:
         share = "-"
         if peak:
             share = f"{100 * it.macs / it.passes / pass_seconds / peak:.0f}"
+        private = mapped = "-"
+        if it.memory is not None:
+            private, mapped = (
+                f"{mib:.0f} MiB" for mib in (it.memory.private_mib, it.memory.mapped_mib)
+            )
         return (
             f"| {CONTENDERS[name]} | {statistics.median(rates):.3g} "
             f"| {min(rates):.3g} to {max(rates):.3g} | {1000 * pass_seconds:.3g} | {share} "
-            f"| {it.peak_mib:.0f} MiB | {self._agreement(name)} |"
+            f"| {it.peak_mib:.0f} MiB | {private} | {mapped} | {self._agreement(name)} |"
         )
 
     def _latencies(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ from dsd_trt.bfloat16 import guarded
 from dsd_trt.bundle.method import Mode
 from dsd_trt.engine.choice import named_backend
 from dsd_trt.errors import DisagreementError, ImageError
-from dsd_trt.export.benchmark.work import MEMORY_MB, Contender, Floats, Work
+from dsd_trt.export.benchmark.work import Contender, Floats, Work
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.jobs import Given, Job, Tally
 from dsd_trt.mode import choose_mode
@@ -30,13 +30,13 @@ def runtime(work: Work, engine: str, mode: Mode) -> Contender:
         engine: name of the engine, such as "openvino-bf16".
         mode: mode to score in, "pair" or "matrix".
     """
-    backend = named_backend(engine)
-    pipeline = Pipeline(work.bundle, backend, MEMORY_MB)
+    backend = replace(named_backend(engine), cache_compiled=work.cache_compiled)
+    pipeline = Pipeline(work.bundle, backend, None)
     mode = choose_mode(work.bundle.manifest, mode, backend)
     refused = ""
     if backend.keeps_order_of:
         try:
-            guarded(work.bundle, mode, pipeline, MEMORY_MB)
+            guarded(work.bundle, mode, pipeline, None)
         except DisagreementError as error:
             refused = str(error)
     description = pipeline.compile(mode)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from dsd_trt.export.probe import Probe, draw_probe
 Floats = NDArray[np.floating]
 
 _LARGE = 20e9  # MACs per pass above which a pass takes seconds on a CPU (Stable Diffusion)
-MEMORY_MB = 1024.0  # for activations, which determines the batch size
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Work:
         texts: number of texts per image.
         rounds: number of measured rounds.
         requests: number of timed requests, of one image and one text each.
+        cache_compiled: whether our runtime keeps compiled models of a large bundle.
     """
 
     bundle: Bundle
@@ -44,6 +44,7 @@ class Work:
     texts: int
     rounds: int
     requests: int
+    cache_compiled: bool = field(default=False, kw_only=True)
 
     @property
     def probe(self) -> Probe:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,12 @@ import click
 
 from dsd_trt.commands.environment import without_settings
 from dsd_trt.commands.log import note
-from dsd_trt.commands.options import bundle_option, model_option, signature_option
+from dsd_trt.commands.options import (
+    bundle_option,
+    cache_compiled_option,
+    model_option,
+    signature_option,
+)
 from dsd_trt.errors import EngineError, InputError
 from dsd_trt.files.whole import write_whole
 from dsd_trt.installation import own_command
@@ -73,6 +79,7 @@ Examples:
     metavar="NAME,NAME...",
     help="Engines and loops to measure, such as openvino,torch-bf16.  [default: all]",
 )
+@cache_compiled_option
 @click.option(
     "-o",
     "--output",
@@ -90,15 +97,18 @@ def bench(
     rounds: int | None,
     requests: int | None,
     contenders: str | None,
+    cache_compiled: bool,
     output: Path | None,
     measured: str | None,
 ) -> None:
     """Measure a bundle against PyTorch, the research loop and a diffusion classifier.
 
     All contenders score the same pairs at the same noise levels. The result is a Markdown table
-    of throughput, latency per pass, peak memory, rank correlation (Spearman) and cold start. The
-    latency of single requests is in a table of its own, by percentiles: an encoded image and a new
-    text, sent one after another, as a service without a queue sees them.
+    of throughput, latency per pass, peak memory, rank correlation (Spearman) and cold start. Of the
+    peak memory, private memory and mapped files are shown as well: a system that is short of memory
+    takes back mapped pages alone. The latency of single requests is in a table of its own, by
+    percentiles: an encoded image and a new text, sent one after another, as a service without a
+    queue sees them.
     """
     from dsd_trt.bundle.place import bundle_folder
     from dsd_trt.bundle.real_files import with_real_files
@@ -135,6 +145,7 @@ def bench(
             given or default
             for given, default in zip((images, texts, rounds, requests), size, strict=True)
         ),
+        cache_compiled=cache_compiled,
     )
     if measured == _MACHINE:
         click.echo(json.dumps(matmul_peaks()))
@@ -201,6 +212,7 @@ def _run(work: Work, names: list[str], output: Path | None) -> None:
 def _measure(work: Work, name: str) -> Measured | str:
     """Measure one contender in its own process; if it fails, return the reason."""
     from dsd_trt.export.benchmark.measure import Measured
+    from dsd_trt.export.benchmark.memory import run_watched
     from dsd_trt.files.schema import from_plain
 
     command = [*own_command(), "bench", "--measure", name]
@@ -208,11 +220,11 @@ def _measure(work: Work, name: str) -> Measured | str:
     command += ["--adapter", str(work.adapter or NONE)]
     command += ["--images", str(work.pictures), "--texts", str(work.texts)]
     command += ["--rounds", str(work.rounds), "--requests", str(work.requests)]
-    environment = without_settings(os.environ)
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command += ["--cache-compiled"] * work.cache_compiled
+    run, memory = run_watched(command, without_settings(os.environ))
     if run.returncode:
         return _reason(run)
-    return from_plain(Measured, json.loads(run.stdout))
+    return replace(from_plain(Measured, json.loads(run.stdout)), memory=memory)
 
 
 def _reason(run: subprocess.CompletedProcess[str]) -> str:
@@ -233,6 +245,7 @@ def _cold_start(work: Work) -> tuple[float, float]:
         (Path(folder) / "texts.txt").write_text(probe.texts[0] + "\n", encoding="utf-8")
         command = [*own_command(), "score", "image.png", "texts.txt"]
         command += ["--bundle", str(work.bundle.folder.resolve())]
+        command += ["--cache-compiled"] * work.cache_compiled
         first: list[float] = []
         later: list[float] = []
         for repeat in range(_STARTS):

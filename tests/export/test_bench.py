@@ -30,6 +30,7 @@ from dsd_trt.errors import DisagreementError
 from dsd_trt.export.benchmark import runtime
 from dsd_trt.export.benchmark.macs import count_macs
 from dsd_trt.export.benchmark.measure import Measured, build, measure
+from dsd_trt.export.benchmark.memory import PeakMemory, memory_of, run_watched
 from dsd_trt.export.benchmark.report import PERCENTILES, BenchReport
 from dsd_trt.export.benchmark.work import Work, encoded_requests
 from dsd_trt.pipeline import Pipeline
@@ -113,7 +114,9 @@ def report() -> BenchReport:
     turned = (scores[0][::-1], scores[1])
     requests = tuple((np.random.default_rng(1).permutation(200) + 1) / 1000)  # 1 to 200 ms
     ours = Measured(
-        *((0.5,) * 3, (1.0, 1.5, 3.5), 16, 16e9, "bf16", 100.0, scores), request_seconds=requests
+        *((0.5,) * 3, (1.0, 1.5, 3.5), 16, 16e9, "bf16", 100.0, scores),
+        request_seconds=requests,
+        memory=PeakMemory(60.4, 39.6),
     )
     reference = Measured((1.0,), (7.0,), 16, 16e9, "fp32", 900.0, scores, "", (0.5,) * 10)
     other = Measured((0.5,), (3.5,), 16, 16e9, "fp32", 200.0, turned, refused="too coarse")
@@ -143,13 +146,13 @@ def test_a_row_is_what_was_measured(report: BenchReport) -> None:
     found = rows(report.to_markdown().split("\n\n")[0])
     # 8 pairs in 1.5, 2 and 4 s; 16 passes in 1.5 s; 1e9 of them in 94 ms, of 32e9/s; order kept.
     assert found["dsd-trt on OpenVINO, BF16"] == [
-        *("4", "2 to 5.33", "93.8", "33", "100 MiB", "1.00000")
+        *("4", "2 to 5.33", "93.8", "33", "100 MiB", "60 MiB", "40 MiB", "1.00000")
     ]
     # 1 - 6 sum(d^2) / (n (n^2 - 1)), d = 3, 1, 1, 3.
     assert found["dsd-trt on ONNX Runtime"][-1] == f"{1 - 6 * 20 / (8 * 63):.5f}"
     # 64e9 in 32 s, of 8e9/s.
     assert found["research loop, PyTorch FP32"] == [
-        *("0.25", "0.25 to 0.25", "1e+03", "25", "950 MiB", "-")
+        *("0.25", "0.25 to 0.25", "1e+03", "25", "950 MiB", "-", "-", "-")
     ]
     assert list(found)[2:] == [  # in the order of the list, not as they were measured
         *("dsd-trt on ONNX Runtime", "dsd-trt on OpenVINO, BF16"),
@@ -208,6 +211,43 @@ def test_what_it_was_measured_on_and_what_failed_is_said(report: BenchReport) ->
     assert "dsd-trt on ONNX Runtime was measured, but is refused: too coarse" in text
     assert "a machine. Largest matrix product: 16 GFLOP/s in fp32, 64 GFLOP/s in bf16" in text
     assert json.loads(report.to_json())["contenders"]["naive"]["macs"] == 64e9
+
+
+# Memory by kind
+
+HOLD = """
+import mmap, sys, time
+held = bytearray(64 << 20) if sys.argv[1] == "private" else b""
+with open(sys.argv[2], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    if sys.argv[1] == "mapped":
+        sum(mapped[at] for at in range(0, len(mapped), 4096))
+print("held")
+time.sleep(0.2)
+del held
+sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_private_and_mapped_memory_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(64 << 20))
+    found: dict[str, PeakMemory] = {}
+    for kind in ("neither", "private", "mapped"):
+        command = [sys.executable, "-c", HOLD, kind, str(tmp_path / "file")]
+        run, memory = run_watched(command, {})
+        assert (run.returncode, run.stdout) == (3, "held\n")
+        assert memory is not None
+        found[kind] = memory
+    private, mapped, neither = found["private"], found["mapped"], found["neither"]
+    assert private.private_mib - neither.private_mib == pytest.approx(64, abs=8)
+    assert private.mapped_mib - neither.mapped_mib == pytest.approx(0, abs=8)
+    assert mapped.mapped_mib - neither.mapped_mib == pytest.approx(64, abs=8)
+    assert mapped.private_mib - neither.private_mib == pytest.approx(0, abs=8)
+
+
+def test_a_process_that_is_not_there_has_no_memory() -> None:
+    assert memory_of(2**22 + 1) is None  # above the largest process id
 
 
 # What is measured
@@ -283,6 +323,9 @@ def test_a_run(exported_fp32: Exported, tmp_path: Path) -> None:
         assert 0 < it["latency"]["p50_ms"] <= it["latency"]["p90_ms"] < 60_000
         assert it["latency"]["p99_ms"] is None
         assert 30 < it["peak_mib"] < 8000
+        memory = it["memory"]
+        assert 10 < memory["private_mib"] < it["peak_mib"] * 1.5  # which lasts to the rounds' end
+        assert 10 < memory["mapped_mib"] < 8000
     assert theirs["peak_mib"] > ours["peak_mib"]
     assert found["peaks"]["fp32"] > 1e9
     assert found["cold_start"][0] > 0
