@@ -121,7 +121,7 @@ def test_verbose_tells_why_engines_are_passed_over(inputs: tuple[str, str], tmp_
     assert "passed over: tensorrt" in line
     assert " put into the cache" in run.stderr
     again = subprocess.run(command, env=variables, check=True, **settings)
-    assert "compiled model from the cache" in again.stderr
+    assert " from the cache" in again.stderr
     assert " put into the cache" not in again.stderr
     assert again.stdout == run.stdout
 
