@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,7 +29,7 @@ def trace_option(command: Command) -> Command:
         from dsd_trt.commands.output import refuse_unwritable
         from dsd_trt.trace import traced
 
-        if path.suffix.lower() != ".json" or str(path) == given.get("output"):
+        if path.suffix.lower() != ".json" or _is_among(path, given.values()):
             own = shlex.quote(f"{path.with_suffix('')}.trace.json")
             raise InputError(f"a trace is a JSON file of its own: give --trace {own}")
         refuse_unwritable(str(path))
@@ -50,3 +51,12 @@ def trace_option(command: Command) -> Command:
         help="Write what each thread does when: Chrome's trace format, for https://ui.perfetto.dev "
         "and chrome://tracing.",
     )(cast(Command, with_trace))
+
+
+def _is_among(path: Path, given: Iterable[Any]) -> bool:
+    """Whether a file is one of a command's other files, an input or an output."""
+    one_by_one = (part for it in given for part in (it if isinstance(it, (tuple, list)) else [it]))
+    named = (str(it) for it in one_by_one if isinstance(it, (str, Path)))
+    # A trace is JSON, so no other file can be it.
+    files = {os.path.realpath(it) for it in named if it.lower().endswith(".json")}
+    return os.path.realpath(path) in files

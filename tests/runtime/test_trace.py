@@ -349,9 +349,15 @@ def test_a_command_writes_its_trace_and_the_same_results(
 
 
 def test_a_trace_has_a_file_of_its_own(folder: Path, dsd_trt: Callable[..., Run]) -> None:
-    for trace, output in (("images/0.png", "out.csv"), ("out.json", "out.json")):
-        run = dsd_trt("score", "images", "texts.txt", "-o", output, "--trace", trace)
-        assert run.code == 2
+    (folder / "texts.json").write_text("a dog\n")
+    for trace, texts, output in (
+        ("images/0.png", "texts.txt", "out.csv"),
+        ("out.json", "texts.txt", "out.json"),
+        ("images/../out.json", "texts.txt", "out.json"),
+        ("texts.json", "texts.json", "out.csv"),
+    ):
+        run = dsd_trt("score", "images", texts, "-o", output, "--trace", trace)
+        assert run.code == 2, trace
         assert "a trace is a JSON file of its own: give --trace" in run.err
     run = dsd_trt("score", "images", "texts.txt", "--trace", "none/trace.json")
     assert run.code == 2
