@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from dsd_trt.bundle.lists import Kind
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import ImageError, InputError, counted
 from dsd_trt.jobs import Decoded, Given, Job, Scored, Tally, TextScores, decoded_ahead
+from dsd_trt.lists import Rule
 from dsd_trt.log import get_logger
 from dsd_trt.pipeline import EncodedTexts, Pipeline
+from dsd_trt.pruned_search import PrunedSearch, Turn
 from dsd_trt.ranking import checked_count
 from dsd_trt.results import Failure
-from dsd_trt.search import eliminate
 from dsd_trt.text_cache import TextCache
 
 if TYPE_CHECKING:
@@ -79,12 +81,13 @@ class JobScorer:
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
-        top_k: int | None = None,
+        search: PrunedSearch | None = None,
         journal: Journal | None = None,
     ) -> Iterator[tuple[Job, Scored]]:
         """Score each image against its job's texts, one batch of images at a time.
 
-        A journal's chunks are these batches, so a resumed run forms the same batches.
+        A journal's chunks are these batches, so a resumed run forms the same batches. It has the
+        outcomes of lists as well, so the resumed run audits the same ones.
 
         Yields:
             Every job in order, with its scores or the reason why its image has no latent.
@@ -100,6 +103,8 @@ class JobScorer:
                 if known_image is None or not _fits(it, known_image.job):
                     raise journal.other_work()
                 tally.skip(len(known_image.job.texts) * len(level))
+                if search:
+                    search.note(it.listed, it.passes)
                 yield known_image.job, it
         for chunk in self.encoded(given):
             results: list[Scored] = []
@@ -109,7 +114,7 @@ class JobScorer:
                 for (job, latent), known in zip(chunk, finite, strict=True)
                 if not isinstance(latent, ImageError) and known.any()
             ]
-            rows = self._score(scorable, texts, level, tally, top_k, journal)
+            rows = self._score(scorable, texts, level, tally, search, journal)
             for (job, latent), known in zip(chunk, finite, strict=True):
                 unscored = isinstance(latent, ImageError)
                 tally.skip((len(known) if unscored else int((~known).sum())) * len(level))
@@ -129,6 +134,8 @@ class JobScorer:
             *(counted(images, "image"), counted(len(texts.mask), "text")),
             *(counted(len(level), "level"), self._mode, time.perf_counter() - began),
         )
+        if search:
+            search.log()
 
     def _score(
         self,
@@ -136,7 +143,7 @@ class JobScorer:
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
-        top_k: int | None,
+        search: PrunedSearch | None,
         journal: Journal | None,
     ) -> Iterator[Scored]:
         """Score each job's latent at all levels, and average over the levels (Eq. 4).
@@ -150,7 +157,7 @@ class JobScorer:
         if self._mode == "matrix":
             match = partial(self._match, latent, [it.texts for it, _ in jobs], texts, level, tally)
             every = _known_or_scored(
-                lambda: TextScores.of(np.concatenate(match())),
+                _counted(lambda: TextScores.of(np.concatenate(match())), tally),
                 (latent, *(it.texts for it, _ in jobs)),
                 tally,
                 len(level),
@@ -158,10 +165,15 @@ class JobScorer:
             )
             yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
             return
-        if top_k is not None:
+        if search is not None:
             for job, z in jobs:
-                search = partial(self.search, z[None], texts[job.texts], level, tally, top_k)
-                yield _known_or_scored(search, (z, job.texts), tally, len(level), journal)
+                turn = search.turn(len(job.texts))
+                find = partial(self._best_texts, z[None], texts[job.texts], level, tally, search)
+                # What a search scores depends on its turn: a part of another turn is another part.
+                of = (z, job.texts, np.array(turn))
+                found = _known_or_scored(partial(find, turn), of, tally, len(level), journal)
+                search.note(found.listed, found.passes)
+                yield found
             return
         image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
@@ -176,9 +188,28 @@ class JobScorer:
                 return TextScores.of(scores)
 
             of = (latent[images[0] : images[-1] + 1], images - images[0], columns)
-            return _known_or_scored(score, of, tally, len(level), journal)
+            return _known_or_scored(_counted(score, tally), of, tally, len(level), journal)
 
         yield from _by_job(map(scored, parts), [len(job.texts) for job, _ in jobs], len(level))
+
+    def open_search(
+        self, of: Kind | None, level: NDArray[np.int32], top_k: int, error: float
+    ) -> PrunedSearch:
+        """The searches of a run, with lists if the bundle has measured some and they apply.
+
+        Args:
+            of: what lists may be of; None makes no lists.
+            level: indices of the noise levels to average over.
+            top_k: number of candidates to find.
+            error: accepted probability of losing one of the best, in (0, 0.5].
+        """
+        matrix, backend = self._manifest.matrix, self._pipeline.backend
+        lists = matrix.lists if matrix else None
+        every = len(level) == len(self._manifest.method.noise_levels.fractions)
+        if lists is None or of is None or not every or "matrix" not in backend.modes:
+            return PrunedSearch(len(level), top_k, error)
+        rule_at = partial(Rule.of, lists, of, top_k)
+        return PrunedSearch(len(level), top_k, error, rule_at, self._pipeline.batch.passes)
 
     def search(
         self,
@@ -186,11 +217,23 @@ class JobScorer:
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
-        top_k: int,
-    ) -> TextScores:
-        """Scores of the best candidates: texts for one image, or images for one text."""
+        search: PrunedSearch,
+        turn: Turn,
+        estimates: Callable[[], NDArray[np.float32]] | None = None,
+    ) -> Scored:
+        """Scores of the best candidates: texts for one image, or images for one text.
+
+        Args:
+            latent: latents of the images, (images, C, h, w).
+            texts: encoded texts, one if there are several images.
+            level: indices of the noise levels to average over.
+            tally: counter of passes and finished pairs.
+            search: the searches of this run, with their rule.
+            turn: what to score at the first level, from `search`.
+            estimates: function that returns estimates of the scores, (candidates,).
+        """
         images, count = len(latent), max(len(latent), len(texts.mask))
-        before = tally.finished
+        finished, passes = tally.finished, tally.passes
         lost = np.zeros(count, np.bool_)
 
         def score_at(candidates: NDArray[np.intp], place: int) -> NDArray[np.float32]:
@@ -201,9 +244,43 @@ class JobScorer:
             lost[candidates] |= np.isnan(scores)
             return scores
 
-        scores = eliminate(score_at, count, len(level), top_k)
-        tally.skip(count * len(level) - (tally.finished - before))
-        return TextScores(scores, lost)
+        found = search.find(turn, score_at, count, estimates)
+        tally.skip(count * len(level) - (tally.finished - finished))
+        return Scored(TextScores(found.scores, lost), tally.passes - passes, found.outcome)
+
+    def estimates(
+        self, latent: NDArray[Any], texts: EncodedTexts, tally: Tally
+    ) -> NDArray[np.float32]:
+        """Estimates of pair mode's scores, by one walk per image for all texts.
+
+        Args:
+            latent: latents of the images, (images, C, h, w).
+            texts: encoded texts.
+            tally: counter that the walks are added to.
+
+        Returns:
+            Estimates, (images, texts); NaN where one is not finite.
+        """
+        assert self._manifest.matrix is not None
+        assert self._manifest.matrix.lists is not None
+        level = np.array([self._manifest.matrix.lists.level], np.int32)
+        return self._pipeline.score_matrix(latent, texts, level, walked=tally.walk)
+
+    def _best_texts(
+        self,
+        latent: NDArray[Any],
+        texts: EncodedTexts,
+        level: NDArray[np.int32],
+        tally: Tally,
+        search: PrunedSearch,
+        turn: Turn,
+    ) -> Scored:
+        """Scores of the best texts of one image, latent (1, C, h, w)."""
+
+        def estimates() -> NDArray[np.float32]:
+            return self.estimates(latent, texts, tally)[0]
+
+        return self.search(latent, texts, level, tally, search, turn, estimates)
 
     def require_search(self, top_k: int) -> None:
         """Refuse a search for the best if the mode does not support it.
@@ -250,20 +327,25 @@ class JobScorer:
         return ImageError(self._pipeline.complaint("image_encoder", "a latent"))
 
 
-def _known_or_scored(
-    score: Callable[[], TextScores],
-    of: Iterable[NDArray[Any]],
-    tally: Tally,
-    levels: int,
-    journal: Journal | None,
-) -> Scored:
-    """A part of a chunk, from the journal or scored now; `of` describes the part."""
+def _counted(score: Callable[[], TextScores], tally: Tally) -> Callable[[], Scored]:
+    """A function that scores, and counts the passes that this takes."""
 
     def compute() -> Scored:
         before = tally.passes
         row = score()
         return Scored(row, tally.passes - before)
 
+    return compute
+
+
+def _known_or_scored(
+    compute: Callable[[], Scored],
+    of: Iterable[NDArray[Any]],
+    tally: Tally,
+    levels: int,
+    journal: Journal | None,
+) -> Scored:
+    """A part of a chunk, from the journal or scored now; `of` describes the part."""
     if journal is None:
         return compute()
     scored, known = journal.part(compute, of)

@@ -20,6 +20,7 @@ from dsd_trt.image.decoding import decoded_in_order, images_ahead
 from dsd_trt.image.preprocess import ImageSource, held_bytes, preprocess
 from dsd_trt.image.stored import StoredImage
 from dsd_trt.index.index import IndexedImage
+from dsd_trt.lists import Outcome
 from dsd_trt.results import Progress
 from dsd_trt.spans import span
 
@@ -93,17 +94,19 @@ class Scored:
     Attributes:
         result: the scores, or the reason why the image has no latent.
         passes: number of scores at single noise levels, each of one image and one text: passes in
-            pair mode.
+            pair mode. Walks that made lists are added.
+        listed: outcome of the list of its texts; None without one.
     """
 
     result: TextScores | ImageError
     passes: int
+    listed: Outcome | None = None
 
     def spread(self, known: NDArray[np.bool_]) -> Scored:
         """Scores of all texts; those that are not `known` get NaN."""
         if isinstance(self.result, ImageError):
             return self
-        return Scored(self.result.spread(known), self.passes)
+        return Scored(self.result.spread(known), self.passes, self.listed)
 
 
 def decoded_ahead(
@@ -173,6 +176,10 @@ class Tally:
         """Count passes that were computed."""
         self.passes += passes
         self.skip(passes)
+
+    def walk(self, walks: int) -> None:
+        """Count walks that made lists: work, but no scores of pairs."""
+        self.passes += walks
 
     def skip(self, passes: int) -> None:
         """Count passes that are not needed."""

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from dsd_trt.files.position import BINARY, write_at
 from dsd_trt.files.regular import open_regular
 from dsd_trt.files.schema import parse_json
 from dsd_trt.jobs import Scored, TextScores
+from dsd_trt.lists import Outcome
 from dsd_trt.spans import span
 
 _FORMAT = "dsd-trt scores 1"
@@ -276,6 +277,8 @@ def _plain(scored: Scored) -> dict[str, Any]:
     }
     if (lost != np.isnan(scores)).any():
         plain["lost"] = np.flatnonzero(lost).tolist()
+    if scored.listed is not None:
+        plain["listed"] = scored.listed
     return plain
 
 
@@ -287,7 +290,10 @@ def _scored(plain: Mapping[str, Any]) -> Scored:
     if "lost" in plain:
         lost = np.zeros(len(scores), np.bool_)
         lost[plain["lost"]] = True
-    return Scored(TextScores(scores, lost), plain["passes"])
+    listed = plain.get("listed")
+    if listed not in (None, *get_args(Outcome)):
+        raise ValueError(listed)
+    return Scored(TextScores(scores, lost), plain["passes"], listed)
 
 
 def _digest(arrays: Iterable[NDArray[Any]]) -> str:

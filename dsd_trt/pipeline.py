@@ -321,6 +321,7 @@ class Pipeline:
         texts: EncodedTexts,
         levels: NDArray[np.int32],
         done: Callable[[int], None] = lambda scores: None,
+        walked: Callable[[int], None] = lambda walks: None,
     ) -> NDArray[np.float32]:
         """Score every image against every text in matrix mode.
 
@@ -329,6 +330,8 @@ class Pipeline:
             texts: encoded texts, T of them.
             levels: indices of the noise levels to average over (Eq. 4).
             done: callback with the number of scores just computed: one per image, text and level.
+            walked: callback with the number of walks just made: one per image and level, and again
+                for each batch of texts.
 
         Returns:
             Scores, (images, texts); NaN where the result is not finite.
@@ -353,6 +356,7 @@ class Pipeline:
                         outputs = engine.run(feeds)
                 scores[rows, columns] = outputs["score"]
                 done(outputs["score"].size)
+                walked(len(level[rows]))
         by_level = scores.reshape(len(latent), len(levels), -1)
         return _finite_or_nan(by_level.mean(axis=1, dtype=np.float64))
 

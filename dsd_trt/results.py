@@ -38,7 +38,7 @@ class ScoreMatrix:
             and everywhere if (a, b) were not fitted to these scores, see `Scorer.calibration`.
         errors: all images, texts and pairs that could not be scored.
         passes: number of scores at single noise levels, each of one image and one text: passes in
-            pair mode.
+            pair mode. Walks that made lists are added.
     """
 
     images: tuple[str, ...]
@@ -200,7 +200,7 @@ class ScoredImage:
         scores: f of each text, float32 (texts,); NaN as in `ScoreMatrix`.
         errors: the image, texts or pairs that could not be scored.
         passes: number of scores at single noise levels, each of the image and one text: passes in
-            pair mode.
+            pair mode. Walks that made lists are added. Walks that made lists are added.
     """
 
     image: str

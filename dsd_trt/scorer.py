@@ -34,6 +34,7 @@ from dsd_trt.jobs import (
 from dsd_trt.log import get_logger
 from dsd_trt.match_probability import match_probability
 from dsd_trt.mode import require_mode
+from dsd_trt.pruned_search import ERROR
 from dsd_trt.ranking import (
     RankedImage,
     RankedText,
@@ -49,6 +50,7 @@ from dsd_trt.results import (
     ScoreStream,
 )
 from dsd_trt.scoring_arguments import (
+    checked_error,
     checked_levels,
     checked_pairs,
     checked_text,
@@ -288,6 +290,7 @@ class Scorer:
         top_k: int | None = None,
         *,
         best: int | None = None,
+        error: float = ERROR,
     ) -> ScoreMatrix:
         """Score every image against every text.
 
@@ -302,6 +305,8 @@ class Scorer:
             top_k: number of best texts to find per image; a text that can no longer be among them
                 is not scored at further levels, see `dsd_trt.search`. None scores every text.
             best: former name of `top_k`.
+            error: accepted probability that an image loses one of its best texts, above 0 and at
+                most 0.5; for `top_k`.
 
         Returns:
             An (N, M) matrix. Whatever cannot be scored has NaN and an error: an image that cannot
@@ -317,7 +322,7 @@ class Scorer:
         """
         texts = checked_texts(texts)
         levels = None if levels is None else checked_levels(levels)
-        stream = self.stream(images, texts, levels, progress, top_k, best=best)
+        stream = self.stream(images, texts, levels, progress, top_k, best=best, error=error)
         calibration = self.calibration(levels)
         errors, names, passes = list(stream.errors), list[str](), 0
         rows = array("f")  # grows in place: scores are never held twice
@@ -340,6 +345,7 @@ class Scorer:
         journal: Journal | None = None,
         *,
         best: int | None = None,
+        error: float = ERROR,
     ) -> ScoreStream:
         """Score every image against every text, and yield the scores of each image when ready.
 
@@ -351,6 +357,8 @@ class Scorer:
             top_k: number of best texts to find per image, as for `score`.
             journal: record of the scores so far; what it already holds is not scored again.
             best: former name of `top_k`.
+            error: accepted probability that an image loses one of its best texts, above 0 and at
+                most 0.5; for `top_k`.
 
         Returns:
             The images in order. Memory does not grow with their number.
@@ -365,15 +373,17 @@ class Scorer:
         total = len(images) * len(texts) if isinstance(images, Sequence) else None
         unique, columns = unique_texts(texts)
         top_k = former_top_k(top_k, best)
+        level, search = self._level_indices(levels), None
+        error = checked_error(error)
         if top_k is not None:
             self._jobs.require_search(top_k)
-        level = self._level_indices(levels)
+            search = self._jobs.open_search("texts", level, top_k, error)
         tally = Tally(progress, total, len(level))
         encoded, errors = self._jobs.encode_texts(unique)
 
         def rows() -> Iterator[ScoredImage]:
             given = given_alike(images, columns)
-            for job, it in self._jobs.run(given, encoded, level, tally, top_k, journal):
+            for job, it in self._jobs.run(given, encoded, level, tally, search, journal):
                 failures = tuple(self._jobs.failures(job.name, texts, it.result))
                 yield ScoredImage(job.name, _scores(it, len(texts)), failures, it.passes)
             if journal:
@@ -476,6 +486,7 @@ class Scorer:
         prune: bool = False,
         *,
         ids: Sequence[Any] | None = None,
+        error: float = ERROR,
     ) -> list[RankedImage]: ...
     @overload
     def rank(
@@ -488,6 +499,7 @@ class Scorer:
         prune: bool = False,
         *,
         ids: Sequence[Any] | None = None,
+        error: float = ERROR,
     ) -> list[list[RankedImage]]: ...
     def rank(
         self,
@@ -499,6 +511,7 @@ class Scorer:
         prune: bool = False,
         *,
         ids: Sequence[Any] | None = None,
+        error: float = ERROR,
     ) -> list[RankedImage] | list[list[RankedImage]]:
         """Order images by how well a text describes them; for several texts, once for each.
 
@@ -514,6 +527,8 @@ class Scorer:
             prune: whether to stop scoring an image once it can no longer reach the top K, see
                 `dsd_trt.search`. All latents are then held in memory.
             ids: names of your own for the images, of any type and one each; None is none.
+            error: accepted probability that a text loses one of its best images, above 0 and at
+                most 0.5; for `prune`.
 
         Returns:
             Best image first; equal scores keep the order of the images. For a list of texts, one
@@ -525,6 +540,7 @@ class Scorer:
             EngineError: the engine cannot compute, as for `score`.
         """
         top_k = self._checked_top_k(top_k, prune)
+        error = checked_error(error)
         self._pipeline.require_usable()
         one = isinstance(text, (str, bytes)) or not hasattr(text, "__len__")
         texts = [checked_text(text, "text")] if one else checked_texts(text)
@@ -535,7 +551,7 @@ class Scorer:
             self._jobs.require_search(top_k)
             level, calibration = self._level_indices(levels), self.calibration(levels)
             found = search_images(
-                self._jobs, texts, images, top_k, level, progress, calibration, ids
+                self._jobs, texts, images, top_k, level, error, progress, calibration, ids
             )
         else:
             stream = self.stream(images, texts, levels, progress)
@@ -552,6 +568,7 @@ class Scorer:
         prune: bool = False,
         *,
         ids: Sequence[Any] | None = None,
+        error: float = ERROR,
     ) -> list[list[RankedText]]:
         """Order texts by how well they describe an image, for each of the images.
 
@@ -565,6 +582,8 @@ class Scorer:
             prune: whether to stop scoring a text once it can no longer reach the top K, see
                 `dsd_trt.search`.
             ids: names of your own for the texts, of any type and one each; None is none.
+            error: accepted probability that an image loses one of its best texts, as for `score`;
+                for `prune`.
 
         Returns:
             N lists, the best text first; equal scores keep the order of the texts. The list of an
@@ -578,7 +597,8 @@ class Scorer:
         texts = checked_texts(texts)
         ids = checked_ids(ids, len(texts), "texts")
         levels = None if levels is None else checked_levels(levels)
-        stream = self.stream(images, texts, levels, progress, top_k if prune else None)
+        searched = top_k if prune else None
+        stream = self.stream(images, texts, levels, progress, searched, error=error)
         return best_texts(stream, texts, top_k, self.calibration(levels), ids)
 
     @staticmethod

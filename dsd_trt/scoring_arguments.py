@@ -151,6 +151,17 @@ def level_indices(manifest: Manifest, levels: object) -> NDArray[np.int32]:
     return np.array([i for i, s in enumerate(known) if s in wanted], np.int32)
 
 
+def checked_error(error: Any) -> float:
+    """The accepted error of a pruned search, validated.
+
+    Raises:
+        InputError: it is not a probability above 0 and at most 0.5.
+    """
+    if _is_number(error) and 0 < error <= 0.5:
+        return float(error)
+    raise InputError(f"error must be a probability above 0 and at most 0.5, got {shown(error)}")
+
+
 def checked_levels(levels: object) -> tuple[float, ...]:
     """Noise levels as numbers; whether the bundle has them is checked later.
 

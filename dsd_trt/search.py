@@ -4,6 +4,8 @@ Successive elimination: all candidates are scored at one level; those that can s
 best are scored at the next. A candidate's scores at single levels scatter about their mean. The
 scatter is measured on candidates scored at two or more levels. It bounds how far a mean over some
 levels may lie from the mean over all.
+
+`dsd_trt.lists` can spare most candidates even the first level.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from dsd_trt.results import Failure, Progress, ScoreMatrix, ScoreStream
 
 logger = get_logger(__name__)
 
+_WALKED = 256  # images whose estimates are computed in one call
+
 
 def best_images(
     stream: ScoreStream,
@@ -81,6 +83,7 @@ def search_images(
     images: Iterable[Scorable],
     top_k: int,
     level: NDArray[np.int32],
+    error: float,
     progress: Progress | None,
     calibration: Calibration | None,
     ids: Sequence[Any] | None,
@@ -93,6 +96,7 @@ def search_images(
         images: images to rank; their latents are held in memory.
         top_k: number of images to find per text.
         level: indices of the noise levels to average over.
+        error: accepted probability that a text loses one of its best images.
         progress: callback `(done, total)`, in pairs.
         calibration: (a, b) of the match probabilities; None if there are none.
         ids: names of the caller's own for the images; None if none were given.
@@ -116,16 +120,30 @@ def search_images(
     scores = np.full((len(names), len(texts)), np.nan, np.float32)
     tally = Tally(progress, scores.size, len(level))
     tally.skip((len(names) - len(places)) * len(texts) * len(level))
-    for column, text in enumerate(texts):
-        if not latents or not encoded.finite[column]:
-            tally.skip(len(places) * len(level))
-            continue
-        one = encoded[np.array([column])]
-        found = jobs.search(np.stack(latents), one, level, tally, top_k)
-        scores[places, column] = found.scores
-        for place in np.array(places)[found.lost].tolist():
+    searched = np.flatnonzero(encoded.finite) if latents else np.empty(0, np.intp)
+    tally.skip(len(places) * (len(texts) - len(searched)) * len(level))
+    # One text alone would not pay for a walk through every image.
+    search = jobs.open_search("images" if len(searched) > 1 else None, level, top_k, error)
+    stacked = np.stack(latents) if latents else np.empty(0)
+    estimates = np.empty((0, len(searched)), np.float32)  # (images, texts)
+    if len(searched) and search.turn(len(latents)) != "all":
+        groups = range(0, len(latents), _WALKED)
+        known = encoded[searched]
+        estimates = np.concatenate(
+            [jobs.estimates(stacked[start : start + _WALKED], known, tally) for start in groups]
+        )
+    walks = tally.passes
+    for place_of_text, column in enumerate(searched.tolist()):
+        of_text = estimates[:, place_of_text]
+        one, turn = encoded[np.array([column])], search.turn(len(latents))
+        found = jobs.search(stacked, one, level, tally, search, turn, of_text.copy)
+        search.note(found.listed, found.passes)
+        assert isinstance(found.result, TextScores)
+        scores[places, column] = found.result.scores
+        for place in np.array(places)[found.result.lost].tolist():
             lost = TextScores.of(scores[place : place + 1, column])
-            errors += jobs.failures(names[place], [text], lost)
+            errors += jobs.failures(names[place], [texts[column]], lost)
+    search.log(walks)
     _log_left_out(errors)
     probabilities = match_probability(scores, calibration)
     failures, passes = tuple(errors), tally.passes

@@ -17,6 +17,7 @@ from dsd_trt.bundle.contract import (
     graph_contract,
 )
 from dsd_trt.bundle.fields import check_size, require
+from dsd_trt.bundle.lists import Lists, check_lists
 from dsd_trt.bundle.method import Method, Mode, check_method
 from dsd_trt.errors import BundleError, counted
 from dsd_trt.files.names import is_file_name
@@ -124,10 +125,13 @@ class MatrixMode:
             null where none was fitted.
         query_pool: side of the squares of image tokens whose queries are averaged at the finest
             layers; 1 means no averaging.
+        lists: lists that its scores make of candidates of pair mode, as estimates of pair mode's
+            score; None if none were measured.
     """
 
     calibration: Calibration | None
     query_pool: int
+    lists: Lists | None = field(default=None, metadata={"optional": True})
 
 
 @dataclass(frozen=True)
@@ -348,6 +352,8 @@ def check_manifest(manifest: Manifest) -> None:
     check_size(manifest.preprocessing.resolution, "preprocessing.resolution")
     if manifest.matrix is not None:
         check_size(manifest.matrix.query_pool, "matrix.query_pool")
+        if manifest.matrix.lists is not None:
+            check_lists(manifest.matrix.lists, len(manifest.method.noise_levels.fractions))
     if manifest.adapter is not None:
         for name, shape in manifest.adapter.tensors.items():
             for size in shape:

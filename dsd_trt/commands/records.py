@@ -18,6 +18,7 @@ from dsd_trt.jobs import Scorable
 from dsd_trt.journal import Journal
 from dsd_trt.match_probability import match_probability
 from dsd_trt.pairs.run import PairRun
+from dsd_trt.pruned_search import ERROR
 from dsd_trt.ranking import BestImages
 from dsd_trt.results import Failure, Progress, ScoredImage
 from dsd_trt.scorer import Scorer
@@ -71,6 +72,7 @@ class GridRecords:
         top_k: number of best texts to yield per image; None is all.
         prune: whether to stop scoring a text once it can no longer reach the top K.
         by: "image", or "text" for the `top_k` best images of each text, all at the end.
+        error: accepted probability that an image loses one of its best texts, with `prune`.
 
     Attributes:
         layout: columns of the output.
@@ -78,7 +80,8 @@ class GridRecords:
         errors: images, texts and pairs that could not be scored so far.
         images: number of images scored so far.
         scored: number of pairs scored so far, including those not among the `top_k`.
-        passes: number of scores at single noise levels so far: passes in pair mode.
+        passes: number of scores at single noise levels so far: passes in pair mode, and walks that
+            made lists.
         first: scores per image, (texts,) each, collected only with `prune`.
     """
 
@@ -93,11 +96,14 @@ class GridRecords:
         top_k: int | None,
         prune: bool,
         by: By = "image",
+        error: float = ERROR,
     ) -> None:
         self._top_k, self._prune, self._by, self.texts = top_k, prune, by, texts
         searched = top_k if prune else None
         self.layout = MATRIX
-        self._stream = scorer.stream(images, texts, levels, progress, searched, journal)
+        self._stream = scorer.stream(
+            images, texts, levels, progress, searched, journal, error=error
+        )
         self._calibration = scorer.calibration(levels)
         self.errors: list[Failure] = list(self._stream.errors)
         self.images = self.scored = self.passes = 0

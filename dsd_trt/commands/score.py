@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -80,6 +80,13 @@ Examples:
     help="With --top-k: stop scoring a text once it can no longer reach the top K.",
 )
 @click.option(
+    "--error",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    metavar="E",
+    help="With --prune: accepted probability that an image loses one of its K best texts, at most "
+    "0.5.  [default: 0.01]",
+)
+@click.option(
     "--check-prune",
     type=click.IntRange(min=1),
     metavar="N",
@@ -127,6 +134,7 @@ def score(
     top_k: int | None,
     by: Literal["image", "text"] | None,
     prune: bool,
+    error: float | None,
     check_prune: int | None,
     tune: bool,
     form: str | None,
@@ -146,7 +154,7 @@ def score(
     """
     if form is None or from_environment(ctx, "form"):  # the suffix is of the command line
         form = format_of(output, form or "table")
-    _require_consistent(pairs, top_k, by, prune, check_prune)
+    _require_consistent(pairs, top_k, by, prune, error, check_prune)
     if isinstance(written := FORMATS[form], AtEnd):
         written.check(output)
     if pairs and paths:
@@ -174,6 +182,7 @@ def score(
     from dsd_trt.commands.score_run import describe_run, kept
     from dsd_trt.commands.stopping import saying_how_to_go_on
     from dsd_trt.pairs.run import PairRun
+    from dsd_trt.pruned_search import ERROR
 
     unreadable: tuple[Failure, ...] = ()
     opening.require_possible()  # before images, texts or pairs are read
@@ -189,13 +198,16 @@ def score(
 
     # Every text is scored in one call, so none comes again.
     scorer = opening.scorer(bundle, mode, tune=tune, text_cache_mb=0)
-    settings = {
+    settings: dict[str, Any] = {
         "levels": levels or "all",
         "top-k": top_k or "all",
         "by": by or "image",
         "prune": "yes" if prune else "no",
         "format": form,
     }
+    error = ERROR if error is None else error
+    if prune:
+        settings["error"] = error
     if pairs:
         run = describe_run(scorer, survey, [], settings)
     else:
@@ -214,7 +226,16 @@ def score(
                 report_renamed(result.layout, source)
             else:
                 result = GridRecords(
-                    scorer, images, texts, levels, progress, journal, top_k, prune, by or "image"
+                    scorer,
+                    images,
+                    texts,
+                    levels,
+                    progress,
+                    journal,
+                    top_k,
+                    prune,
+                    by or "image",
+                    error,
                 )
             grid = pairs is None and top_k is None
             write_records(result, result.layout, output, form, grid=grid, goes_on=resume)
@@ -236,6 +257,7 @@ def _require_consistent(
     top_k: int | None,
     by: Literal["image", "text"] | None,
     prune: bool,
+    error: float | None,
     check_prune: int | None,
 ) -> None:
     """Refuse options about the best that do not fit each other."""
@@ -250,6 +272,8 @@ def _require_consistent(
         )
     if check_prune and not prune:
         raise InputError("--check-prune is for --prune: give both")
+    if error is not None and not prune:
+        raise InputError("--error is for --prune: give both")
 
 
 def _require_images_and_texts(paths: tuple[str, ...]) -> None:

@@ -405,6 +405,7 @@ void read_matrix(Bundle &bundle, const Json &matrix, Fields &graphs, const fs::p
     Fields fields(matrix, "matrix");
     bundle.matrix_calibration = read_calibration(fields);
     bundle.query_pool = fields.integer("query_pool", 1);
+    if (fields.has("lists")) fields.object("lists");  // for pruned search, which Python alone has
     fields.nothing_else();
     bundle.matrix_scorer = read_graph(graphs, "matrix_scorer", folder, files, weights);
 }

@@ -1,0 +1,109 @@
+"""What a bundle knows of lists: how far down the order of an estimate the best candidates stand.
+
+The rule by which a list is followed and cut is `dsd_trt.lists`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dsd_trt.bundle.fields import check_size, require
+
+Kind = Literal["texts", "images"]
+"""What a list is of: texts of an image, or images of a text."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Lists that were followed to their end when the bundle was exported.
+
+    Attributes:
+        count: number of these lists.
+        needs: their smallest needs, ascending, in units of the score; see `dsd_trt.lists.need_of`.
+            Infinite needs are counted in `count` and not stored.
+    """
+
+    count: int
+    needs: tuple[float, ...]
+
+    def bound(self, error: float) -> float:
+        """The bound below which at most a share `error` of exchangeable lists is cut too early.
+
+        Split conformal: of the needs of all `count` lists and a new one, the new one is below the
+        n-th smallest with a probability of at most n / (count + 1).
+
+        Args:
+            error: accepted share, in (0, 1).
+
+        Returns:
+            The bound; -inf, which cuts no list, where too few lists were measured for this error.
+            Where the bound is beyond the stored needs, the last of these, which cuts less.
+        """
+        place = min(math.floor(error * (self.count + 1)), len(self.needs))
+        return self.needs[place - 1] if place else -math.inf
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists that the bundle's matrix scorer makes, by its estimate of pair mode's score.
+
+    Attributes:
+        level: index of the noise level of the walk that makes a list.
+        candidates: number of candidates of each measured list.
+        slope: decrease of the bound with the logarithm of the place in the list, in units of the
+            score.
+        texts: measured lists of texts, by the number of best candidates, written in decimal.
+        images: measured lists of images, likewise.
+    """
+
+    level: int
+    candidates: int
+    slope: float
+    texts: Mapping[str, Measured]
+    images: Mapping[str, Measured]
+
+    def measured(self, of: Kind, best: int) -> tuple[int, Measured] | None:
+        """Lists measured for at least `best` candidates, with their own number; None without any.
+
+        Args:
+            of: what the lists are of.
+            best: number of best candidates to find.
+        """
+        known = {int(key): it for key, it in (self.texts if of == "texts" else self.images).items()}
+        enough = min((it for it in known if it >= best), default=None)
+        return None if enough is None else (enough, known[enough])
+
+
+def check_lists(lists: Lists, levels: int) -> None:
+    """Check constraints that types cannot express: ranges, order of the needs, names of the keys.
+
+    Args:
+        lists: lists of a bundle.
+        levels: number of the bundle's noise levels.
+
+    Raises:
+        BundleError: a constraint is violated; the message names the field.
+    """
+    where = "matrix.lists"
+    require(0 <= lists.level < levels, f"{where}.level", f"is {lists.level}, of {levels} levels")
+    check_size(lists.candidates, f"{where}.candidates")
+    _check_finite((lists.slope,), f"{where}.slope")
+    for name, measured in (("texts", lists.texts), ("images", lists.images)):
+        for key, it in measured.items():
+            at = f"{where}.{name}.{key}"
+            decimal = key.isascii() and key.isdecimal() and len(key) < 10
+            require(decimal and key == str(int(key)), at, "is named by no number")
+            check_size(int(key), at)
+            check_size(it.count, f"{at}.count")
+            require(
+                len(it.needs) <= it.count, f"{at}.needs", f"has more than {it.count}, its count"
+            )
+            _check_finite(it.needs, f"{at}.needs")
+            require(list(it.needs) == sorted(it.needs), f"{at}.needs", "must be ascending")
+
+
+def _check_finite(numbers: tuple[float, ...], where: str) -> None:
+    require(all(map(math.isfinite, numbers)), where, "must be finite")

@@ -1,0 +1,269 @@
+"""Lists: candidates in the order of an estimate of their score, scored only as far as needed.
+
+Of M candidates, ordered by falling estimate f^, let k be scored at the first noise level, and let
+L_k be the `best`-th highest of these scores. The list is cut after k once its reach
+
+    T_k = f^_(k+1) - L_k - slope * log(k * candidates / M)
+
+is below a bound: what follows can then hardly be among the best. The *need* of a list is the bound
+below which it would lose one of them. `dsd_trt.bundle.lists` makes the bound of measured needs,
+which holds for lists like those. `Audits` notices in a run if its lists are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.bundle.lists import Kind, Lists
+from dsd_trt.log import get_logger
+
+logger = get_logger(__name__)
+
+Outcome = Literal["followed", "passed", "failed"]
+"""Of a list: cut by the rule alone; audited, with all of the best before the cut; or not with all.
+"""
+
+_FIRST = 4  # candidates that are scored at least
+_SMALL_BATCH = 8  # up to which a chunk fills batches of the engine
+_EVERY = 64  # lists of which one is audited
+_IMPLAUSIBLE = 0.05  # probability of that many failures below which no list is cut any more
+
+
+def list_order(estimates: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
+    """Candidates in the order of their list: falling estimate, those with NaN first.
+
+    Args:
+        estimates: estimates of the scores, (candidates,).
+    """
+    return np.argsort(-_known(estimates), kind="stable")
+
+
+def reach(
+    place: int,
+    estimates: NDArray[np.floating[Any]],
+    scores: NDArray[np.floating[Any]],
+    best: int,
+    slope: float,
+    candidates: int,
+) -> float:
+    """T_k of a list, in units of the score: how far what follows reaches above the best so far.
+
+    Args:
+        place: k, number of candidates that are scored, from 1 to M - 1.
+        estimates: estimates in the order of the list, (M,); NaN is always reached.
+        scores: scores at the first level in that order, at least k of them; NaN does not count.
+        best: number of best candidates to find.
+        slope: decrease of T_k with the logarithm of the place, see `Lists`.
+        candidates: number of candidates of the measured lists.
+
+    Returns:
+        T_k; inf where fewer than `best` candidates have a score.
+    """
+    scored = np.asarray(scores[:place], np.float64)
+    scored = scored[~np.isnan(scored)]
+    if len(scored) < best:
+        return math.inf
+    last = float(np.partition(scored, len(scored) - best)[len(scored) - best])
+    following = float(estimates[place])
+    if math.isnan(following):
+        return math.inf
+    return following - last - slope * math.log(place * candidates / len(estimates))
+
+
+def need_of(
+    estimates: NDArray[np.floating[Any]],
+    scores_at_first_level: NDArray[np.floating[Any]],
+    winners: NDArray[np.intp],
+    best: int,
+    slope: float,
+    candidates: int,
+) -> float:
+    """Need of a list whose candidates all have scores: the smallest T_k before its last winner.
+
+    A bound above it would cut the list before that winner; every other bound would not.
+
+    Args:
+        estimates: estimates of the scores, (candidates,).
+        scores_at_first_level: scores at the first noise level, (candidates,).
+        winners: the `best` candidates by their mean over all levels.
+        best: number of best candidates to find.
+        slope: decrease of T_k with the logarithm of the place, see `Lists`.
+        candidates: number of candidates of the measured lists.
+
+    Returns:
+        The need, in units of the score; inf if no bound cuts too early.
+    """
+    order = list_order(estimates)
+    estimates, scores = estimates[order], scores_at_first_level[order]
+    place = int(np.flatnonzero(np.isin(order, winners)).max(initial=-1)) + 1
+    reaches = (reach(k, estimates, scores, best, slope, candidates) for k in range(best, place))
+    return min(reaches, default=math.inf)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Says where a list is cut.
+
+    Attributes:
+        best: number of best candidates that the bound was measured for.
+        bound: value of T_k below which a list is cut, in units of the score.
+        slope: decrease of T_k with the logarithm of the place, see `Lists`.
+        candidates: number of candidates of the measured lists.
+    """
+
+    best: int
+    bound: float
+    slope: float
+    candidates: int
+
+    @classmethod
+    def of(cls, lists: Lists, of: Kind, best: int, error: float) -> Rule | None:
+        """The rule of a bundle's lists; None if they were not measured, or not often enough.
+
+        Args:
+            lists: lists of the bundle.
+            of: what the lists are of.
+            best: number of best candidates to find.
+            error: accepted share of lists that are cut too early.
+        """
+        if (found := lists.measured(of, best)) is None:
+            return None
+        measured_best, measured = found
+        bound = measured.bound(error)
+        if bound == -math.inf:
+            return None
+        return cls(measured_best, bound, lists.slope, lists.candidates)
+
+    def stops(self, count: int, batch: int) -> Iterator[int]:
+        """Places up to which a list of `count` candidates is scored, one after another.
+
+        Chunks grow with the place, by at most a quarter of it, and fill the engine's batches where
+        these are small.
+
+        Args:
+            count: number of candidates.
+            batch: number of passes per run of the engine.
+        """
+        unit = batch if batch <= _SMALL_BATCH else _FIRST
+        place = unit * math.ceil(max(_FIRST, self.best + 3) / unit)
+        while place < count:
+            yield place
+            # A power of two, so that an engine sees few sizes.
+            place += unit * 2 ** max(0, (place // (4 * unit)).bit_length() - 1)
+        yield count
+
+    def first_stop(self, count: int, batch: int) -> int:
+        """Number of candidates that are scored in any case; arguments as for `stops`."""
+        return next(self.stops(count, batch))
+
+    def follow(
+        self,
+        estimates: NDArray[np.floating[Any]],
+        score: Callable[[NDArray[np.intp]], NDArray[np.floating[Any]]],
+        batch: int,
+    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        """Score a list until it is cut.
+
+        Args:
+            estimates: estimates of the scores, (candidates,).
+            score: function of candidates that returns their scores at the first noise level.
+            batch: number of passes per run of the engine.
+
+        Returns:
+            The candidates that were scored, in the order of the list, and their scores.
+        """
+        order = list_order(estimates)
+        in_order = estimates[order]
+        scores = np.full(len(order), np.nan)
+        done = 0
+        for stop in self.stops(len(order), batch):
+            scores[done:stop] = score(order[done:stop])
+            done = stop
+            if done < len(order) and self._cuts(done, in_order, scores):
+                break
+        return order[:done], scores[:done]
+
+    def _cuts(
+        self, place: int, estimates: NDArray[np.floating[Any]], scores: NDArray[np.float64]
+    ) -> bool:
+        at = reach(place, estimates, scores, self.best, self.slope, self.candidates)
+        return at < self.bound
+
+
+class Audits:
+    """Notices in a run that lists lose more than was accepted, and ends them.
+
+    A list is audited by scoring all of its candidates: lists 0, 1, 2, 4, 8 and so on to 64, then
+    every 64th. The audit fails if one of the best stands behind the place of the cut. Once that
+    many failures are implausible at the accepted error, no list is cut any more in the run.
+
+    Args:
+        error: accepted share of lists that are cut too early.
+
+    Attributes:
+        lists: number of lists so far.
+        audits: number of audited lists among them.
+        failures: number of audits that failed.
+        ended: whether lists are cut no more.
+    """
+
+    def __init__(self, error: float) -> None:
+        self._error = error
+        self.lists = self.audits = self.failures = 0
+        self.ended = False
+
+    @property
+    def due(self) -> bool:
+        """Whether the next list is audited."""
+        number = self.lists
+        return number % _EVERY == 0 if number > _EVERY else number & (number - 1) == 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a list, and warn once too many have failed."""
+        self.lists += 1
+        if outcome == "followed":
+            return
+        self.audits += 1
+        self.failures += outcome == "failed"
+        if outcome == "failed" and not self.ended:
+            self.ended = at_least(self.failures, self.audits, self._error) < _IMPLAUSIBLE
+            if self.ended:
+                logger.warning(
+                    "%d of %d audited lists would have lost one of the best, more than an error of "
+                    "%g explains: from here on every candidate is scored. Your images and texts "
+                    "differ from those that the bundle's lists were measured on. Measure them on "
+                    "your own when you export, or search without lists",
+                    *(self.failures, self.audits, self._error),
+                )
+
+
+def at_least(failures: int, trials: int, probability: float) -> float:
+    """Exact probability of at least some failures in independent trials.
+
+    Args:
+        failures: number of failures.
+        trials: number of trials.
+        probability: probability of a failure in one trial, in (0, 1).
+    """
+    fewer = math.fsum(
+        math.exp(
+            math.lgamma(trials + 1)
+            - math.lgamma(i + 1)
+            - math.lgamma(trials - i + 1)
+            + i * math.log(probability)
+            + (trials - i) * math.log1p(-probability)
+        )
+        for i in range(failures)
+    )
+    return max(0.0, 1 - fewer)
+
+
+def _known(estimates: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Estimates with inf in place of NaN."""
+    return np.where(np.isnan(estimates), np.inf, estimates).astype(np.float64)
