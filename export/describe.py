@@ -5,16 +5,20 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from dsd_trt.bundle.contract import graph_contract
+from dsd_trt.bundle.lists import Lists
 from dsd_trt.bundle.manifest import Manifest, MatrixMode, Preprocessing, Provenance, TokenizerSpec
 from dsd_trt.bundle.method import HeadWeights, Method, NoiseLevels
 from dsd_trt.export.adapter_input import adapter_input
 from dsd_trt.export.calibration import calibrated
 from dsd_trt.export.settings import ExportSettings, wants_matrix
+from dsd_trt.log import get_logger
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.diffusion.families import TOKENS
 from dsd_trt.train.scoring.adapter import Adapter, resize_of
 from dsd_trt.train.scoring.adapter_file import adapter_hash
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
+
+logger = get_logger(__name__)
 
 TOKENIZER_NAME = "tokenizer.json"
 _LIBRARIES = (
@@ -46,7 +50,10 @@ def describe(
     tokenizer = checkpoint.tokenizer
     fed = adapter_input(adapter, scoring) if adapter and settings.adapter_input else None
     trained = adapter.mode if adapter else None
-    matrix = MatrixMode(None, settings.query_pool) if wants_matrix(settings, trained) else None
+    matrix = None
+    if wants_matrix(settings, trained):
+        lists = _lists(settings, adapter, scoring)
+        matrix = MatrixMode(None, settings.query_pool, lists)
     manifest = Manifest(
         method=_method(settings, adapter, scoring),
         graphs=graph_contract(
@@ -82,6 +89,29 @@ def describe(
         adapter=fed,
     )
     return calibrated(manifest, adapter)
+
+
+def _lists(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet) -> Lists | None:
+    """Lists measured with the adapter; None where the bundle's scorers make others.
+
+    They were measured with all layers, the adapter's levels and noise, and queries as they are.
+    """
+    if adapter is None or adapter.lists is None:
+        return None
+    alike = (
+        len(scoring.score_layers) == len(scoring.layer_names)
+        and scoring.levels == tuple(adapter.levels)
+        and settings.noise_seed == 0
+        and settings.query_pool == 1
+        and settings.token_mask == "words_eos"
+    )
+    if not alike:
+        logger.warning(
+            "the adapter's lists were measured with other settings than these: the bundle is "
+            "without lists, and a pruned search scores every candidate at one level. Leave out "
+            "--score-layers, --levels, --query-pool and --token-mask to keep them"
+        )
+    return adapter.lists if alike else None
 
 
 def _method(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet) -> Method:

@@ -8,7 +8,7 @@ from typing import Self
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from dsd_trt.bundle.contract import Precision
 from dsd_trt.bundle.manifest import Manifest
@@ -18,7 +18,7 @@ from dsd_trt.export.describe import describe
 from dsd_trt.export.gates import split_gates
 from dsd_trt.export.modules import UpcastImageEncoder
 from dsd_trt.export.settings import ExportSettings, require_consistent
-from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.build import build_scoring_unet, build_token_heads
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.adapter_file import AdapterFile
@@ -81,6 +81,16 @@ class Recipe:
             score=settings.score,
             unet=unet,
         )
+
+    def build_matrix(self, scoring: ScoringUNet, unconditional: Tensor) -> MatrixScorer:
+        """Build the matrix scorer around a scoring U-Net.
+
+        Args:
+            scoring: scoring U-Net with unfolded prompts, from `build_scoring`.
+            unconditional: states of the unconditional text, (1, rows, D).
+        """
+        heads = build_token_heads(scoring, self.adapter)
+        return MatrixScorer(scoring, unconditional, self.settings.query_pool, heads)
 
     @cached_property
     def outline(self) -> ScoringUNet:
@@ -146,7 +156,7 @@ class Recipe:
             return FedScoringUNet(scoring, manifest.adapter.tensors)
         scorer: ScoringUNet | MatrixScorer = scoring
         if unconditional is not None:
-            scorer = MatrixScorer(scoring, unconditional, self.settings.query_pool)
+            scorer = self.build_matrix(scoring, unconditional)
         scorer.fold_static_prompts()
         if half and scoring.prompts is not None:
             scoring.prompts.half()

@@ -103,7 +103,7 @@ class Reference:
         """The matrix scorer in FP32; the export must include matrix mode."""
         assert self._matrix is not None
         unconditional = self.encode_texts(self.tokenize([""])[0])  # (1, 77, D)
-        return MatrixScorer(self.scoring, unconditional, self._matrix.query_pool)
+        return self._recipe.build_matrix(self.scoring, unconditional)
 
     @torch.no_grad()
     def encode_images(self, pixels: NDArray[np.uint8]) -> Tensor:

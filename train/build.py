@@ -27,6 +27,7 @@ from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.pooling import Pooling
 from dsd_trt.train.scoring.prompts import AttentionPrompts
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
+from dsd_trt.train.scoring.token_heads import TokenHeads
 
 
 def build_scoring_unet(
@@ -101,6 +102,19 @@ def build_scoring_unet(
     if not given:  # tensors on the meta device cannot be moved
         scoring.to(checkpoint.device)
     return scoring.eval()
+
+
+def build_token_heads(scoring: ScoringUNet, adapter: Adapter | None) -> TokenHeads | None:
+    """The adapter's token heads; None if it has none, or if not all layers are scored.
+
+    Raises:
+        ModelError: they are of another model.
+    """
+    every = len(scoring.score_layers) == len(scoring.layer_names)
+    if adapter is None or not adapter.token_heads or not every:
+        return None
+    heads = TokenHeads.of(adapter.token_heads, sum(scoring.heads), text_width(scoring.unet))
+    return heads.to(scoring.head_weights.device)
 
 
 def build_prompts(

@@ -100,6 +100,11 @@ SUBCOMMANDS = {
         "Reproduce the paper's tables and figures.",
         "train",
     ),
+    "imitate": Subcommand(
+        "dsd_trt.train.commands.imitate:imitate",
+        "Teach matrix mode to estimate pair mode's scores.",
+        "train",
+    ),
     "train": Subcommand("dsd_trt.train.commands.train:train", "Train a few-shot adapter.", "train"),
     "pretrain": Subcommand(
         "dsd_trt.train.commands.pretrain:pretrain",

@@ -158,7 +158,7 @@ def _matrix(recipe: Recipe, device: torch.device) -> MatrixScorer:
     unconditional = encode_texts(recipe.checkpoint, [""])[0].to(dtype)
     recipe.checkpoint.forget()
     scoring = recipe.build_scoring(recipe.checkpoint.read_unet(dtype))
-    return _placed(MatrixScorer(scoring, unconditional, recipe.settings.query_pool), device, half)
+    return _placed(recipe.build_matrix(scoring, unconditional), device, half)
 
 
 def _placed(scorer: Scorer, device: torch.device, half: bool) -> Scorer:

@@ -127,7 +127,8 @@ class FewShotModel(nn.Module):
         if mode == "matrix":
             assert self.matrix is not None
             own = (text_states[:, None], token_mask[:, None])  # one text for each image
-            return self.matrix.score(latent, level, *own, self.heads())[:, 0], None
+            heads = None if self.matrix.token_heads is not None else self.heads()
+            return self.matrix.score(latent, level, *own, heads)[:, 0], None
         response = self.scoring.respond(latent, level, text_states, token_mask)
         f = average_tokens(average_heads(response, self.heads()), token_mask)
         return f, response.denoising_error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dsd_trt.bundle.method import Mode, ScoreKind
-from dsd_trt.train.build import build_scoring_unet
+from dsd_trt.train.build import build_scoring_unet, build_token_heads
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
@@ -50,7 +50,10 @@ class Served:
             require_matrix(self._kind, heads, "score with --mode pair")
         scoring = build_scoring_unet(checkpoint, adapter, score=score, levels=levels)
         weights = LearnedHeadWeights(scoring.head_weights, learned=False)
-        matrix = MatrixScorer(scoring, unconditional) if self._mode == "matrix" else None
+        matrix = None
+        if self._mode == "matrix":
+            of_tokens = build_token_heads(scoring, adapter)
+            matrix = MatrixScorer(scoring, unconditional, token_heads=of_tokens)
         model = FewShotModel(scoring, weights, MatchProbability(self._kind), matrix)
         self._model = model.to(checkpoint.device)
         self._weight = adapter.denoising_weight if adapter else 1.0

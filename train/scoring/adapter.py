@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from dsd_trt.bundle.lists import Lists
 from dsd_trt.bundle.manifest import NOT_FITTED, Calibration, Resize
 from dsd_trt.bundle.method import HeadMode, Mode, ScoreKind, TrainedFor
 from dsd_trt.errors import ModelError, counted
@@ -64,6 +65,9 @@ class Adapter:
         matrix_b: offset b of the match probability in matrix mode.
         merged: low-rank updates of the U-Net's own weights, by "LAYER PATH.up" and
             "LAYER PATH.down".
+        token_heads: parameters of a `TokenHeads` by name, with which matrix mode estimates this
+            adapter's scores in pair mode; empty without.
+        lists: how far down matrix mode's lists the best of pair mode stand; None if not measured.
     """
 
     prompt_config: PromptConfig | None
@@ -82,6 +86,8 @@ class Adapter:
     matrix_a: float = 1.0
     matrix_b: float = 0.0
     merged: Mapping[str, Tensor] = field(default_factory=dict)
+    token_heads: Mapping[str, Tensor] = field(default_factory=dict)
+    lists: Lists | None = None
 
     def save(self, folder: Path) -> None:
         """Write `adapter.safetensors` and `adapter.json`, which records the former's sha256.
@@ -100,6 +106,7 @@ class Adapter:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"prompts.{name}": value for name, value in self.prompt_state.items()}
         tensors |= {f"merged.{name}": value for name, value in self.merged.items()}
+        tensors |= {f"token_heads.{name}": value for name, value in self.token_heads.items()}
         for layer, weights in enumerate(self.head_weights):
             tensors[f"head_weights.{layer}"] = weights
         content = save({name: value.contiguous() for name, value in tensors.items()})
@@ -118,6 +125,7 @@ class Adapter:
             levels=self.levels,
             resize=self.resize,
             base=self.base,
+            lists=self.lists,
             training=self.training,
         )
         with sole_writer(folder / CONFIG_NAME, wait=_OTHER_WRITER):
@@ -161,6 +169,8 @@ class Adapter:
                 matrix_a=1.0 if config.matrix_a is None else config.matrix_a,
                 matrix_b=0.0 if config.matrix_b is None else config.matrix_b,
                 merged=_under("merged.", tensors),
+                token_heads=_under("token_heads.", tensors),
+                lists=config.lists,
             )
             if adapter.head_weights and float(torch.cat(tuple(adapter.head_weights)).sum()) <= 0:
                 raise ValueError("the head weights sum to 0: there would be no score")

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.bundle.lists import Lists
 from dsd_trt.bundle.manifest import Resize
 from dsd_trt.bundle.method import HeadMode, ScoreKind, TrainedFor
 from dsd_trt.errors import ModelError
@@ -32,6 +33,9 @@ WEIGHTS_NAME = "adapter.safetensors"
 NEXT_WEIGHTS = f".{WEIGHTS_NAME}.next"
 """The weights, and those of a save that is not complete."""
 
+TOKEN_HEADS = ("base", "of_token", "gate", "offset")
+"""Names of the parameters of `TokenHeads`, among the weights "token_heads.NAME"."""
+
 FORMAT = 2
 """Version of `adapter.json`."""
 
@@ -54,6 +58,7 @@ class AdapterConfig:
     levels: tuple[float, ...]
     resize: Resize | None = field(default=None, metadata={"optional": True})
     base: Mapping[str, str]
+    lists: Lists | None = field(default=None, metadata={"optional": True})
     training: Mapping[str, Any]
 
 
@@ -199,7 +204,7 @@ def _require_known(config: AdapterConfig, headers: Mapping[str, TensorHeader]) -
         ValueError: a tensor is unknown, missing or misshapen; the message names it.
     """
     for name, tensor in headers.items():
-        if not name.startswith(("prompts.", "merged.", "head_weights.")):
+        if not name.startswith(("prompts.", "merged.", "head_weights.", "token_heads.")):
             raise ValueError(f"it holds {ascii(name[:80])[1:-1]}, which no adapter has")
         if name.startswith("prompts.") and config.prompts is None:
             raise ValueError(f"it holds {name}, but {CONFIG_NAME} has no prompts")
@@ -212,6 +217,7 @@ def _require_known(config: AdapterConfig, headers: Mapping[str, TensorHeader]) -
                 raise ValueError(f"{name} is {list(tensor.shape)}, expected a matrix")
             if part == "up" and headers[other].shape[:1] != tensor.shape[1:]:
                 raise ValueError(f"{name} and {other} are of different rank")
+    _require_token_heads(config, headers)
     if config.prompts is not None and not any(name.startswith("prompts.") for name in headers):
         raise ValueError(f"it holds no prompts, but {CONFIG_NAME} has their sizes")
     for name in _head_weights(headers):
@@ -219,6 +225,19 @@ def _require_known(config: AdapterConfig, headers: Mapping[str, TensorHeader]) -
             raise ValueError(f"it lacks {name}")
         if len(headers[name].shape) != 1 or not headers[name].shape[0]:
             raise ValueError(f"{name} is {list(headers[name].shape)}, expected one number per head")
+
+
+def _require_token_heads(config: AdapterConfig, headers: Mapping[str, TensorHeader]) -> None:
+    found = {name for name in headers if name.startswith("token_heads.")}
+    if not found:
+        if config.lists is not None:
+            raise ValueError(f"it holds no token heads, but {CONFIG_NAME} has lists made with them")
+        return
+    if found != {f"token_heads.{name}" for name in TOKEN_HEADS}:
+        raise ValueError(f"its token heads are not {', '.join(TOKEN_HEADS)}")
+    base, of_token, gate, offset = (headers[f"token_heads.{name}"].shape for name in TOKEN_HEADS)
+    if tuple(of_token) != (*base, *gate) or len(of_token) != 2 or tuple(offset) != (1,):
+        raise ValueError(f"token_heads.of_token is {list(of_token)}, and the others do not fit it")
 
 
 def _head_weights(headers: Mapping[str, TensorHeader]) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dsd_trt.train.scoring.pooling import logsumexp_pool
 from dsd_trt.train.scoring.prompts import MatrixPrompt
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens, no_autocast
+from dsd_trt.train.scoring.token_heads import TokenHeads
 
 
 class MatrixScorer(nn.Module):
@@ -30,12 +31,19 @@ class MatrixScorer(nn.Module):
         unconditional: states of the unconditional text, (1, rows, D).
         query_pool: side, in image tokens, of the squares over which queries of full latent
             resolution are averaged before matching; 1 does not average.
+        token_heads: head weights that depend on the token; None takes those of `scoring` for all.
 
     Raises:
         ValueError: the score needs more of the U-Net than its queries.
     """
 
-    def __init__(self, scoring: ScoringUNet, unconditional: Tensor, query_pool: int = 1) -> None:
+    def __init__(
+        self,
+        scoring: ScoringUNet,
+        unconditional: Tensor,
+        query_pool: int = 1,
+        token_heads: TokenHeads | None = None,
+    ) -> None:
         super().__init__()
         if scoring.denoising or scoring.dynamic_heads or scoring.pooling != "lse":
             raise ValueError(
@@ -44,6 +52,7 @@ class MatrixScorer(nn.Module):
             )
         self.scoring = scoring
         self.query_pool = query_pool
+        self.token_heads = token_heads
         self.folded: nn.ParameterList | None = None
         self.unconditional: Tensor
         self.register_buffer("unconditional", unconditional, persistent=False)
@@ -79,7 +88,7 @@ class MatrixScorer(nn.Module):
         Returns:
             Score f(y, x) of every combination, FP32 (images, texts).
         """
-        scoring, words = self.scoring, self._words(text_states)
+        scoring, words = self.scoring, self.words(text_states)
         pi = None if scoring.prompts is None else scoring.prompts.pi(latent)
         pooled = []
         for place, query in enumerate(queries):
@@ -91,8 +100,13 @@ class MatrixScorer(nn.Module):
                 tilt = Tilt((query * u).sum(dim=3), strength.float())
             key = F.linear(words, weight).float()
             pooled.append(match_all(query, key, tilt, scoring.lam, token_mask.shape[1]))
-        # (heads of all layers, texts, tokens, images) -> (texts, tokens, images)
-        token_scores = (torch.cat(pooled) * scoring.head_weights[:, None, None, None]).sum(dim=0)
+        every = torch.cat(pooled)  # (heads of all layers, texts, tokens, images)
+        if (heads := self.token_heads) is not None:
+            weights = heads.weights(words[:, : token_mask.shape[1]], token_mask)
+            # (heads, texts, tokens, 1), so that the sum is a plain one over leading axes
+            each = weights.permute(2, 0, 1)[..., None]
+            return (every * each).sum(dim=0).sum(dim=1).T + heads.offset
+        token_scores = (every * scoring.head_weights[:, None, None, None]).sum(dim=0)
         return average_tokens(token_scores.permute(2, 0, 1), token_mask)  # (images, texts)
 
     def score(
@@ -110,21 +124,37 @@ class MatrixScorer(nn.Module):
             level: index into the noise levels, integer (images,).
             text_states: r_y, (images, texts, rows, D), or (1, texts, rows, D) for shared texts.
             token_mask: 1 where a token counts, else 0, (images or 1, texts, text_tokens).
-            head_weights: w_{l,h}, summing to 1, (heads,); None takes those of `scoring`.
+            head_weights: w_{l,h}, summing to 1, (heads,); None takes the token heads if there
+                are some, else those of `scoring`.
 
         Returns:
             Score f(y, x) of each image's texts, FP32 (images, texts).
         """
-        scoring, words = self.scoring, self._words(text_states)
-        weights = scoring.head_weights if head_weights is None else head_weights
-        prompts = scoring.prompts
+        pooled = self.pool(self.queries(latent, level), latent, text_states)
+        if head_weights is None and (heads := self.token_heads) is not None:
+            weights = heads.weights(self.words(text_states), token_mask)
+            return (pooled * weights.movedim(3, 1)).sum(dim=(1, 3)) + heads.offset
+        plain = self.scoring.head_weights if head_weights is None else head_weights
+        return average_tokens((pooled * plain[:, None, None]).sum(dim=1), token_mask)
+
+    def pool(self, queries: Sequence[Tensor], latent: Tensor, text_states: Tensor) -> Tensor:
+        """Pooled attention S (Eq. 3) of each head at each token.
+
+        Args:
+            queries: queries of each scored layer, as `queries` returns them.
+            latent: clean latent z that the walk began with, (images, C, h, w).
+            text_states: r_y, (images, texts, rows, D), or (1, texts, rows, D) for shared texts.
+
+        Returns:
+            FP32 (images, heads of all layers, texts, text_tokens).
+        """
+        words, prompts = self.words(text_states), self.scoring.prompts
         pi = None if prompts is None else prompts.pi(latent)
         pooled = [
-            match(query, self._keys(place, words, pi), scoring.lam)
-            for place, query in enumerate(self.queries(latent, level))
-        ]  # (images, heads, texts, text_tokens) each
-        token_scores = (torch.cat(pooled, dim=1) * weights[:, None, None]).sum(dim=1)
-        return average_tokens(token_scores, token_mask)
+            match(query, self._keys(place, words, pi), self.scoring.lam)
+            for place, query in enumerate(queries)
+        ]
+        return torch.cat(pooled, dim=1)
 
     def queries(self, latent: Tensor, level: Tensor) -> list[Tensor]:
         """Q / sqrt(d) of each scored layer, FP32 (images, heads, image_tokens, d), from a walk."""
@@ -169,7 +199,7 @@ class MatrixScorer(nn.Module):
             folded.append(nn.Parameter(weight, requires_grad=False))
         self.folded = nn.ParameterList(folded)
 
-    def _words(self, text_states: Tensor) -> Tensor:
+    def words(self, text_states: Tensor) -> Tensor:
         """Text states without the pooled text's row, which Stable Diffusion XL appends."""
         whole = self.scoring.unet.config["addition_embed_type"] == "text_time"
         return text_states[..., :-1, :] if whole else text_states

@@ -1,0 +1,128 @@
+"""`dsd-trt imitate`: teach matrix mode to estimate the scores of pair mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dsd_trt.commands.log import note
+from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_option
+from dsd_trt.errors import InputError
+from dsd_trt.files.lock import own_folder
+from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, require_base, sentence
+from dsd_trt.train.commands.data_options import data_options, fraction_option
+
+if TYPE_CHECKING:
+    from dsd_trt.tables.columns import ColumnNames
+
+EXAMPLES = """\b
+Examples:
+  dsd-trt imitate --data shapes-refcocog --out adapter
+  dsd-trt imitate --model sd-2-1 --adapter mine --data captions.csv --out mine-and-lists
+"""
+
+LIMIT = 900  # questions; of their images 600 are learned from
+
+
+@click.command(epilog=EXAMPLES)
+@model_option
+@data_options
+@fraction_option("Share of the training set used.", "1, all", least=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(2),
+    default=LIMIT,
+    show_default=True,
+    help="Maximum number of questions.",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="ADAPTER",
+    help="Output folder for the adapter with its token heads; a new or empty one.",
+)
+@adapter_option("Adapter whose pair mode is estimated, and which is copied")
+@pytorch_threads_option
+@seed_option("Random seed of the division, of drawn texts and of batches.")
+@click.pass_context
+def imitate(
+    ctx: click.Context,
+    model: str,
+    data: str,
+    root: Path,
+    columns: ColumnNames,
+    images_at: Path | None,
+    fraction: float | None,
+    limit: int,
+    out: Path,
+    adapter: str,
+    threads: int | None,
+    seed: int,
+) -> None:
+    """Teach matrix mode to estimate the scores of pair mode.
+
+    A search for the best then follows matrix mode's order, and scores in pair mode only as far as
+    needed: export with --matrix, and search with --prune. Images and texts are enough: which text
+    is right does not matter. Two thirds are learned from. On the others it is measured how far
+    down an order has to be followed. Pair mode itself stays as it is.
+    """
+    from dsd_trt.train.data.catalogue import require_columns
+
+    require_columns(data, root, columns)  # before anything else is imported
+
+    from dsd_trt.train.run.libraries import require_libraries
+
+    require_libraries("torch", "diffusers", "transformers")
+    from dsd_trt.files.folders import require_writable
+    from dsd_trt.train.data.catalogue import open_dataset
+    from dsd_trt.train.diffusion.place import find_place, require_model
+    from dsd_trt.train.scoring.choices import require_matrix
+
+    require_writable(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"--out {out} is not empty: name a new folder")
+    part = open_dataset(data, root, "train", seed, limit, fraction, columns, images_at)
+    require_model(place := find_place(model))
+    file = chosen_adapter(adapter, model)
+    require_base(file, place)
+    if file is not None:
+        if file.config.mode == "matrix":
+            raise InputError(
+                f"{file.folder} was trained for matrix mode alone, and token heads estimate pair "
+                "mode: name an adapter of pair mode or both, or none"
+            )
+        require_matrix(file.config.score, file.config.head_mode, "name another --adapter, or none")
+    questions = list(part)
+    for line in part.lines():
+        note(line)
+    if not questions:
+        raise InputError(f"{data} has nothing to learn from: a greater --fraction takes more")
+    note(sentence(file, adapter))
+
+    from dsd_trt.train.run.libraries import hush_libraries
+
+    hush_libraries()
+    from dsd_trt.train.commands.left_out import report_left_out
+    from dsd_trt.train.diffusion.checkpoint import read_checkpoint
+    from dsd_trt.train.imitation.imitation import imitate as learn
+    from dsd_trt.train.run.device import best_device
+    from dsd_trt.train.run.progress import StageProgress
+    from dsd_trt.train.run.threads import computing_with
+    from dsd_trt.train.scoring.adapter import Adapter
+
+    ctx.with_resource(computing_with(threads))
+    ctx.with_resource(own_folder(out))
+    with StageProgress() as progress:
+        progress.begin("Reading the model")
+        checkpoint = read_checkpoint(model, best_device())
+        base = None if file is None else Adapter.load(file.folder)
+        found = learn(checkpoint, base, questions, seed, progress.step)
+    found.adapter.save(out)
+    note(f"without token heads: {found.before.line()}")
+    note(f"with token heads: {found.after.line()}")
+    note(f"adapter: {out}")
+    note(f"to use it: dsd-trt export --model {model} --adapter {out} --matrix --out BUNDLE")
+    report_left_out(ctx, found.left_out, part.failures)

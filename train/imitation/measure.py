@@ -1,0 +1,162 @@
+"""Measuring lists: how far down matrix mode's order the best candidates of pair mode stand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.lists import list_order, need_of
+from dsd_trt.search import eliminate
+from dsd_trt.train.imitation.two_modes import TwoModes
+from dsd_trt.train.scoring.token_heads import TokenHeads
+
+Array = NDArray[np.float32]
+
+BEST = (1, 5)
+"""Numbers of best candidates that lists are measured for."""
+
+CANDIDATES = 100
+"""Candidates of a measured list, at most."""
+
+_STORED = 64  # smallest needs that are kept
+_ERROR = 1e-3  # of the search for the best, which the lists are measured against
+_SLOPE = 0.7  # of the spread of pair mode's scores about their estimates
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Places at which pair mode's best candidate stands in the lists, from 1.
+
+    Attributes:
+        texts: one for each measured list of texts.
+        images: one for each measured list of images.
+        candidates: number of candidates of each list.
+    """
+
+    texts: NDArray[np.intp]
+    images: NDArray[np.intp]
+    candidates: int
+
+    def line(self) -> str:
+        """The ranks of both kinds in words, for the user."""
+        parts = []
+        for what, ranks in (("texts of an image", self.texts), ("images of a text", self.images)):
+            first, deep = 100 * float((ranks == 1).mean()), int(np.quantile(ranks, 0.99))
+            parts.append(f"{what}: first in {first:.0f}%, among the first {deep} in 99%")
+        return f"pair mode's best of {self.candidates} in matrix mode's order, {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images and texts scored with each other in both modes.
+
+    Attributes:
+        first: pair mode's scores at the first noise level, (images, texts).
+        mean: its means over all levels, NaN where a candidate is among the best neither of its
+            image nor of its text, (images, texts).
+        images: places of the images.
+        texts: places of the texts.
+    """
+
+    first: Array
+    mean: Array
+    images: NDArray[np.intp]
+    texts: NDArray[np.intp]
+
+
+def score_blocks(
+    modes: TwoModes,
+    images: NDArray[np.intp],
+    texts: NDArray[np.intp],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Block]:
+    """Score images and texts in blocks, each as many images as texts, in pair mode.
+
+    Args:
+        modes: model to score with.
+        images: places of the images; those beyond the last whole block are left out.
+        texts: places of the texts, of which each block takes others while there are some.
+        progress: callback `(done, total)`, in images.
+    """
+    side = min(CANDIDATES, len(images), len(texts))
+    blocks: list[Block] = []
+    count = len(images) // side
+    for number in range(count):
+        of_block = images[number * side :][:side]
+        start = number * side % len(texts)
+        chosen = np.roll(texts, -start)[:side]
+        scores = np.full((modes.levels, side, side), np.nan, np.float32)
+        for row, image in enumerate(of_block.tolist()):
+            scores[0, row] = modes.score(np.full(side, image), chosen, 0)
+            progress(number * side + row + 1, count * side)
+        mean = np.full((side, side), np.nan, np.float32)
+        for place in range(side):
+            for line, found in (
+                (np.s_[place, :], _best(modes, scores, of_block[[place]], chosen, np.s_[place, :])),
+                (np.s_[:, place], _best(modes, scores, of_block, chosen[[place]], np.s_[:, place])),
+            ):
+                mean[line] = np.where(np.isnan(found), mean[line], found)
+        blocks.append(Block(scores[0], mean, of_block, chosen))
+    return blocks
+
+
+def _best(
+    modes: TwoModes,
+    scores: Array,
+    images: NDArray[np.intp],
+    texts: NDArray[np.intp],
+    line: tuple[int | slice, int | slice],
+) -> Array:
+    """Means over all levels of the best of a row or a column; scores that are missing are added."""
+    count = max(len(images), len(texts))
+    x, y = np.broadcast_to(images, count), np.broadcast_to(texts, count)
+
+    def score_at(candidates: NDArray[np.intp], level: int) -> NDArray[np.floating]:
+        known = scores[(level, *line)]
+        missing = candidates[np.isnan(known[candidates])]
+        if len(missing):
+            known[missing] = modes.score(x[missing], y[missing], level)
+        return known[candidates]
+
+    return eliminate(score_at, count, modes.levels, min(max(BEST), count), _ERROR)
+
+
+def measure(modes: TwoModes, heads: TokenHeads, blocks: Sequence[Block]) -> tuple[Lists, Ranks]:
+    """Lists of some blocks, made with token heads.
+
+    Args:
+        modes: model that the blocks were scored with.
+        heads: token heads that make the lists.
+        blocks: at least one block of images and texts.
+    """
+    estimates = [modes.estimates(heads, it.images.tolist(), it.texts) for it in blocks]
+    missed = np.concatenate([it.first for it in blocks]) - np.concatenate(estimates)
+    slope = _SLOPE * float((missed - missed.mean(axis=1, keepdims=True)).std())
+    side = len(blocks[0].images)
+    needs: dict[str, dict[str, list[float]]] = {"texts": {}, "images": {}}
+    ranks: dict[str, list[int]] = {"texts": [], "images": []}
+    for block, of_block in zip(blocks, estimates, strict=True):
+        for kind, turn in (("texts", np.asarray), ("images", np.transpose)):
+            lines = map(turn, (of_block, block.first, block.mean))
+            for estimate, first, mean in zip(*lines, strict=True):
+                order = np.argsort(-np.nan_to_num(mean, nan=-np.inf), kind="stable")
+                ranks[kind].append(int(np.flatnonzero(list_order(estimate) == order[0])[0]) + 1)
+                for best in (it for it in BEST if it < side):
+                    need = need_of(estimate, first, order[:best], best, slope, side)
+                    needs[kind].setdefault(str(best), []).append(need)
+    kept = {
+        kind: {best: _measured(of_best) for best, of_best in of_kind.items()}
+        for kind, of_kind in needs.items()
+    }
+    lists = Lists(modes.list_level, side, slope, kept["texts"], kept["images"])
+    return lists, Ranks(np.array(ranks["texts"]), np.array(ranks["images"]), side)
+
+
+def _measured(needs: Sequence[float]) -> Measured:
+    finite = sorted(need for need in needs if math.isfinite(need))
+    return Measured(len(needs), tuple(finite[:_STORED]))
