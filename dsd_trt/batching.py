@@ -54,8 +54,21 @@ class BatchSizes:
     matrix: tuple[int, int]
 
 
-ON_DEVICE = BatchSizes(images=32, texts=256, passes=256, matrix=(1, 256))
+ON_DEVICE = BatchSizes(images=32, texts=256, passes=256, matrix=(32, MAX_TEXTS))
 """Batch sizes for GPU engines, whose plans split batches and hold activations themselves."""
+
+
+def map_numbers(manifest: Manifest) -> int:
+    """Numbers of the largest attention map of an image with a text in the matrix scorer: n H 77.
+
+    H is the lowest head count of a scored layer, that of Stable Diffusion's top level. A quarter of
+    the n image tokens counts if queries are averaged.
+    """
+    _, height, width = manifest.latent_shape
+    heads = min(len(weights) for weights in manifest.method.head_weights.values)
+    pooled = manifest.matrix is not None and manifest.matrix.query_pool > 1
+    image_tokens = height * width // 4 if pooled else height * width
+    return image_tokens * heads * manifest.tokenizer.max_length
 
 
 def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
@@ -69,9 +82,9 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     - text: 77 x 16 D, the widest MLP and its surroundings;
     - pair at one level: n (2 H (n + 77) + 16 D), logits and softmax of self- and cross-attention at
       the top level, and the features held by the skip connections;
-    - image and text in the matrix scorer: 3 n H 77, logits, softmax and exponentials of the top
-      level, with a quarter of its image tokens if its queries are averaged. Texts are batched
-      first, because every run repeats the walk through the U-Net.
+    - image and text in the matrix scorer: 3 n H 77 (`map_numbers`), logits, softmax and
+      exponentials of the top level. Texts are batched first, because every run repeats the walk
+      through the U-Net.
 
     Args:
         manifest: manifest of the bundle to run.
@@ -100,8 +113,7 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     def fit(numbers: int) -> int:
         return min(max(int(budget // numbers), 1), MAX_BATCH)
 
-    pooled = manifest.matrix is not None and manifest.matrix.query_pool > 1
-    match = 3 * (n // 4 if pooled else n) * heads * length
+    match = 3 * map_numbers(manifest)
     texts = min(max(int(budget // match), 1), MAX_TEXTS)
     return BatchSizes(
         images=fit(3 * resolution**2 * 128),

@@ -1,4 +1,4 @@
-"""Compile a bundle's graphs to TensorRT plans, one plan per graph, with their precision checked."""
+"""Compile a bundle's graphs to TensorRT plans, with their precision checked."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.place import require_own
-from dsd_trt.engine.tensorrt.plan import Plan, PlanLibrary, Sidecar, write_plan
+from dsd_trt.engine.tensorrt.plan import (
+    PARTS,
+    Part,
+    Plan,
+    PlanLibrary,
+    Sidecar,
+    title_of,
+    write_plan,
+)
 from dsd_trt.engine.tensorrt.runner import load_library
 from dsd_trt.engines.compile import RTX_CAPABILITIES, CompileSettings, compile_plan
 from dsd_trt.engines.layers import LayerTable, check_precision
-from dsd_trt.engines.network import parse
+from dsd_trt.engines.source import read_source
 from dsd_trt.errors import InputError
-
-PAIR_GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
-"""Graphs that are built by default: no GPU engine runs matrix mode yet."""
 
 
 def build_plans(
@@ -37,13 +43,13 @@ def build_plans(
         library: TensorRT or TensorRT-RTX, the one the plans are built with.
         settings: build settings; without compute capabilities TensorRT-RTX builds for
             `RTX_CAPABILITIES`.
-        graphs: names of the graphs to build; empty means `PAIR_GRAPHS`.
-        stage: callback `(name)`, called with the graph that is built next.
-        step: callback `(share)`, called with the finished share of that graph, from 0 to 1.
+        graphs: names of the graphs to build; empty means all. The matrix scorer has two plans.
+        stage: callback `(name)`, called with the graph or part that is built next.
+        step: callback `(share)`, called with the finished share of it, from 0 to 1.
         device: number of the GPU, from 0, that TensorRT builds on.
 
     Yields:
-        Each plan, and the layers that the parser made of its graph.
+        Each plan, and the layers that the parser made of its graph or part.
 
     Raises:
         InputError: there is no such graph, the library cannot build for a GPU, or the bundle lies
@@ -58,14 +64,14 @@ def build_plans(
             f"the bundle has no graph {min(unknown)!r}; choose from {', '.join(manifest.graphs)}"
         )
     trt, settings = _prepare(library, settings, device)
-    for name in graphs or PAIR_GRAPHS:
-        stage(name)
-        graph = manifest.graphs[name]
+    for name, part in _parts(manifest, graphs):
+        stage(title_of(name, part))
         with gpu_to_build_on(device):
-            network = parse(trt, bundle.path(graph.file))
-            table = LayerTable.of(network)
-            check_precision(table, manifest, name)
-            content = memoryview(compile_plan(network, graph, settings, step))
+            source = read_source(trt, bundle, name, part, settings.profiles)
+            table = LayerTable.of(source.network)
+            check_precision(table, manifest, name, part)
+            plan = compile_plan(source.network, source.profiles, settings, step)
+        content = memoryview(plan)
         sidecar = Sidecar.of(
             content,
             manifest,
@@ -74,8 +80,18 @@ def build_plans(
             str(trt.__version__),
             settings.compute_capabilities,
             settings.profiles,
+            part,
+            source.texts,
+            source.tokens,
         )
         yield write_plan(bundle.folder, content, sidecar), table
+
+
+def _parts(manifest: Manifest, graphs: Sequence[str]) -> Iterator[tuple[str, Part | None]]:
+    """Each plan to build: a graph, or a part of the matrix scorer."""
+    for name in graphs or manifest.graphs:
+        parts = (None,) if manifest.graphs[name].batched else PARTS
+        yield from ((name, part) for part in parts)
 
 
 def require_settings(library: PlanLibrary, settings: CompileSettings) -> None:

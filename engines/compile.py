@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """Compute capabilities TensorRT-RTX builds for by default: Ampere, Ada and Blackwell."""
 
 Step = Callable[[float], None]
+
+Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
+"""The least, best and greatest shape of each input."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,24 @@ class CompileSettings:
     timing_cache: Path | None = None
 
 
+def batch_shapes(graph: Graph, profile: Profile) -> Shapes:
+    """Shapes of a graph's inputs at the smallest, optimal and largest batch."""
+    sizes = (profile.min, profile.opt, profile.max)
+    return {spec.name: tuple(spec.of_batch(size) for size in sizes) for spec in graph.inputs}
+
+
 def compile_plan(
-    network: Network, graph: Graph, settings: CompileSettings, step: Step = lambda share: None
+    network: Network,
+    profiles: Sequence[Shapes],
+    settings: CompileSettings,
+    step: Step = lambda share: None,
 ) -> Any:
     """Build a plan.
 
     Args:
         network: parsed network whose precision has been checked.
-        graph: signature of the graph in the bundle's contract.
-        settings: batch sizes, GPUs and limits of the build.
+        profiles: shapes of the inputs, by optimization profile.
+        settings: GPUs and limits of the build.
         step: callback `(share)`, called with the finished share, from 0 to 1.
 
     Returns:
@@ -65,8 +77,11 @@ def compile_plan(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace)
     if settings.compute_capabilities:
         _set_capabilities(trt, config, settings.compute_capabilities)
-    for profile in settings.profiles:
-        config.add_optimization_profile(_profile(network, graph, profile))
+    for shapes in profiles:
+        made = network.builder.create_optimization_profile()
+        for name, (least, best, most) in shapes.items():
+            made.set_shape(name, least, best, most)
+        config.add_optimization_profile(made)
     cache = None
     if settings.timing_cache is not None:
         cache = _timing_cache(config, settings.timing_cache)
@@ -97,14 +112,6 @@ def _set_capabilities(trt: Any, config: Any, capabilities: Sequence[str]) -> Non
     config.num_compute_capabilities = len(capabilities)
     for i, capability in enumerate(capabilities):
         config.set_compute_capability(known[capability], i)
-
-
-def _profile(network: Network, graph: Graph, profile: Profile) -> Any:
-    made = network.builder.create_optimization_profile()
-    for spec in graph.inputs:
-        sizes = (spec.of_batch(size) for size in (profile.min, profile.opt, profile.max))
-        made.set_shape(spec.name, *sizes)
-    return made
 
 
 def _timing_cache(config: Any, path: Path) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsd_trt.bundle.manifest import Manifest
+from dsd_trt.engine.tensorrt.plan import Part, title_of
 from dsd_trt.engines.network import Network
 from dsd_trt.errors import LayerPrecisionError, counted
 
@@ -169,18 +170,21 @@ class LayerTable:
         return seen > 0
 
 
-def check_precision(table: LayerTable, manifest: Manifest, graph: str) -> None:
+def check_precision(
+    table: LayerTable, manifest: Manifest, graph: str, part: Part | None = None
+) -> None:
     """Refuse a network whose scores are not FP32, or an FP16 one that is not mostly FP16.
 
     Args:
         table: layers of one of the bundle's graphs.
         manifest: manifest of the bundle, for its precision and scored layers.
         graph: name of the graph, such as "pair_scorer".
+        part: part of the matrix scorer; None for a whole graph.
 
     Raises:
         LayerPrecisionError: layers have the wrong precision; the message names them.
     """
-    if graph == "pair_scorer":
+    if graph == "pair_scorer" or part == "match":
         _check_scores(table, manifest)
     share = table.half_share()
     # A VAE that overflows in FP16 stays FP32 as a whole (Stable Diffusion XL's).
@@ -188,8 +192,9 @@ def check_precision(table: LayerTable, manifest: Manifest, graph: str) -> None:
     if manifest.precision == "fp16" and share < MIN_HALF and not whole:
         wide = [layer.name for layer in table.products() if layer.dtype != "HALF"]
         raise LayerPrecisionError(
-            f"only {share:.1%} of the {graph}'s matrix products and convolutions are FP16, "
-            f"{MIN_HALF:.0%} are needed. These are not: {_some(wide)}. Export the bundle again"
+            f"only {share:.1%} of the {title_of(graph, part)}'s matrix products and convolutions "
+            f"are FP16, {MIN_HALF:.0%} are needed. These are not: {_some(wide)}. Export the bundle "
+            "again"
         )
 
 

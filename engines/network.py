@@ -43,10 +43,23 @@ def parse(trt: Any, path: Path) -> Network:
         GraphRefusedError: the parser refuses the graph.
     """
     network = create_network(trt)
-    parser = network.parser
-    if not parser.parse_from_file(str(path)):
-        errors = [_explain(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise GraphRefusedError("\n  ".join([f"{path} is refused:", *errors]))
+    _require_parsed(network, path, network.parser.parse_from_file(str(path)))
+    return network
+
+
+def parse_part(trt: Any, content: bytes, path: Path) -> Network:
+    """Parse a part of an ONNX graph, as `parse`.
+
+    Args:
+        trt: library module, `tensorrt` or `tensorrt_rtx`.
+        content: content of an ONNX file with the part.
+        path: ONNX file of the whole graph, with the weight file in the same folder.
+
+    Raises:
+        GraphRefusedError: the parser refuses the part.
+    """
+    network = create_network(trt)
+    _require_parsed(network, path, network.parser.parse(content, str(path)))
     return network
 
 
@@ -58,6 +71,13 @@ def create_network(trt: Any) -> Network:
     flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
     definition = builder.create_network(1 << int(flag))
     return Network(trt, builder, definition, trt.OnnxParser(definition, logger), messages)
+
+
+def _require_parsed(network: Network, path: Path, parsed: bool) -> None:
+    if not parsed:
+        parser = network.parser
+        errors = [_explain(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise GraphRefusedError("\n  ".join([f"{path} is refused:", *errors]))
 
 
 def _explain(error: Any) -> str:

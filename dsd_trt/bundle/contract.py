@@ -41,6 +41,10 @@ class TensorSpec:
         """The shape for a given size of every dynamic dimension."""
         return tuple(size if isinstance(given, str) else given for given in self.shape)
 
+    def of_sizes(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape for given sizes of the dynamic dimensions, by name."""
+        return tuple(sizes[given] if isinstance(given, str) else given for given in self.shape)
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -5,9 +5,10 @@ Every call is checked, and every allocation is an object that frees itself.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,19 @@ def on_device(device: int) -> Iterator[None]:
     finally:
         if before != device and has_context(before):
             use_device(before)
+
+
+@contextmanager
+def settled(device: int, *streams: Stream) -> Iterator[None]:
+    """Work on a GPU within a block; after an error, nothing that it queued is still at work."""
+    with on_device(device):
+        try:
+            yield
+        except BaseException:  # nothing may write into the next run's buffers
+            for stream in streams:
+                with suppress(EngineError):
+                    stream.synchronize()
+            raise
 
 
 def device_name(device: int) -> str:
@@ -190,10 +204,29 @@ class Buffer:
         _free_with(self, "cudaFreeHost", address)
         self.host: NDArray[Any] = _array_at(address, tuple(shape), kind)
 
-    def fill(self, values: NDArray[Any], stream: Stream) -> None:
-        """Queue the copy of a whole array to the device."""
-        self.host[: len(values)] = values
-        self.upload(len(values), stream)
+    def fill(self, values: NDArray[Any], stream: Stream, rows: int = 0) -> None:
+        """Queue the copy of a whole array, of any shape that fits, to the device.
+
+        Args:
+            values: the array.
+            stream: stream to queue in.
+            rows: number of rows to fill up to, by repeating the last one.
+        """
+        count = len(values)
+        target = self.view((max(count, rows), *values.shape[1:]))
+        target[:count] = values
+        target[count:] = values[-1]
+        self._copy(target, stream, upload=True)
+
+    def view(self, shape: Sequence[int]) -> NDArray[Any]:
+        """The beginning of the host's memory as an array of another shape."""
+        return self.host.reshape(-1)[: math.prod(shape)].reshape(shape)
+
+    def fetch(self, shape: Sequence[int], stream: Stream) -> NDArray[Any]:
+        """Queue the copy of an array to the host; valid once the stream is synchronised."""
+        target = self.view(shape)
+        self._copy(target, stream, upload=False)
+        return target
 
     def copy_rows(self, source: int, runs: Sequence[tuple[int, int, int]], stream: Stream) -> None:
         """Queue copies of rows that are on the device already.
@@ -211,14 +244,13 @@ class Buffer:
 
     def upload(self, rows: int, stream: Stream) -> None:
         """Queue the copy of the first rows to the device."""
-        self._copy(rows, stream, upload=True)
+        self._copy(self.host[:rows], stream, upload=True)
 
     def download(self, rows: int, stream: Stream) -> None:
         """Queue the copy of the first rows to the host."""
-        self._copy(rows, stream, upload=False)
+        self._copy(self.host[:rows], stream, upload=False)
 
-    def _copy(self, rows: int, stream: Stream, *, upload: bool) -> None:
-        part = self.host[:rows]
+    def _copy(self, part: NDArray[Any], stream: Stream, *, upload: bool) -> None:
         host = part.ctypes.data
         kinds = cudart.cudaMemcpyKind
         target, source, kind = (

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.batching import MASK_STEP, walks_at_once
+from dsd_trt.batching import MASK_STEP
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine.shared import SharedEngine
 from dsd_trt.spans import span
 
 TEXTS = 16
-"""Most texts per run."""
+"""Most texts per run on the processor."""
 
 NUMBERS = 2**25
 """Most numbers of an attention map, where a map is made: then there may be fewer texts per run."""
@@ -33,22 +33,25 @@ class MatrixEngine(SharedEngine):
     Args:
         graph: declared inputs and outputs; the first input has a batch of rows, the last one of
             texts.
-        large: whether the bundle's weights are so large that a walk takes gigabytes.
+        walks: numbers of walks per run, the largest first; what is left of a batch is a run of its
+            own.
+        texts: most texts per run.
     """
 
-    def __init__(self, graph: Graph, *, large: bool) -> None:
+    def __init__(self, graph: Graph, walks: Sequence[int], texts: int = TEXTS) -> None:
         super().__init__(graph)
         row = graph.inputs[0].shape[0]
         self._of_rows = [spec.name for spec in graph.inputs if spec.shape[0] == row]
         self._of_texts = [spec.name for spec in graph.inputs if spec.shape[0] != row]
-        self._sizes = walks_at_once(large)
+        self._sizes, self._texts = tuple(walks), texts
 
     @abstractmethod
     def _walk(self, feeds: Mapping[str, Array], width: int) -> None:
         """Run the first part, whose results the next calls of `_match` use.
 
         Args:
-            feeds: inputs that belong to rows, of as many rows as one of `_sizes`.
+            feeds: inputs that belong to rows, of as many rows as one of `walks`, or fewer at the
+                end of a batch.
             width: number of text tokens that may count in the next call of `_match`.
         """
 
@@ -57,7 +60,7 @@ class MatrixEngine(SharedEngine):
         """Scores of the last walk's rows with the first of some texts, or with all of them.
 
         Args:
-            feeds: inputs that belong to texts, of at most `TEXTS` texts.
+            feeds: inputs that belong to texts, of at most `texts` texts.
 
         Returns:
             Scores, (rows, texts), of at least one text.
@@ -72,7 +75,7 @@ class MatrixEngine(SharedEngine):
         for part in self._cut(len(scores)):
             start = 0
             while start < len(order):
-                texts = order[start : start + TEXTS]
+                texts = order[start : start + self._texts]
                 width = min(-(-tokens[texts[-1]] // MASK_STEP) * MASK_STEP, mask.shape[1])
                 rows = part.stop - part.start
                 if start == 0:
@@ -92,3 +95,5 @@ class MatrixEngine(SharedEngine):
             while count - start >= size:
                 yield slice(start, start + size)
                 start += size
+        if start < count:
+            yield slice(start, count)

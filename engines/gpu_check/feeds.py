@@ -40,7 +40,7 @@ def draw_feeds(bundle: Bundle, graph: str, sizes: Mapping[str, int], seed: int =
     manifest, random = bundle.manifest, np.random.default_rng(seed)
     made: Feeds = {}
     for spec in manifest.graphs[graph].inputs:
-        shape = tuple(sizes[it] if isinstance(it, str) else it for it in spec.shape)
+        shape = spec.of_sizes(sizes)
         if spec.name == "adapter":
             made |= adapter_feed(bundle)
         else:

@@ -12,10 +12,10 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.engine import EngineDescription
 from dsd_trt.engine.tensorrt.backend import TensorRT
-from dsd_trt.engine.tensorrt.plan import Profile, find_plan
+from dsd_trt.engine.tensorrt.plan import Profile, find_plans
 from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
-from dsd_trt.engines.build import PAIR_GRAPHS, build_plans, gpu_to_build_on
-from dsd_trt.engines.compile import CompileSettings, compile_plan
+from dsd_trt.engines.build import build_plans, gpu_to_build_on
+from dsd_trt.engines.compile import CompileSettings, batch_shapes, compile_plan
 from dsd_trt.engines.gpu_check.figures import PAIR, REPEATS, CountMacs
 from dsd_trt.engines.gpu_check.recorder import Recorder
 from dsd_trt.engines.macs import count_macs
@@ -39,9 +39,9 @@ def build_missing(bundle: Bundle, backend: TensorRT, profile: Profile, steps: Re
     """
     trt, capability = require(backend.name, backend.device)
     version, missing = str(trt.__version__), []
-    for name in PAIR_GRAPHS:
+    for name in bundle.manifest.graphs:
         try:
-            find_plan(bundle.folder, bundle.manifest, name, backend.name, version, capability)
+            find_plans(bundle.folder, bundle.manifest, name, backend.name, version, capability)
         except EngineError:
             missing.append(name)
     if not missing:
@@ -70,9 +70,11 @@ def macs_of_plans(bundle: Bundle, backend: TensorRT) -> CountMacs:
     trt, _ = require(backend.name, backend.device)
     known: dict[str, int] = {}
 
-    def count(name: str, sizes: Mapping[str, int]) -> int:
+    def count(name: str, sizes: Mapping[str, int]) -> int | None:
+        graph = bundle.manifest.graphs[name]
+        if not graph.batched:  # two batches, and a network whose sizes are set is of no other use
+            return None
         if name not in known:
-            graph = bundle.manifest.graphs[name]
             known[name] = count_macs(parse(trt, bundle.path(graph.file)), graph)  # of one row
         return known[name] * sizes["B" if name == PAIR else "I"]
 
@@ -90,7 +92,8 @@ def measure_peak(backend: TensorRT) -> float:
     profile = Profile(1, 1, 1)
     with gpu_to_build_on(backend.device):
         network, graph = product(create_network(trt))
-        plan = compile_plan(network, graph, CompileSettings((profile,), wanted))
+        settings = CompileSettings((profile,), wanted)
+        plan = compile_plan(network, [batch_shapes(graph, profile)], settings)
     description = EngineDescription(backend.name, f"GPU {backend.device}", "fp16")
     content = bytes(memoryview(plan))
     engine = TensorRTEngine(trt, content, graph, (profile,), description, backend.device)

@@ -276,9 +276,7 @@ class _Slot:
         }
 
         def made(spec: TensorSpec) -> Buffer:
-            return Buffer(
-                [sizes[it] if isinstance(it, str) else it for it in spec.shape], spec.dtype
-            )
+            return Buffer(spec.of_sizes(sizes), spec.dtype)
 
         self.inputs = {spec.name: made(spec) for spec in graph.inputs}
         self.outputs = {spec.name: made(spec) for spec in graph.outputs}

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dsd_trt.batching import walks_at_once
 from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine import check_signature, pooled_attention, thread_limit
+from dsd_trt.engine.cut import CutGraph
 from dsd_trt.engine.matrix import NUMBERS, Array, MatrixEngine
 from dsd_trt.engine.onnxruntime.cpu import (
     describe,
@@ -19,7 +21,6 @@ from dsd_trt.engine.onnxruntime.cpu import (
     session_options,
     tensor_spec,
 )
-from dsd_trt.engine.onnxruntime.cut import CutGraph
 from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention
 from dsd_trt.errors import EngineError, one_line
 
@@ -33,7 +34,7 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
     Args:
         path: path of the ONNX file.
         graph: declared inputs and outputs, see `MatrixEngine`.
-        large: whether the bundle's weights are large, see `MatrixEngine`.
+        large: whether the bundle's weights are large, see `walks_at_once`.
         frugal: whether FP16 weights are widened on use, as for `OnnxRuntimeEngine`.
         threads: number of threads to compute with; None is one per core.
 
@@ -50,7 +51,7 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
         frugal: bool = False,
         threads: int | None = None,
     ) -> None:
-        super().__init__(graph, large=large)
+        super().__init__(graph, walks_at_once(large))
         self._threads = threads or thread_limit() or os.cpu_count() or 1
 
         def session(inputs: Mapping[str, str | None], outputs: Sequence[str]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from dsd_trt.batching import MASK_STEP
+from dsd_trt.batching import MASK_STEP, walks_at_once
 from dsd_trt.bundle.contract import Graph, TensorSpec
 from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.matrix import NUMBERS, TEXTS, Array, MatrixEngine
@@ -50,7 +50,7 @@ class OpenVinoMatrixEngine(MatrixEngine):
         threads: int | None = None,
         cache_compiled: bool = False,
     ) -> None:
-        super().__init__(graph, large=large)
+        super().__init__(graph, walks_at_once(large))
         self._source = OpenVinoGraph(
             path,
             graph,

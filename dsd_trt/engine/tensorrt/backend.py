@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from dsd_trt.batching import ON_DEVICE, BatchSizes
 from dsd_trt.bundle.folder import Bundle
-from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import Backend, EngineDescription
 from dsd_trt.engine.driver import why_no_driver
-from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plan, plans, read_plan
+from dsd_trt.engine.tensorrt.plan import PlanLibrary, find_plans, plans, read_plan
 from dsd_trt.errors import EngineError
 from dsd_trt.log import get_logger
 
 if TYPE_CHECKING:
+    from dsd_trt.engine.tensorrt.matrix import TensorRTMatrixEngine
     from dsd_trt.engine.tensorrt.runner import TensorRTEngine
 
 
@@ -31,7 +31,6 @@ class TensorRT(Backend):
     """
 
     name: PlanLibrary
-    modes: frozenset[Mode] = frozenset(("pair",))
     reads_graphs: bool = False  # but plans, which lie beside them
     on_gpu: bool = True
     tunes_batch: bool = False  # a plan is compiled for its optimal batch size
@@ -56,7 +55,7 @@ class TensorRT(Backend):
             trt, capability = require(self.name, self.device)
             for graph in graphs:
                 version = str(trt.__version__)
-                find_plan(bundle.folder, bundle.manifest, graph, self.name, version, capability)
+                find_plans(bundle.folder, bundle.manifest, graph, self.name, version, capability)
         except EngineError as error:
             return str(error)
         return None
@@ -66,20 +65,31 @@ class TensorRT(Backend):
         super().batch_sizes(bundle, memory_budget_mb)  # refuses an invalid budget
         return ON_DEVICE
 
-    def open(self, bundle: Bundle, graph: str) -> TensorRTEngine:
+    def open(self, bundle: Bundle, graph: str) -> TensorRTEngine | TensorRTMatrixEngine:
         """See `Backend.open`; fails if the bundle has no plan for this library and GPU."""
+        from dsd_trt.engine.tensorrt.matrix import Limits, TensorRTMatrixEngine
         from dsd_trt.engine.tensorrt.runner import TensorRTEngine, require
 
         trt, capability = require(self.name, self.device)
         manifest, version = bundle.manifest, str(trt.__version__)
-        plan = find_plan(bundle.folder, manifest, graph, self.name, version, capability)
+        found = find_plans(bundle.folder, manifest, graph, self.name, version, capability)
         description = EngineDescription(
             f"{self.name} {version}", f"GPU of compute capability {capability}", manifest.precision
         )
-        signature, profiles = manifest.graphs[graph], plan.sidecar.profiles
-        logger.info("plan %s, batches %s", plan.path, "; ".join(map(str, profiles)))
-        content = read_plan(plan)
-        return TensorRTEngine(trt, content, signature, profiles, description, self.device)
+        for plan in found:
+            logger.info(
+                "plan %s, batches %s", plan.path, "; ".join(map(str, plan.sidecar.profiles))
+            )
+        signature, profiles = manifest.graphs[graph], found[0].sidecar.profiles
+        contents = [read_plan(plan) for plan in found]
+        if len(contents) == 1:
+            return TensorRTEngine(trt, *contents, signature, profiles, description, self.device)
+        sidecar = found[1].sidecar
+        assert sidecar.texts is not None
+        assert sidecar.tokens is not None
+        limits = Limits(profiles, sidecar.texts, sidecar.tokens)
+        walk, match = contents
+        return TensorRTMatrixEngine(trt, walk, match, signature, limits, description, self.device)
 
 
 TENSORRT = TensorRT("tensorrt", "TensorRT", extra="gpu")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,6 +26,10 @@ _OTHER_WRITER = 60.0  # seconds to wait for another process that writes the same
 
 PlanLibrary = Literal["tensorrt", "tensorrt-rtx"]
 PLAN_LIBRARIES: tuple[str, ...] = get_args(PlanLibrary)
+
+Part = Literal["walk", "match"]
+PARTS: tuple[Part, ...] = get_args(Part)
+"""Parts of the matrix scorer, each with a plan of its own: see `CutGraph.halves`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,9 @@ class Sidecar:
         profiles: batch sizes the plan supports.
         size: length of the plan in bytes.
         sha256: hex digest of the plan.
+        part: part of the matrix scorer; None for a plan of a whole graph.
+        texts: numbers of texts the match takes; None for other plans.
+        tokens: numbers of text tokens the match takes; None for other plans.
     """
 
     graph: str
@@ -65,6 +72,9 @@ class Sidecar:
     profiles: tuple[Profile, ...]
     size: int
     sha256: str
+    part: Part | None = field(default=None, metadata={"optional": True})
+    texts: Profile | None = field(default=None, metadata={"optional": True})
+    tokens: Profile | None = field(default=None, metadata={"optional": True})
 
     @classmethod
     def of(
@@ -76,6 +86,9 @@ class Sidecar:
         version: str,
         compute_capabilities: tuple[str, ...],
         profiles: tuple[Profile, ...],
+        part: Part | None = None,
+        texts: Profile | None = None,
+        tokens: Profile | None = None,
     ) -> Sidecar:
         """Description of a plan just built from a bundle's graph."""
         return cls(
@@ -88,7 +101,15 @@ class Sidecar:
             profiles,
             content.nbytes,
             hashlib.sha256(content).hexdigest(),
+            part,
+            texts,
+            tokens,
         )
+
+    @property
+    def title(self) -> str:
+        """Name of the graph, with its part, such as "matrix_scorer (walk)"."""
+        return title_of(self.graph, self.part)
 
     @property
     def key(self) -> str:
@@ -96,8 +117,12 @@ class Sidecar:
         gpus = "-".join(
             "sm" + capability.replace(".", "") for capability in self.compute_capabilities
         )
-        batch = "-".join(f"{it.min}.{it.opt}.{it.max}" for it in self.profiles)
-        parts = (self.graph, self.library, self.version, gpus, self.precision, f"b{batch}")
+        graph = self.graph if self.part is None else f"{self.graph}.{self.part}"
+        parts = [graph, self.library, self.version, gpus, self.precision]
+        parts.append("b" + "-".join(map(_dotted, self.profiles)))
+        parts += [
+            f"{letter}{_dotted(it)}" for letter, it in (("t", self.texts), ("l", self.tokens)) if it
+        ]
         return "_".join((*parts, self.graph_hash[:12]))
 
 
@@ -112,6 +137,15 @@ class Plan:
     def path(self) -> Path:
         """Path of the plan's file."""
         return self.folder / PLAN_NAME
+
+
+def title_of(graph: str, part: Part | None) -> str:
+    """Name of a graph, with its part if there is one."""
+    return graph if part is None else f"{graph} ({part})"
+
+
+def _dotted(profile: Profile) -> str:
+    return f"{profile.min}.{profile.opt}.{profile.max}"
 
 
 def write_plan(bundle: Path, content: memoryview, sidecar: Sidecar) -> Plan:
@@ -181,9 +215,14 @@ def _check(sidecar: Sidecar) -> None:
     """
     if not sidecar.profiles:
         raise SchemaError("field 'profiles' is empty")
-    for number, it in enumerate(sidecar.profiles):
+    named = {f"profiles[{number}]": it for number, it in enumerate(sidecar.profiles)}
+    for name, optional in (("texts", sidecar.texts), ("tokens", sidecar.tokens)):
+        if (optional is not None) != (sidecar.part == "match"):
+            raise SchemaError(f"field {name!r} belongs to the part 'match', and to no other plan")
+        named |= {} if optional is None else {name: optional}
+    for name, it in named.items():
         if not 1 <= it.min <= it.opt <= it.max < 2**31:
-            raise SchemaError(f"field 'profiles[{number}]' must have 1 <= min <= opt <= max")
+            raise SchemaError(f"field {name!r} must have 1 <= min <= opt <= max")
 
 
 def find_plan(
@@ -193,22 +232,37 @@ def find_plan(
     library: PlanLibrary,
     version: str,
     compute_capability: str,
+    part: Part | None = None,
+    profiles: tuple[Profile, ...] | None = None,
 ) -> Plan:
     """The plan of a graph that fits a library and a GPU, according to the sidecars.
 
+    Args:
+        bundle: folder of the bundle.
+        manifest: manifest of the bundle.
+        graph: name of the graph, such as "pair_scorer".
+        library: library that is to run the plan.
+        version: version of the library.
+        compute_capability: compute capability of the GPU, such as "8.6".
+        part: part of the matrix scorer; None for a plan of a whole graph.
+        profiles: batch sizes that the plan has to have; None leaves them to it.
+
     Raises:
         EngineError: there is none. For a near match, the message names the mismatch: the library's
-            version, the GPU, or the bundle.
+            version, the GPU, the bundle, or the batch sizes.
     """
     build = f"dsd-trt build {bundle} --engine {library}"
     found = [
         plan
         for plan in plans(bundle)
-        if plan.sidecar.graph == graph and plan.sidecar.library == library
+        if (plan.sidecar.graph, plan.sidecar.part) == (graph, part)
+        and plan.sidecar.library == library
     ]
     if not found:
-        raise EngineError(f"{bundle} has no {library} plan of its {graph}. Build one: {build}")
-    for complaint in _complaints(version, compute_capability, manifest.graph_hash(graph)):
+        title = title_of(graph, part)
+        raise EngineError(f"{bundle} has no {library} plan of its {title}. Build one: {build}")
+    complaints = _complaints(version, compute_capability, manifest.graph_hash(graph), profiles)
+    for complaint in complaints:
         fitting = [plan for plan in found if not complaint(plan.sidecar)]
         if not fitting:
             raise EngineError(
@@ -216,6 +270,40 @@ def find_plan(
             )
         found = fitting
     return max(found, key=lambda plan: plan.sidecar.profiles[-1].max)
+
+
+def find_plans(
+    bundle: Path,
+    manifest: Manifest,
+    graph: str,
+    library: PlanLibrary,
+    version: str,
+    compute_capability: str,
+) -> tuple[Plan, ...]:
+    """The plans that run a graph: its own, or the walk and the match of a matrix scorer.
+
+    Args:
+        bundle: folder of the bundle.
+        manifest: manifest of the bundle.
+        graph: name of the graph, such as "pair_scorer".
+        library: library that is to run the plans.
+        version: version of the library.
+        compute_capability: compute capability of the GPU, such as "8.6".
+
+    Raises:
+        EngineError: one is missing, as for `find_plan`, or they have other batch sizes.
+    """
+    where = (bundle, manifest, graph, library, version, compute_capability)
+    if manifest.graphs[graph].batched:
+        return (find_plan(*where),)
+    walk = find_plan(*where, "walk")
+    return walk, find_plan(*where, "match", walk.sidecar.profiles)
+
+
+def choose_profile(profiles: Sequence[Profile], count: int) -> tuple[int, Profile]:
+    """The profile that supports a batch size and has the nearest optimum, with its number."""
+    fitting = [(i, it) for i, it in enumerate(profiles) if count <= it.max]
+    return min(fitting, key=lambda chosen: (abs(chosen[1].opt - count), chosen[1].max))
 
 
 def why_not_fitting(
@@ -237,7 +325,10 @@ def why_not_fitting(
 
 
 def _complaints(
-    version: str, compute_capability: str, graph_hash: str
+    version: str,
+    compute_capability: str,
+    graph_hash: str,
+    profiles: tuple[Profile, ...] | None = None,
 ) -> tuple[Callable[[Sidecar], str], ...]:
     """What may be wrong with a plan, the first reason first; each is "" for one that fits."""
     return (
@@ -255,6 +346,12 @@ def _complaints(
         lambda it: (
             "was built from another export: the bundle has changed since"
             if it.graph_hash != graph_hash
+            else ""
+        ),
+        lambda it: (
+            f"takes batches {'; '.join(map(str, it.profiles))}, and the plan before it "
+            f"{'; '.join(map(str, profiles))}"
+            if profiles is not None and it.profiles != profiles
             else ""
         ),
     )

@@ -10,31 +10,28 @@ recording stand-in (docs/tensorrt.md).
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from collections.abc import Mapping
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle.contract import Graph, TensorSpec
+from dsd_trt.bundle.contract import Graph
 from dsd_trt.engine import EngineDescription, check_signature, find_backend
 from dsd_trt.engine.cuda import (
     Buffer,
-    DeviceMemory,
     Event,
     RecordedGraph,
     Stream,
     compute_capability,
     on_device,
+    settled,
 )
 from dsd_trt.engine.shared import SharedEngine
-from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile
+from dsd_trt.engine.tensorrt.loaded import LoadedPlan, median_time
+from dsd_trt.engine.tensorrt.plan import PlanLibrary, Profile, choose_profile
 from dsd_trt.errors import EngineError
 from dsd_trt.installation import install_command
 
@@ -138,43 +135,27 @@ class TensorRTEngine(SharedEngine):
         description: EngineDescription,
     ) -> None:
         graph = self._graph
-        self._logger = trt.Logger(trt.Logger.ERROR)
-        self._runtime = trt.Runtime(self._logger)  # has to outlive the engine
-        self._engine = self._runtime.deserialize_cuda_engine(content)
-        if self._engine is None:
-            raise EngineError(
-                f"{description.engine} refuses the plan of {graph.file}. Build again: dsd-trt build"
-            )
-        _check_tensors(trt, self._engine, Path(graph.file), graph)
+        self._plan = plan = LoadedPlan(trt, content, graph.file, description)
+        check_signature(Path(graph.file), graph, plan.inputs, plan.outputs)
         self.profiles, self.description = profiles, description
-        self._user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._activations = DeviceMemory(max(int(self._engine.device_memory_size_v2), 256))
         self._compute, self._upload = Stream(), Stream()
         most = max(profile.max for profile in self.profiles)
         self._slots = (_Slot(graph, most), _Slot(graph, most))
-        # By slot and rows. A recording depends on its context's shapes, so each has its own.
-        # Their activations share memory, because they run one after another.
-        self._recorded: dict[tuple[int, int], tuple[Any, RecordedGraph]] = {}
+        self._launched: list[RecordedGraph] = []  # passes of the last run
 
     def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        with on_device(self._device):
-            try:
-                return self._run_in_parts(feeds)
-            except BaseException:  # nothing may write into the next run's buffers
-                for stream in (self._upload, self._compute):
-                    with contextlib.suppress(EngineError):
-                        stream.synchronize()
-                raise
+        with settled(self._device, self._upload, self._compute):
+            return self._run_in_parts(feeds)
 
     def _release(self) -> None:
         # Dependents are released before what they depend on.
         with on_device(self._device):
-            self._recorded.clear()
-            del self._slots, self._activations, self._compute, self._upload
-            del self._engine, self._runtime
+            self._launched = []
+            self._plan.release()
+            del self._slots, self._compute, self._upload
 
     def _run_in_parts(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        count = self._rows(feeds)
+        count, self._launched = self._rows(feeds), []
         outputs: dict[str, Array] = {
             spec.name: np.empty(spec.of_batch(count), spec.dtype) for spec in self._graph.outputs
         }
@@ -193,21 +174,12 @@ class TensorRTEngine(SharedEngine):
         """Median GPU time of one batch in seconds, without copies.
 
         Args:
-            feeds: inputs of one part, with at most as many rows as the plan supports.
+            feeds: inputs of one batch.
             repeats: number of timed passes.
         """
-        count = self._rows(feeds)
         self.run(feeds)
-        _, profile = self._choose(count)
-        _, recorded = self._recorded[0, max(count, profile.min)]
         with on_device(self._device):
-            marks = [Event() for _ in range(repeats + 1)]
-            marks[0].record(self._compute)
-            for mark in marks[1:]:
-                recorded.launch()
-                mark.record(self._compute)
-            marks[-1].synchronize()
-            return median(after.since(before) for before, after in pairwise(marks))
+            return median_time(self._launched, self._compute, repeats)
 
     def _rows(self, feeds: Mapping[str, Array]) -> int:
         """Number of items in a batch."""
@@ -217,58 +189,23 @@ class TensorRTEngine(SharedEngine):
         """Queue one part: upload of inputs, graph, download of outputs."""
         slot = self._slots[which]
         count = rows.stop - rows.start
-        index, profile = self._choose(count)
+        index, profile = choose_profile(self.profiles, count)
         fed = max(count, profile.min)
         for spec in self._graph.inputs:
             buffer, values = slot.inputs[spec.name], feeds[spec.name]
-            if not spec.batched:
-                buffer.host[:] = values
-                buffer.upload(len(values), self._upload)
-                continue
-            buffer.host[:count] = values[rows]
-            buffer.host[count:fed] = buffer.host[count - 1]  # pad to the plan's smallest batch
-            buffer.upload(fed, self._upload)
+            if spec.batched:  # filled up to the plan's smallest batch
+                buffer.fill(values[rows], self._upload, fed)
+            else:
+                buffer.fill(values, self._upload)
         slot.uploaded.record(self._upload)
         self._compute.wait(slot.uploaded)
-        if (recorded := self._recorded.get((which, fed))) is not None:
-            recorded[1].launch()
-        else:
-            self._record(which, index, fed)
+        shapes = {spec.name: spec.of_batch(fed) for spec in self._graph.inputs}
+        addresses = {name: it.device for name, it in (slot.inputs | slot.outputs).items()}
+        key = (which, fed)
+        self._launched.append(self._plan.launch(key, index, shapes, addresses, self._compute))
         for buffer in slot.outputs.values():
             buffer.download(count, self._compute)
         slot.done.record(self._compute)
-
-    def _choose(self, count: int) -> tuple[int, Profile]:
-        """The profile that supports a batch size and has the nearest optimum."""
-        fitting = [(i, it) for i, it in enumerate(self.profiles) if count <= it.max]
-        return min(fitting, key=lambda chosen: (abs(chosen[1].opt - count), chosen[1].max))
-
-    def _record(self, which: int, index: int, fed: int) -> None:
-        """Run a batch size for the first time, and record it for later runs."""
-        slot, context = self._slots[which], self._create_context(index)
-        for spec in self._graph.inputs:
-            shape = spec.of_batch(fed)
-            if not context.set_input_shape(spec.name, shape):
-                raise EngineError(f"the plan takes no {spec.name} of {shape}")
-        for name, buffer in (slot.inputs | slot.outputs).items():
-            context.set_tensor_address(name, buffer.device)
-        enqueue = partial(context.execute_async_v3, self._compute.handle)
-        if not enqueue():  # setup work of the first run cannot be recorded
-            raise EngineError("the GPU could not run the plan; the library's log says why")
-        self._compute.synchronize()
-        with RecordedGraph(self._compute) as recorded:
-            enqueue()
-        self._recorded[which, fed] = (context, recorded)
-
-    def _create_context(self, index: int) -> Any:
-        """An execution context for a profile; all contexts share memory for activations."""
-        context = self._engine.create_execution_context(self._user_managed)
-        if context is None:
-            raise EngineError("no room on the GPU for another execution context")
-        context.set_device_memory(self._activations.address, self._activations.size)
-        context.set_optimization_profile_async(index, self._compute.handle)
-        self._compute.synchronize()
-        return context
 
 
 class _Slot:
@@ -286,14 +223,3 @@ class _Slot:
         self.done.synchronize()
         for name, buffer in self.outputs.items():
             outputs[name][rows] = buffer.host[: rows.stop - rows.start]
-
-
-def _check_tensors(trt: Any, engine: Any, path: Path, graph: Graph) -> None:
-    """Compare the plan's tensors with the bundle's declaration."""
-    specs: dict[Any, list[TensorSpec]] = {trt.TensorIOMode.INPUT: [], trt.TensorIOMode.OUTPUT: []}
-    for i in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(i)
-        dtype: Any = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name
-        sizes = tuple(size if size >= 0 else "?" for size in engine.get_tensor_shape(name))
-        specs[engine.get_tensor_mode(name)].append(TensorSpec(name, dtype, sizes))
-    check_signature(path, graph, specs[trt.TensorIOMode.INPUT], specs[trt.TensorIOMode.OUTPUT])

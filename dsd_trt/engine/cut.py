@@ -20,6 +20,7 @@ _READS, _GIVES, _OPERATOR, _ATTRIBUTE = 1, 2, 4, 5  # of a node
 _ATTRIBUTE_NAME, _INTEGER, _SUBGRAPH, _SUBGRAPHS = 1, 3, 6, 11  # of an attribute
 _NAME, _TYPE = 1, 2  # of a described value
 _TENSOR_TYPE, _ELEMENT_TYPE = 1, 1  # of a type, and of a tensor's
+_NUMBERS = (1, 10, 11, 16)  # element types: float, float16, double, bfloat16
 _TENSOR_NAME, _RAW = 8, 9  # of a tensor
 _ELEMENTS = {  # ONNX Runtime's names of types, and ONNX's numbers
     "tensor(float)": 1,
@@ -83,6 +84,7 @@ class CutGraph:
         self._nodes: list[_Node] = []
         self._weights: dict[str, bytes] = {}
         self._described: dict[str, bytes] = {}  # inputs and outputs
+        self._noted: dict[str, bytes] = {}  # values between them, as the exporter described them
         self._inputs: list[str] = []
         for number, start, value, end in protobuf.fields(model, 0, len(model)):
             if number == _GRAPH:
@@ -91,7 +93,8 @@ class CutGraph:
                 self._around.append(model[start:end])
         self._makers = {name: node for node in self._nodes for name in node.gives}
         texts = self._downstream(of_texts)
-        rows = self._downstream(set(self._inputs) - texts) - texts
+        self._rows = [it for it in self._inputs if it not in texts]
+        rows = self._downstream(self._rows) - texts
         met = (it for node in self._nodes if texts & set(node.gives) for it in node.reads)
         self.crossing = [it for it in dict.fromkeys(met) if it in rows and it in self._makers]
         self.attention = [
@@ -109,12 +112,8 @@ class CutGraph:
                 input of the whole graph.
             outputs: names of the part's outputs.
         """
-        needed, nodes = set(outputs), []
-        for node in reversed(self._nodes):
-            if not needed.isdisjoint(node.gives) and inputs.keys().isdisjoint(node.gives):
-                nodes.append(node)
-                needed.update(node.reads)
-        parts = [(_NODE, node.content) for node in reversed(nodes)]
+        nodes, needed = self._needed(inputs, outputs)
+        parts = [(_NODE, node.content) for node in nodes]
         parts += [(_INITIALIZER, it) for name, it in self._weights.items() if name in needed]
         for name, kind in inputs.items():
             described = self._described[name] if kind is None else _described(name, kind)
@@ -124,6 +123,39 @@ class CutGraph:
             parts.append((_OUTPUT, described))
         content = b"".join([*self._rest, *(protobuf.field(*it) for it in parts)])
         return b"".join([*self._around, protobuf.field(_GRAPH, content)])
+
+    def halves(self, outputs: Sequence[str]) -> tuple[bytes, bytes]:
+        """The walk and the match as ONNX files whose inputs and outputs have types and ranks.
+
+        Of the values at the cut, numbers alone cross it. Sizes are computed in both parts, from
+        inputs that belong to rows, because an engine on a GPU would wait for them.
+
+        Args:
+            outputs: names of the outputs of the whole graph.
+
+        Raises:
+            ValueError: the graph does not describe a value at the cut.
+        """
+        if lacking := [it for it in self.crossing if it not in self._noted]:
+            raise ValueError(f"it has no type and shape of the value {lacking[0]!r}")
+        described = {it: self._noted[it] for it in self.crossing}
+        crossing = [it for it, content in described.items() if _element(content) in _NUMBERS]
+        self._described |= described
+        walk = self.part(dict.fromkeys(self._rows), crossing)
+        given = dict.fromkeys([*self._inputs, *crossing])
+        _, needed = self._needed(given, outputs)
+        return walk, self.part({it: None for it in given if it in needed}, outputs)
+
+    def _needed(
+        self, inputs: Mapping[str, object], outputs: Sequence[str]
+    ) -> tuple[list[_Node], set[str]]:
+        """Nodes of the part between some values, in order, and the names of all that it needs."""
+        needed, nodes = set(outputs), list[_Node]()
+        for node in reversed(self._nodes):
+            if not needed.isdisjoint(node.gives) and inputs.keys().isdisjoint(node.gives):
+                nodes.append(node)
+                needed.update(node.reads)
+        return nodes[::-1], needed
 
     def _read(self, model: bytes, at: int, end: int) -> None:
         for number, start, value, stop in protobuf.fields(model, at, end):
@@ -136,7 +168,9 @@ class CutGraph:
                 self._described[name := _text(content, _NAME)] = content
                 if number == _INPUT:
                     self._inputs.append(name)
-            elif number != _VALUE_INFO:  # which engines work out again
+            elif number == _VALUE_INFO:
+                self._noted[_text(content, _NAME)] = content
+            else:
                 self._rest.append(model[start:stop])
 
     def _downstream(self, inputs: Iterable[str]) -> set[str]:
@@ -218,6 +252,15 @@ def _bytes(message: bytes, wanted: int) -> bytes:
 
 def _text(message: bytes, wanted: int) -> str:
     return _bytes(message, wanted).decode()
+
+
+def _element(described: bytes) -> int:
+    """ONNX's number of the element type of a described value; 0 if it is no tensor."""
+    tensor = _bytes(_bytes(described, _TYPE), _TENSOR_TYPE)
+    for number, _, value, end in protobuf.fields(tensor, 0, len(tensor)):
+        if number == _ELEMENT_TYPE:
+            return protobuf.read_varint(tensor, value, end)[0]
+    return 0
 
 
 def _described(name: str, kind: str) -> bytes:
