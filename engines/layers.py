@@ -92,9 +92,16 @@ class LayerTable:
         """Number of layers per type and precision."""
         return Counter((layer.kind, layer.dtype) for layer in self.layers)
 
-    def half_share(self) -> float:
-        """Share of FP16 among `products`, from 0 to 1; 1 if there are none."""
-        products = [layer.dtype for layer in self.products()]
+    def half_share(self, aside: int = 0) -> float:
+        """Share of FP16 among `products`, from 0 to 1; 1 if there are none.
+
+        Args:
+            aside: number of attentions besides the scored ones whose logits may be FP32; if that
+                many are at most, they do not count.
+        """
+        wide = [it.logits for it in self.attentions() if it.logits.dtype == "FLOAT"]
+        uncounted = wide if len(wide) <= aside else []
+        products = [layer.dtype for layer in self.products() if layer not in uncounted]
         return products.count("HALF") / len(products) if products else 1.0
 
     def products(self) -> list[Layer]:
@@ -186,7 +193,8 @@ def check_precision(
     """
     if graph == "pair_scorer" or part == "match":
         _check_scores(table, manifest)
-    share = table.half_share()
+    # A walk computes the scored layers' attention to the unconditional text in FP32, too.
+    share = table.half_share(len(manifest.method.score_layers) if part == "walk" else 0)
     # A VAE that overflows in FP16 stays FP32 as a whole (Stable Diffusion XL's).
     whole = graph == "image_encoder" and share == 0
     if manifest.precision == "fp16" and share < MIN_HALF and not whole:

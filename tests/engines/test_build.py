@@ -19,13 +19,14 @@ import tensorrt_rtx
 from bundles import make_bundle
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
+from planted import plant
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import write_bundle
 from dsd_trt.commands.main import cli
 from dsd_trt.engine.tensorrt.plan import Plan, Profile, find_plan, parse_profile, plans
 from dsd_trt.engines.build import build_plans
-from dsd_trt.engines.compile import CompileSettings, compile_plan
+from dsd_trt.engines.compile import CompileSettings, batch_shapes, compile_plan
 from dsd_trt.engines.layers import LayerTable, check_precision
 from dsd_trt.engines.network import GraphRefusedError, parse
 from dsd_trt.errors import EngineError, InputError, LayerPrecisionError
@@ -188,34 +189,7 @@ def _planted(bundle: Bundle, folder: Path, operator: str, count: int = 1) -> Bun
     shutil.copytree(bundle.folder, folder)
     path = folder / bundle.manifest.graphs["pair_scorer"].file
     model = onnx.load(path, load_external_data=False)
-    types = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*model.graph.value_info, *model.graph.output)
-    }
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        full = types.get(node.output[0]) == TensorProto.FLOAT
-        if node.op_type != operator or not full or count == 0:
-            nodes.append(node)
-            continue
-        count -= 1
-        for i, name in enumerate(node.input):
-            if types.get(name) != TensorProto.FLOAT:
-                continue  # axes
-            nodes.append(
-                helper.make_node("Cast", [name], [f"{name}.{node.name}"], to=TensorProto.FLOAT16)
-            )
-            node.input[i] = f"{name}.{node.name}"
-        result = node.output[0]
-        node.output[0] = f"{result}.narrow"
-        nodes += [
-            node,
-            helper.make_node("Cast", [f"{result}.narrow"], [result], to=TensorProto.FLOAT),
-        ]
-    assert count == 0
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    del model.graph.value_info[:]
+    plant(model, operator, count)
     path.write_bytes(model.SerializeToString())
     shutil.rmtree(folder / "engines", ignore_errors=True)
     return write_bundle(folder, bundle.manifest)
@@ -268,8 +242,9 @@ def test_a_build_that_fails_says_why(half: Bundle) -> None:
     graph = half.manifest.graphs["text_encoder"]
     network = parse(tensorrt_rtx, half.path(graph.file))
     wrong = replace(graph, inputs=(replace(graph.inputs[0], shape=("T", 5)),))
+    shapes = [batch_shapes(wrong, it) for it in SETTINGS.profiles]
     with pytest.raises(EngineError, match=r"could not build a plan: .*input_ids"):
-        compile_plan(network, wrong, SETTINGS)
+        compile_plan(network, shapes, SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ import pytest
 import tensorrt_rtx
 from bundles import give_form, make_bundle
 from click.testing import CliRunner, Result
-from fake_gpu import FakeCuda, FakeTensorRT
+from fake_gpu import FakeCuda
 from fake_ort import FakeOrt, FakeSession
 from onnx import TensorProto, helper, numpy_helper
+from plans_on_cpu import PlansOnCpu, write_plans
 from self_checked import add_self_check
 
 import dsd_trt.engine.cuda as cuda_module
@@ -37,7 +38,7 @@ from dsd_trt.engine import ON_GPU, engine_names
 from dsd_trt.engine.onnxruntime.cuda import CUDA
 from dsd_trt.engine.shared import check_feeds
 from dsd_trt.engine.tensorrt.backend import TENSORRT
-from dsd_trt.engine.tensorrt.plan import Profile, Sidecar, write_plan
+from dsd_trt.engine.tensorrt.plan import Profile
 from dsd_trt.engines.gpu_check.check import check_gpu
 from dsd_trt.engines.gpu_check.feeds import WORDS, draw_feeds
 from dsd_trt.engines.gpu_check.figures import Checked, Gpu, Peer, Run, Scored, Timing
@@ -373,34 +374,9 @@ def test_the_report_of_tensorrt(
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle", matrix=True)
     cuda.milliseconds = 2.0
-    sessions = {
-        name: ort.InferenceSession(bundle.path(graph.file))
-        for name, graph in bundle.manifest.graphs.items()
-    }
     profile = Profile(2, 16, 64)  # of plans that were built before
-    for name in sessions:
-        content = b"plan " + name.encode()
-        sidecar = Sidecar.of(
-            memoryview(content), bundle.manifest, name, "tensorrt", "10.13.3", ("9.0",), (profile,)
-        )
-        write_plan(bundle.folder, memoryview(content), sidecar)
-
-    class Library(FakeTensorRT):
-        """Computes the graph whose plan it is given."""
-
-        def _deserialise(self, plan: bytes) -> Any:
-            name = plan.removeprefix(b"plan ").decode()
-            graph, session = bundle.manifest.graphs[name], sessions[name]
-            names = [spec.name for spec in graph.outputs]
-
-            def compute(arrays: Any) -> dict[str, Any]:
-                inputs = {spec.name: arrays[spec.name] for spec in graph.inputs}
-                return dict(zip(names, session.run(names, inputs), strict=True))
-
-            return FakeTensorRT(cuda, graph, compute, ((2, 64),))._deserialise(plan)
-
-    graph = bundle.manifest.graphs["pair_scorer"]
-    monkeypatch.setitem(sys.modules, "tensorrt", Library(cuda, graph, dict, ((2, 64),)))
+    write_plans(bundle, [profile], "9.0")
+    monkeypatch.setitem(sys.modules, "tensorrt", PlansOnCpu(cuda, bundle, [profile]))
     monkeypatch.setattr(plans_module, "parse", lambda trt, path: None)
     monkeypatch.setattr(plans_module, "count_macs", lambda network, graph: 10**9)
     monkeypatch.setattr(module, "measure_peak", lambda backend: 64e12)
@@ -409,13 +385,18 @@ def test_the_report_of_tensorrt(
     assert report.build_seconds == 0  # every plan was there
     assert report.failures == {}
     assert report.runs.keys() == {"plain"}
-    (scored,) = report.run.scored.values()  # plans have pair mode alone
-    assert scored.max_difference is not None
-    assert scored.max_difference < 1e-6
-    assert scored.same_order == 1
+    assert report.run.scored.keys() == report.run.pairs_per_second.keys() == {"pair", "matrix"}
+    for scored in report.run.scored.values():
+        assert scored.max_difference is not None
+        assert scored.max_difference < 1e-6
+        assert scored.same_order == 1
     pairs = [("pair_scorer", "2"), ("pair_scorer", "16"), ("pair_scorer", "64")]
     encoders = [("image_encoder", "16"), ("text_encoder", "16")]
-    assert times(report.run) == pytest.approx(dict.fromkeys([*pairs, *encoders], 2.0))
+    walk = ("matrix_scorer", "32 x 256")
+    assert times(report.run) == pytest.approx(dict.fromkeys([*pairs, *encoders, walk], 2.0))
+    (matrix,) = (it for it in report.run.timings if it.texts is not None)
+    assert matrix.pairs_per_second == pytest.approx(32 * 256 / 2e-3)
+    assert matrix.tflops is None  # its network is not counted
     rates = [it.tflops for it in report.run.timings[:3]]
     assert rates == pytest.approx([2 * rows * 1e9 / 2e-3 / 1e12 for rows in (2, 16, 64)])
     assert report.share_of_peak == pytest.approx(1)

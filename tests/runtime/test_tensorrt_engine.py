@@ -14,21 +14,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
-from bundles import RESOLUTION, closed_form
+from bundles import RESOLUTION, closed_form, make_bundle
 from fake_gpu import FakeCuda, FakeTensorRT
 from numpy.typing import NDArray
+from plans_on_cpu import PlansOnCpu, write_plans
 
 import dsd_trt.engine.cuda as cuda_module
 import dsd_trt.engine.tensorrt.runner as engine_module
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import Graph, TensorSpec
-from dsd_trt.engine.tensorrt.backend import TENSORRT, TensorRT
+from dsd_trt.bundle.method import Mode
+from dsd_trt.engine.tensorrt.backend import TENSORRT
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Profile, Sidecar, plans, write_plan
 from dsd_trt.engine.tensorrt.runner import TensorRTEngine
 from dsd_trt.errors import EngineError
@@ -212,32 +212,19 @@ def test_only_calls_that_the_real_runtime_has(open_double: Open, cuda: FakeCuda)
         assert hasattr(runtime.cudaMemcpyKind, kind)
 
 
+@pytest.mark.parametrize("mode", ["pair", "matrix"])
 def test_scores_are_the_closed_form(
-    cuda: FakeCuda, copied: Bundle, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_graph(self: TensorRT, bundle: Bundle, name: str) -> TensorRTEngine:
-        graph = bundle.manifest.graphs[name]
-        session = ort.InferenceSession(bundle.path(graph.file))
-        names = [spec.name for spec in graph.outputs]
-
-        def compute(arrays: Any) -> dict[str, Any]:
-            inputs = {spec.name: arrays[spec.name] for spec in graph.inputs}
-            return dict(zip(names, session.run(names, inputs), strict=True))
-
-        trt = FakeTensorRT(cuda, graph, compute, ((1, 3), (4, 6)))
-        monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        return opened(self, bundle, name)
-
-    opened = TensorRT.open
-    for name in copied.manifest.graphs:
-        plan_for(copied, name)
-    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.13.3"))
-    monkeypatch.setattr(TensorRT, "open", open_graph)
+    bundle = make_bundle(tmp_path / "bundle", matrix=True)
+    batches = (Profile(1, 2, 3), Profile(4, 5, 6))
+    write_plans(bundle, batches)
+    monkeypatch.setitem(sys.modules, "tensorrt", PlansOnCpu(cuda, bundle, batches))
     images = np.random.default_rng(0).integers(0, 256, (5, RESOLUTION, RESOLUTION, 3), np.uint8)
-    texts = ["a red circle", "dog", "a green square"]
-    scorer = Scorer.load(copied.folder, engine="tensorrt")
+    texts = ["a red circle", "dog", "a green square", *("a " * i + "dog" for i in range(1, 20))]
+    scorer = Scorer.load(bundle.folder, engine="tensorrt", mode=mode)
     scores = scorer.score(list(images), texts).scores
-    expected = [[closed_form(image, text) for text in texts] for image in images]
+    expected = [[closed_form(image, text, mode=mode) for text in texts] for image in images]
     np.testing.assert_allclose(scores, expected, atol=1e-6)
     assert str(scorer.engine) == "tensorrt 10.13.3 on GPU of compute capability 8.6, fp32"
 

@@ -321,7 +321,7 @@ def _save(
     )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, folder / graph.file)
+    onnx.save(onnx.shape_inference.infer_shapes(model), folder / graph.file)
 
 
 def _tokenizer() -> Tokenizer:

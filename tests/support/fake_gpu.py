@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -241,6 +241,7 @@ def _marks(work: Work, done: list[bool]) -> bool:
     return any(cell.cell_contents is done for cell in (work.__closure__ or ()))
 
 
+Shape = tuple[int, ...]
 Compute = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
 
@@ -251,7 +252,10 @@ class FakeTensorRT:
         cuda: fake CUDA runtime that owns memory and streams.
         graph: signature with the engine's inputs and outputs.
         compute: function from inputs to outputs, both by name.
-        profiles: minimum and maximum number of rows of each profile.
+        profiles: minimum and maximum number of rows of each profile, or the least and the greatest
+            shape of each input.
+        shapes: function from the shapes of inputs to those of outputs; without one, every dynamic
+            dimension is the number of rows.
     """
 
     TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
@@ -263,10 +267,11 @@ class FakeTensorRT:
         cuda: FakeCuda,
         graph: Graph,
         compute: Compute,
-        profiles: tuple[tuple[int, int], ...],
+        profiles: Sequence[tuple[int, int] | Mapping[str, tuple[Shape, Shape]]],
         version: str = "10.13.3",
+        shapes: Callable[[Mapping[str, Shape]], Mapping[str, Shape]] | None = None,
     ) -> None:
-        self.__version__ = version
+        self.__version__, self.shapes = version, shapes
         self.cuda, self.graph, self.compute, self.profiles = cuda, graph, compute, profiles
         self.deserialised: list[bytes] = []
         self.enqueued: list[tuple[int, int]] = []  # (profile, rows) per call, graph captures too
@@ -313,7 +318,7 @@ class FakeContext:
     def __init__(self, trt: FakeTensorRT) -> None:
         self._trt = trt
         self._profile = 0
-        self._rows: dict[str, int] = {}
+        self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
         self._memory = 0
 
@@ -327,12 +332,30 @@ class FakeContext:
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, most = self._trt.profiles[self._profile]
+        profile = self._trt.profiles[self._profile]
         (spec,) = (spec for spec in self._trt.graph.inputs if spec.name == name)
-        if not spec.batched:
-            return shape == spec.shape
-        self._rows[name] = shape[0]
-        return least <= shape[0] <= most
+        self._shapes[name] = shape
+        if isinstance(profile, Mapping):
+            limits = zip(*profile[name], strict=True)
+        else:
+            least, most = profile
+            limits = zip(spec.of_batch(least), spec.of_batch(most), strict=True)
+        assert len(shape) == len(spec.shape)
+        return all(low <= it <= high for it, (low, high) in zip(shape, limits, strict=True))
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        graph = self._trt.graph
+        assert self._shapes.keys() == {spec.name for spec in graph.inputs}
+        if name in self._shapes:
+            return self._shapes[name]
+        if self._trt.shapes is not None:
+            return tuple(self._trt.shapes(self._shapes)[name])
+        (spec,) = (spec for spec in graph.outputs if spec.name == name)
+        return spec.of_batch(self._rows())
+
+    def _rows(self) -> int:
+        graph = self._trt.graph
+        return next(self._shapes[spec.name][0] for spec in graph.inputs if spec.batched)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
@@ -342,13 +365,13 @@ class FakeContext:
         assert self._memory, "no memory for activations"
         graph, addresses = self._trt.graph, dict(self._addresses)
         assert addresses.keys() == {spec.name for spec in (*graph.inputs, *graph.outputs)}
-        (rows,) = set(self._rows.values())
-        self._trt.enqueued.append((self._profile, rows))
+        self._trt.enqueued.append((self._profile, self._rows()))
+        shapes = {it.name: self.get_tensor_shape(it.name) for it in (*graph.inputs, *graph.outputs)}
 
         def work() -> None:
             arrays = {}
             for spec in (*graph.inputs, *graph.outputs):
-                shape = spec.of_batch(rows)
+                shape = shapes[spec.name]
                 size = int(np.prod(shape)) * np.dtype(spec.dtype).itemsize
                 self._trt.cuda.check(addresses[spec.name], size, "device")
                 content = (ctypes.c_char * size).from_address(addresses[spec.name])
