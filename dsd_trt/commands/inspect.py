@@ -226,9 +226,10 @@ def _engines(facts: BundleFacts) -> _Rows:
 
 def _plan_name(plan: PlanFacts) -> str:
     it = plan.described
+    texts = "" if it.texts is None else f", texts {it.texts}"
     return (
-        f"{it.graph} for {it.library} {it.version}, GPUs {', '.join(it.compute_capabilities)}, "
-        f"batches {'; '.join(map(str, it.profiles))}"
+        f"{it.title} for {it.library} {it.version}, GPUs {', '.join(it.compute_capabilities)}, "
+        f"batches {'; '.join(map(str, it.profiles))}{texts}"
     )
 
 

@@ -60,7 +60,7 @@ def _parse_capabilities(
     "--graphs",
     metavar="NAME,NAME...",
     callback=_split,
-    help="Graphs to build, such as pair_scorer.  [default: those of pair mode]",
+    help="Graphs to build, such as pair_scorer; matrix_scorer has two plans.  [default: all]",
 )
 @click.option(
     "--batch",
@@ -71,7 +71,8 @@ def _parse_capabilities(
     default=("1,8,32",),
     show_default=True,
     callback=_parse_profiles,
-    help="Least, best and greatest batch size of a profile; repeat for further profiles.",
+    help="Least, best and greatest batch size of a profile, of the matrix scorer walks; repeat for "
+    "further profiles.",
 )
 @click.option(
     "--compute-capability",
@@ -110,6 +111,8 @@ def build(
 ) -> None:
     """Compile BUNDLE's graphs to TensorRT plans and add them to BUNDLE.
 
+    A matrix scorer becomes two plans: the walk, and the match of its results with texts.
+
     BUNDLE is a folder of yours; download a bundle from the Hugging Face Hub into one first.
 
     TensorRT needs the GPU that the plans are for. TensorRT-RTX needs none.
@@ -136,9 +139,9 @@ def build(
         for plan, table in build_plans(
             opened, cast("PlanLibrary", engine), settings, graphs, stage=stage, step=step
         ):
-            _print_layers(out, plan.sidecar.graph, table)
+            _print_layers(out, plan.sidecar.title, table)
             if report:
-                _print_attentions(out, plan.sidecar.graph, table)
+                _print_attentions(out, plan.sidecar.title, table)
             note(f"wrote {plan.path}, {plan.sidecar.size / 1e6:,.0f} MB")
     note(
         f"built in {time.monotonic() - began:.0f} s; on a GPU it serves: "

@@ -71,8 +71,8 @@ def write_repository(
             runtime inside its python backend ("python").
         max_batch_size: greatest number of items in a graph's batch; a plan may lower it.
         limits: limits of one request to `dsd_score`; None means the defaults of `Limits`.
-        mode: mode of the scores, "pair", "matrix" or "auto" as for `Scorer`; there are no plans
-            for "matrix" yet.
+        mode: mode of the scores, "pair", "matrix" or "auto" as for `Scorer`; Triton's TensorRT
+            backend does not serve "matrix", whose two plans share memory.
         self_check: whether the served graphs must pass the bundle's self-check.
 
     Raises:

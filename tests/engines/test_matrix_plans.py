@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import tensorrt_rtx
-from attention_graph import GRAPH, by_formula, feeds_of, write_attention
+from attention_graph import by_formula, feeds_of, write_attention
 from bundles import make_bundle
 from fake_gpu import FakeCuda
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ from planted import plant
 import dsd_trt.engine.cuda as cuda_module
 from dsd_trt import Bundle, Scorer
 from dsd_trt.commands.bundle_facts import BundleFacts
-from dsd_trt.engine import AUTO
 from dsd_trt.engine.cut import CutGraph
 from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine, open_session, session_options
 from dsd_trt.engine.tensorrt.backend import TENSORRT
@@ -117,7 +116,6 @@ def test_walk_and_match_are_the_formula(tmp_path: Path) -> None:
         inputs = {it.name: feeds[it.name] for it in session.get_inputs()}
         feeds |= dict(zip(names, session.run(names, inputs), strict=True))
     np.testing.assert_allclose(feeds["score"], by_formula(feeds), rtol=1e-5, atol=1e-5)
-    assert GRAPH.outputs[0].name == "score"
 
 
 def test_the_walk_has_the_unet_and_the_match_has_none_of_it(full: Bundle) -> None:
@@ -408,9 +406,7 @@ def test_parts_of_another_graph_are_refused(
     graphs = {**planned.manifest.graphs, "matrix_scorer": other}
     manifest = replace(planned.manifest, graphs=graphs)
     declared = Bundle(planned.folder, manifest)
-    with pytest.raises(
-        EngineError, match="where its bundle says text_states|where its bundle says"
-    ):
+    with pytest.raises(EngineError, match=r"has .*text_states.* where its bundle says .*text_st"):
         TENSORRT.open(declared, "matrix_scorer")
 
 
@@ -426,15 +422,13 @@ def test_a_bundle_with_pair_plans_alone_has_no_matrix_mode_on_tensorrt(
     assert why is not None
     assert "matrix_scorer (walk)" in why
     assert TENSORRT.why_not(planned, ("pair_scorer",)) is None
-    assert AUTO == "auto"
 
 
 @pytest.mark.parametrize("part", [None, "walk"])
 def test_a_sidecar_with_texts_that_is_no_match_is_refused(tmp_path: Path, part: str | None) -> None:
     bundle = make_bundle(tmp_path / "bundle", matrix=True)
-    (plan,) = write_plans(
-        bundle, BATCHES, graphs=["pair_scorer"], part=part, texts=Profile(1, 2, 3)
-    )
+    changes = {"part": part, "texts": Profile(1, 2, 3)}
+    (plan,) = write_plans(bundle, BATCHES, graphs=["pair_scorer"], **changes)
     with pytest.raises(EngineError, match="field 'texts' belongs to the part 'match'"):
         open_plan(plan.folder)
 

@@ -44,6 +44,9 @@ Sidecar read_sidecar(const fs::path &path) {
         sidecar.most = profile.integer("max", 1);
         profile.nothing_else();
     }
+    // Parts of the matrix scorer are for Python; under these names nothing here looks for them.
+    if (fields.has("part")) sidecar.graph += "." + fields.text("part");
+    for (const char *sizes : {"texts", "tokens"}) (void)fields.has(sizes);
     if (sidecar.most == 0) throw field_error("profiles", "is empty");
     const Json &size = fields["size"];
     if (!size.is_number_unsigned()) throw field_error("size", "must be an integer of at least 0");
