@@ -140,6 +140,7 @@ def add_plan(
     runs: Path | None = None,
     content: bytes = b"",
     capabilities: tuple[str, ...] = (),
+    **changes: Any,
 ) -> None:
     """Write a plan for the stand-in, as `dsd-trt build` writes TensorRT's.
 
@@ -150,6 +151,7 @@ def add_plan(
         runs: which ONNX file; the graph's own file where nothing is said.
         content: of the plan, where it is to be no plan.
         capabilities: of the GPUs it is for; else that of the first GPU, which the stand-in has too.
+        changes: fields of its `engine.json` to change.
     """
     sizes = "\n".join(f"{it.min} {it.opt} {it.max}" for it in profiles)
     path = runs or bundle.path(bundle.manifest.graphs[graph].file)
@@ -158,7 +160,7 @@ def add_plan(
     sidecar = Sidecar.of(
         view, bundle.manifest, graph, "tensorrt", "10.13.3.9", capabilities, profiles
     )
-    write_plan(bundle.folder, view, sidecar)
+    write_plan(bundle.folder, view, replace(sidecar, **changes))
 
 
 def add_plans(
@@ -400,6 +402,11 @@ def test_matrix_mode_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     made: dict[str, Any] = {"matrix": True, "trained_for": "matrix"}
     bundle = clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch, **made)
     add_plans(bundle)
+    # Python's plans of it are there, and never taken for others.
+    most = (Profile(1, 32, 99),)
+    add_plan(bundle, PAIR, most, content=b"no plan", part="walk")
+    sizes = {"texts": Profile(1, 4, 4), "tokens": Profile(1, 16, 77)}
+    add_plan(bundle, "matrix_scorer", most, content=b"no plan", part="match", **sizes)
     for options in ((), ("--mode", "matrix")):
         done = run(bundle.folder, *options)
         assert done.returncode == 2

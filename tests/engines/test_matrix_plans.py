@@ -21,6 +21,7 @@ import pytest
 import tensorrt_rtx
 from attention_graph import by_formula, feeds_of, write_attention
 from bundles import make_bundle
+from click.testing import CliRunner
 from fake_gpu import FakeCuda
 from numpy.typing import NDArray
 from plans_on_cpu import Half, PlansOnCpu, shapes_at_the_cut, write_plans
@@ -29,6 +30,7 @@ from planted import plant
 import dsd_trt.engine.cuda as cuda_module
 from dsd_trt import Bundle, Scorer
 from dsd_trt.commands.bundle_facts import BundleFacts
+from dsd_trt.commands.main import cli
 from dsd_trt.engine.cut import CutGraph
 from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine, open_session, session_options
 from dsd_trt.engine.tensorrt.backend import TENSORRT
@@ -176,7 +178,7 @@ def test_texts_are_as_many_as_a_map_has_room_for(full: Bundle) -> None:
         assert (texts + 1) * rows * a_pair > 2**25
 
 
-def test_the_matrix_scorer_becomes_two_plans(full: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_matrix_scorer_becomes_two_plans(full: Bundle) -> None:
     stages: list[str] = []
     built = list(
         build_plans(full, "tensorrt-rtx", SETTINGS, ["matrix_scorer"], stage=stages.append)
@@ -195,6 +197,9 @@ def test_the_matrix_scorer_becomes_two_plans(full: Bundle, monkeypatch: pytest.M
     facts = BundleFacts.read(full.folder, verify=True)
     assert {it.described.title for it in facts.plans} == {*stages}
     assert facts.faults == ()
+    shown = CliRunner().invoke(cli, ["inspect", str(full.folder)]).output
+    for title in ("matrix_scorer (walk) for", "matrix_scorer (match) for", "texts 1,256,256"):
+        assert title in " ".join(shown.split())
     Scorer.load(full.folder, engine="onnxruntime")  # the bundle still verifies
 
 

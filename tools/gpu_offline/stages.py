@@ -136,6 +136,16 @@ STAGES = (
         first=(RTX, SITE),
     ),
     Stage(
+        "rtx-matrix",
+        "the same in FP16, with plans of the matrix scorer",
+        120,
+        (("{tools}/try_rtx.py", "{kit}/bundles/demonstration", "--out", "{out}/rtx-matrix"),),
+        needs=(RTX, SITE),
+        first=(RTX, SITE),
+        after="export",
+        optional=True,
+    ),
+    Stage(
         "rtx-sd21",
         "the same at Stable Diffusion 2.1 base's size",
         200,

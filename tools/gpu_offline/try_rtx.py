@@ -81,7 +81,8 @@ def attempt(folder: Path, out: Path, found: dict[str, Any]) -> bool:
     began = time.monotonic()
     settings = compiling.CompileSettings((PROFILE,), (capability,))
     network = parse(trt, bundle.path(graph.file))
-    plan = bytes(memoryview(compiling.compile_plan(network, graph, settings)))
+    shapes = [compiling.batch_shapes(graph, PROFILE)]
+    plan = bytes(memoryview(compiling.compile_plan(network, shapes, settings)))
     found["build"] = f"{len(plan)} bytes in {time.monotonic() - began:.1f} s"
     found["opened"] = open_plan(trt, plan, found)
     if not found["opened"]:

@@ -81,15 +81,14 @@ class TensorRT(Backend):
                 "plan %s, batches %s", plan.path, "; ".join(map(str, plan.sidecar.profiles))
             )
         signature, profiles = manifest.graphs[graph], found[0].sidecar.profiles
-        contents = [read_plan(plan) for plan in found]
-        if len(contents) == 1:
-            return TensorRTEngine(trt, *contents, signature, profiles, description, self.device)
-        sidecar = found[1].sidecar
-        assert sidecar.texts is not None
+        first, *rest = (read_plan(plan) for plan in found)
+        if not rest:
+            return TensorRTEngine(trt, first, signature, profiles, description, self.device)
+        (match,), sidecar = rest, found[1].sidecar
+        assert sidecar.texts is not None  # as `open_plan` checks
         assert sidecar.tokens is not None
         limits = Limits(profiles, sidecar.texts, sidecar.tokens)
-        walk, match = contents
-        return TensorRTMatrixEngine(trt, walk, match, signature, limits, description, self.device)
+        return TensorRTMatrixEngine(trt, first, match, signature, limits, description, self.device)
 
 
 TENSORRT = TensorRT("tensorrt", "TensorRT", extra="gpu")
