@@ -405,7 +405,7 @@ def test_matrix_mode_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
     # Python's plans of it are there, and never taken for others.
     most = (Profile(1, 32, 99),)
     add_plan(bundle, PAIR, most, content=b"no plan", part="walk")
-    sizes = {"texts": Profile(1, 4, 4), "tokens": Profile(1, 16, 77)}
+    sizes: dict[str, Any] = {"texts": Profile(1, 4, 4), "tokens": Profile(1, 16, 77)}
     add_plan(bundle, "matrix_scorer", most, content=b"no plan", part="match", **sizes)
     for options in ((), ("--mode", "matrix")):
         done = run(bundle.folder, *options)

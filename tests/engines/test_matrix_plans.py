@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -192,8 +192,8 @@ def test_the_matrix_scorer_becomes_two_plans(full: Bundle) -> None:
         assert open_plan(plan.folder) == plan
         assert plan.path.stat().st_size == plan.sidecar.size > 10_000
         assert plan.sidecar.graph_hash == full.manifest.graph_hash("matrix_scorer")
-    where = (full.folder, full.manifest, "matrix_scorer", "tensorrt-rtx", VERSION)
-    assert find_plans(*where, "8.6") == (walk, match)
+    found = find_plans(full.folder, full.manifest, "matrix_scorer", "tensorrt-rtx", VERSION, "8.6")
+    assert found == (walk, match)
     facts = BundleFacts.read(full.folder, verify=True)
     assert {it.described.title for it in facts.plans} == {*stages}
     assert facts.faults == ()
@@ -432,7 +432,7 @@ def test_a_bundle_with_pair_plans_alone_has_no_matrix_mode_on_tensorrt(
 @pytest.mark.parametrize("part", [None, "walk"])
 def test_a_sidecar_with_texts_that_is_no_match_is_refused(tmp_path: Path, part: str | None) -> None:
     bundle = make_bundle(tmp_path / "bundle", matrix=True)
-    changes = {"part": part, "texts": Profile(1, 2, 3)}
+    changes: dict[str, Any] = {"part": part, "texts": Profile(1, 2, 3)}
     (plan,) = write_plans(bundle, BATCHES, graphs=["pair_scorer"], **changes)
     with pytest.raises(EngineError, match="field 'texts' belongs to the part 'match'"):
         open_plan(plan.folder)

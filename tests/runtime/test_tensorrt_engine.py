@@ -105,7 +105,9 @@ def open_double(cuda: FakeCuda, copied: Bundle, monkeypatch: pytest.MonkeyPatch)
         limits = tuple((profile.min, profile.max) for profile in profiles)
         trt = FakeTensorRT(cuda, DOUBLE, double, limits)
         monkeypatch.setitem(sys.modules, "tensorrt", trt)
-        return TENSORRT.open(doubling(copied), "text_encoder"), trt
+        engine = TENSORRT.open(doubling(copied), "text_encoder")
+        assert isinstance(engine, TensorRTEngine)
+        return engine, trt
 
     return open_it
 

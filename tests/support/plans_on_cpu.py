@@ -123,13 +123,13 @@ class PlansOnCpu(FakeTensorRT):
         length = self._bundle.manifest.tokenizer.max_length
         profiles = []
         for rows in self._batches:
-            least, most = ({} for _ in range(2))
-            for found, count, texts, tokens in (
-                (least, rows.min, TEXTS.min, 1),
-                (most, rows.max, TEXTS.max, length),
-            ):
-                sizes = {"I": count, "T": texts, "L": tokens}
-                found |= shapes_at_the_cut(self._bundle, count)
-                found |= {it.name: it.of_sizes(sizes) for it in specs}
+            least, most = (
+                shapes_at_the_cut(self._bundle, sizes["I"])
+                | {it.name: it.of_sizes(sizes) for it in specs}
+                for sizes in (
+                    {"I": rows.min, "T": TEXTS.min, "L": 1},
+                    {"I": rows.max, "T": TEXTS.max, "L": length},
+                )
+            )
             profiles.append({it.name: (least[it.name], most[it.name]) for it in half.graph.inputs})
         return FakeTensorRT(self.cuda, half.graph, half.run, profiles, shapes=half.shapes)

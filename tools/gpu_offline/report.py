@@ -32,7 +32,7 @@ def report(results: Mapping[str, Any]) -> str:
     reports = results.get("reports", {})
     lines = ["## Results", "", *machine(reports.get("facts") or {}, results.get("when", "?"))]
     lines += ["", *stages(results.get("stages", {}))]
-    for name in ("rtx", "rtx-sd21"):
+    for name in ("rtx", "rtx-matrix", "rtx-sd21"):
         if found := reports.get(name):
             lines += ["", f"**TensorRT-RTX, {name}.** {rtx(found)}"]
     for name, table in results.get("tables", {}).items():
