@@ -21,7 +21,7 @@ class Source:
     """A parsed network with the shapes that its plan has to take.
 
     Attributes:
-        network: the parsed network.
+        network: network as the library's parser made it.
         profiles: shapes of the inputs, by optimization profile.
         texts: numbers of texts of the match; None for others.
         tokens: numbers of text tokens of the match; None for others.
@@ -85,7 +85,7 @@ def read_source(
 
 
 def texts_at_once(manifest: Manifest, rows: int) -> Profile:
-    """Numbers of texts that a match takes: so many that the largest attention map stays bounded.
+    """Number of texts that a match takes, which bounds its largest attention map by `NUMBERS`.
 
     Args:
         manifest: manifest of the bundle.

@@ -208,7 +208,7 @@ class Buffer:
         """Queue the copy of a whole array, of any shape that fits, to the device.
 
         Args:
-            values: the array.
+            values: array to copy, rows first.
             stream: stream to queue in.
             rows: number of rows to fill up to, by repeating the last one.
         """

@@ -38,7 +38,9 @@ BANNED = {
     r"\bas it goes\b": "as scores arrive",
     r"\bthere where\b|\bhave it that\b|\bby the hour\b": "plain words",
 }
-WALKS = {"score.md", "search.md", "speed.md", "triton.md", "CHANGELOG.md"}  # of matrix mode
+WALKS = {
+    *("score.md", "search.md", "speed.md", "tensorrt.md", "triton.md", "CHANGELOG.md"),
+}  # pages of matrix mode
 
 page = pytest.mark.parametrize("path", PAGES, ids=IDS)
 

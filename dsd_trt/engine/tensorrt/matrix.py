@@ -28,7 +28,7 @@ class Limits:
 
     Attributes:
         rows: numbers of rows, each an image at one noise level, by profile.
-        texts: numbers of texts.
+        texts: numbers of texts in a match.
         tokens: numbers of text tokens that may count.
     """
 
@@ -107,7 +107,7 @@ class TensorRTMatrixEngine(MatrixEngine):
         of_texts = tuple(it for it in graph.inputs if it.name in self._of_texts)
         walk = Graph(graph.file, of_rows, tuple(crossing))
         check_signature(path, walk, self._walk_plan.inputs, crossing)
-        # Of rows, the match reads at most how many there are.
+        # Of the inputs of rows, the match reads their number alone, and leaves some out.
         read = {it.name for it in self._match_plan.inputs}
         inputs = (*(it for it in of_rows if it.name in read), *of_texts, *crossing)
         match = Graph(graph.file, inputs, graph.outputs)

@@ -238,7 +238,7 @@ def find_plan(
     """The plan of a graph that fits a library and a GPU, according to the sidecars.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: path of the folder that holds `bundle.json` and the plans.
         manifest: manifest of the bundle.
         graph: name of the graph, such as "pair_scorer".
         library: library that is to run the plan.
@@ -283,7 +283,7 @@ def find_plans(
     """The plans that run a graph: its own, or the walk and the match of a matrix scorer.
 
     Args:
-        bundle: folder of the bundle.
+        bundle: path of the folder that holds `bundle.json` and the plans.
         manifest: manifest of the bundle.
         graph: name of the graph, such as "pair_scorer".
         library: library that is to run the plans.
