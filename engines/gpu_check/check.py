@@ -36,7 +36,12 @@ from dsd_trt.engines.gpu_check.figures import (
     Timing,
 )
 from dsd_trt.engines.gpu_check.machine import computing_versions, describe_gpu, describe_host
-from dsd_trt.engines.gpu_check.plans import build_missing, macs_of_plans, measure_peak
+from dsd_trt.engines.gpu_check.plans import (
+    build_missing,
+    has_plans,
+    macs_of_plans,
+    measure_peak,
+)
 from dsd_trt.engines.gpu_check.recorder import Recorder
 from dsd_trt.engines.gpu_check.report import COMPARISON, FORM, PLAIN, GpuReport
 from dsd_trt.pipeline import Pipeline
@@ -156,7 +161,7 @@ class Probe:
         images: images of noise, uint8 (R, R, 3) each.
         texts: texts, each scored with every image.
         levels: indices of noise levels: the first and the last one of a large model.
-        modes: modes that bundle and backend have.
+        modes: modes that bundle and backend have, plans included.
     """
 
     images: tuple[NDArray[np.uint8], ...]
@@ -173,6 +178,8 @@ class Probe:
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         levels = all_levels(bundle)
         matrix = manifest.matrix is not None and "matrix" in backend.modes
+        if matrix and isinstance(backend, TensorRT):  # plans of it may not have been built
+            matrix = has_plans(bundle, backend, MATRIX)
         modes: tuple[Mode, ...] = ("pair", "matrix") if matrix else ("pair",)
         return cls(tuple(images), _TEXTS, levels[[0, -1]] if large else levels, modes)
 
@@ -244,7 +251,7 @@ class _Candidate:
         before = memory_in_use(device)
         description = self.pipeline.compile()
         steps.note_run(name, engine=str(description))
-        self._self_check()
+        self._self_check(probe)
         scores = probe.scores(self.pipeline)
         steps.stage(f"Timing, {name}")
         profile = self._profile(PAIR)
@@ -265,13 +272,13 @@ class _Candidate:
         steps.note_run(name, pairs_per_second=rates)
         return scores
 
-    def _self_check(self) -> None:
+    def _self_check(self, probe: Probe) -> None:
         """Note how far each graph is from the results that PyTorch gave at export."""
         if (check := SelfCheck.read(self._bundle)) is None:
             return
         found: dict[str, Checked] = {}
         for name, graph in self._bundle.manifest.graphs.items():
-            if name == MATRIX and "matrix" not in self._backend.modes:
+            if name == MATRIX and "matrix" not in probe.modes:
                 continue
             with self._steps.attempt(f"{self._name}, self-check of the {name}"):
                 engine = self.pipeline.engine(name)

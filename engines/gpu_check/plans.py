@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 import numpy as np
 
@@ -28,6 +28,9 @@ _SIDE = 4096  # of the square matrices whose product measures the GPU's peak
 def build_missing(bundle: Bundle, backend: TensorRT, profile: Profile, steps: Recorder) -> float:
     """Build the plans that a bundle lacks for this GPU.
 
+    If those of a matrix scorer cannot be built, that is a line of the report, and pair mode is
+    checked without it.
+
     Args:
         bundle: verified bundle in a folder of the user's own.
         backend: library and GPU to build for.
@@ -37,27 +40,40 @@ def build_missing(bundle: Bundle, backend: TensorRT, profile: Profile, steps: Re
     Returns:
         Seconds it took; 0 if none was missing.
     """
-    trt, capability = require(backend.name, backend.device)
-    version, missing = str(trt.__version__), []
-    for name in bundle.manifest.graphs:
-        try:
-            find_plans(bundle.folder, bundle.manifest, name, backend.name, version, capability)
-        except EngineError:
-            missing.append(name)
-    if not missing:
-        return 0.0
+    _, capability = require(backend.name, backend.device)
+    missing = [it for it in bundle.manifest.graphs if not has_plans(bundle, backend, it)]
     wanted = (capability,) if backend.name == "tensorrt-rtx" else ()
     began = time.monotonic()
-    for _ in build_plans(
-        bundle,
-        backend.name,
-        CompileSettings((profile,), wanted),
-        missing,
-        stage=lambda name: steps.stage(f"Building {name}"),
-        device=backend.device,
-    ):
-        pass
-    return time.monotonic() - began
+    for graph in missing:
+        needed = bundle.manifest.graphs[graph].batched
+        with nullcontext() if needed else steps.attempt(f"plans of the {graph}"):
+            for _ in build_plans(
+                bundle,
+                backend.name,
+                CompileSettings((profile,), wanted),
+                [graph],
+                stage=lambda name: steps.stage(f"Building {name}"),
+                device=backend.device,
+            ):
+                pass
+    return time.monotonic() - began if missing else 0.0
+
+
+def has_plans(bundle: Bundle, backend: TensorRT, graph: str) -> bool:
+    """Whether a bundle has the plans that run a graph on this GPU.
+
+    Args:
+        bundle: verified bundle with the graph.
+        backend: library and GPU that are to run them.
+        graph: name of the graph, such as "pair_scorer".
+    """
+    trt, capability = require(backend.name, backend.device)
+    version = str(trt.__version__)
+    try:
+        find_plans(bundle.folder, bundle.manifest, graph, backend.name, version, capability)
+    except EngineError:
+        return False
+    return True
 
 
 def macs_of_plans(bundle: Bundle, backend: TensorRT) -> CountMacs:

@@ -408,6 +408,28 @@ def test_the_report_of_tensorrt(
     assert report.run.engine == "tensorrt 10.13.3 on GPU of compute capability 9.0, fp32"
 
 
+def test_pair_mode_is_checked_without_plans_of_the_matrix_scorer(
+    tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = add_self_check(make_bundle(tmp_path / "bundle", matrix=True))
+    write_plans(bundle, [BATCHES], "9.0", ["image_encoder", "text_encoder", "pair_scorer"])
+    monkeypatch.setitem(sys.modules, "tensorrt", PlansOnCpu(cuda, bundle, [BATCHES]))
+    monkeypatch.setattr(module, "macs_of_plans", lambda bundle, backend: None)
+    monkeypatch.setattr(module, "measure_peak", lambda backend: 64e12)
+
+    def refuse(*given: Any, **more: Any) -> Iterator[None]:
+        assert given[3] == ["matrix_scorer"]
+        raise EngineError("no tactic for the walk")
+
+    monkeypatch.setattr(plans_module, "build_plans", refuse)
+    report = check_gpu(bundle, TENSORRT, BATCHES)
+    assert report.failures == {"plans of the matrix_scorer": "no tactic for the walk"}
+    assert report.complaints == []
+    assert report.run.scored.keys() == {"pair"}
+    assert report.run.self_check.keys() == {"image_encoder", "text_encoder", "pair_scorer"}
+    assert "Not measured: plans of the matrix_scorer: no tactic" in to_markdown(report)
+
+
 # The report
 
 
