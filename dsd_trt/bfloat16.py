@@ -1,53 +1,37 @@
-"""The BF16 guard: BF16 is faster than FP32, and used only if the rank correlation is high.
+"""The BF16 guard: BF16 is faster than FP32, and used only if it hardly ever changes the winner.
 
 It also measures the largest difference of a score, by which match probabilities are kept or not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
-from dsd_trt.agreement import spearman
+from dsd_trt.bundle.bfloat16 import MOST_CHANGES, as_percent
 from dsd_trt.bundle.folder import Bundle
+from dsd_trt.bundle.manifest import Bfloat16
 from dsd_trt.bundle.method import Mode
 from dsd_trt.bundle.probability import Rounding
 from dsd_trt.cache import recall, remember
+from dsd_trt.couples import draw_couples
 from dsd_trt.engine import EngineDescription, find_backend
 from dsd_trt.errors import DisagreementError, EngineError
 from dsd_trt.log import get_logger
 from dsd_trt.pipeline import Pipeline
-
-MIN_SPEARMAN = 0.9999
+from dsd_trt.winner import winner_changes
 
 logger = get_logger(__name__)
 
 _LARGE_TEXT_WIDTH = 512  # Stable Diffusion has 768 and more, and its U-Net takes seconds per pass
-_COLOURS = ("red", "blue", "green", "yellow", "white", "orange", "purple", "black")
-_SHAPES = ("circle", "square", "triangle")
-_GROUNDS = ("grey", "beige", "navy", "pink")
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Agreement of BF16's scores with FP32's.
-
-    Attributes:
-        spearman: rank correlation of both, in [-1, 1].
-        difference: largest absolute difference of two scores.
-    """
-
-    spearman: float
-    difference: float
+_BLOCKS = 4  # of a small model; a large one has a single block, at one noise level
+_COUPLES = 4  # of a block: 8 images, each scored with 8 texts
 
 
 def guarded(
     bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
 ) -> tuple[EngineDescription, Rounding]:
-    """Compile for BF16, if its scores have a high rank correlation with FP32's.
+    """Compile for BF16, if it hardly ever changes the winner.
 
     Args:
         bundle: the verified bundle to score with.
@@ -56,82 +40,104 @@ def guarded(
         memory_budget_mb: memory for activations, in MiB, as for `Pipeline`.
 
     Returns:
-        Engine description, with the rank correlation (Spearman) to FP32, and what rounding does to
-        scores.
+        Engine description, with the probability that BF16 changes the winner, and what rounding
+        does to scores.
 
     Raises:
-        DisagreementError: the rank correlation is too low, as for `require_agreement`.
+        DisagreementError: it changes the winner too often, as for `require_agreement`.
     """
-    agreement = require_agreement(bundle, mode, bf16, memory_budget_mb)
+    measured = require_agreement(bundle, mode, bf16, memory_budget_mb)
     description = bf16.compile(mode)
     assert bf16.backend.keeps_order_of is not None
     told = EngineDescription(
         description.engine,
         description.device,
-        f"{description.precision} (Spearman against fp32: {agreement.spearman:.6f})",
+        f"{description.precision} (changes the winner with probability "
+        f"{as_percent(measured.winner_changes)})",
     )
-    return told, Rounding("BF16", agreement.difference, bf16.backend.keeps_order_of)
+    return told, Rounding("BF16", measured.difference, bf16.backend.keeps_order_of)
 
 
 def require_agreement(
     bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
-) -> Agreement:
-    """Compare BF16 with FP32 once per machine, and refuse BF16 if they disagree.
+) -> Bfloat16:
+    """Compare BF16 with FP32 once per machine, and refuse BF16 if it changes winners.
+
+    What the export measured is used in its place if it was measured on such a processor with the
+    same version of the engine. Older bundles have no such figures, and are compared here.
 
     Args:
         bundle: the verified bundle to compare on.
         mode: mode whose scorer is compared.
-        bf16: pipeline that computes in BF16. If the comparison is remembered, only its image
-            encoder is compiled.
+        bf16: pipeline that computes in BF16. If the figures are known, only its image encoder is
+            compiled.
         memory_budget_mb: memory for activations, in MiB, as for `Pipeline`.
 
     Returns:
-        Agreement with FP32's scores.
+        What BF16 does to scores.
 
     Raises:
-        DisagreementError: the rank correlation is below `MIN_SPEARMAN`.
+        DisagreementError: the probability of another winner is above `MOST_CHANGES`, or cannot be
+            said, because a score is not finite or all are equal.
     """
-    # The whole bundle: an adapter input or another token mask changes scores, too.
-    bundle_hash = bundle.manifest.digest
-    backend = bf16.backend
-    key = f"{bundle_hash} {mode} {backend.name} against {backend.keeps_order_of}: "
-    key += str(bf16.image_encoder)
-    spearman, difference = recall("bf16", key), recall("bf16-difference", key)
-    if spearman is None or difference is None:
+    measured = _known(bundle, mode, bf16)
+    if measured is None:
         logger.warning(
             "comparing BF16 with FP32, once on this machine: minutes for Stable Diffusion"
         )
-        agreement = _compare(bundle, mode, bf16, memory_budget_mb)
-        remember("bf16", key, agreement.spearman)
-        remember("bf16-difference", key, agreement.difference)
-    else:
-        agreement = Agreement(spearman, difference)
-    if not agreement.spearman >= MIN_SPEARMAN:
+        measured = compare_bfloat16(bundle, mode, bf16, memory_budget_mb)
+        key = _key(bundle, mode, bf16)
+        remember("bf16-winner", key, measured.winner_changes)
+        remember("bf16-difference", key, measured.difference)
+    if not measured.winner_changes <= MOST_CHANGES:
         raise DisagreementError(
-            f"in BF16 this bundle's scores keep their order to {agreement.spearman:.5f} only "
-            f"(Spearman against FP32, needed is {MIN_SPEARMAN}). Score in FP32: "
-            f"--engine {bf16.backend.keeps_order_of}"
+            f"in BF16 {_finding(measured.winner_changes)} (allowed is {as_percent(MOST_CHANGES)}). "
+            f"Score in FP32: --engine {bf16.backend.keeps_order_of}"
         )
-    return agreement
+    return measured
 
 
-def _compare(
+def compare_bfloat16(
     bundle: Bundle, mode: Mode, bf16: Pipeline, memory_budget_mb: float | None
-) -> Agreement:
+) -> Bfloat16:
+    """Score drawn couples of scenes in both precisions.
+
+    Of a small model these are 4 blocks of 8 images and 8 texts at every noise level. Of a large one
+    it is one block at one level: with less to average over, its figure is rather too high.
+
+    Args:
+        bundle: the verified bundle to compare on.
+        mode: mode whose scorer is compared.
+        bf16: pipeline that computes in BF16.
+        memory_budget_mb: memory for activations, in MiB, as for `Pipeline`.
+
+    Raises:
+        EngineError: the engine that BF16 is compared with is no reference itself.
+    """
     large = bundle.manifest.text_width > _LARGE_TEXT_WIDTH
-    side = 8 if large else 16
+    blocks = 1 if large else _BLOCKS
     rng = np.random.default_rng(0)
     resolution = bundle.manifest.preprocessing.resolution
-    pixels, texts = zip(*(_scene(rng, resolution) for _ in range(side)), strict=True)
+    couples = [draw_couples(_COUPLES, resolution, rng) for _ in range(blocks)]
     count = len(bundle.manifest.method.noise_levels.fractions)
     levels = np.arange(1 if large else count, dtype=np.int32)
+    side = 2 * _COUPLES
     image, text = (places.ravel() for places in np.indices((side, side)))
 
     def scores(pipeline: Pipeline) -> NDArray[np.float32]:
-        latent, encoded = pipeline.encode_images(pixels), pipeline.encode_texts(texts)
+        """Score every block: (blocks, images, texts)."""
+        encoded = [
+            (
+                pipeline.encode_images([it.pixels for it in block]),
+                pipeline.encode_texts([it.caption for it in block]),
+            )
+            for block in couples
+        ]
         if mode == "matrix":
-            return pipeline.score_matrix(latent, encoded, levels).ravel()
-        return pipeline.score(latent, encoded, image, text, levels)
+            return np.stack([pipeline.score_matrix(*block, levels) for block in encoded])
+        return np.stack(
+            [pipeline.score(*block, image, text, levels).reshape(side, side) for block in encoded]
+        )
 
     assert bf16.backend.keeps_order_of is not None
     reference = find_backend(bf16.backend.keeps_order_of).with_threads(bf16.backend.threads)
@@ -144,28 +150,39 @@ def _compare(
     expected = scores(fp32)
     fp32.close()  # before the rest of BF16 is compiled: 10 GB each for Stable Diffusion
     found = scores(bf16)
-    return Agreement(spearman(expected, found), float(np.abs(found - expected).max()))
+    return Bfloat16(
+        winner_changes(found, expected),
+        float(np.abs(found - expected).max()),
+        str(bf16.image_encoder),
+    )
 
 
-def _scene(rng: np.random.Generator, side: int) -> tuple[NDArray[np.uint8], str]:
-    """A drawn image, (side, side, 3), and its caption: their scores scatter as in real use.
+def _finding(changes: float) -> str:
+    if np.isnan(changes):
+        return (
+            "it cannot be said how often another text or image is best: scores are not finite, or "
+            "all are equal in FP32"
+        )
+    return f"another text or image is best with probability {as_percent(changes)}"
 
-    Unrelated images and texts all have nearly the same score. Their ranking would measure rounding,
-    not scoring.
-    """
-    picture = Image.new("RGB", (side, side), str(rng.choice(_GROUNDS)))
-    names = []
-    for left in (0, side / 2):
-        colour, shape = str(rng.choice(_COLOURS)), str(rng.choice(_SHAPES))
-        names.append(f"a {colour} {shape}")
-        radius = side * rng.uniform(0.1, 0.24)
-        x, y = left + side / 4, side * rng.uniform(0.3, 0.7)
-        box = (x - radius, y - radius, x + radius, y + radius)
-        draw = ImageDraw.Draw(picture)
-        if shape == "circle":
-            draw.ellipse(box, fill=colour)
-        elif shape == "square":
-            draw.rectangle(box, fill=colour)
-        else:
-            draw.polygon((box[0], box[3], x, box[1], box[2], box[3]), fill=colour)
-    return np.asarray(picture), f"{names[0]} to the left of {names[1]}"
+
+def _known(bundle: Bundle, mode: Mode, bf16: Pipeline) -> Bfloat16 | None:
+    """What was measured at export on such a processor, or earlier on this one; None if nothing."""
+    engine = str(bf16.image_encoder)
+    exported = (bundle.manifest.bfloat16 or {}).get(mode)
+    if exported is not None and exported.engine == engine:
+        return exported
+    key = _key(bundle, mode, bf16)
+    changes, difference = recall("bf16-winner", key), recall("bf16-difference", key)
+    if changes is None or difference is None:
+        return None
+    return Bfloat16(changes, difference, engine)
+
+
+def _key(bundle: Bundle, mode: Mode, bf16: Pipeline) -> str:
+    # The whole bundle: an adapter input or another token mask changes scores, too.
+    backend = bf16.backend
+    return (
+        f"{bundle.manifest.digest} {mode} {backend.name} against {backend.keeps_order_of}: "
+        f"{bf16.image_encoder}"
+    )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dsd_trt.bundle.adapter_input import read_adapter_input, require_fed
+from dsd_trt.bundle.bfloat16 import with_bfloat16_rows
 from dsd_trt.bundle.folder import Bundle, file_entry, require_inside, write_manifest
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.method import HeadWeights
@@ -75,6 +76,7 @@ def replace_adapter(
         preprocessing=replace(manifest.preprocessing, resize=adapter.resize),
         provenance=replace(manifest.provenance, adapter_hash=adapter_hash(folder)),
         parity=parity,
+        bfloat16=None,  # it was the previous adapter's; measured again where it is asked for
     )
     described = without_shifted(calibrated(described, adapter))
     check = [manifest.self_check.file] if manifest.self_check else []
@@ -104,7 +106,7 @@ def replace_adapter(
             write_adapted(fresh / check[0], bundle, fed)
         if CARD_NAME in changed:
             card = bundle.path(CARD_NAME).read_text(encoding="utf-8")
-            card = _note(with_card_rows(card, described))
+            card = _note(with_bfloat16_rows(with_card_rows(card, described), described))
             (fresh / CARD_NAME).write_text(card, encoding="utf-8")
         files = {**manifest.files, **{name: file_entry(fresh / name) for name in changed}}
         adapted = write_manifest(fresh, replace(described, files=files))

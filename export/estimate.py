@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from diffusers import UNet2DConditionModel
 
 from dsd_trt.commands.remaining import duration
+from dsd_trt.export.bfloat16 import computes_bfloat16
 from dsd_trt.export.probe import IMAGES, QUICK_IMAGES
 from dsd_trt.export.recipe import Recipe
 
@@ -20,6 +21,9 @@ _COMPARISON = 0.35  # a pass on ONNX Runtime, in passes of the reference
 _PER_WEIGHT = 3.0e-8  # reading, hashing, writing, and compiling by one engine
 _MEMORY = 0.6e9  # bytes without any weights
 _MEMORY_PER_WEIGHT = 5.5  # bytes
+_MEMORY_OF_OPENVINO = 12  # bytes per weight: it holds them twice in FP32
+_BF16_PASSES = 64  # of a large U-Net; of a small one they are over in seconds
+_BF16 = 1.7  # a pass on OpenVINO in FP32 and one in BF16, in passes of the reference
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,18 @@ def estimate(recipe: Recipe) -> Estimate:
         passes=images**2 * levels if compared else 1,
         graphs=1 if manifest.matrix is None else 2,
         runs=compared * (1 + (settings.precision == "fp16") + (settings.cuda_form is not None)),
+        bf16=recipe.large and compared and settings.bf16 and computes_bfloat16(),
     )
 
 
 def estimate_of(
-    unet: UNet2DConditionModel, *, latent_pixels: int, passes: int, graphs: int, runs: int
+    unet: UNet2DConditionModel,
+    *,
+    latent_pixels: int,
+    passes: int,
+    graphs: int,
+    runs: int,
+    bf16: bool = False,
 ) -> Estimate:
     """Estimate an export.
 
@@ -68,6 +79,7 @@ def estimate_of(
         passes: number of passes of the reference.
         graphs: number of graphs that hold the U-Net.
         runs: number of comparisons with the reference.
+        bf16: whether BF16 is compared with FP32 on OpenVINO, and the U-Net is large.
     """
     modules = sum(not any(module.children()) for module in unet.modules())
     weights = sum(weight.numel() for weight in unet.parameters())
@@ -78,4 +90,17 @@ def estimate_of(
         + passes * of_pass * (1 + _COMPARISON * runs)
         + _PER_WEIGHT * weights * (graphs + runs)
     )
-    return Estimate(seconds, _MEMORY + _MEMORY_PER_WEIGHT * weights)
+    memory = _MEMORY + _MEMORY_PER_WEIGHT * weights
+    if bf16:
+        seconds += _BF16 * _BF16_PASSES * of_pass + 2 * _PER_WEIGHT * weights * graphs
+        memory = max(memory, memory_of_bfloat16(weights))
+    return Estimate(seconds, memory)
+
+
+def memory_of_bfloat16(weights: int) -> float:
+    """Peak memory of the comparison of BF16 with FP32, in bytes.
+
+    Args:
+        weights: number of the U-Net's weights.
+    """
+    return _MEMORY + _MEMORY_OF_OPENVINO * weights

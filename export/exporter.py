@@ -10,12 +10,13 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from dsd_trt.bundle.folder import Bundle, file_entry, files_in, write_manifest
-from dsd_trt.bundle.manifest import check_manifest
+from dsd_trt.bundle.manifest import Bfloat16, check_manifest
 from dsd_trt.export.adapter_input import write_adapter_input
+from dsd_trt.export.bfloat16 import measure_bfloat16, why_unmeasured
 from dsd_trt.export.calibration import without_shifted
 from dsd_trt.export.cuda_form import cuda_form, form_name
 from dsd_trt.export.describe import TOKENIZER_NAME
-from dsd_trt.export.estimate import Estimate, estimate
+from dsd_trt.export.estimate import Estimate, estimate, memory_of_bfloat16
 from dsd_trt.export.folder import check_replaceable, check_room, staged
 from dsd_trt.export.model_card import CARD_NAME, write_card
 from dsd_trt.export.modules import drop_weights
@@ -28,7 +29,10 @@ from dsd_trt.export.self_check import write_self_check
 from dsd_trt.export.settings import ExportSettings
 from dsd_trt.export.trace import trace
 from dsd_trt.export.weights import WEIGHTS_NAME, WeightFile
+from dsd_trt.log import get_logger
 from dsd_trt.train.run.memory import release_freed_memory
+
+logger = get_logger(__name__)
 
 
 def export_bundle(
@@ -112,11 +116,25 @@ def export_bundle(
             manifest, parity=parity.to_plain(), self_check=replace(self_check, tolerance=tolerance)
         )
         manifest = without_shifted(manifest)
+        if compared and settings.bf16:
+            manifest = replace(manifest, bfloat16=_bfloat16(bundle, recipe, stage))
         trained = recipe.adapter.training if recipe.adapter else None
         write_card(folder / CARD_NAME, manifest, parity, model_folder, trained)
         files[CARD_NAME] = file_entry(folder / CARD_NAME)
         bundle = write_manifest(folder, replace(manifest, files=dict(sorted(files.items()))))
     return replace(bundle, folder=out), parity
+
+
+def _bfloat16(
+    bundle: Bundle, recipe: Recipe, stage: Callable[[str], None]
+) -> dict[str, Bfloat16] | None:
+    """What BF16 does to the scores; None, and a logged reason, where it cannot be measured."""
+    weights = sum(weight.numel() for weight in recipe.outline.unet.parameters())
+    if (reason := why_unmeasured(memory_of_bfloat16(weights))) is not None:
+        logger.info("BF16 is not compared with FP32: %s", reason)
+        return None
+    stage("Comparing BF16 with FP32")
+    return measure_bfloat16(bundle)
 
 
 def write_tokenizer(tokenizer: CLIPTokenizer, path: Path) -> None:

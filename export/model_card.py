@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dsd_trt.bundle.bfloat16 import bfloat16_rows
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.bundle.probability import card_rows
 from dsd_trt.errors import counted
@@ -81,6 +82,7 @@ def _summary(manifest: Manifest, parity: ParityReport, training: Mapping[str, An
         f"| noise levels | {levels} (seed {method.noise_levels.seed}) |",
         f"| counted tokens | {method.token_mask} |",
         card_rows(manifest).rstrip(),
+        bfloat16_rows(manifest).rstrip(),
         "",
     ]
     if not parity.runs:

@@ -188,6 +188,22 @@ class SelfCheckSpec:
 
 
 @dataclass(frozen=True)
+class Bfloat16:
+    """What BF16 does to the scores of one mode, compared with FP32 (`dsd_trt.bfloat16`).
+
+    Attributes:
+        winner_changes: probability that another text of an image, or another image of a text, is
+            best, in [0, 1/2]; see `dsd_trt.winner`.
+        difference: largest absolute difference of a score.
+        engine: engine, processor and precision that it was measured with.
+    """
+
+    winner_changes: float
+    difference: float
+    engine: str
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Content hash and length in bytes of one file."""
 
@@ -212,6 +228,8 @@ class Manifest:
         cuda_form: file of a graph's form for ONNX Runtime on CUDA, by the graph's name. It has the
             graph's inputs, outputs and weights, with operators fused that have kernels there. None
             unless the export was asked for it.
+        bfloat16: what BF16 does to scores, by mode, as measured at export; None in older bundles,
+            and where the exporting machine could not measure it.
         parity: figures of the export's parity report, free-form.
     """
 
@@ -226,6 +244,7 @@ class Manifest:
     adapter: AdapterInput | None = None
     self_check: SelfCheckSpec | None = field(default=None, metadata={"optional": True})
     cuda_form: Mapping[str, str] | None = field(default=None, metadata={"optional": True})
+    bfloat16: Mapping[str, Bfloat16] | None = field(default=None, metadata={"optional": True})
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -360,6 +379,12 @@ def check_manifest(manifest: Manifest) -> None:
                 check_size(size, f"adapter.tensors.{name}")
     if (check := manifest.self_check) is not None:
         require(0 < check.tolerance < 1, "self_check.tolerance", "must lie between 0 and 1")
+    for mode, measured in (manifest.bfloat16 or {}).items():
+        known = mode == "pair" or (mode == "matrix" and manifest.matrix is not None)
+        require(known, f"bfloat16.{mode}", "is no mode of the bundle")
+        changes, where = measured.winner_changes, f"bfloat16.{mode}"
+        require(0 <= changes <= 0.5, f"{where}.winner_changes", "must lie between 0 and 0.5")
+        require(measured.difference >= 0, f"{where}.difference", "is negative")
     for name in manifest.cuda_form or {}:
         require(name in manifest.graphs, f"cuda_form.{name}", "is no graph of the bundle")
     _check_ids(manifest.tokenizer)

@@ -40,7 +40,7 @@ _DIGITS = 12  # of a hash, enough to tell files apart
 def inspect(
     bundle: str, form: str, as_json: bool, verify: bool, require_signature: Path | None
 ) -> None:
-    """Say what BUNDLE is: its origin, score, probabilities, sizes, parity, plans and signature.
+    """Say what BUNDLE is: its origin, score, probabilities, parity, BF16, sizes, plans, signature.
 
     BUNDLE is a folder, ORG/NAME[@REVISION] on the Hugging Face Hub, or "shapes", the demonstration.
     No engine is needed, and no weights are read; of a bundle on the hub only bundle.json is
@@ -91,6 +91,7 @@ def as_text(facts: BundleFacts) -> str:
         ("Score", _score(facts)),
         ("Match probability", _probability(facts)),
         ("Parity", _parity(it.parity)),
+        ("BF16", _bfloat16(it)),
         ("Files", _files(facts)),
         ("Engines", _engines(facts)),
         ("Signature", _signature(facts)),
@@ -191,6 +192,14 @@ def _parity_runs(parity: Any) -> _Rows:
                     )
                 )
     return rows
+
+
+def _bfloat16(it: Manifest) -> _Rows:
+    from dsd_trt.bundle.bfloat16 import in_words
+
+    if not it.bfloat16:
+        return [("none", "not compared with FP32 at export; openvino-bf16 does it at first use")]
+    return [(f"{mode} mode", in_words(measured)) for mode, measured in it.bfloat16.items()]
 
 
 def _files(facts: BundleFacts) -> _Rows:

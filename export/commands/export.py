@@ -113,6 +113,12 @@ Examples:
     help="Compare with PyTorch on 256 pairs at every level (full) or on 4 pairs at one (quick).  "
     "[default: full for small U-Nets; quick for Stable Diffusion, where full takes hours]",
 )
+@click.option(
+    "--bf16/--no-bf16",
+    default=True,
+    help="Measure with what probability BF16 changes the winner.  [default: where OpenVINO and the "
+    "processor compute in BF16 and memory suffices; minutes for Stable Diffusion]",
+)
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it is not empty.")
 def export(
     model: str,
@@ -129,6 +135,7 @@ def export(
     adapter_input: bool,
     cuda_form: str | None,
     verify: str | None,
+    bf16: bool,
     force: bool,
 ) -> None:
     """Export a checkpoint as a bundle of ONNX graphs and compare them with PyTorch."""
@@ -153,6 +160,7 @@ def export(
         matrix=matrix,
         query_pool=query_pool,
         cuda_form=cast("CudaForm | None", cuda_form),
+        bf16=bf16,
     )
     check_replaceable(out, force)
     file = chosen_adapter(adapter, model)
@@ -162,6 +170,7 @@ def export(
     require_base(file, place)
     settings = replace(settings, adapter=None if file is None else file.folder)
 
+    from dsd_trt.bundle.bfloat16 import in_words
     from dsd_trt.export.exporter import export_bundle
     from dsd_trt.train.run.libraries import hush_libraries
     from dsd_trt.train.run.memory import return_freed_memory
@@ -170,7 +179,7 @@ def export(
     return_freed_memory()
     note(sentence(file, adapter))
     with _stages() as (stage, progress):
-        _, parity = export_bundle(
+        bundle, parity = export_bundle(
             settings,
             out,
             force=force,
@@ -179,6 +188,8 @@ def export(
             expect=lambda estimate: note(f"this takes {estimate}"),
         )
     _print_parity(parity)
+    for mode, measured in (bundle.manifest.bfloat16 or {}).items():
+        note(f"BF16, {mode} mode: {in_words(measured)}")
     note(f"wrote {out}; try it: dsd-trt score IMAGES TEXTS --bundle {out}")
 
 

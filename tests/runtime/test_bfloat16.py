@@ -1,7 +1,8 @@
-"""The guard of BF16: scores that keep their order, shown; others refused."""
+"""The guard of BF16: used, and told, where it hardly ever changes the winner; else refused."""
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ import dsd_trt.bfloat16 as bfloat16
 import dsd_trt.engine
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import read_bundle, write_bundle
-from dsd_trt.bundle.manifest import Calibration
+from dsd_trt.bundle.manifest import Bfloat16, Calibration
 from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.bundle.probability import MOST_SHIFT, Rounding
 from dsd_trt.commands.main import main
@@ -73,30 +74,34 @@ def backend(function: Any) -> OpenedBy:
 def test_fine_rounding_passes_and_is_told(shapes: Bundle, fresh: Path) -> None:
     described, rounding = bfloat16.guarded(shapes, "pair", rounded(shapes, 20), 1024)
     assert 2**-22 < rounding.difference < 2**-20
-    assert described.precision.startswith("20 places (Spearman against fp32: ")
-    told = float(described.precision.rpartition(" ")[2].removesuffix(")"))
-    assert bfloat16.MIN_SPEARMAN <= told <= 1
+    told = re.fullmatch(
+        r"20 places \(changes the winner with probability (\S+) %\)", described.precision
+    )
+    assert told is not None
+    assert 0 <= float(told[1]) / 100 <= 1e-4
 
 
 def test_coarse_rounding_is_refused_with_what_to_do(shapes: Bundle, fresh: Path) -> None:
-    with pytest.raises(EngineError, match=r"keep their order to 0\.\d+ only.*--engine openvino"):
+    with pytest.raises(
+        EngineError, match=r"best with probability \d.* % \(allowed is 0\.5 %\).*--engine openvino"
+    ):
         bfloat16.guarded(shapes, "pair", rounded(shapes, 7), 1024)
 
 
 def test_it_is_compared_once_on_a_machine(
     shapes: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[bfloat16.Agreement] = []
+    counted: list[Bfloat16] = []
 
-    def compare(*_: Any) -> bfloat16.Agreement:
-        counted.append(bfloat16.Agreement(0.99995, 0.25))
+    def compare(*_: Any) -> Bfloat16:
+        counted.append(Bfloat16(0.0012, 0.25, "here"))
         return counted[-1]
 
-    monkeypatch.setattr(bfloat16, "_compare", compare)
+    monkeypatch.setattr(bfloat16, "compare_bfloat16", compare)
     pipeline = rounded(shapes, 20)
     for _ in range(2):
         described, rounding = bfloat16.guarded(shapes, "pair", pipeline, 1024)
-        assert "0.999950" in described.precision
+        assert "0.12 %" in described.precision
         assert rounding == Rounding("BF16", 0.25, "openvino")
     assert len(counted) == 1
     bfloat16.guarded(shapes, "pair", rounded(shapes, 19), 1024)  # another engine
@@ -110,6 +115,33 @@ def test_it_is_compared_once_on_a_machine(
     other = replace(shapes.manifest, method=method)
     bfloat16.guarded(replace(shapes, manifest=other), "pair", pipeline, 1024)
     assert len(counted) == 4
+
+
+@pytest.mark.parametrize("changes", [0.0012, 0.02])
+def test_what_the_export_measured_holds_on_such_a_processor(
+    changes: float, shapes: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_here: list[str] = []
+
+    def compare(*_: Any) -> Bfloat16:
+        measured_here.append("here")
+        return Bfloat16(0.0034, 0.5, "here")
+
+    monkeypatch.setattr(bfloat16, "compare_bfloat16", compare)
+    engine = "rounded on nowhere, 20 places"
+    for place, used in (("elsewhere, bf16", False), (engine, True)):
+        exported = replace(shapes.manifest, bfloat16={"pair": Bfloat16(changes, 0.25, place)})
+        pipeline = rounded(replace(shapes, manifest=exported), 20)
+        measured_here.clear()
+        if used and changes > bfloat16.MOST_CHANGES:
+            with pytest.raises(EngineError, match=r"probability 2 % \(allowed"):
+                bfloat16.guarded(replace(shapes, manifest=exported), "pair", pipeline, 1024)
+        else:
+            described, _ = bfloat16.guarded(
+                replace(shapes, manifest=exported), "pair", pipeline, 1024
+            )
+            assert ("0.12 %" if used else "0.34 %") in described.precision
+        assert bool(measured_here) is not used
 
 
 def test_a_bundle_that_was_compared_compiles_its_image_encoder_alone(
@@ -134,7 +166,7 @@ def test_a_bundle_that_was_compared_compiles_its_image_encoder_alone(
 def test_without_a_self_check_what_it_is_compared_with_has_none_either(
     tmp_path: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
+    monkeypatch.setattr(bfloat16, "MOST_CHANGES", 1.0)
     bundle = make_bundle(tmp_path / "bundle")
     wrong = known_tensors(bundle)["pair_scorer.score"] + np.float32(1)
     bundle = add_self_check(bundle, {"pair_scorer.score": wrong})
@@ -144,21 +176,22 @@ def test_without_a_self_check_what_it_is_compared_with_has_none_either(
 def test_what_is_no_number_is_refused(
     shapes: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bfloat16, "_compare", lambda *_: bfloat16.Agreement(np.nan, np.nan))
-    with pytest.raises(EngineError, match="keep their order"):
+    nothing = Bfloat16(np.nan, np.nan, "here")
+    monkeypatch.setattr(bfloat16, "compare_bfloat16", lambda *_: nothing)
+    with pytest.raises(EngineError, match=r"cannot be said .* not finite.*--engine openvino"):
         bfloat16.guarded(shapes, "pair", rounded(shapes, 20), 1024)
 
 
 def test_on_this_processor_it_is_guarded_or_refused(
     bundle: Bundle, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
+    monkeypatch.setattr(bfloat16, "MOST_CHANGES", 1.0)
     if not BF16:
         with pytest.raises(EngineError, match="does not compute in BF16"):
             Scorer(bundle, "openvino-bf16")
         return
     scorer = Scorer(bundle, "openvino-bf16")
-    assert scorer.engine.precision.startswith("bf16 (Spearman")
+    assert scorer.engine.precision.startswith("bf16 (changes the winner with probability ")
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     texts = ["a red circle", "dog"]
     full = Scorer(bundle, "openvino").score([picture], texts).scores
@@ -181,7 +214,7 @@ HALF = 2.0 ** -(PLACES + 1)  # the largest error of rounding to so many binary p
 @pytest.fixture
 def by_hand(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An engine to name, which rounds scores to few places."""
-    monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
+    monkeypatch.setattr(bfloat16, "MOST_CHANGES", 1.0)
     coarse = replace(backend(partial(Rounded, places=PLACES)), name="openvino-bf16")
     monkeypatch.setitem(dsd_trt.engine.BACKENDS, "openvino-bf16", "test_bfloat16:COARSE")
     monkeypatch.setattr(sys.modules[__name__], "COARSE", coarse, raising=False)
@@ -247,13 +280,13 @@ def test_an_index_is_guarded_as_scoring_is(
 ) -> None:
     path = fresh / "picture.png"
     Image.new("RGB", (64, 64), "red").save(path)
-    refused = "keep their order" if BF16 else "does not compute in BF16"
-    monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", 1.1)
+    refused = "is best with probability" if BF16 else "does not compute in BF16"
+    monkeypatch.setattr(bfloat16, "MOST_CHANGES", -1.0)
     with pytest.raises(EngineError, match=refused):
         update_index(fresh / "index", [path], engine="openvino-bf16")
     assert not (fresh / "index").exists()
     if BF16:
-        monkeypatch.setattr(bfloat16, "MIN_SPEARMAN", -1.0)
+        monkeypatch.setattr(bfloat16, "MOST_CHANGES", 1.0)
         done = update_index(fresh / "index", [path], engine="openvino-bf16")
         assert done.engine is not None
         assert done.engine.precision == "bf16"

@@ -115,6 +115,11 @@ def test_each_missing_field_is_named(bundle: Bundle) -> None:
         ("graphs.pair_scorer.inputs.1.dtype", "int64"),
         ("graphs.image_encoder.inputs.0.name", "image"),
         ("graphs.text_encoder.outputs", []),
+        ("bfloat16", []),
+        ("bfloat16", {"matrix": {"winner_changes": 0.1, "difference": 0, "engine": "cpu"}}),
+        ("bfloat16", {"pair": {"winner_changes": 0.6, "difference": 0.0, "engine": "cpu"}}),
+        ("bfloat16", {"pair": {"winner_changes": 0.1, "difference": -0.1, "engine": "cpu"}}),
+        ("bfloat16", {"pair": {"winner_changes": 0.1, "engine": "cpu"}}),
         ("files", []),
     ],
 )
