@@ -98,8 +98,7 @@ def update_index(
             process writes it, or an argument is of another type.
         BundleError: the bundle cannot be opened, as for `Scorer.load`.
         EngineError: the engine cannot be used, as for `Scorer`.
-        DisagreementError: BF16 was requested, and the rank correlation with FP32 is too low for the
-            bundle.
+        DisagreementError: BF16 was requested, and changes the winner too often with the bundle.
         MissingExtraError: the packages that write an index are not installed.
         DsdError: the disk is full or cannot be written to.
     """

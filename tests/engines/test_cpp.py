@@ -114,6 +114,14 @@ def test_a_form_for_cuda_changes_no_score(cpp_library: ctypes.CDLL, tmp_path: Pa
     assert np.array_equal(agree(cpp_library, folder), agree(cpp_library, EMBEDDED))
 
 
+def test_what_bf16_does_is_for_python_alone(cpp_library: ctypes.CDLL, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path / "bundle"))
+    path = folder / "bundle.json"
+    figures = {"pair": {"winner_changes": 0.1, "difference": 0.2, "engine": "some, bf16"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bfloat16": figures}))
+    assert np.array_equal(agree(cpp_library, folder), agree(cpp_library, EMBEDDED))
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [

@@ -126,6 +126,23 @@ def test_both_modes_a_form_and_a_calibration_that_was_fitted(
     assert "none were fitted" in found["why_no_probability"]["matrix"]
 
 
+def test_what_bf16_does_is_said_as_measured_at_export(
+    folder: Path, run: Callable[..., Run]
+) -> None:
+    assert "none  not compared with FP32 at export" in run(folder).out
+    plain = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
+    figures = {"winner_changes": 0.0123, "difference": 0.00456, "engine": "some engine, bf16"}
+    plain["bfloat16"] = {"pair": figures}
+    (folder / MANIFEST_NAME).write_text(json.dumps(plain))
+    ended = run(folder)
+    assert ended.code == 0
+    assert (
+        "pair mode  changes the winner with probability 1.2 %, and is refused; scores differ by up "
+        "to 0.0046 (some engine, bf16)"
+    ) in ended.out
+    assert facts(run(folder, "--json"))["bundle"]["bfloat16"] == {"pair": figures}
+
+
 def test_an_older_bundle_has_no_probability(folder: Path, run: Callable[..., Run]) -> None:
     plain = json.loads((folder / MANIFEST_NAME).read_text("utf-8"))
     plain["calibration"] = {"a": 1.0, "b": 0.0}  # what older versions wrote
