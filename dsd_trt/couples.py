@@ -24,7 +24,7 @@ class Drawing:
 
     Attributes:
         pixels: the image, RGB, uint8 (side, side, 3).
-        caption: what it shows.
+        caption: text that describes the image.
     """
 
     pixels: NDArray[np.uint8]
@@ -48,12 +48,12 @@ class _Things:
 def draw_couples(count: int, side: int, rng: np.random.Generator) -> list[Drawing]:
     """Draw scenes in couples: 2 `count` scenes, of which no two have the same caption.
 
-    The two of a couple differ in a colour, a shape or the side, in turns, and in nothing else.
+    One couple differs in a colour, the next in a shape or the side, and in nothing else.
 
     Args:
-        count: number of couples.
+        count: number of couples; twice as many scenes are drawn.
         side: height and width of the images, in pixels.
-        rng: random generator.
+        rng: random generator of the scenes.
     """
     drawn = list[Drawing]()
     captions = set[str]()
@@ -78,7 +78,7 @@ def _sample(rng: np.random.Generator) -> _Things:
 
 
 def _with_another(things: _Things, word: str, rng: np.random.Generator) -> _Things:
-    """The same things but for one word, of a scene that is another one."""
+    """The things of another scene, whose caption differs in one word."""
     if word == "side":
         return replace(things, side="left" if things.side == "right" else "right")
     which, part = word.split()

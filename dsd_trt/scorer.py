@@ -95,8 +95,8 @@ class Scorer:
             works here: TensorRT if the bundle has plans for this GPU, else "onnxruntime-cuda", else
             "openvino", else "onnxruntime". "onnxruntime-cuda" computes on an NVIDIA GPU in the
             bundle's precision; "onnxruntime" and "openvino" on the processor in FP32.
-            "openvino-bf16" is twice as fast on CPUs with BF16, and refused where it would change the
-            best text or image too often. "tensorrt" and "tensorrt-rtx" need plans compiled with
+            "openvino-bf16" is twice as fast on CPUs with BF16, and refused where it would change
+            the best text or image too often. "tensorrt" and "tensorrt-rtx" need plans compiled with
             `dsd-trt build`.
         memory_budget_mb: memory for activations, in MiB, see `batch_sizes`. None is 1024 on a
             processor, and two fifths of the free memory on a GPU. Weights come on top,

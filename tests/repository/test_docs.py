@@ -106,7 +106,7 @@ def test_options_are_of_some_command(path: Path) -> None:
     known = {"--help", *FOREIGN}
     for _, command in make_commands.commands(cli, "dsd-trt"):
         known |= {option for it in command.params for option in (*it.opts, *it.secondary_opts)}
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose(path)))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", prose(path)))
     assert named <= known, named - known
 
 
