@@ -103,7 +103,7 @@ def compare_bfloat16(
     """Score drawn couples of scenes in both precisions.
 
     Of a small model these are 4 blocks of 8 images and 8 texts at every noise level. Of a large one
-    it is one block at one level: with less to average over, its figure is rather too high.
+    it is one block at one level. Noise that is not averaged over levels is larger.
 
     Args:
         bundle: the verified bundle to compare on.
