@@ -36,7 +36,8 @@ def winner_changes(scores: Floats, reference: Floats) -> float:
     too high if near ties are rarer than small gaps are.
 
     The noise is that of the best two alone. BF16's grows with the score, so that all differences of
-    a line would understate it.
+    a line would understate it. That a third candidate wins is not counted: far above one percent, P
+    is too low.
 
     Args:
         scores: rounded scores, (blocks, images, texts); candidates are of one block.
