@@ -21,6 +21,7 @@ from self_checked import add_self_check, known_tensors
 import dsd_trt.bfloat16 as bfloat16
 import dsd_trt.engine
 from dsd_trt import Bundle, Scorer
+from dsd_trt.bundle.bfloat16 import MOST_CHANGES
 from dsd_trt.bundle.folder import read_bundle, write_bundle
 from dsd_trt.bundle.manifest import Bfloat16, Calibration
 from dsd_trt.bundle.place import bundle_folder
@@ -133,7 +134,7 @@ def test_what_the_export_measured_holds_on_such_a_processor(
         exported = replace(shapes.manifest, bfloat16={"pair": Bfloat16(changes, 0.25, place)})
         pipeline = rounded(replace(shapes, manifest=exported), 20)
         measured_here.clear()
-        if used and changes > bfloat16.MOST_CHANGES:
+        if used and changes > MOST_CHANGES:
             with pytest.raises(EngineError, match=r"probability 2 % \(allowed"):
                 bfloat16.guarded(replace(shapes, manifest=exported), "pair", pipeline, 1024)
         else:
