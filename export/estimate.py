@@ -58,7 +58,7 @@ def estimate(recipe: Recipe) -> Estimate:
         passes=images**2 * levels if compared else 1,
         graphs=1 if manifest.matrix is None else 2,
         runs=compared * (1 + (settings.precision == "fp16") + (settings.cuda_form is not None)),
-        bf16=recipe.large and compared and settings.bf16 and computes_bfloat16(),
+        bf16=recipe.large and compared and recipe.measures_bfloat16 and computes_bfloat16(),
     )
 
 

@@ -116,7 +116,7 @@ def export_bundle(
             manifest, parity=parity.to_plain(), self_check=replace(self_check, tolerance=tolerance)
         )
         manifest = without_shifted(manifest)
-        if compared and settings.bf16:
+        if compared and recipe.measures_bfloat16:
             manifest = replace(manifest, bfloat16=_bfloat16(bundle, recipe, stage))
         trained = recipe.adapter.training if recipe.adapter else None
         write_card(folder / CARD_NAME, manifest, parity, model_folder, trained)

@@ -126,6 +126,11 @@ class Recipe:
         """Whether a pass of the U-Net takes seconds on a CPU."""
         return sum(weight.numel() for weight in self.outline.unet.parameters()) > _LARGE
 
+    @property
+    def measures_bfloat16(self) -> bool:
+        """Whether to measure what BF16 does; by default if a U-Net pass takes milliseconds."""
+        return not self.large if self.settings.bf16 is None else self.settings.bf16
+
     def module(self, name: str, precision: Precision | None = None) -> nn.Module:
         """Read the module a graph is traced from; dropping it frees its memory.
 

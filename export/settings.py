@@ -51,7 +51,8 @@ class ExportSettings:
             `MatrixMode`.
         cuda_form: operators that are fused in forms of the graphs for ONNX Runtime on CUDA; None
             writes no forms.
-        bf16: whether to measure what BF16 does to the scores, where this machine computes in it.
+        bf16: whether to measure what BF16 does to the scores, where this machine computes in it;
+            None measures it for small U-Nets, where it takes seconds.
     """
 
     model: str = EMBEDDED
@@ -68,7 +69,7 @@ class ExportSettings:
     matrix: bool | None = None
     query_pool: int = 1
     cuda_form: CudaForm | None = None
-    bf16: bool = True
+    bf16: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse malformed settings, before anything is opened.

@@ -115,9 +115,9 @@ Examples:
 )
 @click.option(
     "--bf16/--no-bf16",
-    default=True,
-    help="Measure with what probability BF16 changes the winner.  [default: where OpenVINO and the "
-    "processor compute in BF16 and memory suffices; minutes for Stable Diffusion]",
+    default=None,
+    help="Measure with what probability BF16 changes the winner, where OpenVINO and the processor "
+    "compute in BF16; minutes for Stable Diffusion.  [default: --bf16 for small U-Nets alone]",
 )
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it is not empty.")
 def export(
@@ -135,7 +135,7 @@ def export(
     adapter_input: bool,
     cuda_form: str | None,
     verify: str | None,
-    bf16: bool,
+    bf16: bool | None,
     force: bool,
 ) -> None:
     """Export a checkpoint as a bundle of ONNX graphs and compare them with PyTorch."""

@@ -59,7 +59,7 @@ def bundle(model: Path) -> Path:
     """An FP16 bundle; that it is there means that it passed the parity check."""
     out = model.parent / "bundle"
     # Without BF16, whose comparison with FP32 has the memory of an engine.
-    command = ["export", "--model", model, "--precision", "fp16", "--no-bf16", "--out", out]
+    command = ["export", "--model", model, "--precision", "fp16", "--out", out]
     _, peak = _measure(*command, cwd=model.parent)
     weights = sum(path.stat().st_size for path in model.glob("*/*.safetensors"))
     print(f"\npeak memory {peak / 1e9:.2f} GB, {peak / weights:.2f} times the weights")
