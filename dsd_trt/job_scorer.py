@@ -255,7 +255,7 @@ class JobScorer:
 
         Args:
             latent: latents of the images, (images, C, h, w).
-            texts: encoded texts.
+            texts: encoded texts, matched with every image.
             tally: counter that the walks are added to.
 
         Returns:

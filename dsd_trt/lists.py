@@ -32,6 +32,7 @@ Outcome = Literal["followed", "passed", "failed"]
 _FIRST = 4  # candidates that are scored at least
 _SMALL_BATCH = 8  # up to which a chunk fills batches of the engine
 _EVERY = 64  # lists of which one is audited
+_AFTER_FAILURE = 8  # lists that are all audited: a change is noticed sooner
 _IMPLAUSIBLE = 0.05  # probability of that many failures below which no list is cut any more
 
 
@@ -147,7 +148,7 @@ class Rule:
         these are small.
 
         Args:
-            count: number of candidates.
+            count: number of candidates of the list.
             batch: number of passes per run of the engine.
         """
         unit = batch if batch <= _SMALL_BATCH else _FIRST
@@ -200,8 +201,9 @@ class Audits:
     """Notices in a run that lists lose more than was accepted, and ends them.
 
     A list is audited by scoring all of its candidates: lists 0, 1, 2, 4, 8 and so on to 64, then
-    every 64th. The audit fails if one of the best stands behind the place of the cut. Once that
-    many failures are implausible at the accepted error, no list is cut any more in the run.
+    every 64th, and the 8 lists after a failure. The audit fails if one of the best stands behind
+    the place of the cut. Once that many failures are implausible at the accepted error, no list is
+    cut any more in the run.
 
     Args:
         error: accepted share of lists that are cut too early.
@@ -217,16 +219,20 @@ class Audits:
         self._error = error
         self.lists = self.audits = self.failures = 0
         self.ended = False
+        self._more = 0  # lists to audit after a failure
 
     @property
     def due(self) -> bool:
         """Whether the next list is audited."""
         number = self.lists
+        if self._more:
+            return True
         return number % _EVERY == 0 if number > _EVERY else number & (number - 1) == 0
 
     def add(self, outcome: Outcome) -> None:
         """Count a list, and warn once too many have failed."""
         self.lists += 1
+        self._more = _AFTER_FAILURE if outcome == "failed" else max(0, self._more - 1)
         if outcome == "followed":
             return
         self.audits += 1
@@ -247,8 +253,8 @@ def at_least(failures: int, trials: int, probability: float) -> float:
     """Exact probability of at least some failures in independent trials.
 
     Args:
-        failures: number of failures.
-        trials: number of trials.
+        failures: number of trials that fail, at least.
+        trials: number of all trials, failed or not.
         probability: probability of a failure in one trial, in (0, 1).
     """
     fewer = math.fsum(
