@@ -124,7 +124,7 @@ def test_equal_heads_are_matrix_mode_without_them(checkpoint: Checkpoint) -> Non
     level = torch.tensor([modes.list_level])
     texts = np.arange(len(encodings.texts))
     plain = modes.matrix(encodings.latents[:1], level, encodings.text_states, encodings.token_masks)
-    found = modes.estimates(plain_heads(modes), [0], texts)
+    found = modes.estimates(plain_heads(modes), modes.pooled(0, texts)[None], texts)
     assert np.abs(found - plain.numpy()).max() < 1e-3  # pooled attention is kept in FP16
 
 
@@ -253,20 +253,20 @@ def test_what_a_teacher_prefers_is_learned(checkpoint: Checkpoint) -> None:
     images = np.arange(40)
     rng = np.random.default_rng(0)
     lessons = gather(modes, images[:30], texts, texts[:30], rng)
-    taught = modes.estimates(teacher, list(range(30)), texts)
+    every = torch.stack([modes.pooled(image, texts) for image in range(40)])
+    taught = modes.estimates(teacher, every[:30], texts)
     scores = torch.from_numpy(np.take_along_axis(taught, lessons.texts, axis=1))
     heads = fit_token_heads(modes, Lessons(lessons.pooled, lessons.texts, scores))
-    others = list(range(30, 40))
-    wanted = modes.estimates(teacher, others, texts)
+    wanted = modes.estimates(teacher, every[30:], texts)
 
     def agreement(of: TokenHeads) -> float:
-        found = modes.estimates(of, others, texts)
+        found = modes.estimates(of, every[30:], texts)
         pairs = zip(found, wanted, strict=True)
         return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
 
     assert agreement(heads) > 0.9
     assert agreement(heads) > agreement(plain_heads(modes)) + 0.2
-    missed = modes.estimates(heads, list(range(30)), texts) - taught
+    missed = modes.estimates(heads, every[:30], texts) - taught
     assert abs(missed.mean()) < 0.2 * taught.std()  # in the teacher's units
 
 
@@ -283,7 +283,8 @@ def test_ranks_are_those_of_all_scores(checkpoint: Checkpoint) -> None:
             for level in range(modes.levels)
         ]
     ).mean(axis=0)
-    estimates = modes.estimates(heads, images.tolist(), texts)
+    pooled = torch.stack([modes.pooled(image, texts) for image in range(12)])
+    estimates = modes.estimates(heads, pooled, texts)
     for found, full, of in (
         (ranks.texts, every, estimates),
         (ranks.images, every.T, estimates.T),

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.lists import list_order, need_of
@@ -59,13 +61,13 @@ class Block:
         first: pair mode's scores at the first noise level, (images, texts).
         mean: its means over all levels, NaN where a candidate is among the best neither of its
             image nor of its text, (images, texts).
-        images: places of the images.
+        pooled: pooled attention in matrix mode, FP16 (images, texts, tokens, heads).
         texts: places of the texts.
     """
 
     first: Array
     mean: Array
-    images: NDArray[np.intp]
+    pooled: Tensor
     texts: NDArray[np.intp]
 
 
@@ -91,7 +93,9 @@ def score_blocks(
         start = number * side % len(texts)
         chosen = np.roll(texts, -start)[:side]
         scores = np.full((modes.levels, side, side), np.nan, np.float32)
+        pooled = []
         for row, image in enumerate(of_block.tolist()):
+            pooled.append(modes.pooled(image, chosen))
             scores[0, row] = modes.score(np.full(side, image), chosen, 0)
             progress(number * side + row + 1, count * side)
         mean = np.full((side, side), np.nan, np.float32)
@@ -101,7 +105,7 @@ def score_blocks(
                 (np.s_[:, place], _best(modes, scores, of_block, chosen[[place]], np.s_[:, place])),
             ):
                 mean[line] = np.where(np.isnan(found), mean[line], found)
-        blocks.append(Block(scores[0], mean, of_block, chosen))
+        blocks.append(Block(scores[0], mean, torch.stack(pooled), chosen))
     return blocks
 
 
@@ -134,10 +138,10 @@ def measure(modes: TwoModes, heads: TokenHeads, blocks: Sequence[Block]) -> tupl
         heads: token heads that make the lists.
         blocks: at least one block of images and texts.
     """
-    estimates = [modes.estimates(heads, it.images.tolist(), it.texts) for it in blocks]
+    estimates = [modes.estimates(heads, it.pooled, it.texts) for it in blocks]
     missed = np.concatenate([it.first for it in blocks]) - np.concatenate(estimates)
     slope = _SLOPE * float((missed - missed.mean(axis=1, keepdims=True)).std())
-    side = len(blocks[0].images)
+    side = len(blocks[0].texts)
     needs: dict[str, dict[str, list[float]]] = {"texts": {}, "images": {}}
     ranks: dict[str, list[int]] = {"texts": [], "images": []}
     for block, of_block in zip(blocks, estimates, strict=True):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -81,9 +79,9 @@ class TwoModes:
         found = []
         for start in range(0, len(texts), _TEXTS):
             states, _ = self._text(texts[start : start + _TEXTS])
-            pooled = self.matrix.pool(queries, latent, states[None].to(self._device))
+            pooled = self.matrix.pool(queries, latent, states[None].to(self._device), self.tokens)
             # (1, heads, texts, tokens) -> (texts, tokens, heads)
-            found.append(pooled[0, ..., : self.tokens].permute(1, 2, 0).half().cpu())
+            found.append(pooled[0].permute(1, 2, 0).half().cpu())
         return torch.cat(found)
 
     def words(self, texts: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
@@ -91,16 +89,23 @@ class TwoModes:
         states, mask = self._text(texts)
         return self.matrix.words(states)[:, : self.tokens], mask[:, : self.tokens]
 
+    @torch.no_grad()
     def estimates(
-        self, heads: TokenHeads, images: Sequence[int], texts: NDArray[np.intp]
+        self, heads: TokenHeads, pooled: Tensor, texts: NDArray[np.intp]
     ) -> NDArray[np.float32]:
-        """Matrix mode's estimates with token heads, FP32 (images, texts)."""
-        words, mask = self.words(texts)
-        with torch.no_grad():
-            weights = heads.weights(words, mask)
-            rows = [self.pooled(image, texts).float() for image in images]
-            found = [(row * weights).sum(dim=(1, 2)) + heads.offset for row in rows]
-        return torch.stack(found).numpy()
+        """Matrix mode's estimates with token heads.
+
+        Args:
+            heads: token heads.
+            pooled: pooled attention of some images with the texts, (images, texts, tokens, heads).
+            texts: places of the texts.
+
+        Returns:
+            FP32 (images, texts).
+        """
+        weights = heads.weights(*self.words(texts))
+        rows = [(image.float() * weights).sum(dim=(1, 2)) + heads.offset for image in pooled]
+        return torch.stack(rows).numpy()
 
     def _text(self, texts: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         return self._states[texts], self._masks[texts]

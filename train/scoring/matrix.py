@@ -137,21 +137,28 @@ class MatrixScorer(nn.Module):
         plain = self.scoring.head_weights if head_weights is None else head_weights
         return average_tokens((pooled * plain[:, None, None]).sum(dim=1), token_mask)
 
-    def pool(self, queries: Sequence[Tensor], latent: Tensor, text_states: Tensor) -> Tensor:
+    def pool(
+        self,
+        queries: Sequence[Tensor],
+        latent: Tensor,
+        text_states: Tensor,
+        counted: int | None = None,
+    ) -> Tensor:
         """Pooled attention S (Eq. 3) of each head at each token.
 
         Args:
             queries: queries of each scored layer, as `queries` returns them.
             latent: clean latent z that the walk began with, (images, C, h, w).
             text_states: r_y, (images, texts, rows, D), or (1, texts, rows, D) for shared texts.
+            counted: number of leading text tokens that are pooled; None pools all.
 
         Returns:
-            FP32 (images, heads of all layers, texts, text_tokens).
+            FP32 (images, heads of all layers, texts, counted).
         """
         words, prompts = self.words(text_states), self.scoring.prompts
         pi = None if prompts is None else prompts.pi(latent)
         pooled = [
-            match(query, self._keys(place, words, pi), self.scoring.lam)
+            match(query, self._keys(place, words, pi), self.scoring.lam, counted)
             for place, query in enumerate(queries)
         ]
         return torch.cat(pooled, dim=1)
@@ -241,16 +248,17 @@ class Tilt(NamedTuple):
     of_token: Tensor
 
 
-def match(query: Tensor, key: Tensor, lam: float) -> Tensor:
+def match(query: Tensor, key: Tensor, lam: float, counted: int | None = None) -> Tensor:
     """Attention of every image to every text, pooled over image tokens (Eq. 3).
 
     Args:
         query: Q / sqrt(d), FP32 (images, heads, image_tokens, d).
         key: K', (images or 1, texts, text_tokens, heads * d).
         lam: sharpness lambda of LogSumExp pooling.
+        counted: number of leading text tokens that are pooled; None pools all.
 
     Returns:
-        Pooled attention S, FP32 (images, heads, texts, text_tokens).
+        Pooled attention S, FP32 (images, heads, texts, counted).
     """
     texts, tokens = key.shape[1:3]
     heads = query.shape[1]
@@ -259,7 +267,7 @@ def match(query: Tensor, key: Tensor, lam: float) -> Tensor:
     with no_autocast(query):  # Q K^T overflows FP16 in Stable Diffusion 2.x
         # (images, heads, image_tokens, texts, text_tokens)
         attention = (query @ key).unflatten(3, (texts, tokens)).softmax(dim=-1)
-    return logsumexp_pool(attention, lam)
+    return logsumexp_pool(attention[..., :counted], lam)
 
 
 def match_all(query: Tensor, key: Tensor, tilt: Tilt | None, lam: float, counted: int) -> Tensor:
