@@ -40,10 +40,13 @@ class Measured:
 
         Returns:
             The bound; -inf, which cuts no list, where too few lists were measured for this error.
-            Where the bound is beyond the stored needs, the last of these, which cuts less.
+            Where the bound is beyond the stored needs, the last of these, which cuts less; inf if
+            none of the lists had a finite need.
         """
-        place = min(math.floor(error * (self.count + 1)), len(self.needs))
-        return self.needs[place - 1] if place else -math.inf
+        place = math.floor(error * (self.count + 1))
+        if place < 1:
+            return -math.inf
+        return self.needs[min(place, len(self.needs)) - 1] if self.needs else math.inf
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,21 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from bundles import RESOLUTION, closed_form, make_bundle
+from bundles import RESOLUTION, closed_form, give_lists, make_bundle
 from full_disk import files_of_at_most
 from in_process import Run
+from numpy.typing import NDArray
 from PIL import Image
 from torture import Figures, scaled
 
 from dsd_trt import Bundle
+from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.commands.formats import FORMATS, Streamed
+from dsd_trt.job_scorer import JobScorer
 from dsd_trt.journal import survey
 
 pytest_plugins = ("in_process",)
@@ -152,6 +156,51 @@ def test_matrix_mode_goes_on_too(
     ended = dsd_trt(*arguments, "-o", "out", "--resume")
     assert "going on after" in ended.err
     assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_lists_go_on_with_their_audits(
+    tmp_path: Path, dsd_trt: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Estimates of dark images, from the 16th on, are misleading: audits then end the lists."""
+    write_inputs(tmp_path)
+    for path in sorted((tmp_path / "in").iterdir())[16:]:
+        with Image.open(path) as image:
+            dark = image.point(lambda value: value // 3)
+        dark.save(path)
+    lists = Lists(0, len(TEXTS), 0.0, {"2": Measured(1000, (0.0,))}, {})
+    bundle = give_lists(make_bundle(tmp_path / "listed", matrix=True), lists)
+    own = ("--bundle", str(bundle.folder), "--memory-budget", "1")  # chunks of few images
+    arguments = ("score", "in", "texts.txt", "--top-k", "2", "--prune", "--error", "0.1", *own)
+    real, asked = JobScorer.estimates, []
+
+    def estimates(jobs: JobScorer, latent: NDArray[Any], *rest: Any) -> NDArray[Any]:
+        asked.append(latent.mean() < 0.3)
+        return real(jobs, latent, *rest) * (-1 if fails and asked[-1] else 1)
+
+    monkeypatch.setattr(JobScorer, "estimates", estimates)
+    whole = dsd_trt(*arguments, "-f", "jsonl", "-o", "whole")
+    assert whole.code == 3
+    passes, warned = told_of_lists(whole.err)
+    assert warned == fails
+    assert (len(asked) < 39, any(asked)) == (fails, True)  # lists end in the middle of the run
+    stops = Stops(monkeypatch)
+    stopped = 0
+    for left in itertools.chain(range(12), itertools.count(30, 25)):
+        stops.left = left
+        ended = dsd_trt(*arguments, "-f", "jsonl", "-o", "out", "--resume")
+        if ended.code == 3:
+            break
+        stopped += 1
+    assert stopped >= 8
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert told_of_lists(ended.err) == (passes, warned)
+
+
+def told_of_lists(errors: str) -> tuple[str, int]:
+    """Passes that the command reports, and its warnings that lists fail."""
+    (passes,) = re.findall(r"^passes: (\d+) instead", errors, re.M)
+    return passes, errors.count("audited lists would have lost")
 
 
 def test_what_is_known_is_not_scored_again(

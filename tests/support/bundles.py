@@ -27,6 +27,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from dsd_trt.bundle.contract import Graph, Precision, graph_contract
 from dsd_trt.bundle.folder import Bundle, file_entry, write_bundle
+from dsd_trt.bundle.lists import Lists
 from dsd_trt.bundle.manifest import (
     MANIFEST_NAME,
     Calibration,
@@ -179,6 +180,13 @@ def give_form(folder: Path, file: str = "pair_scorer.cuda.onnx") -> Bundle:
     shutil.copyfile(folder / "pair_scorer.onnx", folder / file)
     manifest = Manifest.from_json((folder / MANIFEST_NAME).read_text("utf-8"))
     return write_bundle(folder, replace(manifest, cuda_form={"pair_scorer": file}))
+
+
+def give_lists(bundle: Bundle, lists: Lists) -> Bundle:
+    """Add measured lists to a bundle with a matrix scorer."""
+    assert bundle.manifest.matrix is not None
+    matrix = replace(bundle.manifest.matrix, lists=lists)
+    return write_bundle(bundle.folder, replace(bundle.manifest, matrix=matrix))
 
 
 def make_manifest(
