@@ -91,7 +91,7 @@ def check_lists(lists: Lists, levels: int) -> None:
         BundleError: a constraint is violated; the message names the field.
     """
     where = "matrix.lists"
-    require(0 <= lists.level < levels, f"{where}.level", f"is {lists.level}, of {levels} levels")
+    require(0 <= lists.level < levels, f"{where}.level", f"is not from 0 to {levels - 1}")
     check_size(lists.candidates, f"{where}.candidates")
     _check_finite((lists.slope,), f"{where}.slope")
     for name, measured in (("texts", lists.texts), ("images", lists.images)):

@@ -253,8 +253,8 @@ def test_lists_are_read_and_written(plain: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"level": 3}, "matrix.lists.level' is 3, of 3 levels"),
-        ({"level": -1}, "matrix.lists.level' is -1"),
+        ({"level": 3}, "matrix.lists.level' is not from 0 to 2"),
+        ({"level": -1}, "matrix.lists.level' is not from 0"),
         ({"candidates": 0}, "matrix.lists.candidates"),
         ({"slope": math.inf}, "slope"),
         ({"slope": None}, "slope"),
