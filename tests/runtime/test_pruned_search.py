@@ -47,7 +47,7 @@ def searched(
         turn = search.turn(COUNT)
         if turn == "all" and ended is None:
             ended = number
-        found = search.find(turn, it, COUNT, lambda it=it: it.estimates)
+        found = search.find(turn, it, COUNT, it.estimated)
         search.note(found.outcome, it.asked)
         order = np.argsort(-np.nan_to_num(found.scores, nan=-np.inf), kind="stable")
         wrong[number] = set(order[:best].tolist()) != set(it.best(best).tolist())
@@ -122,11 +122,11 @@ def test_an_audit_tells_lost_from_found() -> None:
         it = Candidates(scores, estimates)
         search = PrunedSearch(LEVELS, 1, ERROR, lambda error: hasty, 4)
         assert search.turn(30) == "audit"
-        found = search.find("audit", it, 30, lambda it=it: it.estimates)
+        found = search.find("audit", it, 30, it.estimated)
         assert found.outcome == outcome
         assert np.nanargmax(found.scores) == 29  # audited lists lose nothing
     it = Candidates(np.ones((30, LEVELS)), np.arange(30.0))  # equal ones lose nothing to each other
-    assert search.find("audit", it, 30, lambda: it.estimates).outcome == "passed"
+    assert search.find("audit", it, 30, it.estimated).outcome == "passed"
 
 
 def test_what_has_no_number_is_scored_or_dropped() -> None:
@@ -135,16 +135,16 @@ def test_what_has_no_number_is_scored_or_dropped() -> None:
     winner = it.best(1)[0]
     it.estimates[winner] = np.nan
     search = PrunedSearch(LEVELS, 1, ERROR, rule_of(needs(1), 1), 4)
-    found = search.find("list", it, COUNT, lambda: it.estimates)
+    found = search.find("list", it, COUNT, it.estimated)
     assert np.nanargmax(found.scores) == winner
     assert it.asked < COUNT * LEVELS
     it.scores[winner] = np.nan
-    second = search.find("list", it, COUNT, lambda: it.estimates).scores
+    second = search.find("list", it, COUNT, it.estimated).scores
     assert np.isnan(second[winner])
     assert np.nanargmax(second) == np.nanargmax(it.scores.mean(axis=1))
     it.scores[:] = np.nan  # no score at all: everything was tried
     it.asked = 0
-    assert np.isnan(search.find("audit", it, COUNT, lambda: it.estimates).scores).all()
+    assert np.isnan(search.find("audit", it, COUNT, it.estimated).scores).all()
     assert it.asked == COUNT
 
 
