@@ -24,6 +24,7 @@ Examples:
 """
 
 LIMIT = 900  # questions; of their images 600 are learned from
+_LARGE = 100_000_000  # parameters of a U-Net from which more than one thread is faster
 
 
 @click.command(epilog=EXAMPLES)
@@ -113,11 +114,12 @@ def imitate(
     from dsd_trt.train.run.threads import computing_with
     from dsd_trt.train.scoring.adapter import Adapter
 
-    ctx.with_resource(computing_with(threads))
     ctx.with_resource(own_folder(out))
     with StageProgress() as progress:
         progress.begin("Reading the model")
         checkpoint = read_checkpoint(model, best_device())
+        small = sum(it.numel() for it in checkpoint.unet.parameters()) < _LARGE
+        ctx.with_resource(computing_with(1 if threads is None and small else threads))
         base = None if file is None else Adapter.load(file.folder)
         found = learn(checkpoint, base, questions, seed, progress.step)
     found.adapter.save(out)
