@@ -32,6 +32,15 @@ Turn = Literal["all", "list", "audit"]
 _OF_LIST = 0.75  # share of the accepted error that a list may spend; elimination has the rest
 
 
+def smallest_error(measured: int) -> float:
+    """The smallest accepted error at which a list is cut.
+
+    Args:
+        measured: number of lists that the bound was measured on.
+    """
+    return 1 / (_OF_LIST * (measured + 1))
+
+
 class Found(NamedTuple):
     """Result of one search.
 

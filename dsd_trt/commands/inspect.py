@@ -14,6 +14,7 @@ from dsd_trt.commands.options import signature_option, table_format_option
 from dsd_trt.errors import BundleError, counted
 
 if TYPE_CHECKING:
+    from dsd_trt.bundle.lists import Lists
     from dsd_trt.bundle.manifest import Manifest
     from dsd_trt.commands.bundle_facts import BundleFacts, PlanFacts
 
@@ -144,9 +145,22 @@ def _score(facts: BundleFacts) -> _Rows:
     ]
     if it.has_denoising_error:
         rows.insert(1, ("denoising", f"weight {method.denoising_weight:g}"))
+    if it.matrix is not None and it.matrix.lists is not None:
+        rows.append(("lists", _lists(it.matrix.lists)))
     if it.matrix is not None and it.matrix.query_pool > 1:
         rows.append(("query pool", f"{it.matrix.query_pool} x {it.matrix.query_pool}"))
     return rows
+
+
+def _lists(lists: Lists) -> str:
+    """What pruned search has of lists: "300 of 100 texts, for the best 1, 5; none of images"."""
+    parts = []
+    for name, measured in (("texts", lists.texts), ("images", lists.images)):
+        count = max((it.count for it in measured.values()), default=0)
+        best = ", ".join(sorted(measured, key=int))
+        told = f"{count} of {lists.candidates} {name}, for the best {best}"
+        parts.append(told if count else f"none of {name}")
+    return "; ".join(parts)
 
 
 def _probability(facts: BundleFacts) -> _Rows:

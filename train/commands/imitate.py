@@ -9,7 +9,7 @@ import click
 
 from dsd_trt.commands.log import note
 from dsd_trt.commands.options import model_option, pytorch_threads_option, seed_option
-from dsd_trt.errors import InputError
+from dsd_trt.errors import InputError, counted
 from dsd_trt.files.lock import own_folder
 from dsd_trt.train.commands.adapters import adapter_option, chosen_adapter, require_base, sentence
 from dsd_trt.train.commands.data_options import data_options, fraction_option
@@ -125,6 +125,10 @@ def imitate(
     found.adapter.save(out)
     note(f"without token heads: {found.before.line()}")
     note(f"with token heads: {found.after.line()}")
+    note(
+        f"measured on {counted(len(found.after.texts), 'list')}: the smallest --error at which a "
+        f"search cuts a list is {found.smallest_error():.2g}"
+    )
     note(f"adapter: {out}")
     note(f"to use it: dsd-trt export --model {model} --adapter {out} --matrix --out BUNDLE")
     report_left_out(ctx, found.left_out, part.failures)

@@ -9,6 +9,7 @@ import numpy as np
 
 from dsd_trt.bundle.manifest import NOT_FITTED
 from dsd_trt.errors import InputError, counted
+from dsd_trt.pruned_search import smallest_error
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.encodings import Encodings, encode_candidates
 from dsd_trt.train.imitation.fit import fit_token_heads, gather
@@ -45,6 +46,10 @@ class Imitated:
     after: Ranks
     learned_from: int
     left_out: LeftOut
+
+    def smallest_error(self) -> float:
+        """The smallest accepted error of a search that cuts a list, by the number of lists."""
+        return smallest_error(min(len(self.after.texts), len(self.after.images)))
 
 
 def imitate(

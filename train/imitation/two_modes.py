@@ -96,7 +96,7 @@ class TwoModes:
         """Matrix mode's estimates with token heads.
 
         Args:
-            heads: token heads.
+            heads: token heads to estimate with.
             pooled: pooled attention of some images with the texts, (images, texts, tokens, heads).
             texts: places of the texts.
 
