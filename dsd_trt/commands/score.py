@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -198,16 +198,15 @@ def score(
 
     # Every text is scored in one call, so none comes again.
     scorer = opening.scorer(bundle, mode, tune=tune, text_cache_mb=0)
-    settings: dict[str, Any] = {
+    error = ERROR if error is None else error
+    settings = {
         "levels": levels or "all",
         "top-k": top_k or "all",
         "by": by or "image",
         "prune": "yes" if prune else "no",
+        "error": str(error),
         "format": form,
     }
-    error = ERROR if error is None else error
-    if prune:
-        settings["error"] = error
     if pairs:
         run = describe_run(scorer, survey, [], settings)
     else:

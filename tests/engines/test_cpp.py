@@ -158,6 +158,8 @@ def test_the_mode_is_the_one_asked_for_or_the_adapters(
     assert scorer.mode == expected.mode
     scorer.close()
     agree(cpp_library, tmp_path, mode=mode)
+    lists = {"level": 0, "candidates": 9, "slope": 0.0, "texts": {}, "images": {}}
+    edit(tmp_path / "bundle.json", lambda m: m["matrix"].update(lists=lists))
     agree(cpp_library, tmp_path, FRACTIONS[1:2], mode=mode)
 
 
