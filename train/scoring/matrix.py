@@ -105,7 +105,7 @@ class MatrixScorer(nn.Module):
             weights = heads.weights(words[:, : token_mask.shape[1]], token_mask)
             # (heads, texts, tokens, 1), so that the sum is a plain one over leading axes
             each = weights.permute(2, 0, 1)[..., None]
-            return (every * each).sum(dim=0).sum(dim=1).T + heads.offset
+            return (every * each).sum(dim=0).permute(2, 0, 1).sum(dim=2) + heads.offset
         token_scores = (every * scoring.head_weights[:, None, None, None]).sum(dim=0)
         return average_tokens(token_scores.permute(2, 0, 1), token_mask)  # (images, texts)
 

@@ -233,7 +233,9 @@ class _Match:
             width = tile_width() if source.bf16 else None
             self._steps.insert(1, partial(pool_attention, layers, source.threads, width))
         self._scores = requests[-1].output_tensors[0]
-        self.texts: int = self._scores.shape[1]
+        # OpenVINO 2026.4.1 compiles some outputs of shape (1, texts) to (texts, 1).
+        self._shape = list(match.parts[-1].outputs[0].get_shape())
+        self.texts: int = self._shape[1]
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """Scores of the latest walk's rows with at most `texts` of some texts: (rows, texts)."""
@@ -245,5 +247,5 @@ class _Match:
             tensor.data[count:] = 0
         for step in self._steps:
             step()
-        scores: Array = self._scores.data[:, :count]
+        scores: Array = self._scores.data.reshape(self._shape)[:, :count]
         return scores
