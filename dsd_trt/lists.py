@@ -33,7 +33,7 @@ _FIRST = 4  # candidates that are scored at least
 _SMALL_BATCH = 8  # up to which a chunk fills batches of the engine
 _EVERY = 64  # lists of which one is audited
 _AFTER_FAILURE = 8  # lists that are all audited: a change is noticed sooner
-_IMPLAUSIBLE = 0.05  # probability of that many failures below which no list is cut any more
+_IMPLAUSIBLE = 0.01  # probability of that many failures below which no list is cut any more
 
 
 def list_order(estimates: NDArray[np.floating[Any]]) -> NDArray[np.intp]:
@@ -107,21 +107,47 @@ def need_of(
     return min(reaches, default=math.inf)
 
 
+def gap_of(
+    scores_at_first_level: NDArray[np.floating[Any]], winners: NDArray[np.intp], best: int
+) -> float:
+    """Gap of a list: how far its best stand behind the leaders of the first level.
+
+    Args:
+        scores_at_first_level: scores at the first noise level, (candidates,).
+        winners: the `best` candidates by their mean over all levels.
+        best: number of best candidates to find.
+
+    Returns:
+        The distance from the `best`-th highest score to the lowest of the winners, in units of the
+        score; 0 if the winners lead.
+    """
+    scores = np.sort(np.asarray(scores_at_first_level, np.float64))
+    return float(scores[-best] - np.min(scores_at_first_level[winners]))
+
+
+OF_LIST = 2 / 3
+"""Share of the accepted error that a list may spend; what follows at further levels has the rest.
+"""
+
+
 @dataclass(frozen=True)
 class Rule:
-    """Says where a list is cut.
+    """Says where a list is cut, and which of its candidates are scored at all levels.
 
     Attributes:
         best: number of best candidates that the bound was measured for.
         bound: value of T_k below which a list is cut, in units of the score.
         slope: decrease of T_k with the logarithm of the place, see `Lists`.
         candidates: number of candidates of the measured lists.
+        margin: distance behind the leaders of the first level up to which candidates are scored at
+            all levels, in units of the score; inf where it was not measured.
     """
 
     best: int
     bound: float
     slope: float
     candidates: int
+    margin: float = math.inf
 
     @classmethod
     def of(cls, lists: Lists, of: Kind, best: int, error: float) -> Rule | None:
@@ -131,15 +157,15 @@ class Rule:
             lists: lists of the bundle.
             of: what the lists are of.
             best: number of best candidates to find.
-            error: accepted share of lists that are cut too early.
+            error: accepted probability that a search loses one of its best.
         """
         if (found := lists.measured(of, best)) is None:
             return None
         measured_best, measured = found
-        bound = measured.bound(error)
+        bound, margin = measured.bound(OF_LIST * error), measured.margin((1 - OF_LIST) * error)
         if bound == -math.inf:
             return None
-        return cls(measured_best, bound, lists.slope, lists.candidates)
+        return cls(measured_best, bound, lists.slope, lists.candidates, margin)
 
     def stops(self, count: int, batch: int) -> Iterator[int]:
         """Places up to which a list of `count` candidates is scored, one after another.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import counted
-from dsd_trt.lists import Audits, Outcome, Rule
+from dsd_trt.lists import OF_LIST, Audits, Outcome, Rule
 from dsd_trt.log import get_logger
 from dsd_trt.search import eliminate
 
@@ -29,8 +29,6 @@ Turn = Literal["all", "list", "audit"]
 """What a search scores at the first level: all, its list up to the cut, or its list and the rest.
 """
 
-_OF_LIST = 0.75  # share of the accepted error that a list may spend; elimination has the rest
-
 
 def smallest_error(measured: int) -> float:
     """The smallest accepted error at which a list is cut.
@@ -38,7 +36,7 @@ def smallest_error(measured: int) -> float:
     Args:
         measured: number of lists that the bound was measured on.
     """
-    return 1 / (_OF_LIST * (measured + 1))
+    return 1 / (OF_LIST * (measured + 1))
 
 
 class Found(NamedTuple):
@@ -73,8 +71,8 @@ class PrunedSearch:
         batch: int = 1,
     ) -> None:
         self._levels, self._top_k, self._error, self._batch = levels, top_k, error, batch
-        self._rule = rule_at(_OF_LIST * error)
-        self._audits = Audits(_OF_LIST * error)
+        self._rule = rule_at(error)
+        self._audits = Audits(OF_LIST * error)
         self._passes = 0  # of searches with a list
 
     def turn(self, count: int) -> Turn:
@@ -103,16 +101,14 @@ class PrunedSearch:
         if turn == "all" or self._rule is None or estimates is None:
             every = eliminate(score_at, count, self._levels, self._top_k, self._error)
             return Found(every, None)
-        first = np.full(count, np.nan)
-        kept, scores = self._rule.follow(estimates(), lambda some: score_at(some, 0), self._batch)
-        first[kept] = scores
+        known = _Scores(score_at, count, self._levels)
+        kept, _ = self._rule.follow(estimates(), lambda some: known(some, 0), self._batch)
+        followed = self._best_of(known, np.sort(kept), self._rule)
         if turn == "list":
-            return Found(self._eliminated(score_at, first, np.sort(kept)), "followed")
-        cut = np.setdiff1d(np.arange(count), kept)
-        if len(cut):
-            first[cut] = score_at(cut, 0)
-        found = self._eliminated(score_at, first, np.arange(count))
-        return Found(found, "failed" if _is_better(found, found[kept], self._top_k) else "passed")
+            return Found(followed, "followed")
+        rest = (1 - OF_LIST) * self._error
+        found = eliminate(known, count, self._levels, self._top_k, rest)
+        return Found(found, "failed" if _is_better(found, followed, self._top_k) else "passed")
 
     def note(self, outcome: Outcome | None, passes: int) -> None:
         """Count a search of this run, or of the run that this one resumes.
@@ -141,18 +137,57 @@ class PrunedSearch:
                 audits.failures,
             )
 
-    def _eliminated(
-        self, score_at: ScoreAt, first: NDArray[np.float64], scored: NDArray[np.intp]
-    ) -> NDArray[np.float32]:
-        """Means of the candidates that were scored at the first level; NaN for all others."""
+    def _best_of(self, known: _Scores, kept: NDArray[np.intp], rule: Rule) -> NDArray[np.float32]:
+        """Means of the best of a list's candidates before the cut; NaN for all others.
 
-        def score(candidates: NDArray[np.intp], level: int) -> NDArray[np.floating[Any]]:
-            return score_at(scored[candidates], level) if level else first[scored[candidates]]
-
-        means = np.full(len(first), np.nan, np.float32)
-        error = (1 - _OF_LIST) * self._error
-        means[scored] = eliminate(score, len(scored), self._levels, self._top_k, error)
+        Args:
+            known: scores of the list, in which those of the first level are known.
+            kept: candidates before the cut, ascending.
+            rule: rule of the list.
+        """
+        means = np.full(len(known.scores), np.nan, np.float32)
+        if rule.margin == np.inf:
+            error = (1 - OF_LIST) * self._error
+            means[kept] = eliminate(
+                lambda some, level: known(kept[some], level),
+                *(len(kept), self._levels, self._top_k, error),
+            )
+            return means
+        first = known.scores[kept, 0]
+        ranked = np.sort(first[~np.isnan(first)])
+        if not len(ranked):
+            return means
+        leader = ranked[max(len(ranked) - rule.best, 0)]
+        near = kept[first >= leader - rule.margin]
+        for level in range(1, self._levels):
+            known(near, level)
+        means[near] = known.scores[near].mean(axis=1)
         return means
+
+
+class _Scores:
+    """Scores of one search, each asked for once.
+
+    Args:
+        score_at: function of candidates and a level that returns scores.
+        count: number of candidates of the search.
+        levels: number of noise levels.
+
+    Attributes:
+        scores: scores so far, (candidates, levels); NaN where none was asked for, or none is.
+    """
+
+    def __init__(self, score_at: ScoreAt, count: int, levels: int) -> None:
+        self._score_at = score_at
+        self._asked = np.zeros((count, levels), np.bool_)
+        self.scores = np.full((count, levels), np.nan)
+
+    def __call__(self, candidates: NDArray[np.intp], level: int) -> NDArray[np.float64]:
+        missing = candidates[~self._asked[candidates, level]]
+        if len(missing):
+            self.scores[missing, level] = self._score_at(missing, level)
+            self._asked[missing, level] = True
+        return self.scores[candidates, level]
 
 
 def _is_better(every: NDArray[np.float32], kept: NDArray[np.float32], best: int) -> bool:

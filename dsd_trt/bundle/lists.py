@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dsd_trt.bundle.fields import check_size, require
@@ -24,10 +24,13 @@ class Measured:
         count: number of these lists.
         needs: their smallest needs, ascending, in units of the score; see `dsd_trt.lists.need_of`.
             Infinite needs are counted in `count` and not stored.
+        gaps: their largest gaps, descending, in units of the score; see `dsd_trt.lists.gap_of`.
+            None if they were not measured.
     """
 
     count: int
     needs: tuple[float, ...]
+    gaps: tuple[float, ...] | None = field(default=None, metadata={"optional": True})
 
     def bound(self, error: float) -> float:
         """The bound below which at most a share `error` of exchangeable lists is cut too early.
@@ -47,6 +50,15 @@ class Measured:
         if place < 1:
             return -math.inf
         return self.needs[min(place, len(self.needs)) - 1] if self.needs else math.inf
+
+    def margin(self, error: float) -> float:
+        """The gap that at most a share `error` of exchangeable lists exceeds; as for `bound`.
+
+        Returns:
+            The margin; inf where gaps were not measured, or too few for this error.
+        """
+        place = min(math.floor(error * (self.count + 1)), len(self.gaps or ()))
+        return self.gaps[place - 1] if self.gaps and place else math.inf
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,10 @@ def check_lists(lists: Lists, levels: int) -> None:
             )
             _check_finite(it.needs, f"{at}.needs")
             require(list(it.needs) == sorted(it.needs), f"{at}.needs", "must be ascending")
+            gaps = it.gaps or ()
+            require(len(gaps) <= it.count, f"{at}.gaps", f"has more than {it.count}, its count")
+            _check_finite(gaps, f"{at}.gaps")
+            require(list(gaps) == sorted(gaps)[::-1], f"{at}.gaps", "must be descending")
 
 
 def _check_finite(numbers: tuple[float, ...], where: str) -> None:

@@ -17,7 +17,8 @@ from synthetic_lists import COUNT, SLOPE, draw, measured
 from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import BundleError
-from dsd_trt.lists import Audits, Rule, at_least, list_order, need_of, reach
+from dsd_trt.lists import Audits, Rule, at_least, gap_of, list_order, need_of, reach
+from dsd_trt.pruned_search import PrunedSearch
 
 # The bound
 
@@ -30,6 +31,43 @@ def test_the_bound_is_a_quantile_of_the_needs() -> None:
     assert it.bound(0.5) == 63  # the last one stored
     assert Measured(240, ()).bound(0.5) == math.inf  # none would have lost a winner
     assert Measured(240, ()).bound(0.001) == -math.inf
+
+
+def test_the_margin_is_a_quantile_of_the_gaps() -> None:
+    it = Measured(240, (), tuple(np.arange(64.0)[::-1]))
+    assert it.margin(0.05) == 52  # the 12th largest
+    assert it.margin(0.0075) == 63
+    assert it.margin(0.5) == 0  # the last one stored
+    assert it.margin(1 / 242) == math.inf
+    assert Measured(240, ()).margin(0.5) == math.inf  # gaps were not measured
+
+
+def test_the_gap_in_numbers() -> None:
+    first = np.array([0.5, 0.9, 0.7, 0.8])
+    assert gap_of(first, np.array([1]), 1) == 0
+    assert gap_of(first, np.array([2]), 1) == pytest.approx(0.9 - 0.7)
+    assert gap_of(first, np.array([2, 1]), 2) == pytest.approx(0.8 - 0.7)
+    assert gap_of(first, np.array([3, 1]), 2) == 0
+
+
+def test_those_within_the_margin_are_scored_at_all_levels() -> None:
+    """And no others, whatever elimination would do."""
+    scores = np.zeros((20, 3))
+    scores[:, 0] = np.arange(20.0)
+    scores[:, 1:] = -scores[:, :1] * 2  # so that the worst of those within the margin wins
+    asked = np.zeros((20, 3))
+
+    def score_at(candidates: NDArray[np.intp], level: int) -> NDArray[np.float64]:
+        asked[candidates, level] += 1
+        return scores[candidates, level]
+
+    rule = Rule(1, math.inf, 0.0, 20, margin=4.0)
+    search = PrunedSearch(3, 1, 0.01, lambda error: rule, 4)
+    found = search.find("list", score_at, 20, lambda: scores[:, 0])
+    assert int(np.nanargmax(found.scores)) == 16
+    assert np.flatnonzero(np.isfinite(found.scores)).tolist() == [16, 17, 18, 19]
+    assert asked[16:].tolist() == [[1, 1, 1]] * 4
+    assert not asked[:16].any()
 
 
 def test_a_new_list_is_below_the_bound_as_often_as_accepted() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.lists import Measured
-from dsd_trt.lists import Rule, need_of
+from dsd_trt.lists import OF_LIST, Rule, gap_of, need_of
 
 LEVELS = 4
 COUNT = 60  # candidates of a list
@@ -54,10 +54,18 @@ def draw(rng: np.random.Generator, lists: int) -> Iterator[Candidates]:
 
 def measured(rng: np.random.Generator, lists: int, best: int) -> Measured:
     """Needs of such lists, as a bundle has them."""
-    needs = sorted(it.need(best) for it in draw(rng, lists))[:64]
-    return Measured(lists, tuple(it for it in needs if np.isfinite(it)))
+    drawn = list(draw(rng, lists))
+    needs = sorted(it.need(best) for it in drawn)[:64]
+    gaps = sorted((gap_of(it.scores[:, 0], it.best(best), best) for it in drawn), reverse=True)
+    return Measured(lists, tuple(it for it in needs if np.isfinite(it)), tuple(gaps[:64]))
 
 
 def rule_of(measured: Measured, best: int) -> Callable[[float], Rule]:
     """The rule of measured lists at an error."""
-    return lambda error: Rule(best, measured.bound(error), SLOPE, COUNT)
+    return lambda error: Rule(
+        best,
+        measured.bound(OF_LIST * error),
+        SLOPE,
+        COUNT,
+        measured.margin((1 - OF_LIST) * error),
+    )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsd_trt.bundle.lists import Lists, Measured
-from dsd_trt.lists import list_order, need_of
+from dsd_trt.lists import gap_of, list_order, need_of
 from dsd_trt.search import eliminate
 from dsd_trt.train.imitation.two_modes import TwoModes
 from dsd_trt.train.scoring.token_heads import TokenHeads
@@ -142,7 +142,7 @@ def measure(modes: TwoModes, heads: TokenHeads, blocks: Sequence[Block]) -> tupl
     missed = np.concatenate([it.first for it in blocks]) - np.concatenate(estimates)
     slope = _SLOPE * float((missed - missed.mean(axis=1, keepdims=True)).std())
     side = len(blocks[0].texts)
-    needs: dict[str, dict[str, list[float]]] = {"texts": {}, "images": {}}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {"texts": {}, "images": {}}
     ranks: dict[str, list[int]] = {"texts": [], "images": []}
     for block, of_block in zip(blocks, estimates, strict=True):
         for kind, turn in (("texts", np.asarray), ("images", np.transpose)):
@@ -152,15 +152,17 @@ def measure(modes: TwoModes, heads: TokenHeads, blocks: Sequence[Block]) -> tupl
                 ranks[kind].append(int(np.flatnonzero(list_order(estimate) == order[0])[0]) + 1)
                 for best in (it for it in BEST if it < side):
                     need = need_of(estimate, first, order[:best], best, slope, side)
-                    needs[kind].setdefault(str(best), []).append(need)
+                    gap = gap_of(first, order[:best], best)
+                    found[kind].setdefault(str(best), []).append((need, gap))
     kept = {
         kind: {best: _measured(of_best) for best, of_best in of_kind.items()}
-        for kind, of_kind in needs.items()
+        for kind, of_kind in found.items()
     }
     lists = Lists(modes.list_level, side, slope, kept["texts"], kept["images"])
     return lists, Ranks(np.array(ranks["texts"]), np.array(ranks["images"]), side)
 
 
-def _measured(needs: Sequence[float]) -> Measured:
-    finite = sorted(need for need in needs if math.isfinite(need))
-    return Measured(len(needs), tuple(finite[:_STORED]))
+def _measured(found: Sequence[tuple[float, float]]) -> Measured:
+    needs, gaps = (sorted(it) for it in zip(*found, strict=True))
+    finite = [need for need in needs if math.isfinite(need)]
+    return Measured(len(found), tuple(finite[:_STORED]), tuple(gaps[::-1][:_STORED]))
