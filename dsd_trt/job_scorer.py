@@ -168,7 +168,7 @@ class JobScorer:
         if search is not None:
             for job, z in jobs:
                 turn = search.turn(len(job.texts))
-                find = partial(self._best_texts, z[None], texts[job.texts], level, tally, search)
+                find = partial(self.best_texts, z[None], texts[job.texts], level, tally, search)
                 # What a search scores depends on its turn: a part of another turn is another part.
                 of = (z, job.texts, np.array(turn))
                 found = _known_or_scored(partial(find, turn), of, tally, len(level), journal)
@@ -266,7 +266,7 @@ class JobScorer:
         level = np.array([self._manifest.matrix.lists.level], np.int32)
         return self._pipeline.score_matrix(latent, texts, level, walked=tally.walk)
 
-    def _best_texts(
+    def best_texts(
         self,
         latent: NDArray[Any],
         texts: EncodedTexts,
@@ -275,7 +275,16 @@ class JobScorer:
         search: PrunedSearch,
         turn: Turn,
     ) -> Scored:
-        """Scores of the best texts of one image, latent (1, C, h, w)."""
+        """Scores of the best texts of one image, with a list where the search makes one.
+
+        Args:
+            latent: latent of the image, (1, C, h, w).
+            texts: encoded texts, (texts,).
+            level: indices of the noise levels to average over.
+            tally: counter of passes and finished pairs.
+            search: the searches of this run, with their rule.
+            turn: what to score at the first level, from `search`.
+        """
 
         def estimates() -> NDArray[np.float32]:
             return self.estimates(latent, texts, tally)[0]

@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Serve graphs even if their outputs differ from the bundle's self-check.",
 )
+@click.option(
+    "--no-lists",
+    is_flag=True,
+    help="Serve no matrix scorer in pair mode. dsd_rank_texts then takes more passes, and the "
+    "server less disk and memory.",
+)
 def triton(
     bundle: str,
     require_signature: Path | None,
@@ -51,13 +57,15 @@ def triton(
     max_batch_size: int,
     mode: str,
     no_self_check: bool,
+    no_lists: bool,
 ) -> None:
     """Write OUT, a model repository from which Triton serves BUNDLE.
 
     BUNDLE is a folder, or ORG/NAME[@REVISION] on the Hugging Face Hub. Every model has its own
     copies of the files it needs; on file systems that clone files (Btrfs, XFS) they take no
     space. Clients call the model dsd_score, which takes encoded images and texts and returns the
-    matrices of their probabilities and scores. With tensorrt, BUNDLE must contain plans.
+    matrices of their probabilities and scores; or, in pair mode, dsd_rank_texts, which returns the
+    best few of many texts for each image. With tensorrt, BUNDLE must contain plans.
     """
     import tritonclient.grpc.model_config_pb2  # noqa: F401  before gigabytes are hashed
 
@@ -75,6 +83,7 @@ def triton(
         max_batch_size,
         mode=cast("Mode", mode),
         self_check=not no_self_check,
+        lists=not no_lists,
     )
     note(
         f"wrote {', '.join(written.models)}; {written.mode} mode, "

@@ -6,10 +6,13 @@ machine without any, so one repository serves both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Template
 from typing import Any
+
+import numpy as np
 
 from dsd_trt.batching import MASK_STEP
 from dsd_trt.bundle.contract import Graph, TensorSpec
@@ -18,6 +21,7 @@ from dsd_trt.bundle.method import Mode
 from dsd_trt.errors import DsdError
 
 TOKENIZER, SCORE, MATCH = "dsd_tokenizer", "dsd_score", "dsd_match"
+RANK_TEXTS = "dsd_rank_texts"
 
 GRAPHS: Mapping[Mode, tuple[str, ...]] = {
     "pair": ("image_encoder", "text_encoder", "pair_scorer"),
@@ -35,6 +39,7 @@ _TYPES = {
     "int32": "TYPE_INT32",
     "float16": "TYPE_FP16",
     "float32": "TYPE_FP32",
+    "float64": "TYPE_FP64",
     "string": "TYPE_STRING",
 }
 
@@ -74,8 +79,13 @@ _CUDA_PARAMETERS = {
     "session.use_device_allocator_for_initializers": 1,
 }
 
-# dsd_score runs no graph, so it belongs on the CPU. Each instance answers one request at a time.
+# These models run no graph, so they belong on the CPU. Each instance answers one request at a time.
 _SCORE_INSTANCES = "instance_group [ { count: 4 kind: KIND_CPU } ]\n"
+# A search fills batches by itself, and each instance may hold the states of many texts.
+_RANK_INSTANCES = "instance_group [ { count: 2 kind: KIND_CPU } ]\n"
+
+_TEXT_CACHE_MB = 64
+_MEAN_TEXT_BYTES = 1024  # of a text itself, beside its states: more than most have
 
 _WARM_UP = Template("""\
 model_warmup [ {
@@ -96,7 +106,7 @@ $outputs
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one request to `dsd_score`; each is a parameter of its configuration.
+    """Limits of one request to `dsd_score` or `dsd_rank_texts`, parameters of both configurations.
 
     The names are those of `dsd_trt.limits`. The values are smaller, because anybody may send a
     request.
@@ -116,6 +126,10 @@ class Limits:
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 25_000_000
     max_text_characters: int = 8192
+
+
+RANK_LIMITS = Limits(max_texts=1024)
+"""Limits of one request to `dsd_rank_texts`, which is there for many texts."""
 
 
 def model_of(graph: str) -> str:
@@ -245,14 +259,7 @@ def score_config(
         block: greatest numbers of walks (one image at one level) and of texts per request to the
             matrix scorer; None selects pair mode.
     """
-    settings = {
-        "max_batch_size": max_batch_size,
-        **vars(limits),
-        "text_cache_mb": 64,
-        "self_check": int(self_check),
-    }
-    if block is not None:
-        settings["matrix_walks"], settings["matrix_texts"] = block
+    settings = _settings(max_batch_size, limits, self_check, block, _TEXT_CACHE_MB)
     return _MODEL.substitute(
         name=SCORE,
         runs='backend: "python"',
@@ -265,6 +272,55 @@ def score_config(
             )
         ),
         more=_SCORE_INSTANCES + _parameters(settings) + "\n",
+    )
+
+
+def rank_texts_config(
+    manifest: Manifest,
+    max_batch_size: int,
+    limits: Limits,
+    self_check: bool,
+    block: tuple[int, int] | None,
+) -> str:
+    """Configuration of `dsd_rank_texts`, which returns the best texts of each image.
+
+    Triton does not batch its requests either. Its text cache takes the texts of a whole request:
+    a smaller one would keep none of them.
+
+    Args:
+        manifest: manifest of the bundle, for the size of a text's states.
+        max_batch_size: greatest number of items per request to another model.
+        limits: limits of one request.
+        self_check: whether the other models must pass the bundle's self-check before the first
+            score.
+        block: greatest numbers of walks and of texts per request to the matrix scorer, which makes
+            lists; None makes none.
+    """
+    (states,) = manifest.graphs["text_encoder"].outputs
+    row = math.prod(int(size) for size in states.shape[1:]) * np.dtype(states.dtype).itemsize
+    row += manifest.tokenizer.max_length * np.dtype(np.float32).itemsize  # its mask
+    texts_mb = math.ceil(limits.max_texts * (row + _MEAN_TEXT_BYTES) / 2**20)
+    cache_mb = max(_TEXT_CACHE_MB, texts_mb)
+    settings = _settings(max_batch_size, limits, self_check, block, cache_mb)
+    return _MODEL.substitute(
+        name=RANK_TEXTS,
+        runs='backend: "python"',
+        max_batch_size=0,
+        inputs=",\n".join(
+            (
+                _variable({"images": "string", "texts": "string"}, 1),
+                _one("top_k", "int32"),
+                # FP64, so that an error is the same number as in Python.
+                _one("error", "float64", "optional: true "),
+            )
+        ),
+        outputs=",\n".join(
+            (
+                _variable({"indices": "int32", "probabilities": "float32", "scores": "float32"}, 2),
+                _variable({"image_errors": "string", "text_errors": "string"}, 1),
+            )
+        ),
+        more=_RANK_INSTANCES + _parameters(settings) + "\n",
     )
 
 
@@ -346,6 +402,30 @@ def _whole(spec: TensorSpec) -> str:
 
 def _type_and_dims(spec: TensorSpec, dims: Sequence[int | str]) -> str:
     return f"data_type: {_TYPES[spec.dtype]} dims: [ {', '.join(map(str, dims)) or 1} ]"
+
+
+def _settings(
+    max_batch_size: int,
+    limits: Limits,
+    self_check: bool,
+    block: tuple[int, int] | None,
+    text_cache_mb: int,
+) -> dict[str, int]:
+    """Parameters of a model that clients send images and texts to."""
+    settings = {
+        "max_batch_size": max_batch_size,
+        **vars(limits),
+        "text_cache_mb": text_cache_mb,
+        "self_check": int(self_check),
+    }
+    if block is not None:
+        settings["matrix_walks"], settings["matrix_texts"] = block
+    return settings
+
+
+def _one(name: str, dtype: str, more: str = "") -> str:
+    """An input of one number."""
+    return f'  {{ name: "{name}" data_type: {_TYPES[dtype]} dims: [ 1 ] {more}}}'
 
 
 def _variable(tensors: Mapping[str, str], rank: int) -> str:

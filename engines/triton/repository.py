@@ -58,6 +58,7 @@ def write_repository(
     limits: config.Limits | None = None,
     mode: Mode | Literal["auto"] = "auto",
     self_check: bool = True,
+    lists: bool = True,
 ) -> Repository:
     """Write a repository, completely or not at all.
 
@@ -70,10 +71,13 @@ def write_repository(
         engine: backend of the graphs: Triton's ONNX Runtime or TensorRT backend, or the lean
             runtime inside its python backend ("python").
         max_batch_size: greatest number of items in a graph's batch; a plan may lower it.
-        limits: limits of one request to `dsd_score`; None means the defaults of `Limits`.
+        limits: limits of one request to `dsd_score` and `dsd_rank_texts`; None means the defaults
+            of each.
         mode: mode of the scores, "pair", "matrix" or "auto" as for `Scorer`; Triton's TensorRT
             backend does not serve "matrix", whose two plans share memory.
         self_check: whether the served graphs must pass the bundle's self-check.
+        lists: whether pair mode also serves the matrix scorer, with which `dsd_rank_texts` makes
+            lists, if the bundle has measured some of texts. TensorRT's backend does not serve it.
 
     Raises:
         InputError: `out` is not empty or not writable, the disk is full, bundle or engine lack
@@ -91,7 +95,8 @@ def write_repository(
     require_served(chosen, engine)
     if why := why_no_probability(bundle.manifest, chosen, bundle=str(bundle.folder)):
         logger.warning("%s", why)
-    graphs = config.GRAPHS[chosen]
+    with_lists = lists and chosen == "pair" and engine != "tensorrt" and _has_lists(bundle)
+    graphs = config.GRAPHS[chosen] + (("matrix_scorer",) if with_lists else ())
     fitting = {name: _plans(bundle, name) for name in graphs} if engine == "tensorrt" else {}
     _check_together(bundle, fitting)
     # Triton uses the first profile of a plan.
@@ -112,14 +117,21 @@ def write_repository(
             writer.tokenizer()
             writer.score(limits or config.Limits())
             if chosen == "pair":
+                writer.rank_texts(limits or config.RANK_LIMITS, with_lists)
                 writer.match()
             _require_copies(bundle, unfinished)
             require_empty(out)  # again: another process may have filled it since
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
-    rest = (config.TOKENIZER, config.SCORE, *([config.MATCH] if chosen == "pair" else []))
-    models = (*map(config.model_of, graphs), *rest)
+    of_pairs = (config.RANK_TEXTS, config.MATCH) if chosen == "pair" else ()
+    models = (*map(config.model_of, graphs), config.TOKENIZER, config.SCORE, *of_pairs)
     return Repository(out, models, chosen, size, writer.bytes_taken)
+
+
+def _has_lists(bundle: Bundle) -> bool:
+    """Whether lists of texts were measured when the bundle was exported."""
+    matrix = bundle.manifest.matrix
+    return matrix is not None and matrix.lists is not None and bool(matrix.lists.texts)
 
 
 def _require_copies(bundle: Bundle, folder: Path) -> None:
@@ -176,7 +188,8 @@ class _Writer:
         self._folder, self._engine, self._max, self._mode = folder, engine, max_batch_size, mode
         walks, texts = batch_sizes(self._manifest, _MATRIX_MEMORY_MB).matrix
         self._self_check = self_check
-        self._block = min(walks, max_batch_size), texts
+        # A list takes one walk.
+        self._block = min(walks, max_batch_size) if mode == "matrix" else 1, texts
         self.bytes_taken = 0
 
     def graph(self, name: str, fitting: Sequence[Plan]) -> None:
@@ -212,11 +225,26 @@ class _Writer:
     def score(self, limits: config.Limits) -> None:
         """Write `dsd_score`."""
         block = self._block if self._mode == "matrix" else None
-        # Models of the lean runtime run the self-check themselves when they are loaded.
-        self_check = self._self_check and self._engine != "python"
-        text = config.score_config(self._max, limits, self_check, block)
-        folder = self._model(config.SCORE, text)
-        self._code(folder, "score")
+        text = config.score_config(self._max, limits, self._checked_by_clients, block)
+        self._served(config.SCORE, text, "score")
+
+    def rank_texts(self, limits: config.Limits, with_lists: bool) -> None:
+        """Write `dsd_rank_texts`, which asks the matrix scorer for lists if it is to make some."""
+        block = self._block if with_lists else None
+        text = config.rank_texts_config(
+            self._manifest, self._max, limits, self._checked_by_clients, block
+        )
+        self._served(config.RANK_TEXTS, text, "rank_texts")
+
+    @property
+    def _checked_by_clients(self) -> bool:
+        """Whether models that ask the graphs check them: the lean runtime's check themselves."""
+        return self._self_check and self._engine != "python"
+
+    def _served(self, name: str, text: str, module: str) -> None:
+        """Write a model that clients send images and texts to."""
+        folder = self._model(name, text)
+        self._code(folder, module)
         self._known(folder)
         file = self._manifest.tokenizer.file
         self._copy(self._bundle.path(file), folder / file)

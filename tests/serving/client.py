@@ -47,6 +47,8 @@ class Client:
             self._types[model] = {it["name"]: it["datatype"] for it in declared}
         inputs = []
         for name, datatype in self._types[model].items():
+            if name not in feeds:  # the server complains unless it is optional
+                continue
             values = np.asarray(feeds[name], triton_to_np_dtype(datatype))
             tensor = self._module.InferInput(name, values.shape, datatype)
             tensor.set_data_from_numpy(values)

@@ -213,6 +213,17 @@ def test_what_is_not_finite_costs_its_image_text_or_pair_alone(tmp_path: Path, m
                 "dsd_image_encoder gave NaN or infinity",
                 f"dsd_{mode}_scorer gave NaN or infinity with texts [2]",
             ]
+        if mode == "pair":
+            feeds = {"images": images, "texts": texts, "top_k": np.array([3], np.int32)}
+            status, told = ask_json(server, "dsd_rank_texts", feeds)
+            assert status == 200
+            ranked = {it["name"]: it["data"] for it in told["outputs"]}
+            order = [0, 2] if known[0] > known[1] else [2, 0]
+            assert ranked["indices"] == [*order, -1, *[-1] * 3, 0, *[-1] * 2]
+            expected = [*sorted(known)[::-1], *[UNSCORED] * 4, dark, *[UNSCORED] * 2]
+            assert ranked["scores"] == pytest.approx(expected, abs=1e-5)
+            assert ranked["image_errors"] == outputs["image_errors"]
+            assert ranked["text_errors"] == outputs["text_errors"]
         status, told = ask_json(server, "dsd_image_encoder", {"pixels": np.stack([BLACK, WHITE])})
         assert (status, told["error"]) == (
             400,

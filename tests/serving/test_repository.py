@@ -14,18 +14,21 @@ import numpy as np
 import onnx
 import pytest
 from adapters import feed_adapter
-from bundles import give_form, make_bundle
+from bundles import LENGTH, give_form, give_lists, make_bundle
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
 from dsd_trt.bundle.folder import read_bundle
+from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.engine.tensorrt.plan import Plan, Profile, Sidecar, write_plan
-from dsd_trt.engines.triton.config import check_config
+from dsd_trt.engines.triton.config import Limits, check_config
 from dsd_trt.engines.triton.repository import ServedBy, write_repository
 from dsd_trt.errors import DsdError
 from dsd_trt.files import disk
+from dsd_trt.pipeline import EncodedTexts
+from dsd_trt.text_cache import TextCache
 
 GRAPHS = ("image_encoder", "text_encoder", "pair_scorer")
 
@@ -66,7 +69,7 @@ def test_no_file_is_shared_with_the_bundle(engine: Any, tmp_path: Path) -> None:
     files = [path for path in written.folder.rglob("*") if path.is_file()]
     graphs = [bundle.manifest.graphs[name].file for name in GRAPHS]
     checks = [path.name for path in files if path.name == "self_check.safetensors"]
-    assert len(checks) == (4 if engine == "python" else 1)  # of all that computes or asks for it
+    assert len(checks) == (5 if engine == "python" else 2)  # of all that computes or asks for it
     copied = (*graphs, *["weights.data"] * 3, *checks)
     sizes = [bundle.manifest.files[name].size for name in copied]
     assert written.bytes_taken == 0 or 0 <= written.bytes_taken - sum(sizes) < 1e6
@@ -251,13 +254,57 @@ def test_python_models_import_nothing_of_ours_but_what_lies_beside_them(
         "print(model.TritonPythonModel, sys.modules['dsd_trt'].__file__)\n"
     )
     models = sorted(path.parent for path in written.folder.glob("*/1/model.py"))
-    assert len(models) == 5
+    assert len(models) == (6 if mode == "pair" else 5)
     for model in models:
         run = subprocess.run(
             [sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr
         assert str(model) in run.stdout.split()[-1]
+
+
+def test_pair_mode_serves_lists_that_were_measured(tmp_path: Path) -> None:
+    """A copy of the matrix scorer, unless it is left out or nobody could ask it."""
+    made = make_bundle(tmp_path / "bundle", matrix=True, trained_for="both")
+    add_plans(made, "8.6", Profile(1, 8, 32))
+    measured = {"3": Measured(100, (0.25,))}
+
+    def served(lists: Lists, engine: ServedBy = "python", **options: Any) -> bool:
+        bundle, folder = give_lists(made, lists), tmp_path / "models"
+        written = write_repository(bundle, folder, engine, max_batch_size=8, **options)
+        assert {path.name for path in folder.iterdir()} == set(written.models)
+        has_matrix = "dsd_matrix_scorer" in written.models
+        assert ("dsd_rank_texts" in written.models) == (written.mode == "pair")
+        if written.mode == "pair":
+            config = read(folder, "dsd_rank_texts").parameters
+            assert ("matrix_walks" in config) == has_matrix
+            assert "matrix_walks" not in read(folder, "dsd_score").parameters
+        shutil.rmtree(folder)
+        return has_matrix
+
+    of_texts = Lists(0, 10, 0.0, measured, {})
+    assert served(of_texts)
+    assert served(of_texts, "onnxruntime")
+    assert not served(of_texts, lists=False)
+    assert not served(of_texts, "tensorrt")
+    assert not served(Lists(0, 10, 0.0, {}, measured))  # nobody asks for lists of images
+    assert served(of_texts, mode="matrix", lists=False)  # which scores with it
+
+
+def test_the_cache_of_a_ranking_takes_the_texts_of_a_request(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    limits = Limits(max_texts=100_000, max_pairs=100_000)
+    written = write_repository(bundle, tmp_path / "models", "python", limits=limits)
+    cached = int(read(written.folder, "dsd_rank_texts").parameters["text_cache_mb"].string_value)
+    graph = bundle.manifest.graphs["text_encoder"]
+    states = np.zeros((1, *map(int, graph.outputs[0].shape[1:])), np.float32)
+    mask = np.zeros((1, LENGTH), np.float32)
+    cache = TextCache(cached)
+    for number in range(0, limits.max_texts, 10):
+        some = [f"text {number + i}" for i in range(10)]
+        cache.encode(some, lambda it: EncodedTexts(states.repeat(len(it), 0), mask.repeat(10, 0)))
+    assert len(cache) == limits.max_texts
 
 
 def test_an_adapter_that_is_fed_needs_the_lean_runtime(tmp_path: Path) -> None:
@@ -378,7 +425,7 @@ def test_an_altered_bundle_is_not_served(tmp_path: Path) -> None:
 def test_the_command_says_how_to_serve(bundle: Bundle, tmp_path: Path) -> None:
     models = tmp_path / "models"
     command = [sys.executable, "-m", "dsd_trt", "triton"]
-    options = ("--max-batch-size", "7", "--mode", "pair")
+    options = ("--max-batch-size", "7", "--mode", "pair", "--no-lists")
     run = subprocess.run(
         [*command, bundle.folder, models, *options], capture_output=True, text=True
     )

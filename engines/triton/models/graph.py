@@ -87,7 +87,7 @@ class TritonPythonModel:
         """Answer one request; the answer is an error if an input or output is not finite.
 
         JSON has no NaN, and engines handle NaN differently: OpenVINO's softmax returns infinity.
-        `dsd_score` sends many images at once and checks the rows itself.
+        `dsd_score` and `dsd_rank_texts` send many rows at once and check them.
         """
         warm_up = not any(values.any() for values in inputs.values())  # its token mask is all 0
         if not warm_up and not json.loads(request.parameters()).get("keep_not_finite"):

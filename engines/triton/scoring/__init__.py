@@ -1,1 +1,1 @@
-"""Parts of `dsd_score`: copied into its model, and run by the server."""
+"""Parts of `dsd_score` and `dsd_rank_texts`: copied into the models, and run by the server."""

@@ -1,4 +1,4 @@
-"""A repository's other models as a backend, for the pipeline that `dsd_score` runs."""
+"""A repository's other models as a backend, for the pipeline of models that clients call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counters of `dsd_score` at Triton's metrics endpoint."""
+"""Counters of the models that clients call, at Triton's metrics endpoint."""
 
 from __future__ import annotations
 
