@@ -1,8 +1,8 @@
 """Limits on what one call reads and holds, each with a name: see docs/limits.md.
 
 An environment variable of the same name sets a limit for Python, the commands and the C++ library.
-Triton's `dsd_score` has parameters with these names, in lower case and without their prefix; their
-defaults are lower.
+Triton's `dsd_score` and `dsd_rank_texts` have parameters with these names, in lower case and
+without their prefix; their defaults are lower.
 """
 
 from __future__ import annotations

@@ -80,12 +80,14 @@ def test_the_client_prints_what_it_says(served: Server, checkout: Path) -> None:
 
 def test_curl_gets_the_answer_it_says(served: Server, checkout: Path) -> None:
     """In a plain shell, as Debian's, not bash."""
-    (command,) = (it for it in blocks("sh") if "Inference-Header-Content-Length" in it)
-    answer = json.loads(run(command.replace("localhost:8000", served.http), checkout))
-    for output in answer["outputs"]:
-        if output["datatype"] == "FP32":
-            output["data"] = [abs(round(it, 2)) for it in output["data"]]
-    assert answer == json.loads(blocks("json")[0])
+    commands = [it for it in blocks("sh") if "Inference-Header-Content-Length" in it]
+    for command, expected in zip(commands, blocks("json"), strict=False):
+        answer = json.loads(run(command.replace("localhost:8000", served.http), checkout))
+        for output in answer["outputs"]:
+            if output["datatype"] == "FP32":
+                output["data"] = [abs(round(it, 2)) for it in output["data"]]
+        assert answer == json.loads(expected)
+    assert len(commands) == 2
     section = TEXT.partition("## First scores with curl")[2].partition("\n## ")[0]
     for line in re.findall(r"`(curl [^`]+)`", section):
         run(line.replace("localhost:8000", served.http).replace("curl", "curl -sSf"), checkout)
@@ -107,7 +109,9 @@ def test_a_model_is_replaced_as_it_says(served: Server, checkout: Path) -> None:
 
 
 def test_parameters_are_those_of_the_configuration(served: Server, checkout: Path) -> None:
-    config = (checkout / "models" / "dsd_score" / "config.pbtxt").read_text("utf-8")
-    configured = set(re.findall(r'parameters \{ key: "(\w+)"', config))
+    configured = set[str]()
+    for model in ("dsd_score", "dsd_rank_texts"):
+        config = (checkout / "models" / model / "config.pbtxt").read_text("utf-8")
+        configured.update(re.findall(r'parameters \{ key: "(\w+)"', config))
     rows = re.findall(r"^\| (`max_.*?|`text_cache_mb`|`self_check`) \|", TEXT, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == configured

@@ -1,4 +1,4 @@
-"""The best of many texts in one request: as `Scorer.rank_texts` finds them, with lists or without."""
+"""The best of many texts in one request, as `Scorer.rank_texts` finds them."""
 
 from __future__ import annotations
 
@@ -197,6 +197,25 @@ def test_lists_find_the_same_best_in_fewer_passes(
         _, texts, passes, walks = np.subtract(settled(lambda: counted(with_lists)), before)
         assert (texts, walks) == (0, 1)
         assert passes < len(MANY)
+
+
+def test_estimates_of_no_use_are_noticed_and_leave_the_answers(
+    listed: Bundle, tmp_path: Path
+) -> None:
+    folder = write_repository(listed, tmp_path / "models", "python", max_batch_size=8).folder
+    module = folder / "dsd_rank_texts" / "1" / "dsd_trt" / "job_scorer.py"
+    source, right = module.read_text("utf-8"), "return self._pipeline.score_matrix("
+    assert source.count(right) == 1
+    module.write_text(source.replace(right, "return -self._pipeline.score_matrix("), "utf-8")
+    server = Server(folder, tmp_path)
+    try:
+        with Client(server, "http") as client:
+            answer = client("dsd_rank_texts", request(PICTURES, MANY, 2, 0.05))
+        said = server.log.read_text()
+    finally:
+        server.stop()
+    require_same(answer, Scorer.load(listed.folder, "onnxruntime").rank_texts(PICTURES, MANY, 2), 2)
+    assert "1 of 1 audited lists would have lost one of the best" in said
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
