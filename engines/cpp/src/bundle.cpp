@@ -1,6 +1,7 @@
 #include "bundle.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <limits>
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int kSchemaVersion = 1;
 constexpr const char *kManifest = "bundle.json";
+constexpr std::int32_t kLargestSize = (1 << 30) - 1;  // as in the Python runtime
 constexpr const char *kTypes[] = {"uint8", "int32", "float16", "float32"};
 
 using Hashes = std::map<std::string, std::string>;  // SHA-256 of the bundle's files, by name
@@ -399,13 +401,48 @@ std::optional<Calibration> read_calibration(Fields &owner) {
     return calibration;
 }
 
+// Measured lists of texts, or of images, by the number of best candidates.
+std::map<std::size_t, Measured> read_measured(const Json &json, Fields fields) {
+    std::map<std::size_t, Measured> found;
+    for (const auto &item : json.items()) {
+        const std::string &key = item.key();
+        const bool decimal = !key.empty() && key.size() < 10 && key[0] != '0' &&
+                             key.find_first_not_of("0123456789") == key.npos;
+        require(decimal, fields.at(key), "is named by no number above 0");
+        Fields lists = fields.object(key);
+        Measured measured{lists.integer("count", 1, kLargestSize), {}};
+        const Json &needs = lists.list("needs");
+        require(needs.size() <= static_cast<std::size_t>(measured.count), lists.at("needs"),
+                "has more than " + std::to_string(measured.count) + ", its count");
+        for (const Json &need : needs) {
+            require(need.is_number() && std::isfinite(need.get<double>()), lists.at("needs"),
+                    "must be of finite numbers");
+            measured.needs.push_back(need.get<double>());
+        }
+        require(std::is_sorted(measured.needs.begin(), measured.needs.end()), lists.at("needs"),
+                "must be ascending");
+        lists.nothing_else();
+        found[std::stoul(key)] = std::move(measured);
+    }
+    return found;
+}
+
+Lists read_lists(Fields fields, const std::vector<double> &levels) {
+    const auto last = static_cast<std::int32_t>(levels.size()) - 1;
+    Lists lists{fields.integer("level", 0, last), fields.integer("candidates", 1, kLargestSize),
+                fields.number("slope"), read_measured(fields["texts"], fields.object("texts")),
+                read_measured(fields["images"], fields.object("images"))};
+    fields.nothing_else();
+    return lists;
+}
+
 void read_matrix(Bundle &bundle, const Json &matrix, Fields &graphs, const fs::path &folder,
                  const Hashes &files, const std::vector<std::string> &weights) {
     if (matrix.is_null()) return;
     Fields fields(matrix, "matrix");
     bundle.matrix_calibration = read_calibration(fields);
     bundle.query_pool = fields.integer("query_pool", 1);
-    if (fields.has("lists")) fields.object("lists");  // for pruned search, which Python alone has
+    if (fields.has("lists")) bundle.lists = read_lists(fields.object("lists"), bundle.levels);
     fields.nothing_else();
     bundle.matrix_scorer = read_graph(graphs, "matrix_scorer", folder, files, weights);
 }

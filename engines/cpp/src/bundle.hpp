@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "lists.hpp"
+
 namespace dsd {
 
 enum class ElementType { uint8, int32, float16, float32 };
@@ -61,6 +63,7 @@ struct Bundle {
 
     Graph image_encoder, text_encoder, pair_scorer;
     std::optional<Graph> matrix_scorer;
+    std::optional<Lists> lists;  // of the matrix scorer, for pruned search
     int query_pool;              // side of the squares over which its finest queries are averaged
     std::vector<float> adapter;  // an input of the pair scorer; empty where it has none
     std::size_t fewest_heads;    // of a scored layer

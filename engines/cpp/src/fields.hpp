@@ -85,11 +85,12 @@ class Fields {
         return value.get<std::string>();
     }
 
-    std::int32_t integer(const std::string &key, std::int32_t least) {
+    std::int32_t integer(const std::string &key, std::int32_t least,
+                         std::int32_t most = std::numeric_limits<std::int32_t>::max()) {
         const Json &value = (*this)[key];
-        constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
         if (!value.is_number_integer() || value < least || value > most) {
-            throw field_error(at(key), "must be an integer of at least " + std::to_string(least));
+            throw field_error(at(key), "must be an integer from " + std::to_string(least) + " to " +
+                                           std::to_string(most));
         }
         return value.get<std::int32_t>();
     }

@@ -101,7 +101,8 @@ Pipeline::Pipeline(const std::filesystem::path &folder, const Options &options)
       batch(Backend::batch_sizes(bundle, options.memory_budget_mb)),
       image_encoder(open_engine(backend, bundle, bundle.image_encoder, batch.activation_bytes)),
       text_encoder(open_engine(backend, bundle, bundle.text_encoder, batch.activation_bytes)),
-      scorer(open_engine(backend, bundle, scorer_graph(), batch.activation_bytes)) {
+      scorer(open_engine(backend, bundle, scorer_graph(), batch.activation_bytes)),
+      self_check_(options.self_check) {
     if (!options.self_check || !bundle.self_check) return;
     const SelfCheck check(bundle, backend);
     check.require(bundle.image_encoder, image_encoder);
@@ -111,6 +112,19 @@ Pipeline::Pipeline(const std::filesystem::path &folder, const Options &options)
 
 const Graph &Pipeline::scorer_graph() const {
     return mode == Mode::matrix ? *bundle.matrix_scorer : bundle.pair_scorer;
+}
+
+const Engine &Pipeline::matrix_scorer() const {
+    if (mode == Mode::matrix) return scorer;
+    const std::lock_guard<std::mutex> lock(opening_);
+    if (!lister_) {
+        Engine engine = open_engine(backend, bundle, *bundle.matrix_scorer, batch.activation_bytes);
+        if (self_check_ && bundle.self_check) {
+            SelfCheck(bundle, backend).require(*bundle.matrix_scorer, engine);
+        }
+        lister_.emplace(std::move(engine));
+    }
+    return *lister_;
 }
 
 const std::optional<Calibration> &Pipeline::calibration() const {
@@ -282,6 +296,7 @@ std::vector<float> Pipeline::score_matrix(const Bytes &latents, const Texts &tex
     const std::size_t states_size = bytes_of_one(bundle.text_encoder.outputs[0]);
     const auto length = static_cast<std::size_t>(bundle.max_length);
     const std::size_t walks = rows.size() * levels.size();
+    const Engine &engine = matrix_scorer();
     std::vector<double> sums(pairs.size());
     for (std::size_t first = 0; first < columns.size(); first += batch.matched) {
         const std::size_t count = std::min(batch.matched, columns.size() - first);
@@ -307,7 +322,7 @@ std::vector<float> Pipeline::score_matrix(const Bytes &latents, const Texts &tex
                 append_row(latent, latents, rows[i / levels.size()], latent_size);
                 level.push_back(levels[i % levels.size()]);
             }
-            const auto outputs = scorer.run(
+            const auto outputs = engine.run(
                 {walked, count, width}, {latent.data(), level.data(), states.data(), mask.data()});
             for (std::size_t i = 0; i < walked; ++i) {
                 const std::size_t row = (start + i) / levels.size();

@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -69,6 +71,8 @@ struct Pipeline {
                                     const std::vector<Pair> &pairs,
                                     const std::vector<std::int32_t> &levels) const;
     const Graph &scorer_graph() const;
+    // In pair mode it is opened, and self-checked, when it is first asked for.
+    const Engine &matrix_scorer() const;
     const std::optional<Calibration> &calibration() const;
     Means means(const Bytes &latents, const Texts &texts, const std::vector<Pair> &pairs,
                 const std::vector<std::int32_t> &levels) const;
@@ -76,6 +80,11 @@ struct Pipeline {
 
     // That a graph computed something, such as "a score", that is not finite, and what to do.
     std::string complaint(const std::string &graph, const std::string &what) const;
+
+  private:
+    bool self_check_;
+    mutable std::mutex opening_;
+    mutable std::optional<Engine> lister_;  // the matrix scorer of pair mode
 };
 
 }  // namespace dsd

@@ -5,11 +5,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 
 #include "files.hpp"
 #include "pipeline.hpp"
+#include "pruned_search.hpp"
 
 namespace dsd {
 
@@ -50,21 +53,215 @@ Scorer &Scorer::operator=(Scorer &&) noexcept = default;
 namespace {
 
 constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+constexpr std::size_t kWalked = 256;  // images whose estimates are computed at once
 
-// Gives every image that lacks a score the first reason for it, its own before a text's.
-void tell_images(Matrix &matrix, const std::vector<std::string> &texts) {
+// Of every image that lacks a score the first reason for it, its own before a text's; else empty.
+std::vector<std::string> first_reasons(const std::vector<Failure> &failures, std::size_t images,
+                                       const std::vector<std::string> &texts) {
+    std::vector<std::string> errors(images);
     for (const bool own : {true, false}) {
-        for (const Failure &failure : matrix.failures) {
+        for (const Failure &failure : failures) {
             if (failure.image.has_value() != own) continue;
             const std::size_t first = failure.image.value_or(0);
-            const std::size_t end = own ? first + 1 : matrix.images;
+            const std::size_t end = own ? first + 1 : images;
             const std::string named = failure.text ? "'" + texts[*failure.text] + "': " : "";
             for (std::size_t image = first; image < end; ++image) {
-                std::string &error = matrix.errors[image];
-                if (error.empty()) error = named + failure.reason;
+                if (errors[image].empty()) errors[image] = named + failure.reason;
             }
         }
     }
+    return errors;
+}
+
+void sort_by_image(std::vector<Failure> &failures) {
+    std::stable_sort(failures.begin(), failures.end(),
+                     [](const Failure &a, const Failure &b) { return a.image < b.image; });
+}
+
+void require_call(const Pipeline &pipeline, std::size_t images, std::size_t texts) {
+    if (texts == 0) throw Error(ErrorCode::input, "there must be a text");
+    if (pipeline.process != ::getpid()) {
+        throw Error(ErrorCode::engine,
+                    "this process was forked from the one that opened the scorer, whose threads it "
+                    "lacks. Open a scorer in a process that is started anew");
+    }
+    require_within(kImages, images);
+    require_within(kTexts, texts);
+    require_within(kPairs, images * texts);
+}
+
+// The texts of a call, each distinct one encoded once.
+struct CallTexts {
+    std::vector<std::size_t> firsts, of_column;  // where it is first, and each column's among them
+    Texts encoded, unconditional;
+    std::vector<bool> known;  // with finite states
+    std::vector<Failure> failures;
+};
+
+CallTexts encode_texts(const Pipeline &pipeline, const std::vector<std::string> &texts) {
+    CallTexts call;
+    std::vector<Tokens> tokens;
+    std::unordered_map<std::string, std::size_t> places;
+    for (std::size_t column = 0; column < texts.size(); ++column) {
+        const auto found = places.emplace(texts[column], tokens.size());
+        if (found.second) {
+            tokens.push_back(pipeline.tokenize(texts[column]));
+            if (tokens.back().words == 0) {
+                throw Error(ErrorCode::input,
+                            "a text has no words to score: '" + texts[column] + "'");
+            }
+            call.firsts.push_back(column);
+        }
+        call.of_column.push_back(found.first->second);
+    }
+    call.encoded = pipeline.encode(tokens);
+    call.unconditional = pipeline.encode_unconditional();
+    call.known = pipeline.finite_texts(call.encoded);
+    for (std::size_t text = 0; text < tokens.size(); ++text) {
+        if (call.known[text]) continue;
+        const std::string reason = pipeline.complaint("text encoder", "states");
+        call.failures.push_back({std::nullopt, call.firsts[text], ErrorCode::engine, reason});
+    }
+    return call;
+}
+
+// A batch of a call's images, those that are decoded.
+struct CallImages {
+    Bytes latents;
+    std::vector<std::size_t> rows;  // which of the images each is
+    std::vector<bool> usable;       // with a finite latent
+    std::vector<Failure> failures;
+};
+
+CallImages encode_images(const Pipeline &pipeline, const std::vector<Image> &images,
+                         std::size_t start) {
+    CallImages batch;
+    std::vector<std::vector<std::uint8_t>> pixels;
+    const std::size_t end = std::min(start + pipeline.batch.images, images.size());
+    for (std::size_t i = start; i < end; ++i) {
+        try {
+            pixels.push_back(pipeline.preprocess(images[i]));
+            batch.rows.push_back(i);
+        } catch (const Error &error) {
+            batch.failures.push_back({i, std::nullopt, ErrorCode::image, error.what()});
+        }
+    }
+    if (!pixels.empty()) batch.latents = pipeline.encode(pixels);
+    batch.usable = pipeline.finite_latents(batch.latents);
+    for (std::size_t row = 0; row < batch.rows.size(); ++row) {
+        if (batch.usable[row]) continue;
+        batch.failures.push_back({batch.rows[row], std::nullopt, ErrorCode::engine,
+                                  pipeline.complaint("image encoder", "a latent")});
+    }
+    return batch;
+}
+
+// NaN where there is none.
+std::vector<float> probabilities_of(const std::vector<float> &scores,
+                                    const std::optional<Calibration> &fitted) {
+    std::vector<float> probabilities(scores.size(), kNone);
+    if (!fitted) return probabilities;
+    std::transform(scores.begin(), scores.end(), probabilities.begin(), [&](float score) {
+        // Sigmoid by tanh, which cannot overflow.
+        return static_cast<float>(0.5 + 0.5 * std::tanh((fitted->a * score + fitted->b) / 2));
+    });
+    return probabilities;
+}
+
+// The best of some candidates, whose places in the call are `places`.
+std::vector<Found> best_first(const std::vector<float> &scores,
+                              const std::vector<std::size_t> &places, std::size_t top_k,
+                              const std::optional<Calibration> &fitted) {
+    std::vector<std::size_t> order;
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+        if (!std::isnan(scores[i])) order.push_back(i);
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+    order.resize(std::min(top_k, order.size()));
+    const std::vector<float> probabilities = probabilities_of(scores, fitted);
+    std::vector<Found> found;
+    for (std::size_t i : order) found.push_back({places[i], scores[i], probabilities[i]});
+    return found;
+}
+
+// The searches of one call, and what they take.
+class Search {
+  public:
+    // `lists` are those of the bundle that apply, or null.
+    Search(const Pipeline &pipeline, const CallTexts &texts, const Lists *lists,
+           const std::map<std::size_t, Measured> *kind, std::vector<std::int32_t> levels,
+           std::size_t top_k, double error)
+        : pipeline_(pipeline),
+          texts_(texts),
+          levels_(std::move(levels)),
+          pruned_(levels_.size(), top_k, error, lists, kind, pipeline.batch.passes) {}
+
+    Turn turn(std::size_t candidates) const { return pruned_.turn(candidates); }
+
+    // Scores of the pairs, the candidates of one search; NaN for those that were dropped. `lost`
+    // becomes those that the engine gave no finite score.
+    std::vector<float> find(const Bytes &latents, const std::vector<Pair> &pairs,
+                            const std::function<std::vector<float>()> &estimates,
+                            std::vector<bool> &lost) {
+        lost.assign(pairs.size(), false);
+        const auto score_at = [&](const std::vector<std::size_t> &some, std::size_t level) {
+            std::vector<Pair> wanted;
+            for (std::size_t it : some) wanted.push_back(pairs[it]);
+            const std::vector<float> scores = pipeline_.score(
+                latents, texts_.encoded, texts_.unconditional, wanted, {levels_[level]});
+            passes_ += wanted.size();
+            for (std::size_t i = 0; i < some.size(); ++i) {
+                if (std::isnan(scores[i])) lost[some[i]] = true;
+            }
+            return scores;
+        };
+        return pruned_.find(turn(pairs.size()), score_at, pairs.size(), estimates);
+    }
+
+    // Estimates of the scores of some images with some texts, image after image.
+    std::vector<float> estimates(const Bytes &latents, const std::vector<Pair> &pairs,
+                                 std::size_t images) {
+        const std::size_t matched = pipeline_.batch.matched, texts = pairs.size() / images;
+        walks_ += images * ((texts + matched - 1) / matched);
+        return pipeline_.score_matrix(latents, texts_.encoded, pairs,
+                                      {pipeline_.bundle.lists->level});
+    }
+
+    void count(Best &best) const {
+        const Audits &audits = pruned_.audits();
+        best.passes = passes_ + walks_;
+        best.walks = walks_;
+        best.lists = audits.lists();
+        best.audits = audits.audits();
+        best.failed_audits = audits.failures();
+        best.warning = audits.warning();
+    }
+
+  private:
+    const Pipeline &pipeline_;
+    const CallTexts &texts_;
+    std::vector<std::int32_t> levels_;
+    PrunedSearch pruned_;
+    std::size_t passes_ = 0, walks_ = 0;
+};
+
+void require_search(const Pipeline &pipeline, std::size_t top_k, double error) {
+    if (top_k == 0) throw Error(ErrorCode::input, "top_k must be above 0");
+    if (!(0 < error && error <= 0.5)) {
+        throw Error(ErrorCode::input, "error must be a probability above 0 and at most 0.5");
+    }
+    if (pipeline.mode == Mode::matrix) {
+        throw Error(ErrorCode::input,
+                    "matrix mode scores everything at once: there is nothing to prune. Take the "
+                    "best of what is scored, or open the bundle in pair mode");
+    }
+}
+
+// The bundle's lists, if they apply; else null.
+const Lists *lists_for(const Pipeline &pipeline, std::size_t levels) {
+    const bool apply = levels == pipeline.bundle.levels.size() && Backend::has_matrix_mode();
+    return apply && pipeline.bundle.lists ? &*pipeline.bundle.lists : nullptr;
 }
 
 }  // namespace
@@ -72,106 +269,177 @@ void tell_images(Matrix &matrix, const std::vector<std::string> &texts) {
 Matrix Scorer::score(const std::vector<Image> &images, const std::vector<std::string> &texts,
                      const std::vector<double> &levels) const {
     const Parts &parts = *parts_;
-    if (texts.empty()) throw Error(ErrorCode::input, "there must be a text");
-    if (parts.process != ::getpid()) {
-        throw Error(ErrorCode::engine,
-                    "this process was forked from the one that opened the scorer, whose threads it "
-                    "lacks. Open a scorer in a process that is started anew");
-    }
-    require_within(kImages, images.size());
-    require_within(kTexts, texts.size());
-    require_within(kPairs, images.size() * texts.size());
+    require_call(parts, images.size(), texts.size());
     const auto numbers = parts.level_numbers(levels);
+    const CallTexts call = encode_texts(parts, texts);
+    const std::size_t distinct = call.firsts.size();
 
-    std::vector<Tokens> tokens;                  // of every distinct text
-    std::vector<std::size_t> firsts, of_column;  // where it is first, and each column's among them
-    std::unordered_map<std::string, std::size_t> places;
-    for (std::size_t column = 0; column < texts.size(); ++column) {
-        const auto found = places.emplace(texts[column], tokens.size());
-        if (found.second) {
-            tokens.push_back(parts.tokenize(texts[column]));
-            if (tokens.back().words == 0) {
-                throw Error(ErrorCode::input,
-                            "a text has no words to score: '" + texts[column] + "'");
-            }
-            firsts.push_back(column);
-        }
-        of_column.push_back(found.first->second);
-    }
-    const Texts encoded = parts.encode(tokens), unconditional = parts.encode_unconditional();
-
-    Matrix matrix{images.size(), texts.size(), {}, {}, std::vector<std::string>(images.size()), {}};
+    Matrix matrix{images.size(), texts.size(), {}, {}, {}, call.failures};
     matrix.scores.assign(images.size() * texts.size(), kNone);
-    const std::vector<bool> known = parts.finite_texts(encoded);
-    for (std::size_t text = 0; text < tokens.size(); ++text) {
-        if (known[text]) continue;
-        const std::string reason = parts.complaint("text encoder", "states");
-        matrix.failures.push_back({std::nullopt, firsts[text], ErrorCode::engine, reason});
-    }
     for (std::size_t start = 0; start < images.size(); start += parts.batch.images) {
-        const std::size_t end = std::min(start + parts.batch.images, images.size());
-        std::vector<std::vector<std::uint8_t>> pixels;
-        std::vector<std::size_t> rows;  // which of the images each is
-        std::vector<Failure> failures;
-        for (std::size_t i = start; i < end; ++i) {
-            try {
-                pixels.push_back(parts.preprocess(images[i]));
-                rows.push_back(i);
-            } catch (const Error &error) {
-                failures.push_back({i, std::nullopt, ErrorCode::image, error.what()});
-            }
-        }
-        const Bytes latents = rows.empty() ? Bytes{} : parts.encode(pixels);
-        const std::vector<bool> usable = parts.finite_latents(latents);
+        CallImages batch = encode_images(parts, images, start);
+        const std::vector<std::size_t> &rows = batch.rows;
+        std::vector<Failure> &failures = batch.failures;
         std::vector<Pair> pairs;
         for (std::size_t row = 0; row < rows.size(); ++row) {
-            if (!usable[row]) {
-                failures.push_back({rows[row], std::nullopt, ErrorCode::engine,
-                                    parts.complaint("image encoder", "a latent")});
-            }
-            for (std::size_t text = 0; usable[row] && text < tokens.size(); ++text) {
-                if (known[text]) pairs.push_back({row, text});
+            for (std::size_t text = 0; batch.usable[row] && text < distinct; ++text) {
+                if (call.known[text]) pairs.push_back({row, text});
             }
         }
-        const auto scores = parts.mode == Mode::matrix
-                                ? parts.score_matrix(latents, encoded, pairs, numbers)
-                                : parts.score(latents, encoded, unconditional, pairs, numbers);
-        std::vector<float> by_text(rows.size() * tokens.size(), kNone);
+        const auto scores =
+            parts.mode == Mode::matrix
+                ? parts.score_matrix(batch.latents, call.encoded, pairs, numbers)
+                : parts.score(batch.latents, call.encoded, call.unconditional, pairs, numbers);
+        std::vector<float> by_text(rows.size() * distinct, kNone);
         std::vector<std::vector<std::size_t>> lost(rows.size());  // texts
         for (std::size_t i = 0; i < pairs.size(); ++i) {
-            by_text[pairs[i].image * tokens.size() + pairs[i].text] = scores[i];
+            by_text[pairs[i].image * distinct + pairs[i].text] = scores[i];
             if (std::isnan(scores[i])) lost[pairs[i].image].push_back(pairs[i].text);
         }
         for (std::size_t row = 0; row < rows.size(); ++row) {
             for (std::size_t column = 0; column < texts.size(); ++column) {
                 matrix.scores[rows[row] * texts.size() + column] =
-                    by_text[row * tokens.size() + of_column[column]];
+                    by_text[row * distinct + call.of_column[column]];
             }
             if (lost[row].empty()) continue;
             const std::string reason = parts.complaint(
                 parts.mode == Mode::matrix ? "matrix scorer" : "pair scorer", "a score");
-            if (lost[row].size() == tokens.size() && texts.size() > 1) {
+            if (lost[row].size() == distinct && texts.size() > 1) {
                 failures.push_back({rows[row], std::nullopt, ErrorCode::engine, reason});
                 continue;
             }
             for (std::size_t text : lost[row]) {
-                failures.push_back({rows[row], firsts[text], ErrorCode::engine, reason});
+                failures.push_back({rows[row], call.firsts[text], ErrorCode::engine, reason});
             }
         }
-        std::stable_sort(failures.begin(), failures.end(),
-                         [](const Failure &a, const Failure &b) { return a.image < b.image; });
+        sort_by_image(failures);
         matrix.failures.insert(matrix.failures.end(), failures.begin(), failures.end());
     }
-    tell_images(matrix, texts);
-    matrix.probabilities.assign(matrix.scores.size(), kNone);
-    if (const auto &fitted = parts.calibration(); has_probability(levels)) {
-        const auto probability = [&](float score) {  // sigmoid by tanh, which cannot overflow
-            return static_cast<float>(0.5 + 0.5 * std::tanh((fitted->a * score + fitted->b) / 2));
-        };
-        std::transform(matrix.scores.begin(), matrix.scores.end(), matrix.probabilities.begin(),
-                       probability);
-    }
+    matrix.errors = first_reasons(matrix.failures, images.size(), texts);
+    const bool fitted = has_probability(levels);
+    matrix.probabilities =
+        probabilities_of(matrix.scores, fitted ? parts.calibration() : std::nullopt);
     return matrix;
+}
+
+Best Scorer::best_texts(const std::vector<Image> &images, const std::vector<std::string> &texts,
+                        std::size_t top_k, double error, const std::vector<double> &levels) const {
+    const Parts &parts = *parts_;
+    require_call(parts, images.size(), texts.size());
+    require_search(parts, top_k, error);
+    const auto numbers = parts.level_numbers(levels);
+    const auto fitted = has_probability(levels) ? parts.calibration() : std::nullopt;
+    const CallTexts call = encode_texts(parts, texts);
+    const Lists *lists = lists_for(parts, numbers.size());
+    Search search(parts, call, lists, lists ? &lists->texts : nullptr, numbers, top_k, error);
+
+    Best best{};
+    best.found.resize(images.size());
+    best.failures = call.failures;
+    std::vector<std::size_t> columns;  // the candidates
+    for (std::size_t column = 0; column < texts.size(); ++column) {
+        if (call.known[call.of_column[column]]) columns.push_back(column);
+    }
+    for (std::size_t start = 0; start < images.size(); start += parts.batch.images) {
+        const CallImages batch = encode_images(parts, images, start);
+        best.failures.insert(best.failures.end(), batch.failures.begin(), batch.failures.end());
+        for (std::size_t row = 0; row < batch.rows.size() && !columns.empty(); ++row) {
+            if (!batch.usable[row]) continue;
+            const std::size_t image = batch.rows[row];
+            std::vector<Pair> pairs;
+            for (std::size_t column : columns) pairs.push_back({row, call.of_column[column]});
+            std::vector<bool> lost;
+            const auto estimates = [&] { return search.estimates(batch.latents, pairs, 1); };
+            const auto scores = search.find(batch.latents, pairs, estimates, lost);
+            best.found[image] = best_first(scores, columns, top_k, fitted);
+            const std::string reason = parts.complaint("pair scorer", "a score");
+            const bool none = std::find(lost.begin(), lost.end(), false) == lost.end();
+            if (none && columns.size() == texts.size() && texts.size() > 1) {
+                best.failures.push_back({image, std::nullopt, ErrorCode::engine, reason});
+                continue;
+            }
+            for (std::size_t i = 0; i < columns.size(); ++i) {
+                const bool first = call.firsts[pairs[i].text] == columns[i];
+                if (!lost[i] || !first) continue;
+                best.failures.push_back({image, columns[i], ErrorCode::engine, reason});
+            }
+        }
+    }
+    sort_by_image(best.failures);
+    best.errors = first_reasons(best.failures, images.size(), texts);
+    search.count(best);
+    return best;
+}
+
+Best Scorer::best_images(const std::vector<std::string> &texts, const std::vector<Image> &images,
+                         std::size_t top_k, double error, const std::vector<double> &levels) const {
+    const Parts &parts = *parts_;
+    require_call(parts, images.size(), texts.size());
+    require_search(parts, top_k, error);
+    const auto numbers = parts.level_numbers(levels);
+    const auto fitted = has_probability(levels) ? parts.calibration() : std::nullopt;
+    const CallTexts call = encode_texts(parts, texts);
+
+    Best best{};
+    best.found.resize(texts.size());
+    best.failures = call.failures;
+    Bytes latents;
+    std::vector<std::size_t> places;  // of the images with a latent, the candidates
+    for (std::size_t start = 0; start < images.size(); start += parts.batch.images) {
+        const CallImages batch = encode_images(parts, images, start);
+        best.failures.insert(best.failures.end(), batch.failures.begin(), batch.failures.end());
+        const auto size = static_cast<std::ptrdiff_t>(
+            batch.rows.empty() ? 0 : batch.latents.size() / batch.rows.size());
+        for (std::size_t row = 0; row < batch.rows.size(); ++row) {
+            if (!batch.usable[row]) continue;
+            const auto first = batch.latents.begin() + static_cast<std::ptrdiff_t>(row) * size;
+            latents.insert(latents.end(), first, first + size);
+            places.push_back(batch.rows[row]);
+        }
+    }
+    std::vector<std::size_t> columns, column_of(call.firsts.size());  // what has finite states
+    for (std::size_t text = 0; text < call.firsts.size(); ++text) {
+        column_of[text] = columns.size();
+        if (call.known[text]) columns.push_back(text);
+    }
+    // One text alone would not pay for a walk through every image.
+    const Lists *lists = columns.size() > 1 ? lists_for(parts, numbers.size()) : nullptr;
+    Search search(parts, call, lists, lists ? &lists->images : nullptr, numbers, top_k, error);
+    std::vector<float> estimated;  // (images, columns)
+    const bool listed = !places.empty() && search.turn(places.size()) != Turn::all;
+    for (std::size_t start = 0; listed && start < places.size(); start += kWalked) {
+        const std::size_t end = std::min(start + kWalked, places.size());
+        std::vector<Pair> pairs;
+        for (std::size_t image = start; image < end; ++image) {
+            for (std::size_t text : columns) pairs.push_back({image, text});
+        }
+        const auto some = search.estimates(latents, pairs, end - start);
+        estimated.insert(estimated.end(), some.begin(), some.end());
+    }
+    for (std::size_t column = 0; column < texts.size() && !places.empty(); ++column) {
+        const std::size_t text = call.of_column[column];
+        if (!call.known[text]) continue;
+        std::vector<Pair> pairs;
+        for (std::size_t image = 0; image < places.size(); ++image) pairs.push_back({image, text});
+        const auto estimates = [&] {
+            std::vector<float> of_text;
+            for (std::size_t image = 0; image < places.size(); ++image) {
+                of_text.push_back(estimated[image * columns.size() + column_of[text]]);
+            }
+            return of_text;
+        };
+        std::vector<bool> lost;
+        const auto scores = search.find(latents, pairs, estimates, lost);
+        best.found[column] = best_first(scores, places, top_k, fitted);
+        const std::string reason = parts.complaint("pair scorer", "a score");
+        for (std::size_t i = 0; i < places.size() && call.firsts[text] == column; ++i) {
+            if (lost[i]) best.failures.push_back({places[i], column, ErrorCode::engine, reason});
+        }
+    }
+    sort_by_image(best.failures);
+    best.errors = first_reasons(best.failures, images.size(), texts);
+    search.count(best);
+    return best;
 }
 
 bool Scorer::has_probability(const std::vector<double> &levels) const {

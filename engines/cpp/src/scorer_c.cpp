@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <string>
+#include <vector>
 
 #include "dsd/scorer.hpp"
 #include "unicode.hpp"
@@ -24,15 +26,20 @@ std::string printable(std::string message) {
     return message;
 }
 
+template <std::size_t Size>
+void write_text(char (&target)[Size], const std::string &message) {
+    const std::string text = printable(message);
+    std::size_t length = std::min(text.size(), Size - 1);
+    // Not within a character, whose further bytes start with the bits 10.
+    while (length < text.size() && length > 0 && (text[length] & 0xC0) == 0x80) --length;
+    std::memcpy(target, text.c_str(), length);
+    target[length] = 0;
+}
+
 void write_error(dsd_error *error, dsd_status status, const std::string &message) {
     if (!error) return;
     error->status = status;
-    const std::string text = printable(message);
-    std::size_t length = std::min(text.size(), sizeof error->message - 1);
-    // Not within a character, whose further bytes start with the bits 10.
-    while (length < text.size() && length > 0 && (text[length] & 0xC0) == 0x80) --length;
-    std::memcpy(error->message, text.c_str(), length);
-    error->message[length] = 0;
+    write_text(error->message, message);
 }
 
 // No exception gets past here: where there is no memory even for a message, there is none.
@@ -70,6 +77,62 @@ dsd::Image to_image(const dsd_image &image) {
     }
     return dsd::Image::pixels(static_cast<const std::uint8_t *>(image.data), image.height,
                               image.width, image.channels);
+}
+
+// What a call is given, checked.
+struct Call {
+    Call(const dsd_scorer *scorer, const dsd_image *given, size_t image_count,
+         const char *const *given_texts, size_t text_count, const double *given_levels,
+         size_t level_count, const void *results) {
+        require(scorer && (given || image_count == 0) && (given_texts || text_count == 0) &&
+                    (given_levels || level_count == 0) && results,
+                "scorer, images, texts and what results are written to must not be NULL");
+        require(
+            std::all_of(given_texts, given_texts + text_count, [](const char *it) { return it; }),
+            "a text is NULL");
+        std::transform(given, given + image_count, std::back_inserter(images), to_image);
+        texts.assign(given_texts, given_texts + text_count);
+        levels.assign(given_levels, given_levels + level_count);
+    }
+
+    std::vector<dsd::Image> images;
+    std::vector<std::string> texts;
+    std::vector<double> levels;
+};
+
+void write_image_errors(dsd_error *errors, const std::vector<std::string> &reasons,
+                        const std::vector<dsd::Failure> &failures) {
+    if (!errors) return;
+    std::vector<dsd_status> statuses(reasons.size(), DSD_ENGINE);
+    for (const dsd::Failure &failure : failures) {
+        if (failure.code == dsd::ErrorCode::image) statuses[*failure.image] = DSD_IMAGE;
+    }
+    for (std::size_t i = 0; i < reasons.size(); ++i) {
+        write_error(&errors[i], reasons[i].empty() ? DSD_OK : statuses[i], reasons[i]);
+    }
+}
+
+double or_default(double accepted) { return accepted == 0 ? 0.01 : accepted; }
+
+void write_best(const dsd::Best &best, std::size_t top_k, dsd_found *found, dsd_search *search,
+                dsd_error *image_errors) {
+    constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+    for (const auto &ranked : best.found) {
+        for (std::size_t i = 0; i < top_k; ++i) {
+            const dsd::Found none{std::numeric_limits<std::size_t>::max(), kNone, kNone};
+            const dsd::Found &it = i < ranked.size() ? ranked[i] : none;
+            *found++ = {it.index, it.score, it.probability};
+        }
+    }
+    if (search) {
+        search->passes = best.passes;
+        search->walks = best.walks;
+        search->lists = best.lists;
+        search->audits = best.audits;
+        search->failed_audits = best.failed_audits;
+        write_text(search->warning, best.warning);
+    }
+    write_image_errors(image_errors, best.errors, best.failures);
 }
 
 }  // namespace
@@ -116,27 +179,38 @@ dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, size_t i
                      size_t level_count, float *scores, float *probabilities,
                      dsd_error *image_errors, dsd_error *error) {
     return guard(error, [&] {
-        require(scorer && (images || image_count == 0) && (texts || text_count == 0) &&
-                    (levels || level_count == 0) && scores,
-                "scorer, images, texts and scores must not be NULL");
-        require(std::all_of(texts, texts + text_count, [](const char *text) { return text; }),
-                "a text is NULL");
-        std::vector<dsd::Image> given;
-        std::transform(images, images + image_count, std::back_inserter(given), to_image);
-        const dsd::Matrix matrix = scorer->scorer.score(
-            given, {texts, texts + text_count}, std::vector<double>(levels, levels + level_count));
+        const Call call(scorer, images, image_count, texts, text_count, levels, level_count,
+                        scores);
+        const dsd::Matrix matrix = scorer->scorer.score(call.images, call.texts, call.levels);
         std::copy(matrix.scores.begin(), matrix.scores.end(), scores);
         if (probabilities) {
             std::copy(matrix.probabilities.begin(), matrix.probabilities.end(), probabilities);
         }
-        std::vector<dsd_status> statuses(image_count, DSD_ENGINE);
-        for (const dsd::Failure &failure : matrix.failures) {
-            if (failure.code == dsd::ErrorCode::image) statuses[*failure.image] = DSD_IMAGE;
-        }
-        for (std::size_t i = 0; image_errors && i < image_count; ++i) {
-            const std::string &reason = matrix.errors[i];
-            write_error(&image_errors[i], reason.empty() ? DSD_OK : statuses[i], reason);
-        }
+        write_image_errors(image_errors, matrix.errors, matrix.failures);
+    });
+}
+
+dsd_status dsd_best_texts(const dsd_scorer *scorer, const dsd_image *images, size_t image_count,
+                          const char *const *texts, size_t text_count, const double *levels,
+                          size_t level_count, size_t top_k, double accepted, dsd_found *found,
+                          dsd_search *search, dsd_error *image_errors, dsd_error *error) {
+    return guard(error, [&] {
+        const Call call(scorer, images, image_count, texts, text_count, levels, level_count, found);
+        write_best(scorer->scorer.best_texts(call.images, call.texts, top_k, or_default(accepted),
+                                             call.levels),
+                   top_k, found, search, image_errors);
+    });
+}
+
+dsd_status dsd_best_images(const dsd_scorer *scorer, const dsd_image *images, size_t image_count,
+                           const char *const *texts, size_t text_count, const double *levels,
+                           size_t level_count, size_t top_k, double accepted, dsd_found *found,
+                           dsd_search *search, dsd_error *image_errors, dsd_error *error) {
+    return guard(error, [&] {
+        const Call call(scorer, images, image_count, texts, text_count, levels, level_count, found);
+        write_best(scorer->scorer.best_images(call.texts, call.images, top_k, or_default(accepted),
+                                              call.levels),
+                   top_k, found, search, image_errors);
     });
 }
 

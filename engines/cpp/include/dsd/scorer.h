@@ -109,6 +109,41 @@ DSD_API dsd_status dsd_score(const dsd_scorer *scorer, const dsd_image *images, 
                              size_t level_count, float *scores, float *probabilities,
                              dsd_error *image_errors, dsd_error *error);
 
+/* One of the best: a text of an image, or an image of a text. */
+typedef struct dsd_found {
+    size_t index; /* among the texts, or images, that were passed; SIZE_MAX where there is none */
+    float score, probability; /* as of dsd_score */
+} dsd_found;
+
+/* What a search took. */
+typedef struct dsd_search {
+    size_t passes;        /* through the U-Net, walks included */
+    size_t walks;         /* of them, to make lists */
+    size_t lists;         /* 0: every candidate was scored at the first level */
+    size_t audits;        /* of them, lists that were scored whole */
+    size_t failed_audits; /* of them, those that would have lost one of the best */
+    char warning[512];    /* what to do where lists lose more than was accepted, or empty */
+} dsd_search;
+
+/* Finds the `top_k` best texts of each image, or images of each text, without scoring all at every
+   level. `accepted` is the accepted probability that an image, or text, loses one of them, at most
+   a half; 0 is 0.01. In matrix mode it is DSD_INPUT.
+
+   `found` has room for top_k entries of every image, or text, one's after the other, best first; of
+   equal scores the first passed leads. `search`, which may be NULL, is what it took. The other
+   arguments are those of dsd_score. The matrix scorer of a bundle with lists is opened when it is
+   first needed. */
+DSD_API dsd_status dsd_best_texts(const dsd_scorer *scorer, const dsd_image *images,
+                                  size_t image_count, const char *const *texts, size_t text_count,
+                                  const double *levels, size_t level_count, size_t top_k,
+                                  double accepted, dsd_found *found, dsd_search *search,
+                                  dsd_error *image_errors, dsd_error *error);
+DSD_API dsd_status dsd_best_images(const dsd_scorer *scorer, const dsd_image *images,
+                                   size_t image_count, const char *const *texts, size_t text_count,
+                                   const double *levels, size_t level_count, size_t top_k,
+                                   double accepted, dsd_found *found, dsd_search *search,
+                                   dsd_error *image_errors, dsd_error *error);
+
 /* What the text encoder is fed: `ids` and `mask`, which may be NULL, have room for
    dsd_max_length() numbers. `words`, which may be NULL: how many tokens the text has without BOS
    and EOS; one with more than dsd_max_length() - 2 is cut. */

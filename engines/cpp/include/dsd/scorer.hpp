@@ -79,6 +79,26 @@ struct Matrix {
     std::vector<Failure> failures;     // texts, then images and pairs in the order of the images
 };
 
+// One of the best: a text of an image, or an image of a text.
+struct Found {
+    std::size_t index;         // among the texts, or images, that were given
+    float score, probability;  // as in Matrix
+};
+
+// The best of a pruned search. Their scores and order are pair mode's own.
+struct Best {
+    // Of each image, or text: at most top_k, best first; of equal scores the first given leads.
+    std::vector<std::vector<Found>> found;
+    std::size_t passes;  // through the U-Net, walks included
+    std::size_t walks;   // of them, to make lists
+    std::size_t lists;   // 0: every candidate was scored at the first level
+    std::size_t audits;  // of them, lists that were scored whole
+    std::size_t failed_audits;
+    std::string warning;  // what to do where lists lose more than was accepted, or empty
+    std::vector<std::string> errors;  // one an image, as in Matrix
+    std::vector<Failure> failures;    // as in Matrix
+};
+
 struct Tokens {
     std::vector<std::int32_t> ids;  // BOS, words, EOS, padding
     std::vector<float> mask;        // 1 where a token counts in the score
@@ -98,6 +118,19 @@ class Scorer {
     // average over, among the bundle's; none is all of them.
     Matrix score(const std::vector<Image> &images, const std::vector<std::string> &texts,
                  const std::vector<double> &levels = {}) const;
+
+    // Finds the `top_k` best texts of each image, or images of each text, without scoring all at
+    // every level. `error` is the accepted probability that an image, or text, loses one of them,
+    // above 0 and at most a half. A bundle's lists are used where it has any for `top_k`, `levels`
+    // are all of them, and the library runs matrix mode; the matrix scorer is opened when it is
+    // first needed. Throws dsd::Error, code input, in matrix mode.
+    Best best_texts(const std::vector<Image> &images, const std::vector<std::string> &texts,
+                    std::size_t top_k, double error = 0.01,
+                    const std::vector<double> &levels = {}) const;
+    // Latents of all images are held in memory. A single text makes no list.
+    Best best_images(const std::vector<std::string> &texts, const std::vector<Image> &images,
+                     std::size_t top_k, double error = 0.01,
+                     const std::vector<double> &levels = {}) const;
 
     // Whether scores over these levels have match probabilities. They have none in a bundle that
     // none were fitted for, nor over some of its levels: `dsd-trt calibrate` fits them.

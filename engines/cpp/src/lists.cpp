@@ -1,0 +1,129 @@
+#include "lists.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <locale>
+#include <numeric>
+#include <sstream>
+
+namespace dsd {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr std::size_t kFirst = 4;         // candidates that are scored at least
+constexpr std::size_t kSmallBatch = 8;    // up to which a chunk fills batches of the engine
+constexpr std::size_t kEvery = 64;        // lists of which one is audited
+constexpr std::size_t kAfterFailure = 8;  // lists that are all audited: a change is noticed sooner
+constexpr double kImplausible = 0.05;     // probability of that many failures below which lists end
+
+// Falling estimates, those that are NaN first.
+std::vector<std::size_t> list_order(const std::vector<float> &estimates) {
+    std::vector<std::size_t> order(estimates.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    const auto known = [&](std::size_t at) {
+        return std::isnan(estimates[at]) ? std::numeric_limits<float>::infinity() : estimates[at];
+    };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return known(a) > known(b); });
+    return order;
+}
+
+// Exact probability of at least some failures in independent trials.
+double at_least(std::size_t failures, std::size_t trials, double probability) {
+    double fewer = 0, ways = 0;  // logarithm of the ways to choose i trials
+    for (std::size_t i = 0; i < failures; ++i) {
+        const auto rest = static_cast<double>(trials - i), number = static_cast<double>(i);
+        fewer += std::exp(ways + number * std::log(probability) + rest * std::log1p(-probability));
+        ways += std::log(rest) - std::log(number + 1);
+    }
+    return std::max(0.0, 1 - fewer);
+}
+
+}  // namespace
+
+double Measured::bound(double error) const {
+    // Split conformal: a new need is below the n-th smallest of `count` with a probability of at
+    // most n / (count + 1).
+    const double place = std::floor(error * (static_cast<double>(count) + 1));
+    if (place < 1) return -kInfinity;
+    if (needs.empty()) return kInfinity;
+    return needs[std::min(static_cast<std::size_t>(place), needs.size()) - 1];
+}
+
+std::optional<Rule> Rule::of(const Lists &lists, const std::map<std::size_t, Measured> &kind,
+                             std::size_t best, double error) {
+    const auto enough = kind.lower_bound(best);
+    if (enough == kind.end()) return std::nullopt;
+    const double bound = enough->second.bound(error);
+    if (bound == -kInfinity) return std::nullopt;
+    return Rule{enough->first, bound, lists.slope, lists.candidates};
+}
+
+std::size_t Rule::first_stop(std::size_t batch) const {
+    const std::size_t unit = batch <= kSmallBatch ? batch : kFirst;
+    return unit * ((std::max(kFirst, best + 3) + unit - 1) / unit);
+}
+
+std::size_t Rule::next_stop(std::size_t place, std::size_t batch) const {
+    const std::size_t unit = batch <= kSmallBatch ? batch : kFirst;
+    std::size_t chunk = unit;  // a power of two of them, at most a quarter of the place
+    while (8 * chunk <= place) chunk *= 2;
+    return place + chunk;
+}
+
+std::vector<std::size_t> Rule::follow(
+    const std::vector<float> &estimates,
+    const std::function<std::vector<float>(const std::vector<std::size_t> &)> &score,
+    std::size_t batch, std::vector<float> &scores) const {
+    std::vector<std::size_t> order = list_order(estimates);
+    std::vector<float> known;  // scores so far that are numbers, falling
+    std::size_t done = 0;
+    for (std::size_t stop = first_stop(batch);; stop = next_stop(stop, batch)) {
+        stop = std::min(stop, order.size());
+        const auto from = order.begin() + static_cast<std::ptrdiff_t>(done);
+        const std::vector<std::size_t> chunk(from,
+                                             order.begin() + static_cast<std::ptrdiff_t>(stop));
+        const std::vector<float> scored = score(chunk);
+        for (std::size_t i = 0; i < chunk.size(); ++i) {
+            scores[chunk[i]] = scored[i];
+            if (!std::isnan(scored[i])) known.push_back(scored[i]);
+        }
+        done = stop;
+        if (done == order.size()) break;
+        std::sort(known.begin(), known.end(), std::greater<float>());
+        const double following = estimates[order[done]];
+        if (known.size() < best || std::isnan(following)) continue;
+        const double place = static_cast<double>(done) * candidates;
+        const double reach = following - known[best - 1] -
+                             slope * std::log(place / static_cast<double>(order.size()));
+        if (reach < bound) break;
+    }
+    order.resize(done);
+    return order;
+}
+
+bool Audits::due() const {
+    if (more_) return true;
+    return lists_ > kEvery ? lists_ % kEvery == 0 : (lists_ & (lists_ - 1)) == 0;
+}
+
+void Audits::add(ListOutcome outcome) {
+    ++lists_;
+    const bool failed = outcome == ListOutcome::failed;
+    more_ = failed ? kAfterFailure : more_ - (more_ > 0);
+    if (outcome == ListOutcome::followed) return;
+    ++audits_;
+    failures_ += failed;
+    if (!failed || ended() || at_least(failures_, audits_, error_) >= kImplausible) return;
+    std::ostringstream text;
+    text.imbue(std::locale::classic());
+    text << failures_ << " of " << audits_
+         << " audited lists would have lost one of the best, more than an error of " << error_
+         << " explains: from there on every candidate was scored. Your images and texts differ "
+            "from those that the bundle's lists were measured on. Measure them on your own when "
+            "you export, or search without lists";
+    warning_ = text.str();
+}
+
+}  // namespace dsd

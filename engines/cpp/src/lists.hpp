@@ -1,0 +1,79 @@
+// Lists: candidates in the order of an estimate of their score, scored only as far as needed.
+// dsd_trt/lists.py states the rule; dsd_trt/bundle/lists.py has what a bundle knows of lists.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace dsd {
+
+// Lists that were followed to their end when the bundle was exported.
+struct Measured {
+    std::int32_t count;         // of these lists
+    std::vector<double> needs;  // their smallest needs, ascending; infinite ones are not stored
+
+    // The bound below which at most this share of lists is cut too early; -inf cuts none.
+    double bound(double error) const;
+};
+
+// Lists that the matrix scorer makes, by its estimate of pair mode's score.
+struct Lists {
+    std::int32_t level;                      // number of the level of the walk that makes a list
+    std::int32_t candidates;                 // of each measured list
+    double slope;                            // decrease of the reach with the place's logarithm
+    std::map<std::size_t, Measured> texts;   // by the number of best candidates
+    std::map<std::size_t, Measured> images;  // likewise
+};
+
+// Says where a list is cut: after k candidates whose reach T_k is below the bound.
+struct Rule {
+    std::size_t best;  // number of best candidates that the bound was measured for
+    double bound, slope;
+    std::int32_t candidates;
+
+    // None if the lists were not measured for that many, or not often enough for this error.
+    static std::optional<Rule> of(const Lists &lists, const std::map<std::size_t, Measured> &kind,
+                                  std::size_t best, double error);
+
+    // The first place up to which a list is scored, and the one after another.
+    std::size_t first_stop(std::size_t batch) const;
+    std::size_t next_stop(std::size_t place, std::size_t batch) const;
+
+    // Scores a list until it is cut. Returns the candidates that were scored, in its order, and
+    // writes their scores to `scores`, which has a NaN for every candidate.
+    std::vector<std::size_t> follow(
+        const std::vector<float> &estimates,
+        const std::function<std::vector<float>(const std::vector<std::size_t> &)> &score,
+        std::size_t batch, std::vector<float> &scores) const;
+};
+
+enum class ListOutcome { followed, passed, failed };  // cut by the rule alone, or audited
+
+// Notices in a call that lists lose more than was accepted, and ends them. An audited list is
+// scored whole; its audit fails if one of the best stands behind the cut.
+class Audits {
+  public:
+    explicit Audits(double error) : error_(error) {}
+
+    bool due() const;  // whether the next list is audited
+    bool ended() const { return !warning_.empty(); }
+    void add(ListOutcome outcome);
+
+    std::size_t lists() const { return lists_; }
+    std::size_t audits() const { return audits_; }
+    std::size_t failures() const { return failures_; }
+    const std::string &warning() const { return warning_; }  // empty unless they ended
+
+  private:
+    double error_;
+    std::size_t lists_ = 0, audits_ = 0, failures_ = 0;
+    std::size_t more_ = 0;  // lists to audit after a failure
+    std::string warning_;
+};
+
+}  // namespace dsd
