@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import bundles
 import numpy as np
@@ -37,12 +37,30 @@ class Options(ctypes.Structure):
 
 MODES = ("auto", "pair", "matrix")
 
+Ranked: TypeAlias = list[tuple[int, float, float]]
+"""Place, score and probability of the best of one search, best first."""
+
 
 class Image(ctypes.Structure):
     _fields_ = [
         ("path", ctypes.c_char_p),
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_size_t) for name in ("size", "height", "width", "channels")),
+    ]
+
+
+class Found(ctypes.Structure):
+    _fields_ = [
+        ("index", ctypes.c_size_t),
+        ("score", ctypes.c_float),
+        ("probability", ctypes.c_float),
+    ]
+
+
+class Search(ctypes.Structure):
+    _fields_ = [
+        *((it, ctypes.c_size_t) for it in ("passes", "walks", "lists", "audits", "failed_audits")),
+        ("warning", ctypes.c_char * 512),
     ]
 
 
@@ -93,9 +111,74 @@ class CppScorer:
         scores = np.zeros((len(images), len(texts)), np.float32)
         probabilities = np.zeros_like(scores)
         errors = (Error * len(images))()
-        encoded = [text.encode() if isinstance(text, str) else text for text in texts]
         self._call(
             self._library.dsd_score,
+            *self._given(images, texts, levels),
+            scores.ctypes.data_as(ctypes.c_void_p),
+            probabilities.ctypes.data_as(ctypes.c_void_p),
+            errors,
+        )
+        self.statuses = [error.status for error in errors]
+        return scores, probabilities, [error.message.decode() for error in errors]
+
+    def best_texts(
+        self,
+        images: Sequence[Path | bytes | NDArray[np.uint8]],
+        texts: Sequence[str | bytes],
+        top_k: int,
+        error: float = 0,
+        levels: Sequence[float] = (),
+    ) -> tuple[list[Ranked], Search, list[str]]:
+        """Best texts of each image, what the search took, and each image's error."""
+        return self._best("dsd_best_texts", len(images), images, texts, top_k, error, levels)
+
+    def best_images(
+        self,
+        images: Sequence[Path | bytes | NDArray[np.uint8]],
+        texts: Sequence[str | bytes],
+        top_k: int,
+        error: float = 0,
+        levels: Sequence[float] = (),
+    ) -> tuple[list[Ranked], Search, list[str]]:
+        """Best images of each text, likewise."""
+        return self._best("dsd_best_images", len(texts), images, texts, top_k, error, levels)
+
+    def _best(
+        self,
+        function: str,
+        count: int,
+        images: Sequence[Path | bytes | NDArray[np.uint8]],
+        texts: Sequence[str | bytes],
+        top_k: int,
+        error: float,
+        levels: Sequence[float],
+    ) -> tuple[list[Ranked], Search, list[str]]:
+        found, search = (Found * (count * top_k))(), Search()
+        errors = (Error * len(images))()
+        self._call(
+            getattr(self._library, function),
+            *self._given(images, texts, levels),
+            ctypes.c_size_t(top_k),
+            ctypes.c_double(error),
+            found,
+            ctypes.byref(search),
+            errors,
+        )
+        entries = [(it.index, it.score, it.probability) for it in found]
+        none = ctypes.c_size_t(-1).value
+        rows = [entries[start : start + top_k] for start in range(0, len(entries), top_k)]
+        ranked = [[it for it in row if it[0] != none] for row in rows]
+        return ranked, search, [error.message.decode() for error in errors]
+
+    def _given(
+        self,
+        images: Sequence[Path | bytes | NDArray[np.uint8]],
+        texts: Sequence[str | bytes],
+        levels: Sequence[float],
+    ) -> tuple[Any, ...]:
+        """The arguments that every call on images and texts begins with."""
+        encoded = [text.encode() if isinstance(text, str) else text for text in texts]
+        return (
             self._handle,
             (Image * len(images))(*map(to_image, images)),
             ctypes.c_size_t(len(images)),
@@ -103,12 +186,7 @@ class CppScorer:
             ctypes.c_size_t(len(texts)),
             (ctypes.c_double * len(levels))(*levels),
             ctypes.c_size_t(len(levels)),
-            scores.ctypes.data_as(ctypes.c_void_p),
-            probabilities.ctypes.data_as(ctypes.c_void_p),
-            errors,
         )
-        self.statuses = [error.status for error in errors]
-        return scores, probabilities, [error.message.decode() for error in errors]
 
     def has_probability(self, levels: Sequence[float] = ()) -> bool:
         """Whether scores over some levels have match probabilities; none is all levels."""

@@ -1,11 +1,13 @@
 // Prints what `dsd-trt score --bundle BUNDLE --format csv IMAGES... TEXTS` prints.
 //
 //     dsd-score [--device DEVICE] [--memory-budget-mb MB] [--mode MODE] [--no-self-check]
-//         BUNDLE IMAGES... TEXTS
+//         [--top-k K [--error E]] BUNDLE IMAGES... TEXTS
 //
 // DEVICE is cpu, cuda or cuda:N; MB bounds the memory of activations, 1024 by default; MODE is
-// auto, the default, pair or matrix. IMAGES are JPEG and PNG files, and folders of them; TEXTS is a
-// UTF-8 file with one text a line. Exits with 3 where some images, texts or pairs could not be
+// auto, the default, pair or matrix. With --top-k it prints the K best texts of each image, best
+// first, by the search of the Python command's --prune; E is the accepted probability that an image
+// loses one of them, 0.01 by default. IMAGES are JPEG and PNG files, and folders of them; TEXTS is
+// a UTF-8 file with one text a line. Exits with 3 where some images, texts or pairs could not be
 // scored, else as the Python command does.
 
 #include <algorithm>
@@ -69,8 +71,50 @@ std::string shortest(float number) {
     return std::string(digits, end);
 }
 
-int run(const std::vector<std::string> &arguments, const dsd::Options &options) {
-    const dsd::Scorer scorer(arguments.front(), options);
+struct Arguments {
+    dsd::Options options;
+    std::size_t top_k = 0;  // 0 is all
+    double error = 0.01;
+    std::vector<std::string> rest;
+};
+
+void print_row(const std::string &image, const std::string &text, float score, float probability) {
+    std::cout << cell(image) << ',' << cell(text) << ',' << shortest(score) << ','
+              << shortest(probability) << '\n';
+}
+
+// Prints the best texts of each image. Returns what could not be scored.
+std::vector<dsd::Failure> print_best(const dsd::Scorer &scorer, const Arguments &given,
+                                     const std::vector<std::string> &names,
+                                     const std::vector<dsd::Image> &images,
+                                     const std::vector<std::string> &texts) {
+    const dsd::Best best = scorer.best_texts(images, texts, given.top_k, given.error);
+    for (std::size_t image = 0; image < images.size(); ++image) {
+        for (const dsd::Found &it : best.found[image]) {
+            print_row(names[image], texts[it.index], it.score, it.probability);
+        }
+    }
+    if (!best.warning.empty()) std::cerr << "warning: " << best.warning << '\n';
+    std::cerr << "passes: " << best.passes << ", of which " << best.walks << " made lists\n";
+    return best.failures;
+}
+
+std::vector<dsd::Failure> print_all(const dsd::Scorer &scorer,
+                                    const std::vector<std::string> &names,
+                                    const std::vector<dsd::Image> &images,
+                                    const std::vector<std::string> &texts) {
+    const dsd::Matrix matrix = scorer.score(images, texts);
+    for (std::size_t i = 0; i < matrix.scores.size(); ++i) {
+        if (std::isnan(matrix.scores[i])) continue;
+        print_row(names[i / matrix.texts], texts[i % matrix.texts], matrix.scores[i],
+                  matrix.probabilities[i]);
+    }
+    return matrix.failures;
+}
+
+int run(const Arguments &given) {
+    const std::vector<std::string> &arguments = given.rest;
+    const dsd::Scorer scorer(arguments.front(), given.options);
     const auto texts = read_texts(arguments.back());
     std::vector<std::string> names;
     std::vector<dsd::Image> images;
@@ -85,24 +129,31 @@ int run(const std::vector<std::string> &arguments, const dsd::Options &options) 
                      "which rank without them. Fit them to labelled pairs: dsd-trt calibrate "
                   << arguments.front() << " --data TABLE\n";
     }
-    const dsd::Matrix matrix = scorer.score(images, texts);
     std::cout << "image,text,score,probability\n";
-    for (std::size_t i = 0; i < matrix.scores.size(); ++i) {
-        if (std::isnan(matrix.scores[i])) continue;
-        std::cout << cell(names[i / matrix.texts]) << ',' << cell(texts[i % matrix.texts]) << ','
-                  << shortest(matrix.scores[i]) << ',' << shortest(matrix.probabilities[i]) << '\n';
-    }
-    for (const dsd::Failure &failure : matrix.failures) {
+    const std::vector<dsd::Failure> failures = given.top_k
+                                                   ? print_best(scorer, given, names, images, texts)
+                                                   : print_all(scorer, names, images, texts);
+    for (const dsd::Failure &failure : failures) {
         if (failure.image) std::cerr << names[*failure.image];
         if (failure.image && failure.text) std::cerr << " and ";
         if (failure.text) std::cerr << "'" << texts[*failure.text] << "'";
         std::cerr << ": " << failure.reason << '\n';
     }
-    return matrix.failures.empty() ? 0 : 3;
+    return failures.empty() ? 0 : 3;
+}
+
+template <typename Number>
+bool read_number(const std::string &text, Number &number) {
+    const char *end = text.data() + text.size();
+    const auto read = std::from_chars(text.data(), end, number);
+    return read.ec == std::errc() && read.ptr == end;
 }
 
 // Takes the options off the front of the arguments; whether they are understood.
-bool read_options(std::vector<std::string> &arguments, dsd::Options &options) {
+bool read_options(Arguments &given) {
+    std::vector<std::string> &arguments = given.rest;
+    dsd::Options &options = given.options;
+    bool error = false;
     while (!arguments.empty() && arguments.front().compare(0, 2, "--") == 0) {
         const std::string name = arguments.front();
         const std::size_t taken = name == "--no-self-check" ? 1 : 2;
@@ -120,29 +171,33 @@ bool read_options(std::vector<std::string> &arguments, dsd::Options &options) {
             if (found == modes.end()) return false;
             options.mode = found->second;
         } else if (name == "--memory-budget-mb") {
-            const char *end = value.data() + value.size();
-            const auto read = std::from_chars(value.data(), end, options.memory_budget_mb);
-            if (read.ec != std::errc() || read.ptr != end) return false;
+            if (!read_number(value, options.memory_budget_mb)) return false;
+        } else if (name == "--top-k") {
+            if (!read_number(value, given.top_k) || given.top_k == 0) return false;
+        } else if (name == "--error") {
+            if (!read_number(value, given.error)) return false;
+            error = true;
         } else {
             return false;
         }
         arguments.erase(arguments.begin(), arguments.begin() + static_cast<std::ptrdiff_t>(taken));
     }
-    return arguments.size() >= 3;
+    return arguments.size() >= 3 && (given.top_k || !error);
 }
 
 }  // namespace
 
 int main(int argc, char **argv) {
-    std::vector<std::string> arguments(argv + 1, argv + argc);
-    dsd::Options options;
-    if (!read_options(arguments, options)) {
+    Arguments given;
+    given.rest.assign(argv + 1, argv + argc);
+    if (!read_options(given)) {
         std::cerr << "usage: dsd-score [--device cpu|cuda|cuda:N] [--memory-budget-mb MB] "
-                     "[--mode auto|pair|matrix] [--no-self-check] BUNDLE IMAGES... TEXTS\n";
+                     "[--mode auto|pair|matrix] [--no-self-check] [--top-k K [--error E]] "
+                     "BUNDLE IMAGES... TEXTS\n";
         return 2;
     }
     try {
-        return run(arguments, options);
+        return run(given);
     } catch (const dsd::Error &error) {
         std::cerr << "error: " << error.what() << '\n';
         return error.code() == dsd::ErrorCode::engine ? 4 : 2;
