@@ -673,7 +673,7 @@ def guide(language: str) -> list[str]:
 
 def test_the_guide_runs_to_the_letter(cpp_build: Path, tmp_path: Path) -> None:
     """All of its commands, in its order; `cpp_build` has run the first."""
-    (source,) = guide("cpp")
+    source = guide("cpp")[0]
     lines = [line for block in guide("sh") for line in block.splitlines()]
     installing = next(it for it, line in enumerate(lines) if "--install" in line)
     own = next(it for it, line in enumerate(lines) if "dsd-score-c" in line)
@@ -729,6 +729,10 @@ def test_sanitizers_find_nothing(small_case: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3, done.stderr  # some images are truncated
     assert len(rows(done.stdout)) > 3000
+    best = [command[0], "--top-k", "3", *small_case]
+    done = subprocess.run(best, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert len(rows(done.stdout)) > 30
     altered = Path(small_case[0]) / "tokenizer.json"
     altered.write_bytes(altered.read_bytes()[:-9])
     done = subprocess.run(command, capture_output=True, text=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from self_checked import add_self_check
 from synthetic_lists import COUNT, LEVELS, SLOPE, draw, measured
-from test_cpp import EMBEDDED, edit, rows
+from test_cpp import EMBEDDED, edit, guide, rows
 from test_cpp_image import clip_tokenizer
 
 from dsd_trt import Bundle, Scorer
@@ -350,7 +350,32 @@ def test_lists_are_read_as_strictly_as_in_python(
     assert refused.value.status == 2
 
 
-# The command
+# The guide and the command
+
+
+def test_the_guides_search_finds_what_python_finds(cpp_build: Path, tmp_path: Path) -> None:
+    texts = ["a small red cross", "a large yellow star", "a blue circle"]
+    listed_texts = ", ".join(f'"{it}"' for it in texts)
+    (tmp_path / "search.cpp").write_text(
+        "#include <cstdio>\n#include <dsd/scorer.hpp>\nint main() {\n"
+        f'const dsd::Scorer scorer("{EMBEDDED}");\n'
+        f"const std::vector<std::string> texts{{{listed_texts}}};\n{guide('cpp')[1]}}}\n"
+    )
+    image = shutil.copy(ROOT / "examples" / "images" / "lone-star.png", tmp_path / "photo.jpg")
+    library = cpp_build / "libdsd.so"
+    subprocess.run(
+        [
+            *("c++", "-std=c++17", "-Wall", "-Werror", "-I", ROOT / "engines" / "cpp" / "include"),
+            *("search.cpp", library, f"-Wl,-rpath,{cpp_build}", "-o", "search"),
+        ],
+        cwd=tmp_path,
+        check=True,
+    )
+    done = subprocess.run(["./search"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    (expected,) = Scorer.load(EMBEDDED, "onnxruntime").rank_texts(
+        [image], texts, prune=True, top_k=5
+    )
+    assert done.stdout.splitlines() == [f"{it.text} {it.score:.3f}" for it in expected]
 
 
 def test_the_example_prints_the_best_that_the_command_prints(

@@ -9,8 +9,7 @@ namespace dsd {
 namespace {
 
 constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
-constexpr double kOfList =
-    0.75;  // share of the error that a list may spend; elimination has the rest
+constexpr double kOfList = 0.75;    // share of the error for a list; elimination has the rest
 constexpr std::size_t kFirst = 16;  // candidates whose second level gives the first scatter
 
 // The number that a standard normal one exceeds with this probability, at most a half.
