@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,17 @@ def address(numbers: NDArray[Any]) -> ctypes.c_void_p:
 
 
 @pytest.mark.parametrize("kind", ["as measured", "useless", "useless later", "not finite"])
-@pytest.mark.parametrize(("best", "batch"), [(1, 1), (3, 5), (5, 32)])
+@pytest.mark.parametrize(
+    ("best", "batch", "margin"), [(1, 1, True), (3, 5, True), (5, 32, True), (3, 5, False)]
+)
 @pytest.mark.filterwarnings("ignore:.*audited lists")
 def test_lists_are_followed_audited_and_ended_as_in_python(
-    kind: str, best: int, batch: int, rule_library: ctypes.CDLL
+    kind: str, best: int, batch: int, margin: bool, rule_library: ctypes.CDLL
 ) -> None:
     rng = np.random.default_rng(best)
     known = measured(rng, 400, best)
+    if not margin:
+        known = replace(known, gaps=None)
     lists = list(draw(rng, 150))
     for number, it in enumerate(lists):
         if kind == "useless" or (kind == "useless later" and number >= 60):
@@ -86,12 +91,13 @@ def test_lists_are_followed_audited_and_ended_as_in_python(
     means = np.empty((len(lists), COUNT), np.float32)
     turns, asked = np.empty((2, len(lists)), np.int32)
     failures = np.zeros(1, np.int32)
-    needs = np.array(known.needs)
+    needs, gaps = np.array(known.needs), np.array(known.gaps or (), np.float64)
     sizes = [ctypes.c_size_t(it) for it in (len(lists), COUNT, LEVELS, best)]
     ended = rule_library.search(
         *sizes,
         *(ctypes.c_double(ERROR), ctypes.c_size_t(batch), COUNT, ctypes.c_double(SLOPE)),
         *(ctypes.c_size_t(best), known.count, ctypes.c_size_t(len(needs)), address(needs)),
+        *(ctypes.c_size_t(len(gaps)), address(gaps)),
         *map(address, (scores, estimates, means, turns, asked, failures)),
     )
 

@@ -410,17 +410,27 @@ std::map<std::size_t, Measured> read_measured(const Json &json, Fields fields) {
                              key.find_first_not_of("0123456789") == key.npos;
         require(decimal, fields.at(key), "is named by no number above 0");
         Fields lists = fields.object(key);
-        Measured measured{lists.integer("count", 1, kLargestSize), {}};
-        const Json &needs = lists.list("needs");
-        require(needs.size() <= static_cast<std::size_t>(measured.count), lists.at("needs"),
-                "has more than " + std::to_string(measured.count) + ", its count");
-        for (const Json &need : needs) {
-            require(need.is_number() && std::isfinite(need.get<double>()), lists.at("needs"),
-                    "must be of finite numbers");
-            measured.needs.push_back(need.get<double>());
-        }
+        Measured measured{lists.integer("count", 1, kLargestSize), {}, {}};
+        const auto numbers = [&](const char *name) {
+            std::vector<double> read;
+            const Json &given = lists.list(name);
+            require(given.size() <= static_cast<std::size_t>(measured.count), lists.at(name),
+                    "has more than " + std::to_string(measured.count) + ", its count");
+            for (const Json &number : given) {
+                require(number.is_number() && std::isfinite(number.get<double>()), lists.at(name),
+                        "must be of finite numbers");
+                read.push_back(number.get<double>());
+            }
+            return read;
+        };
+        measured.needs = numbers("needs");
         require(std::is_sorted(measured.needs.begin(), measured.needs.end()), lists.at("needs"),
                 "must be ascending");
+        if (lists.has("gaps")) {
+            measured.gaps = numbers("gaps");
+            require(std::is_sorted(measured.gaps.rbegin(), measured.gaps.rend()), lists.at("gaps"),
+                    "must be descending");
+        }
         lists.nothing_else();
         found[std::stoul(key)] = std::move(measured);
     }

@@ -15,7 +15,7 @@ constexpr std::size_t kFirst = 4;         // candidates that are scored at least
 constexpr std::size_t kSmallBatch = 8;    // up to which a chunk fills batches of the engine
 constexpr std::size_t kEvery = 64;        // lists of which one is audited
 constexpr std::size_t kAfterFailure = 8;  // lists that are all audited: a change is noticed sooner
-constexpr double kImplausible = 0.05;     // probability of that many failures below which lists end
+constexpr double kImplausible = 0.01;     // probability of that many failures below which lists end
 
 // Falling estimates, those that are NaN first.
 std::vector<std::size_t> list_order(const std::vector<float> &estimates) {
@@ -51,13 +51,20 @@ double Measured::bound(double error) const {
     return needs[std::min(static_cast<std::size_t>(place), needs.size()) - 1];
 }
 
+double Measured::margin(double error) const {
+    const double place = std::floor(error * (static_cast<double>(count) + 1));
+    if (place < 1 || gaps.empty()) return kInfinity;
+    return gaps[std::min(static_cast<std::size_t>(place), gaps.size()) - 1];
+}
+
 std::optional<Rule> Rule::of(const Lists &lists, const std::map<std::size_t, Measured> &kind,
                              std::size_t best, double error) {
     const auto enough = kind.lower_bound(best);
     if (enough == kind.end()) return std::nullopt;
-    const double bound = enough->second.bound(error);
+    const double bound = enough->second.bound(kOfList * error);
     if (bound == -kInfinity) return std::nullopt;
-    return Rule{enough->first, bound, lists.slope, lists.candidates};
+    const double margin = enough->second.margin((1 - kOfList) * error);
+    return Rule{enough->first, bound, lists.slope, lists.candidates, margin};
 }
 
 std::size_t Rule::first_stop(std::size_t batch) const {

@@ -12,13 +12,20 @@
 
 namespace dsd {
 
+// Share of the accepted error for the cut; what follows at further levels has the rest.
+constexpr double kOfList = 2.0 / 3;
+
 // Lists that were followed to their end when the bundle was exported.
 struct Measured {
     std::int32_t count;         // of these lists
     std::vector<double> needs;  // their smallest needs, ascending; infinite ones are not stored
+    std::vector<double> gaps;   // their largest gaps, descending; empty if they were not measured
 
     // The bound below which at most this share of lists is cut too early; -inf cuts none.
     double bound(double error) const;
+
+    // The gap that at most this share of lists exceeds; inf if it is not known.
+    double margin(double error) const;
 };
 
 // Lists that the matrix scorer makes, by its estimate of pair mode's score.
@@ -30,11 +37,13 @@ struct Lists {
     std::map<std::size_t, Measured> images;  // likewise
 };
 
-// Says where a list is cut: after k candidates whose reach T_k is below the bound.
+// Says where a list is cut: after k candidates whose reach T_k is below the bound. Of those, the
+// ones within the margin of the first level's leaders are scored at all levels.
 struct Rule {
     std::size_t best;  // number of best candidates that the bound was measured for
     double bound, slope;
     std::int32_t candidates;
+    double margin;  // inf where it was not measured: elimination takes its place
 
     // None if the lists were not measured for that many, or not often enough for this error.
     static std::optional<Rule> of(const Lists &lists, const std::map<std::size_t, Measured> &kind,

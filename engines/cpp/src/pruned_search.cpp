@@ -9,7 +9,6 @@ namespace dsd {
 namespace {
 
 constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
-constexpr double kOfList = 0.75;    // share of the error for a list; elimination has the rest
 constexpr std::size_t kFirst = 16;  // candidates whose second level gives the first scatter
 
 // The number that a standard normal one exceeds with this probability, at most a half.
@@ -88,21 +87,66 @@ struct Candidates {
     }
 };
 
-// Whether the best of all have higher scores than the best of those that a list kept.
-bool is_better(const std::vector<float> &every, const std::vector<std::size_t> &kept,
-               std::size_t best) {
-    std::vector<float> all, of_list;
-    for (float score : every) {
-        if (!std::isnan(score)) all.push_back(score);
+// The scores that are numbers, falling, at most `best` of them.
+std::vector<float> best_of(std::vector<float> scores, std::size_t best) {
+    const auto none = [](float score) { return std::isnan(score); };
+    scores.erase(std::remove_if(scores.begin(), scores.end(), none), scores.end());
+    std::sort(scores.begin(), scores.end(), std::greater<float>());
+    scores.resize(std::min(best, scores.size()));
+    return scores;
+}
+
+// Scores of one search, each asked for once.
+class Known {
+  public:
+    Known(const ScoreAt &score_at, std::size_t count, std::size_t levels)
+        : score_at_(score_at),
+          scores_(levels, std::vector<float>(count, kNone)),
+          asked_(levels, std::vector<bool>(count)) {}
+
+    std::vector<float> operator()(const std::vector<std::size_t> &some, std::size_t level) {
+        std::vector<std::size_t> missing;
+        for (std::size_t it : some) {
+            if (!asked_[level][it]) missing.push_back(it);
+        }
+        if (!missing.empty()) {
+            const std::vector<float> scored = score_at_(missing, level);
+            for (std::size_t i = 0; i < missing.size(); ++i) {
+                scores_[level][missing[i]] = scored[i];
+                asked_[level][missing[i]] = true;
+            }
+        }
+        std::vector<float> found;
+        for (std::size_t it : some) found.push_back(scores_[level][it]);
+        return found;
     }
-    for (std::size_t it : kept) {
-        if (!std::isnan(every[it])) of_list.push_back(every[it]);
+
+  private:
+    const ScoreAt &score_at_;
+    std::vector<std::vector<float>> scores_;  // by level
+    std::vector<std::vector<bool>> asked_;
+};
+
+// Means of the best of a list's candidates before the cut; NaN for all others.
+std::vector<float> within_margin(Known &known, const std::vector<std::size_t> &kept,
+                                 std::size_t count, std::size_t levels, const Rule &rule) {
+    std::vector<float> means(count, kNone);
+    const std::vector<float> first = known(kept, 0);
+    const std::vector<float> leaders = best_of(first, rule.best);
+    if (leaders.empty()) return means;
+    std::vector<std::size_t> near;
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+        if (first[i] >= leaders.back() - rule.margin) near.push_back(kept[i]);
     }
-    for (auto *scores : {&all, &of_list}) {
-        std::sort(scores->begin(), scores->end(), std::greater<float>());
-        scores->resize(std::min(best, scores->size()));
+    std::vector<double> sums(near.size());
+    for (std::size_t level = 0; level < levels; ++level) {
+        const std::vector<float> scores = known(near, level);
+        for (std::size_t i = 0; i < near.size(); ++i) sums[i] += scores[i];
     }
-    return all != of_list;  // of the same scores, so otherwise one is higher
+    for (std::size_t i = 0; i < near.size(); ++i) {
+        means[near[i]] = static_cast<float>(sums[i] / static_cast<double>(levels));
+    }
+    return means;
 }
 
 }  // namespace
@@ -155,7 +199,7 @@ PrunedSearch::PrunedSearch(std::size_t levels, std::size_t top_k, double error, 
       top_k_(top_k),
       batch_(batch),
       error_(error),
-      rule_(lists && kind ? Rule::of(*lists, *kind, top_k, kOfList * error) : std::nullopt),
+      rule_(lists && kind ? Rule::of(*lists, *kind, top_k, error) : std::nullopt),
       audits_(kOfList * error) {}
 
 Turn PrunedSearch::turn(std::size_t count) const {
@@ -166,46 +210,36 @@ Turn PrunedSearch::turn(std::size_t count) const {
 std::vector<float> PrunedSearch::find(Turn turn, const ScoreAt &score_at, std::size_t count,
                                       const std::function<std::vector<float>()> &estimates) {
     if (turn == Turn::all) return eliminate(score_at, count, levels_, top_k_, error_);
-    std::vector<float> first(count, kNone);
-    const auto at_first = [&](const std::vector<std::size_t> &some) { return score_at(some, 0); };
-    std::vector<std::size_t> kept = rule_->follow(estimates(), at_first, batch_, first);
+    Known known(score_at, count, levels_);
+    const auto cached = [&](const std::vector<std::size_t> &some, std::size_t level) {
+        return known(some, level);
+    };
+    const auto at_first = [&](const std::vector<std::size_t> &some) { return known(some, 0); };
+    std::vector<float> scores(count, kNone);
+    std::vector<std::size_t> kept = rule_->follow(estimates(), at_first, batch_, scores);
     std::sort(kept.begin(), kept.end());
+    const double rest = (1 - kOfList) * error_;
+    std::vector<float> followed;
+    if (std::isinf(rule_->margin)) {
+        const auto of_kept = [&](const std::vector<std::size_t> &some, std::size_t level) {
+            std::vector<std::size_t> candidates;
+            for (std::size_t it : some) candidates.push_back(kept[it]);
+            return known(candidates, level);
+        };
+        const std::vector<float> found = eliminate(of_kept, kept.size(), levels_, top_k_, rest);
+        followed.assign(count, kNone);
+        for (std::size_t i = 0; i < kept.size(); ++i) followed[kept[i]] = found[i];
+    } else {
+        followed = within_margin(known, kept, count, levels_, *rule_);
+    }
     if (turn == Turn::list) {
         audits_.add(ListOutcome::followed);
-        return eliminated(score_at, first, kept);
+        return followed;
     }
-    std::vector<std::size_t> every(count), cut;
-    std::iota(every.begin(), every.end(), std::size_t{0});
-    std::set_difference(every.begin(), every.end(), kept.begin(), kept.end(),
-                        std::back_inserter(cut));
-    if (!cut.empty()) {
-        const std::vector<float> scores = score_at(cut, 0);
-        for (std::size_t i = 0; i < cut.size(); ++i) first[cut[i]] = scores[i];
-    }
-    const std::vector<float> found = eliminated(score_at, first, every);
-    const bool failed = is_better(found, kept, top_k_);
+    const std::vector<float> found = eliminate(cached, count, levels_, top_k_, rest);
+    const bool failed = best_of(found, top_k_) != best_of(followed, top_k_);
     audits_.add(failed ? ListOutcome::failed : ListOutcome::passed);
     return found;
-}
-
-// Means of the candidates that were scored at the first level; NaN for all others.
-std::vector<float> PrunedSearch::eliminated(const ScoreAt &score_at,
-                                            const std::vector<float> &first,
-                                            const std::vector<std::size_t> &scored) const {
-    const auto score = [&](const std::vector<std::size_t> &some, std::size_t level) {
-        std::vector<std::size_t> candidates;
-        std::vector<float> known;
-        for (std::size_t it : some) {
-            candidates.push_back(scored[it]);
-            known.push_back(first[scored[it]]);
-        }
-        return level ? score_at(candidates, level) : known;
-    };
-    const std::vector<float> found =
-        eliminate(score, scored.size(), levels_, top_k_, (1 - kOfList) * error_);
-    std::vector<float> means(first.size(), kNone);
-    for (std::size_t i = 0; i < scored.size(); ++i) means[scored[i]] = found[i];
-    return means;
 }
 
 }  // namespace dsd

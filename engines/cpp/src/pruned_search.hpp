@@ -43,9 +43,6 @@ class PrunedSearch {
     const Audits &audits() const { return audits_; }
 
   private:
-    std::vector<float> eliminated(const ScoreAt &score_at, const std::vector<float> &first,
-                                  const std::vector<std::size_t> &scored) const;
-
     std::size_t levels_, top_k_, batch_;
     double error_;
     std::optional<Rule> rule_;

@@ -12,9 +12,10 @@ extern "C" {
 bool search(std::size_t lists, std::size_t candidates, std::size_t levels, std::size_t best,
             double error, std::size_t batch, std::int32_t measured_candidates, double slope,
             std::size_t measured_best, std::int32_t measured_count, std::size_t needs,
-            const double *need, const float *scores, const float *estimates, float *means,
-            std::int32_t *turns, std::int32_t *asked, std::int32_t *failures) {
-    const dsd::Measured measured{measured_count, {need, need + needs}};
+            const double *need, std::size_t gaps, const double *gap, const float *scores,
+            const float *estimates, float *means, std::int32_t *turns, std::int32_t *asked,
+            std::int32_t *failures) {
+    const dsd::Measured measured{measured_count, {need, need + needs}, {gap, gap + gaps}};
     const dsd::Lists known{0, measured_candidates, slope, {{measured_best, measured}}, {}};
     dsd::PrunedSearch pruned(levels, best, error, &known, &known.texts, batch);
     for (std::size_t list = 0; list < lists; ++list) {
