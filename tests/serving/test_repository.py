@@ -266,11 +266,9 @@ def test_python_models_import_nothing_of_ours_but_what_lies_beside_them(
 def test_pair_mode_serves_lists_that_were_measured(tmp_path: Path) -> None:
     """A copy of the matrix scorer, unless it is left out or nobody could ask it."""
     made = make_bundle(tmp_path / "bundle", matrix=True, trained_for="both")
-    add_plans(made, "8.6", Profile(1, 8, 32))
-    measured = {"3": Measured(100, (0.25,))}
+    measured, folder = {"3": Measured(100, (0.25,))}, tmp_path / "models"
 
-    def served(lists: Lists, engine: ServedBy = "python", **options: Any) -> bool:
-        bundle, folder = give_lists(made, lists), tmp_path / "models"
+    def served(bundle: Bundle, engine: ServedBy = "python", **options: Any) -> bool:
         written = write_repository(bundle, folder, engine, max_batch_size=8, **options)
         assert {path.name for path in folder.iterdir()} == set(written.models)
         has_matrix = "dsd_matrix_scorer" in written.models
@@ -282,13 +280,14 @@ def test_pair_mode_serves_lists_that_were_measured(tmp_path: Path) -> None:
         shutil.rmtree(folder)
         return has_matrix
 
-    of_texts = Lists(0, 10, 0.0, measured, {})
-    assert served(of_texts)
-    assert served(of_texts, "onnxruntime")
-    assert not served(of_texts, lists=False)
-    assert not served(of_texts, "tensorrt")
-    assert not served(Lists(0, 10, 0.0, {}, measured))  # nobody asks for lists of images
-    assert served(of_texts, mode="matrix", lists=False)  # which scores with it
+    assert not served(give_lists(made, Lists(0, 10, 0.0, {}, measured)))  # nobody asks for these
+    listed = give_lists(made, Lists(0, 10, 0.0, measured, {}))
+    assert served(listed)
+    assert served(listed, "onnxruntime")
+    assert not served(listed, lists=False)
+    assert served(listed, mode="matrix", lists=False)  # which scores with it
+    add_plans(listed, "8.6", Profile(1, 8, 32))
+    assert not served(listed, "tensorrt")
 
 
 def test_the_cache_of_a_ranking_takes_the_texts_of_a_request(
