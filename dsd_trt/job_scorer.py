@@ -279,7 +279,7 @@ class JobScorer:
 
         Args:
             latent: latent of the image, (1, C, h, w).
-            texts: encoded texts, (texts,).
+            texts: encoded texts to find the best of, (texts,).
             level: indices of the noise levels to average over.
             tally: counter of passes and finished pairs.
             search: the searches of this run, with their rule.

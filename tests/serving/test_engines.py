@@ -214,8 +214,10 @@ def test_what_is_not_finite_costs_its_image_text_or_pair_alone(tmp_path: Path, m
                 f"dsd_{mode}_scorer gave NaN or infinity with texts [2]",
             ]
         if mode == "pair":
-            feeds = {"images": images, "texts": texts, "top_k": np.array([3], np.int32)}
-            status, told = ask_json(server, "dsd_rank_texts", feeds)
+            top_k = np.array([3], np.int32)
+            status, told = ask_json(
+                server, "dsd_rank_texts", {"images": images, "texts": texts, "top_k": top_k}
+            )
             assert status == 200
             ranked = {it["name"]: it["data"] for it in told["outputs"]}
             order = [0, 2] if known[0] > known[1] else [2, 0]

@@ -52,8 +52,8 @@ def test_the_best_are_those_of_the_runtime(
 ) -> None:
     """A text that occurs twice is found twice; what is beyond the texts has none."""
     scorer = Scorer.load(bundle.folder, engine="onnxruntime")
-    chosen = {} if error is None else {"error": error}
-    expected = scorer.rank_texts(IMAGES, TEXTS, top_k, prune=True, **chosen)
+    told = 0.01 if error is None else error
+    expected = scorer.rank_texts(IMAGES, TEXTS, top_k, prune=True, error=told)
     answer = client("dsd_rank_texts", request(IMAGES, TEXTS, top_k, error))
     require_same(answer, expected, top_k)
     assert [*answer["image_errors"], *answer["text_errors"]] == [b""] * 10
