@@ -46,15 +46,13 @@ def rule_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if shutil.which("c++") is None:
         pytest.skip("c++ is not installed")
     path = tmp_path_factory.mktemp("search") / "search.so"
-    files = [SOURCES / "lists.cpp", SOURCES / "pruned_search.cpp"]
-    subprocess.run(
-        [
-            *("c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"),
-            *("-I", SOURCES, Path(__file__).parent / "cpp_search" / "search.cpp", *files),
-            *("-o", path),
-        ],
-        check=True,
-    )
+    command: list[str | Path] = [
+        *("c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"),
+        *("-I", SOURCES, "-o", path),
+    ]
+    command += [Path(__file__).parent / "cpp_search" / "search.cpp"]
+    command += [SOURCES / "lists.cpp", SOURCES / "pruned_search.cpp"]
+    subprocess.run(command, check=True)
     library = ctypes.CDLL(str(path))
     library.search.restype = ctypes.c_bool
     return library
