@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def test_estimates_of_no_use_are_noticed_and_leave_the_answers(
     finally:
         server.stop()
     require_same(answer, Scorer.load(listed.folder, "onnxruntime").rank_texts(PICTURES, MANY, 2), 2)
-    assert "1 of 1 audited lists would have lost one of the best" in said
+    assert re.search(r"\d+ of \d+ audited lists would have lost one of the best", said)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
