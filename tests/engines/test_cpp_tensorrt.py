@@ -39,6 +39,7 @@ from test_cpp_image import clip_tokenizer, picture
 
 from dsd_trt import Bundle, Scorer, read_bundle, write_bundle
 from dsd_trt.bundle.contract import graph_contract
+from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Plan, Profile, Sidecar, plans, write_plan
 
@@ -412,6 +413,24 @@ def test_matrix_mode_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
         assert done.returncode == 2
         assert "matrix mode does not run on TensorRT yet" in done.stderr
     assert run(bundle.folder, "--mode", "pair").returncode == 0
+
+
+def test_lists_are_left(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They need matrix mode: the search is by elimination alone."""
+    bundle = clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch, matrix=True)
+    bundle = bundles.give_lists(bundle, Lists(0, 40, 0.0, {"1": Measured(999, (9.0,))}, {}))
+    add_plans(bundle)
+    python = Scorer.load(bundle.folder, "onnxruntime")
+    texts = [f"a {color} {it}" for color in ("red", "green", "blue") for it in "abc"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), "utf-8")
+    done = run(bundle.folder, "--top-k", "1")
+    assert done.returncode == 0, done.stderr
+    assert "of which 0 made lists" in done.stderr
+    images = [tmp_path / f"{it}.png" for it in (64, 50, 200)]
+    expected = python.rank_texts(images, texts, 1)
+    assert [it["text"] for it in csv.DictReader(io.StringIO(done.stdout))] == [
+        it.text for (it,) in expected
+    ]
 
 
 @pytest.mark.parametrize(("off", "refused"), [(5e-3, False), (2e-2, True)])
