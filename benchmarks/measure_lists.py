@@ -26,7 +26,7 @@ _PREFIX = int.from_bytes(b"lists")
 
 
 class _Heard(logging.Handler):
-    """Hears how many passes a list took on average, which a ranking does not return."""
+    """Hears the average number of passes of a list, which a ranking does not return."""
 
     passes = float("nan")
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.errors import ModelError
+from dsd_trt.errors import ModelError, counted
 
 
 class TokenHeads(nn.Module):
@@ -47,8 +47,8 @@ class TokenHeads(nn.Module):
         wanted = {name: tuple(value.shape) for name, value in made.state_dict().items()}
         if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
             raise ModelError(
-                f"the adapter's token heads are not of {heads} heads and text states of {width} "
-                "numbers: they were learned with other layers, or for another model. Learn them "
+                f"the adapter's token heads are not of {counted(heads, 'head')} and text states of "
+                f"{counted(width, 'number')}: they were learned for another model. Learn them "
                 "again: dsd-trt imitate"
             )
         made.load_state_dict(dict(tensors))
@@ -67,17 +67,17 @@ def weigh(
     Args:
         words: states r_t, (..., text_tokens, D).
         token_mask: 1 where a token counts, else 0, (..., text_tokens).
-        base: a, (heads,).
-        of_token: A, (heads, D).
-        gate: v, (D,).
+        base: a, weight of each head at every token, (heads,).
+        of_token: A, what a token's state adds to it, (heads, D).
+        gate: v, the direction of states of tokens that count more, (D,).
 
     Returns:
         FP32 (..., text_tokens, heads); zeros for a text in which no token counts.
     """
-    states, counted = words.float(), token_mask.float()
+    states, mask = words.float(), token_mask.float()
     each = base + states @ of_token.T  # (..., text_tokens, heads)
     # Tokens that do not count are far below the others, so that the largest is one that does.
-    strength = states @ gate - (1 - counted) * 1e4  # (..., text_tokens)
-    share = (strength - strength.amax(dim=-1, keepdim=True)).exp() * counted
+    strength = states @ gate - (1 - mask) * 1e4  # (..., text_tokens)
+    share = (strength - strength.amax(dim=-1, keepdim=True)).exp() * mask
     share = share / share.sum(dim=-1, keepdim=True).clamp(min=1e-12)
     return each * share[..., None]
