@@ -12,13 +12,13 @@ from dsd_trt.bundle.bfloat16 import MOST_CHANGES, as_percent
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Bfloat16
 from dsd_trt.bundle.method import Mode
-from dsd_trt.engine import find_backend
+from dsd_trt.engine import BFLOAT16, find_backend
 from dsd_trt.errors import DsdError, EngineError
 from dsd_trt.log import get_logger
 from dsd_trt.pipeline import Pipeline
 from dsd_trt.train.run.memory import release_freed_memory
 
-ENGINE = "openvino-bf16"
+ENGINE = BFLOAT16
 _MEMORY = Path("/proc/meminfo")
 
 logger = get_logger(__name__)

@@ -37,6 +37,9 @@ BACKENDS: dict[str, str] = {  # imported on use
 }
 """Location of each backend by its name, as MODULE:OBJECT."""
 
+BFLOAT16 = "openvino-bf16"
+"""Name of the backend that computes in BF16."""
+
 ON_GPU = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 """Names of those that compute on a GPU: help lists them, and importing backends takes its time."""
 

@@ -42,7 +42,7 @@ DECIDING = {
     "target_precision target_recall thresholds prior limit examples questions fraction seed "
     "contenders rounds requests measured smoke method",
     "the model": "model adapter family tiny precision score_layers token_mask resize score matrix "
-    "query_pool adapter_input cuda_form verify graphs capabilities max_batch_size",
+    "query_pool adapter_input cuda_form bf16 verify no_lists graphs capabilities max_batch_size",
     "training": "loss negatives learning_rate steps validation allow_worse head_mode hard paper "
     "update_rank conditional copies rank hidden validate_every patience accumulate "
     "mixed_precision recompute refit",

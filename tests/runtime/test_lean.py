@@ -218,6 +218,7 @@ HEAVY = {
     "bench": [],
     "ranges": ["."],
     "pretrain": ["shapes", "--out", "model"],
+    "imitate": ["--data", "shapes-refcocog", "--out", "adapter"],
     "train": ["--data", "shapes-vqa", "--out", "adapter"],
     "eval": ["shapes", "--data", "shapes-vqa"],
     "ablate": ["--data", "shapes-vqa", "--out", "ablation"],

@@ -93,6 +93,7 @@ ROADS = {
         ["train", *MODEL, "--steps", "1", "--out", "adapter"],
         ["adapt", "bundle", str(ADAPTER), "--out", "adapted"],
         ["eval", "adapted", *MODEL],
+        ["imitate", "--data", "shapes-refcocog", "--limit", "60", "--out", "estimating"],
         ["ranges", "adapted", "--scenes", "1"],
         ["build", "bundle", "--engine", "tensorrt-rtx", "--graphs", "image_encoder"],
     ],

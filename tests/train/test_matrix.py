@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import tensorrt_rtx
 import torch
-from backends import open_engine
 from checkpoints import write_adapter
 from exported import Exported
 from gradients import require_gradient_is_slope
@@ -27,6 +26,7 @@ from dsd_trt.batching import MAX_TEXTS
 from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.openvino.cut import largest, lift_attention, split
+from dsd_trt.engine.openvino.matrix import OpenVinoMatrixEngine
 from dsd_trt.engine.pooled_attention import pool_attention, tile_width
 from dsd_trt.engines.macs import count_macs as count_by_tensorrt
 from dsd_trt.engines.network import parse
@@ -227,9 +227,10 @@ def test_tiles_are_for_bf16_alone(bundle: Bundle, calls: list[int | None]) -> No
         spec.name: np.ones([n if isinstance(n, int) else sizes[n] for n in spec.shape], spec.dtype)
         for spec in graph.inputs
     }
-    for engine in ("openvino", "openvino-bf16"):
-        open_engine(bundle.path(graph.file), graph, engine).run(feeds)
-    assert calls == ([None, tile_width()] if pooled_attention.available() else [])
+    for bf16 in (False, True)[: 1 + BF16]:
+        OpenVinoMatrixEngine(bundle.path(graph.file), graph, bf16=bf16).run(feeds)
+    expected = [None, tile_width()][: 1 + BF16]
+    assert calls == (expected if pooled_attention.available() else [])
 
 
 def test_its_macs_are_those_tensorrt_counts(bundle: Bundle) -> None:

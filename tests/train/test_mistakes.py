@@ -72,6 +72,7 @@ DATA_MISTAKES = [
 ]
 OF_DATA = {
     "train": "train --model model --from none --out new",
+    "imitate": "imitate --model model --adapter none --out new",
     "eval": "eval bundle",
     "eval of a model": "eval model --adapter none",
     "baseline": "baseline clip --method zero-shot",
@@ -88,6 +89,7 @@ MODEL_MISTAKES = [
 ]
 OF_MODEL = {
     "train": "train --data good.csv --out new --model",
+    "imitate": "imitate --data good.csv --out new --model",
     "eval": "eval --data good.csv",
     "ablate": "ablate --data good.csv --out new --model",
     "reproduce": "reproduce --out new --model",
@@ -104,12 +106,14 @@ ADAPTER_MISTAKES = [
 ]
 OF_ADAPTER = {
     "train": "train --data good.csv --model model --out new --from",
+    "imitate": "imitate --data good.csv --model model --out new --adapter",
     "eval": "eval model --data good.csv --adapter",
     "ablate": "ablate --data good.csv --model model --out new --adapter",
     "export": "export --model model --out new --adapter",
 }
 OF_OUT = {
     "train": "train --data good.csv --model model --from none --out",
+    "imitate": "imitate --data good.csv --model model --adapter none --out",
     "eval": "eval bundle --data good.csv --out",
     "baseline": "baseline clip --method zero-shot --data good.csv --out",
     "ablate": "ablate --data good.csv --model model --out",
