@@ -21,7 +21,7 @@ from dsd_trt.lists import list_order
 from dsd_trt.train.build import build_scoring_unet, build_token_heads
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.fewshot.encodings import encode_candidates
-from dsd_trt.train.imitation import imitation
+from dsd_trt.train.imitation import enough
 from dsd_trt.train.imitation.fit import Lessons, fit_token_heads, gather
 from dsd_trt.train.imitation.imitation import imitate, plain_heads
 from dsd_trt.train.imitation.measure import measure, score_blocks
@@ -300,7 +300,7 @@ def test_ranks_are_those_of_all_scores(checkpoint: Checkpoint) -> None:
 def test_imitation_divides_what_it_learns_from_and_measures_on(
     checkpoint: Checkpoint, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(imitation, "FEWEST", 12)
+    monkeypatch.setattr(enough, "FEWEST", 12)
     made = imitate(checkpoint, None, questions(18), seed=1)
     assert made.learned_from == 12
     assert made.after.candidates == 6

@@ -101,6 +101,11 @@ def imitate(
         note(line)
     if not questions:
         raise InputError(f"{data} has nothing to learn from: a greater --fraction takes more")
+    from dsd_trt.image.preprocess import image_identity
+    from dsd_trt.train.imitation.enough import require_enough
+
+    pairs = [pair for it in questions for pair in it.candidates]
+    require_enough(len({image_identity(it) for it, _ in pairs}), len({text for _, text in pairs}))
     note(sentence(file, adapter))
 
     from dsd_trt.train.run.libraries import hush_libraries

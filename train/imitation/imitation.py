@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dsd_trt.bundle.manifest import NOT_FITTED
-from dsd_trt.errors import InputError, counted
 from dsd_trt.pruned_search import smallest_error
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.encodings import Encodings, encode_candidates
+from dsd_trt.train.imitation.enough import require_enough
 from dsd_trt.train.imitation.fit import fit_token_heads, gather
 from dsd_trt.train.imitation.measure import Ranks, measure, score_blocks
 from dsd_trt.train.imitation.two_modes import TwoModes
@@ -19,9 +19,6 @@ from dsd_trt.train.left_out import LeftOut
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter, resize_of
 from dsd_trt.train.scoring.token_heads import TokenHeads
-
-FEWEST = 60
-"""Images, and texts, without which nothing can be learned and measured."""
 
 _MEASURED = 1 / 3  # share of the images and of the texts that lists are measured on
 
@@ -87,12 +84,7 @@ def imitate(
     images = rng.permutation(np.array(sorted(own), np.intp))
     usable = [it for it in encodings.texts.values() if isinstance(it, int)]
     texts = rng.permutation(np.array(usable, np.intp))
-    for what, found in (("image", images), ("text", texts)):
-        if len(found) < FEWEST:
-            raise InputError(
-                f"{counted(len(found), what)} that can be used: imitation takes at least {FEWEST}, "
-                "two thirds to learn from and a third to measure on. Add rows to the table"
-            )
+    require_enough(len(images), len(texts))
     apart_images, apart_texts = (round(len(it) * (1 - _MEASURED)) for it in (images, texts))
     learning = images[:apart_images]
     lessons = gather(

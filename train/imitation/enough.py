@@ -1,0 +1,27 @@
+"""The images and texts that imitation takes at least; without PyTorch, so that it is said soon."""
+
+from __future__ import annotations
+
+from dsd_trt.errors import InputError, counted
+
+FEWEST = 60
+"""Images, and texts, without which nothing can be learned and measured."""
+
+
+def require_enough(images: int, texts: int) -> None:
+    """Refuse too few images or texts.
+
+    Args:
+        images: number of images that can be used.
+        texts: number of different texts that can be used.
+
+    Raises:
+        InputError: there are fewer than `FEWEST` of one.
+    """
+    for what, found in (("image", images), ("text", texts)):
+        if found < FEWEST:
+            raise InputError(
+                f"{counted(found, what)} that can be used: imitation takes at least {FEWEST}, two "
+                "thirds to learn from and a third to measure on. Add rows to the table, or raise "
+                "--limit"
+            )
