@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from dsd_trt.bfloat16 import compare_bfloat16
-from dsd_trt.bundle.bfloat16 import MOST_CHANGES, as_percent
 from dsd_trt.bundle.folder import Bundle
 from dsd_trt.bundle.manifest import Bfloat16
 from dsd_trt.bundle.method import Mode
@@ -63,14 +62,12 @@ def measure_bfloat16(bundle: Bundle) -> dict[str, Bfloat16] | None:
         except EngineError as error:  # the graphs agreed with PyTorch, so the export is not lost
             logger.warning("BF16 was not compared with FP32 in %s mode: %s", mode, error)
             continue
-        if not measured.winner_changes <= MOST_CHANGES:
-            logger.warning(
-                "%s will be refused in %s mode: BF16 changes the winner with probability %s",
-                *(ENGINE, mode, as_percent(measured.winner_changes)),
-            )
         # NaN is no JSON; and without a figure, it is measured again where it is asked for.
-        if measured.winner_changes >= 0 and measured.difference >= 0:
-            found[mode] = replace(measured, winner_changes=float(f"{measured.winner_changes:.3g}"))
+        if not (measured.winner_changes >= 0 and measured.difference >= 0):
+            why = "scores are not finite, or all equal"
+            logger.warning("BF16 was not compared with FP32 in %s mode: %s", mode, why)
+            continue
+        found[mode] = replace(measured, winner_changes=float(f"{measured.winner_changes:.3g}"))
     return found or None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from dsd_trt.bundle.card_rows import with_rows
 from dsd_trt.bundle.manifest import Bfloat16, Manifest
 
 MOST_CHANGES = 0.005
@@ -44,8 +45,4 @@ def with_bfloat16_rows(card: str, manifest: Manifest) -> str:
 
     A card without such rows, of an older bundle, stays as it is.
     """
-    rows = _CARD_ROWS.findall(card)
-    if not rows:
-        return card
-    before, _, after = card.partition(rows[0])
-    return before + bfloat16_rows(manifest) + _CARD_ROWS.sub("", after)
+    return with_rows(card, _CARD_ROWS, bfloat16_rows(manifest))

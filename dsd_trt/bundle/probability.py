@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dsd_trt.bundle.card_rows import with_rows
 from dsd_trt.bundle.manifest import Calibration, Manifest
 from dsd_trt.bundle.method import Mode
 
@@ -124,11 +125,7 @@ def with_card_rows(card: str, manifest: Manifest) -> str:
 
     A card without such rows, of an older bundle, stays as it is.
     """
-    rows = _CARD_ROWS.findall(card)
-    if not rows:
-        return card
-    before, _, after = card.partition(rows[0])
-    return before + card_rows(manifest) + _CARD_ROWS.sub("", after)
+    return with_rows(card, _CARD_ROWS, card_rows(manifest))
 
 
 def _in_words(calibration: Calibration | None) -> str:

@@ -40,6 +40,12 @@ class Client:
         options = {"as_json": True} if self._grpc else {}
         return self.triton.get_model_metadata(model, **options)
 
+    def tensors(self, model: str) -> dict[str, tuple[str, list[int]]]:
+        """Type and shape of each input and output of a model, by its metadata."""
+        described = self.metadata(model)
+        every = (*described["inputs"], *described["outputs"])
+        return {it["name"]: (it["datatype"], [int(size) for size in it["shape"]]) for it in every}
+
     def __call__(self, model: str, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Call a model: every output by name."""
         if model not in self._types:

@@ -54,12 +54,7 @@ def test_scores_are_those_of_the_closed_form(client: Client) -> None:
 
 
 def test_metadata_says_what_a_client_needs(client: Client) -> None:
-    described = client.metadata("dsd_score")
-    tensors = {
-        it["name"]: (it["datatype"], [int(size) for size in it["shape"]])
-        for it in (*described["inputs"], *described["outputs"])
-    }
-    assert tensors == {
+    assert client.tensors("dsd_score") == {
         "images": ("BYTES", [-1]),
         "texts": ("BYTES", [-1]),
         "probabilities": ("FP32", [-1, -1]),

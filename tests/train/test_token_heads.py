@@ -21,6 +21,7 @@ from dsd_trt.lists import list_order
 from dsd_trt.train.build import build_scoring_unet, build_token_heads
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.fewshot.encodings import encode_candidates
+from dsd_trt.train.fewshot.fit import DivergedError
 from dsd_trt.train.imitation import enough
 from dsd_trt.train.imitation.fit import Lessons, fit_token_heads, gather
 from dsd_trt.train.imitation.imitation import imitate, plain_heads
@@ -28,6 +29,7 @@ from dsd_trt.train.imitation.measure import measure, score_blocks
 from dsd_trt.train.imitation.two_modes import TwoModes
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.token_heads import TokenHeads
 
@@ -137,20 +139,8 @@ def test_a_text_without_counted_tokens_has_the_offset_alone() -> None:
 
 
 def adapter(heads: TokenHeads, lists: Lists | None = LISTS) -> Adapter:
-    return Adapter(
-        prompt_config=None,
-        prompt_state={},
-        head_mode="uniform",
-        head_weights=(),
-        score="attention",
-        denoising_weight=1.0,
-        a=1.0,
-        b=0.0,
-        levels=(0.2, 0.4, 0.6, 0.8),
-        base={},
-        token_heads=heads.state_dict(),
-        lists=lists,
-    )
+    plain = Adapter.unchanged("attention", DEFAULT_LEVELS)
+    return replace(plain, token_heads=heads.state_dict(), lists=lists)
 
 
 def test_an_adapter_keeps_them(tmp_path: Path, checkpoint: Checkpoint) -> None:
@@ -269,6 +259,15 @@ def test_what_a_teacher_prefers_is_learned(checkpoint: Checkpoint) -> None:
     assert agreement(heads) > agreement(plain_heads(modes)) + 0.2
     missed = modes.estimates(heads, every[:30], texts) - taught
     assert abs(missed.mean()) < 0.2 * taught.std()  # in the teacher's units
+
+
+def test_scores_that_are_no_numbers_end_it(checkpoint: Checkpoint) -> None:
+    modes, encodings = modes_of(checkpoint, 4)
+    texts = np.arange(len(encodings.texts))
+    lessons = gather(modes, np.arange(4), texts, texts[:4], np.random.default_rng(0))
+    lessons.scores[2, 1] = np.nan
+    with pytest.raises(DivergedError, match="not finite"):
+        fit_token_heads(modes, lessons)
 
 
 def test_ranks_are_those_of_all_scores(checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dsd_trt.train.fewshot.fit import DivergedError
 from dsd_trt.train.imitation.two_modes import TwoModes
 from dsd_trt.train.scoring.token_heads import TokenHeads, weigh
 
@@ -91,8 +92,16 @@ def fit_token_heads(
         lessons: scores of images with texts in both modes.
         seed: random seed of the batches.
         progress: callback `(done, total)`, in steps.
+
+    Raises:
+        DivergedError: a score is not finite.
     """
     scores = lessons.scores
+    if not bool(scores.isfinite().all() and lessons.pooled.isfinite().all()):
+        raise DivergedError(
+            "nothing can be learned from scores that are not finite: score some of the images and "
+            "texts with dsd-trt eval, which names those that have none, and leave them out"
+        )
     unit = _SHARPNESS * float((scores - scores.mean(dim=1, keepdim=True)).std())
     target = (scores / unit).softmax(dim=1)
     distinct, places = np.unique(lessons.texts, return_inverse=True)

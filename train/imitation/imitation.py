@@ -114,7 +114,7 @@ def imitate(
         "candidates": after.candidates,
         "seed": seed,
     }
-    base = adapter or _no_adapter(checkpoint, modes)
+    base = adapter or Adapter.unchanged("attention", modes.scoring.levels, checkpoint.weight_hashes)
     made = replace(
         base,
         # A calibration of matrix mode was of other scores.
@@ -143,19 +143,3 @@ def _own_texts(
     examples = encodings.examples(questions, left_out.add)
     images, texts = examples.images[examples.right], examples.texts[examples.right]
     return dict(zip(images.tolist(), texts.tolist(), strict=True)), left_out
-
-
-def _no_adapter(checkpoint: Checkpoint, modes: TwoModes) -> Adapter:
-    """An adapter that changes nothing."""
-    return Adapter(
-        prompt_config=None,
-        prompt_state={},
-        head_mode="uniform",
-        head_weights=(),
-        score="attention",
-        denoising_weight=1.0,
-        a=NOT_FITTED.a,
-        b=NOT_FITTED.b,
-        levels=modes.scoring.levels,
-        base=checkpoint.weight_hashes,
-    )

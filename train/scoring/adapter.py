@@ -89,6 +89,30 @@ class Adapter:
     token_heads: Mapping[str, Tensor] = field(default_factory=dict)
     lists: Lists | None = None
 
+    @classmethod
+    def unchanged(
+        cls, score: ScoreKind, levels: tuple[float, ...] = (), base: Mapping[str, str] | None = None
+    ) -> Adapter:
+        """An adapter without prompts, head weights, updates and calibration.
+
+        Args:
+            score: score it is of, see `Method` of the bundle.
+            levels: noise levels s; empty if unknown.
+            base: sha256 of each weight file of the base model; None if unknown.
+        """
+        return cls(
+            prompt_config=None,
+            prompt_state={},
+            head_mode="uniform",
+            head_weights=(),
+            score=score,
+            denoising_weight=1.0,
+            a=NOT_FITTED.a,
+            b=NOT_FITTED.b,
+            levels=levels,
+            base=base or {},
+        )
+
     def save(self, folder: Path) -> None:
         """Write `adapter.safetensors` and `adapter.json`, which records the former's sha256.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +64,8 @@ def read_released(path: Path) -> Adapter:
             raise InputError(f"{path}: the two matrices of {layer} are of different rank")
     if not changes:
         raise InputError(f"{path} holds no tensors")
-    return Adapter(
-        prompt_config=None,
-        prompt_state={},
-        head_mode="uniform",
-        head_weights=(),
-        score="released",
-        denoising_weight=1.0,
-        a=1.0,
-        b=0.0,
-        levels=(),
-        base={},
+    return replace(
+        Adapter.unchanged("released"),
         training={"imported": path.name, "tensors": len(changes)},
         merged=changes,
     )
