@@ -14,7 +14,9 @@ logger = get_logger(__name__)
 
 
 def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backend | None) -> Mode:
-    """The requested mode, with a warning if the adapter was trained for the other one.
+    """The requested mode, with a warning if the adapter was trained for the other one alone.
+
+    Matrix mode with lists is not warned of: its token heads were learned to estimate pair mode.
 
     Args:
         manifest: manifest of the bundle to score with.
@@ -31,7 +33,9 @@ def choose_mode(manifest: Manifest, mode: Mode | Literal["auto"], backend: Backe
         raise InputError(
             f"{mode} mode does not run on {backend.name} yet: use --engine {', '.join(others)}"
         )
-    if trained not in (None, "both", mode):
+    matrix = manifest.matrix if mode == "matrix" else None
+    estimates = matrix is not None and matrix.lists is not None
+    if trained not in (None, "both", mode) and not estimates:
         logger.warning(
             "the bundle's adapter was trained for %s mode: its scores in %s mode are worse",
             trained,

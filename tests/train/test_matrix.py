@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.batching import MAX_TEXTS
+from dsd_trt.bundle.lists import Lists
 from dsd_trt.bundle.method import Mode
 from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.openvino.cut import largest, lift_attention, split
@@ -319,6 +320,17 @@ def test_another_mode_than_it_was_trained_for_is_warned_of(
     with caplog.at_level(logging.WARNING):
         assert Scorer(told, "onnxruntime", mode=asked).mode == chosen
     assert ("was trained for" in caplog.text) == warned
+
+
+def test_matrix_mode_that_estimates_pair_mode_is_not_warned_of(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = replace(bundle.manifest.method, trained_for="pair")
+    assert bundle.manifest.matrix is not None
+    matrix = replace(bundle.manifest.matrix, lists=Lists(0, 100, 0.01, {}, {}))
+    manifest = replace(bundle.manifest, method=method, matrix=matrix)
+    assert Scorer(Bundle(bundle.folder, manifest), "onnxruntime", mode="matrix").mode == "matrix"
+    assert "was trained for" not in caplog.text
 
 
 def test_a_bundle_without_it_says_how_to_get_it(fed_fp32: Bundle) -> None:
