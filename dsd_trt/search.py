@@ -3,7 +3,8 @@
 Successive elimination: all candidates are scored at one level; those that can still be among the
 best are scored at the next. A candidate's scores at single levels scatter about their mean. The
 scatter is measured on candidates scored at two or more levels. It bounds how far a mean over some
-levels may lie from the mean over all.
+levels may lie from the mean over all. Neighbouring levels agree more than distant ones, so the
+first two are the lowest and the highest: the scatter between neighbours would promise too much.
 
 `dsd_trt.lists` can spare most candidates even the first level.
 """
@@ -31,7 +32,7 @@ def eliminate(
 
     A candidate is compared with the last of the `best` leaders over the levels both were scored at.
     It is dropped once it would overtake that leader with a probability below `error`, which all
-    candidates share. The probability assumes normal and independent scatter of the levels.
+    candidates share. The probability assumes normal scatter, independent between levels.
 
     Args:
         score_at: function of candidate indices and a level, returning scores; NaN drops a
@@ -44,9 +45,10 @@ def eliminate(
     Returns:
         Means over all levels, (count,); NaN for dropped candidates.
     """
-    scores = np.full((count, levels), np.nan)
+    order = level_order(levels)
+    scores = np.full((count, levels), np.nan)  # columns in that order
     every = np.arange(count)
-    scores[:, 0] = score_at(every, 0)
+    scores[:, 0] = score_at(every, order[0])
     seen = np.ones(count, np.intp)  # levels scored so far, (candidates,)
     alive = ~np.isnan(scores[:, 0])
     z = NormalDist().inv_cdf(1 - error / max(count, 2))
@@ -58,11 +60,18 @@ def eliminate(
         turn = np.flatnonzero(unfinished & (seen == least))
         if seen.max() == 1:  # no estimate of the scatter yet
             turn = turn[np.argsort(-scores[turn, 0], kind="stable")[: max(_FIRST, 4 * best)]]
-        scores[turn, least] = score_at(turn, int(least))
+        scores[turn, least] = score_at(turn, order[least])
         seen[turn] += 1
         alive[turn] &= ~np.isnan(scores[turn, least])
         alive &= ~_hopeless(scores, seen, alive, best, z)
-    return np.where(alive, scores.mean(axis=1), np.nan).astype(np.float32)
+    # Summed by level, so that a mean is that of a search for all to the last bit.
+    means = scores[:, np.argsort(order)].mean(axis=1)
+    return np.where(alive, means, np.nan).astype(np.float32)
+
+
+def level_order(levels: int) -> list[int]:
+    """Noise levels in the order in which a search scores them: the two ends first."""
+    return [0, levels - 1, *range(1, levels - 1)][:levels]
 
 
 def _hopeless(

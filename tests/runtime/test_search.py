@@ -47,6 +47,19 @@ def test_the_best_are_lost_no_more_often_than_accepted(best: int, scatter: float
     assert np.mean(same) >= 0.99
 
 
+def test_the_best_are_not_lost_where_neighbouring_levels_agree() -> None:
+    """Scores that drift from level to level: the first two say little of the last."""
+    rng = np.random.default_rng(11)
+    drift = np.array([-0.3, -0.25, -0.15, 0.7])
+    lost = 0
+    for _ in range(400):
+        means = rng.normal(size=(60, 1))
+        scores = means + rng.normal(size=(60, 1)) * drift + 0.02 * rng.normal(size=(60, LEVELS))
+        found = eliminate(Table(scores), 60, LEVELS, 1, error=0.01)
+        lost += not same_best(found[None], scores.mean(axis=1)[None], 1)[0]
+    assert lost <= 4
+
+
 def test_the_less_levels_scatter_the_more_is_saved() -> None:
     rng = np.random.default_rng(3)
     asked = []
@@ -136,7 +149,10 @@ def test_a_scorer_finds_a_texts_best_images(bundle: Bundle) -> None:
     found = scorer.rank(
         "a red circle", [*pictures, b""], 3, progress=lambda *it: told.append(it), prune=True
     )
-    assert found == scorer.rank("a red circle", pictures, 3)
+    full = scorer.rank("a red circle", pictures, 3)
+    assert [it.index for it in found] == [it.index for it in full]
+    # The engine rounds differently in batches of other sizes.
+    assert [it.score for it in found] == pytest.approx([it.score for it in full], abs=1e-6)
     assert told[-1] == (81, 81)
 
 

@@ -21,10 +21,18 @@ double exceeded_with(double probability) {
     return low;
 }
 
+// Noise levels in the order in which a search scores them: the two ends first.
+std::vector<std::size_t> level_order(std::size_t levels) {
+    std::vector<std::size_t> order(levels);
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    if (levels > 2) std::rotate(order.begin() + 1, order.end() - 1, order.end());
+    return order;
+}
+
 // Candidates of one search, with their scores at the levels so far.
 struct Candidates {
     std::size_t levels;
-    std::vector<double> scores;     // (candidates, levels)
+    std::vector<double> scores;     // (candidates, levels), columns in the order of `level_order`
     std::vector<std::size_t> seen;  // levels scored so far
     std::vector<bool> alive;
 
@@ -155,10 +163,11 @@ std::vector<float> eliminate(const ScoreAt &score_at, std::size_t count, std::si
                              std::size_t best, double error) {
     Candidates all{levels, std::vector<double>(count * levels, std::nan("")),
                    std::vector<std::size_t>(count), std::vector<bool>(count, true)};
-    const auto score = [&](const std::vector<std::size_t> &some, std::size_t level) {
-        const std::vector<float> scored = score_at(some, level);
+    const std::vector<std::size_t> order = level_order(levels);
+    const auto score = [&](const std::vector<std::size_t> &some, std::size_t column) {
+        const std::vector<float> scored = score_at(some, order[column]);
         for (std::size_t i = 0; i < some.size(); ++i) {
-            all.scores[some[i] * levels + level] = scored[i];
+            all.scores[some[i] * levels + column] = scored[i];
             ++all.seen[some[i]];
             if (std::isnan(scored[i])) all.alive[some[i]] = false;
         }
@@ -186,9 +195,14 @@ std::vector<float> eliminate(const ScoreAt &score_at, std::size_t count, std::si
         score(turn, least);
         all.drop_hopeless(best, z);
     }
+    // Summed by level, so that a mean is that of a search for all to the last bit.
     std::vector<float> means;
     for (std::size_t it = 0; it < count; ++it) {
-        means.push_back(all.alive[it] ? static_cast<float>(all.mean(it, levels)) : kNone);
+        std::vector<double> by_level(levels);
+        for (std::size_t i = 0; i < levels; ++i) by_level[order[i]] = all.scores[it * levels + i];
+        const double sum = std::accumulate(by_level.begin(), by_level.end(), 0.0);
+        means.push_back(all.alive[it] ? static_cast<float>(sum / static_cast<double>(levels))
+                                      : kNone);
     }
     return means;
 }
