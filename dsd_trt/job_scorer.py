@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from dsd_trt.jobs import Decoded, Given, Job, Scored, Tally, TextScores, decoded
 from dsd_trt.lists import Rule
 from dsd_trt.log import get_logger
 from dsd_trt.pipeline import EncodedTexts, Pipeline
-from dsd_trt.pruned_search import PrunedSearch, Turn
+from dsd_trt.pruned_search import PrunedSearch, Turn, answered_together
 from dsd_trt.ranking import checked_count
 from dsd_trt.results import Failure
 from dsd_trt.text_cache import TextCache
@@ -32,6 +32,24 @@ logger = get_logger(__name__)
 
 Latent: TypeAlias = NDArray[Any] | ImageError
 """Latent z of an image, or the reason why there is none."""
+
+
+class Sought(NamedTuple):
+    """A search: its candidates are pairs of an image and a text.
+
+    Attributes:
+        image_of: place of each pair's image among the latents, (candidates,).
+        text_of: place of each pair's text among the encoded ones, (candidates,).
+        turn: what to score at the first level.
+        estimates: estimates of the scores, (candidates,); None without a list.
+        walks: number of walks that made its list alone.
+    """
+
+    image_of: NDArray[np.intp]
+    text_of: NDArray[np.intp]
+    turn: Turn
+    estimates: NDArray[np.float32] | None
+    walks: int = 0
 
 
 class JobScorer:
@@ -166,31 +184,40 @@ class JobScorer:
             yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
             return
         if search is not None:
-            for job, z in jobs:
-                turn = search.turn(len(job.texts))
-                find = partial(self.best_texts, z[None], texts[job.texts], level, tally, search)
-                # What a search scores depends on its turn: a part of another turn is another part.
-                of = (z, job.texts, np.array(turn))
-                found = _known_or_scored(partial(find, turn), of, tally, len(level), journal)
-                search.note(found.listed, found.passes)
-                yield found
+            texts_of = [job.texts for job, _ in jobs]
+            yield from self.best_texts(latent, texts_of, texts, level, tally, search, journal)
             return
         image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
+        parts = self._score_pairs(latent, texts, image_of, text_of, level, tally, journal)
+        yield from _by_job(parts, [len(job.texts) for job, _ in jobs], len(level))
+
+    def _score_pairs(
+        self,
+        latent: NDArray[Any],
+        texts: EncodedTexts,
+        image_of: NDArray[np.intp],
+        text_of: NDArray[np.intp],
+        level: NDArray[np.int32],
+        tally: Tally,
+        journal: Journal | None,
+    ) -> Iterator[Scored]:
+        """Score pairs of images and texts, part by part where a journal keeps them."""
         size = self._pipeline.whole_batches(len(level)) if journal else len(image_of)
-        parts = (slice(start, start + size) for start in range(0, len(image_of), size))
+        for start in range(0, len(image_of), size):
+            images, columns = image_of[start : start + size], text_of[start : start + size]
 
-        def scored(part: slice) -> Scored:
-            images, columns = image_of[part], text_of[part]
-
-            def score() -> TextScores:
+            def score(
+                images: NDArray[np.intp] = images, columns: NDArray[np.intp] = columns
+            ) -> TextScores:
                 scores = self._pipeline.score(latent, texts, images, columns, level, tally.add)
                 return TextScores.of(scores)
 
-            of = (latent[images[0] : images[-1] + 1], images - images[0], columns)
-            return _known_or_scored(_counted(score, tally), of, tally, len(level), journal)
-
-        yield from _by_job(map(scored, parts), [len(job.texts) for job, _ in jobs], len(level))
+            of: tuple[NDArray[Any], ...] = ()
+            if journal:
+                used, places = np.unique(images, return_inverse=True)
+                of = (latent[used], places, columns, level)
+            yield _known_or_scored(_counted(score, tally), of, tally, len(level), journal)
 
     def open_search(
         self, of: Kind | None, level: NDArray[np.int32], top_k: int, error: float
@@ -215,38 +242,50 @@ class JobScorer:
         self,
         latent: NDArray[Any],
         texts: EncodedTexts,
+        sought: Sequence[Sought],
         level: NDArray[np.int32],
         tally: Tally,
         search: PrunedSearch,
-        turn: Turn,
-        estimates: Callable[[], NDArray[np.float32]] | None = None,
-    ) -> Scored:
-        """Scores of the best candidates: texts for one image, or images for one text.
+        journal: Journal | None = None,
+    ) -> list[Scored]:
+        """Scores of the best candidates of several searches, which are made together.
 
         Args:
             latent: latents of the images, (images, C, h, w).
-            texts: encoded texts, one if there are several images.
+            texts: encoded texts.
+            sought: the searches, each with its pairs and its turn.
             level: indices of the noise levels to average over.
             tally: counter of passes and finished pairs.
             search: the searches of this run, with their rule.
-            turn: what to score at the first level, from `search`.
-            estimates: function that returns estimates of the scores, (candidates,).
+            journal: journal of the run, which gets the scores of every request.
         """
-        images, count = len(latent), max(len(latent), len(texts.mask))
-        finished, passes = tally.finished, tally.passes
-        lost = np.zeros(count, np.bool_)
+        passes = [it.walks for it in sought]
+        lost = [np.zeros(len(it.image_of), np.bool_) for it in sought]
 
-        def score_at(candidates: NDArray[np.intp], place: int) -> NDArray[np.float32]:
-            one = np.zeros_like(candidates)
-            image_of, text_of = (one, candidates) if images == 1 else (candidates, one)
+        def score(parts: Sequence[tuple[int, NDArray[np.intp]]], place: int) -> list[NDArray[Any]]:
+            image_of = np.concatenate([sought[it].image_of[some] for it, some in parts])
+            text_of = np.concatenate([sought[it].text_of[some] for it, some in parts])
             at = level[place : place + 1]
-            scores = self._pipeline.score(latent, texts, image_of, text_of, at, tally.add)
-            lost[candidates] |= np.isnan(scores)
-            return scores
+            scored = self._score_pairs(latent, texts, image_of, text_of, at, tally, journal)
+            results = [it.result for it in scored]
+            found = [it.scores for it in results if isinstance(it, TextScores)]
+            ends = np.cumsum([len(some) for _, some in parts])
+            each = np.split(np.concatenate(found), ends[:-1])
+            for (number, some), scores in zip(parts, each, strict=True):
+                passes[number] += len(some)
+                lost[number][some] |= np.isnan(scores)
+            return each
 
-        found = search.find(turn, score_at, count, estimates)
-        tally.skip(count * len(level) - (tally.finished - finished))
-        return Scored(TextScores(found.scores, lost), tally.passes - passes, found.outcome)
+        every = [
+            search.steps(it.turn, len(it.image_of), it.estimates, len(sought)) for it in sought
+        ]
+        results = []
+        for number, found in enumerate(answered_together(every, score)):
+            it = sought[number]
+            tally.skip(len(it.image_of) * len(level) - (passes[number] - it.walks))
+            result = TextScores(found.scores, lost[number])
+            results.append(Scored(result, passes[number], found.outcome))
+        return results
 
     def estimates(
         self, latent: NDArray[Any], texts: EncodedTexts, tally: Tally
@@ -269,27 +308,46 @@ class JobScorer:
     def best_texts(
         self,
         latent: NDArray[Any],
+        texts_of: Sequence[NDArray[np.intp]],
         texts: EncodedTexts,
         level: NDArray[np.int32],
         tally: Tally,
         search: PrunedSearch,
-        turn: Turn,
-    ) -> Scored:
-        """Scores of the best texts of one image, with a list where the search makes one.
+        journal: Journal | None = None,
+    ) -> Iterator[Scored]:
+        """Scores of the best texts of each image, with lists where the search makes some.
 
         Args:
-            latent: latent of the image, (1, C, h, w).
-            texts: encoded texts to find the best of, (texts,).
+            latent: latents of the images, (images, C, h, w).
+            texts_of: places of the texts to find each image's best of, (images,) of (texts,).
+            texts: encoded texts.
             level: indices of the noise levels to average over.
             tally: counter of passes and finished pairs.
-            search: the searches of this run, with their rule.
-            turn: what to score at the first level, from `search`.
+            search: the searches of this run, with their rule, which are noted.
+            journal: journal of the run, which gets the scores of every request.
         """
-
-        def estimates() -> NDArray[np.float32]:
-            return self.estimates(latent, texts, tally)[0]
-
-        return self.search(latent, texts, level, tally, search, turn, estimates)
+        longest, done = max(map(len, texts_of)), 0
+        while done < len(latent):
+            some = slice(done, done + search.together(longest))
+            z, of_some = latent[some], texts_of[some]
+            done += len(z)
+            turns = search.turns(list(map(len, of_some)))
+            listed = [number for number, turn in enumerate(turns) if turn != "all"]
+            estimates: dict[int, NDArray[np.float32]] = {}
+            for group in _alike([of_some[number] for number in listed]):
+                numbers = [listed[it] for it in group]
+                of_group = self.estimates(z[numbers], texts[of_some[numbers[0]]], tally)
+                estimates |= dict(zip(numbers, of_group, strict=True))
+            sought = [
+                Sought(
+                    *(np.full(len(of_image), number), of_image, turn),
+                    *(estimates.get(number), int(number in estimates)),
+                )
+                for number, (of_image, turn) in enumerate(zip(of_some, turns, strict=True))
+            ]
+            for found in self.search(z, texts, sought, level, tally, search, journal):
+                search.note(found.listed, found.passes)
+                yield found
 
     def require_search(self, top_k: int) -> None:
         """Refuse a search for the best if the mode does not support it.
@@ -334,6 +392,14 @@ class JobScorer:
         if np.isfinite(latent).all():
             return latent
         return ImageError(self._pipeline.complaint("image_encoder", "a latent"))
+
+
+def _alike(texts_of: Sequence[NDArray[np.intp]]) -> list[list[int]]:
+    """Places of images, grouped by their texts: those of a group have the same."""
+    groups: dict[bytes, list[int]] = {}
+    for place, of_image in enumerate(texts_of):
+        groups.setdefault(of_image.tobytes(), []).append(place)
+    return list(groups.values())
 
 
 def _counted(score: Callable[[], TextScores], tally: Tally) -> Callable[[], Scored]:

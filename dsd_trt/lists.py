@@ -13,7 +13,7 @@ which holds for lists like those. `Audits` notices in a run if its lists are not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.lists import Kind, Lists
 from dsd_trt.log import get_logger
+from dsd_trt.search import Request, Steps
 
 logger = get_logger(__name__)
 
@@ -190,17 +191,13 @@ class Rule:
         return next(self.stops(count, batch))
 
     def follow(
-        self,
-        estimates: NDArray[np.floating[Any]],
-        score: Callable[[NDArray[np.intp]], NDArray[np.floating[Any]]],
-        batch: int,
-    ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+        self, estimates: NDArray[np.floating[Any]], batch: int
+    ) -> Steps[tuple[NDArray[np.intp], NDArray[np.float64]]]:
         """Score a list until it is cut.
 
         Args:
             estimates: estimates of the scores, (candidates,).
-            score: function of candidates that returns their scores at the first noise level.
-            batch: number of passes per run of the engine.
+            batch: number of passes per run of the engine that this list may have.
 
         Returns:
             The candidates that were scored, in the order of the list, and their scores.
@@ -210,7 +207,7 @@ class Rule:
         scores = np.full(len(order), np.nan)
         done = 0
         for stop in self.stops(len(order), batch):
-            scores[done:stop] = score(order[done:stop])
+            scores[done:stop] = yield Request(order[done:stop], 0)
             done = stop
             if done < len(order) and self._cuts(done, in_order, scores):
                 break
@@ -247,20 +244,19 @@ class Audits:
         self.ended = False
         self._more = 0  # lists to audit after a failure
 
-    @property
-    def due(self) -> bool:
-        """Whether the next list is audited."""
-        number = self.lists
-        if self._more:
+    def due(self, ahead: int = 0) -> bool:
+        """Whether a list is audited: the next one, or the one that many lists after it."""
+        number = self.lists + ahead
+        if self._more > ahead:
             return True
         return number % _EVERY == 0 if number > _EVERY else number & (number - 1) == 0
 
     def add(self, outcome: Outcome) -> None:
         """Count a list, and warn once too many have failed."""
         self.lists += 1
-        self._more = _AFTER_FAILURE if outcome == "failed" else max(0, self._more - 1)
         if outcome == "followed":
             return
+        self._more = _AFTER_FAILURE if outcome == "failed" else max(0, self._more - 1)
         self.audits += 1
         self.failures += outcome == "failed"
         if outcome == "failed" and not self.ended:

@@ -1,12 +1,13 @@
 """Pruned search: the best candidates of one search after another, and their lists.
 
 A search first scores candidates at the first noise level: all of them, or those of its list before
-the cut (`dsd_trt.lists`). Elimination at further levels follows (`dsd_trt.search`).
+the cut (`dsd_trt.lists`). Elimination at further levels follows (`dsd_trt.search`). Searches can be
+made together, so that what they request fills the engine's batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,12 +16,14 @@ from numpy.typing import NDArray
 from dsd_trt.errors import counted
 from dsd_trt.lists import OF_LIST, Audits, Outcome, Rule
 from dsd_trt.log import get_logger
-from dsd_trt.search import eliminate
+from dsd_trt.search import Request, Result, Steps, answered, elimination
 
 logger = get_logger(__name__)
 
 ERROR = 0.01
 """Accepted probability that a search loses one of the best, unless the caller says another."""
+
+_TOGETHER, _HELD = 32, 1_000_000  # searches that are made together, and their candidates
 
 ScoreAt: TypeAlias = Callable[[NDArray[np.intp], int], NDArray[np.floating[Any]]]
 """Function of candidates and a level that returns scores; NaN drops a candidate."""
@@ -75,40 +78,82 @@ class PrunedSearch:
         self._audits = Audits(OF_LIST * error)
         self._passes = 0  # of searches with a list
 
+    def together(self, candidates: int) -> int:
+        """Number of searches that may be made together next, of so many candidates each.
+
+        Lists are no more than those before them, so that a useless estimate is noticed by the first
+        audits. Memory bounds them too.
+        """
+        bound = max(1, min(_TOGETHER, _HELD // max(1, candidates)))
+        if self._rule is None or self._audits.ended:
+            return bound
+        return max(1, min(bound, self._audits.lists))
+
     def turn(self, count: int) -> Turn:
         """What the next search is to score at the first level, of `count` candidates."""
-        rule = self._rule
-        if rule is None or self._audits.ended or count <= rule.first_stop(count, self._batch):
-            return "all"
-        return "audit" if self._audits.due else "list"
+        return self.turns([count])[0]
+
+    def turns(self, counts: Sequence[int]) -> list[Turn]:
+        """The same of the next searches, which are made together: `counts` of their candidates."""
+        turns = list[Turn]()
+        rule, lists = self._rule, 0
+        for count in counts:
+            if rule is None or self._audits.ended or count <= rule.first_stop(count, self._batch):
+                turns.append("all")
+            else:
+                turns.append("audit" if self._audits.due(lists) else "list")
+                lists += 1
+        return turns
 
     def find(
         self,
         turn: Turn,
         score_at: ScoreAt,
         count: int,
-        estimates: Callable[[], NDArray[np.floating[Any]]] | None = None,
+        estimates: NDArray[np.floating[Any]] | None = None,
     ) -> Found:
-        """Find the best of some candidates.
+        """Find the best of some candidates, in a search that is made alone.
 
         Args:
             turn: what to score at the first level, from `turn`.
             score_at: function of candidates and a level that returns scores.
             count: number of candidates, at least 1.
-            estimates: function that returns estimates of the scores, (candidates,); called for a
-                list alone.
+            estimates: estimates of the scores, (candidates,), which a list needs.
+        """
+        return answered(self.steps(turn, count, estimates), score_at)
+
+    def steps(
+        self,
+        turn: Turn,
+        count: int,
+        estimates: NDArray[np.floating[Any]] | None = None,
+        together: int = 1,
+    ) -> Steps[Found]:
+        """The search for the best of some candidates.
+
+        Args:
+            turn: what to score at the first level, from `turns`.
+            count: number of candidates, at least 1.
+            estimates: estimates of the scores, (candidates,), which a list needs.
+            together: number of searches that are made together.
         """
         if turn == "all" or self._rule is None or estimates is None:
-            every = eliminate(score_at, count, self._levels, self._top_k, self._error)
+            every = yield from elimination(count, self._levels, self._top_k, self._error)
             return Found(every, None)
-        known = _Scores(score_at, count, self._levels)
-        kept, _ = self._rule.follow(estimates(), lambda some: known(some, 0), self._batch)
-        followed = self._best_of(known, np.sort(kept), self._rule)
+        known, all_of_them = _Scores(count, self._levels), np.arange(count)
+        list_of_it = self._rule.follow(estimates, self._shared(together))
+        kept, _ = yield from known.spared(list_of_it, all_of_them)
+        followed = yield from self._best_of(known, np.sort(kept), self._rule)
         if turn == "list":
             return Found(followed, "followed")
         rest = (1 - OF_LIST) * self._error
-        found = eliminate(known, count, self._levels, self._top_k, rest)
+        elimination_of_all = elimination(count, self._levels, self._top_k, rest)
+        found = yield from known.spared(elimination_of_all, all_of_them)
         return Found(found, "failed" if _is_better(found, followed, self._top_k) else "passed")
+
+    def _shared(self, together: int) -> int:
+        """Number of passes per run of the engine that each search may have."""
+        return max(1, self._batch // max(1, together))
 
     def note(self, outcome: Outcome | None, passes: int) -> None:
         """Count a search of this run, or of the run that this one resumes.
@@ -137,7 +182,9 @@ class PrunedSearch:
                 audits.failures,
             )
 
-    def _best_of(self, known: _Scores, kept: NDArray[np.intp], rule: Rule) -> NDArray[np.float32]:
+    def _best_of(
+        self, known: _Scores, kept: NDArray[np.intp], rule: Rule
+    ) -> Steps[NDArray[np.float32]]:
         """Means of the best of a list's candidates before the cut; NaN for all others.
 
         Args:
@@ -148,10 +195,8 @@ class PrunedSearch:
         means = np.full(len(known.scores), np.nan, np.float32)
         if rule.margin == np.inf:
             error = (1 - OF_LIST) * self._error
-            means[kept] = eliminate(
-                lambda some, level: known(kept[some], level),
-                *(len(kept), self._levels, self._top_k, error),
-            )
+            every = elimination(len(kept), self._levels, self._top_k, error)
+            means[kept] = yield from known.spared(every, kept)
             return means
         first = known.scores[kept, 0]
         ranked = np.sort(first[~np.isnan(first)])
@@ -160,34 +205,82 @@ class PrunedSearch:
         leader = ranked[max(len(ranked) - rule.best, 0)]
         near = kept[first >= leader - rule.margin]
         for level in range(1, self._levels):
-            known(near, level)
+            yield from known(near, level)
         means[near] = known.scores[near].mean(axis=1)
         return means
 
 
 class _Scores:
-    """Scores of one search, each asked for once.
+    """Scores of one search, each requested once.
 
     Args:
-        score_at: function of candidates and a level that returns scores.
         count: number of candidates of the search.
         levels: number of noise levels.
 
     Attributes:
-        scores: scores so far, (candidates, levels); NaN where none was asked for, or none is.
+        scores: scores so far, (candidates, levels); NaN where none was requested, or none is.
     """
 
-    def __init__(self, score_at: ScoreAt, count: int, levels: int) -> None:
-        self._score_at = score_at
+    def __init__(self, count: int, levels: int) -> None:
         self._asked = np.zeros((count, levels), np.bool_)
         self.scores = np.full((count, levels), np.nan)
 
-    def __call__(self, candidates: NDArray[np.intp], level: int) -> NDArray[np.float64]:
+    def __call__(self, candidates: NDArray[np.intp], level: int) -> Steps[NDArray[np.float64]]:
+        """Scores of some candidates at a level; those that are known are not requested."""
         missing = candidates[~self._asked[candidates, level]]
         if len(missing):
-            self.scores[missing, level] = self._score_at(missing, level)
+            self.scores[missing, level] = yield Request(missing, level)
             self._asked[missing, level] = True
         return self.scores[candidates, level]
+
+    def spared(self, steps: Steps[Result], places: NDArray[np.intp]) -> Steps[Result]:
+        """A search among the candidates at some places; what is known is not requested again."""
+        try:
+            request = next(steps)
+            while True:
+                scores = yield from self(places[request.candidates], request.level)
+                request = steps.send(scores)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
+
+
+def answered_together(
+    searches: Sequence[Steps[Result]],
+    score: Callable[[Sequence[tuple[int, NDArray[np.intp]]], int], Sequence[NDArray[Any]]],
+) -> list[Result]:
+    """The results of searches that are made together.
+
+    At each turn, all requests for the level that most scores are requested of are answered. The
+    others wait, so that they become more.
+
+    Args:
+        searches: the searches.
+        score: function of the number of each search with a request and its candidates, and of a
+            level, that returns the scores of each.
+    """
+    results: dict[int, Result] = {}
+    open_requests: dict[int, Request] = {}
+
+    def advance(number: int, scores: NDArray[Any] | None) -> None:
+        steps = searches[number]
+        try:
+            open_requests[number] = next(steps) if scores is None else steps.send(scores)
+        except StopIteration as end:
+            results[number] = end.value
+
+    for number in range(len(searches)):
+        advance(number, None)
+    while open_requests:
+        requested: dict[int, int] = {}
+        for candidates, level in open_requests.values():
+            requested[level] = requested.get(level, 0) + len(candidates)
+        most = max(requested, key=lambda level: (requested[level], -level))
+        numbers = sorted(it for it, request in open_requests.items() if request.level == most)
+        parts = [(number, open_requests.pop(number).candidates) for number in numbers]
+        for number, scores in zip(numbers, score(parts, most), strict=True):
+            advance(number, scores)
+    return [results[number] for number in range(len(searches))]
 
 
 def _is_better(every: NDArray[np.float32], kept: NDArray[np.float32], best: int) -> bool:

@@ -11,14 +11,55 @@ first two are the lowest and the highest: the scatter between neighbours would p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from statistics import NormalDist
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 _FIRST = 16  # candidates whose second level gives the first estimate of the scatter
+
+Result = TypeVar("Result")
+
+
+class Request(NamedTuple):
+    """Scores that a search needs before it goes on.
+
+    Attributes:
+        candidates: candidates to score, (requested,).
+        level: index of the noise level to score them at.
+    """
+
+    candidates: NDArray[np.intp]
+    level: int
+
+
+Steps: TypeAlias = Generator[Request, NDArray[np.floating], Result]
+"""A search that yields requests, is sent their scores, and returns its result.
+
+So searches can take turns, and what they request is scored together.
+"""
+
+
+def answered(
+    steps: Steps[Result],
+    score_at: Callable[[NDArray[np.intp], int], NDArray[np.floating]],
+) -> Result:
+    """The result of a search that is made alone.
+
+    Args:
+        steps: the search.
+        score_at: function of candidates and a level, returning scores; NaN drops a candidate.
+    """
+    try:
+        request = next(steps)
+        while True:
+            request = steps.send(score_at(*request))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 def eliminate(
@@ -28,15 +69,20 @@ def eliminate(
     best: int,
     error: float = 0.01,
 ) -> NDArray[np.float32]:
-    """Find the best of some candidates.
+    """Find the best of some candidates; `score_at` as for `answered`, else as for `elimination`."""
+    return answered(elimination(count, levels, best, error), score_at)
+
+
+def elimination(
+    count: int, levels: int, best: int, error: float = 0.01
+) -> Steps[NDArray[np.float32]]:
+    """The search for the best of some candidates.
 
     A candidate is compared with the last of the `best` leaders over the levels both were scored at.
     It is dropped once it would overtake that leader with a probability below `error`, which all
     candidates share. The probability assumes normal scatter, independent between levels.
 
     Args:
-        score_at: function of candidate indices and a level, returning scores; NaN drops a
-            candidate.
         count: number of candidates, at least 1.
         levels: number of noise levels.
         best: number of candidates to find.
@@ -48,7 +94,7 @@ def eliminate(
     order = level_order(levels)
     scores = np.full((count, levels), np.nan)  # columns in that order
     every = np.arange(count)
-    scores[:, 0] = score_at(every, order[0])
+    scores[:, 0] = yield Request(every, order[0])
     seen = np.ones(count, np.intp)  # levels scored so far, (candidates,)
     alive = ~np.isnan(scores[:, 0])
     z = NormalDist().inv_cdf(1 - error / max(count, 2))
@@ -60,7 +106,7 @@ def eliminate(
         turn = np.flatnonzero(unfinished & (seen == least))
         if seen.max() == 1:  # no estimate of the scatter yet
             turn = turn[np.argsort(-scores[turn, 0], kind="stable")[: max(_FIRST, 4 * best)]]
-        scores[turn, least] = score_at(turn, order[least])
+        scores[turn, least] = yield Request(turn, order[least])
         seen[turn] += 1
         alive[turn] &= ~np.isnan(scores[turn, least])
         alive &= ~_hopeless(scores, seen, alive, best, z)

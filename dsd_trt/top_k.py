@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import Calibration
 from dsd_trt.errors import ImageError
-from dsd_trt.job_scorer import JobScorer
+from dsd_trt.job_scorer import JobScorer, Sought
 from dsd_trt.jobs import Scorable, Tally, TextScores, given_alike
 from dsd_trt.log import get_logger
 from dsd_trt.match_probability import match_probability
@@ -132,17 +132,24 @@ def search_images(
         estimates = np.concatenate(
             [jobs.estimates(stacked[start : start + _WALKED], known, tally) for start in groups]
         )
-    walks = tally.passes
-    for place_of_text, column in enumerate(searched.tolist()):
-        of_text = estimates[:, place_of_text]
-        one, turn = encoded[np.array([column])], search.turn(len(latents))
-        found = jobs.search(stacked, one, level, tally, search, turn, of_text.copy)
-        search.note(found.listed, found.passes)
-        assert isinstance(found.result, TextScores)
-        scores[places, column] = found.result.scores
-        for place in np.array(places)[found.result.lost].tolist():
-            lost = TextScores.of(scores[place : place + 1, column])
-            errors += jobs.failures(names[place], [texts[column]], lost)
+    walks, every = tally.passes, np.arange(len(latents))
+    start = 0
+    while start < len(searched):
+        columns = searched[start : start + search.together(len(latents))]
+        turns = search.turns([len(latents)] * len(columns))
+        sought = [
+            Sought(every, np.full_like(every, column), turn, None if turn == "all" else of_text)
+            for column, turn, of_text in zip(columns, turns, estimates.T[start:], strict=False)
+        ]
+        start += len(columns)
+        results = jobs.search(stacked, encoded, sought, level, tally, search)
+        for column, found in zip(columns.tolist(), results, strict=True):
+            search.note(found.listed, found.passes)
+            assert isinstance(found.result, TextScores)
+            scores[places, column] = found.result.scores
+            for place in np.array(places)[found.result.lost].tolist():
+                lost = TextScores.of(scores[place : place + 1, column])
+                errors += jobs.failures(names[place], [texts[column]], lost)
     search.log(walks)
     _log_left_out(errors)
     probabilities = match_probability(scores, calibration)

@@ -19,6 +19,7 @@ from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import BundleError
 from dsd_trt.lists import Audits, Rule, at_least, gap_of, list_order, need_of, reach
 from dsd_trt.pruned_search import PrunedSearch
+from dsd_trt.search import answered
 
 # The bound
 
@@ -63,7 +64,7 @@ def test_those_within_the_margin_are_scored_at_all_levels() -> None:
 
     rule = Rule(1, math.inf, 0.0, 20, margin=4.0)
     search = PrunedSearch(3, 1, 0.01, lambda error: rule, 4)
-    found = search.find("list", score_at, 20, lambda: scores[:, 0])
+    found = search.find("list", score_at, 20, scores[:, 0])
     assert int(np.nanargmax(found.scores)) == 16
     assert np.flatnonzero(np.isfinite(found.scores)).tolist() == [16, 17, 18, 19]
     assert asked[16:].tolist() == [[1, 1, 1]] * 4
@@ -174,11 +175,13 @@ def test_a_list_is_followed_to_the_first_stop_that_may_end_it(best: int, batch: 
     for it in draw(rng, 30):
         asked: list[int] = []
 
-        def score(some: NDArray[np.intp], it: Any = it, asked: list[int] = asked) -> Any:
+        def score(
+            some: NDArray[np.intp], level: int, it: Any = it, asked: list[int] = asked
+        ) -> Any:
             asked.extend(some.tolist())
-            return it.scores[some, 0]
+            return it.scores[some, level]
 
-        kept, scores = rule.follow(it.estimates, score, batch)
+        kept, scores = answered(rule.follow(it.estimates, batch), score)
         order = list_order(it.estimates)
         assert kept.tolist() == asked == order[: len(kept)].tolist()
         np.testing.assert_array_equal(scores, it.scores[kept, 0])
@@ -204,9 +207,9 @@ def test_few_candidates_are_all_scored(count: int) -> None:
 def test_some_lists_are_audited() -> None:
     audits, audited = Audits(0.01), []
     for number in range(300):
-        if audits.due:
+        if audits.due():
             audited.append(number)
-        audits.add("passed" if audits.due else "followed")
+        audits.add("passed" if audits.due() else "followed")
     assert audited == [0, 1, 2, 4, 8, 16, 32, 64, 128, 192, 256]
     assert (audits.lists, audits.audits, audits.failures) == (300, 11, 0)
     assert not audits.ended
@@ -215,9 +218,9 @@ def test_some_lists_are_audited() -> None:
 def test_the_lists_after_a_failure_are_audited() -> None:
     audits, audited = Audits(0.4), []
     for number in range(100):
-        if audits.due:
+        if audits.due():
             audited.append(number)
-        audits.add(("failed" if number == 64 else "passed") if audits.due else "followed")
+        audits.add(("failed" if number == 64 else "passed") if audits.due() else "followed")
     assert audited[-9:] == list(range(64, 73))
     assert not audits.ended
 

@@ -48,7 +48,7 @@ def searched(
         turn = search.turn(COUNT)
         if turn == "all" and ended is None:
             ended = number
-        found = search.find(turn, it, COUNT, it.estimated)
+        found = search.find(turn, it, COUNT, it.estimates)
         search.note(found.outcome, it.asked)
         order = np.argsort(-np.nan_to_num(found.scores, nan=-np.inf), kind="stable")
         wrong[number] = set(order[:best].tolist()) != set(it.best(best).tolist())
@@ -123,11 +123,11 @@ def test_an_audit_tells_lost_from_found() -> None:
         it = Candidates(scores, estimates)
         search = PrunedSearch(LEVELS, 1, ERROR, lambda error: hasty, 4)
         assert search.turn(30) == "audit"
-        found = search.find("audit", it, 30, it.estimated)
+        found = search.find("audit", it, 30, it.estimates)
         assert found.outcome == outcome
         assert np.nanargmax(found.scores) == 29  # audited lists lose nothing
     it = Candidates(np.ones((30, LEVELS)), np.arange(30.0))  # equal ones lose nothing to each other
-    assert search.find("audit", it, 30, it.estimated).outcome == "passed"
+    assert search.find("audit", it, 30, it.estimates).outcome == "passed"
 
 
 def test_what_has_no_number_is_scored_or_dropped() -> None:
@@ -136,16 +136,16 @@ def test_what_has_no_number_is_scored_or_dropped() -> None:
     winner = it.best(1)[0]
     it.estimates[winner] = np.nan
     search = PrunedSearch(LEVELS, 1, ERROR, rule_of(needs(1), 1), 4)
-    found = search.find("list", it, COUNT, it.estimated)
+    found = search.find("list", it, COUNT, it.estimates)
     assert np.nanargmax(found.scores) == winner
     assert it.asked < COUNT * LEVELS
     it.scores[winner] = np.nan
-    second = search.find("list", it, COUNT, it.estimated).scores
+    second = search.find("list", it, COUNT, it.estimates).scores
     assert np.isnan(second[winner])
     assert np.nanargmax(second) == np.nanargmax(it.scores.mean(axis=1))
     it.scores[:] = np.nan  # no score at all: everything was tried
     it.asked = 0
-    assert np.isnan(search.find("audit", it, COUNT, it.estimated).scores).all()
+    assert np.isnan(search.find("audit", it, COUNT, it.estimates).scores).all()
     assert it.asked == COUNT
 
 
@@ -156,7 +156,7 @@ def test_few_candidates_make_no_list(count: int) -> None:
     assert search.turn(9) == "audit"
     scores = np.random.default_rng(0).normal(size=(count, LEVELS))
     it = Candidates(scores, scores[:, 0])
-    found = search.find("all", it, count, lambda: pytest.fail("estimated"))
+    found = search.find("all", it, count, None)
     assert np.nanargmax(found.scores) == it.best(1)[0]
 
 

@@ -30,10 +30,6 @@ class Candidates:
         self.asked += len(candidates)
         return self.scores[candidates, level]
 
-    def estimated(self) -> Floats:
-        """The estimates, for a search that asks for them."""
-        return self.estimates
-
     def best(self, count: int) -> NDArray[np.intp]:
         """The best candidates of the full computation."""
         return np.argsort(-self.scores.mean(axis=1), kind="stable")[:count]

@@ -77,10 +77,10 @@ class TritonPythonModel:
         indices = np.full((len(images), top_k), NO_TEXT, np.int32)
         scores = np.full((len(images), top_k), np.nan, np.float32)
         pairs = 0
-        for i, latent in enumerate(latents):
-            if isinstance(latent, str) or encoded is None:
-                continue
-            found = self._best(latent, encoded, search)
+        usable = [i for i, latent in enumerate(latents) if not isinstance(latent, str)]
+        stacked = [it for it in latents if not isinstance(it, str)]
+        results = self._best(stacked, encoded, search) if stacked and encoded is not None else []
+        for i, found in zip(usable, results, strict=False):  # no results without texts
             places = best_first(found.scores, top_k)
             indices[i, : len(places)] = columns[places]
             scores[i, : len(places)] = found.scores[places]
@@ -114,14 +114,15 @@ class TritonPythonModel:
         self._searches.move_to_end(key)
         return self._searches[key]
 
-    def _best(self, latent: NDArray[Any], texts: EncodedTexts, search: PrunedSearch) -> TextScores:
-        """Scores of the best texts of one image, latent (C, h, w); NaN for the others."""
+    def _best(
+        self, latents: Sequence[NDArray[Any]], texts: EncodedTexts, search: PrunedSearch
+    ) -> list[TextScores]:
+        """Scores of the best texts of each latent, (C, h, w) each; NaN for the others."""
         levels = self._served.levels
-        tally, turn = Tally(None, None, len(levels)), search.turn(len(texts.mask))
-        found = self._jobs.best_texts(latent[None], texts, levels, tally, search, turn)
-        search.note(found.listed, found.passes)
-        assert isinstance(found.result, TextScores)
-        return found.result
+        every = [np.arange(len(texts.mask))] * len(latents)
+        tally = Tally(None, None, len(levels))
+        found = self._jobs.best_texts(np.stack(latents), every, texts, levels, tally, search)
+        return [it.result for it in found if isinstance(it.result, TextScores)]
 
 
 def _number(request: Any, name: str, default: float) -> float:
