@@ -176,12 +176,12 @@ class JobScorer:
             match = partial(self._match, latent, [it.texts for it, _ in jobs], texts, level, tally)
             every = _known_or_scored(
                 _counted(lambda: TextScores.of(np.concatenate(match())), tally),
-                (latent, *(it.texts for it, _ in jobs)),
+                [(latent, *(it.texts for it, _ in jobs))],
                 tally,
                 len(level),
                 journal,
             )
-            yield from _by_job([every], [len(job.texts) for job, _ in jobs], len(level))
+            yield from _by_job(every, [len(job.texts) for job, _ in jobs], len(level))
             return
         if search is not None:
             texts_of = [job.texts for job, _ in jobs]
@@ -189,35 +189,21 @@ class JobScorer:
             return
         image_of = np.repeat(np.arange(len(jobs)), [len(job.texts) for job, _ in jobs])  # (pairs,)
         text_of = np.concatenate([job.texts for job, _ in jobs])  # (pairs,)
-        parts = self._score_pairs(latent, texts, image_of, text_of, level, tally, journal)
-        yield from _by_job(parts, [len(job.texts) for job, _ in jobs], len(level))
-
-    def _score_pairs(
-        self,
-        latent: NDArray[Any],
-        texts: EncodedTexts,
-        image_of: NDArray[np.intp],
-        text_of: NDArray[np.intp],
-        level: NDArray[np.int32],
-        tally: Tally,
-        journal: Journal | None,
-    ) -> Iterator[Scored]:
-        """Score pairs of images and texts, part by part where a journal keeps them."""
         size = self._pipeline.whole_batches(len(level)) if journal else len(image_of)
-        for start in range(0, len(image_of), size):
-            images, columns = image_of[start : start + size], text_of[start : start + size]
+        parts = (slice(start, start + size) for start in range(0, len(image_of), size))
 
-            def score(
-                images: NDArray[np.intp] = images, columns: NDArray[np.intp] = columns
-            ) -> TextScores:
+        def scored(part: slice) -> Scored:
+            images, columns = image_of[part], text_of[part]
+
+            def score() -> TextScores:
                 scores = self._pipeline.score(latent, texts, images, columns, level, tally.add)
                 return TextScores.of(scores)
 
-            of: tuple[NDArray[Any], ...] = ()
-            if journal:
-                used, places = np.unique(images, return_inverse=True)
-                of = (latent[used], places, columns, level)
-            yield _known_or_scored(_counted(score, tally), of, tally, len(level), journal)
+            of = (latent[images[0] : images[-1] + 1], images - images[0], columns)
+            (row,) = _known_or_scored(_counted(score, tally), [of], tally, len(level), journal)
+            return row
+
+        yield from _by_job(map(scored, parts), [len(job.texts) for job, _ in jobs], len(level))
 
     def open_search(
         self, of: Kind | None, level: NDArray[np.int32], top_k: int, error: float
@@ -246,7 +232,6 @@ class JobScorer:
         level: NDArray[np.int32],
         tally: Tally,
         search: PrunedSearch,
-        journal: Journal | None = None,
     ) -> list[Scored]:
         """Scores of the best candidates of several searches, which are made together.
 
@@ -257,7 +242,6 @@ class JobScorer:
             level: indices of the noise levels to average over.
             tally: counter of passes and finished pairs.
             search: the searches of this run, with their rule.
-            journal: journal of the run, which gets the scores of every request.
         """
         passes = [it.walks for it in sought]
         lost = [np.zeros(len(it.image_of), np.bool_) for it in sought]
@@ -266,14 +250,12 @@ class JobScorer:
             image_of = np.concatenate([sought[it].image_of[some] for it, some in parts])
             text_of = np.concatenate([sought[it].text_of[some] for it, some in parts])
             at = level[place : place + 1]
-            scored = self._score_pairs(latent, texts, image_of, text_of, at, tally, journal)
-            results = [it.result for it in scored]
-            found = [it.scores for it in results if isinstance(it, TextScores)]
+            scores = self._pipeline.score(latent, texts, image_of, text_of, at, tally.add)
             ends = np.cumsum([len(some) for _, some in parts])
-            each = np.split(np.concatenate(found), ends[:-1])
-            for (number, some), scores in zip(parts, each, strict=True):
+            each = np.split(scores, ends[:-1])
+            for (number, some), of_search in zip(parts, each, strict=True):
                 passes[number] += len(some)
-                lost[number][some] |= np.isnan(scores)
+                lost[number][some] |= np.isnan(of_search)
             return each
 
         every = [
@@ -324,7 +306,7 @@ class JobScorer:
             level: indices of the noise levels to average over.
             tally: counter of passes and finished pairs.
             search: the searches of this run, with their rule, which are noted.
-            journal: journal of the run, which gets the scores of every request.
+            journal: journal of the run, of which each search is a part.
         """
         longest, done = max(map(len, texts_of)), 0
         while done < len(latent):
@@ -332,22 +314,43 @@ class JobScorer:
             z, of_some = latent[some], texts_of[some]
             done += len(z)
             turns = search.turns(list(map(len, of_some)))
-            listed = [number for number, turn in enumerate(turns) if turn != "all"]
-            estimates: dict[int, NDArray[np.float32]] = {}
-            for group in _alike([of_some[number] for number in listed]):
-                numbers = [listed[it] for it in group]
-                of_group = self.estimates(z[numbers], texts[of_some[numbers[0]]], tally)
-                estimates |= dict(zip(numbers, of_group, strict=True))
-            sought = [
-                Sought(
-                    *(np.full(len(of_image), number), of_image, turn),
-                    *(estimates.get(number), int(number in estimates)),
-                )
-                for number, (of_image, turn) in enumerate(zip(of_some, turns, strict=True))
-            ]
-            for found in self.search(z, texts, sought, level, tally, search, journal):
+
+            def searched(
+                z: NDArray[Any] = z,
+                of_some: Sequence[NDArray[np.intp]] = of_some,
+                turns: Sequence[Turn] = turns,
+            ) -> list[Scored]:
+                sought = self._sought(z, of_some, turns, texts, tally)
+                return self.search(z, texts, sought, level, tally, search)
+
+            # What a search scores depends on its turn: a part of another turn is another part.
+            of = list(zip(z, of_some, map(np.array, turns), strict=True))
+            for found in _known_or_scored(searched, of, tally, len(level), journal):
                 search.note(found.listed, found.passes)
                 yield found
+
+    def _sought(
+        self,
+        latent: NDArray[Any],
+        texts_of: Sequence[NDArray[np.intp]],
+        turns: Sequence[Turn],
+        texts: EncodedTexts,
+        tally: Tally,
+    ) -> list[Sought]:
+        """The searches for the best texts of images, with their estimates."""
+        listed = [it for it, turn in enumerate(turns) if turn != "all"]
+        estimates: dict[int, NDArray[np.float32]] = {}
+        for group in _alike([texts_of[it] for it in listed]):
+            numbers = [listed[it] for it in group]
+            of_group = self.estimates(latent[numbers], texts[texts_of[numbers[0]]], tally)
+            estimates |= dict(zip(numbers, of_group, strict=True))
+        return [
+            Sought(
+                *(np.full(len(of_image), number), of_image, turn),
+                *(estimates.get(number), int(number in estimates)),
+            )
+            for number, (of_image, turn) in enumerate(zip(texts_of, turns, strict=True))
+        ]
 
     def require_search(self, top_k: int) -> None:
         """Refuse a search for the best if the mode does not support it.
@@ -402,31 +405,32 @@ def _alike(texts_of: Sequence[NDArray[np.intp]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _counted(score: Callable[[], TextScores], tally: Tally) -> Callable[[], Scored]:
-    """A function that scores, and counts the passes that this takes."""
+def _counted(score: Callable[[], TextScores], tally: Tally) -> Callable[[], list[Scored]]:
+    """A function that scores one part, and counts the passes that this takes."""
 
-    def compute() -> Scored:
+    def compute() -> list[Scored]:
         before = tally.passes
         row = score()
-        return Scored(row, tally.passes - before)
+        return [Scored(row, tally.passes - before)]
 
     return compute
 
 
 def _known_or_scored(
-    compute: Callable[[], Scored],
-    of: Iterable[NDArray[Any]],
+    compute: Callable[[], list[Scored]],
+    of: Sequence[Iterable[NDArray[Any]]],
     tally: Tally,
     levels: int,
     journal: Journal | None,
-) -> Scored:
-    """A part of a chunk, from the journal or scored now; `of` describes the part."""
+) -> list[Scored]:
+    """Parts of a chunk, from the journal or scored now; `of` describes each part."""
     if journal is None:
         return compute()
-    scored, known = journal.part(compute, of)
-    if known and isinstance(scored.result, TextScores):
-        tally.skip(len(scored.result.scores) * levels)
-    return scored
+    parts, known = journal.parts(compute, of)
+    for part in parts if known else ():
+        if isinstance(part.result, TextScores):
+            tally.skip(len(part.result.scores) * levels)
+    return parts
 
 
 def _by_job(parts: Iterable[Scored], counts: Sequence[int], levels: int) -> Iterator[Scored]:

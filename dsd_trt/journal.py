@@ -79,26 +79,27 @@ class Journal:
             f"{self.path} does not belong to this run, or was changed. Start again without --resume"
         )
 
-    def part(
-        self, compute: Callable[[], Scored], of: Iterable[NDArray[Any]]
-    ) -> tuple[Scored, bool]:
-        """The next part of a chunk: read from the journal, otherwise computed.
+    def parts(
+        self, compute: Callable[[], list[Scored]], of: Sequence[Iterable[NDArray[Any]]]
+    ) -> tuple[list[Scored], bool]:
+        """The next parts of a chunk, which belong together: all read from the journal, or computed.
 
         Args:
-            compute: function that scores the part.
-            of: description of the part: its latents, and the texts scored against each.
+            compute: function that scores the parts.
+            of: description of each part: its latents, and the texts scored against each.
 
         Returns:
-            The part, and whether it came from the journal.
+            The parts, and whether they came from the journal.
         """
-        digest = _digest(of)
-        if (known := self._parts.get(digest)) is not None:
+        digests = [_digest(it) for it in of]
+        known = [self._parts[it] for it in digests if it in self._parts]
+        if len(known) == len(digests):
             return known, True
-        part = compute()
-        assert isinstance(part.result, TextScores)
-        self._write({"part": _plain(part), "of": digest})
-        self.pairs += _pairs(part)
-        return part, False
+        parts = compute()
+        assert all(isinstance(it.result, TextScores) for it in parts)
+        self._write({"parts": [_plain(it) for it in parts], "of": digests})
+        self.pairs += sum(map(_pairs, parts))
+        return parts, False
 
     def finish_chunk(self, images: Sequence[Scored]) -> None:
         """Write a whole chunk, which replaces its parts."""
@@ -161,8 +162,8 @@ def open_journal(path: Path, run: Mapping[str, Any], *, resume: bool) -> Journal
             if isinstance(line, list):
                 parts = {}
                 pairs += sum(map(_pairs, line))
-            elif isinstance(line, _Part):
-                parts[line.of] = line.scored
+            elif isinstance(line, _Parts):
+                parts |= dict(zip(line.of, line.scored, strict=True))
     journal = Journal(path, size, parts, pairs + sum(map(_pairs, parts.values())))
     if not size:
         try:
@@ -217,8 +218,8 @@ def survey(path: Path) -> Survey:
         for whole, line in _lines(path):  # noqa: B007 (where the last whole one ends)
             if isinstance(line, dict):
                 run = line
-            elif isinstance(line, _Part):
-                parts += _pairs(line.scored)
+            elif isinstance(line, _Parts):
+                parts += sum(map(_pairs, line.scored))
             else:
                 pairs, parts = pairs + sum(map(_pairs, line)), 0
         with open_regular(path) as file:
@@ -229,15 +230,15 @@ def survey(path: Path) -> Survey:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A part of a chunk, with the digest of the items it covers."""
+class _Parts:
+    """Parts of a chunk that belong together, with the digests of the items they cover."""
 
-    of: str
-    scored: Scored
+    of: list[str]
+    scored: list[Scored]
 
 
-Line: TypeAlias = dict[str, Any] | list[Scored] | _Part
-"""A run's description, a chunk, or a part of a chunk."""
+Line: TypeAlias = dict[str, Any] | list[Scored] | _Parts
+"""A run's description, a chunk, or parts of a chunk."""
 
 
 def _lines(path: Path, size: int | None = None) -> Iterator[tuple[int, Line]]:
@@ -260,8 +261,9 @@ def _parse(line: bytes, first: bool) -> Line | None:
         content = parse_json(text.decode())
         if first:
             return dict(content["run"]) if content["format"] == _FORMAT else None
-        if "part" in content:
-            return _Part(str(content["of"]), _scored(content["part"]))
+        if "parts" in content:
+            parts, of = [_scored(it) for it in content["parts"]], [str(it) for it in content["of"]]
+            return _Parts(of, parts) if len(of) == len(parts) else None
         return [_scored(plain) for plain in content["chunk"]]
     except (ValueError, TypeError, LookupError, AttributeError):
         return None

@@ -79,15 +79,16 @@ class PrunedSearch:
         self._passes = 0  # of searches with a list
 
     def together(self, candidates: int) -> int:
-        """Number of searches that may be made together next, of so many candidates each.
+        """Number of searches to make together next, of so many candidates each.
 
         Lists are no more than those before them, so that a useless estimate is noticed by the first
-        audits. Memory bounds them too.
+        audits, and no more than passes per run of the engine. Memory bounds them too. Searches
+        without lists fill batches by themselves.
         """
-        bound = max(1, min(_TOGETHER, _HELD // max(1, candidates)))
         if self._rule is None or self._audits.ended:
-            return bound
-        return max(1, min(bound, self._audits.lists))
+            return 1
+        held = _HELD // max(1, candidates)
+        return max(1, min(_TOGETHER, held, self._batch, self._audits.lists))
 
     def turn(self, count: int) -> Turn:
         """What the next search is to score at the first level, of `count` candidates."""

@@ -175,8 +175,9 @@ def test_lists_go_on_with_their_audits(
     real, asked = JobScorer.estimates, []
 
     def estimates(jobs: JobScorer, latent: NDArray[Any], *rest: Any) -> NDArray[Any]:
-        asked.append(latent.mean() < 0.3)
-        return real(jobs, latent, *rest) * (-1 if fails and asked[-1] else 1)
+        dark = latent.mean(axis=(1, 2, 3)) < 0.3
+        asked.extend(dark.tolist())
+        return real(jobs, latent, *rest) * np.where(dark & fails, -1, 1)[:, None]
 
     monkeypatch.setattr(JobScorer, "estimates", estimates)
     whole = dsd_trt(*arguments, "-f", "jsonl", "-o", "whole")
