@@ -108,7 +108,7 @@ def test_lists_are_followed_audited_and_ended_as_in_python(
     for number, it in enumerate(lists):
         turn = search.turn(COUNT)
         assert turn == names[turns[number]]
-        found = search.find(turn, it, COUNT, it.estimated)
+        found = search.find(turn, it, COUNT, it.estimates)
         search.note(found.outcome, it.asked)
         outcomes.append(found.outcome)
         assert it.asked == asked[number]
