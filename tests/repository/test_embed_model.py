@@ -1,4 +1,4 @@
-"""tools/embed_model.py: an imitated adapter is embedded with pair mode's parameters as they were."""
+"""tools/embed_model.py: an imitated adapter is embedded with pair mode as it was, to the bit."""
 
 from __future__ import annotations
 
