@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsd_trt.train.commands.imitate import imitate
 from dsd_trt.train.diffusion.place import embedded_model_folder
 from dsd_trt.train.scoring.adapter import Adapter
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from embed_model import PAIR_MODE, with_token_heads
+from embed_model import IMITATE, PAIR_MODE, with_token_heads
 
 OWN = embedded_model_folder() / "adapter"
 FILES = ("adapter.json", "adapter.safetensors")
@@ -79,3 +80,10 @@ def test_an_adapter_without_lists_is_refused(own: Adapter, tmp_path: Path) -> No
     replace(own, token_heads={}, lists=None).save(tmp_path)
     with pytest.raises(ValueError, match="has no lists: make an adapter that has, with dsd-trt im"):
         with_token_heads(OWN, tmp_path)
+
+
+def test_the_command_that_it_runs_and_advises_exists(tmp_path: Path) -> None:
+    name, *options = IMITATE
+    assert name == imitate.name
+    context = imitate.make_context(name, [*options, "--model", "shapes", "--out", str(tmp_path)])
+    assert context.params["data"] == "shapes-refcocog"
