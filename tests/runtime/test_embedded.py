@@ -20,9 +20,13 @@ from dsd_trt.export.recipe import Recipe
 from dsd_trt.export.reference import Reference
 from dsd_trt.export.settings import ExportSettings
 from dsd_trt.image.preprocess import preprocess
+from dsd_trt.lists import OF_LIST
+from dsd_trt.pruned_search import ERROR
 from dsd_trt.train.diffusion.checkpoint import read_checkpoint
 from dsd_trt.train.diffusion.place import EMBEDDED, embedded_model_folder, find_place
 from dsd_trt.train.scoring.adapter import Adapter
+from dsd_trt.train.scoring.adapter_file import adapter_hash
+from dsd_trt.train.shapes.scene import COLOURS, SHAPES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "images"
@@ -72,8 +76,38 @@ def test_bundle_and_model_belong_together() -> None:
     provenance = Scorer.load(engine="onnxruntime").manifest.provenance
     assert provenance.base_model == EMBEDDED
     assert provenance.weight_hashes == read_checkpoint(EMBEDDED).weight_hashes
-    adapter = Adapter.load(embedded_model_folder() / "adapter")
+    folder = embedded_model_folder() / "adapter"
+    adapter = Adapter.load(folder)
     assert adapter.base == provenance.weight_hashes
+    assert provenance.adapter_hash == adapter_hash(folder)
+
+
+def test_its_lists_are_the_adapters_and_enough_for_the_usual_error() -> None:
+    manifest = Scorer.load(engine="onnxruntime").manifest
+    assert manifest.matrix is not None
+    lists = manifest.matrix.lists
+    assert lists is not None
+    assert lists == Adapter.load(embedded_model_folder() / "adapter").lists
+    for measured in (lists.texts["1"], lists.images["1"]):
+        assert measured.bound(OF_LIST * ERROR) > -np.inf
+
+
+def test_a_search_makes_lists_by_itself_and_nothing_else_opens_the_matrix_scorer(
+    engine: str, pairs: list[tuple[Path, str]]
+) -> None:
+    images = [image for image, _ in pairs[:FEW]]
+    texts = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    texts += [text for _, text in pairs]
+    scorer = Scorer.load(engine=engine)
+    full = scorer.score(images, texts)
+    assert "matrix_scorer" not in scorer._pipeline._engines
+    found = scorer.score(images, texts, top_k=1)
+    assert "matrix_scorer" in scorer._pipeline._engines
+    winners = np.nanargmax(found.scores, axis=1)
+    assert winners.tolist() == full.scores.argmax(axis=1).tolist()
+    at = (np.arange(FEW), winners)
+    assert np.abs(found.scores[at] - full.scores[at]).max() < 1e-6
+    assert found.passes < full.passes / 2
 
 
 @pytest.mark.slow

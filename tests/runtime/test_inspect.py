@@ -86,9 +86,9 @@ def test_the_table_has_what_a_user_asks_for(run: Callable[..., Run]) -> None:
     ended = run("shapes")
     assert (ended.code, ended.err) == (0, "")
     manifest = json.loads((EMBEDDED / MANIFEST_NAME).read_text("utf-8"))
-    made = manifest["provenance"]
+    made, lists = manifest["provenance"], manifest["matrix"]["lists"]
     for said in (
-        "a bundle in fp32, attention score, pair mode",
+        "a bundle in fp32, attention score, pair and matrix mode",
         *(sha256[:12] for sha256 in made["weight_hashes"].values()),
         made["adapter_hash"][:12] + ", folded in, trained for pair mode",
         "torch " + made["library_versions"]["torch"],
@@ -96,7 +96,8 @@ def test_the_table_has_what_a_user_asks_for(run: Callable[..., Run]) -> None:
         "0.02, 0.05, 0.1, 0.2",
         "sigmoid(112.718 f -9.85506), fitted when the adapter was trained",
         "PyTorch FP32, batch 1, 256 pairs",
-        "weights.data            10.8 MB",
+        f"weights.data            {manifest['files']['weights.data']['size'] / 1e6:.1f} MB",
+        f"{lists['texts']['1']['count']} of {lists['candidates']} texts, for the best 1, ",
         "not compared: --verify",
         "none: dsd-trt export --cuda-form",
     ):

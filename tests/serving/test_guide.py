@@ -113,5 +113,6 @@ def test_parameters_are_those_of_the_configuration(served: Server, checkout: Pat
     for model in ("dsd_score", "dsd_rank_texts"):
         config = (checkout / "models" / model / "config.pbtxt").read_text("utf-8")
         configured.update(re.findall(r'parameters \{ key: "(\w+)"', config))
-    rows = re.findall(r"^\| (`max_.*?|`text_cache_mb`|`self_check`) \|", TEXT, re.MULTILINE)
+    pattern = r"^\| (`(?:max|matrix)_.*?|`text_cache_mb`|`self_check`) \|"
+    rows = re.findall(pattern, TEXT, re.MULTILINE)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == configured

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 from dsd_trt.train.commands.pretrain import pretrain
-from dsd_trt.train.shapes.card import model_card
+from dsd_trt.train.shapes.card import model_card, with_imitation
 
 TRAINING = {
     "steps": 600,
@@ -41,6 +41,18 @@ def test_settings_are_listed_and_tables_are_not() -> None:
     assert _row(card, "diffusion steps") == ["diffusion steps", "5000"]
     assert "held out" not in card
     assert "11.0" not in card
+
+
+def test_the_settings_of_an_imitation_stand_once_before_the_figures() -> None:
+    card = model_card(TRAINING, TABLES)
+    first = with_imitation(card, {"images": 611, "lists": 303})
+    settings, figures = first.split("## Figures\n")
+    assert figures == card.split("## Figures\n")[1]
+    assert settings.startswith(card.split("## Figures\n")[0].rstrip())
+    assert _row(settings, "images") == ["images", "611"]
+    again = with_imitation(first, {"images": 2000, "lists": 1000})
+    assert _row(again, "images") == ["images", "2000"]
+    assert again == first.replace("| 611 |", "| 2000 |").replace("| 303 |", "| 1000 |")
 
 
 def test_it_says_how_it_was_trained_and_its_licence_stays_in_front() -> None:

@@ -43,6 +43,12 @@ The published claim about zero-shot matching is about purely generative models. 
 means only: without the adapter.
 """
 
+_FIGURES = "## Figures\n"
+_IMITATION = """
+The adapter also has token heads, with which matrix mode estimates the scores of pair mode, and
+lists, which tell a pruned search how far to follow the estimates (docs/search.md).
+"""
+
 _LIMITS = """\
 ## Limits
 
@@ -93,6 +99,18 @@ trained on a GPU (docs/lessons.md).
     return "\n".join([_ABOUT, data + plan + few_shot, _figures(tables), _LIMITS])
 
 
+def with_imitation(card: str, imitation: Mapping[str, Any]) -> str:
+    """A model card with the settings of the adapter's imitation, in the place of earlier ones.
+
+    Args:
+        card: text of a model card.
+        imitation: record of the imitation that gave the adapter its token heads and lists.
+    """
+    before, figures, after = card.partition(_FIGURES)
+    kept = before.partition(_IMITATION)[0].rstrip()
+    return f"{kept}\n{_IMITATION}{_settings('the imitation', imitation)}\n{figures}{after}"
+
+
 def _settings(of: str, settings: Mapping[str, Any]) -> str:
     rows = [
         f"| {name.replace('_', ' ')} | {value} |\n"
@@ -105,8 +123,7 @@ def _settings(of: str, settings: Mapping[str, Any]) -> str:
 def _figures(tables: Mapping[str, Table]) -> str:
     """The accuracies, with one column per table."""
     parts = [
-        "## Figures",
-        "",
+        _FIGURES,
         "Right answers in percent on held-out scenes. In every question one aspect of the scene "
         "is changed and everything left open is drawn anew; a tie is a wrong answer. Zero-shot is "
         "at the paper's noise levels 0.2, 0.4, 0.6 and 0.8, few-shot at the adapter's own.",
