@@ -314,43 +314,41 @@ class JobScorer:
             z, of_some = latent[some], texts_of[some]
             done += len(z)
             turns = search.turns(list(map(len, of_some)))
-
-            def searched(
-                z: NDArray[Any] = z,
-                of_some: Sequence[NDArray[np.intp]] = of_some,
-                turns: Sequence[Turn] = turns,
-            ) -> list[Scored]:
-                sought = self._sought(z, of_some, turns, texts, tally)
-                return self.search(z, texts, sought, level, tally, search)
-
+            compute = partial(self._searched, z, of_some, turns, texts, level, tally, search)
             # What a search scores depends on its turn: a part of another turn is another part.
             of = list(zip(z, of_some, map(np.array, turns), strict=True))
-            for found in _known_or_scored(searched, of, tally, len(level), journal):
+            for found in _known_or_scored(compute, of, tally, len(level), journal):
                 search.note(found.listed, found.passes)
                 yield found
 
-    def _sought(
+    def _searched(
         self,
         latent: NDArray[Any],
         texts_of: Sequence[NDArray[np.intp]],
         turns: Sequence[Turn],
         texts: EncodedTexts,
+        level: NDArray[np.int32],
         tally: Tally,
-    ) -> list[Sought]:
-        """The searches for the best texts of images, with their estimates."""
+        search: PrunedSearch,
+    ) -> list[Scored]:
+        """The searches for the best texts of images that are made together."""
         listed = [it for it, turn in enumerate(turns) if turn != "all"]
         estimates: dict[int, NDArray[np.float32]] = {}
+        walks = [0] * len(turns)
         for group in _alike([texts_of[it] for it in listed]):
-            numbers = [listed[it] for it in group]
+            numbers, before = [listed[it] for it in group], tally.passes
             of_group = self.estimates(latent[numbers], texts[texts_of[numbers[0]]], tally)
-            estimates |= dict(zip(numbers, of_group, strict=True))
-        return [
+            for number, of_image in zip(numbers, of_group, strict=True):
+                estimates[number] = of_image
+                walks[number] = (tally.passes - before) // len(numbers)
+        sought = [
             Sought(
-                *(np.full(len(of_image), number), of_image, turn),
-                *(estimates.get(number), int(number in estimates)),
+                *(np.full(len(texts_of[it]), it), texts_of[it], turns[it]),
+                *(estimates.get(it), walks[it]),
             )
-            for number, (of_image, turn) in enumerate(zip(texts_of, turns, strict=True))
+            for it in range(len(turns))
         ]
+        return self.search(latent, texts, sought, level, tally, search)
 
     def require_search(self, top_k: int) -> None:
         """Refuse a search for the best if the mode does not support it.
