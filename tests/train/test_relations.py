@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
+from dsd_trt.bundle.folder import read_bundle
 from dsd_trt.engine.cut import CutGraph
 from dsd_trt.errors import ModelError
 from dsd_trt.export.exporter import export_bundle
@@ -101,13 +102,13 @@ def test_roles_that_are_sure_give_the_features_themselves() -> None:
     dx, dy = -1.0, -0.5
     features = np.array([dx, dy, abs(dx), abs(dy), dx * dx, dy * dy, 0.4, 0.3, 1])
     found = relations(words, torch.ones(1, 1, 3), pooled, centres)
-    assert float(found) == pytest.approx(float(weights.numpy() @ features), rel=1e-6)
+    np.testing.assert_allclose(found[0, 0], weights.numpy() * features, rtol=1e-6)
 
 
 def test_a_text_without_counted_tokens_has_no_relation() -> None:
     words, mask = torch.randn(1, 2, 5, WIDTH), torch.zeros(1, 2, 5)
     found = drawn_relations()(words, mask, torch.rand(3, FIRST, 2, 5), torch.rand(3, FIRST, 2, 5, 2))
-    assert torch.equal(found, torch.zeros(3, 2))
+    assert torch.equal(found, torch.zeros(3, 2, FEATURES))
 
 
 # The formula
@@ -263,7 +264,7 @@ def bundles(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
         it.save(folder / f"{name}-adapter")
         settings = ExportSettings(str(checkpoint_folder), folder / f"{name}-adapter", matrix=True)
         export_bundle(settings, folder / name)
-        made.append(Bundle.open(folder / name))
+        made.append(read_bundle(folder / name))
     return made
 
 

@@ -117,12 +117,14 @@ class MatrixScorer(nn.Module):
             weights = heads.weights(words, token_mask)
             # (heads, texts, tokens, 1), so that the sum is a plain one over leading axes
             each = weights.permute(2, 0, 1)[..., None]
-            score = (every * each).sum(dim=0).permute(2, 0, 1).sum(dim=2) + heads.offset
-            if self.relations is None or centres is None:
-                return score
-            first = pooled[0].permute(3, 0, 1, 2)  # (images, heads, texts, tokens)
-            places = centres.permute(3, 0, 1, 2, 4)
-            return score + self.relations(words[None], token_mask[None], first, places)
+            of_tokens = (every * each).sum(dim=0).permute(2, 0, 1)  # (images, texts, tokens)
+            if self.relations is not None and centres is not None:
+                first = pooled[0].permute(3, 0, 1, 2)  # (images, heads, texts, tokens)
+                places = centres.permute(3, 0, 1, 2, 4)
+                related = self.relations(words[None], token_mask[None], first, places)
+                # One sum: OpenVINO 2026.4.1 would add (1, texts) to (texts, 1).
+                of_tokens = torch.cat([of_tokens, related], dim=2)
+            return of_tokens.sum(dim=2) + heads.offset
         token_scores = (every * scoring.head_weights[:, None, None, None]).sum(dim=0)
         return average_tokens(token_scores.permute(2, 0, 1), token_mask)  # (images, texts)
 
@@ -156,7 +158,8 @@ class MatrixScorer(nn.Module):
             if self.relations is None:
                 return score
             centres = self.centres(queries, latent, text_states)
-            return score + self.relations(words, token_mask, pooled[:, : centres.shape[1]], centres)
+            first = pooled[:, : centres.shape[1]]
+            return score + self.relations(words, token_mask, first, centres).sum(dim=2)
         plain = self.scoring.head_weights if head_weights is None else head_weights
         return average_tokens((pooled * plain[:, None, None]).sum(dim=1), token_mask)
 

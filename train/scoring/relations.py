@@ -64,7 +64,7 @@ class Relations(nn.Module):
         return made.requires_grad_(False)
 
     def forward(self, words: Tensor, token_mask: Tensor, pooled: Tensor, centres: Tensor) -> Tensor:
-        """R of each image's texts; see `relate`."""
+        """Terms of R of each image's texts; see `relate`."""
         parts = (self.roles, self.heads, self.of_word, self.base)
         return relate(words, token_mask, pooled, centres, *parts)
 
@@ -79,7 +79,7 @@ def relate(
     of_word: Tensor,
     base: Tensor,
 ) -> Tensor:
-    """R of each image's texts.
+    """Terms of R of each image's texts: features, each times its weight.
 
     Args:
         words: states r_t, (images or 1, texts, tokens, D).
@@ -92,7 +92,7 @@ def relate(
         base: b, what every relation has, (9,).
 
     Returns:
-        FP32 (images, texts); 0 for a text in which no token counts.
+        FP32 (images, texts, 9), which R sums; 0 for a text in which no token counts.
     """
     states = words.float()
     strength = (states @ roles.T).transpose(2, 3)  # (images or 1, texts, 3, tokens)
@@ -105,7 +105,7 @@ def relate(
     apart = first[..., :2] - second[..., :2]
     both = (first[..., 2:], second[..., 2:])
     features = [apart, apart.abs(), apart * apart, *both, torch.ones_like(both[0])]
-    return (relation * torch.cat(features, dim=2)).sum(dim=2)
+    return relation * torch.cat(features, dim=2)
 
 
 def centre_basis(rows: int, columns: int) -> Tensor:
