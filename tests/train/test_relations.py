@@ -107,7 +107,9 @@ def test_roles_that_are_sure_give_the_features_themselves() -> None:
 
 def test_a_text_without_counted_tokens_has_no_relation() -> None:
     words, mask = torch.randn(1, 2, 5, WIDTH), torch.zeros(1, 2, 5)
-    found = drawn_relations()(words, mask, torch.rand(3, FIRST, 2, 5), torch.rand(3, FIRST, 2, 5, 2))
+    found = drawn_relations()(
+        words, mask, torch.rand(3, FIRST, 2, 5), torch.rand(3, FIRST, 2, 5, 2)
+    )
     assert torch.equal(found, torch.zeros(3, 2, FEATURES))
 
 
@@ -142,7 +144,10 @@ def by_loop(
                 mass, place = 0.0, np.zeros(2)
                 for n, a in enumerate(attention[:, t].tolist()):
                     row, column = divmod(n, width // side)
-                    xy = (2 * (column + 0.5) * side / width - 1, 2 * (row + 0.5) * side / height - 1)
+                    xy = (
+                        2 * (column + 0.5) * side / width - 1,
+                        2 * (row + 0.5) * side / height - 1,
+                    )
                     mass += math.exp(scoring.lam * a) - 1
                     place += (math.exp(scoring.lam * a) - 1) * np.array(xy)
                 pooled = math.log(mass / len(attention) + 1) / scoring.lam

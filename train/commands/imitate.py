@@ -128,8 +128,9 @@ def imitate(
         base = None if file is None else Adapter.load(file.folder)
         found = learn(checkpoint, base, questions, seed, progress.step)
     found.adapter.save(out)
-    note(f"without token heads: {found.before.line()}")
-    note(f"with token heads: {found.after.line()}")
+    note(found.related.line())
+    note(f"as it was: {found.before.line()}")
+    note(f"learned: {found.after.line()}")
     note(
         f"measured on {counted(len(found.after.texts), 'list')}: the smallest --error at which a "
         f"search cuts a list is {found.smallest_error():.2g}"
