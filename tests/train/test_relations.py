@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -49,7 +48,7 @@ def drawn(made: Any, seed: int = 0, spread: float = 0.3) -> Any:
 
 
 def drawn_relations(seed: int = 0) -> Relations:
-    made: Relations = drawn(Relations(FIRST, WIDTH), seed)
+    made: Relations = drawn(Relations(FIRST, WIDTH), seed, 0.1)
     return made
 
 

@@ -121,7 +121,7 @@ class _Normalised(nn.Module):
         self.base = nn.Parameter(torch.zeros(FEATURES))
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Parameters of `Relations` for the states as they are; gradients reach the learned ones."""
+        """Parameters for the states as they are; gradients reach the learned ones."""
         of_word = self._gain * self.of_word / self._spread
         base = self._gain[:, 0] * self.base - of_word @ self._mean
         return self.roles / self._spread, self.heads, of_word, base

@@ -100,9 +100,7 @@ class TwoModes:
 
     @torch.no_grad()
     def match(self, image: int, texts: NDArray[np.intp]) -> Matched:
-        """What matrix mode sees of an image with some texts, from one walk, of tokens that may
-        count.
-        """
+        """What matrix mode sees of an image with some texts, at tokens that may count."""
         latent = self._latents[image : image + 1].to(self._device)
         level = torch.tensor([self.list_level], device=self._device)
         queries = self.matrix.queries(latent, level)

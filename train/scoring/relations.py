@@ -9,8 +9,9 @@ maps of their states r_t: one noun (alpha), another (beta), and the word between
     c = sum_t gamma_t (C r_t + b)
     R = c . (dx, dy, |dx|, |dy|, dx^2, dy^2, S_alpha, S_beta, 1)
 
-centre_{h,t} is the mean place of image tokens, x and y from -1 to 1, weighted by exp(lambda A) - 1 in
-head h of the first scored layer, and w_k weighs these heads. R is added to the score of token heads.
+centre_{h,t} is the mean place of image tokens, x and y from -1 to 1, each weighted by
+exp(lambda A) - 1, in head h of the first scored layer. w_k is a softmax over these heads. R is
+added to the score of token heads, and learned after them, see `dsd_trt.train.imitation`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from dsd_trt.train.shapes.scene import (
     COLOURS,
     RELATIONS,
     SHAPES,
+    SIDES,
     Scene,
     Thing,
     edit_scene,
@@ -154,10 +155,13 @@ def shapes_edits(count: int, seed: int) -> Iterator[Question]:
 def _edits(scene: Scene, rng: np.random.Generator) -> Iterator[Scene]:
     """Scenes that differ from one in one aspect, so that their captions are false of its image."""
     yield edit_scene(scene, "subject", rng)
+    if scene.side is not None:
+        # Not another side: a thing at the left may stand at the top, too.
+        opposite = dict(zip(SIDES, ("right", "left", "bottom", "top"), strict=True))
+        yield replace(scene, side=opposite[scene.side])
+    yield edit_scene(scene, "object", rng)  # of a lone thing, that
     if scene.relation is None:
-        yield edit_scene(scene, "side" if scene.side else "subject", rng)
         return
-    yield edit_scene(scene, "object", rng)
     first, second, *rest = scene.things
     yield replace(scene, things=(second, first, *rest))
     others = [it for it in RELATIONS if it != scene.relation]
