@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,25 +10,41 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorrt_rtx
 import torch
+from cpp import CppScorer
 from numpy.typing import NDArray
+from plans_on_cpu import Half
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
 from dsd_trt.bundle.folder import read_bundle
+from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.cut import CutGraph
+from dsd_trt.engine.onnxruntime import matrix as module
+from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine, run_session
+from dsd_trt.engine.tensorrt.plan import PARTS, Part, Profile
+from dsd_trt.engines.gpu_check.feeds import draw_feeds
+from dsd_trt.engines.layers import LayerTable, check_precision
+from dsd_trt.engines.source import read_source
 from dsd_trt.errors import ModelError
 from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.build import build_relations, build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
+from dsd_trt.train.fewshot.encodings import encode_candidates
+from dsd_trt.train.imitation.fit import TEXTS as TEXTS_OF_AN_IMAGE
+from dsd_trt.train.imitation.fit import Lessons, gather
+from dsd_trt.train.imitation.fit_relations import fit_relations
+from dsd_trt.train.imitation.two_modes import Matched, TwoModes
+from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
 from dsd_trt.train.scoring.matrix import MatrixScorer
 from dsd_trt.train.scoring.relations import FEATURES, Relations, centre_basis, centres_of
 from dsd_trt.train.scoring.token_heads import TokenHeads
 
-pytest_plugins = ("exported",)
+pytest_plugins = ("cpp", "exported")
 
 TEXTS = ["a red circle", "two blue squares left of a star", "green", "a star"]
 HEADS, FIRST, WIDTH = 12, 2, 32  # of the tiny checkpoint: all layers, the first one, text states
@@ -255,6 +272,82 @@ def test_those_of_another_model_are_refused(checkpoint: Checkpoint) -> None:
         build_relations(build_scoring_unet(checkpoint, other), other)
 
 
+# Learned
+
+
+def things(rng: np.random.Generator) -> str:
+    colours, shapes = rng.permutation(["red", "blue", "white"]), rng.permutation(["circle", "star"])
+    first, second = zip(colours, shapes, strict=False)
+    return (
+        f"a {' '.join(first)} {rng.choice(['left of', 'right of', 'below'])} a {' '.join(second)}"
+    )
+
+
+@torch.no_grad()
+def lessons_of(
+    checkpoint: Checkpoint, teacher: Relations | None, images: int = 120
+) -> tuple[TwoModes, Lessons]:
+    """Lessons of maps with centres anywhere, by a teacher of token heads and relations."""
+    rng = np.random.default_rng(0)
+    texts = list(dict.fromkeys(things(rng) for _ in range(200)))
+    image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+    question = Question("", tuple((image, it) for it in texts), 0, "")
+    modes = TwoModes(checkpoint, None, encode_candidates(checkpoint, [question]))
+    generator = torch.Generator().manual_seed(1)
+    size = (images, len(texts), modes.tokens)
+    matched = Matched(
+        torch.rand(*size, HEADS, generator=generator).half(),
+        (2 * torch.rand(*size, FIRST, 2, generator=generator) - 1).half(),
+    )
+    every = np.arange(len(texts))
+    scores = torch.from_numpy(modes.estimates(drawn_heads(), matched, every, teacher))
+    return modes, Lessons(matched, np.tile(every, (images, 1)), scores)
+
+
+def test_what_a_teacher_sees_of_places_is_learned(checkpoint: Checkpoint) -> None:
+    teacher = drawn(Relations(FIRST, WIDTH), 3, 0.5)
+    modes, lessons = lessons_of(checkpoint, teacher)
+    known, new = slice(0, 90), slice(90, 120)
+    some = Lessons(lessons.matched[known], lessons.texts[known], lessons.scores[known])
+    found = fit_relations(modes, some, drawn_heads())
+    assert found.relations is not None
+    assert found.loss < found.without
+    assert "kept" in found.line()
+
+    def agreement(relations: Relations | None) -> float:
+        texts = lessons.texts[0]
+        made = modes.estimates(drawn_heads(), lessons.matched[new], texts, relations)
+        pairs = zip(made, lessons.scores[new].numpy(), strict=True)
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]))
+
+    assert agreement(found.relations) > 0.9
+    assert agreement(found.relations) > agreement(None) + 0.2
+    missed = modes.estimates(drawn_heads(), lessons.matched, lessons.texts[0], found.relations)
+    wanted = modes.estimates(drawn_heads(), lessons.matched, lessons.texts[0])
+    assert abs((missed - wanted).mean()) < 0.1 * float(lessons.scores.std())  # offset as before
+
+
+def test_relations_that_do_not_help_are_left_out(checkpoint: Checkpoint) -> None:
+    """The teacher is made of the token heads alone: nothing can be better than they are."""
+    modes, lessons = lessons_of(checkpoint, None)
+    found = fit_relations(modes, lessons, drawn_heads())
+    assert found.relations is None
+    assert found.loss > found.without
+    assert "left out" in found.line()
+
+
+def test_an_image_is_scored_with_the_texts_it_rejects(checkpoint: Checkpoint) -> None:
+    modes, lessons = lessons_of(checkpoint, None, images=1)
+    every = lessons.texts[0]
+    own = [[int(every[-1]), int(every[-2]), int(every[-3])]] * 4
+    rng = np.random.default_rng(0)
+    drawn_from = every[:-3]
+    found = gather(modes, np.zeros(4, np.intp), drawn_from, own, rng)
+    for number, texts in enumerate(found.texts):
+        assert len(set(texts.tolist())) == len(texts) == min(TEXTS_OF_AN_IMAGE, len(drawn_from))
+        assert (set(own[0]) <= set(texts.tolist())) == bool(number % 2)
+
+
 # Exported
 
 
@@ -300,6 +393,64 @@ def test_a_bundle_scores_with_them(bundles: list[Bundle], checkpoint: Checkpoint
         with Scorer.load(bundles[0].folder, engine=engine, mode="matrix") as opened:
             found = opened.score(list(pictures), TEXTS).scores
             assert np.abs(found - expected).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_maps_that_are_made_have_few_texts(
+    bundles: list[Bundle], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel makes no maps, but relations do: their size is bounded on ONNX Runtime too."""
+    if not pooled_attention.available():
+        pytest.skip("no kernel")
+    numbers = 4 * FIRST * 64 * 77  # of one text at four levels, in the first layer
+    monkeypatch.setattr(module, "NUMBERS", 2 * numbers)
+    texts = []
+
+    def run(session: Any, outputs: Any, given: Any) -> Any:
+        if outputs == ["score"]:
+            texts.append(len(given["text_states"]))
+        return run_session(session, outputs, given)
+
+    monkeypatch.setattr(module, "run_session", run)
+    pictures = np.random.default_rng(4).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    for bundle, most in zip(bundles, (len(TEXTS), 2), strict=True):
+        texts.clear()
+        with Scorer.load(bundle.folder, engine="onnxruntime", mode="matrix") as opened:
+            texts.clear()
+            found = opened.score(list(pictures), TEXTS).scores
+        assert max(texts) == most
+    assert np.abs(found - expected_scores(checkpoint, pictures)).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_walk_and_match_are_the_whole_graph(bundles: list[Bundle]) -> None:
+    """Both halves, as TensorRT compiles them."""
+    graph = bundles[1].manifest.graphs["matrix_scorer"]
+    whole = OnnxRuntimeEngine(bundles[1].path(graph.file), graph)
+    for rows, texts, tokens in ((1, 3, 16), (4, 2, 77)):
+        feeds = draw_feeds(bundles[1], "matrix_scorer", {"I": rows, "T": texts, "L": tokens})
+        given = Half(bundles[1], "walk").run(feeds)
+        (scores,) = Half(bundles[1], "match").run({**feeds, **given}).values()
+        np.testing.assert_allclose(scores, whole.run(feeds)["score"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_tensorrt_parses_each_half(bundles: list[Bundle], part: Part) -> None:
+    source = read_source(tensorrt_rtx, bundles[1], "matrix_scorer", part, (Profile(1, 2, 4),))
+    check_precision(LayerTable.of(source.network), bundles[1].manifest, "matrix_scorer", part)
+
+
+@pytest.mark.slow
+def test_the_cpp_library_scores_with_them(
+    bundles: list[Bundle], checkpoint: Checkpoint, cpp_library: ctypes.CDLL
+) -> None:
+    pictures = np.random.default_rng(4).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    scorer = CppScorer(cpp_library, bundles[1].folder, mode="matrix")
+    scores, _, errors = scorer.score(list(pictures), TEXTS, ())
+    scorer.close()
+    assert errors == ["", ""]
+    assert np.abs(scores - expected_scores(checkpoint, pictures)).max() < 1e-5
 
 
 @pytest.mark.slow
