@@ -1,4 +1,4 @@
-"""Shapes: data sets of drawn scenes, in the form of ComVG, RefCOCOg and VQAv2.
+"""Shapes: data sets of drawn scenes, in the form of ComVG, RefCOCOg and VQAv2, and edited captions.
 
 Images are uint8 (64, 64, 3). The random seeds are disjoint from those of pretraining, so no scene
 was trained on.
