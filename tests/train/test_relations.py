@@ -32,7 +32,7 @@ from dsd_trt.export.exporter import export_bundle
 from dsd_trt.export.settings import ExportSettings
 from dsd_trt.train.build import build_relations, build_scoring_unet
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
-from dsd_trt.train.fewshot.encodings import encode_candidates
+from dsd_trt.train.fewshot.encodings import Encodings, encode_candidates
 from dsd_trt.train.imitation.fit import TEXTS as TEXTS_OF_AN_IMAGE
 from dsd_trt.train.imitation.fit import Lessons, gather
 from dsd_trt.train.imitation.fit_relations import fit_relations
@@ -302,6 +302,23 @@ def lessons_of(
     every = np.arange(len(texts))
     scores = torch.from_numpy(modes.estimates(drawn_heads(), matched, every, teacher))
     return modes, Lessons(matched, np.tile(every, (images, 1)), scores)
+
+
+@torch.no_grad()
+def test_estimates_are_those_of_the_scorer(checkpoint: Checkpoint) -> None:
+    states, masks = encode_texts(checkpoint, TEXTS)
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    latent = checkpoint.image_encoder(torch.from_numpy(image))
+    empty = encode_texts(checkpoint, [""])[0]
+    encodings = Encodings(latent, states, masks, empty, 0, {}, {})
+    modes = TwoModes(checkpoint, None, encodings)
+    texts = np.arange(len(TEXTS))
+    scorer = modes.matrix
+    scorer.token_heads, scorer.relations = drawn_heads(), drawn_relations()
+    expected = scorer(latent, torch.tensor([modes.list_level]), states, masks).numpy()
+    found = modes.estimates(drawn_heads(), modes.match(0, texts), texts, drawn_relations())
+    assert expected.std() > 1e-2
+    assert np.abs(found - expected).max() < 2e-3  # what is seen is kept in FP16
 
 
 def test_what_a_teacher_sees_of_places_is_learned(checkpoint: Checkpoint) -> None:

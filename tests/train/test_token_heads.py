@@ -307,6 +307,10 @@ def test_imitation_divides_what_it_learns_from_and_measures_on(
     assert lists is not None
     assert lists.candidates == 6
     assert (lists.texts["1"].count, lists.images["5"].count) == (6, 6)
-    assert made.adapter.training["imitation"]["images"] == 12
+    record = made.adapter.training["imitation"]
+    assert record["images"] == 12
+    kept = made.related.relations is not None
+    assert record["relations"] == kept == bool(made.adapter.relations)
+    assert (record["loss"] < record["loss_without_relations"]) == kept
     with pytest.raises(InputError, match="11 images that can be used"):
         imitate(checkpoint, None, questions(11))
