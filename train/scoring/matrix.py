@@ -111,6 +111,7 @@ class MatrixScorer(nn.Module):
             pooled.append(logsumexp_pool(attention, scoring.lam, dim=4))
             if place == 0 and self.relations is not None:
                 centres = centres_of(attention, scoring.lam, self._basis(query, latent))
+            del attention  # before the next layer's is made
         every = torch.cat(pooled)  # (heads of all layers, texts, tokens, images)
         if (heads := self.token_heads) is not None:
             words = words[:, : token_mask.shape[1]]
