@@ -113,8 +113,8 @@ def centre_basis(rows: int, columns: int) -> Tensor:
     """1, x and y of each image token, divided by their number, FP32 (image_tokens, 3).
 
     Args:
-        rows: number of rows of image tokens.
-        columns: number of columns.
+        rows: number of rows of image tokens, from top to bottom.
+        columns: number of image tokens in a row.
     """
     y, x = (2 * (torch.arange(count) + 0.5) / count - 1 for count in (rows, columns))
     places = [torch.ones(rows * columns), x.repeat(rows), y.repeat_interleave(columns)]

@@ -83,7 +83,7 @@ def share(strength: Tensor, token_mask: Tensor) -> Tensor:
     """Share of each token in its text, a softmax over the tokens that count.
 
     Args:
-        strength: logits, (..., text_tokens).
+        strength: logits of the softmax, one for each token, (..., text_tokens).
         token_mask: 1 where a token counts, else 0, in a shape that fits.
 
     Returns:
