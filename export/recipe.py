@@ -18,7 +18,7 @@ from dsd_trt.export.describe import describe
 from dsd_trt.export.gates import split_gates
 from dsd_trt.export.modules import UpcastImageEncoder
 from dsd_trt.export.settings import ExportSettings, require_consistent
-from dsd_trt.train.build import build_scoring_unet, build_token_heads
+from dsd_trt.train.build import build_relations, build_scoring_unet, build_token_heads
 from dsd_trt.train.diffusion.checkpoint import Checkpoint, encode_texts, read_checkpoint
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.adapter_file import AdapterFile
@@ -90,7 +90,8 @@ class Recipe:
             unconditional: states of the unconditional text, (1, rows, D).
         """
         heads = build_token_heads(scoring, self.adapter)
-        return MatrixScorer(scoring, unconditional, self.settings.query_pool, heads)
+        relations = build_relations(scoring, self.adapter)
+        return MatrixScorer(scoring, unconditional, self.settings.query_pool, heads, relations)
 
     @cached_property
     def outline(self) -> ScoringUNet:

@@ -26,6 +26,7 @@ from dsd_trt.train.scoring.layers import (
 from dsd_trt.train.scoring.noise import noise_levels
 from dsd_trt.train.scoring.pooling import Pooling
 from dsd_trt.train.scoring.prompts import AttentionPrompts
+from dsd_trt.train.scoring.relations import Relations
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet
 from dsd_trt.train.scoring.token_heads import TokenHeads
 
@@ -110,11 +111,26 @@ def build_token_heads(scoring: ScoringUNet, adapter: Adapter | None) -> TokenHea
     Raises:
         ModelError: they are of another model.
     """
-    every = len(scoring.score_layers) == len(scoring.layer_names)
-    if adapter is None or not adapter.token_heads or not every:
+    if adapter is None or not adapter.token_heads or not _every_layer(scoring):
         return None
     heads = TokenHeads.of(adapter.token_heads, sum(scoring.heads), text_width(scoring.unet))
     return heads.to(scoring.head_weights.device)
+
+
+def build_relations(scoring: ScoringUNet, adapter: Adapter | None) -> Relations | None:
+    """The adapter's relations; None if it has none, or if not all layers are scored.
+
+    Raises:
+        ModelError: they are of another model.
+    """
+    if adapter is None or not adapter.relations or not _every_layer(scoring):
+        return None
+    relations = Relations.of(adapter.relations, scoring.heads[0], text_width(scoring.unet))
+    return relations.to(scoring.head_weights.device)
+
+
+def _every_layer(scoring: ScoringUNet) -> bool:
+    return len(scoring.score_layers) == len(scoring.layer_names)
 
 
 def build_prompts(

@@ -124,6 +124,11 @@ class CutGraph:
         content = b"".join([*self._rest, *(protobuf.field(*it) for it in parts)])
         return b"".join([*self._around, protobuf.field(_GRAPH, content)])
 
+    def read_by(self, inputs: Iterable[str], outputs: Sequence[str]) -> set[str]:
+        """Names of those inputs of a part that its outputs depend on; arguments as of `part`."""
+        given = dict.fromkeys(inputs)
+        return self._needed(given, outputs)[1] & given.keys()
+
     def halves(self, outputs: Sequence[str]) -> tuple[bytes, bytes]:
         """The walk and the match as ONNX files whose inputs and outputs have types and ranks.
 
@@ -142,8 +147,8 @@ class CutGraph:
         crossing = [it for it, content in described.items() if _element(content) in _NUMBERS]
         self._described |= described
         walk = self.part(dict.fromkeys(self._rows), crossing)
-        given = dict.fromkeys([*self._inputs, *crossing])
-        _, needed = self._needed(given, outputs)
+        given = [*self._inputs, *crossing]
+        needed = self.read_by(given, outputs)
         return walk, self.part({it: None for it in given if it in needed}, outputs)
 
     def _needed(

@@ -158,7 +158,7 @@ def test_logits_beyond_half_precision(form: Form) -> None:
 
 
 def test_what_only_one_image_has_is_left_out_of_the_others(form: Form) -> None:
-    """Rows that are zero for all but one image, as `match_all` makes them."""
+    """Rows that are zero for all but one image, as `attend_all` makes them."""
     layer = make(np.random.default_rng(0), images=3, depth=40)
     queries = layer.queries.reshape(2, 40, 3, 64)
     for image in range(3):

@@ -14,13 +14,13 @@ from test_shapes_render import Picture, borne_out
 
 from dsd_trt.train.question import Question
 from dsd_trt.train.shapes import datasets as shapes
-from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_refcocog, shapes_vqa
+from dsd_trt.train.shapes.datasets import shapes_comvg, shapes_edits, shapes_refcocog, shapes_vqa
 from dsd_trt.train.shapes.render import Drawing, draw
 from dsd_trt.train.shapes.scene import Scene
 from dsd_trt.train.shapes.twins import draw_twins
 
 RELATIONS = ("left of", "right of", "above", "below", "inside", "in front of")
-FORMS = [shapes_comvg, shapes_refcocog, shapes_vqa]
+FORMS = [shapes_comvg, shapes_refcocog, shapes_vqa, shapes_edits]
 few_and_many = pytest.mark.parametrize("count", [180, pytest.param(720, marks=pytest.mark.slow)])
 
 Form = Callable[[int, int], Iterator[Question]]
@@ -144,6 +144,36 @@ def test_the_right_answer_is_true_of_the_picture(drawn: Drawn, count: int) -> No
         assert len(answers) == len(expected)
     assert asked["colour"] == asked["shape"] == asked["number"] == count / 4
     assert min(asked["yes"], asked["no"]) > 0.35 * count / 4
+
+
+@few_and_many
+def test_edited_captions_are_false_of_the_picture(drawn: Drawn, count: int) -> None:
+    untrue, still_true, wrong = 0, Counter[str](), 0
+    relations, sides = Counter[int](), 0
+    for question in shapes_edits(count, 4):
+        assert question.kind == "caption of edits"
+        every = [pictured(question, i, drawn) for i in range(len(question.candidates))]
+        right = every.pop(question.right)
+        untrue += not borne_out(right.claims, right)
+        for it in every:
+            assert it.claims != right.claims
+            still_true[it.claims.relation or ""] += borne_out(it.claims, it)
+        wrong += len(every)
+        if right.claims.relation is None:
+            sides += any(it.claims.side not in (None, right.claims.side) for it in every)
+            continue
+        nouns_of = [nouns(it.claims)[:2] for it in (right, *every)]
+        assert nouns_of[0][::-1] in nouns_of  # exchanged
+        same = [it for it in every if nouns(it.claims)[:2] == nouns_of[0]]
+        relations[len(same)] += 1
+        assert all(it.claims.relation != right.claims.relation for it in same)
+    assert untrue <= 0.02 * count
+    # Things side by side may touch, which from the pixels is told apart from neither.
+    assert still_true.total() == still_true["in front of"] <= 0.03 * wrong
+    assert sides > 0.05 * count
+    # Nothing is surely false of things in front of each other.
+    assert relations[2] > relations[0] > 0
+    assert relations.keys() == {0, 2}
 
 
 @pytest.mark.parametrize("form", FORMS)

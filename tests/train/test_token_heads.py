@@ -26,7 +26,7 @@ from dsd_trt.train.imitation import enough
 from dsd_trt.train.imitation.fit import Lessons, fit_token_heads, gather
 from dsd_trt.train.imitation.imitation import imitate, plain_heads
 from dsd_trt.train.imitation.measure import measure, score_blocks
-from dsd_trt.train.imitation.two_modes import TwoModes
+from dsd_trt.train.imitation.two_modes import Matched, TwoModes
 from dsd_trt.train.question import Question
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.choices import DEFAULT_LEVELS
@@ -126,7 +126,7 @@ def test_equal_heads_are_matrix_mode_without_them(checkpoint: Checkpoint) -> Non
     level = torch.tensor([modes.list_level])
     texts = np.arange(len(encodings.texts))
     plain = modes.matrix(encodings.latents[:1], level, encodings.text_states, encodings.token_masks)
-    found = modes.estimates(plain_heads(modes), modes.pooled(0, texts)[None], texts)
+    found = modes.estimates(plain_heads(modes), modes.match(0, texts), texts)
     assert np.abs(found - plain.numpy()).max() < 1e-3  # pooled attention is kept in FP16
 
 
@@ -243,11 +243,11 @@ def test_what_a_teacher_prefers_is_learned(checkpoint: Checkpoint) -> None:
     teacher = drawn_heads(1)
     images = np.arange(40)
     rng = np.random.default_rng(0)
-    lessons = gather(modes, images[:30], texts, texts[:30], rng)
-    every = torch.stack([modes.pooled(image, texts) for image in range(40)])
+    lessons = gather(modes, images[:30], texts, texts[:30, None].tolist(), rng)
+    every = Matched.stack([modes.match(image, texts) for image in range(40)])
     taught = modes.estimates(teacher, every[:30], texts)
     scores = torch.from_numpy(np.take_along_axis(taught, lessons.texts, axis=1))
-    heads = fit_token_heads(modes, Lessons(lessons.pooled, lessons.texts, scores))
+    heads = fit_token_heads(modes, Lessons(lessons.matched, lessons.texts, scores))
     wanted = modes.estimates(teacher, every[30:], texts)
 
     def agreement(of: TokenHeads) -> float:
@@ -264,7 +264,7 @@ def test_what_a_teacher_prefers_is_learned(checkpoint: Checkpoint) -> None:
 def test_scores_that_are_no_numbers_end_it(checkpoint: Checkpoint) -> None:
     modes, encodings = modes_of(checkpoint, 4)
     texts = np.arange(len(encodings.texts))
-    lessons = gather(modes, np.arange(4), texts, texts[:4], np.random.default_rng(0))
+    lessons = gather(modes, np.arange(4), texts, [[0]] * 4, np.random.default_rng(0))
     lessons.scores[2, 1] = np.nan
     with pytest.raises(DivergedError, match="not finite"):
         fit_token_heads(modes, lessons)
@@ -283,8 +283,8 @@ def test_ranks_are_those_of_all_scores(checkpoint: Checkpoint) -> None:
             for level in range(modes.levels)
         ]
     ).mean(axis=0)
-    pooled = torch.stack([modes.pooled(image, texts) for image in range(12)])
-    estimates = modes.estimates(heads, pooled, texts)
+    matched = Matched.stack([modes.match(image, texts) for image in range(12)])
+    estimates = modes.estimates(heads, matched, texts)
     for found, full, of in (
         (ranks.texts, every, estimates),
         (ranks.images, every.T, estimates.T),
@@ -307,6 +307,10 @@ def test_imitation_divides_what_it_learns_from_and_measures_on(
     assert lists is not None
     assert lists.candidates == 6
     assert (lists.texts["1"].count, lists.images["5"].count) == (6, 6)
-    assert made.adapter.training["imitation"]["images"] == 12
+    record = made.adapter.training["imitation"]
+    assert record["images"] == 12
+    kept = made.related.relations is not None
+    assert record["relations"] == kept == bool(made.adapter.relations)
+    assert (record["loss"] < record["loss_without_relations"]) == kept
     with pytest.raises(InputError, match="11 images that can be used"):
         imitate(checkpoint, None, questions(11))

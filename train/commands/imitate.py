@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   dsd-trt imitate --data shapes-refcocog --out adapter
+  dsd-trt imitate --data shapes-edits --out adapter-of-relations
   dsd-trt imitate --model sd-2-1 --adapter mine --data captions.csv --out mine-and-lists
 """
 
@@ -43,7 +44,7 @@ _LARGE = 100_000_000  # parameters of a U-Net from which more than one thread is
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="ADAPTER",
-    help="Output folder for the adapter with its token heads; a new or empty one.",
+    help="Output folder for the adapter with what is learned; a new or empty one.",
 )
 @adapter_option("Adapter whose pair mode is estimated, and which is copied")
 @pytorch_threads_option
@@ -68,7 +69,8 @@ def imitate(
     A search for the best then follows matrix mode's order, and scores in pair mode only as far as
     needed: export with --matrix, and search with --prune. Images and texts are enough: which text
     is right does not matter. Two thirds are learned from. On the others it is measured how far
-    down an order has to be followed. Pair mode itself stays as it is.
+    down an order has to be followed. Relations, such as which of two is left, are learned from
+    texts that an image rejects, and kept if they help. Pair mode itself stays as it is.
     """
     from dsd_trt.train.data.catalogue import require_columns
 
@@ -128,8 +130,9 @@ def imitate(
         base = None if file is None else Adapter.load(file.folder)
         found = learn(checkpoint, base, questions, seed, progress.step)
     found.adapter.save(out)
-    note(f"without token heads: {found.before.line()}")
-    note(f"with token heads: {found.after.line()}")
+    note(found.related.line())
+    note(f"before: {found.before.line()}")
+    note(f"after: {found.after.line()}")
     note(
         f"measured on {counted(len(found.after.texts), 'list')}: the smallest --error at which a "
         f"search cuts a list is {found.smallest_error():.2g}"

@@ -92,6 +92,7 @@ _GENERATORS: Mapping[str, Callable[[int, int], Iterator[Question]]] = {
     "shapes-comvg": _lazy("shapes.datasets", "shapes_comvg"),
     "shapes-refcocog": _lazy("shapes.datasets", "shapes_refcocog"),
     "shapes-vqa": _lazy("shapes.datasets", "shapes_vqa"),
+    "shapes-edits": _lazy("shapes.datasets", "shapes_edits"),
     **{f"unseen-{task}": _lazy("shapes.unseen", "unseen_questions", task) for task in UNSEEN_TASKS},
 }
 NAMES = (*_READERS, *_GENERATORS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dsd_trt.bundle.method import Mode, ScoreKind
-from dsd_trt.train.build import build_scoring_unet, build_token_heads
+from dsd_trt.train.build import build_relations, build_scoring_unet, build_token_heads
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.examples import Examples
 from dsd_trt.train.fewshot.match_probability import MatchProbability, combine
@@ -52,8 +52,12 @@ class Served:
         weights = LearnedHeadWeights(scoring.head_weights, learned=False)
         matrix = None
         if self._mode == "matrix":
-            of_tokens = build_token_heads(scoring, adapter)
-            matrix = MatrixScorer(scoring, unconditional, token_heads=of_tokens)
+            matrix = MatrixScorer(
+                scoring,
+                unconditional,
+                token_heads=build_token_heads(scoring, adapter),
+                relations=build_relations(scoring, adapter),
+            )
         model = FewShotModel(scoring, weights, MatchProbability(self._kind), matrix)
         self._model = model.to(checkpoint.device)
         self._weight = adapter.denoising_weight if adapter else 1.0

@@ -1,8 +1,8 @@
-"""Learning token heads from pair mode: which text it prefers, and by how much."""
+"""Learning token heads and relations from pair mode: which text it prefers, and by how much."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dsd_trt.train.fewshot.fit import DivergedError
-from dsd_trt.train.imitation.two_modes import TwoModes
+from dsd_trt.train.imitation.two_modes import Matched, TwoModes
 from dsd_trt.train.scoring.token_heads import TokenHeads, weigh
 
 TEXTS = 48
@@ -29,51 +29,69 @@ _BASE = 10.0  # sum of the head weights before they are scaled
 
 @dataclass(frozen=True)
 class Lessons:
-    """What token heads learn from.
+    """What token heads and relations learn from.
 
     Attributes:
-        pooled: pooled attention S in matrix mode, FP16 (images, texts, tokens, heads).
+        matched: what matrix mode sees of the images, each with its texts.
         texts: place of each image's texts among the encoded ones, (images, texts).
         scores: pair mode's scores at its first noise level, FP32 (images, texts).
     """
 
-    pooled: Tensor
+    matched: Matched
     texts: NDArray[np.intp]
     scores: Tensor
+
+    def unit(self) -> float:
+        """Temperature of the targets: what of a difference between two scores counts."""
+        return _SHARPNESS * float((self.scores - self.scores.mean(dim=1, keepdim=True)).std())
+
+    def loss(self, images: NDArray[np.intp] | slice, estimates: Tensor) -> Tensor:
+        """Cross-entropy of pair mode's preferences among the texts of some images.
+
+        Args:
+            images: numbers of the images.
+            estimates: estimates of their scores, (images, texts).
+        """
+        unit = self.unit()
+        target = (self.scores[images] / unit).softmax(dim=1)
+        return -(target * (estimates / unit).log_softmax(dim=1)).sum(dim=1).mean()
 
 
 def gather(
     modes: TwoModes,
     images: NDArray[np.intp],
     texts: NDArray[np.intp],
-    own: NDArray[np.intp],
+    own: Sequence[Sequence[int]],
     rng: np.random.Generator,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Lessons:
     """Score each image with some texts in both modes.
 
-    Every second image has its own text among them: the others are lists without a clear winner,
-    which a search meets too.
+    Every second image has its own texts among them, those that its questions reject included: they
+    differ in little, such as a relation. The others are lists without a clear winner, which a
+    search meets too.
 
     Args:
         modes: model to score with.
         images: places of the images.
         texts: places of the texts that are drawn from.
-        own: place of each image's own text, (images,).
+        own: places of each image's own texts, the most important first.
         rng: random generator of the drawn texts.
         progress: callback `(done, total)`, in images.
     """
     count = min(TEXTS, len(texts))
-    pooled, chosen, scores = [], [], []
+    matched, chosen, scores = [], [], []
     for number, image in enumerate(images.tolist()):
         of_image = rng.choice(texts, count, replace=False)
-        if number % 2 and own[number] not in of_image:
-            of_image[0] = own[number]
-        pooled.append(modes.pooled(image, of_image))
+        if number % 2:
+            first = np.array(own[number][: count // 2], np.intp)
+            of_image = np.concatenate([first, of_image[~np.isin(of_image, first)]])[:count]
+        matched.append(modes.match(image, of_image))
         scores.append(modes.score(np.full(count, image), of_image, 0))
         chosen.append(of_image)
         progress(number + 1, len(images))
-    return Lessons(torch.stack(pooled), np.stack(chosen), torch.from_numpy(np.stack(scores)))
+    every = torch.from_numpy(np.stack(scores))
+    return Lessons(Matched.stack(matched), np.stack(chosen), every)
 
 
 def fit_token_heads(
@@ -96,14 +114,13 @@ def fit_token_heads(
     Raises:
         DivergedError: a score is not finite.
     """
-    scores = lessons.scores
-    if not bool(scores.isfinite().all() and lessons.pooled.isfinite().all()):
+    scores, matched = lessons.scores, lessons.matched
+    seen = (scores, matched.pooled, matched.centres)
+    if not all(bool(it.isfinite().all()) for it in seen):
         raise DivergedError(
             "nothing can be learned from scores that are not finite: score some of the images and "
             "texts with dsd-trt eval, which names those that have none, and leave them out"
         )
-    unit = _SHARPNESS * float((scores - scores.mean(dim=1, keepdim=True)).std())
-    target = (scores / unit).softmax(dim=1)
     distinct, places = np.unique(lessons.texts, return_inverse=True)
     words, mask = modes.words(distinct)
     of_lesson = torch.from_numpy(places.reshape(lessons.texts.shape))
@@ -125,8 +142,8 @@ def fit_token_heads(
         batch = rng.permutation(len(scores))[:_IMAGES]
         of_batch = of_lesson[batch]
         weights = weigh(words[of_batch], mask[of_batch], *learned.parts())
-        estimates = (lessons.pooled[batch].float() * weights).sum(dim=(2, 3))
-        loss = -(target[batch] * (estimates / unit).log_softmax(dim=1)).sum(dim=1).mean()
+        estimates = (matched.pooled[batch].float() * weights).sum(dim=(2, 3))
+        loss = lessons.loss(batch, estimates)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,7 +151,7 @@ def fit_token_heads(
     heads = learned.heads()
     with torch.no_grad():
         weights = heads.weights(words, mask)
-        rows = zip(lessons.pooled, of_lesson, scores, strict=True)
+        rows = zip(matched.pooled, of_lesson, scores, strict=True)
         missed = [(y - (s.float() * weights[at]).sum(dim=(1, 2))).mean() for s, at, y in rows]
         heads.offset.fill_(float(torch.stack(missed).mean()))
     return heads

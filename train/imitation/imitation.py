@@ -13,6 +13,7 @@ from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.encodings import Encodings, encode_candidates
 from dsd_trt.train.imitation.enough import require_enough
 from dsd_trt.train.imitation.fit import fit_token_heads, gather
+from dsd_trt.train.imitation.fit_relations import Related, fit_relations
 from dsd_trt.train.imitation.measure import Ranks, measure, score_blocks
 from dsd_trt.train.imitation.two_modes import TwoModes
 from dsd_trt.train.left_out import LeftOut
@@ -31,9 +32,10 @@ class Imitated:
     """The result of `imitate`.
 
     Attributes:
-        adapter: the adapter with token heads and lists.
-        before: ranks of pair mode's best in matrix mode without token heads.
+        adapter: the adapter with token heads, relations if they help, and lists.
+        before: ranks of pair mode's best in matrix mode without them.
         after: the same with them.
+        related: what became of the relations.
         learned_from: number of images that the token heads were learned from.
         left_out: images that could not be read, and texts without finite states.
     """
@@ -41,6 +43,7 @@ class Imitated:
     adapter: Adapter
     before: Ranks
     after: Ranks
+    related: Related
     learned_from: int
     left_out: LeftOut
 
@@ -56,10 +59,10 @@ def imitate(
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Imitated:
-    """Learn token heads, with which matrix mode estimates pair mode's scores, and measure lists.
+    """Learn token heads and relations, with which matrix mode estimates pair mode's scores.
 
-    Two thirds of the images and of the texts are learned from, the others are measured on. Which
-    text is right does not matter: pair mode is the teacher.
+    Two thirds of the images and of the texts are learned from, texts of these images first. Lists
+    are measured on the others. Which text is right does not matter: pair mode is the teacher.
 
     Args:
         checkpoint: base model, on the device that computes.
@@ -87,16 +90,22 @@ def imitate(
     require_enough(len(images), len(texts))
     apart_images, apart_texts = (round(len(it) * (1 - _MEASURED)) for it in (images, texts))
     learning = images[:apart_images]
+    of_learning = np.isin(texts, [it for image in learning.tolist() for it in own[image]])
+    texts = texts[np.argsort(~of_learning, kind="stable")]
+    known = set(texts[:apart_texts].tolist())
     lessons = gather(
         modes,
         learning,
         texts[:apart_texts],
-        np.array([own[it] for it in learning.tolist()]),
+        [[it for it in own[image] if it in known] for image in learning.tolist()],
         rng,
         lambda done, total: progress("Scoring what is learned from", done, total),
     )
     heads = fit_token_heads(
         modes, lessons, seed, lambda done, total: progress("Learning", done, total)
+    )
+    related = fit_relations(
+        modes, lessons, heads, seed, lambda done, total: progress("Learning relations", done, total)
     )
     blocks = score_blocks(
         modes,
@@ -106,12 +115,15 @@ def imitate(
     )
     progress("Measuring lists", 0, None)
     _, before = measure(modes, plain_heads(modes), blocks)
-    lists, after = measure(modes, heads, blocks)
+    lists, after = measure(modes, heads, blocks, related.relations)
     record = {
         "images": len(learning),
         "texts": apart_texts,
         "lists": len(after.texts),
         "candidates": after.candidates,
+        "relations": related.relations is not None,
+        "loss": related.loss,
+        "loss_without_relations": related.without,
         "seed": seed,
     }
     base = adapter or Adapter.unchanged("attention", modes.scoring.levels, checkpoint.weight_hashes)
@@ -121,10 +133,11 @@ def imitate(
         matrix_a=NOT_FITTED.a,
         matrix_b=NOT_FITTED.b,
         token_heads=heads.state_dict(),
+        relations=related.relations.state_dict() if related.relations else {},
         lists=lists,
         training={**base.training, "imitation": record},
     )
-    return Imitated(made, before, after, len(learning), left_out)
+    return Imitated(made, before, after, related, len(learning), left_out)
 
 
 def plain_heads(modes: TwoModes) -> TokenHeads:
@@ -137,9 +150,13 @@ def plain_heads(modes: TwoModes) -> TokenHeads:
 
 def _own_texts(
     encodings: Encodings, questions: Sequence[Question]
-) -> tuple[dict[int, int], LeftOut]:
-    """Place of a right text of each image that has one, and what cannot be used."""
+) -> tuple[dict[int, list[int]], LeftOut]:
+    """Texts of each image that has a right one, that first, and what cannot be used."""
     left_out = LeftOut()
     examples = encodings.examples(questions, left_out.add)
-    images, texts = examples.images[examples.right], examples.texts[examples.right]
-    return dict(zip(images.tolist(), texts.tolist(), strict=True)), left_out
+    images, texts, right = (it.tolist() for it in (examples.images, examples.texts, examples.right))
+    found: dict[int, dict[int, None]] = {images[it]: {texts[it]: None} for it in right}
+    for image, text in zip(images, texts, strict=True):
+        if image in found:
+            found[image].setdefault(text)
+    return {image: list(it) for image, it in found.items()}, left_out

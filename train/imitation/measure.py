@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.lists import gap_of, list_order, need_of
 from dsd_trt.search import eliminate
-from dsd_trt.train.imitation.two_modes import TwoModes
+from dsd_trt.train.imitation.two_modes import Matched, TwoModes
+from dsd_trt.train.scoring.relations import Relations
 from dsd_trt.train.scoring.token_heads import TokenHeads
 
 Array = NDArray[np.float32]
@@ -61,13 +60,13 @@ class Block:
         first: pair mode's scores at the first noise level, (images, texts).
         mean: its means over all levels, NaN where a candidate is among the best neither of its
             image nor of its text, (images, texts).
-        pooled: pooled attention in matrix mode, FP16 (images, texts, tokens, heads).
+        matched: what matrix mode sees of them.
         texts: places of the texts.
     """
 
     first: Array
     mean: Array
-    pooled: Tensor
+    matched: Matched
     texts: NDArray[np.intp]
 
 
@@ -93,9 +92,9 @@ def score_blocks(
         start = number * side % len(texts)
         chosen = np.roll(texts, -start)[:side]
         scores = np.full((modes.levels, side, side), np.nan, np.float32)
-        pooled = []
+        matched = []
         for row, image in enumerate(of_block.tolist()):
-            pooled.append(modes.pooled(image, chosen))
+            matched.append(modes.match(image, chosen))
             scores[0, row] = modes.score(np.full(side, image), chosen, 0)
             progress(number * side + row + 1, count * side)
         mean = np.full((side, side), np.nan, np.float32)
@@ -105,7 +104,7 @@ def score_blocks(
                 (np.s_[:, place], _best(modes, scores, of_block, chosen[[place]], np.s_[:, place])),
             ):
                 mean[line] = np.where(np.isnan(found), mean[line], found)
-        blocks.append(Block(scores[0], mean, torch.stack(pooled), chosen))
+        blocks.append(Block(scores[0], mean, Matched.stack(matched), chosen))
     return blocks
 
 
@@ -130,15 +129,21 @@ def _best(
     return eliminate(score_at, count, modes.levels, min(max(BEST), count), _ERROR)
 
 
-def measure(modes: TwoModes, heads: TokenHeads, blocks: Sequence[Block]) -> tuple[Lists, Ranks]:
-    """Lists of some blocks, made with token heads.
+def measure(
+    modes: TwoModes,
+    heads: TokenHeads,
+    blocks: Sequence[Block],
+    relations: Relations | None = None,
+) -> tuple[Lists, Ranks]:
+    """Lists of some blocks, made with token heads, and with relations if there are some.
 
     Args:
         modes: model that the blocks were scored with.
         heads: token heads that make the lists.
         blocks: at least one block of images and texts.
+        relations: relations that make them too; None is without.
     """
-    estimates = [modes.estimates(heads, it.pooled, it.texts) for it in blocks]
+    estimates = [modes.estimates(heads, it.matched, it.texts, relations) for it in blocks]
     missed = np.concatenate([it.first for it in blocks]) - np.concatenate(estimates)
     slope = _SLOPE * float((missed - missed.mean(axis=1, keepdims=True)).std())
     side = len(blocks[0].texts)

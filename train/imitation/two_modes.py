@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,9 +16,37 @@ from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.encodings import Encodings
 from dsd_trt.train.scoring.adapter import Adapter
 from dsd_trt.train.scoring.matrix import MatrixScorer
+from dsd_trt.train.scoring.relations import Relations
 from dsd_trt.train.scoring.token_heads import TokenHeads
 
 _PAIRS, _TEXTS = 64, 16  # pairs of a U-Net pass, and texts that are matched at once
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What matrix mode sees of images, each with some texts.
+
+    Attributes:
+        pooled: pooled attention S, FP16 (images, texts, tokens, heads).
+        centres: centres of the first layer's maps, FP16 (images, texts, tokens, its heads, 2).
+    """
+
+    pooled: Tensor
+    centres: Tensor
+
+    @classmethod
+    def stack(cls, parts: Sequence[Self]) -> Self:
+        """Some images together."""
+        return cls(torch.cat([it.pooled for it in parts]), torch.cat([it.centres for it in parts]))
+
+    def __getitem__(self, images: NDArray[np.intp] | slice) -> Matched:
+        return Matched(self.pooled[images], self.centres[images])
+
+    def related(self) -> tuple[Tensor, Tensor]:
+        """The first layer's S and centres as `Relations` takes them."""
+        centres = self.centres.float().permute(0, 3, 1, 2, 4)  # (images, heads, texts, tokens, 2)
+        first = self.pooled[..., : centres.shape[1]].float()
+        return first.permute(0, 3, 1, 2), centres
 
 
 class TwoModes:
@@ -67,22 +99,19 @@ class TwoModes:
         return np.concatenate(found) if found else np.empty(0, np.float32)
 
     @torch.no_grad()
-    def pooled(self, image: int, texts: NDArray[np.intp]) -> Tensor:
-        """Matrix mode's pooled attention of an image with some texts, from one walk.
-
-        Returns:
-            S of the tokens that may count, FP16 (texts, tokens, heads).
-        """
+    def match(self, image: int, texts: NDArray[np.intp]) -> Matched:
+        """What matrix mode sees of an image with some texts, at tokens that may count."""
         latent = self._latents[image : image + 1].to(self._device)
         level = torch.tensor([self.list_level], device=self._device)
         queries = self.matrix.queries(latent, level)
-        found = []
+        pooled, centres = [], []
         for start in range(0, len(texts), _TEXTS):
-            states, _ = self._text(texts[start : start + _TEXTS])
-            pooled = self.matrix.pool(queries, latent, states[None].to(self._device), self.tokens)
-            # (1, heads, texts, tokens) -> (texts, tokens, heads)
-            found.append(pooled[0].permute(1, 2, 0).half().cpu())
-        return torch.cat(found)
+            states = self._text(texts[start : start + _TEXTS])[0][None].to(self._device)
+            of_texts = (queries, latent, states, self.tokens)
+            # (1, heads, texts, tokens, ...) -> (1, texts, tokens, heads, ...)
+            pooled.append(self.matrix.pool(*of_texts).movedim(1, 3).half().cpu())
+            centres.append(self.matrix.centres(*of_texts).movedim(1, 3).half().cpu())
+        return Matched(torch.cat(pooled, dim=1), torch.cat(centres, dim=1))
 
     def words(self, texts: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """States and mask of the tokens that may count, (texts, tokens, D) and (texts, tokens)."""
@@ -91,20 +120,32 @@ class TwoModes:
 
     @torch.no_grad()
     def estimates(
-        self, heads: TokenHeads, pooled: Tensor, texts: NDArray[np.intp]
+        self,
+        heads: TokenHeads,
+        matched: Matched,
+        texts: NDArray[np.intp],
+        relations: Relations | None = None,
     ) -> NDArray[np.float32]:
         """Matrix mode's estimates with token heads.
 
         Args:
             heads: token heads to estimate with.
-            pooled: pooled attention of some images with the texts, (images, texts, tokens, heads).
+            matched: what matrix mode sees of some images, all with the same texts.
             texts: places of the texts.
+            relations: relations whose R is added; None adds nothing.
 
         Returns:
             FP32 (images, texts).
         """
-        weights = heads.weights(*self.words(texts))
-        rows = [(image.float() * weights).sum(dim=(1, 2)) + heads.offset for image in pooled]
+        words, mask = self.words(texts)
+        weights = heads.weights(words, mask)
+        rows = []
+        for image in range(len(matched.pooled)):
+            row = (matched.pooled[image].float() * weights).sum(dim=(1, 2)) + heads.offset
+            if relations is not None:
+                seen = matched[image : image + 1].related()
+                row += relations(words[None], mask[None], *seen)[0].sum(dim=1)
+            rows.append(row)
         return torch.stack(rows).numpy()
 
     def _text(self, texts: NDArray[np.intp]) -> tuple[Tensor, Tensor]:

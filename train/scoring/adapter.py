@@ -67,6 +67,8 @@ class Adapter:
             "LAYER PATH.down".
         token_heads: parameters of a `TokenHeads` by name, with which matrix mode estimates this
             adapter's scores in pair mode; empty without.
+        relations: parameters of a `Relations` by name, which adds to the score of the token
+            heads; empty without.
         lists: how far down matrix mode's lists the best of pair mode stand; None if not measured.
     """
 
@@ -87,6 +89,7 @@ class Adapter:
     matrix_b: float = 0.0
     merged: Mapping[str, Tensor] = field(default_factory=dict)
     token_heads: Mapping[str, Tensor] = field(default_factory=dict)
+    relations: Mapping[str, Tensor] = field(default_factory=dict)
     lists: Lists | None = None
 
     @classmethod
@@ -131,6 +134,7 @@ class Adapter:
         tensors = {f"prompts.{name}": value for name, value in self.prompt_state.items()}
         tensors |= {f"merged.{name}": value for name, value in self.merged.items()}
         tensors |= {f"token_heads.{name}": value for name, value in self.token_heads.items()}
+        tensors |= {f"relations.{name}": value for name, value in self.relations.items()}
         for layer, weights in enumerate(self.head_weights):
             tensors[f"head_weights.{layer}"] = weights
         content = save({name: value.contiguous() for name, value in tensors.items()})
@@ -194,6 +198,7 @@ class Adapter:
                 matrix_b=0.0 if config.matrix_b is None else config.matrix_b,
                 merged=_under("merged.", tensors),
                 token_heads=_under("token_heads.", tensors),
+                relations=_under("relations.", tensors),
                 lists=config.lists,
             )
             if adapter.head_weights and float(torch.cat(tuple(adapter.head_weights)).sum()) <= 0:

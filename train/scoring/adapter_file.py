@@ -36,6 +36,11 @@ NEXT_WEIGHTS = f".{WEIGHTS_NAME}.next"
 TOKEN_HEADS = ("base", "of_token", "gate", "offset")
 """Names of the parameters of `TokenHeads`, among the weights "token_heads.NAME"."""
 
+RELATIONS = ("roles", "heads", "of_word", "base")
+"""Names of the parameters of `Relations`, among the weights "relations.NAME"."""
+
+_PARTS = ("prompts.", "merged.", "head_weights.", "token_heads.", "relations.")
+
 FORMAT = 2
 """Version of `adapter.json`."""
 
@@ -204,7 +209,7 @@ def _require_known(config: AdapterConfig, headers: Mapping[str, TensorHeader]) -
         ValueError: a tensor is unknown, missing or misshapen; the message names it.
     """
     for name, tensor in headers.items():
-        if not name.startswith(("prompts.", "merged.", "head_weights.", "token_heads.")):
+        if not name.startswith(_PARTS):
             raise ValueError(f"it holds {ascii(name[:80])[1:-1]}, which no adapter has")
         if name.startswith("prompts.") and config.prompts is None:
             raise ValueError(f"it holds {name}, but {CONFIG_NAME} has no prompts")
@@ -218,6 +223,7 @@ def _require_known(config: AdapterConfig, headers: Mapping[str, TensorHeader]) -
             if part == "up" and headers[other].shape[:1] != tensor.shape[1:]:
                 raise ValueError(f"{name} and {other} are of different rank")
     _require_token_heads(config, headers)
+    _require_relations(headers)
     if config.prompts is not None and not any(name.startswith("prompts.") for name in headers):
         raise ValueError(f"it holds no prompts, but {CONFIG_NAME} has their sizes")
     for name in _head_weights(headers):
@@ -238,6 +244,22 @@ def _require_token_heads(config: AdapterConfig, headers: Mapping[str, TensorHead
     base, of_token, gate, offset = (headers[f"token_heads.{name}"].shape for name in TOKEN_HEADS)
     if tuple(of_token) != (*base, *gate) or len(of_token) != 2 or tuple(offset) != (1,):
         raise ValueError(f"token_heads.of_token is {list(of_token)}, and the others do not fit it")
+
+
+def _require_relations(headers: Mapping[str, TensorHeader]) -> None:
+    found = {name for name in headers if name.startswith("relations.")}
+    if not found:
+        return
+    if "token_heads.base" not in headers:
+        raise ValueError("it holds relations without token heads")
+    if found != {f"relations.{name}" for name in RELATIONS}:
+        raise ValueError(f"its relations are not {', '.join(RELATIONS)}")
+    width = headers["token_heads.of_token"].shape[1]
+    heads = headers["relations.heads"].shape[1:]
+    wanted = ((3, width), (2, *heads[:1]), (9, width), (9,))
+    for name, shape in zip(RELATIONS, wanted, strict=True):
+        if (there := tuple(headers[f"relations.{name}"].shape)) != shape:
+            raise ValueError(f"relations.{name} is {list(there)}, expected {list(shape)}")
 
 
 def _head_weights(headers: Mapping[str, TensorHeader]) -> list[str]:

@@ -4,7 +4,8 @@ The walk is a U-Net pass without prompts, given the noised latent and the uncond
 yields queries Q that depend on the image alone. Every text's keys K' (Eq. 5) are matched with
 them as in pair mode: softmax over text tokens, LogSumExp over image tokens (Eq. 3), weighted mean
 over heads (Eq. 4). The score differs from pair mode's, where the text conditions the U-Net. An
-adapter is therefore trained for the mode it serves.
+adapter is therefore trained for the mode it serves, or has token heads and relations that estimate
+pair mode's score.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dsd_trt.train.scoring.pooling import logsumexp_pool
 from dsd_trt.train.scoring.prompts import MatrixPrompt
+from dsd_trt.train.scoring.relations import Relations, centre_basis, centres_of
 from dsd_trt.train.scoring.scoring_unet import ScoringUNet, average_tokens, no_autocast
 from dsd_trt.train.scoring.token_heads import TokenHeads
 
@@ -32,9 +34,11 @@ class MatrixScorer(nn.Module):
         query_pool: side, in image tokens, of the squares over which queries of full latent
             resolution are averaged before matching; 1 does not average.
         token_heads: head weights that depend on the token; None takes those of `scoring` for all.
+        relations: what is added to the score of token heads; None adds nothing.
 
     Raises:
-        ValueError: the score needs more of the U-Net than its queries.
+        ValueError: the score needs more of the U-Net than its queries, or relations are without
+            token heads.
     """
 
     def __init__(
@@ -43,8 +47,11 @@ class MatrixScorer(nn.Module):
         unconditional: Tensor,
         query_pool: int = 1,
         token_heads: TokenHeads | None = None,
+        relations: Relations | None = None,
     ) -> None:
         super().__init__()
+        if relations is not None and token_heads is None:
+            raise ValueError("relations belong to a score of token heads")
         if scoring.denoising or scoring.dynamic_heads or scoring.pooling != "lse":
             raise ValueError(
                 'matrix mode has the score "attention" with LogSumExp pooling and head weights '
@@ -53,6 +60,7 @@ class MatrixScorer(nn.Module):
         self.scoring = scoring
         self.query_pool = query_pool
         self.token_heads = token_heads
+        self.relations = relations
         self.folded: nn.ParameterList | None = None
         self.unconditional: Tensor
         self.register_buffer("unconditional", unconditional, persistent=False)
@@ -90,7 +98,7 @@ class MatrixScorer(nn.Module):
         """
         scoring, words = self.scoring, self.words(text_states)
         pi = None if scoring.prompts is None else scoring.prompts.pi(latent)
-        pooled = []
+        pooled, centres = [], None
         for place, query in enumerate(queries):
             prompt, weight = self._prompt(place)
             tilt = None
@@ -99,13 +107,25 @@ class MatrixScorer(nn.Module):
                 strength = words.flatten(0, 1) @ pi[scoring.score_layers[place], 0].T
                 tilt = Tilt((query * u).sum(dim=3), strength.float())
             key = F.linear(words, weight).float()
-            pooled.append(match_all(query, key, tilt, scoring.lam, token_mask.shape[1]))
+            attention = attend_all(query, key, tilt, token_mask.shape[1])
+            pooled.append(logsumexp_pool(attention, scoring.lam, dim=4))
+            if place == 0 and self.relations is not None:
+                centres = centres_of(attention, scoring.lam, self._basis(query, latent))
+            del attention  # before the next layer's is made
         every = torch.cat(pooled)  # (heads of all layers, texts, tokens, images)
         if (heads := self.token_heads) is not None:
-            weights = heads.weights(words[:, : token_mask.shape[1]], token_mask)
+            words = words[:, : token_mask.shape[1]]
+            weights = heads.weights(words, token_mask)
             # (heads, texts, tokens, 1), so that the sum is a plain one over leading axes
             each = weights.permute(2, 0, 1)[..., None]
-            return (every * each).sum(dim=0).permute(2, 0, 1).sum(dim=2) + heads.offset
+            of_tokens = (every * each).sum(dim=0).permute(2, 0, 1)  # (images, texts, tokens)
+            if self.relations is not None and centres is not None:
+                first = pooled[0].permute(3, 0, 1, 2)  # (images, heads, texts, tokens)
+                places = centres.permute(3, 0, 1, 2, 4)
+                related = self.relations(words[None], token_mask[None], first, places)
+                # One sum: OpenVINO 2026.4.1 would add (1, texts) to (texts, 1).
+                of_tokens = torch.cat([of_tokens, related], dim=2)
+            return of_tokens.sum(dim=2) + heads.offset
         token_scores = (every * scoring.head_weights[:, None, None, None]).sum(dim=0)
         return average_tokens(token_scores.permute(2, 0, 1), token_mask)  # (images, texts)
 
@@ -130,10 +150,17 @@ class MatrixScorer(nn.Module):
         Returns:
             Score f(y, x) of each image's texts, FP32 (images, texts).
         """
-        pooled = self.pool(self.queries(latent, level), latent, text_states)
+        queries = self.queries(latent, level)
+        pooled = self.pool(queries, latent, text_states)
         if head_weights is None and (heads := self.token_heads) is not None:
-            weights = heads.weights(self.words(text_states), token_mask)
-            return (pooled * weights.movedim(3, 1)).sum(dim=(1, 3)) + heads.offset
+            words = self.words(text_states)
+            weights = heads.weights(words, token_mask)
+            score = (pooled * weights.movedim(3, 1)).sum(dim=(1, 3)) + heads.offset
+            if self.relations is None:
+                return score
+            centres = self.centres(queries, latent, text_states)
+            first = pooled[:, : centres.shape[1]]
+            return score + self.relations(words, token_mask, first, centres).sum(dim=2)
         plain = self.scoring.head_weights if head_weights is None else head_weights
         return average_tokens((pooled * plain[:, None, None]).sum(dim=1), token_mask)
 
@@ -158,10 +185,36 @@ class MatrixScorer(nn.Module):
         words, prompts = self.words(text_states), self.scoring.prompts
         pi = None if prompts is None else prompts.pi(latent)
         pooled = [
-            match(query, self._keys(place, words, pi), self.scoring.lam, counted)
+            logsumexp_pool(attend(query, self._keys(place, words, pi), counted), self.scoring.lam)
             for place, query in enumerate(queries)
         ]
         return torch.cat(pooled, dim=1)
+
+    def centres(
+        self,
+        queries: Sequence[Tensor],
+        latent: Tensor,
+        text_states: Tensor,
+        counted: int | None = None,
+    ) -> Tensor:
+        """Centres of the first scored layer's maps, see `centres_of`; arguments as of `pool`.
+
+        Returns:
+            x and y, FP32 (images, heads of the first layer, texts, counted, 2).
+        """
+        words, prompts = self.words(text_states), self.scoring.prompts
+        pi = None if prompts is None else prompts.pi(latent)
+        attention = attend(queries[0], self._keys(0, words, pi), counted).movedim(2, 4)
+        return centres_of(attention, self.scoring.lam, self._basis(queries[0], latent))
+
+    def _basis(self, query: Tensor, latent: Tensor) -> Tensor:
+        """Places of a layer's image tokens, (image_tokens, 3); see `centre_basis`."""
+        count, (height, width) = query.shape[2], latent.shape[2:]
+        grids = [(-(-height // side), -(-width // side)) for side in (1, 2, 4, 8, 16)]
+        if self.query_pool > 1:
+            grids.insert(0, (height // self.query_pool, width // self.query_pool))
+        rows, columns = next(it for it in grids if it[0] * it[1] == count)
+        return centre_basis(rows, columns).to(query.device)
 
     def queries(self, latent: Tensor, level: Tensor) -> list[Tensor]:
         """Q / sqrt(d) of each scored layer, FP32 (images, heads, image_tokens, d), from a walk."""
@@ -248,17 +301,16 @@ class Tilt(NamedTuple):
     of_token: Tensor
 
 
-def match(query: Tensor, key: Tensor, lam: float, counted: int | None = None) -> Tensor:
-    """Attention of every image to every text, pooled over image tokens (Eq. 3).
+def attend(query: Tensor, key: Tensor, counted: int | None = None) -> Tensor:
+    """Attention of every image to every text.
 
     Args:
         query: Q / sqrt(d), FP32 (images, heads, image_tokens, d).
         key: K', (images or 1, texts, text_tokens, heads * d).
-        lam: sharpness lambda of LogSumExp pooling.
-        counted: number of leading text tokens that are pooled; None pools all.
+        counted: number of leading text tokens whose maps are returned; None returns all.
 
     Returns:
-        Pooled attention S, FP32 (images, heads, texts, counted).
+        A, FP32 (images, heads, image_tokens, texts, counted).
     """
     texts, tokens = key.shape[1:3]
     heads = query.shape[1]
@@ -267,11 +319,11 @@ def match(query: Tensor, key: Tensor, lam: float, counted: int | None = None) ->
     with no_autocast(query):  # Q K^T overflows FP16 in Stable Diffusion 2.x
         # (images, heads, image_tokens, texts, text_tokens)
         attention = (query @ key).unflatten(3, (texts, tokens)).softmax(dim=-1)
-    return logsumexp_pool(attention[..., :counted], lam)
+    return attention[..., :counted]
 
 
-def match_all(query: Tensor, key: Tensor, tilt: Tilt | None, lam: float, counted: int) -> Tensor:
-    """Match every image with every text by one matrix product per head; `match`, but faster.
+def attend_all(query: Tensor, key: Tensor, tilt: Tilt | None, counted: int) -> Tensor:
+    """Attention of every image to every text by one matrix product per head; a faster `attend`.
 
     The image tokens of all images form the last axis. Softmax over text tokens is then arithmetic
     on whole rows, and padding tokens are dropped by dropping their rows.
@@ -280,11 +332,10 @@ def match_all(query: Tensor, key: Tensor, tilt: Tilt | None, lam: float, counted
         query: Q / sqrt(d), FP32 (images, heads, image_tokens, d).
         key: (W_k + P) r_y, FP32 (texts, text_tokens, heads * d).
         tilt: image-conditional part of the key prompts; None without prompts.
-        lam: sharpness lambda of LogSumExp pooling.
-        counted: number of leading text tokens that are pooled, at most text_tokens.
+        counted: number of leading text tokens whose maps are returned, at most text_tokens.
 
     Returns:
-        Pooled attention S, FP32 (heads, texts, counted, images).
+        A, FP32 (heads, texts, counted, images, image_tokens).
     """
     images, heads, image_tokens, d = query.shape
     texts, tokens = key.shape[:2]
@@ -301,6 +352,4 @@ def match_all(query: Tensor, key: Tensor, tilt: Tilt | None, lam: float, counted
     with no_autocast(query):  # Q K^T overflows FP16 in Stable Diffusion 2.x
         # (heads, texts, text_tokens, images * image_tokens)
         logits = (rows @ columns).unflatten(1, (texts, tokens))
-    # (heads, texts, counted, images, image_tokens)
-    attention = logits.softmax(dim=2)[:, :, :counted].unflatten(3, (images, image_tokens))
-    return logsumexp_pool(attention, lam, dim=4)
+    return logits.softmax(dim=2)[:, :, :counted].unflatten(3, (images, image_tokens))

@@ -76,8 +76,21 @@ def weigh(
     """
     states, mask = words.float(), token_mask.float()
     each = base + states @ of_token.T  # (..., text_tokens, heads)
+    return each * share(states @ gate, mask)[..., None]
+
+
+def share(strength: Tensor, token_mask: Tensor) -> Tensor:
+    """Share of each token in its text, a softmax over the tokens that count.
+
+    Args:
+        strength: logits of the softmax, one for each token, (..., text_tokens).
+        token_mask: 1 where a token counts, else 0, in a shape that fits.
+
+    Returns:
+        FP32 in the shape of `strength`; zeros for a text in which no token counts.
+    """
+    mask = token_mask.float()
     # Tokens that do not count are far below the others, so that the largest is one that does.
-    strength = states @ gate - (1 - mask) * 1e4  # (..., text_tokens)
-    share = (strength - strength.amax(dim=-1, keepdim=True)).exp() * mask
-    share = share / share.sum(dim=-1, keepdim=True).clamp(min=1e-12)
-    return each * share[..., None]
+    strength = strength - (1 - mask) * 1e4
+    each = (strength - strength.amax(dim=-1, keepdim=True)).exp() * mask
+    return each / each.sum(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Shapes: data sets of drawn scenes, in the form of ComVG, RefCOCOg and VQAv2.
+"""Shapes: data sets of drawn scenes, in the form of ComVG, RefCOCOg and VQAv2, and edited captions.
 
 Images are uint8 (64, 64, 3). The random seeds are disjoint from those of pretraining, so no scene
 was trained on.
@@ -7,6 +7,7 @@ was trained on.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from dsd_trt.train.shapes.scene import (
     COLOURS,
     RELATIONS,
     SHAPES,
+    SIDES,
     Scene,
     Thing,
     edit_scene,
@@ -35,7 +37,7 @@ _VISIBLE = 8  # pixels that every thing shows at least
 # Pretraining uses the seeds [seed, index], [seed, index, 1] and [seed, 7, step, rank], which NumPy
 # pads with zeros. None of its seeds starts with this number.
 _PREFIX = int.from_bytes(b"data")
-_COMVG, _REFCOCOG, _VQA = range(3)
+_COMVG, _REFCOCOG, _VQA, _EDITS = range(4)
 
 
 def shapes_comvg(count: int, seed: int) -> Iterator[Question]:
@@ -122,6 +124,50 @@ def shapes_vqa(count: int, seed: int) -> Iterator[Question]:
             _source(seed, index),
             _place_seed(_VQA, seed, index),
         )
+
+
+def shapes_edits(count: int, seed: int) -> Iterator[Question]:
+    """Given an image, its caption among captions of its edited scene; kind "caption of edits".
+
+    Every caption names the relation. Wrong ones change the subject, the object or the relation, or
+    exchange both things; of a lone thing they change it or its side. Each has words of its own.
+
+    Args:
+        count: number of questions to yield.
+        seed: random seed of scenes, captions, images and the right candidates' positions.
+    """
+    for index in range(count):
+        rng = _rng(_EDITS, seed, index)
+        scene = sample_scene(rng)
+        while len(set(_nouns(scene))) < len(scene.things):
+            scene = sample_scene(rng)
+        image, right = _draw(scene, rng), caption(scene, rng, name_relation=True)
+        wrong = (caption(it, rng, name_relation=True) for it in _edits(scene, rng))
+        yield shuffled(
+            "caption of edits",
+            (image, right),
+            [(image, text) for text in dict.fromkeys(wrong)],
+            _source(seed, index),
+            _place_seed(_EDITS, seed, index),
+        )
+
+
+def _edits(scene: Scene, rng: np.random.Generator) -> Iterator[Scene]:
+    """Scenes that differ from one in one aspect, so that their captions are false of its image."""
+    yield edit_scene(scene, "subject", rng)
+    if scene.side is not None:
+        # Not another side: a thing at the left may stand at the top, too.
+        opposite = dict(zip(SIDES, ("right", "left", "bottom", "top"), strict=True))
+        yield replace(scene, side=opposite[scene.side])
+    yield edit_scene(scene, "object", rng)  # of a lone thing, that
+    if scene.relation is None:
+        return
+    first, second, *rest = scene.things
+    yield replace(scene, things=(second, first, *rest))
+    others = [it for it in RELATIONS if it != scene.relation]
+    shown = [it for it in others if not _may_also_show(it, scene.relation)]
+    for relation in rng.permutation(shown)[:2]:
+        yield replace(scene, relation=str(relation))
 
 
 def _ask(asked: str, scene: Scene, rng: np.random.Generator) -> tuple[str, str, tuple[str, ...]]:

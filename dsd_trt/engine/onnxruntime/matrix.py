@@ -71,6 +71,7 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
                 self._keys = session(given, self._names())
                 given |= {it.pooled: "tensor(float)" for it in self._attention}
             self._scores = session(given, self._outputs)
+            read = cut.read_by(given, self._outputs)
             inputs = [it for it in self._scores.get_inputs() if it.name in {**rows, **texts}]
             outputs = self._scores.get_outputs()
         except EngineError:
@@ -81,6 +82,8 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
             path, graph, list(map(tensor_spec, inputs)), list(map(tensor_spec, outputs))
         )
         self._crossing = cut.crossing
+        # Queries whose maps are made, because nothing lifts them out or relations read them.
+        self._mapped = [it.queries for it in cut.attention if it.queries in read]
         self._walked: dict[str, Array] = {}  # results of the last walk, and its inputs
         self.description = describe(graph)
 
@@ -88,8 +91,8 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
         self._walked = {**feeds, **run_session(self._session, self._crossing, feeds)}
 
     def _match(self, feeds: Mapping[str, Array]) -> Array:
-        if self._keys is None and self._attention:  # maps are made
-            queries = (self._walked[it.queries] for it in self._attention)
+        if self._mapped:
+            queries = (self._walked[it] for it in self._mapped)
             numbers = max(len(it) * it.shape[-1] for it in queries)  # of a text token
             tokens = next(len(row) for row in feeds[self._of_texts[0]])
             most = max(NUMBERS // (numbers * tokens), 1)
