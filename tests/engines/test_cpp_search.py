@@ -236,16 +236,24 @@ def test_each_images_best_texts_are_pythons(
     assert took.audits < took.lists
     assert took.passes < len(images) * len(TEXTS) * len(FRACTIONS) / 2
     assert took.warning == b""
+    found, _, _ = cpp.best_images(images, TEXTS, 2, ERROR)
+    assert_ranked(found, python.rank(TEXTS, images, 2, prune=True, error=ERROR))
 
 
-def test_each_texts_best_images_are_pythons(opened: Any, listed_folder: Path) -> None:
+def test_each_texts_best_images_are_pythons(
+    opened: Any, listed_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     python, images = Scorer.load(listed_folder, "onnxruntime"), pictures(IMAGES)
     cpp = opened(listed_folder)
     found, took, errors = cpp.best_images([b"none", *images], TEXTS, 3, 0.2)
     assert [bool(it) for it in errors] == [True] + [False] * len(images)
-    assert_ranked(found, python.rank(TEXTS, [b"none", *images], 3, prune=True, error=0.2))
+    with caplog.at_level("INFO", "dsd_trt"):
+        assert_ranked(found, python.rank(TEXTS, [b"none", *images], 3, prune=True, error=0.2))
     assert took.walks == len(images)
     assert took.lists == len(TEXTS)
+    (told,) = [it.message for it in caplog.records if "passes each on average" in it.message]
+    assert told.startswith(f"{took.lists} lists of {took.passes / took.lists:.1f} passes each")
+    assert f"; {took.audits} audits, of which {took.failed_audits} failed" in told
     found, took, _ = cpp.best_images(images, TEXTS[:1], 3, 0.2)  # a walk would cost as much
     assert took.lists == took.walks == 0
     assert_ranked(found, python.rank(TEXTS[:1], images, 3, prune=True, error=0.2))
