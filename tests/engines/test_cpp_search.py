@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from cpp import ROOT, CppError, CppScorer, clip_bundle
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from self_checked import add_self_check
-from synthetic_lists import COUNT, LEVELS, SLOPE, draw, measured
+from synthetic_lists import COUNT, LEVELS, SLOPE, Candidates, draw, measured
 from test_cpp import EMBEDDED, edit, guide, rows
 from test_cpp_image import clip_tokenizer
 
@@ -31,7 +31,7 @@ from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.errors import BundleError
 from dsd_trt.lists import Rule, need_of
-from dsd_trt.pruned_search import PrunedSearch
+from dsd_trt.pruned_search import Found, PrunedSearch, answered_together
 
 pytest_plugins = ("cpp",)
 
@@ -51,10 +51,10 @@ def rule_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
         *("-I", SOURCES, "-o", path),
     ]
     command += [Path(__file__).parent / "cpp_search" / "search.cpp"]
-    command += [SOURCES / "lists.cpp", SOURCES / "pruned_search.cpp"]
+    command += [SOURCES / it for it in ("lists.cpp", "pruned_search.cpp", "search.cpp")]
     subprocess.run(command, check=True)
     library = ctypes.CDLL(str(path))
-    library.search.restype = ctypes.c_bool
+    library.search.restype = library.together.restype = ctypes.c_size_t
     return library
 
 
@@ -62,9 +62,15 @@ def address(numbers: NDArray[Any]) -> ctypes.c_void_p:
     return numbers.ctypes.data_as(ctypes.c_void_p)
 
 
-@pytest.mark.parametrize("kind", ["as measured", "useless", "useless later", "not finite"])
+OUTCOMES = ["followed", "passed", "failed", None]  # as C++ numbers them
+
+
 @pytest.mark.parametrize(
-    ("best", "batch", "margin"), [(1, 1, True), (3, 5, True), (5, 32, True), (3, 5, False)]
+    "kind", ["as measured", "not measured", "useless", "useless later", "not finite"]
+)
+@pytest.mark.parametrize(
+    ("best", "batch", "margin"),
+    [(1, 1, True), (3, 5, True), (5, 32, True), (5, 200, True), (3, 5, False)],
 )
 @pytest.mark.filterwarnings("ignore:.*audited lists")
 def test_lists_are_followed_audited_and_ended_as_in_python(
@@ -87,36 +93,74 @@ def test_lists_are_followed_audited_and_ended_as_in_python(
     estimates = np.stack([it.estimates for it in lists]).astype(np.float32)
 
     means = np.empty((len(lists), COUNT), np.float32)
-    turns, asked = np.empty((2, len(lists)), np.int32)
-    failures = np.zeros(1, np.int32)
+    outcomes, asked = np.empty((2, len(lists)), np.int32)
+    turns = np.empty((len(lists) * COUNT, 3), np.int32)
     needs, gaps = np.array(known.needs), np.array(known.gaps or (), np.float64)
+    measured_best = 0 if kind == "not measured" else best
     sizes = [ctypes.c_size_t(it) for it in (len(lists), COUNT, LEVELS, best)]
-    ended = rule_library.search(
+    made = rule_library.search(
         *sizes,
         *(ctypes.c_double(ERROR), ctypes.c_size_t(batch), COUNT, ctypes.c_double(SLOPE)),
-        *(ctypes.c_size_t(best), known.count, ctypes.c_size_t(len(needs)), address(needs)),
-        *(ctypes.c_size_t(len(gaps)), address(gaps)),
-        *map(address, (scores, estimates, means, turns, asked, failures)),
+        *(ctypes.c_size_t(measured_best), known.count, ctypes.c_size_t(len(needs))),
+        *(address(needs), ctypes.c_size_t(len(gaps)), address(gaps)),
+        *map(address, (scores, estimates, means, outcomes, asked, turns)),
+        ctypes.c_size_t(len(turns)),
     )
 
-    as_measured = Lists(0, COUNT, SLOPE, {str(best): known}, {})
+    of_texts = {} if kind == "not measured" else {str(best): known}
+    as_measured = Lists(0, COUNT, SLOPE, of_texts, {})
     search = PrunedSearch(
         LEVELS, best, ERROR, lambda error: Rule.of(as_measured, "texts", best, error), batch
     )
-    names = ["all", "list", "audit"]
-    outcomes = []
-    for number, it in enumerate(lists):
-        turn = search.turn(COUNT)
-        assert turn == names[turns[number]]
-        found = search.find(turn, it, COUNT, it.estimates)
-        search.note(found.outcome, it.asked)
-        outcomes.append(found.outcome)
-        assert it.asked == asked[number]
-        np.testing.assert_allclose(means[number], found.scores, rtol=1e-6)
-    assert outcomes.count("failed") == failures[0]
-    assert ended == (None in outcomes)
-    assert ended or "useless" not in kind
-    assert "followed" in outcomes or kind == "useless"
+    found, answered = search_together(search, lists)
+    assert [OUTCOMES[it] for it in outcomes] == [it.outcome for it in found]
+    assert asked.tolist() == [it.asked for it in lists]
+    assert turns[:made].tolist() == answered
+    np.testing.assert_allclose(means, [it.scores for it in found], rtol=1e-6)
+    if "useless" in kind:
+        assert found[-1].outcome is None  # the audits ended the lists
+    if kind not in ("useless", "not measured"):
+        assert "followed" in [it.outcome for it in found]
+        assert max(searches for searches, _, _ in answered) > 0.6 * min(batch, 32)
+
+
+def search_together(
+    search: PrunedSearch, lists: Sequence[Candidates]
+) -> tuple[list[Found], list[list[int]]]:
+    """What Python finds, and how many searches and scores each turn answers at which level."""
+    found: list[Found] = []
+    turns: list[list[int]] = []
+    while len(found) < len(lists):
+        some = lists[len(found) :][: search.together(COUNT)]
+
+        def score(
+            parts: Sequence[tuple[int, NDArray[np.intp]]],
+            level: int,
+            some: Sequence[Candidates] = some,
+        ) -> list[NDArray[np.float64]]:
+            turns.append([len(parts), sum(len(it) for _, it in parts), level])
+            return [some[number](it, level) for number, it in parts]
+
+        begun = [
+            search.steps(turn, COUNT, it.estimates, len(some))
+            for turn, it in zip(search.turns([COUNT] * len(some)), some, strict=True)
+        ]
+        for it in answered_together(begun, score):
+            search.note(it.outcome, 0)
+            found.append(it)
+    return found, turns
+
+
+@pytest.mark.parametrize("candidates", [0, 1, 31_250, 31_251, 500_000, 10**6, 10**6 + 1])
+def test_memory_bounds_the_searches_that_are_made_together(
+    candidates: int, rule_library: ctypes.CDLL
+) -> None:
+    found = rule_library.together(ctypes.c_size_t(candidates))
+    search = PrunedSearch(LEVELS, 1, 0.01, lambda error: Rule(1, 1.0, 0.0, 60), 256)
+    for _ in range(40):
+        search.note("passed", 60)
+    assert found == search.together(candidates)
+    assert found == 32 if candidates <= 31_250 else found * candidates <= 10**6 or found == 1
 
 
 # With a bundle
@@ -195,16 +239,24 @@ def test_each_images_best_texts_are_pythons(
     assert took.audits < took.lists
     assert took.passes < len(images) * len(TEXTS) * len(FRACTIONS) / 2
     assert took.warning == b""
+    found, _, _ = cpp.best_images(images, TEXTS, 2, ERROR)
+    assert_ranked(found, python.rank(TEXTS, images, 2, prune=True, error=ERROR))
 
 
-def test_each_texts_best_images_are_pythons(opened: Any, listed_folder: Path) -> None:
+def test_each_texts_best_images_are_pythons(
+    opened: Any, listed_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     python, images = Scorer.load(listed_folder, "onnxruntime"), pictures(IMAGES)
     cpp = opened(listed_folder)
     found, took, errors = cpp.best_images([b"none", *images], TEXTS, 3, 0.2)
     assert [bool(it) for it in errors] == [True] + [False] * len(images)
-    assert_ranked(found, python.rank(TEXTS, [b"none", *images], 3, prune=True, error=0.2))
+    with caplog.at_level("INFO", "dsd_trt"):
+        assert_ranked(found, python.rank(TEXTS, [b"none", *images], 3, prune=True, error=0.2))
     assert took.walks == len(images)
     assert took.lists == len(TEXTS)
+    (told,) = [it.message for it in caplog.records if "passes each on average" in it.message]
+    assert told.startswith(f"{took.lists} lists of {took.passes / took.lists:.1f} passes each")
+    assert f"; {took.audits} audits, of which {took.failed_audits} failed" in told
     found, took, _ = cpp.best_images(images, TEXTS[:1], 3, 0.2)  # a walk would cost as much
     assert took.lists == took.walks == 0
     assert_ranked(found, python.rank(TEXTS[:1], images, 3, prune=True, error=0.2))

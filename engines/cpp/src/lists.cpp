@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <iterator>
 #include <limits>
 #include <locale>
 #include <numeric>
 #include <sstream>
+#include <utility>
 
 namespace dsd {
 namespace {
@@ -79,47 +82,53 @@ std::size_t Rule::next_stop(std::size_t place, std::size_t batch) const {
     return place + chunk;
 }
 
-std::vector<std::size_t> Rule::follow(
-    const std::vector<float> &estimates,
-    const std::function<std::vector<float>(const std::vector<std::size_t> &)> &score,
-    std::size_t batch, std::vector<float> &scores) const {
-    std::vector<std::size_t> order = list_order(estimates);
-    std::vector<float> known;  // scores so far that are numbers, falling
-    std::size_t done = 0;
-    for (std::size_t stop = first_stop(batch);; stop = next_stop(stop, batch)) {
-        stop = std::min(stop, order.size());
-        const auto from = order.begin() + static_cast<std::ptrdiff_t>(done);
-        const std::vector<std::size_t> chunk(from,
-                                             order.begin() + static_cast<std::ptrdiff_t>(stop));
-        const std::vector<float> scored = score(chunk);
-        for (std::size_t i = 0; i < chunk.size(); ++i) {
-            scores[chunk[i]] = scored[i];
-            if (!std::isnan(scored[i])) known.push_back(scored[i]);
-        }
-        done = stop;
-        if (done == order.size()) break;
-        std::sort(known.begin(), known.end(), std::greater<float>());
-        const double following = estimates[order[done]];
-        if (known.size() < best || std::isnan(following)) continue;
-        const double place = static_cast<double>(done) * candidates;
-        const double reach = following - known[best - 1] -
-                             slope * std::log(place / static_cast<double>(order.size()));
-        if (reach < bound) break;
-    }
-    order.resize(done);
-    return order;
+FollowedList::FollowedList(const Rule &rule, std::vector<float> estimates, std::size_t batch)
+    : rule_(rule),
+      batch_(batch),
+      estimates_(std::move(estimates)),
+      order_(list_order(estimates_)),
+      request_{{}, 0} {
+    request_to(rule.first_stop(batch));
 }
 
-bool Audits::due() const {
-    if (more_) return true;
-    return lists_ > kEvery ? lists_ % kEvery == 0 : (lists_ & (lists_ - 1)) == 0;
+void FollowedList::request_to(std::size_t place) {
+    const auto from = order_.begin() + static_cast<std::ptrdiff_t>(place_);
+    place_ = std::min(place, order_.size());
+    request_.candidates.assign(from, order_.begin() + static_cast<std::ptrdiff_t>(place_));
+}
+
+void FollowedList::answer(const std::vector<float> &scores) {
+    std::copy_if(scores.begin(), scores.end(), std::back_inserter(scores_),
+                 [](float score) { return !std::isnan(score); });
+    std::sort(scores_.begin(), scores_.end(), std::greater<float>());
+    request_.candidates.clear();
+    if (place_ < order_.size() && !is_cut()) request_to(rule_.next_stop(place_, batch_));
+}
+
+std::vector<std::size_t> FollowedList::scored() const {
+    return {order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(place_)};
+}
+
+bool FollowedList::is_cut() const {
+    const double following = estimates_[order_[place_]];
+    if (scores_.size() < rule_.best || std::isnan(following)) return false;
+    const double place = static_cast<double>(place_) * rule_.candidates;
+    const double reach = following - scores_[rule_.best - 1] -
+                         rule_.slope * std::log(place / static_cast<double>(order_.size()));
+    return reach < rule_.bound;
+}
+
+bool Audits::due(std::size_t ahead) const {
+    if (more_ > ahead) return true;
+    const std::size_t number = lists_ + ahead;
+    return number > kEvery ? number % kEvery == 0 : (number & (number - 1)) == 0;
 }
 
 void Audits::add(ListOutcome outcome) {
     ++lists_;
+    if (outcome == ListOutcome::followed) return;
     const bool failed = outcome == ListOutcome::failed;
     more_ = failed ? kAfterFailure : more_ - (more_ > 0);
-    if (outcome == ListOutcome::followed) return;
     ++audits_;
     failures_ += failed;
     if (!failed || ended() || at_least(failures_, audits_, error_) >= kImplausible) return;

@@ -4,11 +4,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "search.hpp"
 
 namespace dsd {
 
@@ -52,13 +53,31 @@ struct Rule {
     // The first place up to which a list is scored, and the one after another.
     std::size_t first_stop(std::size_t batch) const;
     std::size_t next_stop(std::size_t place, std::size_t batch) const;
+};
 
-    // Scores a list until it is cut. Returns the candidates that were scored, in its order, and
-    // writes their scores to `scores`, which has a NaN for every candidate.
-    std::vector<std::size_t> follow(
-        const std::vector<float> &estimates,
-        const std::function<std::vector<float>(const std::vector<std::size_t> &)> &score,
-        std::size_t batch, std::vector<float> &scores) const;
+// A list that is scored until it is cut. It goes on when its request is answered.
+class FollowedList {
+  public:
+    // `batch` is the number of passes per run of the engine that this list may have.
+    FollowedList(const Rule &rule, std::vector<float> estimates, std::size_t batch);
+
+    const Request &request() const { return request_; }
+    void answer(const std::vector<float> &scores);
+
+    // Candidates before the cut, in the order of the list, once it is done.
+    std::vector<std::size_t> scored() const;
+
+  private:
+    void request_to(std::size_t place);
+    bool is_cut() const;
+
+    Rule rule_;
+    std::size_t batch_;
+    std::vector<float> estimates_;
+    std::vector<std::size_t> order_;
+    std::size_t place_ = 0;      // up to which it is scored
+    std::vector<float> scores_;  // so far, those that are numbers, falling
+    Request request_;
 };
 
 enum class ListOutcome { followed, passed, failed };  // cut by the rule alone, or audited
@@ -69,7 +88,8 @@ class Audits {
   public:
     explicit Audits(double error) : error_(error) {}
 
-    bool due() const;  // whether the next list is audited
+    // Whether a list is audited: the next one, or the one that many lists after it.
+    bool due(std::size_t ahead = 0) const;
     bool ended() const { return !warning_.empty(); }
     void add(ListOutcome outcome);
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <unordered_map>
 #include <utility>
 
 #include "image.hpp"
@@ -267,9 +268,11 @@ std::vector<float> Pipeline::score(const Bytes &latents, const Texts &texts,
         // The error without a text is the same for all texts: once for every image.
         std::vector<Pair> alone;
         std::vector<std::size_t> place;  // among them, of each pair's image
+        std::unordered_map<std::size_t, std::size_t> places;
         for (const Pair &pair : pairs) {
-            if (alone.empty() || alone.back().image != pair.image) alone.push_back({pair.image, 0});
-            place.push_back(alone.size() - 1);
+            const auto found = places.emplace(pair.image, alone.size());
+            if (found.second) alone.push_back({pair.image, 0});
+            place.push_back(found.first->second);
         }
         const Means without = means(latents, unconditional, alone, levels);
         for (std::size_t i = 0; i < pairs.size(); ++i) {

@@ -61,8 +61,7 @@ struct Pipeline {
     std::vector<bool> finite_latents(const Bytes &latents) const;
     std::vector<bool> finite_texts(const Texts &texts) const;
 
-    // The score of each pair, in an order in which an image's follow one another; NaN where the
-    // engine computed no finite number.
+    // The score of each pair; NaN where the engine computed no finite number.
     std::vector<float> score(const Bytes &latents, const Texts &texts, const Texts &unconditional,
                              const std::vector<Pair> &pairs,
                              const std::vector<std::int32_t> &levels) const;

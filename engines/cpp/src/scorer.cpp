@@ -185,38 +185,57 @@ std::vector<Found> best_first(const std::vector<float> &scores,
     return found;
 }
 
-// The searches of one call, and what they take.
-class Search {
+// What a search found.
+struct FoundScores {
+    std::vector<float> scores;  // NaN for candidates that were dropped
+    std::vector<bool> lost;     // candidates that the engine gave no finite score
+};
+
+// The searches of one call, and what they take. Candidates are pairs, as many in each.
+class Searches {
   public:
     // `lists` are those of the bundle that apply, or null.
-    Search(const Pipeline &pipeline, const CallTexts &texts, const Lists *lists,
-           const std::map<std::size_t, Measured> *kind, std::vector<std::int32_t> levels,
-           std::size_t top_k, double error)
+    Searches(const Pipeline &pipeline, const CallTexts &texts, const Lists *lists,
+             const std::map<std::size_t, Measured> *kind, std::vector<std::int32_t> levels,
+             std::size_t top_k, double error)
         : pipeline_(pipeline),
           texts_(texts),
           levels_(std::move(levels)),
           pruned_(levels_.size(), top_k, error, lists, kind, pipeline.batch.passes) {}
 
-    Turn turn(std::size_t candidates) const { return pruned_.turn(candidates); }
+    std::size_t together(std::size_t candidates) const { return pruned_.together(candidates); }
+    bool has_lists(std::size_t candidates) const { return pruned_.has_lists(candidates); }
 
-    // Scores of the pairs, the candidates of one search; NaN for those that were dropped. `lost`
-    // becomes those that the engine gave no finite score.
-    std::vector<float> find(const Bytes &latents, const std::vector<Pair> &pairs,
-                            const std::function<std::vector<float>()> &estimates,
-                            std::vector<bool> &lost) {
-        lost.assign(pairs.size(), false);
-        const auto score_at = [&](const std::vector<std::size_t> &some, std::size_t level) {
+    // Makes some searches together. `pairs` are (searches, candidates), and so are `estimates`,
+    // which only lists take.
+    std::vector<FoundScores> find(const Bytes &latents, const std::vector<Pair> &pairs,
+                                  std::size_t searches, const std::vector<float> &estimates) {
+        const std::size_t candidates = pairs.size() / searches;
+        std::vector<FoundScores> found(searches, {{}, std::vector<bool>(candidates)});
+        std::vector<Search> begun = pruned_.begin(searches, candidates, estimates);
+        answer_together(begun, [&](const std::vector<std::size_t> &some, std::size_t level) {
             std::vector<Pair> wanted;
-            for (std::size_t it : some) wanted.push_back(pairs[it]);
-            const std::vector<float> scores = pipeline_.score(
+            for (std::size_t search : some) {
+                for (std::size_t it : begun[search].request().candidates) {
+                    wanted.push_back(pairs[search * candidates + it]);
+                }
+            }
+            std::vector<float> scores = pipeline_.score(
                 latents, texts_.encoded, texts_.unconditional, wanted, {levels_[level]});
             passes_ += wanted.size();
-            for (std::size_t i = 0; i < some.size(); ++i) {
-                if (std::isnan(scores[i])) lost[some[i]] = true;
+            auto score = scores.begin();
+            for (std::size_t search : some) {
+                for (std::size_t it : begun[search].request().candidates) {
+                    if (std::isnan(*score++)) found[search].lost[it] = true;
+                }
             }
             return scores;
-        };
-        return pruned_.find(turn(pairs.size()), score_at, pairs.size(), estimates);
+        });
+        for (std::size_t i = 0; i < searches; ++i) {
+            pruned_.note(begun[i]);
+            found[i].scores = begun[i].means();
+        }
+        return found;
     }
 
     // Estimates of the scores of some images with some texts, image after image.
@@ -256,6 +275,23 @@ void require_search(const Pipeline &pipeline, std::size_t top_k, double error) {
                     "matrix mode scores everything at once: there is nothing to prune. Take the "
                     "best of what is scored, or open the bundle in pair mode");
     }
+}
+
+// Failures of an image whose pairs with the texts in some columns were lost. Of equal texts the
+// first is named; an image that lost all of several texts is named alone.
+std::vector<Failure> lost_texts(const CallTexts &call, std::size_t texts, std::size_t image,
+                                const std::vector<std::size_t> &columns,
+                                const std::vector<bool> &lost, const std::string &reason) {
+    const bool none = std::find(lost.begin(), lost.end(), false) == lost.end();
+    if (none && columns.size() == texts && texts > 1) {
+        return {{image, std::nullopt, ErrorCode::engine, reason}};
+    }
+    std::vector<Failure> failures;
+    for (std::size_t i = 0; i < columns.size(); ++i) {
+        const bool first = call.firsts[call.of_column[columns[i]]] == columns[i];
+        if (lost[i] && first) failures.push_back({image, columns[i], ErrorCode::engine, reason});
+    }
+    return failures;
 }
 
 // The bundle's lists, if they apply; else null.
@@ -331,7 +367,7 @@ Best Scorer::best_texts(const std::vector<Image> &images, const std::vector<std:
     const auto fitted = has_probability(levels) ? parts.calibration() : std::nullopt;
     const CallTexts call = encode_texts(parts, texts);
     const Lists *lists = lists_for(parts, numbers.size());
-    Search search(parts, call, lists, lists ? &lists->texts : nullptr, numbers, top_k, error);
+    Searches searches(parts, call, lists, lists ? &lists->texts : nullptr, numbers, top_k, error);
 
     Best best{};
     best.found.resize(images.size());
@@ -343,31 +379,35 @@ Best Scorer::best_texts(const std::vector<Image> &images, const std::vector<std:
     for (std::size_t start = 0; start < images.size(); start += parts.batch.images) {
         const CallImages batch = encode_images(parts, images, start);
         best.failures.insert(best.failures.end(), batch.failures.begin(), batch.failures.end());
+        std::vector<std::size_t> usable;  // rows of the batch
         for (std::size_t row = 0; row < batch.rows.size() && !columns.empty(); ++row) {
-            if (!batch.usable[row]) continue;
-            const std::size_t image = batch.rows[row];
-            std::vector<Pair> pairs;
-            for (std::size_t column : columns) pairs.push_back({row, call.of_column[column]});
-            std::vector<bool> lost;
-            const auto estimates = [&] { return search.estimates(batch.latents, pairs, 1); };
-            const auto scores = search.find(batch.latents, pairs, estimates, lost);
-            best.found[image] = best_first(scores, columns, top_k, fitted);
-            const std::string reason = parts.complaint("pair scorer", "a score");
-            const bool none = std::find(lost.begin(), lost.end(), false) == lost.end();
-            if (none && columns.size() == texts.size() && texts.size() > 1) {
-                best.failures.push_back({image, std::nullopt, ErrorCode::engine, reason});
-                continue;
+            if (batch.usable[row]) usable.push_back(row);
+        }
+        for (std::size_t done = 0, count = 0; done < usable.size(); done += count) {
+            count = std::min(searches.together(columns.size()), usable.size() - done);
+            std::vector<Pair> pairs;  // (images, columns)
+            for (std::size_t i = done; i < done + count; ++i) {
+                for (std::size_t column : columns) {
+                    pairs.push_back({usable[i], call.of_column[column]});
+                }
             }
-            for (std::size_t i = 0; i < columns.size(); ++i) {
-                const bool first = call.firsts[pairs[i].text] == columns[i];
-                if (!lost[i] || !first) continue;
-                best.failures.push_back({image, columns[i], ErrorCode::engine, reason});
+            std::vector<float> estimates;
+            if (searches.has_lists(columns.size())) {
+                estimates = searches.estimates(batch.latents, pairs, count);
+            }
+            const auto found = searches.find(batch.latents, pairs, count, estimates);
+            for (std::size_t i = 0; i < count; ++i) {
+                const std::size_t image = batch.rows[usable[done + i]];
+                best.found[image] = best_first(found[i].scores, columns, top_k, fitted);
+                const auto failures = lost_texts(call, texts.size(), image, columns, found[i].lost,
+                                                 parts.complaint("pair scorer", "a score"));
+                best.failures.insert(best.failures.end(), failures.begin(), failures.end());
             }
         }
     }
     sort_by_image(best.failures);
     best.errors = first_reasons(best.failures, images.size(), texts);
-    search.count(best);
+    searches.count(best);
     return best;
 }
 
@@ -404,41 +444,49 @@ Best Scorer::best_images(const std::vector<std::string> &texts, const std::vecto
     }
     // One text alone would not pay for a walk through every image.
     const Lists *lists = columns.size() > 1 ? lists_for(parts, numbers.size()) : nullptr;
-    Search search(parts, call, lists, lists ? &lists->images : nullptr, numbers, top_k, error);
+    Searches searches(parts, call, lists, lists ? &lists->images : nullptr, numbers, top_k, error);
     std::vector<float> estimated;  // (images, columns)
-    const bool listed = !places.empty() && search.turn(places.size()) != Turn::all;
+    const bool listed = searches.has_lists(places.size());
     for (std::size_t start = 0; listed && start < places.size(); start += kWalked) {
         const std::size_t end = std::min(start + kWalked, places.size());
         std::vector<Pair> pairs;
         for (std::size_t image = start; image < end; ++image) {
             for (std::size_t text : columns) pairs.push_back({image, text});
         }
-        const auto some = search.estimates(latents, pairs, end - start);
+        const auto some = searches.estimates(latents, pairs, end - start);
         estimated.insert(estimated.end(), some.begin(), some.end());
     }
+    std::vector<std::size_t> sought;  // columns of texts with finite states
     for (std::size_t column = 0; column < texts.size() && !places.empty(); ++column) {
-        const std::size_t text = call.of_column[column];
-        if (!call.known[text]) continue;
-        std::vector<Pair> pairs;
-        for (std::size_t image = 0; image < places.size(); ++image) pairs.push_back({image, text});
-        const auto estimates = [&] {
-            std::vector<float> of_text;
+        if (call.known[call.of_column[column]]) sought.push_back(column);
+    }
+    for (std::size_t done = 0, count = 0; done < sought.size(); done += count) {
+        count = std::min(searches.together(places.size()), sought.size() - done);
+        std::vector<Pair> pairs;       // (texts, images)
+        std::vector<float> estimates;  // likewise
+        for (std::size_t i = done; i < done + count; ++i) {
+            const std::size_t text = call.of_column[sought[i]];
             for (std::size_t image = 0; image < places.size(); ++image) {
-                of_text.push_back(estimated[image * columns.size() + column_of[text]]);
+                pairs.push_back({image, text});
+                if (!listed) continue;
+                estimates.push_back(estimated[image * columns.size() + column_of[text]]);
             }
-            return of_text;
-        };
-        std::vector<bool> lost;
-        const auto scores = search.find(latents, pairs, estimates, lost);
-        best.found[column] = best_first(scores, places, top_k, fitted);
+        }
+        const auto found = searches.find(latents, pairs, count, estimates);
         const std::string reason = parts.complaint("pair scorer", "a score");
-        for (std::size_t i = 0; i < places.size() && call.firsts[text] == column; ++i) {
-            if (lost[i]) best.failures.push_back({places[i], column, ErrorCode::engine, reason});
+        for (std::size_t i = 0; i < count; ++i) {
+            const std::size_t column = sought[done + i];
+            best.found[column] = best_first(found[i].scores, places, top_k, fitted);
+            if (call.firsts[call.of_column[column]] != column) continue;
+            for (std::size_t image = 0; image < places.size(); ++image) {
+                if (!found[i].lost[image]) continue;
+                best.failures.push_back({places[image], column, ErrorCode::engine, reason});
+            }
         }
     }
     sort_by_image(best.failures);
     best.errors = first_reasons(best.failures, images.size(), texts);
-    search.count(best);
+    searches.count(best);
     return best;
 }
 
