@@ -287,4 +287,5 @@ def answered_together(
 def _is_better(every: NDArray[np.float32], kept: NDArray[np.float32], best: int) -> bool:
     """Whether the best of all have higher scores than the best of those that a list kept."""
     every, kept = (np.sort(it[~np.isnan(it)])[::-1][:best] for it in (every, kept))
-    return len(kept) < len(every) or bool((every > kept).any())
+    # There are fewer of all where those that displaced the others later had no score themselves.
+    return len(kept) < len(every) or bool((every > kept[: len(every)]).any())

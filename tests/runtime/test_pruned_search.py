@@ -149,6 +149,19 @@ def test_what_has_no_number_is_scored_or_dropped() -> None:
     assert it.asked == COUNT
 
 
+def test_leaders_without_a_score_at_a_later_level_leave_an_audit_to_pass() -> None:
+    levels = np.array([0.0, 0.01, -0.01, 0.0])  # equal for all: no scatter
+    scores = np.r_[np.full(3, 1.0), np.full(30, 3.0), np.zeros(7)][:, None] + levels
+    scores[3:33, 1] = np.nan  # which is scored third, when they have displaced the first three
+    estimates = np.r_[np.full(3, 9.0), np.full(30, 1.0), np.full(7, 5.0)]  # they are behind the cut
+    it = Candidates(scores, estimates)
+    search = PrunedSearch(LEVELS, 3, ERROR, lambda error: Rule(3, np.inf, 0.0, 40, 0.5), 4)
+    assert search.turn(40) == "audit"
+    found = search.find("audit", it, 40, it.estimates)
+    assert np.isfinite(found.scores).sum() < 3
+    assert found.outcome == "passed"
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_few_candidates_make_no_list(count: int) -> None:
     search = PrunedSearch(LEVELS, 3, ERROR, lambda error: Rule(5, np.inf, 0.0, 60), 4)

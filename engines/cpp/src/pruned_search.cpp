@@ -34,6 +34,7 @@ std::vector<float> best_of(std::vector<float> scores, std::size_t best) {
 bool is_better(const std::vector<float> &every, const std::vector<float> &kept, std::size_t best) {
     const std::vector<float> all = best_of(every, best), found = best_of(kept, best);
     if (found.size() < all.size()) return true;
+    // There are fewer of all where those that displaced the others later had no score themselves.
     return !std::equal(all.begin(), all.end(), found.begin(), std::less_equal<float>());
 }
 
