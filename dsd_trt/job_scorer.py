@@ -237,7 +237,7 @@ class JobScorer:
 
         Args:
             latent: latents of the images, (images, C, h, w).
-            texts: encoded texts.
+            texts: encoded texts that the places are of.
             sought: the searches, each with its pairs and its turn.
             level: indices of the noise levels to average over.
             tally: counter of passes and finished pairs.
@@ -302,7 +302,7 @@ class JobScorer:
         Args:
             latent: latents of the images, (images, C, h, w).
             texts_of: places of the texts to find each image's best of, (images,) of (texts,).
-            texts: encoded texts.
+            texts: encoded texts that the places are of.
             level: indices of the noise levels to average over.
             tally: counter of passes and finished pairs.
             search: the searches of this run, with their rule, which are noted.

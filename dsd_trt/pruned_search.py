@@ -79,7 +79,7 @@ class PrunedSearch:
         self._passes = 0  # of searches with a list
 
     def together(self, candidates: int) -> int:
-        """Number of searches to make together next, of so many candidates each.
+        """How many searches to make together next, of so many candidates each.
 
         Lists are no more than those before them, so that a useless estimate is noticed by the first
         audits, and no more than passes per run of the engine. Memory bounds them too. Searches
@@ -256,7 +256,7 @@ def answered_together(
     others wait, so that they become more.
 
     Args:
-        searches: the searches.
+        searches: searches that have not begun.
         score: function of the number of each search with a request and its candidates, and of a
             level, that returns the scores of each.
     """

@@ -50,7 +50,7 @@ def answered(
     """The result of a search that is made alone.
 
     Args:
-        steps: the search.
+        steps: a search that has not begun.
         score_at: function of candidates and a level, returning scores; NaN drops a candidate.
     """
     try:
