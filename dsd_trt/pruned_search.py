@@ -79,7 +79,7 @@ class PrunedSearch:
         self._passes = 0  # of searches with a list
 
     def together(self, candidates: int) -> int:
-        """How many searches to make together next, of so many candidates each.
+        """Number of searches of as many candidates to make together next.
 
         Lists are no more than those before them, so that a useless estimate is noticed by the first
         audits, and no more than passes per run of the engine. Memory bounds them too. Searches

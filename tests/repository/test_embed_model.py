@@ -86,4 +86,4 @@ def test_the_command_that_it_runs_and_advises_exists(tmp_path: Path) -> None:
     name, *options = IMITATE
     assert name == imitate.name
     context = imitate.make_context(name, [*options, "--model", "shapes", "--out", str(tmp_path)])
-    assert context.params["data"] == "shapes-refcocog"
+    assert context.params["data"] == "shapes-edits"
