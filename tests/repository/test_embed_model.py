@@ -77,7 +77,7 @@ def test_another_pair_mode_is_refused(name: str, own: Adapter, tmp_path: Path) -
 
 
 def test_an_adapter_without_lists_is_refused(own: Adapter, tmp_path: Path) -> None:
-    replace(own, token_heads={}, lists=None).save(tmp_path)
+    replace(own, token_heads={}, relations={}, lists=None).save(tmp_path)
     with pytest.raises(ValueError, match="has no lists: make an adapter that has, with dsd-trt im"):
         with_token_heads(OWN, tmp_path)
 
