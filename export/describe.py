@@ -94,7 +94,8 @@ def describe(
 def _lists(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUNet) -> Lists | None:
     """Lists measured with the adapter; None where the bundle's scorers make others.
 
-    They were measured with all layers, the adapter's levels and noise, and queries as they are.
+    They were measured with all layers, the adapter's levels, noise and way of resizing, and queries
+    as they are.
     """
     if adapter is None or adapter.lists is None:
         return None
@@ -104,12 +105,13 @@ def _lists(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUN
         and settings.noise_seed == 0
         and settings.query_pool == 1
         and settings.token_mask == "words_eos"
+        and resize_of(adapter, settings.resize) == resize_of(adapter)
     )
     if not alike:
         logger.warning(
             "the adapter's lists were measured with other settings than these: the bundle is "
-            "without lists, and a pruned search scores every candidate at one level. Leave out "
-            "--score-layers, --levels, --query-pool and --token-mask to keep them"
+            "without lists, and a pruned search scores every candidate at one level. To keep them, "
+            "leave out --score-layers, --levels, --query-pool, --token-mask and --fair-resolution"
         )
     return adapter.lists if alike else None
 

@@ -215,12 +215,13 @@ def test_a_bundle_estimates_with_them(with_lists: Path, checkpoint: Checkpoint) 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "other", [{"levels": (0.3, 0.6)}, {"resize": "bicubic-stretch-through-224"}]
+)
 def test_lists_of_other_settings_are_left_out(
-    with_lists: Path, checkpoint_folder: Path, tmp_path: Path, caplog: Any
+    other: dict[str, Any], with_lists: Path, checkpoint_folder: Path, tmp_path: Path, caplog: Any
 ) -> None:
-    settings = ExportSettings(
-        str(checkpoint_folder), with_lists / "adapter", matrix=True, levels=(0.3, 0.6)
-    )
+    settings = ExportSettings(str(checkpoint_folder), with_lists / "adapter", matrix=True, **other)
     export_bundle(settings, tmp_path / "bundle")
     plain = json.loads((tmp_path / "bundle" / "bundle.json").read_text("utf-8"))
     assert "lists" not in plain["matrix"]
