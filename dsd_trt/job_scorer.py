@@ -20,9 +20,10 @@ from dsd_trt.jobs import Decoded, Given, Job, Scored, Tally, TextScores, decoded
 from dsd_trt.lists import Rule
 from dsd_trt.log import get_logger
 from dsd_trt.pipeline import EncodedTexts, Pipeline
-from dsd_trt.pruned_search import PrunedSearch, Turn, answered_together
+from dsd_trt.pruned_search import PrunedSearch, Turn
 from dsd_trt.ranking import checked_count
 from dsd_trt.results import Failure
+from dsd_trt.search import answered_together
 from dsd_trt.text_cache import TextCache
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ made together, so that what they request fills the engine's batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dsd_trt.errors import counted
 from dsd_trt.lists import OF_LIST, Audits, Outcome, Rule
 from dsd_trt.log import get_logger
-from dsd_trt.search import Request, Result, Steps, answered, elimination
+from dsd_trt.search import Request, Result, Steps, elimination
 
 logger = get_logger(__name__)
 
@@ -24,9 +24,6 @@ ERROR = 0.01
 """Accepted probability that a search loses one of the best, unless the caller says another."""
 
 _TOGETHER, _HELD = 32, 1_000_000  # searches that are made together, and their candidates
-
-ScoreAt: TypeAlias = Callable[[NDArray[np.intp], int], NDArray[np.floating[Any]]]
-"""Function of candidates and a level that returns scores; NaN drops a candidate."""
 
 Turn = Literal["all", "list", "audit"]
 """What a search scores at the first level: all, its list up to the cut, or its list and the rest.
@@ -105,23 +102,6 @@ class PrunedSearch:
                 turns.append("audit" if self._audits.due(lists) else "list")
                 lists += 1
         return turns
-
-    def find(
-        self,
-        turn: Turn,
-        score_at: ScoreAt,
-        count: int,
-        estimates: NDArray[np.floating[Any]] | None = None,
-    ) -> Found:
-        """Find the best of some candidates, in a search that is made alone.
-
-        Args:
-            turn: what to score at the first level, from `turn`.
-            score_at: function of candidates and a level that returns scores.
-            count: number of candidates, at least 1.
-            estimates: estimates of the scores, (candidates,), which a list needs.
-        """
-        return answered(self.steps(turn, count, estimates), score_at)
 
     def steps(
         self,
@@ -244,44 +224,6 @@ class _Scores:
         except StopIteration as end:
             result: Result = end.value
             return result
-
-
-def answered_together(
-    searches: Sequence[Steps[Result]],
-    score: Callable[[Sequence[tuple[int, NDArray[np.intp]]], int], Sequence[NDArray[Any]]],
-) -> list[Result]:
-    """The results of searches that are made together.
-
-    At each turn, all requests for the level that most scores are requested of are answered. The
-    others wait, so that they become more.
-
-    Args:
-        searches: searches that have not begun.
-        score: function of the number of each search with a request and its candidates, and of a
-            level, that returns the scores of each.
-    """
-    results: dict[int, Result] = {}
-    open_requests: dict[int, Request] = {}
-
-    def advance(number: int, scores: NDArray[Any] | None) -> None:
-        steps = searches[number]
-        try:
-            open_requests[number] = next(steps) if scores is None else steps.send(scores)
-        except StopIteration as end:
-            results[number] = end.value
-
-    for number in range(len(searches)):
-        advance(number, None)
-    while open_requests:
-        requested: dict[int, int] = {}
-        for candidates, level in open_requests.values():
-            requested[level] = requested.get(level, 0) + len(candidates)
-        most = max(requested, key=lambda level: (requested[level], -level))
-        numbers = sorted(it for it, request in open_requests.items() if request.level == most)
-        parts = [(number, open_requests.pop(number).candidates) for number in numbers]
-        for number, scores in zip(numbers, score(parts, most), strict=True):
-            advance(number, scores)
-    return [results[number] for number in range(len(searches))]
 
 
 def _is_better(every: NDArray[np.float32], kept: NDArray[np.float32], best: int) -> bool:

@@ -11,9 +11,9 @@ first two are the lowest and the highest: the scatter between neighbours would p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from statistics import NormalDist
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,44 @@ def answered(
     except StopIteration as end:
         result: Result = end.value
         return result
+
+
+def answered_together(
+    searches: Sequence[Steps[Result]],
+    score: Callable[[Sequence[tuple[int, NDArray[np.intp]]], int], Sequence[NDArray[Any]]],
+) -> list[Result]:
+    """The results of searches that are made together.
+
+    At each turn, all requests for the level that most scores are requested of are answered. The
+    others wait, so that they become more.
+
+    Args:
+        searches: searches that have not begun.
+        score: function of the number of each search with a request and its candidates, and of a
+            level, that returns the scores of each.
+    """
+    results: dict[int, Result] = {}
+    open_requests: dict[int, Request] = {}
+
+    def advance(number: int, scores: NDArray[Any] | None) -> None:
+        steps = searches[number]
+        try:
+            open_requests[number] = next(steps) if scores is None else steps.send(scores)
+        except StopIteration as end:
+            results[number] = end.value
+
+    for number in range(len(searches)):
+        advance(number, None)
+    while open_requests:
+        requested: dict[int, int] = {}
+        for candidates, level in open_requests.values():
+            requested[level] = requested.get(level, 0) + len(candidates)
+        most = max(requested, key=lambda level: (requested[level], -level))
+        numbers = sorted(it for it, request in open_requests.items() if request.level == most)
+        parts = [(number, open_requests.pop(number).candidates) for number in numbers]
+        for number, scores in zip(numbers, score(parts, most), strict=True):
+            advance(number, scores)
+    return [results[number] for number in range(len(searches))]
 
 
 def eliminate(

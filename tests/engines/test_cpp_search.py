@@ -31,7 +31,8 @@ from dsd_trt.bundle.lists import Lists, Measured
 from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.errors import BundleError
 from dsd_trt.lists import Rule, need_of
-from dsd_trt.pruned_search import Found, PrunedSearch, answered_together
+from dsd_trt.pruned_search import Found, PrunedSearch
+from dsd_trt.search import answered_together
 
 pytest_plugins = ("cpp",)
 

@@ -64,7 +64,7 @@ def test_those_within_the_margin_are_scored_at_all_levels() -> None:
 
     rule = Rule(1, math.inf, 0.0, 20, margin=4.0)
     search = PrunedSearch(3, 1, 0.01, lambda error: rule, 4)
-    found = search.find("list", score_at, 20, scores[:, 0])
+    found = answered(search.steps("list", 20, scores[:, 0]), score_at)
     assert int(np.nanargmax(found.scores)) == 16
     assert np.flatnonzero(np.isfinite(found.scores)).tolist() == [16, 17, 18, 19]
     assert asked[16:].tolist() == [[1, 1, 1]] * 4

@@ -21,7 +21,7 @@ from dsd_trt.errors import InputError
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.lists import Rule
 from dsd_trt.pruned_search import PrunedSearch
-from dsd_trt.search import eliminate
+from dsd_trt.search import answered, eliminate
 
 # Synthetic candidates, against the full computation
 
@@ -48,7 +48,7 @@ def searched(
         turn = search.turn(COUNT)
         if turn == "all" and ended is None:
             ended = number
-        found = search.find(turn, it, COUNT, it.estimates)
+        found = answered(search.steps(turn, COUNT, it.estimates), it)
         search.note(found.outcome, it.asked)
         order = np.argsort(-np.nan_to_num(found.scores, nan=-np.inf), kind="stable")
         wrong[number] = set(order[:best].tolist()) != set(it.best(best).tolist())
@@ -123,11 +123,11 @@ def test_an_audit_tells_lost_from_found() -> None:
         it = Candidates(scores, estimates)
         search = PrunedSearch(LEVELS, 1, ERROR, lambda error: hasty, 4)
         assert search.turn(30) == "audit"
-        found = search.find("audit", it, 30, it.estimates)
+        found = answered(search.steps("audit", 30, it.estimates), it)
         assert found.outcome == outcome
         assert np.nanargmax(found.scores) == 29  # audited lists lose nothing
     it = Candidates(np.ones((30, LEVELS)), np.arange(30.0))  # equal ones lose nothing to each other
-    assert search.find("audit", it, 30, it.estimates).outcome == "passed"
+    assert answered(search.steps("audit", 30, it.estimates), it).outcome == "passed"
 
 
 def test_what_has_no_number_is_scored_or_dropped() -> None:
@@ -136,16 +136,16 @@ def test_what_has_no_number_is_scored_or_dropped() -> None:
     winner = it.best(1)[0]
     it.estimates[winner] = np.nan
     search = PrunedSearch(LEVELS, 1, ERROR, rule_of(needs(1), 1), 4)
-    found = search.find("list", it, COUNT, it.estimates)
+    found = answered(search.steps("list", COUNT, it.estimates), it)
     assert np.nanargmax(found.scores) == winner
     assert it.asked < COUNT * LEVELS
     it.scores[winner] = np.nan
-    second = search.find("list", it, COUNT, it.estimates).scores
+    second = answered(search.steps("list", COUNT, it.estimates), it).scores
     assert np.isnan(second[winner])
     assert np.nanargmax(second) == np.nanargmax(it.scores.mean(axis=1))
     it.scores[:] = np.nan  # no score at all: everything was tried
     it.asked = 0
-    assert np.isnan(search.find("audit", it, COUNT, it.estimates).scores).all()
+    assert np.isnan(answered(search.steps("audit", COUNT, it.estimates), it).scores).all()
     assert it.asked == COUNT
 
 
@@ -157,7 +157,7 @@ def test_leaders_without_a_score_at_a_later_level_leave_an_audit_to_pass() -> No
     it = Candidates(scores, estimates)
     search = PrunedSearch(LEVELS, 3, ERROR, lambda error: Rule(3, np.inf, 0.0, 40, 0.5), 4)
     assert search.turn(40) == "audit"
-    found = search.find("audit", it, 40, it.estimates)
+    found = answered(search.steps("audit", 40, it.estimates), it)
     assert np.isfinite(found.scores).sum() < 3
     assert found.outcome == "passed"
 
@@ -169,7 +169,7 @@ def test_few_candidates_make_no_list(count: int) -> None:
     assert search.turn(9) == "audit"
     scores = np.random.default_rng(0).normal(size=(count, LEVELS))
     it = Candidates(scores, scores[:, 0])
-    found = search.find("all", it, count, None)
+    found = answered(search.steps("all", count, None), it)
     assert np.nanargmax(found.scores) == it.best(1)[0]
 
 

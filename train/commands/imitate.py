@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   dsd-trt imitate --data shapes-edits --out adapter
-  dsd-trt imitate --data shapes-edits --out adapter-of-relations
   dsd-trt imitate --model sd-2-1 --adapter mine --data captions.csv --out mine-and-lists
 """
 

@@ -41,6 +41,19 @@ class Lessons:
     texts: NDArray[np.intp]
     scores: Tensor
 
+    def tokens(self, modes: TwoModes) -> tuple[Tensor, Tensor, Tensor]:
+        """States and mask of the distinct texts, and the place of each image's texts among them.
+
+        Args:
+            modes: model that the lessons are of.
+
+        Returns:
+            FP32 (distinct, tokens, D) and (distinct, tokens), and integers (images, texts).
+        """
+        distinct, places = np.unique(self.texts, return_inverse=True)
+        words, mask = modes.words(distinct)
+        return words.float(), mask, torch.from_numpy(places.reshape(self.texts.shape))
+
     def unit(self) -> float:
         """Temperature of the targets: what of a difference between two scores counts."""
         return _SHARPNESS * float((self.scores - self.scores.mean(dim=1, keepdim=True)).std())
@@ -121,10 +134,8 @@ def fit_token_heads(
             "nothing can be learned from scores that are not finite: score some of the images and "
             "texts with dsd-trt eval, which names those that have none, and leave them out"
         )
-    distinct, places = np.unique(lessons.texts, return_inverse=True)
-    words, mask = modes.words(distinct)
-    of_lesson = torch.from_numpy(places.reshape(lessons.texts.shape))
-    learned = _Normalised(modes.scoring.head_weights.cpu(), words.float(), mask)
+    words, mask, of_lesson = lessons.tokens(modes)
+    learned = _Normalised(modes.scoring.head_weights.cpu(), words, mask)
     slow = [learned.of_token, learned.gate]
     optimizer = torch.optim.AdamW(
         [
@@ -157,6 +168,18 @@ def fit_token_heads(
     return heads
 
 
+def mean_and_spread(words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the states of tokens that count, (D,) each; none is 0.
+
+    Args:
+        words: states of texts, (texts, tokens, D).
+        mask: 1 where a token counts, else 0, (texts, tokens).
+    """
+    counted = words[mask > 0]  # (tokens of all texts, D)
+    spread = counted.std(dim=0)
+    return counted.mean(dim=0), spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12)
+
+
 class _Normalised(nn.Module):
     """Token heads as they are learned: of states with mean 0 and standard deviation 1.
 
@@ -165,9 +188,7 @@ class _Normalised(nn.Module):
 
     def __init__(self, head_weights: Tensor, words: Tensor, mask: Tensor) -> None:
         super().__init__()
-        counted = words[mask > 0]  # (tokens of all texts, D)
-        self._mean, spread = counted.mean(dim=0), counted.std(dim=0)
-        self._spread = spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12)
+        self._mean, self._spread = mean_and_spread(words, mask)
         self._initial = _BASE * head_weights
         self._each = _BASE / len(head_weights)
         self.base = nn.Parameter(torch.zeros(len(head_weights)))

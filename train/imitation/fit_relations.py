@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dsd_trt.train.imitation.fit import Lessons
+from dsd_trt.train.imitation.fit import Lessons, mean_and_spread
 from dsd_trt.train.imitation.two_modes import TwoModes
 from dsd_trt.train.scoring.relations import FEATURES, Relations, relate
 from dsd_trt.train.scoring.token_heads import TokenHeads
@@ -60,9 +60,7 @@ def fit_relations(
         seed: random seed of the images held out, of the first parameters and of the batches.
         progress: callback `(done, total)`, in steps.
     """
-    distinct, places = np.unique(lessons.texts, return_inverse=True)
-    words, mask = modes.words(distinct)
-    of_lesson = torch.from_numpy(places.reshape(lessons.texts.shape))
+    words, mask, of_lesson = lessons.tokens(modes)
     estimates = torch.stack(
         [
             torch.from_numpy(modes.estimates(heads, lessons.matched[i : i + 1], texts)[0])
@@ -72,7 +70,7 @@ def fit_relations(
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(estimates))
     held_out, learning = np.split(order, [max(round(_HELD_OUT * len(order)), 1)])
-    learned = _Normalised(words.float(), mask, lessons.matched.related()[0], lessons.unit(), seed)
+    learned = _Normalised(words, mask, lessons.matched.related()[0], lessons.unit(), seed)
     optimizer = torch.optim.AdamW(learned.parameters(), _RATE, weight_decay=_DECAY)
     for step in range(STEPS):
         warm = min((step + 1) / (_WARMUP * STEPS), (1 - step / STEPS) / (1 - _WARMUP))
@@ -107,9 +105,7 @@ class _Normalised(nn.Module):
 
     def __init__(self, words: Tensor, mask: Tensor, pooled: Tensor, unit: float, seed: int) -> None:
         super().__init__()
-        counted = words[mask > 0]  # (tokens of all texts, D)
-        self._mean, spread = counted.mean(dim=0), counted.std(dim=0)
-        self._spread = spread.clamp(min=1e-3 * float(spread.mean()) + 1e-12)
+        self._mean, self._spread = mean_and_spread(words, mask)
         self._gain = torch.full((FEATURES, 1), unit)
         self._gain[6:8] /= max(float(pooled.std()), 1e-6)  # S of both tokens
         width = words.shape[2]

@@ -107,10 +107,11 @@ class TwoModes:
         pooled, centres = [], []
         for start in range(0, len(texts), _TEXTS):
             states = self._text(texts[start : start + _TEXTS])[0][None].to(self._device)
-            of_texts = (queries, latent, states, self.tokens)
+            seen = self.matrix.see(queries, latent, states, self.tokens, centres=True)
+            assert seen.centres is not None
             # (1, heads, texts, tokens, ...) -> (1, texts, tokens, heads, ...)
-            pooled.append(self.matrix.pool(*of_texts).movedim(1, 3).half().cpu())
-            centres.append(self.matrix.centres(*of_texts).movedim(1, 3).half().cpu())
+            pooled.append(seen.pooled.movedim(1, 3).half().cpu())
+            centres.append(seen.centres.movedim(1, 3).half().cpu())
         return Matched(torch.cat(pooled, dim=1), torch.cat(centres, dim=1))
 
     def words(self, texts: NDArray[np.intp]) -> tuple[Tensor, Tensor]:

@@ -151,61 +151,48 @@ class MatrixScorer(nn.Module):
             Score f(y, x) of each image's texts, FP32 (images, texts).
         """
         queries = self.queries(latent, level)
-        pooled = self.pool(queries, latent, text_states)
-        if head_weights is None and (heads := self.token_heads) is not None:
+        heads = self.token_heads if head_weights is None else None
+        related = heads is not None and self.relations is not None
+        pooled, centres = self.see(queries, latent, text_states, centres=related)
+        if heads is not None:
             words = self.words(text_states)
             weights = heads.weights(words, token_mask)
             score = (pooled * weights.movedim(3, 1)).sum(dim=(1, 3)) + heads.offset
-            if self.relations is None:
+            if self.relations is None or centres is None:
                 return score
-            centres = self.centres(queries, latent, text_states)
             first = pooled[:, : centres.shape[1]]
             return score + self.relations(words, token_mask, first, centres).sum(dim=2)
         plain = self.scoring.head_weights if head_weights is None else head_weights
         return average_tokens((pooled * plain[:, None, None]).sum(dim=1), token_mask)
 
-    def pool(
+    def see(
         self,
         queries: Sequence[Tensor],
         latent: Tensor,
         text_states: Tensor,
         counted: int | None = None,
-    ) -> Tensor:
-        """Pooled attention S (Eq. 3) of each head at each token.
+        *,
+        centres: bool = False,
+    ) -> Seen:
+        """What is left of the maps of each image's texts.
 
         Args:
             queries: queries of each scored layer, as `queries` returns them.
             latent: clean latent z that the walk began with, (images, C, h, w).
             text_states: r_y, (images, texts, rows, D), or (1, texts, rows, D) for shared texts.
             counted: number of leading text tokens that are pooled; None pools all.
-
-        Returns:
-            FP32 (images, heads of all layers, texts, counted).
+            centres: whether to compute the centres, which relations need.
         """
         words, prompts = self.words(text_states), self.scoring.prompts
         pi = None if prompts is None else prompts.pi(latent)
-        pooled = [
-            logsumexp_pool(attend(query, self._keys(place, words, pi), counted), self.scoring.lam)
-            for place, query in enumerate(queries)
-        ]
-        return torch.cat(pooled, dim=1)
-
-    def centres(
-        self,
-        queries: Sequence[Tensor],
-        latent: Tensor,
-        text_states: Tensor,
-        counted: int | None = None,
-    ) -> Tensor:
-        """Centres of the first scored layer's maps, see `centres_of`; arguments as of `pool`.
-
-        Returns:
-            x and y, FP32 (images, heads of the first layer, texts, counted, 2).
-        """
-        words, prompts = self.words(text_states), self.scoring.prompts
-        pi = None if prompts is None else prompts.pi(latent)
-        attention = attend(queries[0], self._keys(0, words, pi), counted).movedim(2, 4)
-        return centres_of(attention, self.scoring.lam, self._basis(queries[0], latent))
+        pooled, found = [], None
+        for place, query in enumerate(queries):
+            attention = attend(query, self._keys(place, words, pi), counted)
+            pooled.append(logsumexp_pool(attention, self.scoring.lam))
+            if place == 0 and centres:
+                basis = self._basis(query, latent)
+                found = centres_of(attention.movedim(2, 4), self.scoring.lam, basis)
+        return Seen(torch.cat(pooled, dim=1), found)
 
     def _basis(self, query: Tensor, latent: Tensor) -> Tensor:
         """Places of a layer's image tokens, (image_tokens, 3); see `centre_basis`."""
@@ -284,6 +271,20 @@ class MatrixScorer(nn.Module):
             weight, words, pi[self.scoring.score_layers[place], 0, :, None]
         )
         return keys
+
+
+class Seen(NamedTuple):
+    """What is left of the maps of images' texts.
+
+    Attributes:
+        pooled: pooled attention S (Eq. 3) of each head at each token, FP32 (images, heads of all
+            layers, texts, counted).
+        centres: centres of the first scored layer's maps, see `centres_of`: x and y, FP32 (images,
+            heads of that layer, texts, counted, 2); None unless they were asked for.
+    """
+
+    pooled: Tensor
+    centres: Tensor | None
 
 
 class Tilt(NamedTuple):

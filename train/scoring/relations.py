@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
-from dsd_trt.errors import ModelError, counted
-from dsd_trt.train.scoring.token_heads import share
+from dsd_trt.train.scoring.token_heads import fill, share
 
 FEATURES = 9
 """Features of a couple of tokens that a relation weighs."""
@@ -54,15 +53,8 @@ class Relations(nn.Module):
             ModelError: they are of another number of heads, or of other text states.
         """
         made = cls(heads, width)
-        wanted = {name: tuple(value.shape) for name, value in made.state_dict().items()}
-        if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
-            raise ModelError(
-                f"the adapter's relations are not of {counted(heads, 'head')} and text states of "
-                f"{counted(width, 'number')}: they were learned for another model. Learn them "
-                "again: dsd-trt imitate"
-            )
-        made.load_state_dict(dict(tensors))
-        return made.requires_grad_(False)
+        fill(made, tensors, "relations", heads, width)
+        return made
 
     def forward(self, words: Tensor, token_mask: Tensor, pooled: Tensor, centres: Tensor) -> Tensor:
         """Terms of R of each image's texts; see `relate`."""

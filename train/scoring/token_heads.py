@@ -44,19 +44,36 @@ class TokenHeads(nn.Module):
             ModelError: they are of another number of heads, or of other text states.
         """
         made = cls(heads, width)
-        wanted = {name: tuple(value.shape) for name, value in made.state_dict().items()}
-        if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
-            raise ModelError(
-                f"the adapter's token heads are not of {counted(heads, 'head')} and text states of "
-                f"{counted(width, 'number')}: they were learned for another model. Learn them "
-                "again: dsd-trt imitate"
-            )
-        made.load_state_dict(dict(tensors))
-        return made.requires_grad_(False)
+        fill(made, tensors, "token heads", heads, width)
+        return made
 
     def weights(self, words: Tensor, token_mask: Tensor) -> Tensor:
         """Weight of each head at each token; see `weigh`."""
         return weigh(words, token_mask, self.base, self.of_token, self.gate)
+
+
+def fill(made: nn.Module, tensors: Mapping[str, Tensor], what: str, heads: int, width: int) -> None:
+    """Give a module the parameters that an adapter has for it.
+
+    Args:
+        made: the module, whose parameters need no gradients afterwards.
+        tensors: parameters by their names in it.
+        what: name of the module for a message, in the plural.
+        heads: number of heads that it is of.
+        width: D, the width of a token's state.
+
+    Raises:
+        ModelError: they are of another number of heads, or of other text states.
+    """
+    wanted = {name: tuple(value.shape) for name, value in made.state_dict().items()}
+    if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
+        raise ModelError(
+            f"the adapter's {what} are not of {counted(heads, 'head')} and text states of "
+            f"{counted(width, 'number')}: they were learned for another model. Learn them "
+            "again: dsd-trt imitate"
+        )
+    made.load_state_dict(dict(tensors))
+    made.requires_grad_(False)
 
 
 def weigh(
