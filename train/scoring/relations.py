@@ -10,8 +10,9 @@ maps of their states r_t: one noun (alpha), another (beta), and the word between
     R = c . (dx, dy, |dx|, |dy|, dx^2, dy^2, S_alpha, S_beta, 1)
 
 centre_{h,t} is the mean place of image tokens, x and y from -1 to 1, each weighted by
-exp(lambda A) - 1, in head h of the first scored layer. w_k is a softmax over these heads. R is
-added to the score of token heads, and learned after them, see `dsd_trt.train.imitation`.
+exp(lambda A) - 1, in head h of the first scored layer; the place of no mass is 0. w_k is a softmax
+over these heads. R is added to the score of token heads, and learned after them, see
+`dsd_trt.train.imitation`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from dsd_trt.train.scoring.token_heads import fill, share
 FEATURES = 9
 """Features of a couple of tokens that a relation weighs."""
 
-_LEAST_MASS = 1e-4  # of a map; below it, its centre tends to the image's
+LEAST_MASS = 1e-4
+"""Least mass of a map, the mean of exp(lambda A) - 1; below it, its centre tends to the image's."""
 
 
 class Relations(nn.Module):
@@ -126,4 +128,4 @@ def centres_of(attention: Tensor, lam: float, basis: Tensor) -> Tensor:
     """
     sharp = (min(lam, LARGEST_LAMBDA) * attention).exp()  # A is at most 1, so it cannot overflow
     moments = (sharp - 1) @ basis  # (..., 3): mass, and mass times place
-    return moments[..., 1:] / moments[..., :1].clamp(min=_LEAST_MASS)
+    return moments[..., 1:] / moments[..., :1].clamp(min=LEAST_MASS)
