@@ -126,14 +126,15 @@ def gap_of(
     return float(scores[-best] - np.min(scores_at_first_level[winners]))
 
 
-OF_LIST = 2 / 3
-"""Share of the accepted error that a list may spend; what follows at further levels has the rest.
+OF_LIST, OF_MARGIN = 0.666, 0.333
+"""Shares of the accepted error that the cut of a list and its margin may spend. Elimination of what
+is within the margin has the rest, of which little is enough: by then few candidates are left.
 """
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Says where a list is cut, and which of its candidates are scored at all levels.
+    """Says where a list is cut, and which of its candidates are scored at further levels.
 
     Attributes:
         best: number of best candidates that the bound was measured for.
@@ -141,7 +142,7 @@ class Rule:
         slope: decrease of T_k with the logarithm of the place, see `Lists`.
         candidates: number of candidates of the measured lists.
         margin: distance behind the leaders of the first level up to which candidates are scored at
-            all levels, in units of the score; inf where it was not measured.
+            further levels, in units of the score; inf where it was not measured.
     """
 
     best: int
@@ -163,7 +164,7 @@ class Rule:
         if (found := lists.measured(of, best)) is None:
             return None
         measured_best, measured = found
-        bound, margin = measured.bound(OF_LIST * error), measured.margin((1 - OF_LIST) * error)
+        bound, margin = measured.bound(OF_LIST * error), measured.margin(OF_MARGIN * error)
         if bound == -math.inf:
             return None
         return cls(measured_best, bound, lists.slope, lists.candidates, margin)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.errors import counted
-from dsd_trt.lists import OF_LIST, Audits, Outcome, Rule
+from dsd_trt.lists import OF_LIST, OF_MARGIN, Audits, Outcome, Rule
 from dsd_trt.log import get_logger
 from dsd_trt.search import Request, Result, Steps, elimination
 
@@ -174,20 +174,14 @@ class PrunedSearch:
             rule: rule of the list.
         """
         means = np.full(len(known.scores), np.nan, np.float32)
-        if rule.margin == np.inf:
-            error = (1 - OF_LIST) * self._error
-            every = elimination(len(kept), self._levels, self._top_k, error)
-            means[kept] = yield from known.spared(every, kept)
-            return means
-        first = known.scores[kept, 0]
-        ranked = np.sort(first[~np.isnan(first)])
-        if not len(ranked):
-            return means
-        leader = ranked[max(len(ranked) - rule.best, 0)]
-        near = kept[first >= leader - rule.margin]
-        for level in range(1, self._levels):
-            yield from known(near, level)
-        means[near] = known.scores[near].mean(axis=1)
+        share, first = 1 - OF_LIST, known.scores[kept, 0]
+        if rule.margin < np.inf:
+            share -= OF_MARGIN
+            leaders = np.sort(first[~np.isnan(first)])[-rule.best :]
+            kept = kept[first >= leaders.min(initial=np.inf) - rule.margin]
+        if len(kept):
+            search = elimination(len(kept), self._levels, self._top_k, share * self._error)
+            means[kept] = yield from known.spared(search, kept)
         return means
 
 

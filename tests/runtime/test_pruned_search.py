@@ -75,6 +75,25 @@ def test_lists_like_those_measured_save_and_err_no_more_than_accepted(
     assert asked * saving < without_lists(best, 1, 1000)
 
 
+@pytest.mark.parametrize("count", [10, 16, COUNT])
+@pytest.mark.parametrize("best", [2, 3, 5])
+def test_lists_measured_for_more_do_not_cost(best: int, count: int) -> None:
+    """The best two or three with the rule for five, and few candidates."""
+    search = PrunedSearch(LEVELS, best, ERROR, rule_of(needs(5), 5), 4)
+    asked, eliminated, wrong = 0, 0, 0
+    for drawn in draw(np.random.default_rng(5), 300):
+        it = Candidates(drawn.scores[:count], drawn.estimates[:count])
+        found = answered(search.steps("list", count, it.estimates), it).scores
+        order = np.argsort(-np.nan_to_num(found, nan=-np.inf), kind="stable")
+        wrong += set(order[:best].tolist()) != set(it.best(best).tolist())
+        asked += it.asked
+        it.asked = 0
+        eliminate(it, count, LEVELS, best, ERROR)
+        eliminated += it.asked
+    assert wrong <= 300 * ERROR
+    assert asked < eliminated * 1.03
+
+
 def useless(number: int, rng: np.random.Generator, it: Candidates) -> None:
     it.estimates = rng.permutation(it.estimates)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsd_trt.bundle.lists import Measured
-from dsd_trt.lists import OF_LIST, Rule, gap_of, need_of
+from dsd_trt.lists import OF_LIST, OF_MARGIN, Rule, gap_of, need_of
 
 LEVELS = 4
 COUNT = 60  # candidates of a list
@@ -63,5 +63,5 @@ def rule_of(measured: Measured, best: int) -> Callable[[float], Rule]:
         measured.bound(OF_LIST * error),
         SLOPE,
         COUNT,
-        measured.margin((1 - OF_LIST) * error),
+        measured.margin(OF_MARGIN * error),
     )

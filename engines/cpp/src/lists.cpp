@@ -66,7 +66,7 @@ std::optional<Rule> Rule::of(const Lists &lists, const std::map<std::size_t, Mea
     if (enough == kind.end()) return std::nullopt;
     const double bound = enough->second.bound(kOfList * error);
     if (bound == -kInfinity) return std::nullopt;
-    const double margin = enough->second.margin((1 - kOfList) * error);
+    const double margin = enough->second.margin(kOfMargin * error);
     return Rule{enough->first, bound, lists.slope, lists.candidates, margin};
 }
 

@@ -13,8 +13,8 @@
 
 namespace dsd {
 
-// Share of the accepted error for the cut; what follows at further levels has the rest.
-constexpr double kOfList = 2.0 / 3;
+// Shares of the accepted error for the cut and for the margin; elimination has the rest.
+constexpr double kOfList = 0.666, kOfMargin = 0.333;
 
 // Lists that were followed to their end when the bundle was exported.
 struct Measured {

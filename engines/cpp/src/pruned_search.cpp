@@ -64,21 +64,6 @@ void KnownScores::add(const Request &answered, const std::vector<float> &scores)
     }
 }
 
-AllLevels::AllLevels(std::size_t count, std::size_t levels)
-    : levels_(levels), sums_(count), request_{numbers_to(count), 0} {}
-
-void AllLevels::answer(const std::vector<float> &scores) {
-    for (std::size_t i = 0; i < scores.size(); ++i) sums_[i] += scores[i];
-    if (++request_.level == levels_) request_.candidates.clear();
-}
-
-std::vector<float> AllLevels::means() const {
-    std::vector<float> means;
-    for (double sum : sums_)
-        means.push_back(static_cast<float>(sum / static_cast<double>(levels_)));
-    return means;
-}
-
 Search::Search(std::size_t count, std::size_t levels, std::size_t best, double error)
     : turn_(Turn::all),
       levels_(levels),
@@ -97,7 +82,7 @@ Search::Search(Turn turn, const Rule &rule, std::vector<float> estimates, std::s
       rule_(rule),
       levels_(levels),
       best_(best),
-      error_((1 - kOfList) * error),
+      error_(error),
       known_(estimates.size(), levels),
       stage_(FollowedList(rule, estimates, batch)),
       places_(numbers_to(estimates.size())),
@@ -139,9 +124,7 @@ bool Search::enter_next_stage() {
         find_best_of_list(list->scored());
         return true;
     }
-    const auto *levels = std::get_if<AllLevels>(&stage_);
-    const std::vector<float> found =
-        levels ? levels->means() : std::get<Elimination>(stage_).means();
+    const std::vector<float> found = std::get<Elimination>(stage_).means();
     std::fill(means_.begin(), means_.end(), kNone);
     for (std::size_t i = 0; i < found.size(); ++i) means_[places_[i]] = found[i];
     if (turn_ == Turn::all) return false;
@@ -152,7 +135,7 @@ bool Search::enter_next_stage() {
     if (followed_.empty()) {
         followed_ = means_;
         places_ = numbers_to(means_.size());
-        stage_ = Elimination(places_.size(), levels_, best_, error_);
+        stage_ = Elimination(places_.size(), levels_, best_, (1 - kOfList) * error_);
         return true;
     }
     const bool failed = is_better(means_, followed_, best_);
@@ -160,23 +143,23 @@ bool Search::enter_next_stage() {
     return false;
 }
 
-// Enters the stage that finds the best of those before the cut: those within the margin are scored
-// at all levels. Where none was measured, all are searched by elimination.
+// Enters the stage that finds the best of those before the cut by elimination, of those within the
+// margin if one was measured.
 void Search::find_best_of_list(const std::vector<std::size_t> &scored) {
     places_ = scored;
     std::sort(places_.begin(), places_.end());
-    if (std::isinf(rule_->margin)) {
-        stage_ = Elimination(places_.size(), levels_, best_, error_);
-        return;
+    double share = 1 - kOfList;
+    if (!std::isinf(rule_->margin)) {
+        share -= kOfMargin;
+        const std::vector<float> first = known_.of({places_, 0});
+        const std::vector<float> leaders = best_of(first, rule_->best);
+        std::vector<std::size_t> near;
+        for (std::size_t i = 0; i < first.size() && !leaders.empty(); ++i) {
+            if (first[i] >= leaders.back() - rule_->margin) near.push_back(places_[i]);
+        }
+        places_ = std::move(near);
     }
-    const std::vector<float> first = known_.of({places_, 0});
-    const std::vector<float> leaders = best_of(first, rule_->best);
-    std::vector<std::size_t> near;
-    for (std::size_t i = 0; i < first.size() && !leaders.empty(); ++i) {
-        if (first[i] >= leaders.back() - rule_->margin) near.push_back(places_[i]);
-    }
-    places_ = std::move(near);
-    stage_ = AllLevels(places_.size(), levels_);
+    stage_ = Elimination(places_.size(), levels_, best_, share * error_);
 }
 
 PrunedSearch::PrunedSearch(std::size_t levels, std::size_t top_k, double error, const Lists *lists,

@@ -31,21 +31,6 @@ class KnownScores {
     std::vector<std::vector<bool>> known_;    // likewise
 };
 
-// Some candidates, scored at one level after another.
-class AllLevels {
-  public:
-    AllLevels(std::size_t count, std::size_t levels);
-
-    const Request &request() const { return request_; }
-    void answer(const std::vector<float> &scores);
-    std::vector<float> means() const;  // over all levels, once they are scored
-
-  private:
-    std::size_t levels_;
-    std::vector<double> sums_;
-    Request request_;
-};
-
 // One search, which goes on when its request is answered, so searches can be made together. A list
 // is followed in stages: it is scored up to the cut; the best of it are found; in an audit also the
 // best of all. What one stage has requested is known to the next.
@@ -76,9 +61,9 @@ class Search {
     Turn turn_;
     std::optional<Rule> rule_;
     std::size_t levels_, best_;
-    double error_;  // of elimination
+    double error_;  // of the search
     KnownScores known_;
-    std::variant<FollowedList, AllLevels, Elimination> stage_;
+    std::variant<FollowedList, Elimination> stage_;
     std::vector<std::size_t> places_;  // the candidates that the stage numbers
     std::vector<float> followed_;      // means that the list led to, of an audit
     std::vector<float> means_;
