@@ -11,8 +11,9 @@ first two are the lowest and the highest: the scatter between neighbours would p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
-from statistics import NormalDist
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 _FIRST = 16  # candidates whose second level gives the first estimate of the scatter
+_MOST_FREEDOM = 200  # beyond it, Student's t is the normal distribution for our purpose
 
 Result = TypeVar("Result")
 
@@ -118,7 +120,8 @@ def elimination(
 
     A candidate is compared with the last of the `best` leaders over the levels both were scored at.
     It is dropped once it would overtake that leader with a probability below `error`, which all
-    candidates share. The probability assumes normal scatter, independent between levels.
+    candidates share. The probability assumes normal scatter, independent between levels, and knows
+    that the scatter is estimated (Student's t).
 
     Args:
         count: number of candidates, at least 1.
@@ -135,7 +138,7 @@ def elimination(
     scores[:, 0] = yield Request(every, order[0])
     seen = np.ones(count, np.intp)  # levels scored so far, (candidates,)
     alive = ~np.isnan(scores[:, 0])
-    z = NormalDist().inv_cdf(1 - error / max(count, 2))
+    each = error / max(count, 2)
     while True:
         unfinished = alive & (seen < levels)
         if not unfinished.any():
@@ -147,7 +150,7 @@ def elimination(
         scores[turn, least] = yield Request(turn, order[least])
         seen[turn] += 1
         alive[turn] &= ~np.isnan(scores[turn, least])
-        alive &= ~_hopeless(scores, seen, alive, best, z)
+        alive &= ~_hopeless(scores, seen, alive, best, each)
     # Summed by level, so that a mean is that of a search for all to the last bit.
     means = scores[:, np.argsort(order)].mean(axis=1)
     return np.where(alive, means, np.nan).astype(np.float32)
@@ -159,9 +162,9 @@ def level_order(levels: int) -> list[int]:
 
 
 def _hopeless(
-    scores: Floats, seen: NDArray[np.intp], alive: NDArray[np.bool_], best: int, z: float
+    scores: Floats, seen: NDArray[np.intp], alive: NDArray[np.bool_], best: int, error: float
 ) -> NDArray[np.bool_]:
-    """Candidates that can no longer overtake the last of the leaders."""
+    """Candidates that overtake the last of the leaders with a probability below `error`."""
     levels = scores.shape[1]
     most = int(seen.max())
     leaders = np.flatnonzero(alive & (seen == most))
@@ -169,6 +172,8 @@ def _hopeless(
         return np.zeros(len(seen), bool)
     means = scores[leaders, :most].mean(axis=1)
     last = scores[leaders[np.argsort(-means, kind="stable")[best - 1]]]
+    scatter, freedom = _scatter(scores, seen)
+    reach = student_quantile(error, freedom) * scatter if freedom else np.inf
     hopeless = np.zeros(len(seen), bool)
     for common in range(1, most + 1):
         at = np.flatnonzero(alive & (seen == common))
@@ -176,13 +181,16 @@ def _hopeless(
         # Standard deviation of a difference of two means over `common` levels from the one
         # over all `levels`; zero once all levels are scored.
         rest = np.sqrt(2 * (1 / common - 1 / levels))
-        spread = _scatter(scores, seen) * rest if common < levels else 0.0
-        hopeless[at] = behind > z * spread
+        hopeless[at] = behind > (reach * rest if common < levels else 0.0)
     return hopeless
 
 
-def _scatter(scores: Floats, seen: NDArray[np.intp]) -> float:
-    """Standard deviation of single-level scores about the means of candidate and level."""
+def _scatter(scores: Floats, seen: NDArray[np.intp]) -> tuple[float, int]:
+    """Standard deviation of single-level scores about the means of candidate and level.
+
+    Returns:
+        The estimate and its degrees of freedom; 0 and 0 before any candidate has two levels.
+    """
     total, freedom = 0.0, 0
     for common in range(2, int(seen.max()) + 1):
         block = scores[seen == common, :common]
@@ -192,7 +200,41 @@ def _scatter(scores: Floats, seen: NDArray[np.intp]) -> float:
             rest -= rest.mean(axis=0, keepdims=True)
             total += float((rest**2).sum())
             freedom += (len(block) - 1) * (common - 1)
-    return float(np.sqrt(total / freedom)) if freedom else np.inf
+    return math.sqrt(total / max(freedom, 1)), freedom
+
+
+@lru_cache(maxsize=1024)
+def student_quantile(probability: float, freedom: int) -> float:
+    """The number that a variable with Student's t distribution exceeds with a probability.
+
+    The distribution's closed form for whole degrees of freedom is Abramowitz and Stegun, 26.7.3
+    and 26.7.4.
+
+    Args:
+        probability: at most a half.
+        freedom: degrees of freedom, at least 1; more than 200 are taken for 200.
+    """
+    freedom = min(freedom, _MOST_FREEDOM)
+    odd = freedom % 2
+
+    def exceeds(t: float) -> float:
+        cosine = math.sqrt(freedom / (freedom + t * t))
+        total, term = 0.0, cosine if odd else 1.0
+        for i in range(1 + odd, freedom, 2):
+            total += term
+            term *= cosine * cosine * i / (i + 1)
+        within = total * t / math.sqrt(freedom + t * t)
+        if odd:
+            within = (within + math.atan(t / math.sqrt(freedom))) * 2 / math.pi
+        return (1 - within) / 2
+
+    low, high = 0.0, 1.0
+    while exceeds(high) > probability and high < 1e12:
+        low, high = high, 2 * high
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if exceeds(middle) > probability else (low, middle)
+    return high
 
 
 def same_best(

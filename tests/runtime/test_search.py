@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,54 @@ from numpy.typing import NDArray
 from dsd_trt import Bundle, Scorer
 from dsd_trt.commands.main import main
 from dsd_trt.errors import InputError
-from dsd_trt.search import eliminate, same_best
+from dsd_trt.search import eliminate, same_best, student_quantile
 
 LEVELS = 4
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.025, 1e-3, 1e-6])
+def test_quantiles_of_students_t(probability: float) -> None:
+    """Against the closed forms for 1, 2 and 4 degrees of freedom, and the normal distribution."""
+    inside = 1 - 2 * probability
+    four = 4 * probability * (1 - probability)
+    angle = math.cos(math.acos(math.sqrt(four)) / 3) / math.sqrt(four)
+    expected = {
+        1: math.tan(math.pi * inside / 2),
+        2: inside * math.sqrt(2 / four),
+        4: 2 * math.sqrt(max(0.0, angle - 1)),
+    }
+    for freedom, quantile in expected.items():
+        found = student_quantile(probability, freedom)
+        assert found == pytest.approx(quantile, rel=1e-8, abs=1e-7)
+    normal = NormalDist().inv_cdf(1 - probability)
+    assert normal <= student_quantile(probability, 10_000) + 1e-12
+    assert student_quantile(probability, 10_000) == pytest.approx(normal, rel=0.04, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(3, 3.182), (5, 2.571), (11, 2.201), (29, 2.045)]
+)
+def test_quantiles_in_a_table(freedom: int, quantile: float) -> None:
+    """Those that books print for 0.025."""
+    assert student_quantile(0.025, freedom) == pytest.approx(quantile, abs=5e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_scatter_that_was_estimated_from_few_drops_few(count: int) -> None:
+    """Two candidates at two levels can agree by chance."""
+    rng = np.random.default_rng(2)
+    lost = 0
+    for _ in range(2000):
+        table = scattered(rng, count, 1.0)
+        found = eliminate(table, count, LEVELS, 1, error=0.01)
+        lost += not same_best(found[None], table.scores.mean(axis=1)[None], 1)[0]
+    assert lost <= 20
+
+
+def test_an_error_may_be_as_small_as_one_likes() -> None:
+    table = scattered(np.random.default_rng(3), 40, 0.1)
+    found = eliminate(table, 40, LEVELS, 1, error=1e-300)
+    assert int(np.nanargmax(found)) == int(table.scores.mean(axis=1).argmax())
 
 
 class Table:

@@ -8,16 +8,39 @@
 namespace dsd {
 namespace {
 
-constexpr std::size_t kFirst = 16;  // candidates whose second level gives the first scatter
+constexpr std::size_t kFirst = 16;         // candidates whose second level gives the first scatter
+constexpr std::size_t kMostFreedom = 200;  // beyond it, Student's t is the normal distribution
+constexpr double kPi = 3.14159265358979323846;
 
-// The number that a standard normal one exceeds with this probability, at most a half.
-double exceeded_with(double probability) {
-    double low = 0, high = 40;
-    for (int i = 0; i < 100; ++i) {
-        const double middle = (low + high) / 2;
-        (std::erfc(middle / std::sqrt(2.0)) / 2 > probability ? low : high) = middle;
+// Probability that a variable with Student's t distribution exceeds t, at least 0. The closed form
+// for whole degrees of freedom is Abramowitz and Stegun, 26.7.3 and 26.7.4.
+double student_tail(double t, std::size_t freedom) {
+    const auto nu = static_cast<double>(freedom);
+    const std::size_t odd = freedom % 2;
+    const double cosine = std::sqrt(nu / (nu + t * t));
+    double total = 0, term = odd ? cosine : 1.0;
+    for (std::size_t i = 1 + odd; i < freedom; i += 2) {
+        total += term;
+        term *= cosine * cosine * static_cast<double>(i) / static_cast<double>(i + 1);
     }
-    return low;
+    double within = total * t / std::sqrt(nu + t * t);
+    if (odd) within = (within + std::atan(t / std::sqrt(nu))) * 2 / kPi;
+    return (1 - within) / 2;
+}
+
+// The number that such a variable exceeds with a probability, at most a half.
+double student_quantile(double probability, std::size_t freedom) {
+    freedom = std::min(freedom, kMostFreedom);
+    double low = 0, high = 1;
+    while (student_tail(high, freedom) > probability && high < 1e12) {
+        low = high;
+        high *= 2;
+    }
+    for (int i = 0; i < 60; ++i) {
+        const double middle = (low + high) / 2;
+        (student_tail(middle, freedom) > probability ? low : high) = middle;
+    }
+    return high;
 }
 
 // Noise levels in the order in which a search scores them: the two ends first.
@@ -33,7 +56,7 @@ std::vector<std::size_t> level_order(std::size_t levels) {
 Elimination::Elimination(std::size_t count, std::size_t levels, std::size_t best, double error)
     : levels_(levels),
       best_(best),
-      z_(exceeded_with(error / static_cast<double>(std::max<std::size_t>(count, 2)))),
+      error_(error / static_cast<double>(std::max<std::size_t>(count, 2))),
       order_(level_order(levels)),
       scores_(count * levels, std::nan("")),
       seen_(count),
@@ -73,9 +96,11 @@ double Elimination::mean(std::size_t candidate, std::size_t over) const {
            static_cast<double>(over);
 }
 
-// Standard deviation of single-level scores about the means of candidate and level.
-double Elimination::scatter() const {
-    double total = 0, freedom = 0;
+// Standard deviation of single-level scores about the means of candidate and level, times the
+// quantile of its estimate; infinite before any candidate has two levels.
+double Elimination::reach() const {
+    double total = 0;
+    std::size_t freedom = 0;
     for (std::size_t common = 2; common <= most(); ++common) {
         std::vector<std::size_t> block;
         std::vector<double> means(common);  // of each level's deviations
@@ -94,9 +119,10 @@ double Elimination::scatter() const {
                 total += std::pow(rest - means[level] / rows, 2);
             }
         }
-        freedom += (rows - 1) * (static_cast<double>(common) - 1);
+        freedom += (block.size() - 1) * (common - 1);
     }
-    return freedom > 0 ? std::sqrt(total / freedom) : std::numeric_limits<double>::infinity();
+    if (freedom == 0) return std::numeric_limits<double>::infinity();
+    return student_quantile(error_, freedom) * std::sqrt(total / static_cast<double>(freedom));
 }
 
 // Drops those that can no longer overtake the last of the leaders.
@@ -111,15 +137,15 @@ void Elimination::drop_hopeless() {
         return mean(a, most_seen) > mean(b, most_seen);
     });
     const std::size_t last = leaders[best_ - 1];
-    const double scatter_now = scatter();
+    const double reach_now = reach();
     for (std::size_t it = 0; it < seen_.size(); ++it) {
         if (!alive_[it]) continue;
         const std::size_t common = seen_[it];
         // Standard deviation of a difference of two means over `common` levels from the one over
         // all levels; zero once all levels are scored.
         const double left = 1 / static_cast<double>(common) - 1 / static_cast<double>(levels_);
-        const double spread = common < levels_ ? scatter_now * std::sqrt(2 * left) : 0;
-        if (mean(last, common) - mean(it, common) > z_ * spread) alive_[it] = false;
+        const double within = common < levels_ ? reach_now * std::sqrt(2 * left) : 0;
+        if (mean(last, common) - mean(it, common) > within) alive_[it] = false;
     }
 }
 
