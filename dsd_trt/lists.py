@@ -180,16 +180,24 @@ class Rule:
             batch: number of passes per run of the engine.
         """
         unit = batch if batch <= _SMALL_BATCH else _FIRST
-        place = unit * math.ceil(max(_FIRST, self.best + 3) / unit)
+        place = self._first_stop(batch)
         while place < count:
             yield place
             # A power of two, so that an engine sees few sizes.
             place += unit * 2 ** max(0, (place // (4 * unit)).bit_length() - 1)
         yield count
 
-    def first_stop(self, count: int, batch: int) -> int:
-        """Number of candidates that are scored in any case; arguments as for `stops`."""
-        return next(self.stops(count, batch))
+    def too_few(self, batch: int) -> int:
+        """Number of candidates up to which no list pays: most would be scored in any case.
+
+        Args:
+            batch: number of passes per run of the engine.
+        """
+        return max(self._first_stop(batch), 2 * self._first_stop(1))
+
+    def _first_stop(self, batch: int) -> int:
+        unit = batch if batch <= _SMALL_BATCH else _FIRST
+        return unit * math.ceil(max(_FIRST, self.best + 3) / unit)
 
     def follow(
         self, estimates: NDArray[np.floating[Any]], batch: int

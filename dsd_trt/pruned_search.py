@@ -96,7 +96,7 @@ class PrunedSearch:
         turns = list[Turn]()
         rule, lists = self._rule, 0
         for count in counts:
-            if rule is None or self._audits.ended or count <= rule.first_stop(count, self._batch):
+            if rule is None or self._audits.ended or count <= rule.too_few(self._batch):
                 turns.append("all")
             else:
                 turns.append("audit" if self._audits.due(lists) else "list")

@@ -444,7 +444,7 @@ def test_the_example_prints_the_best_that_the_command_prints(
 ) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "examples" / "images" / "broken.png").write_bytes(b"none")
-    given, best = ["examples/images", "examples/texts.txt"], ["--top-k", "2"]
+    given, best = ["examples/images", "examples/texts.txt"], ["--top-k", "1"]
     python = [str(Path(sys.executable).parent / "dsd-trt"), "score", "--engine", "onnxruntime"]
     program = str(cpp_build / "dsd-score")
 

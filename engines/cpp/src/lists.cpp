@@ -75,6 +75,10 @@ std::size_t Rule::first_stop(std::size_t batch) const {
     return unit * ((std::max(kFirst, best + 3) + unit - 1) / unit);
 }
 
+std::size_t Rule::too_few(std::size_t batch) const {
+    return std::max(first_stop(batch), 2 * first_stop(1));
+}
+
 std::size_t Rule::next_stop(std::size_t place, std::size_t batch) const {
     const std::size_t unit = batch <= kSmallBatch ? batch : kFirst;
     std::size_t chunk = unit;  // a power of two of them, at most a quarter of the place

@@ -44,7 +44,7 @@ struct Rule {
     std::size_t best;  // number of best candidates that the bound was measured for
     double bound, slope;
     std::int32_t candidates;
-    double margin;  // inf where it was not measured: elimination takes its place
+    double margin;  // inf where it was not measured: elimination is of all
 
     // None if the lists were not measured for that many, or not often enough for this error.
     static std::optional<Rule> of(const Lists &lists, const std::map<std::size_t, Measured> &kind,
@@ -53,6 +53,9 @@ struct Rule {
     // The first place up to which a list is scored, and the one after another.
     std::size_t first_stop(std::size_t batch) const;
     std::size_t next_stop(std::size_t place, std::size_t batch) const;
+
+    // Number of candidates up to which no list pays: most would be scored in any case.
+    std::size_t too_few(std::size_t batch) const;
 };
 
 // A list that is scored until it is cut. It goes on when its request is answered.

@@ -178,7 +178,7 @@ std::size_t PrunedSearch::together(std::size_t candidates) const {
 }
 
 bool PrunedSearch::has_lists(std::size_t candidates) const {
-    return rule_ && !audits_.ended() && candidates > rule_->first_stop(batch_);
+    return rule_ && !audits_.ended() && candidates > rule_->too_few(batch_);
 }
 
 std::vector<Search> PrunedSearch::begin(std::size_t searches, std::size_t candidates,
