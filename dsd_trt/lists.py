@@ -1,9 +1,10 @@
 """Lists: candidates in the order of an estimate of their score, scored only as far as needed.
 
-Of M candidates, ordered by falling estimate f^, let k be scored at the first noise level, and let
-L_k be the `best`-th highest of these scores. The list is cut after k once its reach
+Of M candidates, ordered by falling estimate f^, let k be scored at the first noise level. Let L_k
+be the `best`-th highest of these scores, and d_k the mean of what they exceed their estimates by,
+since a list's estimates are too high or too low together. The list is cut after k once its reach
 
-    T_k = f^_(k+1) - L_k - slope * log(k * candidates / M)
+    T_k = f^_(k+1) + d_k - L_k - slope * log(k * candidates / M)
 
 is below a bound: what follows can then hardly be among the best. The *need* of a list is the bound
 below which it would lose one of them. `dsd_trt.bundle.lists` makes the bound of measured needs,
@@ -65,16 +66,19 @@ def reach(
         candidates: number of candidates of the measured lists.
 
     Returns:
-        T_k; inf where fewer than `best` candidates have a score.
+        T_k; inf where fewer than `best` candidates have a score, or none an estimate as well.
     """
     scored = np.asarray(scores[:place], np.float64)
-    scored = scored[~np.isnan(scored)]
-    if len(scored) < best:
+    exceeded = scored - estimates[:place]
+    scored, exceeded = (it[~np.isnan(it)] for it in (scored, exceeded))
+    if len(scored) < best or not len(exceeded):
         return math.inf
     last = float(np.partition(scored, len(scored) - best)[len(scored) - best])
     following = float(estimates[place])
     if math.isnan(following):
         return math.inf
+    # Summed in order, as in C++.
+    following += sum(exceeded.tolist()) / len(exceeded)
     return following - last - slope * math.log(place * candidates / len(estimates))
 
 

@@ -12,6 +12,9 @@ from typing import Literal
 
 from dsd_trt.bundle.fields import check_size, require
 
+RULE = 2
+"""The rule of `dsd_trt.lists` that needs are measured for. The first one had no d_k."""
+
 Kind = Literal["texts", "images"]
 """What a list is of: texts of an image, or images of a text."""
 
@@ -72,6 +75,8 @@ class Lists:
             score.
         texts: measured lists of texts, by the number of best candidates, written in decimal.
         images: measured lists of images, likewise.
+        rule: the rule that they were measured for; None is the first one. Those of another rule
+            than `RULE` make no lists.
     """
 
     level: int
@@ -79,6 +84,7 @@ class Lists:
     slope: float
     texts: Mapping[str, Measured]
     images: Mapping[str, Measured]
+    rule: int | None = field(default=None, metadata={"optional": True})
 
     def measured(self, of: Kind, best: int) -> tuple[int, Measured] | None:
         """Lists measured for at least `best` candidates, with their own number; None without any.
@@ -89,7 +95,7 @@ class Lists:
         """
         known = {int(key): it for key, it in (self.texts if of == "texts" else self.images).items()}
         enough = min((it for it in known if it >= best), default=None)
-        return None if enough is None else (enough, known[enough])
+        return None if enough is None or self.rule != RULE else (enough, known[enough])
 
 
 def check_lists(lists: Lists, levels: int) -> None:
@@ -105,6 +111,8 @@ def check_lists(lists: Lists, levels: int) -> None:
     where = "matrix.lists"
     require(0 <= lists.level < levels, f"{where}.level", f"is not from 0 to {levels - 1}")
     check_size(lists.candidates, f"{where}.candidates")
+    if lists.rule is not None:
+        check_size(lists.rule, f"{where}.rule")
     _check_finite((lists.slope,), f"{where}.slope")
     for name, measured in (("texts", lists.texts), ("images", lists.images)):
         for key, it in measured.items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsd_trt.bundle.lists import RULE
 from dsd_trt.commands.options import signature_option, table_format_option
 from dsd_trt.errors import BundleError, counted
 
@@ -160,6 +161,8 @@ def _lists(lists: Lists) -> str:
         best = ", ".join(sorted(measured, key=int))
         told = f"{count} of {lists.candidates} {name}, for the best {best}"
         parts.append(told if count else f"none of {name}")
+    if lists.rule != RULE:
+        parts.append("measured for another rule, so not used: export again")
     return "; ".join(parts)
 
 

@@ -27,7 +27,7 @@ from test_cpp_image import clip_tokenizer
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import read_bundle, write_bundle
-from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.errors import BundleError
 from dsd_trt.lists import Rule, need_of
@@ -109,7 +109,7 @@ def test_lists_are_followed_audited_and_ended_as_in_python(
     )
 
     of_texts = {} if kind == "not measured" else {str(best): known}
-    as_measured = Lists(0, COUNT, SLOPE, of_texts, {})
+    as_measured = Lists(0, COUNT, SLOPE, of_texts, {}, RULE)
     search = PrunedSearch(
         LEVELS, best, ERROR, lambda error: Rule.of(as_measured, "texts", best, error), batch
     )
@@ -192,7 +192,7 @@ def listed(folder: Path, monkeypatch: pytest.MonkeyPatch, **kind: Any) -> Bundle
     """A bundle with lists for up to three texts or images."""
     bundle = clip_bundle(folder, clip_tokenizer(), monkeypatch, matrix=True, **kind)
     of_texts, of_images = ({"3": measure(folder, 3, of)} for of in ("texts", "images"))
-    return give_lists(bundle, Lists(0, len(TEXTS), 0.0, of_texts, of_images))
+    return give_lists(bundle, Lists(0, len(TEXTS), 0.0, of_texts, of_images, RULE))
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +381,7 @@ def test_matrix_mode_has_nothing_to_prune(opened: Any, listed_folder: Path) -> N
         ({"candidates": 0}, "matrix.lists.candidates' must be an integer from 1"),
         ({"candidates": 2**30}, "matrix.lists.candidates' must be"),
         ({"slope": None}, "matrix.lists.slope' must be a finite number"),
+        ({"rule": 0}, "matrix.lists.rule' must be an integer from 1"),
         ({"texts": []}, "matrix.lists.texts' must be an object"),
         ({"texts": {"0": {"count": 1, "needs": []}}}, "matrix.lists.texts.0' is named by no"),
         ({"texts": {"01": {"count": 1, "needs": []}}}, "matrix.lists.texts.01' is named by no"),

@@ -39,7 +39,7 @@ from test_cpp_image import clip_tokenizer, picture
 
 from dsd_trt import Bundle, Scorer, read_bundle, write_bundle
 from dsd_trt.bundle.contract import graph_contract
-from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.bundle.manifest import AdapterInput
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Plan, Profile, Sidecar, plans, write_plan
 
@@ -418,7 +418,7 @@ def test_matrix_mode_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 def test_lists_are_left(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They need matrix mode: the search is by elimination alone."""
     bundle = clip_bundle(tmp_path / "bundle", clip_tokenizer(), monkeypatch, matrix=True)
-    bundle = bundles.give_lists(bundle, Lists(0, 40, 0.0, {"1": Measured(999, (9.0,))}, {}))
+    bundle = bundles.give_lists(bundle, Lists(0, 40, 0.0, {"1": Measured(999, (9.0,))}, {}, RULE))
     add_plans(bundle)
     python = Scorer.load(bundle.folder, "onnxruntime")
     texts = [f"a {color} {it}" for color in ("red", "green", "blue") for it in "abc"]

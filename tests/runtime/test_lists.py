@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bundles import make_bundle
 from numpy.typing import NDArray
 from synthetic_lists import COUNT, SLOPE, draw, measured
 
-from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.bundle.manifest import Manifest
 from dsd_trt.errors import BundleError
 from dsd_trt.lists import Audits, Rule, at_least, gap_of, list_order, need_of, reach
@@ -83,7 +84,7 @@ def test_a_new_list_is_below_the_bound_as_often_as_accepted() -> None:
 
 def test_the_measured_number_is_the_smallest_that_is_enough() -> None:
     one, five = Measured(300, (0.1,)), Measured(400, (0.2,))
-    lists = Lists(0, 100, 0.0, {"5": five, "1": one}, {"5": five})
+    lists = Lists(0, 100, 0.0, {"5": five, "1": one}, {"5": five}, RULE)
     assert lists.measured("texts", 1) == (1, one)
     assert lists.measured("texts", 2) == (5, five)
     assert lists.measured("images", 1) == (5, five)
@@ -91,6 +92,8 @@ def test_the_measured_number_is_the_smallest_that_is_enough() -> None:
     assert Rule.of(lists, "images", 3, 0.01) == Rule(5, 0.2, 0.0, 100)
     assert Rule.of(lists, "texts", 6, 0.01) is None
     assert Rule.of(lists, "texts", 1, 0.001) is None  # no list would be cut
+    for other in (None, RULE + 1):  # measured for an earlier rule, or a later one
+        assert Rule.of(replace(lists, rule=other), "texts", 1, 0.01) is None
 
 
 # The rule
@@ -99,14 +102,20 @@ def test_the_measured_number_is_the_smallest_that_is_enough() -> None:
 def test_the_reach_in_numbers() -> None:
     estimates = np.array([0.9, 0.8, 0.5, 0.4])
     scores = np.array([0.7, 0.75, np.nan, np.nan])
-    assert reach(2, estimates, scores, 1, 0.0, 4) == pytest.approx(0.5 - 0.75)
-    assert reach(2, estimates, scores, 2, 0.0, 4) == pytest.approx(0.5 - 0.7)
-    assert reach(3, estimates, scores, 2, 0.0, 4) == pytest.approx(0.4 - 0.7)  # NaN counts not
+    following = 0.5 - (0.2 + 0.05) / 2  # less what the first two estimates were too high by
+    assert reach(2, estimates, scores, 1, 0.0, 4) == pytest.approx(following - 0.75)
+    assert reach(2, estimates, scores, 2, 0.0, 4) == pytest.approx(following - 0.7)
+    # NaN counts not
+    assert reach(3, estimates, scores, 2, 0.0, 4) == pytest.approx(0.4 - 0.125 - 0.7)
     assert reach(2, estimates, scores, 3, 0.0, 4) == math.inf
     # The second place of four is the 50th of 100.
     with_slope = reach(2, estimates, scores, 1, 0.01, 100)
-    assert with_slope == pytest.approx(0.5 - 0.75 - 0.01 * math.log(50))
-    estimates[2] = np.nan
+    assert with_slope == pytest.approx(following - 0.75 - 0.01 * math.log(50))
+    estimates[0] = np.nan
+    assert reach(2, estimates, scores, 1, 0.0, 4) == pytest.approx(0.5 - 0.05 - 0.75)
+    estimates[1] = np.nan
+    assert reach(2, estimates, scores, 1, 0.0, 4) == math.inf  # nothing to correct by
+    estimates[:3] = 0.9, 0.8, np.nan
     assert reach(2, estimates, scores, 1, 0.0, 4) == math.inf
 
 
@@ -125,8 +134,11 @@ def loses(
     for k in range(1, total):
         known = sorted(scores[it] for it in order[:k] if not math.isnan(scores[it]))
         following = estimates[order[k]]
-        if len(known) < best or math.isnan(following):
+        missed = [scores[it] - estimates[it] for it in order[:k]]
+        missed = [it for it in missed if not math.isnan(it)]
+        if len(known) < best or math.isnan(following) or not missed:
             continue
+        following += sum(missed) / len(missed)
         t = following - known[-best] - SLOPE * (math.log(k) + math.log(COUNT) - math.log(total))
         if t < bound:
             return not winners <= set(order[:k])
@@ -161,7 +173,7 @@ def test_the_need_is_the_bound_from_which_on_a_winner_is_lost(best: int) -> None
 @pytest.mark.parametrize("best", [1, 5])
 def test_a_list_is_followed_to_the_first_stop_that_may_end_it(best: int, batch: int) -> None:
     rng = np.random.default_rng(2)
-    rule = Rule(best, -0.9, SLOPE, COUNT)
+    rule = Rule(best, -1.5, SLOPE, COUNT)
     stops = list(rule.stops(COUNT, batch))
     assert stops[-1] == COUNT
     assert stops[0] >= max(4, best + 3)
@@ -186,7 +198,7 @@ def test_a_list_is_followed_to_the_first_stop_that_may_end_it(best: int, batch: 
         may_end = [
             stop
             for stop in stops[:-1]
-            if reach(stop, it.estimates[order], it.scores[order, 0], best, SLOPE, COUNT) < -0.9
+            if reach(stop, it.estimates[order], it.scores[order, 0], best, SLOPE, COUNT) < -1.5
         ]
         assert len(kept) == min(may_end, default=COUNT)
         ended.add(len(kept))
@@ -286,7 +298,11 @@ def test_lists_are_read_and_written(plain: dict[str, Any]) -> None:
     assert manifest.matrix is not None
     measured = Measured(240, (-0.03, 0.0, 0.1))
     assert manifest.matrix.lists == Lists(1, 100, 0.01, {"1": measured}, {})
-    assert json.loads(manifest.to_json())["matrix"]["lists"] == plain_lists()
+    given["matrix"]["lists"]["rule"] = 2
+    manifest = Manifest.from_json(json.dumps(given))
+    assert manifest.matrix is not None
+    assert manifest.matrix.lists == Lists(1, 100, 0.01, {"1": measured}, {}, 2)
+    assert json.loads(manifest.to_json())["matrix"]["lists"] == plain_lists(rule=2)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +311,7 @@ def test_lists_are_read_and_written(plain: dict[str, Any]) -> None:
         ({"level": 3}, "matrix.lists.level' is not from 0 to 2"),
         ({"level": -1}, "matrix.lists.level' is not from 0"),
         ({"candidates": 0}, "matrix.lists.candidates"),
+        ({"rule": 0}, "matrix.lists.rule"),
         ({"slope": math.inf}, "slope"),
         ({"slope": None}, "slope"),
         ({"texts": {"0": {"count": 1, "needs": []}}}, "matrix.lists.texts.0"),

@@ -28,7 +28,7 @@ from PIL import Image
 from torture import Figures, scaled
 
 from dsd_trt import Bundle
-from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.commands.formats import FORMATS, Streamed
 from dsd_trt.job_scorer import JobScorer
 from dsd_trt.journal import survey
@@ -168,7 +168,7 @@ def test_lists_go_on_with_their_audits(
         with Image.open(path) as image:
             dark = image.point(lambda value: value // 3)
         dark.save(path)
-    lists = Lists(0, len(TEXTS), 0.0, {"2": Measured(1000, (1.0,))}, {})  # cut at once
+    lists = Lists(0, len(TEXTS), 0.0, {"2": Measured(1000, (1.0,))}, {}, RULE)
     bundle = give_lists(make_bundle(tmp_path / "listed", matrix=True), lists)
     own = ("--bundle", str(bundle.folder), "--memory-budget", "1")  # chunks of few images
     arguments = ("score", "in", "texts.txt", "--top-k", "2", "--prune", "--error", "0.1", *own)

@@ -9,7 +9,7 @@ import numpy as np
 from bundles import FRACTIONS, WORDS, give_lists, make_bundle
 
 from dsd_trt import Bundle, Scorer
-from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.lists import need_of
 
 TEXTS = [f"{a} {b}" for a in WORDS[4:] for b in WORDS[4:]]
@@ -32,6 +32,7 @@ def make_listed_bundle(folder: Path) -> Bundle:
         0.0,
         {"3": _measure(pair, matrix, images, 3, "texts")},
         {"3": _measure(pair, matrix, images, 3, "images")},
+        RULE,
     )
     return give_lists(bundle, lists)
 

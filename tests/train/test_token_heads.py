@@ -36,7 +36,7 @@ from dsd_trt.train.scoring.token_heads import TokenHeads
 pytest_plugins = ("exported",)
 
 TEXTS = ["a red circle", "two blue squares left of a star", "green", "a star"]
-LISTS = Lists(1, 10, 0.01, {"1": Measured(20, (-0.2, -0.1))}, {"1": Measured(10, (-0.3,))})
+LISTS = Lists(1, 10, 0.01, {"1": Measured(20, (-0.2, -0.1))}, {"1": Measured(10, (-0.3,))}, 2)
 HEADS, WIDTH = 12, 32  # of the tiny checkpoint, all layers
 
 
@@ -315,3 +315,16 @@ def test_imitation_divides_what_it_learns_from_and_measures_on(
     assert (record["loss"] < record["loss_without_relations"]) == kept
     with pytest.raises(InputError, match="11 images that can be used"):
         imitate(checkpoint, None, questions(11))
+
+
+def test_imitation_measures_on_what_is_named(checkpoint: Checkpoint, monkeypatch: Any) -> None:
+    monkeypatch.setattr(enough, "FEWEST", 12)
+    of_both = questions(30)
+    learned, others = of_both[:14], of_both[10:]  # four are in both
+    made = imitate(checkpoint, None, learned, others, seed=1)
+    assert made.learned_from == 14
+    lists = made.adapter.lists
+    assert lists is not None
+    assert lists.candidates == lists.texts["1"].count == 16
+    with pytest.raises(InputError, match="7 images that can be used"):
+        imitate(checkpoint, None, learned, of_both[10:21])

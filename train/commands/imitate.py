@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   dsd-trt imitate --data shapes-edits --out adapter
+  dsd-trt imitate --data shapes-edits --measure-on shapes-refcocog --out measured
   dsd-trt imitate --model sd-2-1 --adapter mine --data captions.csv --out mine-and-lists
 """
 
@@ -30,13 +31,19 @@ _LARGE = 100_000_000  # parameters of a U-Net from which more than one thread is
 @click.command(epilog=EXAMPLES)
 @model_option
 @data_options
+@click.option(
+    "--measure-on",
+    metavar="DATASET",
+    help="Data set or table whose images and texts lists are measured on, read as --data is.  "
+    "[default: a third of --data]",
+)
 @fraction_option("Share of the training set used.", "1, all", least=True)
 @click.option(
     "--limit",
     type=click.IntRange(2),
     default=LIMIT,
     show_default=True,
-    help="Maximum number of questions.",
+    help="Maximum number of questions of each data set.",
 )
 @click.option(
     "--out",
@@ -56,6 +63,7 @@ def imitate(
     root: Path,
     columns: ColumnNames,
     images_at: Path | None,
+    measure_on: str | None,
     fraction: float | None,
     limit: int,
     out: Path,
@@ -67,13 +75,16 @@ def imitate(
 
     A search for the best then follows matrix mode's order, and scores in pair mode only as far as
     needed: export with --matrix, and search with --prune. Images and texts are enough: which text
-    is right does not matter. Two thirds are learned from. On the others it is measured how far
-    down an order has to be followed. Relations, such as which of two is left, are learned from
-    texts that an image rejects, and kept if they help. Pair mode itself stays as it is.
+    is right does not matter. Two thirds are learned from. On the others, or on --measure-on, it is
+    measured how far down an order has to be followed. Relations, such as which of two is left, are
+    learned from texts that an image rejects, and kept if they help. Pair mode itself stays as it
+    is.
     """
     from dsd_trt.train.data.catalogue import require_columns
 
-    require_columns(data, root, columns)  # before anything else is imported
+    named = (data,) if measure_on is None else (data, measure_on)
+    for it in named:
+        require_columns(it, root, columns)  # before anything else is imported
 
     from dsd_trt.train.run.libraries import require_libraries
 
@@ -86,7 +97,9 @@ def imitate(
     require_writable(out)
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"--out {out} is not empty: name a new folder")
-    part = open_dataset(data, root, "train", seed, limit, fraction, columns, images_at)
+    parts = [
+        open_dataset(it, root, "train", seed, limit, fraction, columns, images_at) for it in named
+    ]
     require_model(place := find_place(model))
     file = chosen_adapter(adapter, model)
     require_base(file, place)
@@ -97,16 +110,19 @@ def imitate(
                 "mode: name an adapter of pair mode or both, or none"
             )
         require_matrix(file.config.score, file.config.head_mode, "name another --adapter, or none")
-    questions = list(part)
-    for line in part.lines():
+    of_parts = [list(part) for part in parts]
+    for line in (line for part in parts for line in part.lines()):
         note(line)
-    if not questions:
-        raise InputError(f"{data} has nothing to learn from: a greater --fraction takes more")
+    for it, questions in zip(named, of_parts, strict=True):
+        if not questions:
+            raise InputError(f"{it} has nothing to learn from: a greater --fraction takes more")
     from dsd_trt.image.preprocess import image_identity
     from dsd_trt.train.imitation.enough import require_enough
 
-    pairs = [pair for it in questions for pair in it.candidates]
-    require_enough(len({image_identity(it) for it, _ in pairs}), len({text for _, text in pairs}))
+    for questions in of_parts:
+        pairs = [pair for it in questions for pair in it.candidates]
+        images = {image_identity(it) for it, _ in pairs}
+        require_enough(len(images), len({text for _, text in pairs}))
     note(sentence(file, adapter))
 
     from dsd_trt.train.run.libraries import hush_libraries
@@ -127,7 +143,8 @@ def imitate(
         small = sum(it.numel() for it in checkpoint.unet.parameters()) < _LARGE
         ctx.with_resource(computing_with(1 if threads is None and small else threads))
         base = None if file is None else Adapter.load(file.folder)
-        found = learn(checkpoint, base, questions, seed, progress.step)
+        measured_on = [] if measure_on is None else of_parts[1]
+        found = learn(checkpoint, base, of_parts[0], measured_on, seed, progress.step)
     found.adapter.save(out)
     note(found.related.line())
     note(f"before: {found.before.line()}")
@@ -138,4 +155,4 @@ def imitate(
     )
     note(f"adapter: {out}")
     note(f"to use it: dsd-trt export --model {model} --adapter {out} --matrix --out BUNDLE")
-    report_left_out(ctx, found.left_out, part.failures)
+    report_left_out(ctx, found.left_out, [it for part in parts for it in part.failures])

@@ -21,7 +21,6 @@ def require_enough(images: int, texts: int) -> None:
     for what, found in (("image", images), ("text", texts)):
         if found < FEWEST:
             raise InputError(
-                f"{counted(found, what)} that can be used: imitation takes at least {FEWEST}, two "
-                "thirds to learn from and a third to measure on. Add rows to the table, or raise "
-                "--limit"
+                f"{counted(found, what)} that can be used: imitation takes at least {FEWEST}. Add "
+                "rows to the table, or raise --limit"
             )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dsd_trt.bundle.manifest import NOT_FITTED
 from dsd_trt.pruned_search import smallest_error
@@ -56,18 +58,22 @@ def imitate(
     checkpoint: Checkpoint,
     adapter: Adapter | None,
     questions: Sequence[Question],
+    measured_on: Sequence[Question] = (),
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
 ) -> Imitated:
     """Learn token heads and relations, with which matrix mode estimates pair mode's scores.
 
     Two thirds of the images and of the texts are learned from, texts of these images first. Lists
-    are measured on the others. Which text is right does not matter: pair mode is the teacher.
+    are measured on the others, or on `measured_on`, and then all are learned from. Which text is
+    right does not matter: pair mode is the teacher.
 
     Args:
         checkpoint: base model, on the device that computes.
         adapter: few-shot adapter, not of matrix mode alone; None estimates zero-shot scores.
         questions: questions whose images and texts are used.
+        measured_on: other questions, on whose images and texts lists are measured; none are a third
+            of `questions`.
         seed: random seed of the division, of the texts that are drawn, and of the batches.
         progress: callback of the stages.
 
@@ -77,27 +83,29 @@ def imitate(
     """
     encodings = encode_candidates(
         checkpoint,
-        questions,
+        [*questions, *measured_on],
         resize=resize_of(adapter),
         progress=lambda done, total: progress("Encoding", done, total),
     )
     rng = np.random.default_rng(seed)
     modes = TwoModes(checkpoint, adapter, encodings)
-    own, left_out = _own_texts(encodings, questions)
-    images = rng.permutation(np.array(sorted(own), np.intp))
-    usable = [it for it in encodings.texts.values() if isinstance(it, int)]
-    texts = rng.permutation(np.array(usable, np.intp))
+    left_out = LeftOut()
+    own = _own_texts(encodings, questions, left_out)
+    images, texts = rng.permutation(sorted(own)), rng.permutation(_texts(encodings, questions))
     require_enough(len(images), len(texts))
-    apart_images, apart_texts = (round(len(it) * (1 - _MEASURED)) for it in (images, texts))
-    learning = images[:apart_images]
-    of_learning = np.isin(texts, [it for image in learning.tolist() for it in own[image]])
-    texts = texts[np.argsort(~of_learning, kind="stable")]
-    known = set(texts[:apart_texts].tolist())
+    if measured_on:
+        others = sorted(_own_texts(encodings, measured_on, left_out).keys() - own.keys())
+        unknown = sorted(set(_texts(encodings, measured_on)) - set(texts.tolist()))
+        require_enough(len(others), len(unknown))
+        parts = Parts(images, texts, rng.permutation(others), rng.permutation(unknown))
+    else:
+        parts = divide(images, texts, own)
+    known = set(parts.texts.tolist())
     lessons = gather(
         modes,
-        learning,
-        texts[:apart_texts],
-        [[it for it in own[image] if it in known] for image in learning.tolist()],
+        parts.images,
+        parts.texts,
+        [[it for it in own[image] if it in known] for image in parts.images.tolist()],
         rng,
         lambda done, total: progress("Scoring what is learned from", done, total),
     )
@@ -109,16 +117,16 @@ def imitate(
     )
     blocks = score_blocks(
         modes,
-        images[apart_images:],
-        texts[apart_texts:],
+        parts.measured_images,
+        parts.measured_texts,
         lambda done, total: progress("Scoring lists", done, total),
     )
     progress("Measuring lists", 0, None)
     _, before = measure(modes, plain_heads(modes), blocks)
     lists, after = measure(modes, heads, blocks, related.relations)
     record = {
-        "images": len(learning),
-        "texts": apart_texts,
+        "images": len(parts.images),
+        "texts": len(parts.texts),
         "lists": len(after.texts),
         "candidates": after.candidates,
         "relations": related.relations is not None,
@@ -137,7 +145,33 @@ def imitate(
         lists=lists,
         training={**base.training, "imitation": record},
     )
-    return Imitated(made, before, after, related, len(learning), left_out)
+    return Imitated(made, before, after, related, len(parts.images), left_out)
+
+
+class Parts(NamedTuple):
+    """Places of the images and texts that are learned from, and of those measured on."""
+
+    images: NDArray[np.intp]
+    texts: NDArray[np.intp]
+    measured_images: NDArray[np.intp]
+    measured_texts: NDArray[np.intp]
+
+
+def divide(
+    images: NDArray[np.intp], texts: NDArray[np.intp], own: Mapping[int, Sequence[int]]
+) -> Parts:
+    """Two thirds to learn from, texts of these images first, and a third to measure on.
+
+    Args:
+        images: places of the images, in random order.
+        texts: places of the texts, in random order.
+        own: places of the texts of each image.
+    """
+    apart_images, apart_texts = (round(len(it) * (1 - _MEASURED)) for it in (images, texts))
+    of_learning = [it for image in images[:apart_images].tolist() for it in own[image]]
+    texts = texts[np.argsort(~np.isin(texts, of_learning), kind="stable")]
+    apart = (images[apart_images:], texts[apart_texts:])
+    return Parts(images[:apart_images], texts[:apart_texts], *apart)
 
 
 def plain_heads(modes: TwoModes) -> TokenHeads:
@@ -148,15 +182,21 @@ def plain_heads(modes: TwoModes) -> TokenHeads:
     return heads
 
 
+def _texts(encodings: Encodings, questions: Sequence[Question]) -> list[int]:
+    """Places of the texts that can be used, in the order in which they first occur."""
+    texts = dict.fromkeys(text for it in questions for _, text in it.candidates)
+    places = (encodings.texts[it] for it in texts)
+    return [it for it in places if isinstance(it, int)]
+
+
 def _own_texts(
-    encodings: Encodings, questions: Sequence[Question]
-) -> tuple[dict[int, list[int]], LeftOut]:
-    """Texts of each image that has a right one, that first, and what cannot be used."""
-    left_out = LeftOut()
+    encodings: Encodings, questions: Sequence[Question], left_out: LeftOut
+) -> dict[int, list[int]]:
+    """Texts of each image that has a right one, that first; what cannot be used is noted."""
     examples = encodings.examples(questions, left_out.add)
     images, texts, right = (it.tolist() for it in (examples.images, examples.texts, examples.right))
     found: dict[int, dict[int, None]] = {images[it]: {texts[it]: None} for it in right}
     for image, text in zip(images, texts, strict=True):
         if image in found:
             found[image].setdefault(text)
-    return {image: list(it) for image, it in found.items()}, left_out
+    return {image: list(it) for image, it in found.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.lists import gap_of, list_order, need_of
 from dsd_trt.search import eliminate
 from dsd_trt.train.imitation.two_modes import Matched, TwoModes
@@ -163,7 +163,7 @@ def measure(
         kind: {best: _measured(of_best) for best, of_best in of_kind.items()}
         for kind, of_kind in found.items()
     }
-    lists = Lists(modes.list_level, side, slope, kept["texts"], kept["images"])
+    lists = Lists(modes.list_level, side, slope, kept["texts"], kept["images"], RULE)
     return lists, Ranks(np.array(ranks["texts"]), np.array(ranks["images"]), side)
 
 

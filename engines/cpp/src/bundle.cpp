@@ -439,9 +439,12 @@ std::map<std::size_t, Measured> read_measured(const Json &json, Fields fields) {
 
 Lists read_lists(Fields fields, const std::vector<double> &levels) {
     const auto last = static_cast<std::int32_t>(levels.size()) - 1;
-    Lists lists{fields.integer("level", 0, last), fields.integer("candidates", 1, kLargestSize),
-                fields.number("slope"), read_measured(fields["texts"], fields.object("texts")),
-                read_measured(fields["images"], fields.object("images"))};
+    Lists lists{fields.integer("level", 0, last),
+                fields.integer("candidates", 1, kLargestSize),
+                fields.number("slope"),
+                read_measured(fields["texts"], fields.object("texts")),
+                read_measured(fields["images"], fields.object("images")),
+                fields.has("rule") ? fields.integer("rule", 1, kLargestSize) : 1};
     fields.nothing_else();
     return lists;
 }

@@ -63,7 +63,7 @@ double Measured::margin(double error) const {
 std::optional<Rule> Rule::of(const Lists &lists, const std::map<std::size_t, Measured> &kind,
                              std::size_t best, double error) {
     const auto enough = kind.lower_bound(best);
-    if (enough == kind.end()) return std::nullopt;
+    if (enough == kind.end() || lists.rule != kRule) return std::nullopt;
     const double bound = enough->second.bound(kOfList * error);
     if (bound == -kInfinity) return std::nullopt;
     const double margin = enough->second.margin(kOfMargin * error);
@@ -102,6 +102,12 @@ void FollowedList::request_to(std::size_t place) {
 }
 
 void FollowedList::answer(const std::vector<float> &scores) {
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+        const float estimate = estimates_[request_.candidates[i]];
+        if (std::isnan(scores[i]) || std::isnan(estimate)) continue;
+        exceeded_ += static_cast<double>(scores[i]) - static_cast<double>(estimate);
+        ++compared_;
+    }
     std::copy_if(scores.begin(), scores.end(), std::back_inserter(scores_),
                  [](float score) { return !std::isnan(score); });
     std::sort(scores_.begin(), scores_.end(), std::greater<float>());
@@ -115,9 +121,10 @@ std::vector<std::size_t> FollowedList::scored() const {
 
 bool FollowedList::is_cut() const {
     const double following = estimates_[order_[place_]];
-    if (scores_.size() < rule_.best || std::isnan(following)) return false;
+    if (scores_.size() < rule_.best || compared_ == 0 || std::isnan(following)) return false;
+    const double corrected = following + exceeded_ / static_cast<double>(compared_);
     const double place = static_cast<double>(place_) * rule_.candidates;
-    const double reach = following - scores_[rule_.best - 1] -
+    const double reach = corrected - scores_[rule_.best - 1] -
                          rule_.slope * std::log(place / static_cast<double>(order_.size()));
     return reach < rule_.bound;
 }

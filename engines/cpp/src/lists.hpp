@@ -36,7 +36,11 @@ struct Lists {
     double slope;                            // decrease of the reach with the place's logarithm
     std::map<std::size_t, Measured> texts;   // by the number of best candidates
     std::map<std::size_t, Measured> images;  // likewise
+    std::int32_t rule;                       // that they were measured for
 };
+
+// The rule that this code follows; lists that were measured for another one are not made.
+constexpr std::int32_t kRule = 2;
 
 // Says where a list is cut: after k candidates whose reach T_k is below the bound. Of those, the
 // ones within the margin of the first level's leaders are scored at all levels.
@@ -80,6 +84,8 @@ class FollowedList {
     std::vector<std::size_t> order_;
     std::size_t place_ = 0;      // up to which it is scored
     std::vector<float> scores_;  // so far, those that are numbers, falling
+    double exceeded_ = 0;        // sum of what scores exceed their estimates by
+    std::size_t compared_ = 0;   // scores in this sum
     Request request_;
 };
 
