@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
@@ -112,19 +112,8 @@ class JobScorer:
             Every job in order, with its scores or the reason why its image has no latent.
         """
         given, images, began = iter(given), 0, time.perf_counter()
-        while journal and (first := next(given, None)) is not None:
-            if (known_chunk := journal.next_chunk()) is None:
-                given = itertools.chain([first], given)
-                break
-            following = itertools.chain([first], itertools.islice(given, len(known_chunk) - 1))
-            for it in known_chunk:
-                known_image = next(following, None)
-                if known_image is None or not _fits(it, known_image.job):
-                    raise journal.other_work()
-                tally.skip(len(known_image.job.texts) * len(level))
-                if search:
-                    search.note(it.listed, it.passes)
-                yield known_image.job, it
+        if journal:
+            given = yield from self._known(given, level, tally, search, journal)
         for chunk in self.encoded(given):
             results: list[Scored] = []
             finite = [texts.finite[job.texts] for job, _ in chunk]  # (texts,) each
@@ -155,6 +144,29 @@ class JobScorer:
         )
         if search:
             search.log()
+
+    def _known(
+        self,
+        given: Iterator[Given],
+        level: NDArray[np.int32],
+        tally: Tally,
+        search: PrunedSearch | None,
+        journal: Journal,
+    ) -> Generator[tuple[Job, Scored], None, Iterator[Given]]:
+        """Yield the jobs of the journal's chunks with their scores, and return the other jobs."""
+        while (first := next(given, None)) is not None:
+            if (known_chunk := journal.next_chunk()) is None:
+                return itertools.chain([first], given)
+            following = itertools.chain([first], itertools.islice(given, len(known_chunk) - 1))
+            for it in known_chunk:
+                known_image = next(following, None)
+                if known_image is None or not _fits(it, known_image.job):
+                    raise journal.other_work()
+                tally.skip(len(known_image.job.texts) * len(level))
+                if search:
+                    search.note(it.listed, it.passes)
+                yield known_image.job, it
+        return given
 
     def _score(
         self,
@@ -218,12 +230,11 @@ class JobScorer:
             error: accepted probability of losing one of the best, in (0, 0.5].
         """
         matrix, backend = self._manifest.matrix, self._pipeline.backend
-        lists = matrix.lists if matrix else None
+        batch, lists = self._pipeline.batch.passes, matrix.lists if matrix else None
         every = len(level) == len(self._manifest.method.noise_levels.fractions)
         if lists is None or of is None or not every or "matrix" not in backend.modes:
-            return PrunedSearch(len(level), top_k, error)
-        rule_at = partial(Rule.of, lists, of, top_k)
-        return PrunedSearch(len(level), top_k, error, rule_at, self._pipeline.batch.passes)
+            return PrunedSearch(len(level), top_k, error, None, batch)
+        return PrunedSearch(len(level), top_k, error, Rule.of(lists, of, top_k, error), batch)
 
     def search(
         self,
@@ -316,8 +327,10 @@ class JobScorer:
             done += len(z)
             turns = search.turns(list(map(len, of_some)))
             compute = partial(self._searched, z, of_some, turns, texts, level, tally, search)
-            # What a search scores depends on its turn: a part of another turn is another part.
-            of = list(zip(z, of_some, map(np.array, turns), strict=True))
+            # What a search scores depends on its turn and on how many are made together: of
+            # another turn, or in another company, a part is another part.
+            company = np.array(len(z))
+            of = [(*it, company) for it in zip(z, of_some, map(np.array, turns), strict=True)]
             for found in _known_or_scored(compute, of, tally, len(level), journal):
                 search.note(found.listed, found.passes)
                 yield found

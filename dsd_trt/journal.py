@@ -98,7 +98,8 @@ class Journal:
         parts = compute()
         assert all(isinstance(it.result, TextScores) for it in parts)
         self._write({"parts": [_plain(it) for it in parts], "of": digests})
-        self.pairs += sum(map(_pairs, parts))
+        known_before = sum(_pairs(self._parts.pop(it)) for it in {*digests} & self._parts.keys())
+        self.pairs += sum(map(_pairs, parts)) - known_before
         return parts, False
 
     def finish_chunk(self, images: Sequence[Scored]) -> None:
@@ -213,20 +214,22 @@ class Survey:
 def survey(path: Path) -> Survey:
     """Read a whole journal without resuming it."""
     run: dict[str, Any] | None = None
-    pairs = parts = whole = 0
+    parts = dict[str, int]()  # pairs of each part of the unfinished chunk
+    pairs = whole = 0
     try:
         for whole, line in _lines(path):  # noqa: B007 (where the last whole one ends)
             if isinstance(line, dict):
                 run = line
             elif isinstance(line, _Parts):
-                parts += sum(map(_pairs, line.scored))
+                parts |= dict(zip(line.of, map(_pairs, line.scored), strict=True))
             else:
-                pairs, parts = pairs + sum(map(_pairs, line)), 0
+                pairs, parts = pairs + sum(map(_pairs, line)), {}
         with open_regular(path) as file:
             file.seek(whole)
-            return Survey(run, pairs + parts, damaged=file.readline().endswith(b"\n"))
+            damaged = file.readline().endswith(b"\n")
     except OSError:
-        return Survey(run, pairs + parts)
+        damaged = False
+    return Survey(run, pairs + sum(parts.values()), damaged)
 
 
 @dataclass(frozen=True)
@@ -264,7 +267,7 @@ def _parse(line: bytes, first: bool) -> Line | None:
         if "parts" in content:
             parts, of = [_scored(it) for it in content["parts"]], [str(it) for it in content["of"]]
             return _Parts(of, parts) if len(of) == len(parts) else None
-        return [_scored(plain) for plain in content["chunk"]]
+        return [_scored(plain) for plain in content["chunk"]] or None
     except (ValueError, TypeError, LookupError, AttributeError):
         return None
 

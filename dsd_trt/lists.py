@@ -28,10 +28,9 @@ from dsd_trt.search import Request, Steps
 logger = get_logger(__name__)
 
 Outcome = Literal["followed", "passed", "failed"]
-"""Of a list: cut by the rule alone; audited, with all of the best before the cut; or not with all.
-"""
+"""Of a list: followed by the rule alone; audited, and none of the best was lost; or one was."""
 
-_FIRST = 4  # candidates that are scored at least
+_FEWEST = 4  # candidates that are scored at least
 _SMALL_BATCH = 8  # up to which a chunk fills batches of the engine
 _EVERY = 64  # lists of which one is audited
 _AFTER_FAILURE = 8  # lists that are all audited: a change is noticed sooner
@@ -62,7 +61,7 @@ def reach(
         estimates: estimates in the order of the list, (M,); NaN is always reached.
         scores: scores at the first level in that order, at least k of them; NaN does not count.
         best: number of best candidates to find.
-        slope: decrease of T_k with the logarithm of the place, see `Lists`.
+        slope: decrease of T_k when the place grows by a factor of e, in units of the score.
         candidates: number of candidates of the measured lists.
 
     Returns:
@@ -99,7 +98,7 @@ def need_of(
         scores_at_first_level: scores at the first noise level, (candidates,).
         winners: the `best` candidates by their mean over all levels.
         best: number of best candidates to find.
-        slope: decrease of T_k with the logarithm of the place, see `Lists`.
+        slope: decrease of T_k when the place grows by a factor of e, in units of the score.
         candidates: number of candidates of the measured lists.
 
     Returns:
@@ -119,7 +118,7 @@ def gap_of(
 
     Args:
         scores_at_first_level: scores at the first noise level, (candidates,).
-        winners: the `best` candidates by their mean over all levels.
+        winners: the `best` candidates by their mean over all levels, which all have scores.
         best: number of best candidates to find.
 
     Returns:
@@ -143,7 +142,7 @@ class Rule:
     Attributes:
         best: number of best candidates that the bound was measured for.
         bound: value of T_k below which a list is cut, in units of the score.
-        slope: decrease of T_k with the logarithm of the place, see `Lists`.
+        slope: decrease of T_k when the place grows by a factor of e, in units of the score.
         candidates: number of candidates of the measured lists.
         margin: distance behind the leaders of the first level up to which candidates are scored at
             further levels, in units of the score; inf where it was not measured.
@@ -176,14 +175,14 @@ class Rule:
     def stops(self, count: int, batch: int) -> Iterator[int]:
         """Places up to which a list of `count` candidates is scored, one after another.
 
-        Chunks grow with the place, by at most a quarter of it, and fill the engine's batches where
-        these are small.
+        Chunks fill the engine's batches where these are small. They grow once they are less than a
+        quarter of the place.
 
         Args:
             count: number of candidates of the list.
             batch: number of passes per run of the engine.
         """
-        unit = batch if batch <= _SMALL_BATCH else _FIRST
+        unit = batch if batch <= _SMALL_BATCH else _FEWEST
         place = self._first_stop(batch)
         while place < count:
             yield place
@@ -200,12 +199,10 @@ class Rule:
         return max(self._first_stop(batch), 2 * self._first_stop(1))
 
     def _first_stop(self, batch: int) -> int:
-        unit = batch if batch <= _SMALL_BATCH else _FIRST
-        return unit * math.ceil(max(_FIRST, self.best + 3) / unit)
+        unit = batch if batch <= _SMALL_BATCH else _FEWEST
+        return unit * math.ceil(max(_FEWEST, self.best + 3) / unit)
 
-    def follow(
-        self, estimates: NDArray[np.floating[Any]], batch: int
-    ) -> Steps[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+    def follow(self, estimates: NDArray[np.floating[Any]], batch: int) -> Steps[NDArray[np.intp]]:
         """Score a list until it is cut.
 
         Args:
@@ -213,7 +210,7 @@ class Rule:
             batch: number of passes per run of the engine that this list may have.
 
         Returns:
-            The candidates that were scored, in the order of the list, and their scores.
+            The candidates that were scored, in the order of the list.
         """
         order = list_order(estimates)
         in_order = estimates[order]
@@ -224,7 +221,7 @@ class Rule:
             done = stop
             if done < len(order) and self._cuts(done, in_order, scores):
                 break
-        return order[:done], scores[:done]
+        return order[:done]
 
     def _cuts(
         self, place: int, estimates: NDArray[np.floating[Any]], scores: NDArray[np.float64]
@@ -237,12 +234,12 @@ class Audits:
     """Notices in a run that lists lose more than was accepted, and ends them.
 
     A list is audited by scoring all of its candidates: lists 0, 1, 2, 4, 8 and so on to 64, then
-    every 64th, and the 8 lists after a failure. The audit fails if one of the best stands behind
-    the place of the cut. Once that many failures are implausible at the accepted error, no list is
-    cut any more in the run.
+    every 64th, and the 8 lists after a failure. The audit fails if the list lost one of the best:
+    behind the cut, beyond the margin or in elimination. Once that many failures are implausible at
+    the accepted error, no list is cut any more in the run.
 
     Args:
-        error: accepted share of lists that are cut too early.
+        error: accepted share of lists that lose one of the best.
 
     Attributes:
         lists: number of lists so far.
@@ -278,8 +275,8 @@ class Audits:
                 logger.warning(
                     "%d of %d audited lists would have lost one of the best, more than an error of "
                     "%g explains: from here on every candidate is scored. Your images and texts "
-                    "differ from those that the bundle's lists were measured on. Measure them on "
-                    "your own when you export, or search without lists",
+                    "differ from those that the bundle's lists were measured on. Measure lists on "
+                    "your own with dsd-trt imitate, and export with --matrix",
                     *(self.failures, self.audits, self._error),
                 )
 

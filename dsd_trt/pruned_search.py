@@ -1,4 +1,4 @@
-"""Pruned search: the best candidates of one search after another, and their lists.
+"""Pruned search: the searches of a run, and their lists.
 
 A search first scores candidates at the first noise level: all of them, or those of its list before
 the cut (`dsd_trt.lists`). Elimination at further levels follows (`dsd_trt.search`). Searches can be
@@ -7,7 +7,8 @@ made together, so that what they request fills the engine's batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,12 +32,17 @@ Turn = Literal["all", "list", "audit"]
 
 
 def smallest_error(measured: int) -> float:
-    """The smallest accepted error at which a list is cut.
+    """The smallest accepted error of two digits at which a list is cut.
 
     Args:
         measured: number of lists that the bound was measured on.
     """
-    return 1 / (OF_LIST * (measured + 1))
+    least = 1 / (OF_LIST * (measured + 1))
+    digits = 1 - math.floor(math.log10(least))
+    steps = math.floor(least * 10**digits)
+    while OF_LIST * (error := round(steps / 10**digits, digits)) * (measured + 1) < 1:
+        steps += 1
+    return error
 
 
 class Found(NamedTuple):
@@ -58,7 +64,7 @@ class PrunedSearch:
         levels: number of noise levels.
         top_k: number of candidates to find.
         error: accepted probability of losing one of the best, in (0, 0.5].
-        rule_at: function of a list's error that returns the rule of lists; None if there is none.
+        rule: rule of lists at this error; None makes no lists.
         batch: number of passes per run of the engine.
     """
 
@@ -67,25 +73,28 @@ class PrunedSearch:
         levels: int,
         top_k: int,
         error: float = ERROR,
-        rule_at: Callable[[float], Rule | None] = lambda error: None,
+        rule: Rule | None = None,
         batch: int = 1,
     ) -> None:
         self._levels, self._top_k, self._error, self._batch = levels, top_k, error, batch
-        self._rule = rule_at(error)
-        self._audits = Audits(OF_LIST * error)
+        self._rule = rule
+        self._audits = Audits(error)
         self._passes = 0  # of searches with a list
 
     def together(self, candidates: int) -> int:
         """Number of searches of as many candidates to make together next.
 
         Lists are no more than those before them, so that a useless estimate is noticed by the first
-        audits, and no more than passes per run of the engine. Memory bounds them too. Searches
-        without lists fill batches by themselves.
+        audits, and no more than passes per run of the engine. Searches without lists are as many as
+        fill such a run. Memory bounds both.
         """
-        if self._rule is None or self._audits.ended:
-            return 1
-        held = _HELD // max(1, candidates)
-        return max(1, min(_TOGETHER, held, self._batch, self._audits.lists))
+        candidates = max(1, candidates)
+        fitting = min(_TOGETHER, _HELD // candidates)
+        if self._has_lists(candidates):
+            fitting = min(fitting, self._batch, self._audits.lists)
+        else:
+            fitting = min(fitting, math.ceil(self._batch / candidates))
+        return max(1, fitting)
 
     def turn(self, count: int) -> Turn:
         """What the next search is to score at the first level, of `count` candidates."""
@@ -93,15 +102,20 @@ class PrunedSearch:
 
     def turns(self, counts: Sequence[int]) -> list[Turn]:
         """The same of the next searches, which are made together: `counts` of their candidates."""
-        turns = list[Turn]()
-        rule, lists = self._rule, 0
+        turns, lists = list[Turn](), 0
         for count in counts:
-            if rule is None or self._audits.ended or count <= rule.too_few(self._batch):
-                turns.append("all")
-            else:
+            if self._has_lists(count):
                 turns.append("audit" if self._audits.due(lists) else "list")
                 lists += 1
+            else:
+                turns.append("all")
         return turns
+
+    def _has_lists(self, candidates: int) -> bool:
+        """Whether the next search of so many candidates makes a list."""
+        if self._rule is None or self._audits.ended:
+            return False
+        return candidates > self._rule.too_few(self._batch)
 
     def steps(
         self,
@@ -123,7 +137,7 @@ class PrunedSearch:
             return Found(every, None)
         known, all_of_them = _Scores(count, self._levels), np.arange(count)
         list_of_it = self._rule.follow(estimates, self._shared(together))
-        kept, _ = yield from known.spared(list_of_it, all_of_them)
+        kept = yield from known.spared(list_of_it, all_of_them)
         followed = yield from self._best_of(known, np.sort(kept), self._rule)
         if turn == "list":
             return Found(followed, "followed")

@@ -200,7 +200,7 @@ class ScoredImage:
         scores: f of each text, float32 (texts,); NaN as in `ScoreMatrix`.
         errors: the image, texts or pairs that could not be scored.
         passes: number of scores at single noise levels, each of the image and one text: passes in
-            pair mode. Walks that made lists are added. Walks that made lists are added.
+            pair mode. Walks that made lists are added.
     """
 
     image: str

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_FIRST = 16  # candidates whose second level gives the first estimate of the scatter
+_FIRST_COMPARED = 16  # candidates whose second level gives the first estimate of the scatter
 _MOST_FREEDOM = 200  # beyond it, Student's t is the normal distribution for our purpose
+_LEAST_PROBABILITY = 1e-15  # what double precision can tell from 0 in a distribution's tail
 
 Result = TypeVar("Result")
 
@@ -107,15 +108,13 @@ def eliminate(
     count: int,
     levels: int,
     best: int,
-    error: float = 0.01,
+    error: float,
 ) -> NDArray[np.float32]:
     """Find the best of some candidates; `score_at` as for `answered`, else as for `elimination`."""
     return answered(elimination(count, levels, best, error), score_at)
 
 
-def elimination(
-    count: int, levels: int, best: int, error: float = 0.01
-) -> Steps[NDArray[np.float32]]:
+def elimination(count: int, levels: int, best: int, error: float) -> Steps[NDArray[np.float32]]:
     """The search for the best of some candidates.
 
     A candidate is compared with the last of the `best` leaders over the levels both were scored at.
@@ -146,7 +145,8 @@ def elimination(
         least = seen[unfinished].min()
         turn = np.flatnonzero(unfinished & (seen == least))
         if seen.max() == 1:  # no estimate of the scatter yet
-            turn = turn[np.argsort(-scores[turn, 0], kind="stable")[: max(_FIRST, 4 * best)]]
+            compared = max(_FIRST_COMPARED, 4 * best)
+            turn = turn[np.argsort(-scores[turn, 0], kind="stable")[:compared]]
         scores[turn, least] = yield Request(turn, order[least])
         seen[turn] += 1
         alive[turn] &= ~np.isnan(scores[turn, least])
@@ -162,9 +162,9 @@ def level_order(levels: int) -> list[int]:
 
 
 def _hopeless(
-    scores: Floats, seen: NDArray[np.intp], alive: NDArray[np.bool_], best: int, error: float
+    scores: Floats, seen: NDArray[np.intp], alive: NDArray[np.bool_], best: int, each: float
 ) -> NDArray[np.bool_]:
-    """Candidates that overtake the last of the leaders with a probability below `error`."""
+    """Candidates that overtake the last of the leaders with a probability below `each`."""
     levels = scores.shape[1]
     most = int(seen.max())
     leaders = np.flatnonzero(alive & (seen == most))
@@ -173,7 +173,7 @@ def _hopeless(
     means = scores[leaders, :most].mean(axis=1)
     last = scores[leaders[np.argsort(-means, kind="stable")[best - 1]]]
     scatter, freedom = _scatter(scores, seen)
-    reach = student_quantile(error, freedom) * scatter if freedom else np.inf
+    allowed = student_quantile(each, freedom) * scatter if freedom else np.inf
     hopeless = np.zeros(len(seen), bool)
     for common in range(1, most + 1):
         at = np.flatnonzero(alive & (seen == common))
@@ -181,7 +181,7 @@ def _hopeless(
         # Standard deviation of a difference of two means over `common` levels from the one
         # over all `levels`; zero once all levels are scored.
         rest = np.sqrt(2 * (1 / common - 1 / levels))
-        hopeless[at] = behind > (reach * rest if common < levels else 0.0)
+        hopeless[at] = behind > (allowed * rest if common < levels else 0.0)
     return hopeless
 
 
@@ -211,10 +211,10 @@ def student_quantile(probability: float, freedom: int) -> float:
     and 26.7.4.
 
     Args:
-        probability: at most a half.
+        probability: at most a half; less than 1e-15 is taken for 1e-15.
         freedom: degrees of freedom, at least 1; more than 200 are taken for 200.
     """
-    freedom = min(freedom, _MOST_FREEDOM)
+    freedom, probability = min(freedom, _MOST_FREEDOM), max(probability, _LEAST_PROBABILITY)
     odd = freedom % 2
 
     def exceeds(t: float) -> float:
@@ -247,10 +247,12 @@ def same_best(
         full: scores of all candidates, (rows, candidates).
         best: number of best candidates to compare.
     """
-    chosen = [
-        np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=1, kind="stable")[:, :best]
-        for scores in (pruned, full)
-    ]
-    return np.array(
-        [set(a) == set(b) for a, b in zip(*map(np.ndarray.tolist, chosen), strict=True)]
-    )
+    chosen = (_best_places(scores, best) for scores in (pruned, full))
+    return np.array([a == b for a, b in zip(*chosen, strict=True)])
+
+
+def _best_places(scores: NDArray[np.floating], best: int) -> list[set[int]]:
+    """Places of the best candidates of each row, of those with a score."""
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=1, kind="stable")[:, :best]
+    rows = zip(scores, order.tolist(), strict=True)
+    return [{it for it in of_row if not np.isnan(row[it])} for row, of_row in rows]

@@ -105,18 +105,9 @@ def search_images(
         InputError: `ids` are not one for each image.
         EngineError: the engine failed to compute.
     """
-    names: list[str] = []
-    places: list[int] = []  # of images with a latent
-    latents: list[NDArray[Any]] = []
     encoded, errors = jobs.encode_texts(texts)
-    for chunk in jobs.encoded(given_alike(images, np.zeros(1, np.intp))):
-        for job, latent in chunk:
-            names.append(job.name)
-            if isinstance(latent, ImageError):
-                errors.append(Failure(names[-1], str(latent)))
-            else:
-                latents.append(latent)
-                places.append(len(names) - 1)
+    names, latents = _latents_of(jobs, images, errors)
+    places, stacked = list(latents), np.stack(list(latents.values())) if latents else np.empty(0)
     scores = np.full((len(names), len(texts)), np.nan, np.float32)
     tally = Tally(progress, scores.size, len(level))
     tally.skip((len(names) - len(places)) * len(texts) * len(level))
@@ -124,22 +115,23 @@ def search_images(
     tally.skip(len(places) * (len(texts) - len(searched)) * len(level))
     # One text alone would not pay for a walk through every image.
     search = jobs.open_search("images" if len(searched) > 1 else None, level, top_k, error)
-    stacked = np.stack(latents) if latents else np.empty(0)
-    estimates = np.empty((0, len(searched)), np.float32)  # (images, texts)
-    if len(searched) and search.turn(len(latents)) != "all":
-        groups = range(0, len(latents), _WALKED)
+    estimates: NDArray[np.float32] | None = None  # (images, texts)
+    if len(searched) and search.turn(len(places)) != "all":
+        groups = range(0, len(places), _WALKED)
         known = encoded[searched]
         estimates = np.concatenate(
             [jobs.estimates(stacked[start : start + _WALKED], known, tally) for start in groups]
         )
-    walks, every = tally.passes, np.arange(len(latents))
-    start = 0
+    walks, every, start = tally.passes, np.arange(len(places)), 0
     while start < len(searched):
-        columns = searched[start : start + search.together(len(latents))]
-        turns = search.turns([len(latents)] * len(columns))
+        columns = searched[start : start + search.together(len(places))]
+        turns = search.turns([len(places)] * len(columns))
         sought = [
-            Sought(every, np.full_like(every, column), turn, None if turn == "all" else of_text)
-            for column, turn, of_text in zip(columns, turns, estimates.T[start:], strict=False)
+            Sought(
+                *(every, np.full_like(every, column), turn),
+                None if turn == "all" or estimates is None else estimates[:, start + number],
+            )
+            for number, (column, turn) in enumerate(zip(columns, turns, strict=True))
         ]
         start += len(columns)
         results = jobs.search(stacked, encoded, sought, level, tally, search)
@@ -156,6 +148,27 @@ def search_images(
     failures, passes = tuple(errors), tally.passes
     matrix = ScoreMatrix(tuple(names), tuple(texts), scores, probabilities, failures, passes)
     return matrix.top_images(top_k, ids)
+
+
+def _latents_of(
+    jobs: JobScorer, images: Iterable[Scorable], errors: list[Failure]
+) -> tuple[list[str], dict[int, NDArray[Any]]]:
+    """Names of all images, and the latents of those that have one, by the image's place.
+
+    Args:
+        jobs: scorer whose encoder is used.
+        images: images to encode.
+        errors: failures, to which those of the images are added.
+    """
+    names, latents = list[str](), dict[int, NDArray[Any]]()
+    for chunk in jobs.encoded(given_alike(images, np.zeros(1, np.intp))):
+        for job, latent in chunk:
+            if isinstance(latent, ImageError):
+                errors.append(Failure(job.name, str(latent)))
+            else:
+                latents[len(names)] = latent
+            names.append(job.name)
+    return names, latents
 
 
 def _log_left_out(failures: Iterable[Failure]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from dsd_trt.bundle.contract import graph_contract
-from dsd_trt.bundle.lists import Lists
+from dsd_trt.bundle.lists import RULE, Lists
 from dsd_trt.bundle.manifest import Manifest, MatrixMode, Preprocessing, Provenance, TokenizerSpec
 from dsd_trt.bundle.method import HeadWeights, Method, NoiseLevels
 from dsd_trt.export.adapter_input import adapter_input
@@ -98,6 +98,12 @@ def _lists(settings: ExportSettings, adapter: Adapter | None, scoring: ScoringUN
     as they are.
     """
     if adapter is None or adapter.lists is None:
+        return None
+    if adapter.lists.rule != RULE:
+        logger.warning(
+            "the adapter's lists were measured for another rule than this version follows: the "
+            "bundle is without lists. Measure them again: dsd-trt imitate"
+        )
         return None
     alike = (
         len(scoring.score_layers) == len(scoring.layer_names)

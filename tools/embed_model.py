@@ -4,9 +4,9 @@ python tools/embed_model.py RUN
 python tools/embed_model.py --imitated ADAPTER
 
 RUN is embedded with its adapter, for which token heads and lists are made as by `dsd-trt imitate
---data shapes-edits`. --imitated gives the embedded adapter the token heads and lists of ADAPTER,
-which that command made of it with options of your own, such as a greater --limit. Pair mode stays
-as it is to the bit.
+--data shapes-edits --measure-on shapes-refcocog`. --imitated gives the embedded adapter the token
+heads and lists of ADAPTER, which that command made of it with options of your own, such as a
+greater --limit. Pair mode stays as it is to the bit.
 
 Writes dsd_trt/data/shapes-model, dsd_trt/data/shapes-bundle, and of a run docs/shapes-losses.png
 and docs/shapes-samples.png. The card has two sets of figures. Those on scenes of the generator come
@@ -47,7 +47,7 @@ CARD = "MODEL_CARD.md"
 ADAPTER = "model/adapter/adapter.json"
 NEEDED = ("model/model_index.json", ADAPTER, "plan.json", *PICTURES)
 QUESTIONS, SEED = 1440, 0  # number of image choices; text choices are half as many
-IMITATE = ("imitate", "--data", "shapes-edits")
+IMITATE = ("imitate", "--data", "shapes-edits", "--measure-on", "shapes-refcocog")
 PAIR_MODE = (
     *("prompt_config", "prompt_state", "head_mode", "head_weights", "score", "denoising_weight"),
     *("a", "b", "levels", "base", "resize", "mode", "merged"),

@@ -21,7 +21,7 @@ Kind = Literal["texts", "images"]
 
 @dataclass(frozen=True)
 class Measured:
-    """Lists that were followed to their end when the bundle was exported.
+    """Lists that `dsd-trt imitate` scored in full at the first noise level.
 
     Attributes:
         count: number of these lists.
@@ -71,7 +71,7 @@ class Lists:
     Attributes:
         level: index of the noise level of the walk that makes a list.
         candidates: number of candidates of each measured list.
-        slope: decrease of the bound with the logarithm of the place in the list, in units of the
+        slope: decrease of the reach T_k when the place grows by a factor of e, in units of the
             score.
         texts: measured lists of texts, by the number of best candidates, written in decimal.
         images: measured lists of images, likewise.
@@ -130,6 +130,7 @@ def check_lists(lists: Lists, levels: int) -> None:
             require(len(gaps) <= it.count, f"{at}.gaps", f"has more than {it.count}, its count")
             _check_finite(gaps, f"{at}.gaps")
             require(list(gaps) == sorted(gaps)[::-1], f"{at}.gaps", "must be descending")
+            require(min(gaps, default=0) >= 0, f"{at}.gaps", "must not be negative")
 
 
 def _check_finite(numbers: tuple[float, ...], where: str) -> None:

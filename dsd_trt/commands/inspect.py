@@ -162,7 +162,7 @@ def _lists(lists: Lists) -> str:
         told = f"{count} of {lists.candidates} {name}, for the best {best}"
         parts.append(told if count else f"none of {name}")
     if lists.rule != RULE:
-        parts.append("measured for another rule, so not used: export again")
+        parts.append("measured for another rule, so not used: dsd-trt imitate, then export")
     return "; ".join(parts)
 
 

@@ -129,9 +129,10 @@ def write_repository(
 
 
 def _has_lists(bundle: Bundle) -> bool:
-    """Whether lists of texts were measured when the bundle was exported."""
+    """Whether searches for an image's best texts can make lists."""
     matrix = bundle.manifest.matrix
-    return matrix is not None and matrix.lists is not None and bool(matrix.lists.texts)
+    lists = matrix.lists if matrix else None
+    return lists is not None and lists.measured("texts", 1) is not None
 
 
 def _require_copies(bundle: Bundle, folder: Path) -> None:

@@ -18,6 +18,7 @@ import onnx
 import pytest
 from bundles import FRACTIONS, give_lists
 from cpp import ROOT, CppError, CppScorer, clip_bundle
+from listed_bundles import measured_on
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from self_checked import add_self_check
@@ -27,10 +28,10 @@ from test_cpp_image import clip_tokenizer
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.folder import read_bundle, write_bundle
-from dsd_trt.bundle.lists import RULE, Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists
 from dsd_trt.bundle.method import ScoreKind
 from dsd_trt.errors import BundleError
-from dsd_trt.lists import Rule, need_of
+from dsd_trt.lists import Rule
 from dsd_trt.pruned_search import Found, PrunedSearch
 from dsd_trt.search import answered_together
 
@@ -110,9 +111,8 @@ def test_lists_are_followed_audited_and_ended_as_in_python(
 
     of_texts = {} if kind == "not measured" else {str(best): known}
     as_measured = Lists(0, COUNT, SLOPE, of_texts, {}, RULE)
-    search = PrunedSearch(
-        LEVELS, best, ERROR, lambda error: Rule.of(as_measured, "texts", best, error), batch
-    )
+    rule = Rule.of(as_measured, "texts", best, ERROR)
+    search = PrunedSearch(LEVELS, best, ERROR, rule, batch)
     found, answered = search_together(search, lists)
     assert [OUTCOMES[it] for it in outcomes] == [it.outcome for it in found]
     assert asked.tolist() == [it.asked for it in lists]
@@ -157,7 +157,7 @@ def test_memory_bounds_the_searches_that_are_made_together(
     candidates: int, rule_library: ctypes.CDLL
 ) -> None:
     found = rule_library.together(ctypes.c_size_t(candidates))
-    search = PrunedSearch(LEVELS, 1, 0.01, lambda error: Rule(1, 1.0, 0.0, 60), 256)
+    search = PrunedSearch(LEVELS, 1, 0.01, Rule(1, 1.0, 0.0, 60), 256)
     for _ in range(40):
         search.note("passed", 60)
     assert found == search.together(candidates)
@@ -174,25 +174,11 @@ def pictures(colors: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return list(np.tile(colors, (1, 8, 8, 1)))
 
 
-def measure(folder: Path, best: int, of: str) -> Measured:
-    """Needs of the lists of other images and all texts."""
-    images = pictures(np.random.default_rng(8).integers(0, 256, (150, 1, 1, 3), np.uint8))
-    pair, matrix = (Scorer.load(folder, "onnxruntime", mode=it) for it in ("pair", "matrix"))
-    estimates = matrix.score(images, TEXTS, FRACTIONS[:1]).scores
-    first, full = (pair.score(images, TEXTS, it).scores for it in (FRACTIONS[:1], None))
-    if of == "images":
-        estimates, first, full = estimates.T, first.T, full.T
-    winners = np.argsort(-full, axis=1, kind="stable")[:, :best]
-    each = zip(estimates, first, winners, strict=True)
-    found = sorted(need_of(*row, best, 0.0, estimates.shape[1]) for row in each)
-    return Measured(len(found), tuple(it for it in found if np.isfinite(it)))
-
-
 def listed(folder: Path, monkeypatch: pytest.MonkeyPatch, **kind: Any) -> Bundle:
     """A bundle with lists for up to three texts or images."""
     bundle = clip_bundle(folder, clip_tokenizer(), monkeypatch, matrix=True, **kind)
-    of_texts, of_images = ({"3": measure(folder, 3, of)} for of in ("texts", "images"))
-    return give_lists(bundle, Lists(0, len(TEXTS), 0.0, of_texts, of_images, RULE))
+    images = pictures(np.random.default_rng(8).integers(0, 256, (150, 1, 1, 3), np.uint8))
+    return give_lists(bundle, measured_on(bundle, images, TEXTS, 3))
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +380,7 @@ def test_matrix_mode_has_nothing_to_prune(opened: Any, listed_folder: Path) -> N
         ({"texts": {"1": {"count": 3, "needs": ["a"]}}}, "needs' must be of finite numbers"),
         ({"texts": {"1": {"count": 1, "needs": [], "gaps": [2, 1]}}}, "gaps' has more than 1, its"),
         ({"texts": {"1": {"count": 3, "needs": [], "gaps": [1, 2]}}}, "gaps' must be descending"),
+        ({"texts": {"1": {"count": 3, "needs": [], "gaps": [1, -1]}}}, "must not be negative"),
         ({"texts": {"1": {"count": 3, "needs": [], "gaps": 1}}}, "1.gaps' must be a list"),
         ({"texts": {"1": {"count": 3}}}, "matrix.lists.texts.1.needs' is missing"),
         ({"texts": {"1": {"count": 3, "needs": [], "b": 1}}}, "matrix.lists.texts.1.b' is not kno"),

@@ -113,7 +113,7 @@ def test_elimination_drops_what_has_no_number_and_finds_the_best_of_the_rest() -
         asked.append((candidates.tolist(), place))
         return scores[candidates, place]
 
-    found = eliminate(score_at, 60, 4, 3)
+    found = eliminate(score_at, 60, 4, 3, 0.01)
     means = scores.mean(axis=1)  # NaN where any level is
     assert set(np.argsort(np.nan_to_num(-found, nan=np.inf))[:3]) == set(
         np.argsort(np.nan_to_num(-means, nan=np.inf))[:3]

@@ -41,7 +41,7 @@ def searched(
 ) -> tuple[NDArray[np.bool_], int, int | None]:
     """Wrong answers of a run, the scores it took, and the first list without a cut, if any."""
     rng = np.random.default_rng(seed)
-    search = PrunedSearch(LEVELS, best, ERROR, rule_of(needs(best), best), 4)
+    search = PrunedSearch(LEVELS, best, ERROR, rule_of(needs(best), best, ERROR), 4)
     wrong, asked, ended = np.zeros(lists, np.bool_), 0, None
     for number, it in enumerate(draw(rng, lists)):
         change(number, rng, it)
@@ -79,7 +79,7 @@ def test_lists_like_those_measured_save_and_err_no_more_than_accepted(
 @pytest.mark.parametrize("best", [2, 3, 5])
 def test_lists_measured_for_more_do_not_cost(best: int, count: int) -> None:
     """The best two or three with the rule for five, and few candidates."""
-    search = PrunedSearch(LEVELS, best, ERROR, rule_of(needs(5), 5), 4)
+    search = PrunedSearch(LEVELS, best, ERROR, rule_of(needs(5), 5, ERROR), 4)
     asked, eliminated, wrong = 0, 0, 0
     for drawn in draw(np.random.default_rng(5), 300):
         it = Candidates(drawn.scores[:count], drawn.estimates[:count])
@@ -140,7 +140,7 @@ def test_an_audit_tells_lost_from_found() -> None:
     hasty = Rule(1, np.inf, 0.0, 30)  # cuts at the first stop
     for estimates, outcome in ((scores[:, 0], "passed"), (-scores[:, 0], "failed")):
         it = Candidates(scores, estimates)
-        search = PrunedSearch(LEVELS, 1, ERROR, lambda error: hasty, 4)
+        search = PrunedSearch(LEVELS, 1, ERROR, hasty, 4)
         assert search.turn(30) == "audit"
         found = answered(search.steps("audit", 30, it.estimates), it)
         assert found.outcome == outcome
@@ -154,7 +154,7 @@ def test_what_has_no_number_is_scored_or_dropped() -> None:
     (it,) = draw(rng, 1)
     winner = it.best(1)[0]
     it.estimates[winner] = np.nan
-    search = PrunedSearch(LEVELS, 1, ERROR, rule_of(needs(1), 1), 4)
+    search = PrunedSearch(LEVELS, 1, ERROR, rule_of(needs(1), 1, ERROR), 4)
     found = answered(search.steps("list", COUNT, it.estimates), it)
     assert np.nanargmax(found.scores) == winner
     assert it.asked < COUNT * LEVELS
@@ -174,16 +174,41 @@ def test_leaders_without_a_score_at_a_later_level_leave_an_audit_to_pass() -> No
     scores[3:33, 1] = np.nan  # which is scored third, when they have displaced the first three
     estimates = np.r_[np.full(3, 9.0), np.full(30, 1.0), np.full(7, 5.0)]  # they are behind the cut
     it = Candidates(scores, estimates)
-    search = PrunedSearch(LEVELS, 3, ERROR, lambda error: Rule(3, np.inf, 0.0, 40, 0.5), 4)
+    search = PrunedSearch(LEVELS, 3, ERROR, Rule(3, np.inf, 0.0, 40, 0.5), 4)
     assert search.turn(40) == "audit"
     found = answered(search.steps("audit", 40, it.estimates), it)
     assert np.isfinite(found.scores).sum() < 3
     assert found.outcome == "passed"
 
 
+def test_few_candidates_are_searched_together() -> None:
+    """As many as fill a run of the engine, whether there are no lists or no lists of so few."""
+    for rule in (None, Rule(5, np.inf, 0.0, 60)):
+        search = PrunedSearch(LEVELS, 3, ERROR, rule, 40)
+        assert [search.together(it) for it in (0, 1, 6, 16)] == [32, 32, 7, 3]
+    assert PrunedSearch(LEVELS, 3, ERROR, None, 40).together(41) == 1
+    assert search.together(41) == 1  # the first list is audited before the next begins
+
+
+def test_failures_as_often_as_accepted_end_no_lists() -> None:
+    """Audits fail wherever a list loses a winner, so they are held against the whole error."""
+    rng = np.random.default_rng(4)
+    ended = 0
+    for _ in range(100):
+        search = PrunedSearch(LEVELS, 1, 0.2, Rule(1, np.inf, 0.0, 60), 4)
+        for _ in range(300):
+            turn = search.turn(60)
+            failed = turn == "audit" and rng.random() < 0.2
+            search.note("followed" if turn == "list" else "failed" if failed else "passed", 60)
+            if search.turn(60) == "all":
+                ended += 1
+                break
+    assert ended < 12
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_few_candidates_make_no_list(count: int) -> None:
-    search = PrunedSearch(LEVELS, 3, ERROR, lambda error: Rule(5, np.inf, 0.0, 60), 4)
+    search = PrunedSearch(LEVELS, 3, ERROR, Rule(5, np.inf, 0.0, 60), 4)
     assert search.turn(count) == search.turn(16) == "all"  # 8 would be scored in any case
     assert search.turn(17) == "audit"
     scores = np.random.default_rng(0).normal(size=(count, LEVELS))
@@ -244,7 +269,8 @@ def test_each_images_best_texts_take_few_passes(
     again = scorer.score([*images[:9], b"no image"], TEXTS, top_k=2, error=0.05)
     assert rows["matrix_scorer"] == 9  # a walk per image
     assert again.passes == rows["pair_scorer"] + 9
-    np.testing.assert_array_equal(again.scores[:9], found.scores[:9])
+    # Other batches, which the engine rounds differently.
+    assert again.scores[:8] == pytest.approx(found.scores[:8], abs=1e-6, nan_ok=True)
 
 
 def test_each_texts_best_images_share_walks(

@@ -16,10 +16,10 @@ from dsd_trt.commands.main import main
 from dsd_trt.errors import InputError
 from dsd_trt.search import eliminate, same_best, student_quantile
 
-LEVELS = 4
+LEVELS, ERROR = 4, 0.01
 
 
-@pytest.mark.parametrize("probability", [0.5, 0.025, 1e-3, 1e-6])
+@pytest.mark.parametrize("probability", [0.5, 0.025, 1e-3, 1e-6, 1e-12])
 def test_quantiles_of_students_t(probability: float) -> None:
     """Against the closed forms for 1, 2 and 4 degrees of freedom, and the normal distribution."""
     inside = 1 - 2 * probability
@@ -32,10 +32,11 @@ def test_quantiles_of_students_t(probability: float) -> None:
     }
     for freedom, quantile in expected.items():
         found = student_quantile(probability, freedom)
-        assert found == pytest.approx(quantile, rel=1e-8, abs=1e-7)
+        # What is left of a probability so close to 1 has few digits.
+        assert found == pytest.approx(quantile, rel=1e-8 + 1e-16 / probability, abs=1e-7)
     normal = NormalDist().inv_cdf(1 - probability)
     assert normal <= student_quantile(probability, 10_000) + 1e-12
-    assert student_quantile(probability, 10_000) == pytest.approx(normal, rel=0.04, abs=1e-9)
+    assert student_quantile(probability, 10_000) == pytest.approx(normal, rel=0.07, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -53,15 +54,17 @@ def test_a_scatter_that_was_estimated_from_few_drops_few(count: int) -> None:
     lost = 0
     for _ in range(2000):
         table = scattered(rng, count, 1.0)
-        found = eliminate(table, count, LEVELS, 1, error=0.01)
+        found = eliminate(table, count, LEVELS, 1, ERROR)
         lost += not same_best(found[None], table.scores.mean(axis=1)[None], 1)[0]
     assert lost <= 20
 
 
-def test_an_error_may_be_as_small_as_one_likes() -> None:
-    table = scattered(np.random.default_rng(3), 40, 0.1)
-    found = eliminate(table, 40, LEVELS, 1, error=1e-300)
-    assert int(np.nanargmax(found)) == int(table.scores.mean(axis=1).argmax())
+@pytest.mark.parametrize("error", [1e-15, 1e-300])
+def test_the_smallest_errors_are_alike(error: float) -> None:
+    assert student_quantile(error, 5) == student_quantile(1e-15, 5)
+    table = scattered(np.random.default_rng(3), 5, 1.0)
+    eliminate(table, 5, LEVELS, 1, error)
+    assert (table.asked == 1).all()  # none can be dropped before it has all levels
 
 
 class Table:
@@ -88,7 +91,7 @@ def test_the_best_are_lost_no_more_often_than_accepted(best: int, scatter: float
     same = []
     for _ in range(400):
         table = scattered(rng, 60, scatter)
-        found = eliminate(table, 60, LEVELS, best, error=0.01)
+        found = eliminate(table, 60, LEVELS, best, ERROR)
         full = table.scores.mean(axis=1)
         same.append(same_best(found[None], full[None], best)[0])
     assert np.mean(same) >= 0.99
@@ -102,7 +105,7 @@ def test_the_best_are_not_lost_where_neighbouring_levels_agree() -> None:
     for _ in range(400):
         means = rng.normal(size=(60, 1))
         scores = means + rng.normal(size=(60, 1)) * drift + 0.02 * rng.normal(size=(60, LEVELS))
-        found = eliminate(Table(scores), 60, LEVELS, 1, error=0.01)
+        found = eliminate(Table(scores), 60, LEVELS, 1, ERROR)
         lost += not same_best(found[None], scores.mean(axis=1)[None], 1)[0]
     assert lost <= 4
 
@@ -112,7 +115,7 @@ def test_the_less_levels_scatter_the_more_is_saved() -> None:
     asked = []
     for scatter in (0.02, 0.2, 2.0):
         table = scattered(rng, 100, scatter)
-        eliminate(table, 100, LEVELS, 1)
+        eliminate(table, 100, LEVELS, 1, ERROR)
         asked.append(int(table.asked.sum()))
     assert asked[0] < 100 * LEVELS / 2.5
     assert asked[0] < asked[1] < asked[2] <= 100 * LEVELS
@@ -120,7 +123,7 @@ def test_the_less_levels_scatter_the_more_is_saved() -> None:
 
 def test_what_is_kept_has_its_mean_and_nothing_is_scored_twice() -> None:
     table = scattered(np.random.default_rng(1), 50, 0.2)
-    found = eliminate(table, 50, LEVELS, 2)
+    found = eliminate(table, 50, LEVELS, 2, ERROR)
     kept = np.isfinite(found)
     assert 2 <= kept.sum() < 50
     assert found[kept] == pytest.approx(table.scores[kept].mean(axis=1), abs=1e-6)
@@ -131,17 +134,20 @@ def test_what_is_kept_has_its_mean_and_nothing_is_scored_twice() -> None:
 @pytest.mark.parametrize(("count", "levels", "best"), [(1, 4, 1), (5, 1, 2), (3, 4, 8), (2, 2, 1)])
 def test_small_searches_end(count: int, levels: int, best: int) -> None:
     scores = np.random.default_rng(0).normal(size=(count, levels))
-    found = eliminate(Table(scores), count, levels, best)
+    found = eliminate(Table(scores), count, levels, best, ERROR)
     order = np.argsort(-scores.mean(axis=1))[: min(best, count)]
     assert found[order] == pytest.approx(scores[order].mean(axis=1), abs=1e-6)
 
 
 def test_equal_candidates_are_all_kept() -> None:
-    found = eliminate(Table(np.ones((40, LEVELS))), 40, LEVELS, 1)
+    found = eliminate(Table(np.ones((40, LEVELS))), 40, LEVELS, 1, ERROR)
     assert np.isfinite(found).all()
 
 
 def test_same_best_looks_at_the_set() -> None:
+    few, full = np.array([[np.nan, 2, np.nan]]), np.array([[3.0, 2, 1]])
+    assert not same_best(few, full, 2)[0]  # one is lost, whatever its place
+    assert same_best(few, few, 2)[0]
     full = np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
     pruned = np.array([[2.0, 3.0, np.nan], [1.0, np.nan, 3.0]])
     assert same_best(pruned, full, 2).tolist() == [True, False]

@@ -20,7 +20,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from dsd_trt import Bundle, BundleError, EngineError, InputError, Scorer
 from dsd_trt.bundle.folder import read_bundle
-from dsd_trt.bundle.lists import Lists, Measured
+from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.bundle.place import bundle_folder
 from dsd_trt.engine.tensorrt.plan import Plan, Profile, Sidecar, write_plan
 from dsd_trt.engines.triton.config import Limits, check_config
@@ -280,8 +280,11 @@ def test_pair_mode_serves_lists_that_were_measured(tmp_path: Path) -> None:
         shutil.rmtree(folder)
         return has_matrix
 
-    assert not served(give_lists(made, Lists(0, 10, 0.0, {}, measured)))  # nobody asks for these
-    listed = give_lists(made, Lists(0, 10, 0.0, measured, {}))
+    assert not served(
+        give_lists(made, Lists(0, 10, 0.0, {}, measured, RULE))
+    )  # nobody asks for these
+    assert not served(give_lists(made, Lists(0, 10, 0.0, measured, {})))  # for another rule
+    listed = give_lists(made, Lists(0, 10, 0.0, measured, {}, RULE))
     assert served(listed)
     assert served(listed, "onnxruntime")
     assert not served(listed, lists=False)

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 from bundles import FRACTIONS, WORDS, give_lists, make_bundle
+from numpy.typing import NDArray
 
 from dsd_trt import Bundle, Scorer
 from dsd_trt.bundle.lists import RULE, Lists, Measured
-from dsd_trt.lists import need_of
+from dsd_trt.lists import gap_of, need_of
+
+Scores = NDArray[np.float32]
 
 TEXTS = [f"{a} {b}" for a in WORDS[4:] for b in WORDS[4:]]
 
@@ -24,27 +27,23 @@ def random_pictures(count: int, seed: int) -> list[Any]:
 def make_listed_bundle(folder: Path) -> Bundle:
     """A bundle whose matrix scores, as they are, make lists for up to three texts or images."""
     bundle = make_bundle(folder, matrix=True)
+    return give_lists(bundle, measured_on(bundle, random_pictures(400, seed=1), TEXTS, 3))
+
+
+def measured_on(bundle: Bundle, images: list[Any], texts: list[str], best: int) -> Lists:
+    """Lists of a bundle, of some images and texts, without a slope."""
     pair, matrix = (Scorer.load(bundle.folder, "onnxruntime", mode=it) for it in ("pair", "matrix"))
-    images = random_pictures(400, seed=1)
-    lists = Lists(
-        0,
-        len(TEXTS),
-        0.0,
-        {"3": _measure(pair, matrix, images, 3, "texts")},
-        {"3": _measure(pair, matrix, images, 3, "images")},
-        RULE,
-    )
-    return give_lists(bundle, lists)
+    estimates = matrix.score(images, texts, FRACTIONS[:1]).scores
+    first, full = (pair.score(images, texts, it).scores for it in (FRACTIONS[:1], None))
+    of_texts = {str(best): _measured(estimates, first, full, best)}
+    of_images = {str(best): _measured(estimates.T, first.T, full.T, best)}
+    return Lists(0, len(texts), 0.0, of_texts, of_images, RULE)
 
 
-def _measure(scorer: Scorer, by_matrix: Scorer, images: list[Any], best: int, of: str) -> Measured:
-    """Needs of all lists of some images and all texts."""
-    estimates = by_matrix.score(images, TEXTS, FRACTIONS[:1]).scores
-    first = scorer.score(images, TEXTS, FRACTIONS[:1]).scores
-    full = scorer.score(images, TEXTS).scores
-    if of == "images":
-        estimates, first, full = estimates.T, first.T, full.T
+def _measured(estimates: Scores, first: Scores, full: Scores, best: int) -> Measured:
+    """Needs and gaps of all rows."""
     winners = np.argsort(-full, axis=1, kind="stable")[:, :best]
-    rows = zip(estimates, first, winners, strict=True)
-    found = sorted(need_of(*row, best, 0.0, estimates.shape[1]) for row in rows)
-    return Measured(len(found), tuple(it for it in found[:64] if np.isfinite(it)))
+    rows = list(zip(estimates, first, winners, strict=True))
+    needs = sorted(need_of(*row, best, 0.0, estimates.shape[1]) for row in rows)
+    gaps = sorted((gap_of(scores, won, best) for _, scores, won in rows), reverse=True)
+    return Measured(len(rows), tuple(it for it in needs if np.isfinite(it)), tuple(gaps))

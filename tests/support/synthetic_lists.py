@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,12 +56,7 @@ def measured(rng: np.random.Generator, lists: int, best: int) -> Measured:
     return Measured(lists, tuple(it for it in needs if np.isfinite(it)), tuple(gaps[:64]))
 
 
-def rule_of(measured: Measured, best: int) -> Callable[[float], Rule]:
+def rule_of(measured: Measured, best: int, error: float) -> Rule:
     """The rule of measured lists at an error."""
-    return lambda error: Rule(
-        best,
-        measured.bound(OF_LIST * error),
-        SLOPE,
-        COUNT,
-        measured.margin(OF_MARGIN * error),
-    )
+    bound, margin = measured.bound(OF_LIST * error), measured.margin(OF_MARGIN * error)
+    return Rule(best, bound, SLOPE, COUNT, margin)

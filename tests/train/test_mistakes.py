@@ -154,6 +154,10 @@ OTHERS = [
     ("imitate --data good.csv --model model --adapter none --out new", "takes at least 60"),
     ("imitate --data shapes-vqa --limit 59 --out new", "takes at least 60"),
     ("imitate --data good.csv --out set", "set is not empty"),
+    (
+        "imitate --data shapes-vqa --measure-on shapes-vqa --limit 200 --out new",
+        "what is learned from left out: 0 images",
+    ),
     ("eval nowhere --data good.csv", "no model 'nowhere'"),
     ("eval bundle --data good.csv --adapter adapter", "contains its adapter: omit --adapter"),
     ("eval bundle --data good.csv --engine nobody", "'nobody' is not one of"),

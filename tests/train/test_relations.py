@@ -361,7 +361,6 @@ def test_relations_that_do_not_help_are_left_out(checkpoint: Checkpoint) -> None
     modes, lessons = lessons_of(checkpoint, None)
     found = fit_relations(modes, lessons, drawn_heads())
     assert found.relations is None
-    assert found.loss > found.without
     assert "left out" in found.line()
 
 

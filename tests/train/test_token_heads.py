@@ -228,6 +228,20 @@ def test_lists_of_other_settings_are_left_out(
     assert "measured with other settings" in caplog.text
 
 
+@pytest.mark.slow
+def test_lists_of_another_rule_are_left_out(
+    with_lists: Path, checkpoint_folder: Path, tmp_path: Path, caplog: Any
+) -> None:
+    adapter = Adapter.load(with_lists / "adapter")
+    assert adapter.lists is not None
+    replace(adapter, lists=replace(adapter.lists, rule=None)).save(tmp_path / "adapter")
+    settings = ExportSettings(str(checkpoint_folder), tmp_path / "adapter", matrix=True)
+    export_bundle(settings, tmp_path / "bundle")
+    plain = json.loads((tmp_path / "bundle" / "bundle.json").read_text("utf-8"))
+    assert "lists" not in plain["matrix"]
+    assert "Measure them again: dsd-trt imitate" in caplog.text
+
+
 # Learned
 
 
@@ -297,6 +311,32 @@ def test_ranks_are_those_of_all_scores(checkpoint: Checkpoint) -> None:
         assert found.tolist() == wanted
 
 
+def test_lists_with_a_score_that_is_no_number_are_left_out(checkpoint: Checkpoint) -> None:
+    modes, _ = modes_of(checkpoint, 12)
+    (block,) = score_blocks(modes, np.arange(12), np.arange(12))
+    heads = drawn_heads(2)
+    every, _ = measure(modes, heads, [block])
+    block.first[2, 5] = np.nan
+    lists, ranks = measure(modes, heads, [block])
+    for kind, whole, found in (
+        (ranks.texts, every.texts, lists.texts),
+        (ranks.images, every.images, lists.images),
+    ):
+        assert len(kind) == found["1"].count == found["5"].count == 11
+        assert set(found["1"].gaps or ()) <= set(whole["1"].gaps or ())
+    assert lists.slope == pytest.approx(every.slope, rel=0.3)
+    block.first[:, 5] = np.nan
+    with pytest.raises(DivergedError, match="no list can be measured"):
+        measure(modes, heads, [block])
+
+
+def test_no_text_is_in_two_blocks(checkpoint: Checkpoint) -> None:
+    modes, _ = modes_of(checkpoint, 12)
+    (block,) = score_blocks(modes, np.arange(12), np.arange(5))
+    assert block.texts.tolist() == [0, 1, 2, 3, 4]
+    assert block.first.shape == (5, 5)
+
+
 def test_imitation_divides_what_it_learns_from_and_measures_on(
     checkpoint: Checkpoint, monkeypatch: Any
 ) -> None:
@@ -312,7 +352,10 @@ def test_imitation_divides_what_it_learns_from_and_measures_on(
     assert record["images"] == 12
     kept = made.related.relations is not None
     assert record["relations"] == kept == bool(made.adapter.relations)
-    assert (record["loss"] < record["loss_without_relations"]) == kept
+    assert (record["loss"], record["loss_without_relations"]) == (
+        made.related.loss,
+        made.related.without,
+    )
     with pytest.raises(InputError, match="11 images that can be used"):
         imitate(checkpoint, None, questions(11))
 

@@ -24,7 +24,7 @@ Examples:
   dsd-trt imitate --model sd-2-1 --adapter mine --data captions.csv --out mine-and-lists
 """
 
-LIMIT = 900  # questions; of their images 600 are learned from
+LIMIT = 900  # questions; of their images 600 are learned from, or all with --measure-on
 _LARGE = 100_000_000  # parameters of a U-Net from which more than one thread is faster
 
 
@@ -77,8 +77,8 @@ def imitate(
     needed: export with --matrix, and search with --prune. Images and texts are enough: which text
     is right does not matter. Two thirds are learned from. On the others, or on --measure-on, it is
     measured how far down an order has to be followed. Relations, such as which of two is left, are
-    learned from texts that an image rejects, and kept if they help. Pair mode itself stays as it
-    is.
+    learned from texts that an image rejects, and kept if they help clearly. Pair mode itself stays
+    as it is.
     """
     from dsd_trt.train.data.catalogue import require_columns
 
@@ -117,12 +117,15 @@ def imitate(
         if not questions:
             raise InputError(f"{it} has nothing to learn from: a greater --fraction takes more")
     from dsd_trt.image.preprocess import image_identity
-    from dsd_trt.train.imitation.enough import require_enough
+    from dsd_trt.train.imitation.enough import UNKNOWN, require_enough
 
-    for questions in of_parts:
+    images, texts = set[object](), set[str]()
+    for where, questions in zip(("", UNKNOWN), of_parts, strict=False):
         pairs = [pair for it in questions for pair in it.candidates]
-        images = {image_identity(it) for it, _ in pairs}
-        require_enough(len(images), len({text for _, text in pairs}))
+        of_images = {image_identity(it) for it, _ in pairs} - images
+        of_texts = {text for _, text in pairs} - texts
+        require_enough(len(of_images), len(of_texts), where)
+        images, texts = images | of_images, texts | of_texts
     note(sentence(file, adapter))
 
     from dsd_trt.train.run.libraries import hush_libraries
@@ -151,7 +154,7 @@ def imitate(
     note(f"after: {found.after.line()}")
     note(
         f"measured on {counted(len(found.after.texts), 'list')}: the smallest --error at which a "
-        f"search cuts a list is {found.smallest_error():.2g}"
+        f"search cuts a list is {found.smallest_error():g}"
     )
     note(f"adapter: {out}")
     note(f"to use it: dsd-trt export --model {model} --adapter {out} --matrix --out BUNDLE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -54,20 +55,23 @@ class Lessons:
         words, mask = modes.words(distinct)
         return words.float(), mask, torch.from_numpy(places.reshape(self.texts.shape))
 
+    @cached_property
     def unit(self) -> float:
         """Temperature of the targets: what of a difference between two scores counts."""
         return _SHARPNESS * float((self.scores - self.scores.mean(dim=1, keepdim=True)).std())
 
-    def loss(self, images: NDArray[np.intp] | slice, estimates: Tensor) -> Tensor:
-        """Cross-entropy of pair mode's preferences among the texts of some images.
+    def losses(self, images: NDArray[np.intp], estimates: Tensor) -> Tensor:
+        """Cross-entropy of pair mode's preferences among the texts of each of some images.
 
         Args:
             images: numbers of the images.
             estimates: estimates of their scores, (images, texts).
+
+        Returns:
+            FP32 (images,).
         """
-        unit = self.unit()
-        target = (self.scores[images] / unit).softmax(dim=1)
-        return -(target * (estimates / unit).log_softmax(dim=1)).sum(dim=1).mean()
+        target = (self.scores[images] / self.unit).softmax(dim=1)
+        return -(target * (estimates / self.unit).log_softmax(dim=1)).sum(dim=1)
 
 
 def gather(
@@ -125,7 +129,7 @@ def fit_token_heads(
         progress: callback `(done, total)`, in steps.
 
     Raises:
-        DivergedError: a score is not finite.
+        DivergedError: a score is not finite, or all are equal.
     """
     scores, matched = lessons.scores, lessons.matched
     seen = (scores, matched.pooled, matched.centres)
@@ -133,6 +137,11 @@ def fit_token_heads(
         raise DivergedError(
             "nothing can be learned from scores that are not finite: score some of the images and "
             "texts with dsd-trt eval, which names those that have none, and leave them out"
+        )
+    if lessons.unit == 0:
+        raise DivergedError(
+            "nothing can be learned: pair mode scores all texts of an image alike. Is the adapter, "
+            "or the model, the right one?"
         )
     words, mask, of_lesson = lessons.tokens(modes)
     learned = _Normalised(modes.scoring.head_weights.cpu(), words, mask)
@@ -154,7 +163,7 @@ def fit_token_heads(
         of_batch = of_lesson[batch]
         weights = weigh(words[of_batch], mask[of_batch], *learned.parts())
         estimates = (matched.pooled[batch].float() * weights).sum(dim=(2, 3))
-        loss = lessons.loss(batch, estimates)
+        loss = lessons.losses(batch, estimates).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -29,7 +29,8 @@ class Related:
     """The result of `fit_relations`.
 
     Attributes:
-        relations: the relations; None if they do not lower the loss on the images held out.
+        relations: the relations; None if they do not lower the loss on the images held out, by
+            more than two standard errors of what they change.
         loss: cross-entropy of pair mode's preferences on these images, with relations.
         without: the same without them.
     """
@@ -69,8 +70,8 @@ def fit_relations(
     )
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(estimates))
-    held_out, learning = np.split(order, [max(round(_HELD_OUT * len(order)), 1)])
-    learned = _Normalised(words, mask, lessons.matched.related()[0], lessons.unit(), seed)
+    held_out, learning = np.split(order, [max(round(_HELD_OUT * len(order)), 2)])
+    learned = _Normalised(words, mask, lessons.matched.related()[0], lessons.unit, seed)
     optimizer = torch.optim.AdamW(learned.parameters(), _RATE, weight_decay=_DECAY)
     for step in range(STEPS):
         warm = min((step + 1) / (_WARMUP * STEPS), (1 - step / STEPS) / (1 - _WARMUP))
@@ -79,7 +80,7 @@ def fit_relations(
         batch = rng.permutation(learning)[:_IMAGES]
         at = of_lesson[batch]
         related = relate(words[at], mask[at], *lessons.matched[batch].related(), *learned.parts())
-        loss = lessons.loss(batch, estimates[batch] + related.sum(dim=2))
+        loss = lessons.losses(batch, estimates[batch] + related.sum(dim=2)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,9 +93,11 @@ def fit_relations(
             rows.append(relations(words[at][None], mask[at][None], *seen)[0].sum(dim=1))
         added = torch.stack(rows)
         relations.base[-1] -= added.mean()  # the offset of the token heads stays that of all
-        with_them = float(lessons.loss(held_out, (estimates + added)[held_out]))
-        without = float(lessons.loss(held_out, estimates[held_out]))
-    return Related(relations if with_them < without else None, with_them, without)
+        with_them = lessons.losses(held_out, (estimates + added)[held_out])
+        without = lessons.losses(held_out, estimates[held_out])
+    gain = without - with_them
+    helpful = float(gain.mean()) > 2 * float(gain.std()) / math.sqrt(len(gain))
+    return Related(relations if helpful else None, float(with_them.mean()), float(without.mean()))
 
 
 class _Normalised(nn.Module):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from dsd_trt.bundle.manifest import NOT_FITTED
 from dsd_trt.pruned_search import smallest_error
 from dsd_trt.train.diffusion.checkpoint import Checkpoint
 from dsd_trt.train.fewshot.encodings import Encodings, encode_candidates
-from dsd_trt.train.imitation.enough import require_enough
+from dsd_trt.train.imitation.enough import UNKNOWN, require_enough
 from dsd_trt.train.imitation.fit import fit_token_heads, gather
 from dsd_trt.train.imitation.fit_relations import Related, fit_relations
 from dsd_trt.train.imitation.measure import Ranks, measure, score_blocks
@@ -90,22 +89,12 @@ def imitate(
     rng = np.random.default_rng(seed)
     modes = TwoModes(checkpoint, adapter, encodings)
     left_out = LeftOut()
-    own = _own_texts(encodings, questions, left_out)
-    images, texts = rng.permutation(sorted(own)), rng.permutation(_texts(encodings, questions))
-    require_enough(len(images), len(texts))
-    if measured_on:
-        others = sorted(_own_texts(encodings, measured_on, left_out).keys() - own.keys())
-        unknown = sorted(set(_texts(encodings, measured_on)) - set(texts.tolist()))
-        require_enough(len(others), len(unknown))
-        parts = Parts(images, texts, rng.permutation(others), rng.permutation(unknown))
-    else:
-        parts = divide(images, texts, own)
-    known = set(parts.texts.tolist())
+    parts = Parts.of(encodings, questions, measured_on, rng, left_out)
     lessons = gather(
         modes,
         parts.images,
         parts.texts,
-        [[it for it in own[image] if it in known] for image in parts.images.tolist()],
+        parts.own,
         rng,
         lambda done, total: progress("Scoring what is learned from", done, total),
     )
@@ -148,30 +137,57 @@ def imitate(
     return Imitated(made, before, after, related, len(parts.images), left_out)
 
 
-class Parts(NamedTuple):
-    """Places of the images and texts that are learned from, and of those measured on."""
+@dataclass(frozen=True)
+class Parts:
+    """Places of the images and texts that are learned from, and of those measured on.
+
+    Attributes:
+        images: places of the images that are learned from.
+        texts: places of the texts that are learned from.
+        own: those of these texts that are each image's own, the right one first.
+        measured_images: places of the images that lists are measured on.
+        measured_texts: places of the texts that lists are measured on.
+    """
 
     images: NDArray[np.intp]
     texts: NDArray[np.intp]
+    own: list[list[int]]
     measured_images: NDArray[np.intp]
     measured_texts: NDArray[np.intp]
 
+    @classmethod
+    def of(
+        cls,
+        encodings: Encodings,
+        questions: Sequence[Question],
+        measured_on: Sequence[Question],
+        rng: np.random.Generator,
+        left_out: LeftOut,
+    ) -> Parts:
+        """Divide images and texts; arguments as for `imitate`, what cannot be used is noted.
 
-def divide(
-    images: NDArray[np.intp], texts: NDArray[np.intp], own: Mapping[int, Sequence[int]]
-) -> Parts:
-    """Two thirds to learn from, texts of these images first, and a third to measure on.
-
-    Args:
-        images: places of the images, in random order.
-        texts: places of the texts, in random order.
-        own: places of the texts of each image.
-    """
-    apart_images, apart_texts = (round(len(it) * (1 - _MEASURED)) for it in (images, texts))
-    of_learning = [it for image in images[:apart_images].tolist() for it in own[image]]
-    texts = texts[np.argsort(~np.isin(texts, of_learning), kind="stable")]
-    apart = (images[apart_images:], texts[apart_texts:])
-    return Parts(images[:apart_images], texts[:apart_texts], *apart)
+        Raises:
+            InputError: there are too few images or texts.
+        """
+        own = _own_texts(encodings, questions, left_out)
+        images, texts = rng.permutation(sorted(own)), rng.permutation(_texts(encodings, questions))
+        require_enough(len(images), len(texts))
+        if measured_on:
+            others = sorted(_own_texts(encodings, measured_on, left_out).keys() - own.keys())
+            unknown = sorted(set(_texts(encodings, measured_on)) - set(texts.tolist()))
+            require_enough(len(others), len(unknown), UNKNOWN)
+            measured = rng.permutation(others), rng.permutation(unknown)
+        else:
+            ends = [round(len(it) * (1 - _MEASURED)) for it in (images, texts)]
+            of_learning = [it for image in images[: ends[0]].tolist() for it in own[image]]
+            texts = texts[np.argsort(~np.isin(texts, of_learning), kind="stable")]
+            (images, measured_images), (texts, measured_texts) = (
+                np.split(it, [end]) for it, end in zip((images, texts), ends, strict=True)
+            )
+            measured = measured_images, measured_texts
+        known = set(texts.tolist())
+        of_images = [[it for it in own[image] if it in known] for image in images.tolist()]
+        return cls(images, texts, of_images, *measured)
 
 
 def plain_heads(modes: TwoModes) -> TokenHeads:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dsd_trt.bundle.lists import RULE, Lists, Measured
 from dsd_trt.lists import gap_of, list_order, need_of
 from dsd_trt.search import eliminate
+from dsd_trt.train.fewshot.fit import DivergedError
 from dsd_trt.train.imitation.two_modes import Matched, TwoModes
 from dsd_trt.train.scoring.relations import Relations
 from dsd_trt.train.scoring.token_heads import TokenHeads
@@ -78,19 +79,19 @@ def score_blocks(
 ) -> list[Block]:
     """Score images and texts in blocks, each as many images as texts, in pair mode.
 
+    No image and no text is in two blocks; those beyond the last whole block are left out.
+
     Args:
         modes: model to score with.
-        images: places of the images; those beyond the last whole block are left out.
-        texts: places of the texts, of which each block takes others while there are some.
+        images: places of the images.
+        texts: places of the texts.
         progress: callback `(done, total)`, in images.
     """
     side = min(CANDIDATES, len(images), len(texts))
     blocks: list[Block] = []
-    count = len(images) // side
+    count = min(len(images), len(texts)) // side
     for number in range(count):
-        of_block = images[number * side :][:side]
-        start = number * side % len(texts)
-        chosen = np.roll(texts, -start)[:side]
+        of_block, chosen = (it[number * side :][:side] for it in (images, texts))
         scores = np.full((modes.levels, side, side), np.nan, np.float32)
         matched = []
         for row, image in enumerate(of_block.tolist()):
@@ -121,7 +122,7 @@ def _best(
 
     def score_at(candidates: NDArray[np.intp], level: int) -> NDArray[np.floating]:
         known = scores[(level, *line)]
-        missing = candidates[np.isnan(known[candidates])]
+        missing = candidates[np.isnan(known[candidates])] if level else candidates[:0]
         if len(missing):
             known[missing] = modes.score(x[missing], y[missing], level)
         return known[candidates]
@@ -137,15 +138,23 @@ def measure(
 ) -> tuple[Lists, Ranks]:
     """Lists of some blocks, made with token heads, and with relations if there are some.
 
+    A list in which a score or an estimate is not finite is left out.
+
     Args:
         modes: model that the blocks were scored with.
         heads: token heads that make the lists.
         blocks: at least one block of images and texts.
         relations: relations that make them too; None is without.
+
+    Raises:
+        DivergedError: none is left of one kind.
     """
     estimates = [modes.estimates(heads, it.matched, it.texts, relations) for it in blocks]
     missed = np.concatenate([it.first for it in blocks]) - np.concatenate(estimates)
-    slope = _SLOPE * float((missed - missed.mean(axis=1, keepdims=True)).std())
+    missed = missed[np.isfinite(missed).all(axis=1)]
+    slope = (
+        _SLOPE * float((missed - missed.mean(axis=1, keepdims=True)).std()) if len(missed) else 0.0
+    )
     side = len(blocks[0].texts)
     found: dict[str, dict[str, list[tuple[float, float]]]] = {"texts": {}, "images": {}}
     ranks: dict[str, list[int]] = {"texts": [], "images": []}
@@ -154,11 +163,20 @@ def measure(
             lines = map(turn, (of_block, block.first, block.mean))
             for estimate, first, mean in zip(*lines, strict=True):
                 order = np.argsort(-np.nan_to_num(mean, nan=-np.inf), kind="stable")
+                winners = mean[order[: min(max(BEST), side)]]
+                if not all(np.isfinite(it).all() for it in (estimate, first, winners)):
+                    continue
                 ranks[kind].append(int(np.flatnonzero(list_order(estimate) == order[0])[0]) + 1)
                 for best in (it for it in BEST if it < side):
                     need = need_of(estimate, first, order[:best], best, slope, side)
                     gap = gap_of(first, order[:best], best)
                     found[kind].setdefault(str(best), []).append((need, gap))
+    if not all(ranks.values()):
+        raise DivergedError(
+            "no list can be measured: in each of them a score is not finite. Score some of the "
+            "images and texts with dsd-trt eval, which names those that have none, and leave them "
+            "out"
+        )
     kept = {
         kind: {best: _measured(of_best) for best, of_best in of_kind.items()}
         for kind, of_kind in found.items()

@@ -430,6 +430,8 @@ std::map<std::size_t, Measured> read_measured(const Json &json, Fields fields) {
             measured.gaps = numbers("gaps");
             require(std::is_sorted(measured.gaps.rbegin(), measured.gaps.rend()), lists.at("gaps"),
                     "must be descending");
+            require(measured.gaps.empty() || measured.gaps.back() >= 0, lists.at("gaps"),
+                    "must not be negative");
         }
         lists.nothing_else();
         found[std::stoul(key)] = std::move(measured);

@@ -14,7 +14,7 @@ namespace dsd {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr std::size_t kFirst = 4;         // candidates that are scored at least
+constexpr std::size_t kFewest = 4;        // candidates that are scored at least
 constexpr std::size_t kSmallBatch = 8;    // up to which a chunk fills batches of the engine
 constexpr std::size_t kEvery = 64;        // lists of which one is audited
 constexpr std::size_t kAfterFailure = 8;  // lists that are all audited: a change is noticed sooner
@@ -71,8 +71,8 @@ std::optional<Rule> Rule::of(const Lists &lists, const std::map<std::size_t, Mea
 }
 
 std::size_t Rule::first_stop(std::size_t batch) const {
-    const std::size_t unit = batch <= kSmallBatch ? batch : kFirst;
-    return unit * ((std::max(kFirst, best + 3) + unit - 1) / unit);
+    const std::size_t unit = batch <= kSmallBatch ? batch : kFewest;
+    return unit * ((std::max(kFewest, best + 3) + unit - 1) / unit);
 }
 
 std::size_t Rule::too_few(std::size_t batch) const {
@@ -80,7 +80,7 @@ std::size_t Rule::too_few(std::size_t batch) const {
 }
 
 std::size_t Rule::next_stop(std::size_t place, std::size_t batch) const {
-    const std::size_t unit = batch <= kSmallBatch ? batch : kFirst;
+    const std::size_t unit = batch <= kSmallBatch ? batch : kFewest;
     std::size_t chunk = unit;  // a power of two of them, at most a quarter of the place
     while (8 * chunk <= place) chunk *= 2;
     return place + chunk;
@@ -148,8 +148,8 @@ void Audits::add(ListOutcome outcome) {
     text << failures_ << " of " << audits_
          << " audited lists would have lost one of the best, more than an error of " << error_
          << " explains: from there on every candidate was scored. Your images and texts differ "
-            "from those that the bundle's lists were measured on. Measure them on your own when "
-            "you export, or search without lists";
+            "from those that the bundle's lists were measured on. Measure lists on your own with "
+            "dsd-trt imitate, and export with --matrix";
     warning_ = text.str();
 }
 

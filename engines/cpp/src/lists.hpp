@@ -16,7 +16,7 @@ namespace dsd {
 // Shares of the accepted error for the cut and for the margin; elimination has the rest.
 constexpr double kOfList = 0.666, kOfMargin = 0.333;
 
-// Lists that were followed to their end when the bundle was exported.
+// Lists that `dsd-trt imitate` scored in full at the first noise level.
 struct Measured {
     std::int32_t count;         // of these lists
     std::vector<double> needs;  // their smallest needs, ascending; infinite ones are not stored
@@ -89,10 +89,10 @@ class FollowedList {
     Request request_;
 };
 
-enum class ListOutcome { followed, passed, failed };  // cut by the rule alone, or audited
+enum class ListOutcome { followed, passed, failed };  // followed by the rule alone, or audited
 
 // Notices in a call that lists lose more than was accepted, and ends them. An audited list is
-// scored whole; its audit fails if one of the best stands behind the cut.
+// scored whole; its audit fails if the list lost one of the best.
 class Audits {
   public:
     explicit Audits(double error) : error_(error) {}

@@ -169,12 +169,14 @@ PrunedSearch::PrunedSearch(std::size_t levels, std::size_t top_k, double error, 
       batch_(batch),
       error_(error),
       rule_(lists && kind ? Rule::of(*lists, *kind, top_k, error) : std::nullopt),
-      audits_(kOfList * error) {}
+      audits_(error) {}
 
 std::size_t PrunedSearch::together(std::size_t candidates) const {
-    if (!rule_ || audits_.ended()) return 1;
-    const std::size_t held = kHeld / std::max<std::size_t>(1, candidates);
-    return std::max<std::size_t>(1, std::min({kTogether, held, batch_, audits_.lists()}));
+    candidates = std::max<std::size_t>(1, candidates);
+    const std::size_t fitting = std::min(kTogether, kHeld / candidates);
+    const std::size_t filling = has_lists(candidates) ? std::min(batch_, audits_.lists())
+                                                      : (batch_ + candidates - 1) / candidates;
+    return std::max<std::size_t>(1, std::min(fitting, filling));
 }
 
 bool PrunedSearch::has_lists(std::size_t candidates) const {

@@ -81,8 +81,8 @@ class PrunedSearch {
 
     // Number of searches to make together next, of so many candidates each. Lists are no more than
     // those before them, so that a useless estimate is noticed by the first audits, and no more
-    // than passes per run of the engine. Memory bounds them too. Searches without lists fill
-    // batches by themselves.
+    // than passes per run of the engine. Searches without lists are as many as fill such a run.
+    // Memory bounds both.
     std::size_t together(std::size_t candidates) const;
 
     // Whether the next searches, of so many candidates each, have lists, which take estimates.

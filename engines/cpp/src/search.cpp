@@ -8,8 +8,9 @@
 namespace dsd {
 namespace {
 
-constexpr std::size_t kFirst = 16;         // candidates whose second level gives the first scatter
-constexpr std::size_t kMostFreedom = 200;  // beyond it, Student's t is the normal distribution
+constexpr std::size_t kFirstCompared = 16;  // candidates whose second level gives the first scatter
+constexpr std::size_t kMostFreedom = 200;   // beyond it, Student's t is the normal distribution
+constexpr double kLeastProbability = 1e-15;  // what can be told from 0 in a tail
 constexpr double kPi = 3.14159265358979323846;
 
 // Probability that a variable with Student's t distribution exceeds t, at least 0. The closed form
@@ -31,6 +32,7 @@ double student_tail(double t, std::size_t freedom) {
 // The number that such a variable exceeds with a probability, at most a half.
 double student_quantile(double probability, std::size_t freedom) {
     freedom = std::min(freedom, kMostFreedom);
+    probability = std::max(probability, kLeastProbability);
     double low = 0, high = 1;
     while (student_tail(high, freedom) > probability && high < 1e12) {
         low = high;
@@ -56,7 +58,7 @@ std::vector<std::size_t> level_order(std::size_t levels) {
 Elimination::Elimination(std::size_t count, std::size_t levels, std::size_t best, double error)
     : levels_(levels),
       best_(best),
-      error_(error / static_cast<double>(std::max<std::size_t>(count, 2))),
+      each_(error / static_cast<double>(std::max<std::size_t>(count, 2))),
       order_(level_order(levels)),
       scores_(count * levels, std::nan("")),
       seen_(count),
@@ -98,7 +100,7 @@ double Elimination::mean(std::size_t candidate, std::size_t over) const {
 
 // Standard deviation of single-level scores about the means of candidate and level, times the
 // quantile of its estimate; infinite before any candidate has two levels.
-double Elimination::reach() const {
+double Elimination::allowed() const {
     double total = 0;
     std::size_t freedom = 0;
     for (std::size_t common = 2; common <= most(); ++common) {
@@ -122,7 +124,7 @@ double Elimination::reach() const {
         freedom += (block.size() - 1) * (common - 1);
     }
     if (freedom == 0) return std::numeric_limits<double>::infinity();
-    return student_quantile(error_, freedom) * std::sqrt(total / static_cast<double>(freedom));
+    return student_quantile(each_, freedom) * std::sqrt(total / static_cast<double>(freedom));
 }
 
 // Drops those that can no longer overtake the last of the leaders.
@@ -137,14 +139,14 @@ void Elimination::drop_hopeless() {
         return mean(a, most_seen) > mean(b, most_seen);
     });
     const std::size_t last = leaders[best_ - 1];
-    const double reach_now = reach();
+    const double allowed_now = allowed();
     for (std::size_t it = 0; it < seen_.size(); ++it) {
         if (!alive_[it]) continue;
         const std::size_t common = seen_[it];
         // Standard deviation of a difference of two means over `common` levels from the one over
         // all levels; zero once all levels are scored.
         const double left = 1 / static_cast<double>(common) - 1 / static_cast<double>(levels_);
-        const double within = common < levels_ ? reach_now * std::sqrt(2 * left) : 0;
+        const double within = common < levels_ ? allowed_now * std::sqrt(2 * left) : 0;
         if (mean(last, common) - mean(it, common) > within) alive_[it] = false;
     }
 }
@@ -165,7 +167,8 @@ void Elimination::request_next() {
         std::stable_sort(turn.begin(), turn.end(), [&](std::size_t a, std::size_t b) {
             return scores_[a * levels_] > scores_[b * levels_];
         });
-        turn.resize(std::min(turn.size(), std::max(kFirst, 4 * std::min(best_, seen_.size()))));
+        turn.resize(
+            std::min(turn.size(), std::max(kFirstCompared, 4 * std::min(best_, seen_.size()))));
     }
     request_.level = order_[least];
 }

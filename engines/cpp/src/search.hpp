@@ -29,12 +29,12 @@ class Elimination {
   private:
     std::size_t most() const;  // levels that a candidate has been scored at
     double mean(std::size_t candidate, std::size_t over) const;
-    double reach() const;
+    double allowed() const;
     void drop_hopeless();
     void request_next();
 
     std::size_t levels_, best_;
-    double error_;                    // of each candidate
+    double each_;                     // of each candidate
     std::vector<std::size_t> order_;  // of the levels
     std::vector<double> scores_;      // (candidates, levels), columns in that order
     std::vector<std::size_t> seen_;   // levels scored so far
