@@ -9,7 +9,7 @@ extern "C" {
 // How many searches of so many candidates may be made together, after 40 lists of equal scores.
 std::size_t together(std::size_t candidates) {
     const dsd::Measured measured{1000, {1.0}, {}};
-    const dsd::Lists known{0, 60, 0.0, {{1, measured}}, {}};
+    const dsd::Lists known{0, 60, 0.0, {{1, measured}}, {}, dsd::kRule};
     dsd::PrunedSearch pruned(4, 1, 0.01, &known, &known.texts, 256);
     for (int list = 0; list < 40; ++list) {
         std::vector<dsd::Search> begun = pruned.begin(1, 60, std::vector<float>(60));
