@@ -327,8 +327,8 @@ class JobScorer:
             done += len(z)
             turns = search.turns(list(map(len, of_some)))
             compute = partial(self._searched, z, of_some, turns, texts, level, tally, search)
-            # What a search scores depends on its turn and on how many are made together: of
-            # another turn, or in another company, a part is another part.
+            # What a search scores depends on its turn and on the number of searches made together:
+            # of another turn, or in another company, a part is another part.
             company = np.array(len(z))
             of = [(*it, company) for it in zip(z, of_some, map(np.array, turns), strict=True)]
             for found in _known_or_scored(compute, of, tally, len(level), journal):

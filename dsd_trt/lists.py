@@ -276,7 +276,7 @@ class Audits:
                     "%d of %d audited lists would have lost one of the best, more than an error of "
                     "%g explains: from here on every candidate is scored. Your images and texts "
                     "differ from those that the bundle's lists were measured on. Measure lists on "
-                    "your own with dsd-trt imitate, and export with --matrix",
+                    "your own: dsd-trt imitate, then dsd-trt export --matrix",
                     *(self.failures, self.audits, self._error),
                 )
 

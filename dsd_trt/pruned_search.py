@@ -112,7 +112,7 @@ class PrunedSearch:
         return turns
 
     def _has_lists(self, candidates: int) -> bool:
-        """Whether the next search of so many candidates makes a list."""
+        """Whether the next search makes a list of its `candidates`."""
         if self._rule is None or self._audits.ended:
             return False
         return candidates > self._rule.too_few(self._batch)

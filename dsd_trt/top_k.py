@@ -157,7 +157,7 @@ def _latents_of(
 
     Args:
         jobs: scorer whose encoder is used.
-        images: images to encode.
+        images: images, of which some may have no latent.
         errors: failures, to which those of the images are added.
     """
     names, latents = list[str](), dict[int, NDArray[Any]]()

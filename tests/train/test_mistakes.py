@@ -156,7 +156,7 @@ OTHERS = [
     ("imitate --data good.csv --out set", "set is not empty"),
     (
         "imitate --data shapes-vqa --measure-on shapes-vqa --limit 200 --out new",
-        "what is learned from left out: 0 images",
+        "besides what is learned from: 0 texts",
     ),
     ("eval nowhere --data good.csv", "no model 'nowhere'"),
     ("eval bundle --data good.csv --adapter adapter", "contains its adapter: omit --adapter"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dsd_trt.errors import InputError, counted
 
-UNKNOWN = "of what lists are measured on, what is learned from left out: "
+UNKNOWN = "to measure lists on, besides what is learned from: "
+"""How the message begins that is about what lists are measured on."""
 
 FEWEST = 60
 """Images, and texts, without which nothing can be learned and measured."""

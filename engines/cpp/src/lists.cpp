@@ -148,8 +148,8 @@ void Audits::add(ListOutcome outcome) {
     text << failures_ << " of " << audits_
          << " audited lists would have lost one of the best, more than an error of " << error_
          << " explains: from there on every candidate was scored. Your images and texts differ "
-            "from those that the bundle's lists were measured on. Measure lists on your own with "
-            "dsd-trt imitate, and export with --matrix";
+            "from those that the bundle's lists were measured on. Measure lists on your own: "
+            "dsd-trt imitate, then dsd-trt export --matrix";
     warning_ = text.str();
 }
 
