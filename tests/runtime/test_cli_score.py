@@ -632,7 +632,15 @@ def test_pruning_says_what_it_saved_and_whether_it_cost_anything(
     images = ["a.png", "bad.png", "b.png", "c.png"]
     pruned = run(*images, "texts.txt", "--top-k", "1", "--prune", "--check-prune", "3", "-f", "csv")
     full = run(*images, "texts.txt", "--top-k", "1", "-f", "csv")
-    assert (pruned.code, pruned.out) == (3, full.out)
+    assert pruned.code == 3
+    for mine, theirs in zip(
+        *(csv.reader(it.out.splitlines()) for it in (pruned, full)), strict=True
+    ):
+        assert mine[:2] == theirs[:2]
+        if mine[0] != "image":  # in other batches, which the engine rounds differently
+            assert list(map(float, mine[2:])) == pytest.approx(
+                list(map(float, theirs[2:])), abs=1e-6
+            )
     assert re.search(r"passes: \d+ instead of 27, ", pruned.err)
     assert "the full computation: 2 of the first 2 that could be read" in pruned.err
 

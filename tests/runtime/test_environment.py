@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 
 # Options without a variable: what is asked for, what decides a result, and where it goes.
 DECIDING = {
-    "inputs": "pairs data root images images_at texts clip key image_column text_column "
+    "inputs": "pairs data measure_on root images images_at texts clip key image_column text_column "
     "label_column id_column text_field labelled by scenes",
     "outputs": "output out as_json dropped copy_to plot force resume dry_run shard_size report "
     "keep prune_missing trace",
