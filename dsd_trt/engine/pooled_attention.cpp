@@ -6,6 +6,7 @@
 //   logits[t, i]    = sum_k keys[h, y, t, k] queries[h, k, x, i]
 //   attention[t, i] = softmax over t
 //   pooled[t]       = mean over i of exp(lambda attention[t, i])
+//   moments[t, k]   = sum over i of (exp(lambda attention[t, i]) - 1) basis[i, k], on request
 //
 // Attention itself is never written anywhere: a few image tokens at a time go through all three
 // steps, and what is between the steps stays in the first-level cache.
@@ -43,6 +44,8 @@ constexpr size_t kAlignment = sizeof(float) * kWidest;
 // Registers that hold a matrix (Intel's AMX): 16 rows of 64 bytes, here of 32 BF16 numbers.
 constexpr int64_t kTileRows = 16, kTileDepth = 32;
 
+constexpr int kMoments = 3;  // of a map: its mass, and its mass times x and y
+
 constexpr int64_t ceil(int64_t number, int64_t part) { return (number + part - 1) / part; }
 
 constexpr float kLog2 = 0.693147181f;
@@ -59,9 +62,14 @@ struct Layer {
     const float *keys;     // (heads, texts, tokens, depth)
     const float *queries;  // (heads, depth, images, image_tokens)
     float *pooled;         // (heads, texts, counted, images)
+    const float *basis;    // (image_tokens, 3); or null, and no moments
+    float *moments;        // (heads, texts, counted, images, 3)
     int64_t heads, texts, tokens, counted, depth, images, image_tokens;
     float lambda;  // at most 64: exp(lambda) summed over image tokens is a number
 };
+
+// Bytes of a layer, by which a library of another version shows.
+int64_t dsd_layer_bytes();
 
 // Bits of the widest registers that this processor has: 512 or 256 on x86-64, and 0 where it has
 // narrower ones, with which it is slower than to write maps; 128 on Arm.
@@ -83,22 +91,28 @@ struct Scratch {
     float *queries;  // of one head and image, in the order they are multiplied in
     float *keys;     // of one head and text, in BF16
     float *logits;   // (tokens, width, lanes), twice
-    float *sums;     // (counted, lanes)
+    float *sums;     // (counted, 1, lanes), or with moments (counted, 1 + kMoments, lanes)
+    float *basis;    // (steps, kMoments, width, lanes)
     std::vector<int64_t> places;
 };
 
 // One head of one image, where its arrays have it.
 struct Part {
     const float *keys, *queries;
-    float *pooled;
+    float *pooled, *moments;
     int64_t stride;  // from one number of a query to the next
 };
 
+// Sums that a text token has.
+int64_t sums_each(const Layer &layer) { return layer.basis == nullptr ? 1 : 1 + kMoments; }
+
 Part part(const Layer &layer, int64_t head, int64_t image) {
     const int64_t stride = layer.images * layer.image_tokens;
+    const int64_t place = head * layer.texts * layer.counted * layer.images + image;
     return {layer.keys + head * layer.texts * layer.tokens * layer.depth,
             layer.queries + head * layer.depth * stride + image * layer.image_tokens,
-            layer.pooled + head * layer.texts * layer.counted * layer.images + image, stride};
+            layer.pooled + place,
+            layer.basis == nullptr ? nullptr : layer.moments + place * kMoments, stride};
 }
 
 // Registers of FP32 numbers. Compilers make slow code of wider ones than a target has, and GCC
@@ -131,6 +145,7 @@ struct Kernel {
     static constexpr int64_t kLanes = Registers::kLanes;
     using Floats = typename Registers::Floats;
     using Ints = typename Registers::Ints;
+    static constexpr float kRound = 12582912.0f;  // 1.5 2^23: in a sum, the last bits are integers
 
     // The second, if one is no number.
     static INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
@@ -143,20 +158,31 @@ struct Kernel {
         return each[0];
     }
 
-    // 2^x for x in [-126, 127]: 2^n 2^f, |f| <= 1/2, and 2^f = sum of (f log 2)^k / k!; what is
-    // left out of it is below 1.3e-7. Of what is no number it makes what is no number.
-    static INLINE Floats exponential(Floats x) {
-        const Floats rounded = x + 12582912.0f;  // 1.5 2^23: n is in the last bits
-        const Floats f = x - (rounded - 12582912.0f);
+    // 2^f - 1 for |f| <= 1/2, divided by f: 2^f = sum of (f log 2)^k / k!; what is left out of it
+    // is below 1.3e-7.
+    static INLINE Floats taylor(Floats f) {
         Floats series = f * (kLog2 * kLog2 * kLog2 * kLog2 * kLog2 * kLog2 / 720) +
                         kLog2 * kLog2 * kLog2 * kLog2 * kLog2 / 120;
         series = series * f + kLog2 * kLog2 * kLog2 * kLog2 / 24;
         series = series * f + kLog2 * kLog2 * kLog2 / 6;
         series = series * f + kLog2 * kLog2 / 2;
-        series = series * f + kLog2;
-        series = series * f + 1.0f;
-        return reinterpret_cast<Floats>(reinterpret_cast<Ints>(series) +
+        return series * f + kLog2;
+    }
+
+    // 2^x for x in [-126, 127]: 2^n 2^f. Of what is no number it makes what is no number.
+    static INLINE Floats exponential(Floats x) {
+        const Floats rounded = x + kRound, f = x - (rounded - kRound);
+        const Floats part = taylor(f) * f + 1.0f;
+        return reinterpret_cast<Floats>(reinterpret_cast<Ints>(part) +
                                         (reinterpret_cast<Ints>(rounded) << 23));
+    }
+
+    // 2^x - 1, to as many digits where x is small: 2^n (2^f - 1) + (2^n - 1).
+    static INLINE Floats exponential_less_one(Floats x) {
+        const Floats rounded = x + kRound, f = x - (rounded - kRound);
+        const Floats scale = reinterpret_cast<Floats>(reinterpret_cast<Ints>(Floats{} + 1.0f) +
+                                                      (reinterpret_cast<Ints>(rounded) << 23));
+        return taylor(f) * f * scale + (scale - 1.0f);
     }
 
     // As many numbers of a row as a register has, of which so many are left; the others are zero.
@@ -185,10 +211,19 @@ struct Kernel {
             }
     }
 
+    // Of register c of `width`, the numbers of image tokens, of which so many are left.
+    template <int width>
+    static INLINE Floats of_image(Floats x, int c, int64_t left) {
+        Ints lane = {};
+        for (int i = 0; i < kLanes; ++i) lane[i] = i;
+        const int32_t inside = static_cast<int32_t>(std::min(left - c * kLanes, kLanes));
+        return left >= width * kLanes ? x : lane < inside ? x : Floats{};
+    }
+
     // From logits of `width` registers of image tokens, of which so many are left, to sums.
     template <int width>
     static INLINE void sharpen(const Layer &layer, const Floats *largest, int64_t left,
-                               Floats *logits, Floats *sums) {
+                               Floats *logits, const Floats *basis, Floats *sums) {
         Floats total[width] = {}, scale[width];
         for (int64_t t = 0; t < layer.tokens; ++t)
             for (int c = 0; c < width; ++c) {
@@ -197,31 +232,57 @@ struct Kernel {
                 total[c] += logit;
             }
         for (int c = 0; c < width; ++c) scale[c] = layer.lambda / kLog2 / total[c];
-        Ints lane = {};
-        for (int i = 0; i < kLanes; ++i) lane[i] = i;
-        for (int64_t t = 0; t < layer.counted; ++t)
+        if (layer.basis == nullptr) {
+            for (int64_t t = 0; t < layer.counted; ++t)
+                for (int c = 0; c < width; ++c)
+                    sums[t] +=
+                        of_image<width>(exponential(logits[width * t + c] * scale[c]), c, left);
+            return;
+        }
+        for (int64_t t = 0; t < layer.counted; ++t, sums += 1 + kMoments) {
+            Floats found[1 + kMoments] = {};
             for (int c = 0; c < width; ++c) {
-                const Floats sharp = exponential(logits[width * t + c] * scale[c]);
-                const int32_t inside = static_cast<int32_t>(std::min(left - c * kLanes, kLanes));
-                sums[t] += left >= width * kLanes ? sharp : lane < inside ? sharp : Floats{};
+                const Floats less = exponential_less_one(logits[width * t + c] * scale[c]);
+                found[0] += of_image<width>(less + 1.0f, c, left);
+                // Beyond the image, the basis is zero.
+                for (int k = 0; k < kMoments; ++k) found[1 + k] += less * basis[width * k + c];
             }
+            for (int k = 0; k <= kMoments; ++k) sums[k] += found[k];
+        }
     }
 
-    static INLINE void finish(const Layer &layer, const Floats *sums, float *pooled) {
-        for (int64_t t = 0; t < layer.counted; ++t)
-            pooled[t * layer.images] = sum(sums[t]) / static_cast<float>(layer.image_tokens);
+    static INLINE void finish(const Layer &layer, const Floats *sums, const Part &at,
+                              int64_t text) {
+        const int64_t each = sums_each(layer);
+        for (int64_t t = 0; t < layer.counted; ++t, sums += each) {
+            const int64_t place = (text * layer.counted + t) * layer.images;
+            at.pooled[place] = sum(sums[0]) / static_cast<float>(layer.image_tokens);
+            for (int64_t k = 1; k < each; ++k) at.moments[place * kMoments + k - 1] = sum(sums[k]);
+        }
+    }
+
+    // Every `width` registers of image tokens: each column of the basis, zero beyond the image.
+    template <int width>
+    static INLINE void pack_basis(const Layer &layer, float *packed) {
+        if (layer.basis == nullptr) return;
+        for (int64_t start = 0; start < layer.image_tokens; start += width * kLanes)
+            for (int k = 0; k < kMoments; ++k)
+                for (int64_t i = start; i < start + width * kLanes; ++i)
+                    *packed++ = i < layer.image_tokens ? layer.basis[i * kMoments + k] : 0;
     }
 
     // One head of one image with one text: so many text tokens at once, and `width` registers of
     // image tokens.
     template <int64_t rows, int width>
-    static INLINE void pool(const Layer &layer, const float *keys, const Scratch &scratch,
-                            float *pooled) {
+    static INLINE void pool(const Layer &layer, const Part &at, int64_t text,
+                            const Scratch &scratch) {
         const int64_t depth = layer.depth, tokens = layer.tokens;
+        const float *keys = at.keys + text * tokens * depth;
         const Floats *queries = reinterpret_cast<Floats *>(scratch.queries);
         Floats *logits = reinterpret_cast<Floats *>(scratch.logits);
+        const Floats *basis = reinterpret_cast<Floats *>(scratch.basis);
         Floats *sums = reinterpret_cast<Floats *>(scratch.sums);
-        std::fill(sums, sums + layer.counted, Floats{});
+        std::fill(sums, sums + layer.counted * sums_each(layer), Floats{});
         for (int64_t left = layer.image_tokens; left > 0; left -= width * kLanes) {
             Floats largest[width];
             std::fill(largest, largest + width, Floats{} - INFINITY);
@@ -239,9 +300,10 @@ struct Kernel {
                 multiply<1, width>(keys + t * depth, depth, queries, scratch.places,
                                    logits + width * t, largest);
             queries += width * scratch.places.size();
-            sharpen<width>(layer, largest, left, logits, sums);
+            sharpen<width>(layer, largest, left, logits, basis, sums);
+            basis += kMoments * width;
         }
-        finish(layer, sums, pooled);
+        finish(layer, sums, at, text);
     }
 
     // One head of one image with all texts.
@@ -262,9 +324,9 @@ struct Kernel {
             for (const int64_t place : scratch.places)
                 for (int64_t i = start; i < start + width * kLanes; i += kLanes)
                     *packed++ = load(at.queries + place * at.stride + i, layer.image_tokens - i);
+        pack_basis<width>(layer, scratch.basis);
         for (int64_t text = 0; text < layer.texts; ++text)
-            pool<rows, width>(layer, at.keys + text * layer.tokens * layer.depth, scratch,
-                              at.pooled + text * layer.counted * layer.images);
+            pool<rows, width>(layer, at, text, scratch);
     }
 };
 
@@ -353,13 +415,16 @@ struct Tiles : Kernel<Bits512> {
 
     // As the other, of all text tokens' logits.
     template <int width>
-    static INLINE void sharpen(const Layer &layer, int64_t left, float *from, float *to) {
+    static INLINE void sharpen(const Layer &layer, int64_t left, float *from, const float *basis,
+                               float *to) {
         Floats *logits = reinterpret_cast<Floats *>(from);
         Floats largest[width];
         for (int c = 0; c < width; ++c) largest[c] = logits[c];
         for (int64_t t = 1; t < layer.tokens; ++t)
             for (int c = 0; c < width; ++c) largest[c] = larger(largest[c], logits[width * t + c]);
-        Kernel::sharpen<width>(layer, largest, left, logits, reinterpret_cast<Floats *>(to));
+        Kernel::sharpen<width>(layer, largest, left, logits,
+                               reinterpret_cast<const Floats *>(basis),
+                               reinterpret_cast<Floats *>(to));
     }
 
     template <int width>
@@ -370,6 +435,7 @@ struct Tiles : Kernel<Bits512> {
         const int64_t rows = ceil(layer.tokens, kTileRows) * kTileRows;
         const int64_t steps = ceil(layer.image_tokens, width * kLanes);
         pack_queries(layer, at, depth, steps * width * kLanes, scratch.queries);
+        pack_basis<width>(layer, scratch.basis);
         uint16_t *keys = reinterpret_cast<uint16_t *>(scratch.keys);
         std::fill(keys, keys + rows * depth, 0);
         for (int64_t text = 0; text < layer.texts; ++text) {
@@ -377,7 +443,7 @@ struct Tiles : Kernel<Bits512> {
             for (int64_t t = 0; t < layer.tokens; ++t)
                 for (int64_t k = 0; k < layer.depth; ++k)
                     keys[t * depth + k] = to_bf16(from[t * layer.depth + k]);
-            std::fill(scratch.sums, scratch.sums + layer.counted * kLanes, 0.0f);
+            std::fill(scratch.sums, scratch.sums + layer.counted * sums_each(layer) * kLanes, 0.0f);
             asm volatile("" ::: "memory");  // compilers do not know that tiles are read from memory
             // Tiles take long, but on their own: the next are multiplied while these are sharpened.
             float *logits = scratch.logits, *next = logits + width * rows * kLanes;
@@ -387,10 +453,10 @@ struct Tiles : Kernel<Bits512> {
                     multiply<width>(keys, rows, depth,
                                     scratch.queries + step * width * kLanes * depth / 2, next);
                 sharpen<width>(layer, layer.image_tokens - (step - 1) * width * kLanes, logits,
+                               scratch.basis + (step - 1) * kMoments * width * kLanes,
                                scratch.sums);
             }
-            finish(layer, reinterpret_cast<Floats *>(scratch.sums),
-                   at.pooled + text * layer.counted * layer.images);
+            finish(layer, reinterpret_cast<Floats *>(scratch.sums), at, text);
         }
     }
 };
@@ -425,7 +491,7 @@ struct Work {
 
 // Takes work until there is none.
 void pool_share(const std::vector<Work> &all, std::atomic<size_t> &next, int64_t registers) {
-    int64_t queries = 0, keys = 0, tokens = 0, depth = 0;
+    int64_t queries = 0, keys = 0, tokens = 0, depth = 0, sums = 0, basis = 0;
     for (const Work &work : all) {
         const Layer &layer = *work.layer;
         const int64_t image_tokens = ceil(layer.image_tokens, 2 * kWidest) * 2 * kWidest;
@@ -435,16 +501,20 @@ void pool_share(const std::vector<Work> &all, std::atomic<size_t> &next, int64_t
         keys = std::max(keys, rows * blocks * kTileDepth / 2);
         tokens = std::max(tokens, rows * kWidest);
         depth = std::max(depth, layer.depth);
+        sums = std::max(sums, layer.counted * sums_each(layer) * kWidest);
+        if (layer.basis != nullptr) basis = std::max(basis, image_tokens * kMoments);
     }
     const auto free = [](void *memory) { ::operator delete(memory, std::align_val_t{kAlignment}); };
     const std::unique_ptr<void, decltype(free)> memory(
-        ::operator new(sizeof(float) * (queries + keys + 5 * tokens), std::align_val_t{kAlignment}),
+        ::operator new(sizeof(float) * (queries + keys + 4 * tokens + sums + basis),
+                       std::align_val_t{kAlignment}),
         free);
     Scratch scratch{};
     scratch.queries = static_cast<float *>(memory.get());
     scratch.keys = scratch.queries + queries;
     scratch.logits = scratch.keys + keys;
     scratch.sums = scratch.logits + 4 * tokens;
+    scratch.basis = scratch.sums + sums;
     scratch.places.reserve(depth);
     for (size_t i; (i = next++) < all.size();)
         pool_head(registers, all[i].layer->depth)(*all[i].layer, all[i].head, all[i].image,
@@ -452,6 +522,8 @@ void pool_share(const std::vector<Work> &all, std::atomic<size_t> &next, int64_t
 }
 
 }  // namespace
+
+int64_t dsd_layer_bytes() { return sizeof(Layer); }
 
 int64_t dsd_tiles() {
 #if TILES

@@ -26,6 +26,9 @@ from dsd_trt.log import get_logger
 
 logger = get_logger(__name__)
 
+MOMENTS = 3
+"""Moments of a map, the columns of their basis."""
+
 
 @dataclass(frozen=True)
 class PooledAttention:
@@ -37,12 +40,27 @@ class PooledAttention:
         pooled: output, (heads, texts, counted, images): the mean over image tokens of e^(lambda A),
             where A is softmaxed over text tokens, for the first `counted` tokens.
         lam: sharpness lambda of Eq. 3, above 0 and at most `LARGEST_LAMBDA`.
+        moments: moments of the maps, if relations read them.
     """
 
     keys: NDArray[Any]
     queries: NDArray[Any]
     pooled: NDArray[Any]
     lam: float
+    moments: Moments | None = None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of a layer's maps: sums over image tokens of e^(lambda A) - 1, each times a weight.
+
+    Attributes:
+        basis: the weights, (image_tokens, 3); for centres of maps 1, x and y over their number.
+        sums: output, (heads, texts, counted, images, 3). They keep their digits where A is small.
+    """
+
+    basis: NDArray[Any]
+    sums: NDArray[Any]
 
 
 class _Layer(ctypes.Structure):
@@ -50,7 +68,7 @@ class _Layer(ctypes.Structure):
 
     _SIZES = ("heads", "texts", "tokens", "counted", "depth", "images", "image_tokens")
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("keys", "queries", "pooled")),
+        *((name, ctypes.c_void_p) for name in ("keys", "queries", "pooled", "basis", "moments")),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("lam", ctypes.c_float),
     )
@@ -86,10 +104,10 @@ def tile_width() -> int | None:
 def pool_attention(
     layers: Sequence[PooledAttention], threads: int, width: int | None = None
 ) -> None:
-    """Compute the pooled attention of some layers, and write it to their `pooled`.
+    """Compute the pooled attention of some layers, and moments of their maps on request.
 
     Args:
-        layers: layers to compute; `pooled` of each is written.
+        layers: layers to compute; `pooled` of each is written, and `sums` of its moments.
         threads: number of threads to compute with.
         width: register width in bits. One of `register_widths`, None being the widest; or
             `tile_width`, which rounds keys and queries of more than 32 numbers to BF16.
@@ -115,18 +133,22 @@ def _checked(layer: PooledAttention) -> _Layer:
     heads, texts, counted, images = layer.pooled.shape
     tokens, depth = layer.keys.shape[1] // texts, layer.keys.shape[2]
     image_tokens = layer.queries.shape[2] // images
-    arrays = (
+    arrays = [
         (layer.keys, (heads, texts * tokens, depth)),
         (layer.queries, (heads, depth, images * image_tokens)),
         (layer.pooled, (heads, texts, counted, images)),
-    )
+    ]
+    if (moments := layer.moments) is not None:
+        arrays.append((moments.basis, (image_tokens, MOMENTS)))
+        arrays.append((moments.sums, (heads, texts, counted, images, MOMENTS)))
     for array, shape in arrays:
         if array.shape != shape or array.dtype != np.float32 or not array.flags.c_contiguous:
             raise ValueError(f"{array.dtype} {array.shape} in place of dense float32 {shape}")
     if not (0 < counted <= tokens and image_tokens > 0 and 0 < layer.lam <= LARGEST_LAMBDA):
         raise ValueError(f"{counted=} of {tokens=}, {image_tokens=}, lambda={layer.lam}")
+    places = [array.ctypes.data for array, _ in arrays]
     return _Layer(
-        *(array.ctypes.data for array, _ in arrays),
+        *(places if moments is not None else [*places, None, None]),
         *(heads, texts, tokens, counted, depth, images, image_tokens),
         layer.lam,
     )
@@ -139,7 +161,11 @@ def _kernel() -> ctypes.CDLL | None:
     try:
         if (why := why_cut(path.parent, path.name)) is not None:
             raise OSError(why)
-        return ctypes.CDLL(str(path))
+        kernel = ctypes.CDLL(str(path))
+        # In an editable installation it may be older than this file.
+        if getattr(kernel, "dsd_layer_bytes", lambda: 0)() != ctypes.sizeof(_Layer):
+            raise OSError(f"{path} is of another version; install the package again")
+        return kernel
     except OSError as error:  # for example, if the C++ runtime library is missing
         logger.warning("matching texts with images is slower than it could be: %s", error)
         return None

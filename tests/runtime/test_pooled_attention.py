@@ -27,6 +27,8 @@ from stub_libraries import cut_short, needs_compiler
 
 from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.pooled_attention import (
+    MOMENTS,
+    Moments,
     PooledAttention,
     available,
     pool_attention,
@@ -78,6 +80,7 @@ def make(
     image_tokens: int = 64,
     lam: float = 20.0,
     spread: float = 3.0,
+    moments: bool = False,
 ) -> PooledAttention:
     """Arrays of normal numbers; so are their logits, with `spread` as their deviation."""
 
@@ -89,10 +92,17 @@ def make(
         normal(1, heads, depth, images * image_tokens),
         np.full((heads, texts, counted, images), np.nan, np.float32),
         lam,
+        Moments(
+            normal(1 / image_tokens, image_tokens, MOMENTS),
+            np.full((heads, texts, counted, images, MOMENTS), np.nan, np.float32),
+        )
+        if moments
+        else None,
     )
 
 
-def by_formula(layer: PooledAttention, width: int | None = None) -> NDArray[np.float64]:
+def sharp_attention(layer: PooledAttention, width: int | None = None) -> NDArray[np.float64]:
+    """lambda A in double precision, (heads, texts, counted, images, image_tokens)."""
     heads, texts, counted, images = layer.pooled.shape
     keys, queries = torch.from_numpy(layer.keys), torch.from_numpy(layer.queries)
     if width is not None and width == tile_width() and keys.shape[2] > 32:
@@ -101,7 +111,19 @@ def by_formula(layer: PooledAttention, width: int | None = None) -> NDArray[np.f
     logits = logits.reshape(heads, texts, -1, images, layer.queries.shape[2] // images)
     attention = np.exp(logits - logits.max(axis=2, keepdims=True))
     attention /= attention.sum(axis=2, keepdims=True)
-    return np.exp(layer.lam * attention[:, :, :counted]).mean(axis=-1)
+    return np.asarray(layer.lam * attention[:, :, :counted])
+
+
+def by_formula(layer: PooledAttention, width: int | None = None) -> NDArray[np.float64]:
+    return np.exp(sharp_attention(layer, width)).mean(axis=-1)
+
+
+def assert_moments(layer: PooledAttention, rtol: float, width: int | None = None) -> None:
+    """Those of a layer are its maps', each to as many digits as its mass has, however small."""
+    assert layer.moments is not None
+    basis, above = layer.moments.basis.astype(np.float64), np.expm1(sharp_attention(layer, width))
+    error = np.abs(layer.moments.sums - above @ basis)
+    assert (error <= rtol * (above @ np.abs(basis))).all()
 
 
 def test_it_is_compiled_where_there_is_a_compiler() -> None:
@@ -137,15 +159,37 @@ def test_narrow_registers_are_for_processors_that_have_no_others(
     lam=st.sampled_from([1e-3, 1.0, 20.0, 64.0]),
     threads=st.integers(1, 5),
     seed=st.integers(0, 99),
+    moments=st.booleans(),
 )
 def test_it_is_the_formula(
-    form: Form, sizes: dict[str, int], counted: int, lam: float, threads: int, seed: int
+    form: Form,
+    sizes: dict[str, int],
+    counted: int,
+    lam: float,
+    threads: int,
+    seed: int,
+    moments: bool,
 ) -> None:
-    rng = np.random.default_rng(seed)
-    layer = make(rng, **sizes, counted=min(counted, sizes["tokens"]), lam=lam)
+    rng, counted = np.random.default_rng(seed), min(counted, sizes["tokens"])
+    layer = make(rng, **sizes, counted=counted, lam=lam, moments=moments)
     form.pool([layer], threads)
     # What is wrong with attention, 1e-6 or so, is lambda times as much once it is sharpened.
     np.testing.assert_allclose(layer.pooled, by_formula(layer, form.width), rtol=4e-6 * (1 + lam))
+    if moments:
+        assert_moments(layer, 4e-6 * (1 + lam), form.width)
+
+
+@pytest.mark.parametrize("image_tokens", [16, 100])
+def test_moments_of_a_faint_map_keep_their_digits(form: Form, image_tokens: int) -> None:
+    """A mass of 1e-7 is lost where it is the pooled value less one."""
+    layer = make(np.random.default_rng(0), image_tokens=image_tokens, moments=True)
+    layer.keys.reshape(2, 3, 77, 8)[:, :, :16] = 0  # of tokens that count; these have logits of 0
+    layer.queries[:, 0] = 30
+    layer.keys.reshape(2, 3, 77, 8)[:, :, 16:, 0] = 0.7
+    form.pool([layer], 1)
+    mass = np.expm1(sharp_attention(layer, form.width)).mean(axis=-1)
+    assert mass.max() < 1e-5
+    assert_moments(layer, 1e-4, form.width)
 
 
 def test_logits_beyond_half_precision(form: Form) -> None:
@@ -198,17 +242,21 @@ def test_layers_of_all_sizes_at_once(form: Form, threads: int) -> None:
     rng = np.random.default_rng(0)
     layers = [
         make(rng, image_tokens=16),
-        make(rng, heads=1, image_tokens=1024, depth=64, tokens=30),
+        make(rng, heads=1, image_tokens=1024, depth=64, tokens=30, moments=True),
         make(rng, texts=1, image_tokens=5, counted=77),
+        make(rng, texts=1, image_tokens=5, counted=77, moments=True),
     ]
     form.pool(layers, threads)
     for layer in layers:
         np.testing.assert_allclose(layer.pooled, by_formula(layer, form.width), rtol=4e-5)
+        if layer.moments is not None:
+            assert_moments(layer, 4e-5, form.width)
 
 
+@pytest.mark.parametrize("moments", [False, True])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_what_is_no_number_stays_so(form: Form, wrong: float) -> None:
-    layer = make(np.random.default_rng(0), depth=36)
+def test_what_is_no_number_stays_so(form: Form, wrong: float, moments: bool) -> None:
+    layer = make(np.random.default_rng(0), depth=36, moments=moments)
     layer.keys[1, 77 + 40, 3] = wrong  # of the second text, a token that does not count
     form.pool([layer], 2)
     assert np.isnan(layer.pooled[1, 1]).all()
@@ -218,6 +266,9 @@ def test_what_is_no_number_stays_so(form: Form, wrong: float) -> None:
     form.pool([layer], 2)
     assert np.isnan(layer.pooled[0, :, :, 1]).all()
     assert np.isfinite(layer.pooled[0, :, :, 0]).all()
+    if layer.moments is not None:
+        found, pooled = np.isnan(layer.moments.sums), np.isnan(layer.pooled)
+        assert (found == pooled[..., None]).all()
 
 
 @pytest.mark.parametrize(
@@ -230,6 +281,10 @@ def test_what_is_no_number_stays_so(form: Form, wrong: float) -> None:
         {"pooled": np.zeros((2, 3, 78, 2), np.float32)},
         {"lam": 65.0},
         {"lam": 0.0},
+        {"moments": Moments(np.zeros((64, 3)), np.zeros((2, 3, 16, 2, 3), np.float32))},
+        {"moments": Moments(np.zeros((64, 2), np.float32), np.zeros((2, 3, 16, 2, 2), np.float32))},
+        {"moments": Moments(np.zeros((63, 3), np.float32), np.zeros((2, 3, 16, 2, 3), np.float32))},
+        {"moments": Moments(np.zeros((64, 3), np.float32), np.zeros((2, 3, 17, 2, 3), np.float32))},
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
@@ -260,10 +315,15 @@ rng = np.random.default_rng(0)
 tiles = pooled_attention.tile_width()
 for width in pooled_attention.register_widths() + ([tiles] if tiles else []):
     for tokens, depth, image_tokens in SHAPES:
-        layer = make(rng, tokens=tokens, counted=min(tokens, 5), depth=depth,
-                     image_tokens=image_tokens)
+        layer, located = (
+            make(rng, tokens=tokens, counted=min(tokens, 5), depth=depth,
+                 image_tokens=image_tokens, moments=moments)
+            for moments in (False, True)
+        )
         pooled_attention.pool_attention([layer, make(rng)], 2, width)
+        pooled_attention.pool_attention([located, make(rng)], 2, width)
         assert np.isfinite(layer.pooled).all()
+        assert np.isfinite(located.moments.sums).all()
 print("done")
 """
 
@@ -308,8 +368,16 @@ def test_the_form_for_arm_stays_within_its_arrays(
     compile_kernel(tmp_path / "kernel.so", *SANITIZE)
     rng = np.random.default_rng(0)
     layers = [
-        make(rng, tokens=tokens, counted=min(tokens, 5), depth=depth, image_tokens=image_tokens)
+        make(
+            rng,
+            tokens=tokens,
+            counted=min(tokens, 5),
+            depth=depth,
+            image_tokens=image_tokens,
+            moments=moments,
+        )
         for tokens, depth, image_tokens in SHAPES
+        for moments in (False, True)
     ]
     ArmKernel(tmp_path / "kernel.so", tmp_path, *SANITIZE).pool(layers, 2)
     assert all(np.isfinite(layer.pooled).all() for layer in layers)
@@ -344,6 +412,21 @@ def test_what_cannot_be_loaded_is_said_and_done_without(
     afresh.setattr(pooled_attention, "__file__", str(tmp_path / "pooled_attention.py"))
     assert not available()
     assert "slower than it could be" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.parametrize("source", ["", 'extern "C" long dsd_layer_bytes() { return 88; }'])
+def test_a_kernel_of_another_version_is_not_called(
+    source: str, afresh: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An editable installation whose source changed: the kernel would misread its layers."""
+    assert COMPILER is not None
+    kernel, stub = tmp_path / f"_pooled_attention{EXTENSION_SUFFIXES[0]}", tmp_path / "stub.cpp"
+    stub.write_text(source, "utf-8")
+    subprocess.run([COMPILER, "-shared", "-fPIC", stub, "-o", kernel], check=True)
+    afresh.setattr(pooled_attention, "__file__", str(tmp_path / "pooled_attention.py"))
+    assert not available()
+    assert f"{kernel} is of another version; install the package again" in caplog.text
 
 
 CUT_SHORT = """

@@ -58,13 +58,21 @@ class ArmKernel:
             heads, texts, counted, images = layer.pooled.shape
             tokens, image_tokens = layer.keys.shape[1] // texts, layer.queries.shape[2] // images
             sizes = heads, texts, tokens, counted, layer.keys.shape[2], images, image_tokens
-            given += [np.array(sizes, np.int64).tobytes(), np.float32(layer.lam).tobytes()]
+            each = 0 if layer.moments is None else layer.moments.basis.shape[1]
+            given += [np.array((*sizes, each), np.int64).tobytes(), np.float32(layer.lam).tobytes()]
             given += [layer.keys.tobytes(), layer.queries.tobytes()]
+            if layer.moments is not None:
+                given.append(layer.moments.basis.tobytes())
         done = subprocess.run(self._command, input=b"".join(given), capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
         assert np.frombuffer(done.stdout, np.int64, 2).tolist() == [128, 0]  # NEON, and no tiles
         values = np.frombuffer(done.stdout, np.float32, offset=16)
-        ends = np.cumsum([layer.pooled.size for layer in layers])
+        results = []
+        for layer in layers:
+            results += (
+                [layer.pooled] if layer.moments is None else [layer.pooled, layer.moments.sums]
+            )
+        ends = np.cumsum([it.size for it in results])
         assert len(values) == ends[-1]
-        for layer, pooled in zip(layers, np.split(values, ends[:-1]), strict=True):
-            layer.pooled[:] = pooled.reshape(layer.pooled.shape)
+        for result, part in zip(results, np.split(values, ends[:-1]), strict=True):
+            result[:] = part.reshape(result.shape)
