@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
+from dsd_trt.engine.pooled_attention import MOMENTS
 from dsd_trt.files import protobuf
 
 # Fields of ONNX's messages, from onnx.proto.
@@ -21,7 +22,8 @@ _ATTRIBUTE_NAME, _INTEGER, _SUBGRAPH, _SUBGRAPHS = 1, 3, 6, 11  # of an attribut
 _NAME, _TYPE = 1, 2  # of a described value
 _TENSOR_TYPE, _ELEMENT_TYPE = 1, 1  # of a type, and of a tensor's
 _NUMBERS = (1, 10, 11, 16)  # element types: float, float16, double, bfloat16
-_TENSOR_NAME, _RAW = 8, 9  # of a tensor
+_DIMENSIONS, _DATA_TYPE, _TENSOR_NAME, _RAW = 1, 2, 8, 9  # of a tensor
+_FLOAT = 1  # element type
 _ELEMENTS = {  # ONNX Runtime's names of types, and ONNX's numbers
     "tensor(float)": 1,
     "tensor(uint8)": 2,
@@ -45,6 +47,8 @@ class Attention:
         sizes: int64 (5,): heads, texts, counted, images, image_tokens.
         pooled: the result, (heads, texts, counted, images).
         lam: sharpness lambda of Eq. 3.
+        basis: basis of the maps' moments, (image_tokens, 3); None if the graph reads none.
+        moments: the moments, (heads, texts, counted, images, 3); None likewise.
     """
 
     keys: str
@@ -52,6 +56,8 @@ class Attention:
     sizes: str
     pooled: str
     lam: float
+    basis: str | None = None
+    moments: str | None = None
 
 
 @dataclass
@@ -208,7 +214,33 @@ class CutGraph:
         ):
             return None
         keys, queries = product.reads
-        return Attention(keys, queries, apart.reads[1], node.gives[0], lam)
+        basis, moments = self._moments(chain[1].gives[0])
+        return Attention(keys, queries, apart.reads[1], node.gives[0], lam, basis, moments)
+
+    def _moments(self, sharp: str) -> tuple[str | None, str | None]:
+        """Names of the basis and of the moments of maps' exponentials, if the graph has them."""
+        for less in self._readers(sharp, "Sub"):
+            if less.reads[0] == sharp and self._constant(less.reads[1], "<f") == 1:
+                for product in self._readers(less.gives[0], "MatMul"):
+                    if product.reads[0] == less.gives[0] and self._is_basis(product.reads[1]):
+                        return product.reads[1], product.gives[0]
+        return None, None
+
+    def _readers(self, name: str, operator: str) -> list[_Node]:
+        return [it for it in self._nodes if it.operator == operator and name in it.reads]
+
+    def _is_basis(self, name: str) -> bool:
+        """Whether a value is a constant that `Moments` takes; rows are checked when it is used."""
+        tensor = self._weights.get(name, b"")
+        kind, sizes = 0, list[int]()
+        for number, _, value, end in protobuf.fields(tensor, 0, len(tensor)):
+            if number == _DATA_TYPE:
+                kind = protobuf.read_varint(tensor, value, end)[0]
+            elif number == _DIMENSIONS:  # one each, or several packed
+                while value < end:
+                    size, value = protobuf.read_varint(tensor, value, end)
+                    sizes.append(size)
+        return kind == _FLOAT and len(sizes) == 2 and sizes[1] == MOMENTS
 
     def _constant(self, name: str, kind: str) -> float | None:
         """The only number of a constant, if it is one and stored as it is; `kind` as in struct."""

@@ -186,7 +186,15 @@ def test_what_has_no_attention_is_left_as_it_was(matrix: Bundle) -> None:
 
 
 def attention(
-    *, start: int = 0, step: int = 1, over: int = 4, lam: object = 20.0, softmax: int = 2
+    *,
+    start: int = 0,
+    step: int = 1,
+    over: int = 4,
+    lam: object = 20.0,
+    softmax: int = 2,
+    less: float = 1.0,
+    columns: int = 3,
+    flip: bool = False,
 ) -> ov.Model:
     """Of 2 heads, 3 texts, and 4 text tokens, images and image tokens: shapes tell little."""
     queries, keys = ops.parameter([2, 8, 16]), ops.parameter([2, 12, 8])
@@ -195,7 +203,10 @@ def attention(
     count = counted.get_output_shape(0)[2]
     apart = ops.reshape(counted, [2, 3, count, 4, 4], False)
     sharp = ops.exp(ops.multiply(apart, np.array(lam, np.float32)))
-    return ov.Model([ops.log(ops.reduce_mean(sharp, [over]))], [queries, keys])
+    basis = np.ones((columns, 4) if flip else (4, columns), np.float32)
+    moments = ops.matmul(ops.subtract(sharp, np.float32(less)), basis, False, flip)
+    pooled = ops.log(ops.reduce_mean(sharp, [over]))
+    return ov.Model([pooled, ops.relu(moments)], [queries, keys])
 
 
 @pytest.mark.parametrize(
@@ -214,6 +225,16 @@ def test_other_attention_than_the_kernel_computes_is_left_in(other: dict[str, An
     assert len(lift_attention(attention()).parts) == 2
     assert lift_attention(attention(), lift=False).layers == []
     assert lift_attention(attention(**other)).layers == []
+
+
+@pytest.mark.parametrize("other", [{"less": 0.5}, {"columns": 2}, {"flip": True}])
+def test_other_moments_than_the_kernel_sums_are_left_in(other: dict[str, Any]) -> None:
+    for settings, lifted in (({}, True), (other, False)):
+        made = lift_attention(attention(**settings))
+        (layer,) = made.layers
+        assert (layer.moments is not None) == lifted
+        kinds = {node.get_type_name() for node in made.parts[1].get_ops()}
+        assert ("Softmax" in kinds) != lifted
 
 
 SCORE_WITH = """

@@ -14,9 +14,12 @@ from dsd_trt.bundle.contract import Graph, TensorSpec
 
 HEADS, DEPTH, IMAGE_TOKENS, TEXT_TOKENS, WIDTH = 2, 8, 6, 40, 5
 LAMBDA = 20.0
+LEAST_MASS = 0.1
 
 _rng = np.random.default_rng(0)
 LEVELS = _rng.uniform(0.5, 2, 3).astype(np.float32)
+BASIS = _rng.uniform(-1, 1, (IMAGE_TOKENS, 4)).astype(np.float32) / IMAGE_TOKENS
+BASIS[:, 0] = 1 / IMAGE_TOKENS
 WEIGHT = _rng.normal(size=(WIDTH, HEADS * DEPTH)).astype(np.float32)
 
 GRAPH = Graph(
@@ -40,6 +43,9 @@ def write_attention(
     lam: Any = LAMBDA,
     softmax: int = 2,
     branch: bool = False,
+    centres: bool = False,
+    less: float = 1.0,
+    columns: int = 3,
 ) -> Path:
     """Write the graph.
 
@@ -51,6 +57,9 @@ def write_attention(
         lam: sharpness of Eq. 3, a number or an array.
         softmax: axis of the softmax.
         branch: whether a level's strength is added to its scores, in the branch of an `If`.
+        centres: whether the maps' centres are added to token scores, as relations read them.
+        less: what is taken from exponentials of maps, before their moments are made.
+        columns: columns of the basis of moments.
     """
     node = helper.make_node
     constants: dict[str, NDArray[Any]] = {
@@ -73,6 +82,15 @@ def write_attention(
         "last": np.array([-1]),
         "yes": np.array(True),
     }
+    if centres:
+        constants |= {
+            "less": np.array(less, np.float32),
+            "basis": BASIS[:, :columns],
+            "one": np.array([1]),
+            "end": np.array([columns]),
+            "least": np.array(LEAST_MASS, np.float32),
+            "heads_and_columns": np.array([0, 4]),
+        }
     nodes = [
         node("Gather", ["levels", "level"], ["strength"]),
         node("Unsqueeze", ["strength", "level_axes"], ["strengths"]),
@@ -98,7 +116,21 @@ def write_attention(
         node("Exp", ["scaled"], ["sharp"]),
         node("ReduceMean", ["sharp", "over"], ["mean"], keepdims=0),  # (heads, T, L, I)
         node("Log", ["mean"], ["log"]),
-        node("ReduceSum", ["log", "first"], ["token_scores"], keepdims=0),  # (T, L, I)
+        node("ReduceSum", ["log", "first"], ["logs"], keepdims=0),  # (T, L, I)
+        *(
+            [
+                node("Sub", ["sharp", "less"], ["above"]),
+                node("MatMul", ["above", "basis"], ["moments"]),  # (heads, T, L, I, columns)
+                node("Slice", ["moments", "one", "end", "over"], ["placed"]),
+                node("Slice", ["moments", "first", "one", "over"], ["mass"]),
+                node("Clip", ["mass", "least"], ["enough"]),
+                node("Div", ["placed", "enough"], ["centres"]),
+                node("ReduceSum", ["centres", "heads_and_columns"], ["located"], keepdims=0),
+                node("Add", ["logs", "located"], ["token_scores"]),
+            ]
+            if centres
+            else [node("Identity", ["logs"], ["token_scores"])]
+        ),
         node("Transpose", ["token_scores"], ["by_image"], perm=[2, 0, 1]),
         node("Mul", ["by_image", "token_mask"], ["those"]),
         node("ReduceSum", ["those", "last"], ["sum"], keepdims=0),
@@ -150,7 +182,13 @@ def feeds_of(rows: int, texts: int, width: int) -> dict[str, NDArray[Any]]:
     }
 
 
-def by_formula(feeds: dict[str, NDArray[Any]], branch: bool = False) -> NDArray[np.float64]:
+def by_formula(
+    feeds: dict[str, NDArray[Any]],
+    branch: bool = False,
+    centres: bool = False,
+    less: float = 1.0,
+    columns: int = 3,
+) -> NDArray[np.float64]:
     """Scores in double precision, one pair and head at a time."""
     rows, texts = len(feeds["level"]), len(feeds["token_mask"])
     latent, width = feeds["latent"].astype(np.float64), feeds["token_mask"].shape[1]
@@ -162,6 +200,11 @@ def by_formula(feeds: dict[str, NDArray[Any]], branch: bool = False) -> NDArray[
         logits = keys[j, :, part] @ queries[i, part].reshape(DEPTH, -1)
         attention = np.exp(logits - logits.max(axis=0))
         attention /= attention.sum(axis=0)
-        pooled = np.log(np.exp(LAMBDA * attention).mean(axis=1))[:width]
+        sharp = np.exp(LAMBDA * attention)
+        pooled = np.log(sharp.mean(axis=1))[:width]
+        if centres:
+            moments = (sharp[:width] - less) @ BASIS[:, :columns].astype(np.float64)
+            mass = np.maximum(moments[:, :1], LEAST_MASS)
+            pooled += (moments[:, 1:] / mass).sum(axis=1)
         scores[i, j] += pooled @ feeds["token_mask"][j] / feeds["token_mask"][j].sum()
     return scores + branch * LEVELS[feeds["level"], None]

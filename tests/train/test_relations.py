@@ -13,6 +13,7 @@ import pytest
 import tensorrt_rtx
 import torch
 from cpp import CppScorer
+from matrix_graphs import of_fixed_sizes
 from numpy.typing import NDArray
 from plans_on_cpu import Half
 
@@ -23,6 +24,7 @@ from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.cut import CutGraph
 from dsd_trt.engine.onnxruntime import matrix as module
 from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine, run_session
+from dsd_trt.engine.openvino.cut import largest, lift_attention, split
 from dsd_trt.engine.tensorrt.plan import PARTS, Part, Profile
 from dsd_trt.engines.gpu_check.feeds import draw_feeds
 from dsd_trt.engines.layers import LayerTable, check_precision
@@ -424,11 +426,14 @@ def test_a_bundle_scores_with_them(bundles: list[Bundle], checkpoint: Checkpoint
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", [True, False])
 def test_maps_that_are_made_have_few_texts(
-    bundles: list[Bundle], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    kernel: bool, bundles: list[Bundle], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel makes no maps, but relations do: their size is bounded on ONNX Runtime too."""
-    if not pooled_attention.available():
+    """Without the kernel, their size is bounded on ONNX Runtime; with it there are none."""
+    if not kernel:
+        monkeypatch.setattr("dsd_trt.engine.pooled_attention.available", lambda: False)
+    elif not pooled_attention.available():
         pytest.skip("no kernel")
     numbers = 4 * FIRST * 64 * 77  # of one text at four levels, in the first layer
     monkeypatch.setattr(module, "NUMBERS", 2 * numbers)
@@ -441,12 +446,11 @@ def test_maps_that_are_made_have_few_texts(
 
     monkeypatch.setattr(module, "run_session", run)
     pictures = np.random.default_rng(4).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    for bundle, most in zip(bundles, (len(TEXTS), 2), strict=True):
-        texts.clear()
+    for bundle in bundles:
         with Scorer.load(bundle.folder, engine="onnxruntime", mode="matrix") as opened:
             texts.clear()
             found = opened.score(list(pictures), TEXTS).scores
-        assert max(texts) == most
+        assert max(texts) == (len(TEXTS) if kernel else 2)
     assert np.abs(found - expected_scores(checkpoint, pictures)).max() < 1e-5
 
 
@@ -489,3 +493,20 @@ def test_every_layer_is_still_lifted_out(bundles: list[Bundle]) -> None:
         cuts.append(CutGraph(path.read_bytes(), ["text_states", "token_mask"]))
     assert len(cuts[1].attention) == len(cuts[0].attention) > 1
     assert len(cuts[1].crossing) == len(cuts[0].crossing)
+    for cut, of_first in zip(cuts, (False, True), strict=True):
+        assert [it.moments is not None for it in cut.attention] == [
+            of_first,
+            *[False] * (len(cut.attention) - 1),
+        ]
+
+
+@pytest.mark.slow
+def test_openvino_lifts_moments_out_too(bundles: list[Bundle]) -> None:
+    match = split(of_fixed_sizes(bundles[1]), 2)[1]
+    maps = largest(match)
+    lifted = lift_attention(match)
+    first, *others = (layer.moments for layer in lifted.layers)
+    assert first is not None
+    np.testing.assert_array_equal(first.basis, centre_basis(8, 8).numpy())
+    assert others == [None] * len(others)
+    assert maps > 4 * max(map(largest, lifted.parts))

@@ -21,7 +21,7 @@ from dsd_trt.engine.onnxruntime.cpu import (
     session_options,
     tensor_spec,
 )
-from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention
+from dsd_trt.engine.pooled_attention import MOMENTS, Moments, PooledAttention, pool_attention
 from dsd_trt.errors import EngineError, one_line
 
 
@@ -69,7 +69,8 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
             self._keys = None
             if self._attention and pooled_attention.available():
                 self._keys = session(given, self._names())
-                given |= {it.pooled: "tensor(float)" for it in self._attention}
+                lifted = [n for it in self._attention for n in (it.pooled, it.moments) if n]
+                given |= dict.fromkeys(lifted, "tensor(float)")
             self._scores = session(given, self._outputs)
             read = cut.read_by(given, self._outputs)
             inputs = [it for it in self._scores.get_inputs() if it.name in {**rows, **texts}]
@@ -82,7 +83,7 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
             path, graph, list(map(tensor_spec, inputs)), list(map(tensor_spec, outputs))
         )
         self._crossing = cut.crossing
-        # Queries whose maps are made, because nothing lifts them out or relations read them.
+        # Queries whose maps are made, because nothing lifts them out or something else reads them.
         self._mapped = [it.queries for it in cut.attention if it.queries in read]
         self._walked: dict[str, Array] = {}  # results of the last walk, and its inputs
         self.description = describe(graph)
@@ -104,17 +105,24 @@ class OnnxRuntimeMatrixEngine(MatrixEngine):
         return scores
 
     def _pooled(self, given: Mapping[str, Array]) -> dict[str, Array]:
-        """Pooled attention of every layer, by the names of its values."""
+        """Pooled attention of every layer, and moments of its maps, by the names of the values."""
         made, layers = run_session(self._keys, self._names(), given), []
+        found: dict[str, Array] = {}
         for it in self._attention:
-            pooled = np.empty(made[it.sizes][:4], np.float32)
-            layers.append(PooledAttention(made[it.keys], given[it.queries], pooled, it.lam))
+            pooled = found[it.pooled] = np.empty(made[it.sizes][:4], np.float32)
+            moments = None
+            if it.basis is not None and it.moments is not None:
+                sums = found[it.moments] = np.empty((*pooled.shape, MOMENTS), np.float32)
+                moments = Moments(made[it.basis], sums)
+            keys, queries = made[it.keys], given[it.queries]
+            layers.append(PooledAttention(keys, queries, pooled, it.lam, moments))
         pool_attention(layers, self._threads)
-        return {it.pooled: layer.pooled for it, layer in zip(self._attention, layers, strict=True)}
+        return found
 
     def _names(self) -> list[str]:
         """Names of what the session of keys computes, each once."""
-        return list(dict.fromkeys(n for it in self._attention for n in (it.keys, it.sizes)))
+        every = (n for it in self._attention for n in (it.keys, it.sizes, it.basis))
+        return list(dict.fromkeys(name for name in every if name is not None))
 
     def _release(self) -> None:
         self._walked = {}

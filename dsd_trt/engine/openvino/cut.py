@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from numpy.typing import NDArray
 from openvino import opset13 as operations
 from openvino.passes import AnyInput, Matcher, WrapType
 
 from dsd_trt.bundle.contract import LARGEST_LAMBDA
+from dsd_trt.engine.pooled_attention import MOMENTS
 
 
 def split(model: ov.Model, rows: int) -> tuple[ov.Model, ov.Model]:
@@ -58,6 +60,7 @@ class LiftedAttention:
         root: output of the node that computes pooled values, (heads, texts, counted, images).
         pooled: model input that replaces `root`.
         lam: sharpness lambda of Eq. 3.
+        moments: moments of the maps; None if the model reads none.
     """
 
     queries: str
@@ -65,6 +68,22 @@ class LiftedAttention:
     root: Any
     pooled: Any
     lam: float
+    moments: LiftedMoments | None
+
+
+@dataclass(frozen=True)
+class LiftedMoments:
+    """The moments of one layer's maps; see `Moments`.
+
+    Attributes:
+        basis: their basis, FP32 (image_tokens, 3).
+        root: output of the node that computes them, (heads, texts, counted, images, 3).
+        sums: model input that replaces `root`.
+    """
+
+    basis: NDArray[Any]
+    root: Any
+    sums: Any
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class Lifted:
         inputs: friendly names of the model's inputs.
         layers: attention layers that were lifted out.
         parts: `[model]` if nothing was lifted. Otherwise two models: inputs to the keys of each
-            lifted layer; pooled attention and the remaining inputs to the outputs.
+            lifted layer; pooled attention, moments and the remaining inputs to the outputs.
     """
 
     inputs: list[str]
@@ -94,12 +113,14 @@ def lift_attention(model: ov.Model, *, lift: bool = True) -> Lifted:
     layers = _find_attention(model) if lift else []
     if not layers:
         return Lifted(inputs, [], [model])
-    for layer in layers:
-        for port in layer.root.get_target_inputs():
-            port.replace_source_output(layer.pooled.output(0))
+    lifted = [(it.root, it.pooled) for it in layers]
+    lifted += [(it.root, it.sums) for layer in layers if (it := layer.moments) is not None]
+    for root, given in lifted:
+        for port in root.get_target_inputs():
+            port.replace_source_output(given.output(0))
     keys, results = [operations.result(layer.keys) for layer in layers], model.get_results()
     before = ov.Model(keys, _needed(model, keys))
-    after = ov.Model(results, [*(it.pooled for it in layers), *_needed(model, results)])
+    after = ov.Model(results, [*(given for _, given in lifted), *_needed(model, results)])
     return Lifted(inputs, layers, [before, after])
 
 
@@ -140,8 +161,41 @@ def _find_attention(model: ov.Model) -> list[LiftedAttention]:
         ):
             name = queries.get_node().get_friendly_name()
             pooled = operations.parameter(root.get_shape(), ov.Type.f32)
-            found.append(LiftedAttention(name, keys, root, pooled, lam[0]))
+            moments = _find_moments(at[sharp], image_tokens)
+            found.append(LiftedAttention(name, keys, root, pooled, lam[0], moments))
     return found
+
+
+def _find_moments(sharp: Any, image_tokens: int) -> LiftedMoments | None:
+    """The moments of maps' exponentials, if the model computes them: (sharp - 1) @ basis."""
+    for less in _readers(sharp, "Subtract"):
+        if _constant(less.input_value(1)) != [1]:
+            continue
+        for product in _readers(less.output(0), "MatMul"):
+            basis = product.input_value(1)
+            if (
+                basis.get_node().get_type_name() == "Constant"
+                and basis.get_element_type() == ov.Type.f32
+                and list(basis.get_shape()) == [image_tokens, MOMENTS]
+                and not any(product.get_attributes().values())  # transposed inputs
+            ):
+                root = product.output(0)
+                sums = operations.parameter(root.get_shape(), ov.Type.f32)
+                return LiftedMoments(basis.get_node().data.copy(), root, sums)
+    return None
+
+
+def _readers(value: Any, kind: str) -> list[Any]:
+    """Nodes of a type whose first input is a value."""
+    ports = [port for port in value.get_target_inputs() if port.get_index() == 0]
+    nodes = (port.get_node() for port in ports)
+    return [it for it in nodes if it.get_type_name() == kind]
+
+
+def _constant(value: Any) -> list[Any] | None:
+    """The numbers of a value that is a constant."""
+    node = value.get_node()
+    return node.data.ravel().tolist() if node.get_type_name() == "Constant" else None
 
 
 def _needed(model: ov.Model, results: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,12 @@ from dsd_trt.engine import pooled_attention
 from dsd_trt.engine.matrix import NUMBERS, TEXTS, Array, MatrixEngine
 from dsd_trt.engine.openvino.cut import Lifted, largest, lift_attention, split
 from dsd_trt.engine.openvino.graph import OpenVinoGraph
-from dsd_trt.engine.pooled_attention import PooledAttention, pool_attention, tile_width
+from dsd_trt.engine.pooled_attention import (
+    Moments,
+    PooledAttention,
+    pool_attention,
+    tile_width,
+)
 from dsd_trt.errors import EngineError, one_line
 
 
@@ -224,11 +229,16 @@ class _Match:
         self._steps: list[Callable[[], object]] = [request.infer for request in requests]
         if match.layers:
             before, after = requests
+            keys = [tensor.data for tensor in before.output_tensors]
+            read = iter(after.input_tensors)  # every layer's pooled attention, then all moments
+            pooled = [next(read).data for _ in match.layers]
+            moments = [
+                None if (lifted := it.moments) is None else Moments(lifted.basis, next(read).data)
+                for it in match.layers
+            ]
             layers = [
-                PooledAttention(keys.data, given[it.queries].data, pooled.data, it.lam)
-                for it, keys, pooled in zip(
-                    match.layers, before.output_tensors, after.input_tensors, strict=False
-                )
+                PooledAttention(of_texts, given[it.queries].data, to, it.lam, sums)
+                for it, of_texts, to, sums in zip(match.layers, keys, pooled, moments, strict=True)
             ]
             width = tile_width() if source.bf16 else None
             self._steps.insert(1, partial(pool_attention, layers, source.threads, width))
