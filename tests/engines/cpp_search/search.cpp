@@ -33,7 +33,8 @@ std::size_t search(std::size_t lists, std::size_t candidates, std::size_t levels
                    const float *estimates, float *means, std::int32_t *outcomes,
                    std::int32_t *asked, std::int32_t *turns, std::size_t room) {
     const dsd::Measured measured{measured_count, {need, need + needs}, {gap, gap + gaps}};
-    const dsd::Lists known{0, measured_candidates, slope, {{measured_best, measured}}, {}, dsd::kRule};
+    const dsd::Lists known{0,  measured_candidates, slope, {{measured_best, measured}},
+                           {}, dsd::kRule};
     dsd::PrunedSearch pruned(levels, best, error, &known, &known.texts, batch);
     std::fill(asked, asked + lists, 0);
     std::size_t turn = 0;
