@@ -104,23 +104,59 @@ def batch_sizes(manifest: Manifest, memory_budget_mb: float) -> BatchSizes:
     ):
         raise InputError(f"memory_budget_mb must be a number of MiB, got {memory_budget_mb!r}")
     memory_budget_mb = float(memory_budget_mb)
-    resolution, length = manifest.preprocessing.resolution, manifest.tokenizer.max_length
-    _, height, width = manifest.latent_shape
-    n, d = height * width, manifest.text_width
-    heads = min(len(weights) for weights in manifest.method.head_weights.values)
     budget = memory_budget_mb * 2**20 / 4  # FP32 numbers
+    cost = _Cost.of(manifest)
 
     def fit(numbers: int) -> int:
         return min(max(int(budget // numbers), 1), MAX_BATCH)
 
-    match = 3 * map_numbers(manifest)
-    texts = min(max(int(budget // match), 1), MAX_TEXTS)
+    texts = min(max(int(budget // cost.match), 1), MAX_TEXTS)
     return BatchSizes(
-        images=fit(3 * resolution**2 * 128),
-        texts=fit(length * 16 * d),
-        passes=fit(n * (2 * heads * (n + length) + 16 * d)),
-        matrix=(fit(n * (2 * heads * n + 16 * d) + texts * match), texts),
+        images=fit(cost.image),
+        texts=fit(cost.text),
+        passes=fit(cost.a_pass),
+        matrix=(fit(cost.walk + texts * cost.match), texts),
     )
+
+
+def activation_bytes(manifest: Manifest, memory_budget_mb: float) -> int:
+    """Bytes that the activations of the largest run take, as estimated by `batch_sizes`.
+
+    Args:
+        manifest: manifest of the bundle to run.
+        memory_budget_mb: memory for activations, in MiB; 0 makes batches of one.
+    """
+    sizes, cost = batch_sizes(manifest, memory_budget_mb), _Cost.of(manifest)
+    runs = [sizes.images * cost.image, sizes.texts * cost.text, sizes.passes * cost.a_pass]
+    if manifest.matrix is not None:
+        walks, texts = sizes.matrix
+        runs.append(walks * (cost.walk + texts * cost.match))
+    return 4 * max(runs)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """FP32 numbers that one item of a run holds; `batch_sizes` has the formulas."""
+
+    image: int
+    text: int
+    a_pass: int
+    walk: int
+    match: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Cost:
+        resolution, length = manifest.preprocessing.resolution, manifest.tokenizer.max_length
+        _, height, width = manifest.latent_shape
+        n, d = height * width, manifest.text_width
+        heads = min(len(weights) for weights in manifest.method.head_weights.values)
+        return cls(
+            image=3 * resolution**2 * 128,
+            text=length * 16 * d,
+            a_pass=n * (2 * heads * (n + length) + 16 * d),
+            walk=n * (2 * heads * n + 16 * d),
+            match=3 * map_numbers(manifest),
+        )
 
 
 class FastestBatch:

@@ -50,6 +50,17 @@ def reinstall_command(*requirements: str) -> str:
     return " ".join([_pip("install"), "--force-reinstall", "--no-deps", *requirements])
 
 
+def rebuild_command() -> str:
+    """Shell command that installs this package again from where it came from, and compiles it.
+
+    A clone is installed as an editable one, whose kernel lies where the clone's own files look.
+    """
+    origin = _origin("")
+    if _is_source(PACKAGE.parent) and "--editable" not in origin:
+        origin = ["--editable", *origin]
+    return " ".join([_pip("install"), "--force-reinstall", "--no-deps", *origin])
+
+
 def uninstall_command(*packages: str) -> str:
     """Shell command that removes packages from the running environment without asking."""
     return " ".join([_pip("uninstall"), *packages])
@@ -66,24 +77,25 @@ def _pip(action: str) -> str:
 
 
 def _origin(extra: str) -> list[str]:
-    """Arguments of `pip install` for this package with an extra."""
+    """Arguments of `pip install` for this package with an extra; "" is none."""
+    with_extra = f"[{extra}]" if extra else ""
     record = _direct_url()
     editable = ["--editable"] if record.get("dir_info", {}).get("editable") else []
     if _is_source(PACKAGE.parent):
-        return [*editable, _quoted(f"{PACKAGE.parent}[{extra}]")]
+        return [*editable, _quoted(f"{PACKAGE.parent}{with_extra}")]
     if not record:
-        return [_quoted(f"{NAME}[{extra}]")]
+        return [_quoted(f"{NAME}{with_extra}")]
     url = record["url"]
     path = _file(url)
     if path is not None and not path.exists():
         return [_quoted(it) for it in _requirements(extra)] or [NAME]
     if path is not None and "dir_info" in record:
-        return [*editable, _quoted(f"{path}[{extra}]")]
+        return [*editable, _quoted(f"{path}{with_extra}")]
     if version := record.get("vcs_info"):
         url = f"{version['vcs']}+{url}@{version['commit_id']}"
     if folder := record.get("subdirectory"):
         url += f"#subdirectory={folder}"
-    return [_quoted(f"{NAME}[{extra}] @ {url}")]
+    return [_quoted(f"{NAME}{with_extra} @ {url}")]
 
 
 def _is_source(folder: Path) -> bool:

@@ -6,7 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
-from dsd_trt.bundle.hub import Repository, fetch_bundle, holds_bundle
+from dsd_trt.bundle.hub import Repository, fetch_bundle, fetch_manifest, holds_bundle
 from dsd_trt.bundle.manifest import MANIFEST_NAME
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.errors import BundleError, InputError
@@ -45,6 +45,25 @@ def bundle_folder(bundle: str | os.PathLike[str] | None) -> Path:
         "repository on the Hugging Face Hub: ORG/NAME@REVISION, or ORG/NAME where no folder ORG is "
         "here. Make one with: dsd-trt export --out BUNDLE"
     )
+
+
+def described_folder(bundle: str, *, whole: bool) -> Path:
+    """Folder of a bundle to be described, not scored with.
+
+    Args:
+        bundle: name of the bundle as for `bundle_folder`, or "shapes" for the demonstration's.
+        whole: whether all files of a bundle on the hub are downloaded; else `bundle.json` alone is.
+
+    Raises:
+        BundleError: there is no such bundle; the message says what is there instead.
+        MissingExtraError: a repository is given, and huggingface_hub is not installed.
+    """
+    there = os.path.exists(bundle)  # noqa: PTH110 (Path.exists raises on odd names)
+    if bundle == "shapes" and not there:
+        return EMBEDDED
+    if not there and not whole and (named := Repository.named(bundle)):
+        return fetch_manifest(named)
+    return bundle_folder(bundle)
 
 
 def names_bundle(text: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from dsd_trt.errors import BundleError, counted
 if TYPE_CHECKING:
     from dsd_trt.bundle.lists import Lists
     from dsd_trt.bundle.manifest import Manifest
-    from dsd_trt.commands.bundle_facts import BundleFacts, PlanFacts
+    from dsd_trt.bundle_facts import BundleFacts, PlanFacts
 
 EXAMPLES = """\b
 Examples:
@@ -50,33 +49,18 @@ def inspect(
 
     Exit code 2: there is no bundle, or it is damaged; what is known of it is printed all the same.
     """
-    from dsd_trt.commands.bundle_facts import BundleFacts
+    from dsd_trt.bundle.place import described_folder
+    from dsd_trt.bundle_facts import BundleFacts
     from dsd_trt.commands.output import write_standard_output
 
-    facts = BundleFacts.read(_folder(bundle, verify=verify), verify=verify, key=require_signature)
+    folder = described_folder(bundle, whole=verify)
+    facts = BundleFacts.read(folder, verify=verify, key=require_signature)
     if as_json or form == "json":
         write_standard_output(json.dumps(facts.to_plain(), indent=2) + "\n")
     else:
         write_standard_output(as_text(facts))
     if facts.faults:
         raise BundleError("\n".join(facts.faults))
-
-
-def _folder(bundle: str, *, verify: bool) -> Path:
-    """Folder of a bundle; of one on the hub, with `bundle.json` alone unless it is verified.
-
-    Raises:
-        BundleError: there is no such bundle; the message says what is there instead.
-    """
-    from dsd_trt.bundle.hub import Repository, fetch_manifest
-    from dsd_trt.bundle.place import EMBEDDED, bundle_folder
-
-    there = os.path.exists(bundle)  # noqa: PTH110 (Path.exists raises on odd names)
-    if bundle == "shapes" and not there:
-        return EMBEDDED
-    if not there and not verify and (named := Repository.named(bundle)):
-        return fetch_manifest(named)
-    return bundle_folder(bundle)
 
 
 def as_text(facts: BundleFacts) -> str:

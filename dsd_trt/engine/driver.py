@@ -109,6 +109,25 @@ def _capability(library: ctypes.CDLL, device: int) -> tuple[int, int] | None:
     return values[0], values[1]
 
 
+def describe_device(device: int) -> tuple[str | None, int | None]:
+    """Name of a GPU and the size of its memory in bytes; None for what the driver does not tell.
+
+    Args:
+        device: number of a GPU that `find_driver` counted, from 0.
+    """
+    name, size = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    library = _load()
+    try:
+        named = library.cuDeviceGetName(name, len(name), device) == 0
+    except AttributeError:
+        named = False
+    try:
+        sized = library.cuDeviceTotalMem_v2(ctypes.byref(size), device) == 0
+    except AttributeError:
+        sized = False
+    return name.value.decode(errors="replace") if named else None, size.value if sized else None
+
+
 def has_context(device: int) -> bool:
     """Whether this process uses a GPU already; choosing one that is not used would take memory."""
     try:

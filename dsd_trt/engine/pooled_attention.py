@@ -85,6 +85,24 @@ def kernel_file() -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
+def open_kernel(path: Path) -> ctypes.CDLL:
+    """Load the kernel.
+
+    Args:
+        path: path of the compiled kernel, see `kernel_file`.
+
+    Raises:
+        OSError: it is cut short, does not load, or is of another version of this package.
+    """
+    if (why := why_cut(path.parent, path.name)) is not None:
+        raise OSError(why)
+    kernel = ctypes.CDLL(str(path))
+    # In an editable installation it may be older than this file.
+    if getattr(kernel, "dsd_layer_bytes", lambda: 0)() != ctypes.sizeof(_Layer):
+        raise OSError(f"{path} is of another version; install the package again")
+    return kernel
+
+
 def register_widths() -> list[int]:
     """Register widths in bits that the kernel supports for FP32 on this CPU, the widest last.
 
@@ -159,13 +177,7 @@ def _kernel() -> ctypes.CDLL | None:
     if (path := kernel_file()) is None:
         return None
     try:
-        if (why := why_cut(path.parent, path.name)) is not None:
-            raise OSError(why)
-        kernel = ctypes.CDLL(str(path))
-        # In an editable installation it may be older than this file.
-        if getattr(kernel, "dsd_layer_bytes", lambda: 0)() != ctypes.sizeof(_Layer):
-            raise OSError(f"{path} is of another version; install the package again")
-        return kernel
+        return open_kernel(path)
     except OSError as error:  # for example, if the C++ runtime library is missing
         logger.warning("matching texts with images is slower than it could be: %s", error)
         return None

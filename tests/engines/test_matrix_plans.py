@@ -29,7 +29,7 @@ from planted import plant
 
 import dsd_trt.engine.cuda as cuda_module
 from dsd_trt import Bundle, Scorer
-from dsd_trt.commands.bundle_facts import BundleFacts
+from dsd_trt.bundle_facts import BundleFacts
 from dsd_trt.commands.main import cli
 from dsd_trt.engine.cut import CutGraph
 from dsd_trt.engine.onnxruntime.cpu import OnnxRuntimeEngine, open_session, session_options

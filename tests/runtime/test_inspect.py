@@ -24,7 +24,7 @@ from dsd_trt.bundle.folder import write_manifest
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Calibration, FittedOn
 from dsd_trt.bundle.others import OTHERS
 from dsd_trt.bundle.place import EMBEDDED
-from dsd_trt.commands import bundle_facts
+from dsd_trt import bundle_facts
 from dsd_trt.commands.main import main
 from dsd_trt.engine.driver import Driver
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Profile, Sidecar, write_plan
