@@ -50,6 +50,11 @@ def reinstall_command(*requirements: str) -> str:
     return " ".join([_pip("install"), "--force-reinstall", "--no-deps", *requirements])
 
 
+def upgrade_command(*requirements: str) -> str:
+    """Shell command that installs packages in versions that fit, such as "numpy>=1.26"."""
+    return " ".join([_pip("install"), "--upgrade", *map(_quoted, requirements)])
+
+
 def rebuild_command() -> str:
     """Shell command that installs this package again from where it came from, and compiles it.
 

@@ -49,6 +49,9 @@ SUBCOMMANDS = {
     "inspect": Subcommand(
         "dsd_trt.commands.inspect:inspect", "Say what a bundle is, from its files."
     ),
+    "doctor": Subcommand(
+        "dsd_trt.commands.doctor:doctor", "Say what works on this machine, and what mends the rest."
+    ),
     "export": Subcommand(
         "dsd_trt.export.commands.export:export",
         "Export a checkpoint as a bundle of ONNX graphs.",

@@ -19,12 +19,11 @@ from bundles import give_form, make_bundle, take_weights_from
 from fake_hub import FakeHub, files_of, serve
 from in_process import Run
 
-from dsd_trt import Bundle, Scorer
+from dsd_trt import Bundle, Scorer, bundle_facts
 from dsd_trt.bundle.folder import write_manifest
 from dsd_trt.bundle.manifest import MANIFEST_NAME, Calibration, FittedOn
 from dsd_trt.bundle.others import OTHERS
 from dsd_trt.bundle.place import EMBEDDED
-from dsd_trt import bundle_facts
 from dsd_trt.commands.main import main
 from dsd_trt.engine.driver import Driver
 from dsd_trt.engine.tensorrt.plan import SIDECAR_NAME, Profile, Sidecar, write_plan

@@ -1,0 +1,158 @@
+"""The bundle: whether its files are whole, and whether its plans run here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.batching import DEFAULT_MB, activation_bytes
+from dsd_trt.bundle.place import EMBEDDED, described_folder
+from dsd_trt.bundle.snapshot import Snapshot
+from dsd_trt.bundle_facts import BundleFacts, PlanFacts
+from dsd_trt.doctor.finding import Finding, State, split_advice
+from dsd_trt.engine.driver import why_no_driver
+from dsd_trt.errors import DsdError, counted
+from dsd_trt.installation import rebuild_command
+
+_BUDGET = "DSD_TRT_MEMORY_BUDGET"
+_LARGE = 500_000_000  # bytes of weights from which compiled models are not kept by themselves
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a bundle needs of a machine.
+
+    Attributes:
+        weight_bytes: size of the weights on disk.
+        least_bytes: memory of activations with batches of one, estimated.
+        usual_bytes: memory of activations within the budget, estimated.
+        missing_bytes: size of files that are to be downloaded from the hub.
+        compiled_bytes: size of OpenVINO's compiled models in the cache, estimated.
+    """
+
+    weight_bytes: int
+    least_bytes: int
+    usual_bytes: int
+    missing_bytes: int
+    compiled_bytes: int
+
+
+@dataclass(frozen=True)
+class Studied:
+    """What was found out about a bundle.
+
+    Attributes:
+        folder: path of the bundle; None if there is no such bundle.
+        findings: findings about its files.
+        plans: findings about its plans, one per plan.
+        needs: what it needs; None if its description cannot be read.
+        error: message of the error with which a command would refuse it; "" if it is whole.
+    """
+
+    folder: str | None
+    findings: tuple[Finding, ...]
+    plans: tuple[Finding, ...] = ()
+    needs: Needs | None = None
+    error: str = ""
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Studied:
+        """What `study_here` returned."""
+        return cls(
+            plain["folder"],
+            tuple(map(Finding.from_plain, plain["findings"])),
+            tuple(map(Finding.from_plain, plain["plans"])),
+            plain["needs"] and Needs(**plain["needs"]),
+            plain["error"],
+        )
+
+
+def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
+    """Read and verify a bundle in this process; a `Studied` as plain values.
+
+    Args:
+        bundle: name of the bundle; None is the demonstration's.
+        key: path of the public key that must have signed it; None requires no signature.
+    """
+    try:
+        folder = EMBEDDED if bundle is None else described_folder(bundle, whole=False)
+        facts = BundleFacts.read(folder, key=None if key is None else Path(key))
+        whole = not facts.sizes.missing_bytes
+        if whole:  # else some of its files are on the hub alone
+            facts = BundleFacts.read(folder, verify=True)
+    except DsdError as error:
+        cause, remedy = split_advice(str(error))
+        finding = Finding(bundle or "shapes", "fault", cause, remedy)
+        return _plain(Studied(None, (finding,), error=str(error)))
+    subject = bundle or "shapes"
+    sizes = facts.sizes
+    known = {"folder": str(folder), "bytes": sizes.bytes, "modes": list(facts.modes)}
+    detail = f"{folder}: {facts.manifest.precision}, {' and '.join(facts.modes)} mode"
+    findings = [_damage(subject, it, folder) for it in facts.faults]
+    if not whole:
+        detail += f"; {sizes.missing_bytes / 1e9:.2f} GB are not downloaded yet"
+        fetch = f"dsd-trt inspect {shlex.quote(subject)} --verify"
+        findings.append(Finding(subject, "note", detail, fetch, known))
+    elif not findings:
+        files = counted(sizes.files, "file")
+        findings.append(Finding(subject, "ok", f"{detail}; all {files} whole", "", known))
+    weights = sizes.weight_bytes or sizes.bytes
+    budget = float(os.environ.get(_BUDGET) or DEFAULT_MB)
+    needs = Needs(
+        weights,
+        activation_bytes(facts.manifest, 0),
+        activation_bytes(facts.manifest, budget),
+        sizes.missing_bytes,
+        0 if weights >= _LARGE else 2 * weights,
+    )
+    plans = tuple(_plan(it, folder) for it in facts.plans)
+    error = "\n".join(facts.faults)
+    return _plain(Studied(str(folder), tuple(findings), plans, needs, error))
+
+
+def _damage(subject: str, message: str, folder: Path) -> Finding:
+    """A damaged file or plan, with the command that replaces it."""
+    cause, remedy = split_advice(message)
+    if not remedy:
+        cause = cause.removesuffix("; copy the bundle again")
+        remedy = f"cp -rT ORIGINAL {shlex.quote(str(folder))}"
+        if folder == EMBEDDED:
+            remedy = rebuild_command()
+        elif Snapshot.around(folder) is not None:
+            remedy = f"dsd-trt inspect {shlex.quote(subject)} --verify"
+    return Finding(subject, "fault", cause, remedy, {"folder": str(folder)})
+
+
+def _plan(plan: PlanFacts, folder: Path) -> Finding:
+    it = plan.described
+    facts = {
+        "folder": plan.folder,
+        "library": it.library,
+        "version": it.version,
+        "compute_capabilities": list(it.compute_capabilities),
+        "fits": not plan.why_not_here,
+    }
+    subject = f"{it.title}, {it.library}"
+    if not plan.why_not_here:
+        detail = f"{it.version}, GPUs {', '.join(it.compute_capabilities)}: fits this machine"
+        return Finding(subject, "ok", detail, "", facts)
+    # Where there is no GPU, no other plan would run either.
+    no_gpu = why_no_driver() is not None and "bundle" not in plan.why_not_here
+    state: State = "note" if no_gpu else "warning"
+    cause, remedy = split_advice(plan.why_not_here)
+    build = f"dsd-trt build {shlex.quote(str(folder))} --engine {it.library}"
+    remedy = "" if no_gpu else remedy or build
+    return Finding(subject, state, f"{plan.folder} {cause}", remedy, facts)
+
+
+def _plain(studied: Studied) -> dict[str, Any]:
+    return {
+        "folder": studied.folder,
+        "findings": [it.to_plain() for it in studied.findings],
+        "plans": [it.to_plain() for it in studied.plans],
+        "needs": studied.needs and asdict(studied.needs),
+        "error": studied.error,
+    }

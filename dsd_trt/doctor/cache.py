@@ -1,0 +1,160 @@
+"""The cache of this machine, and the disks that are written to."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dsd_trt.doctor.bundle import Needs
+from dsd_trt.doctor.finding import Finding
+from dsd_trt.errors import DISK_FULL
+from dsd_trt.files.disk import in_gigabytes, nearest_folder
+from dsd_trt.files.unfinished import unfinished_name
+
+_VARIABLE = "DSD_TRT_CACHE"
+_TRIAL = 4096  # bytes that are written to see whether a disk takes them
+_LEAST = 2**20  # bytes for measurements and journals
+
+
+def examine(needs: Needs | None) -> Iterator[Finding]:
+    """The cache, the folder of temporary files, and the hub's cache if the bundle is from there.
+
+    Args:
+        needs: what the bundle needs; None if that is not known.
+    """
+    compiled = 0 if needs is None else needs.compiled_bytes
+    yield _cache(max(compiled, _LEAST))
+    yield _temporary()
+    if needs is not None and needs.missing_bytes:
+        yield _hub(needs.missing_bytes)
+
+
+def _cache(needed: int) -> Finding:
+    if os.environ.get(_VARIABLE) == "":
+        detail = f"{_VARIABLE} is empty: nothing is kept for the next start, which is slower"
+        return Finding("cache", "note", detail, f"unset {_VARIABLE}", {"folder": None})
+    try:
+        folder = _folder()
+    except RuntimeError:  # an unnamed user of a container
+        detail = "there is no home folder, so nothing is kept for the next start"
+        return Finding("cache", "warning", detail, _elsewhere(), {"folder": None})
+    size = _size_of(folder)
+    facts = _facts(folder) | {"size_bytes": size}
+    kept = f"{folder} has {in_gigabytes(size)}"
+    if (why := why_unwritable(folder)) is not None:
+        detail = f"{folder} cannot be written: {why}; nothing is kept for the next start"
+        full = why.startswith("the disk is full")
+        remedy = f"rm -r {shlex.quote(str(folder))}" if full and size else _elsewhere()
+        return Finding("cache", "warning", detail, remedy, facts)
+    free = shutil.disk_usage(nearest_folder(folder)).free
+    if free < needed:
+        detail = f"{kept}; its disk has room for {in_gigabytes(free)}, and compiled models of the "
+        detail += f"bundle take about {in_gigabytes(needed)}"
+        remedy = f"rm -r {shlex.quote(str(folder))}" if size > needed else _elsewhere()
+        return Finding("cache", "warning", detail, remedy, facts)
+    return Finding("cache", "ok", f"{kept}; {in_gigabytes(free)} are free", "", facts)
+
+
+def _temporary() -> Finding:
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:  # none of the usual folders can be written
+        detail = f"no folder takes temporary files: {error.strerror}"
+        return Finding("temporary files", "fault", detail, "export TMPDIR=FOLDER", {})
+    if (why := why_unwritable(folder)) is not None:
+        detail = f"{folder} cannot be written: {why}"
+        remedy = "export TMPDIR=FOLDER"
+        return Finding("temporary files", "warning", detail, remedy, _facts(folder))
+    free = shutil.disk_usage(folder).free
+    return Finding(
+        "temporary files", "ok", f"{folder}, {in_gigabytes(free)} free", "", _facts(folder)
+    )
+
+
+def _hub(missing: int) -> Finding:
+    """Room for files that are not downloaded yet, where huggingface_hub puts them."""
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    folder = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    facts = _facts(folder)
+    why = why_unwritable(folder)
+    free = shutil.disk_usage(nearest_folder(folder)).free
+    if why is not None:
+        detail = f"{folder} cannot be written: {why}"
+    elif free < missing:
+        detail = f"{folder} has room for {in_gigabytes(free)}, and the bundle's missing files take "
+        detail += in_gigabytes(missing)
+    else:
+        return Finding("hub's cache", "ok", f"{folder}, {in_gigabytes(free)} free", "", facts)
+    return Finding("hub's cache", "fault", detail, "export HF_HOME=FOLDER", facts)
+
+
+def why_unwritable(folder: Path) -> str | None:
+    """Why nothing can be written to a folder, as found by trying; None if it can.
+
+    Args:
+        folder: folder to write to; its innermost existing parent counts where it does not exist.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            return "it is a file, not a folder"
+        nearest = nearest_folder(folder)
+    except OSError as error:
+        return error.strerror or str(error)
+    trial = nearest / unfinished_name("doctor")
+    try:
+        try:
+            with trial.open("xb", buffering=0) as file:
+                file.write(bytes(_TRIAL))
+        finally:
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            return "the disk is full, or a quota is used up"
+        if error.errno == errno.EROFS:
+            return "its disk is mounted read-only"
+        if error.errno in (errno.EACCES, errno.EPERM) and hasattr(os, "getuid"):
+            return f"{nearest} is of user {nearest.stat().st_uid}, and this one is {os.getuid()}"
+        return error.strerror or str(error)
+    return None
+
+
+def _folder() -> Path:
+    """The cache's folder, which need not exist.
+
+    Raises:
+        RuntimeError: it would be in the user's home, and there is none.
+    """
+    if named := os.environ.get(_VARIABLE):
+        return Path(named)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return Path(home) / "dsd-trt" if home else Path("~/.cache/dsd-trt").expanduser()
+
+
+def _elsewhere() -> str:
+    try:
+        folder = Path(tempfile.gettempdir()) / "dsd-trt"
+    except FileNotFoundError:
+        folder = Path("FOLDER")
+    return f"export {_VARIABLE}={shlex.quote(str(folder))}"
+
+
+def _facts(folder: Path) -> dict[str, object]:
+    there = shutil.disk_usage(nearest_folder(folder))
+    return {"folder": str(folder), "free_bytes": there.free, "disk_bytes": there.total}
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of all files in a folder; those that cannot be looked at are left out."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(place) / name).lstat().st_size
+            except OSError:
+                continue
+    return total

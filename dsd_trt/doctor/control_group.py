@@ -1,0 +1,111 @@
+"""Control groups of Linux: what a container, a service or a batch system grants this process.
+
+Versions 1 and 2 are read. A limit of any group around the own one holds, so the lowest counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_NO_LIMIT = 2**60  # bytes; version 1 writes a number of this size where there is none
+
+
+@dataclass(frozen=True)
+class Granted:
+    """Limits of the control groups around this process.
+
+    Attributes:
+        cores: processor time per time, as a number of cores; None without a quota.
+        memory: bytes that may be used; None without a limit.
+        memory_used: bytes in use within that limit, without pages that can be taken back.
+    """
+
+    cores: float | None = None
+    memory: int | None = None
+    memory_used: int = 0
+
+
+def granted(process: Path = Path("/proc/self")) -> Granted:
+    """What the groups of a process grant; nothing is limited where there are no groups.
+
+    Args:
+        process: folder of the process in the file system of processes.
+    """
+    cores = min(filter(None, map(_quota, _groups(process, "cpu"))), default=None)
+    limits = [(it, _memory(it)) for it in _groups(process, "memory")]
+    found = [(limit, group) for group, limit in limits if limit is not None]
+    if not found:
+        return Granted(cores)
+    limit, group = min(found)
+    return Granted(cores, limit, _used(group))
+
+
+def _groups(process: Path, controller: str) -> Iterator[Path]:
+    """Folders of the own group and all around it that have a controller, the own one first."""
+    try:
+        named = (process / "cgroup").read_text("utf-8").splitlines()
+        mounts = (process / "mountinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return
+    own = {}
+    for line in named:
+        _, controllers, path = line.split(":", 2)
+        own |= dict.fromkeys(controllers.split(","), path)  # "" in version 2
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        root, top = (_unescaped(it) for it in before.split(" ")[3:5])
+        second = kind == "cgroup2"
+        if not second and not (kind == "cgroup" and controller in options.split(",")):
+            continue
+        if (path := own.get("" if second else controller)) is None:
+            continue
+        # A container may see its group as the top, while its path is told from the machine's.
+        inner = path.removeprefix(root) if path.startswith(root) else ""
+        group = Path(top) / inner.strip("/")
+        while True:
+            yield group
+            if group == Path(top) or group == group.parent:
+                break
+            group = group.parent
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, in which a space is written as \\040."""
+    return path.encode().decode("unicode_escape")
+
+
+def _quota(group: Path) -> float | None:
+    words = _words(group / "cpu.max")  # version 2: "150000 100000", or "max 100000"
+    if not words:  # version 1
+        words = [*_words(group / "cpu.cfs_quota_us"), *_words(group / "cpu.cfs_period_us")]
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        quota, period = map(int, words)
+        return quota / period if quota > 0 else None
+    return None
+
+
+def _memory(group: Path) -> int | None:
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        for word in _words(group / name):
+            with contextlib.suppress(ValueError):
+                return limit if (limit := int(word)) < _NO_LIMIT else None
+    return None
+
+
+def _used(group: Path) -> int:
+    used = [*_words(group / "memory.current"), *_words(group / "memory.usage_in_bytes"), "0"]
+    words = _words(group / "memory.stat")
+    counts = dict(zip(words[::2], words[1::2], strict=False))
+    cached = counts.get("total_inactive_file", counts.get("inactive_file", "0"))
+    return max(int(used[0]) - int(cached), 0)
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8").split()
+    except OSError:
+        return []

@@ -1,0 +1,254 @@
+"""Engines: each is asked in a process of its own, where it computes if it can."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsd_trt.doctor.child import ChildError, ask
+from dsd_trt.doctor.finding import Finding, State, split_advice
+from dsd_trt.doctor.packages import installed_version
+from dsd_trt.engine import AUTO, AUTOMATIC, BACKENDS, BFLOAT16, ON_GPU
+from dsd_trt.engine.onnxruntime.editions import Edition, installed_editions, package_folder
+from dsd_trt.errors import DsdError
+from dsd_trt.installation import install_command, uninstall_command
+
+
+@dataclass(frozen=True)
+class Library:
+    """The package that an engine computes with.
+
+    Attributes:
+        module: top module that it is imported by.
+        distribution: name that it is installed by.
+        extra: extra of this package that installs it.
+    """
+
+    module: str
+    distribution: str
+    extra: str
+
+
+LIBRARIES = {
+    "onnxruntime": Library("onnxruntime", "onnxruntime", "cpu"),
+    "onnxruntime-cuda": Library("onnxruntime", "onnxruntime-gpu", "cuda"),
+    "openvino": Library("openvino", "openvino", "openvino"),
+    "openvino-bf16": Library("openvino", "openvino", "openvino"),
+    "tensorrt": Library("tensorrt", "tensorrt", "gpu"),
+    "tensorrt-rtx": Library("tensorrt_rtx", "tensorrt-rtx", "rtx"),
+}
+"""Libraries by the engine's name; an engine that a user adds has none here."""
+
+_ENCODERS = ("text_encoder", "image_encoder")  # the quick ones of the demonstration's graphs
+_SCORE = "dsd-trt score IMAGES TEXTS --engine auto"
+
+
+def examine(folder: str | None) -> list[Finding]:
+    """One finding per engine, and one about packages that overwrite each other.
+
+    Args:
+        folder: path of the bundle to score with; None if there is none.
+    """
+    return [*_editions(), *(_engine(name, folder) for name in BACKENDS)]
+
+
+def chosen(engines: Sequence[Finding]) -> str | None:
+    """Name of the engine that `auto` takes, from the findings; None if none works."""
+    usable = {it.subject for it in engines if it.facts.get("works") and it.facts.get("fits")}
+    return next((name for name in AUTOMATIC if name in usable), None)
+
+
+def why_not(engine: str, engines: Sequence[Finding], *, bundle: bool) -> Finding | None:
+    """The finding that tells why an engine cannot work; None if it can.
+
+    Args:
+        engine: name of the engine that is asked for, or `AUTO`.
+        engines: result of `examine`.
+        bundle: whether a bundle was named, which the engine has to open as well.
+    """
+    if engine == AUTO:
+        if chosen(engines) is not None:
+            return None
+        broken = [it for it in engines if it.state == "fault" and it.subject not in ON_GPU]
+        tried = "; ".join(f"{it.subject}: {it.detail}" for it in engines if it.subject in AUTOMATIC)
+        remedy = broken[0].remedy if broken else install_command("cpu")
+        return Finding(AUTO, "fault", f"no engine works here. Tried: {tried}", remedy)
+    found = next(it for it in engines if it.subject == engine)
+    if found.facts.get("works") and (found.facts.get("fits") or not bundle):
+        return None
+    return Finding(found.subject, "fault", found.detail, found.remedy or _SCORE, found.facts)
+
+
+def _editions() -> list[Finding]:
+    """Editions of ONNX Runtime that lie in one folder."""
+    package = _found("onnxruntime") and package_folder()
+    editions = installed_editions(package) if package else []
+    if len(editions) < 2:
+        return []
+    named = " and ".join(map(str, editions))
+    detail = f"{named} install the same files, so each has overwritten parts of the other"
+    extra = "cuda" if any(it.name == "onnxruntime-gpu" for it in editions) else "cpu"
+    remove = uninstall_command(*(it.name for it in editions))
+    facts = {it.name: it.version for it in editions}
+    return [
+        Finding(
+            "onnxruntime's files", "fault", detail, f"{remove} && {install_command(extra)}", facts
+        )
+    ]
+
+
+def _engine(name: str, folder: str | None) -> Finding:
+    library = LIBRARIES.get(name)
+    facts: dict[str, Any] = {
+        "works": False,
+        "fits": False,
+        "version": _version(library),
+        "extra": library and library.extra,
+    }
+    if library is not None and name not in ON_GPU and not _found(library.module):
+        detail = f"{library.distribution} is not installed"
+        return Finding(name, "note", detail, install_command(library.extra), facts)
+    try:
+        # Nothing is taken from the cache, which would hide that a library does not compile.
+        answer = ask("dsd_trt.doctor.engines:try_here", name, folder, variables=_VARIABLES)
+    except ChildError as error:
+        remedy = install_command(library.extra, "--force-reinstall") if library else ""
+        if error.signal == "SIGKILL":
+            remedy = "docker run --memory 4g IMAGE"
+        return Finding(name, "fault", f"it does not work: {error}", remedy, facts)
+    found = Finding.from_plain(answer)
+    return Finding(name, found.state, found.detail, found.remedy, facts | dict(found.facts))
+
+
+_VARIABLES = {"DSD_TRT_CACHE": ""}
+
+
+def try_here(name: str, folder: str | None) -> dict[str, Any]:
+    """Let an engine compute in this process, if it can; a finding as plain values.
+
+    Args:
+        name: name of the engine.
+        folder: path of the bundle to score with; None if there is none.
+    """
+    return _tried(name, folder).to_plain()
+
+
+def _tried(name: str, folder: str | None) -> Finding:
+    from dsd_trt.doctor.gpu import pci_devices
+    from dsd_trt.engine.choice import named_backend  # with the engine's module come numpy and more
+    from dsd_trt.engine.driver import why_no_driver
+
+    if name in ON_GPU and (why := why_no_driver()) is not None:
+        on_bus = pci_devices()
+        hidden = "" if on_bus else ", and no GPU of NVIDIA is on the PCI bus"
+        return Finding(name, "warning" if on_bus else "note", f"{why}{hidden}")
+    try:
+        backend = named_backend(name)
+        used = _computed(backend) if backend.reads_graphs else backend.title
+    except DsdError as error:
+        cause, remedy = split_advice(str(error))
+        return Finding(name, _state(name), cause, remedy)
+    facts = {"works": True, "fits": True, "computed": backend.reads_graphs}
+    refused = folder and _why_not_for(backend, folder)
+    if refused:
+        facts["fits"] = False
+        cause, remedy = split_advice(refused)
+        if backend.reads_graphs:
+            return Finding(name, "note", f"{used}; {cause}", remedy, facts)
+        remedy = remedy or f"dsd-trt build {shlex.quote(folder or '')} --engine {name}"
+        return Finding(name, "note", f"works here, but {cause}", remedy, facts)
+    return Finding(name, "ok", used, "", facts)
+
+
+def _computed(backend: Any) -> str:
+    """Let a backend compute graphs of the demonstration; what it computed with.
+
+    Raises:
+        EngineError: it fails, or the results are not those of the export.
+        BundleError: the demonstration is damaged.
+    """
+    from dsd_trt.bundle.folder import read_bundle
+    from dsd_trt.bundle.place import EMBEDDED
+    from dsd_trt.engine.self_check import SelfCheck
+
+    bundle = read_bundle(EMBEDDED)
+    check, used = SelfCheck.read(bundle), ""
+    for graph in _ENCODERS:
+        engine = backend.open(bundle, graph)
+        used = str(engine.description)
+        if check is not None:
+            check.require(graph, bundle.manifest.graphs[graph], engine, {})
+        engine.close()
+    return used
+
+
+def _why_not_for(backend: Any, folder: str) -> str:
+    """Why a backend that works here cannot score with a bundle; "" if it can."""
+    from dsd_trt.bundle.bfloat16 import MOST_CHANGES, in_words
+    from dsd_trt.bundle.folder import Bundle, read_manifest
+    from dsd_trt.mode import graphs_of, wanted_mode
+
+    try:
+        bundle = Bundle(Path(folder), read_manifest(Path(folder)))
+        mode = wanted_mode(bundle.manifest, "auto")
+        if not backend.reads_graphs:
+            return backend.why_not(bundle, graphs_of(mode)) or ""
+    except DsdError as error:
+        return str(error)
+    measured = (bundle.manifest.bfloat16 or {}).get(mode)
+    if backend.name == BFLOAT16 and measured and measured.winner_changes > MOST_CHANGES:
+        option = f"Score in FP32: --engine {backend.keeps_order_of}"
+        return f"with this bundle it {in_words(measured)}. {option}"
+    return ""
+
+
+def _state(name: str) -> State:
+    """State of an engine that fails: a note if its package is another one, or none."""
+    library = LIBRARIES.get(name)
+    if library is None:
+        return "fault"
+    if not _found(library.module):
+        return "note"
+    if name == "onnxruntime-cuda" and "onnxruntime-gpu" not in {it.name for it in _all_editions()}:
+        return "note"
+    if name == BFLOAT16:  # if FP32 works, it is the processor that lacks BF16
+        from dsd_trt.engine.choice import named_backend
+
+        try:
+            named_backend("openvino")
+        except DsdError:
+            return "fault"
+        return "note"
+    return "fault"
+
+
+def _all_editions() -> list[Edition]:
+    package = package_folder()
+    return installed_editions(package) if package else []
+
+
+def _version(library: Library | None) -> str | None:
+    """Version of an engine's package, if it is installed."""
+    if library is None:
+        return None
+    if library.module != "onnxruntime":
+        return installed_version(library.distribution)
+    try:
+        editions = {it.name: it.version for it in _all_editions()}
+    except (ImportError, OSError, ValueError):
+        return None
+    if library.distribution == "onnxruntime":  # any edition computes on the processor
+        return next(iter(editions.values()), None)
+    return editions.get(library.distribution)
+
+
+def _found(module: str) -> bool:
+    """Whether an import would find a module, whole or broken."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # it is there, without what an import needs
+        return True

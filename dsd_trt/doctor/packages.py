@@ -1,0 +1,171 @@
+"""Python packages that dsd-trt needs itself, and versions that are too old for it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dsd_trt.doctor.child import ChildError, ask
+from dsd_trt.doctor.finding import Finding
+from dsd_trt.errors import one_line
+from dsd_trt.installation import NAME, rebuild_command, reinstall_command, upgrade_command
+
+_LEAST_PYTHON = (3, 11)
+# What scoring imports: modules by their distributions' names.
+BASE = {
+    "numpy": "numpy",
+    "pillow": "PIL.Image",
+    "tokenizers": "tokenizers",
+    "click": "click",
+    "rich": "rich.table",
+}
+_ENGINES = ("cpu", "openvino", "cuda", "gpu", "rtx")  # extras
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A package that dsd-trt requires, from its metadata.
+
+    Attributes:
+        name: name of the distribution, in lower case with hyphens.
+        least: oldest version that may be installed, such as "1.26"; "" for any.
+        extra: extra of an engine that requires it; "" for every installation.
+    """
+
+    name: str
+    least: str
+    extra: str
+
+
+def examine() -> Iterator[Finding]:
+    """Python, this package, and each package that it imports to score."""
+    yield _python()
+    old = dict(_too_old())
+    for name, module in BASE.items():
+        yield old.pop(name, None) or _imported(name, module)
+    yield from old.values()
+
+
+def import_here(name: str, module: str) -> dict[str, Any]:
+    """Import a module in this process: its version, its file, and why it cannot be imported.
+
+    Args:
+        name: name of the distribution that has it.
+        module: dotted name of the module.
+    """
+    facts = {"version": installed_version(name), "file": _file(module.partition(".")[0]), "why": ""}
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a broken package may raise anything
+        return facts | {"why": f"{type(error).__name__}: {one_line(error)}"}
+    return facts
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed distribution; None if there is none."""
+    from importlib.metadata import PackageNotFoundError, version  # takes 0.03 s
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a release, to compare: "10.8.0rc1" is (10, 8, 0)."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    facts = {"python": version, "executable": sys.executable, "system": platform.platform()}
+    if sys.version_info[:2] < _LEAST_PYTHON:
+        least = ".".join(map(str, _LEAST_PYTHON))
+        why = f"{version} is too old: dsd-trt needs {least} or newer"
+        return Finding("python", "fault", why, f"python{least} -m venv .venv", facts)
+    return Finding("python", "ok", f"{version}, {sys.executable}", "", facts)
+
+
+def _imported(name: str, module: str) -> Finding:
+    try:
+        found = ask("dsd_trt.doctor.packages:import_here", name, module)
+    except ChildError as error:
+        found = {"version": installed_version(name), "file": None, "why": str(error)}
+    why = found.pop("why")
+    version = found["version"]
+    if not why:
+        return Finding(name, "ok", version or f"{found['file']}, without metadata", "", found)
+    if version is None and found["file"] is None:
+        return Finding(name, "fault", "not installed", reinstall_command(name), found)
+    where = f" from {found['file']}" if found["file"] else ""
+    pinned = f"{name}=={version}" if version else name
+    detail = f"{pinned} does not load{where}: {why}"
+    if found["file"] and _shadows(found["file"]):
+        aside = f"mv {found['file']} {found['file']}.aside"
+        return Finding(name, "fault", f"{detail}; the file is not the package's", aside, found)
+    return Finding(name, "fault", detail, reinstall_command(pinned), found)
+
+
+def _shadows(file: str) -> bool:
+    """Whether a module is found outside the folders where packages are installed."""
+    return "-packages" not in file
+
+
+def _file(module: str) -> str | None:
+    """File or folder that an import of a module takes; None if there is none."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    return spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+
+
+def _too_old() -> Iterator[tuple[str, Finding]]:
+    """Installed packages below the oldest version that may be, by name."""
+    for it in _requirements():
+        version = installed_version(it.name)
+        if version is None or not it.least or numbers(version) >= numbers(it.least):
+            continue
+        by = f"the extra {it.extra}" if it.extra else "dsd-trt"
+        detail = f"{version} is too old: {by} needs {it.least} or later"
+        remedy = upgrade_command(f"{it.name}>={it.least}")
+        yield it.name, Finding(it.name, "fault", detail, remedy, {"version": version})
+
+
+def _requirements() -> Iterator[Requirement]:
+    """What this package and its extras of engines require; nothing without its metadata."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = requires(NAME) or []
+    except PackageNotFoundError:  # a clone that is run without an installation
+        return
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        found = re.match(r"\s*([\w.-]+)(?:\[.*?\])?.*?(?:>=\s*([\w.]+))?\s*\Z", requirement.strip())
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
+        if found is None or (extra is not None and extra[1] not in _ENGINES):
+            continue
+        name = re.sub(r"[-_.]+", "-", found[1]).lower()
+        yield Requirement(name, found[2] or "", extra[1] if extra else "")
+
+
+def own_installation() -> Finding:
+    """This package: its version and folder, or that it has no metadata."""
+    from dsd_trt.installation import PACKAGE
+
+    version = installed_version(NAME)
+    facts = {"version": version, "folder": str(PACKAGE)}
+    if version is None:
+        detail = f"{PACKAGE} is run without an installation: versions are not checked"
+        return Finding(NAME, "note", detail, rebuild_command(), facts)
+    return Finding(NAME, "ok", f"{version}, {PACKAGE}", "", facts)
