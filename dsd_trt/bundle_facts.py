@@ -24,7 +24,7 @@ from dsd_trt.engine.tensorrt.plan import (
     read_plan,
     why_not_fitting,
 )
-from dsd_trt.errors import BundleError, EngineError
+from dsd_trt.errors import BundleError, EngineError, one_line
 from dsd_trt.files.schema import to_plain
 from dsd_trt.signature import signature_of, verify_signatures
 
@@ -254,4 +254,10 @@ def _version(library: PlanLibrary) -> str:
     """
     from dsd_trt.engine.tensorrt.runner import load_library  # imports numpy
 
-    return str(load_library(library).__version__)
+    try:
+        return str(load_library(library).__version__)
+    except EngineError:
+        raise
+    except (Exception, SystemExit) as error:  # a broken library may raise anything on import
+        why = f"{type(error).__name__}: {one_line(error)}"
+        raise EngineError(f"{library} does not work here ({why})") from error

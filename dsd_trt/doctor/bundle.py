@@ -109,8 +109,8 @@ def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:
         0 if weights >= _LARGE else 2 * weights,
     )
     plans = tuple(_plan(it, folder) for it in facts.plans)
-    error = "\n".join(facts.faults)
-    return _plain(Studied(str(folder), tuple(findings), plans, needs, error))
+    faults = "\n".join(facts.faults)
+    return _plain(Studied(str(folder), tuple(findings), plans, needs, faults))
 
 
 def _damage(subject: str, message: str, folder: Path) -> Finding:

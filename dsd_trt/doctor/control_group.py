@@ -50,7 +50,7 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
         mounts = (process / "mountinfo").read_text("utf-8").splitlines()
     except OSError:
         return
-    own = {}
+    own = dict[str, str]()
     for line in named:
         _, controllers, path = line.split(":", 2)
         own |= dict.fromkeys(controllers.split(","), path)  # "" in version 2
@@ -61,10 +61,10 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
         second = kind == "cgroup2"
         if not second and not (kind == "cgroup" and controller in options.split(",")):
             continue
-        if (path := own.get("" if second else controller)) is None:
+        if (place := own.get("" if second else controller)) is None:
             continue
         # A container may see its group as the top, while its path is told from the machine's.
-        inner = path.removeprefix(root) if path.startswith(root) else ""
+        inner = place.removeprefix(root) if place.startswith(root) else ""
         group = Path(top) / inner.strip("/")
         while True:
             yield group
@@ -74,7 +74,7 @@ def _groups(process: Path, controller: str) -> Iterator[Path]:
 
 
 def _unescaped(path: str) -> str:
-    """A path of mountinfo, in which a space is written as \\040."""
+    """A path of mountinfo, in which spaces and backslashes are octal numbers."""
     return path.encode().decode("unicode_escape")
 
 

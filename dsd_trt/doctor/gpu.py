@@ -114,7 +114,7 @@ def _mixed(packages: dict[str, str]) -> Iterator[Finding]:
     """One library for two versions of CUDA."""
     stems: dict[str, list[str]] = {}
     for name in packages:
-        if found := _OF_CUDA.fullmatch(name):
+        if _OF_CUDA.fullmatch(name):
             stems.setdefault(re.sub(r"-cu\d+", "", name), []).append(name)
     for stem, names in stems.items():
         if len(names) > 1:

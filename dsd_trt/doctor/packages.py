@@ -48,8 +48,8 @@ def examine() -> Iterator[Finding]:
     yield _python()
     old = dict(_too_old())
     for name, module in BASE.items():
-        yield old.pop(name, None) or _imported(name, module)
-    yield from old.values()
+        yield old.get(name) or _imported(name, module)
+    yield from (it for name, it in old.items() if name not in BASE)
 
 
 def import_here(name: str, module: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dsd_trt.doctor import (
 from dsd_trt.doctor.bundle import Studied
 from dsd_trt.doctor.child import ask
 from dsd_trt.doctor.finding import STATES, Finding
+from dsd_trt.engine import AUTO
 from dsd_trt.errors import one_line
 from dsd_trt.installation import NAME, rebuild_command
 from dsd_trt.limits import Limit
@@ -147,10 +148,10 @@ def examine(asked: Asked) -> Report:
     of_engines = add("engines", lambda: engines.examine(studied.folder))
     named = {it.subject for it in of_engines}
     failure, engine = None, None
-    if asked.engine in named or asked.engine == "auto":
+    if asked.engine in named or asked.engine == AUTO:
         failure = engines.why_not(asked.engine, of_engines, bundle=asked.bundle is not None)
         auto = engines.chosen(of_engines)
-        engine = None if failure else auto if asked.engine == "auto" else asked.engine
+        engine = None if failure else auto if asked.engine == AUTO else asked.engine
     else:  # the examination itself failed
         failure = Finding(asked.engine, "fault", "it could not be examined", rebuild_command())
     add("GPU", gpu.examine)
