@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +13,13 @@ from dsd_trt.bundle.place import EMBEDDED, described_folder
 from dsd_trt.bundle.snapshot import Snapshot
 from dsd_trt.bundle_facts import BundleFacts, PlanFacts
 from dsd_trt.doctor.finding import Finding, State, split_advice
+from dsd_trt.doctor.studied import Needs, Studied
 from dsd_trt.engine.driver import why_no_driver
 from dsd_trt.errors import DsdError, counted
 from dsd_trt.installation import rebuild_command
 
 _BUDGET = "DSD_TRT_MEMORY_BUDGET"
 _LARGE = 500_000_000  # bytes of weights from which compiled models are not kept by themselves
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a bundle needs of a machine.
-
-    Attributes:
-        weight_bytes: size of the weights on disk.
-        least_bytes: memory of activations with batches of one, estimated.
-        usual_bytes: memory of activations within the budget, estimated.
-        missing_bytes: size of files that are to be downloaded from the hub.
-        compiled_bytes: size of OpenVINO's compiled models in the cache, estimated.
-    """
-
-    weight_bytes: int
-    least_bytes: int
-    usual_bytes: int
-    missing_bytes: int
-    compiled_bytes: int
-
-
-@dataclass(frozen=True)
-class Studied:
-    """What was found out about a bundle.
-
-    Attributes:
-        folder: path of the bundle; None if there is no such bundle.
-        findings: findings about its files.
-        plans: findings about its plans, one per plan.
-        needs: what it needs; None if its description cannot be read.
-        error: message of the error with which a command would refuse it; "" if it is whole.
-    """
-
-    folder: str | None
-    findings: tuple[Finding, ...]
-    plans: tuple[Finding, ...] = ()
-    needs: Needs | None = None
-    error: str = ""
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Studied:
-        """What `study_here` returned."""
-        return cls(
-            plain["folder"],
-            tuple(map(Finding.from_plain, plain["findings"])),
-            tuple(map(Finding.from_plain, plain["plans"])),
-            plain["needs"] and Needs(**plain["needs"]),
-            plain["error"],
-        )
 
 
 def study_here(bundle: str | None, key: str | None) -> dict[str, Any]:

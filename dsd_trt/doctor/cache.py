@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsd_trt.doctor.bundle import Needs
 from dsd_trt.doctor.finding import Finding
+from dsd_trt.doctor.studied import Needs
 from dsd_trt.errors import DISK_FULL
 from dsd_trt.files.disk import in_gigabytes, nearest_folder
 from dsd_trt.files.unfinished import unfinished_name

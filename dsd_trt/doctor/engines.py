@@ -53,11 +53,18 @@ def examine(folder: str | None) -> list[Finding]:
     Args:
         folder: path of the bundle to score with; None if there is none.
     """
-    return [*_editions(), *(_engine(name, folder) for name in BACKENDS)]
+    return [*examine_editions(), *(examine_engine(name, folder) for name in BACKENDS)]
 
 
-def chosen(engines: Sequence[Finding]) -> str | None:
-    """Name of the engine that `auto` takes, from the findings; None if none works."""
+def chosen(engine: str, engines: Sequence[Finding]) -> str | None:
+    """Name of the engine that is taken, from the findings; None if with `AUTO` none works.
+
+    Args:
+        engine: name of the engine that is asked for, or `AUTO`.
+        engines: result of `examine`.
+    """
+    if engine != AUTO:
+        return engine
     usable = {it.subject for it in engines if it.facts.get("works") and it.facts.get("fits")}
     return next((name for name in AUTOMATIC if name in usable), None)
 
@@ -71,7 +78,7 @@ def why_not(engine: str, engines: Sequence[Finding], *, bundle: bool) -> Finding
         bundle: whether a bundle was named, which the engine has to open as well.
     """
     if engine == AUTO:
-        if chosen(engines) is not None:
+        if chosen(AUTO, engines) is not None:
             return None
         broken = [it for it in engines if it.state == "fault" and it.subject not in ON_GPU]
         tried = "; ".join(f"{it.subject}: {it.detail}" for it in engines if it.subject in AUTOMATIC)
@@ -83,8 +90,8 @@ def why_not(engine: str, engines: Sequence[Finding], *, bundle: bool) -> Finding
     return Finding(found.subject, "fault", found.detail, found.remedy or _SCORE, found.facts)
 
 
-def _editions() -> list[Finding]:
-    """Editions of ONNX Runtime that lie in one folder."""
+def examine_editions() -> list[Finding]:
+    """Editions of ONNX Runtime that lie in one folder; nothing if there is one at most."""
     package = _found("onnxruntime") and package_folder()
     editions = installed_editions(package) if package else []
     if len(editions) < 2:
@@ -101,7 +108,13 @@ def _editions() -> list[Finding]:
     ]
 
 
-def _engine(name: str, folder: str | None) -> Finding:
+def examine_engine(name: str, folder: str | None) -> Finding:
+    """One engine, which computes in a process of its own if it can.
+
+    Args:
+        name: name of the engine.
+        folder: path of the bundle to score with; None if there is none.
+    """
     library = LIBRARIES.get(name)
     facts: dict[str, Any] = {
         "works": False,

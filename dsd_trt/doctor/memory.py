@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsd_trt.doctor.bundle import Needs
 from dsd_trt.doctor.control_group import granted
 from dsd_trt.doctor.finding import Finding
+from dsd_trt.doctor.studied import Needs
 from dsd_trt.engine import ON_GPU
 
 PROGRAM = 230 * 2**20

@@ -14,7 +14,13 @@ from typing import Any
 from dsd_trt.doctor.child import ChildError, ask
 from dsd_trt.doctor.finding import Finding
 from dsd_trt.errors import one_line
-from dsd_trt.installation import NAME, rebuild_command, reinstall_command, upgrade_command
+from dsd_trt.installation import (
+    NAME,
+    PACKAGE,
+    rebuild_command,
+    reinstall_command,
+    upgrade_command,
+)
 
 _LEAST_PYTHON = (3, 11)
 # What scoring imports: modules by their distributions' names.
@@ -45,6 +51,7 @@ class Requirement:
 
 def examine() -> Iterator[Finding]:
     """Python, this package, and each package that it imports to score."""
+    yield _own()
     yield _python()
     old = dict(_too_old())
     for name, module in BASE.items():
@@ -81,6 +88,16 @@ def numbers(version: str) -> tuple[int, ...]:
     """The numbers of a release, to compare: "10.8.0rc1" is (10, 8, 0)."""
     found = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _own() -> Finding:
+    """This package: its version and folder, or that it has no metadata."""
+    version = installed_version(NAME)
+    facts = {"version": version, "folder": str(PACKAGE)}
+    if version is None:
+        detail = f"{PACKAGE} is run without an installation: versions are not checked"
+        return Finding(NAME, "note", detail, rebuild_command(), facts)
+    return Finding(NAME, "ok", f"{version}, {PACKAGE}", "", facts)
 
 
 def _python() -> Finding:
@@ -157,15 +174,3 @@ def _requirements() -> Iterator[Requirement]:
             continue
         name = re.sub(r"[-_.]+", "-", found[1]).lower()
         yield Requirement(name, found[2] or "", extra[1] if extra else "")
-
-
-def own_installation() -> Finding:
-    """This package: its version and folder, or that it has no metadata."""
-    from dsd_trt.installation import PACKAGE
-
-    version = installed_version(NAME)
-    facts = {"version": version, "folder": str(PACKAGE)}
-    if version is None:
-        detail = f"{PACKAGE} is run without an installation: versions are not checked"
-        return Finding(NAME, "note", detail, rebuild_command(), facts)
-    return Finding(NAME, "ok", f"{version}, {PACKAGE}", "", facts)

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import importlib
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from dsd_trt.doctor import (
-    cache,
-    engines,
-    gpu,
-    kernel,
-    memory,
-    packages,
-    processor,
-    threads,
-    variables,
-)
-from dsd_trt.doctor.bundle import Studied
 from dsd_trt.doctor.child import ask
 from dsd_trt.doctor.finding import STATES, Finding
-from dsd_trt.engine import AUTO
+from dsd_trt.doctor.studied import Studied
 from dsd_trt.errors import one_line
 from dsd_trt.installation import NAME, rebuild_command
 from dsd_trt.limits import Limit
@@ -122,7 +110,7 @@ class Report:
 def describe() -> dict[str, str | None]:
     """Versions of this package and of Python, system and architecture."""
     return {
-        "dsd_trt": packages.installed_version(NAME),
+        "dsd_trt": _version(),
         "python": platform.python_version(),
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -133,43 +121,61 @@ def examine(asked: Asked) -> Report:
     """Examine this machine. It never fails: what raises is a finding."""
     sections = list[Section]()
 
-    def add(title: str, *examinations: Callable[[], Iterable[Finding]]) -> tuple[Finding, ...]:
-        found = tuple(it for each in examinations for it in _guarded(title, each))
-        sections.append(Section(title, found))
-        return found
+    def add(title: str, *modules: str, given: tuple[Any, ...] = ()) -> None:
+        found = [it for module in modules for it in _guarded(title, module, *given)]
+        sections.append(Section(title, tuple(found)))
 
-    studied = Studied(None, ())
-    try:
-        key = None if asked.key is None else str(asked.key)
-        studied = Studied.from_plain(ask("dsd_trt.doctor.bundle:study_here", asked.bundle, key))
-    except Exception as error:
-        studied = Studied(None, (_unexamined("bundle", error),))
-    add("packages", lambda: (packages.own_installation(),), packages.examine)
-    of_engines = add("engines", lambda: engines.examine(studied.folder))
-    named = {it.subject for it in of_engines}
-    failure, engine = None, None
-    if asked.engine in named or asked.engine == AUTO:
-        failure = engines.why_not(asked.engine, of_engines, bundle=asked.bundle is not None)
-        auto = engines.chosen(of_engines)
-        engine = None if failure else auto if asked.engine == AUTO else asked.engine
-    else:  # the examination itself failed
-        failure = Finding(asked.engine, "fault", "it could not be examined", rebuild_command())
-    add("GPU", gpu.examine)
-    add("processor", processor.examine, threads.examine, kernel.examine)
-    add("memory", functools.partial(memory.examine, studied.needs, engine))
-    add("cache and disks", functools.partial(cache.examine, studied.needs))
-    add("bundle", lambda: studied.findings)
+    studied = _studied(asked)
+    add("packages", "packages")
+    add("engines", "engines", given=(studied.folder,))
+    failure, engine = _verdict(asked, sections[-1].findings)
+    add("GPU", "gpu")
+    add("processor", "processor", "threads", "kernel")
+    add("memory", "memory", given=(studied.needs, engine))
+    add("cache and disks", "cache", given=(studied.needs,))
+    sections.append(Section("bundle", studied.findings))
     if studied.plans:
-        add("plans", lambda: studied.plans)
-    add("variables", functools.partial(variables.examine, asked.settings, asked.others))
+        sections.append(Section("plans", studied.plans))
+    add("variables", "variables", given=(asked.settings, asked.others))
     return Report(asked, tuple(sections), engine, failure, studied.error)
 
 
-def _guarded(title: str, examination: Callable[[], Iterable[Finding]]) -> Iterable[Finding]:
+def _guarded(title: str, module: str, *arguments: Any) -> list[Finding]:
+    """Findings of a module of this folder, imported here: its file may be damaged."""
     try:
-        return list(examination())
+        return list(importlib.import_module(f"dsd_trt.doctor.{module}").examine(*arguments))
     except (Exception, SystemExit) as error:
         return [_unexamined(title, error)]
+
+
+def _studied(asked: Asked) -> Studied:
+    """The bundle, studied in a process of its own."""
+    key = None if asked.key is None else str(asked.key)
+    try:
+        return Studied.from_plain(ask("dsd_trt.doctor.bundle:study_here", asked.bundle, key))
+    except Exception as error:
+        return Studied(None, (_unexamined("bundle", error),))
+
+
+def _verdict(asked: Asked, found: Sequence[Finding]) -> tuple[Finding | None, str | None]:
+    """Why the engine that is asked for cannot work, and the engine that would score."""
+    try:
+        from dsd_trt.doctor.engines import chosen, why_not
+
+        failure = why_not(asked.engine, found, bundle=asked.bundle is not None)
+        return failure, None if failure else chosen(asked.engine, found)
+    except Exception as error:
+        return _unexamined(asked.engine, error), None
+
+
+def _version() -> str | None:
+    """Version of this package; None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # takes 0.03 s
+
+    try:
+        return version(NAME)
+    except PackageNotFoundError:
+        return None
 
 
 def _unexamined(subject: str, error: BaseException) -> Finding:
