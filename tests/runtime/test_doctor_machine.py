@@ -1,0 +1,327 @@
+"""`dsd-trt doctor` on threads, memory, disks and the cache: each lack is made for real.
+
+Remedies that set a variable are applied, and the same is examined again.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from control_groups import NoGroupError, control_group, within
+from examined import ROOT, SMALL, environment, examined, exported, program, read
+from small_disk import run_on_small_disk, small_disk
+
+from dsd_trt.cores import usable_cores
+from dsd_trt.doctor import processor
+from dsd_trt.doctor.bundle import study_here
+from dsd_trt.doctor.control_group import Granted, granted
+from dsd_trt.doctor.finding import Finding
+from dsd_trt.doctor.memory import PROGRAM
+from dsd_trt.doctor.studied import Studied
+
+__all__ = ["small_disk"]
+
+MIB = 2**20
+NOBODY = 65534
+
+several_cores = pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
+needs_affinity = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system binds no processes to cores"
+)
+
+
+# Threads
+
+
+@several_cores
+def test_a_quota_of_processor_time() -> None:
+    first = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}
+    try:
+        with control_group("cpu", first, {"cpu.max": "50000 100000"}) as group:
+            inside = partial(examined, "threads", prefix=partial(within, group))
+            found = inside(DSD_TRT_THREADS=None)["threads"]
+            assert found.state == "warning"
+            assert "grants 0.5 cores of the machine's" in found.detail
+            assert found.facts["quota"] == 0.5
+            assert found.remedy == "export DSD_TRT_THREADS=1"
+            assert inside(**exported(found.remedy))["threads"].state == "ok"
+    except NoGroupError as error:
+        pytest.skip(f"no control group: {error}")
+    assert examined("threads")["threads"].facts["quota"] == granted().cores
+
+
+@several_cores
+@needs_affinity
+def test_cores_that_are_taken_away() -> None:
+    bind = partial(os.sched_setaffinity, 0, {min(os.sched_getaffinity(0))})
+    found = examined("threads", preexec=bind)["threads"]
+    assert found.state == "ok"
+    assert f"may run on 1 of the machine's {os.cpu_count()} cores (taskset" in found.detail
+    assert "engines start 1 thread" in found.detail
+    asked = examined("threads", preexec=bind, DSD_TRT_THREADS="2")["threads"]
+    assert asked.state == "warning"
+    assert "DSD_TRT_THREADS is 2" in asked.detail
+    again = examined("threads", preexec=bind, **exported(asked.remedy))
+    assert again["threads"].state == "ok"
+
+
+def write(folder: Path, **files: str) -> None:
+    """Files of a folder; two underscores in a name are a dot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+
+
+def test_groups_of_version_2_as_the_kernel_documents_them(tmp_path: Path) -> None:
+    """Limits of every group around the own one hold; "max" is none."""
+    top = tmp_path / "cgroup fs"
+    mounted = str(top).replace(" ", r"\040")
+    mounts = f"31 23 0:28 / {mounted} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
+    write(tmp_path / "self", cgroup="0::/pod/box\n", mountinfo=mounts)
+    assert granted(tmp_path / "self") == Granted()
+    write(top / "pod" / "box", cpu__max="max 100000\n", memory__max="max\n")
+    assert granted(tmp_path / "self") == Granted()
+    write(top / "pod", cpu__max="150000 100000\n", memory__max="1000000\n")
+    write(top / "pod", memory__current="700000\n", memory__stat="anon 1\ninactive_file 300000\n")
+    assert granted(tmp_path / "self") == Granted(1.5, 1000000, 400000)
+    write(top / "pod" / "box", cpu__max="50000 200000\n", memory__max="2000000\n")
+    assert granted(tmp_path / "self") == Granted(0.25, 1000000, 400000)
+
+
+def test_a_container_that_sees_its_group_as_the_top(tmp_path: Path) -> None:
+    """Of version 1 without a namespace: the path is the machine's, the mount the container's."""
+    cpu, memory = tmp_path / "cpu,cpuacct", tmp_path / "memory"
+    write(
+        tmp_path / "self",
+        cgroup="5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n1:name=systemd:/docker/abc\n",
+        mountinfo=f"40 31 0:35 /docker/abc {cpu} ro - cgroup cgroup rw,cpu,cpuacct\n"
+        f"41 31 0:36 /docker/abc {memory} ro - cgroup cgroup rw,memory\n",
+    )
+    write(cpu, cpu__cfs_quota_us="200000\n", cpu__cfs_period_us="100000\n")
+    write(memory, memory__limit_in_bytes="9223372036854771712\n", memory__usage_in_bytes="5\n")
+    assert granted(tmp_path / "self") == Granted(2.0)
+    write(cpu, cpu__cfs_quota_us="-1\n")
+    write(memory, memory__limit_in_bytes="4096\n")
+    assert granted(tmp_path / "self") == Granted(None, 4096, 5)
+    assert granted(tmp_path / "nowhere") == Granted()
+
+
+# Processor
+
+OLD = "processor\t: 0\nmodel name\t: Old CPU @ 2.4GHz\nflags\t\t: fpu sse sse2 ssse3 sse4_1 avx\n"
+ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd bf16 sve\n"
+
+
+def of_processor(text: str, tmp_path: Path) -> Finding:
+    (tmp_path / "cpuinfo").write_text(text)
+    (found,) = (it for it in processor.examine(tmp_path / "cpuinfo") if it.subject == "processor")
+    return found
+
+
+def test_features_as_linux_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    found = of_processor(OLD, tmp_path)
+    assert found.state == "warning"
+    assert "Old CPU @ 2.4GHz has no AVX2" in found.detail
+    assert of_processor(OLD.replace("avx", "avx avx2"), tmp_path).facts["features"] == ["AVX2"]
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    found = of_processor(ARM, tmp_path)
+    assert (found.state, found.facts["features"]) == ("ok", ["NEON", "SVE", "BF16"])
+    assert not of_processor("", tmp_path).facts["known"]
+
+
+def test_features_are_those_that_numpy_finds() -> None:
+    from numpy._core._multiarray_umath import __cpu_features__ as by_numpy
+
+    (found,) = (it for it in processor.examine() if it.subject == "processor")
+    if not found.facts["known"]:
+        pytest.skip("this system does not tell")
+    for ours, theirs in {"AVX2": "AVX2", "AVX-512": "AVX512F", "NEON": "ASIMD"}.items():
+        assert (ours in found.facts["features"]) == bool(by_numpy.get(theirs)), ours
+    assert np.__version__  # whose features they are
+
+
+def test_instructions_that_are_switched_off() -> None:
+    found = examined("processor", ONEDNN_MAX_CPU_ISA="AVX2")["ONEDNN_MAX_CPU_ISA"]
+    assert found.state == "note"
+    again = examined("processor", **exported(found.remedy))
+    assert again.keys() == {"processor"}
+
+
+# Memory
+
+
+def limit_data(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (count, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def test_a_limit_of_the_shell() -> None:
+    """Its remedy is applied: the soft limit may be raised again."""
+    few = partial(limit_data, 250 * MIB)
+    found = examined("memory", SMALL, "openvino", preexec=few)["memory"]
+    assert found.state == "fault"
+    assert "250 MiB can be used (RLIMIT_DATA, ulimit -d), and the bundle is estimated to take" in (
+        found.detail
+    )
+    assert found.facts["least_bytes"] == PROGRAM + 4 * SMALL.weight_bytes + SMALL.least_bytes
+
+    def mended(command: list[str]) -> list[str]:
+        return ["sh", "-c", f'{found.remedy} && exec "$0" "$@"', *command]
+
+    again = examined("memory", SMALL, "openvino", preexec=few, prefix=mended)["memory"]
+    assert again.state != "fault" or again.facts["usable_bytes"] > 250 * MIB
+
+
+def study_under(limit: int, **variables: str | None) -> Finding:
+    """Memory for the demonstration, under a limit of the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value or "")
+        needs = Studied.from_plain(study_here(None, None)).needs
+    found = examined("memory", needs, "onnxruntime", preexec=partial(limit_data, limit))
+    return found["memory"]
+
+
+def test_a_budget_that_fits_is_named() -> None:
+    found = study_under(500 * MIB)
+    if found.facts["usable_bytes"] < 500 * MIB:
+        pytest.skip("this machine has less memory")
+    assert found.state == "warning"
+    mended = study_under(500 * MIB, **exported(found.remedy))
+    assert mended.state == "ok"
+    assert mended.facts["usual_bytes"] <= 500 * MIB
+
+
+def test_a_control_group_of_memory() -> None:
+    limit, files = 200 * MIB, ("memory.limit_in_bytes", "memory.max")
+    first, second = ({name: str(limit)} for name in files)
+    try:
+        with control_group("memory", first, second) as group:
+            found = examined("memory", SMALL, "openvino", prefix=partial(within, group))["memory"]
+    except NoGroupError as error:
+        pytest.skip(f"no control group: {error}")
+    assert found.state == "fault"
+    assert "control group's limit of 200 MiB" in found.detail
+    assert found.facts["limit_bytes"] == limit
+    assert 0 < found.facts["usable_bytes"] < limit  # this process takes some itself
+    assert found.remedy == "docker update --memory LARGER CONTAINER"
+
+
+def test_memory_without_a_bundle_or_an_engine() -> None:
+    assert examined("memory", None, None)["memory"].state == "ok"
+    assert "least_bytes" not in examined("memory", SMALL, "tensorrt")["memory"].facts
+
+
+# Cache and disks
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike those of pytest."""
+    folder = Path(tempfile.mkdtemp(prefix="dsd-trt-doctor-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_nobody(command: list[str]) -> list[str]:
+    """The command line as another user, for root may write anywhere."""
+    if os.getuid():
+        return command
+    if shutil.which("setpriv") is None:
+        pytest.skip("no setpriv, with which root becomes another user")
+    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *command]
+
+
+def test_a_cache_of_another_user(open_folder: Path) -> None:
+    cache = open_folder / "cache"
+    cache.mkdir(mode=0o755)
+    if os.getuid():
+        cache.chmod(0o555)
+    probe = as_nobody(program("cache", None))[:-4] + ["test", "-r", str(ROOT / "pyproject.toml")]
+    if not os.getuid() and subprocess.run(probe, check=False).returncode:
+        pytest.skip("another user cannot read this clone")
+    found = examined("cache", None, prefix=as_nobody, DSD_TRT_CACHE=str(cache))["cache"]
+    assert found.state == "warning"
+    assert f"{cache} cannot be written: {cache} is of user {os.getuid()}" in found.detail
+    changed = exported(found.remedy)
+    assert changed.keys() == {"DSD_TRT_CACHE"}
+    # What is named in its place is beside other users' files, so the test has its own.
+    again = {"DSD_TRT_CACHE": f"{changed['DSD_TRT_CACHE']}-{os.getpid()}"}
+    assert examined("cache", None, prefix=as_nobody, **again)["cache"].state == "ok"
+    assert not list(open_folder.rglob("*.part"))
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize(
+    ("free", "said"), [(0, "the disk is full"), (None, "its disk is mounted read-only")]
+)
+def test_a_disk_that_takes_nothing(
+    free: int | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / "cache").mkdir(parents=True)
+    (folder / "cache" / "old").write_bytes(bytes(10_000))
+    for name, value in environment((), {"DSD_TRT_CACHE": "cache", "TMPDIR": "."}).items():
+        monkeypatch.setenv(name, value)
+    first, second = run_on_small_disk(program("cache", SMALL), folder, free)
+    before, after = read(first.said), read(second.said)
+    assert before["cache"].state == "warning"
+    assert f"cache cannot be written: {said}" in before["cache"].detail
+    assert before["cache"].facts["size_bytes"] == 10_000
+    assert before["cache"].remedy.startswith("rm -r cache" if free == 0 else "export DSD_TRT_CACHE")
+    assert before["temporary files"].state in ("warning", "fault") or free == 0
+    assert after["cache"].state == "ok"
+    assert not [name for name in first.names if name.endswith(".part")]
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_disk_without_room_for_compiled_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, value in environment((), {"DSD_TRT_CACHE": "cache"}).items():
+        monkeypatch.setenv(name, value)
+    first, second = run_on_small_disk(program("cache", SMALL), folder, 10 * MIB)
+    before, after = read(first.said)["cache"], read(second.said)["cache"]
+    assert (before.state, after.state) == ("warning", "ok")
+    assert "compiled models of the bundle take about 24.0 MB" in before.detail
+    assert before.facts["free_bytes"] <= 10 * MIB
+    assert "cache" not in {name.partition("/")[0] for name in first.names}  # nothing is made
+
+
+def test_a_cache_that_is_switched_off_or_a_file(tmp_path: Path) -> None:
+    found = examined("cache", None, DSD_TRT_CACHE="")["cache"]
+    assert found.state == "note"
+    assert exported(found.remedy) == {"DSD_TRT_CACHE": None}
+    (tmp_path / "file").touch()
+    found = examined("cache", None, DSD_TRT_CACHE=str(tmp_path / "file"))["cache"]
+    assert "it is a file, not a folder" in found.detail
+    home = examined("cache", None, DSD_TRT_CACHE=None, XDG_CACHE_HOME=str(tmp_path))["cache"]
+    assert home.facts["folder"] == str(tmp_path / "dsd-trt")
+    assert not (tmp_path / "dsd-trt").exists()
+
+
+def test_no_folder_for_temporary_files(tmp_path: Path) -> None:
+    """Where the usual ones can be written, TMPDIR is passed over by Python itself."""
+    found = examined("cache", None, TMPDIR=str(tmp_path / "nowhere"))["temporary files"]
+    assert found.state == "ok"
+    assert found.facts["folder"] != str(tmp_path / "nowhere")
+
+
+def test_what_is_missing_of_a_bundle_on_the_hub(tmp_path: Path) -> None:
+    needs = SMALL.__class__(**vars(SMALL) | {"missing_bytes": 10**15})
+    found = examined("cache", needs, HF_HOME=str(tmp_path))["hub's cache"]
+    assert found.state == "fault"
+    assert "the bundle's missing files take 1000000.00 GB" in found.detail
+    assert found.remedy == "export HF_HOME=FOLDER"
