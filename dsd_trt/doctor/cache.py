@@ -70,10 +70,13 @@ def _temporary() -> Finding:
         detail = f"{folder} cannot be written: {why}"
         remedy = "export TMPDIR=FOLDER"
         return Finding("temporary files", "warning", detail, remedy, _facts(folder))
-    free = shutil.disk_usage(folder).free
-    return Finding(
-        "temporary files", "ok", f"{folder}, {in_gigabytes(free)} free", "", _facts(folder)
-    )
+    asked = os.environ.get("TMPDIR")
+    if asked and Path(asked).absolute() != folder.absolute():  # Python passes it over silently
+        why = why_unwritable(Path(asked)) or "it does not exist"
+        detail = f"TMPDIR, {asked}, cannot be used: {why}; {folder} is taken in its place"
+        return Finding("temporary files", "warning", detail, "unset TMPDIR", _facts(folder))
+    detail = f"{folder}, {in_gigabytes(shutil.disk_usage(folder).free)} free"
+    return Finding("temporary files", "ok", detail, "", _facts(folder))
 
 
 def _hub(missing: int) -> Finding:

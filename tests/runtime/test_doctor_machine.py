@@ -279,7 +279,10 @@ def test_a_disk_that_takes_nothing(
     assert f"cache cannot be written: {said}" in before["cache"].detail
     assert before["cache"].facts["size_bytes"] == 10_000
     assert before["cache"].remedy.startswith("rm -r cache" if free == 0 else "export DSD_TRT_CACHE")
-    assert before["temporary files"].state in ("warning", "fault") or free == 0
+    temporary = before["temporary files"]
+    assert temporary.state == "warning"
+    assert f"TMPDIR, ., cannot be used: {said}" in temporary.detail
+    assert exported(temporary.remedy) == {"TMPDIR": None}
     assert after["cache"].state == "ok"
     assert not [name for name in first.names if name.endswith(".part")]
 
@@ -312,11 +315,15 @@ def test_a_cache_that_is_switched_off_or_a_file(tmp_path: Path) -> None:
     assert not (tmp_path / "dsd-trt").exists()
 
 
-def test_no_folder_for_temporary_files(tmp_path: Path) -> None:
-    """Where the usual ones can be written, TMPDIR is passed over by Python itself."""
-    found = examined("cache", None, TMPDIR=str(tmp_path / "nowhere"))["temporary files"]
-    assert found.state == "ok"
-    assert found.facts["folder"] != str(tmp_path / "nowhere")
+def test_a_folder_for_temporary_files_that_does_not_exist(tmp_path: Path) -> None:
+    """Python itself passes it over without a message."""
+    nowhere = str(tmp_path / "nowhere")
+    found = examined("cache", None, TMPDIR=nowhere)["temporary files"]
+    assert found.state == "warning"
+    assert f"TMPDIR, {nowhere}, cannot be used: it does not exist" in found.detail
+    assert found.facts["folder"] != nowhere
+    again = examined("cache", None, **exported(found.remedy))["temporary files"]
+    assert again.state == "ok"
 
 
 def test_what_is_missing_of_a_bundle_on_the_hub(tmp_path: Path) -> None:
