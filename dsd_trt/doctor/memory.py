@@ -13,7 +13,9 @@ from dsd_trt.doctor.finding import Finding
 from dsd_trt.doctor.studied import Needs
 from dsd_trt.engine import ON_GPU
 
-PROGRAM = 230 * 2**20
+# One image and one text of the demonstration take 120 MiB on OpenVINO and 78 on ONNX Runtime, by the
+# control group's count (Linux, 2 cores, openvino 2026.4.1, onnxruntime 1.32.0; 2026-11-30).
+PROGRAM = 70 * 2**20
 """Bytes of a process without a bundle: Python, its packages and an engine's library."""
 
 _COPIES = {"openvino": 4, "openvino-bf16": 4, "onnxruntime": 2}
@@ -65,7 +67,7 @@ def examine(needs: Needs | None, engine: str | None) -> Iterator[Finding]:
     fixed = PROGRAM + _COPIES.get(engine, 2) * needs.weight_bytes
     least, usual = fixed + needs.least_bytes, fixed + needs.usual_bytes
     facts |= {"least_bytes": least, "usual_bytes": usual}
-    takes = f"the bundle is estimated to take {_size(least)} to {_size(usual)} on {engine}"
+    takes = f"the bundle takes {_size(least)} to {_size(usual)} on {engine}, by estimate"
     if room.bytes < least:
         yield Finding("memory", "fault", f"{has}, and {takes}", room.remedy, facts)
     elif room.bytes < usual:

@@ -25,7 +25,10 @@ if arguments and isinstance(arguments[0], dict):
     from dsd_trt.doctor.studied import Needs
     arguments[0] = Needs(**arguments[0])
 found = getattr(import_module(f"dsd_trt.doctor.{module}"), function or "examine")(*arguments)
-found = json.dumps([it.to_plain() for it in ([found] if hasattr(found, "state") else found)])
+found = [found] if hasattr(found, "state") else found
+if isinstance(found, dict):  # a bundle
+    found = found["findings"] + found["plans"]
+found = json.dumps([it if isinstance(it, dict) else it.to_plain() for it in found])
 print(found)
 print(found, file=sys.stderr)
 """
@@ -50,7 +53,7 @@ def program(what: str, *arguments: Any, alone: bool = False) -> list[str]:
     """
     given = [vars(it) if isinstance(it, Needs) else it for it in arguments]
     flags = ["-S"] if alone else []
-    return [sys.executable, *flags, "-c", PROGRAM, json.dumps([what, given])]
+    return [sys.executable, "-P", *flags, "-c", PROGRAM, json.dumps([what, given])]
 
 
 def environment(site: Sequence[Path], variables: Mapping[str, str | None]) -> dict[str, str]:
