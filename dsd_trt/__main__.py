@@ -25,8 +25,10 @@ def run() -> NoReturn:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # openvino imports its model converter if installed: 0.05 s, and no command converts.
     sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
-    from dsd_trt.commands.main import main
-
+    try:
+        from dsd_trt.commands.main import main
+    except ImportError as error:  # click is missing, or a file of this package
+        sys.exit(_say_unusable(error))
     try:
         main()
     except SystemExit as ended:
@@ -34,6 +36,15 @@ def run() -> NoReturn:
         _leave(ended)
     except KeyboardInterrupt:  # a second signal during the answer to the first
         signals.end_interrupted()
+
+
+def _say_unusable(error: ImportError) -> int:
+    """Print what mends an installation in which no command can start; the exit code."""
+    from dsd_trt.installation import install_command
+
+    again = install_command("", "--force-reinstall")
+    print(f"Error: dsd-trt cannot start ({error}). Install it again: {again}", file=sys.stderr)
+    return 4
 
 
 def _leave(ended: SystemExit) -> NoReturn:

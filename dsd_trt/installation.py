@@ -35,7 +35,7 @@ def install_command(extra: str, *options: str) -> str:
     """Shell command that installs an extra into the running environment.
 
     Args:
-        extra: name of the extra, such as "train".
+        extra: name of the extra, such as "train"; "" is this package with what it requires.
         options: options of `pip install`, such as "--force-reinstall".
 
     Returns:

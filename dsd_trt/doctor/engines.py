@@ -47,13 +47,21 @@ _ENCODERS = ("text_encoder", "image_encoder")  # the quick ones of the demonstra
 _SCORE = "dsd-trt score IMAGES TEXTS --engine auto"
 
 
-def examine(folder: str | None) -> list[Finding]:
+def examine(folder: str | None, gpu: Sequence[Finding]) -> list[Finding]:
     """One finding per engine, and one about packages that overwrite each other.
 
     Args:
         folder: path of the bundle to score with; None if there is none.
+        gpu: findings about the GPUs and their driver.
     """
-    return [*examine_editions(), *(examine_engine(name, folder) for name in BACKENDS)]
+    driver = next((it for it in gpu if it.subject == "driver" and it.state != "ok"), None)
+    found = examine_editions()
+    for name in BACKENDS:
+        if driver is not None and name in ON_GPU:
+            found.append(_without_gpu(name, driver))
+        else:
+            found.append(examine_engine(name, folder))
+    return found
 
 
 def chosen(engine: str, engines: Sequence[Finding]) -> str | None:
@@ -108,6 +116,18 @@ def examine_editions() -> list[Finding]:
     ]
 
 
+def _without_gpu(name: str, driver: Finding) -> Finding:
+    """An engine of a GPU where there is none: what its driver lacks, it lacks."""
+    return Finding(name, driver.state, driver.detail, driver.remedy, _facts(name))
+
+
+def _facts(name: str) -> dict[str, Any]:
+    """Facts of an engine that does not work, as far as is known."""
+    library = LIBRARIES.get(name)
+    version, extra = _version(library), library and library.extra
+    return {"works": False, "fits": False, "version": version, "extra": extra}
+
+
 def examine_engine(name: str, folder: str | None) -> Finding:
     """One engine, which computes in a process of its own if it can.
 
@@ -116,12 +136,7 @@ def examine_engine(name: str, folder: str | None) -> Finding:
         folder: path of the bundle to score with; None if there is none.
     """
     library = LIBRARIES.get(name)
-    facts: dict[str, Any] = {
-        "works": False,
-        "fits": False,
-        "version": _version(library),
-        "extra": library and library.extra,
-    }
+    facts = _facts(name)
     if library is not None and name not in ON_GPU and not _found(library.module):
         detail = f"{library.distribution} is not installed"
         return Finding(name, "note", detail, install_command(library.extra), facts)
@@ -151,14 +166,8 @@ def try_here(name: str, folder: str | None) -> dict[str, Any]:
 
 
 def _tried(name: str, folder: str | None) -> Finding:
-    from dsd_trt.doctor.gpu import pci_devices
     from dsd_trt.engine.choice import named_backend  # with the engine's module come numpy and more
-    from dsd_trt.engine.driver import why_no_driver
 
-    if name in ON_GPU and (why := why_no_driver()) is not None:
-        on_bus = pci_devices()
-        hidden = "" if on_bus else ", and no GPU of NVIDIA is on the PCI bus"
-        return Finding(name, "warning" if on_bus else "note", f"{why}{hidden}")
     try:
         backend = named_backend(name)
         used = _computed(backend) if backend.reads_graphs else backend.title

@@ -149,7 +149,7 @@ def _bindings(packages: dict[str, str], *, driver: bool) -> Iterator[Finding]:
 
 def _newer_than(packages: dict[str, str], cuda: str) -> Iterator[Finding]:
     """Packages for a CUDA that the driver does not run."""
-    most = numbers(cuda)[0]
+    most = int(cuda.partition(".")[0])
     for name, version in packages.items():
         found = _OF_CUDA.fullmatch(name)
         if found and int(found[1]) > most:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dsd_trt.doctor.child import ChildError, ask
@@ -22,7 +23,6 @@ from dsd_trt.installation import (
     upgrade_command,
 )
 
-_LEAST_PYTHON = (3, 11)
 # What scoring imports: modules by their distributions' names.
 BASE = {
     "numpy": "numpy",
@@ -54,18 +54,27 @@ def examine() -> Iterator[Finding]:
     yield _own()
     yield _python()
     old = dict(_too_old())
-    for name, module in BASE.items():
-        yield old.get(name) or _imported(name, module)
+    try:
+        together = ask("dsd_trt.doctor.packages:import_base_here")
+    except ChildError:  # one of them ends the process: each in one of its own tells which
+        together = {}
+    for name in BASE:
+        yield old.get(name) or _imported(name, together.get(name))
     yield from (it for name, it in old.items() if name not in BASE)
 
 
-def import_here(name: str, module: str) -> dict[str, Any]:
+def import_base_here() -> dict[str, dict[str, Any]]:
+    """Import every module of `BASE` in this process; results as of `import_here`, by name."""
+    return {name: import_here(name) for name in BASE}
+
+
+def import_here(name: str) -> dict[str, Any]:
     """Import a module in this process: its version, its file, and why it cannot be imported.
 
     Args:
-        name: name of the distribution that has it.
-        module: dotted name of the module.
+        name: name of the distribution that has it, a key of `BASE`.
     """
+    module = BASE[name]
     facts = {"version": installed_version(name), "file": _file(module.partition(".")[0]), "why": ""}
     try:
         importlib.import_module(module)
@@ -85,9 +94,12 @@ def installed_version(name: str) -> str | None:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """The numbers of a release, to compare: "10.8.0rc1" is (10, 8, 0)."""
+    """The numbers of a release without zeros at its end, to compare: "10.8.0rc1" is (10, 8)."""
     found = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    parts = list(map(int, found[0].split("."))) if found else []
+    while parts and not parts[-1]:
+        parts.pop()
+    return tuple(parts)
 
 
 def _own() -> Finding:
@@ -103,18 +115,16 @@ def _own() -> Finding:
 def _python() -> Finding:
     version = platform.python_version()
     facts = {"python": version, "executable": sys.executable, "system": platform.platform()}
-    if sys.version_info[:2] < _LEAST_PYTHON:
-        least = ".".join(map(str, _LEAST_PYTHON))
-        why = f"{version} is too old: dsd-trt needs {least} or newer"
-        return Finding("python", "fault", why, f"python{least} -m venv .venv", facts)
     return Finding("python", "ok", f"{version}, {sys.executable}", "", facts)
 
 
-def _imported(name: str, module: str) -> Finding:
+def _imported(name: str, found: dict[str, Any] | None) -> Finding:
+    """A package, from what `import_here` returned; None if that is still to be asked for."""
     try:
-        found = ask("dsd_trt.doctor.packages:import_here", name, module)
+        found = found or ask("dsd_trt.doctor.packages:import_here", name)
     except ChildError as error:
-        found = {"version": installed_version(name), "file": None, "why": str(error)}
+        file = _file(BASE[name].partition(".")[0])
+        found = {"version": installed_version(name), "file": file, "why": str(error)}
     why = found.pop("why")
     version = found["version"]
     if not why:
@@ -124,15 +134,21 @@ def _imported(name: str, module: str) -> Finding:
     where = f" from {found['file']}" if found["file"] else ""
     pinned = f"{name}=={version}" if version else name
     detail = f"{pinned} does not load{where}: {why}"
-    if found["file"] and _shadows(found["file"]):
+    if found["file"] and _shadows(name, found["file"]):
         aside = f"mv {found['file']} {found['file']}.aside"
         return Finding(name, "fault", f"{detail}; the file is not the package's", aside, found)
     return Finding(name, "fault", detail, reinstall_command(pinned), found)
 
 
-def _shadows(file: str) -> bool:
-    """Whether a module is found outside the folders where packages are installed."""
-    return "-packages" not in file
+def _shadows(name: str, file: str) -> bool:
+    """Whether a module is found in another folder than its distribution is installed in."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        home = Path(str(distribution(name).locate_file("")))
+    except PackageNotFoundError:
+        return "-packages" not in file
+    return not Path(file).is_relative_to(home)
 
 
 def _file(module: str) -> str | None:

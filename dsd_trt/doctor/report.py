@@ -127,9 +127,10 @@ def examine(asked: Asked) -> Report:
 
     studied = _studied(asked)
     add("packages", "packages")
-    add("engines", "engines", given=(studied.folder,))
+    of_gpu = tuple(_guarded("GPU", "gpu"))
+    add("engines", "engines", given=(studied.folder, of_gpu))
     failure, engine = _verdict(asked, sections[-1].findings)
-    add("GPU", "gpu")
+    sections.append(Section("GPU", of_gpu))
     add("processor", "processor", "threads", "kernel")
     add("memory", "memory", given=(studied.needs, engine))
     add("cache and disks", "cache", given=(studied.needs,))

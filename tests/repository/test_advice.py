@@ -92,6 +92,7 @@ def test_where_signatures_are_required_advice_about_the_demonstration_can_be_fol
         "index": ["a.png", "index"],
         "calibrate": [EMBEDDED, "--data", "t.csv", "--out", "new"],
         "inspect": ["shapes"],
+        "doctor": [],
         "adapt": [EMBEDDED, EMBEDDED.with_name("shapes-model") / "adapter", "--out", "new"],
         "build": [EMBEDDED],
         "gpu-check": [EMBEDDED],

@@ -139,6 +139,15 @@ def test_scores_with_one_engine_where_the_training_stack_cannot_be_imported(
     np.testing.assert_allclose(np.array(json.loads(full.stdout)), scores, atol=1e-6)
 
 
+def test_what_may_be_broken_is_examined_in_other_processes(
+    command_line: Path, tmp_path: Path
+) -> None:
+    run = _run(tmp_path, command_line, "doctor", "--json")
+    assert run.exit_code == 0, run.stderr
+    assert json.loads(run.stdout)["engine"] is not None
+    assert not run.loaded & SLOW
+
+
 def test_without_an_engine_names_the_extra(
     picture: Path, command_line: Path, tmp_path: Path
 ) -> None:
@@ -246,7 +255,7 @@ def test_a_heavy_command_names_its_extra(command: str, command_line: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["score"], ["index"], *([name] for name in HEAVY)], ids=" ".join
+    "command", [[], ["score"], ["index"], ["doctor"], *([name] for name in HEAVY)], ids=" ".join
 )
 def test_help_loads_nothing_slow(command: list[str], command_line: Path, tmp_path: Path) -> None:
     run = _run(tmp_path, command_line, *command, "--help", absent=TRAINING)

@@ -122,6 +122,7 @@ ROADS = {
         ["filter", str(PAIRS), "--keep-best", "50%", "-o", "kept.csv"],
         ["calibrate", "shapes", "--data", str(LABELLED), "-o", "calibrated"],
         ["inspect", "calibrated", "--verify"],
+        ["doctor", "--bundle", "calibrated"],
     ],
     "openvino": [["score", str(STAR), str(TEXTS), "--engine", "openvino"]],
     "onnxruntime": [["score", str(STAR), str(TEXTS), "--engine", "onnxruntime"]],
